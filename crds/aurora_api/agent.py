@@ -1,0 +1,72 @@
+"""The agent's HTTP API: bodies exchanged between the operator and the sidecar of an inference pod.
+
+``GET /v1/state`` -> :class:`AgentState`; ``PUT /v1/draft`` :class:`SwapRequest` -> 202 with :class:`AgentState`.
+Both need ``Authorization: Bearer <agent token>``. A swap request is idempotent: asking for the version in force, or
+for the one being swapped, changes nothing; the operator polls the state for the outcome.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from aurora_api.base import Model, Record, Sha256, Timestamp
+
+AGENT_PORT = 8471
+ENGINE_PORT = 30000
+
+
+class SwapPhase(StrEnum):
+    IDLE = "Idle"
+    STAGING = "Staging"
+    SWAPPING = "Swapping"
+    FAILED = "Failed"
+
+
+class SwapRequest(Record):
+    """Ask the pod to serve ``version``. ``epoch`` fences: a request of a lower epoch than one seen is refused (409)."""
+
+    version: int = Field(ge=0)
+    digest: Sha256
+    epoch: int = Field(ge=1)
+
+
+class SwapStatus(Model):
+    phase: SwapPhase = SwapPhase.IDLE
+    version: int | None = Field(default=None, description="The version asked for last.")
+    error: str = ""
+    pause_seconds: float | None = Field(default=None, description="How long generation was paused by the last swap.")
+    finished: Timestamp | None = None
+
+
+class LiveCounters(Model):
+    """Counters of the engine since it started; the reader takes differences."""
+
+    requests: int = 0
+    answer_tokens: int = 0
+    verify_rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+
+class CaptureCounters(Model):
+    captured_records: int = 0
+    dropped_records: int = 0
+    shards_uploaded: int = 0
+    shards_dropped: int = 0
+    answer_tokens: int = 0
+
+
+class AgentState(Record):
+    """What one inference pod serves. ``version`` and ``checksum`` come from the engine itself, never from memory."""
+
+    pod: str
+    boot: str = Field(description="Random id of this engine start; empty while the engine is down.")
+    engine_ready: bool
+    lineage: int | None = None
+    version: int | None = None
+    checksum: str | None = Field(default=None, description="SGLang's checksum of the draft weights, all ranks.")
+    swap: SwapStatus = SwapStatus()
+    live: LiveCounters = LiveCounters()
+    capture: CaptureCounters = CaptureCounters()

@@ -1,0 +1,82 @@
+"""What the operator tells a pod: one JSON value in the environment variable ``AURORA_SETTINGS``, per role.
+
+A role gets only the parts of the spec that it obeys, so that a change to, say, the gate does not restart serving pods.
+Credentials are never here: the store's come as ``AWS_*``, the keys of the admin API and the agent as files.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from pydantic import Field
+
+from aurora_api.base import Record
+from aurora_api.errors import InvalidRecord
+from aurora_api.speculator import Capture, Device, Draft, Target, Training, Validation
+
+SETTINGS_VARIABLE = "AURORA_SETTINGS"
+KEYS_FOLDER = "/etc/aurora/keys"
+"""Folder of the generated Secret's files: :data:`ADMIN_KEY` and :data:`AGENT_TOKEN`."""
+ADMIN_KEY = "admin-key"
+AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
+STATE_FOLDER = "/var/lib/aurora"
+"""Folder shared by the containers of an inference pod: ``drafts/``, ``spool/``."""
+
+
+class StoreSettings(Record):
+    """Where the speculator's root is."""
+
+    bucket: str
+    root: str
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class _Settings(Record):
+    @classmethod
+    def from_env(cls) -> Self:
+        """Parse ``AURORA_SETTINGS``; raise :class:`InvalidRecord` when it is missing or wrong."""
+        value = os.environ.get(SETTINGS_VARIABLE)
+        if value is None:
+            raise InvalidRecord(f"{SETTINGS_VARIABLE} is not set: the operator sets it in every pod of a speculator")
+        return cls.from_json(value)
+
+
+class ServingSettings(_Settings):
+    """Containers ``stage``, ``sglang`` and ``agent`` of an inference pod. The pod's name is in ``POD_NAME``."""
+
+    namespace: str
+    name: str
+    target: Target
+    draft: Draft
+    capture: Capture
+    device: Device = Device.AUTO
+    extra_args: list[str] = Field(default_factory=list)
+    store: StoreSettings
+
+
+class TrainerSettings(_Settings):
+    namespace: str
+    name: str
+    target: Target
+    draft: Draft
+    training: Training
+    store: StoreSettings
+
+
+class ValidationSettings(_Settings):
+    """One measurement: ``candidate`` against ``active`` and against no speculation."""
+
+    namespace: str
+    name: str
+    target: Target
+    draft: Draft
+    validation: Validation
+    device: Device = Device.AUTO
+    extra_args: list[str] = Field(default_factory=list)
+    store: StoreSettings
+    candidate: int = Field(ge=1)
+    active: int = Field(ge=0)
+    attempt: int = Field(ge=1)
+    image: str = ""

@@ -1,0 +1,117 @@
+"""Status of a speculator: the story that ``kubectl get`` tells.
+
+Invariant: what the rollout needs to go on after an operator restart is here or in the store, never in memory.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from aurora_api.base import Model, Timestamp
+from aurora_api.conditions import Condition
+
+MAX_PODS_SHOWN = 64
+MAX_HISTORY = 20
+
+
+class RolloutPhase(StrEnum):
+    IDLE = "Idle"
+    CANARY = "Canary"
+    ROLLING = "Rolling"
+    ROLLING_BACK = "RollingBack"
+    PAUSED = "Paused"
+
+
+class VersionStatus(Model):
+    """One draft version in the slot it has."""
+
+    version: int = Field(ge=0)
+    digest: str = ""
+    speedup: str | None = Field(
+        default=None, description="Over no speculation: estimate and interval, e.g. 1.52x (1.45-1.60)."
+    )
+    gain: str | None = Field(default=None, description="Over the version it replaced: estimate and interval.")
+    speedup_source: str | None = Field(default=None, description="Hardware and concurrency behind the figures.")
+    evidence: str | None = Field(default=None, description="Key of the evidence in the store.")
+    since: Timestamp | None = None
+
+
+class CandidatePhase(StrEnum):
+    VALIDATING = "Validating"
+    VALIDATED = "Validated"
+    REJECTED = "Rejected"
+    INCONCLUSIVE = "Inconclusive"
+    FAILED = "Failed"
+
+
+class CandidateStatus(VersionStatus):
+    phase: CandidatePhase
+    attempt: int = Field(default=1, ge=1)
+    job: str | None = None
+    message: str = ""
+
+
+class RolloutStatus(Model):
+    """The roll in progress, or the last one."""
+
+    phase: RolloutPhase = RolloutPhase.IDLE
+    epoch: int = Field(default=0, ge=0, description="Fencing number: grows with every decision, sent with every swap.")
+    version: int | None = Field(default=None, description="The version being rolled out.")
+    updated: int = Field(default=0, ge=0)
+    total: int = Field(default=0, ge=0)
+    started: Timestamp | None = None
+    progressed: Timestamp | None = Field(default=None, description="When a pod last changed version.")
+    canary_since: Timestamp | None = None
+    message: str = ""
+
+
+class PodStatus(Model):
+    name: str
+    version: int | None = None
+    checksum: str | None = None
+    state: str = ""
+    accept_length: str | None = None
+
+
+class TrainingStatus(Model):
+    phase: str = ""
+    step: int = 0
+    trained_tokens: int = 0
+    held_out_accept_length: str | None = None
+    last_updated: Timestamp | None = None
+
+
+class HistoryEntry(Model):
+    """One decision."""
+
+    time: Timestamp
+    event: str = Field(description="Promoted, Rejected, Inconclusive, RolledBack, Failed.")
+    version: int
+    message: str = ""
+
+
+class SpeculatorStatus(Model):
+    """Observed state."""
+
+    observed_generation: int = 0
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    lineage: int | None = None
+    active: VersionStatus | None = None
+    previous: VersionStatus | None = None
+    candidate: CandidateStatus | None = None
+    rollout: RolloutStatus = Field(default_factory=RolloutStatus)
+    training: TrainingStatus = Field(default_factory=TrainingStatus)
+    accept_length: str | None = Field(default=None, description="Live, over the last window, all pods.")
+    updated: str = Field(default="", description="Pods serving the version they should, of all.")
+    replicas: int = 0
+    ready_replicas: int = 0
+    selector: str = Field(default="", description="Label selector of the inference pods, for the scale subresource.")
+    traces: int = Field(default=0, description="Traced answer tokens uploaded by the current pods.")
+    rejected: list[int] = Field(default_factory=list, description="Versions that are never offered again.")
+    pods: list[PodStatus] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
+    history: list[HistoryEntry] = Field(default_factory=list, max_length=MAX_HISTORY)

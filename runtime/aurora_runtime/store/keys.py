@@ -1,0 +1,90 @@
+"""Names in the store. The only module that spells a key, so that the layout can be read in one place.
+
+::
+
+    <prefix>/<namespace>/<name>-<uid8>/              the speculator's root; all keys below are relative to it
+      lineage/<n>.json                               create-once
+      traces/<lineage>/<date>/<hour>/<pod>-<boot>-<seq>.safetensors, then .json
+      checkpoints/<version>-<digest12>/...           files, then manifest.json
+      registry/<version>.json                        create-once; the number is the lock
+      evidence/<version>/<attempt>.json              create-once
+      channel/<epoch>.json                           create-once; the highest epoch wins
+      trainer/status.json                            progress, overwritten
+      trainer/state/<epoch>/state.safetensors        then trainer/state/<epoch>.json
+
+Numbers are zero-padded, so that the lexical order of a listing is their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+NUMBER_WIDTH = 8
+
+
+def _number(value: int) -> str:
+    return f"{value:0{NUMBER_WIDTH}d}"
+
+
+def number_of(key: str) -> int:
+    """The number that ends a numbered record's key: ``registry/00000003.json`` -> 3."""
+    return int(key.rsplit("/", 1)[-1].removesuffix(".json"))
+
+
+def root(prefix: str, namespace: str, name: str, uid: str) -> str:
+    """The root of one speculator; the uid keeps a re-created object of the same name apart from the old one's data."""
+    return "/".join(part for part in (prefix.strip("/"), namespace, f"{name}-{uid[:8]}") if part)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys relative to a speculator's root."""
+
+    LINEAGE = "lineage/"
+    TRACES = "traces/"
+    CHECKPOINTS = "checkpoints/"
+    REGISTRY = "registry/"
+    EVIDENCE = "evidence/"
+    CHANNEL = "channel/"
+    TRAINER_STATE = "trainer/state/"
+    TRAINER_STATUS = "trainer/status.json"
+    PROBE = "probe/"
+
+    @staticmethod
+    def lineage(number: int) -> str:
+        return f"lineage/{_number(number)}.json"
+
+    @staticmethod
+    def traces(lineage: int) -> str:
+        return f"traces/{_number(lineage)}/"
+
+    @staticmethod
+    def shard(lineage: int, pod: str, boot: str, seq: int, created: datetime) -> str:
+        """The stem of a shard: append ``.safetensors`` for its data, ``.json`` for its manifest."""
+        return f"traces/{_number(lineage)}/{created:%Y-%m-%d}/{created:%H}/{pod}-{boot}-{_number(seq)}"
+
+    @staticmethod
+    def checkpoint(version: int, digest: str) -> str:
+        """The folder of a checkpoint, with its closing slash."""
+        return f"checkpoints/{_number(version)}-{digest[:12]}/"
+
+    @staticmethod
+    def registration(version: int) -> str:
+        return f"registry/{_number(version)}.json"
+
+    @staticmethod
+    def evidence(version: int, attempt: int) -> str:
+        return f"evidence/{_number(version)}/{_number(attempt)}.json"
+
+    @staticmethod
+    def evidence_of(version: int) -> str:
+        return f"evidence/{_number(version)}/"
+
+    @staticmethod
+    def channel(epoch: int) -> str:
+        return f"channel/{_number(epoch)}.json"
+
+    @staticmethod
+    def trainer_state(epoch: int) -> str:
+        return f"trainer/state/{_number(epoch)}.json"

@@ -1,0 +1,158 @@
+"""Typed records of one speculator: lineages, shards, versions, evidence, the channel, the trainer's progress.
+
+Invariant: what a reader gets from here is a validated record whose data exists; listing order is number order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from aurora_api.records import (
+    Channel,
+    CheckpointManifest,
+    Evidence,
+    Lineage,
+    Registration,
+    ShardManifest,
+    TrainerState,
+    TrainerStatus,
+)
+from aurora_runtime.errors import ObjectMissing
+from aurora_runtime.store.keys import Keys, number_of
+from aurora_runtime.store.objects import ObjectStore
+
+KEPT_TRAINER_STATES = 2
+
+
+class Registry:
+    """Reads and writes records. Which part may write what is the caller's duty (design.md, "The store")."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+
+    def _last(self, prefix: str) -> str | None:
+        return max((key for key in self.objects.list(prefix) if key.endswith(".json")), default=None)
+
+    # lineage -------------------------------------------------------------------------------------------------------
+
+    def create_lineage(self, lineage: Lineage) -> None:
+        """Raises :class:`~aurora_runtime.errors.ObjectExists` when another trainer created this number first."""
+        self.objects.create(Keys.lineage(lineage.number), lineage.to_json())
+
+    def lineage(self) -> Lineage | None:
+        """The newest lineage."""
+        key = self._last(Keys.LINEAGE)
+        return Lineage.from_json(self.objects.get(key)) if key else None
+
+    # traces --------------------------------------------------------------------------------------------------------
+
+    def put_shard(self, manifest: ShardManifest, data: bytes) -> str:
+        """Write a shard, data first; returns the manifest's key. Idempotent: pod, boot and seq make the key unique."""
+        stem = Keys.shard(manifest.lineage, manifest.pod, manifest.boot, manifest.seq, manifest.created)
+        self.objects.put(f"{stem}.safetensors", data)
+        self.objects.create(f"{stem}.json", manifest.to_json())
+        return f"{stem}.json"
+
+    def shard_keys(self, lineage: int) -> Iterator[str]:
+        """Keys of the manifests of a lineage's shards, oldest hour first."""
+        return (key for key in self.objects.list(Keys.traces(lineage)) if key.endswith(".json"))
+
+    def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
+        """A shard's manifest and its verified bytes."""
+        manifest = ShardManifest.from_json(self.objects.get(manifest_key))
+        data_key = f"{manifest_key.rsplit('/', 1)[0]}/{manifest.file.name}"
+        return manifest, self.objects.get(data_key, manifest.file.sha256)
+
+    # checkpoints and versions --------------------------------------------------------------------------------------
+
+    def put_checkpoint(self, manifest: CheckpointManifest, folder: Path) -> str:
+        """Upload the files that ``manifest`` names from ``folder``, then the manifest; returns the folder's key."""
+        prefix = Keys.checkpoint(manifest.version, manifest.digest)
+        for file in manifest.files:
+            self.objects.upload(prefix + file.name, folder / file.name)
+        self.objects.create(f"{prefix}manifest.json", manifest.to_json())
+        return prefix
+
+    def checkpoint(self, registration: Registration) -> CheckpointManifest:
+        return CheckpointManifest.from_json(self.objects.get(f"{registration.checkpoint}manifest.json"))
+
+    def fetch_checkpoint(self, registration: Registration, folder: Path) -> CheckpointManifest:
+        """Download a version's files into ``folder``, every digest verified."""
+        manifest = self.checkpoint(registration)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in manifest.files:
+            self.objects.download(registration.checkpoint + file.name, folder / file.name, file.sha256)
+        return manifest
+
+    def register(self, registration: Registration) -> None:
+        """Raises :class:`~aurora_runtime.errors.ObjectExists` when the number is taken."""
+        self.objects.create(Keys.registration(registration.version), registration.to_json())
+
+    def registration(self, version: int) -> Registration:
+        """Raises :class:`~aurora_runtime.errors.ObjectMissing`."""
+        return Registration.from_json(self.objects.get(Keys.registration(version)))
+
+    def last_version(self) -> int | None:
+        """The highest registered version."""
+        key = self._last(Keys.REGISTRY)
+        return number_of(key) if key else None
+
+    # evidence and the channel --------------------------------------------------------------------------------------
+
+    def put_evidence(self, evidence: Evidence) -> str:
+        key = Keys.evidence(evidence.version, evidence.attempt)
+        self.objects.create(key, evidence.to_json())
+        return key
+
+    def evidence(self, version: int) -> Evidence | None:
+        """The last attempt's evidence for ``version``."""
+        key = self._last(Keys.evidence_of(version))
+        return Evidence.from_json(self.objects.get(key)) if key else None
+
+    def advance_channel(self, channel: Channel) -> None:
+        """Raises :class:`~aurora_runtime.errors.ObjectExists` when another operator took this epoch: re-read first."""
+        self.objects.create(Keys.channel(channel.epoch), channel.to_json())
+
+    def channel(self) -> Channel | None:
+        key = self._last(Keys.CHANNEL)
+        return Channel.from_json(self.objects.get(key)) if key else None
+
+    # the trainer ---------------------------------------------------------------------------------------------------
+
+    def put_trainer_status(self, status: TrainerStatus) -> None:
+        self.objects.put(Keys.TRAINER_STATUS, status.to_json())
+
+    def trainer_status(self) -> TrainerStatus | None:
+        try:
+            return TrainerStatus.from_json(self.objects.get(Keys.TRAINER_STATUS))
+        except ObjectMissing:
+            return None
+
+    def put_trainer_state(self, state: TrainerState, data: bytes) -> None:
+        """Write a resumable state, data first, and delete all but the newest few, manifest first."""
+        folder = Keys.trainer_state(state.epoch).removesuffix(".json")
+        self.objects.put(f"{folder}/{state.file.name}", data)
+        self.objects.create(f"{folder}.json", state.to_json())
+        epochs = sorted(key for key in self.objects.list(Keys.TRAINER_STATE) if key.endswith(".json"))
+        for key in epochs[:-KEPT_TRAINER_STATES]:
+            self.objects.delete(key)
+            self.objects.delete(f"{key.removesuffix('.json')}/{state.file.name}")
+
+    def trainer_state(self) -> tuple[TrainerState, bytes] | None:
+        """The newest state and its verified bytes."""
+        key = self._last(Keys.TRAINER_STATE)
+        if key is None:
+            return None
+        state = TrainerState.from_json(self.objects.get(key))
+        return state, self.objects.get(f"{key.removesuffix('.json')}/{state.file.name}", state.file.sha256)
+
+
+def digest_of(parts: Sequence[bytes]) -> str:
+    """SHA-256 over ``parts`` with their lengths, so that a boundary cannot move unseen."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
