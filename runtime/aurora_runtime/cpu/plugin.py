@@ -1,0 +1,5 @@
+"""tmp"""
+
+
+def install() -> None:
+    pass

@@ -1,0 +1,79 @@
+"""An untrained EAGLE-3 draft in SGLang's format, for tests of the engine that need a draft but no good one.
+
+Its vocabulary is the target's first ids with offsets of zero, so that any two drafts made here may be swapped for one
+another in a running server.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+DRAFT_VOCABULARY = 16384
+
+
+def write_random_draft(
+    directory: Path, target: Path, *, seed: int = 0, draft_vocabulary: int = DRAFT_VOCABULARY, scale: float = 0.02
+) -> Path:
+    """Write `config.json` and `model.safetensors` for the model in `target`; returns `directory`.
+
+    Args:
+        scale: standard deviation of the random matrices.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    target_config = json.loads((target / "config.json").read_text())
+    hidden, inner = target_config["hidden_size"], target_config["intermediate_size"]
+    head = target_config.get("head_dim") or hidden // target_config["num_attention_heads"]
+    heads, kv_heads = target_config["num_attention_heads"], target_config["num_key_value_heads"]
+    vocabulary = target_config["vocab_size"]
+    rope = target_config.get("rope_parameters") or {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return (torch.randn(rows, columns, generator=generator) * scale).to(torch.bfloat16)
+
+    def ones() -> torch.Tensor:
+        return torch.ones(hidden, dtype=torch.bfloat16)
+
+    names = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
+    tensors = {f"midlayer.{name}.weight": ones() for name in names}
+    tensors |= {
+        "norm.weight": ones(),
+        "fc.weight": matrix(hidden, 3 * hidden),
+        "midlayer.self_attn.q_proj.weight": matrix(heads * head, 2 * hidden),
+        "midlayer.self_attn.k_proj.weight": matrix(kv_heads * head, 2 * hidden),
+        "midlayer.self_attn.v_proj.weight": matrix(kv_heads * head, 2 * hidden),
+        "midlayer.self_attn.o_proj.weight": matrix(hidden, heads * head),
+        "midlayer.mlp.gate_proj.weight": matrix(inner, hidden),
+        "midlayer.mlp.up_proj.weight": matrix(inner, hidden),
+        "midlayer.mlp.down_proj.weight": matrix(hidden, inner),
+        "lm_head.weight": matrix(draft_vocabulary, hidden),
+        "d2t": torch.zeros(draft_vocabulary, dtype=torch.int64),
+        "t2d": torch.arange(vocabulary) < draft_vocabulary,
+    }
+    config = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head,
+        "num_hidden_layers": 1,
+        "vocab_size": vocabulary,
+        "draft_vocab_size": draft_vocabulary,
+        "hidden_act": "silu",
+        "max_position_embeddings": target_config["max_position_embeddings"],
+        "rms_norm_eps": target_config["rms_norm_eps"],
+        "rope_theta": rope.get("rope_theta", target_config.get("rope_theta", 10000.0)),
+        "tie_word_embeddings": False,
+        "bos_token_id": target_config.get("bos_token_id"),
+        "eos_token_id": target_config.get("eos_token_id"),
+        "torch_dtype": "bfloat16",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
