@@ -1,0 +1,1 @@
+"""A real Kubernetes cluster for tests and the demo: see README.md."""

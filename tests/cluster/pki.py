@@ -1,0 +1,121 @@
+"""The cluster's certificates and kubeconfigs, made anew at every `up`.
+
+Elliptic keys make that cost a fraction of a second, and a kubeconfig of an earlier cluster can then never reach a later
+one by mistake: it trusts another authority.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.command import run
+from tests.cluster.layout import Layout
+
+NODE = "node1"
+API_PORT = 6443
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A client certificate: the file's name, and what Kubernetes reads as user and group."""
+
+    file: str
+    user: str
+    group: str = ""
+
+
+IDENTITIES = (
+    Identity("admin", "admin", "system:masters"),
+    Identity("kube-apiserver-client", "kube-apiserver-kubelet-client", "system:masters"),
+    Identity("kube-controller-manager", "system:kube-controller-manager"),
+    Identity("kube-scheduler", "system:kube-scheduler"),
+    Identity("kube-proxy", "system:kube-proxy"),
+    Identity("kubelet", f"system:node:{NODE}", "system:nodes"),
+    Identity("coredns", "system:coredns"),
+)
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "3650")
+
+
+def _authority(directory: Path, name: str) -> None:
+    run(
+        *("openssl", "req", "-x509", *_NEW_KEY, "-subj", f"/CN={name}"),
+        *("-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"),
+        *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.crt"),
+    )
+
+
+def _certificate(directory: Path, authority: str, file: str, subject: str, names: Sequence[str] = ()) -> None:
+    extensions = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=clientAuth,serverAuth"]
+    if names:
+        extensions.append("subjectAltName=" + ",".join(names))
+    run(
+        *("openssl", "req", "-x509", *_NEW_KEY, "-subj", subject),
+        *("-CA", directory / f"{authority}.crt", "-CAkey", directory / f"{authority}.key"),
+        *(part for extension in extensions for part in ("-addext", extension)),
+        *("-keyout", directory / f"{file}.key", "-out", directory / f"{file}.crt"),
+    )
+
+
+def make(cluster: Layout) -> None:
+    """Every key and certificate, and a kubeconfig per identity at pki/<identity>.kubeconfig."""
+    directory = cluster.pki
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
+    _authority(directory, "ca")
+    _authority(directory, "front-proxy-ca")
+    _certificate(directory, "front-proxy-ca", "front-proxy", "/CN=front-proxy-client")
+    dns = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", NODE)
+    addresses = ("127.0.0.1", cluster.first_service_address, cluster.node_address)
+    names = [f"DNS:{name}" for name in dns] + [f"IP:{address}" for address in addresses]
+    _certificate(directory, "ca", "kube-apiserver", "/CN=kube-apiserver", names)
+    for identity in IDENTITIES:
+        subject = (f"/O={identity.group}" if identity.group else "") + f"/CN={identity.user}"
+        serving = [f"DNS:{NODE}", f"IP:{cluster.node_address}"] if identity.file == "kubelet" else []
+        _certificate(directory, "ca", identity.file, subject, serving)
+        _write_kubeconfig(cluster, identity.file)
+    run("openssl", "genrsa", "-out", directory / "service-account.key", "2048")
+    run(
+        "openssl", "rsa", "-in", directory / "service-account.key", "-pubout", "-out", directory / "service-account.pub"
+    )
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _write_kubeconfig(cluster: Layout, identity: str) -> None:
+    """Self-contained, so that the file can be copied anywhere. JSON is YAML too."""
+    directory = cluster.pki
+    context = f"aurora-{cluster.name}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": context,
+        "clusters": [
+            {
+                "name": context,
+                "cluster": {
+                    "server": f"https://{cluster.node_address}:{API_PORT}",
+                    "certificate-authority-data": _encoded(directory / "ca.crt"),
+                },
+            }
+        ],
+        "users": [
+            {
+                "name": identity,
+                "user": {
+                    "client-certificate-data": _encoded(directory / f"{identity}.crt"),
+                    "client-key-data": _encoded(directory / f"{identity}.key"),
+                },
+            }
+        ],
+        "contexts": [{"name": context, "context": {"cluster": context, "user": identity}}],
+    }
+    path = directory / f"{identity}.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config, indent=1))
