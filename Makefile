@@ -1,0 +1,56 @@
+# The README's two commands are `make demo` and `make test`; `make check` is the fast loop.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export PYTHONPATH :=
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help env check format test unit integration e2e demo bench crd lock images clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+env: ## Install Python packages into the cache and a thin .venv here
+	@tests/setup/python.sh
+
+check: env ## Format, lint, types, import contracts, unit tests, CRD drift, helm lint: the fast loop
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m importlinter.cli
+	$(PY) -m aurora_api.crd --check
+	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator
+	$(PY) -m pytest -q tests/unit
+
+format: env ## Format the code
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+unit: env ## Unit tests
+	$(PY) -m pytest -q tests/unit
+
+integration: env ## Real S3, real SGLang on CPU, real API server
+	$(PY) -m pytest -q tests/integration tests/cluster
+
+e2e: env ## The whole loop on a real cluster
+	$(PY) -m pytest -q tests/e2e
+
+test: check integration e2e ## Everything
+
+demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
+	$(PY) -m tests.demo
+
+bench: env ## CPU engine: step and round costs, ours against stock
+	$(PY) -m tests.bench.engine
+
+crd: env ## Regenerate the CRD from the models
+	$(PY) -m aurora_api.crd
+
+lock: env ## Recompile the lock files from pyproject.toml
+	@tests/setup/lock.sh
+
+images: env ## Build the Dockerfile's targets with buildah against a local base image
+	$(PY) -m tests.cluster.buildah
+
+clean: ## Remove what this checkout made (the cache stays: AURORA_CACHE)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

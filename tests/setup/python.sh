@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Prepare Python for this checkout: one shared environment per lock file in the cache, and a thin `.venv` here that
+# layers this checkout's packages over it, so that several checkouts share gigabytes and none sees another's code.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cache="${AURORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/aurora}"
+python="${PYTHON:-python3}"
+mkdir -p "$cache"
+umask 022
+
+say() { printf '%s\n' "$*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
+  { say "Python 3.11 is needed (SGLang's wheel and the lock file are for it): set PYTHON=/path/to/python3.11"; exit 1; }
+
+exec 9>"$cache/.setup.lock"
+flock 9
+
+uv="$cache/bootstrap/bin/uv"
+if [ ! -x "$uv" ]; then
+  say "setup: installing uv"
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+      { say "this Python has no ensurepip: install python3-venv"; exit 1; }
+    apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv >/dev/null
+  fi
+  rm -rf "$cache/bootstrap"
+  "$python" -m venv "$cache/bootstrap"
+  "$cache/bootstrap/bin/pip" install -q --disable-pip-version-check 'uv>=0.9'
+fi
+
+interpreter="$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')"
+
+# shared_environment NAME LOCKFILE: prints the folder of the environment that holds exactly LOCKFILE.
+shared_environment() {
+  local key target
+  key="$( (cat "$2"; "$interpreter" -VV; echo "$interpreter") | sha256sum | cut -c1-12)"
+  target="$cache/python-$1-$key"
+  if [ ! -e "$target/.complete" ]; then
+    say "setup: installing $2 (once)"
+    rm -rf "$target"
+    "$uv" venv -q --python "$interpreter" "$target"
+    "$uv" pip install -q --no-deps --python "$target/bin/python" -r "$2"
+    touch "$target/.complete"
+  fi
+  printf '%s' "$target"
+}
+
+base="$(shared_environment cpu requirements/cpu.txt)"
+light="$(shared_environment light requirements/light.txt)"
+
+if [ "$(cat .venv/base 2>/dev/null)" != "$base" ]; then
+  rm -rf .venv
+  "$uv" venv -q --python "$interpreter" .venv
+  echo "$base/lib/python3.11/site-packages" >.venv/lib/python3.11/site-packages/_shared.pth
+  for tool in ruff weed; do ln -sf "$base/bin/$tool" ".venv/bin/$tool"; done
+  "$uv" pip install -q --no-deps --python .venv/bin/python -e .
+  echo "$light" >.venv/light
+  echo "$base" >.venv/base
+fi
