@@ -10,16 +10,20 @@ from pathlib import Path
 from tests.cluster.build import BuildError, binaries
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError, NotReadyError, environment, say
-from tests.cluster.layout import DEFAULT_NAME
+from tests.cluster.layout import default_name
 from tests.cluster.local import LocalCluster
 from tests.cluster.prerequisites import MissingPrerequisitesError
 
+PASSED_ON = ("kubectl", "helm")
 
-def _arguments() -> argparse.Namespace:
+
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster", description="a local Kubernetes cluster, without Docker"
     )
-    parser.add_argument("--name", default=DEFAULT_NAME, help="several clusters can run side by side")
+    parser.add_argument(
+        "--name", default=default_name(), help="several clusters can run side by side (default: CLUSTER_NAME)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build the programs if this machine has not yet, and print where they are")
     commands.add_parser("up", help="start the cluster, or find it running")
@@ -27,13 +31,13 @@ def _arguments() -> argparse.Namespace:
     down.add_argument("--purge", action="store_true", help="remove the images and everything else too")
     commands.add_parser("status", help="exit 0 when the cluster is up and healthy, 1 and say why when not")
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
-    for program in ("kubectl", "helm"):
-        passed = commands.add_parser(
-            program, help=f"run the cluster's own {program}; works without a cluster too", add_help=False
-        )
-        passed.add_argument("arguments", nargs=argparse.REMAINDER)
+    for program in PASSED_ON:
+        commands.add_parser(program, help=f"run the cluster's own {program}; works without a cluster too")
     commands.add_parser("load", help="import a docker archive").add_argument("tar", type=Path)
-    return parser.parse_args()
+    # What follows kubectl and helm is theirs, options such as --help too.
+    words = sys.argv[1:]
+    end = next((index + 1 for index, word in enumerate(words) if word in PASSED_ON), len(words))
+    return parser.parse_args(words[:end]), words[end:]
 
 
 def passed_on(local: LocalCluster, program: str, arguments: list[str]) -> int:
@@ -45,7 +49,7 @@ def passed_on(local: LocalCluster, program: str, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments, passed = _arguments()
     local = LocalCluster(arguments.name)
     if arguments.command == "build":
         print(binaries())
@@ -56,8 +60,8 @@ def main() -> int:
         print(f'export PATH="{cluster.access.kubectl.parent}:$PATH"')
     elif arguments.command == "down":
         local.down(purge=arguments.purge)
-    elif arguments.command in ("kubectl", "helm"):
-        return passed_on(local, arguments.command, arguments.arguments)
+    elif arguments.command in PASSED_ON:
+        return passed_on(local, arguments.command, passed)
     elif problem := local.problem():
         say(problem)
         return 1

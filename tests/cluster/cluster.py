@@ -12,7 +12,7 @@ from typing import Any
 from tests.cluster import foreign
 from tests.cluster.access import Access
 from tests.cluster.command import run
-from tests.cluster.layout import DEFAULT_NAME
+from tests.cluster.layout import default_name
 from tests.cluster.local import LocalCluster
 
 
@@ -23,8 +23,11 @@ class Cluster:
         self.access = access
 
     @classmethod
-    def up(cls, name: str = DEFAULT_NAME, kind: str | None = None) -> Cluster:
-        """Start the cluster `name`, or find it running. `kind` is local, kind or existing; the default is CLUSTER's."""
+    def up(cls, name: str | None = None, kind: str | None = None) -> Cluster:
+        """Start the cluster `name`, or find it running. `kind` is local, kind or existing.
+
+        The defaults are CLUSTER_NAME's and CLUSTER's, so that two sessions on one machine can have one each.
+        """
         kinds: Mapping[str, Callable[[str], Access]] = {
             "local": lambda name: LocalCluster(name).up(),
             "kind": foreign.kind,
@@ -33,7 +36,7 @@ class Cluster:
         chosen = kind or os.environ.get("CLUSTER") or "local"
         if chosen not in kinds:
             raise ValueError(f"CLUSTER is one of {', '.join(kinds)}, not {chosen!r}")
-        return cls(kinds[chosen](name))
+        return cls(kinds[chosen](name or default_name()))
 
     @property
     def name(self) -> str:

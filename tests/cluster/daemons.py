@@ -127,6 +127,7 @@ def _proxy(cluster: Layout) -> dict[str, Any]:
         "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": str(cluster.pki / "kube-proxy.kubeconfig")},
         "mode": "nftables",
+        "nftables": {"minSyncPeriod": "100ms"},  # a Service follows its pods sooner: the cluster is small
         "clusterCIDR": cluster.pod_cidr,
         "hostnameOverride": NODE,
         "metricsBindAddress": "127.0.0.1:10249",

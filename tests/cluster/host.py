@@ -71,6 +71,22 @@ def make_link(cluster: Layout, holder: int) -> None:
     run("ip", "link", "set", cluster.host_link, "up")
 
 
+def inner_network(cluster: Layout) -> str:
+    """A script for the inside: the node's address, and a sink for Services that kube-proxy has not programmed yet.
+
+    Nothing else is routed there. A packet into the sink (a bridge without ports: not every kernel has a dummy link) is
+    lost, and TCP's next try a second later succeeds, as in any cluster with a default route. Without the sink the host,
+    and an API server that calls a webhook, would get an error at once.
+    """
+    return f"""
+ip address add {cluster.node_address}/24 dev eth0
+ip link set eth0 up
+ip link add services type bridge
+ip link set services arp off up
+ip route add {cluster.service_cidr} dev services src {cluster.node_address}
+"""
+
+
 def make_routes(cluster: Layout) -> None:
     for network in (cluster.pod_cidr, cluster.service_cidr):
         run("ip", "route", "replace", network, "via", cluster.node_address, "dev", cluster.host_link)

@@ -18,6 +18,10 @@ _SOCKET_ROOM = 60
 """A unix socket's path ends at 107 characters, and containerd's longest one adds up to 40 to the directory."""
 
 
+def default_name() -> str:
+    return os.environ.get("CLUSTER_NAME") or DEFAULT_NAME
+
+
 def cache_dir() -> Path:
     """Files that outlive a checkout: binaries and toolchains."""
     base = os.environ.get("AURORA_CACHE")

@@ -87,7 +87,7 @@ class LocalCluster:
             try:
                 self._start(built)
             except BaseException:
-                self.sandbox.stop()
+                self._down()
                 raise
             self._stamp_file().write_text(self._stamp(built))
         return self.access(created=True)
@@ -126,8 +126,7 @@ class LocalCluster:
         holder = self.sandbox.start(init)
         host.make_cgroups(cluster)
         host.make_link(cluster, holder)
-        self.sandbox.run("ip", "address", "add", f"{cluster.node_address}/24", "dev", "eth0")
-        self.sandbox.run("ip", "link", "set", "eth0", "up")
+        self.sandbox.run("sh", "-ec", host.inner_network(cluster))
         host.make_routes(cluster)
         pki.make(cluster)
         daemons.write_configs(cluster)

@@ -1,8 +1,8 @@
 """The one process that holds a cluster's namespaces.
 
 Invariant: everything that a cluster runs is a descendant of this process in its pid namespace, and all of its mounts
-and its network belong to the namespaces that this process keeps alive. So ending a cluster is ending one process, recorded
-with its start time because process ids are reused. Nothing is ever looked up or ended by name.
+and its network belong to the namespaces that this process keeps alive. So ending a cluster is ending one process,
+recorded with its start time because process ids are reused. Nothing is ever looked up or ended by name.
 """
 
 from __future__ import annotations
