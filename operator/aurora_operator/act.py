@@ -1,0 +1,168 @@
+"""Does what a plan says. Every action is idempotent; the order makes an interruption harmless (see ``Plan``).
+
+Invariants: the status is written only over the version of the custom resource that was looked at, so that of two
+operators, or of an operator and a user who edits, one loses and looks again; nothing is asked of an agent before the
+decision behind it is in the status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from aurora_api import API_VERSION, KIND
+from aurora_api.status import SpeculatorStatus
+from aurora_operator.agents import Agents
+from aurora_operator.children.access import new_keys
+from aurora_operator.config import FIELD_MANAGER
+from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError
+from aurora_operator.kube import JOB, KubeApi, Object
+from aurora_operator.observe import Look
+from aurora_operator.observed import Owner
+from aurora_operator.plan import Note, Plan, Swap
+from aurora_operator.records import Records
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the next look must know."""
+
+    fenced: bool = False
+    problems: tuple[str, ...] = ()
+    wrote_status: bool = False
+
+
+class Actor:
+    """Acts for one speculator. Remembers what it applied, so that an unchanged child costs no call."""
+
+    def __init__(self, api: KubeApi, agents: Agents) -> None:
+        self._api, self._agents = api, agents
+        self._applied: dict[tuple[str, str], tuple[str, Any]] = {}
+
+    async def act(self, plan: Plan, look: Look, records: Records | None) -> Outcome:
+        """Raises :class:`Conflict` (look again), :class:`KubeError`, :class:`aurora_runtime.errors.StoreError`."""
+        owner = look.observed.owner
+        if plan.create_keys:
+            await self._create(new_keys(owner))
+        problems = [text for child in plan.children if (text := await self._apply(child, look))]
+        if plan.advance is not None and records is not None:
+            await asyncio.to_thread(records.advance, plan.advance)
+            log.info("%s/%s: channel %d: version %d is active", owner.namespace, owner.name, plan.advance.epoch,
+                     plan.advance.active)  # fmt: skip
+        if plan.status is not None:
+            await asyncio.to_thread(self._write_status, owner, plan.status)
+        for name in plan.delete_jobs:
+            await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
+        if plan.job is not None:
+            problems += await self._create(plan.job)
+        fenced = await self._swap(plan.swaps, look)
+        for note in plan.notes:
+            await self._post(note, owner)
+        return Outcome(fenced, tuple(problems), plan.status is not None)
+
+    async def _create(self, obj: Object) -> list[str]:
+        try:
+            await asyncio.to_thread(self._api.create, obj)
+        except Conflict:
+            return []
+        except KubeError as error:
+            return [_refusal(obj, error)]
+        return []
+
+    async def _apply(self, child: Object, look: Look) -> str:
+        """Apply ``child`` unless it is as we left it; the API server's refusal in its own words, or nothing."""
+        key = (child["kind"], child["metadata"]["name"])
+        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+        live = look.live.get(key)
+        if live is not None and self._applied.get(key) == (digest, _mark(live)):
+            return ""
+        try:
+            applied = await asyncio.to_thread(self._api.apply, child)
+        except KubeError as error:
+            if error.status in (0, 401, 429) or error.status >= 500:
+                raise
+            return _refusal(child, error)
+        self._applied[key] = (digest, _mark(applied))
+        return ""
+
+    def _write_status(self, owner: Owner, status: SpeculatorStatus) -> None:
+        self._api.apply(
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "metadata": {
+                    "name": owner.name,
+                    "namespace": owner.namespace,
+                    "uid": owner.uid,
+                    "resourceVersion": owner.resource_version,
+                },
+                "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+            },
+            subresource="status",
+        )
+
+    async def _swap(self, swaps: Sequence[Swap], look: Look) -> bool:
+        """Ask all agents at once; whether one of them has seen a higher epoch."""
+        answers = await asyncio.gather(
+            *(self._agents.swap(swap.ip, look.token, swap.request) for swap in swaps), return_exceptions=True
+        )
+        where = f"{look.observed.owner.namespace}/{look.observed.owner.name}"
+        fenced = False
+        for swap, answer in zip(swaps, answers, strict=True):
+            if isinstance(answer, AgentError):
+                fenced |= isinstance(answer, Fenced)
+                log.warning("%s: swap of %s to version %d: %s", where, swap.pod, swap.request.version, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                log.info("%s: asked %s for version %d (epoch %d)", where, swap.pod, swap.request.version,
+                         swap.request.epoch)  # fmt: skip
+        return fenced
+
+    async def _post(self, note: Note, owner: Owner) -> None:
+        """Post an Event once: its name is a digest of what it says, so that a repeated decision does not repeat it."""
+        log.info("%s/%s: %s: %s", owner.namespace, owner.name, note.reason, note.message)
+        text = f"{owner.uid}/{owner.generation}/{note.reason}/{note.message}"
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{owner.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+                "namespace": owner.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": owner.name,
+                "namespace": owner.namespace,
+                "uid": owner.uid,
+            },
+            "type": "Warning" if note.warning else "Normal",
+            "reason": note.reason,
+            "message": note.message[:1024],
+            "source": {"component": FIELD_MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        for problem in await self._create(event):
+            log.warning("%s", problem)
+
+
+def _mark(obj: Object) -> Any:
+    """Changes whenever somebody changes what we applied: the generation, or for kinds without one the version."""
+    metadata = obj["metadata"]
+    return (metadata["uid"], metadata.get("generation") or metadata["resourceVersion"])
+
+
+def _refusal(obj: Object, error: KubeError) -> str:
+    return f"{obj['kind']} {obj['metadata']['name']}: {error}"

@@ -1,0 +1,28 @@
+"""Identity and keys: the pods' ServiceAccount, without a token, and the Secret with generated keys.
+
+Invariant: the keys are generated once. The Secret is created, never applied, so that a restarted operator cannot
+replace keys that running pods use.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN
+from aurora_api.speculator import SpeculatorSpec
+from aurora_operator.children.common import child, keys_name
+from aurora_operator.kube import Object
+from aurora_operator.observed import Owner
+
+
+def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
+    """Ours, unless the user names one that carries the store's identity."""
+    if spec.store.credentials.service_account_name:
+        return []
+    return [child(owner, "v1", "ServiceAccount", owner.name, automountServiceAccountToken=False)]
+
+
+def new_keys(owner: Owner) -> Object:
+    """A fresh Secret: not pure, for it draws random keys."""
+    data = {ADMIN_KEY: secrets.token_urlsafe(32), AGENT_TOKEN: secrets.token_urlsafe(32)}
+    return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)

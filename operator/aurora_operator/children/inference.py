@@ -1,0 +1,115 @@
+"""The inference Deployment: ``stage`` puts the active draft in place, ``sglang`` serves, ``agent`` swaps and uploads.
+
+Invariants: only what serving obeys is in the pod template, so that other parts of the spec never restart a pod; a pod
+leaves the Service before its server stops; the engine's container never sees the store's credentials.
+"""
+
+from __future__ import annotations
+
+from aurora_api.agent import AGENT_PORT, ENGINE_PORT
+from aurora_api.pod import KEYS_FOLDER, ServingSettings
+from aurora_api.speculator import SpeculatorSpec
+from aurora_operator.children.common import (
+    INFERENCE,
+    child,
+    container,
+    environment,
+    keys_name,
+    pod_template,
+    selector,
+    store_settings,
+)
+from aurora_operator.config import Config
+from aurora_operator.kube import Object
+from aurora_operator.observed import Owner
+
+AGENT = "aurora_runtime.serving.agent"
+DRAIN_SECONDS = 5
+"""Endpoints are gone everywhere well within this time; only then may the server be told to stop."""
+GRACE_SECONDS = 120
+KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
+SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
+SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+
+
+def settings(owner: Owner, spec: SpeculatorSpec) -> str:
+    """``AURORA_SETTINGS`` of an inference pod."""
+    value = ServingSettings(
+        namespace=owner.namespace,
+        name=owner.name,
+        target=spec.target,
+        draft=spec.draft,
+        capture=spec.capture,
+        device=spec.serving.device,
+        extra_args=spec.serving.extra_args,
+        store=store_settings(owner, spec),
+    )
+    return value.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def engine_image(spec: SpeculatorSpec, config: Config) -> str:
+    return spec.serving.image or config.runtime_image
+
+
+def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
+    text = settings(owner, spec)
+    with_store = environment(spec, text)
+    stop = {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}}
+    health = {"path": "/health", "port": ENGINE_PORT}
+    engine = container(
+        "sglang",
+        engine_image(spec, config),
+        ["aurora_runtime.serving.launcher"],
+        environment(spec, text, store=False),
+        ports=[{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
+        lifecycle=stop,
+        startupProbe={"httpGet": health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 720},
+        livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        volumeMounts=[KEYS_MOUNT, SHM_MOUNT],
+    )
+    agent = container(
+        "agent",
+        config.agent_image,
+        [AGENT, "serve"],
+        with_store,
+        ports=[{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
+        lifecycle=stop,
+        readinessProbe={
+            "httpGet": {"path": "/readyz", "port": AGENT_PORT},
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
+        livenessProbe={
+            "tcpSocket": {"port": AGENT_PORT},
+            "initialDelaySeconds": 30,
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        volumeMounts=[KEYS_MOUNT],
+    )
+    pod = {
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "initContainers": [container("stage", config.agent_image, [AGENT, "stage"], with_store)],
+        "containers": [engine, agent],
+        "volumes": [
+            {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440}},
+            SHM_VOLUME,
+        ],
+    }
+    return child(
+        owner,
+        "apps/v1",
+        "Deployment",
+        owner.name,
+        INFERENCE,
+        spec={
+            "replicas": spec.serving.replicas,
+            "selector": {"matchLabels": selector(owner, INFERENCE)},
+            "progressDeadlineSeconds": 3900,
+            "revisionHistoryLimit": 3,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": pod_template(owner, spec, INFERENCE, pod, spec.serving.template),
+        },
+    )

@@ -1,0 +1,96 @@
+"""The validation Job: shaped like an inference pod, so that a candidate is measured where it would serve.
+
+Invariant: a Job's name carries version and attempt, and a Job is created once and never changed: one attempt is one
+measurement with one set of settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aurora_api.pod import ValidationSettings
+from aurora_api.speculator import PodTemplate, SpeculatorSpec
+from aurora_operator.children.common import (
+    ATTEMPT_LABEL,
+    VALIDATOR,
+    VERSION_LABEL,
+    child,
+    container,
+    environment,
+    job_name,
+    pod_template,
+    store_settings,
+)
+from aurora_operator.children.inference import SHM_MOUNT, SHM_VOLUME, engine_image
+from aurora_operator.config import Config
+from aurora_operator.kube import Object
+from aurora_operator.observed import Owner
+
+KEPT_SECONDS = 3600
+"""A finished Job, and with it its log, is kept this long."""
+
+
+def like_serving(template: PodTemplate) -> PodTemplate:
+    """The serving pods' override with the engine's container renamed to ours and the other containers left out."""
+    spec: dict[str, Any] = {key: value for key, value in template.spec.items() if key != "initContainers"}
+    if "containers" in spec:
+        engines = [c for c in spec["containers"] if isinstance(c, dict) and c.get("name") == "sglang"]
+        kept = [{key: value for key, value in c.items() if key not in _SERVER_ONLY} for c in engines]
+        spec["containers"] = [c | {"name": VALIDATOR} for c in kept]
+    return template.model_copy(update={"spec": spec})
+
+
+_SERVER_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
+
+
+def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, attempt: int, active: int) -> Object:
+    """The Job that measures ``version`` against ``active``."""
+    value = ValidationSettings(
+        namespace=owner.namespace,
+        name=owner.name,
+        target=spec.target,
+        draft=spec.draft,
+        validation=spec.validation.model_copy(update={"template": PodTemplate()}),
+        device=spec.serving.device,
+        extra_args=spec.serving.extra_args,
+        store=store_settings(owner, spec),
+        candidate=version,
+        active=active,
+        attempt=attempt,
+        image=engine_image(spec, config),
+    )
+    text = value.model_dump_json(by_alias=True, exclude_none=True)
+    measure = container(
+        VALIDATOR,
+        engine_image(spec, config),
+        ["aurora_runtime.validation"],
+        environment(spec, text),
+        volumeMounts=[SHM_MOUNT],
+    )
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 30,
+        "containers": [measure],
+        "volumes": [SHM_VOLUME],
+    }
+    labels = {VERSION_LABEL: str(version), ATTEMPT_LABEL: str(attempt)}
+    template = pod_template(
+        owner, spec, VALIDATOR, pod, like_serving(spec.serving.template), spec.validation.template, **labels
+    )
+    made = child(
+        owner,
+        "batch/v1",
+        "Job",
+        job_name(owner.name, version, attempt),
+        VALIDATOR,
+        spec={
+            "backoffLimit": 0,
+            "completions": 1,
+            "parallelism": 1,
+            "activeDeadlineSeconds": spec.validation.timeout_seconds,
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "template": template,
+        },
+    )
+    made["metadata"]["labels"] |= labels
+    return made

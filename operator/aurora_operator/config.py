@@ -1,0 +1,39 @@
+"""What the chart tells the operator, read once from the environment.
+
+Invariant: nothing else in the package reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FIELD_MANAGER = "aurora-operator"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The operator's own settings; a speculator's are in its spec."""
+
+    runtime_image: str
+    agent_image: str
+    operator_namespace: str = "default"
+    watch_namespaces: tuple[str, ...] = ()
+    """Empty: the whole cluster."""
+    metrics_port: int = 8080
+    liveness_port: int = 8081
+    log_level: str = "INFO"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Config:
+        env = os.environ if env is None else env
+        return cls(
+            runtime_image=env.get("AURORA_RUNTIME_IMAGE", "aurora-runtime:latest"),
+            agent_image=env.get("AURORA_AGENT_IMAGE", "aurora-agent:latest"),
+            operator_namespace=env.get("POD_NAMESPACE", "default"),
+            watch_namespaces=tuple(part for part in env.get("AURORA_WATCH_NAMESPACES", "").split(",") if part),
+            metrics_port=int(env.get("AURORA_METRICS_PORT", "8080")),
+            liveness_port=int(env.get("AURORA_LIVENESS_PORT", "8081")),
+            log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
+        )

@@ -1,0 +1,172 @@
+"""One look at a speculator: custom resource, children, agents, store -> :class:`Observed`.
+
+Invariants: the order is pods and Jobs before the store, so that a finished Job's evidence is never missed; only the API
+server's failure ends a look early; what is kept between looks (connections, cached create-once records, the live
+window) may be lost at any time without changing a decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from aurora_api.agent import AgentState
+from aurora_api.pod import AGENT_TOKEN
+from aurora_api.speculator import SpeculatorSpec
+from aurora_api.status import SpeculatorStatus
+from aurora_operator import kube, views
+from aurora_operator.agents import Agents
+from aurora_operator.children.common import INFERENCE, VALIDATOR, keys_name, selector_text, store_settings
+from aurora_operator.children.trainer import trainer_name
+from aurora_operator.errors import AgentError, InvalidSpec, NotFound
+from aurora_operator.kube import KubeApi, Object
+from aurora_operator.observed import LiveWindow, Observed, Owner, PodView, StoreView
+from aurora_operator.records import Records
+from aurora_runtime.store import StoreConfig
+
+WINDOW = timedelta(seconds=60)
+"""Live acceptance is shown over about this time."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look yields beside :class:`Observed`: what acting needs and planning must not depend on."""
+
+    observed: Observed
+    live: Mapping[tuple[str, str], Object]
+    """(kind, name) -> the child as it is."""
+    token: str = field(repr=False)
+    """The agents' bearer token; empty while the Secret is not there."""
+
+
+class Observer:
+    """Looks at one speculator, again and again."""
+
+    def __init__(self, api: KubeApi, agents: Agents, namespace: str, name: str) -> None:
+        self._api, self._agents = api, agents
+        self.namespace, self.name = namespace, name
+        self.records: Records | None = None
+        self._windows: dict[str, list[LiveWindow]] = {}
+
+    async def look(self) -> Look:
+        """Raises :class:`NotFound` when the custom resource is gone, :class:`InvalidSpec`, :class:`KubeError`."""
+        found = await asyncio.to_thread(self._api.get, kube.SPECULATOR, self.namespace, self.name)
+        owner, spec, status = parse(found)
+        live = await self._children(owner)
+        token = _decoded(await self._secret(keys_name(owner)), AGENT_TOKEN)
+        bare = [views.pod(obj) for obj in live.values() if obj["kind"] == "Pod" and _part(obj) == INFERENCE]
+        states = await asyncio.gather(*(self._state(pod, token) for pod in bare))
+        pods = tuple(sorted((replace(p, agent=s) for p, s in zip(bare, states, strict=True)), key=lambda p: p.name))
+        jobs = tuple(views.job(obj) for obj in live.values() if obj["kind"] == "Job" and _part(obj) == VALIDATOR)
+        store = await self._store(owner, spec, status)
+        observed = Observed(
+            owner=owner,
+            spec=spec,
+            status=status,
+            pods=pods,
+            jobs=jobs,
+            deployment=views.workload(live.get(("Deployment", owner.name))),
+            trainer=views.workload(live.get(("StatefulSet", trainer_name(owner)))),
+            store=store,
+            keys_exist=bool(token),
+            window=self._window(pods, datetime.now(UTC)),
+        )
+        return Look(observed, live, token)
+
+    async def _children(self, owner: Owner) -> dict[tuple[str, str], Object]:
+        labels = selector_text(owner)
+        kinds = (*kube.CHILDREN, kube.JOB, kube.POD)
+        lists = await asyncio.gather(
+            *(asyncio.to_thread(self._api.list, kind, owner.namespace, labels) for kind in kinds)
+        )
+        return {(obj["kind"], obj["metadata"]["name"]): obj for found in lists for obj in found}
+
+    async def _secret(self, name: str) -> Object | None:
+        """By name only: the operator may not list Secrets."""
+        try:
+            return await asyncio.to_thread(self._api.get, kube.SECRET, self.namespace, name)
+        except NotFound:
+            return None
+
+    async def _state(self, pod: PodView, token: str) -> AgentState | None:
+        if not pod.ip or not token or pod.terminating:
+            return None
+        try:
+            return await self._agents.state(pod.ip, token)
+        except AgentError:
+            return None
+
+    async def _store(self, owner: Owner, spec: SpeculatorSpec, status: SpeculatorStatus) -> StoreView:
+        settings = store_settings(owner, spec)
+        access, secret = "", ""
+        reference = spec.store.credentials.secret_ref
+        if reference is not None:
+            found = await self._secret(reference.name)
+            if found is None:
+                text = f"create the Secret {reference.name} with the store's keys"
+                return StoreView(reason="SecretMissing", error=text)
+            access, secret = (_decoded(found, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+            if not access or not secret:
+                text = f"the Secret {reference.name} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                return StoreView(reason="SecretIncomplete", error=text)
+        config = StoreConfig(
+            settings.bucket, settings.root, settings.endpoint, settings.region, access or None, secret or None
+        )
+        if self.records is None or self.records.config != config:
+            self.records = await asyncio.to_thread(Records, config)
+        interesting = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
+        if status.rollout.version is not None:
+            interesting.add(status.rollout.version)
+        return await asyncio.to_thread(self.records.read, frozenset(interesting))
+
+    def _window(self, pods: tuple[PodView, ...], now: datetime) -> dict[str, LiveWindow]:
+        """The oldest sample of each pod within :data:`WINDOW`, of the same engine start; adds the newest sample."""
+        kept: dict[str, list[LiveWindow]] = {}
+        for pod in pods:
+            if pod.agent is None:
+                continue
+            sample = LiveWindow(boot=pod.agent.boot, time=now, live=pod.agent.live)
+            past = [s for s in self._windows.get(pod.name, []) if s.boot == sample.boot and now - s.time <= WINDOW]
+            kept[pod.name] = [*past, sample]
+        self._windows = kept
+        return {name: samples[0] for name, samples in kept.items()}
+
+
+def _decoded(secret: Object | None, key: str) -> str:
+    return base64.b64decode(((secret or {}).get("data") or {}).get(key, "")).decode()
+
+
+def _part(obj: Mapping[str, Any]) -> str:
+    return str(obj["metadata"].get("labels", {}).get("app.kubernetes.io/component", ""))
+
+
+def parse(found: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
+    """The parts of a stored custom resource.
+
+    A status that does not parse (an older operator's) counts as empty: it is rebuilt from the store and the pods.
+    Raises :class:`InvalidSpec`, naming fields.
+    """
+    metadata = found["metadata"]
+    owner = Owner(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+    )
+    try:
+        spec = SpeculatorSpec.model_validate(found["spec"])
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise InvalidSpec(f"spec: {wrong}") from None
+    try:
+        status = SpeculatorStatus.model_validate(found.get("status") or {})
+    except ValidationError:
+        status = SpeculatorStatus()
+    return owner, spec, status

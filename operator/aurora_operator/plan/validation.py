@@ -1,0 +1,152 @@
+"""Which candidate is measured, and what its measurement means. Pure.
+
+::
+
+    registered --> Validating --> Validated --> (rollout) --> active
+                      |   ^          |
+          inconclusive|   |again     +--> Rejected (rolled back)
+          or failed   v   |
+                   Inconclusive / Failed / Rejected: never offered again; a newer candidate supersedes
+
+Invariants: one Job at a time; at most :data:`MAX_ATTEMPTS` attempts per candidate; a candidate is offered to the
+rollout only with the evidence of :meth:`StoreView.earned`, which compares it with the version that is active *now*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from aurora_api.records import VerdictKind
+from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
+from aurora_operator.children.common import job_name
+from aurora_operator.observed import JobView, StoreView
+from aurora_operator.plan.figures import ratio_text, source_text
+from aurora_runtime.store import Keys
+
+MAX_ATTEMPTS = 2
+TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE, CandidatePhase.FAILED})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    now: datetime
+    name: str
+    store: StoreView
+    """Readable, with a channel."""
+    candidate: CandidateStatus | None
+    rejected: frozenset[int]
+    rollout: RolloutStatus
+    jobs: Sequence[JobView]
+    primary: int
+    """The concurrency at which an improvement must show."""
+    ready: bool = True
+    """Pods serve: there is something to measure against."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    candidate: CandidateStatus | None
+    offer: int | None = None
+    reject: int | None = None
+    event: str = ""
+    """ValidationStarted, Validated, Rejected, Inconclusive, ValidationFailed; empty: nothing to tell."""
+
+    @property
+    def job(self) -> tuple[int, int] | None:
+        """(version, attempt) of the Job that should exist now."""
+        if self.candidate is None or self.candidate.phase is not CandidatePhase.VALIDATING:
+            return None
+        return self.candidate.version, self.candidate.attempt
+
+
+def decide(inputs: Inputs) -> Decision:
+    """The candidate's next state."""
+    channel = inputs.store.channel
+    assert channel is not None, "the caller waits for the channel"
+    candidate = inputs.candidate
+    if candidate is not None and candidate.version <= channel.active:
+        candidate = None
+    if candidate is not None and candidate.version in inputs.rejected and candidate.phase not in TERMINAL:
+        text = inputs.rollout.message if inputs.rollout.version == candidate.version else "rejected before"
+        candidate = candidate.model_copy(update={"phase": CandidatePhase.REJECTED, "message": text})
+    if inputs.rollout.phase is not RolloutPhase.IDLE:
+        return Decision(candidate)
+    if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
+        return _measured(inputs, candidate)
+    if candidate is not None and candidate.phase is CandidatePhase.VALIDATED:
+        if inputs.store.earned(candidate.version):
+            return Decision(candidate, offer=candidate.version)
+        return _begin(inputs, candidate.version)
+    newest = inputs.store.newest
+    if newest is None or newest <= channel.active or newest in inputs.rejected or not inputs.ready:
+        return Decision(candidate)
+    return _begin(inputs, newest)
+
+
+def _begin(inputs: Inputs, version: int) -> Decision:
+    """Take up ``version``: with what the store has about it already (a lost status), or with a first Job."""
+    made = inputs.store.attempts(version)
+    registration = inputs.store.registrations.get(version)
+    attempt = made[-1].attempt if made else 1
+    candidate = CandidateStatus(
+        version=version,
+        digest=registration.digest if registration else "",
+        phase=CandidatePhase.VALIDATING,
+        attempt=attempt,
+        job=job_name(inputs.name, version, attempt),
+        since=inputs.now,
+        message="measuring on the real engine",
+    )
+    if made:
+        return _measured(inputs, candidate)
+    return Decision(candidate, event="ValidationStarted")
+
+
+def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
+    evidence = next((e for e in inputs.store.attempts(candidate.version) if e.attempt == candidate.attempt), None)
+    if evidence is not None:
+        figures = {
+            "evidence": Keys.evidence(evidence.version, evidence.attempt),
+            "speedup": ratio_text(evidence, "candidate", "off", inputs.primary),
+            "gain": ratio_text(evidence, "candidate", "active", inputs.primary),
+            "speedup_source": source_text(evidence, inputs.primary),
+            "message": "; ".join(evidence.verdict.reasons),
+        }
+        candidate = candidate.model_copy(update=figures)
+        kind = evidence.verdict.kind
+        if kind is VerdictKind.PASS and inputs.store.earned(candidate.version) is evidence:
+            validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED})
+            return Decision(validated, offer=candidate.version, event="Validated")
+        if kind is VerdictKind.REJECT:
+            return _end(candidate, CandidatePhase.REJECTED, "Rejected")
+        if kind is VerdictKind.PASS:
+            # Measured against a version that is active no more: that proves nothing about this one.
+            return _again(inputs, candidate, CandidatePhase.INCONCLUSIVE, "measured against a former version")
+        return _again(inputs, candidate, CandidatePhase.INCONCLUSIVE, candidate.message)
+    job = next(
+        (j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt) and j.finished),
+        None,
+    )
+    if job is not None:
+        text = job.message or "the Job ended without writing evidence: see its log"
+        return _again(inputs, candidate, CandidatePhase.FAILED, text)
+    return Decision(candidate)
+
+
+def _again(inputs: Inputs, candidate: CandidateStatus, phase: CandidatePhase, why: str) -> Decision:
+    if candidate.attempt >= MAX_ATTEMPTS:
+        event = "Inconclusive" if phase is CandidatePhase.INCONCLUSIVE else "ValidationFailed"
+        return _end(candidate.model_copy(update={"message": why}), phase, event)
+    attempt = candidate.attempt + 1
+    job = job_name(inputs.name, candidate.version, attempt)
+    retry = candidate.model_copy(
+        update={"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "message": f"again, because: {why}"}
+    )
+    return Decision(retry, event="ValidationStarted")
+
+
+def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str) -> Decision:
+    ended = candidate.model_copy(update={"phase": phase})
+    return Decision(ended, reject=candidate.version, event=event)
