@@ -1,0 +1,184 @@
+"""The gate's verdict: what can earn a swap, and what never does (promise 1, "Earned")."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from aurora_api.gate import GatePolicy, estimate_ratio, judge
+from aurora_api.records import Arm, Equality, Sample, Verdict, VerdictKind
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
+SAME = (Equality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
+ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
+
+
+def measured(
+    speeds: dict[Arm, float],
+    *,
+    rounds: int = 6,
+    noise: float = 0.02,
+    seed: int = 0,
+    concurrencies: Sequence[int] = (1, 4),
+) -> list[Sample]:
+    """Samples with tokens per second ``speeds`` and log-normal noise."""
+    rng = random.Random(seed)
+    return [
+        Sample(
+            arm=arm,
+            concurrency=concurrency,
+            round=number,
+            requests=4,
+            tokens=1000,
+            seconds=1000 / (speed * math.exp(rng.gauss(0, noise))),
+        )
+        for number in range(rounds)
+        for concurrency in concurrencies
+        for arm, speed in speeds.items()
+    ]
+
+
+def scaled(samples: Sequence[Sample], arm: Arm, factor: float) -> list[Sample]:
+    return [s.model_copy(update={"seconds": s.seconds / factor}) if s.arm is arm else s for s in samples]
+
+
+def kind(samples: Sequence[Sample], equality: Sequence[Equality] = SAME, policy: GatePolicy = POLICY) -> VerdictKind:
+    return judge(samples, equality, policy).kind
+
+
+FAST = {Arm.OFF: 20.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0}
+
+noisy = st.builds(
+    lambda candidate, noise, seed, rounds: measured(
+        {Arm.OFF: 20.0, Arm.ACTIVE: 20.0, Arm.CANDIDATE: candidate}, noise=noise, seed=seed, rounds=rounds
+    ),
+    candidate=st.floats(5, 80),
+    noise=st.floats(0, 0.5),
+    seed=st.integers(0, 1000),
+    rounds=st.integers(1, 12),
+)
+
+
+def test_a_clearly_faster_candidate_passes() -> None:
+    verdict = judge(measured(FAST), SAME, POLICY)
+    assert verdict.kind is VerdictKind.PASS
+    assert {(r.numerator, r.denominator) for r in verdict.ratios} >= {
+        (Arm.CANDIDATE, Arm.ACTIVE),
+        (Arm.ACTIVE, Arm.OFF),
+    }
+
+
+def test_faster_than_active_but_slower_than_off_is_rejected() -> None:
+    assert kind(measured({Arm.OFF: 40.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0})) is VerdictKind.REJECT
+
+
+def test_a_loss_at_another_concurrency_is_rejected() -> None:
+    samples = [s for s in measured(FAST) if s.concurrency == 1]
+    samples += measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(4,))
+    assert kind(samples) is VerdictKind.REJECT
+
+
+def test_a_straddling_interval_is_inconclusive() -> None:
+    assert kind(measured({**FAST, Arm.ACTIVE: 29.0}, noise=0.2)) is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_missing_arm_is_inconclusive(arm: Arm) -> None:
+    assert kind([s for s in measured(FAST) if s.arm is not arm]) is VerdictKind.INCONCLUSIVE
+
+
+def test_a_missing_concurrency_is_inconclusive() -> None:
+    assert kind([s for s in measured(FAST) if s.concurrency == 1]) is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("candidate", [1.0, 30.0, 500.0])
+def test_too_few_rounds_never_decide(candidate: float) -> None:
+    samples = measured({**FAST, Arm.CANDIDATE: candidate}, rounds=POLICY.min_rounds - 1, noise=0.0)
+    assert kind(samples) is VerdictKind.INCONCLUSIVE
+
+
+def test_uncompared_answers_are_inconclusive() -> None:
+    nobody = Equality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
+    other = Equality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
+    for equality in ((), (nobody,), (other,)):
+        assert kind(measured(FAST), equality) is VerdictKind.INCONCLUSIVE
+
+
+def test_different_answers_are_rejected_and_near_ties_are_not() -> None:
+    tie = Equality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0, largest_margin=0.1)
+    wrong = tie.model_copy(update={"near_ties": 1, "different": 1, "largest_margin": 3.0})
+    assert kind(measured(FAST), (tie,)) is VerdictKind.PASS
+    assert kind(measured(FAST), (wrong,)) is VerdictKind.REJECT
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        (Arm.CANDIDATE, VerdictKind.REJECT),
+        (Arm.ACTIVE, VerdictKind.INCONCLUSIVE),
+        (Arm.OFF, VerdictKind.INCONCLUSIVE),
+        (Arm.NGRAM, VerdictKind.PASS),
+    ],
+)
+def test_failed_requests_never_flatter_a_candidate(arm: Arm, expected: VerdictKind) -> None:
+    samples = measured({**FAST, Arm.NGRAM: 50.0})
+    at = next(i for i, s in enumerate(samples) if s.arm is arm)
+    samples[at] = samples[at].model_copy(update={"failures": 1})
+    assert kind(samples) is expected
+
+
+@given(noisy, st.floats(1.0, 20.0))
+@settings(deadline=None, max_examples=40)
+def test_a_faster_candidate_never_fares_worse(samples: list[Sample], factor: float) -> None:
+    order = [VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS]
+    assert order.index(kind(scaled(samples, Arm.CANDIDATE, factor))) >= order.index(kind(samples))
+
+
+@given(st.floats(0, 0.5), st.integers(0, 1000), st.integers(5, 12))
+@settings(deadline=None, max_examples=40)
+def test_equal_arms_never_pass(noise: float, seed: int, rounds: int) -> None:
+    one = measured({Arm.ACTIVE: 20.0}, noise=noise, seed=seed, rounds=rounds)
+    samples = [s.model_copy(update={"arm": arm}) for s in one for arm in ARMS]
+    assert kind(samples) is not VerdictKind.PASS
+
+
+@given(noisy)
+@settings(deadline=None, max_examples=40)
+def test_intervals_hold_their_estimate_and_verdicts_repeat(samples: list[Sample]) -> None:
+    verdict = judge(samples, SAME, POLICY)
+    assert verdict == judge(list(reversed(samples)), SAME, POLICY)
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+    for ratio in verdict.ratios:
+        assert ratio.low <= ratio.estimate * (1 + 1e-9)
+        assert ratio.estimate <= ratio.high * (1 + 1e-9)
+
+
+@given(noisy)
+@settings(deadline=None, max_examples=20)
+def test_swapping_arms_inverts_the_ratio(samples: list[Sample]) -> None:
+    ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+    inverse = estimate_ratio(samples, Arm.ACTIVE, Arm.CANDIDATE, 1)
+    assert ratio is not None
+    assert inverse is not None
+    assert ratio.estimate * inverse.estimate == pytest.approx(1.0)
+
+
+def test_intervals_cover_as_often_as_they_claim() -> None:
+    """A candidate exactly on the bar passes in at most about 2.5 % of measurements (a bare bootstrap: 6.5 %)."""
+    rng, passed, trials = random.Random(7), 0, 300
+    for _ in range(trials):
+        samples = measured(
+            {Arm.ACTIVE: 20.0, Arm.CANDIDATE: 20.0},
+            rounds=5,
+            noise=0.15,
+            seed=rng.randrange(1 << 30),
+            concurrencies=(1,),
+        )
+        ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+        assert ratio is not None
+        passed += ratio.low >= 1.0
+    assert passed / trials <= 0.045
