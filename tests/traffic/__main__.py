@@ -1,0 +1,6 @@
+"""`python -m tests.traffic`: see :mod:`tests.traffic.driver`."""
+
+from tests.traffic.driver import main
+
+if __name__ == "__main__":
+    main()

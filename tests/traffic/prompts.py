@@ -1,0 +1,117 @@
+"""Prompts of two narrow domains, because a narrow service is where a draft learns within minutes.
+
+``extraction`` asks for the facts of a made-up sentence as JSON; ``docstrings`` asks for a docstring of a short function
+of the running interpreter's own standard library (read when needed, never copied here). The second is the drift after
+the first. Invariant: the same domain and seed give the same prompts in the same order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import random
+import textwrap
+import types
+from collections.abc import Iterator
+from enum import StrEnum
+
+
+class Domain(StrEnum):
+    EXTRACTION = "extraction"
+    DOCSTRINGS = "docstrings"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_FIRST = _words("""
+    Amina Bruno Chen Daria Elif Farid Greta Hugo Ines Jonas Keiko Luca Mira Nadia Omar Paula Quinn Rosa Samir Tara
+    Umar Vera Wanda Yusuf Zoe Anton Bianca Cyril Dalia Emil Freya Gino Hanna Igor Julia Kofi Lena Marek Nora Otto
+""")
+_LAST = _words("""
+    Abbas Berg Costa Diaz Ekholm Fischer Gomez Haas Ito Jansen Kaya Lopez Meyer Novak Okafor Petrov Reyes Sato
+    Tanaka Ueda Varga Weiss Xu Yilmaz Zhang Almeida Bauer Conti Duarte Eriksen
+""")
+_CITIES = _words("""
+    Lisbon Oslo Kyoto Lima Cairo Vienna Dublin Nairobi Seoul Madrid Zurich Porto Bergen Quito Hanoi Tunis Prague
+    Boston Denver Perth Turin Lyon Ghent Riga Split Accra Osaka Austin Leeds Malaga
+""")
+_PRODUCTS = _words("""
+    lamp desk camera kettle backpack keyboard monitor bicycle blender notebook headset tent printer jacket guitar
+    drill router sofa toaster watch mirror scooter heater speaker umbrella telescope carpet fridge helmet tripod
+""")
+_COLOURS = _words("""
+    red blue green black white silver yellow orange purple brown
+""")
+_SENTENCES = (
+    "{name} from {city} ordered {count} {colour} {product}s.",
+    "A customer in {city} named {name} bought {count} {colour} {product}s.",
+    "{name}, who lives in {city}, returned {count} {colour} {product}s.",
+    "The shop in {city} sold {count} {colour} {product}s to {name}.",
+)
+_INSTRUCTION = "Extract name, city, item and quantity from the sentence as JSON. Sentence: "
+
+
+def extraction(seed: int = 0) -> Iterator[str]:
+    """Endless; distinct but for rare chance, as the space has more than 10^8 sentences."""
+    rng = random.Random(seed)  # noqa: S311 - made-up facts, not secrets
+    while True:
+        sentence = rng.choice(_SENTENCES).format(
+            name=f"{rng.choice(_FIRST)} {rng.choice(_LAST)}",
+            city=rng.choice(_CITIES),
+            count=rng.randint(2, 19),
+            colour=rng.choice(_COLOURS),
+            product=rng.choice(_PRODUCTS),
+        )
+        yield f'{_INSTRUCTION}"{sentence}"'
+
+
+_MODULES = _words("""
+    argparse ast bisect calendar cmd code codecs collections colorsys configparser contextlib copy csv dataclasses
+    datetime difflib dis email.utils enum filecmp fileinput fnmatch fractions functools getopt gettext glob gzip
+    hashlib heapq html http.cookies inspect ipaddress json.decoder json.encoder keyword linecache locale logging
+    mailbox mimetypes netrc ntpath numbers optparse os pathlib pickletools pkgutil plistlib posixpath pprint queue
+    quopri random reprlib sched shelve shlex shutil smtplib socket statistics string subprocess tabnanny tarfile
+    tempfile textwrap threading timeit token tokenize trace traceback typing urllib.parse urllib.request uuid
+    warnings wave weakref xml.dom.minidom xml.sax.saxutils zipfile
+""")
+_LINES = range(3, 16)
+_TASK = "Write a one-sentence docstring for this Python function. Answer with the docstring only."
+
+
+def _functions() -> list[str]:
+    """Sources of the short functions and methods of the standard library that have no docstring yet, sorted."""
+    found: dict[str, None] = {}
+    for name in _MODULES:
+        module = importlib.import_module(name)
+        owners: list[object] = [module, *(v for v in vars(module).values() if inspect.isclass(v))]
+        for owner in owners:
+            for value in list(vars(owner).values()):
+                if isinstance(value, types.FunctionType) and value.__module__ == name:
+                    found.update(dict.fromkeys(_source(value)))
+    return sorted(found)
+
+
+def _source(function: types.FunctionType) -> list[str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(function)).strip()
+    except (OSError, TypeError, IndentationError):
+        return []
+    short = source.count("\n") + 1 in _LINES and len(source) < 700
+    return [source] if short and source.startswith("def ") and '"""' not in source else []
+
+
+def docstrings(seed: int = 0) -> Iterator[str]:
+    """Endless; the interpreter's functions in a shuffled order, again and again in other orders."""
+    sources = _functions()
+    rng = random.Random(seed)  # noqa: S311 - an order, not a secret
+    while True:
+        rng.shuffle(sources)
+        for source in sources:
+            yield f"{_TASK}\n\n{source}"
+
+
+def prompts(domain: Domain, seed: int = 0) -> Iterator[str]:
+    """The endless stream of one domain's prompts."""
+    return extraction(seed) if domain is Domain.EXTRACTION else docstrings(seed)
