@@ -1,0 +1,44 @@
+{{- define "aurora.fullname" -}}
+{{- if contains "operator" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-operator{{ end -}}
+{{- end }}
+
+{{- define "aurora.storename" -}}
+{{ .Release.Name }}-store
+{{- end }}
+
+{{- define "aurora.selector" -}}
+app.kubernetes.io/name: aurora-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "aurora.storeselector" -}}
+app.kubernetes.io/name: aurora-store
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "aurora.labels" -}}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "aurora.image" -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{/* What Pod Security's "restricted" profile asks of a container. */}}
+{{- define "aurora.container" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "aurora.pod" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
