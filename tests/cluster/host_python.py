@@ -26,6 +26,7 @@ def host_python_volumes(venv: Path, *more: Path) -> tuple[list[dict[str, Any]], 
     wanted = [Path(path) for path in _SYSTEM if Path(path).exists()]
     wanted += [found.prefix, found.base_prefix, *found.stdlib]
     wanted += [program.parent for program in found.executables()]
+    wanted += [_environment_of(path) for path in found.linked]
     wanted += [path.absolute() for path in more]
     tops = [
         path
@@ -39,6 +40,11 @@ def host_python_volumes(venv: Path, *more: Path) -> tuple[list[dict[str, Any]], 
         volumes.append({"name": name, "hostPath": {"path": str(path.resolve()), "type": kind}})
         mounts.append({"name": name, "mountPath": str(path), "readOnly": True})
     return volumes, mounts
+
+
+def _environment_of(path: Path) -> Path:
+    """The environment that a site directory belongs to, because links in ours lead to its programs too."""
+    return next((parent for parent in path.parents if (parent / "pyvenv.cfg").exists()), path)
 
 
 def _volume_name(path: Path) -> str:

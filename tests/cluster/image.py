@@ -29,7 +29,9 @@ _LEFT_OUT = {
     "site-packages",
     "dist-packages",
 }
-"""Parts of a standard library that no pod of ours imports. Environments are taken whole."""
+"""Parts of a standard library that no pod of ours imports, at any depth. Environments are taken whole."""
+_UNUSED = ("config-3*", "lib-dynload/_tkinter*")
+"""What links Python into other programs, and what would bring a window system's libraries."""
 _USUAL_PLACES = {"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
 
 
@@ -61,7 +63,8 @@ def python_image(
 ) -> Path:
     """An image of a virtual environment (its directory), or of a bare interpreter (its path) without any packages.
 
-    `site_dirs` go to the same paths and on PYTHONPATH. `extra` maps paths in the image to files or directories here.
+    Directories that the environment links to come along. `site_dirs` go to the same paths and on PYTHONPATH. `extra`
+    maps paths in the image to files or directories here.
     Without an `entrypoint` the image runs its Python.
     """
     found = inspect(python)
@@ -70,7 +73,7 @@ def python_image(
     site_dirs = [directory.absolute() for directory in site_dirs]
     _compile(found, site_dirs)
     _add_python(layer, found)
-    for directory in site_dirs:
+    for directory in (*found.linked, *site_dirs):
         _add_tree(layer, directory, str(directory))
     for target, source in (extra or {}).items():
         if source.is_dir():
@@ -132,15 +135,15 @@ def _add_base(layer: Layer, mirror_links: bool) -> None:
 
 def _compile(python: Python, site_dirs: Sequence[Path]) -> None:
     """Compile what has not been: a pod cannot write compiled code to its image, and would compile at every start."""
-    directories = [python.site, *site_dirs] if python.is_venv else list(site_dirs)
+    directories = [python.site, *python.linked, *site_dirs] if python.is_venv else list(site_dirs)
     if directories:
         attempt(python.executable, "-m", "compileall", "-q", *directories, timeout=900)
 
 
 def _add_python(layer: Layer, python: Python) -> None:
     for directory in python.stdlib:
-        static = {path.name for path in directory.glob("config-3*")}  # only for linking Python into other programs
-        for path in _walk(directory, leave_out=_LEFT_OUT | static):
+        unused = {path.name for pattern in _UNUSED for path in directory.glob(pattern)}
+        for path in _walk(directory, leave_out=_LEFT_OUT | unused):
             _add_path(layer, path, str(path), directory)
     if python.is_venv:
         _add_tree(layer, python.prefix, str(python.prefix))
@@ -174,13 +177,13 @@ def _add_path(layer: Layer, path: Path, target: str, tree: Path) -> None:
 
 
 def _walk(top: Path, leave_out: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
-    """Everything below `top`, links not followed. `leave_out` names directories directly below `top`."""
+    """Everything below `top`, links not followed, without what is named in `leave_out` and what is below it."""
     for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
         if entry.name in leave_out:
             continue
         yield Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
+            yield from _walk(Path(entry.path), leave_out)
 
 
 def _add_libraries(layer: Layer) -> list[str]:

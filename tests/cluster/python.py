@@ -12,7 +12,7 @@ from tests.cluster.command import run
 _QUESTION = """
 import json, sys, sysconfig
 paths = sysconfig.get_paths()
-print(json.dumps([sys.prefix, sys.base_prefix, paths["stdlib"], paths["platstdlib"], paths["purelib"]]))
+print(json.dumps([sys.path, sys.prefix, sys.base_prefix, paths["stdlib"], paths["platstdlib"], paths["purelib"]]))
 """
 
 
@@ -25,6 +25,8 @@ class Python:
     base_prefix: Path
     stdlib: tuple[Path, ...]
     site: Path
+    linked: tuple[Path, ...]
+    """Directories that the environment links to by .pth files: a checkout, or an environment that several share."""
 
     @property
     def is_venv(self) -> bool:
@@ -43,9 +45,12 @@ def inspect(python: Path) -> Python:
     """`python` is an interpreter, or the directory of a virtual environment."""
     executable = python / "bin" / "python" if python.is_dir() else python
     answer = json.loads(run(executable, "-I", "-c", _QUESTION))
-    prefix, base, stdlib, platform, site = (Path(path) for path in answer)
-    libraries = dict.fromkeys(_of_base(path, prefix, base) for path in (stdlib, platform))
-    return Python(executable.absolute(), prefix, base, tuple(libraries), site)
+    prefix, base, stdlib, platform, site = (Path(path) for path in answer[1:])
+    libraries = tuple(dict.fromkeys(_of_base(path, prefix, base) for path in (stdlib, platform)))
+    elsewhere = [path for path in map(Path, answer[0]) if path.is_dir() and prefix != base]
+    own = (prefix, *libraries)
+    linked = tuple(path for path in elsewhere if not any(path.is_relative_to(known) for known in own))
+    return Python(executable.absolute(), prefix, base, libraries, site, linked)
 
 
 def _of_base(path: Path, prefix: Path, base: Path) -> Path:
