@@ -46,11 +46,14 @@ _COLOURS = _words("""
 """)
 _SENTENCES = (
     "{name} from {city} ordered {count} {colour} {product}s.",
-    "A customer in {city} named {name} bought {count} {colour} {product}s.",
+    "{name} in {city} bought {count} {colour} {product}s.",
     "{name}, who lives in {city}, returned {count} {colour} {product}s.",
-    "The shop in {city} sold {count} {colour} {product}s to {name}.",
+    "{name} of {city} asked for {count} {colour} {product}s.",
 )
-_INSTRUCTION = "Extract name, city, item and quantity from the sentence as JSON. Sentence: "
+_INSTRUCTION = (
+    "Extract the facts from the sentence as one JSON object with the keys name, city, item and quantity. "
+    "Answer with the JSON only.\nSentence: "
+)
 
 
 def extraction(seed: int = 0) -> Iterator[str]:
@@ -64,7 +67,7 @@ def extraction(seed: int = 0) -> Iterator[str]:
             colour=rng.choice(_COLOURS),
             product=rng.choice(_PRODUCTS),
         )
-        yield f'{_INSTRUCTION}"{sentence}"'
+        yield _INSTRUCTION + sentence
 
 
 _MODULES = _words("""

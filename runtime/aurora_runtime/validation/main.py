@@ -1,0 +1,139 @@
+"""The validation Job: settings -> drafts and prompts from the store -> measurement -> evidence in the store.
+
+Exit status 0 whatever the verdict: evidence was written. 1 when it could not measure, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aurora_api.errors import ContractError
+from aurora_api.gate import GatePolicy
+from aurora_api.pod import ValidationSettings
+from aurora_api.records import Arm, Evidence
+from aurora_api.speculator import Baseline
+from aurora_runtime.engine.process import EngineSpec
+from aurora_runtime.errors import MeasurementError, ObjectExists, RuntimeFault
+from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.validation.drafts import fetch_draft
+from aurora_runtime.validation.engines import Engines
+from aurora_runtime.validation.evidence import build, choose_device, environment
+from aurora_runtime.validation.measure import MeasurePlan, measure
+from aurora_runtime.validation.prompts import Prompt, digest, held_out_prompts
+
+log = logging.getLogger(__name__)
+
+FINISH_SECONDS = 30.0
+"""Kept of the time limit for stopping the engines and writing the evidence."""
+MIN_KV_TOKENS = 8192
+
+
+def plan_of(settings: ValidationSettings) -> MeasurePlan:
+    """The measurement that the spec asks for."""
+    asked = settings.validation
+    policy = GatePolicy(
+        concurrencies=tuple(asked.concurrencies),
+        min_improvement=float(asked.min_improvement),
+        tolerance=float(asked.tolerance),
+        min_rounds=asked.min_rounds,
+    )
+    arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
+    if Baseline.NGRAM in asked.baselines:
+        arms.append(Arm.NGRAM)
+    return MeasurePlan(policy, tuple(arms), asked.max_rounds, asked.prompts_per_round)
+
+
+def kv_tokens(prompts: tuple[Prompt, ...], plan: MeasurePlan, max_new_tokens: int) -> int:
+    """KV cache that holds the largest batch with room for drafts, so that no request is ever queued for memory."""
+    longest = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens + 64
+    return max(MIN_KV_TOKENS, 2 * longest * max(plan.policy.concurrencies))
+
+
+async def run(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:
+    """Measure ``settings.candidate`` against ``settings.active``; the evidence, not yet stored.
+
+    Args:
+        folder: scratch space for two drafts and the engines' logs.
+
+    Raises: :class:`RuntimeFault` when it could not measure.
+    """
+    started = datetime.now(UTC)
+    deadline = time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS
+    plan = plan_of(settings)
+    lineage = registry.lineage()
+    if lineage is None:
+        raise MeasurementError("there is no lineage in the store: the trainer creates it")
+    drafts, manifests = {}, {}
+    for arm, version in ((Arm.ACTIVE, settings.active), (Arm.CANDIDATE, settings.candidate)):
+        drafts[arm], manifests[arm] = fetch_draft(registry, version, lineage, folder / arm.value)
+    prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
+    device = choose_device(settings.device)
+    where = environment(settings, device)
+    spec = EngineSpec(
+        model=settings.target.model,
+        revision=settings.target.revision,
+        dtype=settings.target.dtype.value,
+        device=device,
+        kv_tokens=kv_tokens(prompts, plan, settings.validation.max_new_tokens),
+        extra_args=tuple(settings.extra_args),
+    )
+    engines = Engines(
+        spec=spec,
+        drafts=drafts,
+        draft_shape=(settings.draft.steps, settings.draft.top_k, settings.draft.draft_tokens),
+        ngram=Arm.NGRAM in plan.arms,
+        warm_prompt=prompts[-1].tokens,
+        max_new_tokens=settings.validation.max_new_tokens,
+        folder=folder,
+        deadline=deadline,
+    )
+    async with engines:
+        measurement = await measure(engines, prompts, plan, deadline=deadline)
+    return build(
+        settings,
+        measurement,
+        candidate=manifests[Arm.CANDIDATE],
+        active=manifests[Arm.ACTIVE],
+        where=where,
+        prompts_sha256=digest(prompts),
+        started=started,
+    )
+
+
+async def _interruptible(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:
+    """:func:`run`, cancelled by SIGTERM and SIGINT, so that its engines are stopped."""
+    task = asyncio.ensure_future(run(settings, registry, folder))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    return await task
+
+
+def main() -> None:
+    """Entry point of the Job."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        settings = ValidationSettings.from_env()
+        registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
+        with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
+            evidence = asyncio.run(_interruptible(settings, registry, Path(scratch)))
+        try:
+            key = registry.put_evidence(evidence)
+        except ObjectExists:
+            log.warning("evidence of this attempt exists already: another pod of this Job was first; it stands")
+            return
+    except (RuntimeFault, ContractError) as error:
+        log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
+        raise SystemExit(1) from None
+    except asyncio.CancelledError:
+        log.error("interrupted: the engines are stopped, no evidence was written")  # noqa: TRY400
+        raise SystemExit(1) from None
+    log.info("verdict %s: %s", evidence.verdict.kind, "; ".join(evidence.verdict.reasons))
+    log.info("evidence written to %s", key)

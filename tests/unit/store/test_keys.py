@@ -1,0 +1,46 @@
+"""Names in the store: what is written under a key is found by its number again, in order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_runtime.store.keys import Keys, number_of, root
+
+numbers = st.integers(0, 10**8 - 1)
+
+
+@given(numbers)
+def test_a_number_survives_its_key(number: int) -> None:
+    for key in (Keys.registration(number), Keys.lineage(number), Keys.channel(number), Keys.trainer_state(number)):
+        assert number_of(key) == number
+
+
+@given(st.lists(numbers, min_size=2, unique=True))
+def test_lexical_order_is_number_order(values: list[int]) -> None:
+    assert [number_of(key) for key in sorted(map(Keys.channel, values))] == sorted(values)
+
+
+@given(numbers, numbers)
+def test_evidence_lies_below_its_version(version: int, attempt: int) -> None:
+    key = Keys.evidence(version, attempt)
+    assert key.startswith(Keys.evidence_of(version))
+    assert number_of(key) == attempt
+
+
+def test_a_shard_is_found_by_lineage_and_ordered_by_time() -> None:
+    early = Keys.shard(1, "pod-0", "ab", 9, datetime(2026, 1, 2, 3, tzinfo=UTC))
+    late = Keys.shard(1, "pod-0", "ab", 10, datetime(2026, 1, 2, 4, tzinfo=UTC))
+    assert early == "traces/00000001/2026-01-02/03/pod-0-ab-00000009"
+    assert early.startswith(Keys.traces(1))
+    assert early < late
+    assert not early.startswith(Keys.traces(10))
+
+
+def test_a_recreated_speculator_has_another_root() -> None:
+    one, other = (root("/aurora/", "ns", "chat", uid) for uid in ("0123456789", "abcdefghij"))
+    assert one == "aurora/ns/chat-01234567"
+    assert one != other
+    assert root("", "ns", "chat", "0123456789") == "ns/chat-01234567"

@@ -1,0 +1,139 @@
+"""Rounds on a simulated bench: when measuring stops, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from aurora_api.gate import GatePolicy
+from aurora_api.records import Arm, VerdictKind
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.load import Answer, BatchResult
+from aurora_runtime.validation.measure import MeasurePlan, measure
+from aurora_runtime.validation.prompts import Prompt
+
+ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
+PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(40)]
+ANSWER = tuple(range(10, 30))
+
+
+def plan(max_rounds: int = 9) -> MeasurePlan:
+    policy = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=4)
+    return MeasurePlan(policy, ARMS, max_rounds, per_worker=2)
+
+
+@dataclass
+class Bench:
+    """Answers at set speeds in virtual time."""
+
+    speeds: dict[Arm, float]
+    answers: dict[Arm, tuple[int, ...]] = field(default_factory=dict)
+    gap: float = 0.0
+    fail: Arm | None = None
+    now: float = 0.0
+    prepared: Arm | None = None
+    turns: int = 0
+
+    async def ready(self, arm: Arm) -> None:
+        self.prepared = arm
+        self.now += 1.0
+
+    async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
+        assert self.prepared is arm, "a batch ran on another arm's draft"
+        self.turns += 1
+        tokens = self.answers.get(arm, ANSWER)
+        # a deterministic wobble, other for each arm, so that intervals have a width
+        wobble = 1 + 0.01 * ((self.turns * 7) % 5)
+        seconds = wobble * len(prompts) * len(tokens) / self.speeds[arm]
+        self.now += seconds
+        answer = Answer(tokens, None if arm is Arm.OFF else len(tokens) // 2)
+        answers: list[Answer | None] = [answer for _ in prompts]
+        if self.fail is arm:
+            answers[0] = None
+        return BatchResult(tuple(answers), seconds)
+
+    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
+        assert prefix[-1] != one
+        return self.gap
+
+    def clock(self) -> float:
+        return self.now
+
+
+def bench(candidate: float, **extra: object) -> Bench:
+    return Bench({Arm.OFF: 20.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: candidate}, **extra)  # type: ignore[arg-type]
+
+
+async def test_a_clear_winner_stops_early_and_is_recorded() -> None:
+    simulated = bench(40.0)
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.verdicts[-1].kind is VerdictKind.PASS
+    rounds = {s.round for s in result.samples}
+    assert rounds == set(range(5)), "min_rounds is 4, and a verdict must be seen twice"
+    assert len(result.samples) == 5 * len(ARMS) * 2
+    assert result.accept_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
+    (active, candidate) = result.equalities()
+    assert candidate.identical == candidate.prompts == active.prompts > 0
+
+
+async def test_a_clear_loser_stops_early() -> None:
+    simulated = bench(10.0)
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
+    assert len(result.verdicts) == 5
+
+
+async def test_an_open_question_uses_all_rounds() -> None:
+    simulated = bench(18.9)
+    simulated.speeds[Arm.OFF] = 15.0
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+    assert len(result.verdicts) == 9
+
+
+async def test_the_deadline_leaves_whole_rounds_only() -> None:
+    simulated = bench(40.0)
+    result = await measure(simulated, PROMPTS, plan(), deadline=130.0, clock=simulated.clock)
+    assert simulated.now <= 130.0 + 30.0
+    per_round = len(ARMS) * 2
+    assert len(result.samples) == per_round * len(result.verdicts) > 0
+    assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+
+
+async def test_no_time_for_one_round_is_an_error_not_a_verdict() -> None:
+    simulated = bench(40.0)
+    with pytest.raises(MeasurementError, match="timeoutSeconds"):
+        await measure(simulated, PROMPTS, plan(), deadline=3.0, clock=simulated.clock)
+
+
+async def test_a_failing_baseline_is_an_error_not_a_verdict() -> None:
+    simulated = bench(40.0, fail=Arm.OFF)
+    with pytest.raises(MeasurementError, match="without speculation"):
+        await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+
+
+async def test_a_failing_candidate_is_rejected() -> None:
+    simulated = bench(40.0, fail=Arm.CANDIDATE)
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
+
+
+@pytest.mark.parametrize(
+    ("gap", "kind"), [(0.1, VerdictKind.PASS), (0.25, VerdictKind.REJECT), (3.0, VerdictKind.REJECT)]
+)
+async def test_answers_may_differ_at_near_ties_only(gap: float, kind: VerdictKind) -> None:
+    simulated = bench(40.0, answers={Arm.CANDIDATE: (*ANSWER[:5], 99, *ANSWER[6:])}, gap=gap)
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.verdicts[-1].kind is kind
+    candidate = result.equalities()[1]
+    assert candidate.largest_margin == gap
+    assert candidate.identical == 0
+
+
+async def test_a_shortened_answer_is_different() -> None:
+    simulated = bench(40.0, answers={Arm.CANDIDATE: ANSWER[:-1]})
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    assert result.equalities()[1].different > 0
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
