@@ -6,7 +6,15 @@ RuntimeFault
 │   ├── ObjectExists        a create-once object is there already
 │   ├── DigestMismatch      bytes differ from what the manifest promises
 │   └── StoreUnsupported    the store lacks conditional writes
-└── TraceFormatError        a shard's tensors contradict each other
+├── TraceFormatError        a shard's tensors contradict each other
+├── CaptureRefused          SGLang is not the one whose internals capture knows
+├── EngineFault             SGLang refused an admin call, or is out of reach
+├── DraftRefused            a draft checkpoint is not one that this pod may load
+├── SwapRefused             a swap request must not be obeyed
+├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
+├── TargetUnavailable       the target's files are missing or out of reach
+├── Interrupted             the process was asked to stop while it waited
+└── MeasurementError        a validation could not measure
 """
 
 from __future__ import annotations
@@ -38,3 +46,35 @@ class StoreUnsupported(StoreError):
 
 class TraceFormatError(RuntimeFault):
     """A shard's tensors contradict each other."""
+
+
+class CaptureRefused(RuntimeFault):
+    """SGLang is not the version, or its functions do not have the parameters, that capture knows."""
+
+
+class EngineFault(RuntimeFault):
+    """SGLang did not start, refused a call of its admin API, or could not be reached."""
+
+
+class DraftRefused(RuntimeFault):
+    """A checkpoint's files differ from its manifest or its lineage: this pod must not load it."""
+
+
+class SwapRefused(RuntimeFault):
+    """A swap request is older than one already seen, or asks for what is not registered."""
+
+
+class TargetUnavailable(RuntimeFault):
+    """The target's files are missing, damaged or out of reach; the message says which file and where it was sought."""
+
+
+class Interrupted(RuntimeFault):
+    """The process was asked to stop while it waited for something."""
+
+
+class CheckpointFormatError(RuntimeFault):
+    """A draft checkpoint lacks fields or tensors, or their shapes are wrong."""
+
+
+class MeasurementError(RuntimeFault):
+    """A validation could not measure: no held-out prompts, no engine, no time. Never a verdict about the candidate."""

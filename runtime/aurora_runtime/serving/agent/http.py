@@ -1,0 +1,77 @@
+"""The agent's HTTP API (``aurora_api.agent``): probes and metrics are open, the rest needs the agent's token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from aurora_api.agent import SwapRequest
+from aurora_api.errors import InvalidRecord
+from aurora_runtime.errors import EngineFault, SwapRefused
+from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.pod import Pod
+from aurora_runtime.serving.agent.swap import Swapper
+
+OPEN = frozenset({"/healthz", "/readyz", "/metrics"})
+BODY_LIMIT = 64 << 10
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def authorize(token: str) -> Middleware:
+    """A middleware that lets the open routes pass and demands ``Bearer token`` elsewhere, compared in constant time."""
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode()
+        if request.path not in OPEN and not hmac.compare_digest(given, expected):
+            raise web.HTTPUnauthorized(text="a bearer token is needed\n")
+        return await handler(request)
+
+    return check
+
+
+def application(pod: Pod, swapper: Swapper, metrics: Metrics, token: str) -> web.Application:
+    """The application; ``token`` must not be empty."""
+    if not token:
+        raise ValueError("the agent's token is empty")
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = await pod.ready()
+        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the engine is not ready\n")
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(await pod.state()), content_type="text/plain", charset="utf-8")
+
+    async def state(_: web.Request) -> web.Response:
+        return web.Response(body=(await pod.state()).to_json(), content_type="application/json")
+
+    async def put_draft(request: web.Request) -> web.Response:
+        try:
+            wish = SwapRequest.from_json(await request.read())
+            await swapper.request(wish)
+        except InvalidRecord as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        except SwapRefused as error:
+            raise web.HTTPConflict(text=f"{error}\n") from error
+        except EngineFault as error:
+            raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
+        return web.Response(status=202, body=(await pod.state()).to_json(), content_type="application/json")
+
+    app = web.Application(middlewares=[authorize(token)], client_max_size=BODY_LIMIT)
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", scrape),
+            web.get("/v1/state", state),
+            web.put("/v1/draft", put_draft),
+        ]
+    )
+    return app

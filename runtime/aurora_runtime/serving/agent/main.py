@@ -1,0 +1,95 @@
+"""The agent's two commands: ``stage`` (the init container) and ``serve`` (the sidecar)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from aurora_api.agent import AGENT_PORT, ENGINE_PORT
+from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.serving.agent.http import application
+from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.pod import Pod
+from aurora_runtime.serving.agent.staging import Drafts, stage_start
+from aurora_runtime.serving.agent.swap import Swapper
+from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.settings import PodFolder
+from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+
+log = logging.getLogger(__name__)
+
+STAGE_TIMEOUT_S: Final = 3600.0
+
+
+def _registry(settings: ServingSettings) -> Registry:
+    return Registry(ObjectStore(StoreConfig.of(settings.store)))
+
+
+async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
+    """Serve until SIGTERM; a swap in progress is finished first."""
+    folder = PodFolder(options.state)
+    registry = _registry(settings)
+    drafts = Drafts(folder, registry)
+    uploader = Uploader(folder.spool, registry)
+    metrics = Metrics()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    key = (options.keys / ADMIN_KEY).read_text().strip()
+    token = (options.keys / AGENT_TOKEN).read_text().strip()
+    async with EngineClient(f"http://127.0.0.1:{options.engine_port}", key) as engine:
+        swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
+        name = os.environ.get("POD_NAME", "pod")
+        pod = Pod(name, folder, engine, drafts, swapper, uploader, draft_tokens=settings.draft.draft_tokens)
+        runner = web.AppRunner(application(pod, swapper, metrics, token), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, options.host, options.port).start()
+        uploads = asyncio.create_task(uploader.run())
+        log.info("the agent listens on port %d", options.port)
+        try:
+            await stopping.wait()
+            await swapper.wait()
+        finally:
+            uploads.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await uploads
+            await runner.cleanup()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="The agent of an inference pod of an AuroraSpeculator.")
+    parser.add_argument("command", choices=["stage", "serve"])
+    parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
+    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the keys")
+    parser.add_argument("--port", type=int, default=AGENT_PORT)
+    parser.add_argument("--host", default="0.0.0.0")  # noqa: S104 - the operator calls it by the pod's address
+    parser.add_argument("--engine-port", type=int, default=ENGINE_PORT)
+    parser.add_argument("--stage-timeout", type=float, default=STAGE_TIMEOUT_S, help="seconds to wait for a draft")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = ServingSettings.from_env()
+    try:
+        if options.command == "stage":
+            stage_start(PodFolder(options.state), _registry(settings), timeout=options.stage_timeout)
+        else:
+            asyncio.run(serve(settings, options))
+    except RuntimeFault as error:
+        log.error("%s", error)  # noqa: TRY400 - the message is the whole story
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

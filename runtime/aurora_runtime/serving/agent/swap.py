@@ -1,0 +1,199 @@
+"""One swap after another: stage, pause, update, resume, confirm; and back to the previous draft when anything fails.
+
+Invariants: generation is never left paused; ``current`` moves only to a draft that the engine was seen to hold, by
+version and by checksum; a swap that fails leaves the engine with the draft that it had, or says that it could not;
+a request of an older epoch than one obeyed is refused, also after a restart of the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from aurora_api.agent import SwapPhase, SwapRequest, SwapStatus
+from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
+from aurora_runtime.serving.settings import PodFolder, write_atomically
+
+log = logging.getLogger(__name__)
+
+EPOCH_FILE: Final = "swap.json"
+
+
+class Swapper:
+    """The swaps of one pod. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        drafts: Drafts,
+        folder: PodFolder,
+        *,
+        finished: Callable[[str, float | None], None] = lambda _result, _pause: None,
+    ) -> None:
+        self._engine = engine
+        self._drafts = drafts
+        self._epoch_file = folder.path / EPOCH_FILE
+        self._finished = finished
+        self._task: asyncio.Task[None] | None = None
+        self._sums: dict[str, str] = {}  # what each file gave in this engine, by the file's digest
+        self._held: tuple[int, str] | None = None
+        self.status = SwapStatus()
+        self.pausing = False
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def last_request(self) -> SwapRequest | None:
+        """The last request that was obeyed, from disk: the fence outlives the agent."""
+        try:
+            return SwapRequest.from_json(self._epoch_file.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    async def recover(self) -> None:
+        """After a start: end what an agent that died left open, and let ``current`` follow the engine.
+
+        Raises :class:`EngineFault` while the engine is not there yet.
+        """
+        version = await self._engine.version()
+        with contextlib.suppress(EngineFault):  # refused when no update was begun
+            await self._engine.end()
+        await self._engine.resume()
+        current = self._drafts.current()
+        held = self._drafts.find(version)
+        if held is not None and (current is None or current.version != version):
+            self._drafts.make_current(held)
+            current = held
+        self._sums, self._held = {}, None
+        checksum = await self.checksum(version)
+        if current is not None and current.version == version:
+            self._sums = {current.digest: checksum}
+
+    async def checksum(self, version: int) -> str:
+        """The engine's checksum of the draft it holds, ``version``; asked for once, because it costs the engine time."""
+        if self._held is None or self._held[0] != version:
+            self._held = version, await self._engine.checksum()
+        return self._held[1]
+
+    async def request(self, request: SwapRequest) -> None:
+        """Start a swap, unless there is nothing to do.
+
+        Raises:
+            SwapRefused: an older epoch, or another swap is going on.
+            EngineFault: the engine is not there.
+        """
+        last = self.last_request()
+        if last is not None and request.epoch < last.epoch:
+            raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
+        if self.busy:
+            if last is not None and (request.version, request.digest) == (last.version, last.digest):
+                return
+            raise SwapRefused(f"a swap to version {self.status.version} is going on")
+        version = await self._engine.version()
+        current = self._drafts.current()
+        write_atomically(self._epoch_file, request.to_json())
+        if version == request.version and current is not None and current.digest == request.digest:
+            self.status = SwapStatus(version=version, finished=self.status.finished)
+            return
+        self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version)
+        self._task = asyncio.create_task(self._swap(request))
+
+    async def wait(self) -> None:
+        """Until no swap is going on: a pod that ends must not leave one half done."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _swap(self, request: SwapRequest) -> None:
+        pause: float | None = None
+        try:
+            previous = await asyncio.to_thread(self._drafts.holding, await self._engine.version())
+            draft = await asyncio.to_thread(self._drafts.stage, request.version, request.digest, keep=(previous,))
+            self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
+            pause = await self._replace(draft, previous)
+        except (RuntimeFault, OSError) as error:
+            self._fail(request, str(error), pause)
+        except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
+            log.exception("swap to version %d failed", request.version)
+            self._fail(request, type(error).__name__, pause)
+        else:
+            self.status = SwapStatus(version=request.version, pause_seconds=pause, finished=datetime.now(UTC))
+            self._finished("success", pause)
+            log.info("serving draft version %d after a pause of %.3f s", request.version, pause)
+
+    def _fail(self, request: SwapRequest, error: str, pause: float | None) -> None:
+        self.status = SwapStatus(
+            phase=SwapPhase.FAILED,
+            version=request.version,
+            error=error[:1000],
+            pause_seconds=pause,
+            finished=datetime.now(UTC),
+        )
+        self._finished("failure", pause)
+        log.error("swap to version %d failed: %s", request.version, error)
+
+    async def _replace(self, draft: StagedDraft, previous: StagedDraft) -> float:
+        before = await self.checksum(previous.version)
+        self._sums[previous.digest] = before
+        try:
+            pause = await self._apply(draft)
+            await self._confirm(draft, previous, before)
+        except EngineFault as error:
+            await self._restore(previous, before, error)
+            raise
+        self._drafts.make_current(draft)
+        return pause
+
+    async def _apply(self, draft: StagedDraft) -> float:
+        """Load ``draft`` in a pause; seconds that generation stood still."""
+        began = time.monotonic()
+        self.pausing = True
+        try:
+            await self._engine.pause()
+            try:
+                await self._engine.begin()
+                try:
+                    await self._engine.update(draft.weights, draft.version)
+                finally:
+                    await self._engine.end()
+            finally:
+                await self._engine.resume()
+        finally:
+            self.pausing = False
+        return time.monotonic() - began
+
+    async def _confirm(self, draft: StagedDraft, previous: StagedDraft, before: str) -> None:
+        """Raise :class:`EngineFault` unless the engine holds exactly ``draft``."""
+        version, checksum = await self._engine.version(), await self._engine.checksum()
+        if version != draft.version:
+            raise EngineFault(f"the engine says version {version} after the update")
+        known = self._sums.get(draft.digest)
+        if known is not None and checksum != known:
+            raise EngineFault("the draft's checksum is not the one that this file gave before")
+        if known is None and checksum == before and draft.digest != previous.digest:
+            raise EngineFault("the draft's checksum did not change: the engine did not load the file")
+        self._sums[draft.digest] = checksum
+        self._held = version, checksum
+
+    async def _restore(self, previous: StagedDraft, before: str, cause: EngineFault) -> None:
+        """Bring ``previous`` back, unless the engine still holds it; raises when that cannot be confirmed."""
+        self._held = None
+        problem = ""
+        try:
+            if await self._engine.version() == previous.version and await self.checksum(previous.version) == before:
+                return
+            await self._apply(previous)
+            self._held = None
+            if await self.checksum(previous.version) != before:
+                problem = "its checksum is not what it was"
+        except EngineFault as error:
+            problem = str(error)
+        if problem:
+            raise EngineFault(f"{cause}; and version {previous.version} could not be restored: {problem}") from cause

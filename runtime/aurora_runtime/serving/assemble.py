@@ -1,0 +1,240 @@
+"""From the engine's batches to whole requests: prompt chunks, verify rounds and commits become a ``RequestTrace``.
+
+Positions, which everything hangs on: a request is prompt + answer. Prefilling ``n`` prompt tokens yields the hidden
+states of those positions and the first answer token. A verify round starts when ``c`` answer tokens are committed; its
+root (node 0) is the last of them, at position ``prompt + c - 1``, and has no hidden state yet. The states of the
+accepted path [root, accepted drafts…] are those of positions root, root + 1, …; the round's last committed token, the
+bonus token, gets its state as the root of the next round. So the last answer token has no state unless an end token
+cut the round short.
+
+Invariants: a trace holds only what was committed to the client; a request any of whose records is missing or
+contradicts another is dropped whole and counted; what is held for unfinished requests is bounded. Pure: no clock, no
+files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from aurora_runtime.traces import RequestTrace, prompt_hash
+
+STALE_EVENTS: Final = 100_000
+"""A request that saw none of so many later records has lost its end."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Answer tokens made visible by one batch: ``token_ids`` from answer index ``output_index`` on."""
+
+    output_index: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptChunk:
+    """A prefill: hidden states of positions ``start``, ``start + 1``, …
+
+    ``prompt`` holds the whole prompt's ids. A retracted request is prefilled again, answer tokens included.
+    """
+
+    rid: str
+    prompt: Sequence[int]
+    start: int
+    hidden: Tensor  # [n, H3]
+    commit: Commit | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class VerifyRound:
+    """One verify round of one request, ``n`` nodes, ``a`` accepted drafts."""
+
+    rid: str
+    version: int
+    draft_tokens: Tensor  # [n]
+    next_token: Tensor  # [n] first child of each node, -1 for none
+    next_sibling: Tensor  # [n] next child of the same parent, -1 for none
+    path: Tensor  # [a + 1] node indices, the root first
+    hidden: Tensor  # [a + 1, H3] of the path's nodes
+    top_ids: Tensor  # [n, K]
+    top_logprobs: Tensor  # [n, K]
+    rest: Tensor  # [n]
+    commit: Commit | None
+    finished: bool
+
+
+def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[int]:
+    """Parent of every node from SGLang's tree links; -1 at the root (and at a node that no link reaches)."""
+    parents = [-1] * len(next_token)
+    for node, child in enumerate(next_token):
+        while child >= 0:
+            parents[child] = node
+            child = next_sibling[child]
+    return parents
+
+
+@dataclass
+class _Round:
+    root: int
+    accepted: int
+    path: list[int]
+    event: VerifyRound
+
+
+@dataclass
+class _Open:
+    prompt: list[int]
+    answer: list[int] = field(default_factory=list)
+    states: list[tuple[int, Tensor]] = field(default_factory=list)
+    rounds: list[_Round] = field(default_factory=list)
+    size: int = 0
+    seen: int = 0
+
+
+class Assembler:
+    """Requests in progress. ``add`` returns the trace of a request when its last record arrives.
+
+    Args:
+        top_k: width of ``top_ids``.
+        max_tokens: a longer request is cut there: its trace is written and the rest of it ignored.
+        open_bytes: hidden states held for unfinished requests; a request that would exceed it is dropped.
+
+    ``dropped`` counts requests dropped, by reason.
+    """
+
+    def __init__(self, *, top_k: int, max_tokens: int, open_bytes: int) -> None:
+        self.top_k = top_k
+        self.max_tokens = max_tokens
+        self.open_bytes = open_bytes
+        self.dropped: Counter[str] = Counter()
+        self._open: dict[str, _Open] = {}
+        self._size = 0
+        self._events = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, event: PromptChunk | VerifyRound) -> RequestTrace | None:
+        """Take one record in; the finished trace, if this was the request's last."""
+        self._events += 1
+        if self._events % 1000 == 0:
+            self._forget_stale()
+        problem = self._prompt(event) if isinstance(event, PromptChunk) else self._round(event)
+        request = self._open.get(event.rid)
+        if request is None:
+            return None
+        request.seen = self._events
+        if problem:
+            self._drop(event.rid, problem)
+            return None
+        length = len(request.prompt) + len(request.answer)
+        if not event.finished and length < self.max_tokens:
+            if self._size > self.open_bytes:
+                self._drop(event.rid, "memory")
+            return None
+        self._close(event.rid)
+        if not request.rounds:
+            return None
+        trace = self._trace(request)
+        if trace is None:
+            self.dropped["gap"] += 1
+        return trace
+
+    def _prompt(self, event: PromptChunk) -> str:
+        request = self._open.get(event.rid)
+        if request is None:
+            if event.commit is not None and event.commit.output_index > 0:
+                return ""  # a retracted request whose beginning was dropped or cut
+            request = self._open[event.rid] = _Open(list(event.prompt))
+        if len(request.prompt) >= self.max_tokens:
+            return "long prompt"
+        self._keep(request, event.start, event.hidden)
+        return self._commit(request, event.commit)
+
+    def _round(self, event: VerifyRound) -> str:
+        request = self._open.get(event.rid)
+        if request is None or event.commit is None:
+            return ""  # not traced, or computed ahead for a request that had ended
+        root = len(request.prompt) + event.commit.output_index - 1
+        drafts, path = event.draft_tokens.tolist(), event.path.tolist()
+        tokens = event.commit.token_ids
+        accepted = min(len(path) - 1, len(tokens))
+        if problem := self._commit(request, event.commit):
+            return problem
+        previous = request.answer[event.commit.output_index - 1] if event.commit.output_index else request.prompt[-1]
+        if drafts[0] != previous or any(drafts[path[i + 1]] != tokens[i] for i in range(accepted)):
+            return "path"
+        self._keep(request, root, event.hidden[: accepted + 1])
+        request.rounds.append(_Round(root, accepted, path[: accepted + 1], event))
+        return ""
+
+    def _commit(self, request: _Open, commit: Commit | None) -> str:
+        if commit is None:
+            return ""
+        if commit.output_index != len(request.answer):
+            return "order"
+        request.answer.extend(commit.token_ids)
+        return ""
+
+    def _keep(self, request: _Open, start: int, hidden: Tensor) -> None:
+        own = hidden.clone()  # a view would hold the whole batch's memory
+        request.states.append((start, own))
+        request.size += own.nbytes
+        self._size += own.nbytes
+
+    def _close(self, rid: str) -> None:
+        self._size -= self._open.pop(rid).size
+
+    def _drop(self, rid: str, reason: str) -> None:
+        self._close(rid)
+        self.dropped[reason] += 1
+
+    def _forget_stale(self) -> None:
+        for rid in [rid for rid, request in self._open.items() if request.seen < self._events - STALE_EVENTS]:
+            self._drop(rid, "stale")
+
+    def _trace(self, request: _Open) -> RequestTrace | None:
+        tokens = request.prompt + request.answer
+        start = min(at for at, _ in request.states)
+        end = max(at + part.shape[0] for at, part in request.states)
+        if end > len(tokens):
+            return None
+        hidden = request.states[0][1].new_empty((end - start, request.states[0][1].shape[1]))
+        covered = torch.zeros(end - start, dtype=torch.bool)
+        for at, part in request.states:
+            hidden[at - start : at - start + part.shape[0]] = part
+            covered[at - start : at - start + part.shape[0]] = True
+        if not bool(covered.all()):
+            return None
+        rounds = request.rounds
+        parents: list[int] = []
+        on_path: list[bool] = []
+        for item in rounds:
+            parents += parents_of(item.event.next_token.tolist(), item.event.next_sibling.tolist())
+            marks = [False] * item.event.draft_tokens.shape[0]
+            for node in item.path:
+                marks[node] = True
+            on_path += marks
+        return RequestTrace(
+            request=prompt_hash(request.prompt),
+            prompt_length=len(request.prompt),
+            hidden_start=start,
+            tokens=torch.tensor(tokens, dtype=torch.int32),
+            hidden=hidden,
+            root=torch.tensor([item.root for item in rounds], dtype=torch.int32),
+            node_count=torch.tensor([item.event.draft_tokens.shape[0] for item in rounds], dtype=torch.int32),
+            accepted=torch.tensor([item.accepted for item in rounds], dtype=torch.int32),
+            version=torch.tensor([item.event.version for item in rounds], dtype=torch.int32),
+            node_token=torch.cat([item.event.draft_tokens for item in rounds]).to(torch.int32),
+            node_parent=torch.tensor(parents, dtype=torch.int16),
+            node_accepted=torch.tensor(on_path, dtype=torch.bool),
+            top_ids=torch.cat([item.event.top_ids for item in rounds]).to(torch.int32),
+            top_logprobs=torch.cat([item.event.top_logprobs for item in rounds]).to(torch.float16),
+            rest=torch.cat([item.event.rest for item in rounds]).to(torch.float16),
+        )

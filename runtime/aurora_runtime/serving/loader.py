@@ -1,0 +1,37 @@
+"""SGLang's custom weight loader: the draft's weights from a file in the pod, its path sent as one small tensor.
+
+Registered with ``--custom-weight-loader`` and named as ``load_format`` of a tensor update
+(sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: never raises, because SGLang does
+not catch here and would end. When the file cannot be loaded the old weights stay, and the checksum that the agent
+compares tells. The agent has checked names, shapes, dtypes and digest before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aurora_runtime.serving.settings import PATH_TENSOR
+
+log = logging.getLogger(__name__)
+
+VOCABULARY_MAPS = frozenset({"d2t", "t2d"})
+"""Fixed in a running engine: its worker copied the map at its start (sglang/srt/speculative/eagle_worker_v2.py:367)."""
+
+
+def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Load the safetensors file whose path the tensor ``aurora.path`` [bytes] uint8 spells into ``model``.
+
+    The embedding is left out as well: in SGLang it is the target's own parameter (sglang/srt/models/llama.py:910).
+    """
+    try:
+        path = bytes(dict(named_tensors)[PATH_TENSOR].tolist()).decode()
+        tensors = load_file(path)
+        model.load_weights([(n, t) for n, t in tensors.items() if n not in VOCABULARY_MAPS and "embed_tokens" not in n])
+    except (KeyError, ValueError, OSError, SafetensorError, RuntimeError, AssertionError) as error:
+        log.error("aurora: the draft was not loaded, the old weights stay: %s: %s", type(error).__name__, error)  # noqa: TRY400
