@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import sys
 import threading
 import urllib.request
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError, answers, wait_until
 from tests.cluster.host_python import host_python_volumes
 from tests.cluster.image import USER, python_image, shell_image
-from tests.cluster.layout import cache_dir, layout
+from tests.cluster.images import identity
+from tests.cluster.layout import layout
 from tests.cluster.local import LocalCluster
 
 NAMESPACE = "cluster-test"
@@ -155,6 +158,35 @@ def test_an_image_has_tls_and_users(cluster: Cluster, namespace: str) -> None:
     assert authorities > 50
 
 
+def test_an_image_of_a_private_environment_runs_as_another_user(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    """The environment's modes, a linked checkout, a site directory and an extra file: all are there and readable."""
+    environment, linked, site, extra = (tmp_path / name for name in ("env", "linked", "site", "extra.txt"))
+    venv.create(environment, with_pip=False, symlinks=True)
+    packages = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    (packages / "linked.pth").write_text(str(linked))
+    for directory, module in ((packages, "first"), (linked, "second"), (site, "third")):
+        directory.mkdir(exist_ok=True)
+        (directory / f"{module}.py").write_text(f"NAME = {module!r}\n")
+        (directory / f"{module}.py").chmod(0o600)
+    extra.write_text("fourth")
+    extra.chmod(0o600)
+    tmp_path.chmod(0o700)
+    tag = "aurora.test/private:1"
+    out = tmp_path / "image.tar"
+    python_image(out, tag, environment, site_dirs=[site], extra={"/opt/extra.txt": extra})
+    first = identity(out)
+    python_image(out, tag, environment, site_dirs=[site], extra={"/opt/extra.txt": extra})
+    assert identity(out) == first, "the same content is the same image, so that it is not imported again"
+    cluster.load_image(out)
+    script = (
+        "import first, second, third, ssl; print(first.NAME, second.NAME, third.NAME, open('/opt/extra.txt').read())"
+    )
+    spec = {"containers": [{**container(tag, []), "command": [], "args": ["-c", script]}]}
+    assert run_pod(cluster, "private", spec).split() == ["first", "second", "third", "fourth"]
+
+
 def test_a_request_for_cpu_becomes_a_share_of_the_kernel(cluster: Cluster, web: str, namespace: str) -> None:
     if os.environ.get("CLUSTER", "local") != "local":
         pytest.skip("looks into the local cluster's control groups")
@@ -197,17 +229,15 @@ class _Hello(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("image", [SHELL_IMAGE, PYTHON_IMAGE])
 def test_a_python_of_the_host_runs_in_a_pod(cluster: Cluster, namespace: str, image: str) -> None:
-    venv = Path(os.environ.get("AURORA_VENV", cache_dir() / "venv"))
-    if not (venv / "bin" / "python").exists():
-        pytest.skip(f"{venv} has not been made yet")
-    volumes, mounts = host_python_volumes(venv)
+    environment = Path(sys.prefix)
+    volumes, mounts = host_python_volumes(environment)
     script = "import numpy, ssl, sys, os; print(sys.prefix, os.getuid(), int(numpy.ones((3, 3)).sum()))"
     spec = {
-        "containers": [container(image, [f"{venv}/bin/python", "-c", script], volumeMounts=mounts)],
+        "containers": [container(image, [f"{environment}/bin/python", "-c", script], volumeMounts=mounts)],
         "volumes": volumes,
     }
     name = "venv-" + image.split("/")[1].split(":")[0]
-    assert run_pod(cluster, name, spec).split() == [str(venv), str(USER), "9"]
+    assert run_pod(cluster, name, spec).split() == [str(environment), str(USER), "9"]
 
 
 def test_helm_installs_a_chart_and_waits_for_it(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
