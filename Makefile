@@ -50,7 +50,7 @@ lock: env ## Recompile the lock files from pyproject.toml
 	@tests/setup/lock.sh
 
 images: env ## Build the Dockerfile's targets with buildah against a local base image
-	$(PY) -m tests.cluster.buildah
+	$(PY) -m tests.rig.buildah
 
 clean: ## Remove what this checkout made (the cache stays: AURORA_CACHE)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -43,8 +43,8 @@ def local_image() -> tuple[str, Path]:
         with tempfile.TemporaryDirectory() as scratch:
             site = Path(scratch, "site")
             subprocess.run(
-                [cache_root() / "bootstrap/bin/uv", "pip", "install", "-q", "--no-deps", "--python", sys.executable]
-                + ["--target", site, ROOT],
+                [cache_root() / "bootstrap/bin/uv", "pip", "install", "-q", "--no-deps", "--compile-bytecode"]
+                + ["--python", sys.executable, "--target", site, ROOT],
                 check=True,
                 timeout=300,
             )
@@ -52,8 +52,7 @@ def local_image() -> tuple[str, Path]:
                 archive,
                 tag,
                 light,
-                files={"/usr/bin/weed": (ROOT / ".venv/bin/weed").resolve()},
-                directories={SITE: site},
+                extra={"/usr/bin/weed": (ROOT / ".venv/bin/weed").resolve(), SITE: site},
                 env={"PYTHONPATH": SITE, "PATH": f"{light}/bin:/usr/local/bin:/usr/bin:/bin"},
             )
     return tag, archive

@@ -1,0 +1,128 @@
+"""The whole loop on a real cluster, while its parts are killed one at a time: promises 1 to 4 from outside.
+
+One run serves all assertions, because an earned swap takes minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from aurora_api.records import VerdictKind
+from tests.demo.story import progress_line, served_everywhere
+from tests.rig.faults import evict_pod, kill_container, kill_operator
+from tests.rig.installation import RESOURCE, Installation
+from tests.rig.verify import check_objects, registry
+from tests.traffic.driver import Driver, Load
+from tests.traffic.report import Summary
+
+pytestmark = pytest.mark.timeout(3000)
+NAME = "loop"
+BUDGET_SECONDS = 2400.0
+
+
+@dataclass
+class Run:
+    """What happened: the resource at the end, the client's counts, the checksums of the initial draft."""
+
+    resource: dict[str, object] = field(default_factory=dict)
+    traffic: Summary | None = None
+    initial: set[str] = field(default_factory=set)
+    killed: list[str] = field(default_factory=list)
+
+
+def _status(resource: dict[str, object]) -> dict[str, object]:
+    status = resource["status"]
+    assert isinstance(status, dict)
+    return status
+
+
+@pytest.fixture(scope="module")
+def run(aurora: Installation) -> Iterator[Run]:
+    done = Run()
+    aurora.apply(NAME)
+    ready = aurora.wait(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
+    done.initial = {pod["checksum"] for pod in ready["status"]["pods"]}
+    driver = Driver(Load(url=aurora.url(NAME), concurrency=4, max_tokens=64, progress_seconds=1e9))
+    driver.start()
+    deadline = time.monotonic() + BUDGET_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(10)
+            resource = aurora.get(NAME)
+            print(progress_line(resource, driver.summary()), flush=True)
+            _kill_next(aurora, done, resource)
+            if served_everywhere(resource) and len(done.killed) == 4:
+                break
+        time.sleep(10)
+    finally:
+        done.traffic = driver.stop()
+    done.resource = aurora.get(NAME)
+    yield done
+    aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
+
+
+def _kill_next(aurora: Installation, done: Run, resource: dict[str, object]) -> None:
+    """One part at a time, each at a moment when it has work in hand."""
+    status = _status(resource)
+    training, pods = status.get("training"), status.get("pods")
+    assert isinstance(training, dict)
+    assert isinstance(pods, list)
+    if "trainer" not in done.killed and training.get("step", 0) > 10:
+        kill_container(aurora, f"{NAME}-trainer-0", "trainer")
+        done.killed.append("trainer")
+    elif "agent" not in done.killed and "trainer" in done.killed:
+        kill_container(aurora, pods[0]["name"], "agent")
+        done.killed.append("agent")
+    elif "operator" not in done.killed and status.get("candidate"):
+        kill_operator(aurora)
+        done.killed.append("operator")
+    elif "pod" not in done.killed and "operator" in done.killed and status.get("readyReplicas") == 2:
+        evict_pod(aurora, pods[-1]["name"])
+        done.killed.append("pod")
+
+
+def test_every_part_was_killed(run: Run) -> None:
+    assert sorted(run.killed) == ["agent", "operator", "pod", "trainer"]
+
+
+def test_an_earned_draft_serves_on_every_pod(run: Run, aurora: Installation) -> None:
+    assert served_everywhere(run.resource), run.resource.get("status")
+    status = _status(run.resource)
+    active, pods = status["active"], status["pods"]
+    assert isinstance(active, dict)
+    assert isinstance(pods, list)
+    evidence = registry(aurora, NAME).evidence(active["version"])
+    assert evidence is not None
+    assert evidence.verdict.kind is VerdictKind.PASS
+    assert active["speedup"]
+    checksums = {pod["checksum"] for pod in pods}
+    assert len(checksums) == 1
+    assert not checksums & run.initial
+
+
+def test_no_request_failed(run: Run) -> None:
+    assert run.traffic is not None
+    assert run.traffic.requests > 100
+    assert run.traffic.failed == 0, run.traffic.failures
+    assert (run.traffic.distinct_4grams or 0) > 0.8
+
+
+def test_every_object_is_named_and_whole(run: Run, aurora: Installation) -> None:
+    print(check_objects(aurora, NAME))
+
+
+def test_kubectl_tells_the_story(run: Run, aurora: Installation) -> None:
+    table = aurora.cluster.kubectl("get", "aspec", NAME, "-n", aurora.namespace)
+    header, row = table.splitlines()
+    assert header.split() == ["NAME", "READY", "REASON", "ACTIVE", "SPEEDUP", "ACCEPT-LEN", "UPDATED", "ROLLOUT", "AGE"]
+    assert "True" in row.split()[1]
+    assert "2/2" in row
+
+
+def test_the_operator_logged_no_unexpected_error(run: Run, aurora: Installation) -> None:
+    log = aurora.cluster.kubectl("logs", "-n", "aurora-system", "deployment/aurora-operator", "--tail=-1")
+    assert [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line] == []
