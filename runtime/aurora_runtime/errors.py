@@ -14,7 +14,8 @@ RuntimeFault
 ├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
 ├── TargetUnavailable       the target's files are missing or out of reach
 ├── Interrupted             the process was asked to stop while it waited
-└── MeasurementError        a validation could not measure
+├── MeasurementError        a validation could not measure
+└── EngineMismatch          SGLang is not the one whose functions the CPU engine wraps
 """
 
 from __future__ import annotations
@@ -78,3 +79,7 @@ class CheckpointFormatError(RuntimeFault):
 
 class MeasurementError(RuntimeFault):
     """A validation could not measure: no held-out prompts, no engine, no time. Never a verdict about the candidate."""
+
+
+class EngineMismatch(RuntimeFault):
+    """SGLang differs from the version that a hook was written for; the message names the function."""
