@@ -1,0 +1,95 @@
+"""The store's auditor finds what it is there to find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from aurora_api.records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
+from aurora_runtime.store import Keys, ObjectStore, Registry
+from tests.assets.s3 import S3, seaweedfs
+from tests.check_store import Check, check
+from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
+
+NONE = timedelta(0)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        ObjectStore(server.config()).ensure_bucket()
+        yield server
+
+
+@pytest.fixture
+def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry:
+    """A store in order: a lineage, two versions, a shard, a channel."""
+    registry = Registry(ObjectStore(s3.config(root=f"aurora/{request.node.name}")))
+    target = TargetIdentity(model="m", config_sha256=ANY, tokenizer_sha256=ANY, hidden_size=8, vocab_size=64)
+    now = datetime.now(UTC)
+    registry.create_lineage(
+        Lineage(
+            number=1,
+            target=target,
+            architecture="EAGLE3",
+            draft_vocab_size=8,
+            aux_layers=(1, 2, 3),
+            d2t_sha256=ANY,
+            tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
+            created=now,
+        )
+    )
+    (tmp_path / "config.json").write_text("{}")
+    for version in (0, 1):
+        (tmp_path / "model.safetensors").write_bytes(b"weights %d" % version)
+        put_version(registry, version, tmp_path)
+    put_traces(registry, [trace_of([1, 2, 3])])
+    registry.advance_channel(Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=now))
+    return registry
+
+
+def audit(registry: Registry, grace: timedelta = NONE) -> Check:
+    return check(registry.objects.config, grace)
+
+
+def test_a_store_in_order_has_no_violation(registry: Registry) -> None:
+    result = audit(registry)
+    assert result.violations == []
+    assert result.in_flight == []
+    assert dict(result.counts) | {"bytes": 0} == {
+        "lineage": 1, "registration": 2, "channel": 1, "checkpoint": 2, "shard": 1, "data": 5, "bytes": 0,
+    }  # fmt: skip
+
+
+def test_unnamed_data_is_in_flight_while_young_and_a_violation_later(registry: Registry) -> None:
+    registry.objects.put("traces/00000001/x.safetensors", b"1")
+    young = audit(registry, timedelta(minutes=5))
+    assert (young.violations, young.in_flight) == ([], ["traces/00000001/x.safetensors"])
+    assert audit(registry).violations == ["traces/00000001/x.safetensors: nothing names this object"]
+
+
+def test_damage_and_loss_are_found(registry: Registry) -> None:
+    (shard,) = [k for k in registry.objects.list(Keys.TRACES) if k.endswith(".safetensors")]
+    registry.objects.put(shard, b"damaged")
+    registry.objects.delete(f"{registry.registration(1).checkpoint}model.safetensors")
+    found = "\n".join(audit(registry).violations)
+    assert "digest differs" in found
+    assert "model.safetensors, which is missing" in found
+
+
+def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
+    registry.advance_channel(
+        Channel(epoch=3, lineage=1, active=7, previous=0, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
+    )
+    found = "\n".join(audit(registry).violations)
+    assert "channel epoch numbers are [1, 3]" in found
+    assert "version 7 is not registered" in found
+    assert "a promotion without evidence" in found
+
+
+def test_a_broken_record_is_named_not_fatal(registry: Registry) -> None:
+    registry.objects.put(Keys.evidence(1, 1), b"{}")
+    assert any("Evidence" in violation for violation in audit(registry).violations)

@@ -1,0 +1,251 @@
+"""The store on a real S3 server: promise 4 ("Durable") rests on what is asserted here."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aurora_api.records import (
+    Channel,
+    ChannelReason,
+    FileRef,
+    Lineage,
+    ShardManifest,
+    TargetIdentity,
+    TensorSpec,
+    TrainerState,
+)
+from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
+from aurora_runtime.store import Keys, ObjectStore, Registry, StoreConfig
+from tests.assets.s3 import S3, seaweedfs
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+ZERO = "0" * 64
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        ObjectStore(server.config()).ensure_bucket()
+        yield server
+
+
+@pytest.fixture
+def store(s3: S3, request: pytest.FixtureRequest) -> ObjectStore:
+    """A store with a root of its own."""
+    return ObjectStore(s3.config(root=f"aurora/{request.node.name}"))
+
+
+@pytest.fixture
+def registry(store: ObjectStore) -> Registry:
+    return Registry(store)
+
+
+def lineage(number: int) -> Lineage:
+    target = TargetIdentity(model="m", config_sha256=ZERO, tokenizer_sha256=ZERO, hidden_size=8, vocab_size=64)
+    return Lineage(
+        number=number,
+        target=target,
+        architecture="EAGLE3",
+        draft_vocab_size=8,
+        aux_layers=(1, 2, 3),
+        d2t_sha256=ZERO,
+        tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
+        created=NOW,
+    )
+
+
+def state(epoch: int, data: bytes) -> TrainerState:
+    file = FileRef(name="state.safetensors", sha256=sha(data), size=len(data))
+    return TrainerState(epoch=epoch, lineage=1, step=epoch, trained_tokens=0, consumed=(), file=file, created=NOW)
+
+
+def shard(seq: int, data: bytes, name: str) -> ShardManifest:
+    return ShardManifest(
+        lineage=1,
+        pod="pod-0",
+        boot="ab",
+        seq=seq,
+        file=FileRef(name=name, sha256=sha(data), size=len(data)),
+        requests=1,
+        tokens=1,
+        answer_tokens=1,
+        rounds=1,
+        proposed=1,
+        accepted=0,
+        dropped_records=0,
+        draft_versions=(0,),
+        created=NOW,
+    )
+
+
+def test_a_race_to_create_has_one_winner(store: ObjectStore) -> None:
+    for turn in range(5):
+        key = f"channel/{turn}"
+
+        def attempt(number: int, key: str = key) -> int | None:
+            try:
+                store.create(key, str(number).encode())
+            except ObjectExists:
+                return None
+            return number
+
+        with ThreadPoolExecutor(8) as pool:
+            winners = [number for number in pool.map(attempt, range(8)) if number is not None]
+        assert len(winners) == 1
+        assert store.get(key) == str(winners[0]).encode()
+
+
+def test_creating_the_same_bytes_again_is_no_lost_race(store: ObjectStore) -> None:
+    store.create("registry/1", b"same")
+    store.create("registry/1", b"same")
+    with pytest.raises(ObjectExists):
+        store.create("registry/1", b"other")
+    assert store.get("registry/1") == b"same"
+
+
+def test_what_differs_from_its_digest_is_never_returned(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("data", b"damaged")
+    with pytest.raises(DigestMismatch):
+        store.get("data", sha(b"intact"))
+    with pytest.raises(DigestMismatch):
+        store.download("data", tmp_path / "file", sha(b"intact"))
+    assert list(tmp_path.iterdir()) == [], "a damaged download leaves nothing behind"
+    store.download("data", tmp_path / "file", sha(b"damaged"))
+    assert (tmp_path / "file").read_bytes() == b"damaged"
+
+
+def test_a_large_file_survives_the_way_there_and_back(store: ObjectStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 80_000  # 20 MB: multipart
+    (tmp_path / "up").write_bytes(data)
+    store.upload("large", tmp_path / "up")
+    store.download("large", tmp_path / "down", sha(data))
+    assert (tmp_path / "down").read_bytes() == data
+
+
+def test_listing_is_ordered_and_can_start_behind_a_key(store: ObjectStore) -> None:
+    keys = [Keys.channel(number) for number in (1, 2, 9, 10, 11, 100)]
+    for key in reversed(keys):
+        store.put(key, b"x")
+    store.put("channels-other/1", b"x")
+    assert list(store.list(Keys.CHANNEL)) == keys
+    assert list(store.list(Keys.CHANNEL, after=keys[2])) == keys[3:]
+    assert list(store.list("nothing/")) == []
+
+
+def test_what_is_not_there_is_missing_and_may_be_deleted(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(ObjectMissing):
+        store.get("nowhere")
+    with pytest.raises(ObjectMissing):
+        store.download("nowhere", tmp_path / "x", ZERO)
+    store.delete("nowhere")
+
+
+def test_the_probe_passes_and_leaves_nothing(store: ObjectStore) -> None:
+    store.probe()
+    assert list(store.list("")) == []
+
+
+def test_a_store_without_conditional_writes_is_refused(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "create", store.put)
+    with pytest.raises(StoreUnsupported, match="If-None-Match"):
+        store.probe()
+    assert list(store.list("")) == []
+
+
+def test_a_shard_is_read_back_verified_and_is_there_before_its_manifest(registry: Registry) -> None:
+    name = Keys.shard(1, "pod-0", "ab", 3, NOW).rsplit("/", 1)[1] + ".safetensors"
+    key = registry.put_shard(shard(3, b"tensors", name), b"tensors")
+    assert registry.put_shard(shard(3, b"tensors", name), b"tensors") == key, "a retry is harmless"
+    assert list(registry.shard_keys(1)) == [key]
+    assert registry.shard(key) == (shard(3, b"tensors", name), b"tensors")
+    registry.objects.put(key.replace(".json", ".safetensors"), b"damaged")
+    with pytest.raises(DigestMismatch):
+        registry.shard(key)
+
+
+def test_the_highest_number_wins(registry: Registry) -> None:
+    assert registry.channel() is None
+    assert registry.lineage() is None
+    for epoch in (1, 2, 10):
+        registry.advance_channel(
+            Channel(epoch=epoch, lineage=1, active=epoch, reason=ChannelReason.PROMOTED, created=NOW)
+        )
+    current = registry.channel()
+    assert current is not None
+    assert current.epoch == 10
+    with pytest.raises(ObjectExists):
+        registry.advance_channel(Channel(epoch=10, lineage=1, active=3, reason=ChannelReason.ROLLED_BACK, created=NOW))
+    registry.create_lineage(lineage(1))
+    registry.create_lineage(lineage(2))
+    assert registry.lineage() == lineage(2)
+
+
+def test_old_trainer_states_go_and_the_newest_stays_readable(registry: Registry) -> None:
+    for epoch in range(1, 6):
+        data = f"state {epoch}".encode()
+        registry.put_trainer_state(state(epoch, data), data)
+    assert registry.trainer_state() == (state(5, b"state 5"), b"state 5")
+    left = sorted(registry.objects.list(Keys.TRAINER_STATE))  # SeaweedFS orders folders before files
+    stems = [Keys.trainer_state(epoch).removesuffix(".json") for epoch in (4, 5)]
+    assert left == sorted(name for stem in stems for name in (f"{stem}.json", f"{stem}/state.safetensors"))
+
+
+def test_refusals_are_readable_and_hold_no_credentials(s3: S3) -> None:
+    wrong = {
+        "check the secret key": replace(s3.config(), secret_key="wrong-secret-0123"),  # noqa: S106 - made up
+        "check the access key": replace(s3.config(), access_key="wrong-access-0123"),
+        "create the bucket": replace(s3.config(), bucket="no-such-bucket"),
+    }
+    for hint, config in wrong.items():
+        with pytest.raises(StoreError, match=hint) as caught:
+            list(ObjectStore(config).list(""))
+        shown = f"{caught.value} {config!r}"
+        for secret in (config.secret_key, config.access_key):
+            assert secret is not None
+            assert secret not in shown
+
+
+def test_a_store_that_is_down_is_an_error_within_a_bound(s3: S3) -> None:
+    gone = StoreConfig("aurora-test", "root", "http://127.0.0.1:1", "us-east-1", s3.access_key, s3.secret_key)
+    store = ObjectStore(gone, attempts=3)
+    for call in (
+        lambda: store.get("x"),
+        lambda: store.put("x", b"1"),
+        lambda: list(store.list("")),
+        store.ensure_bucket,
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="can be reached"):
+            call()
+        assert time.monotonic() - began < 30
+
+
+def test_a_store_that_dies_mid_way_is_a_store_error_and_comes_back(tmp_path: Path) -> None:
+    with seaweedfs(tmp_path / "data") as server:
+        config, port = server.config(), int(server.endpoint.rsplit(":", 1)[1])
+        store = ObjectStore(config, attempts=2)
+        store.ensure_bucket()
+        store.put("kept", b"1")
+    with pytest.raises(StoreError):
+        store.get("kept")
+    with seaweedfs(tmp_path / "data", port=port):
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert store.get("kept") == b"1"
+                break
+            except StoreError:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)

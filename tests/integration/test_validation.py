@@ -1,0 +1,133 @@
+"""The validator as its Job runs it: real SGLang on the CPU, real S3, real prompts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from aurora_api.gate import judge
+from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_api.records import Arm, Evidence, VerdictKind
+from aurora_api.speculator import Device, Draft, DType, Target, Validation
+from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.validation.main import plan_of
+from tests.assets.model import ensure_model
+from tests.assets.random_draft import write_random_draft
+from tests.assets.s3 import S3, seaweedfs
+from tests.integration.validation_store import held_out_traces, put_lineage, put_traces, put_version
+
+ROUNDS = 3
+TIMEOUT = 560
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A store with versions 0 and 1 (untrained) and prompts, and what a validation Job would be told."""
+
+    s3: S3
+    registry: Registry
+    digests: tuple[str, str]
+    settings: ValidationSettings
+
+    def run(self, settings: ValidationSettings) -> subprocess.CompletedProcess[str]:
+        """The Job's own command in a process of its own."""
+        environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
+        command = [sys.executable, "-m", "aurora_runtime.validation"]
+        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=TIMEOUT, check=False)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    model, folder = ensure_model(), tmp_path_factory.mktemp("validation")
+    with seaweedfs() as s3:
+        config = s3.config(root="aurora/ns/chat-1")
+        objects = ObjectStore(config)
+        objects.ensure_bucket()
+        registry = Registry(objects)
+        drafts = [write_random_draft(folder / str(seed), model, seed=seed) for seed in (0, 1)]
+        put_lineage(registry, drafts[0])
+        put_traces(registry, held_out_traces(model, 12))
+        digests = [put_version(registry, version, draft) for version, draft in enumerate(drafts)]
+        settings = ValidationSettings(
+            namespace="ns",
+            name="chat",
+            target=Target(model=str(model), dtype=DType.FLOAT32),
+            draft=Draft(),
+            validation=Validation(
+                concurrencies=[1, 2],
+                min_rounds=ROUNDS,
+                max_rounds=ROUNDS,
+                prompts_per_round=1,
+                max_new_tokens=24,
+                timeout_seconds=TIMEOUT,
+            ),
+            device=Device.CPU,
+            store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
+            candidate=1,
+            active=0,
+            attempt=1,
+        )
+        yield Scene(s3, registry, (digests[0], digests[1]), settings)
+
+
+def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    job = scene.run(scene.settings)
+    assert job.returncode == 0, job.stderr[-3000:]
+
+    evidence = scene.registry.evidence(1)
+    assert evidence is not None
+    assert evidence.verdict.kind is not VerdictKind.PASS
+    assert (evidence.active_digest, evidence.candidate_digest) == scene.digests
+    _samples_are_whole(evidence)
+    again = judge(evidence.samples, evidence.equality, plan_of(scene.settings).policy)
+    assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
+
+    for equality in evidence.equality:
+        assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
+    assert evidence.environment.device == "cpu"
+    assert evidence.environment.dtype == "float32"
+    for arm in (Arm.ACTIVE, Arm.CANDIDATE):
+        assert 1.0 <= evidence.accept_length[arm] < 1.5
+
+    assert scene.s3.secret_key not in job.stderr
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "serve" in (p.info["cmdline"] or [])]
+    assert left == []
+
+
+def _samples_are_whole(evidence: Evidence) -> None:
+    keys = [(s.round, s.concurrency, s.arm) for s in evidence.samples]
+    assert len(set(keys)) == len(keys)
+    assert {(r, c, a) for r in range(ROUNDS) for c in (1, 2) for a in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)} == set(keys)
+    for sample in evidence.samples:
+        assert sample.requests == sample.concurrency
+        assert sample.failures == 0
+        assert 0 < sample.tokens <= 24 * sample.requests
+        assert (sample.verify_rounds is None) == (sample.arm is Arm.OFF)
+    for number in range(ROUNDS):
+        for concurrency in (1, 2):
+            tokens = {s.tokens for s in evidence.samples if (s.round, s.concurrency) == (number, concurrency)}
+            assert len(tokens) == 1, "arms answered the same prompts with other lengths"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"candidate": 7}, "no such object"),
+        ({"validation": Validation(prompts_per_round=100)}, "wait for traffic"),
+    ],
+)
+def test_what_cannot_be_measured_fails_the_job_and_leaves_no_evidence(
+    scene: Scene, change: dict[str, object], words: str
+) -> None:
+    job = scene.run(scene.settings.model_copy(update={"attempt": 9, **change}))
+    assert job.returncode == 1
+    assert words in job.stderr
+    assert "Traceback" not in job.stderr
+    assert not [key for key in scene.registry.objects.list("evidence/") if key.endswith("00000009.json")]

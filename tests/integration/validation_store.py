@@ -1,0 +1,127 @@
+"""A store as a short life of a speculator leaves it: lineage, two drafts, held-out traces of real prompts.
+
+For tests of the validator. Traces carry no hidden states: the validator reads prompts only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from aurora_api.records import (
+    CheckpointManifest,
+    FileRef,
+    Lineage,
+    Registration,
+    ShardManifest,
+    TargetIdentity,
+)
+from aurora_runtime.store import Keys, Registry
+from aurora_runtime.store.objects import sha256_file
+from aurora_runtime.traces import RequestTrace, encode, is_held_out, prompt_hash
+from aurora_runtime.validation.drafts import WEIGHTS, tensor_specs
+from tests.traffic.prompts import extraction
+
+ANY = "0" * 64
+
+
+def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace]:
+    """Traces of ``count`` held-out extraction requests, as the chat template spells them; without rounds."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def tokens(text: str) -> list[int]:
+        chat = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompts = (p for p in map(tokens, extraction(seed)) if is_held_out(prompt_hash(p)))
+    return [trace_of(prompt) for prompt in itertools.islice(prompts, count)]
+
+
+def trace_of(prompt: list[int]) -> RequestTrace:
+    """A held trace of a prompt alone."""
+    none = torch.zeros(0, dtype=torch.int32)
+    return RequestTrace(
+        request=prompt_hash(prompt),
+        prompt_length=len(prompt),
+        hidden_start=0,
+        tokens=torch.tensor(prompt, dtype=torch.int32),
+        hidden=torch.zeros(0, 3, dtype=torch.float16),
+        root=none,
+        node_count=none,
+        accepted=none,
+        version=none,
+        node_token=none,
+        node_parent=torch.zeros(0, dtype=torch.int16),
+        node_accepted=torch.zeros(0, dtype=torch.bool),
+        top_ids=torch.zeros(0, 1, dtype=torch.int32),
+        top_logprobs=torch.zeros(0, 1, dtype=torch.float16),
+        rest=torch.zeros(0, dtype=torch.float16),
+    )
+
+
+def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
+    """One shard of lineage 1 holding ``traces``."""
+    now, data = datetime.now(UTC), encode(traces)
+    stem = Keys.shard(1, "pod-0", "boot", 0, now).rsplit("/", 1)[1]
+    registry.put_shard(
+        ShardManifest(
+            lineage=1,
+            pod="pod-0",
+            boot="boot",
+            seq=0,
+            file=FileRef(name=f"{stem}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+            requests=len(traces),
+            tokens=0,
+            answer_tokens=0,
+            rounds=0,
+            proposed=0,
+            accepted=0,
+            dropped_records=0,
+            draft_versions=(0,),
+            created=now,
+        ),
+        data,
+    )
+
+
+def put_lineage(registry: Registry, draft: Path) -> None:
+    """Lineage 1, with the tensors and the vocabulary map of the draft in ``draft``."""
+    tensors = load_file(draft / WEIGHTS)
+    registry.create_lineage(
+        Lineage(
+            number=1,
+            target=TargetIdentity(
+                model="smollm2", config_sha256=ANY, tokenizer_sha256=ANY, hidden_size=576, vocab_size=49152
+            ),
+            architecture="EAGLE3",
+            draft_vocab_size=tensors["d2t"].shape[0],
+            aux_layers=(2, 15, 27),
+            d2t_sha256=hashlib.sha256(tensors["d2t"].numpy().astype("<i8").tobytes()).hexdigest(),
+            tensors=tensor_specs(draft / WEIGHTS),
+            created=datetime.now(UTC),
+        )
+    )
+
+
+def put_version(registry: Registry, version: int, draft: Path) -> str:
+    """Upload and register the draft in ``draft``; returns its digest."""
+    digest, now = sha256_file(draft / WEIGHTS), datetime.now(UTC)
+    files = tuple(
+        FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size)
+        for name in ("config.json", WEIGHTS)
+    )
+    manifest = CheckpointManifest(
+        lineage=1, version=version, digest=digest, files=files, step=version, trained_tokens=0, created=now
+    )
+    folder = registry.put_checkpoint(manifest, draft)
+    registry.register(
+        Registration(version=version, lineage=1, checkpoint=folder, digest=digest, trained_tokens=0, created=now)
+    )
+    return digest
