@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import pytest
 
 from aurora_api.gate import judge
@@ -24,6 +25,7 @@ from tests.integration.validation_store import held_out_traces, put_lineage, put
 
 ROUNDS = 3
 TIMEOUT = 560
+MARK = f"aurora-test-{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,12 @@ class Scene:
 
     def run(self, settings: ValidationSettings) -> subprocess.CompletedProcess[str]:
         """The Job's own command in a process of its own."""
-        environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
+        environment = {
+            **os.environ,
+            **self.s3.environment(),
+            SETTINGS_VARIABLE: settings.to_json().decode(),
+            "MARK": MARK,
+        }
         command = [sys.executable, "-m", "aurora_runtime.validation"]
         return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=TIMEOUT, check=False)
 
@@ -77,7 +84,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene) -> None:
-    before = {p.pid for p in psutil.process_iter()}
     job = scene.run(scene.settings)
     assert job.returncode == 0, job.stderr[-3000:]
 
@@ -97,8 +103,17 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
         assert 1.0 <= evidence.accept_length[arm] < 1.5
 
     assert scene.s3.secret_key not in job.stderr
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "serve" in (p.info["cmdline"] or [])]
-    assert left == []
+    assert _marked_processes() == [], "engines outlive their validation"
+
+
+def _marked_processes() -> list[int]:
+    """Processes that descend from a job of this test, by the mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"MARK={MARK}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def _samples_are_whole(evidence: Evidence) -> None:

@@ -7,6 +7,7 @@ the first. Invariant: the same domain and seed give the same prompts in the same
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import random
@@ -83,7 +84,8 @@ _LINES = range(3, 16)
 _TASK = "Write a one-sentence docstring for this Python function. Answer with the docstring only."
 
 
-def _functions() -> list[str]:
+@functools.cache
+def _functions() -> tuple[str, ...]:
     """Sources of the short functions and methods of the standard library that have no docstring yet, sorted."""
     found: dict[str, None] = {}
     for name in _MODULES:
@@ -93,7 +95,7 @@ def _functions() -> list[str]:
             for value in list(vars(owner).values()):
                 if isinstance(value, types.FunctionType) and value.__module__ == name:
                     found.update(dict.fromkeys(_source(value)))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _source(function: types.FunctionType) -> list[str]:
@@ -107,7 +109,7 @@ def _source(function: types.FunctionType) -> list[str]:
 
 def docstrings(seed: int = 0) -> Iterator[str]:
     """Endless; the interpreter's functions in a shuffled order, again and again in other orders."""
-    sources = _functions()
+    sources = list(_functions())
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     while True:
         rng.shuffle(sources)

@@ -76,7 +76,7 @@ class EngineSpec:
     def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
         """The command line. ``memory_share`` is of the GPU memory free when the server starts."""
         command = [
-            *(sys.executable, "-m", "sglang.cli.main", "serve", "--model-path", self.model, "--dtype", self.dtype),
+            *(str(Path(sys.executable).with_name("sglang")), "serve", "--model-path", self.model, "--dtype", self.dtype),
             *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
         ]
         if self.revision is not None:
