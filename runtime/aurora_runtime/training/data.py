@@ -1,0 +1,123 @@
+"""The stream of shards: which are new, what is in them, and on which side of the held-out split each request lies.
+
+Invariants: a shard is offered until it is marked consumed, and never after; a damaged shard is counted, logged and
+consumed, because another look would find the same; no held-out request reaches the training side.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from safetensors import SafetensorError
+
+from aurora_api.errors import InvalidRecord
+from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
+from aurora_runtime.store import Registry
+from aurora_runtime.traces import RequestTrace, decode
+from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.patience import Patience
+
+log = logging.getLogger(__name__)
+_DAMAGE: Final = (
+    DigestMismatch,
+    ObjectMissing,
+    InvalidRecord,
+    TraceFormatError,
+    SafetensorError,
+    ValueError,
+    IndexError,
+    RuntimeError,
+)
+"""What reading a shard raises when its bytes, or its record's, are wrong (the last three: tensors that do not fit)."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's examples on both sides of the split."""
+
+    key: str
+    train: tuple[Example, ...]
+    held_out: tuple[tuple[int, tuple[Example, ...]], ...]  # by request hash
+
+
+class ShardStream:
+    """Shards of one lineage, oldest hour first."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        lineage: int,
+        vocabulary: Vocabulary,
+        aux_width: int,
+        patience: Patience,
+        *,
+        consumed: Sequence[str] = (),
+        prompt_weight: float = 0.0,
+    ) -> None:
+        self._registry, self._lineage, self._vocabulary = registry, lineage, vocabulary
+        self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
+        self._consumed = dict.fromkeys(consumed)
+        self.damaged = 0
+
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """Manifest keys in the order of their consumption."""
+        return tuple(self._consumed)
+
+    def consume(self, key: str) -> None:
+        self._consumed.setdefault(key)
+
+    def pending(self) -> list[str]:
+        """Manifest keys that are not consumed."""
+        keys = self._patience.call("listing shards", lambda: list(self._registry.shard_keys(self._lineage)))
+        return [key for key in keys if key not in self._consumed]
+
+    def read(self, key: str) -> Shard | None:
+        """The shard's examples, or None when it is damaged."""
+        try:
+            _, data = self._patience.call(f"reading {key}", lambda: self._registry.shard(key))
+            return self._split(key, decode(data))
+        except _DAMAGE as error:
+            self.damaged += 1
+            log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
+            return None
+
+    def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
+        train: list[Example] = []
+        held_out: list[tuple[int, tuple[Example, ...]]] = []
+        for trace in traces:
+            if trace.hidden.shape[1] != self._aux_width:
+                raise TraceFormatError(f"hidden states are {trace.hidden.shape[1]} wide, expected {self._aux_width}")
+            if not bool(trace.hidden.isfinite().all()):
+                raise TraceFormatError("hidden states are not finite")
+            examples = examples_of(trace, self._vocabulary, 0.0 if trace.held_out else self._prompt_weight)
+            if trace.held_out:
+                held_out.append((trace.request, tuple(examples)))
+            else:
+                train += examples
+        return Shard(key, tuple(train), tuple(held_out))
+
+
+class HeldOutSet:
+    """The newest held-out requests, one per prompt, bounded in number."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._requests: dict[int, tuple[Example, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: int, examples: tuple[Example, ...]) -> None:
+        if not examples:
+            return
+        self._requests.pop(request, None)
+        self._requests[request] = examples
+        while len(self._requests) > self._limit:
+            del self._requests[next(iter(self._requests))]
+
+    def newest_first(self) -> list[Example]:
+        return [example for examples in reversed(self._requests.values()) for example in examples]

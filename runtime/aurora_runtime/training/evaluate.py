@@ -1,0 +1,78 @@
+"""How long a draft's guesses would have been: simulated acceptance length on held-out requests.
+
+Invariant: it counts as serving counts (answer tokens per verify round, the bonus token included), on tokens that the
+target really said. Every root is tried in one unrolled pass; rounds are then walked over the hits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.examples import Example, Vocabulary, collate
+from aurora_runtime.training.replay import pack
+from aurora_runtime.training.session import to_device
+from aurora_runtime.training.unroll import unroll
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The outcome of an evaluation."""
+
+    requests: int
+    rounds: int
+    tokens: int
+    first_hits: float  # share of roots whose first guess was right
+
+    @property
+    def accept_length(self) -> float:
+        return self.tokens / max(self.rounds, 1)
+
+
+@torch.inference_mode()
+def evaluate(
+    draft: Draft,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    steps: int,
+    *,
+    slots: int = 1024,
+    seconds: float = 20.0,
+) -> HeldOut:
+    """Greedy chains of ``steps`` guesses along each example's answer; stops early when ``seconds`` have passed, so the
+    examples should come in the order of their importance."""
+    device = draft.lm_head.weight.device
+    deadline = time.monotonic() + seconds
+    requests = rounds = tokens = hits = roots = 0
+    for group in pack(list(examples), slots):
+        batch = to_device(collate(group, steps, vocabulary), device)
+        known = batch.expected != -1
+        right = torch.zeros_like(known)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            for step, out in enumerate(unroll(draft, batch.trunk)):
+                chosen = known[:, :, step]
+                right[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == batch.expected[:, :, step][chosen]
+        for i, example in enumerate(group):
+            n = int(known[i, : example.roots, 0].sum())
+            r, t = walk(right[i, :n].cpu())
+            requests, rounds, tokens = requests + 1, rounds + r, tokens + t
+            hits, roots = hits + int(right[i, :n, 0].sum()), roots + n
+        if time.monotonic() > deadline:
+            break
+    return HeldOut(requests, rounds, tokens, hits / max(roots, 1))
+
+
+def walk(right: Tensor) -> tuple[int, int]:
+    """Rounds and tokens of greedy verification over ``right`` ``[N, J]``: whether guess ``j`` at root ``n`` is what the
+    target said. A round at ``n`` commits its leading right guesses and one bonus token, within the answer."""
+    leading = right.long().cumprod(-1).sum(-1).tolist()
+    at = rounds = 0
+    while at < len(leading):
+        at += leading[at] + 1
+        rounds += 1
+    return rounds, len(leading)

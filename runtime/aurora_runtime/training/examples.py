@@ -1,0 +1,200 @@
+"""From traces to batches: which slots are trained, on which teachers.
+
+Invariant: every root is one that serving can draft from (the slot of the last prompt token or later), every teacher a
+distribution that the target really had there. Prompt slots only lend their keys and values, unless prompt positions
+are given a weight.
+
+Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t+2``, so step
+``j`` at root ``t`` is taught by the target's distribution at position ``t+1+j``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.losses import Teacher
+from aurora_runtime.training.unroll import Trunk
+
+MAX_ROOTS: Final = 512
+MAX_SLOTS: Final = 4096
+"""A longer request is cut into examples of at most this many roots, each seeing at most this many slots."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Up to :data:`MAX_ROOTS` consecutive roots of one request, with the slots that they may attend to."""
+
+    start: int  # absolute position of slot 0
+    first_root: int
+    roots: int
+    fresh: int  # positions that count as seen for the first time with this example
+    tokens: Tensor  # [T + 1] int32: tokens at slots 0…T; the state at T itself is not needed
+    aux: Tensor  # [T, 3H]
+    teacher_ids: Tensor  # [T + 1, K] int32, draft ids; rows by position
+    teacher_probs: Tensor  # [T + 1, K] float16
+    teacher_rest: Tensor  # [T + 1] float16
+    weight: Tensor  # [T + 1] float16: 0 where there is no teacher
+
+    @property
+    def slots(self) -> int:
+        return self.aux.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.tokens, self.aux, self.teacher_ids, self.teacher_probs, self.teacher_rest, self.weight)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The draft's vocabulary map, both ways."""
+
+    to_target: Tensor  # [draft_vocab] int64
+    to_draft: Tensor  # [vocab] int32, -1 outside
+
+    @classmethod
+    def of(cls, ids: Tensor, vocab: int) -> Vocabulary:
+        """From the target ids of the draft's tokens."""
+        back = torch.full((vocab,), -1, dtype=torch.int32)
+        back[ids] = torch.arange(ids.numel(), dtype=torch.int32)
+        return cls(ids, back)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Roots of several examples, padded. ``row`` points into ``teacher`` and ``weight``, -1 where there is none."""
+
+    trunk: Trunk
+    row: Tensor  # [B, R, J] int64
+    teacher: Teacher  # M rows
+    weight: Tensor  # [M] float32
+    expected: Tensor  # [B, R, J] int64: draft id of the token that followed; -1 unknown, -2 outside the vocabulary
+    positions: int  # slots without padding
+
+
+def examples_of(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float = 0.0) -> list[Example]:
+    """A trace's examples; none when no root has both a state and a teacher. Raises :class:`TraceFormatError` for token
+    ids outside the target's vocabulary."""
+    tokens = trace.tokens[trace.hidden_start :]
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary.to_draft.numel():
+        raise TraceFormatError("token ids outside the target's vocabulary")
+    ids, probs, rest, weight = _teachers(trace, vocabulary, prompt_weight)
+    taught = weight.nonzero().flatten()
+    last_slot = min(trace.hidden.shape[0], tokens.numel() - 1) - 1
+    first = 0 if prompt_weight else max(trace.prompt_length - 1 - trace.hidden_start, 0)
+    if not taught.numel():
+        return []
+    last = min(last_slot, int(taught[-1]) - 1)
+    first = max(first, int(taught[0]) - 1)
+    cut = []
+    counted = 0
+    for root in range(first, last + 1, MAX_ROOTS):
+        end = min(root + MAX_ROOTS, last + 1)
+        begin = max(0, end - MAX_SLOTS)
+        # One slot beyond the roots keeps the tokens and teachers of later steps within reach.
+        stop = min(end + MAX_STEPS, last_slot + 1)
+        final = end == last + 1
+        fresh = (trace.hidden.shape[0] if final else end) - counted
+        counted = end
+        rows = slice(begin, stop + 1)
+        cut.append(
+            Example(
+                start=trace.hidden_start + begin,
+                first_root=root - begin,
+                roots=end - root,
+                fresh=fresh,
+                tokens=tokens[rows].clone(),
+                aux=trace.hidden[begin:stop].clone(),
+                teacher_ids=ids[rows].clone(),
+                teacher_probs=probs[rows].clone(),
+                teacher_rest=rest[rows].clone(),
+                weight=weight[rows].clone(),
+            )
+        )
+    return cut
+
+
+MAX_STEPS: Final = 16
+"""Bound of ``draft.steps`` and of ``training.unrollSteps`` in the custom resource."""
+
+
+def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float) -> tuple[Tensor, ...]:
+    """Teachers by position relative to ``hidden_start``: ids ``[L, K]``, probs ``[L, K]``, rest, weight ``[L]``."""
+    length = trace.tokens.shape[0] - trace.hidden_start
+    count = trace.node_count.long()
+    round_of = torch.repeat_interleave(torch.arange(count.numel()), count)
+    path = trace.node_accepted.long()
+    # Depth on the accepted path: accepted nodes of the round up to this one, the root being 0.
+    before = torch.cat([path.new_zeros(1), path.cumsum(0)])
+    offset = before[count.cumsum(0) - count] if count.numel() else before[:0]
+    depth = before[1:] - offset[round_of] - 1
+    position = trace.root.long()[round_of] + depth - trace.hidden_start
+    kept = trace.node_accepted & (position >= 0) & (position < length)
+    at, top = position[kept], trace.top_ids[kept].long()
+    if top.numel() and not 0 <= int(top.min()) <= int(top.max()) < vocabulary.to_draft.numel():
+        raise TraceFormatError("top-k ids outside the target's vocabulary")
+    k = trace.top_ids.shape[1]
+    ids = torch.full((length, k), -1, dtype=torch.int32)
+    probs = torch.zeros(length, k, dtype=torch.float16)
+    rest, weight = torch.zeros(length, dtype=torch.float16), torch.zeros(length, dtype=torch.float16)
+    inside = vocabulary.to_draft[top]
+    ids[at] = inside
+    probs[at] = torch.where(inside >= 0, trace.top_logprobs[kept].float().exp(), 0.0).to(torch.float16)
+    rest[at] = trace.rest[kept].to(torch.float16)
+    weight[at] = 1.0
+    if prompt_weight:
+        # In the prompt only the next token is known: a distribution with all its mass there.
+        prompt = torch.arange(max(0, min(trace.prompt_length - trace.hidden_start, length - 1)))
+        following = vocabulary.to_draft[trace.tokens[trace.hidden_start :][prompt + 1].long()]
+        ids[prompt, 0] = following
+        probs[prompt, 0] = (following >= 0).to(torch.float16)
+        weight[prompt] = prompt_weight
+    return ids, probs, rest, weight
+
+
+def collate(examples: Sequence[Example], steps: int, vocabulary: Vocabulary) -> Batch:
+    """Pad ``examples`` into one batch of ``steps`` unrolled steps."""
+    slots, roots = max(e.slots for e in examples), max(e.roots for e in examples)
+    b, width = len(examples), examples[0].aux.shape[1]
+    aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)
+    after = torch.zeros(b, slots, dtype=torch.int64)
+    root = torch.zeros(b, roots, dtype=torch.int64)
+    chain = torch.zeros(b, roots, steps, dtype=torch.int64)
+    row = torch.full((b, roots, steps), -1, dtype=torch.int64)
+    expected = torch.full((b, roots, steps), -1, dtype=torch.int64)
+    base = 0
+    for i, e in enumerate(examples):
+        aux[i, : e.slots] = e.aux
+        after[i, : e.slots] = e.tokens[1:]
+        slot = torch.arange(e.first_root, e.first_root + e.roots)
+        root[i, : e.roots] = slot
+        taught = slot[:, None] + 1 + torch.arange(steps)  # position whose distribution teaches step j
+        chain[i, : e.roots] = e.tokens[taught.clamp(max=e.slots)].long()
+        present = (taught <= e.slots) & (e.weight[taught.clamp(max=e.slots)] > 0)
+        row[i, : e.roots] = torch.where(present, base + taught, -1)
+        follows = e.tokens[(taught + 1).clamp(max=e.slots)].long()
+        draft_id = vocabulary.to_draft[follows].long()
+        expected[i, : e.roots] = torch.where(taught < e.slots, torch.where(draft_id < 0, -2, draft_id), -1)
+        base += e.slots + 1
+    teacher = Teacher(
+        torch.cat([e.teacher_ids for e in examples]).long(),
+        torch.cat([e.teacher_probs for e in examples]).float(),
+        torch.cat([e.teacher_rest for e in examples]).float(),
+    )
+    start = torch.tensor([e.start for e in examples])
+    weight = torch.cat([e.weight for e in examples]).float()
+    return Batch(
+        trunk=Trunk(aux=aux, tokens=after, start=start, root=root, chain=chain),
+        row=row,
+        teacher=teacher,
+        weight=weight,
+        expected=expected,
+        positions=sum(e.slots for e in examples),
+    )

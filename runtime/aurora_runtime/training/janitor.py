@@ -1,0 +1,47 @@
+"""Removal of what no manifest names: uploads that a dead trainer left unfinished (promise "durable").
+
+Invariant: only the trainer writes checkpoints and trainer states, so what has no manifest at the first look *and* after
+a grace period is nobody's unfinished work. Two looks, because the store's clock is not asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from aurora_runtime.store import Keys, Registry
+
+GRACE_S: Final = 120.0
+log = logging.getLogger(__name__)
+
+
+def orphans(registry: Registry) -> set[str]:
+    """Keys of checkpoint and trainer-state data that no manifest names."""
+    checkpoints = list(registry.objects.list(Keys.CHECKPOINTS))
+    complete = {key.rsplit("/", 1)[0] for key in checkpoints if key.endswith("/manifest.json")}
+    found = {key for key in checkpoints if key.rsplit("/", 1)[0] not in complete}
+    states = list(registry.objects.list(Keys.TRAINER_STATE))
+    saved = {key.removesuffix(".json") for key in states if key.endswith(".json")}
+    return found | {key for key in states if not key.endswith(".json") and key.rsplit("/", 1)[0] not in saved}
+
+
+class Janitor:
+    """Looks at start, and deletes once the grace period is over. Call :meth:`tick` between two pieces of work."""
+
+    def __init__(self, registry: Registry, grace: float = GRACE_S) -> None:
+        self._registry = registry
+        self._suspects = orphans(registry)
+        self._due: float | None = time.monotonic() + grace if self._suspects else None
+
+    def tick(self) -> int:
+        """Delete the orphans of the first look when it is time; returns how many went."""
+        if self._due is None or time.monotonic() < self._due:
+            return 0
+        self._due = None
+        gone = sorted(self._suspects & orphans(self._registry))
+        for key in gone:
+            self._registry.objects.delete(key)
+        if gone:
+            log.info("deleted %d objects that no manifest names", len(gone))
+        return len(gone)

@@ -1,0 +1,142 @@
+"""Day 0: the lineage and its initial draft, version 0, so that serving can start before any traffic.
+
+Invariant: whoever sees the lineage's record finds version 0 behind it. The order is checkpoint, registration, lineage;
+a crash in between is healed by running this again: the draft is deterministic, and what is registered already wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from aurora_api.records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_runtime.errors import CheckpointFormatError, ObjectExists, ObjectMissing
+from aurora_runtime.store import Keys, Registry
+from aurora_runtime.training import export, init
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.examples import Vocabulary
+from aurora_runtime.training.target import TargetModel
+
+FIRST_LINEAGE: Final = 1
+log = logging.getLogger(__name__)
+
+
+def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
+    """The store's lineage, created with its version 0 when there is none. Safe to repeat after any failure.
+
+    Raises :class:`CheckpointFormatError` when the stored lineage belongs to another target.
+    """
+    lineage = registry.lineage()
+    if lineage is None:
+        lineage = _create(registry, target, spec, now)
+    for what in ("config_sha256", "tokenizer_sha256"):
+        if getattr(lineage.target, what) != getattr(target.identity, what):
+            raise CheckpointFormatError(
+                f"lineage {lineage.number} was made for another target: {what} differs; the model at "
+                f"{target.identity.model} has changed, create another AuroraSpeculator for it"
+            )
+    return lineage
+
+
+def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            registration = registry.registration(INITIAL_VERSION)
+            registry.fetch_checkpoint(registration, folder)
+            draft, ids = export.load(folder, target.embedding)
+        except ObjectMissing:
+            config = init.draft_config(target, spec.vocab_size)
+            ids = init.vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
+            draft = init.initial_draft(target, config, ids)
+            registration = None
+        exported = export.export(draft, ids, folder)
+        if registration is None:
+            publish(
+                registry,
+                folder,
+                CheckpointManifest(
+                    lineage=FIRST_LINEAGE,
+                    version=INITIAL_VERSION,
+                    digest=exported.digest,
+                    files=exported.files,
+                    step=0,
+                    trained_tokens=0,
+                    provenance=provenance(),
+                    created=now(),
+                ),
+            )
+    lineage = Lineage(
+        number=FIRST_LINEAGE,
+        target=target.identity,
+        architecture=spec.architecture,
+        draft_vocab_size=draft.config.draft_vocab_size,
+        aux_layers=draft.config.aux_layers,
+        d2t_sha256=exported.d2t_sha256,
+        tensors=exported.tensors,
+        created=now(),
+    )
+    try:
+        registry.create_lineage(lineage)
+        log.info("created lineage %d with draft version %d", FIRST_LINEAGE, INITIAL_VERSION)
+    except ObjectExists:
+        stored = registry.lineage()
+        if stored is None:
+            raise
+        return stored
+    return lineage
+
+
+def publish(
+    registry: Registry, folder: Path, manifest: CheckpointManifest, accept_length: float | None = None
+) -> Registration:
+    """Upload a checkpoint and register its version; idempotent for the same weights under the same version.
+
+    Raises :class:`~aurora_runtime.errors.ObjectExists` when the number is taken by other weights.
+    """
+    registration = Registration(
+        version=manifest.version,
+        lineage=manifest.lineage,
+        checkpoint=Keys.checkpoint(manifest.version, manifest.digest),
+        digest=manifest.digest,
+        held_out_accept_length=accept_length,
+        trained_tokens=manifest.trained_tokens,
+        created=manifest.created,
+    )
+    try:
+        registry.checkpoint(registration)  # left by a run that died before it registered: its files are complete
+    except ObjectMissing:
+        registry.put_checkpoint(manifest, folder)
+    try:
+        registry.register(registration)
+    except ObjectExists:
+        stored = registry.registration(manifest.version)
+        if stored.digest != manifest.digest:
+            raise
+        return stored
+    return registration
+
+
+def fetch(registry: Registry, number: int, target: TargetModel) -> tuple[Draft, Vocabulary]:
+    """A registered version's draft."""
+    with tempfile.TemporaryDirectory() as scratch:
+        registry.fetch_checkpoint(registry.registration(number), Path(scratch))
+        draft, ids = export.load(Path(scratch), target.embedding)
+    return draft, Vocabulary.of(ids, target.identity.vocab_size)
+
+
+def provenance() -> dict[str, str]:
+    """Versions behind a checkpoint."""
+    return {"torch": str(torch.__version__), "aurora": version("aurora-operator")}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,167 @@
+"""``aurora-train``: open or create the lineage, resume, train until SIGTERM.
+
+Invariant: after SIGTERM the process is gone within :data:`STOP_S`, saved if the store answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+import torch
+
+from aurora_api.pod import TrainerSettings
+from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase, TrainerStatus
+from aurora_runtime.errors import Interrupted
+from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.training import lineage as lineages
+from aurora_runtime.training import saved
+from aurora_runtime.training.candidates import Candidates
+from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.janitor import Janitor
+from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
+from aurora_runtime.training.replay import Memory
+from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.target import TargetModel, load_target
+from aurora_runtime.training.train import Trainer
+
+STOP_S: Final = 9.0
+REPLAY_BYTES: Final = 1 << 30
+HELD_OUT_REQUESTS: Final = 48
+PASSES: Final = 4
+log = logging.getLogger(__name__)
+
+
+def recipe_of(settings: TrainerSettings) -> Recipe:
+    """How to learn, from the custom resource. Without replay every position is trained once."""
+    training = settings.training
+    return Recipe(
+        learning_rate=float(training.learning_rate),
+        unroll_steps=training.unroll_steps,
+        replay=training.replay,
+        passes=max(PASSES, 1 + training.replay) if training.replay else 1,
+    )
+
+
+def build(
+    settings: TrainerSettings,
+    registry: Registry,
+    target: TargetModel,
+    lineage: Lineage,
+    patience: Patience,
+    device: torch.device,
+) -> Trainer:
+    """A trainer that continues from the stored state, or from the last version when there is none."""
+    number = lineage.number
+    state = patience.call("reading the trainer's state", lambda: saved.read(registry, number))
+    newest = patience.call("reading the registry", registry.last_version) or INITIAL_VERSION
+    last = patience.call("reading the registry", lambda: registry.registration(newest))
+    draft, vocabulary = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
+    held, _ = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
+    recipe = recipe_of(settings)
+    session = Session(draft, vocabulary, recipe, device)
+    stream = ShardStream(
+        registry,
+        number,
+        vocabulary,
+        len(lineage.aux_layers) * target.identity.hidden_size,
+        patience,
+        consumed=state.record.consumed if state else (),
+        prompt_weight=recipe.prompt_weight,
+    )
+    memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
+    refill(stream, memory, held_out)
+    if state is not None:
+        session.restore(state.tensors)
+        log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
+    return Trainer(
+        registry=registry,
+        stream=stream,
+        memory=memory,
+        held_out=held_out,
+        session=session,
+        candidates=Candidates(registry, number, settings.training, settings.draft.steps, last, held),
+        progress=Progress(registry),
+        janitor=patience.call("looking for orphans", lambda: Janitor(registry)),
+        patience=patience,
+        epoch=state.record.epoch if state else 0,
+        trained_tokens=state.record.trained_tokens if state else last.trained_tokens,
+    )
+
+
+def refill(stream: ShardStream, memory: Memory, held_out: HeldOutSet) -> None:
+    """Read consumed shards again, newest first until the memory would be full, and add them in their old order."""
+    shards = []
+    size = 0
+    for key in reversed(stream.consumed):
+        shard = stream.read(key)
+        if shard is None:
+            continue
+        shards.append(shard)
+        size += sum(example.nbytes for example in shard.train)
+        if size >= REPLAY_BYTES:
+            break
+    for shard in reversed(shards):
+        for example in shard.train:
+            memory.add(example)
+        for request, examples in shard.held_out:
+            held_out.add(request, examples)
+
+
+def run(settings: TrainerSettings, registry: Registry, patience: Patience, device: torch.device) -> None:
+    """Day 0 if needed, then training or, when suspended, waiting; returns when ``patience`` is stopped."""
+    target = patience.call("reading the target", lambda: load_target(settings.target))
+    patience.call("opening the store", registry.objects.probe)
+    lineage = patience.call(
+        "opening the lineage", lambda: lineages.open_lineage(registry, target, settings.draft, lineages.utc_now)
+    )
+    if settings.training.suspended:
+        wait_suspended(registry, lineage, patience)
+        return
+    build(settings, registry, target, lineage, patience, device).run()
+
+
+def wait_suspended(registry: Registry, lineage: Lineage, patience: Patience) -> None:
+    """Say that training is suspended, and what was reached, until asked to stop."""
+    progress = Progress(registry)
+    while not patience.stopping:
+        before = patience.call("reading the status", registry.trainer_status)
+        known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
+        update = {"lineage": lineage.number, "phase": TrainerPhase.SUSPENDED, "updated": lineages.utc_now()}
+        progress.write(TrainerStatus.model_validate(known | update))
+        patience.sleep(IDLE_INTERVAL_S)
+
+
+def main() -> None:
+    """Entry point of the trainer's container."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    settings = TrainerSettings.from_env()
+    patience = Patience()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        log.info("stopping on signal %d", signum)
+        patience.stop()
+        deadline = threading.Timer(STOP_S, os._exit, (1,))
+        deadline.daemon = True
+        deadline.start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
+    log.info("training for %s on %s, %d thread(s)", settings.target.model, device.type, torch.get_num_threads())
+    try:
+        run(settings, registry, patience, device)
+    except Interrupted as interrupted:
+        log.info("%s", interrupted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The trainer's progress for people and for the custom resource's status: the one record that is overwritten.
+
+Invariant: telling costs little and never stops the telling process: a write that fails is dropped, the next one says
+more. Nothing is decided from it, and it holds no user text.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from aurora_api.records import Registration, TrainerPhase, TrainerStatus
+from aurora_runtime.errors import StoreError
+from aurora_runtime.store import Registry
+from aurora_runtime.training.candidates import Outcome
+from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.session import Session
+
+INTERVAL_S: Final = 4.0
+IDLE_INTERVAL_S: Final = 15.0
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Writes :class:`TrainerStatus` every few seconds."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._phase: TrainerPhase | None = None
+        self._next = 0.0
+        self._accept_length: float | None = None
+        self._message = ""
+
+    def evaluated(self, outcome: Outcome) -> None:
+        """Take over what an evaluation showed; the next status says it."""
+        if outcome.candidate is not None:
+            self._accept_length = outcome.candidate.accept_length
+        self._message = outcome.message
+        self._next = 0.0
+
+    def tick(self, phase: TrainerPhase, session: Session, *, shards: int, tokens: int, last: Registration) -> None:
+        """Write the status when it is time, or when the phase changed."""
+        if phase == self._phase and time.monotonic() < self._next:
+            return
+        self.write(
+            TrainerStatus(
+                lineage=last.lineage,
+                phase=phase,
+                step=session.steps,
+                shards=shards,
+                trained_tokens=tokens,
+                loss=session.loss,
+                held_out_accept_length=self._accept_length,
+                last_registered=last.version,
+                message=self._message,
+                updated=utc_now(),
+            )
+        )
+
+    def write(self, status: TrainerStatus) -> None:
+        """Write ``status`` now."""
+        try:
+            self._registry.put_trainer_status(status)
+        except StoreError as error:
+            log.warning("status not written: %s", error)
+        self._phase = status.phase
+        busy = status.phase is TrainerPhase.TRAINING
+        self._next = time.monotonic() + (INTERVAL_S if busy else IDLE_INTERVAL_S)

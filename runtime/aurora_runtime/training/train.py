@@ -1,0 +1,140 @@
+"""The loop: fresh shards first, replay beside them, candidates when they earned it, state at shard boundaries.
+
+Invariant: between two shards everything that matters is in ``_save``'s record; between two batches nothing is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from aurora_api.records import TrainerPhase
+from aurora_runtime.errors import Interrupted
+from aurora_runtime.store import Registry
+from aurora_runtime.training import saved
+from aurora_runtime.training.candidates import Candidates
+from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.examples import Example
+from aurora_runtime.training.janitor import Janitor
+from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.replay import Memory, pack
+from aurora_runtime.training.session import Session
+
+log = logging.getLogger(__name__)
+POLL_S: Final = 2.0
+SAVE_S: Final = 20.0
+SAVE_SHARE: Final = 0.1
+"""A save follows the last one after :data:`SAVE_S`, or later when saves take more than this share of the time."""
+
+
+@dataclass
+class Trainer:
+    """Trains one lineage until asked to stop."""
+
+    registry: Registry
+    stream: ShardStream
+    memory: Memory
+    held_out: HeldOutSet
+    session: Session
+    candidates: Candidates
+    progress: Progress
+    janitor: Janitor
+    patience: Patience
+    epoch: int  # of the last stored state
+    trained_tokens: int
+    _saved_step: int = -1
+    _save_due: float = 0.0
+
+    def run(self) -> None:
+        """Train until asked to stop; then save."""
+        self._saved_step = self.session.steps
+        try:
+            self._loop()
+        except Interrupted as stop:
+            log.info("%s", stop)
+        self._save()
+
+    def _loop(self) -> None:
+        while not self.patience.stopping:
+            pending = self.stream.pending()
+            if pending:
+                for key in pending:
+                    if not self.patience.stopping:
+                        self._shard(key)
+                        self._between(TrainerPhase.TRAINING)
+            elif self._may_replay():
+                until = time.monotonic() + POLL_S
+                while time.monotonic() < until and self._may_replay() and not self.patience.stopping:
+                    self._step(self.memory.sample(self.session.recipe.batch_slots, self.session.generator))
+                self._between(TrainerPhase.TRAINING)
+            else:
+                self._between(TrainerPhase.WAITING_FOR_TRACES)
+                self.patience.sleep(POLL_S)
+
+    def _shard(self, key: str) -> None:
+        shard = self.stream.read(key)
+        for request, examples in shard.held_out if shard else ():
+            self.held_out.add(request, examples)
+        train = list(shard.train) if shard else []
+        for example in train:
+            self.memory.add(example)
+        recipe, generator = self.session.recipe, self.session.generator
+        order = torch.randperm(len(train), generator=generator).tolist()
+        for group in pack([train[i] for i in order], recipe.batch_slots):
+            if self.patience.stopping:
+                break
+            self._step(group)
+            self.trained_tokens += sum(example.fresh for example in group)
+            for _ in range(recipe.replay):
+                self._step(self.memory.sample(recipe.batch_slots, generator))
+        self.stream.consume(key)
+
+    def _step(self, examples: Sequence[Example]) -> None:
+        if examples:
+            self.session.step(examples)
+        self._tick(TrainerPhase.TRAINING)
+
+    def _may_replay(self) -> bool:
+        """Without fresh traces, replay until every position has been trained ``passes`` times on average."""
+        return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.trained_tokens
+
+    def _between(self, phase: TrainerPhase) -> None:
+        if self.candidates.due(self.trained_tokens, self.session.steps):
+            outcome = self.patience.call(
+                "offering a candidate",
+                lambda: self.candidates.offer(self.session, self.held_out, self.trained_tokens),
+            )
+            self.progress.evaluated(outcome)
+        if time.monotonic() >= self._save_due:
+            self._save()
+        self.patience.call("deleting orphans", self.janitor.tick)
+        self._tick(phase)
+
+    def _tick(self, phase: TrainerPhase) -> None:
+        self.progress.tick(
+            phase, self.session, shards=len(self.stream.consumed), tokens=self.trained_tokens, last=self.candidates.last
+        )
+
+    def _save(self) -> None:
+        if self.session.steps == self._saved_step:
+            return
+        began = time.monotonic()
+        record, data = saved.build(
+            self.session,
+            epoch=self.epoch + 1,
+            lineage=self.candidates.lineage,
+            trained_tokens=self.trained_tokens,
+            consumed=self.stream.consumed,
+            last=self.candidates.last,
+        )
+        self.patience.call("saving the trainer's state", lambda: self.registry.put_trainer_state(record, data))
+        self.epoch += 1
+        self._saved_step = self.session.steps
+        now = time.monotonic()
+        self._save_due = now + max(SAVE_S, (now - began) / SAVE_SHARE)

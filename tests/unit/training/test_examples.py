@@ -1,0 +1,136 @@
+"""From traces to batches: teachers lie where the target spoke, roots where serving can draft from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import examples as module
+from aurora_runtime.training.examples import Vocabulary, collate, examples_of
+from aurora_runtime.training.replay import Memory, pack
+from tests.unit.training import tiny
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    ids = torch.arange(tiny.DRAFT_VOCAB) + 50
+    return Vocabulary.of(ids, tiny.VOCAB)
+
+
+def by_position(trace: RequestTrace) -> dict[int, int]:
+    """Accepted node of every position, from the rounds one by one."""
+    found, node = {}, 0
+    for root, count in zip(trace.root.tolist(), trace.node_count.tolist(), strict=True):
+        depth = 0
+        for i in range(node, node + count):
+            if trace.node_accepted[i]:
+                found[root + depth] = i
+                depth += 1
+        node += count
+    return found
+
+
+@pytest.mark.parametrize("hidden_start", [0, 4, 9])
+def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: Vocabulary, hidden_start: int) -> None:
+    trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)
+    (example,) = examples_of(trace, vocabulary)
+    batch = collate([example], 3, vocabulary)
+    nodes = by_position(trace)
+    assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
+    taught = 0
+    for r in range(example.roots):
+        root = hidden_start + example.first_root + r
+        for j in range(3):
+            position, row = root + 1 + j, int(batch.row[0, r, j])
+            assert (row >= 0) == (position in nodes)
+            if row < 0:
+                continue
+            taught += 1
+            node = nodes[position]
+            target_ids = trace.top_ids[node].long()
+            want = vocabulary.to_draft[target_ids].long()
+            assert batch.teacher.ids[row].tolist() == want.tolist()
+            inside = want >= 0
+            torch.testing.assert_close(
+                batch.teacher.probs[row], trace.top_logprobs[node].float().exp() * inside, atol=1e-3, rtol=1e-3
+            )
+            if j:
+                assert int(batch.trunk.chain[0, r, j]) == int(trace.tokens[position])
+            if position + 1 < trace.tokens.shape[0]:
+                follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
+                assert int(batch.expected[0, r, j]) == (follows if follows >= 0 else -2)
+    assert taught >= 3 * (trace.answer_tokens - 4)
+
+
+def test_long_requests_are_cut_without_losing_or_doubling_a_root(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROOTS", 7)
+    monkeypatch.setattr(module, "MAX_SLOTS", 12)
+    trace = tiny.trace(6, prompt=10, answer=40)
+    cut = examples_of(trace, vocabulary)
+    roots = [e.start + e.first_root + r for e in cut for r in range(e.roots)]
+    assert roots == list(range(9, 48))
+    assert sum(e.fresh for e in cut) == trace.hidden.shape[0]
+    assert all(e.slots <= 12 + module.MAX_STEPS for e in cut)
+
+
+def test_prompt_positions_are_taught_only_when_they_have_a_weight(vocabulary: Vocabulary) -> None:
+    trace = tiny.trace(7, prompt=10, answer=6)
+    (with_prompt,) = examples_of(trace, vocabulary, prompt_weight=0.25)
+    assert with_prompt.first_root == 0
+    assert with_prompt.weight[:10].tolist() == [0.25] * 10
+    following = int(vocabulary.to_draft[int(trace.tokens[4])])
+    assert int(with_prompt.teacher_ids[3, 0]) == following
+
+
+def test_ids_outside_the_targets_vocabulary_are_refused(vocabulary: Vocabulary) -> None:
+    trace = tiny.trace(8)
+    bad = trace.tokens.clone()
+    bad[3] = tiny.VOCAB
+    with pytest.raises(TraceFormatError, match="vocabulary"):
+        examples_of(dataclasses.replace(trace, tokens=bad), vocabulary)
+
+
+def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:
+    model = tiny.target(tmp_path)
+    _, vocabulary = tiny.draft_of(model)
+    ids = vocabulary.to_target
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert {398, 399} <= set(ids.tolist())  # special tokens, beyond the first ids
+    assert ids.numel() == tiny.DRAFT_VOCAB
+    assert vocabulary.to_draft[ids].tolist() == list(range(ids.numel()))
+
+
+def test_memory_keeps_its_bound_and_spreads_over_age(vocabulary: Vocabulary) -> None:
+    examples = [examples_of(tiny.trace(seed), vocabulary)[0] for seed in range(200)]
+    size = examples[0].nbytes
+    memory = Memory(20 * size + size // 2)
+    for example in examples:
+        memory.add(example)
+        assert memory.nbytes <= 20 * size + size // 2
+    place = {id(e): i for i, e in enumerate(examples)}
+    ages = [place[id(e)] for e in memory.all()]
+    assert len(ages) == 20
+    assert ages == sorted(ages)
+    assert ages[-1] == 199
+    assert ages[0] < 170  # not only the newest twenty
+    assert sum(a >= 150 for a in ages) >= 10  # mostly recent
+    again = Memory(20 * size + size // 2)
+    for example in examples:
+        again.add(example)
+    assert [id(e) for e in again.all()] == [id(e) for e in memory.all()]
+
+
+def test_pack_bounds_the_padded_size(vocabulary: Vocabulary) -> None:
+    examples = [
+        examples_of(tiny.trace(seed, prompt=4 + seed % 13, answer=6 + seed % 5), vocabulary)[0] for seed in range(50)
+    ]
+    groups = pack(examples, 64)
+    assert [id(e) for g in groups for e in g] == [id(e) for e in examples]
+    assert all(len(g) * max(e.slots for e in g) <= 64 for g in groups)

@@ -1,0 +1,71 @@
+"""A session learns, and continues identically after a save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from aurora_runtime.training.evaluate import evaluate, walk
+from aurora_runtime.training.examples import Example, examples_of
+from aurora_runtime.training.session import Recipe, Session
+from tests.unit.training import tiny
+
+CPU = torch.device("cpu")
+
+
+def session_of(folder: Path) -> tuple[Session, list[Example]]:
+    draft, vocabulary = tiny.draft_of(tiny.target(folder))
+    examples = [e for seed in range(12) for e in examples_of(tiny.trace(seed, answer=20), vocabulary)]
+    return Session(draft, vocabulary, Recipe(learning_rate=5e-3, batch_slots=64), CPU), examples
+
+
+def draws(session: Session, examples: list[Example], count: int) -> list[list[Example]]:
+    return [
+        [examples[i] for i in torch.randperm(len(examples), generator=session.generator)[:3].tolist()]
+        for _ in range(count)
+    ]
+
+
+def test_a_resumed_session_continues_identically(tmp_path: Path) -> None:
+    first, examples = session_of(tmp_path)
+    for batch in draws(first, examples, 5):
+        first.step(batch)
+    stored = save({n: t.contiguous() for n, t in first.state().items()})
+    second, _ = session_of(tmp_path)
+    second.restore(load(stored))
+    for batch_a, batch_b in zip(draws(first, examples, 5), draws(second, examples, 5), strict=True):
+        assert [id(e) for e in batch_a] == [id(e) for e in batch_b]
+        assert first.step(batch_a) == second.step(batch_b)
+    a, b = first.state(), second.state()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_on_a_few_requests_learns_them(tmp_path: Path) -> None:
+    session, examples = session_of(tmp_path)
+    before = evaluate(session.draft, examples, session.vocabulary, 3)
+    losses = [session.step(examples[:6]) for _ in range(60)]
+    after = evaluate(session.draft, examples[:6], session.vocabulary, 3)
+    assert losses[-1] < 0.3 * losses[0]
+    assert before.accept_length < 1.3
+    assert after.accept_length > 2.5
+
+
+def test_what_is_not_finite_is_not_learnt(tmp_path: Path) -> None:
+    session, examples = session_of(tmp_path)
+    session.step(examples[:3])
+    before = [p.detach().clone() for p in session.draft.parameters()]
+    poisoned = [e for e in examples[:2]]
+    poisoned[0].aux[0] = float("inf")
+    session.step(poisoned)
+    assert all(torch.equal(a, b) for a, b in zip(before, session.draft.parameters(), strict=True))
+
+
+def test_walk_counts_rounds_and_tokens_as_serving_does() -> None:
+    hit = torch.tensor
+    assert walk(hit([[False] * 3] * 5)) == (5, 5)  # nothing accepted: one bonus token per round
+    assert walk(hit([[True] * 3] * 8)) == (2, 8)
+    assert walk(hit([[True, False, True]] * 6)) == (3, 6)  # what follows a wrong guess does not count
+    assert walk(torch.zeros(0, 3, dtype=torch.bool)) == (0, 0)

@@ -1,0 +1,260 @@
+"""Day 0, shards, candidates and clean-up against the store's contract, kills included."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.speculator import Target, Training
+from aurora_runtime.errors import CheckpointFormatError, Interrupted, StoreError, TargetUnavailable
+from aurora_runtime.store import Keys, Registry
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import export, lineage
+from aurora_runtime.training.candidates import Candidates
+from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.janitor import Janitor, orphans
+from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.target import TargetModel, load_target
+from tests.unit.training import tiny
+
+SPEC = DraftSpec(vocab_size=tiny.DRAFT_VOCAB)
+
+
+def clock() -> Iterator[datetime]:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    while True:
+        at += timedelta(seconds=1)
+        yield at
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> TargetModel:
+    return tiny.target(tmp_path / "target")
+
+
+def open_at(registry: Registry, model: TargetModel, times: Iterator[datetime]) -> None:
+    lineage.open_lineage(registry, model, SPEC, lambda: next(times))
+
+
+def test_day_0_survives_a_kill_before_any_write(model: TargetModel) -> None:
+    whole, objects = tiny.memory_registry()
+    times = clock()
+    open_at(whole, model, times)
+    writes = len(objects.data)
+    assert writes == 5  # config, weights, manifest, registration, lineage
+    for kill in range(writes):
+        registry, objects = tiny.memory_registry()
+        objects.fail_at = kill
+        with pytest.raises(KeyboardInterrupt):
+            open_at(registry, model, times)
+        if registry.lineage() is not None:
+            registry.registration(0)
+        objects.fail_at = None
+        open_at(registry, model, times)
+        stored = registry.lineage()
+        assert stored is not None
+        assert registry.registration(0).digest == whole.registration(0).digest
+        assert stored.d2t_sha256 == whole.lineage().d2t_sha256  # type: ignore[union-attr]
+        assert orphans(registry) == set()
+        before = dict(objects.data)
+        open_at(registry, model, times)
+        assert objects.data == before
+
+
+def test_a_changed_target_is_refused(model: TargetModel, tmp_path: Path) -> None:
+    registry, _ = tiny.memory_registry()
+    open_at(registry, model, clock())
+    other = load_target(tiny.write_target(tmp_path / "other", tied=False))
+    with pytest.raises(CheckpointFormatError, match="another target"):
+        open_at(registry, other, clock())
+
+
+def test_the_checkpoint_is_what_sglang_loads(model: TargetModel, tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(model)
+    exported = export.export(draft, vocabulary.to_target, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    h, v = tiny.HIDDEN, tiny.DRAFT_VOCAB
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 4]
+    assert {n: tuple(t.shape) for n, t in tensors.items()} == {
+        "fc.weight": (h, 3 * h),
+        "midlayer.hidden_norm.weight": (h,),
+        "midlayer.input_layernorm.weight": (h,),
+        "midlayer.post_attention_layernorm.weight": (h,),
+        "midlayer.self_attn.q_proj.weight": (32, 2 * h),
+        "midlayer.self_attn.k_proj.weight": (16, 2 * h),
+        "midlayer.self_attn.v_proj.weight": (16, 2 * h),
+        "midlayer.self_attn.o_proj.weight": (h, 32),
+        "midlayer.mlp.gate_proj.weight": (48, h),
+        "midlayer.mlp.up_proj.weight": (48, h),
+        "midlayer.mlp.down_proj.weight": (h, 48),
+        "norm.weight": (h,),
+        "lm_head.weight": (v, h),
+        "d2t": (v,),
+        "t2d": (tiny.VOCAB,),
+    }
+    assert {n: (t.shape, t.dtype) for n, t in exported.tensors.items()}["d2t"] == ((v,), "I64")
+    assert (tensors["d2t"] + torch.arange(v)).tolist() == vocabulary.to_target.tolist()
+    assert int(tensors["t2d"].sum()) == v
+    assert all((tmp_path / "out" / f.name).stat().st_mode & 0o777 == 0o644 for f in exported.files)
+    again, ids = export.load(tmp_path / "out", model.embedding)
+    assert ids.tolist() == vocabulary.to_target.tolist()
+    assert export.export(again, ids, tmp_path / "twice").digest == exported.digest
+    assert again.config == draft.config
+
+
+def test_a_target_without_its_files_says_which(tmp_path: Path) -> None:
+    with pytest.raises(TargetUnavailable, match=r"config\.json"):
+        load_target(Target(model=str(tmp_path)))
+
+
+def stream_of(registry: Registry, model: TargetModel, consumed: tuple[str, ...] = ()) -> ShardStream:
+    _, vocabulary = tiny.draft_of(model)
+    return ShardStream(registry, 1, vocabulary, 3 * tiny.HIDDEN, Patience(), consumed=consumed)
+
+
+def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> None:
+    registry, _ = tiny.memory_registry()
+    traces = [tiny.trace(seed) for seed in range(40)]
+    keys = [tiny.put_shard(registry, i, traces[i * 10 : i * 10 + 10]) for i in range(4)]
+    stream = stream_of(registry, model)
+    assert stream.pending() == keys
+    held, trained = set(), 0
+    for key in keys:
+        shard = stream.read(key)
+        assert shard is not None
+        held |= {request for request, _ in shard.held_out}
+        trained += len(shard.train)
+        stream.consume(key)
+    assert held == {t.request for t in traces if t.held_out}
+    assert trained == sum(not t.held_out for t in traces)
+    assert held
+    assert stream.pending() == []
+    assert stream_of(registry, model, stream.consumed).pending() == []
+
+
+def poison(trace: RequestTrace) -> RequestTrace:
+    return dataclasses.replace(trace, hidden=torch.full_like(trace.hidden, float("nan")))
+
+
+def test_a_damaged_shard_is_counted_and_skipped(model: TargetModel) -> None:
+    registry, objects = tiny.memory_registry()
+    keys = [tiny.put_shard(registry, i, [tiny.trace(i)]) for i in range(5)]
+    data = [k.replace(".json", ".safetensors") for k in keys]
+    objects.data[data[0]] = objects.data[data[0]][:-1] + b"!"  # flipped byte
+    del objects.data[data[1]]
+    objects.data[keys[2]] = b"{}"
+    keys.append(tiny.put_shard(registry, 6, [poison(tiny.trace(6))]))
+    narrow = dataclasses.replace(tiny.trace(7), hidden=tiny.trace(7).hidden[:, :5].contiguous())
+    keys.append(tiny.put_shard(registry, 7, [narrow]))
+    stream = stream_of(registry, model)
+    assert [stream.read(k) is None for k in keys] == [True, True, True, False, False, True, True]
+    assert stream.damaged == 5
+
+
+def test_held_out_keeps_the_newest_request_of_each_prompt(model: TargetModel) -> None:
+    _, vocabulary = tiny.draft_of(model)
+    held = HeldOutSet(3)
+    examples = {seed: tuple(examples_of(tiny.trace(seed), vocabulary)) for seed in range(5)}
+    for seed in (0, 1, 2, 0, 3):
+        held.add(seed, examples[seed])
+    assert [id(e) for e in held.newest_first()] == [id(examples[s][0]) for s in (3, 0, 2)]
+
+
+def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
+    """A session that learnt its own held-out set by heart, so that a gain is certain."""
+    open_at(registry, model, clock())
+    draft, vocabulary = lineage.fetch(registry, 0, model)
+    held_draft, _ = lineage.fetch(registry, 0, model)
+    session = Session(draft, vocabulary, Recipe(learning_rate=5e-3), torch.device("cpu"))
+    held = HeldOutSet(8)
+    for seed in range(6):
+        held.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), vocabulary)))
+    settings = Training(publish_tokens=256, publish_seconds=3600)
+    candidates = Candidates(registry, 1, settings, 3, registry.registration(0), held_draft)
+    for _ in range(40):
+        session.step(held.newest_first())
+    return session, candidates, held
+
+
+def test_only_a_gain_is_registered_and_only_once(model: TargetModel) -> None:
+    registry, _ = tiny.memory_registry()
+    session, candidates, held = offering(registry, model)
+    assert not candidates.due(255, session.steps)
+    assert candidates.due(256, session.steps)
+    first = candidates.offer(session, held, 300)
+    assert first.registration is not None
+    assert first.registration.version == 1
+    assert registry.checkpoint(first.registration).parent == 0
+    assert not candidates.due(600, session.steps)  # nothing was learnt since
+    second = candidates.offer(session, held, 600)
+    assert second.registration is None
+    assert registry.last_version() == 1
+
+
+def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model: TargetModel) -> None:
+    registry, objects = tiny.memory_registry()
+    session, candidates, held = offering(registry, model)
+    other = registry.registration(0).model_copy(update={"version": 1})
+    racing = iter([0])
+    registry.last_version = lambda: next(racing, 1)  # type: ignore[method-assign]  # the other trainer came between
+    registry.register(other)
+    offered = candidates.offer(session, held, 300)
+    assert offered.registration is not None
+    assert offered.registration.version == 2
+    # A crash right after registering: the state forgets, the registry knows.
+    del registry.last_version  # type: ignore[method-assign]
+    before = set(objects.data)
+    held_draft, _ = lineage.fetch(registry, 0, model)
+    reborn = Candidates(registry, 1, Training(), 3, registry.registration(0), held_draft)
+    again = reborn.offer(session, held, 300)
+    assert again.registration == offered.registration
+    assert set(objects.data) == before
+
+
+def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> None:
+    registry, objects = tiny.memory_registry()
+    open_at(registry, model, clock())
+    complete = set(objects.data)
+    objects.put("checkpoints/00000007-abc/model.safetensors", b"half")
+    objects.put("trainer/state/00000003/state.safetensors", b"half")
+    objects.put("trainer/state/00000002/state.safetensors", b"whole")
+    objects.put(Keys.trainer_state(2), b"{}")
+    assert Janitor(registry, grace=3600).tick() == 0
+    janitor = Janitor(registry, grace=0)
+    objects.put("checkpoints/00000008-def/model.safetensors", b"being uploaded since the first look")
+    assert janitor.tick() == 2
+    kept = {"checkpoints/00000008-def/model.safetensors", "trainer/state/00000002/state.safetensors"}
+    assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
+
+
+def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurora_runtime.training.patience.FIRST_WAIT_S", 0.001)
+    patience = Patience()
+    answers = iter([StoreError("down"), StoreError("down"), 7])
+
+    def flaky() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patience.call("testing", flaky) == 7
+
+    def down() -> int:
+        patience.stop()
+        raise StoreError("down")
+
+    with pytest.raises(Interrupted):
+        patience.call("testing", down)

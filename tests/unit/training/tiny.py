@@ -1,0 +1,199 @@
+"""A tiny target on disk, tiny traces and an in-memory store: the trainer's unit tests need nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from aurora_api.records import FileRef, ShardManifest
+from aurora_api.speculator import Target
+from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing
+from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.traces import RequestTrace, encode, prompt_hash
+from aurora_runtime.training import init
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.examples import Vocabulary
+from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.target import TargetModel, load_target
+
+HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
+
+
+def write_target(folder: Path, *, tied: bool = True) -> Target:
+    """A random Llama of 8 layers as SGLang and transformers would read it; end token 399 lies outside the first ids."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).mul(0.05).to(torch.bfloat16)
+
+    config = {
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "eos_token_id": 399,
+        "tie_word_embeddings": tied,
+    }
+    layer = f"model.layers.{LAYERS - 1}."
+    tensors = {
+        "model.embed_tokens.weight": normal(VOCAB, HIDDEN),
+        "model.norm.weight": normal(HIDDEN) + 1,
+        f"{layer}input_layernorm.weight": normal(HIDDEN) + 1,
+        f"{layer}post_attention_layernorm.weight": normal(HIDDEN) + 1,
+        f"{layer}self_attn.q_proj.weight": normal(32, HIDDEN),
+        f"{layer}self_attn.k_proj.weight": normal(16, HIDDEN),
+        f"{layer}self_attn.v_proj.weight": normal(16, HIDDEN),
+        f"{layer}self_attn.o_proj.weight": normal(HIDDEN, 32),
+        f"{layer}mlp.gate_proj.weight": normal(48, HIDDEN),
+        f"{layer}mlp.up_proj.weight": normal(48, HIDDEN),
+        f"{layer}mlp.down_proj.weight": normal(HIDDEN, 48),
+    }
+    if not tied:
+        tensors["lm_head.weight"] = normal(VOCAB, HIDDEN)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 398, "special": True}]}))
+    return Target(model=str(folder))
+
+
+def target(folder: Path) -> TargetModel:
+    return load_target(write_target(folder))
+
+
+def draft_of(model: TargetModel) -> tuple[Draft, Vocabulary]:
+    ids = init.vocabulary(DRAFT_VOCAB, VOCAB, model.special_tokens)
+    draft = init.initial_draft(model, init.draft_config(model, DRAFT_VOCAB), ids)
+    return draft, Vocabulary.of(ids, VOCAB)
+
+
+def trace(seed: int, *, prompt: int = 6, answer: int = 12, hidden_start: int = 0, steps: int = 2) -> RequestTrace:
+    """A random request whose rounds accept 0…``steps`` of ``steps`` drafts, as capture would record it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    length = prompt + answer
+    tokens = integers(0, VOCAB, length).to(torch.int32)
+    roots, accepted = [], []
+    at = prompt
+    while at < length - 1:
+        a = min(int(integers(0, steps + 1, 1)), length - 2 - at)
+        roots.append(at)
+        accepted.append(a)
+        at += a + 1
+    nodes = len(roots) * (steps + 1)
+    node = torch.arange(nodes) % (steps + 1)
+    depth = torch.tensor(accepted).repeat_interleave(steps + 1)
+    root = torch.tensor(roots, dtype=torch.int32)
+    position = (root.repeat_interleave(steps + 1) + node).clamp(max=length - 1)
+    on_path = node <= depth
+    logits = torch.randn(nodes, VOCAB, generator=generator) * 2
+    following = tokens[(position + 1).clamp(max=length - 1)].long()
+    logits[torch.arange(nodes), following] += 9.0 * on_path  # the committed token is what the target says
+    top = logits.log_softmax(-1).topk(TOP_K)
+    return RequestTrace(
+        request=prompt_hash(tokens[:prompt].tolist()),
+        prompt_length=prompt,
+        hidden_start=hidden_start,
+        tokens=tokens,
+        hidden=torch.randn(length - 1 - hidden_start, 3 * HIDDEN, generator=generator).to(torch.bfloat16),
+        root=root,
+        node_count=torch.full((len(roots),), steps + 1, dtype=torch.int32),
+        accepted=torch.tensor(accepted, dtype=torch.int32),
+        version=torch.zeros(len(roots), dtype=torch.int32),
+        node_token=torch.where(on_path, tokens[position.long()], integers(0, VOCAB, nodes).to(torch.int32)),
+        node_parent=(node - 1).to(torch.int16),
+        node_accepted=on_path,
+        top_ids=top.indices.to(torch.int32),
+        top_logprobs=top.values.to(torch.float16),
+        rest=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
+    )
+
+
+class MemoryObjects(ObjectStore):
+    """Objects in a dictionary. ``fail_at`` makes the n-th write from now raise, as a kill would."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.fail_at: int | None = None
+
+    def _write(self, key: str, data: bytes) -> None:
+        if self.fail_at is not None:
+            if self.fail_at == 0:
+                raise KeyboardInterrupt
+            self.fail_at -= 1
+        self.data[key] = data
+
+    def put(self, key: str, data: bytes) -> None:
+        self._write(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        if key in self.data:
+            if self.data[key] == data:
+                return
+            raise ObjectExists(key)
+        self._write(key, data)
+
+    def upload(self, key: str, path: Path) -> None:
+        self._write(key, path.read_bytes())
+
+    def get(self, key: str, sha256: str | None = None) -> bytes:
+        if key not in self.data:
+            raise ObjectMissing(key)
+        if sha256 is not None and hashlib.sha256(self.data[key]).hexdigest() != sha256:
+            raise DigestMismatch(key)
+        return self.data[key]
+
+    def download(self, key: str, path: Path, sha256: str) -> None:
+        path.write_bytes(self.get(key, sha256))
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
+        yield from sorted(key for key in self.data if key.startswith(prefix) and key > after)
+
+    def delete(self, key: str) -> None:
+        self.data.pop(key, None)
+
+
+def memory_registry() -> tuple[Registry, MemoryObjects]:
+    objects = MemoryObjects()
+    return Registry(objects), objects
+
+
+def put_shard(registry: Registry, seq: int, traces: list[RequestTrace], lineage: int = 1) -> str:
+    """Write a shard as an agent would."""
+    data = encode(traces)
+    created = utc_now()
+    stem = f"pod-0-boot-{seq:08d}"
+    return registry.put_shard(
+        ShardManifest(
+            lineage=lineage,
+            pod="pod-0",
+            boot="boot",
+            seq=seq,
+            file=FileRef(name=f"{stem}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+            requests=len(traces),
+            tokens=sum(t.hidden.shape[0] for t in traces),
+            answer_tokens=sum(t.answer_tokens for t in traces),
+            rounds=sum(t.root.shape[0] for t in traces),
+            proposed=sum(t.node_token.shape[0] - t.root.shape[0] for t in traces),
+            accepted=sum(int(t.accepted.sum()) for t in traces),
+            dropped_records=0,
+            draft_versions=(0,),
+            created=created,
+        ),
+        data,
+    )
