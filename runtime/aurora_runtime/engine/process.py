@@ -27,7 +27,7 @@ from aurora_runtime.errors import EngineFault
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 20.0
+STOP_SECONDS = 8.0
 PORTS = range(20000, 32000)
 """Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -76,7 +76,14 @@ class EngineSpec:
     def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
         """The command line. ``memory_share`` is of the GPU memory free when the server starts."""
         command = [
-            *(str(Path(sys.executable).with_name("sglang")), "serve", "--model-path", self.model, "--dtype", self.dtype),
+            *(
+                str(Path(sys.executable).with_name("sglang")),
+                "serve",
+                "--model-path",
+                self.model,
+                "--dtype",
+                self.dtype,
+            ),
             *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
         ]
         if self.revision is not None:
@@ -150,13 +157,21 @@ class EngineProcess:
             file.seek(max(0, self.log_file.stat().st_size - 16384))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
+    def ask_to_stop(self) -> None:
+        """Ask the server to end and return at once, so that several can end at the same time before :meth:`stop`."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
-        """End the server and whatever is left of its group; harmless when it is gone already."""
+        """End the server and whatever is left of its group; harmless when it is gone already.
+
+        The callers' requests are over: it is killed when it has not ended within :data:`STOP_SECONDS`.
+        """
         process = self._process
         if process is None:
             return
+        self.ask_to_stop()
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):

@@ -38,7 +38,7 @@ def fetch_draft(registry: Registry, version: int, lineage: Lineage, folder: Path
     if manifest.lineage != lineage.number:
         raise MeasurementError(f"version {version} is of lineage {manifest.lineage}, not of {lineage.number}")
     draft = Draft(folder, version)
-    if _tensors(draft.weights) != lineage.tensors:
+    if tensor_specs(draft.weights) != lineage.tensors:
         raise MeasurementError(f"version {version}: its tensors are not the lineage's")
     with safe_open(draft.weights, framework="numpy") as file:
         offsets = file.get_tensor("d2t").astype("<i8").tobytes()
@@ -47,7 +47,7 @@ def fetch_draft(registry: Registry, version: int, lineage: Lineage, folder: Path
     return draft, manifest
 
 
-def _tensors(path: Path) -> dict[str, TensorSpec]:
+def tensor_specs(path: Path) -> dict[str, TensorSpec]:
     """The header of a safetensors file: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -91,6 +91,8 @@ class Engines:
             await self._session.close()
             self._session = None
         for process in self._processes.values():
+            process.ask_to_stop()
+        for process in self._processes.values():
             process.stop()
         self._processes.clear()
 
