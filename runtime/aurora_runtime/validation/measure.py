@@ -104,7 +104,8 @@ async def measure(
         longest = max(longest, clock() - began)
         result.verdicts.append(judge(result.samples, result.equalities(), plan.policy))
         _say(number, plan, result, clock() - began)
-        if number + 1 >= plan.policy.min_rounds and settled([v.kind for v in result.verdicts], final=FINAL):
+        # Before min_rounds speed decides nothing: only failed or different answers settle a verdict, and they stay.
+        if settled([v.kind for v in result.verdicts], final=FINAL):
             break
     if not result.verdicts:
         raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")

@@ -114,10 +114,10 @@ async def test_a_failing_baseline_is_an_error_not_a_verdict() -> None:
         await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
 
 
-async def test_a_failing_candidate_is_rejected() -> None:
+async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:
     simulated = bench(40.0, fail=Arm.CANDIDATE)
     result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
-    assert result.verdicts[-1].kind is VerdictKind.REJECT
+    assert [v.kind for v in result.verdicts] == [VerdictKind.REJECT] * 2
 
 
 @pytest.mark.parametrize(
