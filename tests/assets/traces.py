@@ -27,7 +27,7 @@ REVISION = 2
 """Part of the cache's name: raise it when the generation below changes."""
 TOP_K = 32
 MAX_NEW_TOKENS = 64
-GENERATION_BATCH = 24
+GENERATION_BATCH = 50
 
 
 def _words(text: str) -> tuple[str, ...]:
