@@ -102,14 +102,12 @@ class ShardWriter:
             self.tidy()
         except OSError as error:
             log.warning("aurora capture: cannot tidy the spool: %s", error)
-        while not self._stop.is_set():
+        while not (self._stop.is_set() and self._queue.empty()):
             try:
                 self.step()
             except Exception:  # the thread's outermost loop: a bug here must not end capture silently
                 self._errors += 1
                 log.exception("aurora capture: a batch was lost")
-        while not self._queue.empty():
-            self.step()
         self.flush()
         self.heartbeat()
 

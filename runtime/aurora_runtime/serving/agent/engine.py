@@ -24,6 +24,7 @@ from aurora_runtime.serving.settings import LOADER
 SHORT_S: Final = 5.0
 CONTROL_S: Final = 60.0
 UPDATE_S: Final = 300.0
+RESUME_RETRIES: Final = 2
 
 
 def parse_counters(text: str) -> dict[str, float]:
@@ -139,13 +140,15 @@ class EngineClient:
 
     async def resume(self) -> None:
         """Go on; retried, because a pod left paused serves nobody. Harmless when nothing is paused."""
-        for attempt in range(3):
+        order = {"torch_empty_cache": False}
+        for attempt in range(RESUME_RETRIES):
             try:
-                return await self._order("/continue_generation", {"torch_empty_cache": False}, limit=CONTROL_S)
+                await self._order("/continue_generation", order, limit=CONTROL_S)
             except EngineFault:
-                if attempt == 2:
-                    raise
                 await asyncio.sleep(0.2 * (attempt + 1))
+            else:
+                return
+        await self._order("/continue_generation", order, limit=CONTROL_S)
 
     async def begin(self) -> None:
         await self._order("/begin_weight_update", {"selector": "draft"}, limit=CONTROL_S)

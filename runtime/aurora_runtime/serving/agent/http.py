@@ -55,6 +55,7 @@ def application(pod: Pod, swapper: Swapper, metrics: Metrics, token: str) -> web
     async def put_draft(request: web.Request) -> web.Response:
         try:
             wish = SwapRequest.from_json(await request.read())
+            await pod.ready()  # takes a new engine over, should no probe have done so yet
             await swapper.request(wish)
         except InvalidRecord as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error

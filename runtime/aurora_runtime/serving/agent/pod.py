@@ -43,7 +43,6 @@ class Pod:
         self._swapper = swapper
         self._uploader = uploader
         self._draft_tokens = draft_tokens
-        self._recovered = NO_BOOT
 
     def boot(self) -> str:
         """The boot that the launcher declared ready, or nothing."""
@@ -61,13 +60,11 @@ class Pod:
         boot = self.boot()
         if boot == NO_BOOT:
             return False
-        if boot != self._recovered:
-            try:
-                await self._swapper.recover()
-            except (EngineFault, DraftRefused) as error:
-                log.warning("the engine cannot be taken over yet: %s", error)
-                return False
-            self._recovered = boot
+        try:
+            await self._swapper.take_over(boot)
+        except EngineFault as error:
+            log.warning("the engine cannot be taken over yet: %s", error)
+            return False
         return self._swapper.pausing or await self._engine.ready() or self._swapper.pausing
 
     def capture(self) -> CaptureState | None:

@@ -42,6 +42,8 @@ class Swapper:
         self._epoch_file = folder.path / EPOCH_FILE
         self._finished = finished
         self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._boot = ""
         self._sums: dict[str, str] = {}  # what each file gave in this engine, by the file's digest
         self._held: tuple[int, str] | None = None
         self.status = SwapStatus()
@@ -58,11 +60,17 @@ class Swapper:
         except FileNotFoundError:
             return None
 
-    async def recover(self) -> None:
-        """After a start: end what an agent that died left open, and let ``current`` follow the engine.
+    async def take_over(self, boot: str) -> None:
+        """Once per boot of the engine: end what an agent that died left open, and let ``current`` follow the engine.
 
         Raises :class:`EngineFault` while the engine is not there yet.
         """
+        async with self._lock:
+            if boot != self._boot and not self.busy:
+                await self._recover()
+                self._boot = boot
+
+    async def _recover(self) -> None:
         version = await self._engine.version()
         with contextlib.suppress(EngineFault):  # refused when no update was begun
             await self._engine.end()
@@ -78,7 +86,7 @@ class Swapper:
             self._sums = {current.digest: checksum}
 
     async def checksum(self, version: int) -> str:
-        """The engine's checksum of the draft it holds, ``version``; asked for once, because it costs the engine time."""
+        """The engine's checksum of the draft ``version`` that it holds; asked for once: it costs the engine time."""
         if self._held is None or self._held[0] != version:
             self._held = version, await self._engine.checksum()
         return self._held[1]
@@ -90,6 +98,10 @@ class Swapper:
             SwapRefused: an older epoch, or another swap is going on.
             EngineFault: the engine is not there.
         """
+        async with self._lock:
+            await self._admit(request)
+
+    async def _admit(self, request: SwapRequest) -> None:
         last = self.last_request()
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
@@ -97,6 +109,8 @@ class Swapper:
             if last is not None and (request.version, request.digest) == (last.version, last.digest):
                 return
             raise SwapRefused(f"a swap to version {self.status.version} is going on")
+        if not self._boot:
+            raise EngineFault("the engine is not up yet")
         version = await self._engine.version()
         current = self._drafts.current()
         write_atomically(self._epoch_file, request.to_json())
@@ -155,18 +169,21 @@ class Swapper:
         """Load ``draft`` in a pause; seconds that generation stood still."""
         began = time.monotonic()
         self.pausing = True
+        ended = False
         try:
             await self._engine.pause()
-            try:
-                await self._engine.begin()
-                try:
-                    await self._engine.update(draft.weights, draft.version)
-                finally:
+            await self._engine.begin()
+            await self._engine.update(draft.weights, draft.version)
+            await self._engine.end()
+            ended = True
+        finally:  # whatever an answer said, the call may have had its effect
+            if not ended:
+                with contextlib.suppress(EngineFault):
                     await self._engine.end()
-            finally:
+            try:
                 await self._engine.resume()
-        finally:
-            self.pausing = False
+            finally:
+                self.pausing = False
         return time.monotonic() - began
 
     async def _confirm(self, draft: StagedDraft, previous: StagedDraft, before: str) -> None:

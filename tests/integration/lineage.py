@@ -1,0 +1,133 @@
+"""Drafts and a lineage for tests of the serving pod, published in a real store.
+
+The drafts need no training: ``write_constant_draft`` proposes the same few tokens whatever it is given, so that a
+request that repeats them is accepted and others are rejected, in chains and in trees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aurora_api.records import (
+    Channel,
+    ChannelReason,
+    CheckpointManifest,
+    FileRef,
+    Lineage,
+    Registration,
+    TargetIdentity,
+)
+from aurora_runtime.serving.agent.weights import read_header
+from aurora_runtime.store import Registry
+from aurora_runtime.store.objects import sha256_file
+from tests.assets.random_draft import write_random_draft
+
+DRAFT_VOCABULARY = 1024
+
+
+def with_map(tensors: dict[str, Tensor], first: Sequence[int]) -> dict[str, Tensor]:
+    """Map the draft's first ids to ``first`` and the rest to themselves (``d2t`` holds offsets)."""
+    ids = torch.arange(tensors["d2t"].shape[0])
+    ids[: len(first)] = torch.tensor(first)
+    reachable = torch.zeros_like(tensors["t2d"])
+    reachable[ids] = True
+    return tensors | {"d2t": ids - torch.arange(ids.shape[0]), "t2d": reachable}
+
+
+def write_draft(folder: Path, target: Path, first: Sequence[int], *, seed: int) -> Path:
+    """A random draft whose vocabulary map starts with ``first``."""
+    write_random_draft(folder, target, seed=seed, draft_vocabulary=DRAFT_VOCABULARY)
+    file = folder / "model.safetensors"
+    save_file(with_map(load_file(file), first), file)
+    return folder
+
+
+def write_constant_draft(folder: Path, target: Path, first: Sequence[int]) -> Path:
+    """A draft that ranks ``first`` in this order, always.
+
+    Its MLP computes silu(z)·z, which is never negative, and adds the sum to one dimension only; after the norm the
+    state is that dimension, and the head reads its ranking from there.
+    """
+    write_draft(folder, target, first, seed=1)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["fc.weight"] *= 0.01
+    tensors["midlayer.self_attn.o_proj.weight"].zero_()
+    tensors["midlayer.mlp.gate_proj.weight"] = (
+        torch.randn(tensors["midlayer.mlp.gate_proj.weight"].shape, generator=torch.Generator().manual_seed(2)).to(
+            torch.bfloat16
+        )
+        * 0.05
+    )
+    tensors["midlayer.mlp.up_proj.weight"] = tensors["midlayer.mlp.gate_proj.weight"].clone()
+    tensors["midlayer.mlp.down_proj.weight"].zero_()
+    tensors["midlayer.mlp.down_proj.weight"][0] = 1
+    tensors["lm_head.weight"].zero_()
+    tensors["lm_head.weight"][:, 0] = -1
+    tensors["lm_head.weight"][: len(first), 0] = 1 - 0.02 * torch.arange(len(first)).to(torch.bfloat16)
+    save_file(tensors, file)
+    return folder
+
+
+def lineage_of(draft: Path, target: Path) -> Lineage:
+    """The lineage that ``draft`` begins."""
+    file = draft / "model.safetensors"
+    config = json.loads((target / "config.json").read_text())
+    with file.open("rb") as source:
+        entries, _ = read_header(source, file.stat().st_size)
+    layers = config["num_hidden_layers"]
+    return Lineage(
+        number=1,
+        target=TargetIdentity(
+            model=str(target),
+            config_sha256=sha256_file(target / "config.json"),
+            tokenizer_sha256=sha256_file(target / "tokenizer.json"),
+            hidden_size=config["hidden_size"],
+            vocab_size=config["vocab_size"],
+        ),
+        architecture="EAGLE3",
+        draft_vocab_size=DRAFT_VOCABULARY,
+        aux_layers=(2, layers // 2, layers - 3),
+        d2t_sha256=hashlib.sha256(load_file(file)["d2t"].numpy().tobytes()).hexdigest(),
+        tensors={name: entry.spec for name, entry in entries.items()},
+        created=datetime.now(UTC),
+    )
+
+
+def publish(registry: Registry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
+    """Upload a draft and register it."""
+    names = ("config.json", "model.safetensors")
+    files = tuple(
+        FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size) for name in names
+    )
+    manifest = CheckpointManifest(
+        lineage=lineage,
+        version=version,
+        digest=files[1].sha256,
+        files=files,
+        step=0,
+        trained_tokens=0,
+        created=datetime.now(UTC),
+    )
+    registration = Registration(
+        version=version,
+        lineage=lineage,
+        checkpoint=registry.put_checkpoint(manifest, draft),
+        digest=manifest.digest,
+        trained_tokens=0,
+        created=datetime.now(UTC),
+    )
+    registry.register(registration)
+    return registration
+
+
+def initial_channel() -> Channel:
+    return Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))

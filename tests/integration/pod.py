@@ -1,0 +1,156 @@
+"""An inference pod without Kubernetes: its three containers as processes that share a folder, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aurora_api.agent import AgentState, SwapRequest
+from aurora_api.pod import SETTINGS_VARIABLE, ServingSettings
+from aurora_runtime.serving.settings import EngineState, PodFolder
+from tests.assets.server import free_port
+
+ADMIN = "admin-key-of-the-test"
+TOKEN = "agent-token-of-the-test"  # noqa: S105 - a test's
+START_S = 900.0
+STOP_S = 60.0
+
+
+def call(
+    url: str, body: Any = None, *, method: str | None = None, token: str | None = None, timeout: float = 300
+) -> bytes:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own servers
+    with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - our own servers
+        return bytes(answer.read())
+
+
+def status_of(url: str, **options: Any) -> int:
+    try:
+        call(url, **options)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    return 200
+
+
+@dataclass
+class PodProcesses:
+    """One pod. ``stage``, then ``engine()`` and ``agent()`` as contexts or started and stopped by hand."""
+
+    path: Path
+    settings: ServingSettings
+    environment: dict[str, str]
+    engine_port: int = field(default_factory=free_port)
+    agent_port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.folder = PodFolder(self.path / "state")
+        self.keys = self.path / "keys"
+        self.folder.path.mkdir(parents=True)
+        self.keys.mkdir()
+        (self.keys / "admin-key").write_text(ADMIN + "\n")
+        (self.keys / "agent-token").write_text(TOKEN + "\n")
+
+    @property
+    def engine_url(self) -> str:
+        return f"http://127.0.0.1:{self.engine_port}"
+
+    @property
+    def agent_url(self) -> str:
+        return f"http://127.0.0.1:{self.agent_port}"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "engine.log"
+
+    def _command(self, module: str, *arguments: str) -> list[str]:
+        shared = ["--state", str(self.folder.path), "--keys", str(self.keys), "--host", "127.0.0.1"]
+        return [sys.executable, "-m", module, *arguments, *shared]
+
+    def _variables(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self.environment,
+            SETTINGS_VARIABLE: self.settings.to_json().decode(),
+            "POD_NAME": "pod-0",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def stage(self, *, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+        command = self._command("aurora_runtime.serving.agent", "stage", "--stage-timeout", "10")
+        return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout)
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[subprocess.Popen[bytes]]:
+        command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
+        with self.log.open("ab") as sink:
+            process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + START_S
+            while not self._engine_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+                time.sleep(0.3)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(STOP_S)
+
+    def _engine_ready(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return EngineState.from_json(self.folder.engine.read_bytes()).ready
+        return False
+
+    @contextlib.contextmanager
+    def agent(self) -> Iterator[subprocess.Popen[bytes]]:
+        ports = ("--port", str(self.agent_port), "--engine-port", str(self.engine_port))
+        command = self._command("aurora_runtime.serving.agent", "serve", *ports)
+        with (self.path / "agent.log").open("ab") as sink:
+            process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    if status_of(f"{self.agent_url}/readyz") == 200:
+                        break
+                time.sleep(0.1)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(STOP_S)
+
+    def state(self) -> AgentState:
+        return AgentState.from_json(call(f"{self.agent_url}/v1/state", token=TOKEN))
+
+    def ask(self, wish: SwapRequest, *, token: str = TOKEN) -> int:
+        return status_of(f"{self.agent_url}/v1/draft", body=wish.to_json(), method="PUT", token=token)
+
+    def settled(self, *, timeout: float = 120) -> AgentState:
+        """The state once no swap is going on."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            state = self.state()
+            if state.swap.phase.value in ("Idle", "Failed"):
+                return state
+            time.sleep(0.1)
+        raise TimeoutError("the swap did not end")

@@ -1,0 +1,350 @@
+"""An inference pod on the real parts: stock SGLang on the CPU engine, SmolLM2, SeaweedFS.
+
+Speculation is exact in float32, so answers can be compared token by token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aurora_api.agent import SwapPhase, SwapRequest
+from aurora_api.pod import ServingSettings, StoreSettings
+from aurora_api.records import Registration
+from aurora_api.speculator import Capture, Draft, DType, Target
+from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
+from tests.assets.model import ensure_model
+from tests.assets.s3 import S3, seaweedfs
+from tests.integration.lineage import (
+    DRAFT_VOCABULARY,
+    initial_channel,
+    lineage_of,
+    publish,
+    write_constant_draft,
+    write_draft,
+)
+from tests.integration.pod import ADMIN, TOKEN, PodProcesses, call, status_of
+
+pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class World:
+    pod: PodProcesses
+    registry: Registry
+    versions: dict[int, Registration]
+    target: Path
+
+
+def _settings(s3: S3, target: Path, draft: Draft, **capture: Any) -> ServingSettings:
+    return ServingSettings(
+        namespace="test",
+        name="spec",
+        target=Target(model=str(target), dtype=DType.FLOAT32),
+        draft=draft,
+        capture=Capture(shard_seconds=2, top_k=16, **capture),
+        store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
+    )
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[S3]:
+    with seaweedfs() as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    target = ensure_model()
+    base = tmp_path_factory.mktemp("serving")
+    objects = ObjectStore(store.config())
+    objects.ensure_bucket()
+    registry = Registry(objects)
+    first = _favourites(target)
+    drafts = {
+        0: write_constant_draft(base / "constant", target, first),
+        1: write_draft(base / "random", target, first, seed=7),
+        2: write_draft(base / "other-map", target, [*first[:-1], DRAFT_VOCABULARY + 5], seed=8),
+    }
+    registry.create_lineage(lineage_of(drafts[0], target))
+    versions = {number: publish(registry, folder, number) for number, folder in drafts.items()}
+    registry.advance_channel(initial_channel())
+    settings = _settings(
+        store, target, Draft(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=1, draft_tokens=STEPS + 1)
+    )
+    pod = PodProcesses(base / "pod", settings, store.environment())
+    staged = pod.stage()
+    assert staged.returncode == 0, staged.stderr.decode()
+    with pod.engine(), pod.agent():
+        yield World(pod, registry, versions, target)
+
+
+def _tokenizer(target: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(target)
+
+
+def _favourites(target: Path) -> list[int]:
+    tokenizer = _tokenizer(target)
+    texts = (" yes", "\n", ",", " the", ".", " a", " and", " of")
+    return [int(tokenizer.encode(text, add_special_tokens=False)[0]) for text in texts]
+
+
+def _chat(target: Path, question: str) -> list[int]:
+    tokenizer = _tokenizer(target)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _prompts(target: Path) -> list[list[int]]:
+    repeat = [int(token) for token in _tokenizer(target).encode(" yes" * 12, add_special_tokens=False)]
+    questions = (
+        "What is the capital of France? Answer in one word.",
+        "Name three colours.",
+        "Say hello.",
+    )
+    return [repeat, *(_chat(target, question) for question in questions)]
+
+
+def _generate(url: str, prompt: list[int], tokens: int = 32) -> dict[str, Any]:
+    body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
+    answer: dict[str, Any] = json.loads(call(f"{url}/generate", body))
+    return answer
+
+
+def _collect(
+    registry: Registry, wanted: set[tuple[int, ...]], *, timeout: float = 60
+) -> dict[tuple[int, ...], RequestTrace]:
+    """Traces from the store by their tokens, once all that are wanted have come."""
+    found: dict[tuple[int, ...], RequestTrace] = {}
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for key in list(registry.shard_keys(1)):
+            _, data = registry.shard(key)
+            found |= {tuple(trace.tokens.tolist()): trace for trace in decode(data)}
+        if wanted <= found.keys():
+            return found
+        time.sleep(0.5)
+    raise TimeoutError(f"{len(wanted - found.keys())} of {len(wanted)} traces did not come")
+
+
+def _check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any]) -> None:
+    output, meta = answer["output_ids"], answer["meta_info"]
+    tokens = trace.tokens.tolist()
+    assert tokens == prompt + output
+    assert trace.prompt_length == len(prompt)
+    assert trace.request == prompt_hash(prompt)
+    assert trace.held_out == is_held_out(prompt_hash(prompt))
+    assert trace.hidden_start == meta["cached_tokens"]
+    end = trace.hidden_start + trace.hidden.shape[0]
+    assert len(tokens) - 1 <= end <= len(tokens)
+    assert trace.root.shape[0] == meta["spec_verify_ct"]
+    beyond_the_end = meta["spec_num_correct_drafts"] - int(trace.accepted.sum())
+    assert 0 <= beyond_the_end <= STEPS
+    at, reached = 0, len(prompt)
+    for root, nodes, accepted in zip(
+        trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
+    ):
+        assert root == reached, "a round starts at the last committed token"
+        path = [at + i for i in range(nodes) if trace.node_accepted[at + i]]
+        assert len(path) == accepted + 1
+        for step, node in enumerate(path):
+            assert trace.node_token[node] == tokens[root + step]
+            if root + step + 1 < len(tokens):
+                assert trace.top_ids[node, 0] == tokens[root + step + 1], "greedy: the answer is the most likely token"
+        parents = trace.node_parent[at : at + nodes].tolist()
+        assert parents[0] == -1
+        assert all(0 <= parent < node for node, parent in enumerate(parents) if node)
+        at += nodes
+        reached = root + accepted + 1
+    mass = trace.top_logprobs.float().exp().sum(-1) + trace.rest.float()
+    assert torch.allclose(mass, torch.ones_like(mass), atol=5e-3)
+
+
+def _same_states(trace: RequestTrace, target: Path) -> None:
+    """The captured states are those of these positions: compared with transformers' own forward pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+        with torch.no_grad():
+            states = model(trace.tokens.long().unsqueeze(0), output_hidden_states=True).hidden_states
+    layers = len(states) - 1
+    expected = torch.cat([states[i][0] for i in (2, layers // 2, layers - 3)], dim=-1)
+    rows = slice(trace.hidden_start, trace.hidden_start + trace.hidden.shape[0])
+    likeness = torch.nn.functional.cosine_similarity(trace.hidden.float(), expected[rows], dim=-1)
+    assert float(likeness.min()) > 0.999
+    shifted = torch.nn.functional.cosine_similarity(trace.hidden[1:].float(), expected[rows][:-1], dim=-1)
+    assert float(shifted.mean()) < 0.99, "the comparison can tell positions apart"
+
+
+def test_traces_are_the_requests_that_were_served(world: World) -> None:
+    prompts = _prompts(world.target)
+    alone = [_generate(world.pod.engine_url, prompt) for prompt in prompts]
+    again = [_chat(world.target, question) for question in ("Name two birds.", "Name two trees.", "Name two towns.")]
+    with ThreadPoolExecutor(4) as clients:
+        together = list(clients.map(lambda prompt: _generate(world.pod.engine_url, prompt), again))
+    asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
+    traces = _collect(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
+    for prompt, answer in asked:
+        _check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer)
+    repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
+    assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
+    assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
+    _same_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
+    manifests = [world.registry.shard(key)[0] for key in world.registry.shard_keys(1)]
+    assert all(manifest.draft_versions == (0,) for manifest in manifests)
+    assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
+
+
+def test_no_key_is_shown(world: World) -> None:
+    assert ADMIN not in call(f"{world.pod.engine_url}/server_info").decode()
+    assert ADMIN not in world.pod.log.read_text(errors="replace")
+    assert status_of(f"{world.pod.engine_url}/pause_generation", body={"mode": "in_place"}) == 401
+    assert status_of(f"{world.pod.agent_url}/v1/state") == 401
+    assert status_of(f"{world.pod.agent_url}/v1/state", token=ADMIN) == 401
+    assert TOKEN not in call(f"{world.pod.agent_url}/metrics").decode()
+
+
+def _stream(url: str, prompt: list[int], tokens: int) -> list[int]:
+    body = {"input_ids": prompt, "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
+    last: dict[str, Any] = {}
+    for line in call(f"{url}/generate", body).decode().splitlines():
+        if line.startswith("data: {"):
+            last = json.loads(line.removeprefix("data: "))
+    ids: list[int] = last["output_ids"]
+    assert last["meta_info"]["finish_reason"]["type"] in ("length", "stop")
+    return ids
+
+
+def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None:
+    pod, url = world.pod, world.pod.engine_url
+    prompts = [prompt + prompt[-1:] for prompt in _prompts(world.target)]
+    before = [_stream(url, prompt, 48) for prompt in prompts]
+    old = pod.state()
+    assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
+    wish = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
+    with ThreadPoolExecutor(4) as clients:
+        running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
+        time.sleep(0.5)
+        assert pod.ask(wish) == 202
+        new = pod.settled()
+        during = [future.result() for future in running]
+    assert during == before
+    assert [_stream(url, prompt, 48) for prompt in prompts] == before
+    assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
+    assert new.checksum != old.checksum
+    assert new.swap.pause_seconds is not None
+    print(f"swap under load: generation paused for {new.swap.pause_seconds:.3f} s")
+    assert pod.folder.current.resolve().name.startswith("00000001-")
+    assert pod.ask(wish) == 202, "asking again changes nothing"
+    assert pod.settled().checksum == new.checksum
+    assert pod.ask(SwapRequest(version=0, digest=world.versions[0].digest, epoch=1)) == 409, "an older epoch is refused"
+    text = call(f"{pod.agent_url}/metrics").decode()
+    assert "aurora_draft_version 1.0" in text
+    assert 'aurora_swaps_total{result="success"} 1.0' in text
+
+
+def test_back_to_the_first_draft_gives_its_checksum_again(world: World) -> None:
+    pod = world.pod
+    assert pod.ask(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
+    one = pod.settled()
+    assert pod.ask(SwapRequest(version=0, digest=world.versions[0].digest, epoch=3)) == 202
+    zero = pod.settled()
+    assert (zero.version, zero.swap.phase) == (0, SwapPhase.IDLE)
+    assert pod.ask(SwapRequest(version=1, digest=world.versions[1].digest, epoch=4)) == 202
+    assert pod.settled().checksum == one.checksum != zero.checksum
+
+
+def test_a_draft_with_another_vocabulary_map_never_reaches_the_engine(world: World) -> None:
+    pod = world.pod
+    before = pod.state()
+    assert pod.ask(SwapRequest(version=2, digest=world.versions[2].digest, epoch=5)) == 202
+    after = pod.settled()
+    assert after.swap.phase is SwapPhase.FAILED
+    assert "d2t differs" in after.swap.error
+    assert (after.version, after.checksum, after.engine_ready) == (before.version, before.checksum, True)
+
+
+def test_the_engine_outlives_a_file_that_cannot_be_loaded(world: World) -> None:
+    async def push() -> tuple[str, str]:
+        async with EngineClient(world.pod.engine_url, ADMIN) as engine:
+            before = await engine.checksum()
+            await engine.pause()
+            try:
+                await engine.begin()
+                await engine.update(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
+                await engine.end()
+            finally:
+                await engine.resume()
+            return before, await engine.checksum()
+
+    before, after = asyncio.run(push())
+    assert before == after
+    assert _generate(world.pod.engine_url, [1, 2, 3], 4)["output_ids"]
+
+
+def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World) -> None:
+    """The world's own agent keeps its port; this one takes another, as the kubelet would restart it."""
+    pod = world.pod
+    expected = pod.state()
+    second = PodProcesses.__new__(PodProcesses)
+    second.__dict__ |= pod.__dict__ | {"agent_port": pod.agent_port + 1}
+    with second.agent() as agent:
+        assert second.state().checksum == expected.checksum
+        agent.send_signal(signal.SIGKILL)
+
+    async def pause_and_begin() -> bool:
+        async with EngineClient(pod.engine_url, ADMIN) as engine:
+            await engine.pause()
+            await engine.begin()
+            return await engine.ready()
+
+    assert asyncio.run(pause_and_begin()) is False
+    with second.agent():
+        state = second.state()
+        assert (state.version, state.checksum, state.engine_ready) == (expected.version, expected.checksum, True)
+        assert _generate(pod.engine_url, [1, 2, 3], 4)["output_ids"]
+
+
+def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
+    draft = Draft(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=3, draft_tokens=8)
+    settings = _settings(store, world.target, draft)
+    settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
+    pod = PodProcesses(tmp_path / "pod", settings, store.environment())
+    assert pod.stage().returncode == 0
+    with pod.engine() as process, pod.agent():
+        prompts = [prompt + prompt[-2:] for prompt in _prompts(world.target)]
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(lambda prompt: _generate(pod.engine_url, prompt), prompts))
+        traces = _collect(world.registry, {tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)})
+        for prompt, answer in zip(prompts, answers, strict=True):
+            trace = traces[tuple(prompt + answer["output_ids"])]
+            _check_trace(trace, prompt, answer)
+            assert set(trace.node_count.tolist()) == {8}
+        assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
+        _same_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, "told to end, it ends well"
+        assert status_of(f"{pod.agent_url}/readyz") == 503

@@ -1,0 +1,259 @@
+"""Stand-ins for faults that the real store and the real engine cannot be made to show.
+
+``FolderObjects`` keeps objects as files; ``FakeEngine`` speaks SGLang's admin API and can be told where to fail.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pickle
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aurora_api.records import CheckpointManifest, FileRef, Lineage, Registration, TargetIdentity, TensorSpec
+from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
+from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.store.objects import sha256_file
+
+KEY = "the-admin-key"
+D2T = struct.pack("<4q", 0, 1, 2, 3)
+
+
+class FolderObjects(ObjectStore):
+    """Objects as files below a folder; ``down`` makes every call fail."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.down = False
+        self.refuse = 0  # how many of the next writes fail
+
+    def _file(self, key: str) -> Path:
+        if self.down:
+            raise StoreError("the store is down")
+        return self.path / key
+
+    def put(self, key: str, data: bytes) -> None:
+        file = self._file(key)
+        if self.refuse:
+            self.refuse -= 1
+            raise StoreError("the store refuses")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+    def create(self, key: str, data: bytes) -> None:
+        file = self._file(key)
+        if file.exists() and file.read_bytes() != data:
+            raise ObjectExists(key)
+        self.put(key, data)
+
+    def upload(self, key: str, path: Path) -> None:
+        self.put(key, path.read_bytes())
+
+    def get(self, key: str, sha256: str | None = None) -> bytes:
+        try:
+            data = self._file(key).read_bytes()
+        except FileNotFoundError as error:
+            raise ObjectMissing(key) from error
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise DigestMismatch(key)
+        return data
+
+    def download(self, key: str, path: Path, sha256: str) -> None:
+        path.write_bytes(self.get(key, sha256))
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
+        self._file("")
+        keys = sorted(str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file())
+        return iter([key for key in keys if key.startswith(prefix) and key > after])
+
+    def delete(self, key: str) -> None:
+        self._file(key).unlink(missing_ok=True)
+
+
+def safetensors(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
+    """A safetensors file, written by hand so that a wrong one can be written too."""
+    header, at, body = {}, 0, b""
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+        body += data
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def draft_tensors(fill: float = 1.0) -> dict[str, tuple[str, list[int], bytes]]:
+    """A small draft: one tensor of each float type and the vocabulary map."""
+    bf16 = struct.pack("<f", fill)[2:]
+    return {
+        "fc.weight": ("BF16", [2, 3], bf16 * 6),
+        "norm.weight": ("F32", [2], struct.pack("<2f", fill, fill)),
+        "half.weight": ("F16", [2], struct.pack("<2e", fill, fill)),
+        "d2t": ("I64", [4], D2T),
+        "t2d": ("BOOL", [8], b"\x01" * 8),
+    }
+
+
+def lineage(number: int = 1) -> Lineage:
+    return Lineage(
+        number=number,
+        target=TargetIdentity(
+            model="m", config_sha256="0" * 64, tokenizer_sha256="1" * 64, hidden_size=2, vocab_size=8
+        ),
+        architecture="EAGLE3",
+        draft_vocab_size=4,
+        aux_layers=(1, 2, 3),
+        d2t_sha256=hashlib.sha256(D2T).hexdigest(),
+        tensors={n: TensorSpec(shape=tuple(s), dtype=d) for n, (d, s, _) in draft_tensors().items()},
+        created=datetime.now(UTC),
+    )
+
+
+def publish(registry: Registry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1) -> Registration:
+    """Upload ``data`` as the weights of ``version`` and register them, whatever they are."""
+    source = folder / f"source-{version}"
+    source.mkdir(parents=True)
+    (source / "model.safetensors").write_bytes(data)
+    (source / "config.json").write_text("{}")
+    files = tuple(
+        FileRef(name=n, sha256=sha256_file(source / n), size=(source / n).stat().st_size)
+        for n in ("config.json", "model.safetensors")
+    )
+    manifest = CheckpointManifest(
+        lineage=of_lineage,
+        version=version,
+        digest=files[1].sha256,
+        files=files,
+        step=0,
+        trained_tokens=0,
+        created=datetime.now(UTC),
+    )
+    registration = Registration(
+        version=version,
+        lineage=of_lineage,
+        checkpoint=registry.put_checkpoint(manifest, source),
+        digest=manifest.digest,
+        trained_tokens=0,
+        created=datetime.now(UTC),
+    )
+    registry.register(registration)
+    return registration
+
+
+class FakeEngine:
+    """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to what goes wrong there:
+
+    ``before``: 500, nothing done; ``after``: done, then 500; ``silent``: 200, nothing done; ``version``: the weights
+    load under another version. A fault is used up by one call, unless it is in ``lasting``.
+    """
+
+    def __init__(self) -> None:
+        self.weights = b""
+        self.version = "0"
+        self.paused = False
+        self.updating = False
+        self.faults: dict[str, str] = {}
+        self.lasting = False
+        self.calls: list[str] = []
+        self.unfenced: list[str] = []
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/ready", self._ready),
+                web.get("/model_info", self._info),
+                web.get("/server_info", self._server),
+                web.get("/metrics/", self._metrics),
+                *(web.post(f"/{name}", self._order) for name in self.ORDERS),
+            ]
+        )
+        return app
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.Response(status=503 if self.paused else 200)
+
+    async def _info(self, _: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.version})
+
+    async def _server(self, _: web.Request) -> web.Response:
+        return web.json_response({"tp_size": 2})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text='# HELP x\nsglang:num_requests_total{a="b"} 2.0\n')
+
+    ORDERS = (
+        "pause_generation",
+        "begin_weight_update",
+        "update_weights_from_tensor",
+        "end_weight_update",
+        "continue_generation",
+        "weights_checker",
+    )
+
+    async def _order(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {KEY}":
+            return web.Response(status=401)
+        name = request.path.removeprefix("/")
+        body = await request.json()
+        self.calls.append(name)
+        fault = self.faults.get(name, "") if self.lasting else self.faults.pop(name, "")
+        if fault == "before":
+            return web.json_response({"success": False, "message": "told to fail"}, status=500)
+        answer = web.json_response({"success": True}) if fault == "silent" else self._do(name, body, fault)
+        return web.json_response({"success": False}, status=500) if fault == "after" else answer
+
+    def _do(self, name: str, body: dict[str, object], fault: str) -> web.Response:
+        if name == "pause_generation":
+            assert body == {"mode": "in_place"}
+            self.paused = True
+        elif name == "begin_weight_update":
+            if self.updating:
+                return web.json_response({"success": False, "message": "begun already"}, status=400)
+            assert body == {"selector": "draft"}
+            self.updating = True
+        elif name == "update_weights_from_tensor":
+            if not (self.paused and self.updating):
+                self.unfenced.append(name)
+            self._load(body, fault)
+        elif name == "end_weight_update":
+            if not self.updating:
+                return web.json_response({"success": False, "message": "not begun"}, status=400)
+            self.updating = False
+        elif name == "continue_generation":
+            assert body == {"torch_empty_cache": False}
+            self.paused = False
+        else:
+            return web.json_response({"success": True, "ranks": [{"checksums": {"w": self.checksum()}}]})
+        return web.json_response({"success": True})
+
+    def _load(self, body: dict[str, object], fault: str) -> None:
+        assert body["selector"] == "draft"
+        assert body["flush_cache"] is False
+        payloads = body["serialized_named_tensors"]
+        assert isinstance(payloads, list)
+        assert len(payloads) == 2, "one per tensor-parallel rank"
+        self.weights = Path(path_of(payloads[0])).read_bytes()
+        self.version = "99" if fault == "version" else str(body["weight_version"])
+
+    def checksum(self) -> str:
+        return hashlib.sha256(self.weights).hexdigest()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        async with TestServer(self.app()) as server:
+            yield str(server.make_url("")).rstrip("/")
+
+
+def path_of(payload: str) -> str:
+    """The path in a loader's payload, read with torch as SGLang reads it."""
+    ((name, tensor),) = pickle.loads(base64.b64decode(payload))  # noqa: S301 - written by the code under test
+    assert name == "aurora.path"
+    return bytes(tensor.tolist()).decode()

@@ -1,0 +1,259 @@
+"""The agent's HTTP API, its metrics, its view of the engine, and the uploader."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestClient, TestServer
+
+from aurora_api.agent import AgentState, LiveCounters
+from aurora_api.records import FileRef, ShardManifest
+from aurora_runtime.serving.agent.engine import EngineClient, live_counters
+from aurora_runtime.serving.agent.http import application
+from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.pod import Pod
+from aurora_runtime.serving.agent.swap import Swapper
+from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.settings import CaptureState, EngineState, write_atomically
+from aurora_runtime.store import Registry
+from tests.unit.serving.fakes import KEY, FolderObjects
+from tests.unit.serving.test_swap import Rig
+
+TOKEN = "the-agent-token"  # noqa: S105 - a test's
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class AgentRig(Rig):
+    client: EngineClient
+    http: TestClient  # type: ignore[type-arg]
+    metrics: Metrics
+
+    def engine_is(self, *, ready: bool, boot: str = "b1") -> None:
+        write_atomically(self.folder.engine, EngineState(boot=boot, ready=ready, started=datetime.now(UTC)).to_json())
+
+    async def state(self) -> AgentState:
+        answer = await self.http.get("/v1/state", headers=AUTH)
+        return AgentState.from_json(await answer.read())
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
+    rig = AgentRig(tmp_path)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(rig.engine.running())
+        rig.client = await stack.enter_async_context(EngineClient(url, KEY))
+        rig.metrics = Metrics()
+        rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
+        uploader = Uploader(rig.folder.spool, rig.registry)
+        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, uploader, draft_tokens=4)
+        app = application(pod, rig.swapper, rig.metrics, TOKEN)
+        rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
+        yield rig
+
+
+async def test_only_probes_and_metrics_are_open(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await rig.http.get(path)).status == 200
+    wish = rig.wish(1, 2).to_json()
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": TOKEN},
+        {"Authorization": f"Bearer {KEY}"},
+    ):
+        assert (await rig.http.get("/v1/state", headers=headers)).status == 401
+        assert (await rig.http.put("/v1/draft", data=wish, headers=headers)).status == 401
+    assert rig.serves(0)
+    assert rig.engine.calls.count("pause_generation") == 0
+
+
+async def test_a_swap_over_http(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    answer = await rig.http.put("/v1/draft", data=rig.wish(1, 2).to_json(), headers=AUTH)
+    assert answer.status == 202
+    await rig.swapper.wait()
+    state = await rig.state()
+    assert (state.version, state.pod, state.boot, state.engine_ready, state.lineage) == (1, "pod-0", "b1", True, 1)
+    assert state.checksum == await rig.client.checksum()
+    assert (await rig.http.put("/v1/draft", data=rig.wish(0, 1).to_json(), headers=AUTH)).status == 409
+    assert (await rig.http.put("/v1/draft", data=b'{"version": 1}', headers=AUTH)).status == 400
+    text = await (await rig.http.get("/metrics")).text()
+    assert "aurora_draft_version 1.0" in text
+    assert 'aurora_swaps_total{result="success"} 1.0' in text
+    assert "aurora_swap_pause_seconds_count 1.0" in text
+    assert "aurora_requests_total 2.0" in text
+    assert KEY not in text
+    assert TOKEN not in text
+
+
+async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) -> None:
+    assert (await rig.http.get("/readyz")).status == 503
+    rig.engine_is(ready=False)
+    assert (await rig.http.get("/readyz")).status == 503
+    assert (await rig.http.put("/v1/draft", data=rig.wish(1, 2).to_json(), headers=AUTH)).status == 503
+    rig.engine_is(ready=True)
+    assert (await rig.http.get("/readyz")).status == 200
+    rig.engine.paused = True
+    assert (await rig.http.get("/readyz")).status == 503, "a pause that is not ours"
+    rig.swapper.pausing = True
+    assert (await rig.http.get("/readyz")).status == 200, "our own pause is too short to leave the Service"
+
+
+async def test_a_new_boot_of_the_engine_is_taken_over(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    first = await rig.state()
+    rig.engine.weights = b"another engine"
+    rig.engine.paused = True
+    rig.engine_is(ready=True, boot="b2")
+    second = await rig.state()
+    assert second.boot == "b2"
+    assert second.checksum != first.checksum, "a checksum is not remembered across engines"
+    assert not rig.engine.paused
+
+
+async def test_the_checksum_is_asked_for_once(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    for _ in range(5):
+        await rig.state()
+    assert rig.engine.calls.count("weights_checker") == 1
+
+
+async def test_an_engine_that_does_not_answer_is_not_ready(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    await rig.state()
+    rig.engine.version = "default"
+    state = await rig.state()
+    assert (state.version, state.engine_ready) == (None, False)
+
+
+async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
+    counters = CaptureState(
+        boot="b1", ok=True, captured_records=9, dropped_records=2, errors=1, answer_tokens=7, shards_dropped=4,
+        updated=datetime.now(UTC),
+    )  # fmt: skip
+    write_atomically(rig.folder.capture, counters.to_json())
+    capture = (await rig.state()).capture
+    assert (capture.captured_records, capture.dropped_records) == (9, 3)
+    assert (capture.answer_tokens, capture.shards_dropped) == (7, 4)
+
+
+def test_an_empty_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        application(None, None, Metrics(), "")  # type: ignore[arg-type]
+
+
+def test_live_counters_are_read_from_what_sglang_publishes() -> None:
+    text = """# TYPE sglang:generation_tokens_total counter
+sglang:generation_tokens_total{engine_type="unified",is_streaming="false",model_name="/m"} 100.0
+sglang:generation_tokens_total{engine_type="unified",is_streaming="true",model_name="/m"} 56.0
+sglang:spec_verify_calls_total{engine_type="unified",model_name="/m"} 90.0
+sglang:num_requests_total{engine_type="unified",is_streaming="false",model_name="/m"} 6.0
+sglang:e2e_request_latency_seconds_bucket{le="+Inf"} NaN
+"""
+    assert live_counters(text, 4) == LiveCounters(
+        requests=6, answer_tokens=156, verify_rounds=90, proposed=270, accepted=60
+    )
+    assert live_counters("", 4) == LiveCounters()
+
+
+def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
+    spool.mkdir(parents=True, exist_ok=True)
+    stem = spool / f"pod-0-0b-{seq:08d}"
+    manifest = ShardManifest(
+        lineage=1, pod="pod-0", boot="0b", seq=seq,
+        file=FileRef(name=f"{stem.name}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+        requests=1, tokens=1, answer_tokens=1, rounds=1, proposed=1, accepted=0, dropped_records=0,
+        draft_versions=(0,), created=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    stem.with_suffix(".safetensors").write_bytes(data)
+    stem.with_suffix(".json").write_bytes(manifest.to_json())
+    return stem.with_suffix(".safetensors")
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> tuple[Uploader, FolderObjects, Path]:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return Uploader(tmp_path / "spool", Registry(objects)), objects, tmp_path / "spool"
+
+
+def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    uploader.drain()
+    for seq in range(3):
+        shard(spool, seq)
+    uploader.drain()
+    registry = Registry(objects)
+    keys = list(registry.shard_keys(1))
+    assert [registry.shard(key)[0].seq for key in keys] == [0, 1, 2]
+    assert list(spool.iterdir()) == []
+    assert uploader.counters.uploaded == 3
+
+
+def test_a_shard_whose_manifest_was_not_written_is_sent_again(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    shard(spool, 0)
+    real = objects.create
+
+    def lost(key: str, data: bytes) -> None:
+        objects.create = real  # type: ignore[method-assign]
+        objects.refuse = 1
+        real(key, data)
+
+    objects.create = lost  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="refuses"):
+        uploader.drain()
+    assert list(Registry(objects).shard_keys(1)) == [], "no manifest, no shard"
+    uploader.drain()
+    assert len(list(Registry(objects).shard_keys(1))) == 1
+    assert uploader.counters.uploaded == 1
+
+
+def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    shard(spool, 0).write_bytes(b"daTa")
+    shard(spool, 1).with_suffix(".json").write_bytes(b"{}")
+    shard(spool, 2).unlink()
+    shard(spool, 3)
+    uploader.drain()
+    assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
+    assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the third was the writer's to count"
+    assert list(spool.iterdir()) == []
+
+
+async def test_a_store_outage_is_waited_out(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader, objects, spool = uploads
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.POLL_S", 0.01)
+    shard(spool, 0)
+    objects.down = True
+    task = asyncio.create_task(uploader.run())
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    objects.down = False
+    async with asyncio.timeout(10):
+        while uploader.counters.uploaded == 0:  # noqa: ASYNC110 - the counter is all there is to see
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_session_is_closed_with_its_client() -> None:
+    async def run() -> ClientSession:
+        async with EngineClient("http://127.0.0.1:1", KEY) as client:
+            assert not await client.ready()
+            return client._session
+
+    assert asyncio.run(run()).closed

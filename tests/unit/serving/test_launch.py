@@ -1,0 +1,111 @@
+"""What SGLang is started with, what it may show, and what makes capture refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aurora_api.pod import ServingSettings, StoreSettings
+from aurora_api.speculator import Capture, Draft, Target
+from aurora_runtime.errors import CaptureRefused
+from aurora_runtime.serving import plugin, redact
+from aurora_runtime.serving.arguments import engine_arguments, value_of
+from aurora_runtime.serving.settings import new_boot
+
+
+def settings(**options: object) -> ServingSettings:
+    return ServingSettings(
+        namespace="n",
+        name="s",
+        target=Target(model="org/model", revision="abc"),
+        draft=Draft(steps=2, top_k=4, draft_tokens=8),
+        capture=Capture(),
+        store=StoreSettings(bucket="bucket", root="root"),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_command_line_says_what_the_spec_says() -> None:
+    arguments = engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=30000)
+    for flag, value in {
+        "--model-path": "org/model",
+        "--served-model-name": "org/model",
+        "--revision": "abc",
+        "--speculative-algorithm": "EAGLE3",
+        "--speculative-draft-model-path": "/drafts/v3",
+        "--speculative-num-steps": "2",
+        "--speculative-eagle-topk": "4",
+        "--speculative-num-draft-tokens": "8",
+        "--weight-version": "3",
+        "--custom-weight-loader": "aurora_runtime.serving.loader.load_draft",
+    }.items():
+        assert value_of(flag, arguments) == value
+    assert "--enable-metrics" in arguments
+
+
+def test_the_users_arguments_win() -> None:
+    arguments = engine_arguments(
+        settings(extra_args=["--dtype=float16", "--tp-size", "2"]), draft=Path("/d"), version=0, port=1
+    )
+    assert value_of("--dtype", arguments) == "float16"
+    assert arguments[-2:] == ["--tp-size", "2"]
+
+
+def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
+    shown = redact.after_secrets(
+        {
+            "admin_api_key": "k1",
+            "api_key": None,
+            "nested": {"api_key": "k2"},
+            "launch_command": "x --admin-api-key k1 y",
+        }
+    )
+    assert shown == {
+        "admin_api_key": "<redacted>",
+        "api_key": None,
+        "nested": {"api_key": "<redacted>"},
+        "launch_command": "x --admin-api-key <redacted> y",
+    }
+    assert redact.after_command_line("--api-key=k2 --port 1") == "--api-key=<redacted> --port 1"
+
+
+def test_boots_sort_by_age() -> None:
+    assert len({new_boot() for _ in range(100)}) == 100
+    assert len(new_boot()) == 16
+
+
+def test_capture_refuses_another_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "version_of", lambda _: "0.5.24")
+    with pytest.raises(CaptureRefused, match=r"0\.5\.24"):
+        plugin.check()
+
+
+def test_capture_refuses_a_function_that_moved_or_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "version_of", lambda _: plugin.SGLANG_VERSION)
+    monkeypatch.setattr(plugin, "SIGNATURES", {"json:dumpz": ("obj",)})
+    with pytest.raises(CaptureRefused, match="cannot be had"):
+        plugin.check()
+    monkeypatch.setattr(plugin, "SIGNATURES", {"shlex:quote": ("s", "more")})
+    with pytest.raises(CaptureRefused, match="expected"):
+        plugin.check()
+    monkeypatch.setattr(plugin, "SIGNATURES", {"shlex:quote": ("s",)})
+    plugin.check()
+
+
+def test_without_settings_the_plugin_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AURORA_CAPTURE", raising=False)
+    monkeypatch.setattr(plugin, "check", lambda: pytest.fail("nothing may be checked"))
+    plugin.install()
+
+
+def test_the_agent_is_light() -> None:
+    code = "import sys, aurora_runtime.serving.agent.main; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_launcher_is_light() -> None:
+    code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
