@@ -65,9 +65,12 @@ class EngineAdmin:
         return str((await self.call("/model_info"))["weight_version"])
 
     async def checksum(self) -> str:
-        """The draft's checksums of all ranks, joined in rank order."""
+        """One checksum over the draft's weights on all ranks (srt/entrypoints/http_server.py:1599)."""
         answer = await self.call("/weights_checker", {"action": "checksum", "selector": "draft"})
-        return ",".join(str(rank["per_gpu_checksum"]) for rank in answer["payload"])
+        checksum = answer.get("per_engine_checksum") if isinstance(answer, dict) else None
+        if not checksum:
+            raise EngineFault("/weights_checker: the answer holds no per_engine_checksum")
+        return str(checksum)
 
     async def swap(self, weights: Path, version: int) -> str:
         """Load the draft in ``weights`` (a safetensors file visible to the server) in place; the checksum after it.
