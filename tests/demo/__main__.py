@@ -37,12 +37,16 @@ def main() -> int:
     ensure_model()
     local_image()
     cluster = Cluster.up("demo")
-    say(f"cluster: {cluster.kubectl('version', '-o', 'yaml').split('serverVersion')[-1].split('gitVersion: ')[-1].split()[0]}")
+    say(
+        f"cluster: {cluster.kubectl('version', '-o', 'yaml').split('serverVersion')[-1].split('gitVersion: ')[-1].split()[0]}"
+    )
     try:
         return story(cluster)
     finally:
         if keep:
-            say(f"KEEP=1: still running; export KUBECONFIG={cluster.kubeconfig}; end it with: python -m tests.cluster down")
+            say(
+                f"KEEP=1: still running; export KUBECONFIG={cluster.kubeconfig}; end it with: python -m tests.cluster down"
+            )
         elif cluster.access.created:
             cluster.down()
             say("cleaned up: cluster, pods, mounts and networks are gone")

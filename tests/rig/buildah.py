@@ -31,7 +31,16 @@ HOOKS = (
 
 def _buildah(*arguments: str | Path, timeout: float = 3600) -> str:
     store = cache_root() / "buildah"
-    command = ["buildah", "--root", store / "root", "--runroot", store / "run", "--storage-driver", "overlay", *arguments]
+    command = [
+        "buildah",
+        "--root",
+        store / "root",
+        "--runroot",
+        store / "run",
+        "--storage-driver",
+        "overlay",
+        *arguments,
+    ]
     done = subprocess.run(command, check=True, timeout=timeout, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
@@ -71,7 +80,12 @@ def build(target: str) -> str:
         settings.write_text(PIP_SETTINGS)
         _buildah(
             *("build", "--isolation", "chroot", "--network", "host", "--pull=never", "--format", "docker", "--layers"),
-            *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE)}", "--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC)}"),
+            *(
+                "--ulimit",
+                f"nofile={_limit(resource.RLIMIT_NOFILE)}",
+                "--ulimit",
+                f"nproc={_limit(resource.RLIMIT_NPROC)}",
+            ),
             *("-v", f"{CERTIFICATES}:/run/host-ca.crt:ro", "-v", f"{settings}:/etc/pip.conf:ro"),
             *("--target", target, "-t", name, ROOT),
         )

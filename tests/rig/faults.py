@@ -12,9 +12,7 @@ def kill_container(aurora: Installation, pod: str, container: str) -> None:
     status = aurora.cluster.get("pod", pod, "-n", aurora.namespace)["status"]
     (identifier,) = (c["containerID"].split("//")[1] for c in status["containerStatuses"] if c["name"] == container)
     local = LocalCluster(aurora.cluster.name)
-    local.sandbox.run(
-        binaries() / "ctr", "-n", "k8s.io", "tasks", "kill", "--all", "--signal", "SIGKILL", identifier
-    )
+    local.sandbox.run(binaries() / "ctr", "-n", "k8s.io", "tasks", "kill", "--all", "--signal", "SIGKILL", identifier)
 
 
 def kill_operator(aurora: Installation) -> None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from aurora_api.records import Evidence
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from tests.check_store import check
 from tests.rig.installation import BUCKET, Installation
+
+
+def _config(aurora: Installation, name: str) -> StoreConfig:
+    store = aurora.store()
+    return StoreConfig(BUCKET, aurora.root(name), store.endpoint, "us-east-1", store.access_key, store.secret_key)
 
 
 def registry(aurora: Installation, name: str) -> Registry:
     """The speculator's records, read with the embedded store's credentials."""
-    store = aurora.store()
-    config = StoreConfig(BUCKET, aurora.root(name), store.endpoint, "us-east-1", store.access_key, store.secret_key)
-    return Registry(ObjectStore(config))
+    return Registry(ObjectStore(_config(aurora, name)))
+
+
+def check_objects(aurora: Installation, name: str) -> str:
+    """Promise 4 from outside, in one line; AssertionError names every object that breaks it."""
+    result = check(_config(aurora, name))
+    assert not result.violations, "\n".join(result.violations)
+    assert result.counts, "the bucket holds nothing"
+    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(result.counts.items()))
+    return f"store: {counted}; {len(result.in_flight)} in flight; every object is named and whole"
 
 
 def read_evidence(aurora: Installation, name: str, version: int) -> Evidence:
