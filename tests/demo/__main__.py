@@ -6,6 +6,7 @@ cluster running, ``BUDGET_SECONDS`` bounds the loop after the pods are up, ``CLU
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -37,16 +38,14 @@ def main() -> int:
     ensure_model()
     local_image()
     cluster = Cluster.up("demo")
-    say(
-        f"cluster: {cluster.kubectl('version', '-o', 'yaml').split('serverVersion')[-1].split('gitVersion: ')[-1].split()[0]}"
-    )
+    server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    say(f"cluster: one node, Kubernetes {server}")
     try:
         return story(cluster)
     finally:
         if keep:
-            say(
-                f"KEEP=1: still running; export KUBECONFIG={cluster.kubeconfig}; end it with: python -m tests.cluster down"
-            )
+            say(f"KEEP=1: still running; export KUBECONFIG={cluster.kubeconfig}")
+            say("end it with: .venv/bin/python -m tests.cluster --name demo down")
         elif cluster.access.created:
             cluster.down()
             say("cleaned up: cluster, pods, mounts and networks are gone")

@@ -28,7 +28,8 @@ def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
     parts = [
         f"{traffic.requests} requests ({traffic.failed} failed, {traffic.answer_tokens} tokens)",
         f"trainer {training.get('phase') or 'Starting'}: step {training.get('step', 0)}, "
-        f"{training.get('trainedTokens', 0)} positions, held-out acceptance {training.get('heldOutAcceptLength') or '-'}",
+        f"{training.get('trainedTokens', 0)} positions, "
+        f"held-out acceptance {training.get('heldOutAcceptLength') or '-'}",
         f"live acceptance {status.get('acceptLength') or '-'}",
         f"active {status.get('active', {}).get('version', '-')}",
     ]
@@ -56,8 +57,8 @@ def evidence_table(evidence: Evidence) -> str:
     lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.accept_length.items()))
     lines.append(f"  acceptance length: {lengths}")
     lines += [
-        f"  greedy answers, {e.arm} against off: {e.identical} of {e.prompts} identical, {e.near_ties} differ first at a "
-        f"near tie (largest margin {e.largest_margin:.3f}), {e.different} differ otherwise"
+        f"  greedy answers, {e.arm} against off: {e.identical} of {e.prompts} identical, "
+        f"{e.near_ties} differ first at a near tie (largest margin {e.largest_margin:.3f}), {e.different} differ otherwise"
         for e in evidence.equality
     ]
     lines.append(f"  verdict {evidence.verdict.kind}: {'; '.join(evidence.verdict.reasons)}")

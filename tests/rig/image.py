@@ -42,12 +42,9 @@ def local_image() -> tuple[str, Path]:
             old.unlink()
         with tempfile.TemporaryDirectory() as scratch:
             site = Path(scratch, "site")
-            subprocess.run(
-                [cache_root() / "bootstrap/bin/uv", "pip", "install", "-q", "--no-deps", "--compile-bytecode"]
-                + ["--python", sys.executable, "--target", site, ROOT],
-                check=True,
-                timeout=300,
-            )
+            uv = cache_root() / "bootstrap/bin/uv"
+            options = ["-q", "--no-deps", "--compile-bytecode", "--python", sys.executable, "--target", site]
+            subprocess.run([uv, "pip", "install", *options, ROOT], check=True, timeout=300)
             python_image(
                 archive,
                 tag,
