@@ -22,8 +22,8 @@ from pathlib import Path
 
 from aurora_runtime.cpu.engine import environment, server_args
 
-START_TIMEOUT_S = 240.0
-STOP_TIMEOUT_S = 45.0
+START_TIMEOUT_S = 480.0
+STOP_TIMEOUT_S = 60.0
 NUM_STEPS = 3
 
 
