@@ -26,7 +26,7 @@ from aurora_operator.children.common import INFERENCE, VALIDATOR, keys_name, sel
 from aurora_operator.children.trainer import trainer_name
 from aurora_operator.errors import AgentError, InvalidSpec, NotFound
 from aurora_operator.kube import KubeApi, Object
-from aurora_operator.observed import LiveWindow, Observed, Owner, PodView, StoreView
+from aurora_operator.observed import LiveWindow, Observed, Owner, PodView, StoreView, WorkloadView
 from aurora_operator.records import Records
 from aurora_runtime.store import StoreConfig
 
@@ -72,7 +72,7 @@ class Observer:
             pods=pods,
             jobs=jobs,
             deployment=views.workload(live.get(("Deployment", owner.name))),
-            trainer=views.workload(live.get(("StatefulSet", trainer_name(owner)))),
+            trainer=_trainer(owner, live),
             store=store,
             keys_exist=bool(token),
             window=self._window(pods, datetime.now(UTC)),
@@ -136,6 +136,15 @@ class Observer:
             kept[pod.name] = [*past, sample]
         self._windows = kept
         return {name: samples[0] for name, samples in kept.items()}
+
+
+def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:
+    """The trainer's StatefulSet, with the reason why its pod does not run."""
+    workload = views.workload(live.get(("StatefulSet", trainer_name(owner))))
+    found = live.get(("Pod", f"{trainer_name(owner)}-0"))
+    if workload is None or found is None or not (why := views.pod(found).waiting):
+        return workload
+    return replace(workload, message=f"the trainer's pod is not ready ({why})")
 
 
 def _decoded(secret: Object | None, key: str) -> str:

@@ -72,7 +72,7 @@ def _pod_state(view: PodView, pod: Pod | None) -> str:
     if view.terminating:
         return "Terminating"
     if view.agent is None:
-        return view.waiting or ("AgentUnreachable" if view.ip else "Pending")
+        return view.waiting or ("AgentUnreachable" if view.ready else "Starting" if view.scheduled else "Pending")
     if pod is not None and pod.swapping:
         return view.agent.swap.phase.value
     if view.agent.swap.phase.value == "Failed":

@@ -1,0 +1,73 @@
+"""The generated CRD: in step with the models, structural, and with the defaults that the models have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aurora_api import crd
+from aurora_api.speculator import SpeculatorSpec
+
+FORBIDDEN = {"$ref", "$defs", "allOf", "anyOf", "oneOf", "const", "title", "prefixItems", "exclusiveMinimumValue"}
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from nodes(schema[key], f"{path}[]")
+
+
+@pytest.fixture(name="schema")
+def _schema() -> dict[str, Any]:
+    (version,) = crd.crd()["spec"]["versions"]
+    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return found
+
+
+def test_the_files_are_what_the_models_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert crd.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_every_node_is_structural(schema: dict[str, Any]) -> None:
+    for path, node in nodes(schema):
+        assert "type" in node, path
+        assert not FORBIDDEN & node.keys(), path
+        assert node.get("additionalProperties") is not False, path
+
+
+def test_status_has_no_defaults(schema: dict[str, Any]) -> None:
+    assert [path for path, node in nodes(schema["properties"]["status"]) if "default" in node] == []
+
+
+def defaulted(schema: dict[str, Any], value: Any) -> Any:
+    """What the API server stores: defaults filled in, level by level."""
+    if schema["type"] != "object" or "properties" not in schema:
+        return value
+    out = dict(value)
+    for name, child in schema["properties"].items():
+        if name not in out and "default" in child:
+            out[name] = child["default"]
+        if name in out:
+            out[name] = defaulted(child, out[name])
+    return out
+
+
+@pytest.mark.parametrize("extra", [{}, {"serving": {"replicas": 3}}, {"draft": {"steps": 5, "draftTokens": 6}}])
+def test_server_and_models_fill_in_the_same_defaults(schema: dict[str, Any], extra: dict[str, Any]) -> None:
+    minimal = {"target": {"model": "m"}, "store": {"bucket": "bucket", "credentials": {"secretRef": {"name": "s"}}}}
+    stored = defaulted(schema["properties"]["spec"], minimal | extra)
+    assert SpeculatorSpec.model_validate(stored) == SpeculatorSpec.model_validate(minimal | extra)
+    every = SpeculatorSpec.model_validate(stored).model_dump(mode="json", by_alias=True, exclude_none=True)
+    for part in ("draft", "capture", "rollout"):
+        assert stored[part] == every[part], part
+
+
+def test_rules_of_the_models_are_in_the_schema(schema: dict[str, Any]) -> None:
+    messages = {rule["message"] for _, node in nodes(schema) for rule in node.get("x-kubernetes-validations", ())}
+    for part in ("immutable", "canary must not exceed", "exactly one of", "distinct", "at most 40", "draftTokens"):
+        assert any(part in message for message in messages), part

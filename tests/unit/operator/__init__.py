@@ -1,0 +1,1 @@
+"""Unit tests of the operator: pure functions, in virtual time."""

@@ -1,0 +1,276 @@
+"""Promises 1 and 3 of the rollout, whatever happens and in whatever order.
+
+The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
+that the operator may die between any two of them; pods die, join, restart in the middle of a swap, stop answering, fail
+to swap or come up with other weights; the spec changes; evidence goes stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aurora_api.agent import SwapPhase, SwapStatus
+from aurora_api.speculator import Rollout
+from aurora_api.status import RolloutPhase, RolloutStatus
+from aurora_operator.plan.rollout import Pod, Step, World, step
+
+TICK = timedelta(seconds=2)
+STEPS_TO_CONVERGE = 400
+
+
+@dataclass
+class SimulatedPod:
+    """A pod with an agent that obeys the contract: fencing, idempotent swaps, the previous version on failure."""
+
+    name: str
+    version: int
+    ready: bool = True
+    reachable: bool = True
+    phase: SwapPhase = SwapPhase.IDLE
+    asked: int | None = None
+    finished: datetime | None = None
+    epoch: int = 0
+    salt: str = ""
+    slow: bool = False
+
+    def swap(self, version: int, epoch: int) -> bool:
+        """False: fenced."""
+        if epoch < self.epoch:
+            return False
+        self.epoch = epoch
+        if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
+            return True
+        self.phase, self.asked = SwapPhase.SWAPPING, version
+        return True
+
+    def view(self) -> Pod:
+        if not self.reachable:
+            return Pod(self.name, ready=False, starting=True)
+        return Pod(
+            self.name,
+            ready=self.ready,
+            starting=not self.ready,
+            version=self.version,
+            checksum=f"{self.version}{self.salt}",
+            swap=SwapStatus(phase=self.phase, version=self.asked, finished=self.finished, error="no"),
+        )
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.status = RolloutStatus()
+        self.channel, self.active = 1, 0
+        self.pods: list[SimulatedPod] = []
+        self.policy = Rollout(canary_seconds=4, progress_deadline_seconds=60)
+        self.rejected: set[int] = set()
+        self.evidence: dict[int, int] = {}
+        self.newest = 0
+        self.joined = 0
+        self.resumed = True
+        self.fenced = False
+
+    @initialize(count=st.integers(1, 4))
+    def pods_start(self, count: int) -> None:
+        for _ in range(count):
+            self.join()
+        self.all_go_on()
+
+    # the outside -----------------------------------------------------------------------------------------------------
+
+    @rule()
+    def candidate_passes(self) -> None:
+        self.newest += 1
+        self.evidence[self.newest] = self.active
+
+    @precondition(lambda self: len(self.pods) < 5)
+    @rule(slow=st.booleans())
+    def join(self, *, slow: bool = False) -> None:
+        """A pod that has chosen its version and is not up yet: it may come up after the next promotion."""
+        self.joined += 1
+        self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=self.active, ready=False, slow=slow))
+
+    @rule(which=st.integers(0, 4), fault=st.sampled_from(["dies", "restarts", "unreachable", "other weights", "slow"]))
+    def pod_fails(self, which: int, fault: str) -> None:
+        if not self.pods:
+            return
+        pod = self.pods[which % len(self.pods)]
+        if fault == "dies":
+            self.pods.remove(pod)
+        elif fault == "unreachable":
+            pod.reachable = False
+        elif fault == "slow":
+            pod.slow = True
+        elif fault == "other weights":
+            pod.salt = "!"
+        else:  # also in the middle of a swap, with the draft that ``current`` points at
+            pod.phase, pod.ready, pod.asked = SwapPhase.IDLE, False, None
+
+    @rule(which=st.integers(0, 4))
+    def swap_fails(self, which: int) -> None:
+        under_way = [pod for pod in self.pods if pod.phase is SwapPhase.SWAPPING]
+        if under_way:
+            self.end_swap(under_way[which % len(under_way)], works=False)
+
+    @rule()
+    def slow_pods_come_up(self) -> None:
+        for pod in self.pods:
+            pod.slow = False
+        self.all_go_on()
+
+    def all_go_on(self) -> None:
+        """Swaps end, engines come up, agents answer again: in all pods but the slow ones."""
+        for pod in self.pods:
+            if pod.slow:
+                continue
+            if pod.phase is SwapPhase.SWAPPING:
+                self.end_swap(pod, works=True)
+            pod.ready = pod.reachable = True
+
+    def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
+        assert pod.asked is not None
+        pod.finished = self.now
+        pod.phase = SwapPhase.IDLE if works else SwapPhase.FAILED
+        if works:
+            pod.version = pod.asked
+
+    @rule(
+        paused=st.booleans(), canary=st.integers(1, 3), seconds=st.sampled_from([0, 4, 100]), swapping=st.integers(1, 3)
+    )
+    def spec_changes(self, *, paused: bool, canary: int, seconds: int, swapping: int) -> None:
+        self.policy = Rollout(
+            paused=paused,
+            canary=canary,
+            canary_seconds=seconds,
+            max_swapping=swapping,
+            progress_deadline_seconds=60,
+        )
+
+    @rule()
+    def minutes_pass(self) -> None:
+        self.now += timedelta(seconds=61)
+
+    @rule()
+    def evidence_is_withdrawn(self) -> None:
+        """As when the active version changed by another's hand: the comparison proves nothing any more."""
+        self.evidence = dict.fromkeys(self.evidence, -1)
+
+    @rule()
+    def status_is_lost(self) -> None:
+        self.status = RolloutStatus()
+
+    # the operator ----------------------------------------------------------------------------------------------------
+
+    def world(self) -> World:
+        earned = frozenset(v for v, against in self.evidence.items() if against == self.active) - self.rejected
+        offers = [v for v in earned if v > self.active]
+        return World(
+            now=self.now,
+            active=self.active,
+            epoch=self.channel,
+            pods=tuple(pod.view() for pod in self.pods),
+            policy=self.policy,
+            offer=max(offers, default=None),
+            earned=earned,
+            resumed=self.resumed,
+            fenced=self.fenced,
+        )
+
+    @rule(ticks=st.integers(1, 6))
+    def time_goes_on(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.operator_acts(dies_after=100)
+            self.all_go_on()
+            self.now += TICK
+
+    @rule(dies_after=st.integers(0, 3))
+    def operator_acts(self, dies_after: int) -> None:
+        """One look, plan and act; the process dies after ``dies_after`` of the actions, when there are more."""
+        world = self.world()
+        made = step(world, self.status)
+        self.check_step(world, made)
+        event(f"{self.status.phase} -> {made.rollout.phase}")
+        if made.event:
+            event(made.event)
+        self.resumed, self.fenced = False, False
+        actions: list[Callable[[], None]] = [lambda: self.promote(made), lambda: self.persist(made)]
+        for number, action in enumerate([*actions, *self.swaps(made)]):
+            if number == dies_after:
+                self.resumed = True
+                return
+            action()
+
+    def check_step(self, world: World, made: Step) -> None:
+        for version in made.swaps.values():
+            assert version == world.active or (version in world.earned and version == made.rollout.version)
+        if made.event == "RolloutFailed":
+            assert made.rollout.version != world.active
+        if made.promote is not None:
+            assert made.promote in world.earned
+            ready = [pod for pod in world.pods if pod.ready]
+            assert ready
+            assert {pod.version for pod in ready} == {made.promote}
+
+    def promote(self, made: Step) -> None:
+        if made.promote is not None:
+            self.channel, self.active = self.channel + 1, made.promote
+
+    def persist(self, made: Step) -> None:
+        if made.rollout.epoch < self.status.epoch:
+            raise AssertionError("the fencing number went back")
+        self.status = made.rollout
+        if made.reject is not None:
+            self.rejected.add(made.reject)
+
+    def swaps(self, made: Step) -> list[Callable[[], None]]:
+        def ask(name: str, version: int) -> None:
+            for pod in self.pods:
+                if pod.name == name and pod.reachable and pod.ready and not pod.swap(version, made.rollout.epoch):
+                    self.fenced = True
+
+        return [partial(ask, name, version) for name, version in made.swaps.items()]
+
+    # the promises ----------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def earned(self) -> None:
+        """No pod serves, or is on its way to, a version that never passed."""
+        for pod in self.pods:
+            for version in (pod.version, pod.asked):
+                assert version in (None, 0) or version in self.evidence
+
+    @invariant()
+    def at_most_two_versions(self) -> None:
+        assert len({pod.version for pod in self.pods if pod.ready}) <= 2
+
+    def teardown(self) -> None:
+        """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
+        self.policy = Rollout(canary_seconds=4, progress_deadline_seconds=60)
+        if not self.pods:
+            self.join()
+        for pod in self.pods:
+            pod.salt, pod.slow = "", False
+        for _ in range(STEPS_TO_CONVERGE):
+            self.now += TICK
+            self.operator_acts(dies_after=100)
+            self.earned()
+            self.all_go_on()
+            world = self.world()
+            at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
+            if self.status.phase is RolloutPhase.IDLE and world.offer is None and at_rest:
+                return
+        raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
+
+
+RolloutMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestRollout = RolloutMachine.TestCase
