@@ -1,0 +1,57 @@
+# Three images of one checkout, each with only what it needs: operator, agent, runtime.
+#   docker build --target operator -t aurora-operator .
+# They run as uid 10001 with a read-only root: whatever is written goes to /tmp and /var/lib/aurora, which are volumes.
+
+ARG BASE=docker.io/library/python:3.11-slim
+
+FROM ${BASE} AS wheel
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY crds/aurora_api crds/aurora_api
+COPY operator/aurora_operator operator/aurora_operator
+COPY runtime/aurora_runtime runtime/aurora_runtime
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM ${BASE} AS operator-packages
+COPY requirements/operator.txt /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+
+FROM ${BASE} AS agent-packages
+COPY requirements/agent.txt /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+
+FROM ${BASE} AS runtime-packages
+COPY requirements/runtime.txt /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+COPY --from=wheel /wheels /wheels
+RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+
+# An entry in passwd, because libraries ask for the user's name and home.
+FROM ${BASE} AS rootless
+RUN echo 'aurora:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd \
+ && echo 'aurora:x:10001:' >> /etc/group
+ENV PATH=/opt/aurora/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=aurora
+USER 10001:10001
+WORKDIR /tmp
+
+FROM rootless AS operator
+COPY --from=operator-packages /opt/aurora /opt/aurora
+CMD ["python", "-m", "aurora_operator"]
+
+FROM rootless AS agent
+COPY --from=agent-packages /opt/aurora /opt/aurora
+CMD ["python", "-m", "aurora_runtime.serving.agent", "serve"]
+
+# Triton compiles small launchers when a kernel is first used, hence the compiler; SGLang pins memory with libnuma.
+FROM rootless AS runtime
+USER root
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev libnuma1 \
+ && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
+COPY --from=runtime-packages /opt/aurora /opt/aurora
+CMD ["python", "-m", "aurora_runtime.serving.launcher"]
