@@ -1,6 +1,6 @@
-"""An untrained EAGLE-3 draft in SGLang's format, for tests of the engine that need a draft but no good one.
+"""Untrained EAGLE-3 drafts in SGLang's format, for tests of the engine: a random one, and one that knows one trick.
 
-Its vocabulary is the target's first ids with offsets of zero, so that any two drafts made here may be swapped for one
+Their vocabulary is the target's first ids with offsets of zero, so that any two drafts made here may be swapped for one
 another in a running server.
 """
 
@@ -75,5 +75,39 @@ def write_random_draft(
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def write_repeating_draft(directory: Path, target: Path, *, seed: int = 0) -> Path:
+    """Write a draft that proposes the token it has seen most: useless, except on text that repeats itself.
+
+    Its attention carries a projection of the embeddings, everything else is zero, and its head is the target's
+    embedding matrix; so on a run of one token it is accepted always, where a random draft never is.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    write_random_draft(directory, target, seed=seed)
+    tensors = load_file(directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    with safe_open(target / "model.safetensors", "pt") as weights:
+        embeddings = weights.get_tensor("model.embed_tokens.weight").float()
+    generator = torch.Generator().manual_seed(seed)
+    kept = tensors["midlayer.self_attn.v_proj.weight"].shape[0]
+    basis = torch.linalg.qr(torch.randn(hidden, kept, generator=generator)).Q.T
+    value = torch.cat((basis, torch.zeros(kept, hidden)), 1)
+    per_head = basis.view(kv_heads, -1, hidden).repeat_interleave(heads // kv_heads, dim=0)
+    output = per_head.reshape(-1, hidden).T * (kv_heads / heads)
+    head = torch.nn.functional.normalize(embeddings[: config["draft_vocab_size"]], dim=-1)
+    tensors |= {
+        "fc.weight": torch.zeros_like(tensors["fc.weight"]),
+        "midlayer.self_attn.v_proj.weight": value.bfloat16(),
+        "midlayer.self_attn.o_proj.weight": output.contiguous().bfloat16(),
+        "midlayer.mlp.down_proj.weight": torch.zeros_like(tensors["midlayer.mlp.down_proj.weight"]),
+        "lm_head.weight": head.bfloat16(),
+    }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory

@@ -7,6 +7,8 @@ its own and is asked first (SIGTERM to the main process only, as SGLang demands)
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -14,11 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aurora_runtime.cpu.engine import environment, server_args
 
@@ -41,6 +42,21 @@ class Server:
     log: Path
     startup_s: float
 
+    def post(self, path: str, body: dict[str, Any], *, timeout_s: float = 300.0) -> Any:
+        """POST JSON and return the JSON answer.
+
+        Raises:
+            ServerFailed: the server answered with an error.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+        if response.status != 200:
+            raise ServerFailed(f"{path} answered {response.status}: {answer[:500].decode(errors='replace')}")
+        return json.loads(answer)
+
 
 def free_port() -> int:
     """A TCP port that is free now. Only ports below 45000: SGLang derives others by adding to it."""
@@ -53,7 +69,9 @@ def free_port() -> int:
     raise RuntimeError("no free port below 45000")
 
 
-def speculation(draft: Path | None, *, num_steps: int = NUM_STEPS, topk: int = 1, tokens: int | None = None) -> list[str]:
+def speculation(
+    draft: Path | None, *, num_steps: int = NUM_STEPS, topk: int = 1, tokens: int | None = None
+) -> list[str]:
     """EAGLE-3 flags for a draft; none without one."""
     if draft is None:
         return []
@@ -103,26 +121,40 @@ def sglang_server(
     variables |= dict(env or {})
     with logfile.open("wb") as sink:
         process = subprocess.Popen(
-            command, env=variables, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=variables,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     began = time.monotonic()
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, url, logfile)
+        _wait_ready(process, port, logfile)
         yield Server(url, port, process.pid, logfile, time.monotonic() - began)
     finally:
         _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerFailed(f"the server exited with {process.returncode}\n{_tail(log)}")
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"{url}/ready", timeout=5):
+        if _ready(port):
             return
         time.sleep(0.25)
     raise ServerFailed(f"not ready within {START_TIMEOUT_S:.0f} s\n{_tail(log)}")
+
+
+def _ready(port: int) -> bool:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _tail(log: Path, lines: int = 40) -> str:

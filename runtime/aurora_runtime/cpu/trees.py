@@ -168,7 +168,7 @@ def verify_tree_greedy_cpu(
         candidates: [B, n] the tree's tokens.
         target_predict: [B, n] the target's greedy token after each node.
     """
-    batch, nodes = candidates.shape
+    nodes = candidates.shape[1]
     number = torch.arange(nodes)
     parent = _parents(retrive_next_token.long(), retrive_next_sibling.long())
     accepted = candidates == target_predict.gather(1, parent)

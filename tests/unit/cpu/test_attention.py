@@ -38,7 +38,9 @@ class Case:
         self.heads, self.kv_heads, self.width = kv_heads * fold, kv_heads, width
         self.k = self.normal(POOL_SLOTS, kv_heads, width)
         self.v = self.normal(POOL_SLOTS, kv_heads, width)
-        self.table = torch.stack([torch.randperm(POOL_SLOTS, generator=self.random)[:POOL_LEN] for _ in range(batch + 2)])
+        self.table = torch.stack(
+            [torch.randperm(POOL_SLOTS, generator=self.random)[:POOL_LEN] for _ in range(batch + 2)]
+        )
         self.table = self.table.int()
         self.rows = torch.randperm(batch + 2, generator=self.random)[:batch]
 
@@ -106,9 +108,7 @@ def test_extending_equals_each_query_over_what_it_may_see(case: Case, kind: str,
     elif kind == "full tree":
         mask = torch.cat([see.flatten() for see in visible])
     output = torch.zeros_like(query)
-    plan = attention.plan_extend(
-        case.table, case.rows, lengths, new.int(), starts.int(), mask, causal=kind == "causal"
-    )
+    plan = attention.plan_extend(case.table, case.rows, lengths, new.int(), starts.int(), mask, causal=kind == "causal")
     attention.attend(query, case.k, case.v, output, plan, 0.3, 0.0)
     for request in range(batch):
         for index in range(int(new[request])):
@@ -154,7 +154,9 @@ def test_the_registered_operations_store_and_attend() -> None:
     output, again = torch.zeros_like(query), torch.zeros_like(query)
     scratch = torch.zeros(2, 9, 8, 65)
     decode = (case.table, case.rows, lengths, 0.125, 0.0, False, 0, None, None)
-    torch.ops.sgl_kernel.decode_attention_cpu(query, case.k, case.v, 1.0, 1.0, output, key, value, loc, scratch, *decode)
+    torch.ops.sgl_kernel.decode_attention_cpu(
+        query, case.k, case.v, 1.0, 1.0, output, key, value, loc, scratch, *decode
+    )
     assert torch.equal(case.k[loc], key)
     assert torch.equal(case.v[loc], value)
     extend = (case.table, case.rows, lengths, torch.tensor([1, 1]), torch.tensor([0, 1]), 1, 0.125, 0.0, False, 0)

@@ -88,9 +88,7 @@ def eagle_choice(seed: int, batch: int, topk: int, steps: int, nodes: int) -> tu
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(2, 8), st.booleans()
-)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(2, 8), st.booleans())
 def test_a_tree_is_built_from_the_drafts_choices(
     seed: int, batch: int, topk: int, steps: int, wanted: int, full: bool
 ) -> None:

@@ -1,0 +1,137 @@
+"""The CPU engine on real servers: the same answers with speculation off, EAGLE-3 and NGRAM, and a swap that bites.
+
+In fp32, so that answers can be compared for equality; in bf16 near ties may fall either way.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.assets.model import ensure_model
+from tests.assets.random_draft import write_random_draft, write_repeating_draft
+from tests.assets.server import Server, sglang_server
+
+FP32 = ["--dtype", "float32"]
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence on rivers.",
+    "Give JSON with name and city for: Anna lives in Rome.",
+    "Count from one to ten.",
+    "Write a docstring for a function that adds two numbers.",
+    "Name three colours.",
+)
+pytestmark = pytest.mark.timeout(1500)
+
+
+def answer(server: Server, prompt: str, tokens: int = 48) -> tuple[str, dict[str, Any]]:
+    body = {
+        "model": "default",
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": tokens,
+        "return_meta_info": True,
+    }
+    choice = server.post("/v1/chat/completions", body)["choices"][0]
+    return choice["message"]["content"], choice["meta_info"]
+
+
+def answers(server: Server) -> list[str]:
+    """Alone first, then all at once: batching must not change them either."""
+    alone = [answer(server, prompt)[0] for prompt in PROMPTS]
+    with ThreadPoolExecutor(4) as pool:
+        together = [text for text, _ in pool.map(lambda prompt: answer(server, prompt), PROMPTS)]
+    assert together == alone
+    return alone
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return ensure_model()
+
+
+@pytest.fixture(scope="module")
+def off(model: Path) -> list[str]:
+    with sglang_server(model, extra_args=FP32) as server:
+        return answers(server)
+
+
+def checksums(server: Server) -> Any:
+    return server.post("/weights_checker", {"action": "checksum", "selector": "draft"})["payload"]
+
+
+def swap(server: Server, draft: Path, version: str) -> None:
+    """The five calls of a draft-only swap; SGLang reads the plain pickle with a restricted unpickler."""
+    from safetensors.torch import load_file
+
+    tensors = [(name, t) for name, t in load_file(draft / "model.safetensors").items() if name not in ("d2t", "t2d")]
+    payload = base64.b64encode(pickle.dumps(tensors)).decode()
+    server.post("/pause_generation", {"mode": "in_place"})
+    server.post("/begin_weight_update", {"selector": "draft"})
+    update = {
+        "serialized_named_tensors": [payload],
+        "selector": "draft",
+        "flush_cache": False,
+        "weight_version": version,
+    }
+    assert server.post("/update_weights_from_tensor", update)["success"]
+    server.post("/end_weight_update", {})
+    server.post("/continue_generation", {"torch_empty_cache": False})
+
+
+def test_off_is_sensible(off: list[str]) -> None:
+    assert "Paris" in off[0]
+    assert json.loads(off[2])["city"] == "Rome"
+
+
+def test_eagle_answers_as_off_across_a_swap_that_takes_effect(model: Path, off: list[str], tmp_path: Path) -> None:
+    first = write_random_draft(tmp_path / "first", model, seed=1)
+    with sglang_server(model, first, extra_args=FP32) as server:
+        assert answers(server) == off
+        before, drafts_before = checksums(server), drafted(server)
+        swap_while_serving(server, write_repeating_draft(tmp_path / "repeating", model), off)
+        assert checksums(server) != before
+        assert answers(server) == off
+        assert drafts_before < 1.3
+        assert drafted(server) > 2.5
+        swap(server, first, "back")
+        assert checksums(server) == before
+        assert drafted(server) < 1.3
+
+
+def drafted(server: Server) -> float:
+    """Acceptance length on a text that repeats one token."""
+    body = {"text": " a" * 200, "sampling_params": {"temperature": 0, "max_new_tokens": 64, "ignore_eos": True}}
+    return float(server.post("/generate", body)["meta_info"]["spec_accept_length"])
+
+
+def swap_while_serving(server: Server, draft: Path, off: list[str]) -> None:
+    """Swap with a request in flight, which must finish and answer as ever."""
+    got: list[str] = []
+    thread = threading.Thread(target=lambda: got.append(answer(server, PROMPTS[3])[0]))
+    thread.start()
+    time.sleep(0.2)
+    swap(server, draft, "second")
+    thread.join(120)
+    assert got == [off[3]]
+
+
+def test_ngram_answers_as_off(model: Path, off: list[str]) -> None:
+    ngram = ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"]
+    with sglang_server(model, extra_args=[*FP32, *ngram]) as server:
+        assert answers(server) == off
+
+
+def test_a_tree_of_drafts_answers_as_off(model: Path, off: list[str], tmp_path: Path) -> None:
+    draft = write_random_draft(tmp_path / "draft", model)
+    tree = ["--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "6"]
+    with sglang_server(model, draft, extra_args=[*FP32, *tree]) as server:
+        assert answers(server) == off
