@@ -25,7 +25,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.integration.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
-TIMEOUT = 560
+TIMEOUT = 1100
 MARK = f"aurora-test-{secrets.token_hex(8)}"
 
 
@@ -84,6 +84,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield Scene(s3, registry, (digests[0], digests[1]), settings)
 
 
+@pytest.mark.timeout(TIMEOUT + 60)
 def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene) -> None:
     job = scene.run(scene.settings)
     assert job.returncode == 0, job.stderr[-3000:]
