@@ -58,7 +58,8 @@ def evidence_table(evidence: Evidence) -> str:
     lines.append(f"  acceptance length: {lengths}")
     lines += [
         f"  greedy answers, {e.arm} against off: {e.identical} of {e.prompts} identical, "
-        f"{e.near_ties} differ first at a near tie (largest margin {e.largest_margin:.3f}), {e.different} differ otherwise"
+        f"{e.near_ties} differ first at a near tie (largest margin {e.largest_margin:.3f}), "
+        f"{e.different} differ otherwise"
         for e in evidence.equality
     ]
     lines.append(f"  verdict {evidence.verdict.kind}: {'; '.join(evidence.verdict.reasons)}")
