@@ -7,12 +7,14 @@ with the address of the weight that it was made from, and every way in which SGL
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 _ATTRIBUTE = "_aurora_packed"
 _DTYPES = (torch.bfloat16, torch.float32)
+_onednn: Any = torch.backends.mkldnn
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,7 @@ class Packed:
 def supported(weight: torch.Tensor) -> bool:
     """Whether oneDNN takes this weight: a plain 2-D matrix of a dtype that it computes in here."""
     return (
-        weight.dim() == 2
-        and weight.device.type == "cpu"
-        and weight.dtype in _DTYPES
-        and torch.backends.mkldnn.is_available()
+        weight.dim() == 2 and weight.device.type == "cpu" and weight.dtype in _DTYPES and bool(_onednn.is_available())
     )
 
 

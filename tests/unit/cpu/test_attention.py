@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.cpu import attention
+from aurora_runtime.cpu import attention, ops
 
 POOL_SLOTS = 64
 POOL_LEN = 24
@@ -66,8 +66,9 @@ cases = st.builds(
 )
 
 
-def close(dtype: torch.dtype) -> dict[str, float]:
-    return {"rtol": 2e-2, "atol": 2e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    relative, absolute = (2e-2, 2e-2) if dtype is torch.bfloat16 else (1e-4, 1e-5)
+    torch.testing.assert_close(actual, expected, rtol=relative, atol=absolute)
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +83,7 @@ def test_decoding_equals_each_query_over_its_own_slots(case: Case, logit_cap: fl
     for request in range(batch):
         keys, values = case.seen(request, torch.arange(int(lengths[request])))
         expected = one_query(query[request], keys, values, 0.3, logit_cap)
-        torch.testing.assert_close(output[request].double(), expected, **close(case.dtype))
+        assert_close(output[request].double(), expected, case.dtype)
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +116,7 @@ def test_extending_equals_each_query_over_what_it_may_see(case: Case, kind: str,
             keys, values = case.seen(request, visible[request][index].nonzero().flatten())
             row = int(starts[request]) + index
             expected = one_query(query[row], keys, values, 0.3, 0.0)
-            torch.testing.assert_close(output[row].double(), expected, **close(case.dtype))
+            assert_close(output[row].double(), expected, case.dtype)
 
 
 @settings(max_examples=30, deadline=None)
@@ -140,12 +141,12 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
         alone = torch.zeros_like(query[rows])
         plan = attention.plan_decode(case.table, case.rows, lengths - new + index + 1)
         attention.attend(query[rows], case.k, case.v, alone, plan, 0.125, 0.0)
-        rounding = {"rtol": 1e-2, "atol": 4e-3} if case.dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
-        torch.testing.assert_close(together[rows], alone, **rounding)
+        relative, absolute = (1e-2, 4e-3) if case.dtype is torch.bfloat16 else (1e-5, 1e-6)
+        torch.testing.assert_close(together[rows], alone, rtol=relative, atol=absolute)
 
 
 def test_the_registered_operations_store_and_attend() -> None:
-    kept_alive = attention.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
+    kept_alive = ops.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
     case = Case(0, 2, 3, 3, 64, torch.bfloat16)
     lengths = torch.tensor([5, 9])
     loc = case.table[case.rows, lengths - 1].long()

@@ -6,7 +6,7 @@ engine serves (see `aurora_runtime.cpu.engine`).
 
 from typing import NoReturn
 
-from aurora_runtime.cpu import attention
+from aurora_runtime.cpu import ops
 from aurora_runtime.cpu.slots import (
     assign_draft_cache_locs_contiguous_cpu,
     assign_extend_cache_locs_cpu,
@@ -31,7 +31,7 @@ __all__ = [
     "verify_tree_greedy_cpu",
 ]
 
-_registered = attention.register()
+_registered = ops.register()
 
 
 def rotate_input_ids_cpu(*_: object) -> NoReturn:
