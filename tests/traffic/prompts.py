@@ -81,7 +81,7 @@ _MODULES = _words("""
     warnings wave weakref xml.dom.minidom xml.sax.saxutils zipfile
 """)
 _LINES = range(3, 16)
-_TASK = "Write a one-sentence docstring for this Python function. Answer with the docstring only."
+_TASK = "Write the docstring of this Python function: say in one or two sentences what it does. Do not repeat the code."
 
 
 @functools.cache
