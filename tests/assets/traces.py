@@ -132,8 +132,8 @@ def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
             yield record(model, torch.cat([prompt, answer]), prompt.shape[0])
 
 
-def json_traces(count: int = 300) -> list[RequestTrace]:
-    """``count`` traces of JSON extraction, generated once (2-3 minutes for 300) and cached."""
+def json_traces(count: int = 160) -> list[RequestTrace]:
+    """``count`` traces of JSON extraction, generated once (about two minutes of one core) and cached."""
     folder = cache_root() / "traces"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"json-r{REVISION}-{count}.safetensors"

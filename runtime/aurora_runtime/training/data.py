@@ -6,6 +6,7 @@ consumed, because another look would find the same; no held-out request reaches 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Final
 from safetensors import SafetensorError
 
 from aurora_api.errors import InvalidRecord
+from aurora_api.records import ShardManifest
 from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.examples import Example, Vocabulary, examples_of
 from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.prefixes import PrefixBank
 
 log = logging.getLogger(__name__)
 _DAMAGE: Final = (
@@ -59,6 +62,7 @@ class ShardStream:
     ) -> None:
         self._registry, self._lineage, self._vocabulary = registry, lineage, vocabulary
         self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
+        self._prefixes = PrefixBank()
         self._consumed = dict.fromkeys(consumed)
         self.damaged = 0
 
@@ -74,6 +78,22 @@ class ShardStream:
         """Manifest keys that are not consumed."""
         keys = self._patience.call("listing shards", lambda: list(self._registry.shard_keys(self._lineage)))
         return [key for key in keys if key not in self._consumed]
+
+    def recent(self, limit: int) -> list[str]:
+        """The newest consumed shards whose data amount to ``limit`` bytes, in the order of their consumption."""
+        keys: list[str] = []
+        size = 0
+        for key in reversed(self._consumed):
+            if size >= limit:
+                break
+            with contextlib.suppress(*_DAMAGE):
+                size += self._size(key)
+            keys.append(key)
+        return keys[::-1]
+
+    def _size(self, key: str) -> int:
+        data = self._patience.call(f"reading {key}", lambda: self._registry.objects.get(key))
+        return ShardManifest.from_json(data).file.size
 
     def read(self, key: str) -> Shard | None:
         """The shard's examples, or None when it is damaged."""
@@ -93,7 +113,9 @@ class ShardStream:
                 raise TraceFormatError(f"hidden states are {trace.hidden.shape[1]} wide, expected {self._aux_width}")
             if not bool(trace.hidden.isfinite().all()):
                 raise TraceFormatError("hidden states are not finite")
-            examples = examples_of(trace, self._vocabulary, 0.0 if trace.held_out else self._prompt_weight)
+            whole = self._prefixes.complete(trace)
+            weight = 0.0 if trace.held_out else self._prompt_weight
+            examples = examples_of(whole, self._vocabulary, weight, trace.hidden_start - whole.hidden_start)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:

@@ -79,9 +79,11 @@ class Batch:
     positions: int  # slots without padding
 
 
-def examples_of(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float = 0.0) -> list[Example]:
-    """A trace's examples; none when no root has both a state and a teacher. Raises :class:`TraceFormatError` for token
-    ids outside the target's vocabulary."""
+def examples_of(
+    trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float = 0.0, known: int = 0
+) -> list[Example]:
+    """A trace's examples, of which the first ``known`` positions do not count as fresh; none when no root has both a
+    state and a teacher. Raises :class:`TraceFormatError` for token ids outside the target's vocabulary."""
     tokens = trace.tokens[trace.hidden_start :]
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary.to_draft.numel():
         raise TraceFormatError("token ids outside the target's vocabulary")
@@ -94,15 +96,15 @@ def examples_of(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: floa
     last = min(last_slot, int(taught[-1]) - 1)
     first = max(first, int(taught[0]) - 1)
     cut = []
-    counted = 0
+    counted = known
     for root in range(first, last + 1, MAX_ROOTS):
         end = min(root + MAX_ROOTS, last + 1)
         begin = max(0, end - MAX_SLOTS)
         # One slot beyond the roots keeps the tokens and teachers of later steps within reach.
         stop = min(end + MAX_STEPS, last_slot + 1)
         final = end == last + 1
-        fresh = (trace.hidden.shape[0] if final else end) - counted
-        counted = end
+        fresh = max((trace.hidden.shape[0] if final else end) - counted, 0)
+        counted += fresh
         rows = slice(begin, stop + 1)
         cut.append(
             Example(

@@ -95,21 +95,12 @@ def build(
 
 
 def refill(stream: ShardStream, memory: Memory, held_out: HeldOutSet) -> None:
-    """Read consumed shards again, newest first until the memory would be full, and add them in their old order."""
-    shards = []
-    size = 0
-    for key in reversed(stream.consumed):
+    """Read the newest consumed shards again, as many as the memory holds, so that replay goes on where it was."""
+    for key in stream.recent(REPLAY_BYTES):
         shard = stream.read(key)
-        if shard is None:
-            continue
-        shards.append(shard)
-        size += sum(example.nbytes for example in shard.train)
-        if size >= REPLAY_BYTES:
-            break
-    for shard in reversed(shards):
-        for example in shard.train:
+        for example in shard.train if shard else ():
             memory.add(example)
-        for request, examples in shard.held_out:
+        for request, examples in shard.held_out if shard else ():
             held_out.add(request, examples)
 
 

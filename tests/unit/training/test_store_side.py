@@ -23,6 +23,7 @@ from aurora_runtime.training.data import HeldOutSet, ShardStream
 from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.janitor import Janitor, orphans
 from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.prefixes import PrefixBank
 from aurora_runtime.training.session import Recipe, Session
 from aurora_runtime.training.target import TargetModel, load_target
 from tests.unit.training import tiny
@@ -142,6 +143,48 @@ def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> No
     assert held
     assert stream.pending() == []
     assert stream_of(registry, model, stream.consumed).pending() == []
+
+
+def cached(trace: RequestTrace, length: int) -> RequestTrace:
+    """``trace`` as captured when its first ``length`` positions came from the prefix cache."""
+    return dataclasses.replace(trace, hidden_start=length, hidden=trace.hidden[length:])
+
+
+def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_same_prefix() -> None:
+    first, other = tiny.trace(1, prompt=12), tiny.trace(2, prompt=12)
+    shared = torch.cat([first.tokens[:8], other.tokens[8:]])
+    states = torch.cat([first.hidden[:8], other.hidden[8:]])
+    second = dataclasses.replace(other, tokens=shared, hidden=states)
+    bank = PrefixBank()
+    assert bank.complete(first) is first
+    whole = bank.complete(cached(second, 8))
+    assert whole.hidden_start == 0
+    assert torch.equal(whole.hidden, states)
+    # A chain of conversations: the third shares with the second what the first never had.
+    third = dataclasses.replace(second, tokens=second.tokens.clone())
+    assert torch.equal(bank.complete(cached(third, 11)).hidden, states)
+    # No state is borrowed across a different token, or where none is known.
+    stranger = dataclasses.replace(second, tokens=torch.cat([shared[:3] + 1, shared[3:]]))
+    assert bank.complete(cached(stranger, 8)).hidden_start == 8
+    assert PrefixBank().complete(cached(second, 8)).hidden_start == 8
+
+
+def test_borrowed_states_do_not_count_as_fresh(model: TargetModel) -> None:
+    _, vocabulary = tiny.draft_of(model)
+    trace = tiny.trace(1, prompt=12)
+    (example,) = examples_of(trace, vocabulary, known=7)
+    assert example.fresh == trace.hidden.shape[0] - 7
+
+
+def test_the_prefix_bank_is_bounded() -> None:
+    size = tiny.trace(0).hidden.numel() * 2
+    bank = PrefixBank(limit_bytes=3 * size, limit_traces=100)
+    traces = [tiny.trace(seed) for seed in range(9)]
+    for trace in traces:
+        bank.complete(trace)
+    found = [bank.complete(cached(t, 5)).hidden_start == 0 for t in reversed(traces)]
+    assert found[:2] == [True, True]
+    assert not any(found[3:])
 
 
 def poison(trace: RequestTrace) -> RequestTrace:
