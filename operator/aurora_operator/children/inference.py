@@ -27,6 +27,8 @@ AGENT = "aurora_runtime.serving.agent"
 DRAIN_SECONDS = 5
 """Endpoints are gone everywhere well within this time; only then may the server be told to stop."""
 GRACE_SECONDS = 120
+AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
+"""Without a share of its own the agent starves beside a busy engine, and its probes with it."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
 SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
 SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory"}}
@@ -72,6 +74,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
         config.agent_image,
         [AGENT, "serve"],
         with_store,
+        resources=AGENT_RESOURCES,
         ports=[{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         lifecycle=stop,
         readinessProbe={
