@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,25 @@ STOP_S = 60.0
 def call(
     url: str, body: Any = None, *, method: str | None = None, token: str | None = None, timeout: float = 300
 ) -> bytes:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own servers
-    with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - our own servers
+    with _open(url, body, method=method, token=token, timeout=timeout) as answer:
         return bytes(answer.read())
 
 
-def status_of(url: str, **options: Any) -> int:
+def _open(url: str, body: Any, *, method: str | None, token: str | None, timeout: float) -> HTTPResponse:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own servers
+    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - our own servers
+    return answer
+
+
+def status_of(url: str, body: Any = None, *, method: str | None = None, token: str | None = None) -> int:
     try:
-        call(url, **options)
+        with _open(url, body, method=method, token=token, timeout=60) as answer:
+            return answer.status
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-    return 200
 
 
 @dataclass
@@ -81,8 +87,10 @@ class PodProcesses:
         return [sys.executable, "-m", module, *arguments, *shared]
 
     def _variables(self) -> dict[str, str]:
+        # Compiled code is written, whatever this process was told: without it every start costs a minute of two cores.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,
             **self.environment,
             SETTINGS_VARIABLE: self.settings.to_json().decode(),
             "POD_NAME": "pod-0",

@@ -41,6 +41,8 @@ from tests.integration.pod import ADMIN, TOKEN, PodProcesses, call, status_of
 pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
 
 STEPS = 3
+CHUNK = 24
+"""Prompts longer than this are prefilled in chunks, so that most of the prompts here are."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def _settings(s3: S3, target: Path, draft: Draft, **capture: Any) -> ServingSett
         target=Target(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
         capture=Capture(shard_seconds=2, top_k=16, **capture),
+        extra_args=["--chunked-prefill-size", str(CHUNK)],
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )
 
@@ -104,7 +107,7 @@ def _tokenizer(target: Path) -> Any:
 
 def _favourites(target: Path) -> list[int]:
     tokenizer = _tokenizer(target)
-    texts = (" yes", "\n", ",", " the", ".", " a", " and", " of")
+    texts = ("7", "\n", ",", " the", ".", " a", " and", " of")
     return [int(tokenizer.encode(text, add_special_tokens=False)[0]) for text in texts]
 
 
@@ -117,7 +120,7 @@ def _chat(target: Path, question: str) -> list[int]:
 
 
 def _prompts(target: Path) -> list[list[int]]:
-    repeat = [int(token) for token in _tokenizer(target).encode(" yes" * 12, add_special_tokens=False)]
+    repeat = [int(t) for t in _tokenizer(target).encode("My number is 7777777777777", add_special_tokens=False)]
     questions = (
         "What is the capital of France? Answer in one word.",
         "Name three colours.",
@@ -155,17 +158,22 @@ def _check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any])
     assert trace.prompt_length == len(prompt)
     assert trace.request == prompt_hash(prompt)
     assert trace.held_out == is_held_out(prompt_hash(prompt))
-    assert trace.hidden_start == meta["cached_tokens"]
+    assert trace.hidden_start <= meta["cached_tokens"], "what the prefix cache holds was not computed"
+    if meta["num_retractions"] == 0:
+        assert trace.hidden_start == meta["cached_tokens"]
     end = trace.hidden_start + trace.hidden.shape[0]
     assert len(tokens) - 1 <= end <= len(tokens)
     assert trace.root.shape[0] == meta["spec_verify_ct"]
     beyond_the_end = meta["spec_num_correct_drafts"] - int(trace.accepted.sum())
     assert 0 <= beyond_the_end <= STEPS
-    at, reached = 0, len(prompt)
+    at, reached, retractions = 0, len(prompt), meta["num_retractions"]
     for root, nodes, accepted in zip(
         trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
     ):
-        assert root == reached, "a round starts at the last committed token"
+        skipped = root - reached  # a retracted request's second prefill commits a token too
+        retractions -= skipped
+        assert skipped in (0, 1)
+        assert retractions >= 0, "a round starts at the last committed token"
         path = [at + i for i in range(nodes) if trace.node_accepted[at + i]]
         assert len(path) == accepted + 1
         for step, node in enumerate(path):
@@ -326,6 +334,27 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
         state = second.state()
         assert (state.version, state.checksum, state.engine_ready) == (expected.version, expected.checksum, True)
         assert _generate(pod.engine_url, [1, 2, 3], 4)["output_ids"]
+
+
+def test_a_retracted_request_is_traced_whole(world: World) -> None:
+    """Retracting throws the running request back into the queue: it is prefilled again, with its answer so far."""
+
+    async def retract() -> None:
+        async with EngineClient(world.pod.engine_url, ADMIN) as engine:
+            await engine._order("/pause_generation", {"mode": "retract"}, limit=60)
+            await engine.resume()
+
+    prompt = _chat(world.target, "Tell me a story about a lighthouse.")
+    with ThreadPoolExecutor(1) as client:
+        running = client.submit(_generate, world.pod.engine_url, prompt, 64)
+        time.sleep(1.5)
+        asyncio.run(retract())
+        answer = running.result()
+    assert answer["meta_info"]["num_retractions"] == 1
+    wanted = tuple(prompt + answer["output_ids"])
+    trace = _collect(world.registry, {wanted})[wanted]
+    _check_trace(trace, prompt, answer)
+    _same_states(trace, world.target)
 
 
 def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:

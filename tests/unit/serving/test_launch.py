@@ -13,7 +13,7 @@ from aurora_api.speculator import Capture, Draft, Target
 from aurora_runtime.errors import CaptureRefused
 from aurora_runtime.serving import plugin, redact
 from aurora_runtime.serving.arguments import engine_arguments, value_of
-from aurora_runtime.serving.settings import new_boot
+from aurora_runtime.serving.settings import SGLANG_VERSION, new_boot
 
 
 def settings(**options: object) -> ServingSettings:
@@ -84,7 +84,7 @@ def test_capture_refuses_another_sglang(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_capture_refuses_a_function_that_moved_or_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "version_of", lambda _: plugin.SGLANG_VERSION)
+    monkeypatch.setattr(plugin, "version_of", lambda _: SGLANG_VERSION)
     monkeypatch.setattr(plugin, "SIGNATURES", {"json:dumpz": ("obj",)})
     with pytest.raises(CaptureRefused, match="cannot be had"):
         plugin.check()
