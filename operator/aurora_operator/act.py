@@ -30,6 +30,9 @@ from aurora_operator.records import Records
 
 log = logging.getLogger(__name__)
 
+_UNAVAILABLE = frozenset({0, 401, 429, 502, 503, 504})
+"""The API server cannot answer now. Not 500: so it answers a template that has a number where text belongs."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -87,7 +90,7 @@ class Actor:
         try:
             applied = await asyncio.to_thread(self._api.apply, child)
         except KubeError as error:
-            if error.status in (0, 401, 429) or error.status >= 500:
+            if error.status in _UNAVAILABLE:
                 raise
             return _refusal(child, error)
         self._applied[key] = (digest, _mark(applied))

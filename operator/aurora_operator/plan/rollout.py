@@ -36,6 +36,8 @@ class Pod:
     """Kubernetes calls it ready and its agent answers that the engine is."""
     starting: bool = False
     """Scheduled and not ready: it may come up with a version that it chose a while ago."""
+    up: bool = False
+    """Kubernetes or its agent calls it ready, though perhaps not both: it may be answering requests."""
     version: int | None = None
     checksum: str | None = None
     swap: SwapStatus = field(default_factory=SwapStatus)
@@ -191,7 +193,7 @@ def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
 
 def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
     ready = [pod for pod in world.pods if pod.ready]
-    if ready and len(confirmed(ready, version)) == len(ready):
+    if ready and len(confirmed(ready, version)) == len([pod for pod in world.pods if pod.ready or pod.up]):
         done = rollout.model_copy(
             update={
                 "phase": RolloutPhase.IDLE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from aurora_api.agent import SwapPhase
 from aurora_api.conditions import ConditionType
 from aurora_api.records import Arm, Evidence
 from aurora_api.status import (
@@ -17,6 +18,7 @@ from aurora_api.status import (
     CandidateStatus,
     HistoryEntry,
     PodStatus,
+    RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
     TrainingStatus,
@@ -75,7 +77,7 @@ def _pod_state(view: PodView, pod: Pod | None) -> str:
         return view.waiting or ("AgentUnreachable" if view.ready else "Starting" if view.scheduled else "Pending")
     if pod is not None and pod.swapping:
         return view.agent.swap.phase.value
-    if view.agent.swap.phase.value == "Failed":
+    if view.agent.swap.phase is SwapPhase.FAILED:
         return "SwapFailed"
     return "Ready" if pod is not None and pod.ready else (view.waiting or "Starting")
 
@@ -115,7 +117,7 @@ def status_of(
         previous = None if before is None else _version(store, before, None, primary)
         lineage = channel.lineage
         allowed = frozenset({channel.active, *(() if rollout.version is None else (rollout.version,))})
-        if rollout.phase.value == "Idle":
+        if rollout.phase is RolloutPhase.IDLE:
             allowed = frozenset({channel.active})
     elif store.lineage is not None:
         lineage = store.lineage.number

@@ -85,6 +85,10 @@ def test_at_most_max_swapping_pods_swap_at_once() -> None:
 def test_promotion_needs_every_ready_pod_confirmed() -> None:
     assert step(world(pod(A, 1), pod(B)), rolling()).promote is None
     assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).promote is None
+    silent = pod(B, None, ready=False, starting=True, up=True)
+    assert step(world(pod(A, 1), silent), rolling()).promote is None, "it may still answer requests, with version 0"
+    crashed = pod(B, None, ready=False, starting=True)
+    assert step(world(pod(A, 1), crashed), rolling()).promote == 1
     done = step(world(pod(A, 1), pod(B, 1)), rolling())
     assert (done.promote, done.rollout.phase, done.rollout.updated) == (1, RolloutPhase.IDLE, 2)
 

@@ -52,11 +52,12 @@ class SimulatedPod:
 
     def view(self) -> Pod:
         if not self.reachable:
-            return Pod(self.name, ready=False, starting=True)
+            return Pod(self.name, ready=False, starting=True, up=self.ready)
         return Pod(
             self.name,
             ready=self.ready,
             starting=not self.ready,
+            up=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",
             swap=SwapStatus(phase=self.phase, version=self.asked, finished=self.finished, error="no"),
@@ -215,9 +216,7 @@ class RolloutMachine(RuleBasedStateMachine):
             assert made.rollout.version != world.active
         if made.promote is not None:
             assert made.promote in world.earned
-            ready = [pod for pod in world.pods if pod.ready]
-            assert ready
-            assert {pod.version for pod in ready} == {made.promote}
+            assert {pod.version for pod in self.pods if pod.ready} == {made.promote}
 
     def promote(self, made: Step) -> None:
         if made.promote is not None:

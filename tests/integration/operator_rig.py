@@ -1,0 +1,205 @@
+"""The operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
+
+The stand-in agent keeps the contract's HTTP API and swaps at once; it refuses :data:`BAD_VERSION`, and it always starts
+on version 0. So the operator's part of the loop is tested in seconds; the end-to-end tests have the real engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aurora_api.status import SpeculatorStatus
+from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.store.keys import root
+from tests.assets.s3 import S3
+from tests.cluster.cluster import Cluster
+
+BUCKET = "operator-test"
+BAD_VERSION = 3
+IMAGE = "aurora.test/stand-in:1"
+PYTHON = Path("/usr/bin/python3")
+
+ENGINE = """
+import http.server
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
+"""
+
+AGENT = f"""
+import datetime, http.server, json, os, pathlib
+token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
+me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0}}
+
+def state():
+    me["tokens"] += 20
+    live = {{"answerTokens": me["tokens"], "verifyRounds": me["tokens"] // 2}}
+    return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
+            "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"]}}
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, code, body):
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        if self.path == "/readyz":
+            return self.answer(200, {{}})
+        if self.headers["Authorization"] != f"Bearer {{token}}":
+            return self.answer(401, {{}})
+        self.answer(200, state())
+
+    def do_PUT(self):
+        if self.headers["Authorization"] != f"Bearer {{token}}":
+            return self.answer(401, {{}})
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked["epoch"] < me["epoch"]:
+            return self.answer(409, {{}})
+        me["epoch"] = asked["epoch"]
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        bad = asked["version"] == {BAD_VERSION}
+        me["swap"] = {{"phase": "Failed" if bad else "Idle", "version": asked["version"], "finished": now,
+                      "error": "shapes differ" if bad else ""}}
+        if not bad:
+            me["version"] = asked["version"]
+        self.answer(202, state())
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8471), Handler).serve_forever()
+"""
+
+
+STOPS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+"""Process 1 ignores SIGTERM otherwise."""
+
+
+def _container(name: str, program: str) -> dict[str, Any]:
+    program = STOPS + program
+    return {"name": name, "image": IMAGE, "command": [str(PYTHON), "-u", "-c", program]}
+
+
+def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
+    """A speculator whose pods hold the stand-ins."""
+    return {
+        "target": {"model": "org/model"},
+        "store": {"bucket": BUCKET, "endpoint": s3.endpoint, "credentials": {"secretRef": {"name": "s3"}}},
+        "serving": {
+            "replicas": replicas,
+            "template": {
+                "spec": {
+                    "terminationGracePeriodSeconds": 6,
+                    "initContainers": [_container("stage", "print('staged')")],
+                    "containers": [_container("sglang", ENGINE), _container("agent", AGENT)],
+                }
+            },
+        },
+        "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
+        "validation": {"template": {"spec": {"containers": [_container("validator", "print('measured')")]}}},
+        "rollout": {"canarySeconds": 2},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Rig:
+    """One namespace with an operator, and what a test wants to see and do there."""
+
+    cluster: Cluster
+    namespace: str
+    s3: S3
+    log: Path
+    operator: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        """Start the operator; it watches this namespace only."""
+        ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_LIVENESS_PORT": str(_free_port())}
+        environment = {
+            **self.cluster.environment,
+            **ports,
+            "PATH": os.environ["PATH"],
+            "AURORA_WATCH_NAMESPACES": self.namespace,
+            "AURORA_AGENT_IMAGE": IMAGE,
+            "AURORA_RUNTIME_IMAGE": IMAGE,
+        }
+        with self.log.open("ab") as log:
+            self.operator = subprocess.Popen(
+                [sys.executable, "-m", "aurora_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def kill(self) -> None:
+        """As ``kill -9``: no chance to finish anything."""
+        if self.operator is not None:
+            self.operator.kill()
+            self.operator.wait(10)
+            self.operator = None
+
+    def apply(self, name: str, body: dict[str, Any]) -> None:
+        kind = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
+        self.cluster.apply({**kind, "metadata": {"name": name, "namespace": self.namespace}, "spec": body})
+
+    def get(self, *what: str) -> Any:
+        return self.cluster.get(*what, "-n", self.namespace)
+
+    def status(self, name: str) -> SpeculatorStatus:
+        return SpeculatorStatus.model_validate(self.get("auroraspeculator", name).get("status") or {})
+
+    def wait(
+        self, name: str, what: str, true: Callable[[SpeculatorStatus], bool], timeout: float = 60
+    ) -> SpeculatorStatus:
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.status(name)
+            if true(status):
+                return status
+            if time.monotonic() > deadline:
+                shown = status.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+                raise TimeoutError(f"{what}: not within {timeout} s\n{shown}\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.3)
+
+    def registry(self, name: str) -> Registry:
+        """The speculator's store, as the trainer and the validator use it."""
+        uid = self.get("auroraspeculator", name)["metadata"]["uid"]
+        config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
+        objects = ObjectStore(StoreConfig(**vars(config)))
+        objects.ensure_bucket()
+        return Registry(objects)
+
+
+@contextlib.contextmanager
+def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
+    """A namespace that admits only pods of the ``restricted`` profile, with the store's Secret in it."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": name}}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    cluster.apply({**secret, "stringData": s3.environment()})
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=true", timeout=120)

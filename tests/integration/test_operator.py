@@ -1,0 +1,298 @@
+"""The CRD and the operator on a real API server, a real S3 store and real pods (see ``operator_rig``)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aurora_api.crd import FILES
+from aurora_api.records import VerdictKind
+from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from tests.assets.s3 import S3, seaweedfs
+from tests.cluster.cluster import Cluster
+from tests.cluster.command import CommandError, wait_until
+from tests.cluster.fixture import cluster
+from tests.cluster.image import python_image
+from tests.integration.operator_rig import BAD_VERSION, IMAGE, PYTHON, Rig, namespace, spec
+from tests.unit.operator.worlds import evidence, lineage, registration
+
+__all__ = ["cluster"]
+
+NAMESPACE = "operator-test"
+NAME = "chat"
+MINIMAL = """
+apiVersion: aurora.dev/v1alpha1
+kind: AuroraSpeculator
+metadata:
+  name: small
+spec:
+  target:
+    model: org/model
+  store:
+    bucket: traces
+    credentials:
+      secretRef: {name: s3}
+"""
+
+
+@pytest.fixture(scope="module", name="crd")
+def _crd(cluster: Cluster) -> Cluster:
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILES[0])
+    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    return cluster
+
+
+@pytest.fixture(scope="module", name="s3")
+def _s3() -> Iterator[S3]:
+    with seaweedfs() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", name="rig")
+def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("operator")
+    crd.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
+    with namespace(crd, NAMESPACE, s3):
+        rig = Rig(crd, NAMESPACE, s3, folder / "operator.log")
+        rig.start()
+        try:
+            yield rig
+        finally:
+            rig.kill()
+
+
+def minimal(**parts: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "apiVersion": "aurora.dev/v1alpha1",
+        "kind": "AuroraSpeculator",
+        "metadata": {"name": "rules", "namespace": "default"},
+        "spec": {"target": {"model": "m"}, "store": {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}},
+    }
+    made = copy.deepcopy(base)
+    made["spec"] |= parts
+    return made
+
+
+def try_apply(cluster: Cluster, obj: dict[str, Any]) -> str:
+    return cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=json.dumps(obj))
+
+
+STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("rollout", {"canary": 3}, "rollout.canary must not exceed serving.replicas"),
+        ("draft", {"steps": 5}, "draftTokens = steps + 1"),
+        ("draft", {"topK": 2, "draftTokens": 40}, "draftTokens exceeds what the tree can hold"),
+        ("capture", {"sampleRatio": "1.5"}, "sampleRatio is a share"),
+        ("capture", {"sampleRatio": "1,5"}, "spec.capture.sampleRatio"),
+        ("validation", {"concurrencies": [1, 1]}, "concurrencies must be distinct"),
+        ("validation", {"minRounds": 20}, "minRounds must not exceed maxRounds"),
+        ("validation", {"tolerance": "1"}, "tolerance is a share below 1"),
+        ("store", STORE | {"credentials": {}}, "exactly one of secretRef and serviceAccountName"),
+        ("store", STORE | {"bucket": "A_b"}, "spec.store.bucket"),
+        ("serving", {"replicas": -1}, "spec.serving.replicas"),
+        ("serving", {"device": "tpu"}, "spec.serving.device"),
+        ("surprise", {}, "surprise"),
+    ],
+)
+def test_bad_input_is_refused_when_it_is_applied(crd: Cluster, part: str, value: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError, match=message.replace("+", r"\+")):
+        try_apply(crd, minimal(**{part: value}))
+
+
+def test_a_name_that_cannot_name_a_service_is_refused(crd: Cluster) -> None:
+    for name in ("a" * 41, "4chat", "chat.v1"):
+        obj = minimal()
+        obj["metadata"]["name"] = name
+        with pytest.raises(CommandError, match=r"metadata\.name"):
+            try_apply(crd, obj)
+
+
+def test_what_defines_the_lineage_is_immutable(crd: Cluster) -> None:
+    crd.apply(minimal())
+    try:
+        for part, value, message in (
+            ("target", {"model": "other"}, "target is immutable"),
+            ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
+            ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
+        ):
+            with pytest.raises(CommandError, match=message):
+                try_apply(crd, minimal(**{part: value}))
+        assert try_apply(crd, minimal(rollout={"paused": True}))
+    finally:
+        crd.kubectl("delete", "auroraspeculator", "rules", "-n", "default")
+
+
+def test_a_minimal_speculator_is_short_and_complete(crd: Cluster) -> None:
+    assert len(MINIMAL.strip().splitlines()) < 12
+    made = json.loads(
+        crd.kubectl("create", "--dry-run=server", "-n", "default", "-f", "-", "-o", "json", input=MINIMAL)
+    )
+    assert made["spec"]["draft"] == {
+        "architecture": "EAGLE3",
+        "vocabSize": 16384,
+        "steps": 3,
+        "topK": 1,
+        "draftTokens": 4,
+    }
+    assert made["spec"]["rollout"]["canary"] == 1
+    assert made["spec"]["validation"]["concurrencies"] == [1, 4]
+
+
+def ready(rig: Rig) -> None:
+    """A speculator with two pods that serve the initial draft."""
+    rig.apply(NAME, spec(rig.s3))
+    registry = rig.registry(NAME)
+    if registry.lineage() is None:
+        registry.create_lineage(lineage())
+        registry.register(registration(0))
+    rig.wait(NAME, "ready", lambda s: any(c.type == "Ready" and c.status == "True" for c in s.conditions), timeout=90)
+
+
+def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
+    """As trainer and validator would: the evidence is there when the Job ends."""
+    registry = rig.registry(NAME)
+    registry.put_evidence(evidence(version, verdict, active=active))
+    registry.register(registration(version))
+
+
+def test_children_are_there_owned_and_ready(rig: Rig) -> None:
+    ready(rig)
+    uid = rig.get("auroraspeculator", NAME)["metadata"]["uid"]
+    kinds = "deployments,statefulsets,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
+    labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/managed-by=aurora-operator"
+    owned = rig.get(kinds, "-l", labels)["items"]
+    assert len(owned) == 9
+    for child in owned:
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, True)
+    status = rig.status(NAME)
+    assert (status.updated, status.ready_replicas) == ("2/2", 2)
+    assert status.active is not None
+    assert status.active.version == 0
+    events = [e["reason"] for e in rig.get("events")["items"] if e["involvedObject"]["kind"] == "AuroraSpeculator"]
+    assert "Ready" in events
+
+
+def test_keys_are_generated_once(rig: Rig) -> None:
+    ready(rig)
+    before = rig.get("secret", f"{NAME}-keys")["data"]
+    rig.kill()
+    rig.start()
+    rig.cluster.kubectl("delete", "service", NAME, "-n", rig.namespace)
+    wait_until(
+        "the Service again",
+        lambda: bool(rig.get("services", "-l", "app.kubernetes.io/component=inference")["items"]),
+        30,
+    )
+    assert rig.get("secret", f"{NAME}-keys")["data"] == before
+
+
+def test_columns_tell_the_story(rig: Rig) -> None:
+    ready(rig)
+    table = rig.cluster.kubectl("get", "aspec", "-n", rig.namespace, "-o", "wide")
+    header, row = table.strip().splitlines()
+    columns = "NAME READY REASON ACTIVE SPEEDUP ACCEPT-LEN UPDATED ROLLOUT AGE CANDIDATE TARGET TRACES TRAINER-STEP"
+    assert header.split() == columns.split()
+    assert row.split()[:3] == [NAME, "True", "Serving"]
+    assert NAME in rig.cluster.kubectl("get", "aurora", "-n", rig.namespace)
+
+
+def test_the_scale_subresource_scales(rig: Rig) -> None:
+    ready(rig)
+    rig.cluster.kubectl("scale", "auroraspeculator", NAME, "--replicas=3", "-n", rig.namespace)
+    try:
+        rig.wait(NAME, "three pods", lambda s: s.updated == "3/3")
+        scale = json.loads(
+            rig.cluster.kubectl(
+                "get", "auroraspeculator", NAME, "--subresource=scale", "-n", rig.namespace, "-o", "json"
+            )
+        )
+        assert scale["status"]["replicas"] == 3
+        assert "component=inference" in scale["status"]["selector"]
+    finally:
+        rig.cluster.kubectl("scale", "auroraspeculator", NAME, "--replicas=2", "-n", rig.namespace)
+    rig.wait(NAME, "two pods", lambda s: s.updated == "2/2" and s.replicas == 2)
+
+
+def promoted(rig: Rig) -> SpeculatorStatus:
+    """Version 1 is active; the operator was killed in the middle of its roll."""
+    ready(rig)
+    if rig.registry(NAME).last_version() == 0:
+        offer(rig, 1, VerdictKind.PASS, active=0)
+        rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY)
+        rig.kill()
+        rig.start()
+    return rig.wait(NAME, "version 1 active", lambda s: s.active is not None and s.active.version == 1)
+
+
+def test_a_draft_that_passes_is_rolled_out_although_the_operator_is_killed(rig: Rig) -> None:
+    status = promoted(rig)
+    assert status.active is not None
+    assert status.active.speedup == "1.62x (1.57-1.67)"
+    assert {pod.version for pod in status.pods} == {1}, status.pods
+    channel = rig.registry(NAME).channel()
+    assert channel is not None
+    assert (channel.active, channel.previous, channel.evidence) == (1, 0, "evidence/00000001/00000001.json")
+    assert [entry.event for entry in status.history] == ["Promoted"]
+
+
+def test_a_new_pod_is_brought_to_the_active_version(rig: Rig) -> None:
+    """The stand-in starts on version 0, as a pod does that chose its version before a promotion."""
+    promoted(rig)
+    victim = rig.status(NAME).pods[0].name
+    rig.cluster.kubectl("delete", "pod", victim, "-n", rig.namespace, "--wait=false")
+    rig.wait(NAME, "replaced", lambda s: victim not in {p.name for p in s.pods} and s.updated == "2/2")
+    assert {pod.version for pod in rig.status(NAME).pods} == {1}
+
+
+def test_a_refused_draft_is_never_swapped_in(rig: Rig) -> None:
+    promoted(rig)
+    offer(rig, 2, VerdictKind.REJECT, active=1)
+    status = rig.wait(NAME, "rejection", lambda s: 2 in s.rejected)
+    assert status.candidate is not None
+    assert status.candidate.phase is CandidatePhase.REJECTED
+    assert {pod.version for pod in status.pods} == {1}, status.pods
+
+
+def test_a_draft_that_pods_cannot_take_is_taken_back(rig: Rig) -> None:
+    promoted(rig)
+    offer(rig, BAD_VERSION, VerdictKind.PASS, active=1)
+    status = rig.wait(NAME, "rolled back", lambda s: BAD_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
+    assert "shapes differ" in status.rollout.message
+    assert {pod.version for pod in status.pods} == {1}, status.pods
+    assert status.active is not None
+    assert status.active.version == 1
+
+
+def test_a_template_that_the_cluster_refuses_is_told(rig: Rig) -> None:
+    """The container's port is text: the API server says so, and the status repeats it."""
+    body = spec(rig.s3)
+    body["serving"]["template"]["spec"]["containers"][0]["ports"] = [{"containerPort": "many"}]
+    rig.apply("refused", body)
+    told = rig.wait("refused", "the refusal", lambda s: any(c.reason == "ApplyRefused" for c in s.conditions))
+    assert any("containerPort" in c.message for c in told.conditions)
+    rig.cluster.kubectl("delete", "auroraspeculator", "refused", "-n", rig.namespace)
+
+
+def test_deleting_the_speculator_deletes_everything_even_without_an_operator(rig: Rig) -> None:
+    ready(rig)
+    rig.kill()
+    rig.cluster.kubectl("delete", "auroraspeculator", NAME, "-n", rig.namespace, "--timeout=30s")
+    labels = f"app.kubernetes.io/instance={NAME}"
+    kinds = "deployments,statefulsets,jobs,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
+    wait_until("garbage collection", lambda: not rig.get(kinds, "-l", labels)["items"], 60)
+
+
+def test_the_operator_said_nothing_unexpected(rig: Rig) -> None:
+    """After all of the above, kills included: no line of level ERROR."""
+    lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
+    assert lines
+    assert [line for line in lines if line["level"] == "ERROR"] == []

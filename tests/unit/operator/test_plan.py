@@ -1,0 +1,243 @@
+"""The whole plan: a draft's life from the first registration to promotion or refusal, and what people see of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.agent import SwapPhase
+from aurora_api.conditions import Condition, ConditionType
+from aurora_api.records import VerdictKind
+from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_operator.observed import JobView, LiveWindow, Observed, StoreView, WorkloadView
+from aurora_operator.plan import Plan, plan
+from tests.unit.operator.worlds import (
+    CONFIG,
+    NOW,
+    agent,
+    channel,
+    evidence,
+    lineage,
+    observed,
+    pod,
+    registration,
+    spec,
+)
+
+
+def made(world: Observed, now: datetime = NOW) -> Plan:
+    return plan(world, CONFIG, now)
+
+
+def status(world: Observed, now: datetime = NOW) -> SpeculatorStatus:
+    found = made(world, now).status
+    assert found is not None
+    return found
+
+
+def condition(world: Observed, kind: ConditionType) -> Condition:
+    return next(c for c in status(world).conditions if c.type is kind)
+
+
+def store(*versions: int, active: int = 0, **more: Any) -> StoreView:
+    base = StoreView(lineage=lineage(), channel=channel(active), registrations={v: registration(v) for v in versions})
+    return replace(base, **more)
+
+
+def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> None:
+    early = observed(store=StoreView(lineage=lineage()), pods=())
+    assert made(early).advance is None
+    assert condition(early, ConditionType.SERVING_READY).reason == "WaitingForDraft"
+    first = made(observed(store=store(0, channel=None), pods=())).advance
+    assert first is not None
+    assert (first.epoch, first.active, first.previous) == (1, 0, None)
+
+
+def test_a_draft_lives_from_registration_to_promotion() -> None:
+    """Every step is planned from the status of the former one, as after a restart of the operator."""
+    world = observed(store=store(0, 1))
+    first = made(world)
+    assert first.job is not None
+    assert first.job["metadata"]["name"] == "chat-validate-v1-1"
+    assert first.status is not None
+    assert first.status.candidate is not None
+    assert first.status.candidate.phase is CandidatePhase.VALIDATING
+
+    running = JobView("chat-validate-v1-1", 1, 1)
+    world = replace(world, status=first.status)
+    second = made(replace(world, jobs=(running,)))
+    assert (second.job, second.delete_jobs) == (None, ())
+
+    proven = store(0, 1, evidence=(evidence(1),))
+    third = made(replace(world, jobs=(replace(running, succeeded=True),), store=proven))
+    assert third.status is not None
+    assert third.status.rollout.phase is RolloutPhase.CANARY
+    assert third.swaps == ()
+    assert {note.reason for note in third.notes} >= {"Validated", "RolloutStarted"}
+
+    fourth = made(replace(world, status=third.status, store=proven))
+    (swap,) = fourth.swaps
+    assert (swap.pod, swap.request.version, swap.request.epoch) == ("chat-a", 1, third.status.rollout.epoch)
+
+    mixed = replace(world, store=proven, pods=(pod("chat-a", 1), pod("chat-b", 0)))
+    watched = status(replace(mixed, status=third.status))
+    assert watched.updated == "2/2", "a pod on the canary's version serves what it should"
+    after = NOW + timedelta(seconds=10)
+    rolling = made(replace(mixed, status=watched), after)
+    assert [swap.pod for swap in rolling.swaps] == ["chat-b"]
+    assert rolling.status is not None
+
+    both = replace(world, store=proven, pods=(pod("chat-a", 1), pod("chat-b", 1)), status=rolling.status)
+    last = made(both, after)
+    assert last.advance is not None
+    assert (last.advance.epoch, last.advance.active, last.advance.previous) == (2, 1, 0)
+    assert last.advance.evidence == "evidence/00000001/00000001.json"
+    assert last.status is not None
+    assert last.status.active is not None
+    assert (last.status.active.version, last.status.active.speedup) == (1, "1.62x (1.57-1.67)")
+    assert last.status.active.gain == "1.20x (1.15-1.25)"
+    assert last.status.candidate is None
+    assert [entry.event for entry in last.status.history] == ["Promoted"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"active_version": 5}, "compared with another version"),
+        ({"candidate_digest": f"{9:064x}"}, "other weights"),
+        ({"lineage": 2}, "another lineage"),
+    ],
+)
+def test_evidence_about_something_else_earns_nothing(changes: dict[str, Any], why: str) -> None:
+    assert store(0, 1, evidence=(evidence(1, **changes),)).earned(1) is None, why
+
+
+def test_a_refused_candidate_is_never_offered_again() -> None:
+    world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
+    refused = status(world)
+    assert (refused.rejected, refused.rollout.phase) == ([1], RolloutPhase.IDLE)
+    again = made(replace(world, status=refused, store=store(0, 1, evidence=(evidence(1),))))
+    assert (again.job, again.swaps) == (None, ())
+    newer = made(replace(world, status=refused, store=store(0, 1, 2)))
+    assert newer.job is not None
+    assert newer.job["metadata"]["name"] == "chat-validate-v2-1"
+
+
+@pytest.mark.parametrize("end", ["inconclusive", "failed"])
+def test_two_attempts_and_no_more(end: str) -> None:
+    world = observed(store=store(0, 1))
+    current = status(world)
+    for attempt in (1, 2):
+        job = JobView(f"chat-validate-v1-{attempt}", 1, attempt, failed=end == "failed", succeeded=end != "failed")
+        found = tuple(evidence(1, VerdictKind.INCONCLUSIVE, attempt=a) for a in range(1, attempt + 1))
+        view = store(0, 1, evidence=found if end == "inconclusive" else ())
+        result = made(replace(world, status=current, jobs=(job,), store=view))
+        assert result.status is not None
+        current = result.status
+        if attempt == 1:
+            assert result.job is not None
+            assert result.job["metadata"]["name"] == "chat-validate-v1-2"
+            assert result.delete_jobs == ("chat-validate-v1-1",)
+    assert current.rejected == [1]
+    assert current.candidate is not None
+    assert current.candidate.phase.value == end.capitalize()
+
+
+def test_a_lost_status_is_rebuilt_from_the_store() -> None:
+    rebuilt = status(observed(store=store(0, 1, evidence=(evidence(1),))))
+    assert rebuilt.rollout.phase is RolloutPhase.CANARY, "no second measurement of what was measured"
+
+
+def test_no_decision_about_versions_while_the_store_is_out_of_reach() -> None:
+    rolling = status(observed(store=store(0, 1, evidence=(evidence(1),))))
+    dark = replace(
+        observed(pods=(pod("chat-a", 1), pod("chat-b", 0))),
+        status=rolling,
+        store=StoreView(reason="Unreachable", error="get channel: no route"),
+    )
+    result = made(dark, NOW + timedelta(hours=1))
+    assert (result.swaps, result.advance, result.job) == ((), None, None)
+    assert result.status is not None
+    assert result.status.rollout == rolling.rollout
+    assert result.status.active == rolling.active
+    assert condition(dark, ConditionType.STORAGE_READY).reason == "Unreachable"
+
+
+def test_ready_is_about_this_generation_and_every_pod() -> None:
+    assert condition(observed(), ConditionType.READY).status.value == "True"
+    old = WorkloadView(current=False, replicas=2, ready=2)
+    assert condition(observed(deployment=old), ConditionType.READY).reason == "PodsUpdating"
+    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)))
+    assert condition(stray, ConditionType.READY).reason == "SwapsPending"
+    hidden = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, agent=None)))
+    assert condition(hidden, ConditionType.READY).reason == "PodsNotReady"
+    refused = observed(problems=("Deployment chat: no",))
+    assert condition(refused, ConditionType.READY).reason == "ApplyRefused"
+
+
+def test_transition_times_change_with_the_status_only() -> None:
+    first = status(observed())
+    later = NOW + timedelta(minutes=5)
+    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)), status=first)
+    times = {c.type: c.last_transition_time for c in status(stray, later).conditions}
+    assert times[ConditionType.READY] == later
+    assert times[ConditionType.STORAGE_READY] == NOW
+
+
+def test_an_idle_speculator_writes_nothing_and_running_figures_wait() -> None:
+    first = status(observed())
+    same = observed(status=first)
+    assert plan(same, CONFIG, NOW + timedelta(hours=1), timedelta(hours=1)).status is None
+    busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
+    counted = replace(
+        busier,
+        window={
+            p.name: LiveWindow("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0})) for p in same.pods
+        },
+    )
+    assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
+    written = plan(counted, CONFIG, NOW, timedelta(seconds=5)).status
+    assert written is None, "no verify round passed in the window"
+
+
+def test_live_acceptance_is_tokens_per_round_of_one_engine_start() -> None:
+    start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
+    window = {"chat-a": LiveWindow("b1", NOW, start), "chat-b": LiveWindow("former", NOW, start)}
+    shown = status(observed(window=window))
+    assert shown.accept_length == "2.25"
+    assert [p.accept_length for p in shown.pods] == ["2.25", None]
+
+
+def test_a_pod_that_cannot_return_needs_a_human() -> None:
+    swap = agent("x", 0).swap.model_copy(
+        update={"phase": SwapPhase.FAILED, "version": 0, "error": "disk full", "finished": NOW}
+    )
+    stuck = pod("chat-b", 3, agent=agent("chat-b", 3, swap=swap))
+    assert "disk full" in condition(observed(pods=(pod("chat-a", 0), stuck)), ConditionType.DEGRADED).message
+
+
+def test_the_initial_draft_shows_the_speedup_it_had_beside_its_candidates() -> None:
+    shown = status(observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),))))
+    assert shown.active is not None
+    assert shown.active.speedup == "1.35x (1.30-1.40)"
+    assert shown.active.speedup_source == "cpu: two cores, float32, concurrency 1"
+
+
+def test_nothing_is_measured_without_a_pod_that_serves() -> None:
+    assert made(observed(store=store(0, 1), pods=())).job is None
+
+
+def test_jobs_of_nobody_are_deleted_and_the_last_log_is_kept() -> None:
+    world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
+    jobs = (JobView("chat-validate-v1-1", 1, 1, succeeded=True), JobView("chat-validate-v0-9", 0, 9))
+    assert made(replace(world, jobs=jobs)).delete_jobs == ("chat-validate-v0-9",)
+
+
+def test_a_spec_with_zero_replicas_is_ready_and_quiet() -> None:
+    nothing = spec(serving={"replicas": 0})
+    world = observed(spec=nothing, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
+    assert condition(world, ConditionType.READY).reason == "ScaledToZero"
+    assert not made(world).moving

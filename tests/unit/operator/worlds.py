@@ -1,0 +1,162 @@
+"""Records and observations with sensible content, for tests that care about one field of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from aurora_api.agent import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
+from aurora_api.records import (
+    Arm,
+    Channel,
+    ChannelReason,
+    Environment,
+    Equality,
+    Evidence,
+    Lineage,
+    RatioEstimate,
+    Registration,
+    Sample,
+    TargetIdentity,
+    Verdict,
+    VerdictKind,
+)
+from aurora_api.speculator import SpeculatorSpec
+from aurora_api.status import SpeculatorStatus
+from aurora_operator.config import Config
+from aurora_operator.observed import Observed, Owner, PodView, StoreView, WorkloadView
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CONFIG = Config(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
+OWNER = Owner("team", "chat", "0123456789abcdef", 1, "77")
+MINIMAL: dict[str, Any] = {
+    "target": {"model": "org/model"},
+    "store": {"bucket": "bucket", "credentials": {"secretRef": {"name": "s3"}}},
+}
+
+
+def digest(version: int) -> str:
+    return f"{version:064x}"
+
+
+def spec(**parts: Any) -> SpeculatorSpec:
+    return SpeculatorSpec.model_validate(MINIMAL | parts)
+
+
+def lineage() -> Lineage:
+    target = TargetIdentity(
+        model="org/model", config_sha256=digest(1), tokenizer_sha256=digest(2), hidden_size=8, vocab_size=16
+    )
+    return Lineage(
+        number=1,
+        target=target,
+        architecture="EAGLE3",
+        draft_vocab_size=8,
+        aux_layers=(1, 2, 3),
+        d2t_sha256=digest(3),
+        tensors={},
+        created=NOW,
+    )
+
+
+def registration(version: int) -> Registration:
+    return Registration(
+        version=version,
+        lineage=1,
+        checkpoint=f"checkpoints/{version:08d}-{digest(version)[:12]}/",
+        digest=digest(version),
+        trained_tokens=version * 1000,
+        created=NOW,
+    )
+
+
+def channel(active: int, epoch: int = 1, previous: int | None = None) -> Channel:
+    reason = ChannelReason.INITIAL if epoch == 1 else ChannelReason.PROMOTED
+    return Channel(epoch=epoch, lineage=1, active=active, previous=previous, reason=reason, created=NOW)
+
+
+def evidence(
+    version: int, kind: VerdictKind = VerdictKind.PASS, *, active: int = 0, attempt: int = 1, **more: Any
+) -> Evidence:
+    def ratio(numerator: Arm, denominator: Arm, estimate: float) -> RatioEstimate:
+        return RatioEstimate(
+            numerator=numerator,
+            denominator=denominator,
+            concurrency=1,
+            rounds=5,
+            estimate=estimate,
+            low=estimate - 0.05,
+            high=estimate + 0.05,
+        )
+
+    ratios = (
+        ratio(Arm.CANDIDATE, Arm.OFF, 1.62),
+        ratio(Arm.CANDIDATE, Arm.ACTIVE, 1.2),
+        ratio(Arm.ACTIVE, Arm.OFF, 1.35),
+    )
+    made = Evidence(
+        version=version,
+        attempt=attempt,
+        lineage=1,
+        candidate_digest=digest(version),
+        active_version=active,
+        active_digest=digest(active),
+        samples=(Sample(arm=Arm.OFF, concurrency=1, round=0, requests=1, tokens=10, seconds=1.0),),
+        equality=(Equality(arm=Arm.CANDIDATE, prompts=1, identical=1, near_ties=0, different=0),),
+        accept_length={Arm.CANDIDATE: 2.0},
+        environment=Environment(
+            hardware="two cores",
+            device="cpu",
+            engine="0.5.23",
+            torch="2",
+            dtype="float32",
+            draft_steps=3,
+            draft_topk=1,
+            draft_tokens=4,
+        ),
+        prompts_sha256=digest(9),
+        verdict=Verdict(kind=kind, reasons=("because",), ratios=ratios),
+        started=NOW,
+        finished=NOW,
+    )
+    return made.model_copy(update=more)
+
+
+def agent(pod: str, version: int, **more: Any) -> AgentState:
+    state = AgentState(
+        pod=pod,
+        boot="b1",
+        engine_ready=True,
+        lineage=1,
+        version=version,
+        checksum=f"sum-{version}",
+        swap=SwapStatus(phase=SwapPhase.IDLE),
+        live=LiveCounters(answer_tokens=100, verify_rounds=50),
+        capture=CaptureCounters(answer_tokens=10),
+    )
+    return state.model_copy(update=more)
+
+
+def pod(name: str, version: int, **more: Any) -> PodView:
+    view = PodView(
+        name=name, uid=name, ip=f"10.0.0.{len(name)}", ready=True, scheduled=True, agent=agent(name, version)
+    )
+    return replace(view, **more)
+
+
+def observed(**more: Any) -> Observed:
+    """Two pods on the initial draft, the store readable, nothing going on."""
+    replicas = more.get("spec", spec(serving={"replicas": 2})).serving.replicas
+    ready = WorkloadView(current=True, replicas=replicas, ready=replicas)
+    base = Observed(
+        owner=OWNER,
+        spec=spec(serving={"replicas": 2}),
+        status=SpeculatorStatus(),
+        pods=(pod("chat-a", 0), pod("chat-b", 0)),
+        deployment=ready,
+        trainer=WorkloadView(current=True, replicas=1, ready=1),
+        store=StoreView(lineage=lineage(), channel=channel(0), registrations={0: registration(0)}),
+        keys_exist=True,
+    )
+    return replace(base, **more)
