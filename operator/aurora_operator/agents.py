@@ -29,12 +29,11 @@ class Agents:
         url = f"http://{host}:{self._port}{path}"
         try:
             async with self._session.request(method, url, headers=headers, data=body, timeout=TIMEOUT) as response:
-                text = await response.content.read(MAX_BODY)
                 if response.status == 409:
                     raise Fenced(f"{method} {url}: the agent has seen a higher epoch")
                 if response.status >= 300:
                     raise AgentError(f"{method} {url}: HTTP {response.status}")
-                return AgentState.from_json(text)
+                return AgentState.from_json(await _body(response))
         except (TimeoutError, aiohttp.ClientError, InvalidRecord, OSError) as error:
             raise AgentError(f"{method} {url}: {type(error).__name__}") from error
 
@@ -48,3 +47,13 @@ class Agents:
         Raises :class:`Fenced` when another operator, or this one before its status was lost, used a higher epoch.
         """
         return await self._call("PUT", ip, "/v1/draft", token, request.to_json())
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body, but not more of it than a state can be."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise AgentError(f"{response.method} {response.url}: the answer is too long")
+    return bytes(body)

@@ -55,8 +55,10 @@ class Observer:
         self._windows: dict[str, list[LiveWindow]] = {}
 
     async def look(self) -> Look:
-        """Raises :class:`NotFound` when the custom resource is gone, :class:`InvalidSpec`, :class:`KubeError`."""
+        """Raises :class:`NotFound` when the resource is gone or going, :class:`InvalidSpec`, :class:`KubeError`."""
         found = await asyncio.to_thread(self._api.get, kube.SPECULATOR, self.namespace, self.name)
+        if "deletionTimestamp" in found["metadata"]:
+            raise NotFound(f"{self.namespace}/{self.name} is being deleted", 404)
         owner, spec, status = parse(found)
         live = await self._children(owner)
         token = _decoded(await self._secret(keys_name(owner)), AGENT_TOKEN)

@@ -15,6 +15,7 @@ from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_api.status import CandidatePhase, HistoryEntry, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.validator import job
 from aurora_operator.config import Config
+from aurora_operator.kube import Object
 from aurora_operator.observed import Observed, PodView
 from aurora_operator.plan import rollout as roll
 from aurora_operator.plan import validation
@@ -86,23 +87,72 @@ def _notes(old: SpeculatorStatus, new: SpeculatorStatus, events: list[tuple[str,
 
 def plan(observed: Observed, config: Config, now: datetime, since_written: timedelta = timedelta.max) -> Plan:
     """What to do now. ``since_written``: age of the stored status, which running figures wait for."""
+    made = _decide(observed, config, now) if observed.store.ok and observed.store.channel else _hold(observed, now)
+    assert made.status is not None, "both branches say what the status should be"
+    return replace(
+        made,
+        create_keys=not observed.keys_exist,
+        children=children(observed, config),
+        status=made.status if worth_writing(observed.status, made.status, since_written) else None,
+    )
+
+
+def _hold(observed: Observed, now: datetime) -> Plan:
+    """Without a channel to read: make its first record if the initial draft is there, and else wait."""
+    old = observed.status
+    advance = _first_channel(observed, now) if observed.store.ok else None
+    status = status_of(observed, _pods(observed), old.rollout, old.candidate, old.rejected, (), now)
+    return Plan(advance=advance, status=status, notes=tuple(_notes(old, status, [])), moving=True)
+
+
+def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
+    """Validation first, because what it offers is what the rollout may take up."""
+    old, pods = observed.status, _pods(observed)
+    decision, rejected = _validation(observed, pods, now)
+    step = roll.step(_world(observed, pods, decision, rejected, now), old.rollout)
+    candidate = decision.candidate
+    if step.reject is not None:
+        rejected |= {step.reject}
+        if candidate is not None and candidate.version == step.reject:
+            why = {"phase": CandidatePhase.REJECTED, "message": step.rollout.message}
+            candidate = candidate.model_copy(update=why)
+    if candidate is not None and candidate.version == step.promote:
+        candidate = None
+    events = list(_events(decision, step))
+    history = [
+        HistoryEntry(time=now, event=_RECORDED[event], version=version, message=message)
+        for event, version, message in events
+        if event in _RECORDED
+    ]
+    advance = _promotion(observed, step.promote, now)
+    # The channel is written before the status, so the status may already speak of it.
+    after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
+    status = status_of(after, pods, step.rollout, candidate, rejected, history, now)
+    swaps = tuple(_swaps(observed, step))
+    unsettled = any(pod.swapping or not pod.ready for pod in pods) or len(pods) != observed.spec.serving.replicas
+    rolling = step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+    return Plan(
+        advance=advance,
+        status=status,
+        job=_job(observed, config, decision),
+        delete_jobs=obsolete_jobs(observed.jobs, decision.job, candidate.job if candidate else None),
+        swaps=swaps,
+        notes=tuple(_notes(old, status, events)),
+        moving=rolling or unsettled or bool(swaps) or decision.job is not None or advance is not None,
+    )
+
+
+def _pods(observed: Observed) -> tuple[roll.Pod, ...]:
+    return tuple(rollout_pod(view) for view in observed.pods if not view.terminating)
+
+
+def _validation(
+    observed: Observed, pods: tuple[roll.Pod, ...], now: datetime
+) -> tuple[validation.Decision, frozenset[int]]:
+    """The candidate's next state, and all versions that are never offered again."""
     old, store = observed.status, observed.store
-    pods = tuple(rollout_pod(view) for view in observed.pods if not view.terminating)
-    wanted = children(observed, config)
-    keys = not observed.keys_exist
-    if not store.ok or store.channel is None:
-        first = _first_channel(observed, now) if store.ok else None
-        status = status_of(observed, pods, old.rollout, old.candidate, old.rejected, (), now)
-        return Plan(
-            create_keys=keys,
-            children=wanted,
-            advance=first,
-            status=status if worth_writing(old, status, since_written) else None,
-            notes=tuple(_notes(old, status, [])),
-            moving=True,
-        )
-    channel = store.channel
-    rejected = frozenset(version for version in old.rejected if version > channel.active)
+    assert store.channel is not None, "the caller holds without a channel"
+    rejected = frozenset(version for version in old.rejected if version > store.channel.active)
     inputs = validation.Inputs(
         now=now,
         name=observed.owner.name,
@@ -115,11 +165,22 @@ def plan(observed: Observed, config: Config, now: datetime, since_written: timed
         ready=any(pod.ready for pod in pods),
     )
     decision = validation.decide(inputs)
-    rejected |= {decision.reject} if decision.reject is not None else set()
-    world = roll.World(
+    return decision, rejected | (frozenset() if decision.reject is None else {decision.reject})
+
+
+def _world(
+    observed: Observed,
+    pods: tuple[roll.Pod, ...],
+    decision: validation.Decision,
+    rejected: frozenset[int],
+    now: datetime,
+) -> roll.World:
+    store = observed.store
+    assert store.channel is not None, "the caller holds without a channel"
+    return roll.World(
         now=now,
-        active=channel.active,
-        epoch=channel.epoch,
+        active=store.channel.active,
+        epoch=store.channel.epoch,
         pods=pods,
         policy=observed.spec.rollout,
         offer=decision.offer if decision.offer not in rejected else None,
@@ -127,62 +188,38 @@ def plan(observed: Observed, config: Config, now: datetime, since_written: timed
         resumed=observed.resumed,
         fenced=observed.fenced,
     )
-    step = roll.step(world, old.rollout)
-    candidate = decision.candidate
-    if step.reject is not None:
-        rejected |= {step.reject}
-        if candidate is not None and candidate.version == step.reject:
-            text = {"phase": CandidatePhase.REJECTED, "message": step.rollout.message}
-            candidate = candidate.model_copy(update=text)
-    if candidate is not None and candidate.version == step.promote:
-        candidate = None
-    events = []
+
+
+def _events(decision: validation.Decision, step: roll.Step) -> Iterator[tuple[str, int, str]]:
+    """(event, version, message) of what was decided."""
     if decision.event and decision.candidate is not None:
-        events.append((decision.event, decision.candidate.version, decision.candidate.message))
+        yield decision.event, decision.candidate.version, decision.candidate.message
     if step.event and step.rollout.version is not None:
-        events.append((step.event, step.rollout.version, step.rollout.message))
-    history = [
-        HistoryEntry(time=now, event=_RECORDED[event], version=version, message=message)
-        for event, version, message in events
-        if event in _RECORDED
-    ]
-    advance = None
-    if step.promote is not None:
-        evidence = store.earned(step.promote)
-        assert evidence is not None, "rollout promotes earned versions only"
-        advance = Channel(
-            epoch=channel.epoch + 1,
-            lineage=channel.lineage,
-            active=step.promote,
-            previous=channel.active,
-            reason=ChannelReason.PROMOTED,
-            evidence=Keys.evidence(evidence.version, evidence.attempt),
-            created=now,
-        )
-    after = observed if advance is None else _advanced(observed, advance)
-    status = status_of(after, pods, step.rollout, candidate, rejected, history, now)
-    wanted_job = decision.job
-    exists = any((j.version, j.attempt) == wanted_job for j in observed.jobs)
-    new_job = None
-    if wanted_job is not None and not exists:
-        version, attempt = wanted_job
-        new_job = job(observed.owner, observed.spec, config, version=version, attempt=attempt, active=channel.active)
-    swaps = tuple(_swaps(observed, step))
-    busy = step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED) or bool(swaps)
-    unsettled = any(pod.swapping or not pod.ready for pod in pods) or len(pods) != observed.spec.serving.replicas
-    return Plan(
-        create_keys=keys,
-        children=wanted,
-        advance=advance,
-        status=status if worth_writing(old, status, since_written) else None,
-        job=new_job,
-        delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
-        swaps=swaps,
-        notes=tuple(_notes(old, status, events)),
-        moving=busy or unsettled or wanted_job is not None or advance is not None,
+        yield step.event, step.rollout.version, step.rollout.message
+
+
+def _promotion(observed: Observed, version: int | None, now: datetime) -> Channel | None:
+    """The channel's next record when ``version`` is to be active."""
+    former = observed.store.channel
+    if version is None or former is None:
+        return None
+    evidence = observed.store.earned(version)
+    assert evidence is not None, "the rollout promotes earned versions only"
+    return Channel(
+        epoch=former.epoch + 1,
+        lineage=former.lineage,
+        active=version,
+        previous=former.active,
+        reason=ChannelReason.PROMOTED,
+        evidence=Keys.evidence(evidence.version, evidence.attempt),
+        created=now,
     )
 
 
-def _advanced(observed: Observed, channel: Channel) -> Observed:
-    """``observed`` as it is once the channel says ``channel``: the status is written after it."""
-    return replace(observed, store=replace(observed.store, channel=channel))
+def _job(observed: Observed, config: Config, decision: validation.Decision) -> Object | None:
+    """The Job that should be created: the wanted one, when it is not there."""
+    wanted, former = decision.job, observed.store.channel
+    if wanted is None or former is None or any((job.version, job.attempt) == wanted for job in observed.jobs):
+        return None
+    version, attempt = wanted
+    return job(observed.owner, observed.spec, config, version=version, attempt=attempt, active=former.active)

@@ -1,0 +1,155 @@
+"""Acting: the order that makes an interruption harmless, and what a fault in the middle leaves undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from aurora_api.agent import AgentState, SwapRequest
+from aurora_api.records import Channel
+from aurora_api.status import SpeculatorStatus
+from aurora_operator.act import Actor
+from aurora_operator.children.network import services
+from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError, NotFound
+from aurora_operator.kube import Object, Resource
+from aurora_operator.observe import Look
+from aurora_operator.plan import Note, Plan, Swap
+from aurora_runtime.errors import ObjectExists
+from tests.unit.operator.worlds import OWNER, agent, channel, digest, observed
+
+
+@dataclass
+class Journal:
+    """Stands in for the API server, the agents and the store; notes what was asked, fails where it is told to."""
+
+    said: list[str] = field(default_factory=list)
+    faults: dict[str, Exception] = field(default_factory=dict)
+    objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+
+    def note(self, what: str) -> None:
+        self.said.append(what)
+        if what in self.faults:
+            raise self.faults[what]
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
+
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
+        return []
+
+    def apply(self, obj: Object, *, subresource: str = "") -> Object:
+        self.note("status" if subresource else f"apply {obj['kind']}")
+        key = (obj["kind"], obj["metadata"]["name"])
+        stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
+        self.objects[key] = stored
+        return stored
+
+    def create(self, obj: Object) -> Object:
+        self.note(f"create {obj['kind']}")
+        return obj
+
+    def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        self.note(f"delete {resource.kind} {name}")
+
+    async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
+        self.note(f"swap {ip}")
+        return agent(ip, request.version)
+
+    async def state(self, ip: str, token: str) -> AgentState:
+        raise AgentError(ip)
+
+    def advance(self, made: Channel) -> None:
+        self.note("channel")
+
+
+def swap(pod: str) -> Swap:
+    return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
+
+
+FULL = Plan(
+    create_keys=True,
+    children=tuple(services(OWNER)),
+    advance=channel(1, epoch=2, previous=0),
+    status=SpeculatorStatus(),
+    job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},
+    delete_jobs=("old",),
+    swaps=(swap("a"), swap("b")),
+    notes=(Note("Promoted", "version 1"),),
+)
+
+
+async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
+    look = Look(observed(), journal.objects, "token")
+    made = actor or Actor(journal, journal)  # type: ignore[arg-type]
+    return await made.act(plan, look, journal)  # type: ignore[arg-type]
+
+
+async def test_the_order_is_children_channel_status_jobs_swaps_events() -> None:
+    journal = Journal()
+    outcome = await act(journal, FULL)
+    assert journal.said == [
+        "create Secret",
+        "apply Service",
+        "apply Service",
+        "channel",
+        "status",
+        "delete Job old",
+        "create Job",
+        "swap a",
+        "swap b",
+        "create Event",
+    ]
+    assert (outcome.fenced, outcome.problems, outcome.wrote_status) == (False, (), True)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("channel", ObjectExists("epoch taken")), ("status", Conflict("moved on", 409)), ("status", KubeError("down"))],
+)
+async def test_who_loses_a_race_asks_no_agent(where: str, error: Exception) -> None:
+    journal = Journal(faults={where: error})
+    with pytest.raises(type(error)):
+        await act(journal, FULL)
+    assert journal.said[-1] == where
+
+
+async def test_a_refused_child_does_not_hold_up_the_rest() -> None:
+    journal = Journal(faults={"apply Service": KubeError("bad port", 422)})
+    outcome = await act(journal, FULL)
+    assert outcome.problems == ("Service chat: bad port", "Service chat-trainer: bad port")
+    assert "swap b" in journal.said
+
+
+async def test_an_api_server_that_is_away_ends_the_act() -> None:
+    journal = Journal(faults={"apply Service": KubeError("away", 0)})
+    with pytest.raises(KubeError):
+        await act(journal, FULL)
+    assert "status" not in journal.said
+
+
+async def test_one_silent_agent_does_not_hold_up_the_others_and_a_fence_is_reported() -> None:
+    silent = await act(Journal(faults={"swap a": AgentError("no answer")}), FULL)
+    assert not silent.fenced
+    journal = Journal(faults={"swap a": Fenced("higher epoch")})
+    assert (await act(journal, FULL)).fenced
+    assert "swap b" in journal.said
+
+
+async def test_what_is_as_we_left_it_costs_no_call_and_what_others_changed_is_put_right() -> None:
+    journal = Journal()
+    actor = Actor(journal, journal)  # type: ignore[arg-type]
+    quiet = replace(FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), notes=())
+    await act(journal, quiet, actor)
+    journal.said.clear()
+    await act(journal, quiet, actor)
+    assert journal.said == []
+    journal.objects["Service", "chat"]["metadata"]["resourceVersion"] = "2"
+    await act(journal, quiet, actor)
+    assert journal.said == ["apply Service"]
+    journal.said.clear()
+    del journal.objects["Service", "chat-trainer"]
+    await act(journal, quiet, actor)
+    assert journal.said == ["apply Service"]

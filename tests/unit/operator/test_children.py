@@ -1,0 +1,164 @@
+"""The children: held to the restricted profile, told what they need and no more, open to the user's template."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from aurora_api.pod import ServingSettings, TrainerSettings, ValidationSettings
+from aurora_api.speculator import SpeculatorSpec
+from aurora_operator.children.access import new_keys, service_accounts
+from aurora_operator.children.inference import deployment
+from aurora_operator.children.network import policies
+from aurora_operator.children.trainer import stateful_set
+from aurora_operator.children.validator import job
+from aurora_operator.plan.children import children
+from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+
+
+def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
+    made = {
+        "inference": deployment(OWNER, given, CONFIG),
+        "trainer": stateful_set(OWNER, given, CONFIG),
+        "validator": job(OWNER, given, CONFIG, version=2, attempt=1, active=1),
+    }
+    return {name: obj["spec"]["template"] for name, obj in made.items()}
+
+
+def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in container["env"]}
+
+
+@pytest.mark.parametrize("name", ["inference", "trainer", "validator"])
+def test_every_pod_is_restricted(name: str) -> None:
+    template = pods(spec())[name]
+    pod = template["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    for container in containers(template):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts <= {volume["name"] for volume in pod["volumes"]}
+
+
+def test_settings_are_what_the_roles_parse() -> None:
+    made = pods(spec())
+    texts = {name: variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"] for name in made}
+    assert ServingSettings.from_json(texts["inference"]).store.root == "aurora/team/chat-01234567"
+    assert TrainerSettings.from_json(texts["trainer"]).name == "chat"
+    measured = ValidationSettings.from_json(texts["validator"])
+    assert (measured.candidate, measured.active, measured.attempt) == (2, 1, 1)
+
+
+def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
+    template = pods(spec())["inference"]
+    seen = {c["name"]: "AWS_SECRET_ACCESS_KEY" in variables(c) for c in containers(template)}
+    assert seen == {"stage": True, "sglang": False, "agent": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"validation": {"minImprovement": "0.2"}}, {"rollout": {"paused": True}}, {"training": {"suspended": True}}],
+)
+def test_what_serving_does_not_obey_does_not_restart_it(change: dict[str, Any]) -> None:
+    assert deployment(OWNER, spec(**change), CONFIG) == deployment(OWNER, spec(), CONFIG)
+
+
+def test_a_template_of_one_role_does_not_restart_another() -> None:
+    patch = {"template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}
+    assert stateful_set(OWNER, spec(validation=patch), CONFIG) == stateful_set(OWNER, spec(), CONFIG)
+    assert pods(spec(training=patch))["trainer"]["spec"]["nodeSelector"] == {"gpu": "yes"}
+
+
+GPU = {"limits": {"nvidia.com/gpu": 1}}
+SERVING = {
+    "template": {
+        "metadata": {"labels": {"team": "a", "app.kubernetes.io/instance": "mine"}},
+        "spec": {
+            "nodeSelector": {"gpu": "yes"},
+            "volumes": [{"name": "models", "hostPath": {"path": "/m"}}],
+            "containers": [
+                {"name": "sglang", "resources": GPU, "command": ["serve"], "env": [{"name": "X", "value": "1"}]},
+                {"name": "log-shipper", "image": "shipper"},
+            ],
+        },
+    }
+}
+
+
+def test_the_template_is_merged_and_our_labels_win() -> None:
+    template = pods(spec(serving=SERVING))["inference"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == "chat"
+    names = [c["name"] for c in containers(template)]
+    assert names == ["stage", "sglang", "agent", "log-shipper"]
+    engine = containers(template)[1]
+    assert (engine["resources"], engine["command"]) == (GPU, ["serve"])
+    assert {"X", "AURORA_SETTINGS"} <= variables(engine).keys()
+    assert "models" in {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+def test_a_validator_is_shaped_like_an_inference_pod_but_runs_its_own_program() -> None:
+    given = spec(serving=SERVING, validation={"template": {"spec": {"priorityClassName": "low"}}})
+    template = pods(given)["validator"]
+    (container,) = template["spec"]["containers"]
+    assert (container["name"], container["resources"]) == ("validator", GPU)
+    assert container["command"] == ["python", "-m", "aurora_runtime.validation"]
+    assert template["spec"]["nodeSelector"] == {"gpu": "yes"}
+    assert template["spec"]["priorityClassName"] == "low"
+    assert template["metadata"]["labels"]["aurora.dev/version"] == "2"
+    assert "team" in template["metadata"]["labels"]
+
+
+def test_building_children_does_not_change_the_spec() -> None:
+    given = spec(serving=SERVING)
+    before = copy.deepcopy(given)
+    pods(given)
+    assert given == before
+
+
+def test_keys_are_random_and_long() -> None:
+    first, second = new_keys(OWNER)["stringData"], new_keys(OWNER)["stringData"]
+    assert first.keys() == {"admin-key", "agent-token"}
+    assert set(first.values()).isdisjoint(second.values())
+    assert all(len(value) >= 40 for value in first.values())
+
+
+def test_a_users_service_account_is_used_and_none_is_made() -> None:
+    store = {"bucket": "bucket", "credentials": {"serviceAccountName": "cloud"}}
+    given = spec(store=store)
+    assert service_accounts(OWNER, given) == []
+    for template in pods(given).values():
+        assert template["spec"]["serviceAccountName"] == "cloud"
+        assert all("AWS_ACCESS_KEY_ID" not in variables(c) for c in containers(template))
+
+
+def test_only_the_operator_may_reach_agents() -> None:
+    serve, closed = policies(OWNER, CONFIG)
+    (rule,) = (r for r in serve["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
+    (peer,) = rule["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "aurora-system"}
+    assert "podSelector" in peer
+    assert "ingress" not in closed["spec"]
+
+
+def test_children_are_owned_and_named_after_the_speculator() -> None:
+    made = children(observed(), CONFIG)
+    assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 8
+    for child in made:
+        assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid
+        assert child["metadata"]["name"].startswith("chat")
+    kinds = [child["kind"] for child in made]
+    assert kinds.index("StatefulSet") < kinds.index("Deployment"), "pods wait for the draft that the trainer makes"
