@@ -40,7 +40,8 @@ shared_environment() {
     say "setup: installing $2 (once)"
     rm -rf "$target"
     "$uv" venv -q --python "$interpreter" "$target"
-    "$uv" pip install -q --no-deps --python "$target/bin/python" -r "$2"
+    # Compiled here, because pods mount it read-only and would compile a million lines at every start.
+    "$uv" pip install -q --no-deps --compile-bytecode --python "$target/bin/python" -r "$2"
     touch "$target/.complete"
   fi
   printf '%s' "$target"
