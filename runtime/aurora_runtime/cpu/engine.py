@@ -25,7 +25,13 @@ def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> d
     """
     inherited = (os.environ if base is None else base).get("PYTHONPATH", "")
     entries = [str(STANDIN), *(entry for entry in inherited.split(os.pathsep) if entry and entry != str(STANDIN))]
-    return {ENGINE_SWITCH: "1", "PYTHONPATH": os.pathsep.join(entries), "OMP_NUM_THREADS": str(threads)}
+    return {
+        ENGINE_SWITCH: "1",
+        "PYTHONPATH": os.pathsep.join(entries),
+        "OMP_NUM_THREADS": str(threads),
+        # A few tiny functions of SGLang are compiled otherwise: a C++ compiler in every pod, for half a minute of its start.
+        "TORCHDYNAMO_DISABLE": "1",
+    }
 
 
 def server_args(speculative: bool, *, kv_tokens: int = DEFAULT_KV_TOKENS) -> list[str]:
