@@ -43,8 +43,8 @@ def local_image() -> tuple[str, Path]:
         with tempfile.TemporaryDirectory() as scratch:
             site = Path(scratch, "site")
             uv = cache_root() / "bootstrap/bin/uv"
-            options = ["-q", "--no-deps", "--compile-bytecode", "--python", sys.executable, "--target", site]
-            subprocess.run([uv, "pip", "install", *options, ROOT], check=True, timeout=300)
+            options: list[str | Path] = ["-q", "--no-deps", "--compile-bytecode", "--python", sys.executable]
+            subprocess.run([uv, "pip", "install", *options, "--target", site, ROOT], check=True, timeout=300)
             python_image(
                 archive,
                 tag,

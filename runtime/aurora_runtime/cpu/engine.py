@@ -29,7 +29,7 @@ def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> d
         ENGINE_SWITCH: "1",
         "PYTHONPATH": os.pathsep.join(entries),
         "OMP_NUM_THREADS": str(threads),
-        # A few tiny functions of SGLang are compiled otherwise: a C++ compiler in every pod, for half a minute of its start.
+        # SGLang compiles a few tiny functions otherwise: a C++ compiler in every pod, and half a minute of its start.
         "TORCHDYNAMO_DISABLE": "1",
     }
 
