@@ -131,10 +131,10 @@ class Actor:
         return fenced
 
     async def _post(self, note: Note, owner: Owner) -> None:
-        """Post an Event once: its name is a digest of what it says, so that a repeated decision does not repeat it."""
+        """Post an Event; its name is a digest of what it says and of the hour, so that what flaps does not flood."""
         log.info("%s/%s: %s: %s", owner.namespace, owner.name, note.reason, note.message)
-        text = f"{owner.uid}/{owner.generation}/{note.reason}/{note.message}"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        text = f"{owner.uid}/{owner.generation}/{note.reason}/{note.message}/{now[:13]}"
         event = {
             "apiVersion": "v1",
             "kind": "Event",

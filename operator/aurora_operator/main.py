@@ -6,7 +6,9 @@ can be deleted while the operator is down.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -23,6 +25,7 @@ from aurora_operator.loop import Loops
 
 log = logging.getLogger(__name__)
 CHILDREN = (("", "v1", "pods"), ("apps", "v1", "deployments"), ("apps", "v1", "statefulsets"), ("batch", "v1", "jobs"))
+THREADS = 64
 
 
 def build(config: Config) -> kopf.OperatorRegistry:
@@ -56,6 +59,8 @@ class _Wiring:
         settings.networking.request_timeout = 30
         for resource in CHILDREN:
             settings.watching.label_selectors[resource] = ",".join(f"{key}={value}" for key, value in MANAGED.items())
+        # The API server's and the store's calls block; a store that hangs must not take all threads.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="io"))
         self._session = aiohttp.ClientSession()
         self._loops = Loops(HttpKube.connect(), Agents(self._session), self._config)
         log.info("started, watching %s", ", ".join(self._config.watch_namespaces) or "all namespaces")

@@ -32,6 +32,8 @@ from aurora_runtime.store import StoreConfig
 
 WINDOW = timedelta(seconds=60)
 """Live acceptance is shown over about this time."""
+STORE_SECONDS = 20.0
+"""A store that does not answer within this time is an outage; pods and their status must not wait for it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Observer:
         self.namespace, self.name = namespace, name
         self.records: Records | None = None
         self._windows: dict[str, list[LiveWindow]] = {}
+        self._reading: asyncio.Future[StoreView] | None = None
 
     async def look(self) -> Look:
         """Raises :class:`NotFound` when the resource is gone or going, :class:`InvalidSpec`, :class:`KubeError`."""
@@ -125,7 +128,15 @@ class Observer:
         interesting = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
         if status.rollout.version is not None:
             interesting.add(status.rollout.version)
-        return await asyncio.to_thread(self.records.read, frozenset(interesting))
+        return await self._read(self.records, frozenset(interesting))
+
+    async def _read(self, records: Records, interesting: frozenset[int]) -> StoreView:
+        """Read in a thread, which may hang longer than we wait: then the next look waits for it and adds no other."""
+        silent = StoreView(reason="Unreachable", error=f"the store gave no answer within {STORE_SECONDS:.0f} s")
+        if self._reading is not None and not await _ends(self._reading):
+            return silent
+        self._reading = asyncio.ensure_future(asyncio.to_thread(records.read, interesting))
+        return self._reading.result() if await _ends(self._reading) else silent
 
     def _window(self, pods: tuple[PodView, ...], now: datetime) -> dict[str, LiveWindow]:
         """The oldest sample of each pod within :data:`WINDOW`, of the same engine start; adds the newest sample."""
@@ -151,6 +162,11 @@ def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadVi
 
 def _decoded(secret: Object | None, key: str) -> str:
     return base64.b64decode(((secret or {}).get("data") or {}).get(key, "")).decode()
+
+
+async def _ends(reading: asyncio.Future[StoreView]) -> bool:
+    await asyncio.wait({reading}, timeout=STORE_SECONDS)
+    return reading.done()
 
 
 def _part(obj: Mapping[str, Any]) -> str:

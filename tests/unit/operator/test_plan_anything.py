@@ -1,0 +1,152 @@
+"""Whatever is observed, a plan is made, and it asks no pod for a version that has not earned it (promise 1)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aurora_api.agent import SwapPhase, SwapStatus
+from aurora_api.records import Evidence, VerdictKind
+from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_operator.observed import JobView, Observed, PodView, StoreView
+from aurora_operator.plan import plan
+from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, lineage, observed, pod, registration, spec
+
+VERSIONS = st.integers(0, 3)
+TIMES = st.integers(-700, 0).map(lambda seconds: NOW + timedelta(seconds=seconds))
+SWAPS = st.builds(
+    SwapStatus,
+    phase=st.sampled_from(SwapPhase),
+    version=st.none() | VERSIONS,
+    finished=st.none() | TIMES,
+    error=st.just("no"),
+)
+
+
+@st.composite
+def pods(draw: st.DrawFn, name: str) -> PodView:
+    version = draw(VERSIONS)
+    known = {
+        "swap": draw(SWAPS),
+        "version": draw(st.none() | st.just(version)),
+        "checksum": draw(st.sampled_from([None, f"sum-{version}", "other"])),
+        "engine_ready": draw(st.booleans()),
+    }
+    state = agent(name, version).model_copy(update=known)
+    return pod(
+        name,
+        version,
+        agent=draw(st.sampled_from([state, None])),
+        ready=draw(st.booleans()),
+        terminating=draw(st.booleans()),
+        ip=draw(st.sampled_from(["10.0.0.1", ""])),
+    )
+
+
+@st.composite
+def proofs(draw: st.DrawFn) -> Evidence:
+    return evidence(
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from(VerdictKind)),
+        active=draw(VERSIONS),
+        attempt=draw(st.integers(1, 2)),
+    )
+
+
+@st.composite
+def stores(draw: st.DrawFn) -> StoreView:
+    if draw(st.integers(0, 9)) == 0:
+        return StoreView(reason="Unreachable", error="no route")
+    active = draw(VERSIONS)
+    versions = draw(st.sets(VERSIONS)) | {0, active}
+    return StoreView(
+        lineage=lineage(),
+        channel=draw(st.sampled_from([channel(active, epoch=draw(st.integers(1, 5))), None])),
+        registrations={v: registration(v) for v in versions},
+        evidence=tuple(draw(st.lists(proofs(), max_size=4))),
+    )
+
+
+@st.composite
+def statuses(draw: st.DrawFn) -> SpeculatorStatus:
+    candidate = draw(
+        st.none()
+        | st.builds(
+            CandidateStatus,
+            version=st.integers(1, 3),
+            phase=st.sampled_from(CandidatePhase),
+            attempt=st.integers(1, 2),
+            job=st.just("job"),
+        )
+    )
+    rollout = draw(
+        st.builds(
+            RolloutStatus,
+            phase=st.sampled_from(RolloutPhase),
+            epoch=st.integers(0, 9),
+            version=st.none() | VERSIONS,
+            started=st.none() | TIMES,
+            progressed=st.none() | TIMES,
+            canary_since=st.none() | TIMES,
+        )
+    )
+    return SpeculatorStatus(candidate=candidate, rollout=rollout, rejected=draw(st.lists(VERSIONS, max_size=2)))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Observed:
+    names = ["chat-a", "chat-b", "chat-c"][: draw(st.integers(0, 3))]
+    jobs = st.builds(
+        JobView, st.just("job"), VERSIONS, st.integers(1, 2), succeeded=st.booleans(), failed=st.booleans()
+    )
+    return replace(
+        observed(spec=spec(serving={"replicas": 3}, rollout={"paused": draw(st.booleans())})),
+        pods=tuple(draw(pods(name)) for name in names),
+        store=draw(stores()),
+        status=draw(statuses()),
+        jobs=tuple(draw(st.lists(jobs, max_size=2))),
+        resumed=draw(st.booleans()),
+        fenced=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(worlds())
+def test_every_plan_is_sound(world: Observed) -> None:
+    made = plan(world, CONFIG, NOW)
+    store = world.store
+    if store.channel is None:
+        assert (made.swaps, made.job) == ((), None)
+        return
+    rejected = set(world.status.rejected)
+    for swap in made.swaps:
+        version = swap.request.version
+        assert version == store.channel.active or (store.earned(version) and version not in rejected)
+        assert swap.request.epoch >= max(world.status.rollout.epoch, store.channel.epoch)
+        assert swap.ip
+    if made.advance is not None:
+        assert made.advance.epoch == store.channel.epoch + 1
+        assert store.earned(made.advance.active)
+        assert made.advance.active not in rejected
+    if made.job is not None:
+        assert int(made.job["metadata"]["labels"]["aurora.dev/version"]) > store.channel.active
+    if made.status is not None:
+        assert made.status.rollout.epoch >= world.status.rollout.epoch
+        assert SpeculatorStatus.model_validate_json(made.status.model_dump_json(by_alias=True)) == made.status
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(worlds())
+def test_planning_again_from_its_own_status_is_possible_and_settles(world: Observed) -> None:
+    """Nothing changes outside: after a while the status stays as it is (a watch ends, deadlines pass, then rest)."""
+    now, status = NOW, world.status
+    for _ in range(30):
+        now += timedelta(seconds=400)
+        made = plan(replace(world, status=status, resumed=False, fenced=False), CONFIG, now)
+        if made.status is None:
+            return
+        status = made.status
+    raise AssertionError(f"still writing: {status.rollout}, {status.candidate}")
