@@ -24,7 +24,7 @@ def _decimal(text: str) -> str:
 
 
 Ratio = Annotated[str, Field(pattern=RATIO_PATTERN), AfterValidator(_decimal)]
-"""A non-negative decimal number kept as a string: Kubernetes APIs carry no floats (API conventions, "Primitive types")."""
+"""A decimal number >= 0 kept as a string: Kubernetes APIs carry no floats (API conventions, Primitive types)."""
 
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 """A lower-case hexadecimal SHA-256 digest."""

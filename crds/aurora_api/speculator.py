@@ -31,7 +31,7 @@ class TemplateMetadata(Model):
 
 
 class PodTemplate(Model):
-    """A partial pod template merged over the operator's own: lists with names merge by name, as in a strategic merge."""
+    """A partial pod template merged over the operator's own: lists of named things merge by name (strategic merge)."""
 
     metadata: TemplateMetadata = Field(default_factory=TemplateMetadata)
     spec: OpenObject = Field(
