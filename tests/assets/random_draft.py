@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 DRAFT_VOCABULARY = 16384
+# SmolLM2-135M goes on with threes for at least 48 tokens, where it soon leaves most other repetitions.
+REPEATING_TEXT = "pi = 3." + "3" * 39
 
 
 def write_random_draft(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.assets.model import ensure_model
-from tests.assets.random_draft import write_random_draft, write_repeating_draft
+from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.server import Server, sglang_server
 
 FP32 = ["--dtype", "float32"]
@@ -65,7 +65,7 @@ def off(model: Path) -> list[str]:
 
 
 def checksums(server: Server) -> Any:
-    return server.post("/weights_checker", {"action": "checksum", "selector": "draft"})["payload"]
+    return server.post("/weights_checker", {"action": "checksum", "selector": "draft"})["ranks"]
 
 
 def swap(server: Server, draft: Path, version: str) -> None:
@@ -101,7 +101,7 @@ def test_eagle_answers_as_off_across_a_swap_that_takes_effect(model: Path, off: 
         assert checksums(server) != before
         assert answers(server) == off
         assert drafts_before < 1.3
-        assert drafted(server) > 2.5
+        assert drafted(server) > 2.0
         swap(server, first, "back")
         assert checksums(server) == before
         assert drafted(server) < 1.3
@@ -109,8 +109,9 @@ def test_eagle_answers_as_off_across_a_swap_that_takes_effect(model: Path, off: 
 
 def drafted(server: Server) -> float:
     """Acceptance length on a text that repeats one token."""
-    body = {"text": " a" * 200, "sampling_params": {"temperature": 0, "max_new_tokens": 64, "ignore_eos": True}}
-    return float(server.post("/generate", body)["meta_info"]["spec_accept_length"])
+    sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
+    answered = server.post("/generate", {"text": REPEATING_TEXT, "sampling_params": sampling})
+    return float(answered["meta_info"]["spec_accept_length"])
 
 
 def swap_while_serving(server: Server, draft: Path, off: list[str]) -> None:
