@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator
@@ -48,6 +50,7 @@ CHUNK = 24
 @dataclass(frozen=True)
 class World:
     pod: PodProcesses
+    engine: subprocess.Popen[bytes]
     registry: Registry
     versions: dict[int, Registration]
     target: Path
@@ -93,8 +96,8 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     pod = PodProcesses(base / "pod", settings, store.environment())
     staged = pod.stage()
     assert staged.returncode == 0, staged.stderr.decode()
-    with pod.engine(), pod.agent():
-        yield World(pod, registry, versions, target)
+    with pod.engine() as engine, pod.agent():
+        yield World(pod, engine, registry, versions, target)
 
 
 def _tokenizer(target: Path) -> Any:
@@ -377,3 +380,23 @@ def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "told to end, it ends well"
         assert status_of(f"{pod.agent_url}/readyz") == 503
+
+
+def _schedulers_of(launcher: int) -> list[int]:
+    """Scheduler processes of the SGLang that ``launcher`` started."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], check=True, capture_output=True, text=True).stdout
+    rows = [
+        (int(pid), int(parent), name) for pid, parent, name in (line.split(None, 2) for line in listing.splitlines())
+    ]
+    engines = {pid for pid, parent, _ in rows if parent == launcher}
+    return [pid for pid, parent, name in rows if parent in engines and name.startswith("sglang::sched")]
+
+
+def test_when_the_engine_dies_so_does_its_container(world: World) -> None:
+    """Last in this module: it ends the world's engine. SGLang's own exit code may be 0 even then."""
+    (scheduler,) = _schedulers_of(world.engine.pid)
+    os.kill(scheduler, signal.SIGKILL)
+    assert world.engine.wait(120) != 0
+    assert status_of(f"{world.pod.agent_url}/readyz") == 503
+    state = world.pod.state()
+    assert (state.boot, state.engine_ready, state.version) == ("", False, None)
