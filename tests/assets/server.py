@@ -159,8 +159,8 @@ def _ready(port: int) -> bool:
             return False
 
 
-def _tail(log: Path, lines: int = 40) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _tail(log: Path, lines: int = 40, width: int = 300) -> str:
+    return "\n".join(line[:width] for line in log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

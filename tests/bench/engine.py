@@ -15,7 +15,9 @@ import fcntl
 import http.client
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -165,6 +167,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--lock", type=Path, default=None, help="hold this lock file while measuring")
     options = parser.parse_args()
+    # A plain SIGTERM would end this process without ending the servers.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as work, three_servers(Path(work)) as servers:
         for name, server in servers:
             print(f"{name}: ready after {server.startup_s:.0f} s", flush=True)
