@@ -105,8 +105,8 @@ _BY_TOKENS, _BY_HIDDEN = {"tokens"}, {"hidden"}
 _BY_ROUNDS = {"root", "node_count", "accepted", "version"}
 
 
-def encode(traces: Sequence[RequestTrace]) -> bytes:
-    """Concatenate traces into one safetensors object; ``index [Q, 7]`` int64 says where each request's rows end."""
+def columns(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
+    """Concatenate traces into a shard's tensors; ``index [Q, 7]`` int64 says where each request's rows end."""
     if not traces:
         raise TraceFormatError("a shard holds at least one request")
     index = torch.tensor(
@@ -124,8 +124,12 @@ def encode(traces: Sequence[RequestTrace]) -> bytes:
         ],
         dtype=torch.int64,
     )
-    tensors = {name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _FLAT}
-    return save({"index": index, **tensors})
+    return {"index": index, **{name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _FLAT}}
+
+
+def encode(traces: Sequence[RequestTrace]) -> bytes:
+    """A shard as one safetensors object."""
+    return save(columns(traces))
 
 
 def decode(data: bytes) -> Iterator[RequestTrace]:

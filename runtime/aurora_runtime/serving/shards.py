@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -23,7 +22,8 @@ from typing import Final
 from aurora_api.records import FileRef, ShardManifest
 from aurora_runtime.serving.assemble import Assembler, PromptChunk, VerifyRound
 from aurora_runtime.serving.settings import PROBE_PREFIX, CaptureSettings, CaptureState, PodFolder, write_atomically
-from aurora_runtime.traces import RequestTrace, encode
+from aurora_runtime.serving.stream import write_safetensors
+from aurora_runtime.traces import RequestTrace, columns
 
 log = logging.getLogger(__name__)
 
@@ -154,16 +154,12 @@ class ShardWriter:
             return
         lost = self._lost + self._assembler.dropped.total()
         manifest_lost, self._lost_before = lost - self._lost_before, lost
-        data = encode(pending.traces)
         stem = f"{self.settings.pod}-{self.settings.boot}-{self._seq:08d}"
-        file = FileRef(name=f"{stem}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        part = self._folder.spool / f"{stem}.safetensors.tmp"
+        sha256, size = write_safetensors(part, columns(pending.traces))
+        file = FileRef(name=f"{stem}.safetensors", sha256=sha256, size=size)
         manifest = self._manifest(pending, file, manifest_lost)
         self._seq += 1
-        part = self._folder.spool / f"{stem}.safetensors.tmp"
-        with part.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
         part.chmod(0o644)
         part.rename(self._folder.spool / file.name)
         write_atomically(self._folder.spool / f"{stem}.json", manifest.to_json())
