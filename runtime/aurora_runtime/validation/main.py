@@ -24,6 +24,7 @@ from aurora_runtime.errors import MeasurementError, ObjectExists, RuntimeFault
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.validation.drafts import fetch_draft
 from aurora_runtime.validation.engines import Engines
+from aurora_runtime.validation.equality import near_tie
 from aurora_runtime.validation.evidence import build, choose_device, environment
 from aurora_runtime.validation.measure import MeasurePlan, measure
 from aurora_runtime.validation.prompts import Prompt, digest, held_out_prompts
@@ -47,7 +48,8 @@ def plan_of(settings: ValidationSettings) -> MeasurePlan:
     arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
     if Baseline.NGRAM in asked.baselines:
         arms.append(Arm.NGRAM)
-    return MeasurePlan(policy, tuple(arms), asked.max_rounds, asked.prompts_per_round)
+    bound = near_tie(settings.target.dtype)
+    return MeasurePlan(policy, tuple(arms), asked.max_rounds, asked.prompts_per_round, bound)
 
 
 def kv_tokens(prompts: tuple[Prompt, ...], plan: MeasurePlan, max_new_tokens: int) -> int:

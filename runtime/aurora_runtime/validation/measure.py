@@ -15,7 +15,7 @@ from typing import Protocol
 from aurora_api.gate import GatePolicy, judge
 from aurora_api.records import Arm, Equality, Sample, Verdict, VerdictKind
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.equality import EqualityCount
+from aurora_runtime.validation.equality import NEAR_TIE, EqualityCount
 from aurora_runtime.validation.load import Answer, BatchResult
 from aurora_runtime.validation.prompts import Prompt
 from aurora_runtime.validation.schedule import Batch, batches, settled
@@ -46,6 +46,8 @@ class MeasurePlan:
     arms: tuple[Arm, ...]
     max_rounds: int
     per_worker: int
+    near_tie: float = NEAR_TIE
+    """Largest gap of two logits at which greedy answers may part."""
 
     @property
     def prompts_needed(self) -> int:
@@ -92,7 +94,7 @@ async def measure(
     Raises :class:`MeasurementError` when not even one round fits, or when the engine without speculation fails
     requests: then nothing can be said about the candidate.
     """
-    result = Measurement(equality={arm: EqualityCount(arm) for arm in plan.arms if arm is not Arm.OFF})
+    result = Measurement(equality={arm: EqualityCount(arm, plan.near_tie) for arm in plan.arms if arm is not Arm.OFF})
     longest = 0.0
     for number in range(plan.max_rounds):
         began = clock()

@@ -121,7 +121,7 @@ async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "kind"), [(0.1, VerdictKind.PASS), (0.25, VerdictKind.REJECT), (3.0, VerdictKind.REJECT)]
+    ("gap", "kind"), [(0.1, VerdictKind.PASS), (0.26, VerdictKind.REJECT), (3.0, VerdictKind.REJECT)]
 )
 async def test_answers_may_differ_at_near_ties_only(gap: float, kind: VerdictKind) -> None:
     simulated = bench(40.0, answers={Arm.CANDIDATE: (*ANSWER[:5], 99, *ANSWER[6:])}, gap=gap)
