@@ -112,7 +112,13 @@ def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iter
         s3 = port or s3
         arguments = [
             *("-v", "0", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}"),
-            *(f"-s3.config={config}", "-webdav=false", "-admin.ui=false", f"-master.port={master}"),
+            *(
+                f"-s3.config={config}",
+                "-webdav=false",
+                "-master.telemetry=false",
+                "-admin.ui=false",
+                f"-master.port={master}",
+            ),
             *(f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port.iceberg={iceberg}"),
             *(f"-s3.port.lance={lance}", f"-admin.port={admin}"),
         ]

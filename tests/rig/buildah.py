@@ -45,8 +45,15 @@ def _buildah(*arguments: str | Path, timeout: float = 3600) -> str:
     return done.stdout
 
 
+BUILDAH_PROCESSES = 32768
+"""The most that buildah may ask for; more is refused without CAP_SYS_RESOURCE."""
+
+
 def _limit(kind: int) -> str:
     hard = resource.getrlimit(kind)[1]
+    if kind == resource.RLIMIT_NPROC and hard > BUILDAH_PROCESSES:
+        hard = BUILDAH_PROCESSES
+        resource.setrlimit(kind, (hard, hard))
     return f"{hard}:{hard}"
 
 
