@@ -17,7 +17,7 @@ check: env ## Format, lint, types, import contracts, unit tests, CRD drift, helm
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m importlinter.cli
+	$(PY) -c "from importlinter.cli import lint_imports_command as run; run()"
 	$(PY) -m aurora_api.crd --check
 	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator
 	$(PY) -m pytest -q tests/unit
