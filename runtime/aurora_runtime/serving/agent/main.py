@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = ServingSettings.from_env()
     try:
         if options.command == "stage":
+            # The first process of a container ignores a signal that it does not handle.
+            signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             stage_start(PodFolder(options.state), _registry(settings), timeout=options.stage_timeout)
         else:
             asyncio.run(serve(settings, options))
