@@ -55,6 +55,8 @@ if [ "$(cat .venv/base 2>/dev/null)" != "$base" ]; then
   "$uv" venv -q --python "$interpreter" .venv
   echo "$base/lib/python3.11/site-packages" >.venv/lib/python3.11/site-packages/_shared.pth
   for tool in ruff weed; do ln -sf "$base/bin/$tool" ".venv/bin/$tool"; done
+  sed "s|$base/bin/|$PWD/.venv/bin/|" "$base/bin/sglang" >.venv/bin/sglang
+  chmod +x .venv/bin/sglang
   "$uv" pip install -q --no-deps --python .venv/bin/python -e .
   echo "$light" >.venv/light
   echo "$base" >.venv/base
