@@ -1,0 +1,19 @@
+"""What every test session needs."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import pytest
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Keep SWIG's type table alive until the process ends.
+
+    sentencepiece 0.2.1, which SGLang pins and transformers imports, frees it after the interpreter has forgotten the
+    types in it: a segmentation fault at exit, after all tests passed (`capsule_dealloc` below `finalize_modules`).
+    """
+    for name in [name for name in sys.modules if name.startswith("swig_runtime_data")]:
+        for value in vars(sys.modules[name]).values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
