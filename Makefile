@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
+export TQDM_DISABLE := 1
 
 .PHONY: help env check format test unit integration e2e demo bench crd lock images clean
 

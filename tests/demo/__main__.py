@@ -15,7 +15,6 @@ from pathlib import Path
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.demo.story import evidence_table, progress_line, served_everywhere
-from tests.rig.image import local_image
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.verify import check_objects, read_evidence
 from tests.traffic.driver import Driver, Load
@@ -36,7 +35,6 @@ def main() -> int:
     keep = os.environ.get("KEEP") == "1"
     say("preparing: a real model (SmolLM2-135M-Instruct), Kubernetes built from source, an image of this checkout")
     ensure_model()
-    local_image()
     cluster = Cluster.up("demo")
     server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
     say(f"cluster: one node, Kubernetes {server}")
