@@ -87,7 +87,7 @@ class HistoryEntry(Model):
     """One decision."""
 
     time: Timestamp
-    event: str = Field(description="Promoted, Rejected, Inconclusive, RolledBack, Failed.")
+    event: str = Field(description="Promoted, Rejected, Inconclusive, RolledBack.")
     version: int
     message: str = ""
 

@@ -68,7 +68,9 @@ class Observer:
         bare = [views.pod(obj) for obj in live.values() if obj["kind"] == "Pod" and _part(obj) == INFERENCE]
         states = await asyncio.gather(*(self._state(pod, token) for pod in bare))
         pods = tuple(sorted((replace(p, agent=s) for p, s in zip(bare, states, strict=True)), key=lambda p: p.name))
-        jobs = tuple(views.job(obj) for obj in live.values() if obj["kind"] == "Job" and _part(obj) == VALIDATOR)
+        validators = [obj for obj in live.values() if _part(obj) == VALIDATOR]
+        measuring = [obj for obj in validators if obj["kind"] == "Pod"]
+        jobs = tuple(views.job(obj, measuring) for obj in validators if obj["kind"] == "Job")
         store = await self._store(owner, spec, status)
         observed = Observed(
             owner=owner,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aurora_operator.children.common import ATTEMPT_LABEL, VERSION_LABEL
 from aurora_operator.kube import Object
 from aurora_operator.observed import JobView, PodView, WorkloadView
 
+JOB_LABEL = "batch.kubernetes.io/job-name"
 _QUIET = frozenset({"PodInitializing", "ContainerCreating"})
 
 
@@ -50,15 +52,31 @@ def workload(obj: Object | None) -> WorkloadView | None:
     )
 
 
-def job(obj: Object) -> JobView:
+def job(obj: Object, pods: Iterable[Object] = ()) -> JobView:
+    """A validation Job; when it failed, why: the last words of its container in ``pods``, else the Job's condition."""
+    name = obj["metadata"]["name"]
     labels = obj["metadata"].get("labels", {})
     failure = _condition(obj, "Failed")
     failed = failure.get("status") == "True"
+    message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
+    if failed:
+        mine = [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name]
+        message = next((words for pod in mine for words in _last_words(pod)), message)
     return JobView(
-        name=obj["metadata"]["name"],
+        name=name,
         version=int(labels.get(VERSION_LABEL, "-1")),
         attempt=int(labels.get(ATTEMPT_LABEL, "-1")),
         succeeded=_condition(obj, "Complete").get("status") == "True",
         failed=failed,
-        message=f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else "",
+        message=message,
     )
+
+
+def _last_words(pod: Object) -> Iterable[str]:
+    """What its containers left in their termination log, or how they ended when they could not speak."""
+    for container in pod.get("status", {}).get("containerStatuses") or ():
+        ended = container.get("state", {}).get("terminated") or {}
+        if ended.get("message"):
+            yield ended["message"]
+        elif ended.get("reason") not in (None, "Completed", "Error"):
+            yield f"its container ended: {ended['reason']}"

@@ -90,6 +90,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("0.0.0.0", 8471), Handler).serve_forever()
 """
 
+VALIDATOR = "open('/dev/termination-log', 'w').write('3 of 8 prompts: wait for traffic'); sys.exit(1)"
+"""It cannot measure. Tests that want a verdict leave its evidence in the store first, and that is what counts."""
 
 STOPS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
 """Process 1 ignores SIGTERM otherwise."""
@@ -116,7 +118,7 @@ def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
             },
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
-        "validation": {"template": {"spec": {"containers": [_container("validator", "print('measured')")]}}},
+        "validation": {"template": {"spec": {"containers": [_container("validator", VALIDATOR)]}}},
         "rollout": {"canarySeconds": 2},
     }
 

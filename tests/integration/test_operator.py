@@ -272,6 +272,17 @@ def test_a_draft_that_pods_cannot_take_is_taken_back(rig: Rig) -> None:
     assert status.active.version == 1
 
 
+def test_a_measurement_that_fails_is_told_in_its_own_words_and_rejects_nothing(rig: Rig) -> None:
+    promoted(rig)
+    rig.registry(NAME).register(registration(BAD_VERSION + 1))
+    status = rig.wait(
+        NAME, "a failed attempt", lambda s: s.candidate is not None and s.candidate.phase is CandidatePhase.FAILED
+    )
+    assert status.candidate is not None
+    assert "3 of 8 prompts: wait for traffic" in status.candidate.message
+    assert BAD_VERSION + 1 not in status.rejected
+
+
 def test_a_template_that_the_cluster_refuses_is_told(rig: Rig) -> None:
     """The container's port is text: the API server says so, and the status repeats it."""
     body = spec(rig.s3)

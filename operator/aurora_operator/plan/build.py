@@ -29,9 +29,8 @@ _RECORDED = {
     "RolloutFailed": "RolledBack",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
-    "ValidationFailed": "Failed",
 }
-"""Events that become history entries."""
+"""Events that become history entries: decisions. A measurement that could not be made decides nothing."""
 _WARNINGS = frozenset({"RolloutFailed", "Rejected", "Inconclusive", "ValidationFailed"})
 
 

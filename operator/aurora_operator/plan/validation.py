@@ -3,20 +3,24 @@
 ::
 
     registered --> Validating --> Validated --> (rollout) --> active
-                      |   ^          |
-          inconclusive|   |again     +--> Rejected (rolled back)
-          or failed   v   |
-                   Inconclusive / Failed / Rejected: never offered again; a newer candidate supersedes
+                     |  ^  ^         |
+         inconclusive|  |  |later    +--> Rejected (rolled back)
+                     v  |  +-- Failed: the measurement could not be made
+                 Inconclusive / Rejected: never offered again
 
-Invariants: one Job at a time; at most :data:`MAX_ATTEMPTS` attempts per candidate; a candidate is offered to the
-rollout only with the evidence of :meth:`StoreView.earned`, which compares it with the version that is active *now*.
+A newer candidate supersedes one that ended, and one that waits for its next attempt.
+
+Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements; a measurement that
+could not be made says nothing about the candidate, so it is tried again, ever later, and never counted as a verdict; a
+candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which compares it with the
+version that is active *now*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from aurora_api.records import VerdictKind
 from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
@@ -25,8 +29,10 @@ from aurora_operator.observed import JobView, StoreView
 from aurora_operator.plan.figures import ratio_text, source_text
 from aurora_runtime.store import Keys
 
-MAX_ATTEMPTS = 2
-TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE, CandidatePhase.FAILED})
+MAX_MEASUREMENTS = 2
+RETRY_FIRST, RETRY_LAST = timedelta(seconds=30), timedelta(minutes=30)
+"""A measurement that could not be made is tried again after the first, doubled each time up to the last."""
+TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,15 @@ def decide(inputs: Inputs) -> Decision:
     newest = inputs.store.newest
     if newest is None or newest <= channel.active or newest in inputs.rejected or not inputs.ready:
         return Decision(candidate)
+    if candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest:
+        due = candidate.since is None or inputs.now >= candidate.since + _patience(candidate.attempt)
+        return _again(inputs, candidate) if due else Decision(candidate)
     return _begin(inputs, newest)
+
+
+def _patience(attempt: int) -> timedelta:
+    """How long to wait after a failed ``attempt``."""
+    return min(RETRY_LAST, RETRY_FIRST * (1 << min(attempt - 1, 10)))
 
 
 def _begin(inputs: Inputs, version: int) -> Decision:
@@ -121,30 +135,32 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
             return Decision(validated, offer=candidate.version, event="Validated")
         if kind is VerdictKind.REJECT:
             return _end(candidate, CandidatePhase.REJECTED, "Rejected")
+        why = candidate.message
         if kind is VerdictKind.PASS:
             # Measured against a version that is active no more: that proves nothing about this one.
-            return _again(inputs, candidate, CandidatePhase.INCONCLUSIVE, "measured against a former version")
-        return _again(inputs, candidate, CandidatePhase.INCONCLUSIVE, candidate.message)
+            why = "measured against a former version"
+        if len(inputs.store.attempts(candidate.version)) >= MAX_MEASUREMENTS:
+            return _end(candidate.model_copy(update={"message": why}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
+        return _again(inputs, candidate.model_copy(update={"message": f"again, because: {why}"}))
     job = next(
         (j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt) and j.finished),
         None,
     )
-    if job is not None:
-        text = job.message or "the Job ended without writing evidence: see its log"
-        return _again(inputs, candidate, CandidatePhase.FAILED, text)
-    return Decision(candidate)
+    if job is None:
+        return Decision(candidate)
+    wait = int(_patience(candidate.attempt).total_seconds())
+    why = job.message or "the Job ended without writing evidence: see its log"
+    text = f"attempt {candidate.attempt} could not measure: {why}; the next one starts in {wait} s"
+    failed = candidate.model_copy(update={"phase": CandidatePhase.FAILED, "since": inputs.now, "message": text})
+    return Decision(failed, event="ValidationFailed")
 
 
-def _again(inputs: Inputs, candidate: CandidateStatus, phase: CandidatePhase, why: str) -> Decision:
-    if candidate.attempt >= MAX_ATTEMPTS:
-        event = "Inconclusive" if phase is CandidatePhase.INCONCLUSIVE else "ValidationFailed"
-        return _end(candidate.model_copy(update={"message": why}), phase, event)
+def _again(inputs: Inputs, candidate: CandidateStatus) -> Decision:
+    """The next attempt, in a Job of its own."""
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
-    retry = candidate.model_copy(
-        update={"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "message": f"again, because: {why}"}
-    )
-    return Decision(retry, event="ValidationStarted")
+    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "since": inputs.now}
+    return Decision(candidate.model_copy(update=update), event="ValidationStarted")
 
 
 def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str) -> Decision:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 FINISH_SECONDS = 30.0
 """Kept of the time limit for stopping the engines and writing the evidence."""
 MIN_KV_TOKENS = 8192
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Kubernetes mounts it into every container and shows its content in the pod's status."""
 
 
 def plan_of(settings: ValidationSettings) -> MeasurePlan:
@@ -118,6 +120,12 @@ async def _interruptible(settings: ValidationSettings, registry: Registry, folde
     return await task
 
 
+def _leave_word(why: str) -> None:
+    """Tell Kubernetes, and through it the operator, why nothing was measured; the first line only, the log has all."""
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(why.partition("\n")[0][:1000])
+
+
 def main() -> None:
     """Entry point of the Job."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -133,9 +141,11 @@ def main() -> None:
             return
     except (RuntimeFault, ContractError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
+        _leave_word(str(error))
         raise SystemExit(1) from None
     except asyncio.CancelledError:
         log.error("interrupted: the engines are stopped, no evidence was written")  # noqa: TRY400
+        _leave_word("interrupted before it could finish")
         raise SystemExit(1) from None
     log.info("verdict %s: %s", evidence.verdict.kind, "; ".join(evidence.verdict.reasons))
     log.info("evidence written to %s", key)

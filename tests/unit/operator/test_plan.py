@@ -126,15 +126,13 @@ def test_a_refused_candidate_is_never_offered_again() -> None:
     assert newer.job["metadata"]["name"] == "chat-validate-v2-1"
 
 
-@pytest.mark.parametrize("end", ["inconclusive", "failed"])
-def test_two_attempts_and_no_more(end: str) -> None:
+def test_two_inconclusive_measurements_and_no_more() -> None:
     world = observed(store=store(0, 1))
     current = status(world)
     for attempt in (1, 2):
-        job = JobView(f"chat-validate-v1-{attempt}", 1, attempt, failed=end == "failed", succeeded=end != "failed")
+        job = JobView(f"chat-validate-v1-{attempt}", 1, attempt, succeeded=True)
         found = tuple(evidence(1, VerdictKind.INCONCLUSIVE, attempt=a) for a in range(1, attempt + 1))
-        view = store(0, 1, evidence=found if end == "inconclusive" else ())
-        result = made(replace(world, status=current, jobs=(job,), store=view))
+        result = made(replace(world, status=current, jobs=(job,), store=store(0, 1, evidence=found)))
         assert result.status is not None
         current = result.status
         if attempt == 1:
@@ -143,7 +141,38 @@ def test_two_attempts_and_no_more(end: str) -> None:
             assert result.delete_jobs == ("chat-validate-v1-1",)
     assert current.rejected == [1]
     assert current.candidate is not None
-    assert current.candidate.phase.value == end.capitalize()
+    assert current.candidate.phase is CandidatePhase.INCONCLUSIVE
+
+
+def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_nothing() -> None:
+    world = observed(store=store(0, 1))
+    current, now = status(world), NOW
+    waits: list[float] = []
+    for attempt in range(1, 9):
+        job = JobView(f"chat-validate-v1-{attempt}", 1, attempt, failed=True, message="2 prompts: wait for traffic")
+        world = replace(world, jobs=(job,))
+        failed = made(replace(world, status=current), now)
+        assert failed.status is not None
+        assert failed.status.candidate is not None
+        assert (failed.job, failed.delete_jobs) == (None, ()), "its log is kept"
+        assert "wait for traffic" in failed.status.candidate.message
+        assert (failed.status.rejected, failed.status.history) == ([], [])
+        current, began = failed.status, now
+        while (result := made(replace(world, status=current), now)).job is None:
+            now += timedelta(seconds=5)
+        assert result.job["metadata"]["name"] == f"chat-validate-v1-{attempt + 1}"
+        assert result.status is not None
+        current = result.status
+        waits.append((now - began).total_seconds())
+    assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
+
+
+def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() -> None:
+    world = observed(store=store(0, 1))
+    failed = status(replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1, failed=True),)))
+    result = made(replace(world, status=failed, store=store(0, 1, 2)))
+    assert result.job is not None
+    assert result.job["metadata"]["name"] == "chat-validate-v2-1"
 
 
 def test_a_lost_status_is_rebuilt_from_the_store() -> None:
