@@ -56,10 +56,11 @@ class Timing:
     tokens_per_step: float
 
 
-def generate(port: int, prompt: str, tokens: int) -> Timing:
+def generate(port: int, prompt: str, tokens: int, rid: str | None = None) -> Timing:
     """Stream one request to its full length and time what lies between its first and last output."""
     body = {
         "text": prompt,
+        "rid": rid,
         "stream": True,
         "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
     }
