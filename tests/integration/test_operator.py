@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,19 +25,7 @@ __all__ = ["cluster"]
 
 NAMESPACE = "operator-test"
 NAME = "chat"
-MINIMAL = """
-apiVersion: aurora.dev/v1alpha1
-kind: AuroraSpeculator
-metadata:
-  name: small
-spec:
-  target:
-    model: org/model
-  store:
-    bucket: traces
-    credentials:
-      secretRef: {name: s3}
-"""
+SAMPLES = Path(__file__).parents[2] / "docs/samples"
 
 
 @pytest.fixture(scope="module", name="crd")
@@ -131,10 +120,9 @@ def test_what_defines_the_lineage_is_immutable(crd: Cluster) -> None:
 
 
 def test_a_minimal_speculator_is_short_and_complete(crd: Cluster) -> None:
-    assert len(MINIMAL.strip().splitlines()) < 12
-    made = json.loads(
-        crd.kubectl("create", "--dry-run=server", "-n", "default", "-f", "-", "-o", "json", input=MINIMAL)
-    )
+    sample = SAMPLES / "quickstart.yaml"
+    assert len(sample.read_text().splitlines()) < 12
+    made = json.loads(crd.kubectl("create", "--dry-run=server", "-n", "default", "-f", sample, "-o", "json"))
     assert made["spec"]["draft"] == {
         "architecture": "EAGLE3",
         "vocabSize": 16384,
@@ -144,6 +132,11 @@ def test_a_minimal_speculator_is_short_and_complete(crd: Cluster) -> None:
     }
     assert made["spec"]["rollout"]["canary"] == 1
     assert made["spec"]["validation"]["concurrencies"] == [1, 4]
+
+
+@pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_sample_in_the_documentation_is_accepted(crd: Cluster, sample: Path) -> None:
+    assert "created" in crd.kubectl("apply", "--dry-run=server", "-n", "default", "-f", sample)
 
 
 def ready(rig: Rig) -> None:

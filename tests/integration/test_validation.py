@@ -16,7 +16,7 @@ import pytest
 from aurora_api.gate import judge
 from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_api.records import Arm, Evidence, VerdictKind
-from aurora_api.speculator import Device, Draft, DType, Target, Validation
+from aurora_api.speculator import Baseline, Device, Draft, DType, Target, Validation
 from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.validation.main import plan_of
 from tests.assets.model import ensure_model
@@ -25,6 +25,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.integration.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
+ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 TIMEOUT = 1100
 MARK = f"aurora-test-{secrets.token_hex(8)}"
 
@@ -73,6 +74,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 max_rounds=ROUNDS,
                 prompts_per_round=1,
                 max_new_tokens=24,
+                baselines=[Baseline.NGRAM],
                 timeout_seconds=TIMEOUT,
             ),
             device=Device.CPU,
@@ -103,6 +105,8 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
     assert evidence.environment.dtype == "float32"
     for arm in (Arm.ACTIVE, Arm.CANDIDATE):
         assert 1.0 <= evidence.accept_length[arm] < 1.5
+    peer = [r for r in evidence.verdict.ratios if r.denominator is Arm.NGRAM]
+    assert {r.concurrency for r in peer} == {1, 2}, "NGRAM is reported beside the arms that decide"
 
     assert scene.s3.secret_key not in job.stderr
     assert _marked_processes() == [], "engines outlive their validation"
@@ -121,7 +125,7 @@ def _marked_processes() -> list[int]:
 def _samples_are_whole(evidence: Evidence) -> None:
     keys = [(s.round, s.concurrency, s.arm) for s in evidence.samples]
     assert len(set(keys)) == len(keys)
-    assert {(r, c, a) for r in range(ROUNDS) for c in (1, 2) for a in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)} == set(keys)
+    assert {(r, c, a) for r in range(ROUNDS) for c in (1, 2) for a in ARMS} == set(keys)
     for sample in evidence.samples:
         assert sample.requests == sample.concurrency
         assert sample.failures == 0
