@@ -9,7 +9,7 @@ RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
 ├── CaptureRefused          SGLang is not the one whose internals capture knows
 ├── EngineFault             SGLang refused an admin call, or is out of reach
-├── DraftRefused            a draft checkpoint is not one that this pod may load
+├── DraftRefused            a draft checkpoint is not one that an engine may load
 ├── SwapRefused             a swap request must not be obeyed
 ├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
 ├── TargetUnavailable       the target's files are missing or out of reach
@@ -58,7 +58,7 @@ class EngineFault(RuntimeFault):
 
 
 class DraftRefused(RuntimeFault):
-    """A checkpoint's files differ from its manifest or its lineage: this pod must not load it."""
+    """A checkpoint's files differ from its manifest or its lineage: no engine may load it."""
 
 
 class SwapRefused(RuntimeFault):

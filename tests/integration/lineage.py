@@ -25,7 +25,7 @@ from aurora_api.records import (
     Registration,
     TargetIdentity,
 )
-from aurora_runtime.serving.agent.weights import read_header
+from aurora_runtime.engine.weights import read_header
 from aurora_runtime.store import Registry
 from aurora_runtime.store.objects import sha256_file
 from tests.assets.random_draft import write_random_draft

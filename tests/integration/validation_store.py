@@ -22,10 +22,10 @@ from aurora_api.records import (
     ShardManifest,
     TargetIdentity,
 )
+from aurora_runtime.engine.weights import WEIGHTS, read_header
 from aurora_runtime.store import Keys, Registry
 from aurora_runtime.store.objects import sha256_file
 from aurora_runtime.traces import RequestTrace, encode, is_held_out, prompt_hash
-from aurora_runtime.validation.drafts import WEIGHTS, tensor_specs
 from tests.traffic.prompts import extraction
 
 ANY = "0" * 64
@@ -93,7 +93,10 @@ def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
 
 def put_lineage(registry: Registry, draft: Path) -> None:
     """Lineage 1, with the tensors and the vocabulary map of the draft in ``draft``."""
-    tensors = load_file(draft / WEIGHTS)
+    file = draft / WEIGHTS
+    tensors = load_file(file)
+    with file.open("rb") as source:
+        entries, _ = read_header(source, file.stat().st_size)
     registry.create_lineage(
         Lineage(
             number=1,
@@ -104,7 +107,7 @@ def put_lineage(registry: Registry, draft: Path) -> None:
             draft_vocab_size=tensors["d2t"].shape[0],
             aux_layers=(2, 15, 27),
             d2t_sha256=hashlib.sha256(tensors["d2t"].numpy().astype("<i8").tobytes()).hexdigest(),
-            tensors=tensor_specs(draft / WEIGHTS),
+            tensors={name: entry.spec for name, entry in entries.items()},
             created=datetime.now(UTC),
         )
     )

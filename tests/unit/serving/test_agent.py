@@ -24,7 +24,7 @@ from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.settings import CaptureState, EngineState, write_atomically
 from aurora_runtime.store import Registry
-from tests.unit.serving.fakes import KEY, FolderObjects
+from tests.unit.fakes import KEY, FolderObjects
 from tests.unit.serving.test_swap import Rig
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's

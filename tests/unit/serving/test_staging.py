@@ -12,7 +12,7 @@ from aurora_runtime.errors import DigestMismatch, DraftRefused, StoreError
 from aurora_runtime.serving.agent.staging import Drafts, stage_start
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
-from tests.unit.serving.fakes import FolderObjects, draft_tensors, lineage, publish, safetensors
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish, safetensors
 
 
 @pytest.fixture

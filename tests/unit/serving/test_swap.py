@@ -17,7 +17,7 @@ from aurora_runtime.serving.agent.staging import Drafts
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
-from tests.unit.serving.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish, safetensors
+from tests.unit.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish, safetensors
 
 
 class Rig:

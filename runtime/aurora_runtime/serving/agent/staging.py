@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from aurora_api.records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
+from aurora_runtime.engine.weights import WEIGHTS, check_draft
 from aurora_runtime.errors import DraftRefused, ObjectMissing, StoreError
-from aurora_runtime.serving.agent.weights import check_draft
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
 from aurora_runtime.store.objects import sha256_file
 
 log = logging.getLogger(__name__)
 
-WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
 SPARE_BYTES: Final = 64 << 20
 """Disk left free beside a download, for shards and state."""

@@ -21,6 +21,8 @@ import numpy as np
 from aurora_api.records import Lineage, TensorSpec
 from aurora_runtime.errors import DraftRefused
 
+WEIGHTS: Final = "model.safetensors"
+"""The weights' file in a draft's folder."""
 HEADER_LIMIT: Final = 16 << 20
 CHUNK: Final = 8 << 20
 WIDTHS: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}

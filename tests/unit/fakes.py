@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -151,10 +152,14 @@ class FakeEngine:
     """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to what goes wrong there:
 
     ``before``: 500, nothing done; ``after``: done, then 500; ``silent``: 200, nothing done; ``version``: the weights
-    load under another version. A fault is used up by one call, unless it is in ``lasting``.
+    load under another version; ``slow``: 200 after a while, nothing done. A fault is used up by one call, unless it is
+    in ``lasting``. Started without a ``key``, it must not be shown one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = KEY) -> None:
+        self.key = key
+        self.ranks: int | None = 2
+        self.busy = False
         self.weights = b""
         self.version = "0"
         self.paused = False
@@ -172,6 +177,7 @@ class FakeEngine:
                 web.get("/model_info", self._info),
                 web.get("/server_info", self._server),
                 web.get("/metrics/", self._metrics),
+                web.post("/flush_cache", self._flush),
                 *(web.post(f"/{name}", self._order) for name in self.ORDERS),
             ]
         )
@@ -184,7 +190,11 @@ class FakeEngine:
         return web.json_response({"weight_version": self.version})
 
     async def _server(self, _: web.Request) -> web.Response:
-        return web.json_response({"tp_size": 2})
+        return web.json_response({} if self.ranks is None else {"tp_size": self.ranks})
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        assert int(request.query["timeout"]) > 0
+        return web.Response(status=400, text="not at rest") if self.busy else web.Response(text="Cache flushed.")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(text='# HELP x\nsglang:num_requests_total{a="b"} 2.0\n')
@@ -199,7 +209,7 @@ class FakeEngine:
     )
 
     async def _order(self, request: web.Request) -> web.Response:
-        if request.headers.get("Authorization") != f"Bearer {KEY}":
+        if request.headers.get("Authorization") != (None if self.key is None else f"Bearer {self.key}"):
             return web.Response(status=401)
         name = request.path.removeprefix("/")
         body = await request.json()
@@ -207,7 +217,10 @@ class FakeEngine:
         fault = self.faults.get(name, "") if self.lasting else self.faults.pop(name, "")
         if fault == "before":
             return web.json_response({"success": False, "message": "told to fail"}, status=500)
-        answer = web.json_response({"success": True}) if fault == "silent" else self._do(name, body, fault)
+        if fault == "slow":
+            await asyncio.sleep(0.2)
+        idle = fault in ("silent", "slow")
+        answer = web.json_response({"success": True}) if idle else self._do(name, body, fault)
         return web.json_response({"success": False}, status=500) if fault == "after" else answer
 
     def _do(self, name: str, body: dict[str, object], fault: str) -> web.Response:
@@ -237,9 +250,10 @@ class FakeEngine:
     def _load(self, body: dict[str, object], fault: str) -> None:
         assert body["selector"] == "draft"
         assert body["flush_cache"] is False
+        assert body["abort_all_requests"] is False
         payloads = body["serialized_named_tensors"]
         assert isinstance(payloads, list)
-        assert len(payloads) == 2, "one per tensor-parallel rank"
+        assert len(payloads) == self.ranks, "one per tensor-parallel rank"
         self.weights = Path(path_of(payloads[0])).read_bytes()
         self.version = "99" if fault == "version" else str(body["weight_version"])
 

@@ -1,0 +1,50 @@
+"""The validator measures no draft that a pod would refuse to load."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.store import Registry
+from aurora_runtime.validation.drafts import fetch_draft
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish, safetensors
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return Registry(objects)
+
+
+def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
+    whole = safetensors(draft_tensors())
+    registered = publish(registry, tmp_path, 1, whole)
+    draft, manifest = fetch_draft(registry, 1, lineage(), tmp_path / "active")
+    assert (draft.version, draft.weights.read_bytes(), manifest.digest) == (1, whole, registered.digest)
+
+
+@pytest.mark.parametrize(
+    ("data", "of_lineage", "words"),
+    [
+        (safetensors(draft_tensors()), 2, "version 1 is of lineage 2"),
+        (safetensors(draft_tensors(float("nan"))), 1, "version 1: .* not finite"),
+        (
+            safetensors(draft_tensors() | {"d2t": ("I64", [4], struct.pack("<4q", 0, 1, 2, 4))}),
+            1,
+            "version 1: d2t differs",
+        ),
+        (safetensors({"fc.weight": draft_tensors()["fc.weight"]}), 1, "version 1: tensors missing"),
+        (safetensors(draft_tensors())[:-1], 1, "version 1: the file is truncated"),
+        (b"", 1, "version 1: not a safetensors file"),
+    ],
+)
+def test_what_a_pod_would_refuse_is_not_measured(
+    registry: Registry, tmp_path: Path, data: bytes, of_lineage: int, words: str
+) -> None:
+    publish(registry, tmp_path, 1, data, of_lineage=of_lineage)
+    with pytest.raises(MeasurementError, match=words):
+        fetch_draft(registry, 1, lineage(), tmp_path / "candidate")
