@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 import torch
+from aiohttp import ClientSession
 
 from aurora_api.agent import SwapPhase, SwapRequest
 from aurora_api.pod import ServingSettings, StoreSettings
 from aurora_api.records import Registration
 from aurora_api.speculator import Capture, Draft, DType, Target
-from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from tests.assets.model import ensure_model
@@ -300,15 +301,10 @@ def test_a_draft_with_another_vocabulary_map_never_reaches_the_engine(world: Wor
 
 def test_the_engine_outlives_a_file_that_cannot_be_loaded(world: World) -> None:
     async def push() -> tuple[str, str]:
-        async with EngineClient(world.pod.engine_url, ADMIN) as engine:
+        async with ClientSession() as session:
+            engine = EngineAdmin(session, world.pod.engine_url, ADMIN)
             before = await engine.checksum()
-            await engine.pause()
-            try:
-                await engine.begin()
-                await engine.update(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
-                await engine.end()
-            finally:
-                await engine.resume()
+            await engine.swap(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
             return before, await engine.checksum()
 
     before, after = asyncio.run(push())
@@ -327,7 +323,8 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
         agent.send_signal(signal.SIGKILL)
 
     async def pause_and_begin() -> bool:
-        async with EngineClient(pod.engine_url, ADMIN) as engine:
+        async with ClientSession() as session:
+            engine = EngineAdmin(session, pod.engine_url, ADMIN)
             await engine.pause()
             await engine.begin()
             return await engine.ready()
@@ -343,7 +340,8 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
     """Retracting throws the running request back into the queue: it is prefilled again, with its answer so far."""
 
     async def retract() -> None:
-        async with EngineClient(world.pod.engine_url, ADMIN) as engine:
+        async with ClientSession() as session:
+            engine = EngineAdmin(session, world.pod.engine_url, ADMIN)
             await engine._order("/pause_generation", {"mode": "retract"}, limit=60)
             await engine.resume()
 

@@ -1,103 +1,171 @@
-"""SGLang's admin API: what the engine holds, and the draft-only swap of a running server.
+"""A client of SGLang's admin API: what one engine holds, and the draft-only swap of a running one.
 
-Invariants: `end` and `continue` are always sent once a swap has begun, so that a failing swap never leaves a server
-paused; every field whose default would abort or flush requests is sent explicitly (notes: sglang.md, sections 7 and 8).
+Invariants: a pause that may have begun is always ended, whatever an answer said; every call has a time limit and fails
+as :class:`EngineFault` with the route and the reason, never with the key; fields with dangerous defaults are always
+sent: pausing aborts requests by default, and an update touches the target by default and flushes the cache. Routes and
+fields as of SGLang 0.5.23 (sglang/srt/managers/io_struct.py:1927-2230).
 """
 
 from __future__ import annotations
 
-import base64
-import pickle
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
+from aurora_api.agent import LiveCounters
+from aurora_runtime.engine.counters import live_counters
+from aurora_runtime.engine.payload import LOADER, path_payload
 from aurora_runtime.errors import EngineFault
 
-LOADER = "aurora_runtime.engine.loader.load_draft"
-CALL_TIMEOUT = aiohttp.ClientTimeout(total=60)
-
-
-def path_payload(path: Path) -> str:
-    """Base64 of a pickled ``[("path", torch.ByteTensor(path))]``, written without torch.
-
-    SGLang's restricted unpickler admits ``torch.ByteTensor`` (srt/utils/common.py:3144); the process that sends may be
-    one that has no torch. Nothing is unpickled on this side.
-    """
-    numbers = pickle.dumps(list(str(path).encode()), protocol=2)[2:-1]  # without PROTO and STOP
-    name = b"path"
-    tensor = b"ctorch\nByteTensor\n" + numbers + b"\x85R"
-    text = b"X" + len(name).to_bytes(4, "little") + name
-    return base64.b64encode(b"\x80\x02]" + text + tensor + b"\x86a.").decode()
+SHORT_S: Final = 5.0
+CONTROL_S: Final = 60.0
+UPDATE_S: Final = 300.0
+FLUSH_S: Final = 10
+"""How long SGLang may wait for its last requests to end before it refuses to flush."""
+RESUME_RETRIES: Final = 2
 
 
 @dataclass(frozen=True)
 class EngineAdmin:
-    """Calls to one server. ``session`` is the caller's, so that its connections are closed with it."""
+    """Calls to the engine at ``url``. The session is the caller's; a server started without a key needs none."""
 
     session: aiohttp.ClientSession
     url: str
-    admin_key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
-    async def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """POST ``body``, or GET without one; the parsed answer. Raises :class:`EngineFault`."""
-        headers = {"Authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
-        method = "GET" if body is None else "POST"
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None, *, limit: float) -> bytes:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
             async with self.session.request(
-                method, self.url + path, json=body, headers=headers, timeout=CALL_TIMEOUT
-            ) as response:
-                if response.status != 200:
-                    raise EngineFault(f"{path}: status {response.status}")
-                if response.content_type != "application/json":
-                    return await response.text()
-                answer = await response.json()
+                method, self.url + path, json=body, headers=headers, timeout=aiohttp.ClientTimeout(total=limit)
+            ) as answer:
+                data = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineFault(f"{path}: {type(error).__name__}") from error
-        if isinstance(answer, dict) and answer.get("success") is False:
-            raise EngineFault(f"{path}: {answer.get('message', 'refused')}")
-        return answer
+        if answer.status != 200:
+            raise EngineFault(f"{path}: {answer.status} {data[:300].decode(errors='replace')}")
+        return data
 
-    async def version(self) -> str:
-        """The weight version the engine reports."""
-        return str((await self.call("/model_info"))["weight_version"])
+    async def _json(self, method: str, path: str, body: dict[str, Any] | None = None, *, limit: float) -> Any:
+        data = await self._call(method, path, body, limit=limit)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise EngineFault(f"{path}: the answer is not JSON") from error
+
+    async def _order(self, path: str, body: dict[str, Any], *, limit: float) -> None:
+        answer = await self._json("POST", path, body, limit=limit)
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise EngineFault(f"{path}: {str(answer.get('message'))[:300]}")
+
+    async def ready(self) -> bool:
+        """Whether the engine takes requests now; false while it is paused, starts or is gone."""
+        try:
+            await self._call("GET", "/ready", limit=SHORT_S)
+        except EngineFault:
+            return False
+        return True
+
+    async def version(self) -> int:
+        """The draft version that the engine holds."""
+        info = await self._json("GET", "/model_info", limit=SHORT_S)
+        text = str(info.get("weight_version", ""))
+        if not text.isdecimal():
+            raise EngineFault(f"/model_info: weight_version {text!r} is not a version of ours")
+        return int(text)
+
+    async def counters(self, draft_tokens: int) -> LiveCounters:
+        text = await self._call("GET", "/metrics/", limit=SHORT_S)
+        return live_counters(text.decode(), draft_tokens)
 
     async def checksum(self) -> str:
-        """One checksum over the draft's weights on all ranks (srt/entrypoints/http_server.py:1599)."""
-        answer = await self.call("/weights_checker", {"action": "checksum", "selector": "draft"})
-        checksum = answer.get("per_engine_checksum") if isinstance(answer, dict) else None
-        if not checksum:
-            raise EngineFault("/weights_checker: the answer holds no per_engine_checksum")
-        return str(checksum)
+        """One digest over the checksums of the draft's weights on every rank, in the order of ranks.
 
-    async def swap(self, weights: Path, version: int) -> str:
-        """Load the draft in ``weights`` (a safetensors file visible to the server) in place; the checksum after it.
-
-        Requests under way wait for the pause of some tenths of a second and go on. The caller compares the checksum:
-        the engine reports success for a file it could not use.
+        Not SGLang's ``per_engine_checksum``: that is one of nothing, and still a checksum, when there is no draft.
         """
-        await self.call("/pause_generation", {"mode": "in_place"})
+        answer = await self._json(
+            "POST", "/weights_checker", {"action": "checksum", "selector": "draft"}, limit=CONTROL_S
+        )
         try:
-            await self.call("/begin_weight_update", {"selector": "draft"})
-            try:
-                await self.call(
-                    "/update_weights_from_tensor",
-                    {
-                        "serialized_named_tensors": [path_payload(weights)],
-                        "load_format": LOADER,
-                        "selector": "draft",
-                        "flush_cache": False,
-                        "weight_version": str(version),
-                    },
-                )
-            finally:
-                await self.call("/end_weight_update", {})
-        finally:
-            await self.call("/continue_generation", {"torch_empty_cache": False})
-        return await self.checksum()
+            essence = [rank["checksums"] for rank in answer["ranks"]]
+        except (KeyError, TypeError) as error:
+            raise EngineFault("/weights_checker: no checksums in the answer") from error
+        if not essence or not all(essence):
+            raise EngineFault("/weights_checker: no draft weights in the answer")
+        return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
 
     async def flush(self) -> None:
-        """Empty the prefix cache; the server must be idle. Raises :class:`EngineFault` when it is not."""
-        await self.call("/flush_cache?timeout=10", {})
+        """Empty the prefix cache; raises :class:`EngineFault` when the engine does not come to rest."""
+        await self._call("POST", f"/flush_cache?timeout={FLUSH_S}", {}, limit=CONTROL_S)
+
+    async def ranks(self) -> int:
+        """Tensor-parallel ranks: an update carries one payload for each."""
+        info = await self._json("GET", "/server_info", limit=CONTROL_S)
+        try:
+            return int(info["tp_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineFault("/server_info: no tp_size in the answer") from error
+
+    async def swap(self, weights: Path, version: int) -> float:
+        """Load the draft in the file ``weights`` (as the engine sees it) in a pause, and call it ``version``.
+
+        Requests under way keep their state and go on afterwards. Success means that the engine said so: it also does
+        for a file that it could not load, so the caller compares :meth:`version` and :meth:`checksum`.
+
+        Returns: seconds that generation stood still.
+        """
+        ranks = await self.ranks()  # before the pause: this answer may take the engine a while
+        began = time.monotonic()
+        ended = False
+        try:
+            await self.pause()
+            await self.begin()
+            await self.update(weights, version, ranks)
+            await self.end()
+            ended = True
+        finally:  # whatever an answer said, the call may have had its effect
+            if not ended:
+                with contextlib.suppress(EngineFault):
+                    await self.end()
+            await self.resume()
+        return time.monotonic() - began
+
+    async def pause(self) -> None:
+        """Stop generation where it is: running requests keep their state, new ones wait."""
+        await self._order("/pause_generation", {"mode": "in_place"}, limit=CONTROL_S)
+
+    async def begin(self) -> None:
+        await self._order("/begin_weight_update", {"selector": "draft"}, limit=CONTROL_S)
+
+    async def update(self, weights: Path, version: int, ranks: int) -> None:
+        body = {
+            "serialized_named_tensors": [path_payload(weights)] * ranks,
+            "selector": "draft",
+            "load_format": LOADER,
+            "flush_cache": False,
+            "weight_version": str(version),
+            "abort_all_requests": False,
+        }
+        await self._order("/update_weights_from_tensor", body, limit=UPDATE_S)
+
+    async def end(self) -> None:
+        await self._order("/end_weight_update", {}, limit=CONTROL_S)
+
+    async def resume(self) -> None:
+        """Go on; retried, because an engine left paused serves nobody. Harmless when nothing is paused."""
+        order = {"torch_empty_cache": False}
+        for attempt in range(RESUME_RETRIES):
+            try:
+                await self._order("/continue_generation", order, limit=CONTROL_S)
+            except EngineFault:
+                await asyncio.sleep(0.2 * (attempt + 1))
+            else:
+                return
+        await self._order("/continue_generation", order, limit=CONTROL_S)

@@ -1,8 +1,9 @@
-"""Loads a draft checkpoint inside SGLang's scheduler, as a ``--custom-weight-loader``.
+"""SGLang's custom weight loader: the draft's weights from a file in the pod, its path sent as one small tensor.
 
-SGLang calls it as ``fn(model, named_tensors)`` (srt/model_executor/model_runner_components/weight_updater.py:374) and
-does not catch what it raises: an exception would take the server down. Invariant: it never raises; when a file cannot
-be read the old weights stay, and the checksum, which the caller compares, tells the truth.
+Imported by SGLang alone, inside its scheduler: it needs torch. Called as ``fn(model, named_tensors)``
+(sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: never raises, because SGLang does
+not catch here and would end. When the file cannot be loaded the old weights stay, and the checksum that the caller
+compares tells. Names, shapes, dtypes and digest were checked before (:mod:`aurora_runtime.engine.weights`).
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aurora_runtime.engine.payload import PATH_TENSOR
+
 log = logging.getLogger(__name__)
 
-_FIXED = ("d2t", "t2d")
-"""The vocabulary map is the lineage's: a running SGLang cannot change it (srt/speculative/eagle_worker_v2.py:367)."""
+VOCABULARY_MAPS = frozenset({"d2t", "t2d"})
+"""Fixed in a running engine: its worker copied the map at its start (sglang/srt/speculative/eagle_worker_v2.py:367)."""
 
 
-def load_draft(model: Any, named_tensors: Sequence[tuple[str, Any]]) -> None:
-    """Load the safetensors file whose path is the UTF-8 text in the one uint8 tensor given.
+def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Load the safetensors file whose path the tensor ``aurora.path`` [bytes] uint8 spells into ``model``.
 
-    The embedding is left out: the draft's *is* the target's parameter (srt/models/llama.py:910).
+    The embedding is left out as well: in SGLang it is the target's own parameter (sglang/srt/models/llama.py:910).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        path = bytes(named_tensors[0][1].cpu().tolist()).decode()
+        path = bytes(dict(named_tensors)[PATH_TENSOR].tolist()).decode()
         tensors = load_file(path)
-        model.load_weights([(n, t) for n, t in tensors.items() if n not in _FIXED and "embed_tokens" not in n])
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError, AssertionError):
-        log.exception("the draft could not be loaded")
+        model.load_weights([(n, t) for n, t in tensors.items() if n not in VOCABULARY_MAPS and "embed_tokens" not in n])
+    except Exception:  # whatever it is: past this frame it would end the engine
+        log.exception("aurora: the draft was not loaded, the old weights stay")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aurora_runtime.cpu import engine as cpu
-from aurora_runtime.engine.admin import LOADER
+from aurora_runtime.engine.payload import LOADER
 from aurora_runtime.errors import EngineFault
 
 log = logging.getLogger(__name__)

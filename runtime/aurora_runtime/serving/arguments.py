@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_api.pod import ServingSettings
-from aurora_runtime.serving.settings import LOADER
+from aurora_runtime.engine.payload import LOADER
 
 
 def speculation(settings: ServingSettings, draft: Path) -> list[str]:

@@ -19,11 +19,8 @@ from aurora_api.base import Ratio, Record, Timestamp
 
 SGLANG_VERSION: Final = "0.5.23"
 CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
-LOADER: Final = "aurora_runtime.serving.loader.load_draft"
 PROBE_PREFIX: Final = "aurora-probe-"
 """Request ids that start so are the launcher's own: captured to prove that capture works, and never written down."""
-PATH_TENSOR: Final = "aurora.path"
-"""Name of the uint8 tensor that carries the path of a draft file to the loader."""
 
 
 class CaptureSettings(Record):

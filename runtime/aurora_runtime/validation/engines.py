@@ -116,16 +116,20 @@ class Engines:
 
     async def _verify_drafts(self) -> None:
         """Swap to the candidate and back: proves that both load, and what their checksums are."""
-        admin = self._admin(Arm.ACTIVE)
-        booted = await admin.checksum()
+        booted = await self._admin(Arm.ACTIVE).checksum()
         for arm in (Arm.CANDIDATE, Arm.ACTIVE):
-            draft = self.drafts[arm]
-            self._checksums[arm] = await admin.swap(draft.weights, draft.version)
+            self._checksums[arm] = await self._swap(arm)
         if self._checksums[Arm.ACTIVE] != booted:
             raise MeasurementError("the active draft's checksum differs after a swap away and back")
         if (self._checksums[Arm.CANDIDATE] == booted) != self._same_weights():
             raise MeasurementError("the engine did not load the candidate: its checksum is the active draft's")
         self._loaded = Arm.ACTIVE
+
+    async def _swap(self, arm: Arm) -> str:
+        """Load an arm's draft; the engine's checksum of what it holds then."""
+        draft, admin = self.drafts[arm], self._admin(arm)
+        await admin.swap(draft.weights, draft.version)
+        return await admin.checksum()
 
     def _same_weights(self) -> bool:
         one, other = (self.drafts[arm].weights.read_bytes() for arm in (Arm.ACTIVE, Arm.CANDIDATE))
@@ -133,11 +137,10 @@ class Engines:
 
     async def ready(self, arm: Arm) -> None:
         """Swap when needed, answer one discarded prompt, empty the prefix cache."""
-        admin = self._admin(arm)
         if arm in self.drafts and arm is not self._loaded:
-            draft = self.drafts[arm]
-            if await admin.swap(draft.weights, draft.version) != self._checksums[arm]:
-                raise MeasurementError(f"the engine's checksum after a swap to version {draft.version} is wrong")
+            if await self._swap(arm) != self._checksums[arm]:
+                version = self.drafts[arm].version
+                raise MeasurementError(f"the engine's checksum after a swap to version {version} is wrong")
             self._loaded = arm
             self._warm.discard(Arm.ACTIVE)
             self._warm.discard(Arm.CANDIDATE)
@@ -146,7 +149,7 @@ class Engines:
                 self._process(arm)
                 raise EngineFault(f"the warm-up request failed on {arm}")
             self._warm.add(arm)
-        await admin.flush()
+        await self._admin(arm).flush()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         result = await self._client(arm).batch(prompts, concurrency, self.max_new_tokens)

@@ -14,9 +14,9 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_api.agent import AgentState, LiveCounters
+from aurora_api.agent import AgentState
 from aurora_api.records import FileRef, ShardManifest
-from aurora_runtime.serving.agent.engine import EngineClient, live_counters
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.serving.agent.http import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
@@ -32,7 +32,7 @@ AUTH = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class AgentRig(Rig):
-    client: EngineClient
+    client: EngineAdmin
     http: TestClient  # type: ignore[type-arg]
     metrics: Metrics
 
@@ -49,7 +49,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
     rig = AgentRig(tmp_path)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(rig.engine.running())
-        rig.client = await stack.enter_async_context(EngineClient(url, KEY))
+        rig.client = EngineAdmin(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.metrics = Metrics()
         rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
         uploader = Uploader(rig.folder.spool, rig.registry)
@@ -151,20 +151,6 @@ def test_an_empty_token_is_refused() -> None:
         application(None, None, Metrics(), "")  # type: ignore[arg-type]
 
 
-def test_live_counters_are_read_from_what_sglang_publishes() -> None:
-    text = """# TYPE sglang:generation_tokens_total counter
-sglang:generation_tokens_total{engine_type="unified",is_streaming="false",model_name="/m"} 100.0
-sglang:generation_tokens_total{engine_type="unified",is_streaming="true",model_name="/m"} 56.0
-sglang:spec_verify_calls_total{engine_type="unified",model_name="/m"} 90.0
-sglang:num_requests_total{engine_type="unified",is_streaming="false",model_name="/m"} 6.0
-sglang:e2e_request_latency_seconds_bucket{le="+Inf"} NaN
-"""
-    assert live_counters(text, 4) == LiveCounters(
-        requests=6, answer_tokens=156, verify_rounds=90, proposed=270, accepted=60
-    )
-    assert live_counters("", 4) == LiveCounters()
-
-
 def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
     spool.mkdir(parents=True, exist_ok=True)
     stem = spool / f"pod-0-0b-{seq:08d}"
@@ -248,12 +234,3 @@ async def test_a_store_outage_is_waited_out(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-def test_a_session_is_closed_with_its_client() -> None:
-    async def run() -> ClientSession:
-        async with EngineClient("http://127.0.0.1:1", KEY) as client:
-            assert not await client.ready()
-            return client._session
-
-    assert asyncio.run(run()).closed

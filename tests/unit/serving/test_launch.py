@@ -40,7 +40,7 @@ def test_the_command_line_says_what_the_spec_says() -> None:
         "--speculative-eagle-topk": "4",
         "--speculative-num-draft-tokens": "8",
         "--weight-version": "3",
-        "--custom-weight-loader": "aurora_runtime.serving.loader.load_draft",
+        "--custom-weight-loader": "aurora_runtime.engine.loader.load_draft",
     }.items():
         assert value_of(flag, arguments) == value
     assert "--enable-metrics" in arguments

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 
 from aurora_api.agent import SwapPhase, SwapRequest
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import EngineFault, SwapRefused
-from aurora_runtime.serving.agent.engine import EngineClient
 from aurora_runtime.serving.agent.staging import Drafts
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.settings import PodFolder, write_atomically
@@ -41,7 +42,7 @@ class Rig:
         self.engine.weights = first.weights.read_bytes()
         self.results: list[tuple[str, float | None]] = []
         self.swapper: Swapper
-        self.client: EngineClient
+        self.client: EngineAdmin
 
     def new_swapper(self) -> Swapper:
         return Swapper(
@@ -68,7 +69,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(tmp_path)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(rig.engine.running())
-        rig.client = await stack.enter_async_context(EngineClient(url, KEY))
+        rig.client = EngineAdmin(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.swapper = rig.new_swapper()
         await rig.swapper.take_over("boot")
         rig.engine.calls.clear()
@@ -190,7 +191,7 @@ async def test_many_requests_at_once_make_one_swap(rig: Rig) -> None:
 async def test_a_new_agent_ends_what_a_dead_one_left_open(rig: Rig, calls: int) -> None:
     """The dead agent got through the first ``calls`` of a swap's five."""
     draft = rig.drafts.stage(1, rig.digests[1])
-    steps = [rig.client.pause, rig.client.begin, lambda: rig.client.update(draft.weights, 1), rig.client.end]
+    steps = [rig.client.pause, rig.client.begin, lambda: rig.client.update(draft.weights, 1, 2), rig.client.end]
     for step in steps[:calls]:
         await step()
     rig.swapper = rig.new_swapper()

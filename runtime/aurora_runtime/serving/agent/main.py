@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from aurora_api.agent import AGENT_PORT, ENGINE_PORT
 from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import RuntimeFault
-from aurora_runtime.serving.agent.engine import EngineClient
 from aurora_runtime.serving.agent.http import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
@@ -49,7 +49,8 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, stopping.set)
     key = (options.keys / ADMIN_KEY).read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
-    async with EngineClient(f"http://127.0.0.1:{options.engine_port}", key) as engine:
+    async with ClientSession() as session:
+        engine = EngineAdmin(session, f"http://127.0.0.1:{options.engine_port}", key)
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
         pod = Pod(name, folder, engine, drafts, swapper, uploader, draft_tokens=settings.draft.draft_tokens)

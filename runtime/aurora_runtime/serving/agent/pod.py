@@ -10,8 +10,8 @@ import logging
 from typing import Final
 
 from aurora_api.agent import AgentState, CaptureCounters, LiveCounters
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import DraftRefused, EngineFault
-from aurora_runtime.serving.agent.engine import EngineClient
 from aurora_runtime.serving.agent.staging import Drafts
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -29,7 +29,7 @@ class Pod:
         self,
         name: str,
         folder: PodFolder,
-        engine: EngineClient,
+        engine: EngineAdmin,
         drafts: Drafts,
         swapper: Swapper,
         uploader: Uploader,

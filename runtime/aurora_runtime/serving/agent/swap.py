@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
 from aurora_api.agent import SwapPhase, SwapRequest, SwapStatus
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.engine import EngineClient
 from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 
@@ -31,7 +30,7 @@ class Swapper:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: EngineAdmin,
         drafts: Drafts,
         folder: PodFolder,
         *,
@@ -166,25 +165,12 @@ class Swapper:
         return pause
 
     async def _apply(self, draft: StagedDraft) -> float:
-        """Load ``draft`` in a pause; seconds that generation stood still."""
-        began = time.monotonic()
+        """Load ``draft`` in a pause, known as our own; seconds that generation stood still."""
         self.pausing = True
-        ended = False
         try:
-            await self._engine.pause()
-            await self._engine.begin()
-            await self._engine.update(draft.weights, draft.version)
-            await self._engine.end()
-            ended = True
-        finally:  # whatever an answer said, the call may have had its effect
-            if not ended:
-                with contextlib.suppress(EngineFault):
-                    await self._engine.end()
-            try:
-                await self._engine.resume()
-            finally:
-                self.pausing = False
-        return time.monotonic() - began
+            return await self._engine.swap(draft.weights, draft.version)
+        finally:
+            self.pausing = False
 
     async def _confirm(self, draft: StagedDraft, previous: StagedDraft, before: str) -> None:
         """Raise :class:`EngineFault` unless the engine holds exactly ``draft``."""

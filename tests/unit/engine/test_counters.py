@@ -1,0 +1,20 @@
+"""Counters of speculation, read from SGLang's metrics."""
+
+from __future__ import annotations
+
+from aurora_api.agent import LiveCounters
+from aurora_runtime.engine.counters import live_counters
+
+
+def test_live_counters_are_read_from_what_sglang_publishes() -> None:
+    text = """# TYPE sglang:generation_tokens_total counter
+sglang:generation_tokens_total{engine_type="unified",is_streaming="false",model_name="/m"} 100.0
+sglang:generation_tokens_total{engine_type="unified",is_streaming="true",model_name="/m"} 56.0
+sglang:spec_verify_calls_total{engine_type="unified",model_name="/m"} 90.0
+sglang:num_requests_total{engine_type="unified",is_streaming="false",model_name="/m"} 6.0
+sglang:e2e_request_latency_seconds_bucket{le="+Inf"} NaN
+"""
+    assert live_counters(text, 4) == LiveCounters(
+        requests=6, answer_tokens=156, verify_rounds=90, proposed=270, accepted=60
+    )
+    assert live_counters("", 4) == LiveCounters()
