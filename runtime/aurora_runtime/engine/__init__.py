@@ -1,4 +1,4 @@
-"""Stock SGLang as a process and an HTTP API, for whoever starts one: how to launch it, ask it and swap its draft.
+"""Stock SGLang as a process and an HTTP API, for whoever starts or serves one: launch, ask, swap a draft.
 
 Invariant: knows neither Kubernetes nor the store; imports neither sglang nor torch, but for `loader`, which SGLang
 itself imports inside its scheduler.

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aurora_runtime.cpu import engine as cpu
-from aurora_runtime.engine.payload import LOADER
+from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
 log = logging.getLogger(__name__)
@@ -31,35 +31,6 @@ STOP_SECONDS = 8.0
 PORTS = range(20000, 32000)
 """Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-
-
-@dataclass(frozen=True)
-class Eagle3:
-    """Speculation with an EAGLE-3 draft in the folder ``draft``; ``version`` is what the engine will report."""
-
-    draft: Path
-    version: int
-    steps: int
-    top_k: int
-    draft_tokens: int
-
-    def arguments(self) -> list[str]:
-        return [
-            *("--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(self.draft)),
-            *("--speculative-num-steps", str(self.steps), "--speculative-eagle-topk", str(self.top_k)),
-            *("--speculative-num-draft-tokens", str(self.draft_tokens), "--weight-version", str(self.version)),
-            *("--custom-weight-loader", LOADER),
-        ]
-
-
-@dataclass(frozen=True)
-class Ngram:
-    """Speculation without a draft model: continuations of what was seen before."""
-
-    draft_tokens: int
-
-    def arguments(self) -> list[str]:
-        return ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", str(self.draft_tokens)]
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_api.pod import ServingSettings
-from aurora_runtime.engine.payload import LOADER
-
-
-def speculation(settings: ServingSettings, draft: Path) -> list[str]:
-    """The flags of speculative decoding with the draft in the folder ``draft``."""
-    return [
-        *("--speculative-algorithm", settings.draft.architecture.value),
-        *("--speculative-draft-model-path", str(draft)),
-        *("--speculative-num-steps", str(settings.draft.steps)),
-        *("--speculative-eagle-topk", str(settings.draft.top_k)),
-        *("--speculative-num-draft-tokens", str(settings.draft.draft_tokens)),
-    ]
+from aurora_runtime.engine.speculation import Eagle3
 
 
 def engine_arguments(
@@ -42,8 +31,7 @@ def engine_arguments(
     arguments += ["--model-path", target.model, "--served-model-name", target.model]
     arguments += ["--revision", target.revision] if target.revision else []
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
-    arguments += [*device_args, *speculation(settings, draft)]
-    arguments += ["--custom-weight-loader", LOADER, "--weight-version", str(version), "--enable-metrics"]
+    arguments += [*device_args, *Eagle3(draft, version, settings.draft).arguments(), "--enable-metrics"]
     return [*arguments, *settings.extra_args]
 
 

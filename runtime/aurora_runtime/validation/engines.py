@@ -17,9 +17,11 @@ from typing import Self
 
 import aiohttp
 
+from aurora_api import speculator
 from aurora_api.records import Arm
 from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.engine.process import Eagle3, EngineProcess, EngineSpec, Ngram
+from aurora_runtime.engine.process import EngineProcess, EngineSpec
+from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import BatchResult, Client
@@ -36,7 +38,7 @@ class Engines:
 
     spec: EngineSpec
     drafts: dict[Arm, Draft]  # ACTIVE and CANDIDATE
-    draft_shape: tuple[int, int, int]  # steps, top_k, draft_tokens
+    draft_spec: speculator.Draft
     ngram: bool
     warm_prompt: tuple[int, ...]
     max_new_tokens: int
@@ -65,14 +67,13 @@ class Engines:
         await self.close()
 
     async def _start(self) -> None:
-        steps, top_k, draft_tokens = self.draft_shape
         active = self.drafts[Arm.ACTIVE]
         speculation: dict[str, Eagle3 | Ngram | None] = {
             "off": None,
-            "draft": Eagle3(active.folder, active.version, steps, top_k, draft_tokens),
+            "draft": Eagle3(active.folder, active.version, self.draft_spec),
         }
         if self.ngram:
-            speculation["ngram"] = Ngram(draft_tokens)
+            speculation["ngram"] = Ngram(self.draft_spec.draft_tokens)
         together = self.spec.device == "cpu"
         for started, (name, kind) in enumerate(speculation.items()):
             process = EngineProcess(name, self.folder / f"{name}.log")

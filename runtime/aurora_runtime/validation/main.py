@@ -91,7 +91,7 @@ async def run(settings: ValidationSettings, registry: Registry, folder: Path) ->
     engines = Engines(
         spec=spec,
         drafts=drafts,
-        draft_shape=(settings.draft.steps, settings.draft.top_k, settings.draft.draft_tokens),
+        draft_spec=settings.draft,
         ngram=Arm.NGRAM in plan.arms,
         warm_prompt=prompts[-1].tokens,
         max_new_tokens=settings.validation.max_new_tokens,

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from aurora_runtime.engine.process import Eagle3, EngineProcess, EngineSpec, Ngram
+from aurora_api.speculator import Draft
+from aurora_runtime.engine.process import EngineProcess, EngineSpec
+from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
 SPEC = EngineSpec(model="/m", device="cpu", kv_tokens=4096, dtype="float32", extra_args=("--log-level", "error"))
-EAGLE = Eagle3(Path("/d"), 3, 3, 1, 4)
+EAGLE = Eagle3(Path("/d"), 3, Draft())
 
 
 def test_compared_servers_differ_in_speculation_only() -> None:
