@@ -42,60 +42,45 @@ def compute_head(
     return packed.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
 
 
-def forward_decode(
-    original: Original,
-    self: Any,
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    layer: Any,
-    forward_batch: Any,
-    save_kv_cache: bool = True,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """IntelAMXAttnBackend.forward_decode with one plan for all layers of a pass."""
-    if not _ordinary(self, q, layer, sinks):
-        result: torch.Tensor = original(self, q, k, v, layer, forward_batch, save_kv_cache, sinks)
-        return result
-    expanded = self.draft_decode_metadata
-    key = self.forward_metadata if expanded is None else expanded
-    plan = _kept_plan(self, key)
-    if plan is None:
-        if expanded is None:
-            table, rows = self.req_to_token_pool.req_to_token, forward_batch.req_pool_indices
-            lengths = forward_batch.seq_lens
-        else:
-            table, lengths, rows = expanded
-        plan = attention.plan_decode(table, rows, lengths)
-        setattr(self, _PLAN, (key, plan))
-    return _attend(self, q, k, v, layer, forward_batch, save_kv_cache, plan)
+def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any], attention.Plan]) -> Callable[..., Any]:
+    """A method of IntelAMXAttnBackend with one plan for all layers of a pass.
 
+    Args:
+        key_of: the backend's metadata of this pass: SGLang makes a new object for every pass, so the plan is kept as
+            long as the object is the same.
+        plan_of: makes the plan from the backend and the batch.
+    """
 
-def forward_extend(
-    original: Original,
-    self: Any,
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    layer: Any,
-    forward_batch: Any,
-    save_kv_cache: bool = True,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """IntelAMXAttnBackend.forward_extend (prefill and verification) with one plan for all layers of a pass."""
-    if not _ordinary(self, q, layer, sinks):
-        result: torch.Tensor = original(self, q, k, v, layer, forward_batch, save_kv_cache, sinks)
-        return result
-    key = self.extend_metadata
-    plan = _kept_plan(self, key)
-    if plan is None:
-        lengths, new, starts, tree_mask = key
-        table = self.req_to_token_pool.req_to_token
-        plan = attention.plan_extend(
-            table, forward_batch.req_pool_indices, lengths, new, starts, tree_mask, causal=True
-        )
-        setattr(self, _PLAN, (key, plan))
-    return _attend(self, q, k, v, layer, forward_batch, save_kv_cache, plan)
+    def forward(
+        original: Original,
+        self: Any,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if not _ordinary(self, q, layer, sinks):
+            result: torch.Tensor = original(self, q, k, v, layer, forward_batch, save_kv_cache, sinks)
+            return result
+        key = key_of(self)
+        kept: tuple[object, attention.Plan] | None = getattr(self, _PLAN, None)
+        if kept is None or kept[0] is not key:
+            kept = key, plan_of(self, forward_batch)
+            setattr(self, _PLAN, kept)
+        pool = self.token_to_kv_pool
+        k_buffer, v_buffer = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        if save_kv_cache and k is not None and v is not None:
+            attention.store(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
+        heads, width = layer.tp_q_head_num, layer.v_head_dim
+        output = q.new_empty(q.shape[0], heads * width)
+        query, rows = q.reshape(-1, heads, layer.qk_head_dim), output.view(-1, heads, width)
+        attention.attend(query, k_buffer, v_buffer, rows, kept[1], layer.scaling, layer.logit_cap or 0.0)
+        return output
+
+    return forward
 
 
 def _ordinary(backend: Any, q: torch.Tensor, layer: Any, sinks: torch.Tensor | None) -> bool:
@@ -110,33 +95,28 @@ def _ordinary(backend: Any, q: torch.Tensor, layer: Any, sinks: torch.Tensor | N
     )
 
 
-def _kept_plan(backend: Any, key: object) -> attention.Plan | None:
-    """The plan made for this very metadata object; SGLang makes a new one for every forward pass."""
-    kept = getattr(backend, _PLAN, None)
-    return kept[1] if kept is not None and kept[0] is key else None
+def _decode_key(backend: Any) -> object:
+    expanded = backend.draft_decode_metadata
+    return backend.forward_metadata if expanded is None else expanded
 
 
-def _attend(
-    backend: Any,
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    layer: Any,
-    forward_batch: Any,
-    save_kv_cache: bool,
-    plan: attention.Plan,
-) -> torch.Tensor:
-    pool = backend.token_to_kv_pool
-    k_buffer, v_buffer = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-    if save_kv_cache and k is not None and v is not None:
-        attention.store(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
-    heads, width = layer.tp_q_head_num, layer.v_head_dim
-    output = q.new_empty(q.shape[0], heads * width)
-    query = q.reshape(-1, heads, layer.qk_head_dim)
-    attention.attend(
-        query, k_buffer, v_buffer, output.view(-1, heads, width), plan, layer.scaling, layer.logit_cap or 0.0
-    )
-    return output
+def _decode_plan(backend: Any, batch: Any) -> attention.Plan:
+    if backend.draft_decode_metadata is None:
+        table = backend.req_to_token_pool.req_to_token
+        return attention.plan_decode(table, batch.req_pool_indices, batch.seq_lens)
+    table, lengths, rows = backend.draft_decode_metadata
+    return attention.plan_decode(table, rows, lengths)
+
+
+def _extend_plan(backend: Any, batch: Any) -> attention.Plan:
+    lengths, new, starts, tree_mask = backend.extend_metadata
+    table = backend.req_to_token_pool.req_to_token
+    return attention.plan_extend(table, batch.req_pool_indices, lengths, new, starts, tree_mask, causal=True)
+
+
+forward_decode = _forward(_decode_key, _decode_plan)
+forward_extend = _forward(lambda backend: backend.extend_metadata, _extend_plan)
+"""Prefill and verification."""
 
 
 def target_forward(
