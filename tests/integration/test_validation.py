@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from aurora_api.gate import judge
 from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
@@ -135,6 +137,37 @@ def _samples_are_whole(evidence: Evidence) -> None:
         for concurrency in (1, 2):
             tokens = {s.tokens for s in evidence.samples if (s.round, s.concurrency) == (number, concurrency)}
             assert len(tokens) == 1, "arms answered the same prompts with other lengths"
+
+
+@pytest.mark.parametrize(
+    ("version", "damage", "words"),
+    [
+        (2, "values", "not finite"),
+        (3, "map", "d2t differs"),
+        (4, "bytes", "not what its manifest says"),
+    ],
+)
+def test_a_candidate_that_no_pod_would_load_is_rejected_unmeasured(
+    scene: Scene, tmp_path: Path, version: int, damage: str, words: str
+) -> None:
+    draft = write_random_draft(tmp_path / "draft", ensure_model(), seed=version)
+    file = draft / "model.safetensors"
+    tensors = load_file(file)
+    if damage == "values":
+        tensors["fc.weight"][0, 0] = torch.nan
+    if damage == "map":
+        tensors["d2t"][-1] += 1
+    save_file(tensors, file)
+    put_version(scene.registry, version, draft)
+    if damage == "bytes":
+        key = scene.registry.registration(version).checkpoint + file.name
+        scene.registry.objects.put(key, file.read_bytes()[:-1])
+    job = scene.run(scene.settings.model_copy(update={"candidate": version}))
+    assert job.returncode == 0, job.stderr[-3000:]
+    evidence = scene.registry.evidence(version)
+    assert evidence is not None
+    assert (evidence.verdict.kind, evidence.samples) == (VerdictKind.REJECT, ())
+    assert words in evidence.verdict.reasons[0]
 
 
 @pytest.mark.parametrize(

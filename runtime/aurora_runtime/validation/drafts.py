@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_api.records import CheckpointManifest, Lineage
+from aurora_api.records import Lineage, Registration
 from aurora_runtime.engine.weights import WEIGHTS, check_draft
-from aurora_runtime.errors import DraftRefused, MeasurementError
+from aurora_runtime.errors import DigestMismatch, DraftRefused, ObjectMissing
 from aurora_runtime.store import Registry
 
 
@@ -26,14 +26,18 @@ class Draft:
         return self.folder / WEIGHTS
 
 
-def fetch_draft(registry: Registry, version: int, lineage: Lineage, folder: Path) -> tuple[Draft, CheckpointManifest]:
-    """Download ``version`` into ``folder``, digests verified. Raises :class:`MeasurementError` when it does not fit."""
-    manifest = registry.fetch_checkpoint(registry.registration(version), folder)
-    if manifest.lineage != lineage.number:
-        raise MeasurementError(f"version {version} is of lineage {manifest.lineage}, not of {lineage.number}")
-    draft = Draft(folder, version)
+def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage, folder: Path) -> Draft:
+    """Download a version into ``folder``, digests verified.
+
+    Raises :class:`DraftRefused` when a pod would not load it, whatever the reason: files that are missing or damaged,
+    another lineage, other tensors, another vocabulary map, values that are not finite.
+    """
     try:
-        check_draft(draft.weights, lineage)
-    except DraftRefused as error:
-        raise MeasurementError(f"version {version}: {error}") from error
-    return draft, manifest
+        manifest = registry.fetch_checkpoint(registration, folder)
+    except (ObjectMissing, DigestMismatch) as error:
+        raise DraftRefused(f"its files are not what its manifest says: {error}") from error
+    if manifest.lineage != lineage.number:
+        raise DraftRefused(f"it is of lineage {manifest.lineage}, not of {lineage.number}")
+    draft = Draft(folder, registration.version)
+    check_draft(draft.weights, lineage)
+    return draft

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_api.pod import ValidationSettings
-from aurora_api.records import CheckpointManifest, Environment, Evidence
+from aurora_api.records import Environment, Evidence, Registration
 from aurora_api.speculator import Device
 from aurora_runtime.validation.measure import Measurement
 
@@ -57,8 +57,8 @@ def build(
     settings: ValidationSettings,
     measurement: Measurement,
     *,
-    candidate: CheckpointManifest,
-    active: CheckpointManifest,
+    candidate: Registration,
+    active: Registration,
     where: Environment,
     prompts_sha256: str,
     started: datetime,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from aurora_api.errors import ContractError
@@ -20,13 +21,13 @@ from aurora_api.pod import ValidationSettings
 from aurora_api.records import Arm, Evidence
 from aurora_api.speculator import Baseline
 from aurora_runtime.engine.process import EngineSpec
-from aurora_runtime.errors import MeasurementError, ObjectExists, RuntimeFault
+from aurora_runtime.errors import DraftRefused, MeasurementError, ObjectExists, RuntimeFault
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.validation.drafts import fetch_draft
 from aurora_runtime.validation.engines import Engines
 from aurora_runtime.validation.equality import near_tie
 from aurora_runtime.validation.evidence import build, choose_device, environment
-from aurora_runtime.validation.measure import MeasurePlan, measure
+from aurora_runtime.validation.measure import MeasurePlan, measure, refused
 from aurora_runtime.validation.prompts import Prompt, digest, held_out_prompts
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def kv_tokens(prompts: tuple[Prompt, ...], plan: MeasurePlan, max_new_tokens: in
 async def run(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:
     """Measure ``settings.candidate`` against ``settings.active``; the evidence, not yet stored.
 
+    A candidate that no pod would load is rejected unmeasured: that, too, is a verdict about it.
+
     Args:
         folder: scratch space for two drafts and the engines' logs.
 
@@ -74,12 +77,20 @@ async def run(settings: ValidationSettings, registry: Registry, folder: Path) ->
     lineage = registry.lineage()
     if lineage is None:
         raise MeasurementError("there is no lineage in the store: the trainer creates it")
-    drafts, manifests = {}, {}
-    for arm, version in ((Arm.ACTIVE, settings.active), (Arm.CANDIDATE, settings.candidate)):
-        drafts[arm], manifests[arm] = fetch_draft(registry, version, lineage, folder / arm.value)
-    prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
+    active, candidate = registry.registration(settings.active), registry.registration(settings.candidate)
     device = choose_device(settings.device)
-    where = environment(settings, device)
+    record = partial(
+        build, settings, candidate=candidate, active=active, where=environment(settings, device), started=started
+    )
+    try:
+        drafts = {Arm.CANDIDATE: fetch_draft(registry, candidate, lineage, folder / Arm.CANDIDATE.value)}
+    except DraftRefused as refusal:
+        return record(refused(str(refusal)), prompts_sha256=digest(()))
+    try:
+        drafts[Arm.ACTIVE] = fetch_draft(registry, active, lineage, folder / Arm.ACTIVE.value)
+    except DraftRefused as refusal:
+        raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
+    prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
     spec = EngineSpec(
         model=settings.target.model,
         revision=settings.target.revision,
@@ -100,15 +111,7 @@ async def run(settings: ValidationSettings, registry: Registry, folder: Path) ->
     )
     async with engines:
         measurement = await measure(engines, prompts, plan, deadline=deadline)
-    return build(
-        settings,
-        measurement,
-        candidate=manifests[Arm.CANDIDATE],
-        active=manifests[Arm.ACTIVE],
-        where=where,
-        prompts_sha256=digest(prompts),
-        started=started,
-    )
+    return record(measurement, prompts_sha256=digest(prompts))
 
 
 async def _interruptible(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:

@@ -81,6 +81,13 @@ class Measurement:
         return lengths
 
 
+def refused(why: str) -> Measurement:
+    """What is known of a candidate that cannot be loaded: a verdict without samples."""
+    return Measurement(
+        verdicts=[Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load it: {why}",), ratios=())]
+    )
+
+
 async def measure(
     bench: Bench,
     prompts: Sequence[Prompt],
