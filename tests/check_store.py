@@ -194,6 +194,7 @@ class Check:
                 if proof is not None:
                     self._that(proof.version == channel.active, f"{key}: its evidence is of version {proof.version}")
                     self._that(proof.verdict.kind is VerdictKind.PASS, f"{key}: its evidence is no pass")
+                self._that(channel.active not in channel.rejected, f"{key}: promotes what was refused before")
             before = channel
 
 

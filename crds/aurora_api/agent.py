@@ -44,10 +44,13 @@ class LiveCounters(Model):
     """Counters of the engine since it started; the reader takes differences."""
 
     requests: int = 0
+    aborted: int = Field(default=0, description="Requests that ended before their time, by their client's will too.")
     answer_tokens: int = 0
     verify_rounds: int = 0
     proposed: int = 0
     accepted: int = 0
+    gap_milliseconds: int = Field(default=0, description="Sum of the times between answer tokens, as clients see them.")
+    gaps: int = Field(default=0, description="How many such times were summed.")
 
 
 class CaptureCounters(Model):

@@ -113,6 +113,7 @@ class ChannelReason(StrEnum):
     INITIAL = "Initial"
     PROMOTED = "Promoted"
     ROLLED_BACK = "RolledBack"
+    PINNED = "Pinned"
 
 
 class Channel(Record):
@@ -125,6 +126,9 @@ class Channel(Record):
     previous: int | None = None
     reason: ChannelReason
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
+    rejected: tuple[int, ...] = Field(
+        default=(), description="Versions that live traffic or a person refused, whatever their evidence says."
+    )
     created: Timestamp
 
 

@@ -83,6 +83,11 @@ class Draft(Model):
     steps: int = Field(default=3, ge=1, le=16, description="Draft steps per verify round.")
     top_k: int = Field(default=1, ge=1, le=16, description="Branches per step; 1 is a chain.")
     draft_tokens: int = Field(default=4, ge=2, le=64, description="Nodes verified per round, the root included.")
+    pin: int | None = Field(
+        default=None,
+        ge=0,
+        description="Serve this version, at once and whatever comes after it, until unset. It must once have passed.",
+    )
 
 
 class Device(StrEnum):
@@ -169,13 +174,43 @@ class Validation(Model):
     }
 
 
+class Analysis(Model):
+    """Live traffic's word on a swapped draft: what swapped pods do, against their peers, or what all did before."""
+
+    interval_seconds: int = Field(
+        default=15, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
+    )
+    min_rounds: int = Field(
+        default=200, ge=1, le=1000000, description="Verify rounds that a judgement needs on either side."
+    )
+    max_accept_loss: Ratio = Field(default="0.1", description="Share of the acceptance length that may be lost.")
+    max_latency_increase: Ratio = Field(
+        default="0.5", description="Share by which the mean time between answer tokens may exceed the peers'."
+    )
+    max_error_rate: Ratio = Field(default="0.02", description="Aborted requests, of all, beyond the other side's.")
+    failure_limit: int = Field(default=0, ge=0, le=100, description="Failed judgements that are tolerated.")
+    consecutive_success_limit: int = Field(
+        default=2, ge=0, le=100, description="Good judgements in a row that let the roll go on; 0: no canary analysis."
+    )
+    watch_seconds: int = Field(
+        default=300, ge=0, le=86400, description="How long a promoted version is judged on; then it stays."
+    )
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(("double(self.maxAcceptLoss) < 1.0", "maxAcceptLoss is a share below 1"))
+    }
+
+
 class Rollout(Model):
     """How an earned draft reaches the pods."""
 
     paused: bool = Field(default=False, description="Start no swap; one in progress stops before its next pod.")
-    canary: int = Field(default=1, ge=1, le=100, description="Pods swapped and watched first.")
-    canary_seconds: int = Field(default=10, ge=0, le=86400, description="How long the canary is watched.")
+    canary: int = Field(default=1, ge=1, le=100, description="Pods swapped and judged first.")
+    analysis: Analysis = Field(default_factory=Analysis)
     max_swapping: int = Field(default=1, ge=1, le=100, description="Pods swapped at the same time after the canary.")
+    max_unavailable: int = Field(
+        default=1, ge=0, le=1000, description="Swap no further pod while more pods than these are not ready."
+    )
     progress_deadline_seconds: int = Field(
         default=600, ge=10, le=86400, description="Without progress for this long, roll back."
     )

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from aurora_api.agent import LiveCounters
 from aurora_api.base import Model, Timestamp
 from aurora_api.conditions import Condition
 
@@ -20,6 +21,7 @@ class RolloutPhase(StrEnum):
     IDLE = "Idle"
     CANARY = "Canary"
     ROLLING = "Rolling"
+    WATCHING = "Watching"
     ROLLING_BACK = "RollingBack"
     PAUSED = "Paused"
 
@@ -53,6 +55,27 @@ class CandidateStatus(VersionStatus):
     message: str = ""
 
 
+class PodWindow(Model):
+    """Counters of one pod's engine when a window began; another boot's cannot be compared with them."""
+
+    name: str
+    boot: str
+    live: LiveCounters
+
+
+class AnalysisStatus(Model):
+    """Where the live analysis of a roll stands, so that a restarted operator goes on with it."""
+
+    since: Timestamp | None = Field(
+        default=None, description="When the window begins; unset until the pods that are judged have their draft."
+    )
+    pods: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
+    baseline: LiveCounters | None = Field(default=None, description="What the pods did just before the first swap.")
+    successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
+    failures: int = Field(default=0, ge=0)
+    message: str = Field(default="", description="The last judgement.")
+
+
 class RolloutStatus(Model):
     """The roll in progress, or the last one."""
 
@@ -63,7 +86,7 @@ class RolloutStatus(Model):
     total: int = Field(default=0, ge=0)
     started: Timestamp | None = None
     progressed: Timestamp | None = Field(default=None, description="When a pod last changed version.")
-    canary_since: Timestamp | None = None
+    analysis: AnalysisStatus | None = None
     message: str = ""
 
 
@@ -87,7 +110,7 @@ class HistoryEntry(Model):
     """One decision."""
 
     time: Timestamp
-    event: str = Field(description="Promoted, Rejected, Inconclusive, RolledBack.")
+    event: str = Field(description="Promoted, Rejected, Inconclusive, RolledBack, Pinned.")
     version: int
     message: str = ""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from aurora_api import GROUP
 from aurora_api.agent import AgentState
 from aurora_api.pod import AGENT_TOKEN
 from aurora_api.speculator import SpeculatorSpec
@@ -26,10 +27,12 @@ from aurora_operator.children.common import INFERENCE, VALIDATOR, keys_name, sel
 from aurora_operator.children.trainer import trainer_name
 from aurora_operator.errors import AgentError, InvalidSpec, NotFound
 from aurora_operator.kube import KubeApi, Object
-from aurora_operator.observed import LiveWindow, Observed, Owner, PodView, StoreView, WorkloadView
+from aurora_operator.observed import LiveWindow, Observed, Owner, PodView, StoreView, Wishes, WorkloadView
 from aurora_operator.records import Records
 from aurora_runtime.store import StoreConfig
 
+PROMOTE, ABORT = f"{GROUP}/promote", f"{GROUP}/abort"
+"""Annotations: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
 WINDOW = timedelta(seconds=60)
 """Live acceptance is shown over about this time."""
 STORE_SECONDS = 20.0
@@ -83,6 +86,7 @@ class Observer:
             store=store,
             keys_exist=bool(token),
             window=self._window(pods, datetime.now(UTC)),
+            wishes=wishes(found),
         )
         return Look(observed, live, token)
 
@@ -128,8 +132,7 @@ class Observer:
         if self.records is None or self.records.config != config:
             self.records = await asyncio.to_thread(Records, config)
         interesting = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
-        if status.rollout.version is not None:
-            interesting.add(status.rollout.version)
+        interesting |= {version for version in (status.rollout.version, spec.draft.pin) if version is not None}
         return await self._read(self.records, frozenset(interesting))
 
     async def _read(self, records: Records, interesting: frozenset[int]) -> StoreView:
@@ -151,6 +154,17 @@ class Observer:
             kept[pod.name] = [*past, sample]
         self._windows = kept
         return {name: samples[0] for name, samples in kept.items()}
+
+
+def wishes(found: Object) -> Wishes:
+    """The annotations by which a person decides; what is not a number is no wish."""
+    annotations = found["metadata"].get("annotations") or {}
+
+    def version(key: str) -> int | None:
+        text = annotations.get(key, "")
+        return int(text) if text.isdecimal() else None
+
+    return Wishes(promote=version(PROMOTE), abort=version(ABORT))
 
 
 def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from aurora_api.agent import AgentState, LiveCounters
-from aurora_api.records import Channel, Evidence, Lineage, Registration, TrainerStatus, VerdictKind
+from aurora_api.records import (
+    INITIAL_VERSION,
+    Channel,
+    Evidence,
+    Lineage,
+    Registration,
+    TrainerStatus,
+    VerdictKind,
+)
 from aurora_api.speculator import SpeculatorSpec
 from aurora_api.status import SpeculatorStatus
 
@@ -25,6 +33,14 @@ class Owner:
     uid: str
     generation: int
     resource_version: str
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person asks for by annotation, each for one version, so that an old wish says nothing about a new one."""
+
+    promote: int | None = None
+    abort: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,16 @@ class StoreView:
     def newest(self) -> int | None:
         return max(self.registrations, default=None)
 
+    def proven(self, version: int) -> bool:
+        """Whether ``version`` may be pinned: the initial draft, or one that passed, against whatever version."""
+        registration = self.registrations.get(version)
+        if registration is None or self.channel is None or registration.lineage != self.channel.lineage:
+            return False
+        return version == INITIAL_VERSION or any(
+            e.verdict.kind is VerdictKind.PASS and e.candidate_digest == registration.digest
+            for e in self.attempts(version)
+        )
+
     def attempts(self, version: int) -> tuple[Evidence, ...]:
         """Evidence of ``version``, first attempt first."""
         return tuple(sorted((e for e in self.evidence if e.version == version), key=lambda e: e.attempt))
@@ -134,5 +160,6 @@ class Observed:
     """First look since this process started: deadlines count from now."""
     fenced: bool = False
     """An agent refused our last swap because it has seen a higher epoch."""
+    wishes: Wishes = Wishes()
     problems: tuple[str, ...] = ()
     """What the API server refused in the last act, in its words."""

@@ -1,7 +1,8 @@
 """The operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
 
-The stand-in agent keeps the contract's HTTP API and swaps at once; it refuses :data:`BAD_VERSION`, and it always starts
-on version 0. So the operator's part of the loop is tested in seconds; the end-to-end tests have the real engine.
+The stand-in agent keeps the contract's HTTP API and swaps at once; it refuses :data:`BAD_VERSION`, it says that
+:data:`DULL_VERSION` accepts nothing, and it always starts on version 0. So the operator's part of the loop is tested in
+seconds; the end-to-end tests have the real engine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.assets.s3 import S3
 from tests.cluster.cluster import Cluster
 
 BUCKET = "operator-test"
-BAD_VERSION = 3
+BAD_VERSION, DULL_VERSION = 3, 5
 IMAGE = "aurora.test/stand-in:1"
 PYTHON = Path("/usr/bin/python3")
 
@@ -46,11 +47,12 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
 AGENT = f"""
 import datetime, http.server, json, os, pathlib
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
-me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0}}
+me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0}}
 
 def state():
-    me["tokens"] += 20
-    live = {{"answerTokens": me["tokens"], "verifyRounds": me["tokens"] // 2}}
+    me["rounds"] += 10
+    me["tokens"] += 10 if me["version"] == {DULL_VERSION} else 20
+    live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"]}}
     return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
             "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"]}}
 
@@ -119,7 +121,7 @@ def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
         "validation": {"template": {"spec": {"containers": [_container("validator", VALIDATOR)]}}},
-        "rollout": {"canarySeconds": 2},
+        "rollout": {"analysis": {"intervalSeconds": 1, "minRounds": 10, "watchSeconds": 3}},
     }
 
 

@@ -18,7 +18,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError, wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.image import python_image
-from tests.integration.operator_rig import BAD_VERSION, IMAGE, PYTHON, Rig, namespace, spec
+from tests.integration.operator_rig import BAD_VERSION, DULL_VERSION, IMAGE, PYTHON, Rig, namespace, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]
@@ -274,6 +274,48 @@ def test_a_measurement_that_fails_is_told_in_its_own_words_and_rejects_nothing(r
     assert status.candidate is not None
     assert "3 of 8 prompts: wait for traffic" in status.candidate.message
     assert BAD_VERSION + 1 not in status.rejected
+
+
+def test_a_draft_that_passed_and_that_live_traffic_refuses_is_taken_back(rig: Rig) -> None:
+    promoted(rig)
+    offer(rig, DULL_VERSION, VerdictKind.PASS, active=1)
+    status = rig.wait(NAME, "taken back", lambda s: DULL_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
+    assert "live traffic disagrees: acceptance length 1.00 against 2.00" in status.rollout.message
+    assert {pod.version for pod in status.pods} == {1}, status.pods
+    channel = rig.registry(NAME).channel()
+    assert channel is not None
+    assert (channel.active, channel.rejected[-1]) == (1, DULL_VERSION)
+
+
+def test_a_person_pins_a_version_and_lets_go(rig: Rig) -> None:
+    promoted(rig)
+
+    def pin(version: int | None) -> None:
+        patch = json.dumps({"spec": {"draft": {"pin": version}}})
+        rig.cluster.kubectl("patch", "aspec", NAME, "-n", rig.namespace, "--type=merge", "-p", patch)
+
+    pods = {pod.name for pod in rig.status(NAME).pods}
+    pin(0)
+    status = rig.wait(NAME, "version 0", lambda s: s.updated == "2/2" and {p.version for p in s.pods} == {0})
+    assert {pod.name for pod in status.pods} == pods, "no pod was restarted"
+    assert status.history[-1].event == "Pinned"
+    pin(77)
+    rig.wait(NAME, "refusal", lambda s: any(c.type == "Ready" and c.reason == "PinRefused" for c in s.conditions))
+    pin(1)
+    rig.wait(NAME, "version 1", lambda s: s.updated == "2/2" and {p.version for p in s.pods} == {1})
+    pin(None)
+
+
+def test_a_person_aborts_a_roll(rig: Rig) -> None:
+    promoted(rig)
+    version = DULL_VERSION + 1
+    offer(rig, version, VerdictKind.PASS, active=1)
+    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.version == version)
+    wish = f"aurora.dev/abort={version}"
+    rig.cluster.kubectl("annotate", "aspec", NAME, wish, "-n", rig.namespace)
+    status = rig.wait(NAME, "aborted", lambda s: version in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
+    assert "aborted by a person" in status.rollout.message
+    assert {pod.version for pod in status.pods} == {1}, status.pods
 
 
 def test_a_template_that_the_cluster_refuses_is_told(rig: Rig) -> None:

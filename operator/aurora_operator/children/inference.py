@@ -40,7 +40,7 @@ def settings(owner: Owner, spec: SpeculatorSpec) -> str:
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft,
+        draft=spec.draft.model_copy(update={"pin": None}),
         capture=spec.capture,
         device=spec.serving.device,
         extra_args=spec.serving.extra_args,

@@ -31,7 +31,7 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft,
+        draft=spec.draft.model_copy(update={"pin": None}),
         training=spec.training.model_copy(update={"template": type(spec.training.template)()}),
         store=store_settings(owner, spec),
     )

@@ -49,7 +49,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, att
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft,
+        draft=spec.draft.model_copy(update={"pin": None}),
         validation=spec.validation.model_copy(update={"template": PodTemplate()}),
         device=spec.serving.device,
         extra_args=spec.serving.extra_args,

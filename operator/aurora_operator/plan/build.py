@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from aurora_api.agent import SwapRequest, SwapStatus
+from aurora_api.agent import LiveCounters, SwapRequest, SwapStatus
 from aurora_api.conditions import ConditionStatus, ConditionType
 from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_api.status import CandidatePhase, HistoryEntry, RolloutPhase, SpeculatorStatus
@@ -17,11 +17,12 @@ from aurora_operator.children.validator import job
 from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Observed, PodView
-from aurora_operator.plan import rollout as roll
-from aurora_operator.plan import validation
+from aurora_operator.plan import rollout, validation
+from aurora_operator.plan.analysis import Live
 from aurora_operator.plan.children import children, obsolete_jobs
 from aurora_operator.plan.plan import Note, Plan, Swap
 from aurora_operator.plan.status import status_of, worth_writing
+from aurora_operator.plan.world import Advance, Pod, Step, World
 from aurora_runtime.store import Keys
 
 _RECORDED = {
@@ -29,15 +30,20 @@ _RECORDED = {
     "RolloutFailed": "RolledBack",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
+    "Pinned": "Pinned",
 }
 """Events that become history entries: decisions. A measurement that could not be made decides nothing."""
 _WARNINGS = frozenset({"RolloutFailed", "Rejected", "Inconclusive", "ValidationFailed"})
 
 
-def rollout_pod(view: PodView) -> roll.Pod:
+MAX_REJECTED = 64
+"""Versions that the channel remembers as refused: only the newest can still be offered."""
+
+
+def rollout_pod(view: PodView) -> Pod:
     agent = view.agent
     ready = view.ready and agent is not None and agent.engine_ready
-    return roll.Pod(
+    return Pod(
         name=view.name,
         ready=ready,
         starting=view.scheduled and not ready,
@@ -45,6 +51,7 @@ def rollout_pod(view: PodView) -> roll.Pod:
         version=agent.version if agent else None,
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),
+        live=Live(agent.boot, agent.live) if agent else Live("", LiveCounters()),
     )
 
 
@@ -58,7 +65,7 @@ def _first_channel(observed: Observed, now: datetime) -> Channel | None:
     )
 
 
-def _swaps(observed: Observed, step: roll.Step) -> Iterator[Swap]:
+def _swaps(observed: Observed, step: Step) -> Iterator[Swap]:
     addresses = {view.name: view.ip for view in observed.pods}
     for pod, version in step.swaps.items():
         registration = observed.store.registrations.get(version)
@@ -108,22 +115,23 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     """Validation first, because what it offers is what the rollout may take up."""
     old, pods = observed.status, _pods(observed)
     decision, rejected = _validation(observed, pods, now)
-    step = roll.step(_world(observed, pods, decision, rejected, now), old.rollout)
+    step = rollout.step(_world(observed, pods, decision, rejected, now), old.rollout)
     candidate = decision.candidate
-    if step.reject is not None:
-        rejected |= {step.reject}
-        if candidate is not None and candidate.version == step.reject:
+    if step.advance is not None:
+        if (refused := step.advance.reject) is not None:
+            rejected |= {refused}
+        if candidate is not None and candidate.version == refused:
             why = {"phase": CandidatePhase.REJECTED, "message": step.rollout.message}
             candidate = candidate.model_copy(update=why)
-    if candidate is not None and candidate.version == step.promote:
-        candidate = None
+        if candidate is not None and candidate.version == step.advance.active:
+            candidate = None
     events = list(_events(decision, step))
     history = [
         HistoryEntry(time=now, event=_RECORDED[event], version=version, message=message)
         for event, version, message in events
         if event in _RECORDED
     ]
-    advance = _promotion(observed, step.promote, now)
+    advance = _advance(observed, step.advance, now)
     # The channel is written before the status, so the status may already speak of it.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
     status = status_of(after, pods, step.rollout, candidate, rejected, history, now)
@@ -141,17 +149,15 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     )
 
 
-def _pods(observed: Observed) -> tuple[roll.Pod, ...]:
+def _pods(observed: Observed) -> tuple[Pod, ...]:
     return tuple(rollout_pod(view) for view in observed.pods if not view.terminating)
 
 
-def _validation(
-    observed: Observed, pods: tuple[roll.Pod, ...], now: datetime
-) -> tuple[validation.Decision, frozenset[int]]:
+def _validation(observed: Observed, pods: tuple[Pod, ...], now: datetime) -> tuple[validation.Decision, frozenset[int]]:
     """The candidate's next state, and all versions that are never offered again."""
     old, store = observed.status, observed.store
     assert store.channel is not None, "the caller holds without a channel"
-    rejected = frozenset(version for version in old.rejected if version > store.channel.active)
+    rejected = frozenset(v for v in (*old.rejected, *store.channel.rejected) if v > store.channel.active)
     inputs = validation.Inputs(
         now=now,
         name=observed.owner.name,
@@ -161,7 +167,8 @@ def _validation(
         rollout=old.rollout,
         jobs=observed.jobs,
         primary=observed.spec.validation.concurrencies[0],
-        ready=any(pod.ready for pod in pods),
+        ready=any(pod.ready for pod in pods) and observed.spec.draft.pin is None,
+        abort=observed.wishes.abort,
     )
     decision = validation.decide(inputs)
     return decision, rejected | (frozenset() if decision.reject is None else {decision.reject})
@@ -169,27 +176,32 @@ def _validation(
 
 def _world(
     observed: Observed,
-    pods: tuple[roll.Pod, ...],
+    pods: tuple[Pod, ...],
     decision: validation.Decision,
     rejected: frozenset[int],
     now: datetime,
-) -> roll.World:
-    store = observed.store
+) -> World:
+    store, pin = observed.store, observed.spec.draft.pin
     assert store.channel is not None, "the caller holds without a channel"
-    return roll.World(
+    return World(
         now=now,
         active=store.channel.active,
+        previous=store.channel.previous,
         epoch=store.channel.epoch,
         pods=pods,
+        steps=observed.spec.draft.steps,
         policy=observed.spec.rollout,
         offer=decision.offer if decision.offer not in rejected else None,
         earned=frozenset(v for v in store.registrations if v not in rejected and store.earned(v)),
+        pin=pin if pin is not None and store.proven(pin) else None,
+        promote=observed.wishes.promote,
+        abort=observed.wishes.abort,
         resumed=observed.resumed,
         fenced=observed.fenced,
     )
 
 
-def _events(decision: validation.Decision, step: roll.Step) -> Iterator[tuple[str, int, str]]:
+def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, int, str]]:
     """(event, version, message) of what was decided."""
     if decision.event and decision.candidate is not None:
         yield decision.event, decision.candidate.version, decision.candidate.message
@@ -197,20 +209,24 @@ def _events(decision: validation.Decision, step: roll.Step) -> Iterator[tuple[st
         yield step.event, step.rollout.version, step.rollout.message
 
 
-def _promotion(observed: Observed, version: int | None, now: datetime) -> Channel | None:
-    """The channel's next record when ``version`` is to be active."""
+def _advance(observed: Observed, step: Advance | None, now: datetime) -> Channel | None:
+    """The channel's next record."""
     former = observed.store.channel
-    if version is None or former is None:
+    if step is None or former is None:
         return None
-    evidence = observed.store.earned(version)
-    assert evidence is not None, "the rollout promotes earned versions only"
+    moved = step.active != former.active
+    rejected = former.rejected if step.reject is None else (*former.rejected, step.reject)
+    evidence = observed.store.earned(step.active) if step.reason is ChannelReason.PROMOTED else None
+    assert evidence is not None or step.reason is not ChannelReason.PROMOTED, "only what earned it is promoted"
+    back = step.reason is ChannelReason.ROLLED_BACK
     return Channel(
         epoch=former.epoch + 1,
         lineage=former.lineage,
-        active=version,
-        previous=former.active,
-        reason=ChannelReason.PROMOTED,
-        evidence=Keys.evidence(evidence.version, evidence.attempt),
+        active=step.active,
+        previous=former.previous if not moved else None if back else former.active,
+        reason=step.reason,
+        evidence=Keys.evidence(evidence.version, evidence.attempt) if evidence else None,
+        rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
         created=now,
     )
 

@@ -64,7 +64,7 @@ def _rollout(status: SpeculatorStatus) -> Answer | None:
     rollout = status.rollout
     if rollout.version is None:
         return None
-    going = rollout.phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.ROLLING_BACK)
+    going = rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
     rolled_back = rollout.version in status.rejected
     reason = (
         rollout.phase.value if rollout.phase is not RolloutPhase.IDLE else ("RolledBack" if rolled_back else "Done")
@@ -75,6 +75,9 @@ def _rollout(status: SpeculatorStatus) -> Answer | None:
 def _degraded(observed: Observed, status: SpeculatorStatus) -> Answer:
     if observed.problems:
         return True, "ApplyRefused", "; ".join(observed.problems)
+    pin = observed.spec.draft.pin
+    if pin is not None and observed.store.ok and observed.store.channel and not observed.store.proven(pin):
+        return True, "PinRefused", f"draft.pin: version {pin} is not one that passed the gate; nothing is changed"
     if status.rollout.phase is RolloutPhase.IDLE:
         sums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
         if len(sums - {None}) > 1:

@@ -2,10 +2,15 @@
 
 ::
 
-    Idle --offer--> Canary --confirmed for canarySeconds--> Rolling --all pods confirmed--> promote, Idle
-                      |  ^                                     |
-              paused  v  | resumed          failure or deadline v
-                    Paused                              RollingBack --all pods on active--> Idle
+    Idle --offer--> Canary --judged good--> Rolling --all pods confirmed--> promote, Watching --in peace--> Idle
+                     |  ^                      |                               |
+             paused  v  | resumed   failure, deadline, judged bad, abort       | judged bad, abort: back to previous
+                    Paused                     +--------> RollingBack <--------+
+                                                              |
+                                                 all pods on active --> Idle
+
+A pin ends whatever goes on and makes its version the active one. Without traffic a judgement waits: the canary holds
+until there is some, or until a person promotes or aborts.
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled, and the latter only while
 ``World.earned`` holds for it (promise 1); a roll starts only from pods that all serve the active version, so at most
@@ -15,214 +20,17 @@ the pods themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
-from aurora_api.agent import SwapPhase, SwapStatus
-from aurora_api.speculator import Rollout
-from aurora_api.status import RolloutPhase, RolloutStatus
+from aurora_api.agent import SwapPhase
+from aurora_api.records import ChannelReason
+from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
+from aurora_operator.plan import analysis
+from aurora_operator.plan.analysis import Outcome
+from aurora_operator.plan.world import Advance, Step, World, confirmed, disagree, next_swaps, repairs, settled
 
-RETRY_AFTER = timedelta(seconds=5)
-"""A failed swap back to the active version is asked for again after this time."""
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known."""
-
-    name: str
-    ready: bool
-    """Kubernetes calls it ready and its agent answers that the engine is."""
-    starting: bool = False
-    """Scheduled and not ready: it may come up with a version that it chose a while ago."""
-    up: bool = False
-    """Kubernetes or its agent calls it ready, though perhaps not both: it may be answering requests."""
-    version: int | None = None
-    checksum: str | None = None
-    swap: SwapStatus = field(default_factory=SwapStatus)
-
-    @property
-    def swapping(self) -> bool:
-        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything the state machine looks at. ``active`` and ``epoch`` are the channel's."""
-
-    now: datetime
-    active: int
-    epoch: int
-    pods: tuple[Pod, ...]
-    policy: Rollout
-    offer: int | None = None
-    """A version that may be rolled out now: earned against ``active``, not rejected."""
-    earned: frozenset[int] = frozenset()
-    resumed: bool = False
-    fenced: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """What to do, in this order: ``promote`` in the channel, persist ``rollout``, then ``swaps``.
-
-    The channel comes first, because a roll whose version is active already is known to be over; a swap comes last,
-    because a process that dies before it must find the decision behind it.
-    """
-
-    rollout: RolloutStatus
-    swaps: dict[str, int] = field(default_factory=dict)
-    """Pod -> version."""
-    promote: int | None = None
-    reject: int | None = None
-    """Never offer this version again; ``rollout.message`` says why."""
-    event: str = ""
-    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, Paused, Resumed; empty: nothing to tell."""
-
-
-def confirmed(pods: Iterable[Pod], version: int) -> list[Pod]:
-    """Ready pods whose engine says that it serves ``version``, with a checksum to show for it."""
-    return [pod for pod in pods if pod.ready and pod.version == version and pod.checksum and not pod.swapping]
-
-
-def _disagree(pods: Iterable[Pod], version: int) -> bool:
-    return len({pod.checksum for pod in confirmed(pods, version)}) > 1
-
-
-def _recent_failure(pod: Pod, version: int, now: datetime) -> bool:
-    swap = pod.swap
-    if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
-        return False
-    return now - swap.finished < RETRY_AFTER
-
-
-def _repairs(world: World, limit: int) -> dict[str, int]:
-    """Swaps that bring stray pods to the active version, at most ``limit`` at a time."""
-    stray = [pod for pod in world.pods if pod.ready and pod.version != world.active and not pod.swapping]
-    room = limit - sum(pod.swapping for pod in world.pods)
-    ask = [pod.name for pod in stray if not _recent_failure(pod, world.active, world.now)]
-    return dict.fromkeys(sorted(ask)[: max(room, 0)], world.active)
-
-
-def _settled(world: World) -> bool:
-    """Every pod serves the active version, and none is on its way up with another."""
-    return bool(world.pods) and all(
-        (pod.ready and pod.version == world.active and bool(pod.checksum) and not pod.swapping)
-        or (not pod.ready and not pod.starting)
-        for pod in world.pods
-    ) and any(pod.ready for pod in world.pods)  # fmt: skip
-
-
-def _failure(world: World, rollout: RolloutStatus, version: int) -> str:
-    """Why the roll must end, in plain words; empty when nothing is wrong."""
-    for pod in world.pods:
-        swap = pod.swap
-        mine = rollout.started is None or swap.finished is None or swap.finished >= rollout.started
-        if swap.phase is SwapPhase.FAILED and swap.version == version and pod.version != version and mine:
-            return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
-    if _disagree(world.pods, version):
-        return f"pods that serve version {version} hold different weights"
-    watching = rollout.phase is RolloutPhase.PAUSED or rollout.canary_since is not None
-    deadline = timedelta(seconds=world.policy.progress_deadline_seconds)
-    if not watching and rollout.progressed is not None and world.now - rollout.progressed > deadline:
-        return f"no progress for {world.policy.progress_deadline_seconds} s"
-    return ""
-
-
-def _roll_back(world: World, rollout: RolloutStatus, why: str, *, reject: bool) -> Step:
-    back = rollout.model_copy(
-        update={
-            "phase": RolloutPhase.ROLLING_BACK,
-            "epoch": rollout.epoch + 1,
-            "progressed": world.now,
-            "canary_since": None,
-            "message": why,
-        }
-    )
-    return Step(back, reject=rollout.version if reject else None, event="RolloutFailed")
-
-
-def _start(world: World, rollout: RolloutStatus, version: int) -> Step:
-    started = RolloutStatus(
-        phase=RolloutPhase.CANARY,
-        epoch=rollout.epoch + 1,
-        version=version,
-        total=len(world.pods),
-        started=world.now,
-        progressed=world.now,
-        message=f"swapping {min(world.policy.canary, len(world.pods))} pod(s) to version {version} first",
-    )
-    return Step(started, event="RolloutStarted")
-
-
-def _next_swaps(world: World, version: int, want: int) -> dict[str, int]:
-    """Ask further pods for ``version`` until ``want`` have it or are on the way; pods on a third version come first."""
-    having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
-    others = [pod for pod in world.pods if pod.ready and pod.version != version and not pod.swapping]
-    room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), want - len(having))
-    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
-    return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
-
-
-def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
-    ready = [pod for pod in world.pods if pod.ready]
-    want = min(world.policy.canary, len(ready))
-    good = confirmed(ready, version)
-    if strays := [pod.name for pod in ready if pod.version not in (version, world.active) and not pod.swapping]:
-        return Step(rollout, swaps=dict.fromkeys(strays, world.active))
-    if not ready or len(good) < want:
-        waiting = rollout.model_copy(update={"canary_since": None})
-        if rollout.canary_since is not None:
-            waiting = waiting.model_copy(update={"progressed": world.now, "message": "the canary is not ready"})
-        return Step(waiting, swaps=_next_swaps(world, version, want))
-    since = rollout.canary_since or world.now
-    if world.now - since < timedelta(seconds=world.policy.canary_seconds):
-        message = f"watching {len(good)} pod(s) on version {version} for {world.policy.canary_seconds} s"
-        return Step(rollout.model_copy(update={"canary_since": since, "message": message}))
-    rolling = rollout.model_copy(
-        update={
-            "phase": RolloutPhase.ROLLING,
-            "canary_since": None,
-            "progressed": world.now,
-            "message": f"swapping the other pods to version {version}",
-        }
-    )
-    return Step(rolling, swaps=_next_swaps(world, version, len(ready)), event="CanaryPassed")
-
-
-def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
-    ready = [pod for pod in world.pods if pod.ready]
-    if ready and len(confirmed(ready, version)) == len([pod for pod in world.pods if pod.ready or pod.up]):
-        done = rollout.model_copy(
-            update={
-                "phase": RolloutPhase.IDLE,
-                "epoch": rollout.epoch + 1,
-                "progressed": world.now,
-                "canary_since": None,
-                "message": f"version {version} is active",
-            }
-        )
-        return Step(done, promote=version, event="Promoted")
-    return Step(rollout, swaps=_next_swaps(world, version, len(ready)))
-
-
-def _rolling_back(world: World, rollout: RolloutStatus) -> Step:
-    swaps = _repairs(world, len(world.pods))
-    if swaps or any(pod.swapping or (pod.ready and pod.version != world.active) for pod in world.pods):
-        return Step(rollout, swaps=swaps)
-    idle = rollout.model_copy(update={"phase": RolloutPhase.IDLE, "progressed": world.now})
-    return Step(idle, event="RolledBack")
-
-
-def _count(world: World, rollout: RolloutStatus, before: RolloutStatus) -> RolloutStatus:
-    """Refresh ``updated``/``total``; more pods on the version is progress."""
-    if rollout.version is None:
-        return rollout
-    updated = len(confirmed(world.pods, rollout.version))
-    progressed = world.now if updated > before.updated and rollout.phase is not RolloutPhase.IDLE else None
-    update = {"updated": updated, "total": len(world.pods)}
-    return rollout.model_copy(update=update | ({"progressed": progressed} if progressed else {}))
+UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
 
 def step(world: World, rollout: RolloutStatus) -> Step:
@@ -233,44 +41,210 @@ def step(world: World, rollout: RolloutStatus) -> Step:
     if world.resumed and rollout.phase is not RolloutPhase.IDLE:
         rollout = rollout.model_copy(update={"progressed": world.now})
     out = _dispatch(world, rollout)
-    return Step(_count(world, out.rollout, before), out.swaps, out.promote, out.reject, out.event)
+    return Step(_count(world, out.rollout, before), out.swaps, out.advance, out.event)
 
 
 def _dispatch(world: World, rollout: RolloutStatus) -> Step:
-    version, phase, paused = rollout.version, rollout.phase, world.policy.paused
+    version, phase = rollout.version, rollout.phase
     if phase is RolloutPhase.ROLLING_BACK:
         return _rolling_back(world, rollout)
     if phase is RolloutPhase.IDLE or version is None:
-        idle = rollout.model_copy(update={"phase": RolloutPhase.IDLE})
-        if paused:
-            return Step(idle)
-        if world.offer is not None:
-            if _settled(world):
-                return _start(world, rollout, world.offer)
-            why = f"version {world.offer} waits until every pod serves version {world.active}"
-            idle = idle.model_copy(update={"message": why})
-        return Step(idle, swaps=_repairs(world, world.policy.max_swapping))
+        return _idle(world, rollout)
+    if phase is RolloutPhase.WATCHING:
+        return _watching(world, rollout, version)
     if version == world.active:
         # Promoted in the channel, and this process, or one before it, died before the status said so.
-        message = f"version {version} is active"
-        return Step(
-            rollout.model_copy(update={"phase": RolloutPhase.IDLE, "canary_since": None, "message": message}),
-            event="Promoted",
-        )
+        return Step(_promoted(world, rollout, version), event="Promoted")
+    if world.pin is not None:
+        return _roll_back(world, rollout, f"version {world.pin} is pinned")
     if why := _failure(world, rollout, version):
-        return _roll_back(world, rollout, why, reject=True)
+        return _roll_back(world, rollout, why, reject=version)
     if version not in world.earned:
-        why = f"the evidence for version {version} does not hold against version {world.active}"
-        return _roll_back(world, rollout, why, reject=False)
+        return _roll_back(world, rollout, f"the evidence for version {version} does not hold against {world.active}")
     if not world.pods:
-        return _roll_back(world, rollout, "there are no pods any more", reject=False)
-    if phase is RolloutPhase.PAUSED and not paused:
-        resumed = rollout.model_copy(
-            update={"phase": RolloutPhase.CANARY, "progressed": world.now, "message": "resumed"}
-        )
-        return Step(resumed, event="Resumed")
-    if paused:
-        if phase is RolloutPhase.PAUSED:
+        return _roll_back(world, rollout, "there are no pods any more")
+    return _forward(world, rollout, version)
+
+
+def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:
+    """A roll in which nothing is wrong."""
+    if rollout.phase is RolloutPhase.PAUSED and not world.policy.paused:
+        return Step(_with(rollout, phase=RolloutPhase.CANARY, progressed=world.now, message="resumed"), event="Resumed")
+    if world.policy.paused:
+        if rollout.phase is RolloutPhase.PAUSED:
             return Step(rollout)
-        return Step(rollout.model_copy(update={"phase": RolloutPhase.PAUSED, "message": "paused"}), event="Paused")
-    return _canary(world, rollout, version) if phase is RolloutPhase.CANARY else _rolling(world, rollout, version)
+        return Step(_with(rollout, phase=RolloutPhase.PAUSED, message="paused"), event="Paused")
+    if rollout.phase is RolloutPhase.CANARY:
+        return _canary(world, rollout, version)
+    return _rolling(world, rollout, version)
+
+
+def _with(rollout: RolloutStatus, **update: Any) -> RolloutStatus:
+    return rollout.model_copy(update=update)
+
+
+def _idle(world: World, rollout: RolloutStatus) -> Step:
+    idle = _with(rollout, phase=RolloutPhase.IDLE)
+    if world.pin is not None and world.pin != world.active:
+        pinned = _with(idle, version=world.pin, message=f"version {world.pin} is pinned", analysis=None)
+        return Step(pinned, advance=Advance(world.pin, ChannelReason.PINNED), event="Pinned")
+    if world.policy.paused:
+        return Step(idle)
+    if world.offer is not None and world.pin is None:
+        if settled(world):
+            return _start(world, rollout, world.offer)
+        why = f"version {world.offer} waits until every pod serves version {world.active}"
+        idle = _with(idle, message=why)
+    return Step(idle, swaps=repairs(world, world.policy.max_swapping))
+
+
+def _start(world: World, rollout: RolloutStatus, version: int) -> Step:
+    rules = world.policy.analysis
+    judged = rules.consecutive_success_limit > 0
+    started = RolloutStatus(
+        phase=RolloutPhase.CANARY,
+        epoch=rollout.epoch + 1,
+        version=version,
+        total=len(world.pods),
+        started=world.now,
+        progressed=world.now,
+        analysis=AnalysisStatus() if judged else None,
+        message=f"version {version} comes to {min(world.policy.canary, len(world.pods))} pod(s) first",
+    )
+    return Step(started, event="RolloutStarted")
+
+
+def _failure(world: World, rollout: RolloutStatus, version: int) -> str:
+    """Why the roll must end, in plain words; empty when nothing is wrong."""
+    if world.abort == version:
+        return f"version {version} was aborted by a person"
+    for pod in world.pods:
+        swap = pod.swap
+        mine = rollout.started is None or swap.finished is None or swap.finished >= rollout.started
+        if swap.phase is SwapPhase.FAILED and swap.version == version and pod.version != version and mine:
+            return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
+    if disagree(world.pods, version):
+        return f"pods that serve version {version} hold different weights"
+    # A judgement that waits for traffic is no lack of progress.
+    state = rollout.analysis
+    judging = rollout.phase is RolloutPhase.CANARY and state is not None and state.since is not None
+    deadline = timedelta(seconds=world.policy.progress_deadline_seconds)
+    late = rollout.progressed is not None and world.now - rollout.progressed > deadline
+    if late and not judging and rollout.phase is not RolloutPhase.PAUSED:
+        return f"no progress for {world.policy.progress_deadline_seconds} s"
+    return ""
+
+
+def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
+    state, ready = rollout.analysis, world.ready()
+    if strays := [pod.name for pod in ready if pod.version not in (version, world.active) and not pod.swapping]:
+        return Step(rollout, swaps=dict.fromkeys(strays, world.active))
+    if world.promote == version or world.policy.analysis.consecutive_success_limit == 0:
+        state = None
+    if state is not None and state.baseline is None:
+        state = analysis.measure_baseline(state, world.live(world.active), world.policy.analysis, world.now)
+        message = f"seeing what pods do with version {world.active}, before the first takes version {version}"
+        return Step(_with(rollout, analysis=state, message=message))
+    want = min(world.policy.canary, len(ready))
+    if not ready or len(confirmed(ready, version)) < want:
+        waiting = _with(rollout, message=f"swapping {want} pod(s) to version {version}")
+        if state is not None and state.since is not None:  # the canary was lost: its time and its judgement start anew
+            waiting = _with(waiting, progressed=world.now, analysis=AnalysisStatus(baseline=state.baseline))
+        return Step(waiting, swaps=next_swaps(world, version, want))
+    if state is None:
+        return _canary_passed(world, rollout, version, "not judged: a person vouches for it, or the policy asks for it")
+    return _judge_canary(world, rollout, version, state)
+
+
+def _judge_canary(world: World, rollout: RolloutStatus, version: int, state: AnalysisStatus) -> Step:
+    rules = world.policy.analysis
+    state, outcome = analysis.judge(
+        state, world.live(version), world.live(world.active), rules, steps=world.steps, now=world.now
+    )
+    judged = _with(rollout, analysis=state, message=state.message or f"judging version {version} by live traffic")
+    if outcome is Outcome.BAD and state.failures > rules.failure_limit:
+        return _roll_back(world, judged, f"live traffic disagrees: {state.message}", reject=version)
+    if state.successes >= rules.consecutive_success_limit:
+        return _canary_passed(world, judged, version, state.message)
+    return Step(judged)
+
+
+def _canary_passed(world: World, rollout: RolloutStatus, version: int, why: str) -> Step:
+    message = f"swapping the other pods to version {version}; the canary: {why}"
+    rolling = _with(rollout, phase=RolloutPhase.ROLLING, progressed=world.now, message=message)
+    return Step(rolling, swaps=next_swaps(world, version, len(world.ready())), event="CanaryPassed")
+
+
+def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
+    ready = world.ready()
+    if ready and len(confirmed(ready, version)) == len([pod for pod in world.pods if pod.ready or pod.up]):
+        done = _promoted(world, _with(rollout, epoch=rollout.epoch + 1), version)
+        return Step(done, advance=Advance(version, ChannelReason.PROMOTED), event="Promoted")
+    return Step(rollout, swaps=next_swaps(world, version, len(ready)))
+
+
+def _promoted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus:
+    """Watch on where there is something to compare with."""
+    baseline = rollout.analysis.baseline if rollout.analysis else None
+    watch = baseline is not None and world.policy.analysis.watch_seconds > 0
+    return _with(
+        rollout,
+        phase=RolloutPhase.WATCHING if watch else RolloutPhase.IDLE,
+        progressed=world.now,
+        analysis=AnalysisStatus(baseline=baseline) if watch else None,
+        message=f"version {version} is active",
+    )
+
+
+def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
+    """Judge the promoted version on; its message names the last judgement."""
+    rules, state = world.policy.analysis, rollout.analysis
+    if version != world.active:
+        # Taken back in the channel, and the process died before the status said so; or another's hand.
+        return _roll_back(world, rollout, rollout.message)
+    if world.abort == version and world.previous is not None:
+        return _take_back(world, rollout, f"version {version} was aborted by a person")
+    over = rollout.progressed is None or world.now - rollout.progressed >= timedelta(seconds=rules.watch_seconds)
+    if over or state is None or world.pin is not None or world.promote == version or world.previous is None:
+        return Step(_with(rollout, phase=RolloutPhase.IDLE, analysis=None))
+    state, outcome = analysis.judge(state, world.live(version), {}, rules, steps=world.steps, now=world.now)
+    message = f"version {version} is active" + (f"; since then {state.message}" if state.message else "")
+    judged = _with(rollout, analysis=state, message=message)
+    if outcome is Outcome.BAD and state.failures > rules.failure_limit:
+        return _take_back(world, judged, f"live traffic disagrees: {state.message}")
+    return Step(judged, swaps=repairs(world, world.policy.max_swapping))
+
+
+def _take_back(world: World, rollout: RolloutStatus, why: str) -> Step:
+    """Make the previous version active again; the pods follow with the next look, all at once."""
+    assert world.previous is not None, "the caller knows where to go"
+    back = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=rollout.version)
+    return Step(_back(world, rollout, why), advance=back, event="RolloutFailed")
+
+
+def _roll_back(world: World, rollout: RolloutStatus, why: str, *, reject: int | None = None) -> Step:
+    """End a roll that is under way: its version never became active."""
+    advance = None if reject is None else Advance(world.active, ChannelReason.ROLLED_BACK, reject=reject)
+    return Step(_back(world, rollout, why), advance=advance, event="RolloutFailed")
+
+
+def _back(world: World, rollout: RolloutStatus, why: str) -> RolloutStatus:
+    update = {"phase": RolloutPhase.ROLLING_BACK, "epoch": rollout.epoch + 1, "progressed": world.now}
+    return _with(rollout, **update, analysis=None, message=why)
+
+
+def _rolling_back(world: World, rollout: RolloutStatus) -> Step:
+    swaps = repairs(world, len(world.pods))
+    if swaps or any(pod.swapping or (pod.ready and pod.version != world.active) for pod in world.pods):
+        return Step(rollout, swaps=swaps)
+    return Step(_with(rollout, phase=RolloutPhase.IDLE, progressed=world.now), event="RolledBack")
+
+
+def _count(world: World, rollout: RolloutStatus, before: RolloutStatus) -> RolloutStatus:
+    """Refresh ``updated``/``total``; more pods on the version is progress."""
+    if rollout.version is None:
+        return rollout
+    updated = len(confirmed(world.pods, rollout.version))
+    progressed = world.now if updated > before.updated and rollout.phase in UNDER_WAY else None
+    update = {"updated": updated, "total": len(world.pods)}
+    return rollout.model_copy(update=update | ({"progressed": progressed} if progressed else {}))

@@ -28,7 +28,7 @@ from aurora_operator.children.common import INFERENCE, selector_text
 from aurora_operator.observed import Observed, PodView, StoreView
 from aurora_operator.plan.conditions import conditions
 from aurora_operator.plan.figures import accept_text, ratio_text, source_text
-from aurora_operator.plan.rollout import Pod
+from aurora_operator.plan.world import Pod
 from aurora_runtime.store import Keys
 
 REFRESH = timedelta(seconds=5)

@@ -48,7 +48,9 @@ class Inputs:
     primary: int
     """The concurrency at which an improvement must show."""
     ready: bool = True
-    """Pods serve: there is something to measure against."""
+    """Pods serve, and a better version would be welcome."""
+    abort: int | None = None
+    """A person refuses this version."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ def decide(inputs: Inputs) -> Decision:
         candidate = candidate.model_copy(update={"phase": CandidatePhase.REJECTED, "message": text})
     if inputs.rollout.phase is not RolloutPhase.IDLE:
         return Decision(candidate)
+    if candidate is not None and candidate.version == inputs.abort and candidate.phase not in TERMINAL:
+        refused = candidate.model_copy(update={"message": f"version {candidate.version} was aborted by a person"})
+        return _end(refused, CandidatePhase.REJECTED, "Rejected")
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
         return _measured(inputs, candidate)
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATED:

@@ -35,8 +35,11 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
     rounds = int(sums.get("sglang:spec_verify_calls_total", 0))
     return LiveCounters(
         requests=requests,
+        aborted=int(sums.get("sglang:num_aborted_requests_total", 0)),
         answer_tokens=tokens,
         verify_rounds=rounds,
         proposed=rounds * (draft_tokens - 1),
         accepted=max(0, tokens - requests - rounds),
+        gap_milliseconds=round(1000 * sums.get("sglang:inter_token_latency_seconds_sum", 0.0)),
+        gaps=int(sums.get("sglang:inter_token_latency_seconds_count", 0)),
     )

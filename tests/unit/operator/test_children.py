@@ -70,7 +70,12 @@ def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"validation": {"minImprovement": "0.2"}}, {"rollout": {"paused": True}}, {"training": {"suspended": True}}],
+    [
+        {"validation": {"minImprovement": "0.2"}},
+        {"rollout": {"paused": True}},
+        {"training": {"suspended": True}},
+        {"draft": {"pin": 1}},
+    ],
 )
 def test_what_serving_does_not_obey_does_not_restart_it(change: dict[str, Any]) -> None:
     assert deployment(OWNER, spec(**change), CONFIG) == deployment(OWNER, spec(), CONFIG)

@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
-from aurora_api.agent import SwapPhase
+from aurora_api.agent import LiveCounters, SwapPhase
 from aurora_api.conditions import Condition, ConditionType
-from aurora_api.records import VerdictKind
-from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
-from aurora_operator.observed import JobView, LiveWindow, Observed, StoreView, WorkloadView
+from aurora_api.records import ChannelReason, Evidence, VerdictKind
+from aurora_api.status import (
+    AnalysisStatus,
+    CandidatePhase,
+    PodWindow,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+)
+from aurora_operator.observed import JobView, LiveWindow, Observed, StoreView, Wishes, WorkloadView
 from aurora_operator.plan import Plan, plan
 from tests.unit.operator.worlds import (
     CONFIG,
@@ -58,7 +65,8 @@ def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> No
 
 def test_a_draft_lives_from_registration_to_promotion() -> None:
     """Every step is planned from the status of the former one, as after a restart of the operator."""
-    world = observed(store=store(0, 1))
+    unjudged = {"analysis": {"consecutiveSuccessLimit": 0}}
+    world = observed(store=store(0, 1), spec=spec(serving={"replicas": 2}, rollout=unjudged))
     first = made(world)
     assert first.job is not None
     assert first.job["metadata"]["name"] == "chat-validate-v1-1"
@@ -85,13 +93,12 @@ def test_a_draft_lives_from_registration_to_promotion() -> None:
     mixed = replace(world, store=proven, pods=(pod("chat-a", 1), pod("chat-b", 0)))
     watched = status(replace(mixed, status=third.status))
     assert watched.updated == "2/2", "a pod on the canary's version serves what it should"
-    after = NOW + timedelta(seconds=10)
-    rolling = made(replace(mixed, status=watched), after)
+    rolling = made(replace(mixed, status=third.status))
     assert [swap.pod for swap in rolling.swaps] == ["chat-b"]
     assert rolling.status is not None
 
     both = replace(world, store=proven, pods=(pod("chat-a", 1), pod("chat-b", 1)), status=rolling.status)
-    last = made(both, after)
+    last = made(both)
     assert last.advance is not None
     assert (last.advance.epoch, last.advance.active, last.advance.previous) == (2, 1, 0)
     assert last.advance.evidence == "evidence/00000001/00000001.json"
@@ -101,6 +108,71 @@ def test_a_draft_lives_from_registration_to_promotion() -> None:
     assert last.status.active.gain == "1.20x (1.15-1.25)"
     assert last.status.candidate is None
     assert [entry.event for entry in last.status.history] == ["Promoted"]
+
+
+def promoted_and_watched(**more: Any) -> Observed:
+    """Version 1 was just promoted, and since then pods accept half of what they did before."""
+    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
+    begun = [PodWindow(name=name, boot="b1", live=LiveCounters()) for name in ("chat-a", "chat-b")]
+    rollout = RolloutStatus(
+        phase=RolloutPhase.WATCHING,
+        version=1,
+        epoch=2,
+        progressed=NOW - timedelta(seconds=60),
+        analysis=AnalysisStatus(since=NOW - timedelta(seconds=30), pods=begun, baseline=baseline),
+    )
+    now = LiveCounters(verify_rounds=500, answer_tokens=550)
+    pods = tuple(pod(name, 1, agent=agent(name, 1, live=now)) for name in ("chat-a", "chat-b"))
+    active = channel(1, epoch=2, previous=0)
+    return observed(
+        store=replace(store(0, 1, evidence=(evidence(1),)), channel=active),
+        pods=pods,
+        status=SpeculatorStatus(rollout=rollout),
+        **more,
+    )
+
+
+def test_live_traffic_takes_a_promoted_draft_back_and_the_store_remembers() -> None:
+    result = made(promoted_and_watched())
+    assert result.advance is not None
+    assert (result.advance.active, result.advance.previous, result.advance.epoch) == (0, None, 3)
+    assert (result.advance.reason, result.advance.rejected) == (ChannelReason.ROLLED_BACK, (1,))
+    assert result.status is not None
+    assert [entry.event for entry in result.status.history] == ["RolledBack"]
+    assert "acceptance length 1.10 against 2.00" in result.status.history[0].message
+    assert result.status.rejected == [1]
+    assert result.swaps == ()
+    forgotten = replace(
+        promoted_and_watched(),
+        status=SpeculatorStatus(),
+        store=replace(store(0, 1, evidence=(evidence(1),)), channel=result.advance),
+    )
+    again = made(forgotten)
+    assert {swap.request.version for swap in again.swaps} == {0}
+    assert (again.job, again.advance) == (None, None), "a lost status does not offer it again"
+
+
+def test_a_pin_is_obeyed_only_for_what_once_passed() -> None:
+    def pinned(version: int, *proofs: Evidence) -> Observed:
+        given = spec(serving={"replicas": 2}, draft={"pin": version})
+        return observed(spec=given, store=store(0, 1, 2, evidence=proofs))
+
+    proven = made(pinned(1, evidence(1, active=7)))
+    assert proven.advance is not None
+    assert (proven.advance.active, proven.advance.previous) == (1, 0)
+    assert proven.job is None, "nothing is measured against a version that is to stay"
+    refused = pinned(1, evidence(1, VerdictKind.REJECT))
+    assert made(refused).advance is None
+    assert condition(refused, ConditionType.READY).reason == "PinRefused"
+    assert made(pinned(0)).advance is None
+
+
+def test_a_person_refuses_a_candidate_before_it_is_measured_to_the_end() -> None:
+    world = observed(store=store(0, 1))
+    refused = made(replace(world, status=status(world), wishes=Wishes(abort=1)))
+    assert refused.status is not None
+    assert refused.status.rejected == [1]
+    assert [entry.event for entry in refused.status.history] == ["Rejected"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,18 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aurora_api.agent import SwapPhase, SwapStatus
-from aurora_api.records import Evidence, VerdictKind
-from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_operator.observed import JobView, Observed, PodView, StoreView
+from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.records import ChannelReason, Evidence, VerdictKind
+from aurora_api.status import (
+    AnalysisStatus,
+    CandidatePhase,
+    CandidateStatus,
+    PodWindow,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+)
+from aurora_operator.observed import JobView, Observed, PodView, StoreView, Wishes
 from aurora_operator.plan import plan
 from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, lineage, observed, pod, registration, spec
 
@@ -26,6 +34,20 @@ SWAPS = st.builds(
 )
 
 
+COUNTERS = st.builds(LiveCounters, verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000))
+ANALYSES = st.builds(
+    AnalysisStatus,
+    since=st.none() | TIMES,
+    baseline=st.none() | COUNTERS,
+    successes=st.integers(0, 2),
+    pods=st.lists(
+        st.builds(PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), live=COUNTERS),
+        max_size=2,
+        unique_by=lambda window: window.name,
+    ),
+)
+
+
 @st.composite
 def pods(draw: st.DrawFn, name: str) -> PodView:
     version = draw(VERSIONS)
@@ -34,6 +56,7 @@ def pods(draw: st.DrawFn, name: str) -> PodView:
         "version": draw(st.none() | st.just(version)),
         "checksum": draw(st.sampled_from([None, f"sum-{version}", "other"])),
         "engine_ready": draw(st.booleans()),
+        "live": draw(COUNTERS),
     }
     state = agent(name, version).model_copy(update=known)
     return pod(
@@ -64,7 +87,16 @@ def stores(draw: st.DrawFn) -> StoreView:
     versions = draw(st.sets(VERSIONS)) | {0, active}
     return StoreView(
         lineage=lineage(),
-        channel=draw(st.sampled_from([channel(active, epoch=draw(st.integers(1, 5))), None])),
+        channel=draw(
+            st.none()
+            | st.builds(
+                channel,
+                st.just(active),
+                epoch=st.integers(1, 5),
+                previous=st.none() | st.sampled_from(sorted(versions)).filter(lambda v: v != active),
+                rejected=st.lists(VERSIONS, max_size=1).map(tuple),
+            )
+        ),
         registrations={v: registration(v) for v in versions},
         evidence=tuple(draw(st.lists(proofs(), max_size=4))),
     )
@@ -90,7 +122,7 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             version=st.none() | VERSIONS,
             started=st.none() | TIMES,
             progressed=st.none() | TIMES,
-            canary_since=st.none() | TIMES,
+            analysis=st.none() | ANALYSES,
         )
     )
     return SpeculatorStatus(candidate=candidate, rollout=rollout, rejected=draw(st.lists(VERSIONS, max_size=2)))
@@ -103,7 +135,14 @@ def worlds(draw: st.DrawFn) -> Observed:
         JobView, st.just("job"), VERSIONS, st.integers(1, 2), succeeded=st.booleans(), failed=st.booleans()
     )
     return replace(
-        observed(spec=spec(serving={"replicas": 3}, rollout={"paused": draw(st.booleans())})),
+        observed(
+            spec=spec(
+                serving={"replicas": 3},
+                rollout={"paused": draw(st.booleans())},
+                draft={"pin": draw(st.none() | VERSIONS)},
+            )
+        ),
+        wishes=draw(st.builds(Wishes, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
         pods=tuple(draw(pods(name)) for name in names),
         store=draw(stores()),
         status=draw(statuses()),
@@ -121,7 +160,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
     if store.channel is None:
         assert (made.swaps, made.job) == ((), None)
         return
-    rejected = set(world.status.rejected)
+    rejected = {*world.status.rejected, *store.channel.rejected}
     for swap in made.swaps:
         version = swap.request.version
         assert version == store.channel.active or (store.earned(version) and version not in rejected)
@@ -129,8 +168,17 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert swap.ip
     if made.advance is not None:
         assert made.advance.epoch == store.channel.epoch + 1
-        assert store.earned(made.advance.active)
-        assert made.advance.active not in rejected
+        active, reason = made.advance.active, made.advance.reason
+        if reason is ChannelReason.PROMOTED:
+            assert store.earned(active)
+            assert active not in rejected
+        elif reason is ChannelReason.PINNED:
+            assert active == world.spec.draft.pin
+            assert store.proven(active)
+        else:
+            assert active in (store.channel.active, store.channel.previous)
+            assert active not in made.advance.rejected or active in store.channel.rejected
+        assert set(store.channel.rejected) <= set(made.advance.rejected)
     if made.job is not None:
         assert int(made.job["metadata"]["labels"]["aurora.dev/version"]) > store.channel.active
     if made.status is not None:
@@ -141,7 +189,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_planning_again_from_its_own_status_is_possible_and_settles(world: Observed) -> None:
-    """Nothing changes outside: after a while the status stays as it is (a watch ends, deadlines pass, then rest)."""
+    """Nothing but the channel changes outside: a watch ends, deadlines pass, and then the status stays as it is."""
     now, status = NOW, world.status
     for _ in range(30):
         now += timedelta(seconds=400)
@@ -149,4 +197,6 @@ def test_planning_again_from_its_own_status_is_possible_and_settles(world: Obser
         if made.status is None:
             return
         status = made.status
+        if made.advance is not None:
+            world = replace(world, store=replace(world.store, channel=made.advance))
     raise AssertionError(f"still writing: {status.rollout}, {status.candidate}")

@@ -7,13 +7,23 @@ from typing import Any
 
 import pytest
 
-from aurora_api.agent import SwapPhase, SwapStatus
+from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.records import ChannelReason
 from aurora_api.speculator import Rollout
-from aurora_api.status import RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout import Pod, World, step
+from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
+from aurora_operator.plan.analysis import Live
+from aurora_operator.plan.rollout import step
+from aurora_operator.plan.world import Advance, Pod, World
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C = "pod-a", "pod-b", "pod-c"
+UNJUDGED: dict[str, Any] = {"consecutive_success_limit": 0, "watch_seconds": 0}
+JUDGED: dict[str, Any] = {
+    "interval_seconds": 10,
+    "min_rounds": 100,
+    "consecutive_success_limit": 2,
+    "watch_seconds": 60,
+}
 
 
 def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
@@ -21,7 +31,7 @@ def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
 
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
-    rules = Rollout(**{"canary_seconds": 10, **(policy or {})})
+    rules = Rollout.model_validate({"analysis": UNJUDGED, **(policy or {})})
     return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
 
 
@@ -57,23 +67,118 @@ def test_a_pod_that_cannot_be_scheduled_does_not_hold_up_a_roll() -> None:
     assert step(world(pod(A), waiting, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.CANARY
 
 
-def test_the_canary_is_watched_for_its_time_and_a_gap_starts_the_watch_again() -> None:
-    watched = step(world(pod(A, 1), pod(B)), rolling(RolloutPhase.CANARY)).rollout
-    assert watched.canary_since == NOW
-    later = NOW + timedelta(seconds=9)
-    gap = step(world(pod(A, 1, ready=False), pod(B), now=later), watched).rollout
-    assert (gap.phase, gap.canary_since) == (RolloutPhase.CANARY, None)
-    again = step(world(pod(A, 1), pod(B), now=later), gap).rollout
-    end = NOW + timedelta(seconds=10)
-    assert step(world(pod(A, 1), pod(B), now=end), again).rollout.phase is RolloutPhase.CANARY
-    assert step(world(pod(A, 1), pod(B), now=end), watched).rollout.phase is RolloutPhase.ROLLING
+def live(seconds: float, *, length: float = 2.0, rounds: int = 50, boot: str = "b") -> Live:
+    """A pod's counters after ``seconds`` of traffic: ``rounds`` per second, each worth ``length`` answer tokens."""
+    done = int(seconds * rounds)
+    return Live(
+        boot, LiveCounters(verify_rounds=done, answer_tokens=int(done * length), gaps=done, requests=done // 20)
+    )
 
 
-def test_a_watch_longer_than_the_progress_deadline_is_no_lack_of_progress() -> None:
-    policy = {"canary_seconds": 3600, "progress_deadline_seconds": 60}
-    watched = rolling(RolloutPhase.CANARY, canary_since=NOW)
-    late = NOW + timedelta(seconds=1800)
-    assert step(world(pod(A, 1), pod(B), now=late, policy=policy), watched).rollout.phase is RolloutPhase.CANARY
+def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    state = step(world(pod(A, live=live(0)), pod(B, live=live(0)), offer=1, policy=policy), RolloutStatus()).rollout
+    seen = []
+    swapped = 0.0
+    for seconds in range(0, 200, 2):
+        now = NOW + timedelta(seconds=seconds)
+        version = 1 if swapped else 0
+        tokens = live(seconds, length=2.5 if swapped else 2.0)
+        made = step(world(pod(A, version, live=tokens), pod(B, live=live(seconds)), now=now, policy=policy), state)
+        state = made.rollout
+        if made.swaps.get(A) == 1:
+            swapped = seconds
+        seen.append((seconds, made.event))
+        if made.event == "CanaryPassed":
+            break
+    assert swapped >= 10, "the baseline takes an interval"
+    assert state.phase is RolloutPhase.ROLLING
+    assert seconds - swapped >= 30, "an interval to settle, and two that were judged"
+    assert "acceptance length" in state.message
+
+
+def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good() -> None:
+    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
+    state = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW, baseline=baseline))
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    first = step(world(pod(A, 1, live=live(0)), pod(B, live=live(0)), policy=policy), state).rollout
+    later = NOW + timedelta(seconds=20)
+    made = step(world(pod(A, 1, live=live(20, length=1.1)), pod(B, live=live(20)), now=later, policy=policy), first)
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert "live traffic disagrees: acceptance length 1.10 against 2.00" in made.rollout.message
+
+
+def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
+    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
+    state = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW, baseline=baseline))
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    state = step(world(pod(A, 1), pod(B), policy=policy), state).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=5), "policy": policy}
+    held = step(world(pod(A, 1), pod(B), **late), state)
+    assert (held.rollout.phase, held.swaps) == (RolloutPhase.CANARY, {}), "waiting for traffic is no lack of progress"
+    vouched = step(world(pod(A, 1), pod(B), promote=1, **late), state)
+    assert (vouched.rollout.phase, vouched.swaps) == (RolloutPhase.ROLLING, {B: 1})
+    assert step(world(pod(A, 1), pod(B), promote=2, **late), state).rollout.phase is RolloutPhase.CANARY
+    aborted = step(world(pod(A, 1), pod(B), abort=1, **late), state)
+    assert aborted.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+
+
+def test_a_canary_that_is_lost_is_judged_from_the_start() -> None:
+    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
+    before = AnalysisStatus(since=NOW, baseline=baseline, successes=1)
+    state = rolling(RolloutPhase.CANARY, analysis=before)
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    lost = step(world(pod(A, 1, ready=False), pod(B), policy=policy), state).rollout
+    assert lost.analysis is not None
+    assert (lost.analysis.successes, lost.analysis.baseline) == (0, baseline)
+
+
+def watching(**more: Any) -> RolloutStatus:
+    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
+    return rolling(RolloutPhase.WATCHING, analysis=AnalysisStatus(since=NOW, baseline=baseline), **more)
+
+
+def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy}
+    first = step(world(pod(A, 1, live=live(0)), pod(B, 1, live=live(0)), **now), watching()).rollout
+    later = NOW + timedelta(seconds=20)
+    bad = [pod(name, 1, live=live(20, length=1.2)) for name in (A, B)]
+    made = step(world(*bad, now=later, **now), first)
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.swaps == {}, "the decision is in the channel before any pod is asked"
+    back: dict[str, Any] = {"active": 0, "previous": None, "epoch": 6, "policy": policy, "earned": set()}
+    assert step(world(*bad, now=later, **back), made.rollout).swaps == {A: 0, B: 0}
+    died_between = step(world(*bad, now=later, **back), first)
+    assert died_between.rollout.phase is RolloutPhase.ROLLING_BACK, "the channel speaks, although the status does not"
+
+
+def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    assert step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching()).rollout.phase is (
+        RolloutPhase.WATCHING
+    )
+    over = step(world(pod(A, 1), now=NOW + timedelta(seconds=60), **now), watching())
+    assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
+    assert step(world(pod(A, 1), promote=1, **now), watching()).rollout.phase is RolloutPhase.IDLE
+    assert step(world(pod(A, 1), abort=1, **now), watching()).advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+
+
+def test_a_pin_ends_a_roll_without_blame_and_then_moves_the_channel() -> None:
+    ended = step(world(pod(A, 1), pod(B), pin=0), rolling())
+    assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
+    made = step(world(pod(A, 3), pod(B, 3), active=3, pin=1, offer=4), RolloutStatus())
+    assert made.advance == Advance(1, ChannelReason.PINNED)
+    assert step(world(pod(A, 3), pod(B, 3), active=1, pin=1, offer=4), made.rollout).swaps == {A: 1}
+    held = step(world(pod(A, 1), pod(B, 1), active=1, pin=1, offer=4), made.rollout)
+    assert (held.rollout.phase, held.swaps, held.advance) == (RolloutPhase.IDLE, {}, None)
+
+
+def test_no_further_pod_is_swapped_while_too_many_are_not_ready() -> None:
+    down = [pod(name, None, ready=False) for name in ("pod-x", "pod-y")]
+    assert step(world(pod(A, 1), pod(B), *down), rolling()).swaps == {}
+    assert step(world(pod(A, 1), pod(B), *down, policy={"max_unavailable": 2}), rolling()).swaps == {B: 1}
 
 
 def test_at_most_max_swapping_pods_swap_at_once() -> None:
@@ -83,14 +188,15 @@ def test_at_most_max_swapping_pods_swap_at_once() -> None:
 
 
 def test_promotion_needs_every_ready_pod_confirmed() -> None:
-    assert step(world(pod(A, 1), pod(B)), rolling()).promote is None
-    assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).promote is None
+    assert step(world(pod(A, 1), pod(B)), rolling()).advance is None
+    assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).advance is None
     silent = pod(B, None, ready=False, starting=True, up=True)
-    assert step(world(pod(A, 1), silent), rolling()).promote is None, "it may still answer requests, with version 0"
+    assert step(world(pod(A, 1), silent), rolling()).advance is None, "it may still answer requests, with version 0"
     crashed = pod(B, None, ready=False, starting=True)
-    assert step(world(pod(A, 1), crashed), rolling()).promote == 1
+    assert step(world(pod(A, 1), crashed), rolling()).advance == Advance(1, ChannelReason.PROMOTED)
     done = step(world(pod(A, 1), pod(B, 1)), rolling())
-    assert (done.promote, done.rollout.phase, done.rollout.updated) == (1, RolloutPhase.IDLE, 2)
+    assert done.advance == Advance(1, ChannelReason.PROMOTED)
+    assert (done.rollout.phase, done.rollout.updated) == (RolloutPhase.IDLE, 2)
 
 
 FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shapes differ")
@@ -99,7 +205,8 @@ FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shap
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED])
 def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> None:
     made = step(world(pod(A, 1), pod(B, swap=FAILED), policy={"paused": phase is RolloutPhase.PAUSED}), rolling(phase))
-    assert (made.rollout.phase, made.reject) == (RolloutPhase.ROLLING_BACK, 1)
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert "shapes differ" in made.rollout.message
     back = step(world(pod(A, 1), pod(B, swap=FAILED)), made.rollout)
     assert back.swaps == {A: 0}
@@ -113,7 +220,8 @@ def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
 
 def test_different_weights_under_one_version_are_a_failure() -> None:
     made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
-    assert (made.rollout.phase, made.reject) == (RolloutPhase.ROLLING_BACK, 1)
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
 
 
 def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() -> None:
@@ -133,7 +241,7 @@ def test_pause_stops_before_the_next_pod_and_resumes() -> None:
 
 def test_a_roll_without_pods_ends_without_blaming_the_version() -> None:
     made = step(world(), rolling())
-    assert (made.rollout.phase, made.reject) == (RolloutPhase.ROLLING_BACK, None)
+    assert (made.rollout.phase, made.advance) == (RolloutPhase.ROLLING_BACK, None)
 
 
 def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:

@@ -2,7 +2,8 @@
 
 The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
 that the operator may die between any two of them; pods die, join, restart in the middle of a swap, stop answering, fail
-to swap or come up with other weights; the spec changes; evidence goes stale.
+to swap or come up with other weights; traffic comes and goes, and some versions passed the gate and are bad for it; the
+spec changes, people pin, promote and abort; evidence goes stale.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aurora_api.agent import SwapPhase, SwapStatus
-from aurora_api.speculator import Rollout
+from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.records import ChannelReason
+from aurora_api.speculator import Analysis, Rollout
 from aurora_api.status import RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout import Pod, Step, World, step
+from aurora_operator.plan.analysis import Live
+from aurora_operator.plan.rollout import step
+from aurora_operator.plan.world import Pod, Step, World
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
+JUDGED = Analysis(interval_seconds=4, min_rounds=50, consecutive_success_limit=1, watch_seconds=20)
+UNJUDGED = Analysis(consecutive_success_limit=0, watch_seconds=0)
+ROUNDS_PER_TICK = 100
 
 
 @dataclass
@@ -39,6 +46,15 @@ class SimulatedPod:
     epoch: int = 0
     salt: str = ""
     slow: bool = False
+    boot: int = 0
+    rounds: int = 0
+    tokens: int = 0
+
+    def serve(self, acceptance_length: float) -> None:
+        """A tick of traffic."""
+        if self.ready:
+            self.rounds += ROUNDS_PER_TICK
+            self.tokens += int(ROUNDS_PER_TICK * acceptance_length)
 
     def swap(self, version: int, epoch: int) -> bool:
         """False: fenced."""
@@ -61,6 +77,7 @@ class SimulatedPod:
             version=self.version,
             checksum=f"{self.version}{self.salt}",
             swap=SwapStatus(phase=self.phase, version=self.asked, finished=self.finished, error="no"),
+            live=Live(str(self.boot), LiveCounters(verify_rounds=self.rounds, answer_tokens=self.tokens)),
         )
 
 
@@ -71,8 +88,16 @@ class RolloutMachine(RuleBasedStateMachine):
         self.status = RolloutStatus()
         self.channel, self.active = 1, 0
         self.pods: list[SimulatedPod] = []
-        self.policy = Rollout(canary_seconds=4, progress_deadline_seconds=60)
+        self.policy = Rollout(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
+        self.bad: set[int] = set()
+        self.previous: int | None = None
+        self.traffic = True
+        self.pin: int | None = None
+        self.promote: int | None = None
+        self.abort: int | None = None
+        self.vouched = False
+        """Somebody let a version in without judgement: by pin, by promotion, or by a policy without analysis."""
         self.evidence: dict[int, int] = {}
         self.newest = 0
         self.joined = 0
@@ -87,10 +112,29 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # the outside -----------------------------------------------------------------------------------------------------
 
-    @rule()
-    def candidate_passes(self) -> None:
+    @rule(bad=st.booleans())
+    def candidate_passes(self, *, bad: bool) -> None:
+        """The gate is right about its own prompts; live traffic may be of another kind."""
         self.newest += 1
         self.evidence[self.newest] = self.active
+        if bad:
+            self.bad.add(self.newest)
+
+    @rule(flows=st.booleans())
+    def traffic_changes(self, *, flows: bool) -> None:
+        self.traffic = flows
+
+    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]))
+    def person_decides(self, wish: str) -> None:
+        version = self.status.version
+        self.promote = version if wish == "promote" else None
+        self.vouched |= self.promote is not None
+        self.abort = version if wish == "abort" else None
+
+    @rule(pin=st.none() | st.integers(0, 9))
+    def person_pins(self, pin: int | None) -> None:
+        self.pin = pin if pin is None or pin == 0 or pin in self.evidence else None
+        self.vouched |= self.pin is not None
 
     @precondition(lambda self: len(self.pods) < 5)
     @rule(slow=st.booleans())
@@ -114,6 +158,7 @@ class RolloutMachine(RuleBasedStateMachine):
             pod.salt = "!"
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.phase, pod.ready, pod.asked = SwapPhase.IDLE, False, None
+            pod.boot, pod.rounds, pod.tokens = pod.boot + 1, 0, 0
 
     @rule(which=st.integers(0, 4))
     def swap_fails(self, which: int) -> None:
@@ -144,16 +189,22 @@ class RolloutMachine(RuleBasedStateMachine):
             pod.version = pod.asked
 
     @rule(
-        paused=st.booleans(), canary=st.integers(1, 3), seconds=st.sampled_from([0, 4, 100]), swapping=st.integers(1, 3)
+        paused=st.booleans(),
+        canary=st.integers(1, 3),
+        analysis=st.sampled_from([JUDGED, UNJUDGED]),
+        swapping=st.integers(1, 3),
+        unavailable=st.integers(0, 2),
     )
-    def spec_changes(self, *, paused: bool, canary: int, seconds: int, swapping: int) -> None:
+    def spec_changes(self, *, paused: bool, canary: int, analysis: Analysis, swapping: int, unavailable: int) -> None:
         self.policy = Rollout(
             paused=paused,
             canary=canary,
-            canary_seconds=seconds,
+            analysis=analysis,
             max_swapping=swapping,
+            max_unavailable=unavailable,
             progress_deadline_seconds=60,
         )
+        self.vouched |= analysis is UNJUDGED
 
     @rule()
     def minutes_pass(self) -> None:
@@ -176,11 +227,15 @@ class RolloutMachine(RuleBasedStateMachine):
         return World(
             now=self.now,
             active=self.active,
+            previous=self.previous,
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             offer=max(offers, default=None),
             earned=earned,
+            pin=self.pin,
+            promote=self.promote,
+            abort=self.abort,
             resumed=self.resumed,
             fenced=self.fenced,
         )
@@ -188,9 +243,15 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(ticks=st.integers(1, 6))
     def time_goes_on(self, ticks: int) -> None:
         for _ in range(ticks):
-            self.operator_acts(dies_after=100)
-            self.all_go_on()
-            self.now += TICK
+            self.tick()
+
+    def tick(self) -> None:
+        self.operator_acts(dies_after=100)
+        self.all_go_on()
+        for pod in self.pods:
+            if self.traffic:
+                pod.serve(1.1 if pod.version in self.bad else 2.0)
+        self.now += TICK
 
     @rule(dies_after=st.integers(0, 3))
     def operator_acts(self, dies_after: int) -> None:
@@ -202,7 +263,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if made.event:
             event(made.event)
         self.resumed, self.fenced = False, False
-        actions: list[Callable[[], None]] = [lambda: self.promote(made), lambda: self.persist(made)]
+        actions: list[Callable[[], None]] = [lambda: self.advance(made), lambda: self.persist(made)]
         for number, action in enumerate([*actions, *self.swaps(made)]):
             if number == dies_after:
                 self.resumed = True
@@ -212,22 +273,31 @@ class RolloutMachine(RuleBasedStateMachine):
     def check_step(self, world: World, made: Step) -> None:
         for version in made.swaps.values():
             assert version == world.active or (version in world.earned and version == made.rollout.version)
-        if made.event == "RolloutFailed":
-            assert made.rollout.version != world.active
-        if made.promote is not None:
-            assert made.promote in world.earned
-            assert {pod.version for pod in self.pods if pod.ready} == {made.promote}
+        if made.advance is None:
+            return
+        active, reason = made.advance.active, made.advance.reason
+        if reason is ChannelReason.PROMOTED:
+            assert active in world.earned
+            assert {pod.version for pod in self.pods if pod.ready} == {active}
+            assert made.advance.reject is None
+        if reason is ChannelReason.ROLLED_BACK:
+            assert active in (world.active, world.previous)
+            assert made.advance.reject not in (None, active)
 
-    def promote(self, made: Step) -> None:
-        if made.promote is not None:
-            self.channel, self.active = self.channel + 1, made.promote
+    def advance(self, made: Step) -> None:
+        if made.advance is None:
+            return
+        back = made.advance.reason is ChannelReason.ROLLED_BACK
+        if made.advance.active != self.active:
+            self.previous = None if back else self.active
+        self.channel, self.active = self.channel + 1, made.advance.active
+        if made.advance.reject is not None:
+            self.rejected.add(made.advance.reject)
 
     def persist(self, made: Step) -> None:
         if made.rollout.epoch < self.status.epoch:
             raise AssertionError("the fencing number went back")
         self.status = made.rollout
-        if made.reject is not None:
-            self.rejected.add(made.reject)
 
     def swaps(self, made: Step) -> list[Callable[[], None]]:
         def ask(name: str, version: int) -> None:
@@ -252,24 +322,26 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
-        self.policy = Rollout(canary_seconds=4, progress_deadline_seconds=60)
+        self.policy = Rollout(analysis=JUDGED, progress_deadline_seconds=60)
+        self.traffic, self.promote, self.abort = True, None, None
         if not self.pods:
             self.join()
         for pod in self.pods:
             pod.salt, pod.slow = "", False
         for _ in range(STEPS_TO_CONVERGE):
-            self.now += TICK
-            self.operator_acts(dies_after=100)
+            self.tick()
             self.earned()
-            self.all_go_on()
             world = self.world()
             at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
-            if self.status.phase is RolloutPhase.IDLE and world.offer is None and at_rest:
+            right = self.pin in (None, self.active)
+            decided = world.offer is None or self.pin is not None
+            if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
+                assert self.vouched or self.active not in self.bad, "live traffic was not heard"
                 return
         raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
 
 
 RolloutMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=600, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRollout = RolloutMachine.TestCase

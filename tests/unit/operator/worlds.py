@@ -71,9 +71,17 @@ def registration(version: int) -> Registration:
     )
 
 
-def channel(active: int, epoch: int = 1, previous: int | None = None) -> Channel:
+def channel(active: int, epoch: int = 1, previous: int | None = None, rejected: tuple[int, ...] = ()) -> Channel:
     reason = ChannelReason.INITIAL if epoch == 1 else ChannelReason.PROMOTED
-    return Channel(epoch=epoch, lineage=1, active=active, previous=previous, reason=reason, created=NOW)
+    return Channel(
+        epoch=epoch,
+        lineage=1,
+        active=active,
+        previous=previous,
+        reason=reason,
+        rejected=rejected,
+        created=NOW,
+    )
 
 
 def evidence(

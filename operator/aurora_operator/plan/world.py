@@ -1,0 +1,144 @@
+"""What the rollout looks at and what it decides: values, and the questions about pods that every phase asks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.records import ChannelReason
+from aurora_api.speculator import Rollout
+from aurora_api.status import RolloutStatus
+from aurora_operator.plan.analysis import Live
+
+RETRY_AFTER = timedelta(seconds=5)
+"""A failed swap back to the active version is asked for again after this time."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known."""
+
+    name: str
+    ready: bool
+    """Kubernetes calls it ready and its agent answers that the engine is."""
+    starting: bool = False
+    """Scheduled and not ready: it may come up with a version that it chose a while ago."""
+    up: bool = False
+    """Kubernetes or its agent calls it ready, though perhaps not both: it may be answering requests."""
+    version: int | None = None
+    checksum: str | None = None
+    swap: SwapStatus = field(default_factory=SwapStatus)
+    live: Live = field(default_factory=lambda: Live("", LiveCounters()))
+
+    @property
+    def swapping(self) -> bool:
+        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the state machine looks at. ``active``, ``previous`` and ``epoch`` are the channel's."""
+
+    now: datetime
+    active: int
+    epoch: int
+    pods: tuple[Pod, ...]
+    policy: Rollout
+    previous: int | None = None
+    steps: int = 3
+    """Draft steps per verify round."""
+    offer: int | None = None
+    """A version that may be rolled out now: earned against ``active``, not rejected."""
+    earned: frozenset[int] = frozenset()
+    pin: int | None = None
+    """Serve this version and no other: it is the initial one or passed once."""
+    promote: int | None = None
+    """A person vouches for this version: judge it no longer."""
+    abort: int | None = None
+    """A person refuses this version."""
+    resumed: bool = False
+    fenced: bool = False
+
+    def ready(self) -> list[Pod]:
+        return [pod for pod in self.pods if pod.ready]
+
+    def live(self, version: int) -> Mapping[str, Live]:
+        """Counters of the pods that serve ``version``."""
+        return {pod.name: pod.live for pod in confirmed(self.pods, version)}
+
+
+@dataclass(frozen=True)
+class Advance:
+    """The channel's next record."""
+
+    active: int
+    reason: ChannelReason
+    reject: int | None = None
+    """Never offer this version again."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do, in this order: ``advance`` the channel, persist ``rollout``, then ``swaps``.
+
+    The channel comes first, because a roll whose version is active already is known to be over; a swap comes last,
+    because a process that dies before it must find the decision behind it.
+    """
+
+    rollout: RolloutStatus
+    swaps: dict[str, int] = field(default_factory=dict)
+    """Pod -> version."""
+    advance: Advance | None = None
+    """``rollout.message`` says why."""
+    event: str = ""
+    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, Pinned, Paused, Resumed; empty: nothing."""
+
+
+def confirmed(pods: Iterable[Pod], version: int) -> list[Pod]:
+    """Ready pods whose engine says that it serves ``version``, with a checksum to show for it."""
+    return [pod for pod in pods if pod.ready and pod.version == version and pod.checksum and not pod.swapping]
+
+
+def disagree(pods: Iterable[Pod], version: int) -> bool:
+    """Whether pods hold different weights under one number."""
+    return len({pod.checksum for pod in confirmed(pods, version)}) > 1
+
+
+def settled(world: World) -> bool:
+    """Every pod serves the active version, and none is on its way up with another."""
+    return bool(world.ready()) and all(
+        (pod.ready and pod.version == world.active and bool(pod.checksum) and not pod.swapping)
+        or (not pod.ready and not pod.starting)
+        for pod in world.pods
+    )
+
+
+def _recent_failure(pod: Pod, version: int, now: datetime) -> bool:
+    swap = pod.swap
+    if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
+        return False
+    return now - swap.finished < RETRY_AFTER
+
+
+def repairs(world: World, limit: int) -> dict[str, int]:
+    """Swaps that bring stray pods to the active version, at most ``limit`` at a time."""
+    stray = [pod for pod in world.pods if pod.ready and pod.version != world.active and not pod.swapping]
+    room = limit - sum(pod.swapping for pod in world.pods)
+    ask = [pod.name for pod in stray if not _recent_failure(pod, world.active, world.now)]
+    return dict.fromkeys(sorted(ask)[: max(room, 0)], world.active)
+
+
+def next_swaps(world: World, version: int, want: int) -> dict[str, int]:
+    """Ask further pods for ``version`` until ``want`` have it or are on the way; pods on a third version come first.
+
+    None while more pods than the policy allows are not ready: those that serve must not be touched then.
+    """
+    if sum(not pod.ready for pod in world.pods) > world.policy.max_unavailable:
+        return {}
+    having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
+    others = [pod for pod in world.pods if pod.ready and pod.version != version and not pod.swapping]
+    room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), want - len(having))
+    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
+    return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
