@@ -44,7 +44,7 @@ class LiveCounters(Model):
     """Counters of the engine since it started; the reader takes differences."""
 
     requests: int = 0
-    aborted: int = Field(default=0, description="Requests that ended before their time, by their client's will too.")
+    aborted: int = Field(default=0, description="Requests that their clients gave up.")
     answer_tokens: int = 0
     verify_rounds: int = 0
     proposed: int = 0

@@ -114,6 +114,8 @@ class ChannelReason(StrEnum):
     PROMOTED = "Promoted"
     ROLLED_BACK = "RolledBack"
     PINNED = "Pinned"
+    REFUSED = "Refused"
+    """Nothing changed but ``rejected``."""
 
 
 class Channel(Record):
@@ -129,6 +131,7 @@ class Channel(Record):
     rejected: tuple[int, ...] = Field(
         default=(), description="Versions that live traffic or a person refused, whatever their evidence says."
     )
+    message: str = Field(default="", description="Why, in plain words.")
     created: Timestamp
 
 

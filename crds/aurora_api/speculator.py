@@ -177,20 +177,27 @@ class Validation(Model):
 class Analysis(Model):
     """Live traffic's word on a swapped draft: what swapped pods do, against their peers, or what all did before."""
 
+    settle_seconds: int = Field(
+        default=30, ge=0, le=3600, description="Wait after a swap, so that requests end that the former draft began."
+    )
     interval_seconds: int = Field(
         default=15, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
     )
-    min_rounds: int = Field(
-        default=200, ge=1, le=1000000, description="Verify rounds that a judgement needs on either side."
+    min_requests: int = Field(
+        default=50, ge=1, le=1000000, description="Requests that a judgement needs on either side."
     )
     max_accept_loss: Ratio = Field(default="0.1", description="Share of the acceptance length that may be lost.")
     max_latency_increase: Ratio = Field(
         default="0.5", description="Share by which the mean time between answer tokens may exceed the peers'."
     )
-    max_error_rate: Ratio = Field(default="0.02", description="Aborted requests, of all, beyond the other side's.")
-    failure_limit: int = Field(default=0, ge=0, le=100, description="Failed judgements that are tolerated.")
+    max_abort_increase: Ratio = Field(
+        default="0.02", description="Share of requests that clients may give up beyond the other side's."
+    )
+    failure_limit: int = Field(
+        default=1, ge=0, le=100, description="Bad judgements, and engines that end, that are tolerated each."
+    )
     consecutive_success_limit: int = Field(
-        default=2, ge=0, le=100, description="Good judgements in a row that let the roll go on; 0: no canary analysis."
+        default=2, ge=0, le=100, description="Good judgements in a row that let a canary pass; 0: at once."
     )
     watch_seconds: int = Field(
         default=300, ge=0, le=86400, description="How long a promoted version is judged on; then it stays."

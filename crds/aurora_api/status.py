@@ -56,23 +56,29 @@ class CandidateStatus(VersionStatus):
 
 
 class PodWindow(Model):
-    """Counters of one pod's engine when a window began; another boot's cannot be compared with them."""
+    """Counters of one pod's engine when a window began, and the version that it served then."""
 
     name: str
     boot: str
+    version: int
     live: LiveCounters
 
 
 class AnalysisStatus(Model):
     """Where the live analysis of a roll stands, so that a restarted operator goes on with it."""
 
-    since: Timestamp | None = Field(
-        default=None, description="When the window begins; unset until the pods that are judged have their draft."
-    )
+    shape: str = Field(default="", description="Digest of how pods serve; another one makes the baseline worthless.")
+    since: Timestamp | None = Field(default=None, description="When the window begins.")
+    settling: bool = Field(default=False, description="Requests that the former draft began may still be under way.")
+    missing_since: Timestamp | None = Field(default=None, description="When a canary was lost from sight.")
     pods: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
     baseline: LiveCounters | None = Field(default=None, description="What the pods did just before the first swap.")
     successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
     failures: int = Field(default=0, ge=0)
+    asked: dict[str, str] = Field(
+        default_factory=dict, description="Engine start of each pod that serves the judged version, or was asked to."
+    )
+    restarts: int = Field(default=0, ge=0, description="How many of these engines have ended.")
     message: str = Field(default="", description="The last judgement.")
 
 

@@ -46,7 +46,7 @@ class _Wiring:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._generations: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, dict[str, str]]] = {}
         self._session: aiohttp.ClientSession
         self._loops: Loops
 
@@ -72,10 +72,10 @@ class _Wiring:
     async def speculator(self, namespace: str, name: str, uid: str, meta: kopf.Meta, **event: Any) -> None:
         """Our own status writes come back as events; only what a user changed is worth a look."""
         if event["type"] == "DELETED":
-            self._generations.pop(uid, None)
+            self._seen.pop(uid, None)
             self._loops.wake(namespace, name)
-        elif self._generations.get(uid) != meta["generation"]:
-            self._generations[uid] = meta["generation"]
+        elif self._seen.get(uid) != (wanted := (meta["generation"], dict(meta.get("annotations") or {}))):
+            self._seen[uid] = wanted
             self._loops.wake(namespace, name, start=True)
 
     async def child(self, namespace: str, labels: kopf.Labels, **_: Any) -> None:

@@ -50,9 +50,9 @@ token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
 me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0}}
 
 def state():
-    me["rounds"] += 10
-    me["tokens"] += 10 if me["version"] == {DULL_VERSION} else 20
-    live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"]}}
+    me["rounds"] += 1000
+    me["tokens"] += 1000 if me["version"] == {DULL_VERSION} else 2000
+    live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"], "requests": me["rounds"] // 10}}
     return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
             "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"]}}
 
@@ -121,7 +121,7 @@ def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
         "validation": {"template": {"spec": {"containers": [_container("validator", VALIDATOR)]}}},
-        "rollout": {"analysis": {"intervalSeconds": 1, "minRounds": 10, "watchSeconds": 3}},
+        "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
     }
 
 

@@ -51,7 +51,7 @@ def speculator(
             "maxNewTokens": 64,
             "template": _template(("validator",), model, python, VALIDATION_CPU),
         },
-        "rollout": {"analysis": {"intervalSeconds": 5, "minRounds": 100, "watchSeconds": 30}},
+        "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
     }
     return {
         "apiVersion": "aurora.dev/v1alpha1",

@@ -1,20 +1,19 @@
 """What live traffic says of a swapped draft: pure judgement over the counters of pods.
 
 A *window* begins with a copy of the pods' counters and is judged when it is old enough and both sides have seen enough
-verify rounds; what pods did since is the difference. The swapped pods are compared with their peers in the same window
-where there are peers with enough traffic, because what shifts the traffic shifts both; otherwise with the *baseline*,
-what all pods did just before the first swap.
+requests; what pods did since is the difference. The judged pods are compared with their peers in the same window,
+because what shifts the traffic shifts both; where there are no peers left, with the *baseline*, what all pods did just
+before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it.
 
-The time between tokens depends on the load, so it is compared among peers only, which share it.
-
-Invariants: a difference that chance explains is no verdict (the window grows until there is one); an engine that
-restarted is compared with itself only; the whole state is an :class:`AnalysisStatus`, so a restarted operator goes on.
+Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
+keeps its window, and an engine that restarted is compared with itself only, and counted; the whole state is an
+:class:`AnalysisStatus`, so a restarted operator goes on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -23,8 +22,8 @@ from aurora_api.agent import LiveCounters
 from aurora_api.speculator import Analysis
 from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
 
-Z = 1.645
-"""One-sided 95 %."""
+Z = 3.0
+"""Standard errors that a loss must exceed: windows are looked at again and again, and a verdict is for good."""
 
 
 class Outcome(Enum):
@@ -36,110 +35,125 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Live:
-    """One pod's counters now, of the engine start ``boot``."""
+    """One pod's counters now, of the engine start ``boot`` that serves ``version``."""
 
     boot: str
+    version: int
     counters: LiveCounters
 
 
-def _start(analysis: AnalysisStatus, pods: Mapping[str, Live]) -> AnalysisStatus:
-    """The window with a first look at every pod that it has not seen, or that restarted; pods that went are dropped."""
-    known = {w.name: w for w in analysis.pods if w.name in pods and w.boot == pods[w.name].boot}
-    fresh = {
-        name: PodWindow(name=name, boot=live.boot, live=live.counters)
-        for name, live in pods.items()
-        if name not in known
-    }
-    windows = list((known | fresh).values())[:MAX_PODS_SHOWN]
-    return analysis if windows == analysis.pods else analysis.model_copy(update={"pods": windows})
+Pods = Mapping[str, Live]
 
 
-def _sum(analysis: AnalysisStatus, pods: Mapping[str, Live]) -> LiveCounters:
+def observe(analysis: AnalysisStatus, pods: Pods, version: int) -> AnalysisStatus:
+    """Windows for pods not seen before, and a count of the engines that ended with ``version``, or on the way to it."""
+    asked = analysis.asked | {name: live.boot for name, live in pods.items() if live.version == version}
+    ended = {name for name, boot in analysis.asked.items() if name in pods and pods[name].boot != boot}
+    asked = {name: boot for name, boot in asked.items() if name not in ended or pods[name].version == version}
+    kept = {w.name: w for w in analysis.pods if w.name not in pods or _same(w, pods[w.name])}
+    fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
+    judged_first = sorted((kept | fresh).values(), key=lambda window: window.version != version)
+    windows = sorted(judged_first[:MAX_PODS_SHOWN], key=lambda window: window.name)
+    if (windows, asked) == (analysis.pods, analysis.asked):
+        return analysis
+    return analysis.model_copy(update={"pods": windows, "asked": asked, "restarts": analysis.restarts + len(ended)})
+
+
+def _same(window: PodWindow, live: Live) -> bool:
+    return (live.boot, live.version) == (window.boot, window.version)
+
+
+def _window(name: str, live: Live) -> PodWindow:
+    return PodWindow(name=name, boot=live.boot, version=live.version, live=live.counters)
+
+
+def _anew(analysis: AnalysisStatus, pods: Pods, now: datetime) -> AnalysisStatus:
+    """The next window, from now on, of the pods in sight."""
+    windows = [_window(w.name, pods[w.name]) for w in analysis.pods if w.name in pods]
+    return analysis.model_copy(update={"since": now, "settling": False, "pods": windows})
+
+
+def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
     """What ``pods`` did since the window began."""
     total = dict.fromkeys(LiveCounters.model_fields, 0)
     for window in analysis.pods:
         live = pods.get(window.name)
-        if live is not None and live.boot == window.boot:
+        if live is not None and _same(window, live):
             for name in total:
                 total[name] += max(0, getattr(live.counters, name) - getattr(window.live, name))
     return LiveCounters(**total)
 
 
-def _open(analysis: AnalysisStatus, pods: Mapping[str, Live], policy: Analysis, now: datetime) -> bool:
-    """Whether the window is old enough to be judged."""
-    return bool(pods) and analysis.since is not None and now - analysis.since >= _interval(policy)
+def _old_enough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bool:
+    return analysis.since is not None and now - analysis.since >= timedelta(seconds=policy.interval_seconds)
 
 
-def _interval(policy: Analysis) -> timedelta:
-    return timedelta(seconds=policy.interval_seconds)
+def _enough(counters: LiveCounters, policy: Analysis) -> bool:
+    return counters.requests >= policy.min_requests and counters.verify_rounds > 0
 
 
 def measure_baseline(
-    analysis: AnalysisStatus, pods: Mapping[str, Live], policy: Analysis, now: datetime
+    analysis: AnalysisStatus, pods: Pods, version: int, policy: Analysis, now: datetime
 ) -> AnalysisStatus:
-    """Watch ``pods`` until what they do can serve as the baseline, which is then set."""
+    """Watch ``pods``, which serve ``version``, until what they do can serve as the baseline, which is then set."""
+    analysis = observe(analysis, pods, version)
     if analysis.since is None:
-        analysis = analysis.model_copy(update={"since": now})
-    analysis = _start(analysis, pods)
+        return _anew(analysis, pods, now)
     done = _sum(analysis, pods)
-    if not _open(analysis, pods, policy, now) or done.verify_rounds < policy.min_rounds:
+    if not _old_enough(analysis, policy, now) or not _enough(done, policy):
         return analysis
-    return AnalysisStatus(baseline=done)
+    return AnalysisStatus(shape=analysis.shape, baseline=done)
 
 
 def judge(
     analysis: AnalysisStatus,
-    swapped: Mapping[str, Live],
-    peers: Mapping[str, Live],
+    judged: Pods,
+    peers: Pods,
+    version: int,
     policy: Analysis,
     *,
     steps: int,
     now: datetime,
-) -> tuple[AnalysisStatus, Outcome]:
+) -> AnalysisStatus:
     """Judge the window when that is possible; the next one then begins.
 
-    The first one begins an interval after the first call: until then requests end that the former draft began, and an
-    engine counts a request's rounds when it ends.
-
     Args:
+        judged: the pods that serve ``version``.
         steps: draft steps per round: a round accepts between 0 and this many tokens.
     """
+    everyone = {**peers, **judged}
+    analysis = observe(analysis, everyone, version)
     if analysis.since is None:
-        return analysis.model_copy(update={"since": now + _interval(policy)}), Outcome.WAITING
-    if now < analysis.since:
-        return analysis, Outcome.WAITING
-    everyone = {**swapped, **peers}
-    analysis = _start(analysis, everyone)
-    theirs, reference = _sum(analysis, swapped), _sum(analysis, peers)
-    beside = reference.verify_rounds >= policy.min_rounds
-    if not beside and analysis.baseline is not None:
-        reference = analysis.baseline
-    enough = min(theirs.verify_rounds, reference.verify_rounds) >= policy.min_rounds
-    if not _open(analysis, swapped, policy, now) or not enough:
-        return analysis, Outcome.WAITING
-    outcome, message = compare(theirs, reference, policy, steps, beside=beside)
+        begins = now + timedelta(seconds=policy.settle_seconds)
+        return analysis.model_copy(update={"since": begins, "settling": True})
+    if analysis.settling:
+        return analysis if now < analysis.since else _anew(analysis, everyone, now)
+    ours, reference = _sum(analysis, judged), _sum(analysis, peers) if peers else analysis.baseline
+    if reference is None or not _old_enough(analysis, policy, now):
+        return analysis
+    if not (_enough(ours, policy) and _enough(reference, policy)):
+        return analysis
+    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers))
     if outcome is Outcome.WAITING:
-        return analysis, outcome
+        return analysis
     good = outcome is Outcome.GOOD
     update = {
-        "since": now,
-        "pods": [],
         "successes": analysis.successes + 1 if good else 0,
         "failures": analysis.failures + (0 if good else 1),
         "message": message,
     }
-    return _start(analysis.model_copy(update=update), everyone), outcome
+    return _anew(analysis.model_copy(update=update), everyone, now)
 
 
 def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, *, beside: bool) -> tuple[Outcome, str]:
     """Whether ``new`` is as good as ``old`` within the policy, and the sentence that says so.
 
-    Both have verify rounds. ``beside``: at the same time, under the same load. An acceptance length below its bar by no
-    more than chance allows is undecided.
+    Both have verify rounds and requests. ``beside``: at the same time, under the same load. An acceptance length below
+    its bar by no more than chance allows is undecided.
     """
     bar = 1 - float(policy.max_accept_loss)
     ours, theirs = _accept_length(new), _accept_length(old)
-    error = math.hypot(_error(ours, new.verify_rounds, steps), bar * _error(theirs, old.verify_rounds, steps))
+    error = math.hypot(_error(ours, new.requests, steps), bar * _error(theirs, old.requests, steps))
     said = [f"acceptance length {ours:.2f} against {theirs:.2f}"]
     shortfall = bar * theirs - ours
     bad, undecided = shortfall > Z * error, shortfall > 0
@@ -147,11 +161,9 @@ def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, 
         gap, former = new.gap_milliseconds / new.gaps, old.gap_milliseconds / old.gaps
         said.append(f"{gap:.1f} ms between tokens against {former:.1f}")
         bad |= gap > former * (1 + float(policy.max_latency_increase))
-    rate, former_rate = _error_rate(new), _error_rate(old)
-    spread = Z * math.hypot(*(math.sqrt(r * (1 - r) / max(n, 1)) for r, n in _rates((new, old))))
-    if rate or former_rate:
-        said.append(f"{rate:.1%} of requests aborted against {former_rate:.1%}")
-    bad |= rate - former_rate - spread > float(policy.max_error_rate)
+    if new.aborted or old.aborted:
+        said.append(f"{new.aborted} of {new.requests} requests given up against {old.aborted} of {old.requests}")
+        bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
     return Outcome.BAD if bad else Outcome.WAITING if undecided else Outcome.GOOD, ", ".join(said)
 
 
@@ -159,16 +171,26 @@ def _accept_length(counters: LiveCounters) -> float:
     return counters.answer_tokens / counters.verify_rounds
 
 
-def _error(length: float, rounds: int, steps: int) -> float:
-    """An upper bound of the mean's standard error: a variable between 0 and s with mean a varies by at most a(s - a)
-    (Bhatia and Davis, 2000)."""
+def _error(length: float, requests: int, steps: int) -> float:
+    """An upper bound of the standard error of an acceptance length.
+
+    A variable between 0 and s with mean a varies by at most a(s - a) (Bhatia and Davis, 2000). The rounds of a request
+    resemble each other, so requests are counted, not rounds.
+    """
     accepted = min(max(length - 1, 0.0), float(steps))
-    return math.sqrt(accepted * (steps - accepted) / rounds)
+    return math.sqrt(accepted * (steps - accepted) / requests)
 
 
-def _error_rate(counters: LiveCounters) -> float:
-    return counters.aborted / max(counters.requests + counters.aborted, 1)
+def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
+    """The lower bound of the rise in the share of requests given up (Newcombe, 1998, method 10)."""
+    (rate, low, _), (former, _, high) = _wilson(new), _wilson(old)
+    return rate - former - math.hypot(rate - low, high - former)
 
 
-def _rates(sides: Iterable[LiveCounters]) -> Iterable[tuple[float, int]]:
-    return ((_error_rate(side), side.requests + side.aborted) for side in sides)
+def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
+    """A rate with its Wilson interval. An aborted request may or may not be among those counted as ended."""
+    count = max(counters.requests, counters.aborted, 1)
+    rate = counters.aborted / count
+    middle, spread = rate + Z * Z / (2 * count), Z * math.sqrt(rate * (1 - rate) / count + Z * Z / (4 * count * count))
+    whole = 1 + Z * Z / count
+    return rate, (middle - spread) / whole, (middle + spread) / whole

@@ -5,6 +5,7 @@ Invariant: while the store cannot be read nothing is decided about versions: pod
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,7 +19,6 @@ from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Observed, PodView
 from aurora_operator.plan import rollout, validation
-from aurora_operator.plan.analysis import Live
 from aurora_operator.plan.children import children, obsolete_jobs
 from aurora_operator.plan.plan import Note, Plan, Swap
 from aurora_operator.plan.status import status_of, worth_writing
@@ -51,7 +51,8 @@ def rollout_pod(view: PodView) -> Pod:
         version=agent.version if agent else None,
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),
-        live=Live(agent.boot, agent.live) if agent else Live("", LiveCounters()),
+        boot=agent.boot if agent else "",
+        counters=agent.live if agent else LiveCounters(),
     )
 
 
@@ -131,7 +132,8 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
         for event, version, message in events
         if event in _RECORDED
     ]
-    advance = _advance(observed, step.advance, now)
+    asked = step.advance or _refusal(observed, decision)
+    advance = _advance(observed, asked, step.rollout.message if step.advance else "aborted by a person", now)
     # The channel is written before the status, so the status may already speak of it.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
     status = status_of(after, pods, step.rollout, candidate, rejected, history, now)
@@ -187,18 +189,33 @@ def _world(
         now=now,
         active=store.channel.active,
         previous=store.channel.previous,
+        refused=frozenset(store.channel.rejected),
+        reason=store.channel.message,
         epoch=store.channel.epoch,
         pods=pods,
+        shape=_shape(observed),
         steps=observed.spec.draft.steps,
         policy=observed.spec.rollout,
         offer=decision.offer if decision.offer not in rejected else None,
         earned=frozenset(v for v in store.registrations if v not in rejected and store.earned(v)),
         pin=pin if pin is not None and store.proven(pin) else None,
+        hold=pin is not None,
         promote=observed.wishes.promote,
         abort=observed.wishes.abort,
         resumed=observed.resumed,
         fenced=observed.fenced,
     )
+
+
+def _shape(observed: Observed) -> str:
+    """Digest of all that decides how a draft is used and how fast: figures before and after a change do not compare."""
+    spec = observed.spec
+    parts = (
+        spec.target,
+        spec.draft.model_copy(update={"pin": None}),
+        spec.serving.model_copy(update={"replicas": 0}),
+    )
+    return hashlib.sha256(b"".join(part.model_dump_json().encode() for part in parts)).hexdigest()[:12]
 
 
 def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, int, str]]:
@@ -209,15 +226,24 @@ def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, in
         yield step.event, step.rollout.version, step.rollout.message
 
 
-def _advance(observed: Observed, step: Advance | None, now: datetime) -> Channel | None:
+def _refusal(observed: Observed, decision: validation.Decision) -> Advance | None:
+    """A person's refusal of a candidate is remembered in the channel, as there is no evidence that says it."""
+    channel = observed.store.channel
+    if channel is None or decision.reject is None or decision.reject != observed.wishes.abort:
+        return None
+    return Advance(channel.active, ChannelReason.REFUSED, reject=decision.reject)
+
+
+def _advance(observed: Observed, step: Advance | None, message: str, now: datetime) -> Channel | None:
     """The channel's next record."""
     former = observed.store.channel
     if step is None or former is None:
         return None
     moved = step.active != former.active
     rejected = former.rejected if step.reject is None else (*former.rejected, step.reject)
-    evidence = observed.store.earned(step.active) if step.reason is ChannelReason.PROMOTED else None
-    assert evidence is not None or step.reason is not ChannelReason.PROMOTED, "only what earned it is promoted"
+    proof = observed.store.earned(step.active) if step.reason is ChannelReason.PROMOTED else None
+    assert proof is not None or step.reason is not ChannelReason.PROMOTED, "only what earned it is promoted"
+    evidence = Keys.evidence(proof.version, proof.attempt) if proof else None if moved else former.evidence
     back = step.reason is ChannelReason.ROLLED_BACK
     return Channel(
         epoch=former.epoch + 1,
@@ -225,8 +251,9 @@ def _advance(observed: Observed, step: Advance | None, now: datetime) -> Channel
         active=step.active,
         previous=former.previous if not moved else None if back else former.active,
         reason=step.reason,
-        evidence=Keys.evidence(evidence.version, evidence.attempt) if evidence else None,
+        evidence=evidence,
         rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
+        message=message[:1000],
         created=now,
     )
 

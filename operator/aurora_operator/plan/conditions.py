@@ -77,7 +77,11 @@ def _degraded(observed: Observed, status: SpeculatorStatus) -> Answer:
         return True, "ApplyRefused", "; ".join(observed.problems)
     pin = observed.spec.draft.pin
     if pin is not None and observed.store.ok and observed.store.channel and not observed.store.proven(pin):
-        return True, "PinRefused", f"draft.pin: version {pin} is not one that passed the gate; nothing is changed"
+        return (
+            True,
+            "PinRefused",
+            f"draft.pin: version {pin} never passed the gate; nothing is rolled out until unset",
+        )
     if status.rollout.phase is RolloutPhase.IDLE:
         sums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
         if len(sums - {None}) > 1:

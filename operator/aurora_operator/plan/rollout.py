@@ -14,8 +14,8 @@ until there is some, or until a person promotes or aborts.
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled, and the latter only while
 ``World.earned`` holds for it (promise 1); a roll starts only from pods that all serve the active version, so at most
-two versions serve (promise 3); everything needed to go on after a restart is in :class:`RolloutStatus`, the channel and
-the pods themselves.
+two versions serve (promise 3); time alone never refuses a version, only what was seen of it does; everything needed to
+go on after a restart is in :class:`RolloutStatus`, the channel and the pods themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from aurora_api.agent import SwapPhase
 from aurora_api.records import ChannelReason
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
 from aurora_operator.plan import analysis
-from aurora_operator.plan.analysis import Outcome
-from aurora_operator.plan.world import Advance, Step, World, confirmed, disagree, next_swaps, repairs, settled
+from aurora_operator.plan.world import Advance, Step, World, confirmed, disagree, next_swaps, repairs, settled, unsure
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
@@ -39,13 +38,17 @@ def step(world: World, rollout: RolloutStatus) -> Step:
     epoch = max(rollout.epoch, world.epoch) + (1 if world.fenced else 0)
     rollout = rollout.model_copy(update={"epoch": epoch})
     if world.resumed and rollout.phase is not RolloutPhase.IDLE:
-        rollout = rollout.model_copy(update={"progressed": world.now})
+        rollout = _with(rollout, progressed=world.now)
+        if rollout.analysis is not None and rollout.analysis.missing_since is not None:
+            rollout = _analysed(rollout, missing_since=world.now)
     out = _dispatch(world, rollout)
     return Step(_count(world, out.rollout, before), out.swaps, out.advance, out.event)
 
 
 def _dispatch(world: World, rollout: RolloutStatus) -> Step:
     version, phase = rollout.version, rollout.phase
+    if world.pin is not None and world.pin != world.active:
+        return _pin(world, rollout, world.pin)
     if phase is RolloutPhase.ROLLING_BACK:
         return _rolling_back(world, rollout)
     if phase is RolloutPhase.IDLE or version is None:
@@ -56,51 +59,53 @@ def _dispatch(world: World, rollout: RolloutStatus) -> Step:
         # Promoted in the channel, and this process, or one before it, died before the status said so.
         return Step(_promoted(world, rollout, version), event="Promoted")
     if world.pin is not None:
-        return _roll_back(world, rollout, f"version {world.pin} is pinned")
+        return _roll_back(world, rollout, f"version {world.pin} is pinned", event="RolloutStopped")
+    if version in world.refused:
+        return _roll_back(world, rollout, world.reason)
     if why := _failure(world, rollout, version):
         return _roll_back(world, rollout, why, reject=version)
-    if version not in world.earned:
-        return _roll_back(world, rollout, f"the evidence for version {version} does not hold against {world.active}")
-    if not world.pods:
-        return _roll_back(world, rollout, "there are no pods any more")
+    if why := _obstacle(world, rollout, version):
+        return _roll_back(world, rollout, why, event="RolloutStopped")
     return _forward(world, rollout, version)
-
-
-def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:
-    """A roll in which nothing is wrong."""
-    if rollout.phase is RolloutPhase.PAUSED and not world.policy.paused:
-        return Step(_with(rollout, phase=RolloutPhase.CANARY, progressed=world.now, message="resumed"), event="Resumed")
-    if world.policy.paused:
-        if rollout.phase is RolloutPhase.PAUSED:
-            return Step(rollout)
-        return Step(_with(rollout, phase=RolloutPhase.PAUSED, message="paused"), event="Paused")
-    if rollout.phase is RolloutPhase.CANARY:
-        return _canary(world, rollout, version)
-    return _rolling(world, rollout, version)
 
 
 def _with(rollout: RolloutStatus, **update: Any) -> RolloutStatus:
     return rollout.model_copy(update=update)
 
 
+def _analysed(rollout: RolloutStatus, **update: Any) -> RolloutStatus:
+    state = rollout.analysis
+    return rollout if state is None else _with(rollout, analysis=state.model_copy(update=update))
+
+
+def _pin(world: World, rollout: RolloutStatus, pin: int) -> Step:
+    """Make the pinned version active; where that would be a third one, bring all pods to the active one first."""
+    others = {v for pod in world.pods if pod.ready for v in (pod.version, pod.swap.version if pod.swapping else None)}
+    if len(others - {pin, None}) > 1:
+        why = f"version {pin} is pinned; all pods go to version {world.active} first"
+        back = rollout if rollout.phase is RolloutPhase.ROLLING_BACK else _back(world, rollout, why)
+        return Step(back, swaps=repairs(world, len(world.pods)))
+    pinned = RolloutStatus(epoch=rollout.epoch + 1, version=pin, message=f"version {pin} is pinned")
+    return Step(pinned, advance=Advance(pin, ChannelReason.PINNED), event="Pinned")
+
+
 def _idle(world: World, rollout: RolloutStatus) -> Step:
-    idle = _with(rollout, phase=RolloutPhase.IDLE)
-    if world.pin is not None and world.pin != world.active:
-        pinned = _with(idle, version=world.pin, message=f"version {world.pin} is pinned", analysis=None)
-        return Step(pinned, advance=Advance(world.pin, ChannelReason.PINNED), event="Pinned")
-    if world.policy.paused:
+    idle = _with(rollout, phase=RolloutPhase.IDLE, analysis=None)
+    if world.abort == world.active and world.previous is not None and not world.hold:
+        return _take_back(world, idle, f"version {world.active} was aborted by a person")
+    if world.policy.paused and world.pin is None:
         return Step(idle)
-    if world.offer is not None and world.pin is None:
-        if settled(world):
+    if world.offer is not None and not world.hold:
+        if settled(world) and not world.short():
             return _start(world, rollout, world.offer)
-        why = f"version {world.offer} waits until every pod serves version {world.active}"
+        why = f"version {world.offer} waits until pods serve version {world.active} and are ready"
         idle = _with(idle, message=why)
     return Step(idle, swaps=repairs(world, world.policy.max_swapping))
 
 
 def _start(world: World, rollout: RolloutStatus, version: int) -> Step:
     rules = world.policy.analysis
-    judged = rules.consecutive_success_limit > 0
+    judged = rules.consecutive_success_limit > 0 or rules.watch_seconds > 0
     started = RolloutStatus(
         phase=RolloutPhase.CANARY,
         epoch=rollout.epoch + 1,
@@ -108,14 +113,14 @@ def _start(world: World, rollout: RolloutStatus, version: int) -> Step:
         total=len(world.pods),
         started=world.now,
         progressed=world.now,
-        analysis=AnalysisStatus() if judged else None,
+        analysis=AnalysisStatus(shape=world.shape) if judged else None,
         message=f"version {version} comes to {min(world.policy.canary, len(world.pods))} pod(s) first",
     )
     return Step(started, event="RolloutStarted")
 
 
 def _failure(world: World, rollout: RolloutStatus, version: int) -> str:
-    """Why the roll must end, in plain words; empty when nothing is wrong."""
+    """Why the version must go for good, in plain words; empty when nothing is wrong with it."""
     if world.abort == version:
         return f"version {version} was aborted by a person"
     for pod in world.pods:
@@ -125,54 +130,113 @@ def _failure(world: World, rollout: RolloutStatus, version: int) -> str:
             return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
     if disagree(world.pods, version):
         return f"pods that serve version {version} hold different weights"
-    # A judgement that waits for traffic is no lack of progress.
-    state = rollout.analysis
-    judging = rollout.phase is RolloutPhase.CANARY and state is not None and state.since is not None
-    deadline = timedelta(seconds=world.policy.progress_deadline_seconds)
-    late = rollout.progressed is not None and world.now - rollout.progressed > deadline
-    if late and not judging and rollout.phase is not RolloutPhase.PAUSED:
-        return f"no progress for {world.policy.progress_deadline_seconds} s"
+    asked = rollout.analysis.asked if rollout.analysis else {}
+    for pod in world.pods:
+        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in asked and not pod.ready)
+        if stuck and _late(world, rollout):
+            return f"pod {pod.name} did not come back with version {version} for {_deadline(world)}"
     return ""
+
+
+def _deadline(world: World) -> timedelta:
+    return timedelta(seconds=world.policy.progress_deadline_seconds)
+
+
+def _obstacle(world: World, rollout: RolloutStatus, version: int) -> str:
+    """Why the roll must end without blame for the version."""
+    if version not in world.earned:
+        return f"the evidence for version {version} does not hold against version {world.active}"
+    if not world.pods:
+        return "there are no pods any more"
+    if _late(world, rollout):
+        return f"no progress for {_deadline(world)}"
+    state = rollout.analysis
+    if state is not None and state.shape != world.shape and rollout.phase is not RolloutPhase.ROLLING:
+        return "how pods serve was changed"
+    return ""
+
+
+def _late(world: World, rollout: RolloutStatus) -> bool:
+    """No progress for too long. The clock stands while traffic, a person or pods that are not ready are waited for."""
+    state = rollout.analysis
+    if rollout.phase is RolloutPhase.PAUSED or world.short():
+        return False
+    since = rollout.progressed
+    if rollout.phase is RolloutPhase.CANARY and state is not None:
+        if state.baseline is None or (state.since is not None and state.missing_since is None):
+            return False
+        since = state.missing_since or since
+    return since is not None and world.now - since > _deadline(world)
+
+
+def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:
+    """A roll in which nothing is wrong yet."""
+    rollout, why = _heard(world, rollout, version)
+    if why:
+        return _roll_back(world, rollout, why, reject=version)
+    if world.policy.paused or world.hold:
+        if rollout.phase is RolloutPhase.PAUSED:
+            return Step(rollout)
+        return Step(_with(rollout, phase=RolloutPhase.PAUSED, message="paused"), event="Paused")
+    if rollout.phase is RolloutPhase.PAUSED:
+        return Step(_with(rollout, phase=RolloutPhase.CANARY, progressed=world.now, message="resumed"), event="Resumed")
+    if world.short():
+        held = f"held: more than {world.policy.max_unavailable} pod(s) are not ready"
+        return Step(_with(rollout, progressed=None, message=held))
+    if rollout.progressed is None:
+        rollout = _with(rollout, progressed=world.now)
+    if rollout.phase is RolloutPhase.CANARY:
+        return _canary(world, rollout, version)
+    return _rolling(world, rollout, version)
+
+
+def _heard(world: World, rollout: RolloutStatus, version: int) -> tuple[RolloutStatus, str]:
+    """Live traffic's word on the pods that serve ``version``; and why it must go, if it must."""
+    rules, state = world.policy.analysis, rollout.analysis
+    if state is None or state.baseline is None:
+        return rollout, ""
+    judged, peers = world.live(version), world.live(world.active) if version != world.active else {}
+    if judged and state.shape == world.shape:
+        state = analysis.judge(state, judged, peers, version, rules, steps=world.steps, now=world.now)
+    else:
+        state = analysis.observe(state, {**peers, **judged}, version)
+    rollout = _with(rollout, analysis=state)
+    if state.failures > rules.failure_limit:
+        return rollout, f"live traffic disagrees: {state.message}"
+    if state.restarts > rules.failure_limit:
+        return rollout, f"{state.restarts} engines ended while they served version {version}"
+    return rollout, ""
 
 
 def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
     state, ready = rollout.analysis, world.ready()
     if strays := [pod.name for pod in ready if pod.version not in (version, world.active) and not pod.swapping]:
         return Step(rollout, swaps=dict.fromkeys(strays, world.active))
-    if world.promote == version or world.policy.analysis.consecutive_success_limit == 0:
-        state = None
-    if state is not None and state.baseline is None:
-        state = analysis.measure_baseline(state, world.live(world.active), world.policy.analysis, world.now)
+    vouched = world.promote == version
+    if state is not None and state.baseline is None and not vouched:
+        state = analysis.measure_baseline(
+            state, world.live(world.active), world.active, world.policy.analysis, world.now
+        )
         message = f"seeing what pods do with version {world.active}, before the first takes version {version}"
-        return Step(_with(rollout, analysis=state, message=message))
-    want = min(world.policy.canary, len(ready))
-    if not ready or len(confirmed(ready, version)) < want:
-        waiting = _with(rollout, message=f"swapping {want} pod(s) to version {version}")
-        if state is not None and state.since is not None:  # the canary was lost: its time and its judgement start anew
-            waiting = _with(waiting, progressed=world.now, analysis=AnalysisStatus(baseline=state.baseline))
-        return Step(waiting, swaps=next_swaps(world, version, want))
-    if state is None:
-        return _canary_passed(world, rollout, version, "not judged: a person vouches for it, or the policy asks for it")
-    return _judge_canary(world, rollout, version, state)
-
-
-def _judge_canary(world: World, rollout: RolloutStatus, version: int, state: AnalysisStatus) -> Step:
-    rules = world.policy.analysis
-    state, outcome = analysis.judge(
-        state, world.live(version), world.live(world.active), rules, steps=world.steps, now=world.now
-    )
-    judged = _with(rollout, analysis=state, message=state.message or f"judging version {version} by live traffic")
-    if outcome is Outcome.BAD and state.failures > rules.failure_limit:
-        return _roll_back(world, judged, f"live traffic disagrees: {state.message}", reject=version)
-    if state.successes >= rules.consecutive_success_limit:
-        return _canary_passed(world, judged, version, state.message)
-    return Step(judged)
-
-
-def _canary_passed(world: World, rollout: RolloutStatus, version: int, why: str) -> Step:
-    message = f"swapping the other pods to version {version}; the canary: {why}"
-    rolling = _with(rollout, phase=RolloutPhase.ROLLING, progressed=world.now, message=message)
-    return Step(rolling, swaps=next_swaps(world, version, len(world.ready())), event="CanaryPassed")
+        progressed = world.now if state.baseline else rollout.progressed
+        return Step(_with(rollout, analysis=state, progressed=progressed, message=message))
+    want = min(world.policy.canary, len(world.pods))
+    have = len(confirmed(ready, version))
+    if not ready or have < min(want, len(ready)):
+        missing = state is not None and state.since is not None and state.missing_since is None
+        waiting = _analysed(rollout, missing_since=world.now) if missing else rollout
+        waiting = _with(waiting, message=f"swapping {want} pod(s) to version {version}")
+        return _ask(world, waiting, next_swaps(world, version, want - len(unsure(world))))
+    if state is not None and state.missing_since is not None:
+        rollout = _analysed(rollout, missing_since=None)
+    needed = world.policy.analysis.consecutive_success_limit
+    if vouched or state is None or state.successes >= needed:
+        why = "a person vouches for it" if vouched else state.message if state and state.message else "not judged"
+        message = f"swapping the other pods to version {version}; the canary: {why}"
+        rolling = _with(rollout, phase=RolloutPhase.ROLLING, progressed=world.now, message=message)
+        return _ask(world, rolling, next_swaps(world, version, len(ready)), event="CanaryPassed")
+    waits = f"judging version {version}, which takes {world.policy.analysis.min_requests} requests on either side"
+    return Step(_with(rollout, message=f"{state.message}; {waits}" if state.message else waits))
 
 
 def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
@@ -180,57 +244,75 @@ def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
     if ready and len(confirmed(ready, version)) == len([pod for pod in world.pods if pod.ready or pod.up]):
         done = _promoted(world, _with(rollout, epoch=rollout.epoch + 1), version)
         return Step(done, advance=Advance(version, ChannelReason.PROMOTED), event="Promoted")
-    return Step(rollout, swaps=next_swaps(world, version, len(ready)))
+    return _ask(world, rollout, next_swaps(world, version, len(ready)))
+
+
+def _ask(world: World, rollout: RolloutStatus, swaps: dict[str, int], *, event: str = "") -> Step:
+    """Ask pods for the version, and note of which engine start: one that ends before it is seen again counts too."""
+    boots = {pod.name: pod.boot for pod in world.pods if pod.name in swaps}
+    if boots and rollout.analysis is not None:
+        rollout = _analysed(rollout, asked=rollout.analysis.asked | boots)
+    return Step(rollout, swaps=swaps, event=event)
 
 
 def _promoted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus:
-    """Watch on where there is something to compare with."""
-    baseline = rollout.analysis.baseline if rollout.analysis else None
-    watch = baseline is not None and world.policy.analysis.watch_seconds > 0
+    """Watch on where there is something to compare with; what was seen of the canary still counts against it."""
+    state = rollout.analysis
+    watch = state is not None and state.baseline is not None and world.policy.analysis.watch_seconds > 0
+    watched = _analysed(rollout, since=None, settling=False, missing_since=None, successes=0, message="")
     return _with(
-        rollout,
+        watched if watch else _with(rollout, analysis=None),
         phase=RolloutPhase.WATCHING if watch else RolloutPhase.IDLE,
         progressed=world.now,
-        analysis=AnalysisStatus(baseline=baseline) if watch else None,
         message=f"version {version} is active",
     )
 
 
 def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
-    """Judge the promoted version on; its message names the last judgement."""
+    """Judge the promoted version on; the message names the last judgement."""
     rules, state = world.policy.analysis, rollout.analysis
     if version != world.active:
         # Taken back in the channel, and the process died before the status said so; or another's hand.
-        return _roll_back(world, rollout, rollout.message)
+        return _roll_back(world, rollout, world.reason or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return _take_back(world, rollout, f"version {version} was aborted by a person")
     over = rollout.progressed is None or world.now - rollout.progressed >= timedelta(seconds=rules.watch_seconds)
-    if over or state is None or world.pin is not None or world.promote == version or world.previous is None:
+    left = world.hold or world.promote == version or world.previous is None
+    if over or left or state is None or state.shape != world.shape:
         return Step(_with(rollout, phase=RolloutPhase.IDLE, analysis=None))
-    state, outcome = analysis.judge(state, world.live(version), {}, rules, steps=world.steps, now=world.now)
-    message = f"version {version} is active" + (f"; since then {state.message}" if state.message else "")
-    judged = _with(rollout, analysis=state, message=message)
-    if outcome is Outcome.BAD and state.failures > rules.failure_limit:
-        return _take_back(world, judged, f"live traffic disagrees: {state.message}")
-    return Step(judged, swaps=repairs(world, world.policy.max_swapping))
+    rollout, why = _heard(world, rollout, version)
+    if why:
+        return _take_back(world, rollout, why)
+    heard = rollout.analysis.message if rollout.analysis else ""
+    message = f"version {version} is active" + (f"; since then {heard}" if heard else "")
+    swaps = {} if world.policy.paused else repairs(world, world.policy.max_swapping)
+    return Step(_with(rollout, message=message), swaps=swaps)
 
 
 def _take_back(world: World, rollout: RolloutStatus, why: str) -> Step:
     """Make the previous version active again; the pods follow with the next look, all at once."""
     assert world.previous is not None, "the caller knows where to go"
-    back = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=rollout.version)
-    return Step(_back(world, rollout, why), advance=back, event="RolloutFailed")
+    back = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=world.active)
+    return Step(_with(_back(world, rollout, why), version=world.active), advance=back, event="RolloutFailed")
 
 
-def _roll_back(world: World, rollout: RolloutStatus, why: str, *, reject: int | None = None) -> Step:
+def _roll_back(
+    world: World, rollout: RolloutStatus, why: str, *, reject: int | None = None, event: str = "RolloutFailed"
+) -> Step:
     """End a roll that is under way: its version never became active."""
-    advance = None if reject is None else Advance(world.active, ChannelReason.ROLLED_BACK, reject=reject)
-    return Step(_back(world, rollout, why), advance=advance, event="RolloutFailed")
+    advance = None if reject is None else Advance(world.active, ChannelReason.REFUSED, reject=reject)
+    return Step(_back(world, rollout, why), advance=advance, event=event)
 
 
 def _back(world: World, rollout: RolloutStatus, why: str) -> RolloutStatus:
-    update = {"phase": RolloutPhase.ROLLING_BACK, "epoch": rollout.epoch + 1, "progressed": world.now}
-    return _with(rollout, **update, analysis=None, message=why)
+    return _with(
+        rollout,
+        phase=RolloutPhase.ROLLING_BACK,
+        epoch=rollout.epoch + 1,
+        progressed=world.now,
+        analysis=None,
+        message=why,
+    )
 
 
 def _rolling_back(world: World, rollout: RolloutStatus) -> Step:
@@ -245,6 +327,7 @@ def _count(world: World, rollout: RolloutStatus, before: RolloutStatus) -> Rollo
     if rollout.version is None:
         return rollout
     updated = len(confirmed(world.pods, rollout.version))
-    progressed = world.now if updated > before.updated and rollout.phase in UNDER_WAY else None
+    more = updated > before.updated and rollout.phase in UNDER_WAY and rollout.progressed is not None
+    progressed = world.now if more else None
     update = {"updated": updated, "total": len(world.pods)}
     return rollout.model_copy(update=update | ({"progressed": progressed} if progressed else {}))

@@ -112,7 +112,9 @@ def status_of(
     allowed = frozenset[int]()
     if store.channel is not None:
         channel = store.channel
-        active = _version(store, channel.active, channel.created, primary)
+        known = old.active is not None and old.active.version == channel.active
+        since = old.active.since if known and old.active else channel.created
+        active = _version(store, channel.active, since, primary)
         before = channel.previous
         previous = None if before is None else _version(store, before, None, primary)
         lineage = channel.lineage

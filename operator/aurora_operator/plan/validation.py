@@ -10,10 +10,10 @@
 
 A newer candidate supersedes one that ended, and one that waits for its next attempt.
 
-Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements; a measurement that
-could not be made says nothing about the candidate, so it is tried again, ever later, and never counted as a verdict; a
-candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which compares it with the
-version that is active *now*.
+Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
+a measurement that could not be made says nothing about the candidate, so it is tried again, ever later, and never
+counted as a verdict; a candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which
+compares it with the version that is active *now*.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ def _begin(inputs: Inputs, version: int) -> Decision:
 
 
 def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
+    channel = inputs.store.channel
+    assert channel is not None, "the caller waits for the channel"
     evidence = next((e for e in inputs.store.attempts(candidate.version) if e.attempt == candidate.attempt), None)
     if evidence is not None:
         figures = {
@@ -144,7 +146,8 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
         if kind is VerdictKind.PASS:
             # Measured against a version that is active no more: that proves nothing about this one.
             why = "measured against a former version"
-        if len(inputs.store.attempts(candidate.version)) >= MAX_MEASUREMENTS:
+        counted = [e for e in inputs.store.attempts(candidate.version) if e.active_version == channel.active]
+        if len(counted) >= MAX_MEASUREMENTS:
             return _end(candidate.model_copy(update={"message": why}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
         return _again(inputs, candidate.model_copy(update={"message": f"again, because: {why}"}))
     job = next(

@@ -30,7 +30,8 @@ class Pod:
     version: int | None = None
     checksum: str | None = None
     swap: SwapStatus = field(default_factory=SwapStatus)
-    live: Live = field(default_factory=lambda: Live("", LiveCounters()))
+    boot: str = ""
+    counters: LiveCounters = field(default_factory=LiveCounters)
 
     @property
     def swapping(self) -> bool:
@@ -47,6 +48,12 @@ class World:
     pods: tuple[Pod, ...]
     policy: Rollout
     previous: int | None = None
+    refused: frozenset[int] = frozenset()
+    """The channel's: versions that live traffic or a person refused."""
+    reason: str = ""
+    """The channel's: why its last record was written."""
+    shape: str = ""
+    """Digest of how pods serve: acceptance before and after a change of it cannot be compared."""
     steps: int = 3
     """Draft steps per verify round."""
     offer: int | None = None
@@ -54,6 +61,8 @@ class World:
     earned: frozenset[int] = frozenset()
     pin: int | None = None
     """Serve this version and no other: it is the initial one or passed once."""
+    hold: bool = False
+    """Nothing new is to be rolled out: a person asked for a version, even if it cannot be had."""
     promote: int | None = None
     """A person vouches for this version: judge it no longer."""
     abort: int | None = None
@@ -66,7 +75,11 @@ class World:
 
     def live(self, version: int) -> Mapping[str, Live]:
         """Counters of the pods that serve ``version``."""
-        return {pod.name: pod.live for pod in confirmed(self.pods, version)}
+        return {pod.name: Live(pod.boot, version, pod.counters) for pod in confirmed(self.pods, version)}
+
+    def short(self) -> bool:
+        """More pods than the policy allows are not ready: those that serve must not be touched."""
+        return sum(not pod.ready for pod in self.pods) > self.policy.max_unavailable
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Step:
     advance: Advance | None = None
     """``rollout.message`` says why."""
     event: str = ""
-    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, Pinned, Paused, Resumed; empty: nothing."""
+    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, RolloutStopped, Pinned, Paused, Resumed."""
 
 
 def confirmed(pods: Iterable[Pod], version: int) -> list[Pod]:
@@ -130,12 +143,14 @@ def repairs(world: World, limit: int) -> dict[str, int]:
     return dict.fromkeys(sorted(ask)[: max(room, 0)], world.active)
 
 
-def next_swaps(world: World, version: int, want: int) -> dict[str, int]:
-    """Ask further pods for ``version`` until ``want`` have it or are on the way; pods on a third version come first.
+def unsure(world: World) -> list[Pod]:
+    """Pods of which it is not known what they serve, or will in a moment."""
+    return [pod for pod in world.pods if not pod.ready and (pod.up or pod.starting)]
 
-    None while more pods than the policy allows are not ready: those that serve must not be touched then.
-    """
-    if sum(not pod.ready for pod in world.pods) > world.policy.max_unavailable:
+
+def next_swaps(world: World, version: int, want: int) -> dict[str, int]:
+    """Ask further pods for ``version`` until ``want`` have it or are on the way; pods on a third version come first."""
+    if world.short():
         return {}
     having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
     others = [pod for pod in world.pods if pod.ready and pod.version != version and not pod.swapping]

@@ -18,6 +18,7 @@ from aurora_api.status import (
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
+    VersionStatus,
 )
 from aurora_operator.observed import JobView, LiveWindow, Observed, StoreView, Wishes, WorkloadView
 from aurora_operator.plan import Plan, plan
@@ -65,7 +66,7 @@ def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> No
 
 def test_a_draft_lives_from_registration_to_promotion() -> None:
     """Every step is planned from the status of the former one, as after a restart of the operator."""
-    unjudged = {"analysis": {"consecutiveSuccessLimit": 0}}
+    unjudged = {"analysis": {"consecutiveSuccessLimit": 0, "watchSeconds": 0}}
     world = observed(store=store(0, 1), spec=spec(serving={"replicas": 2}, rollout=unjudged))
     first = made(world)
     assert first.job is not None
@@ -112,16 +113,22 @@ def test_a_draft_lives_from_registration_to_promotion() -> None:
 
 def promoted_and_watched(**more: Any) -> Observed:
     """Version 1 was just promoted, and since then pods accept half of what they did before."""
-    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
-    begun = [PodWindow(name=name, boot="b1", live=LiveCounters()) for name in ("chat-a", "chat-b")]
+    started = made(observed(store=store(0, 1, evidence=(evidence(1),)))).status
+    assert started is not None
+    assert started.rollout.analysis is not None
+    shape = started.rollout.analysis.shape
+    baseline = LiveCounters(requests=100, verify_rounds=1000, answer_tokens=2000)
+    begun = [PodWindow(name=name, boot="b1", version=1, live=LiveCounters()) for name in ("chat-a", "chat-b")]
     rollout = RolloutStatus(
         phase=RolloutPhase.WATCHING,
         version=1,
         epoch=2,
         progressed=NOW - timedelta(seconds=60),
-        analysis=AnalysisStatus(since=NOW - timedelta(seconds=30), pods=begun, baseline=baseline),
+        analysis=AnalysisStatus(
+            shape=shape, since=NOW - timedelta(seconds=30), pods=begun, baseline=baseline, failures=1
+        ),
     )
-    now = LiveCounters(verify_rounds=500, answer_tokens=550)
+    now = LiveCounters(requests=50, verify_rounds=500, answer_tokens=550)
     pods = tuple(pod(name, 1, agent=agent(name, 1, live=now)) for name in ("chat-a", "chat-b"))
     active = channel(1, epoch=2, previous=0)
     return observed(
@@ -137,6 +144,7 @@ def test_live_traffic_takes_a_promoted_draft_back_and_the_store_remembers() -> N
     assert result.advance is not None
     assert (result.advance.active, result.advance.previous, result.advance.epoch) == (0, None, 3)
     assert (result.advance.reason, result.advance.rejected) == (ChannelReason.ROLLED_BACK, (1,))
+    assert "acceptance length 1.10 against 2.00" in result.advance.message
     assert result.status is not None
     assert [entry.event for entry in result.status.history] == ["RolledBack"]
     assert "acceptance length 1.10 against 2.00" in result.status.history[0].message
@@ -173,6 +181,29 @@ def test_a_person_refuses_a_candidate_before_it_is_measured_to_the_end() -> None
     assert refused.status is not None
     assert refused.status.rejected == [1]
     assert [entry.event for entry in refused.status.history] == ["Rejected"]
+    assert refused.advance is not None, "no evidence says it, so the channel has to"
+    assert (refused.advance.active, refused.advance.reason, refused.advance.rejected) == (
+        0,
+        ChannelReason.REFUSED,
+        (1,),
+    )
+
+
+def test_what_is_refused_changes_nothing_about_the_active_version() -> None:
+    since = NOW - timedelta(days=3)
+    old = VersionStatus(version=1, since=since)
+    active = channel(1, epoch=4, previous=0).model_copy(update={"evidence": "evidence/1"})
+    world = observed(
+        store=replace(store(0, 1, 2, evidence=(evidence(1), evidence(2, active=1))), channel=active),
+        pods=(pod("chat-a", 1), pod("chat-b", 1)),
+    )
+    rolled = status(world)
+    refused = made(replace(world, status=rolled.model_copy(update={"active": old}), wishes=Wishes(abort=2)))
+    assert refused.advance is not None
+    assert (refused.advance.active, refused.advance.previous, refused.advance.evidence) == (1, 0, "evidence/1")
+    assert refused.status is not None
+    assert refused.status.active is not None
+    assert refused.status.active.since == since
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,22 @@ SWAPS = st.builds(
 )
 
 
-COUNTERS = st.builds(LiveCounters, verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000))
+COUNTERS = st.builds(
+    LiveCounters, requests=st.integers(0, 200), verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000)
+)
 ANALYSES = st.builds(
     AnalysisStatus,
     since=st.none() | TIMES,
     baseline=st.none() | COUNTERS,
     successes=st.integers(0, 2),
+    failures=st.integers(0, 2),
+    settling=st.booleans(),
+    missing_since=st.none() | TIMES,
+    asked=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
     pods=st.lists(
-        st.builds(PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), live=COUNTERS),
+        st.builds(
+            PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), version=VERSIONS, live=COUNTERS
+        ),
         max_size=2,
         unique_by=lambda window: window.name,
     ),
@@ -176,8 +184,10 @@ def test_every_plan_is_sound(world: Observed) -> None:
             assert active == world.spec.draft.pin
             assert store.proven(active)
         else:
-            assert active in (store.channel.active, store.channel.previous)
-            assert active not in made.advance.rejected or active in store.channel.rejected
+            back = reason is ChannelReason.ROLLED_BACK
+            assert active == (store.channel.previous if back else store.channel.active)
+            assert active not in set(made.advance.rejected) - set(store.channel.rejected)
+            assert made.advance.message
         assert set(store.channel.rejected) <= set(made.advance.rejected)
     if made.job is not None:
         assert int(made.job["metadata"]["labels"]["aurora.dev/version"]) > store.channel.active

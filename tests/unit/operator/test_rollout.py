@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
 from aurora_api.records import ChannelReason
 from aurora_api.speculator import Rollout
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
-from aurora_operator.plan.analysis import Live
 from aurora_operator.plan.rollout import step
 from aurora_operator.plan.world import Advance, Pod, World
 
@@ -19,8 +19,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C = "pod-a", "pod-b", "pod-c"
 UNJUDGED: dict[str, Any] = {"consecutive_success_limit": 0, "watch_seconds": 0}
 JUDGED: dict[str, Any] = {
+    "settle_seconds": 10,
     "interval_seconds": 10,
-    "min_rounds": 100,
+    "min_requests": 50,
     "consecutive_success_limit": 2,
     "watch_seconds": 60,
 }
@@ -67,53 +68,74 @@ def test_a_pod_that_cannot_be_scheduled_does_not_hold_up_a_roll() -> None:
     assert step(world(pod(A), waiting, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.CANARY
 
 
-def live(seconds: float, *, length: float = 2.0, rounds: int = 50, boot: str = "b") -> Live:
-    """A pod's counters after ``seconds`` of traffic: ``rounds`` per second, each worth ``length`` answer tokens."""
-    done = int(seconds * rounds)
-    return Live(
-        boot, LiveCounters(verify_rounds=done, answer_tokens=int(done * length), gaps=done, requests=done // 20)
-    )
+def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
+    """A pod's engine after ``seconds`` of ten requests a second."""
+    rounds = int(seconds * 400)
+    done = LiveCounters(verify_rounds=rounds, answer_tokens=int(rounds * length), requests=int(seconds * 10))
+    return {"boot": boot, "counters": done}
+
+
+BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
+
+
+def canary(**more: Any) -> RolloutStatus:
+    """The canary has its draft; its window begins now."""
+    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
+    return rolling(RolloutPhase.CANARY, analysis=state, updated=1)
 
 
 def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
-    state = step(world(pod(A, live=live(0)), pod(B, live=live(0)), offer=1, policy=policy), RolloutStatus()).rollout
-    seen = []
-    swapped = 0.0
-    for seconds in range(0, 200, 2):
+    state = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), offer=1, policy=policy), RolloutStatus()).rollout
+    seconds = swapped = 0
+    while state.phase is RolloutPhase.CANARY and seconds < 200:
+        seconds += 2
+        a = pod(A, 1, **traffic(seconds, length=2.5)) if swapped else pod(A, **traffic(seconds))
         now = NOW + timedelta(seconds=seconds)
-        version = 1 if swapped else 0
-        tokens = live(seconds, length=2.5 if swapped else 2.0)
-        made = step(world(pod(A, version, live=tokens), pod(B, live=live(seconds)), now=now, policy=policy), state)
+        made = step(world(a, pod(B, **traffic(seconds)), now=now, policy=policy), state)
+        swapped = seconds if made.swaps.get(A) == 1 else swapped
         state = made.rollout
-        if made.swaps.get(A) == 1:
-            swapped = seconds
-        seen.append((seconds, made.event))
-        if made.event == "CanaryPassed":
-            break
     assert swapped >= 10, "the baseline takes an interval"
     assert state.phase is RolloutPhase.ROLLING
-    assert seconds - swapped >= 30, "an interval to settle, and two that were judged"
+    assert seconds - swapped >= 30, "a time to settle, and two intervals that were judged"
     assert "acceptance length" in state.message
 
 
-def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good() -> None:
-    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
-    state = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW, baseline=baseline))
-    policy: dict[str, Any] = {"analysis": JUDGED}
-    first = step(world(pod(A, 1, live=live(0)), pod(B, live=live(0)), policy=policy), state).rollout
-    later = NOW + timedelta(seconds=20)
-    made = step(world(pod(A, 1, live=live(20, length=1.1)), pod(B, live=live(20)), now=later, policy=policy), first)
+def test_a_slow_baseline_is_held_against_nobody() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    started = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus())
+    first = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), policy=policy), started).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=1), "policy": policy}
+    pods = pod(A, **traffic(20)), pod(B, **traffic(20))
+    measured = step(world(*pods, **late), first)
+    assert measured.rollout.analysis is not None
+    assert measured.rollout.analysis.baseline is not None
+    assert step(world(*pods, **late), measured.rollout).swaps == {A: 1}
+
+
+def judged_bad(**more: Any) -> tuple[RolloutStatus, World]:
+    """One bad judgement too many is due at the next look."""
+    policy: dict[str, Any] = {"analysis": JUDGED, **more}
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(failures=1)).rollout
+    bad, later = pod(A, 1, **traffic(20, length=1.1)), NOW + timedelta(seconds=20)
+    return first, world(bad, pod(B, **traffic(20)), now=later, policy=policy)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good(paused: bool) -> None:
+    first, seen = judged_bad(paused=paused)
+    made = step(seen, first)
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "live traffic disagrees: acceptance length 1.10 against 2.00" in made.rollout.message
+    died_between = step(replace(seen, refused=frozenset({1}), reason="live traffic disagrees"), first)
+    assert (died_between.rollout.phase, died_between.advance) == (RolloutPhase.ROLLING_BACK, None)
+    assert died_between.rollout.message == "live traffic disagrees"
 
 
 def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
-    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
-    state = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW, baseline=baseline))
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    state = step(world(pod(A, 1), pod(B), policy=policy), state).rollout
+    state = step(world(pod(A, 1), pod(B), policy=policy), canary()).rollout
     late: dict[str, Any] = {"now": NOW + timedelta(hours=5), "policy": policy}
     held = step(world(pod(A, 1), pod(B), **late), state)
     assert (held.rollout.phase, held.swaps) == (RolloutPhase.CANARY, {}), "waiting for traffic is no lack of progress"
@@ -121,64 +143,123 @@ def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
     assert (vouched.rollout.phase, vouched.swaps) == (RolloutPhase.ROLLING, {B: 1})
     assert step(world(pod(A, 1), pod(B), promote=2, **late), state).rollout.phase is RolloutPhase.CANARY
     aborted = step(world(pod(A, 1), pod(B), abort=1, **late), state)
-    assert aborted.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert aborted.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
 
-def test_a_canary_that_is_lost_is_judged_from_the_start() -> None:
-    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
-    before = AnalysisStatus(since=NOW, baseline=baseline, successes=1)
-    state = rolling(RolloutPhase.CANARY, analysis=before)
+def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    silent = pod(A, None, checksum=None, ready=False, up=True)
+    lost = step(world(silent, pod(B), policy=policy), canary(successes=1, failures=1, asked={A: "b"}))
+    assert lost.swaps == {}
+    assert lost.rollout.analysis is not None
+    assert (lost.rollout.analysis.successes, lost.rollout.analysis.failures) == (1, 1)
+    back = step(world(pod(A, 1), pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
+    assert back.analysis is not None
+    assert back.analysis.missing_since is None
+    late = step(world(silent, pod(B), now=NOW + timedelta(seconds=61), policy=policy), lost.rollout)
+    assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
+    gone = step(world(pod(B), pod(C), policy=policy), canary())
+    assert gone.swaps == {B: 1}, "a pod that was deleted is replaced"
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
+def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase) -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
-    lost = step(world(pod(A, 1, ready=False), pod(B), policy=policy), state).rollout
-    assert lost.analysis is not None
-    assert (lost.analysis.successes, lost.analysis.baseline) == (0, baseline)
+    state = canary().model_copy(update={"phase": phase})
+    for number in range(2):
+        served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
+        state = step(served, state).rollout
+        down = step(world(pod(A, None, ready=False, starting=True), pod(B), policy=policy), state)
+        assert down.advance is None
+        state = down.rollout
+    again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
+    assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert "2 engines ended while they served version 1" in again.rollout.message
+
+
+def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    edited = step(world(pod(A, 1), pod(B), shape="other", policy=policy), canary())
+    assert (edited.rollout.phase, edited.advance) == (RolloutPhase.ROLLING_BACK, None)
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy, "shape": "other"}
+    assert step(world(pod(A, 1), **now), watching()).rollout.phase is RolloutPhase.IDLE
 
 
 def watching(**more: Any) -> RolloutStatus:
-    baseline = LiveCounters(verify_rounds=1000, answer_tokens=2000)
-    return rolling(RolloutPhase.WATCHING, analysis=AnalysisStatus(since=NOW, baseline=baseline), **more)
+    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
+    return rolling(RolloutPhase.WATCHING, analysis=state)
 
 
 def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy}
-    first = step(world(pod(A, 1, live=live(0)), pod(B, 1, live=live(0)), **now), watching()).rollout
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, 1, **traffic(0)), **now), watching(failures=1)).rollout
     later = NOW + timedelta(seconds=20)
-    bad = [pod(name, 1, live=live(20, length=1.2)) for name in (A, B)]
+    bad = [pod(name, 1, **traffic(20, length=1.2)) for name in (A, B)]
     made = step(world(*bad, now=later, **now), first)
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert made.swaps == {}, "the decision is in the channel before any pod is asked"
-    back: dict[str, Any] = {"active": 0, "previous": None, "epoch": 6, "policy": policy, "earned": set()}
+    back: dict[str, Any] = {"active": 0, "epoch": 6, "policy": policy, "earned": set(), "refused": {1}, "reason": "why"}
     assert step(world(*bad, now=later, **back), made.rollout).swaps == {A: 0, B: 0}
     died_between = step(world(*bad, now=later, **back), first)
-    assert died_between.rollout.phase is RolloutPhase.ROLLING_BACK, "the channel speaks, although the status does not"
+    assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
 
 
 def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    assert step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching()).rollout.phase is (
-        RolloutPhase.WATCHING
-    )
+    early = step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching())
+    assert early.rollout.phase is RolloutPhase.WATCHING
     over = step(world(pod(A, 1), now=NOW + timedelta(seconds=60), **now), watching())
     assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
     assert step(world(pod(A, 1), promote=1, **now), watching()).rollout.phase is RolloutPhase.IDLE
-    assert step(world(pod(A, 1), abort=1, **now), watching()).advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
 
 
-def test_a_pin_ends_a_roll_without_blame_and_then_moves_the_channel() -> None:
-    ended = step(world(pod(A, 1), pod(B), pin=0), rolling())
-    assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
-    made = step(world(pod(A, 3), pod(B, 3), active=3, pin=1, offer=4), RolloutStatus())
+@pytest.mark.parametrize("phase", [RolloutPhase.WATCHING, RolloutPhase.IDLE])
+def test_a_person_may_refuse_the_active_version_at_any_time(phase: RolloutPhase) -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    made = step(world(pod(A, 1), abort=1, **now), watching().model_copy(update={"phase": phase}))
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.rollout.version == 1
+    after: dict[str, Any] = {**now, "active": 0, "previous": None, "refused": {1}}
+    assert step(world(pod(A, 0), abort=1, **after), RolloutStatus()).advance is None, "an old wish says no more"
+
+
+def test_a_pin_moves_the_channel_and_keeps_everything_else_out() -> None:
+    made = step(world(pod(A, 3), pod(B, 3), active=3, pin=1, hold=True, offer=4), RolloutStatus(epoch=7))
     assert made.advance == Advance(1, ChannelReason.PINNED)
-    assert step(world(pod(A, 3), pod(B, 3), active=1, pin=1, offer=4), made.rollout).swaps == {A: 1}
-    held = step(world(pod(A, 1), pod(B, 1), active=1, pin=1, offer=4), made.rollout)
-    assert (held.rollout.phase, held.swaps, held.advance) == (RolloutPhase.IDLE, {}, None)
+    assert made.rollout.epoch == 8
+    held: dict[str, Any] = {"active": 1, "pin": 1, "hold": True, "offer": 4, "policy": {"paused": True}}
+    assert step(world(pod(A, 3), pod(B, 3), **held), made.rollout).swaps == {A: 1}, "at once: paused or not"
+    rest = step(world(pod(A, 1), pod(B, 1), **held), made.rollout)
+    assert (rest.rollout.phase, rest.swaps, rest.advance) == (RolloutPhase.IDLE, {}, None)
 
 
-def test_no_further_pod_is_swapped_while_too_many_are_not_ready() -> None:
+def test_a_pin_ends_a_roll_and_blames_nobody() -> None:
+    to_active = step(world(pod(A, 1), pod(B), pin=0, hold=True), rolling())
+    assert (to_active.rollout.phase, to_active.advance) == (RolloutPhase.ROLLING_BACK, None)
+    to_rolled = step(world(pod(A, 1), pod(B), pin=1, hold=True), rolling())
+    assert to_rolled.advance == Advance(1, ChannelReason.PINNED)
+    third = step(world(pod(A, 1), pod(B), pin=2, hold=True), rolling())
+    assert (third.rollout.phase, third.advance, third.swaps) == (RolloutPhase.ROLLING_BACK, None, {A: 0})
+    stuck = rolling(RolloutPhase.ROLLING_BACK)
+    assert step(world(pod(A, 1), pod(B, 1), pin=1, hold=True), stuck).advance == Advance(1, ChannelReason.PINNED)
+
+
+def test_a_pin_that_cannot_be_had_holds_what_goes_on() -> None:
+    assert step(world(pod(A), pod(B), offer=1, hold=True), RolloutStatus()).rollout.phase is RolloutPhase.IDLE
+    assert step(world(pod(A, 1), pod(B), hold=True), rolling()).rollout.phase is RolloutPhase.PAUSED
+
+
+def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -> None:
     down = [pod(name, None, ready=False) for name in ("pod-x", "pod-y")]
-    assert step(world(pod(A, 1), pod(B), *down), rolling()).swaps == {}
+    held = step(world(pod(A, 1), pod(B), *down), rolling())
+    assert held.swaps == {}
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=1)}
+    assert step(world(pod(A, 1), pod(B), *down, **late), held.rollout).rollout.phase is RolloutPhase.ROLLING
+    assert step(world(pod(A, 1), pod(B), **late), held.rollout).swaps == {B: 1}
     assert step(world(pod(A, 1), pod(B), *down, policy={"max_unavailable": 2}), rolling()).swaps == {B: 1}
+    assert step(world(pod(A, 1), *down), rolling()).advance is None, "nor promoted"
+    assert step(world(pod(A), *down, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE, "nor started"
 
 
 def test_at_most_max_swapping_pods_swap_at_once() -> None:
@@ -206,7 +287,7 @@ FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shap
 def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> None:
     made = step(world(pod(A, 1), pod(B, swap=FAILED), policy={"paused": phase is RolloutPhase.PAUSED}), rolling(phase))
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "shapes differ" in made.rollout.message
     back = step(world(pod(A, 1), pod(B, swap=FAILED)), made.rollout)
     assert back.swaps == {A: 0}
@@ -221,7 +302,7 @@ def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
 def test_different_weights_under_one_version_are_a_failure() -> None:
     made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
 
 def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() -> None:

@@ -21,15 +21,14 @@ from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
 from aurora_api.records import ChannelReason
 from aurora_api.speculator import Analysis, Rollout
 from aurora_api.status import RolloutPhase, RolloutStatus
-from aurora_operator.plan.analysis import Live
 from aurora_operator.plan.rollout import step
 from aurora_operator.plan.world import Pod, Step, World
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
-JUDGED = Analysis(interval_seconds=4, min_rounds=50, consecutive_success_limit=1, watch_seconds=20)
+JUDGED = Analysis(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
 UNJUDGED = Analysis(consecutive_success_limit=0, watch_seconds=0)
-ROUNDS_PER_TICK = 100
+REQUESTS_PER_TICK = 50
 
 
 @dataclass
@@ -47,14 +46,21 @@ class SimulatedPod:
     salt: str = ""
     slow: bool = False
     boot: int = 0
-    rounds: int = 0
+    requests: int = 0
     tokens: int = 0
+    late: bool = True
+    """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
 
     def serve(self, acceptance_length: float) -> None:
-        """A tick of traffic."""
+        """A tick of traffic, in requests of ten rounds."""
         if self.ready:
-            self.rounds += ROUNDS_PER_TICK
-            self.tokens += int(ROUNDS_PER_TICK * acceptance_length)
+            self.requests += REQUESTS_PER_TICK
+            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
+
+    def crash(self, version: int) -> None:
+        """The engine ends; the next one starts with ``version``."""
+        self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
+        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
 
     def swap(self, version: int, epoch: int) -> bool:
         """False: fenced."""
@@ -63,7 +69,7 @@ class SimulatedPod:
         self.epoch = epoch
         if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
             return True
-        self.phase, self.asked = SwapPhase.SWAPPING, version
+        self.phase, self.asked, self.late = SwapPhase.SWAPPING, version, False
         return True
 
     def view(self) -> Pod:
@@ -77,7 +83,8 @@ class SimulatedPod:
             version=self.version,
             checksum=f"{self.version}{self.salt}",
             swap=SwapStatus(phase=self.phase, version=self.asked, finished=self.finished, error="no"),
-            live=Live(str(self.boot), LiveCounters(verify_rounds=self.rounds, answer_tokens=self.tokens)),
+            boot=str(self.boot),
+            counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
         )
 
 
@@ -91,13 +98,18 @@ class RolloutMachine(RuleBasedStateMachine):
         self.policy = Rollout(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
         self.bad: set[int] = set()
+        """Passed the gate, and live traffic accepts nothing of it."""
+        self.deadly: set[int] = set()
+        """Passed the gate, and engines end with it."""
+        self.blamed: set[int] = set()
+        """Pods failed while this version was rolled, or a person refused it: it may be rejected."""
         self.previous: int | None = None
         self.traffic = True
         self.pin: int | None = None
         self.promote: int | None = None
         self.abort: int | None = None
-        self.vouched = False
-        """Somebody let a version in without judgement: by pin, by promotion, or by a policy without analysis."""
+        self.vouched: set[int] = set()
+        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
         self.evidence: dict[int, int] = {}
         self.newest = 0
         self.joined = 0
@@ -112,13 +124,13 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # the outside -----------------------------------------------------------------------------------------------------
 
-    @rule(bad=st.booleans())
-    def candidate_passes(self, *, bad: bool) -> None:
+    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]))
+    def candidate_passes(self, *, kind: str) -> None:
         """The gate is right about its own prompts; live traffic may be of another kind."""
         self.newest += 1
         self.evidence[self.newest] = self.active
-        if bad:
-            self.bad.add(self.newest)
+        if kind != "good":
+            (self.bad if kind == "bad" else self.deadly).add(self.newest)
 
     @rule(flows=st.booleans())
     def traffic_changes(self, *, flows: bool) -> None:
@@ -128,13 +140,17 @@ class RolloutMachine(RuleBasedStateMachine):
     def person_decides(self, wish: str) -> None:
         version = self.status.version
         self.promote = version if wish == "promote" else None
-        self.vouched |= self.promote is not None
         self.abort = version if wish == "abort" else None
+        if version is not None and wish != "nothing":
+            (self.vouched if wish == "promote" else self.blamed).add(version)
 
     @rule(pin=st.none() | st.integers(0, 9))
     def person_pins(self, pin: int | None) -> None:
         self.pin = pin if pin is None or pin == 0 or pin in self.evidence else None
-        self.vouched |= self.pin is not None
+        for pod in self.pods:
+            pod.late |= not pod.ready
+        if self.pin is not None:
+            self.vouched.add(self.pin)
 
     @precondition(lambda self: len(self.pods) < 5)
     @rule(slow=st.booleans())
@@ -148,6 +164,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not self.pods:
             return
         pod = self.pods[which % len(self.pods)]
+        self.blame()
         if fault == "dies":
             self.pods.remove(pod)
         elif fault == "unreachable":
@@ -157,13 +174,17 @@ class RolloutMachine(RuleBasedStateMachine):
         elif fault == "other weights":
             pod.salt = "!"
         else:  # also in the middle of a swap, with the draft that ``current`` points at
-            pod.phase, pod.ready, pod.asked = SwapPhase.IDLE, False, None
-            pod.boot, pod.rounds, pod.tokens = pod.boot + 1, 0, 0
+            pod.crash(pod.version)
+
+    def blame(self) -> None:
+        if self.status.version is not None:
+            self.blamed.add(self.status.version)
 
     @rule(which=st.integers(0, 4))
     def swap_fails(self, which: int) -> None:
         under_way = [pod for pod in self.pods if pod.phase is SwapPhase.SWAPPING]
         if under_way:
+            self.blame()
             self.end_swap(under_way[which % len(under_way)], works=False)
 
     @rule()
@@ -204,7 +225,6 @@ class RolloutMachine(RuleBasedStateMachine):
             max_unavailable=unavailable,
             progress_deadline_seconds=60,
         )
-        self.vouched |= analysis is UNJUDGED
 
     @rule()
     def minutes_pass(self) -> None:
@@ -228,12 +248,15 @@ class RolloutMachine(RuleBasedStateMachine):
             now=self.now,
             active=self.active,
             previous=self.previous,
+            refused=frozenset(self.rejected),
+            reason="refused before",
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             offer=max(offers, default=None),
             earned=earned,
             pin=self.pin,
+            hold=self.pin is not None,
             promote=self.promote,
             abort=self.abort,
             resumed=self.resumed,
@@ -249,7 +272,9 @@ class RolloutMachine(RuleBasedStateMachine):
         self.operator_acts(dies_after=100)
         self.all_go_on()
         for pod in self.pods:
-            if self.traffic:
+            if pod.ready and pod.version in self.deadly and self.traffic:
+                pod.crash(self.active)
+            elif self.traffic:
                 pod.serve(1.1 if pod.version in self.bad else 2.0)
         self.now += TICK
 
@@ -258,6 +283,14 @@ class RolloutMachine(RuleBasedStateMachine):
         """One look, plan and act; the process dies after ``dies_after`` of the actions, when there are more."""
         world = self.world()
         made = step(world, self.status)
+        faulty = any(pod.salt or pod.slow or not pod.reachable for pod in self.pods)
+        for version in (self.status.version, made.rollout.version):
+            if version is None:
+                continue
+            if self.policy.analysis is UNJUDGED:
+                self.vouched.add(version)
+            if faulty:
+                self.blamed.add(version)
         self.check_step(world, made)
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
@@ -280,9 +313,11 @@ class RolloutMachine(RuleBasedStateMachine):
             assert active in world.earned
             assert {pod.version for pod in self.pods if pod.ready} == {active}
             assert made.advance.reject is None
-        if reason is ChannelReason.ROLLED_BACK:
-            assert active in (world.active, world.previous)
+        if reason in (ChannelReason.ROLLED_BACK, ChannelReason.REFUSED):
+            assert active == (world.previous if reason is ChannelReason.ROLLED_BACK else world.active)
             assert made.advance.reject not in (None, active)
+            to_blame = self.blamed | self.bad | self.deadly
+            assert made.advance.reject in to_blame, f"nothing but time passed: {made.rollout.message}"
 
     def advance(self, made: Step) -> None:
         if made.advance is None:
@@ -318,7 +353,8 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_two_versions(self) -> None:
-        assert len({pod.version for pod in self.pods if pod.ready}) <= 2
+        """A pod that comes up late is brought over at once; but for those."""
+        assert len({pod.version for pod in self.pods if pod.ready and not pod.late}) <= 2
 
     def teardown(self) -> None:
         """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
@@ -332,16 +368,20 @@ class RolloutMachine(RuleBasedStateMachine):
             self.tick()
             self.earned()
             world = self.world()
+            if self.active in self.deadly & self.vouched:
+                return  # who let it in without judgement has to let it go: no pod stays up to compare anything with
             at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
             right = self.pin in (None, self.active)
             decided = world.offer is None or self.pin is not None
             if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
-                assert self.vouched or self.active not in self.bad, "live traffic was not heard"
+                wrong = self.bad | self.deadly
+                # Once people let a bad one in, the next need only be as good.
+                assert self.active not in wrong or wrong & self.vouched, "live traffic was not heard"
                 return
         raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
 
 
 RolloutMachine.TestCase.settings = settings(
-    max_examples=600, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=800, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRollout = RolloutMachine.TestCase
