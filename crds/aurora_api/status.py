@@ -76,7 +76,10 @@ class AnalysisStatus(Model):
     successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
     failures: int = Field(default=0, ge=0)
     asked: dict[str, str] = Field(
-        default_factory=dict, description="Engine start of each pod that serves the judged version, or was asked to."
+        default_factory=dict,
+        description="Engine start of each pod that serves the judged version, or was asked to.",
+        # Applied as a whole: server-side apply makes null of a granular map that loses its last key.
+        json_schema_extra={"x-kubernetes-map-type": "atomic"},
     )
     restarts: int = Field(default=0, ge=0, description="How many of these engines have ended.")
     message: str = Field(default="", description="The last judgement.")
