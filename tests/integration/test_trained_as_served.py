@@ -20,19 +20,17 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training import export, lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import Vocabulary, examples_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.prefixes import PrefixBank
-from aurora_runtime.training.replay import pack
-from aurora_runtime.training.session import Recipe, Session
 from aurora_runtime.training.target import load_target
 from aurora_runtime.training.unroll import Trunk, unroll
 from tests.assets.model import ensure_model
 from tests.assets.s3 import seaweedfs
 from tests.assets.traces import json_traces
+from tests.assets.trained_draft import learn
 from tests.integration.pod import PodProcesses, call
 
 pytestmark = pytest.mark.timeout(1800)
@@ -77,18 +75,10 @@ def train(registry: Registry, base: Path) -> list[list[int]]:
     target = load_target(Target(model=str(ensure_model())))
     draft, vocabulary = lineage.fetch(registry, 0, target)
     untrained, _ = lineage.fetch(registry, 0, target)
-    session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
-    traces, held = json_traces(), HeldOutSet(48)
-    examples = []
-    for trace in traces:
-        if trace.held_out:
-            held.add(trace.request, tuple(examples_of(trace, vocabulary)))
-        else:
-            examples += examples_of(trace, vocabulary)
-    for group in pack(examples, session.recipe.batch_slots):
-        session.step(group)
+    traces = json_traces()
+    lesson = learn(draft, vocabulary, traces)
     candidates = Candidates(registry, 1, Training(), STEPS, registry.registration(0), untrained)
-    offered = candidates.offer(session, held, sum(e.fresh for e in examples))
+    offered = candidates.offer(lesson.session, lesson.held_out, lesson.trained_tokens)
     assert offered.registration is not None, offered.message
     registry.fetch_checkpoint(offered.registration, base / "candidate")
     registry.advance_channel(

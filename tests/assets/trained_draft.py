@@ -1,0 +1,65 @@
+"""A draft that has learned something, within about a minute of one core and without a serving engine.
+
+It exists for what a random draft cannot show: rounds in which drafts are accepted. Invariant: the trained draft and the
+one it began as are of one lineage (the same vocabulary map and tensors), so they may be swapped for one another in a
+running server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.speculator import Target
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import export, init
+from aurora_runtime.training.data import HeldOutSet
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.examples import Vocabulary, examples_of
+from aurora_runtime.training.replay import pack
+from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.target import load_target
+from tests.assets.traces import json_traces
+
+HELD_OUT_LIMIT = 48
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A session after one pass over the training side of some traces, what was held out, and the tokens it saw."""
+
+    session: Session
+    held_out: HeldOutSet
+    trained_tokens: int
+
+
+def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace]) -> Lesson:
+    """Train ``draft`` in place on every trace that is not held out."""
+    session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
+    held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
+    for trace in traces:
+        if trace.held_out:
+            held_out.add(trace.request, tuple(examples_of(trace, vocabulary)))
+        else:
+            examples += examples_of(trace, vocabulary)
+    for group in pack(examples, session.recipe.batch_slots):
+        session.step(group)
+    return Lesson(session, held_out, sum(e.fresh for e in examples))
+
+
+def write_untrained_and_trained(model: Path, folder: Path) -> tuple[Path, Path]:
+    """Write the trainer's initial draft for the model in ``model``, and what it becomes on the recorded JSON requests,
+    as checkpoints in SGLang's format below ``folder``; returns their directories."""
+    target = load_target(Target(model=str(model)))
+    size = DraftSpec().vocab_size
+    ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
+    draft = init.initial_draft(target, init.draft_config(target, size), ids)
+    untrained, trained = folder / "untrained", folder / "trained"
+    export.export(draft, ids, untrained)
+    learn(draft, Vocabulary.of(ids, target.identity.vocab_size), json_traces())
+    export.export(draft, ids, trained)
+    return untrained, trained

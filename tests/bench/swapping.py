@@ -1,0 +1,89 @@
+"""A running server whose draft goes back and forth while it answers: the most that swaps can do to its requests.
+
+Invariant: a swap counts only when the engine was seen, by checksum, to hold the draft that it was given, and only when
+answers were under way as it began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.serving.settings import LOADER
+from aurora_runtime.training.export import WEIGHTS_FILE
+
+UNTRAINED, TRAINED = 0, 1
+"""The drafts' versions, and their places among :attr:`SwappingEngine.drafts`."""
+SERVER_ARGUMENTS = ("--weight-version", str(UNTRAINED), "--custom-weight-loader", LOADER)
+"""What a server needs for :func:`swap`, besides the untrained draft itself."""
+SERVING_S = 0.25
+"""Between two swaps, so that answers go on under either draft."""
+
+
+async def swap(engine: EngineClient, draft: Path, version: int) -> float:
+    """The agent's draft-only swap; seconds that generation stood still. Raises :class:`EngineFault`."""
+    began = time.monotonic()
+    try:
+        await engine.pause()
+        await engine.begin()
+        try:
+            await engine.update(draft / WEIGHTS_FILE, version)
+        finally:
+            await engine.end()
+    finally:
+        await engine.resume()
+    return time.monotonic() - began
+
+
+@dataclass
+class SwappingEngine:
+    """An engine that started with the first of two drafts of one lineage."""
+
+    engine: EngineClient
+    drafts: Sequence[Path]
+    current: int = UNTRAINED
+    pauses: dict[int, list[float]] = field(default_factory=dict)
+    """Seconds of each swap, by the concurrency of the answers under way."""
+    failures: list[str] = field(default_factory=list)
+    _checksums: dict[int, str] = field(default_factory=dict)
+
+    async def learn_checksums(self) -> None:
+        """Load both drafts once, to know them again. Raises :class:`EngineFault` when the engine did not."""
+        for version in (UNTRAINED, TRAINED):
+            await swap(self.engine, self.drafts[version], version)
+            self._checksums[version] = await self.engine.checksum()
+        if len({*self._checksums.values()}) != 2:
+            raise EngineFault("two drafts gave one checksum")
+        await self._go_to(UNTRAINED)
+
+    async def swap_until(self, done: asyncio.Future[Any], concurrency: int) -> None:
+        """Swap until ``done``, and end with the trained draft; stops at the first failure."""
+        pauses = self.pauses.setdefault(concurrency, [])
+        while not done.done() or self.current != TRAINED:
+            under_way = not done.done()
+            try:
+                pause = await self._go_to(TRAINED if self.current == UNTRAINED else UNTRAINED)
+            except EngineFault as error:
+                self.failures.append(str(error))
+                return
+            if under_way:
+                pauses.append(pause)
+            await asyncio.wait([done], timeout=SERVING_S)
+
+    async def check_trained(self) -> None:
+        """Count a failure unless the engine holds the trained draft."""
+        if await self.engine.checksum() != self._checksums[TRAINED]:
+            self.failures.append("the engine does not hold the trained draft")
+
+    async def _go_to(self, version: int) -> float:
+        pause = await swap(self.engine, self.drafts[version], version)
+        if await self.engine.checksum() != self._checksums[version]:
+            raise EngineFault(f"the engine does not hold draft {version} after its swap")
+        self.current = version
+        return pause
