@@ -1,7 +1,7 @@
-"""The target's own opinion in fp32, by transformers: how far apart two next tokens lie.
+"""The target's own opinion of next tokens, by transformers: what tells a near tie from an error.
 
-It exists to tell a near tie from an error without asking the engine under test. Invariant: one forward pass over the
-whole prefix in fp32, with no cache, no draft and none of our operators.
+It exists so that the engine under test is not asked about itself. Invariant: plain forward passes over whole texts,
+with no cache, no draft and none of our operators.
 """
 
 from __future__ import annotations
@@ -17,29 +17,46 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Margin:
-    """The gap between two tokens' logits, and whether no other token's lies above either."""
+    """By how much one token's logit exceeds another's (negative: falls short), and whether no third beats either."""
 
-    gap: float
+    lead: float
     top_two: bool
+
+    @property
+    def gap(self) -> float:
+        return abs(self.lead)
 
 
 def margin_of(logits: Tensor, one: int, other: int) -> Margin:
     """The margin of two token ids under ``logits`` ``[V]``."""
-    weakest = torch.minimum(logits[one], logits[other])
-    above = int((logits > weakest).sum())  # at most the other of the two
-    return Margin(gap=float((logits[one] - logits[other]).abs()), top_two=above <= 1)
+    weaker = torch.minimum(logits[one], logits[other])
+    above = int((logits > weaker).sum())  # at most the other of the two
+    return Margin(lead=float(logits[one] - logits[other]), top_two=above <= 1)
 
 
-class ExactTarget:
-    """The model in ``path``, its weights widened to fp32."""
+class TargetScores:
+    """The model in ``path``, computed in ``dtype``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
 
-        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
 
     @torch.inference_mode()
+    def logits(self, tokens: Sequence[int], last: int = 1) -> Tensor:
+        """Of the tokens after each of the ``last`` positions of ``tokens``: ``[last, V]`` fp32."""
+        scores: Tensor = self._model(torch.tensor([list(tokens)]), logits_to_keep=last, use_cache=False).logits[0]
+        return scores.float()
+
     def margin(self, prefix: Sequence[int], one: int, other: int) -> Margin:
         """The margin of two tokens as the next one after ``prefix``."""
-        logits = self._model(torch.tensor([list(prefix)]), logits_to_keep=1, use_cache=False).logits[0, -1]
-        return margin_of(logits, one, other)
+        return margin_of(self.logits(prefix)[0], one, other)
+
+
+def rounding(exact: TargetScores, coarse: TargetScores, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """How far coarse arithmetic moves the gap between the two best tokens, at each token of ``answer``."""
+    tokens = [*prompt, *answer[:-1]]
+    fine, rough = exact.logits(tokens, len(answer)), coarse.logits(tokens, len(answer))
+    best = fine.topk(2).indices
+    moved = (rough.gather(1, best) - fine.gather(1, best)).diff(dim=1)
+    return [float(x) for x in moved.abs().flatten()]

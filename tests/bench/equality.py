@@ -4,7 +4,8 @@ The same chat prompts are answered by a server without speculation (off), then b
 draft (on), while that draft is swapped for a trained one and back without end (across swaps), and with the trained one
 (after). Every answer is compared, token by token, with the one that "off" gave alone: identical; parted at a near tie,
 as bf16 logits cannot be told apart across batch shapes; or different. In bf16 the tie is judged by the target in fp32;
-in float32 nothing but identical will do. "off" in a batch is compared too: what batching alone does.
+in float32 nothing but identical will do. Two yardsticks belong to it: "off" in a batch is compared too (what batching
+alone does), and bf16's rounding is measured by transformers (how far it moves the gap of the two best tokens).
 
 The prefix cache is never flushed, because a swap does not flush it: where a prompt was cached under the other draft,
 its stale draft keys cost acceptance and must not cost correctness.
@@ -33,7 +34,7 @@ from pathlib import Path
 
 import aiohttp
 import torch
-from tests.assets.exact_scores import ExactTarget, Margin
+from tests.assets.exact_scores import Margin, TargetScores, rounding
 from tests.assets.model import ensure_model
 from tests.assets.server import Server, sglang_server
 from tests.assets.trained_draft import write_untrained_and_trained
@@ -214,6 +215,40 @@ def pauses_table(pauses: dict[int, list[float]]) -> str:
     return "\n".join(lines)
 
 
+def differences(rows: Sequence[tuple[Pass, dict[int, Judged]]]) -> list[str]:
+    """A line for each answer that is different."""
+    lines = []
+    for done, judged in rows:
+        for number, one in judged.items():
+            if one.verdict is not Verdict.DIFFERENT:
+                continue
+            where = f"{done.phase}, concurrency {done.concurrency}, prompt {number}, token {one.at}"
+            if one.margin is None:
+                lines.append(f"different: {where}: one answer is the other's beginning")
+            else:
+                third = "" if one.margin.top_two else ", and a third token lies above one of them"
+                lines.append(f"different: {where}: in fp32 off's token leads by {one.margin.lead:.3f}{third}")
+    return lines
+
+
+def rounding_line(exact: TargetScores, model: Path, asked: Sequence[Sequence[int]], off: BatchResult) -> str:
+    """How far bf16 arithmetic by itself moves the gap of the two best tokens along the answers without speculation."""
+    coarse = TargetScores(model, torch.bfloat16)
+    moved = [
+        by
+        for prompt, answer in zip(asked, off.answers, strict=True)
+        if answer is not None
+        for by in rounding(exact, coarse, prompt, answer.tokens)
+    ]
+    found = percentiles(moved)
+    if found is None:
+        return "no answers to measure rounding on"
+    return (
+        f"bf16 by itself moves the gap of the two best tokens by p50 {found.p50:.3f}, p99 {found.p99:.3f}, "
+        f"at most {found.largest:.3f} ({len(moved)} tokens)"
+    )
+
+
 def machine() -> str:
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = models[0].split(":", 1)[1].strip() if models else platform.machine()
@@ -242,19 +277,14 @@ def main() -> None:
         before = os.getloadavg()[0]
         passes, swapping = measure(model, Path(work), asked, options)
         after = os.getloadavg()[0]
-        rows = list(compared(passes, asked, options.dtype, ExactTarget(model).margin))
+        exact = TargetScores(model, torch.float32)
+        rows = list(compared(passes, asked, options.dtype, exact.margin))
+        half = options.dtype is not DType.FLOAT32
+        noise = rounding_line(exact, model, asked, passes[0].result) if half else ""
     print(f"\n{machine()}; {options.dtype}; commit {at}; load before {before:.1f}, after {after:.1f}\n")
-    print(f"{table(rows)}\n\n{pauses_table(swapping.pauses)}")
-    different = 0
-    for done, judged in rows:
-        for number, one in judged.items():
-            if one.verdict is Verdict.DIFFERENT:
-                different += 1
-                print(
-                    f"different: {done.phase}, concurrency {done.concurrency}, prompt {number}, {one.at}: {one.margin}"
-                )
-    for failure in swapping.failures:
-        print(f"swap failed: {failure}")
+    print(f"{table(rows)}\n\n{pauses_table(swapping.pauses)}\n\n{noise}\n")
+    different = differences(rows)
+    print("\n".join([*different, *(f"swap failed: {failure}" for failure in swapping.failures)]))
     failed = sum(done.result.failures for done in passes)
     raise SystemExit(1 if different or failed or swapping.failures else 0)
 

@@ -27,7 +27,8 @@ def verdict(answer: Sequence[int], margin: Margin, dtype: DType = DType.BFLOAT16
     ("margin", "expected"),
     [
         (Margin(0.25, top_two=True), Verdict.NEAR_TIE),
-        (Margin(0.26, top_two=True), Verdict.DIFFERENT),
+        (Margin(-0.25, top_two=True), Verdict.NEAR_TIE),
+        (Margin(-0.26, top_two=True), Verdict.DIFFERENT),
         (Margin(0.01, top_two=False), Verdict.DIFFERENT),
     ],
 )
@@ -47,5 +48,6 @@ def test_an_answer_cut_short_is_different() -> None:
 def test_the_two_best_may_come_in_either_order_and_share_their_score() -> None:
     logits = torch.tensor([1.0, 3.0, 2.5, 2.5])
     assert margin_of(logits, 1, 0) == Margin(2.0, top_two=False)
-    assert margin_of(logits, 2, 1) == margin_of(logits, 1, 2) == Margin(0.5, top_two=True)
+    assert margin_of(logits, 2, 1) == Margin(-0.5, top_two=True)
+    assert margin_of(logits, 1, 2) == Margin(0.5, top_two=True)
     assert margin_of(logits, 2, 3) == Margin(0.0, top_two=True)
