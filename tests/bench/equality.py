@@ -44,7 +44,7 @@ from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
 from aurora_api.speculator import DType
-from aurora_runtime.serving.agent.engine import EngineClient
+from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.validation.equality import NEAR_TIE, first_difference
 from aurora_runtime.validation.load import Answer, BatchResult, Client
 
@@ -141,8 +141,8 @@ async def speculating(
     server: Server, drafts: Sequence[Path], asked: Sequence[Sequence[int]], options: argparse.Namespace
 ) -> tuple[list[Pass], SwappingEngine]:
     """On, across swaps and after, on one server that starts with the untrained draft."""
-    async with EngineClient(server.url, key="none is set") as engine:
-        swapping = SwappingEngine(engine, drafts)
+    async with aiohttp.ClientSession() as session:
+        swapping = SwappingEngine(EngineAdmin(session, server.url), drafts)
         passes = await answers(server, Phase.ON, asked, options)
         await swapping.learn_checksums()
         passes += await answers(server, Phase.ACROSS, asked, options, swapping)

@@ -7,45 +7,29 @@ answers were under way as it began.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.payload import LOADER
+from aurora_runtime.engine.weights import WEIGHTS
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving.agent.engine import EngineClient
-from aurora_runtime.serving.settings import LOADER
-from aurora_runtime.training.export import WEIGHTS_FILE
 
 UNTRAINED, TRAINED = 0, 1
 """The drafts' versions, and their places among :attr:`SwappingEngine.drafts`."""
 SERVER_ARGUMENTS = ("--weight-version", str(UNTRAINED), "--custom-weight-loader", LOADER)
-"""What a server needs for :func:`swap`, besides the untrained draft itself."""
+"""What a server needs for a swap, besides the untrained draft itself."""
 SERVING_S = 0.25
 """Between two swaps, so that answers go on under either draft."""
-
-
-async def swap(engine: EngineClient, draft: Path, version: int) -> float:
-    """The agent's draft-only swap; seconds that generation stood still. Raises :class:`EngineFault`."""
-    began = time.monotonic()
-    try:
-        await engine.pause()
-        await engine.begin()
-        try:
-            await engine.update(draft / WEIGHTS_FILE, version)
-        finally:
-            await engine.end()
-    finally:
-        await engine.resume()
-    return time.monotonic() - began
 
 
 @dataclass
 class SwappingEngine:
     """An engine that started with the first of two drafts of one lineage."""
 
-    engine: EngineClient
+    engine: EngineAdmin
     drafts: Sequence[Path]
     current: int = UNTRAINED
     pauses: dict[int, list[float]] = field(default_factory=dict)
@@ -56,7 +40,7 @@ class SwappingEngine:
     async def learn_checksums(self) -> None:
         """Load both drafts once, to know them again. Raises :class:`EngineFault` when the engine did not."""
         for version in (UNTRAINED, TRAINED):
-            await swap(self.engine, self.drafts[version], version)
+            await self.engine.swap(self.drafts[version] / WEIGHTS, version)
             self._checksums[version] = await self.engine.checksum()
         if len({*self._checksums.values()}) != 2:
             raise EngineFault("two drafts gave one checksum")
@@ -82,7 +66,7 @@ class SwappingEngine:
             self.failures.append("the engine does not hold the trained draft")
 
     async def _go_to(self, version: int) -> float:
-        pause = await swap(self.engine, self.drafts[version], version)
+        pause = await self.engine.swap(self.drafts[version] / WEIGHTS, version)
         if await self.engine.checksum() != self._checksums[version]:
             raise EngineFault(f"the engine does not hold draft {version} after its swap")
         self.current = version
