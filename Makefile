@@ -41,8 +41,10 @@ test: check integration e2e ## Everything
 demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
 	$(PY) -m tests.demo
 
-bench: env ## CPU engine: step and round costs, ours against stock
+bench: env ## What a step and a round cost, what capture costs, and that swaps leave answers alone
 	$(PY) -m tests.bench.engine
+	$(PY) -m tests.bench.capture
+	$(PY) -m tests.bench.equality
 
 crd: env ## Regenerate the CRD from the models
 	$(PY) -m aurora_api.crd
