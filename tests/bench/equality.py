@@ -282,9 +282,9 @@ def main() -> None:
         half = options.dtype is not DType.FLOAT32
         noise = rounding_line(exact, model, asked, passes[0].result) if half else ""
     print(f"\n{machine()}; {options.dtype}; commit {at}; load before {before:.1f}, after {after:.1f}\n")
-    print(f"{table(rows)}\n\n{pauses_table(swapping.pauses)}\n\n{noise}\n")
     different = differences(rows)
-    print("\n".join([*different, *(f"swap failed: {failure}" for failure in swapping.failures)]))
+    problems = "\n".join([*different, *(f"swap failed: {failure}" for failure in swapping.failures)])
+    print("\n\n".join(part for part in (table(rows), pauses_table(swapping.pauses), noise, problems) if part))
     failed = sum(done.result.failures for done in passes)
     raise SystemExit(1 if different or failed or swapping.failures else 0)
 
