@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+VECTOR = 16
+"""Lanes of a float32 vector: what PyTorch's attention kernel sums at a time."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -43,6 +46,11 @@ class Plan:
     groups: tuple[Group, ...]
 
 
+def _padded(seq_lens: torch.Tensor, table: torch.Tensor) -> int:
+    """Keys to attend over: the longest request's, in whole vectors, so that sums do not depend on who is beside it."""
+    return min(-(-int(seq_lens.max()) // VECTOR) * VECTOR, table.shape[1])
+
+
 def plan_decode(req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> Plan:
     """One query per request, which sees the request's first `seq_lens[i]` slots.
 
@@ -52,10 +60,8 @@ def plan_decode(req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, seq_
         seq_lens: [B] visible keys, at least 1.
     """
     batch = seq_lens.shape[0]
-    keys = int(seq_lens.max())
+    keys = _padded(seq_lens, req_to_token)
     slots = req_to_token[req_pool_indices, :keys]
-    if batch == 1:
-        return Plan((Group(1, 1, keys, None, None, slots.flatten(), None),))
     valid = torch.arange(keys) < seq_lens[:, None]
     slots = torch.where(valid, slots, slots[:, :1])
     return Plan((Group(batch, 1, keys, None, None, slots.flatten(), valid[:, None, None, :]),))
@@ -123,7 +129,7 @@ def _extend_group(
     causal: bool,
     everything: bool,
 ) -> Group:
-    batch, queries, keys = seq_lens.shape[0], int(new.max()), int(seq_lens.max())
+    batch, queries, keys = seq_lens.shape[0], int(new.max()), _padded(seq_lens, table)
     uniform = int(new.min()) == queries
     key = torch.arange(keys)
     query = torch.arange(queries)

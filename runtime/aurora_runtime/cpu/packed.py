@@ -50,13 +50,21 @@ def packed_weight(module: torch.nn.Module) -> Packed:
 
 
 def linear(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b: [M, K] -> [M, N]. Every row is the same for any number of rows beside it."""
+    """x W^T + b: [M, K] -> [M, N]. Every row is the same for any number of rows beside it.
+
+    One row is computed as two: for a row alone oneDNN sums in another order, and near ties would fall otherwise in a
+    batch, or in a verify round, than alone.
+    """
+    if x.shape[0] == 1:
+        return linear(x.repeat(2, 1), weight, bias)[:1]
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.weight, bias, "none", [], "")
     return result
 
 
 def linear_add(x: torch.Tensor, weight: Packed, addend: torch.Tensor) -> torch.Tensor:
-    """x W^T + addend, rounded once: [M, K], [M, N] -> [M, N]."""
+    """x W^T + addend, rounded once: [M, K], [M, N] -> [M, N]. Rows as in :func:`linear`."""
+    if x.shape[0] == 1:
+        return linear_add(x.repeat(2, 1), weight, addend.repeat(2, 1))[:1]
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, addend, weight.weight, None, "add")
     return result
 

@@ -145,6 +145,22 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
         torch.testing.assert_close(together[rows], alone, rtol=relative, atol=absolute)
 
 
+def test_decoding_alone_is_decoding_in_a_batch_bit_for_bit() -> None:
+    case = Case(0, 4, 3, 3, 64, torch.bfloat16)
+    for seed in range(20):
+        case.random.manual_seed(seed)
+        lengths = case.lengths(1, POOL_LEN, 4)
+        q = case.normal(4, case.heads, case.width)
+        together, alone = torch.zeros_like(q), torch.zeros_like(q)
+        plan = attention.plan_decode(case.table, case.rows, lengths)
+        attention.attend(q, case.k, case.v, together, plan, 0.125, 0.0)
+        for index in range(4):
+            one = slice(index, index + 1)
+            plan = attention.plan_decode(case.table, case.rows[one], lengths[one])
+            attention.attend(q[one], case.k, case.v, alone[one], plan, 0.125, 0.0)
+        assert torch.equal(alone, together)
+
+
 def test_the_registered_operations_store_and_attend() -> None:
     kept_alive = ops.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
     case = Case(0, 2, 3, 3, 64, torch.bfloat16)

@@ -204,3 +204,18 @@ def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
     assert ids[0, 0] == 3
     assert bool(torch.isfinite(logprobs).all())
     assert torch.allclose(logprobs.float().exp().sum(-1) + rest.float(), torch.ones(2), atol=2e-3)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 64, 1000, 4096])
+def test_the_most_likely_tokens_are_those_of_a_whole_sort(vocabulary: int) -> None:
+    logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 5
+    logits[1, vocabulary // 2 :] = float("-inf")
+    logits[2, 2:] = float("-inf")
+    ids, logprobs, _ = top(logits, 32)
+    k = min(32, vocabulary)
+    expected = logits.log_softmax(-1).topk(k, dim=-1)
+    assert torch.equal(logprobs, expected.values.clamp(min=-1e4).half())
+    finite = torch.isfinite(expected.values)
+    assert torch.equal(ids[finite].long(), expected.indices[finite])
+    assert int(ids.min()) >= 0
+    assert int(ids.max()) < vocabulary
