@@ -146,7 +146,7 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
 
 
 def test_decoding_alone_is_decoding_in_a_batch_bit_for_bit() -> None:
-    case = Case(0, 4, 3, 3, 64, torch.bfloat16)
+    case = Case(seed=0, batch=4, kv_heads=3, fold=3, width=64, dtype=torch.bfloat16)
     for seed in range(20):
         case.random.manual_seed(seed)
         lengths = case.lengths(1, POOL_LEN, 4)
