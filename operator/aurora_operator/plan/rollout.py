@@ -23,11 +23,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from aurora_api.agent import SwapPhase
 from aurora_api.records import ChannelReason
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
-from aurora_operator.plan import analysis
-from aurora_operator.plan.world import Advance, Step, World, confirmed, disagree, next_swaps, repairs, settled, unsure
+from aurora_operator.plan import analysis, endings
+from aurora_operator.plan.world import Advance, Step, World, confirmed, next_swaps, repairs, settled, unsure
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
@@ -62,9 +61,9 @@ def _dispatch(world: World, rollout: RolloutStatus) -> Step:
         return _roll_back(world, rollout, f"version {world.pin} is pinned", event="RolloutStopped")
     if version in world.refused:
         return _roll_back(world, rollout, world.reason)
-    if why := _failure(world, rollout, version):
+    if why := endings.failure(world, rollout, version):
         return _roll_back(world, rollout, why, reject=version)
-    if why := _obstacle(world, rollout, version):
+    if why := endings.obstacle(world, rollout, version):
         return _roll_back(world, rollout, why, event="RolloutStopped")
     return _forward(world, rollout, version)
 
@@ -117,56 +116,6 @@ def _start(world: World, rollout: RolloutStatus, version: int) -> Step:
         message=f"version {version} comes to {min(world.policy.canary, len(world.pods))} pod(s) first",
     )
     return Step(started, event="RolloutStarted")
-
-
-def _failure(world: World, rollout: RolloutStatus, version: int) -> str:
-    """Why the version must go for good, in plain words; empty when nothing is wrong with it."""
-    if world.abort == version:
-        return f"version {version} was aborted by a person"
-    for pod in world.pods:
-        swap = pod.swap
-        mine = rollout.started is None or swap.finished is None or swap.finished >= rollout.started
-        if swap.phase is SwapPhase.FAILED and swap.version == version and pod.version != version and mine:
-            return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
-    if disagree(world.pods, version):
-        return f"pods that serve version {version} hold different weights"
-    asked = rollout.analysis.asked if rollout.analysis else {}
-    for pod in world.pods:
-        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in asked and not pod.ready)
-        if stuck and _late(world, rollout):
-            return f"pod {pod.name} did not come back with version {version} for {_deadline(world)}"
-    return ""
-
-
-def _deadline(world: World) -> timedelta:
-    return timedelta(seconds=world.policy.progress_deadline_seconds)
-
-
-def _obstacle(world: World, rollout: RolloutStatus, version: int) -> str:
-    """Why the roll must end without blame for the version."""
-    if version not in world.earned:
-        return f"the evidence for version {version} does not hold against version {world.active}"
-    if not world.pods:
-        return "there are no pods any more"
-    if _late(world, rollout):
-        return f"no progress for {_deadline(world)}"
-    state = rollout.analysis
-    if state is not None and state.shape != world.shape and rollout.phase is not RolloutPhase.ROLLING:
-        return "how pods serve was changed"
-    return ""
-
-
-def _late(world: World, rollout: RolloutStatus) -> bool:
-    """No progress for too long. The clock stands while traffic, a person or pods that are not ready are waited for."""
-    state = rollout.analysis
-    if rollout.phase is RolloutPhase.PAUSED or world.short():
-        return False
-    since = rollout.progressed
-    if rollout.phase is RolloutPhase.CANARY and state is not None:
-        if state.baseline is None or (state.since is not None and state.missing_since is None):
-            return False
-        since = state.missing_since or since
-    return since is not None and world.now - since > _deadline(world)
 
 
 def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:

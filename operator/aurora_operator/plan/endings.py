@@ -1,0 +1,62 @@
+"""Why a roll that is under way must end: because of its version, or without blame for it. Pure.
+
+Invariant: time alone never refuses a version; a pod that took it and did not come back does.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from aurora_api.agent import SwapPhase
+from aurora_api.status import RolloutPhase, RolloutStatus
+from aurora_operator.plan.world import World, disagree
+
+
+def failure(world: World, rollout: RolloutStatus, version: int) -> str:
+    """Why the version must go for good, in plain words; empty when nothing is wrong with it."""
+    if world.abort == version:
+        return f"version {version} was aborted by a person"
+    for pod in world.pods:
+        swap = pod.swap
+        mine = rollout.started is None or swap.finished is None or swap.finished >= rollout.started
+        if swap.phase is SwapPhase.FAILED and swap.version == version and pod.version != version and mine:
+            return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
+    if disagree(world.pods, version):
+        return f"pods that serve version {version} hold different weights"
+    asked = rollout.analysis.asked if rollout.analysis else {}
+    for pod in world.pods:
+        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in asked and not pod.ready)
+        if stuck and _late(world, rollout):
+            return f"pod {pod.name} did not come back with version {version} for {_deadline(world)}"
+    return ""
+
+
+def _deadline(world: World) -> timedelta:
+    return timedelta(seconds=world.policy.progress_deadline_seconds)
+
+
+def obstacle(world: World, rollout: RolloutStatus, version: int) -> str:
+    """Why the roll must end without blame for the version."""
+    if version not in world.earned:
+        return f"the evidence for version {version} does not hold against version {world.active}"
+    if not world.pods:
+        return "there are no pods any more"
+    if _late(world, rollout):
+        return f"no progress for {_deadline(world)}"
+    state = rollout.analysis
+    if state is not None and state.shape != world.shape and rollout.phase is not RolloutPhase.ROLLING:
+        return "how pods serve was changed"
+    return ""
+
+
+def _late(world: World, rollout: RolloutStatus) -> bool:
+    """No progress for too long. The clock stands while traffic, a person or pods that are not ready are waited for."""
+    state = rollout.analysis
+    if rollout.phase is RolloutPhase.PAUSED or world.short():
+        return False
+    since = rollout.progressed
+    if rollout.phase is RolloutPhase.CANARY and state is not None:
+        if state.baseline is None or (state.since is not None and state.missing_since is None):
+            return False
+        since = state.missing_since or since
+    return since is not None and world.now - since > _deadline(world)
