@@ -17,21 +17,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Margin:
-    """By how much one token's logit exceeds another's (negative: falls short), and whether no third beats either."""
+    """By how much one token's logit exceeds another's (negative: falls short), and how far the best lies above both.
+
+    ``gap`` is from the best of all tokens to the weaker of the two, so three tokens may share a tie.
+    """
 
     lead: float
-    top_two: bool
-
-    @property
-    def gap(self) -> float:
-        return abs(self.lead)
+    gap: float
 
 
 def margin_of(logits: Tensor, one: int, other: int) -> Margin:
     """The margin of two token ids under ``logits`` ``[V]``."""
     weaker = torch.minimum(logits[one], logits[other])
-    above = int((logits > weaker).sum())  # at most the other of the two
-    return Margin(lead=float(logits[one] - logits[other]), top_two=above <= 1)
+    return Margin(lead=float(logits[one] - logits[other]), gap=float(logits.max() - weaker))
 
 
 class TargetScores:

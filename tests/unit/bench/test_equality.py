@@ -26,28 +26,29 @@ def verdict(answer: Sequence[int], margin: Margin, dtype: DType = DType.BFLOAT16
 @pytest.mark.parametrize(
     ("margin", "expected"),
     [
-        (Margin(0.25, top_two=True), Verdict.NEAR_TIE),
-        (Margin(-0.25, top_two=True), Verdict.NEAR_TIE),
-        (Margin(-0.26, top_two=True), Verdict.DIFFERENT),
-        (Margin(0.01, top_two=False), Verdict.DIFFERENT),
+        (Margin(lead=0.25, gap=0.25), Verdict.NEAR_TIE),
+        (Margin(lead=-0.25, gap=0.25), Verdict.NEAR_TIE),
+        (Margin(lead=-0.26, gap=0.26), Verdict.DIFFERENT),
+        (Margin(lead=0.01, gap=0.2), Verdict.NEAR_TIE),
+        (Margin(lead=0.01, gap=3.0), Verdict.DIFFERENT),
     ],
 )
-def test_a_near_tie_is_between_the_two_best_and_within_the_bound(margin: Margin, expected: Verdict) -> None:
+def test_a_near_tie_is_between_tokens_that_are_nearly_the_best(margin: Margin, expected: Verdict) -> None:
     assert verdict([1, 9, 3], margin) is expected
 
 
 def test_fp32_knows_no_near_tie() -> None:
-    assert verdict([1, 9, 3], Margin(0.0, top_two=True), DType.FLOAT32) is Verdict.DIFFERENT
+    assert verdict([1, 9, 3], Margin(0.0, 0.0), DType.FLOAT32) is Verdict.DIFFERENT
 
 
 def test_an_answer_cut_short_is_different() -> None:
-    assert verdict([1, 2], Margin(0.0, top_two=True)) is Verdict.DIFFERENT
-    assert verdict(OFF, Margin(9.0, top_two=False)) is Verdict.IDENTICAL
+    assert verdict([1, 2], Margin(0.0, 0.0)) is Verdict.DIFFERENT
+    assert verdict(OFF, Margin(9.0, 9.0)) is Verdict.IDENTICAL
 
 
-def test_the_two_best_may_come_in_either_order_and_share_their_score() -> None:
+def test_a_margin_is_seen_from_the_best_of_all() -> None:
     logits = torch.tensor([1.0, 3.0, 2.5, 2.5])
-    assert margin_of(logits, 1, 0) == Margin(2.0, top_two=False)
-    assert margin_of(logits, 2, 1) == Margin(-0.5, top_two=True)
-    assert margin_of(logits, 1, 2) == Margin(0.5, top_two=True)
-    assert margin_of(logits, 2, 3) == Margin(0.0, top_two=True)
+    assert margin_of(logits, 1, 0) == Margin(lead=2.0, gap=2.0)
+    assert margin_of(logits, 2, 1) == Margin(lead=-0.5, gap=0.5)
+    assert margin_of(logits, 2, 3) == Margin(lead=0.0, gap=0.5)
+    assert margin_of(logits, 0, 2) == Margin(lead=-1.5, gap=2.0)
