@@ -36,6 +36,7 @@ class SwapStatus(Model):
     phase: SwapPhase = SwapPhase.IDLE
     version: int | None = Field(default=None, description="The version asked for last.")
     error: str = ""
+    transient: bool = Field(default=False, description="The failure says nothing about the draft: asking again is due.")
     pause_seconds: float | None = Field(default=None, description="How long generation was paused by the last swap.")
     finished: Timestamp | None = None
 

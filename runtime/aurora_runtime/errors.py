@@ -8,7 +8,8 @@ RuntimeFault
 │   └── StoreUnsupported    the store lacks conditional writes
 ├── TraceFormatError        a shard's tensors contradict each other
 ├── CaptureRefused          SGLang is not the one whose internals capture knows
-├── EngineFault             SGLang refused an admin call, or is out of reach
+├── EngineFault             SGLang refused an admin call
+│   └── EngineGone          SGLang did not answer: it ended, or it hangs
 ├── DraftRefused            a draft checkpoint is not one that an engine may load
 ├── SwapRefused             a swap request must not be obeyed
 ├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
@@ -54,7 +55,11 @@ class CaptureRefused(RuntimeFault):
 
 
 class EngineFault(RuntimeFault):
-    """SGLang did not start, refused a call of its admin API, or could not be reached."""
+    """SGLang did not start, or refused a call of its admin API."""
+
+
+class EngineGone(EngineFault):
+    """SGLang gave no answer, so nothing is known of what it was asked: it ended, or it hangs."""
 
 
 class DraftRefused(RuntimeFault):

@@ -152,8 +152,8 @@ class FakeEngine:
     """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to what goes wrong there:
 
     ``before``: 500, nothing done; ``after``: done, then 500; ``silent``: 200, nothing done; ``version``: the weights
-    load under another version; ``slow``: 200 after a while, nothing done. A fault is used up by one call, unless it is
-    in ``lasting``. Started without a ``key``, it must not be shown one.
+    load under another version; ``slow``: 200 after a while, nothing done; ``gone``: the connection ends instead of an
+    answer. A fault is used up by one call, unless it is in ``lasting``. Started without a ``key``, none must be shown.
     """
 
     def __init__(self, key: str | None = KEY) -> None:
@@ -217,6 +217,10 @@ class FakeEngine:
         fault = self.faults.get(name, "") if self.lasting else self.faults.pop(name, "")
         if fault == "before":
             return web.json_response({"success": False, "message": "told to fail"}, status=500)
+        if fault == "gone":
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
         if fault == "slow":
             await asyncio.sleep(0.2)
         idle = fault in ("silent", "slow")

@@ -19,7 +19,8 @@ def failure(world: World, rollout: RolloutStatus, version: int) -> str:
     for pod in world.pods:
         swap = pod.swap
         mine = rollout.started is None or swap.finished is None or swap.finished >= rollout.started
-        if swap.phase is SwapPhase.FAILED and swap.version == version and pod.version != version and mine:
+        refused = swap.phase is SwapPhase.FAILED and not swap.transient and swap.version == version
+        if refused and pod.version != version and mine:
             return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
     if disagree(world.pods, version):
         return f"pods that serve version {version} hold different weights"

@@ -26,7 +26,7 @@ from typing import Any
 from aurora_api.records import ChannelReason
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
 from aurora_operator.plan import analysis, endings
-from aurora_operator.plan.world import Advance, Step, World, confirmed, next_swaps, repairs, settled, unsure
+from aurora_operator.plan.world import Advance, Step, World, confirmed, hindrance, next_swaps, repairs, settled, unsure
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
@@ -174,7 +174,7 @@ def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
     if not ready or have < min(want, len(ready)):
         missing = state is not None and state.since is not None and state.missing_since is None
         waiting = _analysed(rollout, missing_since=world.now) if missing else rollout
-        waiting = _with(waiting, message=f"swapping {want} pod(s) to version {version}")
+        waiting = _with(waiting, message=f"swapping {want} pod(s) to version {version}{hindrance(world, version)}")
         return _ask(world, waiting, next_swaps(world, version, want - len(unsure(world))))
     if state is not None and state.missing_since is not None:
         rollout = _analysed(rollout, missing_since=None)

@@ -13,7 +13,7 @@ from aurora_api.status import RolloutStatus
 from aurora_operator.plan.analysis import Live
 
 RETRY_AFTER = timedelta(seconds=5)
-"""A failed swap back to the active version is asked for again after this time."""
+"""A failed swap that may be asked for again is, after this time."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,14 @@ def _recent_failure(pod: Pod, version: int, now: datetime) -> bool:
     return now - swap.finished < RETRY_AFTER
 
 
+def hindrance(world: World, version: int) -> str:
+    """What keeps a pod from taking ``version`` just now, though nothing is wrong with it; empty, or "; because…"."""
+    for pod in world.pods:
+        if pod.swap.phase is SwapPhase.FAILED and pod.swap.version == version != pod.version and pod.swap.transient:
+            return f"; {pod.name} tries again: {pod.swap.error or 'no reason given'}"
+    return ""
+
+
 def repairs(world: World, limit: int) -> dict[str, int]:
     """Swaps that bring stray pods to the active version, at most ``limit`` at a time."""
     stray = [pod for pod in world.pods if pod.ready and pod.version != world.active and not pod.swapping]
@@ -153,7 +161,11 @@ def next_swaps(world: World, version: int, want: int) -> dict[str, int]:
     if world.short():
         return {}
     having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
-    others = [pod for pod in world.pods if pod.ready and pod.version != version and not pod.swapping]
+    others = [
+        pod
+        for pod in world.pods
+        if pod.ready and pod.version != version and not pod.swapping and not _recent_failure(pod, version, world.now)
+    ]
     room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), want - len(having))
     others.sort(key=lambda pod: (pod.version == world.active, pod.name))
     return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)

@@ -1,7 +1,7 @@
 """A client of SGLang's admin API: what one engine holds, and the draft-only swap of a running one.
 
 Invariants: a pause that may have begun is always ended, whatever an answer said; every call has a time limit and fails
-as :class:`EngineFault` with the route and the reason, never with the key; fields with dangerous defaults are always
+as an :class:`EngineFault` with the route and the reason, never with the key; fields with dangerous defaults are always
 sent: pausing aborts requests by default, and an update touches the target by default and flushes the cache. Routes and
 fields as of SGLang 0.5.23 (sglang/srt/managers/io_struct.py:1927-2230).
 """
@@ -22,7 +22,7 @@ import aiohttp
 from aurora_api.agent import LiveCounters
 from aurora_runtime.engine.counters import live_counters
 from aurora_runtime.engine.payload import LOADER, path_payload
-from aurora_runtime.errors import EngineFault
+from aurora_runtime.errors import EngineFault, EngineGone
 
 SHORT_S: Final = 5.0
 CONTROL_S: Final = 60.0
@@ -48,7 +48,7 @@ class EngineAdmin:
             ) as answer:
                 data = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineFault(f"{path}: {type(error).__name__}") from error
+            raise EngineGone(f"{path}: {type(error).__name__}") from error
         if answer.status != 200:
             raise EngineFault(f"{path}: {answer.status} {data[:300].decode(errors='replace')}")
         return data

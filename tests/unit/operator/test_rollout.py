@@ -294,6 +294,21 @@ def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> N
     assert step(world(pod(A, 0), pod(B, swap=FAILED)), back.rollout).rollout.phase is RolloutPhase.IDLE
 
 
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
+def test_a_swap_that_failed_for_what_is_around_the_draft_is_tried_again(phase: RolloutPhase) -> None:
+    failed = FAILED.model_copy(update={"transient": True, "error": "get checkpoints: EndpointConnectionError"})
+    held = step(world(pod(A, swap=failed), pod(B)), rolling(phase))
+    assert (held.rollout.phase, held.advance, held.swaps) == (phase, None, {B: 1})
+    if phase is RolloutPhase.CANARY:
+        assert "tries again: get checkpoints: EndpointConnectionError" in held.rollout.message
+    both = step(world(pod(A, swap=failed), pod(B, 1)), rolling(RolloutPhase.ROLLING))
+    assert both.swaps == {}, "not at once"
+    later = NOW + timedelta(seconds=6)
+    assert step(world(pod(A, swap=failed), pod(B, 1), now=later), rolling(RolloutPhase.ROLLING)).swaps == {A: 1}
+    end = step(world(pod(A, swap=failed), pod(B, 1), now=NOW + timedelta(seconds=601)), rolling())
+    assert (end.rollout.phase, end.advance) == (RolloutPhase.ROLLING_BACK, None), "it may be offered again"
+
+
 def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
     old = FAILED.model_copy(update={"finished": NOW - timedelta(seconds=1)})
     assert step(world(pod(A, swap=old), pod(B)), rolling(RolloutPhase.CANARY)).rollout.phase is RolloutPhase.CANARY

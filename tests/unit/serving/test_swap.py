@@ -126,11 +126,21 @@ async def test_a_draft_that_cannot_be_restored_is_said(rig: Rig) -> None:
     assert current.version == 0, "a restart starts with the draft that was earned"
 
 
+async def test_an_engine_that_ends_in_a_swap_says_nothing_about_the_draft(rig: Rig) -> None:
+    rig.engine.faults = dict.fromkeys(FakeEngine.ORDERS, "gone")
+    rig.engine.lasting = True
+    await rig.swap(1)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    current = rig.drafts.current()
+    assert current is not None
+    assert current.version == 0, "the next engine starts with the draft that was earned"
+
+
 async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_path: Path) -> None:
     bad = publish(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     await rig.swapper.request(SwapRequest(version=7, digest=bad.digest, epoch=2))
     await rig.swapper.wait()
-    assert rig.swapper.status.phase is SwapPhase.FAILED
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, False)
     assert rig.engine.calls == []
     assert rig.serves(0)
 
@@ -138,7 +148,7 @@ async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_pa
 async def test_a_store_that_is_down_costs_the_swap_only(rig: Rig) -> None:
     rig.objects.down = True
     await rig.swap(1)
-    assert rig.swapper.status.phase is SwapPhase.FAILED
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
     assert rig.serves(0)
     rig.objects.down = False
     await rig.swap(1)

@@ -16,13 +16,28 @@ from typing import Final
 
 from aurora_api.agent import SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.errors import (
+    DigestMismatch,
+    EngineFault,
+    EngineGone,
+    ObjectMissing,
+    RuntimeFault,
+    StoreError,
+    SwapRefused,
+)
 from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 
 log = logging.getLogger(__name__)
 
 EPOCH_FILE: Final = "swap.json"
+
+
+def _transient(error: Exception) -> bool:
+    """Whether a swap failed for what is around the draft: the store, the disk, an engine that ended meanwhile."""
+    if isinstance(error, StoreError):
+        return not isinstance(error, (ObjectMissing, DigestMismatch))
+    return isinstance(error, (EngineGone, OSError))
 
 
 class Swapper:
@@ -132,7 +147,7 @@ class Swapper:
             self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
             pause = await self._replace(draft, previous)
         except (RuntimeFault, OSError) as error:
-            self._fail(request, str(error), pause)
+            self._fail(request, str(error), pause, transient=_transient(error))
         except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, pause)
@@ -141,11 +156,12 @@ class Swapper:
             self._finished("success", pause)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause)
 
-    def _fail(self, request: SwapRequest, error: str, pause: float | None) -> None:
+    def _fail(self, request: SwapRequest, error: str, pause: float | None, *, transient: bool = False) -> None:
         self.status = SwapStatus(
             phase=SwapPhase.FAILED,
             version=request.version,
             error=error[:1000],
+            transient=transient,
             pause_seconds=pause,
             finished=datetime.now(UTC),
         )
@@ -199,4 +215,5 @@ class Swapper:
         except EngineFault as error:
             problem = str(error)
         if problem:
-            raise EngineFault(f"{cause}; and version {previous.version} could not be restored: {problem}") from cause
+            text = f"{cause}; and version {previous.version} could not be restored: {problem}"
+            raise type(cause)(text) from cause
