@@ -175,6 +175,16 @@ def test_a_shard_is_read_back_verified_and_is_there_before_its_manifest(registry
         registry.shard(key)
 
 
+def test_the_newest_shards_are_told_by_the_stores_clock_not_by_their_names(registry: Registry) -> None:
+    """A restarted engine counts from 0 again, beside shards with higher numbers of the same hour."""
+    written = []
+    for boot, seq in (("old", 41), ("old", 42), ("new", 0)):
+        name = Keys.shard(1, "pod-0", boot, seq, NOW).rsplit("/", 1)[1] + ".safetensors"
+        written.append(registry.put_shard(shard(seq, b"tensors", name), b"tensors"))
+        time.sleep(1.1)  # the clock's grain
+    assert registry.newest_shards(1, 2) == [written[2], written[1]]
+
+
 def test_the_highest_number_wins(registry: Registry) -> None:
     assert registry.channel() is None
     assert registry.lineage() is None

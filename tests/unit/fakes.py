@@ -70,10 +70,11 @@ class FolderObjects(ObjectStore):
     def download(self, key: str, path: Path, sha256: str) -> None:
         path.write_bytes(self.get(key, sha256))
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
+    def dated(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, datetime]]:
         self._file("")
-        keys = sorted(str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file())
-        return iter([key for key in keys if key.startswith(prefix) and key > after])
+        files = sorted((str(file.relative_to(self.path)), file) for file in self.path.rglob("*") if file.is_file())
+        found = [(key, file) for key, file in files if key.startswith(prefix) and key > after]
+        return iter([(key, datetime.fromtimestamp(file.stat().st_mtime, UTC)) for key, file in found])
 
     def delete(self, key: str) -> None:
         self._file(key).unlink(missing_ok=True)

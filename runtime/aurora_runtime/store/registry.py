@@ -6,6 +6,7 @@ Invariant: what a reader gets from here is a validated record whose data exists;
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,6 +59,12 @@ class Registry:
     def shard_keys(self, lineage: int) -> Iterator[str]:
         """Keys of the manifests of a lineage's shards, oldest hour first."""
         return (key for key in self.objects.list(Keys.traces(lineage)) if key.endswith(".json"))
+
+    def newest_shards(self, lineage: int, limit: int) -> list[str]:
+        """Keys of the manifests written last, newest first. Names do not tell: each engine start counts from 0."""
+        dated = self.objects.dated(Keys.traces(lineage))
+        manifests = ((modified, key) for key, modified in dated if key.endswith(".json"))
+        return [key for _, key in heapq.nlargest(limit, manifests)]
 
     def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
         """A shard's manifest and its verified bytes."""

@@ -45,7 +45,7 @@ def held_out_prompts(registry: Registry, lineage: int, *, wanted: int, needed: i
     Raises :class:`MeasurementError` when there are fewer than ``needed``: a small sample would flatter or condemn by
     chance, so the operator has to try again when there is more traffic.
     """
-    keys = sorted(registry.shard_keys(lineage), key=_newest, reverse=True)[:MAX_SHARDS]
+    keys = registry.newest_shards(lineage, MAX_SHARDS)
     seen: dict[int, Prompt] = {}
     read = 0
     for key in keys:
@@ -59,12 +59,6 @@ def held_out_prompts(registry: Registry, lineage: int, *, wanted: int, needed: i
             f"{len(seen)} distinct held-out prompts in the newest {read} shards; {needed} are needed: wait for traffic"
         )
     return tuple(seen.values())
-
-
-def _newest(key: str) -> tuple[str, str]:
-    """Sort key of a manifest: its date and hour, then the pod's sequence number (layout: store/keys.py)."""
-    folder, name = key.rsplit("/", 1)
-    return folder, name.removesuffix(".json").rsplit("-", 1)[-1]
 
 
 def digest(prompts: Iterable[Prompt]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -39,14 +38,14 @@ def trace(first: int, length: int = 6) -> RequestTrace:
 
 
 class Shards:
-    """A registry's reading side over shards in memory."""
+    """A registry's reading side over shards in memory, oldest first."""
 
     def __init__(self, shards: dict[str, list[RequestTrace]]) -> None:
         self.shards = shards
         self.read: list[str] = []
 
-    def shard_keys(self, lineage: int) -> Iterator[str]:
-        return iter(sorted(self.shards))
+    def newest_shards(self, lineage: int, limit: int) -> list[str]:
+        return list(reversed(self.shards))[:limit]
 
     def shard(self, key: str) -> tuple[ShardManifest | None, bytes]:
         self.read.append(key)
