@@ -1,8 +1,9 @@
 """Load driver: streamed ``/v1/chat/completions`` requests, closed loop or at a rate, in a thread of its own.
 
-It exists to prove promise 2 ("Unbroken") from a client's side. Invariant: a request is sent once, never retried, and
-ends as a success or as a failure of a named kind: a status other than 200, a broken or unfinished stream, a missing
-finish reason or usage, a timeout. Stopping lets requests under way finish.
+It exists to prove promise 2 ("Unbroken") from a client's side. Invariant: a request ends as a success or as a failure
+of a named kind: a status other than 200, a broken or unfinished stream, a missing finish reason or usage, a timeout. It
+is sent once, unless ``again_seconds`` makes the client one that asks again when an answer breaks, as clients do whose
+server's machine may end; every answer that broke is counted then. Stopping lets requests under way finish.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import Summary, Tally
 
 Progress = Callable[[str], None]
+AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Load:
     requests: int | None = None
     max_tokens: int = 96
     timeout: float = 120.0
+    again_seconds: float = 0.0
+    """A request whose answer breaks is sent again for this long; then it has failed."""
     seed: int = 0
     model: str = "default"
     progress_seconds: float = 10.0
@@ -71,6 +75,10 @@ class Driver:
         if self._thread is not None:
             self._thread.join()
         return self.summary()
+
+    def switch(self, domain: Domain) -> None:
+        """From the next request on, ask for something else: traffic drifts."""
+        self._prompts = prompts(domain, self.load.seed)
 
     def wait(self) -> Summary:
         """Wait until the load's own end (``seconds`` or ``requests``)."""
@@ -128,17 +136,24 @@ class Driver:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _send(self, session: aiohttp.ClientSession, prompt: str) -> None:
+        deadline = time.monotonic() + self.load.again_seconds
+        while (broken := await self._ask(session, prompt)) is not None:
+            await asyncio.sleep(AGAIN_S)  # a refused connection must not become a busy loop
+            if time.monotonic() >= deadline:
+                self._tally.failures[broken] += 1
+                return
+            self._tally.broken[broken] += 1
+
+    async def _ask(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
+        """One attempt; why its answer broke, or None."""
         try:
-            failure = await self._stream(session, prompt)
+            return await self._stream(session, prompt)
         except TimeoutError:
-            failure = "timeout"
+            return "timeout"
         except aiohttp.ClientError as error:
-            failure = type(error).__name__
+            return type(error).__name__
         except ValueError:
-            failure = "malformed stream"
-        if failure is not None:
-            self._tally.failures[failure] += 1
-            await asyncio.sleep(0.2)  # a refused connection must not become a busy loop
+            return "malformed stream"
 
     async def _stream(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
         """One request; the kind of its failure, or None."""

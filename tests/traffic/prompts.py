@@ -1,8 +1,9 @@
-"""Prompts of two narrow domains, because a narrow service is where a draft learns within minutes.
+"""Prompts of narrow domains, because a narrow service is where a draft learns within minutes.
 
-``extraction`` asks for the facts of a made-up sentence as JSON; ``docstrings`` asks for a docstring of a short function
-of the running interpreter's own standard library (read when needed, never copied here). The second is the drift after
-the first. Invariant: the same domain and seed give the same prompts in the same order.
+``extraction`` asks for the facts of a made-up sentence as JSON, ``sql`` for an INSERT statement with the same facts;
+``docstrings`` asks for a docstring of a short function of the running interpreter's own standard library (read when
+needed, never copied here). One is the drift after another. Invariant: the same domain and seed give the same prompts in
+the same order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from enum import StrEnum
 
 class Domain(StrEnum):
     EXTRACTION = "extraction"
+    SQL = "sql"
     DOCSTRINGS = "docstrings"
 
 
@@ -57,7 +59,13 @@ _INSTRUCTION = (
 )
 
 
-def extraction(seed: int = 0) -> Iterator[str]:
+_INSERT = (
+    "Write one SQL statement that inserts the facts of the sentence into the table orders with the columns name, city, "
+    "item and quantity. Answer with the statement only.\nSentence: "
+)
+
+
+def _sentences(seed: int) -> Iterator[str]:
     """Endless; distinct but for rare chance, as the space has more than 10^8 sentences."""
     rng = random.Random(seed)  # noqa: S311 - made-up facts, not secrets
     while True:
@@ -68,7 +76,17 @@ def extraction(seed: int = 0) -> Iterator[str]:
             colour=rng.choice(_COLOURS),
             product=rng.choice(_PRODUCTS),
         )
-        yield _INSTRUCTION + sentence
+        yield sentence
+
+
+def extraction(seed: int = 0) -> Iterator[str]:
+    """Endless requests for a sentence's facts as JSON."""
+    return (_INSTRUCTION + sentence for sentence in _sentences(seed))
+
+
+def sql(seed: int = 0) -> Iterator[str]:
+    """Endless requests for an INSERT statement with a sentence's facts."""
+    return (_INSERT + sentence for sentence in _sentences(seed))
 
 
 _MODULES = _words("""
@@ -119,4 +137,4 @@ def docstrings(seed: int = 0) -> Iterator[str]:
 
 def prompts(domain: Domain, seed: int = 0) -> Iterator[str]:
     """The endless stream of one domain's prompts."""
-    return extraction(seed) if domain is Domain.EXTRACTION else docstrings(seed)
+    return {Domain.EXTRACTION: extraction, Domain.SQL: sql, Domain.DOCSTRINGS: docstrings}[domain](seed)

@@ -37,6 +37,7 @@ class Summary(Record):
     succeeded: int
     failed: int
     failures: dict[str, int] = Field(description="Failed requests by kind.")
+    broken: dict[str, int] = Field(description="Answers that broke and were asked for again, by kind.")
     answer_tokens: int
     tokens_per_second: float
     ttft: Percentiles | None = Field(description="Time to the first piece of the answer.")
@@ -71,6 +72,7 @@ class Tally:
     def __init__(self) -> None:
         self.succeeded = 0
         self.failures: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
         self.answer_tokens = 0
         self.ttft: list[float] = []
         self.gaps: list[float] = []
@@ -105,6 +107,7 @@ class Tally:
             succeeded=self.succeeded,
             failed=self.failures.total(),
             failures=dict(self.failures),
+            broken=dict(self.broken),
             answer_tokens=self.answer_tokens,
             tokens_per_second=self.answer_tokens / seconds if seconds > 0 else 0.0,
             ttft=percentiles(self.ttft),

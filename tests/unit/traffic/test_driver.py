@@ -81,6 +81,28 @@ async def test_each_failure_is_counted_by_its_kind(answer: object, kind: str) ->
     assert len(seen) == 2, "nothing is retried"
 
 
+async def test_a_client_that_asks_again_counts_what_broke_and_fails_only_in_the_end() -> None:
+    async with server([503, "break", WHOLE]) as (url, seen):
+        summary = await Driver(Load(url, concurrency=1, requests=1, again_seconds=5.0)).run()
+    assert (summary.succeeded, summary.failed) == (1, 0)
+    assert summary.broken == {"status 503": 1, "ClientPayloadError": 1}
+    assert seen[0] == seen[1] == seen[2], "the same question"
+    gone = await Driver(Load("http://127.0.0.1:1", concurrency=1, requests=1, again_seconds=0.5)).run()
+    assert gone.failed == gone.requests == 1
+    assert gone.broken
+
+
+async def test_traffic_drifts_when_it_is_told_to() -> None:
+    async with server([WHOLE]) as (url, seen):
+        driver = Driver(Load(url, concurrency=1, requests=1))
+        await driver.run()
+        other = Driver(Load(url, concurrency=1, requests=1))
+        other.switch(Domain.SQL)
+        await other.run()
+    assert "JSON" in str(seen[0])
+    assert "SQL" in str(seen[1])
+
+
 async def test_a_refused_connection_is_a_failure() -> None:
     summary = await Driver(Load("http://127.0.0.1:1", concurrency=2, requests=4)).run()
     assert summary.failed == summary.requests == 4
