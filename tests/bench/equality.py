@@ -142,13 +142,14 @@ async def answers(
 async def speculating(
     server: Server, drafts: Sequence[Path], asked: Sequence[Sequence[int]], options: argparse.Namespace
 ) -> tuple[list[Pass], SwappingEngine]:
-    """On, across swaps and after, on one server that starts with the untrained draft."""
+    """On, across swaps and, unless it is left out, after, on one server that starts with the untrained draft."""
     async with aiohttp.ClientSession() as session:
         swapping = SwappingEngine(EngineAdmin(session, server.url), drafts)
         passes = await answers(server, Phase.ON, asked, options)
         await swapping.learn_checksums()
         passes += await answers(server, Phase.ACROSS, asked, options, swapping)
-        passes += await answers(server, Phase.AFTER, asked, options)
+        if not options.no_after:
+            passes += await answers(server, Phase.AFTER, asked, options)
         await swapping.check_trained()
     return passes, swapping
 
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="the first gives the reference")
     parser.add_argument("--dtype", type=DType, choices=(DType.BFLOAT16, DType.FLOAT32), default=DType.BFLOAT16)
+    parser.add_argument("--no-after", action="store_true", help="leave out the last pass, which no swap disturbs")
     parser.add_argument("--lock", type=Path, default=None, help="hold this lock file while training and measuring")
     options = parser.parse_args()
     torch.set_num_threads(1)
