@@ -21,7 +21,7 @@ UNTRAINED, TRAINED = 0, 1
 """The drafts' versions, and their places among :attr:`SwappingEngine.drafts`."""
 SERVER_ARGUMENTS = ("--weight-version", str(UNTRAINED), "--custom-weight-loader", LOADER)
 """What a server needs for a swap, besides the untrained draft itself."""
-SERVING_S = 0.25
+SERVING_S = 1.0
 """Between two swaps, so that answers go on under either draft."""
 
 
