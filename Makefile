@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check format test unit integration e2e demo bench crd lock images clean
+.PHONY: help env check format test unit integration e2e e2e-faults demo bench crd lock images clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ integration: env ## Real S3, real SGLang on CPU, real API server
 
 e2e: env ## The whole loop on a real cluster
 	$(PY) -m pytest -q tests/e2e
+
+e2e-faults: env ## Every fault at every moment of a draft's life on a real cluster under traffic, measured: an hour
+	$(PY) -m pytest -q -s tests/faults
 
 test: check integration e2e ## Everything
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,15 @@ from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
 from tests.assets.model import cache_root, ensure_model
+from tests.traffic.prompts import Domain
+from tests.traffic.prompts import prompts as traffic
 
 REVISION = 2
 """Part of the cache's name: raise it when the generation below changes."""
 TOP_K = 32
 MAX_NEW_TOKENS = 64
 GENERATION_BATCH = 50
+DOMAIN_SEED = 5
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -133,16 +137,27 @@ def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
 
 
 def json_traces(count: int = 160) -> list[RequestTrace]:
-    """``count`` traces of JSON extraction, generated once (about two minutes of one core) and cached."""
+    """``count`` traces of JSON extraction with an example in the prompt."""
+    return _cached(f"json-r{REVISION}-{count}", prompts(count))
+
+
+def domain_traces(domain: Domain, count: int = 160) -> list[RequestTrace]:
+    """``count`` traces of the requests that :mod:`tests.traffic` sends."""
+    messages = list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
+    return _cached(f"{domain}-r{REVISION}-{count}", messages)
+
+
+def _cached(name: str, messages: Sequence[str]) -> list[RequestTrace]:
+    """Traces of the answers to ``messages``, generated once: about two minutes of one core for 160."""
     folder = cache_root() / "traces"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"json-r{REVISION}-{count}.safetensors"
+    path = folder / f"{name}.safetensors"
     with _locked(folder / f".{path.name}.lock"):
         if not path.exists():
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                _write(path, encode(list(generate(prompts(count)))))
+                _write(path, encode(list(generate(messages))))
             finally:
                 torch.set_num_threads(threads)
     return list(decode(path.read_bytes()))

@@ -7,11 +7,13 @@ running server.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from aurora_api.speculator import Draft as DraftSpec
 from aurora_api.speculator import Target
@@ -23,9 +25,12 @@ from aurora_runtime.training.examples import Vocabulary, examples_of
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Recipe, Session
 from aurora_runtime.training.target import load_target
-from tests.assets.traces import json_traces
+from tests.assets.traces import domain_traces, json_traces
+from tests.traffic.prompts import Domain
 
 HELD_OUT_LIMIT = 48
+SPECIALIST_PASSES = 2
+NUDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Lesson:
     trained_tokens: int
 
 
-def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace]) -> Lesson:
+def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], passes: int = 1) -> Lesson:
     """Train ``draft`` in place on every trace that is not held out."""
     session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
     held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
@@ -46,9 +51,44 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace]) 
             held_out.add(trace.request, tuple(examples_of(trace, vocabulary)))
         else:
             examples += examples_of(trace, vocabulary)
-    for group in pack(examples, session.recipe.batch_slots):
-        session.step(group)
+    for _ in range(passes):
+        for group in pack(examples, session.recipe.batch_slots):
+            session.step(group)
     return Lesson(session, held_out, sum(e.fresh for e in examples))
+
+
+def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
+    """Write what the trainer's initial draft becomes on one domain's requests alone, below ``folder``, once.
+
+    On held-out requests: acceptance length 2.5 on JSON extraction and 1.05 on SQL after the first, 2.1 on SQL and 1.1
+    on JSON extraction after the second (4-token rounds, simulated).
+    """
+    done = folder / f"only-{domain}"
+    if not done.exists():
+        target = load_target(Target(model=str(model)))
+        size = DraftSpec().vocab_size
+        ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
+        draft = init.initial_draft(target, init.draft_config(target, size), ids)
+        traces = domain_traces(domain)
+        learn(draft, Vocabulary.of(ids, target.identity.vocab_size), traces, passes=SPECIALIST_PASSES)
+        part = folder / f".only-{domain}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        export.export(draft, ids, part)
+        part.rename(done)
+    return done
+
+
+def nudge(draft: Path, folder: Path, seed: int) -> Path:
+    """Another draft that is as good: every weight moved by about a thousandth, as by a further step of training."""
+    shutil.copytree(draft, folder)
+    file = folder / "model.safetensors"
+    tensors, random = load_file(file), torch.Generator().manual_seed(seed)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            moved = tensor.float() * (1 + NUDGE * torch.randn(tensor.shape, generator=random))
+            tensors[name] = moved.to(tensor.dtype)
+    save_file(tensors, file)
+    return folder
 
 
 def write_untrained_and_trained(model: Path, folder: Path) -> tuple[Path, Path]:

@@ -155,8 +155,15 @@ class LocalCluster:
 
     def restart(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End one daemon and start it again with the same command line: what a crash looks like to everyone else."""
+        self.stop(daemon, number)
+        self.start(daemon)
+
+    def stop(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
         self.sandbox.signal(daemon, number)
         wait_until(f"the end of {daemon}", lambda: not self.sandbox.running(daemon), 30)
+
+    def start(self, daemon: str) -> None:
+        """Start a daemon that was stopped."""
         self._spawn(daemon, binaries())
 
     def _spawn(self, name: str, built: Path) -> None:
