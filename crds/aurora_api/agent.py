@@ -8,13 +8,17 @@ for the one being swapped, changes nothing; the operator polls the state for the
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from aurora_api.base import Model, Record, Sha256, Timestamp
 
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
+MAX_COUNT = 2**48
+"""Of any counter: sums over all pods of a speculator still fit the 64 bits that Kubernetes gives an integer."""
+T = TypeVar("T", "LiveCounters", "CaptureCounters")
 
 
 class SwapPhase(StrEnum):
@@ -35,7 +39,7 @@ class SwapRequest(Record):
 class SwapStatus(Model):
     phase: SwapPhase = SwapPhase.IDLE
     version: int | None = Field(default=None, description="The version asked for last.")
-    error: str = ""
+    error: str = Field(default="", max_length=1000)
     transient: bool = Field(default=False, description="The failure says nothing about the draft: asking again is due.")
     pause_seconds: float | None = Field(default=None, description="How long generation was paused by the last swap.")
     finished: Timestamp | None = None
@@ -63,14 +67,27 @@ class CaptureCounters(Model):
 
 
 class AgentState(Record):
-    """What one inference pod serves. ``version`` and ``checksum`` come from the engine itself, never from memory."""
+    """What one inference pod serves. ``version`` and ``checksum`` come from the engine itself, never from memory.
 
-    pod: str
-    boot: str = Field(description="Random id of this engine start; empty while the engine is down.")
+    Everything is bounded, because much of it is copied into the custom resource's status: a pod that answers nonsense
+    must not make a status that the API server refuses.
+    """
+
+    pod: str = Field(max_length=253)
+    boot: str = Field(max_length=128, description="Random id of this engine start; empty while the engine is down.")
     engine_ready: bool
     lineage: int | None = None
-    version: int | None = None
-    checksum: str | None = Field(default=None, description="SGLang's checksum of the draft weights, all ranks.")
+    version: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    checksum: str | None = Field(
+        default=None, max_length=256, description="SGLang's checksum of the draft weights, all ranks."
+    )
     swap: SwapStatus = SwapStatus()
     live: LiveCounters = LiveCounters()
     capture: CaptureCounters = CaptureCounters()
+
+    @field_validator("live", "capture")
+    @classmethod
+    def _countable(cls, counters: T) -> T:
+        if not all(0 <= count <= MAX_COUNT for count in counters.model_dump().values()):
+            raise ValueError(f"a counter is below 0 or above {MAX_COUNT}")
+        return counters

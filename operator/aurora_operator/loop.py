@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from aurora_operator import metrics
 from aurora_operator.act import Actor, Outcome
 from aurora_operator.agents import Agents
+from aurora_operator.attention import Attention
 from aurora_operator.config import Config
 from aurora_operator.errors import Conflict, NotFound, OperatorError
 from aurora_operator.kube import KubeApi
@@ -43,7 +44,7 @@ class Loop:
         self._actor = Actor(api, agents)
         self._woken = asyncio.Event()
         self._outcome = Outcome()
-        self._first = True
+        self._attention = Attention()
         self._written = 0.0
 
     def wake(self) -> None:
@@ -83,13 +84,16 @@ class Loop:
         """One look, plan and act; how long to wait for the next."""
         started = time.monotonic()
         look = await self._observer.look()
+        now, steady = datetime.now(UTC), time.monotonic()
         observed = replace(
-            look.observed, resumed=self._first, fenced=self._outcome.fenced, problems=self._outcome.problems
+            look.observed,
+            resumed=self._attention.lapsed(now, steady),
+            fenced=self._outcome.fenced,
+            problems=self._outcome.problems,
         )
-        age = timedelta(seconds=min(time.monotonic() - self._written, 1e6))
-        made = plan(observed, self._config, datetime.now(UTC), age)
+        made = plan(observed, self._config, now, timedelta(seconds=min(steady - self._written, 1e6)))
         self._outcome = await self._actor.act(made, look, self._observer.records)
-        self._first = False
+        self._attention.looked(now, steady, decided=observed.store.ok)
         if self._outcome.wrote_status:
             self._written = time.monotonic()
         metrics.show(observed)

@@ -157,7 +157,7 @@ class Observed:
     window: Mapping[str, LiveWindow] = field(default_factory=dict)
     """By pod name. Only figures for people come from it, never a decision."""
     resumed: bool = False
-    """First look since this process started: deadlines count from now."""
+    """Nobody looked for a while, or the clock was set (:mod:`aurora_operator.attention`): deadlines count from now."""
     fenced: bool = False
     """An agent refused our last swap because it has seen a higher epoch."""
     wishes: Wishes = Wishes()

@@ -13,7 +13,7 @@ keeps its window, and an engine that restarted is compared with itself only, and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -24,6 +24,9 @@ from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
 
 Z = 3.0
 """Standard errors that a loss must exceed: windows are looked at again and again, and a verdict is for good."""
+
+PATIENCE = 10
+"""Progress deadlines that a judgement may take, going by the traffic so far, while a newer version waits."""
 
 
 class Outcome(Enum):
@@ -143,6 +146,20 @@ def judge(
         "message": message,
     }
     return _anew(analysis.model_copy(update=update), everyone, now)
+
+
+def starved(
+    analysis: AnalysisStatus, sides: Sequence[Pods], policy: Analysis, deadline: timedelta, now: datetime
+) -> bool:
+    """Whether the window has seen so little of one of the ``sides`` that nobody should wait for its judgement.
+
+    Not only when it saw nothing: a few requests before the traffic ended would hold a roll for ever. Nor as soon as a
+    deadline is over: where traffic is thin, a judgement takes long and yet comes, and must not be cut off each time.
+    """
+    if analysis.since is None or analysis.settling:
+        return False
+    fewest, took = min(_sum(analysis, pods).requests for pods in sides), now - analysis.since
+    return took > deadline and fewest * PATIENCE * deadline < policy.min_requests * took
 
 
 def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, *, beside: bool) -> tuple[Outcome, str]:

@@ -185,6 +185,8 @@ def _world(
 ) -> World:
     store, pin = observed.store, observed.spec.draft.pin
     assert store.channel is not None, "the caller holds without a channel"
+    rolled, newest = observed.status.rollout.version, store.newest
+    newer = rolled is not None and newest is not None and newest > rolled and newest not in rejected
     return World(
         now=now,
         active=store.channel.active,
@@ -197,6 +199,7 @@ def _world(
         steps=observed.spec.draft.steps,
         policy=observed.spec.rollout,
         offer=decision.offer if decision.offer not in rejected else None,
+        newer=newest if newer else None,
         earned=frozenset(v for v in store.registrations if v not in rejected and store.earned(v)),
         pin=pin if pin is not None and store.proven(pin) else None,
         hold=pin is not None,

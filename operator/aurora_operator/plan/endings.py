@@ -1,6 +1,7 @@
 """Why a roll that is under way must end: because of its version, or without blame for it. Pure.
 
-Invariant: time alone never refuses a version; a pod that took it and did not come back does.
+Invariants: time alone never refuses a version, a pod that took it and did not come back does; a version that nobody can
+judge keeps a newer one waiting for a while, and not for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from datetime import timedelta
 
 from aurora_api.agent import SwapPhase
 from aurora_api.status import RolloutPhase, RolloutStatus
+from aurora_operator.plan.analysis import starved
 from aurora_operator.plan.world import World, disagree
 
 
@@ -47,7 +49,22 @@ def obstacle(world: World, rollout: RolloutStatus, version: int) -> str:
     state = rollout.analysis
     if state is not None and state.shape != world.shape and rollout.phase is not RolloutPhase.ROLLING:
         return "how pods serve was changed"
+    if world.newer is not None and _starved(world, rollout, version):
+        return f"too little traffic to judge version {version}, and version {world.newer} is newer"
     return ""
+
+
+def _starved(world: World, rollout: RolloutStatus, version: int) -> bool:
+    """Whether a canary, or the baseline before it, waits for traffic that does not come."""
+    state, since = rollout.analysis, rollout.progressed
+    if state is None or since is None or rollout.phase is not RolloutPhase.CANARY or world.short():
+        return False
+    wanted = world.promote == version or world.policy.paused or world.hold
+    if wanted or world.now - since <= _deadline(world):
+        return False
+    judged, peers = world.live(version), world.live(world.active)
+    sides = [peers] if state.baseline is None else [judged, peers] if peers else [judged]
+    return starved(state, sides, world.policy.analysis, _deadline(world), world.now)
 
 
 def _late(world: World, rollout: RolloutStatus) -> bool:

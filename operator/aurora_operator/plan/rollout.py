@@ -26,6 +26,7 @@ from typing import Any
 from aurora_api.records import ChannelReason
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
 from aurora_operator.plan import analysis, endings
+from aurora_operator.plan.memory import recalled
 from aurora_operator.plan.world import Advance, Step, World, confirmed, hindrance, next_swaps, repairs, settled, unsure
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
@@ -33,15 +34,8 @@ UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.P
 
 def step(world: World, rollout: RolloutStatus) -> Step:
     """The next step from ``rollout``, whatever happened since it was written."""
-    before = rollout
-    epoch = max(rollout.epoch, world.epoch) + (1 if world.fenced else 0)
-    rollout = rollout.model_copy(update={"epoch": epoch})
-    if world.resumed and rollout.phase is not RolloutPhase.IDLE:
-        rollout = _with(rollout, progressed=world.now)
-        if rollout.analysis is not None and rollout.analysis.missing_since is not None:
-            rollout = _analysed(rollout, missing_since=world.now)
-    out = _dispatch(world, rollout)
-    return Step(_count(world, out.rollout, before), out.swaps, out.advance, out.event)
+    out = _dispatch(world, recalled(world, rollout))
+    return Step(_count(world, out.rollout, rollout), out.swaps, out.advance, out.event)
 
 
 def _dispatch(world: World, rollout: RolloutStatus) -> Step:

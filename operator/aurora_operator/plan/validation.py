@@ -8,7 +8,8 @@
                      v  |  +-- Failed: the measurement could not be made
                  Inconclusive / Rejected: never offered again
 
-A newer candidate supersedes one that ended, and one that waits for its next attempt.
+A newer candidate supersedes one that ended, one that waits for its next attempt, and one whose roll ended without
+blame.
 
 Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
 a measurement that could not be made says nothing about the candidate, so it is tried again, ever later, and never
@@ -86,17 +87,26 @@ def decide(inputs: Inputs) -> Decision:
         return _end(refused, CandidatePhase.REJECTED, "Rejected")
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
         return _measured(inputs, candidate)
-    if candidate is not None and candidate.phase is CandidatePhase.VALIDATED:
+    newest = inputs.store.newest
+    validated = candidate is not None and candidate.phase is CandidatePhase.VALIDATED
+    if candidate is not None and validated and not _given_up(inputs, candidate, newest):
         if inputs.store.earned(candidate.version):
             return Decision(candidate, offer=candidate.version)
         return _begin(inputs, candidate.version)
-    newest = inputs.store.newest
     if newest is None or newest <= channel.active or newest in inputs.rejected or not inputs.ready:
         return Decision(candidate)
     if candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest:
-        due = candidate.since is None or inputs.now >= candidate.since + _patience(candidate.attempt)
+        waited = None if candidate.since is None else inputs.now - candidate.since
+        # A time that lies ahead was written before the clock was set back: nobody knows how long it was.
+        due = waited is None or not timedelta(0) <= waited < _patience(candidate.attempt)
         return _again(inputs, candidate) if due else Decision(candidate)
     return _begin(inputs, newest)
+
+
+def _given_up(inputs: Inputs, candidate: CandidateStatus, newest: int | None) -> bool:
+    """Its roll ended without blame, and a newer one can be measured instead of trying it again."""
+    tried = inputs.rollout.version == candidate.version
+    return tried and newest is not None and newest > candidate.version and newest not in inputs.rejected
 
 
 def _patience(attempt: int) -> timedelta:

@@ -58,6 +58,8 @@ class World:
     """Draft steps per verify round."""
     offer: int | None = None
     """A version that may be rolled out now: earned against ``active``, not rejected."""
+    newer: int | None = None
+    """A version registered after the one being rolled out, and not refused."""
     earned: frozenset[int] = frozenset()
     pin: int | None = None
     """Serve this version and no other: it is the initial one or passed once."""
@@ -132,7 +134,7 @@ def _recent_failure(pod: Pod, version: int, now: datetime) -> bool:
     swap = pod.swap
     if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
         return False
-    return now - swap.finished < RETRY_AFTER
+    return abs(now - swap.finished) < RETRY_AFTER
 
 
 def hindrance(world: World, version: int) -> str:

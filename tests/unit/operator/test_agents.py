@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from aurora_api.agent import SwapRequest
+from aurora_api.agent import CaptureCounters, LiveCounters, SwapPhase, SwapRequest, SwapStatus
 from aurora_operator import agents as module
 from aurora_operator.agents import Agents
 from aurora_operator.errors import AgentError, Fenced
@@ -54,6 +55,11 @@ async def test_state_and_swap_carry_the_token_and_the_contract(serve: Serve) -> 
     assert (await agents.swap("127.0.0.1", "secret", REQUEST)).version == 1
 
 
+def nonsense(**said: Any) -> bytes:
+    """What would make a status that the API server refuses, or a condition that is too long."""
+    return agent("p", 0).model_copy(update=said).to_json()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "error"),
     [
@@ -62,6 +68,11 @@ async def test_state_and_swap_carry_the_token_and_the_contract(serve: Serve) -> 
         (500, b"oops", AgentError),
         (200, b"not json", AgentError),
         (200, b'{"pod": "p", "surprise": 1}', AgentError),
+        (200, nonsense(version=-1), AgentError),
+        (200, nonsense(checksum="x" * 10_000), AgentError),
+        (200, nonsense(live=LiveCounters(requests=2**70)), AgentError),
+        (200, nonsense(capture=CaptureCounters(answer_tokens=-5)), AgentError),
+        (200, nonsense(swap=SwapStatus(phase=SwapPhase.FAILED).model_copy(update={"error": "x" * 10_000})), AgentError),
     ],
 )
 async def test_anything_else_is_an_agent_error(serve: Serve, status: int, body: bytes, error: type[Exception]) -> None:

@@ -268,6 +268,10 @@ def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_no
         current = result.status
         waits.append((now - began).total_seconds())
     assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
+    set_back = made(replace(world, status=current, jobs=(replace(job, attempt=9),)), now)
+    assert set_back.status is not None
+    earlier = made(replace(world, status=set_back.status), now - timedelta(days=1))
+    assert earlier.job is not None, "a clock that is set back delays nothing"
 
 
 def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() -> None:
@@ -276,6 +280,26 @@ def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() ->
     result = made(replace(world, status=failed, store=store(0, 1, 2)))
     assert result.job is not None
     assert result.job["metadata"]["name"] == "chat-validate-v2-1"
+
+
+def test_a_canary_without_traffic_gives_way_and_the_newer_version_is_measured() -> None:
+    """The roll ends without blame; what it tried is neither refused nor tried again before the newer one."""
+    proven = store(0, 1, 2, evidence=(evidence(1),))
+    world = observed(store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
+    began = status(world)
+    assert began.rollout.phase is RolloutPhase.CANARY
+    world = replace(world, status=status(replace(world, status=began)), store=proven)
+    ended = made(world, NOW + timedelta(seconds=601))
+    assert ended.status is not None
+    assert (ended.status.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
+    idle = status(replace(world, status=ended.status))
+    assert (idle.rollout.phase, idle.rejected, idle.history) == (RolloutPhase.IDLE, [], [])
+    after = made(replace(world, status=idle))
+    assert after.job is not None
+    assert after.job["metadata"]["name"] == "chat-validate-v2-1"
+    refused = idle.model_copy(update={"rejected": [2]})
+    again = status(replace(world, status=refused))
+    assert (again.rollout.phase, again.rollout.version) == (RolloutPhase.CANARY, 1), "nothing better is left to try"
 
 
 def test_a_lost_status_is_rebuilt_from_the_store() -> None:

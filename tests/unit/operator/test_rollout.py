@@ -11,7 +11,7 @@ import pytest
 from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
 from aurora_api.records import ChannelReason
 from aurora_api.speculator import Rollout
-from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
+from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
 from aurora_operator.plan.rollout import step
 from aurora_operator.plan.world import Advance, Pod, World
 
@@ -144,6 +144,54 @@ def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
     assert step(world(pod(A, 1), pod(B), promote=2, **late), state).rollout.phase is RolloutPhase.CANARY
     aborted = step(world(pod(A, 1), pod(B), abort=1, **late), state)
     assert aborted.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+DEADLINE = 60
+
+
+def waiting(seconds: float, requests: int, *, newer: int | None = 2, **more: Any) -> World:
+    """A canary whose window began at NOW and that has answered ``requests`` since; its peer has plenty."""
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": DEADLINE, **more.pop("policy", {})}
+    seen = LiveCounters(requests=requests, verify_rounds=40 * requests, answer_tokens=80 * requests)
+    pods = [pod(A, 1, boot="b", counters=seen), pod(B, **traffic(seconds))]
+    if more.pop("extra", False):
+        pods.append(pod(C, None, ready=False))
+    return world(*pods, now=NOW + timedelta(seconds=seconds), newer=newer, policy=policy, **more)
+
+
+def held() -> RolloutStatus:
+    """The canary's window begins now."""
+    begun = step(waiting(0, 0, newer=None), canary()).rollout
+    assert begun.analysis is not None
+    assert not begun.analysis.settling
+    return begun
+
+
+def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_refused() -> None:
+    ended = step(waiting(DEADLINE + 1, 0), held())
+    assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
+    assert "too little traffic to judge version 1, and version 2 is newer" in ended.rollout.message
+    dried_up = step(waiting(30 * DEADLINE, 40), held())
+    assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
+    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW))
+    quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer=2, policy={"analysis": JUDGED})
+    assert step(quiet, baseline).rollout.phase is RolloutPhase.ROLLING_BACK, "nor is its baseline waited for"
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        (waiting(5 * DEADLINE, 0, newer=None), "nothing newer waits"),
+        (waiting(DEADLINE - 1, 0), "the deadline is not over"),
+        (waiting(DEADLINE + 1, 6), "traffic is thin, but a judgement comes within ten deadlines"),
+        (waiting(5 * DEADLINE, 0, resumed=True), "nobody looked meanwhile"),
+        (waiting(5 * DEADLINE, 0, policy={"paused": True}), "a person holds it"),
+        (waiting(5 * DEADLINE, 0, policy={"max_unavailable": 0}, extra=True), "pods are missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_canary_is_not_given_up_lightly(seen: World, why: str) -> None:
+    assert step(seen, held()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
 
 
 def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
@@ -318,6 +366,32 @@ def test_different_weights_under_one_version_are_a_failure() -> None:
     made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+@pytest.mark.parametrize("set_back", [timedelta(seconds=30), timedelta(days=1)])
+def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
+    now: dict[str, Any] = {"now": NOW - set_back, "policy": {"analysis": JUDGED}}
+    stored = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(baseline=BASELINE, since=NOW, missing_since=NOW))
+    again = step(world(pod(A, 1), pod(B), **now), stored).rollout
+    assert again.analysis is not None
+    assert again.started is not None
+    assert again.progressed is not None
+    assert again.analysis.since is not None
+    assert max(again.started, again.progressed, again.analysis.since) <= NOW - set_back
+    failed = pod(B, swap=FAILED.model_copy(update={"finished": NOW - set_back}))
+    assert step(world(pod(A, 1), failed, **now), stored).advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    stray = pod(A, 2, swap=SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW))
+    assert step(world(stray, **now), RolloutStatus()).swaps == {A: 0}
+
+
+def test_pods_that_are_gone_are_forgotten() -> None:
+    """Else the windows of pods long gone leave no room for those that serve."""
+    gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
+    state = canary(pods=gone, asked={window.name: "b" for window in gone})
+    now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout.analysis
+    assert now is not None
+    assert {window.name for window in now.pods} == {A, B}
+    assert set(now.asked) == {A}
 
 
 def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() -> None:

@@ -228,7 +228,14 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def minutes_pass(self) -> None:
+        """Nobody looks meanwhile, or only the clock went on: both are known (``aurora_operator.attention``)."""
         self.now += timedelta(seconds=61)
+        self.resumed = True
+
+    @rule(seconds=st.sampled_from([-3700, -30]))
+    def clock_is_set_back(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.resumed |= seconds < -60
 
     @rule()
     def evidence_is_withdrawn(self) -> None:
@@ -254,6 +261,9 @@ class RolloutMachine(RuleBasedStateMachine):
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             offer=max(offers, default=None),
+            newer=max(
+                (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
+            ),
             earned=earned,
             pin=self.pin,
             hold=self.pin is not None,

@@ -1,0 +1,130 @@
+"""An operator taken apart into single actions, so that another one, or its own end, may come between any two of them.
+
+Its order is that of :meth:`aurora_operator.act.Actor.act`; what it remembers between looks is what the real loop does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+
+from aurora_api.status import SpeculatorStatus
+from aurora_operator.attention import Attention
+from aurora_operator.errors import AgentError, Conflict, Fenced
+from aurora_operator.observed import Observed, Wishes
+from aurora_operator.plan import Plan, Swap, plan
+from aurora_runtime.errors import ObjectExists, StoreError
+from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
+from tests.unit.operator.worlds import CONFIG, observed, spec
+
+Obeyed = Callable[[Swap, Observed], None]
+
+
+class SimulatedOperator:
+    """``obeyed`` is called with every swap that an agent took on, and the look behind it."""
+
+    def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, obeyed: Obeyed) -> None:
+        self._cluster, self._store, self._obeyed = cluster, store, obeyed
+        self.die()
+
+    def die(self) -> None:
+        """The next process takes its place."""
+        self._attention = Attention()
+        self._fenced = self._next_fenced = False
+        self._seen: Observed | None = None
+        self._looked_at = 0
+        self._actions: deque[Callable[[], None]] = deque()
+
+    @property
+    def looking(self) -> bool:
+        """It has seen the cluster, and not the store yet."""
+        return self._seen is not None
+
+    @property
+    def acting(self) -> bool:
+        return bool(self._actions)
+
+    def look(self) -> None:
+        """The custom resource, the pods and the Jobs; the store comes last, perhaps later."""
+        self._actions.clear()
+        wishes = Wishes(promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort"))
+        self._looked_at = self._cluster.version
+        self._seen = observed(
+            spec=spec(**self._cluster.spec),
+            status=SpeculatorStatus.model_validate_json(self._cluster.status),
+            pods=tuple(pod.view() for pod in self._cluster.pods),
+            jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),
+            wishes=wishes,
+        )
+
+    def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:
+        """Read the store and plan; what follows are the actions."""
+        assert self._seen is not None, "look first"
+        status, pin = self._seen.status, self._seen.spec.draft.pin
+        slots = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
+        interesting = frozenset(slots | {v for v in (status.rollout.version, pin) if v is not None})
+        seen = replace(
+            self._seen,
+            store=self._store.view(interesting),
+            resumed=self._attention.lapsed(now, steady),
+            fenced=self._fenced,
+        )
+        self._seen = None
+        made = plan(seen, CONFIG, now, timedelta.max)
+        self._fenced, self._next_fenced = False, False
+        self._actions.extend(self._steps(seen, made))
+        self._actions.append(lambda: self._done(now, steady, decided=seen.store.ok))
+        return seen, made
+
+    def act(self, count: int) -> None:
+        """The next ``count`` actions; after a lost race, or without the store, the rest is dropped."""
+        for _ in range(count):
+            if not self._actions:
+                return
+            try:
+                self._actions.popleft()()
+            except (Conflict, ObjectExists, StoreError):
+                self._actions.clear()
+
+    def _done(self, now: datetime, steady: float, *, decided: bool) -> None:
+        self._attention.looked(now, steady, decided=decided)
+        self._fenced = self._next_fenced
+
+    def _steps(self, seen: Observed, made: Plan) -> list[Callable[[], None]]:
+        steps: list[Callable[[], None]] = []
+        if made.advance is not None:
+            steps.append(partial(self._store.advance, made.advance))
+        if made.status is not None:
+            text = made.status.model_dump_json(by_alias=True, exclude_none=True)
+            steps.append(partial(self._cluster.write_status, text, self._looked_at))
+        steps += [partial(self._delete, name) for name in made.delete_jobs]
+        if made.job is not None:
+            metadata, channel = made.job["metadata"], seen.store.channel
+            assert channel is not None, "nothing is measured before there is an active version"
+            labels = metadata["labels"]
+            job = SimulatedJob(int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"]), channel.active)
+            steps.append(partial(self._create, metadata["name"], job))
+        steps += [partial(self._swap, swap, seen) for swap in made.swaps]
+        return steps
+
+    def _create(self, name: str, job: SimulatedJob) -> None:
+        self._cluster.jobs.setdefault(name, job)
+
+    def _delete(self, name: str) -> None:
+        self._cluster.jobs.pop(name, None)
+
+    def _swap(self, swap: Swap, seen: Observed) -> None:
+        pod = next((pod for pod in self._cluster.pods if pod.name == swap.pod), None)
+        if pod is None:
+            return
+        before = (pod.phase, pod.asked)
+        try:
+            pod.request(swap.request)
+        except AgentError as error:
+            self._next_fenced |= isinstance(error, Fenced)
+            return
+        if (pod.phase, pod.asked) != before:
+            self._obeyed(swap, seen)

@@ -1,0 +1,216 @@
+"""A store, pods with agents, and Jobs in virtual time, for machines that drive the whole plan.
+
+They obey the contracts of the real ones (create-once, optimistic locking, fencing, the previous draft after a failed
+swap), and can be told to break: agents to be silent or to lie, the store to be out of reach, evidence to come late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from aurora_api.agent import AgentState, LiveCounters, SwapPhase, SwapRequest, SwapStatus
+from aurora_api.records import INITIAL_VERSION, Channel, Evidence, Registration, VerdictKind
+from aurora_operator.errors import AgentError, Conflict, Fenced
+from aurora_operator.observed import JobView, PodView, StoreView
+from aurora_runtime.errors import ObjectExists, StoreError
+from tests.unit.operator.worlds import digest, evidence, lineage, registration
+
+REQUESTS_PER_TICK = 50
+LIES = ("version", "checksum", "swapped", "counters", "boot", "busy")
+"""What an agent says that is not so: its version, its checksum, that it swapped, fewer requests than before, another
+engine start, a swap that goes on for ever."""
+
+
+@dataclass
+class SimulatedStore:
+    """Create-once records. While ``down``, reads are an error in the view and writes raise."""
+
+    down: bool = False
+    channels: dict[int, Channel] = field(default_factory=dict)
+    registrations: dict[int, Registration] = field(default_factory=dict)
+    evidence: dict[tuple[int, int], Evidence] = field(default_factory=dict)
+
+    @property
+    def channel(self) -> Channel | None:
+        return self.channels[max(self.channels)] if self.channels else None
+
+    @property
+    def newest(self) -> int:
+        return max(self.registrations, default=-1)
+
+    def passed(self, version: int | None) -> bool:
+        """Whether ``version`` once passed the gate, or needs not."""
+        proofs = (e for e in self.evidence.values() if e.version == version)
+        return version == INITIAL_VERSION or any(e.verdict.kind is VerdictKind.PASS for e in proofs)
+
+    def register(self, version: int) -> None:
+        self.registrations.setdefault(version, registration(version))
+
+    def advance(self, channel: Channel) -> None:
+        if self.down:
+            raise StoreError("no route")
+        if channel.epoch in self.channels:
+            raise ObjectExists(f"epoch {channel.epoch}")
+        self.channels[channel.epoch] = channel
+
+    def view(self, interesting: frozenset[int]) -> StoreView:
+        """As :class:`aurora_operator.records.Records` reads it."""
+        if self.down:
+            return StoreView(reason="Unreachable", error="no route")
+        channel = self.channel
+        wanted = interesting | {INITIAL_VERSION, self.newest}
+        if channel is not None:
+            wanted |= {channel.active} | (set() if channel.previous is None else {channel.previous})
+        known = {version: self.registrations[version] for version in sorted(wanted) if version in self.registrations}
+        found = tuple(proof for (version, _), proof in sorted(self.evidence.items()) if version in known)
+        return StoreView(lineage=lineage(), channel=channel, registrations=known, evidence=found)
+
+
+@dataclass
+class SimulatedPod:
+    """A pod and its agent. ``version`` is what its engine truly holds."""
+
+    name: str
+    version: int | None
+    up: bool = False
+    """The engine answers and Kubernetes calls the pod ready."""
+    slow: bool = False
+    """Neither its swaps end nor does its engine come up."""
+    silent: bool = False
+    lie: str = ""
+    salt: str = ""
+    phase: SwapPhase = SwapPhase.IDLE
+    asked: SwapRequest | None = None
+    finished: datetime | None = None
+    boot: int = 0
+    requests: int = 0
+    tokens: int = 0
+    looks: int = 0
+    late: bool = True
+    """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
+
+    @property
+    def swapping(self) -> bool:
+        return self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+
+    @property
+    def faulty(self) -> bool:
+        return bool(self.slow or self.silent or self.lie or self.salt)
+
+    def serve(self, acceptance_length: float) -> None:
+        """A tick of traffic, in requests of ten rounds."""
+        if self.up:
+            self.requests += REQUESTS_PER_TICK
+            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
+
+    def crash(self, version: int | None) -> None:
+        """The engine ends, also in the middle of a swap; the next one starts with ``version``."""
+        self.phase, self.up, self.version = SwapPhase.IDLE, False, version
+        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
+
+    def request(self, request: SwapRequest) -> None:
+        """Raises :class:`Fenced`, also while another swap goes on, as the real agent's HTTP 409 is read."""
+        if self.silent:
+            raise AgentError("no answer")
+        if self.asked is not None and request.epoch < self.asked.epoch:
+            raise Fenced("a higher epoch was seen")
+        if self.swapping:
+            if self.asked is not None and request.version == self.asked.version:
+                return
+            raise Fenced("another swap is going on")
+        if not self.up:
+            raise AgentError("the engine is not up yet")
+        self.asked = request
+        if request.version != self.version:
+            self.phase, self.late = SwapPhase.SWAPPING, False
+
+    def end_swap(self, now: datetime, *, works: bool) -> None:
+        assert self.asked is not None
+        self.phase, self.finished = (SwapPhase.IDLE if works else SwapPhase.FAILED), now
+        self.version = self.asked.version if works else self.version
+
+    def view(self) -> PodView:
+        self.looks += 1
+        state = None if self.silent else self._state()
+        return PodView(
+            self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.up, scheduled=True, agent=state
+        )
+
+    def _state(self) -> AgentState:
+        said: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "requests": self.requests}
+        swap = SwapStatus(
+            phase=self.phase, version=self.asked.version if self.asked else None, finished=self.finished, error="no"
+        )
+        if self.lie == "version":
+            said["version"] = 99
+        elif self.lie == "boot":
+            said["boot"] = f"{self.boot}-{self.looks}"
+        elif self.lie == "counters":
+            said["requests"] = self.requests // (1 + self.looks % 7)
+        elif self.lie == "busy":
+            swap = SwapStatus(phase=SwapPhase.SWAPPING, version=swap.version or 0)
+        elif self.lie == "swapped" and self.asked is not None:
+            said["version"], swap = self.asked.version, SwapStatus(version=self.asked.version, finished=self.finished)
+        made_up = "?" if self.lie == "checksum" else ""
+        return AgentState(
+            pod=self.name,
+            boot=said["boot"],
+            engine_ready=self.up,
+            lineage=1,
+            version=said["version"],
+            checksum=f"sum-{said['version']}{self.salt}{made_up}",
+            swap=swap,
+            live=LiveCounters(
+                requests=said["requests"], verify_rounds=10 * said["requests"], answer_tokens=self.tokens
+            ),
+        )
+
+
+@dataclass
+class SimulatedJob:
+    """A validation Job; ``active`` is what it measures against, whatever is active by the time it ends."""
+
+    version: int
+    attempt: int
+    active: int
+    ended: str = ""
+    """succeeded, failed; empty while it runs."""
+
+    def view(self, name: str) -> JobView:
+        return JobView(
+            name,
+            self.version,
+            self.attempt,
+            succeeded=self.ended == "succeeded",
+            failed=self.ended == "failed",
+            message="too few prompts" if self.ended == "failed" else "",
+        )
+
+    def measured(self, kind: VerdictKind) -> Evidence:
+        return evidence(self.version, kind, active=self.active, attempt=self.attempt, active_digest=digest(self.active))
+
+
+@dataclass
+class SimulatedCluster:
+    """The custom resource and its children. Its status is kept as the JSON that the API server would keep."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
+    annotations: dict[str, int] = field(default_factory=dict)
+    status: str = "{}"
+    version: int = 1
+    """resourceVersion."""
+    pods: list[SimulatedPod] = field(default_factory=list)
+    jobs: dict[str, SimulatedJob] = field(default_factory=dict)
+
+    def edited(self) -> None:
+        self.version += 1
+
+    def write_status(self, status: str, looked_at: int) -> None:
+        """Raises :class:`Conflict` when somebody wrote since."""
+        if looked_at != self.version:
+            raise Conflict("moved on", 409)
+        if status != self.status:
+            self.status = status
+            self.edited()

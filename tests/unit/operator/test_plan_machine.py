@@ -1,0 +1,462 @@
+"""The five promises under everything that may happen to the whole plan, in virtual time.
+
+Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``plan``: validation, rollout, channel and
+status together, by two operators that were started by mistake and may each die between any two actions, against a
+simulated store, cluster and agents. Evidence comes late, twice, about a former active version or never; agents are
+silent or lie; the store is out of reach for a while; the clock is set forwards and backwards; people edit, pin, promote
+and abort. Not modelled: operators that share one process, and Kubernetes that loses what it acknowledged.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aurora_api.agent import SwapPhase
+from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason, Evidence, VerdictKind
+from aurora_api.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
+from aurora_operator.observed import Observed
+from aurora_operator.plan import Plan, Swap
+from aurora_operator.plan.build import MAX_REJECTED
+from aurora_runtime.store import Keys
+from tests.unit.operator.simulated_operator import SimulatedOperator
+from tests.unit.operator.simulation import LIES, SimulatedCluster, SimulatedPod, SimulatedStore
+
+MOVING, RESTING = 2.0, 15.0
+"""Seconds between looks, as in the real loop."""
+LOOKS_TO_CONVERGE = 600
+JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
+UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
+FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
+
+
+class PlanMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+        self.store, self.cluster = SimulatedStore(), SimulatedCluster()
+        self.operators = [SimulatedOperator(self.cluster, self.store, self.obeyed) for _ in range(2)]
+        self.late_evidence: list[Evidence] = []
+        self.traffic, self.gate = True, "passes"
+        self.kinds: dict[int, str] = {INITIAL_VERSION: "good"}
+        """What live traffic makes of a version, whatever the gate says: good, bad, deadly."""
+        self.blamed: set[int] = set()
+        """Something was seen of this version, or said by a person: it may be refused."""
+        self.vouched: set[int] = set()
+        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
+        self.stale = False
+        """A pod obeyed an operator that did not know the newest decision: soon put right, but not at once."""
+        self.joined = 0
+        self.quiet_end = False
+        """Traffic does not come back when faults stop: the newest version is not kept waiting by an older one."""
+
+    @initialize(count=st.integers(1, 4), quiet_end=st.booleans())
+    def pods_start(self, count: int, *, quiet_end: bool) -> None:
+        self.quiet_end = quiet_end
+        self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": 60})
+        self.store.register(INITIAL_VERSION)
+        self.look_and_act(0)
+        for _ in range(count):
+            self.pod_joins(slow=False)
+        self.all_go_on()
+
+    @property
+    def status(self) -> SpeculatorStatus:
+        return SpeculatorStatus.model_validate_json(self.cluster.status)
+
+    @property
+    def channel(self) -> Channel:
+        channel = self.store.channel
+        assert channel is not None, "made before the first rule"
+        return channel
+
+    # the trainer, the gate and the store -----------------------------------------------------------------------------
+
+    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]))
+    def candidate_is_registered(self, *, kind: str) -> None:
+        version = self.store.newest + 1
+        self.store.register(version)
+        self.kinds[version] = kind
+
+    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]), looks=st.integers(4, 20))
+    def candidate_comes_far(self, *, kind: str, looks: int) -> None:
+        """Somewhere into its life: the paths are long, and most of what may go wrong does so in their midst."""
+        self.candidate_is_registered(kind=kind)
+        self.time_goes_on(looks=looks)
+
+    @rule(gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends"]))
+    def gate_changes(self, *, gate: str) -> None:
+        self.gate = gate
+
+    def jobs_end(self) -> None:
+        """As the gate is now; evidence that comes late comes by its own rule."""
+        verdict = {"rejects": VerdictKind.REJECT, "wavers": VerdictKind.INCONCLUSIVE}.get(self.gate, VerdictKind.PASS)
+        for name in sorted(self.cluster.jobs):
+            if self.gate != "never ends":
+                self.end_job(name, None if self.gate == "fails" else verdict, late=self.gate == "passes late")
+
+    @precondition(lambda self: self.cluster.jobs)
+    @rule(which=st.integers(0, 3), ended=st.sampled_from(["succeeded", "failed", "vanishes"]), late=st.booleans(),
+          verdict=st.sampled_from([*VerdictKind, None]))  # fmt: skip
+    def job_ends(self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None) -> None:
+        """However it ends, it may have written its evidence before, or its pod will afterwards, or never."""
+        name = sorted(self.cluster.jobs)[which % len(self.cluster.jobs)]
+        self.end_job(name, verdict, late=late, ended=ended)
+
+    def end_job(self, name: str, verdict: VerdictKind | None, *, late: bool = False, ended: str = "") -> None:
+        job = self.cluster.jobs[name]
+        if not job.ended and verdict is not None:
+            self.late_evidence.append(job.measured(verdict))
+            if not late:
+                self.evidence_arrives(which=-1)
+        if ended == "vanishes":
+            del self.cluster.jobs[name]
+        else:
+            job.ended = job.ended or ended or ("succeeded" if verdict else "failed")
+
+    @precondition(lambda self: self.late_evidence)
+    @rule(which=st.integers(0, 3))
+    def evidence_arrives(self, *, which: int) -> None:
+        """Create-once: of two measurements under one attempt the first counts."""
+        proof = self.late_evidence.pop(which % len(self.late_evidence))
+        self.store.evidence.setdefault((proof.version, proof.attempt), proof)
+        if proof.verdict.kind is not VerdictKind.PASS:
+            self.blamed.add(proof.version)
+
+    @rule(down=st.booleans())
+    def store_changes(self, *, down: bool) -> None:
+        self.store.down = down
+
+    # people and the clock --------------------------------------------------------------------------------------------
+
+    def edit(self, **parts: Any) -> None:
+        self.cluster.spec = {**self.cluster.spec, **parts}
+        self.cluster.edited()
+
+    @rule(
+        paused=st.booleans(),
+        canary=st.integers(1, 3),
+        judged=st.booleans(),
+        swapping=st.integers(1, 3),
+        unavailable=st.integers(0, 2),
+    )
+    def person_edits_the_rollout(
+        self, *, paused: bool, canary: int, judged: bool, swapping: int, unavailable: int
+    ) -> None:
+        rules = {"analysis": JUDGED if judged else UNJUDGED, "progressDeadlineSeconds": 60, "paused": paused}
+        self.edit(rollout=rules | {"canary": canary, "maxSwapping": swapping, "maxUnavailable": unavailable})
+
+    @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]))
+    def person_edits_how_pods_serve(self, *, arguments: list[str]) -> None:
+        """A to B, and often back to A before anybody looked."""
+        self.edit(serving={"replicas": 2, "extraArgs": arguments})
+
+    @rule(pin=st.none() | st.integers(0, 5))
+    def person_pins(self, *, pin: int | None) -> None:
+        self.edit(draft={} if pin is None else {"pin": pin})
+        self.forgive_late()
+        if pin is not None:
+            self.vouched.add(pin)
+
+    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]), back=st.integers(0, 2))
+    def person_decides(self, *, wish: str, back: int) -> None:
+        version = max(0, self.store.newest - back)
+        self.cluster.annotations = {wish: version}
+        self.cluster.edited()
+        if wish != "nothing":
+            (self.vouched if wish == "promote" else self.blamed).add(version)
+
+    @rule()
+    def status_is_lost(self) -> None:
+        """As one that an older operator wrote, or that somebody deleted."""
+        self.cluster.status = "{}"
+        self.cluster.edited()
+
+    @rule(seconds=st.sampled_from([-3700, -61, -10, 61, 3700]))
+    def clock_is_set(self, *, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(seconds=st.sampled_from([2, 15, 61, 3700]))
+    def nobody_looks(self, *, seconds: int) -> None:
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.steady += seconds
+
+    # pods and their agents -------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.cluster.pods) < 5)
+    @rule(slow=st.booleans())
+    def pod_joins(self, *, slow: bool) -> None:
+        """It has chosen its version and is not up yet: it may come up after the next promotion."""
+        self.joined += 1
+        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
+
+    @precondition(lambda self: self.cluster.pods)
+    @rule(
+        which=st.integers(0, 4),
+        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
+    )
+    def pod_fails(self, *, which: int, fault: str) -> None:
+        pod = self.cluster.pods[which % len(self.cluster.pods)]
+        if fault == "dies":
+            self.cluster.pods.remove(pod)
+        elif fault == "silent":
+            pod.silent = True
+        elif fault == "slow":
+            pod.slow = True
+        elif fault == "other weights":
+            pod.salt = "!"
+        elif fault in LIES:
+            pod.lie = fault
+        else:
+            pod.crash(pod.version if fault == "restarts" else self.channel.active)
+        self.blame()
+
+    def blame(self) -> None:
+        """What is rolled now may be refused for what just happened."""
+        if self.status.rollout.version is not None:
+            self.blamed.add(self.status.rollout.version)
+
+    @precondition(lambda self: any(pod.swapping for pod in self.cluster.pods))
+    @rule(which=st.integers(0, 4))
+    def swap_fails(self, *, which: int) -> None:
+        under_way = [pod for pod in self.cluster.pods if pod.swapping]
+        pod = under_way[which % len(under_way)]
+        assert pod.asked is not None
+        self.blamed.add(pod.asked.version)
+        self.blame()
+        pod.end_swap(self.now, works=False)
+
+    @rule(flows=st.booleans())
+    def traffic_changes(self, *, flows: bool) -> None:
+        self.traffic = flows
+
+    @rule()
+    def faults_end(self) -> None:
+        for pod in self.cluster.pods:
+            pod.slow, pod.silent, pod.lie = False, False, ""
+        self.all_go_on()
+
+    def all_go_on(self) -> None:
+        """Swaps end and engines come up, in all pods but the slow ones."""
+        for pod in self.cluster.pods:
+            if pod.slow:
+                continue
+            if pod.swapping:
+                pod.end_swap(self.now, works=pod.lie != "swapped")
+            pod.up = True
+
+    def forgive_late(self) -> None:
+        for pod in self.cluster.pods:
+            pod.late |= not pod.up or pod.silent
+
+    # the operators ---------------------------------------------------------------------------------------------------
+
+    @rule(who=st.integers(0, 1))
+    def operator_looks(self, *, who: int) -> None:
+        self.operators[who].look()
+
+    @precondition(lambda self: any(operator.looking for operator in self.operators))
+    @rule(who=st.integers(0, 1))
+    def operator_decides(self, *, who: int) -> None:
+        operator = self.operators[who]
+        if operator.looking:
+            self.check_plan(*operator.decide(self.now, self.steady))
+
+    @precondition(lambda self: any(operator.acting for operator in self.operators))
+    @rule(who=st.integers(0, 1), count=st.integers(1, 5))
+    def operator_acts(self, *, who: int, count: int) -> None:
+        self.operators[who].act(count)
+
+    @rule(who=st.integers(0, 1))
+    def operator_dies(self, *, who: int) -> None:
+        self.operators[who].die()
+
+    @rule(looks=st.integers(1, 8))
+    def time_goes_on(self, *, looks: int) -> None:
+        for _ in range(looks):
+            self.one_look(0)
+
+    @rule(looks=st.integers(4, 12))
+    def minutes_go_by(self, *, looks: int) -> None:
+        """Looked at as an idle operator does, which is often enough for deadlines to strike."""
+        for _ in range(looks):
+            self.one_look(0)
+            self.pass_time(RESTING)
+
+    def one_look(self, who: int) -> None:
+        """A whole look of one operator, and the world goes on until the next."""
+        moving = self.look_and_act(who)
+        self.jobs_end()
+        self.all_go_on()
+        for pod in self.cluster.pods:
+            kind = self.kinds.get(pod.version or 0, "good")
+            if pod.up and kind == "deadly" and self.traffic:
+                pod.crash(self.channel.active)
+            elif self.traffic:
+                pod.serve(1.1 if kind == "bad" else 2.0)
+        self.pass_time(MOVING if moving else RESTING)
+
+    def look_and_act(self, who: int) -> bool:
+        operator = self.operators[who]
+        operator.look()
+        seen, made = operator.decide(self.now, self.steady)
+        self.check_plan(seen, made)
+        operator.act(100)
+        return made.moving
+
+    # the promises ----------------------------------------------------------------------------------------------------
+
+    def check_plan(self, seen: Observed, made: Plan) -> None:
+        before, channel = seen.status.rollout, seen.store.channel
+        after = before if made.status is None else made.status.rollout
+        event(f"{before.phase} -> {after.phase}")
+        judged = bool(seen.spec.rollout.analysis.consecutive_success_limit)
+        faulty, lied = (any(getattr(pod, what) for pod in self.cluster.pods) for what in ("faulty", "lie"))
+        for version in {before.version, after.version} - {None}:
+            assert version is not None
+            self.vouched |= set() if judged and not lied else {version}
+            self.blamed |= {version} if faulty else set()
+        assert after.epoch >= before.epoch, "the fencing number went back"
+        if made.status is not None:
+            assert len(made.status.history) <= MAX_HISTORY
+            assert len(made.status.rejected) <= 2 * MAX_REJECTED
+            for version in set(made.status.rejected) - set(seen.status.rejected):
+                self.check_refusal(version, after.message)
+        if channel is None:
+            assert (made.swaps, made.job) == ((), None), "no decision without the store"
+            return
+        self.check_swaps(seen, made, after.phase)
+        if made.advance is not None:
+            self.check_advance(seen, made.advance)
+
+    def check_refusal(self, version: int, message: str) -> None:
+        wrong = {version for version, kind in self.kinds.items() if kind != "good"}
+        known = set(self.channel.rejected)
+        assert version in self.blamed | wrong | known, f"version {version}: nothing but time passed: {message}"
+
+    def check_swaps(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
+        channel, rules = seen.store.channel, seen.spec.rollout
+        assert channel is not None, "the caller has seen it"
+        asked = {swap.request.version for swap in made.swaps}
+        refused = {*channel.rejected, *seen.status.rejected}
+        forward = asked - {channel.active}
+        assert len(asked) <= 1
+        for version in forward:  # promise 1
+            assert seen.store.earned(version), "not earned"
+            assert version not in refused, "refused before"
+            assert phase in FORWARD
+        if forward:  # promise 2
+            agents = [pod.agent for pod in seen.pods]
+            busy = sum(a is not None and a.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) for a in agents)
+            down = sum(not pod.ready or agent is None for pod, agent in zip(seen.pods, agents, strict=True))
+            assert len(made.swaps) + busy <= rules.max_swapping
+            assert down <= rules.max_unavailable
+        elif phase is RolloutPhase.IDLE and not rules.paused:
+            assert len(made.swaps) <= max(rules.max_swapping, 1)
+
+    def check_advance(self, seen: Observed, channel: Channel) -> None:
+        former = seen.store.channel
+        assert former is not None, "the first record has no former"
+        assert channel.epoch == former.epoch + 1
+        assert channel.active in self.store.registrations
+        assert set(former.rejected) <= set(channel.rejected)
+        for version in set(channel.rejected) - set(former.rejected):
+            assert version != channel.active
+            self.check_refusal(version, channel.message)
+        if channel.reason is ChannelReason.PROMOTED:  # promise 4
+            proofs = {
+                Keys.evidence(version, attempt): proof for (version, attempt), proof in self.store.evidence.items()
+            }
+            assert channel.evidence is not None
+            proof = proofs[channel.evidence]
+            assert (proof.version, proof.verdict.kind) == (channel.active, VerdictKind.PASS)
+            assert proof.active_version == former.active
+            assert channel.active not in former.rejected
+        elif channel.reason is ChannelReason.PINNED:
+            assert channel.active == seen.spec.draft.pin
+            assert self.store.passed(channel.active)
+        else:
+            back = channel.reason is ChannelReason.ROLLED_BACK
+            assert channel.active == (former.previous if back else former.active)
+
+    def obeyed(self, swap: Swap, seen: Observed) -> None:
+        """A pod took on what it was asked for, now, after however many other things."""
+        version, known = swap.request.version, seen.store.channel
+        assert self.store.passed(version), "never passed"
+        assert known is not None
+        if known.epoch == self.channel.epoch:
+            assert version == known.active or version not in known.rejected
+        current = self.status.rollout
+        self.stale |= known.epoch < self.channel.epoch or swap.request.epoch < current.epoch
+
+    @invariant()
+    def earned(self) -> None:
+        """No pod serves, or is on its way to, a version that never passed."""
+        for pod in self.cluster.pods:
+            assert pod.version is None or self.store.passed(pod.version)
+
+    @invariant()
+    def at_most_two_versions(self) -> None:
+        """But for pods that come up late, and until the word of an operator out of date is put right."""
+        pods = [pod for pod in self.cluster.pods if pod.up and not pod.late and not pod.faulty]
+        versions = {pod.version for pod in pods}
+        self.stale &= len(versions) > 1
+        assert len(versions) <= 2 or self.stale
+
+    @invariant()
+    def the_channel_names_what_is_registered(self) -> None:
+        assert self.channel.active in self.store.registrations
+        assert len(self.channel.rejected) <= MAX_REJECTED
+
+    # convergence -----------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Once faults stop: all pods serve the right version, the newest is decided upon and nothing goes on."""
+        if not self.store.channels:
+            return
+        self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": 60})
+        self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, not self.quiet_end, "passes"
+        if not self.store.passed(self.cluster.spec.get("draft", {}).get("pin", INITIAL_VERSION)):
+            self.person_pins(pin=None)  # nothing goes on while what cannot be had is asked for
+        self.cluster.edited()
+        if not self.cluster.pods:
+            self.pod_joins(slow=False)
+        for pod in self.cluster.pods:
+            pod.salt = ""
+        self.faults_end()
+        for number in range(LOOKS_TO_CONVERGE):
+            self.one_look(number % 2)
+            self.earned()
+            if self.converged():
+                return
+        raise AssertionError(
+            f"still {self.status.rollout}, {self.status.candidate}, {self.cluster.pods}, {self.channel}"
+        )
+
+    def converged(self) -> bool:
+        active, pin, status = self.channel.active, self.cluster.spec.get("draft", {}).get("pin"), self.status
+        if self.kinds[active] == "deadly" and active in self.vouched:
+            return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
+        if self.quiet_end and status.rollout.phase is RolloutPhase.CANARY:
+            return status.rollout.version == self.store.newest and pin is None
+        decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
+        at_rest = all(pod.version == active and pod.up and not pod.swapping for pod in self.cluster.pods)
+        right = pin in (None, active)
+        if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
+            return False
+        wrong = {version for version, kind in self.kinds.items() if kind != "good"}
+        assert active not in wrong or wrong & self.vouched or self.quiet_end, "live traffic was not heard"
+        return True
+
+
+PlanMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPlan = PlanMachine.TestCase
