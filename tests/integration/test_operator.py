@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.crd import FILES
+from aurora_api.crd import FILE
 from aurora_api.records import VerdictKind
 from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from tests.assets.s3 import S3, seaweedfs
@@ -30,7 +30,7 @@ SAMPLES = Path(__file__).parents[2] / "docs/samples"
 
 @pytest.fixture(scope="module", name="crd")
 def _crd(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILES[0])
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
     cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
     return cluster
 

@@ -54,6 +54,8 @@ class Installation:
         settings += [f"--set={key}={value}" for key, value in embedded.items()]
         self.cluster.helm(
             *("upgrade", "--install", RELEASE, ROOT / "charts/aurora-operator", "--namespace", SYSTEM),
+            # Another test, or an earlier installation, may have left the resource's definition behind.
+            *("--take-ownership", "--force-conflicts"),
             *("--create-namespace", "--wait", "--timeout", "180s", *settings),
         )
         secret = self.cluster.get("secret", f"{RELEASE}-store", "-n", SYSTEM)

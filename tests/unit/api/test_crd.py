@@ -33,6 +33,13 @@ def test_the_files_are_what_the_models_say(capsys: pytest.CaptureFixture[str]) -
     assert crd.main(["--check"]) == 0, capsys.readouterr().out
 
 
+def test_no_text_of_the_models_is_taken_for_an_action_of_helm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = crd.crd()
+    made["spec"]["names"]["kind"] = "{{ .Values.kind }}"
+    monkeypatch.setattr(crd, "crd", lambda: made)
+    assert '{{ "{{" }} .Values.kind }}' in crd.render_template()
+
+
 def test_every_node_is_structural(schema: dict[str, Any]) -> None:
     for path, node in nodes(schema):
         assert "type" in node, path

@@ -1,0 +1,128 @@
+"""The chart's hold on the definition of AuroraSpeculator: upgrades change it, and uninstalling costs users nothing.
+
+No operator runs: what happens to the definition and to users' resources is between helm and the API server.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aurora_api.crd import FILE, REPOSITORY, TEMPLATE, crd
+from tests.cluster.cluster import Cluster
+from tests.cluster.command import CommandError
+from tests.cluster.fixture import cluster
+
+__all__ = ["cluster"]
+
+CHART = REPOSITORY / "charts/aurora-operator"
+CRD = "auroraspeculators.aurora.dev"
+PLACE = "chart-test"
+"""Release and namespace."""
+ADOPT = ("--take-ownership", "--force-conflicts")
+"""As the README says. The definition may be there already, another test's or another release's."""
+
+
+@pytest.fixture(name="earlier")
+def _earlier(tmp_path: Path) -> Path:
+    """A chart of an earlier version, which does not know ``spec.draft.pin`` yet."""
+    folder = tmp_path / CHART.name
+    shutil.copytree(CHART, folder)
+    template = folder / TEMPLATE.relative_to(CHART)
+    kept, inside = [], 0
+    for line in template.read_text().splitlines(keepends=True):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() == "pin:":
+            inside = indent
+        elif not inside or indent <= inside:
+            inside = 0
+            kept.append(line)
+    template.write_text("".join(kept))
+    return folder
+
+
+@pytest.fixture(name="place")
+def _place(cluster: Cluster) -> Iterator[Cluster]:
+    def clear() -> None:
+        if "custom" in cluster.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "name"):
+            cluster.kubectl("delete", "auroraspeculator", "--all", "-n", PLACE, "--timeout=30s")
+        cluster.helm("uninstall", PLACE, "-n", PLACE, "--ignore-not-found")
+        cluster.kubectl("delete", "namespace", PLACE, "--ignore-not-found", "--timeout=90s")
+
+    try:
+        yield cluster
+    finally:
+        clear()
+
+
+def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
+    cluster.helm("upgrade", "--install", PLACE, chart, "-n", PLACE, "--create-namespace", *options)
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+
+
+def fields(cluster: Cluster) -> dict[str, Any]:
+    """What the API server knows of ``spec.draft``."""
+    (version,) = cluster.get("crd", CRD)["spec"]["versions"]
+    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["draft"]
+    return found["properties"]
+
+
+def speculator() -> dict[str, Any]:
+    return {
+        "apiVersion": "aurora.dev/v1alpha1",
+        "kind": "AuroraSpeculator",
+        "metadata": {"name": "mine", "namespace": PLACE},
+        "spec": {
+            "target": {"model": "m"},
+            "store": {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}},
+            "draft": {"pin": 3},
+        },
+    }
+
+
+def test_helm_prints_what_the_models_say(cluster: Cluster) -> None:
+    def printed(*options: str) -> dict[str, Any]:
+        made: dict[str, Any] = yaml.safe_load(
+            cluster.helm("template", "x", CHART, "-s", str(TEMPLATE.relative_to(CHART)), *options)
+        )
+        return made
+
+    assert printed()["spec"] == crd()["spec"]
+    assert printed()["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert "annotations" not in printed("--set=crds.keep=false")["metadata"]
+    assert "CustomResourceDefinition" not in cluster.helm("template", "x", CHART, "--set=crds.enabled=false")
+
+
+def test_an_upgrade_brings_the_new_schema_and_uninstalling_keeps_what_users_made(place: Cluster, earlier: Path) -> None:
+    upgrade(place, earlier, *ADOPT)
+    assert "pin" not in fields(place)
+    upgrade(place, CHART)
+    assert fields(place)["pin"]["type"] == "integer"
+    place.apply(speculator())
+    place.helm("uninstall", PLACE, "-n", PLACE)
+    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["draft"] == {
+        "pin": 3, **{k: v["default"] for k, v in fields(place).items() if "default" in v}
+    }  # fmt: skip
+    upgrade(place, CHART)
+    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["draft"]["pin"] == 3
+
+
+def test_a_definition_that_helm_did_not_install_is_adopted_only_when_told(place: Cluster) -> None:
+    text = place.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "json")
+    if text:  # not deleted: another test's resources would go with it
+        bare = json.loads(text)["metadata"]
+        unset = [f"{key}-" for key in bare.get("annotations", {}) if key.startswith("meta.helm.sh/")]
+        if unset:
+            place.kubectl("annotate", "crd", CRD, *unset)
+        place.kubectl("label", "crd", CRD, "app.kubernetes.io/managed-by-")
+    place.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
+    with pytest.raises(CommandError, match="invalid ownership metadata"):
+        upgrade(place, CHART)
+    upgrade(place, CHART, *ADOPT)
+    assert place.get("crd", CRD)["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
