@@ -19,14 +19,10 @@ from torch import Tensor
 from aurora_api.records import (
     Channel,
     ChannelReason,
-    CheckpointManifest,
-    FileRef,
     Lineage,
-    Registration,
     TargetIdentity,
 )
 from aurora_runtime.engine.weights import read_header
-from aurora_runtime.store import Registry
 from aurora_runtime.store.objects import sha256_file
 from tests.assets.random_draft import write_random_draft
 
@@ -100,33 +96,6 @@ def lineage_of(draft: Path, target: Path) -> Lineage:
         tensors={name: entry.spec for name, entry in entries.items()},
         created=datetime.now(UTC),
     )
-
-
-def publish(registry: Registry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
-    """Upload a draft and register it."""
-    names = ("config.json", "model.safetensors")
-    files = tuple(
-        FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size) for name in names
-    )
-    manifest = CheckpointManifest(
-        lineage=lineage,
-        version=version,
-        digest=files[1].sha256,
-        files=files,
-        step=0,
-        trained_tokens=0,
-        created=datetime.now(UTC),
-    )
-    registration = Registration(
-        version=version,
-        lineage=lineage,
-        checkpoint=registry.put_checkpoint(manifest, draft),
-        digest=manifest.digest,
-        trained_tokens=0,
-        created=datetime.now(UTC),
-    )
-    registry.register(registration)
-    return registration
 
 
 def initial_channel() -> Channel:

@@ -19,10 +19,10 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from aurora_api.records import CheckpointManifest, FileRef, Lineage, Registration, TargetIdentity, TensorSpec
+from aurora_api.records import Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
 from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.store.objects import sha256_file
+from tests.assets.published import publish
 
 KEY = "the-admin-key"
 D2T = struct.pack("<4q", 0, 1, 2, 3)
@@ -118,35 +118,13 @@ def lineage(number: int = 1) -> Lineage:
     )
 
 
-def publish(registry: Registry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1) -> Registration:
-    """Upload ``data`` as the weights of ``version`` and register them, whatever they are."""
+def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1) -> Registration:
+    """Publish ``data`` as the weights of ``version``, whatever they are."""
     source = folder / f"source-{version}"
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(data)
     (source / "config.json").write_text("{}")
-    files = tuple(
-        FileRef(name=n, sha256=sha256_file(source / n), size=(source / n).stat().st_size)
-        for n in ("config.json", "model.safetensors")
-    )
-    manifest = CheckpointManifest(
-        lineage=of_lineage,
-        version=version,
-        digest=files[1].sha256,
-        files=files,
-        step=0,
-        trained_tokens=0,
-        created=datetime.now(UTC),
-    )
-    registration = Registration(
-        version=version,
-        lineage=of_lineage,
-        checkpoint=registry.put_checkpoint(manifest, source),
-        digest=manifest.digest,
-        trained_tokens=0,
-        created=datetime.now(UTC),
-    )
-    registry.register(registration)
-    return registration
+    return publish(registry, source, version, lineage=of_lineage)
 
 
 class FakeEngine:

@@ -12,7 +12,7 @@ from aurora_runtime.errors import DigestMismatch, DraftRefused, StoreError
 from aurora_runtime.serving.agent.staging import Drafts, stage_start
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
-from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish, safetensors
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> PodFolder:
 
 def add(registry: Registry, tmp_path: Path, version: int, **options: int) -> str:
     data = safetensors(draft_tensors(float(version + 1)))
-    return publish(registry, tmp_path / "sources", version, data, **options).digest
+    return publish_bytes(registry, tmp_path / "sources", version, data, **options).digest
 
 
 def staged(folder: PodFolder) -> list[str]:
@@ -86,10 +86,10 @@ def test_refusals_leave_nothing_behind(registry: Registry, folder: PodFolder, tm
         drafts.stage(1, "0" * 64)
     with pytest.raises(DraftRefused, match="lineage 2"):
         drafts.stage(2, add(registry, tmp_path, 2, of_lineage=2))
-    bad = publish(registry, tmp_path / "sources", 3, safetensors(draft_tensors(float("nan"))))
+    bad = publish_bytes(registry, tmp_path / "sources", 3, safetensors(draft_tensors(float("nan"))))
     with pytest.raises(DraftRefused, match="not finite"):
         drafts.stage(3, bad.digest)
-    cut = publish(registry, tmp_path / "sources", 4, safetensors(draft_tensors())[:-1])
+    cut = publish_bytes(registry, tmp_path / "sources", 4, safetensors(draft_tensors())[:-1])
     with pytest.raises(DraftRefused, match="truncated"):
         drafts.stage(4, cut.digest)
     assert staged(folder) == []

@@ -18,7 +18,7 @@ from aurora_runtime.serving.agent.staging import Drafts
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
-from tests.unit.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish, safetensors
+from tests.unit.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 
 class Rig:
@@ -33,7 +33,7 @@ class Rig:
         self.objects.path.mkdir()
         self.registry = Registry(self.objects)
         self.digests = [
-            publish(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
+            publish_bytes(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
             for v in range(3)
         ]
         self.drafts = Drafts(self.folder, self.registry)
@@ -137,7 +137,7 @@ async def test_an_engine_that_ends_in_a_swap_says_nothing_about_the_draft(rig: R
 
 
 async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_path: Path) -> None:
-    bad = publish(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
+    bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     await rig.swapper.request(SwapRequest(version=7, digest=bad.digest, epoch=2))
     await rig.swapper.wait()
     assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, False)

@@ -10,7 +10,7 @@ import pytest
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.store import Registry
 from aurora_runtime.validation.drafts import fetch_draft
-from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish, safetensors
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
     whole = safetensors(draft_tensors())
-    registered = publish(registry, tmp_path, 1, whole)
+    registered = publish_bytes(registry, tmp_path, 1, whole)
     draft = fetch_draft(registry, registered, lineage(), tmp_path / "active")
     assert (draft.version, draft.weights.read_bytes()) == (1, whole)
 
@@ -45,13 +45,13 @@ def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
 def test_what_a_pod_would_refuse_is_not_measured(
     registry: Registry, tmp_path: Path, data: bytes, of_lineage: int, words: str
 ) -> None:
-    registered = publish(registry, tmp_path, 1, data, of_lineage=of_lineage)
+    registered = publish_bytes(registry, tmp_path, 1, data, of_lineage=of_lineage)
     with pytest.raises(DraftRefused, match=words):
         fetch_draft(registry, registered, lineage(), tmp_path / "candidate")
 
 
 def test_files_that_are_damaged_or_missing_are_refused(registry: Registry, tmp_path: Path) -> None:
-    registered = publish(registry, tmp_path, 1, safetensors(draft_tensors()))
+    registered = publish_bytes(registry, tmp_path, 1, safetensors(draft_tensors()))
     key = f"{registered.checkpoint}model.safetensors"
     registry.objects.put(key, b"other bytes")
     with pytest.raises(DraftRefused, match="not what its manifest says"):
