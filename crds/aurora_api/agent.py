@@ -54,8 +54,13 @@ class LiveCounters(Model):
     verify_rounds: int = 0
     proposed: int = 0
     accepted: int = 0
-    gap_milliseconds: int = Field(default=0, description="Sum of the times between answer tokens, as clients see them.")
-    gaps: int = Field(default=0, description="How many such times were summed.")
+    gap_milliseconds: int = Field(
+        default=0, description="Sum over ended requests of their mean time between answer tokens."
+    )
+    gaps: int = Field(default=0, description="How many requests were summed.")
+    gap_squares: int = Field(
+        default=0, description="Upper bound of the sum of their squares, in ms²: it bounds what chance explains."
+    )
 
 
 class CaptureCounters(Model):

@@ -178,7 +178,11 @@ class Analysis(Model):
     """Live traffic's word on a swapped draft: what swapped pods do, against their peers, or what all did before."""
 
     settle_seconds: int = Field(
-        default=30, ge=0, le=3600, description="Wait after a swap, so that requests end that the former draft began."
+        default=30,
+        ge=0,
+        le=3600,
+        description="Wait after a swap, so that requests end that the former draft began: set it above how long your"
+        " longest usual requests take, as those that outlast it count for the new draft.",
     )
     interval_seconds: int = Field(
         default=15, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
@@ -188,7 +192,9 @@ class Analysis(Model):
     )
     max_accept_loss: Ratio = Field(default="0.1", description="Share of the acceptance length that may be lost.")
     max_latency_increase: Ratio = Field(
-        default="0.5", description="Share by which the mean time between answer tokens may exceed the peers'."
+        default="0.5",
+        description="Share by which the time between answer tokens may exceed the peers'; bad is only what exceeds it,"
+        " beyond chance, in three windows in a row.",
     )
     max_abort_increase: Ratio = Field(
         default="0.02", description="Share of requests that clients may give up beyond the other side's."

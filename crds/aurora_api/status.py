@@ -75,6 +75,7 @@ class AnalysisStatus(Model):
     baseline: LiveCounters | None = Field(default=None, description="What the pods did just before the first swap.")
     successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
     failures: int = Field(default=0, ge=0)
+    slow: int = Field(default=0, ge=0, description="Windows in a row with more time between tokens than is allowed.")
     asked: dict[str, str] = Field(
         default_factory=dict,
         description="Engine start of each pod that serves the judged version, or was asked to.",

@@ -3,7 +3,9 @@
 A *window* begins with a copy of the pods' counters and is judged when it is old enough and both sides have seen enough
 requests; what pods did since is the difference. The judged pods are compared with their peers in the same window,
 because what shifts the traffic shifts both; where there are no peers left, with the *baseline*, what all pods did just
-before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it.
+before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it;
+and on what else a pod's machine does, which all requests of a window share and their spread does not show, so it counts
+only after :data:`SLOW_WINDOWS` in a row. What slows one machine for longer cannot be told from a slow draft.
 
 Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
 keeps its window, and an engine that restarted is compared with itself only, and counted; the whole state is an
@@ -25,6 +27,8 @@ from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
 Z = 3.0
 """Standard errors that a loss must exceed: windows are looked at again and again, and a verdict is for good."""
 
+SLOW_WINDOWS = 3
+"""In a row, each beyond chance: the last of them, and each that follows, is a bad judgement."""
 PATIENCE = 10
 """Progress deadlines that a judgement may take, going by the traffic so far, while a newer version waits."""
 
@@ -33,6 +37,8 @@ class Outcome(Enum):
     WAITING = auto()
     """Not enough traffic, or within chance."""
     GOOD = auto()
+    SLOW = auto()
+    """Worse in nothing but the time between tokens."""
     BAD = auto()
 
 
@@ -139,10 +145,12 @@ def judge(
     outcome, message = compare(ours, reference, policy, steps, beside=bool(peers))
     if outcome is Outcome.WAITING:
         return analysis
-    good = outcome is Outcome.GOOD
+    slow = analysis.slow + 1 if outcome is Outcome.SLOW else 0
+    bad = outcome is Outcome.BAD or slow >= SLOW_WINDOWS
     update = {
-        "successes": analysis.successes + 1 if good else 0,
-        "failures": analysis.failures + (0 if good else 1),
+        "successes": analysis.successes + 1 if outcome is Outcome.GOOD else 0,
+        "failures": analysis.failures + (1 if bad else 0),
+        "slow": slow,
         "message": message,
     }
     return _anew(analysis.model_copy(update=update), everyone, now)
@@ -165,8 +173,8 @@ def starved(
 def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, *, beside: bool) -> tuple[Outcome, str]:
     """Whether ``new`` is as good as ``old`` within the policy, and the sentence that says so.
 
-    Both have verify rounds and requests. ``beside``: at the same time, under the same load. An acceptance length below
-    its bar by no more than chance allows is undecided.
+    Both have verify rounds and requests. ``beside``: at the same time, under the same load. What misses its bar by no
+    more than chance allows is undecided.
     """
     bar = 1 - float(policy.max_accept_loss)
     ours, theirs = _accept_length(new), _accept_length(old)
@@ -174,14 +182,19 @@ def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, 
     said = [f"acceptance length {ours:.2f} against {theirs:.2f}"]
     shortfall = bar * theirs - ours
     bad, undecided = shortfall > Z * error, shortfall > 0
-    if beside and new.gaps and old.gaps:
+    slow = False
+    if beside and new.gap_squares and old.gap_squares:
         gap, former = new.gap_milliseconds / new.gaps, old.gap_milliseconds / old.gaps
         said.append(f"{gap:.1f} ms between tokens against {former:.1f}")
-        bad |= gap > former * (1 + float(policy.max_latency_increase))
+        allowed = 1 + float(policy.max_latency_increase)
+        excess = gap - allowed * former
+        slow = excess > Z * math.hypot(_gap_error(new), allowed * _gap_error(old))
+        undecided |= excess > 0
     if new.aborted or old.aborted:
         said.append(f"{new.aborted} of {new.requests} requests given up against {old.aborted} of {old.requests}")
         bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
-    return Outcome.BAD if bad else Outcome.WAITING if undecided else Outcome.GOOD, ", ".join(said)
+    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.WAITING if undecided else Outcome.GOOD
+    return outcome, ", ".join(said)
 
 
 def _accept_length(counters: LiveCounters) -> float:
@@ -196,6 +209,12 @@ def _error(length: float, requests: int, steps: int) -> float:
     """
     accepted = min(max(length - 1, 0.0), float(steps))
     return math.sqrt(accepted * (steps - accepted) / requests)
+
+
+def _gap_error(counters: LiveCounters) -> float:
+    """An upper bound of the standard error of the mean over requests: the agent bounds the sum of squares."""
+    mean = counters.gap_milliseconds / counters.gaps
+    return math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps)
 
 
 def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:

@@ -6,7 +6,14 @@ are derived here, and only here.
 
 from __future__ import annotations
 
+import math
+import re
+
 from aurora_api.agent import LiveCounters
+
+_PACE = "sglang:request_time_per_output_token_seconds"
+"""One value per request that ended by itself: tokens of one request resemble each other, so requests are counted."""
+_EDGE = re.compile(r'[{,]le="([^"]+)"')
 
 
 def parse_counters(text: str) -> dict[str, float]:
@@ -21,6 +28,29 @@ def parse_counters(text: str) -> dict[str, float]:
         except (IndexError, ValueError):
             continue
     return sums
+
+
+def squares(text: str, histogram: str) -> float:
+    """Upper bound of the sum of squares of what a Prometheus ``histogram`` observed, in its unit squared.
+
+    A value counts as its bucket's upper edge. Those beyond the last edge together are at most what the sum leaves for
+    them, the others at their lower edges. Both grow like counters do, so differences of the bound are bounds too.
+    """
+    below: dict[float, float] = {}
+    start = f"{histogram}_bucket{{"
+    for line in text.splitlines():
+        found = _EDGE.search(line) if line.startswith(start) else None
+        if found is not None:
+            edge = float(found[1])
+            below[edge] = below.get(edge, 0.0) + float(line.rsplit(" ", 1)[1])
+    total, left, former_edge, former = 0.0, parse_counters(text).get(f"{histogram}_sum", 0.0), 0.0, 0.0
+    for edge, count in sorted(below.items()):
+        inside = count - former
+        if math.isinf(edge):
+            return total + (max(left, 0.0) ** 2 if inside > 0 else 0.0)
+        total, left = total + inside * edge * edge, left - inside * former_edge
+        former_edge, former = edge, count
+    return total
 
 
 def live_counters(text: str, draft_tokens: int) -> LiveCounters:
@@ -40,6 +70,7 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
         verify_rounds=rounds,
         proposed=rounds * (draft_tokens - 1),
         accepted=max(0, tokens - requests - rounds),
-        gap_milliseconds=round(1000 * sums.get("sglang:inter_token_latency_seconds_sum", 0.0)),
-        gaps=int(sums.get("sglang:inter_token_latency_seconds_count", 0)),
+        gap_milliseconds=round(1000 * sums.get(f"{_PACE}_sum", 0.0)),
+        gaps=int(sums.get(f"{_PACE}_count", 0)),
+        gap_squares=math.ceil(1e6 * squares(text, _PACE)),
     )
