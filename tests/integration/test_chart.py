@@ -69,8 +69,9 @@ def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
 def fields(cluster: Cluster) -> dict[str, Any]:
     """What the API server knows of ``spec.draft``."""
     (version,) = cluster.get("crd", CRD)["spec"]["versions"]
-    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["draft"]
-    return found["properties"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    found: dict[str, Any] = spec["draft"]["properties"]
+    return found
 
 
 def speculator() -> dict[str, Any]:

@@ -4,7 +4,8 @@ Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``p
 status together, by two operators that were started by mistake and may each die between any two actions, against a
 simulated store, cluster and agents. Evidence comes late, twice, about a former active version or never; agents are
 silent or lie; the store is out of reach for a while; the clock is set forwards and backwards; people edit, pin, promote
-and abort. Not modelled: operators that share one process, and Kubernetes that loses what it acknowledged.
+and abort. ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and Kubernetes that
+loses what it acknowledged.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MOVING, RESTING = 2.0, 15.0
 LOOKS_TO_CONVERGE = 600
 JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
 UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
+KINDS = ("good", "good", "bad", "deadly", "fading")
 FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
 
 
@@ -43,7 +45,7 @@ class PlanMachine(RuleBasedStateMachine):
         self.late_evidence: list[Evidence] = []
         self.traffic, self.gate = True, "passes"
         self.kinds: dict[int, str] = {INITIAL_VERSION: "good"}
-        """What live traffic makes of a version, whatever the gate says: good, bad, deadly."""
+        """What live traffic makes of a version, whatever the gate says: good, bad, deadly, fading once it is active."""
         self.blamed: set[int] = set()
         """Something was seen of this version, or said by a person: it may be refused."""
         self.vouched: set[int] = set()
@@ -54,8 +56,9 @@ class PlanMachine(RuleBasedStateMachine):
         self.quiet_end = False
         """Traffic does not come back when faults stop: the newest version is not kept waiting by an older one."""
 
-    @initialize(count=st.integers(1, 4), quiet_end=st.booleans())
-    def pods_start(self, count: int, *, quiet_end: bool) -> None:
+    @initialize(count=st.integers(1, 4), quiet_end=st.booleans(), kind=st.sampled_from(KINDS), looks=st.integers(0, 30))
+    def pods_start(self, count: int, *, quiet_end: bool, kind: str, looks: int) -> None:
+        """Pods serve the initial draft, and the first candidate is somewhere in its life."""
         self.quiet_end = quiet_end
         self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": 60})
         self.store.register(INITIAL_VERSION)
@@ -63,6 +66,8 @@ class PlanMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.pod_joins(slow=False)
         self.all_go_on()
+        if looks:
+            self.candidate_comes_far(kind=kind, looks=looks)
 
     @property
     def status(self) -> SpeculatorStatus:
@@ -76,13 +81,13 @@ class PlanMachine(RuleBasedStateMachine):
 
     # the trainer, the gate and the store -----------------------------------------------------------------------------
 
-    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]))
+    @rule(kind=st.sampled_from(KINDS))
     def candidate_is_registered(self, *, kind: str) -> None:
         version = self.store.newest + 1
         self.store.register(version)
         self.kinds[version] = kind
 
-    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]), looks=st.integers(4, 20))
+    @rule(kind=st.sampled_from(KINDS), looks=st.integers(4, 20))
     def candidate_comes_far(self, *, kind: str, looks: int) -> None:
         """Somewhere into its life: the paths are long, and most of what may go wrong does so in their midst."""
         self.candidate_is_registered(kind=kind)
@@ -300,7 +305,8 @@ class PlanMachine(RuleBasedStateMachine):
             if pod.up and kind == "deadly" and self.traffic:
                 pod.crash(self.channel.active)
             elif self.traffic:
-                pod.serve(1.1 if kind == "bad" else 2.0)
+                fades = kind == "fading" and pod.version == self.channel.active
+                pod.serve(1.1 if kind == "bad" or fades else 2.0)
         self.pass_time(MOVING if moving else RESTING)
 
     def look_and_act(self, who: int) -> bool:
@@ -451,12 +457,12 @@ class PlanMachine(RuleBasedStateMachine):
         right = pin in (None, active)
         if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
             return False
-        wrong = {version for version, kind in self.kinds.items() if kind != "good"}
+        wrong = {version for version, kind in self.kinds.items() if kind in ("bad", "deadly")}
         assert active not in wrong or wrong & self.vouched or self.quiet_end, "live traffic was not heard"
         return True
 
 
 PlanMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPlan = PlanMachine.TestCase
