@@ -88,6 +88,9 @@ class SimulatedPod:
     requests: int = 0
     tokens: int = 0
     looks: int = 0
+    taken: int = 0
+    seconds: float = 0.0
+    """Looks, and time under somebody's eyes, since its swap or its engine's start began."""
     late: bool = True
     """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
 
