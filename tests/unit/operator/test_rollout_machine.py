@@ -42,6 +42,7 @@ class SimulatedPod:
     phase: SwapPhase = SwapPhase.IDLE
     asked: int | None = None
     finished: datetime | None = None
+    transient: bool = False
     epoch: int = 0
     salt: str = ""
     slow: bool = False
@@ -82,7 +83,9 @@ class SimulatedPod:
             up=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",
-            swap=SwapStatus(phase=self.phase, version=self.asked, finished=self.finished, error="no"),
+            swap=SwapStatus(
+                phase=self.phase, version=self.asked, finished=self.finished, error="no", transient=self.transient
+            ),
             boot=str(self.boot),
             counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
         )
@@ -186,12 +189,17 @@ class RolloutMachine(RuleBasedStateMachine):
         if self.status.version is not None:
             self.blamed.add(self.status.version)
 
-    @rule(which=st.integers(0, 4))
-    def swap_fails(self, which: int) -> None:
+    @rule(which=st.integers(0, 4), transient=st.booleans())
+    def swap_fails(self, which: int, *, transient: bool) -> None:
+        """For the draft, or for what is around it: then nobody is to blame."""
         under_way = [pod for pod in self.pods if pod.phase is SwapPhase.SWAPPING]
-        if under_way:
+        if not under_way:
+            return
+        pod = under_way[which % len(under_way)]
+        if not transient:
             self.blame()
-            self.end_swap(under_way[which % len(under_way)], works=False)
+        self.end_swap(pod, works=False)
+        pod.transient = transient
 
     @rule()
     def slow_pods_come_up(self) -> None:
