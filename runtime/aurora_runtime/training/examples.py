@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.losses import Teacher
+from aurora_runtime.training.teacher import Teacher
 from aurora_runtime.training.unroll import Trunk
 
 MAX_ROOTS: Final = 512

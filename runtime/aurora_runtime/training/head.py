@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.losses import Loss, Teacher
+from aurora_runtime.training.losses import Loss
+from aurora_runtime.training.teacher import Teacher
 
 ROWS = 1024
 """Rows per chunk: 1024 x 16384 probabilities in float32 are 64 MB."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.examples import Batch, Example, Vocabulary, collate
 from aurora_runtime.training.head import head_loss
-from aurora_runtime.training.losses import Loss, Teacher, forward_kl
+from aurora_runtime.training.losses import Loss, forward_kl
+from aurora_runtime.training.teacher import Teacher
 from aurora_runtime.training.unroll import Trunk, unroll
 
 log = logging.getLogger(__name__)
