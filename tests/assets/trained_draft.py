@@ -22,8 +22,9 @@ from aurora_runtime.training import export, init
 from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.examples import Vocabulary, examples_of
+from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
-from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import load_target
 from tests.assets.traces import domain_traces, json_traces
 from tests.traffic.prompts import Domain

@@ -20,8 +20,9 @@ from aurora_runtime.training import init
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import Example, Vocabulary, examples_of
 from aurora_runtime.training.losses import LOSSES
+from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory, pack
-from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import load_target
 
 VOCABULARY = 16384

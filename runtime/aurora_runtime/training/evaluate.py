@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aurora_runtime.training.batch import collate
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, Vocabulary, collate
+from aurora_runtime.training.examples import Example, Vocabulary
 from aurora_runtime.training.replay import pack
-from aurora_runtime.training.session import to_device
 from aurora_runtime.training.unroll import unroll
 
 
@@ -50,11 +50,11 @@ def evaluate(
     deadline = time.monotonic() + seconds
     requests = rounds = tokens = hits = roots = 0
     for group in pack(list(examples), slots):
-        batch = to_device(collate(group, steps, vocabulary), device)
+        batch = collate(group, steps, vocabulary).to(device)
         known = batch.expected != -1
         right = torch.zeros_like(known)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            for step, out in enumerate(unroll(draft, batch.trunk)):
+            for step, out in enumerate(unroll(draft, batch.trunk, batch.levels)):
                 chosen = known[:, :, step]
                 right[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == batch.expected[:, :, step][chosen]
         for i, example in enumerate(group):

@@ -1,4 +1,4 @@
-"""From traces to batches: which slots are trained, on which teachers.
+"""From traces to examples: which slots are trained, on which teachers.
 
 Invariant: every root is one that serving can draft from (the slot of the last prompt token or later), every teacher a
 distribution that the target really had there. Prompt slots only lend their keys and values, unless prompt positions
@@ -10,7 +10,6 @@ Slots and positions are relative to the example's ``start``. The state at slot `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.teacher import Teacher
-from aurora_runtime.training.unroll import Trunk
+from aurora_runtime.training.branches import MAX_STEPS, Branches, branches_of, said
 
 MAX_ROOTS: Final = 512
 MAX_SLOTS: Final = 4096
@@ -41,6 +39,8 @@ class Example:
     teacher_probs: Tensor  # [T + 1, K] float16
     teacher_rest: Tensor  # [T + 1] float16
     weight: Tensor  # [T + 1] float16: 0 where there is no teacher
+    accepted: Tensor  # [roots] int8: drafts accepted of the round that was proposed at the root, -1 where none was
+    branches: Branches
 
     @property
     def slots(self) -> int:
@@ -48,8 +48,8 @@ class Example:
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.tokens, self.aux, self.teacher_ids, self.teacher_probs, self.teacher_rest, self.weight)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        own = sum(t.numel() * t.element_size() for t in vars(self).values() if isinstance(t, Tensor))
+        return own + self.branches.nbytes
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,6 @@ class Vocabulary:
         back = torch.full((vocab,), -1, dtype=torch.int32)
         back[ids] = torch.arange(ids.numel(), dtype=torch.int32)
         return cls(ids, back)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Roots of several examples, padded. ``row`` points into ``teacher`` and ``weight``, -1 where there is none."""
-
-    trunk: Trunk
-    row: Tensor  # [B, R, J] int64
-    teacher: Teacher  # M rows
-    weight: Tensor  # [M] float32
-    expected: Tensor  # [B, R, J] int64: draft id of the token that followed; -1 unknown, -2 outside the vocabulary
-    positions: int  # slots without padding
 
 
 def examples_of(
@@ -95,6 +83,7 @@ def examples_of(
         return []
     last = min(last_slot, int(taught[-1]) - 1)
     first = max(first, int(taught[0]) - 1)
+    accepted, branches = _rounds(trace), branches_of(trace, vocabulary.to_draft)
     cut = []
     counted = known
     for root in range(first, last + 1, MAX_ROOTS):
@@ -118,13 +107,21 @@ def examples_of(
                 teacher_probs=probs[rows].clone(),
                 teacher_rest=rest[rows].clone(),
                 weight=weight[rows].clone(),
+                accepted=accepted[root:end].clone(),
+                branches=branches.within(root, end, begin),
             )
         )
     return cut
 
 
-MAX_STEPS: Final = 16
-"""Bound of ``draft.steps`` and of ``training.unrollSteps`` in the custom resource."""
+def _rounds(trace: RequestTrace) -> Tensor:
+    """Drafts accepted of the round proposed at each slot ``[S]`` int8, -1 where none was: the state at ``t`` is the
+    first to propose in the round whose root is token ``t + 1``."""
+    accepted = torch.full((trace.hidden.shape[0],), -1, dtype=torch.int8)
+    slot = trace.root.long() - 1 - trace.hidden_start
+    inside = (slot >= 0) & (slot < accepted.numel())
+    accepted[slot[inside]] = trace.accepted[inside].to(torch.int8)
+    return accepted
 
 
 def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float) -> tuple[Tensor, ...]:
@@ -139,17 +136,12 @@ def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float)
     depth = before[1:] - offset[round_of] - 1
     position = trace.root.long()[round_of] + depth - trace.hidden_start
     kept = trace.node_accepted & (position >= 0) & (position < length)
-    at, top = position[kept], trace.top_ids[kept].long()
-    if top.numel() and not 0 <= int(top.min()) <= int(top.max()) < vocabulary.to_draft.numel():
-        raise TraceFormatError("top-k ids outside the target's vocabulary")
+    at = position[kept]
     k = trace.top_ids.shape[1]
     ids = torch.full((length, k), -1, dtype=torch.int32)
     probs = torch.zeros(length, k, dtype=torch.float16)
     rest, weight = torch.zeros(length, dtype=torch.float16), torch.zeros(length, dtype=torch.float16)
-    inside = vocabulary.to_draft[top]
-    ids[at] = inside
-    probs[at] = torch.where(inside >= 0, trace.top_logprobs[kept].float().exp(), 0.0).to(torch.float16)
-    rest[at] = trace.rest[kept].to(torch.float16)
+    ids[at], probs[at], rest[at] = said(trace, kept.nonzero().flatten(), vocabulary.to_draft)
     weight[at] = 1.0
     if prompt_weight:
         # In the prompt only the next token is known: a distribution with all its mass there.
@@ -159,44 +151,3 @@ def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float)
         probs[prompt, 0] = (following >= 0).to(torch.float16)
         weight[prompt] = prompt_weight
     return ids, probs, rest, weight
-
-
-def collate(examples: Sequence[Example], steps: int, vocabulary: Vocabulary) -> Batch:
-    """Pad ``examples`` into one batch of ``steps`` unrolled steps."""
-    slots, roots = max(e.slots for e in examples), max(e.roots for e in examples)
-    b, width = len(examples), examples[0].aux.shape[1]
-    aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)
-    after = torch.zeros(b, slots, dtype=torch.int64)
-    root = torch.zeros(b, roots, dtype=torch.int64)
-    chain = torch.zeros(b, roots, steps, dtype=torch.int64)
-    row = torch.full((b, roots, steps), -1, dtype=torch.int64)
-    expected = torch.full((b, roots, steps), -1, dtype=torch.int64)
-    base = 0
-    for i, e in enumerate(examples):
-        aux[i, : e.slots] = e.aux
-        after[i, : e.slots] = e.tokens[1:]
-        slot = torch.arange(e.first_root, e.first_root + e.roots)
-        root[i, : e.roots] = slot
-        taught = slot[:, None] + 1 + torch.arange(steps)  # position whose distribution teaches step j
-        chain[i, : e.roots] = e.tokens[taught.clamp(max=e.slots)].long()
-        present = (taught <= e.slots) & (e.weight[taught.clamp(max=e.slots)] > 0)
-        row[i, : e.roots] = torch.where(present, base + taught, -1)
-        follows = e.tokens[(taught + 1).clamp(max=e.slots)].long()
-        draft_id = vocabulary.to_draft[follows].long()
-        expected[i, : e.roots] = torch.where(taught < e.slots, torch.where(draft_id < 0, -2, draft_id), -1)
-        base += e.slots + 1
-    teacher = Teacher(
-        torch.cat([e.teacher_ids for e in examples]).long(),
-        torch.cat([e.teacher_probs for e in examples]).float(),
-        torch.cat([e.teacher_rest for e in examples]).float(),
-    )
-    start = torch.tensor([e.start for e in examples])
-    weight = torch.cat([e.weight for e in examples]).float()
-    return Batch(
-        trunk=Trunk(aux=aux, tokens=after, start=start, root=root, chain=chain),
-        row=row,
-        teacher=teacher,
-        weight=weight,
-        expected=expected,
-        positions=sum(e.slots for e in examples),
-    )

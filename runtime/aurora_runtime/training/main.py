@@ -25,8 +25,9 @@ from aurora_runtime.training.data import HeldOutSet, ShardStream
 from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
+from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory
-from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import TargetModel, load_target
 from aurora_runtime.training.train import Trainer
 

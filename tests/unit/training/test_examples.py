@@ -10,10 +10,15 @@ import torch
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import branches as module_branches
 from aurora_runtime.training import examples as module
-from aurora_runtime.training.examples import Vocabulary, collate, examples_of
+from aurora_runtime.training.batch import collate
+from aurora_runtime.training.branches import MAX_STEPS
+from aurora_runtime.training.examples import Example, Vocabulary, examples_of
 from aurora_runtime.training.replay import Memory, pack
+from tests.assets.nodes import nodes_of
 from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: Vocabulary,
     for r in range(example.roots):
         root = hidden_start + example.first_root + r
         for j in range(3):
-            position, row = root + 1 + j, int(batch.row[0, r, j])
+            position, row = root + 1 + j, int(batch.rows[j][0, r])
             assert (row >= 0) == (position in nodes)
             if row < 0:
                 continue
@@ -60,7 +65,7 @@ def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: Vocabulary,
                 batch.teacher.probs[row], trace.top_logprobs[node].float().exp() * inside, atol=1e-3, rtol=1e-3
             )
             if j:
-                assert int(batch.trunk.chain[0, r, j]) == int(trace.tokens[position])
+                assert int(batch.levels[j - 1].token[0, r]) == int(trace.tokens[position])
             if position + 1 < trace.tokens.shape[0]:
                 follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
                 assert int(batch.expected[0, r, j]) == (follows if follows >= 0 else -2)
@@ -77,7 +82,7 @@ def test_long_requests_are_cut_without_losing_or_doubling_a_root(
     roots = [e.start + e.first_root + r for e in cut for r in range(e.roots)]
     assert roots == list(range(9, 48))
     assert sum(e.fresh for e in cut) == trace.hidden.shape[0]
-    assert all(e.slots <= 12 + module.MAX_STEPS for e in cut)
+    assert all(e.slots <= 12 + MAX_STEPS for e in cut)
 
 
 def test_prompt_positions_are_taught_only_when_they_have_a_weight(vocabulary: Vocabulary) -> None:
@@ -87,6 +92,63 @@ def test_prompt_positions_are_taught_only_when_they_have_a_weight(vocabulary: Vo
     assert with_prompt.weight[:10].tolist() == [0.25] * 10
     following = int(vocabulary.to_draft[int(trace.tokens[4])])
     assert int(with_prompt.teacher_ids[3, 0]) == following
+
+
+def test_branches_are_the_rejected_nodes_of_their_roots(vocabulary: Vocabulary) -> None:
+    trace = tree_trace(9, answer=30)
+    want = {(n.slot, n.path) for n in nodes_of(trace, module_branches.MAX_STEPS + 1) if not n.accepted}
+    found = paths_of(examples_of(trace, vocabulary))
+    assert sorted(found) == sorted(want)
+
+
+def test_a_cut_request_keeps_each_branch_with_its_root(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tree_trace(10, answer=40)
+    whole = paths_of(examples_of(trace, vocabulary))
+    monkeypatch.setattr(module, "MAX_ROOTS", 7)
+    monkeypatch.setattr(module, "MAX_SLOTS", 12)
+    assert paths_of(examples_of(trace, vocabulary)) == whole
+
+
+def test_wide_trees_keep_their_shallow_nodes(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_branches, "ROUND_BRANCHES", 3)
+    trace = tree_trace(11, answer=30, nodes=12)
+    kept = paths_of(examples_of(trace, vocabulary))
+    for slot in {slot for slot, _ in kept}:
+        every = sorted(len(n.path) for n in nodes_of(trace, 17) if n.slot == slot and not n.accepted)
+        assert sorted(len(path) for s, path in kept if s == slot) == every[:3]
+
+
+def test_nothing_is_learnt_from_behind_the_answers_end(vocabulary: Vocabulary) -> None:
+    trace = tree_trace(12, answer=30)
+    root, accepted = int(trace.root[-1]), int(trace.accepted[-1])
+    ended = dataclasses.replace(
+        trace, tokens=trace.tokens[: root + accepted + 1], hidden=trace.hidden[: root + accepted + 1]
+    )
+    gone = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
+    path = tuple(trace.tokens[root + 1 : root + accepted + 1].tolist())
+    gone = {(slot, tokens) for slot, tokens in gone if tokens[:accepted] == path}
+    whole = paths_of(examples_of(trace, vocabulary))
+    assert gone
+    assert set(whole) - set(paths_of(examples_of(ended, vocabulary))) == gone
+
+
+def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:
+    """Absolute slot and tokens down to each branch, the accepted ones above it included."""
+    found = []
+    for e in examples:
+        paths: list[tuple[int, ...]] = []
+        for slot, depth, up, token in zip(
+            e.branches.slot.tolist(),
+            e.branches.depth.tolist(),
+            e.branches.parent.tolist(),
+            e.branches.token.tolist(),
+            strict=True,
+        ):
+            above = paths[up] if up >= 0 else tuple(e.tokens[slot + 2 : slot + 1 + depth].tolist())
+            assert len(above) == depth - 1
+            paths.append((*above, token))
+            found.append((e.start + slot, paths[-1]))
+    return found
 
 
 def test_ids_outside_the_targets_vocabulary_are_refused(vocabulary: Vocabulary) -> None:
@@ -108,7 +170,7 @@ def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:
 
 
 def test_memory_keeps_its_bound_and_spreads_over_age(vocabulary: Vocabulary) -> None:
-    examples = [examples_of(tiny.trace(seed), vocabulary)[0] for seed in range(200)]
+    examples = [examples_of(tiny.trace(seed, steps=0), vocabulary)[0] for seed in range(200)]
     size = examples[0].nbytes
     memory = Memory(20 * size + size // 2)
     for example in examples:

@@ -86,11 +86,11 @@ def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, seed: int, 
 @settings(max_examples=20, deadline=None)
 def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, sharp: float) -> None:
     g = torch.Generator().manual_seed(seed)
-    logits, probs = torch.randn(N, V, generator=g) * sharp, (torch.randn(N, V, generator=g) * 2).softmax(-1)
+    logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
     full = LOSSES[name](logits, top(probs, V))
     for n in range(N):
         want = formula(name, probs[n].double(), logits[n].double().softmax(-1))
-        assert float(full[n]) == pytest.approx(float(want), abs=1e-4, rel=1e-3)  # probabilities below FLOOR are raised
+        assert float(full[n]) == pytest.approx(float(want), abs=1e-4, rel=1e-3)
 
 
 @every_loss
@@ -98,7 +98,7 @@ def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, s
 @settings(max_examples=20, deadline=None)
 def test_a_loss_is_never_negative_and_truncation_never_adds(name: str, seed: int, k: int, sharp: float) -> None:
     g = torch.Generator().manual_seed(seed)
-    logits, probs = torch.randn(N, V, generator=g) * sharp, (torch.randn(N, V, generator=g) * 2).softmax(-1)
+    logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
     truncated, full = LOSSES[name](logits, top(probs, k)), LOSSES[name](logits, top(probs, V))
     assert bool((truncated >= 0).all())
     assert bool((truncated <= full + 1e-4 + 1e-3 * full).all())  # merging outcomes tells less apart

@@ -9,7 +9,8 @@ from safetensors.torch import load, save
 
 from aurora_runtime.training.evaluate import evaluate, walk
 from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.session import Session
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.janitor import Janitor, orphans
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
-from aurora_runtime.training.session import Recipe, Session
+from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import TargetModel, load_target
 from tests.unit.training import tiny
 

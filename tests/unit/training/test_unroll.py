@@ -1,17 +1,26 @@
-"""Trained as served: the batched unroll equals decoding one token at a time with a key-value cache."""
+"""Trained as served: the batched pass equals decoding one token at a time with a key-value cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import attention
+from aurora_runtime.training.attention import SCORES
+from aurora_runtime.training.batch import Follow, collate
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import collate, examples_of
+from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.objective import batch_loss
+from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.unroll import unroll
+from tests.assets.nodes import by_path, nodes_of
 from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
 
 STEPS = 4
 
@@ -63,41 +72,85 @@ def randomised(draft: Draft) -> Draft:
     return draft
 
 
+def decoded(draft: Draft, trace: RequestTrace, slot: int, path: tuple[int, ...]) -> Tensor:
+    """The draft's output at a node, from the trace's first state on, one token at a time."""
+    cache, hidden = Cache(draft), torch.zeros(0)
+    for at in range(trace.hidden_start, slot + 1):
+        fused = draft.fc.weight @ trace.hidden[at - trace.hidden_start].float()
+        hidden = cache.step(int(trace.tokens[at + 1]), fused, at)
+    for depth, token in enumerate(path, start=1):
+        hidden = cache.step(token, hidden, slot + depth)
+    return hidden
+
+
 @torch.no_grad()
-def test_batched_unroll_equals_decoding_step_by_step(tmp_path: Path) -> None:
-    model = tiny.target(tmp_path)
-    draft, vocabulary = tiny.draft_of(model)
+@pytest.mark.parametrize("scores", [SCORES, 50])  # in one piece, and node by node or so
+def test_the_batched_pass_equals_decoding_node_by_node(
+    tmp_path: Path, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains and trees, from every round's root: each verify node above the leaves is there, once, with its teacher."""
+    monkeypatch.setattr(attention, "SCORES", scores)
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     randomised(draft)
-    traces = [tiny.trace(1), tiny.trace(2, prompt=9, answer=7), tiny.trace(3, prompt=11, hidden_start=4)]
+    traces = [
+        tree_trace(1),
+        tree_trace(2, prompt=9, answer=9, nodes=9),
+        tree_trace(3, prompt=11, hidden_start=4),
+        tiny.trace(4, steps=3),
+    ]
     examples = [e for t in traces for e in examples_of(t, vocabulary)]
-    batch = collate(examples, STEPS, vocabulary)
-    outputs = unroll(draft, batch.trunk)
-    compared = 0
+    batch = collate(examples, STEPS, vocabulary, Follow.PROPOSED, branches=True)
+    outputs = unroll(draft, batch.trunk, batch.levels)
+    for i, trace in enumerate(traces):
+        unrolled = by_path(batch, outputs, i)
+        nodes = list(nodes_of(trace, STEPS))
+        assert {(n.slot, n.path) for n in nodes} == {path for path, node in unrolled.items() if node.row >= 0}
+        for node in nodes:
+            mine = unrolled[node.slot, node.path]
+            want = decoded(draft, trace, node.slot, node.path)
+            torch.testing.assert_close(mine.output, want, atol=2e-4, rtol=2e-4)
+            ids = vocabulary.to_draft[trace.top_ids[node.index].long()].long()
+            assert batch.teacher.ids[mine.row].tolist() == ids.tolist()
+            assert float(batch.teacher.rest[mine.row]) == float(trace.rest[node.index])
+
+
+@torch.no_grad()
+def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    randomised(draft)
+    traces = [tiny.trace(1), tiny.trace(3, prompt=11, hidden_start=4), tree_trace(2)]
+    examples = [e for t in traces for e in examples_of(t, vocabulary)]
+    batch = collate(examples, STEPS, vocabulary, branches=True)
+    outputs = unroll(draft, batch.trunk, batch.levels)
     for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
-        for r in range(example.roots):
-            root = example.first_root + r
-            cache = Cache(draft)
-            at = trace.hidden_start
-            hidden = torch.zeros(0)
-            for slot in range(root + 1):
-                fused = draft.fc.weight @ trace.hidden[slot].float()
-                hidden = cache.step(int(trace.tokens[at + slot + 1]), fused, at + slot)
-            for step in range(STEPS):
-                if step:
-                    token = at + root + 1 + step
-                    if token >= trace.tokens.shape[0]:
-                        break
-                    hidden = cache.step(int(trace.tokens[token]), hidden, at + root + step)
-                torch.testing.assert_close(outputs[step][i, r], hidden, atol=2e-4, rtol=2e-4)
-                compared += 1
-    assert compared > 80
+        unrolled, tokens = by_path(batch, outputs, i), trace.tokens.tolist()
+        for slot in range(example.start + example.first_root, len(tokens) - 1 - STEPS):
+            for depth in range(STEPS):
+                path = tuple(tokens[slot + 2 : slot + 2 + depth])
+                want = decoded(draft, trace, slot, path)
+                torch.testing.assert_close(unrolled[slot, path].output, want, atol=2e-4, rtol=2e-4)
+
+
+def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), vocabulary)]
+    batch = collate(examples, 3, vocabulary, branches=True)
+    found = []
+    for scores in (SCORES, 300):
+        monkeypatch.setattr(attention, "SCORES", scores)
+        loss = batch_loss(draft, batch, Recipe(discard=0.5))
+        found.append(torch.autograd.grad(loss, list(draft.parameters())))
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(whole, cut, atol=1e-3, rtol=1e-3)  # products are in bf16
 
 
 @torch.no_grad()
 def test_padding_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    short, long = (examples_of(t, vocabulary)[0] for t in (tiny.trace(1), tiny.trace(2, prompt=30, answer=20)))
-    alone = unroll(draft, collate([short], 3, vocabulary).trunk)
-    padded = unroll(draft, collate([short, long], 3, vocabulary).trunk)
-    for a, b in zip(alone, padded, strict=True):
-        torch.testing.assert_close(a[0], b[0, : short.roots], atol=1e-5, rtol=1e-5)
+    short, long = (examples_of(t, vocabulary)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
+    one, two = (collate(group, 3, vocabulary, branches=True) for group in ([short], [short, long]))
+    alone = by_path(one, unroll(draft, one.trunk, one.levels), 0)
+    padded = by_path(two, unroll(draft, two.trunk, two.levels), 0)
+    for path, node in alone.items():
+        torch.testing.assert_close(node.output, padded[path].output, atol=1e-5, rtol=1e-5)
+        assert node.row == padded[path].row

@@ -1,0 +1,27 @@
+"""How a session learns: every choice in one place, compared by tests/bench/learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aurora_runtime.training.batch import Follow
+from aurora_runtime.training.losses import Loss, forward_kl
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults are measured by tests/bench/learning (docs/measurements.md)."""
+
+    learning_rate: float = 1e-3
+    unroll_steps: int = 3
+    replay: int = 1
+    follow: Follow = Follow.COMMITTED
+    loss: Loss = forward_kl
+    discard: float = 0.0  # weight of rejected nodes beside the followed ones of their depth (Aurora's lambda); 0: none
+    step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and Aurora's published loop)
+    warmup_steps: int = 10
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)  # a short memory: the stream drifts, and early steps must count
+    batch_slots: int = 512
+    prompt_weight: float = 0.0
+    passes: int = 4  # a position is trained at most this often on average, replays included
