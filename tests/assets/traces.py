@@ -1,4 +1,4 @@
-"""Real traces without a serving engine: what SmolLM2 answers to JSON-extraction requests, recorded as capture would.
+"""Real traces without a serving engine: what SmolLM2 answers to requests, recorded as capture would.
 
 They exist so that the trainer can be developed and tested on the target's true hidden states and distributions within
 seconds. Invariant: a position's hidden states and top-k are those of one teacher-forced pass over the final tokens, so
@@ -14,7 +14,7 @@ import fcntl
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +138,17 @@ def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
 
 def json_traces(count: int = 160) -> list[RequestTrace]:
     """``count`` traces of JSON extraction with an example in the prompt."""
-    return _cached(f"json-r{REVISION}-{count}", prompts(count))
+    return cached(f"json-r{REVISION}-{count}", lambda: generate(prompts(count)))
 
 
 def domain_traces(domain: Domain, count: int = 160) -> list[RequestTrace]:
     """``count`` traces of the requests that :mod:`tests.traffic` sends."""
     messages = list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
-    return _cached(f"{domain}-r{REVISION}-{count}", messages)
+    return cached(f"{domain}-r{REVISION}-{count}", lambda: generate(messages))
 
 
-def _cached(name: str, messages: Sequence[str]) -> list[RequestTrace]:
-    """Traces of the answers to ``messages``, generated once: about two minutes of one core for 160."""
+def cached(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[RequestTrace]:
+    """The traces kept as ``name``, made on one thread if there are none: about two minutes of one core for 160."""
     folder = cache_root() / "traces"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
@@ -157,7 +157,7 @@ def _cached(name: str, messages: Sequence[str]) -> list[RequestTrace]:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                _write(path, encode(list(generate(messages))))
+                _write(path, encode(list(make())))
             finally:
                 torch.set_num_threads(threads)
     return list(decode(path.read_bytes()))

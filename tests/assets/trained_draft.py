@@ -26,6 +26,7 @@ from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import load_target
+from tests.assets.model import ensure_model
 from tests.assets.traces import domain_traces, json_traces
 from tests.traffic.prompts import Domain
 
@@ -58,6 +59,14 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], 
     return Lesson(session, held_out, sum(e.fresh for e in examples))
 
 
+def day_0(model: Path | None = None) -> tuple[Draft, Vocabulary]:
+    """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
+    target, size = load_target(Target(model=str(model or ensure_model()))), DraftSpec().vocab_size
+    ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
+    draft = init.initial_draft(target, init.draft_config(target, size), ids)
+    return draft, Vocabulary.of(ids, target.identity.vocab_size)
+
+
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
     """Write what the trainer's initial draft becomes on one domain's requests alone, below ``folder``, once.
 
@@ -66,15 +75,11 @@ def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
     """
     done = folder / f"only-{domain}"
     if not done.exists():
-        target = load_target(Target(model=str(model)))
-        size = DraftSpec().vocab_size
-        ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
-        draft = init.initial_draft(target, init.draft_config(target, size), ids)
-        traces = domain_traces(domain)
-        learn(draft, Vocabulary.of(ids, target.identity.vocab_size), traces, passes=SPECIALIST_PASSES)
+        draft, vocabulary = day_0(model)
+        learn(draft, vocabulary, domain_traces(domain), passes=SPECIALIST_PASSES)
         part = folder / f".only-{domain}.part"
         shutil.rmtree(part, ignore_errors=True)
-        export.export(draft, ids, part)
+        export.export(draft, vocabulary.to_target, part)
         part.rename(done)
     return done
 
@@ -95,12 +100,9 @@ def nudge(draft: Path, folder: Path, seed: int) -> Path:
 def write_untrained_and_trained(model: Path, folder: Path) -> tuple[Path, Path]:
     """Write the trainer's initial draft for the model in ``model``, and what it becomes on the recorded JSON requests,
     as checkpoints in SGLang's format below ``folder``; returns their directories."""
-    target = load_target(Target(model=str(model)))
-    size = DraftSpec().vocab_size
-    ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
-    draft = init.initial_draft(target, init.draft_config(target, size), ids)
+    draft, vocabulary = day_0(model)
     untrained, trained = folder / "untrained", folder / "trained"
-    export.export(draft, ids, untrained)
-    learn(draft, Vocabulary.of(ids, target.identity.vocab_size), json_traces())
-    export.export(draft, ids, trained)
+    export.export(draft, vocabulary.to_target, untrained)
+    learn(draft, vocabulary, json_traces())
+    export.export(draft, vocabulary.to_target, trained)
     return untrained, trained

@@ -66,13 +66,16 @@ def said(trace: RequestTrace, nodes: Tensor, to_draft: Tensor) -> tuple[Tensor, 
 
 def branches_of(trace: RequestTrace, to_draft: Tensor) -> Branches:
     """The rejected nodes of ``trace``; slots are relative to ``hidden_start``. What hangs below the answer's last token
-    is left out: nothing follows there."""
+    is left out: nothing follows there. Raises :class:`TraceFormatError` for nodes that cannot be."""
     count = trace.node_count.long()
     first = count.cumsum(0) - count
     round_of = torch.repeat_interleave(torch.arange(count.numel()), count)
     up = trace.node_parent.long()
     if bool((up >= count[round_of]).any()):
         raise TraceFormatError("a node's parent lies outside its round")
+    drafted = trace.node_token
+    if drafted.numel() and not 0 <= int(drafted.min()) <= int(drafted.max()) < to_draft.numel():
+        raise TraceFormatError("drafted ids outside the target's vocabulary")
     parent = (first[round_of] + up).clamp(min=0)
     depth, fork = _depths(torch.arange(round_of.numel()) == first[round_of], up >= 0, parent, trace.node_accepted)
     root = trace.root.long()[round_of]

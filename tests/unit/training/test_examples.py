@@ -157,6 +157,14 @@ def test_ids_outside_the_targets_vocabulary_are_refused(vocabulary: Vocabulary) 
     bad[3] = tiny.VOCAB
     with pytest.raises(TraceFormatError, match="vocabulary"):
         examples_of(dataclasses.replace(trace, tokens=bad), vocabulary)
+    drafted = trace.node_token.clone()
+    drafted[4] = -1
+    with pytest.raises(TraceFormatError, match="drafted ids"):
+        examples_of(dataclasses.replace(trace, node_token=drafted), vocabulary)
+    parent = trace.node_parent.clone()
+    parent[1] = 99
+    with pytest.raises(TraceFormatError, match="parent"):
+        examples_of(dataclasses.replace(trace, node_parent=parent), vocabulary)
 
 
 def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Made rounds are true ones: every node carries what the target says behind exactly that prefix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from aurora_runtime.traces import RequestTrace
+from tests.assets import drafted
+from tests.assets.nodes import nodes_of
+from tests.unit.training import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=tiny.VOCAB, **sizes)).eval()
+
+
+@torch.no_grad()
+def test_every_node_carries_the_targets_word_for_its_prefix(model: Any) -> None:
+    bare = tiny.trace(1, prompt=5, answer=14, steps=0)
+    proposals = torch.randint(0, tiny.VOCAB, (13, drafted.STEPS), generator=torch.Generator().manual_seed(2))
+    follows = bare.tokens.long()[bare.prompt_length :]
+    for at, right in {0: 2, 5: 1, 9: 3}.items():  # of some rounds the first drafts are right
+        proposals[at, :right] = follows[at + 1 : at + 1 + right]
+    trace = drafted.with_rounds(bare, proposals, model, version=7)
+    assert trace.root.tolist() == [5, 8, 9, 10, 12, 13, 14]
+    assert trace.accepted.tolist() == [2, 0, 0, 1, 0, 0, 3]
+    assert set(trace.version.tolist()) == {7}
+    seen = 0
+    for node in nodes_of(trace, drafted.STEPS + 1):
+        prefix = torch.cat([trace.tokens[: node.slot + 2].long(), torch.tensor(node.path, dtype=torch.int64)])
+        want = model(prefix[None]).logits[0, -1].log_softmax(-1)[trace.top_ids[node.index].long()]
+        torch.testing.assert_close(trace.top_logprobs[node.index].float(), want, atol=2e-2, rtol=1e-3)
+        seen += 1
+    assert seen == trace.node_token.shape[0] == 28
+    check(trace)
+
+
+def check(trace: RequestTrace) -> None:
+    """Accepted nodes are the committed tokens."""
+    for node in nodes_of(trace, drafted.STEPS + 1):
+        committed = trace.tokens[node.slot + 2 : node.slot + 2 + len(node.path)].tolist()
+        assert (committed == list(node.path)) == node.accepted

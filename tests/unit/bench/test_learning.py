@@ -1,0 +1,67 @@
+"""The comparison of recipes is fair: same traffic, same steps, and a difference is a paired one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_runtime.training.replay import Memory
+from aurora_runtime.training.session import Session
+from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
+from tests.bench.learning.replay import Look, Run, fresh_traffic, learn_shard, narrowed
+from tests.bench.learning.report import difference, table
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, name: str) -> None:
+    how: Configuration = CONFIGURATIONS[name]
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
+    before = [p.detach().clone() for p in draft.parameters()]
+    traces = [tree_trace(seed, answer=8) for seed in range(9)]
+    learn_shard(session, Memory(1 << 30), traces, how, vocabulary)
+    assert session.steps == 4
+    assert any(not torch.equal(a, b) for a, b in zip(before, draft.parameters(), strict=True))
+
+
+def test_a_narrow_capture_loses_no_mass() -> None:
+    trace = tree_trace(1)
+    few = narrowed(trace, 3)
+    assert few.top_ids.shape[1] == 3
+    for t in (trace, few):
+        mass = t.top_logprobs.float().exp().sum(-1) + t.rest.float()
+        torch.testing.assert_close(mass, torch.ones_like(mass), atol=2e-3, rtol=0)
+
+
+def test_traffic_is_cut_by_answer_tokens_and_never_held_out() -> None:
+    traces = [tree_trace(seed, answer=10) for seed in range(40)]
+    fresh = fresh_traffic(traces, 95)
+    assert sum(t.answer_tokens for t in fresh) == 100
+    assert not any(t.held_out for t in fresh)
+    assert len(fresh_traffic(traces, None)) == sum(not t.held_out for t in traces)
+
+
+def run_of(name: str, rounds: tuple[int, ...], seed: int = 0) -> Run:
+    look = Look(1000, 8, rounds, tuple(30 for _ in rounds))
+    return Run("json", name, seed, (look,), 5000, 1.0)
+
+
+def test_a_difference_is_paired_by_request() -> None:
+    """Requests differ far more than recipes: each needs one round more or less, always in the same direction."""
+    hard = tuple(range(10, 30))
+    worse, better = run_of(REFERENCE, hard), run_of("discard 1", tuple(r - 1 for r in hard))
+    text = difference([(better, worse)])
+    low = float(text.split("[")[1].split(",")[0])
+    assert low > 0
+    assert difference([(worse, worse)]) == "+0.00 [+0.00, +0.00]"
+
+
+def test_the_table_has_a_row_per_configuration() -> None:
+    lines = table([run_of(REFERENCE, (10, 20)), run_of("fifo", (15, 20)), run_of("fifo", (10, 25), 1)]).splitlines()
+    assert lines[2].startswith("| configuration | 1.0k |")
+    assert len([line for line in lines if line.startswith("| fifo: ")]) == 1
+    assert "| 2.00 |" in next(line for line in lines if line.startswith(f"| {REFERENCE}: "))

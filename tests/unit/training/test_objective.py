@@ -1,0 +1,63 @@
+"""A batch's loss is the formula that its module states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_runtime.training.batch import Follow, collate
+from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.losses import forward_kl
+from aurora_runtime.training.objective import batch_loss
+from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.session import Session
+from aurora_runtime.training.unroll import unroll
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+STEPS = 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("follow", list(Follow))
+@pytest.mark.parametrize("discard", [0.3, 1.0])
+def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Follow, discard: float) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), vocabulary)]
+    batch = collate(examples, STEPS, vocabulary, follow, branches=True)
+    recipe = Recipe(unroll_steps=STEPS, follow=follow, discard=discard, step_decay=0.7)
+    want = 0.0
+    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.rows, strict=True)):
+        weight = 0.7**depth / (1 + 0.7 + 0.7**2)
+        for share, part in ((1.0, slice(0, batch.roots)), (discard, slice(batch.roots, None))):
+            row = rows[:, part]
+            losses = forward_kl(draft.logits(out[:, part][row >= 0]), batch.teacher[row[row >= 0]])
+            want += share * weight * float(losses.mean()) if losses.numel() else 0.0
+    assert float(batch_loss(draft, batch, recipe)) == pytest.approx(want, rel=0.02)  # products in bf16
+
+
+@torch.no_grad()
+def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(3) for e in examples_of(tiny.trace(seed, steps=0), vocabulary)]
+    batch = collate(examples, STEPS, vocabulary, branches=True)
+    assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
+
+
+def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), vocabulary)]
+
+    def behind() -> float:
+        batch = collate(examples, STEPS, vocabulary, branches=True)
+        with torch.no_grad():
+            whole, followed = (batch_loss(session.draft, batch, Recipe(discard=d)) for d in (1.0, 0.0))
+        return float(whole - followed)
+
+    session = Session(draft, vocabulary, Recipe(learning_rate=5e-3, discard=1.0), torch.device("cpu"))
+    before = behind()
+    for _ in range(30):
+        session.step(examples)
+    assert behind() < 0.5 * before
