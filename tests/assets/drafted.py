@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -33,7 +33,10 @@ REVISION: Final = 1
 STEPS: Final = 3
 PHASE: Final = 40
 """Requests that one draft serves."""
-TRAFFIC: Final = {"json": json_traces, "docstrings": partial(domain_traces, Domain.DOCSTRINGS)}
+TRAFFIC: Final[dict[str, Callable[[int], list[RequestTrace]]]] = {
+    "json": json_traces,
+    "docstrings": partial(domain_traces, Domain.DOCSTRINGS),
+}
 
 
 def drafted_traces(domain: str, count: int = 160) -> list[RequestTrace]:

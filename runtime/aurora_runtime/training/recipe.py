@@ -17,7 +17,7 @@ class Recipe:
     replay: int = 1
     follow: Follow = Follow.COMMITTED
     loss: Loss = forward_kl
-    discard: float = 0.0  # weight of rejected nodes beside the followed ones of their depth (Aurora's lambda); 0: none
+    discard: float = 0.1  # weight of rejected nodes beside the followed ones of their depth (Aurora's lambda); 0: none
     step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and Aurora's published loop)
     warmup_steps: int = 10
     clip: float = 1.0
