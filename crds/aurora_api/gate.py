@@ -11,14 +11,17 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC
 
-from aurora_api.records import Arm, Equality, RatioEstimate, Sample, Verdict, VerdictKind
+from aurora_api.records import Arm, Equality, RatioEstimate, Sample, UsedBaseline, Verdict, VerdictKind
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t, two-sided at :data:`CONFIDENCE`, for 1 to 9 degrees of freedom."""
 _LARGEST_LOG = 700.0  # what a float's exponent holds
+_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
+"""Always measured beside each other, whatever a record says."""
 _COMPARED_WITH = (Arm.ACTIVE, Arm.OFF)
 """A failed request slows these arms and would flatter the candidate, hence no verdict."""
 
@@ -61,6 +64,72 @@ def _interval(logs: Sequence[float], seed: int) -> tuple[float, float]:
     return min(low, mean - half), max(high, mean + half)
 
 
+def _unpaired_interval(up: Sequence[float], down: Sequence[float], seed: int) -> tuple[float, float]:
+    """An interval for the difference of two means that share nothing: Welch's, or the bootstrap's where that is wider.
+
+    Welch (1947): the variances differ, so the degrees of freedom are estimated; they are rounded down.
+    """
+    difference = statistics.fmean(up) - statistics.fmean(down)
+    rng = random.Random(seed)  # noqa: S311 - resampling, not security
+    resampled = sorted(
+        statistics.fmean(rng.choices(up, k=len(up))) - statistics.fmean(rng.choices(down, k=len(down)))
+        for _ in range(RESAMPLES)
+    )
+    tail = (1 - CONFIDENCE) / 2
+    low, high = resampled[int(tail * RESAMPLES)], resampled[min(RESAMPLES - 1, int((1 - tail) * RESAMPLES))]
+    parts = [(statistics.variance(side) / len(side), len(side) - 1) for side in (up, down) if len(side) > 1]
+    square = sum(part for part, _ in parts)
+    half = 0.0
+    if square > 0:
+        # As shares of the whole: their squares neither overflow nor vanish.
+        freedom = 1 / sum((part / square) ** 2 / degrees for part, degrees in parts)
+        half = _student(max(1, int(freedom))) * math.sqrt(square)
+    return min(low, difference - half), max(high, difference + half)
+
+
+def _speeds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> dict[int, float]:
+    """Logarithm of an arm's throughput in each round in which it said anything."""
+    sums: dict[int, tuple[int, float]] = {}
+    for sample in samples:
+        if sample.concurrency == concurrency and sample.arm is arm and sample.tokens > 0:
+            tokens, seconds = sums.get(sample.round, (0, 0.0))
+            sums[sample.round] = (tokens + sample.tokens, seconds + sample.seconds)
+    return {number: math.log(tokens / seconds) for number, (tokens, seconds) in sorted(sums.items())}
+
+
+def _ratio(
+    logs: tuple[float, float, float], numerator: Arm, denominator: Arm, concurrency: int, rounds: int, *, paired: bool
+) -> RatioEstimate:
+    estimate, low, high = logs
+    return RatioEstimate(
+        numerator=numerator,
+        denominator=denominator,
+        concurrency=concurrency,
+        rounds=rounds,
+        paired=paired,
+        estimate=math.exp(estimate),
+        low=math.exp(max(low, -_LARGEST_LOG)),
+        high=math.exp(min(high, _LARGEST_LOG)),
+    )
+
+
+def estimate_unpaired(
+    samples: Sequence[Sample], numerator: Arm, baseline: Sequence[Sample], denominator: Arm, concurrency: int
+) -> RatioEstimate | None:
+    """The same ratio where ``denominator`` was measured apart, in ``baseline``: nothing that slowed one slowed both.
+
+    So the spread of either side counts, prompts and minutes included, and the interval is wider than a paired one.
+    ``rounds`` is the smaller number of the two.
+    """
+    up = list(_speeds(samples, numerator, concurrency).values())
+    down = list(_speeds(baseline, denominator, concurrency).values())
+    if not up or not down:
+        return None
+    low, high = _unpaired_interval(up, down, concurrency)
+    logs = (statistics.fmean(up) - statistics.fmean(down), low, high)
+    return _ratio(logs, numerator, denominator, concurrency, min(len(up), len(down)), paired=False)
+
+
 def estimate_ratio(
     samples: Sequence[Sample], numerator: Arm, denominator: Arm, concurrency: int
 ) -> RatioEstimate | None:
@@ -69,29 +138,13 @@ def estimate_ratio(
     Rounds are paired because arms are interleaved inside one: what slows the machine slows both. Returns ``None``
     when no round has both arms. The bootstrap is seeded: the same samples always give the same interval.
     """
-    speeds: dict[tuple[Arm, int], tuple[int, float]] = {}
-    for sample in samples:
-        if sample.concurrency == concurrency and sample.arm in (numerator, denominator) and sample.tokens > 0:
-            tokens, seconds = speeds.get((sample.arm, sample.round), (0, 0.0))
-            speeds[sample.arm, sample.round] = (tokens + sample.tokens, seconds + sample.seconds)
-    logs = []
-    for arm, number in sorted(speeds):
-        if arm is numerator and (denominator, number) in speeds:
-            up_tokens, up_seconds = speeds[numerator, number]
-            down_tokens, down_seconds = speeds[denominator, number]
-            logs.append(math.log(up_tokens / up_seconds) - math.log(down_tokens / down_seconds))
+    up, down = (_speeds(samples, arm, concurrency) for arm in (numerator, denominator))
+    logs = [speed - down[number] for number, speed in up.items() if number in down]
     if not logs:
         return None
     low, high = _interval(logs, concurrency)
-    return RatioEstimate(
-        numerator=numerator,
-        denominator=denominator,
-        concurrency=concurrency,
-        rounds=len(logs),
-        estimate=math.exp(sum(logs) / len(logs)),
-        low=math.exp(max(low, -_LARGEST_LOG)),
-        high=math.exp(min(high, _LARGEST_LOG)),
-    )
+    spread = (sum(logs) / len(logs), low, high)
+    return _ratio(spread, numerator, denominator, concurrency, len(logs), paired=True)
 
 
 def _bar(ratio: RatioEstimate | None, bar: float, what: str) -> tuple[VerdictKind, str]:
@@ -105,14 +158,31 @@ def _bar(ratio: RatioEstimate | None, bar: float, what: str) -> tuple[VerdictKin
     return VerdictKind.INCONCLUSIVE, f"{text} straddles {bar:.3f}"
 
 
-def judge(samples: Sequence[Sample], equality: Sequence[Equality], policy: GatePolicy) -> Verdict:
-    """Apply every bar; the worst outcome decides, and every bar leaves a readable reason."""
+def judge(
+    samples: Sequence[Sample],
+    equality: Sequence[Equality],
+    policy: GatePolicy,
+    baseline: UsedBaseline | None = None,
+) -> Verdict:
+    """Apply every bar; the worst outcome decides, and every bar leaves a readable reason.
+
+    Args:
+        baseline: off, and peers, where they were measured apart; candidate and active are always among ``samples``.
+    """
     ratios: list[RatioEstimate] = []
     outcomes: list[tuple[VerdictKind, str]] = []
+    apart = {s.arm for s in baseline.samples} - _PAIRED if baseline else set[Arm]()
+
+    def estimated(numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
+        if baseline is not None and denominator in apart:
+            return estimate_unpaired(samples, numerator, baseline.samples, denominator, concurrency)
+        return estimate_ratio(samples, numerator, denominator, concurrency)
 
     def bar(numerator: Arm, denominator: Arm, concurrency: int, value: float) -> None:
-        ratio = estimate_ratio(samples, numerator, denominator, concurrency)
+        ratio = estimated(numerator, denominator, concurrency)
         what = f"{numerator}/{denominator} at concurrency {concurrency}"
+        if baseline is not None and denominator in apart:
+            what += f" ({denominator} apart, cached from {baseline.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC)"
         if ratio is not None:
             ratios.append(ratio)
         if ratio is not None and ratio.rounds < policy.min_rounds:
@@ -128,9 +198,10 @@ def judge(samples: Sequence[Sample], equality: Sequence[Equality], policy: GateP
         extra = [(Arm.ACTIVE, Arm.OFF), (Arm.CANDIDATE, Arm.NGRAM)]
         if concurrency != policy.primary:
             extra.append((Arm.CANDIDATE, Arm.OFF))
-        ratios += [r for pair in extra if (r := estimate_ratio(samples, *pair, concurrency)) is not None]
+        ratios += [r for pair in extra if (r := estimated(*pair, concurrency)) is not None]
+    used = (*samples, *(s for s in (baseline.samples if baseline else ()) if s.arm in apart))
     for arm, kind in ((Arm.CANDIDATE, VerdictKind.REJECT), *((a, VerdictKind.INCONCLUSIVE) for a in _COMPARED_WITH)):
-        if failures := sum(s.failures for s in samples if s.arm is arm):
+        if failures := sum(s.failures for s in used if s.arm is arm):
             outcomes.append((kind, f"{failures} requests failed on {arm}"))
     compared = [e for e in equality if e.arm is Arm.CANDIDATE]
     if not any(e.prompts for e in compared):

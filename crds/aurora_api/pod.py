@@ -66,7 +66,11 @@ class TrainerSettings(_Settings):
 
 
 class ValidationSettings(_Settings):
-    """One measurement: ``candidate`` against ``active`` and against no speculation."""
+    """One measurement: ``candidate`` against ``active`` and against no speculation.
+
+    ``shape`` is a digest of what decides the engine's speed and is not in the other fields: the pod's resources above
+    all. Figures of different shapes are never compared.
+    """
 
     namespace: str
     name: str
@@ -80,3 +84,4 @@ class ValidationSettings(_Settings):
     active: int = Field(ge=0)
     attempt: int = Field(ge=1)
     image: str = ""
+    shape: str = ""

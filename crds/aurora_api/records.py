@@ -203,9 +203,12 @@ class Sample(Model):
 
 
 class Equality(Model):
-    """Greedy answers of one arm compared with those without speculation (promise 2)."""
+    """Greedy answers of one arm compared with those without speculation, in the end (promise 2)."""
 
     arm: Arm
+    reference: Arm = Field(
+        default=Arm.OFF, description="What was compared with: off, or an active draft whose own answers were off's."
+    )
     prompts: int = Field(ge=0)
     identical: int = Field(ge=0)
     near_ties: int = Field(ge=0, description="First difference between two tokens whose logits lie within the bound.")
@@ -225,7 +228,14 @@ class Environment(Model):
     draft_topk: int
     draft_tokens: int
     image: str = ""
+    shape: str = Field(
+        default="", description="Digest of what else decides speed: the engine's arguments, the pod's resources."
+    )
     load_average: float = 0.0
+
+    def same_as(self, other: Environment) -> bool:
+        """Whether figures of both may be compared: all is equal but how busy the machine was."""
+        return self.model_copy(update={"load_average": other.load_average}) == other
 
 
 class VerdictKind(StrEnum):
@@ -235,12 +245,13 @@ class VerdictKind(StrEnum):
 
 
 class RatioEstimate(Model):
-    """A ratio of throughputs with its bootstrap interval."""
+    """A ratio of throughputs with its interval. Paired: arm beside arm in the same rounds."""
 
     numerator: Arm
     denominator: Arm
     concurrency: int
     rounds: int
+    paired: bool = True
     estimate: float
     low: float
     high: float
@@ -250,6 +261,30 @@ class Verdict(Model):
     kind: VerdictKind
     reasons: tuple[str, ...]
     ratios: tuple[RatioEstimate, ...]
+
+
+class MeasuredBaseline(Record):
+    """What the target does without a draft of ours, measured once to serve the measurements of later candidates."""
+
+    schema_version: Literal[1] = 1
+    lineage: int = Field(ge=1)
+    version: int = Field(ge=1, description="The candidate whose measurement left this record.")
+    attempt: int = Field(ge=1)
+    environment: Environment
+    concurrencies: tuple[int, ...]
+    per_worker: int = Field(ge=1, description="Prompts per round and unit of concurrency.")
+    max_new_tokens: int = Field(ge=1)
+    samples: tuple[Sample, ...] = Field(description="Of the arm off, and of peers that were asked for.")
+    same_answers: tuple[Sha256, ...] = Field(description="Drafts whose greedy answers were found the same as off's.")
+    created: Timestamp
+
+
+class UsedBaseline(Model):
+    """A baseline that was measured apart from the candidate, as its verdict used it."""
+
+    key: str = Field(description="Where its record lies.")
+    samples: tuple[Sample, ...]
+    created: Timestamp
 
 
 class Evidence(Record):
@@ -263,6 +298,7 @@ class Evidence(Record):
     active_version: int
     active_digest: Sha256
     samples: tuple[Sample, ...]
+    baseline: UsedBaseline | None = Field(default=None, description="Where the arm off was not among the samples.")
     equality: tuple[Equality, ...]
     accept_length: Annotated[dict[Arm, float], Field(description="Answer tokens per verify round, all samples.")]
     environment: Environment

@@ -146,8 +146,13 @@ class Baseline(StrEnum):
     NGRAM = "NGRAM"
 
 
+class Where(StrEnum):
+    JOB = "Job"
+    REPLICA = "Replica"
+
+
 class Validation(Model):
-    """The gate: candidates are measured in a Job on the real engine."""
+    """The gate: candidates are measured on the real engine, beside the replicas or on one of them."""
 
     concurrencies: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
         default_factory=lambda: [1, 4],
@@ -162,6 +167,17 @@ class Validation(Model):
     prompts_per_round: int = Field(default=4, ge=1, le=1024, description="Held-out prompts per arm, round and worker.")
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
     baselines: list[Baseline] = Field(default_factory=list, max_length=1, description="Peers reported beside the gate.")
+    baseline_max_age_seconds: int = Field(
+        default=86400,
+        ge=0,
+        le=31536000,
+        description="How long a measurement without speculation, and of peers, may serve later candidates; 0: never.",
+    )
+    where: Where = Field(
+        default=Where.JOB,
+        description="Job: in an extra pod shaped like an inference pod. "
+        "Replica: on one of at least two replicas, which leaves the Service meanwhile.",
+    )
     timeout_seconds: int = Field(default=3600, ge=60, le=86400)
     template: PodTemplate = Field(default_factory=PodTemplate)
 

@@ -114,6 +114,31 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
     assert _marked_processes() == [], "engines outlive their validation"
 
 
+@pytest.mark.timeout(TIMEOUT + 60)
+def test_a_later_candidate_is_measured_without_the_engines_of_the_baseline(scene: Scene) -> None:
+    """After the test above, which left a baseline: off and NGRAM are not started again."""
+    kept = [key for key, _ in scene.registry.baselines(1)]
+    assert kept == ["baselines/00000001/00000001-00000001.json"]
+    job = scene.run(scene.settings.model_copy(update={"attempt": 2}))
+    assert job.returncode == 0, job.stderr[-3000:]
+    assert "engine draft: started" in job.stderr
+    assert "engine off" not in job.stderr
+    assert "engine ngram" not in job.stderr
+    assert [key for key, _ in scene.registry.baselines(1)] == kept, "nothing new was seen of off"
+
+    evidence = scene.registry.evidence(1)
+    assert evidence is not None
+    assert evidence.baseline is not None
+    assert (evidence.attempt, evidence.baseline.key) == (2, kept[0])
+    assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
+    assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM}
+    again = judge(evidence.samples, evidence.equality, plan_of(scene.settings).policy, evidence.baseline)
+    assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
+    (equality,) = evidence.equality
+    assert (equality.arm, equality.reference) == (Arm.CANDIDATE, Arm.ACTIVE)
+    assert equality.prompts == equality.identical > 0
+
+
 def _marked_processes() -> list[int]:
     """Processes that descend from a job of this test, by the mark in their environment."""
     found = []

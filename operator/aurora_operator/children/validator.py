@@ -6,10 +6,11 @@ measurement with one set of settings.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from aurora_api.pod import ValidationSettings
-from aurora_api.speculator import PodTemplate, SpeculatorSpec
+from aurora_api.speculator import PodTemplate, SpeculatorSpec, Where
 from aurora_operator.children.common import (
     ATTEMPT_LABEL,
     VALIDATOR,
@@ -43,6 +44,14 @@ def like_serving(template: PodTemplate) -> PodTemplate:
 _SERVER_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
 
 
+def shape(spec: SpeculatorSpec) -> str:
+    """Digest of what decides how fast an engine is measured to be, beside the draft and the target."""
+    pods = [spec.serving.model_copy(update={"replicas": 0}).model_dump_json(), spec.validation.where.value]
+    if spec.validation.where is Where.JOB:
+        pods.append(spec.validation.template.model_dump_json())
+    return hashlib.sha256("\n".join(pods).encode()).hexdigest()[:12]
+
+
 def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, attempt: int, active: int) -> Object:
     """The Job that measures ``version`` against ``active``."""
     value = ValidationSettings(
@@ -58,6 +67,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, att
         active=active,
         attempt=attempt,
         image=engine_image(spec, config),
+        shape=shape(spec),
     )
     text = value.model_dump_json(by_alias=True, exclude_none=True)
     measure = container(

@@ -16,7 +16,8 @@ def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency
 def source_text(evidence: Evidence, concurrency: int) -> str:
     """Where a ratio was measured: a figure from a CPU must say so."""
     environment = evidence.environment
-    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}"
+    apart = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""
+    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}{apart}"
 
 
 def accept_text(answer_tokens: int, verify_rounds: int) -> str | None:

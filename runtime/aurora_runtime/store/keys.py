@@ -8,6 +8,7 @@
       checkpoints/<version>-<digest12>/...           files, then manifest.json
       registry/<version>.json                        create-once; the number is the lock
       evidence/<version>/<attempt>.json              create-once
+      baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that left it
       channel/<epoch>.json                           create-once; the highest epoch wins
       trainer/status.json                            progress, overwritten
       trainer/state/<epoch>/state.safetensors        then trainer/state/<epoch>.json
@@ -80,6 +81,14 @@ class Keys:
     @staticmethod
     def evidence_of(version: int) -> str:
         return f"evidence/{_number(version)}/"
+
+    @staticmethod
+    def baseline(lineage: int, version: int, attempt: int) -> str:
+        return f"baselines/{_number(lineage)}/{_number(version)}-{_number(attempt)}.json"
+
+    @staticmethod
+    def baselines(lineage: int) -> str:
+        return f"baselines/{_number(lineage)}/"
 
     @staticmethod
     def channel(epoch: int) -> str:

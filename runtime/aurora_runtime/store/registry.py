@@ -15,6 +15,7 @@ from aurora_api.records import (
     CheckpointManifest,
     Evidence,
     Lineage,
+    MeasuredBaseline,
     Registration,
     ShardManifest,
     TrainerState,
@@ -117,6 +118,23 @@ class Registry:
         """The last attempt's evidence for ``version``."""
         key = self._last(Keys.evidence_of(version))
         return Evidence.from_json(self.objects.get(key)) if key else None
+
+    def evidences(self, version: int) -> Iterator[Evidence]:
+        """All evidence for ``version``, first attempt first."""
+        keys = sorted(key for key in self.objects.list(Keys.evidence_of(version)) if key.endswith(".json"))
+        return (Evidence.from_json(self.objects.get(key)) for key in keys)
+
+    def put_baseline(self, baseline: MeasuredBaseline) -> str:
+        key = Keys.baseline(baseline.lineage, baseline.version, baseline.attempt)
+        self.objects.create(key, baseline.to_json())
+        return key
+
+    def baselines(self, lineage: int) -> Iterator[tuple[str, MeasuredBaseline]]:
+        """Keys and records of a lineage's baselines, newest version first."""
+        keys = sorted(
+            (key for key in self.objects.list(Keys.baselines(lineage)) if key.endswith(".json")), reverse=True
+        )
+        return ((key, MeasuredBaseline.from_json(self.objects.get(key))) for key in keys)
 
     def advance_channel(self, channel: Channel) -> None:
         """Raises :class:`~aurora_runtime.errors.ObjectExists` when another operator took this epoch: re-read first."""

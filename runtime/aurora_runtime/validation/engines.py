@@ -1,4 +1,4 @@
-"""The engines under measurement: one without speculation, one with the draft, one with NGRAM when it is asked for.
+"""The engines under measurement: one with the draft, and without a baseline one without speculation and NGRAM's.
 
 Invariants: all are built from one spec and differ in speculation alone; active and candidate share one engine, whose
 draft is swapped in place as the agent does it, so that they differ in their weights alone; whatever was started is
@@ -39,7 +39,8 @@ class Engines:
     spec: EngineSpec
     drafts: dict[Arm, Draft]  # ACTIVE and CANDIDATE
     draft_spec: speculator.Draft
-    ngram: bool
+    apart: tuple[Arm, ...]
+    """Of OFF and NGRAM those to start an engine for."""
     warm_prompt: tuple[int, ...]
     max_new_tokens: int
     folder: Path
@@ -71,9 +72,10 @@ class Engines:
         speculation: dict[str, Eagle3 | Ngram | None] = {
             "off": None,
             "draft": Eagle3(active.folder, active.version, self.draft_spec),
+            "ngram": Ngram(self.draft_spec.draft_tokens),
         }
-        if self.ngram:
-            speculation["ngram"] = Ngram(self.draft_spec.draft_tokens)
+        for arm in {Arm.OFF, Arm.NGRAM} - set(self.apart):
+            del speculation[arm.value]
         together = self.spec.device == "cpu"
         for started, (name, kind) in enumerate(speculation.items()):
             process = EngineProcess(name, self.folder / f"{name}.log")
@@ -158,4 +160,4 @@ class Engines:
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
-        return await self._client(Arm.OFF).margin(prefix, one, other)
+        return await self._client(Arm.OFF if Arm.OFF in self.apart else Arm.ACTIVE).margin(prefix, one, other)

@@ -1,7 +1,8 @@
-"""Greedy answers compared with those without speculation (promise 2).
+"""Greedy answers compared with those without speculation, or with those of a draft that answers so (promise 2).
 
-Identical, or the first difference is a near tie: two tokens whose logits, re-scored by the server without speculation
-on the common prefix, lie within a bound. Half-precision logits between 16 and 32 step by 0.125 (bf16), so equality
+Identical, or the first difference is a near tie: two tokens whose logits, re-scored by the server on the common prefix,
+lie within a bound. Where no server without speculation runs, the one with the draft re-scores: a first token comes from
+the target's prefill, which no draft touches. Half-precision logits between 16 and 32 step by 0.125 (bf16), so equality
 across batch shapes is not to be had there; in fp32 answers are identical. The re-score is as coarse as the engine:
 seen on SmolLM2 in bf16, margins are multiples of 0.125, hence the slack.
 """
@@ -44,6 +45,7 @@ class EqualityCount:
     arm: Arm
     bound: float
     """Largest gap that counts as a near tie."""
+    reference: Arm = Arm.OFF
     identical: int = 0
     near_ties: int = 0
     different: int = 0
@@ -51,20 +53,20 @@ class EqualityCount:
     _seen: set[int] = field(default_factory=set)
 
     async def compare(
-        self, request: int, prompt: Sequence[int], off: Sequence[int], answer: Sequence[int], margin: Margin
+        self, request: int, prompt: Sequence[int], base: Sequence[int], answer: Sequence[int], margin: Margin
     ) -> None:
-        """Compare one answer with the one without speculation."""
+        """Compare one answer with the reference's."""
         if request in self._seen:
             return
         self._seen.add(request)
-        at = first_difference(off, answer)
+        at = first_difference(base, answer)
         if at is None:
             self.identical += 1
             return
-        if at >= min(len(off), len(answer)):  # one is the other's beginning: neither token to weigh, nor a tie
+        if at >= min(len(base), len(answer)):  # one is the other's beginning: neither token to weigh, nor a tie
             self.different += 1
             return
-        gap = await margin([*prompt, *off[:at]], off[at], answer[at])
+        gap = await margin([*prompt, *base[:at]], base[at], answer[at])
         self.largest_margin = max(self.largest_margin, gap)
         if gap <= self.bound:
             self.near_ties += 1
@@ -74,6 +76,7 @@ class EqualityCount:
     def record(self) -> Equality:
         return Equality(
             arm=self.arm,
+            reference=self.reference,
             prompts=self.identical + self.near_ties + self.different,
             identical=self.identical,
             near_ties=self.near_ties,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_api.pod import ValidationSettings
-from aurora_api.records import Environment, Evidence, Registration
+from aurora_api.records import Environment, Evidence, Registration, UsedBaseline
 from aurora_api.speculator import Device
 from aurora_runtime.validation.measure import Measurement
 
@@ -49,6 +49,7 @@ def environment(settings: ValidationSettings, device: str) -> Environment:
         draft_topk=settings.draft.top_k,
         draft_tokens=settings.draft.draft_tokens,
         image=settings.image,
+        shape=settings.shape,
         load_average=round(os.getloadavg()[0], 2),
     )
 
@@ -62,6 +63,7 @@ def build(
     where: Environment,
     prompts_sha256: str,
     started: datetime,
+    baseline: UsedBaseline | None = None,
 ) -> Evidence:
     """The evidence record of a finished measurement; its verdict is the last round's."""
     return Evidence(
@@ -72,6 +74,7 @@ def build(
         active_version=active.version,
         active_digest=active.digest,
         samples=tuple(measurement.samples),
+        baseline=baseline,
         equality=measurement.equalities(),
         accept_length=measurement.accept_length(),
         environment=where,

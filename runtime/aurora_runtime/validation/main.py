@@ -6,11 +6,13 @@ Exit status 0 whatever the verdict: evidence was written. 1 when it could not me
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,12 @@ from pathlib import Path
 from aurora_api.errors import ContractError
 from aurora_api.gate import GatePolicy
 from aurora_api.pod import ValidationSettings
-from aurora_api.records import Arm, Evidence
+from aurora_api.records import Arm, Evidence, MeasuredBaseline
 from aurora_api.speculator import Baseline
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError, ObjectExists, RuntimeFault
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.validation.baselines import Wanted, find, keep
 from aurora_runtime.validation.drafts import fetch_draft
 from aurora_runtime.validation.engines import Engines
 from aurora_runtime.validation.equality import near_tie
@@ -61,8 +64,16 @@ def kv_tokens(prompts: tuple[Prompt, ...], plan: MeasurePlan, max_new_tokens: in
     return max(MIN_KV_TOKENS, 2 * longest * max(plan.policy.concurrencies))
 
 
-async def run(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:
-    """Measure ``settings.candidate`` against ``settings.active``; the evidence, not yet stored.
+@dataclass(frozen=True)
+class Outcome:
+    """What a measurement leaves in the store."""
+
+    evidence: Evidence
+    baseline: MeasuredBaseline | None = None
+
+
+async def run(settings: ValidationSettings, registry: Registry, folder: Path) -> Outcome:
+    """Measure ``settings.candidate`` against ``settings.active``; nothing is stored yet.
 
     A candidate that no pod would load is rejected unmeasured: that, too, is a verdict about it.
 
@@ -79,18 +90,18 @@ async def run(settings: ValidationSettings, registry: Registry, folder: Path) ->
         raise MeasurementError("there is no lineage in the store: the trainer creates it")
     active, candidate = registry.registration(settings.active), registry.registration(settings.candidate)
     device = choose_device(settings.device)
-    record = partial(
-        build, settings, candidate=candidate, active=active, where=environment(settings, device), started=started
-    )
+    where = environment(settings, device)
+    record = partial(build, settings, candidate=candidate, active=active, where=where, started=started)
     try:
         drafts = {Arm.CANDIDATE: fetch_draft(registry, candidate, lineage, folder / Arm.CANDIDATE.value)}
     except DraftRefused as refusal:
-        return record(refused(str(refusal)), prompts_sha256=digest(()))
+        return Outcome(record(refused(str(refusal)), prompts_sha256=digest(())))
     try:
         drafts[Arm.ACTIVE] = fetch_draft(registry, active, lineage, folder / Arm.ACTIVE.value)
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
     prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
+    baseline = find(registry, lineage.number, active, Wanted.of(settings, plan, where, started))
     spec = EngineSpec(
         model=settings.target.model,
         revision=settings.target.revision,
@@ -103,18 +114,22 @@ async def run(settings: ValidationSettings, registry: Registry, folder: Path) ->
         spec=spec,
         drafts=drafts,
         draft_spec=settings.draft,
-        ngram=Arm.NGRAM in plan.arms,
+        apart=() if baseline else plan.apart,
         warm_prompt=prompts[-1].tokens,
         max_new_tokens=settings.validation.max_new_tokens,
         folder=folder,
         deadline=deadline,
     )
     async with engines:
-        measurement = await measure(engines, prompts, plan, deadline=deadline)
-    return record(measurement, prompts_sha256=digest(prompts))
+        measurement = await measure(engines, prompts, plan, deadline=deadline, baseline=baseline)
+    left = None
+    if baseline is None:
+        registered = {Arm.ACTIVE: active, Arm.CANDIDATE: candidate}
+        left = keep(settings, plan, where, measurement, measurement.samples, drafts=registered, created=started)
+    return Outcome(record(measurement, prompts_sha256=digest(prompts), baseline=baseline), left)
 
 
-async def _interruptible(settings: ValidationSettings, registry: Registry, folder: Path) -> Evidence:
+async def _interruptible(settings: ValidationSettings, registry: Registry, folder: Path) -> Outcome:
     """:func:`run`, cancelled by SIGTERM and SIGINT, so that its engines are stopped."""
     task = asyncio.ensure_future(run(settings, registry, folder))
     loop = asyncio.get_running_loop()
@@ -136,7 +151,11 @@ def main() -> None:
         settings = ValidationSettings.from_env()
         registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
         with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
-            evidence = asyncio.run(_interruptible(settings, registry, Path(scratch)))
+            outcome = asyncio.run(_interruptible(settings, registry, Path(scratch)))
+        evidence = outcome.evidence
+        if outcome.baseline is not None:  # first, so that evidence never names what is not there
+            with contextlib.suppress(ObjectExists):
+                log.info("baseline written to %s", registry.put_baseline(outcome.baseline))
         try:
             key = registry.put_evidence(evidence)
         except ObjectExists:

@@ -1,7 +1,11 @@
 """Interleaved rounds until the verdict is settled, the rounds are used up or the time is.
 
+Where the engines stand side by side, off (and NGRAM) are measured in the same rounds. Where there is one engine, or a
+cached baseline, they are measured apart: :func:`measure_apart` takes their rounds, and the rounds of the drafts follow.
+
 Invariants: a sample is a whole batch, taken after the arm was made ready and warmed up outside the clock; a round that
-could not be finished in time leaves no samples, so that no arm is measured more often than another.
+could not be finished in time leaves no samples, so that no arm is measured more often than another; active and
+candidate are always measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from aurora_api.gate import GatePolicy, judge
-from aurora_api.records import Arm, Equality, Sample, Verdict, VerdictKind
+from aurora_api.records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.equality import NEAR_TIE, EqualityCount
 from aurora_runtime.validation.load import Answer, BatchResult
@@ -23,6 +27,9 @@ from aurora_runtime.validation.schedule import Batch, batches, settled
 log = logging.getLogger(__name__)
 
 FINAL = (VerdictKind.PASS, VerdictKind.REJECT)
+DRAFTS = (Arm.ACTIVE, Arm.CANDIDATE)
+Answers = dict[tuple[int, int], Answer]
+"""(concurrency, prompt) -> the greedy answer that others are compared with."""
 
 
 class Bench(Protocol):
@@ -35,7 +42,7 @@ class Bench(Protocol):
         """Answer ``prompts`` with ``arm``."""
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
-        """Gap of two next tokens' log-probabilities on the engine without speculation."""
+        """Gap of two next tokens' log-probabilities by the target."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class MeasurePlan:
     per_worker: int
     near_tie: float = NEAR_TIE
     """Largest gap of two logits at which greedy answers may part."""
+
+    @property
+    def apart(self) -> tuple[Arm, ...]:
+        """The arms without a draft of ours."""
+        return tuple(arm for arm in self.arms if arm not in DRAFTS)
 
     @property
     def prompts_needed(self) -> int:
@@ -64,6 +76,7 @@ class MeasurePlan:
 class Measurement:
     """What was measured. ``accept_length`` is answer tokens per verify round over all samples."""
 
+    arms: tuple[Arm, ...] = ()
     samples: list[Sample] = field(default_factory=list)
     equality: dict[Arm, EqualityCount] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -73,7 +86,7 @@ class Measurement:
 
     def accept_length(self) -> dict[Arm, float]:
         lengths = {}
-        for arm in self.equality:
+        for arm in self.arms:
             taken = [s for s in self.samples if s.arm is arm and s.verify_rounds]
             rounds = sum(s.verify_rounds or 0 for s in taken)
             if rounds:
@@ -88,6 +101,33 @@ def refused(why: str) -> Measurement:
     )
 
 
+async def measure_apart(
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    plan: MeasurePlan,
+    *,
+    deadline: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[list[Sample], Answers]:
+    """The rounds that a verdict needs of each arm without a draft of ours, one arm after the other, and off's answers.
+
+    Raises :class:`MeasurementError` when they do not fit, or as :func:`measure` does.
+    """
+    taken: list[Sample] = []
+    known: Answers = {}
+    for arm in plan.apart:
+        for number in range(plan.policy.min_rounds):
+            found = await _round(bench, prompts, plan, (arm,), number, deadline, clock)
+            if found is None:
+                raise MeasurementError(
+                    f"the rounds of {arm} did not fit into the time: raise validation.timeoutSeconds"
+                )
+            samples, answers = found
+            taken += samples
+            known |= _answers_of(Arm.OFF, answers)
+    return taken, known
+
+
 async def measure(
     bench: Bench,
     prompts: Sequence[Prompt],
@@ -95,23 +135,37 @@ async def measure(
     *,
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
+    baseline: UsedBaseline | None = None,
+    known: Answers | None = None,
 ) -> Measurement:
     """Measure round by round. ``deadline`` is on ``clock``, in seconds.
+
+    Args:
+        baseline: off, and peers, measured apart; only the drafts are measured then.
+        known: off's answers, where it was measured apart and just now. With a baseline and without them the candidate
+            is compared with the active draft, which the caller knows to answer as off does.
 
     Raises :class:`MeasurementError` when not even one round fits, or when the engine without speculation fails
     requests: then nothing can be said about the candidate.
     """
-    result = Measurement(equality={arm: EqualityCount(arm, plan.near_tie) for arm in plan.arms if arm is not Arm.OFF})
+    reference = Arm.ACTIVE if baseline is not None and known is None else Arm.OFF
+    arms = plan.arms if baseline is None else DRAFTS
+    counts = {arm: EqualityCount(arm, plan.near_tie, reference) for arm in arms if arm is not reference}
+    result = Measurement(equality=counts, arms=arms)
     longest = 0.0
     for number in range(plan.max_rounds):
         began = clock()
         if number and began + longest > deadline:
             log.info("measure: no time for another round")
             break
-        if not await _round(bench, prompts, plan, number, result, deadline, clock):
+        found = await _round(bench, prompts, plan, arms, number, deadline, clock)
+        if found is None:
             break
+        samples, answers = found
+        result.samples += samples
+        await _compare(bench, prompts, answers, {**(known or {}), **_answers_of(reference, answers)}, result)
         longest = max(longest, clock() - began)
-        result.verdicts.append(judge(result.samples, result.equalities(), plan.policy))
+        result.verdicts.append(judge(result.samples, result.equalities(), plan.policy, baseline))
         _say(number, plan, result, clock() - began)
         # Before min_rounds speed decides nothing: only failed or different answers settle a verdict, and they stay.
         if settled([v.kind for v in result.verdicts], final=FINAL):
@@ -125,20 +179,20 @@ async def _round(
     bench: Bench,
     prompts: Sequence[Prompt],
     plan: MeasurePlan,
+    arms: Sequence[Arm],
     number: int,
-    result: Measurement,
     deadline: float,
     clock: Callable[[], float],
-) -> bool:
-    """Measure one round and add its samples; False, and no samples, when time ran out."""
+) -> tuple[list[Sample], dict[Batch, BatchResult]] | None:
+    """One round of ``arms``: its samples and answers; None when time ran out."""
     concurrencies = plan.policy.concurrencies
-    turns = batches(number, plan.arms, concurrencies, per_worker=plan.per_worker, available=len(prompts))
+    turns = batches(number, arms, concurrencies, per_worker=plan.per_worker, available=len(prompts))
     samples: list[Sample] = []
     answers: dict[Batch, BatchResult] = {}
     for turn in turns:
         if clock() > deadline:
             log.info("measure: out of time within round %d, which is left out", number)
-            return False
+            return None
         await bench.ready(turn.arm)
         batch = await bench.run(turn.arm, [prompts[i].tokens for i in turn.prompts], turn.concurrency)
         if turn.arm is Arm.OFF and batch.failures:
@@ -156,25 +210,33 @@ async def _round(
                 failures=batch.failures,
             )
         )
-    result.samples += samples
-    await _compare(bench, prompts, answers, result)
-    return True
+    return samples, answers
+
+
+def _answers_of(arm: Arm, answers: dict[Batch, BatchResult]) -> Answers:
+    return {
+        (turn.concurrency, index): answer
+        for turn, batch in answers.items()
+        if turn.arm is arm
+        for index, answer in zip(turn.prompts, batch.answers, strict=True)
+        if answer is not None
+    }
 
 
 async def _compare(
-    bench: Bench, prompts: Sequence[Prompt], answers: dict[Batch, BatchResult], result: Measurement
+    bench: Bench,
+    prompts: Sequence[Prompt],
+    answers: dict[Batch, BatchResult],
+    reference: Answers,
+    result: Measurement,
 ) -> None:
-    off: dict[tuple[int, int], Answer] = {}
+    """Compare every answer for which there is one to compare with."""
     for turn, batch in answers.items():
-        if turn.arm is Arm.OFF:
-            off |= {(turn.concurrency, i): a for i, a in zip(turn.prompts, batch.answers, strict=True) if a is not None}
-    for turn, batch in answers.items():
-        if turn.arm is Arm.OFF:
-            continue
+        count = result.equality.get(turn.arm)
         for index, answer in zip(turn.prompts, batch.answers, strict=True):
-            if answer is not None:
-                prompt, base = prompts[index], off[turn.concurrency, index]
-                count = result.equality[turn.arm]
+            base = reference.get((turn.concurrency, index))
+            if count is not None and answer is not None and base is not None:
+                prompt = prompts[index]
                 await count.compare(prompt.request, prompt.tokens, base.tokens, answer.tokens, bench.margin)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_api.gate import GatePolicy, estimate_ratio, judge
-from aurora_api.records import Arm, Equality, Sample, Verdict, VerdictKind
+from aurora_api.gate import GatePolicy, estimate_ratio, estimate_unpaired, judge
+from aurora_api.records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 SAME = (Equality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
@@ -181,6 +182,84 @@ def test_intervals_cover_as_often_as_they_claim() -> None:
             concurrencies=(1,),
         )
         ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+        assert ratio is not None
+        passed += ratio.low >= 1.0
+    assert passed / trials <= 0.045
+
+
+def apart(samples: Sequence[Sample]) -> UsedBaseline:
+    return UsedBaseline(key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC))
+
+
+def drafts(samples: Sequence[Sample]) -> list[Sample]:
+    return [s for s in samples if s.arm in (Arm.ACTIVE, Arm.CANDIDATE)]
+
+
+def test_a_cached_baseline_decides_as_one_of_its_own_rounds_does_and_says_that_it_was_cached() -> None:
+    off = apart(measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5))
+    verdict = judge(drafts(measured(FAST)), SAME, POLICY, off)
+    assert verdict.kind is VerdictKind.PASS
+    told = [reason for reason in verdict.reasons if "off" in reason]
+    assert told
+    assert all("cached from 2026-01-02 03:00 UTC" in reason for reason in told)
+    assert {(r.numerator, r.denominator, r.paired) for r in verdict.ratios} == {
+        (Arm.CANDIDATE, Arm.ACTIVE, True),
+        (Arm.CANDIDATE, Arm.OFF, False),
+        (Arm.ACTIVE, Arm.OFF, False),
+        (Arm.CANDIDATE, Arm.NGRAM, False),
+    }
+    slow = judge(drafts(measured(FAST)), SAME, POLICY, apart(measured({Arm.OFF: 60.0})))
+    assert slow.kind is VerdictKind.REJECT
+
+
+@pytest.mark.parametrize("what", ["rounds", "concurrency", "nothing", "failures"])
+def test_a_baseline_that_lacks_something_never_lets_a_candidate_pass(what: str) -> None:
+    off = measured({Arm.OFF: 20.0})
+    if what == "rounds":
+        off = [s for s in off if s.round < POLICY.min_rounds - 1]
+    if what == "concurrency":
+        off = [s for s in off if s.concurrency == 4]
+    if what == "nothing":
+        off = []
+    if what == "failures":
+        off[0] = off[0].model_copy(update={"failures": 1})
+    assert judge(drafts(measured(FAST)), SAME, POLICY, apart(off)).kind is VerdictKind.INCONCLUSIVE
+
+
+def test_a_baseline_cannot_stand_for_the_arms_that_must_be_paired() -> None:
+    only = [s for s in measured(FAST) if s.arm is Arm.CANDIDATE]
+    assert judge(only, SAME, POLICY, apart(measured(FAST))).kind is VerdictKind.INCONCLUSIVE
+
+
+@given(noisy, st.integers(0, 1000), st.floats(0, 0.5), st.integers(1, 12))
+@settings(deadline=None, max_examples=40)
+def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_parts(
+    samples: list[Sample], seed: int, noise: float, rounds: int
+) -> None:
+    off = measured({Arm.OFF: 20.0}, seed=seed, noise=noise, rounds=rounds)
+    ratio = estimate_unpaired(samples, Arm.CANDIDATE, off, Arm.OFF, 1)
+    assert ratio is not None
+    assert ratio.low <= ratio.estimate * (1 + 1e-9)
+    assert ratio.estimate <= ratio.high * (1 + 1e-9)
+    assert ratio.rounds == min(rounds, len({s.round for s in samples}))
+    assert ratio == estimate_unpaired(list(reversed(samples)), Arm.CANDIDATE, list(reversed(off)), Arm.OFF, 1)
+    doubled = estimate_unpaired(scaled(samples, Arm.CANDIDATE, 2.0), Arm.CANDIDATE, off, Arm.OFF, 1)
+    assert doubled is not None
+    assert doubled.estimate == pytest.approx(2 * ratio.estimate)
+    assert doubled.high / doubled.low == pytest.approx(ratio.high / ratio.low)
+    back = estimate_unpaired(off, Arm.OFF, samples, Arm.CANDIDATE, 1)
+    assert back is not None
+    assert back.estimate * ratio.estimate == pytest.approx(1.0)
+
+
+def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:
+    """Sides of unequal noise and number, as a quiet cached baseline beside a noisy measurement."""
+    rng = random.Random(11)  # noqa: S311 - noise, no secret
+    passed, trials = 0, 300
+    for _ in range(trials):
+        one = measured({Arm.CANDIDATE: 20.0}, rounds=5, noise=0.2, seed=rng.randrange(1 << 30), concurrencies=(1,))
+        off = measured({Arm.OFF: 20.0}, rounds=12, noise=0.05, seed=rng.randrange(1 << 30), concurrencies=(1,))
+        ratio = estimate_unpaired(one, Arm.CANDIDATE, off, Arm.OFF, 1)
         assert ratio is not None
         passed += ratio.low >= 1.0
     assert passed / trials <= 0.045

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pytest
 
 from aurora_api.gate import GatePolicy
-from aurora_api.records import Arm, VerdictKind
+from aurora_api.records import Arm, UsedBaseline, VerdictKind
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.load import Answer, BatchResult
-from aurora_runtime.validation.measure import MeasurePlan, measure
+from aurora_runtime.validation.measure import MeasurePlan, measure, measure_apart
 from aurora_runtime.validation.prompts import Prompt
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
@@ -137,3 +138,50 @@ async def test_a_shortened_answer_is_different() -> None:
     result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
     assert result.equalities()[1].different > 0
     assert result.verdicts[-1].kind is VerdictKind.REJECT
+
+
+async def apart(simulated: Bench) -> UsedBaseline:
+    samples, _ = await measure_apart(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    return UsedBaseline(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+async def test_with_a_baseline_only_the_drafts_are_measured_and_the_active_one_is_compared_with() -> None:
+    simulated = bench(40.0)
+    baseline = await apart(simulated)
+    assert {(s.arm, s.round) for s in baseline.samples} == {(Arm.OFF, number) for number in range(4)}
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline)
+    assert result.verdicts[-1].kind is VerdictKind.PASS
+    assert {s.arm for s in result.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
+    (candidate,) = result.equalities()
+    assert (candidate.arm, candidate.reference) == (Arm.CANDIDATE, Arm.ACTIVE)
+    assert candidate.identical == candidate.prompts > 0
+    assert result.accept_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
+
+
+async def test_answers_of_off_that_were_just_seen_are_compared_with_both_drafts() -> None:
+    simulated = bench(40.0, answers={Arm.CANDIDATE: (*ANSWER[:5], 99, *ANSWER[6:])}, gap=3.0)
+    samples, known = await measure_apart(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
+    baseline = UsedBaseline(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
+    result = await measure(
+        simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline, known=known
+    )
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
+    active, candidate = result.equalities()
+    assert (active.reference, candidate.reference) == (Arm.OFF, Arm.OFF)
+    assert active.identical == active.prompts > 0
+    assert candidate.different > 0
+
+
+async def test_an_active_draft_that_fails_a_request_leaves_the_others_to_compare() -> None:
+    simulated = bench(40.0)
+    baseline = await apart(simulated)
+    simulated.fail = Arm.ACTIVE
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline)
+    assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+    assert result.equalities()[0].prompts > 0
+
+
+async def test_a_baseline_that_does_not_fit_is_an_error_not_a_verdict() -> None:
+    simulated = bench(40.0)
+    with pytest.raises(MeasurementError, match="timeoutSeconds"):
+        await measure_apart(simulated, PROMPTS, plan(), deadline=20.0, clock=simulated.clock)
