@@ -1,21 +1,31 @@
 """The agent's HTTP API: bodies exchanged between the operator and the sidecar of an inference pod.
 
 ``GET /v1/state`` -> :class:`AgentState`; ``PUT /v1/draft`` :class:`SwapRequest` -> 202 with :class:`AgentState`.
-Both need ``Authorization: Bearer <agent token>``. A swap request is idempotent: asking for the version in force, or
+All need ``Authorization: Bearer <agent token>``. A swap request is idempotent: asking for the version in force, or
 for the one being swapped, changes nothing; the operator polls the state for the outcome.
+
+A pod can be *withdrawn* to measure drafts on its engine: it is not ready, so that it leaves the Service, and goes back
+to the draft that it served when the lease ends, whoever dies. ``PUT /v1/measurement`` :class:`MeasurementRequest` ->
+202 withdraws it, renews the lease or gives the pod back; ``PUT /v1/measurement/trial`` :class:`TrialRequest` -> 200
+once the engine holds what is asked for and its prefix cache is empty, 202 while it is on the way: ask again. Only a
+withdrawn pod loads a draft for trial, and swap requests are refused (503) meanwhile.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from aurora_api.base import Model, Record, Sha256, Timestamp
 
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
+MEASUREMENT_HEADER = "x-aurora-measurement"
+"""Names the measurement that a request to a withdrawn pod's engine belongs to; the engine's guard answers with it."""
+MEASUREMENT_PREFIX = "aurora-measure-"
+"""Ids of requests that start so are no traffic, and are not traced."""
 MAX_COUNT = 2**48
 """Of any counter: sums over all pods of a speculator still fit the 64 bits that Kubernetes gives an integer."""
 T = TypeVar("T", "LiveCounters", "CaptureCounters")
@@ -71,6 +81,62 @@ class CaptureCounters(Model):
     answer_tokens: int = 0
 
 
+class EngineMode(StrEnum):
+    """What an engine speculates with."""
+
+    DRAFT = "draft"
+    OFF = "off"
+    NGRAM = "ngram"
+
+
+class Machine(Model):
+    """Where an engine runs, for the environment of what is measured on it."""
+
+    hardware: str
+    device: Literal["cpu", "cuda"]
+    engine: str = Field(description="SGLang's version.")
+    torch: str
+
+
+class MeasurementRequest(Record):
+    """Ask for the pod, for more time, or give it back. ``epoch`` fences as in :class:`SwapRequest`."""
+
+    measurement: str = Field(min_length=1, max_length=63, description="The validation Job's name.")
+    epoch: int = Field(ge=1)
+    lease_seconds: int = Field(ge=0, le=3600, description="From now; 0: give it back.")
+    begin: bool = Field(default=False, description="Withdraw the pod. Only the operator may: it knows the others.")
+
+
+class TrialRequest(Record):
+    """What the engine of a withdrawn pod is to run next."""
+
+    measurement: str
+    mode: EngineMode
+    version: int | None = Field(default=None, ge=0)
+    digest: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _draft_is_named(self) -> Self:
+        named = self.version is not None and self.digest is not None
+        if named != (self.mode is EngineMode.DRAFT):
+            raise ValueError("version and digest name a draft, and a draft is named by both")
+        return self
+
+
+class MeasurementPhase(StrEnum):
+    DRAINING = "Draining"
+    MEASURING = "Measuring"
+    RETURNING = "Returning"
+
+
+class MeasurementStatus(Model):
+    """A pod that is withdrawn: for which measurement, and whether requests have ended yet."""
+
+    measurement: str
+    phase: MeasurementPhase
+    machine: Machine | None = None
+
+
 class AgentState(Record):
     """What one inference pod serves. ``version`` and ``checksum`` come from the engine itself, never from memory.
 
@@ -89,6 +155,7 @@ class AgentState(Record):
     swap: SwapStatus = SwapStatus()
     live: LiveCounters = LiveCounters()
     capture: CaptureCounters = CaptureCounters()
+    measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod serves nobody.")
 
     @field_validator("live", "capture")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Self
 
 from pydantic import Field
 
+from aurora_api.agent import AGENT_PORT, ENGINE_PORT
 from aurora_api.base import Record
 from aurora_api.errors import InvalidRecord
 from aurora_api.speculator import Capture, Device, Draft, Target, Training, Validation
@@ -65,6 +66,17 @@ class TrainerSettings(_Settings):
     store: StoreSettings
 
 
+class Replica(Record):
+    """The withdrawn inference pod to measure on, and the name and fence of its measurement."""
+
+    pod: str
+    ip: str
+    measurement: str
+    epoch: int = Field(ge=1)
+    agent_port: int = AGENT_PORT
+    engine_port: int = ENGINE_PORT
+
+
 class ValidationSettings(_Settings):
     """One measurement: ``candidate`` against ``active`` and against no speculation.
 
@@ -85,3 +97,4 @@ class ValidationSettings(_Settings):
     attempt: int = Field(ge=1)
     image: str = ""
     shape: str = ""
+    replica: Replica | None = Field(default=None, description="Measure there; unset: on engines of one's own.")

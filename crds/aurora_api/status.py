@@ -52,6 +52,7 @@ class CandidateStatus(VersionStatus):
     phase: CandidatePhase
     attempt: int = Field(default=1, ge=1)
     job: str | None = None
+    pod: str | None = Field(default=None, description="The replica that it is measured on.")
     message: str = ""
 
 

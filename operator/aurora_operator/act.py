@@ -25,7 +25,7 @@ from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError
 from aurora_operator.kube import JOB, KubeApi, Object
 from aurora_operator.observe import Look
 from aurora_operator.observed import Owner
-from aurora_operator.plan import Note, Plan, Swap
+from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_operator.records import Records
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Actor:
             await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
         if plan.job is not None:
             problems += await self._create(plan.job)
-        fenced = await self._swap(plan.swaps, look)
+        fenced = await self._swap(plan.swaps, look) | await self._lend(plan.loans, look)
         for note in plan.notes:
             await self._post(note, owner)
         return Outcome(fenced, tuple(problems), plan.status is not None)
@@ -128,6 +128,21 @@ class Actor:
             else:
                 log.info("%s: asked %s for version %d (epoch %d)", where, swap.pod, swap.request.version,
                          swap.request.epoch)  # fmt: skip
+        return fenced
+
+    async def _lend(self, loans: Sequence[Loan], look: Look) -> bool:
+        """Withdraw pods and give them back; whether an agent refused because of its epoch."""
+        where = f"{look.observed.owner.namespace}/{look.observed.owner.name}"
+        fenced = False
+        for loan in loans:
+            what = f"{'withdrawing' if loan.request.begin else 'giving back'} {loan.pod}"
+            try:
+                await self._agents.measure(loan.ip, look.token, loan.request)
+            except AgentError as error:
+                fenced |= isinstance(error, Fenced)
+                log.warning("%s: %s for %s: %s", where, what, loan.request.measurement, error)
+            else:
+                log.info("%s: %s for %s", where, what, loan.request.measurement)
         return fenced
 
     async def _post(self, note: Note, owner: Owner) -> None:

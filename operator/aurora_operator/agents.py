@@ -1,4 +1,4 @@
-"""Talking to agents: read a pod's state, ask for a swap.
+"""Talking to agents: read a pod's state, ask for a swap, withdraw a pod and give it back.
 
 Invariant: a call ends within :data:`TIMEOUT`, and what an agent answers is a validated record or an
 :class:`~aurora_operator.errors.AgentError`. Every call is made anew by the next look, so there are no retries here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from aurora_api.agent import AGENT_PORT, AgentState, SwapRequest
+from aurora_api.agent import AGENT_PORT, AgentState, MeasurementRequest, SwapRequest
 from aurora_api.errors import InvalidRecord
 from aurora_operator.errors import AgentError, Fenced
 
@@ -30,7 +30,7 @@ class Agents:
         try:
             async with self._session.request(method, url, headers=headers, data=body, timeout=TIMEOUT) as response:
                 if response.status == 409:
-                    raise Fenced(f"{method} {url}: the agent has seen a higher epoch")
+                    raise Fenced(f"{method} {url}: the agent has seen a higher epoch, or does another thing")
                 if response.status >= 300:
                     raise AgentError(f"{method} {url}: HTTP {response.status}")
                 return AgentState.from_json(await _body(response))
@@ -47,6 +47,10 @@ class Agents:
         Raises :class:`Fenced` when another operator, or this one before its status was lost, used a higher epoch.
         """
         return await self._call("PUT", ip, "/v1/draft", token, request.to_json())
+
+    async def measure(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+        """Withdraw the pod for a measurement or give it back; its state shows what came of it. Raises as above."""
+        return await self._call("PUT", ip, "/v1/measurement", token, request.to_json())
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

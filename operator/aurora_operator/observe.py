@@ -85,6 +85,7 @@ class Observer:
             trainer=_trainer(owner, live),
             store=store,
             keys_exist=bool(token),
+            disruptions_allowed=views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             window=self._window(pods, datetime.now(UTC)),
             wishes=wishes(found),
         )

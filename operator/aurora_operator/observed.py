@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from aurora_api.agent import AgentState, LiveCounters
+from aurora_api.agent import AgentState, LiveCounters, MeasurementStatus
 from aurora_api.records import (
     INITIAL_VERSION,
     Channel,
@@ -56,6 +56,11 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Why a container does not run, in Kubernetes' word: ImagePullBackOff, CrashLoopBackOff…"""
+
+    @property
+    def measurement(self) -> MeasurementStatus | None:
+        """Set while the pod is withdrawn to measure on it."""
+        return self.agent.measurement if self.agent else None
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,8 @@ class Observed:
     trainer: WorkloadView | None = None
     store: StoreView = StoreView()
     keys_exist: bool = False
+    disruptions_allowed: int | None = None
+    """How many more pods the disruption budget lets go now; None while that is not known."""
     window: Mapping[str, LiveWindow] = field(default_factory=dict)
     """By pod name. Only figures for people come from it, never a decision."""
     resumed: bool = False

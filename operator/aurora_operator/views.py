@@ -52,6 +52,14 @@ def workload(obj: Object | None) -> WorkloadView | None:
     )
 
 
+def disruptions_allowed(obj: Object | None) -> int | None:
+    """What a PodDisruptionBudget still allows; None until its controller has seen its last change."""
+    status = (obj or {}).get("status", {})
+    if obj is None or status.get("observedGeneration", 0) < obj["metadata"]["generation"]:
+        return None
+    return int(status.get("disruptionsAllowed", 0))
+
+
 def job(obj: Object, pods: Iterable[Object] = ()) -> JobView:
     """A validation Job; when it failed, why: the last words of its container in ``pods``, else the Job's condition."""
     name = obj["metadata"]["name"]

@@ -20,7 +20,7 @@ from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_api.records import Arm, Evidence, VerdictKind
 from aurora_api.speculator import Baseline, Device, Draft, DType, Target, Validation
 from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.validation.main import plan_of
+from aurora_runtime.validation.run import plan_of
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs

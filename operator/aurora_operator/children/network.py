@@ -1,12 +1,14 @@
 """Services, NetworkPolicies and the disruption budget.
 
-Invariant: nothing but the operator's pods may reach the agents' port; the engine's port is for the speculator's own
+Invariant: nothing but the operator's pods may reach the agents' port, and where replicas are measured their validators,
+whose token the agents demand of both; the engine's port is for the speculator's own
 namespace and for namespaces labelled ``aurora.dev/client=true``; trainer and validators accept no connection at all.
 """
 
 from __future__ import annotations
 
 from aurora_api.agent import AGENT_PORT, ENGINE_PORT
+from aurora_api.speculator import SpeculatorSpec, Where
 from aurora_operator.children.common import COMPONENT, INFERENCE, TRAINER, VALIDATOR, child, selector
 from aurora_operator.children.trainer import trainer_name
 from aurora_operator.config import Config
@@ -46,12 +48,15 @@ def disruption_budget(owner: Owner) -> Object:
     )
 
 
-def policies(owner: Owner, config: Config) -> list[Object]:
+def policies(owner: Owner, spec: SpeculatorSpec, config: Config) -> list[Object]:
     """Ingress only: what pods must reach (the store, a model hub) is the cluster's to decide."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.operator_namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "aurora-operator"}},
     }
+    drivers = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}]
+    if spec.validation.where is not Where.REPLICA:
+        drivers = []
     serve = {
         "podSelector": {"matchLabels": selector(owner, INFERENCE)},
         "policyTypes": ["Ingress"],
@@ -60,7 +65,7 @@ def policies(owner: Owner, config: Config) -> list[Object]:
                 "from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": CLIENT_LABEL}}],
                 "ports": [{"port": ENGINE_PORT, "protocol": "TCP"}],
             },
-            {"from": [operator], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
+            {"from": [operator, *drivers], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
         ],
     }
     closed = {

@@ -1,5 +1,7 @@
 """The validation Job: shaped like an inference pod, so that a candidate is measured where it would serve.
 
+On a replica it only drives: no engine, no GPU and nothing of the serving pods' shape but their pull secrets.
+
 Invariant: a Job's name carries version and attempt, and a Job is created once and never changed: one attempt is one
 measurement with one set of settings.
 """
@@ -7,9 +9,10 @@ measurement with one set of settings.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
-from aurora_api.pod import ValidationSettings
+from aurora_api.pod import AGENT_TOKEN, Replica, ValidationSettings
 from aurora_api.speculator import PodTemplate, SpeculatorSpec, Where
 from aurora_operator.children.common import (
     ATTEMPT_LABEL,
@@ -19,10 +22,11 @@ from aurora_operator.children.common import (
     container,
     environment,
     job_name,
+    keys_name,
     pod_template,
     store_settings,
 )
-from aurora_operator.children.inference import SHM_MOUNT, SHM_VOLUME, engine_image
+from aurora_operator.children.inference import KEYS_MOUNT, SHM_MOUNT, SHM_VOLUME, engine_image
 from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Owner
@@ -41,6 +45,12 @@ def like_serving(template: PodTemplate) -> PodTemplate:
     return template.model_copy(update={"spec": spec})
 
 
+def pull_secrets(template: PodTemplate) -> PodTemplate:
+    """What a pod on any machine needs to get the image, and no more."""
+    kept = {key: value for key, value in template.spec.items() if key == "imagePullSecrets"}
+    return PodTemplate(spec=kept)
+
+
 _SERVER_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
 
 
@@ -52,8 +62,19 @@ def shape(spec: SpeculatorSpec) -> str:
     return hashlib.sha256("\n".join(pods).encode()).hexdigest()[:12]
 
 
-def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, attempt: int, active: int) -> Object:
-    """The Job that measures ``version`` against ``active``."""
+@dataclass(frozen=True)
+class Measurement:
+    """One attempt to measure ``version`` against ``active``, on a replica or with engines of its own."""
+
+    version: int
+    attempt: int
+    active: int
+    replica: Replica | None = None
+
+
+def job(owner: Owner, spec: SpeculatorSpec, config: Config, made: Measurement) -> Object:
+    """The Job of one measurement."""
+    version, attempt, replica = made.version, made.attempt, made.replica
     value = ValidationSettings(
         namespace=owner.namespace,
         name=owner.name,
@@ -64,10 +85,11 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, att
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
         candidate=version,
-        active=active,
+        active=made.active,
         attempt=attempt,
         image=engine_image(spec, config),
         shape=shape(spec),
+        replica=replica,
     )
     text = value.model_dump_json(by_alias=True, exclude_none=True)
     measure = container(
@@ -75,19 +97,20 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, att
         engine_image(spec, config),
         ["aurora_runtime.validation"],
         environment(spec, text),
-        volumeMounts=[SHM_MOUNT],
+        volumeMounts=[KEYS_MOUNT if replica else SHM_MOUNT],
     )
+    token = {"key": AGENT_TOKEN, "path": AGENT_TOKEN}
+    keys = {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": [token]}}
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 30,
         "containers": [measure],
-        "volumes": [SHM_VOLUME],
+        "volumes": [keys if replica else SHM_VOLUME],
     }
     labels = {VERSION_LABEL: str(version), ATTEMPT_LABEL: str(attempt)}
-    template = pod_template(
-        owner, spec, VALIDATOR, pod, like_serving(spec.serving.template), spec.validation.template, **labels
-    )
-    made = child(
+    shaped = pull_secrets(spec.serving.template) if replica else like_serving(spec.serving.template)
+    template = pod_template(owner, spec, VALIDATOR, pod, shaped, spec.validation.template, **labels)
+    obj = child(
         owner,
         "batch/v1",
         "Job",
@@ -102,5 +125,5 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, *, version: int, att
             "template": template,
         },
     )
-    made["metadata"]["labels"] |= labels
-    return made
+    obj["metadata"]["labels"] |= labels
+    return obj

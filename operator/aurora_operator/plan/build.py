@@ -12,13 +12,16 @@ from datetime import datetime, timedelta
 
 from aurora_api.agent import LiveCounters, SwapRequest, SwapStatus
 from aurora_api.conditions import ConditionStatus, ConditionType
+from aurora_api.pod import Replica
 from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason
+from aurora_api.speculator import Where
 from aurora_api.status import CandidatePhase, HistoryEntry, RolloutPhase, SpeculatorStatus
-from aurora_operator.children.validator import job
+from aurora_operator.children.common import job_name
+from aurora_operator.children.validator import Measurement, job
 from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Observed, PodView
-from aurora_operator.plan import rollout, validation
+from aurora_operator.plan import replica, rollout, validation
 from aurora_operator.plan.children import children, obsolete_jobs
 from aurora_operator.plan.plan import Note, Plan, Swap
 from aurora_operator.plan.status import status_of, worth_writing
@@ -116,8 +119,11 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     """Validation first, because what it offers is what the rollout may take up."""
     old, pods = observed.status, _pods(observed)
     decision, rejected = _validation(observed, pods, now)
+    assert observed.store.channel is not None, "the caller holds without a channel"
+    epoch = max(old.rollout.epoch, observed.store.channel.epoch)
+    lending = replica.lend(observed, decision.candidate, epoch)
     step = rollout.step(_world(observed, pods, decision, rejected, now), old.rollout)
-    candidate = decision.candidate
+    candidate = lending.candidate
     if step.advance is not None:
         if (refused := step.advance.reject) is not None:
             rejected |= {refused}
@@ -143,9 +149,10 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     return Plan(
         advance=advance,
         status=status,
-        job=_job(observed, config, decision),
+        job=_job(observed, config, decision, lending, epoch),
         delete_jobs=obsolete_jobs(observed.jobs, decision.job, candidate.job if candidate else None),
         swaps=swaps,
+        loans=lending.loans,
         notes=tuple(_notes(old, status, events)),
         moving=rolling or unsettled or bool(swaps) or decision.job is not None or advance is not None,
     )
@@ -183,7 +190,8 @@ def _world(
     rejected: frozenset[int],
     now: datetime,
 ) -> World:
-    store, pin = observed.store, observed.spec.draft.pin
+    """Without the pods that are withdrawn: they are neither missing nor to be asked for anything."""
+    store, pin, away = observed.store, observed.spec.draft.pin, replica.away(observed)
     assert store.channel is not None, "the caller holds without a channel"
     rolled, newest = observed.status.rollout.version, store.newest
     newer = rolled is not None and newest is not None and newest > rolled and newest not in rejected
@@ -194,11 +202,11 @@ def _world(
         refused=frozenset(store.channel.rejected),
         reason=store.channel.message,
         epoch=store.channel.epoch,
-        pods=pods,
+        pods=tuple(pod for pod in pods if pod.name not in away),
         shape=_shape(observed),
         steps=observed.spec.draft.steps,
         policy=observed.spec.rollout,
-        offer=decision.offer if decision.offer not in rejected else None,
+        offer=decision.offer if decision.offer not in rejected and not away else None,
         newer=newest if newer else None,
         earned=frozenset(v for v in store.registrations if v not in rejected and store.earned(v)),
         pin=pin if pin is not None and store.proven(pin) else None,
@@ -261,10 +269,19 @@ def _advance(observed: Observed, step: Advance | None, message: str, now: dateti
     )
 
 
-def _job(observed: Observed, config: Config, decision: validation.Decision) -> Object | None:
-    """The Job that should be created: the wanted one, when it is not there."""
+def _job(
+    observed: Observed, config: Config, decision: validation.Decision, lending: replica.Lending, epoch: int
+) -> Object | None:
+    """The Job that should be created: the wanted one, when it is not there and has a place to measure."""
     wanted, former = decision.job, observed.store.channel
     if wanted is None or former is None or any((job.version, job.attempt) == wanted for job in observed.jobs):
         return None
     version, attempt = wanted
-    return job(observed.owner, observed.spec, config, version=version, attempt=attempt, active=former.active)
+    where = None
+    if observed.spec.validation.where is Where.REPLICA:
+        if lending.pod is None:
+            return None
+        name = job_name(observed.owner.name, version, attempt)
+        where = Replica(pod=lending.pod.name, ip=lending.pod.ip, measurement=name, epoch=max(epoch, 1))
+    made = Measurement(version, attempt, former.active, where)
+    return job(observed.owner, observed.spec, config, made)

@@ -19,7 +19,7 @@ def children(observed: Observed, config: Config) -> tuple[Object, ...]:
     return (
         *service_accounts(owner, spec),
         *services(owner),
-        *policies(owner, config),
+        *policies(owner, spec, config),
         disruption_budget(owner),
         stateful_set(owner, spec, config),
         deployment(owner, spec, config),

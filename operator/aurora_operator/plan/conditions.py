@@ -9,6 +9,7 @@ from aurora_api.agent import SwapPhase
 from aurora_api.conditions import Condition, ConditionStatus, ConditionType, merge
 from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.observed import Observed
+from aurora_operator.plan.replica import away
 
 Answer = tuple[bool | None, str, str]
 """Status (None: unknown), reason, message."""
@@ -31,12 +32,15 @@ def _serving(observed: Observed, status: SpeculatorStatus, right: int) -> Answer
         return False, "PodsUpdating", text or "pods of the current template are being started"
     if observed.store.ok and observed.store.channel is None:
         return False, "WaitingForDraft", "the trainer has not registered the initial draft yet"
-    if workload.ready < wanted or status.ready_replicas < wanted:
+    lent = len(away(observed))
+    if workload.ready + lent < wanted or status.ready_replicas + lent < wanted:
         waiting = sorted({pod.waiting for pod in observed.pods if pod.waiting})
         text = f"{min(workload.ready, status.ready_replicas)} of {wanted} pods are ready"
         return False, "PodsNotReady", text + (f" ({', '.join(waiting)})" if waiting else "")
-    if right < wanted:
+    if right + lent < wanted:
         return False, "SwapsPending", f"{right} of {wanted} pods serve the version they should"
+    if lent:
+        return True, "Measuring", f"{right} of {wanted} pods serve the version they should, {lent} is being measured"
     return True, "Serving", f"{wanted} pods serve the version they should"
 
 

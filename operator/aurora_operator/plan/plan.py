@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aurora_api.agent import SwapRequest
+from aurora_api.agent import MeasurementRequest, SwapRequest
 from aurora_api.records import Channel
 from aurora_api.status import SpeculatorStatus
 from aurora_operator.kube import Object
@@ -20,6 +20,15 @@ class Swap:
     pod: str
     ip: str
     request: SwapRequest
+
+
+@dataclass(frozen=True)
+class Loan:
+    """Withdraw a pod to measure on it, or give it back."""
+
+    pod: str
+    ip: str
+    request: MeasurementRequest
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Plan:
     """Create it unless it exists."""
     delete_jobs: tuple[str, ...] = ()
     swaps: tuple[Swap, ...] = ()
+    loans: tuple[Loan, ...] = ()
     notes: tuple[Note, ...] = field(default=())
     moving: bool = False
     """Something is under way: look again soon."""

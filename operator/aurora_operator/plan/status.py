@@ -75,6 +75,8 @@ def _pod_state(view: PodView, pod: Pod | None) -> str:
         return "Terminating"
     if view.agent is None:
         return view.waiting or ("AgentUnreachable" if view.ready else "Starting" if view.scheduled else "Pending")
+    if view.measurement is not None:
+        return view.measurement.phase.value
     if pod is not None and pod.swapping:
         return view.agent.swap.phase.value
     if view.agent.swap.phase is SwapPhase.FAILED:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from aurora_api.agent import LiveCounters
+from aurora_api.agent import MEASUREMENT_HEADER, LiveCounters
 from aurora_runtime.engine.counters import live_counters
 from aurora_runtime.engine.payload import LOADER, path_payload
 from aurora_runtime.errors import EngineFault, EngineGone
@@ -72,6 +72,16 @@ class EngineAdmin:
         except EngineFault:
             return False
         return True
+
+    async def guarded(self) -> str:
+        """The measurement for which the engine's guard stands; empty when it does not."""
+        try:
+            async with self.session.get(
+                f"{self.url}/model_info", timeout=aiohttp.ClientTimeout(total=SHORT_S)
+            ) as answer:
+                return answer.headers.get(MEASUREMENT_HEADER, "")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineFault(f"/model_info: {type(error).__name__}") from error
 
     async def version(self) -> int:
         """The draft version that the engine holds."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aurora_api.agent import EngineMode
 from aurora_api.pod import ServingSettings
-from aurora_runtime.engine.speculation import Eagle3
+from aurora_runtime.engine.speculation import Eagle3, Ngram
 
 
 def engine_arguments(
@@ -18,12 +19,14 @@ def engine_arguments(
     host: str = "0.0.0.0",  # noqa: S104 - a pod serves its Service
     device_args: Sequence[str] = (),
     config: Path | None = None,
+    mode: EngineMode = EngineMode.DRAFT,
 ) -> list[str]:
     """Arguments for ``sglang serve``; the user's come last, so that they win.
 
     Args:
         draft: folder of the draft to start with, of version ``version``.
         device_args: what the device needs (:func:`aurora_runtime.cpu.engine.server_args` on a CPU).
+        mode: without the draft only to measure what it is worth.
         config: YAML file with further arguments: secrets go there and not into a command line that anyone can list.
     """
     target = settings.target
@@ -31,16 +34,10 @@ def engine_arguments(
     arguments += ["--model-path", target.model, "--served-model-name", target.model]
     arguments += ["--revision", target.revision] if target.revision else []
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
-    arguments += [*device_args, *Eagle3(draft, version, settings.draft).arguments(), "--enable-metrics"]
+    speculation = {
+        EngineMode.DRAFT: Eagle3(draft, version, settings.draft).arguments(),
+        EngineMode.OFF: [],
+        EngineMode.NGRAM: Ngram(settings.draft.draft_tokens).arguments(),
+    }
+    arguments += [*device_args, *speculation[mode], "--enable-metrics"]
     return [*arguments, *settings.extra_args]
-
-
-def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The last value given for ``flag``, spelt ``--f v`` or ``--f=v``."""
-    found = None
-    for at, argument in enumerate(arguments):
-        if argument == flag and at + 1 < len(arguments):
-            found = arguments[at + 1]
-        elif argument.startswith(f"{flag}="):
-            found = argument.removeprefix(f"{flag}=")
-    return found

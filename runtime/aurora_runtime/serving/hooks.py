@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurora_api.agent import MEASUREMENT_PREFIX
 from aurora_runtime.serving.assemble import Commit, PromptChunk, VerifyRound
 from aurora_runtime.serving.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.shards import ShardWriter, sampled
@@ -50,7 +51,7 @@ class Gate:
 
     def _takes(self, req: Any) -> bool:
         rid = req.rid
-        if not isinstance(rid, str) or rid.startswith(HEALTH_CHECK_PREFIX):
+        if not isinstance(rid, str) or rid.startswith((HEALTH_CHECK_PREFIX, MEASUREMENT_PREFIX)):
             return False
         if rid.startswith(PROBE_PREFIX):
             return True

@@ -3,6 +3,10 @@
 Invariants: the pod is not ready before one request went through speculation and capture; the admin key is neither in a
 command line nor readable through the server; SIGTERM reaches SGLang's main process only, because its children must
 outlive it while requests drain; when SGLang ends, so does this process, and not with success unless it was told to.
+
+The agent of a withdrawn pod may order another mode (without the draft, to measure what the draft is worth). SGLang is
+ended then, and this process with it, so that Kubernetes starts the container anew: its startup probe waits for a model
+to load as long as it takes, where the liveness probe of a container that stays would not.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_api.agent import ENGINE_PORT
+from aurora_api.agent import ENGINE_PORT, EngineMode
 from aurora_api.pod import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, ServingSettings
 from aurora_api.records import CheckpointManifest, Lineage
-from aurora_api.speculator import Device
 from aurora_runtime.cpu import engine as cpu
+from aurora_runtime.engine.flags import value_of
+from aurora_runtime.engine.machine import machine
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving.arguments import engine_arguments, value_of
+from aurora_runtime.serving.arguments import engine_arguments
 from aurora_runtime.serving.settings import (
     CAPTURE_VARIABLE,
     PROBE_PREFIX,
@@ -42,6 +47,7 @@ from aurora_runtime.serving.settings import (
     CaptureSettings,
     CaptureState,
     EngineState,
+    ModeOrder,
     PodFolder,
     new_boot,
     write_atomically,
@@ -53,6 +59,8 @@ POLL_S: Final = 0.5
 PROBE_TIMEOUT_S: Final = 120.0
 PROBE_TOKENS: Final = 8
 GROUP_GRACE_S: Final = 5.0
+ORDERED_STOP_S: Final = 60.0
+"""A withdrawn pod has no requests to wait for."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,9 @@ class Options:
     host: str
 
 
-def has_cuda() -> bool:
-    """Whether torch sees a GPU; asked in a child, so that this long-lived parent never loads torch."""
-    code = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    return subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
-
-
-def capture_settings(settings: ServingSettings, options: Options, boot: str, lineage: Lineage) -> CaptureSettings:
+def capture_settings(
+    settings: ServingSettings, options: Options, boot: str, lineage: Lineage, mode: EngineMode
+) -> CaptureSettings:
     return CaptureSettings(
         state=str(options.folder.path),
         lineage=lineage.number,
@@ -81,6 +85,7 @@ def capture_settings(settings: ServingSettings, options: Options, boot: str, lin
         top_k=settings.capture.top_k,
         shard_seconds=settings.capture.shard_seconds,
         shard_tokens=settings.capture.shard_tokens,
+        hooks=mode is EngineMode.DRAFT,
     )
 
 
@@ -157,25 +162,41 @@ def read_capture(folder: PodFolder) -> CaptureState | None:
         return None
 
 
-def _say(folder: PodFolder, boot: str, *, ready: bool) -> None:
-    state = EngineState(boot=boot, ready=ready, started=datetime.now(UTC))
-    write_atomically(folder.engine, state.to_json())
+def _say(folder: PodFolder, state: EngineState, *, ready: bool) -> None:
+    write_atomically(folder.engine, state.model_copy(update={"ready": ready}).to_json())
 
 
-def _admit(engine: Engine, folder: PodFolder, boot: str, key: str, failure: list[str]) -> None:
+def _admit(engine: Engine, folder: PodFolder, started: EngineState, key: str, failure: list[str]) -> None:
     """Runs beside the wait for SGLang's end: declare the engine ready, or end it and leave the reason."""
     try:
         engine.wait_ready()
         engine.check_secret(key)
-        engine.probe(folder, boot)
+        if started.mode is EngineMode.DRAFT:
+            engine.probe(folder, started.boot)
     except EngineFault as error:
         state = read_capture(folder)
         failure.append(str(error) if state is None or state.ok else f"{error}; capture refused: {state.error}")
         with contextlib.suppress(ProcessLookupError):
             engine.process.terminate()
         return
-    _say(folder, boot, ready=True)
-    log.info("the engine is up and captures (boot %s)", boot)
+    _say(folder, started, ready=True)
+    log.info("the engine is up in mode %s (boot %s)", started.mode.value, started.boot)
+
+
+def _obey(process: subprocess.Popen[bytes], folder: PodFolder, obeyed: ModeOrder, told: threading.Event) -> None:
+    """Runs beside the wait for SGLang's end: end it when another start is ordered."""
+    while process.poll() is None and folder.ordered() == obeyed:
+        time.sleep(POLL_S)
+    if process.poll() is not None:
+        return
+    log.info("another start is ordered: SGLang is ended")
+    told.set()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(ORDERED_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 def serve(settings: ServingSettings, options: Options) -> int:
@@ -183,15 +204,19 @@ def serve(settings: ServingSettings, options: Options) -> int:
     if (found := version_of("sglang")) != SGLANG_VERSION:
         raise EngineFault(f"SGLang {found} is installed; this runtime is made for {SGLANG_VERSION}")
     folder = options.folder
-    boot = new_boot()
-    _say(folder, boot, ready=False)
+    order = folder.ordered()
+    where = machine(settings.device)
+    started = EngineState(
+        boot=new_boot(), ready=False, started=datetime.now(UTC), mode=order.mode, order=order.order, machine=where
+    )
+    _say(folder, started, ready=False)
     folder.capture.unlink(missing_ok=True)
     draft = folder.current.resolve(strict=True)
     manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())
     lineage = Lineage.from_json(folder.lineage.read_bytes())
     key = (options.keys / ADMIN_KEY).read_text().strip()
-    on_cpu = settings.device is Device.CPU or (settings.device is Device.AUTO and not has_cuda())
-    capture = capture_settings(settings, options, boot, lineage)
+    on_cpu = where.device == "cpu"
+    capture = capture_settings(settings, options, started.boot, lineage, order.mode)
     told = threading.Event()
     failure: list[str] = []
     with tempfile.TemporaryDirectory(prefix="aurora-") as private:
@@ -204,10 +229,11 @@ def serve(settings: ServingSettings, options: Options) -> int:
             version=manifest.version,
             port=options.port,
             host=options.host,
-            device_args=cpu.server_args(speculative=True) if on_cpu else [],
+            device_args=cpu.server_args(speculative=order.mode is not EngineMode.OFF) if on_cpu else [],
             config=config,
+            mode=order.mode,
         )
-        log.info("starting SGLang %s with draft version %d", found, manifest.version)
+        log.info("starting SGLang %s in mode %s, draft version %d", found, order.mode.value, manifest.version)
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("sglang")), "serve", *arguments],
             env=engine_environment(capture, on_cpu=on_cpu),
@@ -222,16 +248,17 @@ def serve(settings: ServingSettings, options: Options) -> int:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         engine = Engine(process, options.port, value_of("--api-key", settings.extra_args))
-        threading.Thread(target=_admit, args=(engine, folder, boot, key, failure), daemon=True).start()
+        threading.Thread(target=_admit, args=(engine, folder, started, key, failure), daemon=True).start()
+        threading.Thread(target=_obey, args=(process, folder, order, told), daemon=True).start()
         code = process.wait()
-    _say(folder, boot, ready=False)
+    _say(folder, started, ready=False)
     time.sleep(0 if told.is_set() else GROUP_GRACE_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    if failure:
-        raise EngineFault(failure[0])
     if told.is_set():
         return 0
+    if failure:
+        raise EngineFault(failure[0])
     log.error("SGLang ended by itself with %d", code)
     return code if code > 0 else 1  # its exit code is 0 even after a fatal error in a scheduler
 

@@ -76,10 +76,13 @@ def install() -> None:
     settings = CaptureSettings.from_json(text)
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from aurora_runtime.serving import redact
+    from aurora_runtime.serving import guard, redact
 
+    HookRegistry.register(guard.AUTHENTICATION, guard.install(settings), HookType.AFTER)
     HookRegistry.register(redact.SECRETS, redact.after_secrets, HookType.AFTER)
     HookRegistry.register(redact.COMMAND_LINE, redact.after_command_line, HookType.AFTER)
+    if not settings.hooks:
+        return
     try:
         check()
     except CaptureRefused as refusal:

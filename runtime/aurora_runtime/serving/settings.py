@@ -15,7 +15,8 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.base import Ratio, Record, Timestamp
+from aurora_api.agent import EngineMode, Machine
+from aurora_api.base import Ratio, Record, Sha256, Timestamp
 
 SGLANG_VERSION: Final = "0.5.23"
 CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
@@ -38,6 +39,7 @@ class CaptureSettings(Record):
     spool_bytes: int = Field(default=4 << 30, ge=1)
     queue_records: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
     open_bytes: int = Field(default=2 << 30, ge=1, description="Hidden states held for unfinished requests.")
+    hooks: bool = Field(default=True, description="False: hide keys and guard, but trace nothing: there is no draft.")
 
 
 class CaptureState(Record):
@@ -63,6 +65,32 @@ class EngineState(Record):
     boot: str
     ready: bool
     started: Timestamp
+    mode: EngineMode = EngineMode.DRAFT
+    order: str = Field(default="", description="The order that this start obeys.")
+    machine: Machine | None = None
+
+
+class ModeOrder(Record):
+    """``mode.json``: the agent's order to the launcher. A new one ends the engine; its container starts it anew."""
+
+    mode: EngineMode = EngineMode.DRAFT
+    order: str = Field(default="", description="Random: the same mode ordered again is another start.")
+
+
+class Withdrawal(Record):
+    """``withdrawal.json``: the pod is withdrawn to measure on it. Its absence is what lets the pod be ready.
+
+    ``version``, ``digest`` and ``checksum`` are of the draft to go back to, ``current``, as the engine of ``boot`` held
+    it. Written before any trial; removed when the engine was seen to hold that draft again.
+    """
+
+    measurement: str
+    drained: bool = False
+    boot: str
+    version: int
+    digest: Sha256
+    checksum: str
+    trial_boot: str = Field(default="", description="The engine that may hold a draft which has earned nothing.")
 
 
 @dataclass(frozen=True)
@@ -95,6 +123,33 @@ class PodFolder:
     @property
     def engine(self) -> Path:
         return self.path / "engine.json"
+
+    @property
+    def mode(self) -> Path:
+        return self.path / "mode.json"
+
+    @property
+    def withdrawal(self) -> Path:
+        return self.path / "withdrawal.json"
+
+    def ordered(self) -> ModeOrder:
+        """How the engine is to run: with the draft, unless ordered otherwise."""
+        try:
+            return ModeOrder.from_json(self.mode.read_bytes())
+        except FileNotFoundError:
+            return ModeOrder()
+
+    def withdrawn(self) -> Withdrawal | None:
+        try:
+            return Withdrawal.from_json(self.withdrawal.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def engine_state(self) -> EngineState | None:
+        try:
+            return EngineState.from_json(self.engine.read_bytes())
+        except FileNotFoundError:
+            return None
 
 
 def new_boot() -> str:

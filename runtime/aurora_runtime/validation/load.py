@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from aurora_api.agent import MEASUREMENT_PREFIX
 from aurora_runtime.errors import EngineFault
 
 
@@ -49,15 +51,22 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Client:
-    """Requests to one server. ``timeout`` bounds one request, in seconds."""
+    """Requests to one server. ``timeout`` bounds one request, in seconds.
+
+    Their ids start with :data:`MEASUREMENT_PREFIX`, so that a server which traces does not take them for traffic.
+    """
 
     session: aiohttp.ClientSession
     url: str
     timeout: float
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=self.timeout)
-        async with self.session.post(f"{self.url}/generate", json=body, timeout=timeout) as response:
+        body = {"rid": MEASUREMENT_PREFIX + secrets.token_hex(8), **body}
+        async with self.session.post(
+            f"{self.url}/generate", json=body, headers=self.headers, timeout=timeout
+        ) as response:
             if response.status != 200:
                 raise EngineFault(f"/generate: status {response.status}")
             answer: dict[str, Any] = await response.json()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.agent import AgentState, SwapRequest
+from aurora_api.agent import AgentState, MeasurementRequest, SwapRequest
 from aurora_api.records import Channel
 from aurora_api.status import SpeculatorStatus
 from aurora_operator.act import Actor
@@ -16,7 +16,7 @@ from aurora_operator.children.network import services
 from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError, NotFound
 from aurora_operator.kube import Object, Resource
 from aurora_operator.observe import Look
-from aurora_operator.plan import Note, Plan, Swap
+from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_runtime.errors import ObjectExists
 from tests.unit.operator.worlds import OWNER, agent, channel, digest, observed
 
@@ -58,6 +58,10 @@ class Journal:
         self.note(f"swap {ip}")
         return agent(ip, request.version)
 
+    async def measure(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+        self.note(f"{'withdraw' if request.begin else 'give back'} {ip}")
+        return agent(ip, 0)
+
     async def state(self, ip: str, token: str) -> AgentState:
         raise AgentError(ip)
 
@@ -69,6 +73,10 @@ def swap(pod: str) -> Swap:
     return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
 
 
+def loan(pod: str, lease: int) -> Loan:
+    return Loan(pod, pod, MeasurementRequest(measurement="j", epoch=4, lease_seconds=lease, begin=lease > 0))
+
+
 FULL = Plan(
     create_keys=True,
     children=tuple(services(OWNER)),
@@ -77,6 +85,7 @@ FULL = Plan(
     job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},
     delete_jobs=("old",),
     swaps=(swap("a"), swap("b")),
+    loans=(loan("c", 0), loan("d", 60)),
     notes=(Note("Promoted", "version 1"),),
 )
 
@@ -87,7 +96,7 @@ async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
     return await made.act(plan, look, journal)  # type: ignore[arg-type]
 
 
-async def test_the_order_is_children_channel_status_jobs_swaps_events() -> None:
+async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() -> None:
     journal = Journal()
     outcome = await act(journal, FULL)
     assert journal.said == [
@@ -100,6 +109,8 @@ async def test_the_order_is_children_channel_status_jobs_swaps_events() -> None:
         "create Job",
         "swap a",
         "swap b",
+        "give back c",
+        "withdraw d",
         "create Event",
     ]
     assert (outcome.fenced, outcome.problems, outcome.wrote_status) == (False, (), True)
@@ -136,12 +147,17 @@ async def test_one_silent_agent_does_not_hold_up_the_others_and_a_fence_is_repor
     journal = Journal(faults={"swap a": Fenced("higher epoch")})
     assert (await act(journal, FULL)).fenced
     assert "swap b" in journal.said
+    journal = Journal(faults={"give back c": Fenced("higher epoch")})
+    assert (await act(journal, FULL)).fenced
+    assert "withdraw d" in journal.said
 
 
 async def test_what_is_as_we_left_it_costs_no_call_and_what_others_changed_is_put_right() -> None:
     journal = Journal()
     actor = Actor(journal, journal)  # type: ignore[arg-type]
-    quiet = replace(FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), notes=())
+    quiet = replace(
+        FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), loans=(), notes=()
+    )
     await act(journal, quiet, actor)
     journal.said.clear()
     await act(journal, quiet, actor)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from aurora_api.pod import ServingSettings, TrainerSettings, ValidationSettings
+from aurora_api.pod import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from aurora_api.speculator import SpeculatorSpec
 from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference import deployment
 from aurora_operator.children.network import policies
 from aurora_operator.children.trainer import stateful_set
-from aurora_operator.children.validator import job
+from aurora_operator.children.validator import Measurement, job, shape
 from aurora_operator.plan.children import children
 from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
 
@@ -22,7 +22,7 @@ def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
     made = {
         "inference": deployment(OWNER, given, CONFIG),
         "trainer": stateful_set(OWNER, given, CONFIG),
-        "validator": job(OWNER, given, CONFIG, version=2, attempt=1, active=1),
+        "validator": job(OWNER, given, CONFIG, Measurement(version=2, attempt=1, active=1)),
     }
     return {name: obj["spec"]["template"] for name, obj in made.items()}
 
@@ -127,6 +127,40 @@ def test_a_validator_is_shaped_like_an_inference_pod_but_runs_its_own_program() 
     assert "team" in template["metadata"]["labels"]
 
 
+def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_and_one_token() -> None:
+    secrets = [{"name": "registry"}]
+    serving: dict[str, Any] = copy.deepcopy(SERVING)
+    serving["template"]["spec"]["imagePullSecrets"] = secrets
+    given = spec(serving=serving, validation={"template": {"spec": {"priorityClassName": "low"}}, "where": "Replica"})
+    where = Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3)
+    made = job(OWNER, given, CONFIG, Measurement(version=2, attempt=1, active=1, replica=where))
+    pod = made["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "resources" not in container
+    assert "nodeSelector" not in pod
+    assert (pod["imagePullSecrets"], pod["priorityClassName"]) == (secrets, "low")
+    (keys,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+    assert [item["key"] for item in keys["items"]] == ["agent-token"]
+    settings = ValidationSettings.from_json(variables(container)["AURORA_SETTINGS"]["value"])
+    assert settings.replica == where
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"serving": {"template": {"spec": {"containers": [{"name": "sglang", "resources": GPU}]}}}},
+        {"serving": {"extraArgs": ["--tp-size", "2"]}},
+        {"validation": {"where": "Replica"}},
+        {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
+    ],
+)
+def test_what_decides_speed_is_in_the_shape_that_baselines_are_kept_for(change: dict[str, Any]) -> None:
+    assert shape(spec(**change)) != shape(spec())
+    assert shape(spec(serving={"replicas": 5}, rollout={"paused": True})) == shape(spec())
+
+
 def test_building_children_does_not_change_the_spec() -> None:
     given = spec(serving=SERVING)
     before = copy.deepcopy(given)
@@ -150,13 +184,19 @@ def test_a_users_service_account_is_used_and_none_is_made() -> None:
         assert all("AWS_ACCESS_KEY_ID" not in variables(c) for c in containers(template))
 
 
-def test_only_the_operator_may_reach_agents() -> None:
-    serve, closed = policies(OWNER, CONFIG)
+def test_only_the_operator_may_reach_agents_and_the_driver_where_replicas_are_measured() -> None:
+    serve, closed = policies(OWNER, spec(), CONFIG)
     (rule,) = (r for r in serve["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
     (peer,) = rule["from"]
     assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "aurora-system"}
     assert "podSelector" in peer
     assert "ingress" not in closed["spec"]
+    lent, _ = policies(OWNER, spec(validation={"where": "Replica"}), CONFIG)
+    (rule,) = (r for r in lent["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
+    assert rule["from"][0] == peer
+    (driver,) = rule["from"][1:]
+    assert driver["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "validator"
+    assert driver["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "chat"
 
 
 def test_children_are_owned_and_named_after_the_speculator() -> None:

@@ -8,8 +8,9 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.agent import LiveCounters, MeasurementPhase, MeasurementStatus, SwapPhase, SwapStatus
 from aurora_api.records import ChannelReason, Evidence, VerdictKind
+from aurora_api.speculator import Where
 from aurora_api.status import (
     AnalysisStatus,
     CandidatePhase,
@@ -34,6 +35,11 @@ SWAPS = st.builds(
 )
 
 
+MEASUREMENTS = st.none() | st.builds(
+    MeasurementStatus,
+    measurement=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2", "other"]),
+    phase=st.sampled_from(MeasurementPhase),
+)
 COUNTERS = st.builds(
     LiveCounters, requests=st.integers(0, 200), verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000)
 )
@@ -65,6 +71,7 @@ def pods(draw: st.DrawFn, name: str) -> PodView:
         "checksum": draw(st.sampled_from([None, f"sum-{version}", "other"])),
         "engine_ready": draw(st.booleans()),
         "live": draw(COUNTERS),
+        "measurement": draw(MEASUREMENTS),
     }
     state = agent(name, version).model_copy(update=known)
     return pod(
@@ -119,7 +126,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             version=st.integers(1, 3),
             phase=st.sampled_from(CandidatePhase),
             attempt=st.integers(1, 2),
-            job=st.just("job"),
+            job=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2"]),
+            pod=st.sampled_from([None, "chat-a", "chat-b"]),
         )
     )
     rollout = draw(
@@ -148,6 +156,7 @@ def worlds(draw: st.DrawFn) -> Observed:
                 serving={"replicas": 3},
                 rollout={"paused": draw(st.booleans())},
                 draft={"pin": draw(st.none() | VERSIONS)},
+                validation={"where": draw(st.sampled_from(["Job", "Replica"]))},
             )
         ),
         wishes=draw(st.builds(Wishes, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
@@ -155,6 +164,7 @@ def worlds(draw: st.DrawFn) -> Observed:
         store=draw(stores()),
         status=draw(statuses()),
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
+        disruptions_allowed=draw(st.sampled_from([None, 0, 1])),
         resumed=draw(st.booleans()),
         fenced=draw(st.booleans()),
     )
@@ -174,6 +184,23 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert version == store.channel.active or (store.earned(version) and version not in rejected)
         assert swap.request.epoch >= max(world.status.rollout.epoch, store.channel.epoch)
         assert swap.ip
+    lent = {view.name for view in world.pods if view.measurement is not None}
+    assert not lent & {swap.pod for swap in made.swaps}, "a withdrawn pod is asked for nothing"
+    begun = [loan for loan in made.loans if loan.request.begin]
+    if begun:
+        (loan,) = begun
+        others = [v for v in world.pods if v.name != loan.pod]
+        assert not lent
+        assert world.disruptions_allowed
+        assert others
+        assert all(v.ready and v.agent and v.agent.version == store.channel.active for v in others)
+        assert world.status.rollout.phase is RolloutPhase.IDLE
+        assert made.status is None or (made.status.candidate and made.status.candidate.pod == loan.pod)
+        assert made.job is None, "first withdrawn, then measured on"
+    for loan in made.loans:
+        assert loan.request.begin or loan.pod in lent
+    if made.job is not None and world.spec.validation.where is Where.REPLICA:
+        assert lent
     if made.advance is not None:
         assert made.advance.epoch == store.channel.epoch + 1
         active, reason = made.advance.active, made.advance.reason

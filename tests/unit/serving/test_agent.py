@@ -18,6 +18,7 @@ from aurora_api.agent import AgentState
 from aurora_api.records import FileRef, ShardManifest
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.serving.agent.http import application
+from aurora_runtime.serving.agent.measuring import Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.swap import Swapper
@@ -35,6 +36,7 @@ class AgentRig(Rig):
     client: EngineAdmin
     http: TestClient  # type: ignore[type-arg]
     metrics: Metrics
+    measuring: Measuring
 
     def engine_is(self, *, ready: bool, boot: str = "b1") -> None:
         write_atomically(self.folder.engine, EngineState(boot=boot, ready=ready, started=datetime.now(UTC)).to_json())
@@ -53,8 +55,9 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         rig.metrics = Metrics()
         rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
         uploader = Uploader(rig.folder.spool, rig.registry)
-        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, uploader, draft_tokens=4)
-        app = application(pod, rig.swapper, rig.metrics, TOKEN)
+        rig.measuring = Measuring(rig.client, rig.swapper, rig.drafts, rig.folder, draft_tokens=4)
+        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, uploader, rig.measuring, draft_tokens=4)
+        app = application(pod, rig.swapper, rig.measuring, rig.metrics, TOKEN)
         rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
         yield rig
 
@@ -148,7 +151,7 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
 
 def test_an_empty_token_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        application(None, None, Metrics(), "")  # type: ignore[arg-type]
+        application(None, None, None, Metrics(), "")  # type: ignore[arg-type]
 
 
 def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:

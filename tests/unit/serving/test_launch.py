@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from aurora_api.agent import EngineMode
 from aurora_api.pod import ServingSettings, StoreSettings
 from aurora_api.speculator import Capture, Draft, Target
+from aurora_runtime.engine.flags import value_of
 from aurora_runtime.errors import CaptureRefused
 from aurora_runtime.serving import plugin, redact
-from aurora_runtime.serving.arguments import engine_arguments, value_of
+from aurora_runtime.serving.arguments import engine_arguments
 from aurora_runtime.serving.settings import SGLANG_VERSION, new_boot
 
 
@@ -52,6 +54,16 @@ def test_the_users_arguments_win() -> None:
     )
     assert value_of("--dtype", arguments) == "float16"
     assert arguments[-2:] == ["--tp-size", "2"]
+
+
+def test_the_modes_of_a_measurement_differ_in_speculation_alone() -> None:
+    def arguments(mode: EngineMode) -> set[str]:
+        return set(engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=1, mode=mode))
+
+    draft, off, ngram = (arguments(mode) for mode in (EngineMode.DRAFT, EngineMode.OFF, EngineMode.NGRAM))
+    assert off < draft
+    assert not any(argument.startswith("--speculative") for argument in off)
+    assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "8"}
 
 
 def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aurora_api.agent import SwapRequest
+from aurora_api.agent import MeasurementRequest, SwapRequest, TrialRequest
 from aurora_api.errors import InvalidRecord
-from aurora_runtime.errors import EngineFault, SwapRefused
+from aurora_runtime.errors import RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.measuring import Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.swap import Swapper
@@ -34,7 +36,20 @@ def authorize(token: str) -> Middleware:
     return check
 
 
-def application(pod: Pod, swapper: Swapper, metrics: Metrics, token: str) -> web.Application:
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    """Our faults as the statuses that the contract names."""
+    try:
+        yield
+    except InvalidRecord as error:
+        raise web.HTTPBadRequest(text=f"{error}\n") from error
+    except SwapRefused as error:
+        raise web.HTTPConflict(text=f"{error}\n") from error
+    except RuntimeFault as error:
+        raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
+
+
+def application(pod: Pod, swapper: Swapper, measuring: Measuring, metrics: Metrics, token: str) -> web.Application:
     """The application; ``token`` must not be empty."""
     if not token:
         raise ValueError("the agent's token is empty")
@@ -53,17 +68,26 @@ def application(pod: Pod, swapper: Swapper, metrics: Metrics, token: str) -> web
         return web.Response(body=(await pod.state()).to_json(), content_type="application/json")
 
     async def put_draft(request: web.Request) -> web.Response:
-        try:
+        with _answered():
             wish = SwapRequest.from_json(await request.read())
             await pod.ready()  # takes a new engine over, should no probe have done so yet
             await swapper.request(wish)
-        except InvalidRecord as error:
-            raise web.HTTPBadRequest(text=f"{error}\n") from error
-        except SwapRefused as error:
-            raise web.HTTPConflict(text=f"{error}\n") from error
-        except EngineFault as error:
-            raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
-        return web.Response(status=202, body=(await pod.state()).to_json(), content_type="application/json")
+        return await told(202)
+
+    async def put_measurement(request: web.Request) -> web.Response:
+        with _answered():
+            wish = MeasurementRequest.from_json(await request.read())
+            await pod.ready()
+            await measuring.order(wish)
+        return await told(202)
+
+    async def put_trial(request: web.Request) -> web.Response:
+        with _answered():
+            held = await measuring.trial(TrialRequest.from_json(await request.read()))
+        return await told(200 if held else 202)
+
+    async def told(status: int) -> web.Response:
+        return web.Response(status=status, body=(await pod.state()).to_json(), content_type="application/json")
 
     app = web.Application(middlewares=[authorize(token)], client_max_size=BODY_LIMIT)
     app.add_routes(
@@ -73,6 +97,8 @@ def application(pod: Pod, swapper: Swapper, metrics: Metrics, token: str) -> web
             web.get("/metrics", scrape),
             web.get("/v1/state", state),
             web.put("/v1/draft", put_draft),
+            web.put("/v1/measurement", put_measurement),
+            web.put("/v1/measurement/trial", put_trial),
         ]
     )
     return app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, Se
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.serving.agent.http import application
+from aurora_runtime.serving.agent.measuring import Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.staging import Drafts, stage_start
@@ -53,19 +53,21 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         engine = EngineAdmin(session, f"http://127.0.0.1:{options.engine_port}", key)
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
-        pod = Pod(name, folder, engine, drafts, swapper, uploader, draft_tokens=settings.draft.draft_tokens)
-        runner = web.AppRunner(application(pod, swapper, metrics, token), access_log=None)
+        tokens = settings.draft.draft_tokens
+        measuring = Measuring(engine, swapper, drafts, folder, draft_tokens=tokens)
+        pod = Pod(name, folder, engine, drafts, swapper, uploader, measuring, draft_tokens=tokens)
+        runner = web.AppRunner(application(pod, swapper, measuring, metrics, token), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
-        uploads = asyncio.create_task(uploader.run())
+        tasks = [asyncio.create_task(uploader.run()), asyncio.create_task(measuring.run())]
         log.info("the agent listens on port %d", options.port)
         try:
             await stopping.wait()
             await swapper.wait()
         finally:
-            uploads.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await uploads
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
 
 

@@ -12,10 +12,11 @@ from typing import Final
 from aurora_api.agent import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import DraftRefused, EngineFault
+from aurora_runtime.serving.agent.measuring import Measuring
 from aurora_runtime.serving.agent.staging import Drafts
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.settings import CaptureState, EngineState, PodFolder
+from aurora_runtime.serving.settings import CaptureState, PodFolder
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Pod:
         drafts: Drafts,
         swapper: Swapper,
         uploader: Uploader,
+        measuring: Measuring,
         *,
         draft_tokens: int,
     ) -> None:
@@ -42,30 +44,30 @@ class Pod:
         self._drafts = drafts
         self._swapper = swapper
         self._uploader = uploader
+        self._measuring = measuring
         self._draft_tokens = draft_tokens
 
     def boot(self) -> str:
         """The boot that the launcher declared ready, or nothing."""
-        try:
-            state = EngineState.from_json(self._folder.engine.read_bytes())
-        except FileNotFoundError:
-            return NO_BOOT
-        return state.boot if state.ready else NO_BOOT
+        state = self._folder.engine_state()
+        return state.boot if state is not None and state.ready else NO_BOOT
 
     async def ready(self) -> bool:
         """Whether the pod takes requests: its engine is up, captures, and is not half way through a dead agent's swap.
 
-        A pause of our own does not count: requests wait inside the engine for less than a second.
+        A pause of our own does not count: requests wait inside the engine for less than a second. A withdrawn pod is
+        not ready, whatever its engine holds.
         """
         boot = self.boot()
-        if boot == NO_BOOT:
+        if boot == NO_BOOT or self._measuring.withdrawn:
             return False
         try:
             await self._swapper.take_over(boot)
         except EngineFault as error:
             log.warning("the engine cannot be taken over yet: %s", error)
             return False
-        return self._swapper.pausing or await self._engine.ready() or self._swapper.pausing
+        ready = self._swapper.pausing or await self._engine.ready() or self._swapper.pausing
+        return ready and not self._measuring.withdrawn
 
     def capture(self) -> CaptureState | None:
         try:
@@ -87,10 +89,11 @@ class Pod:
 
     async def state(self) -> AgentState:
         ready = await self.ready()
+        measurement = self._measuring.status()
         version: int | None = None
         checksum: str | None = None
         live = LiveCounters()
-        boot = self.boot()
+        boot = self.boot() if measurement is None else NO_BOOT  # what it holds then, it serves nobody
         if boot != NO_BOOT:
             try:
                 version = await self._engine.version()
@@ -113,4 +116,5 @@ class Pod:
             swap=self._swapper.status,
             live=live,
             capture=self.capture_counters(),
+            measurement=measurement,
         )

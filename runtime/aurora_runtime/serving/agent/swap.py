@@ -54,6 +54,7 @@ class Swapper:
         self._engine = engine
         self._drafts = drafts
         self._epoch_file = folder.path / EPOCH_FILE
+        self._withdrawal = folder.withdrawal
         self._finished = finished
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -80,7 +81,8 @@ class Swapper:
         Raises :class:`EngineFault` while the engine is not there yet.
         """
         async with self._lock:
-            if boot != self._boot and not self.busy:
+            # The engine of a withdrawn pod may hold a draft that `current` must never follow.
+            if boot != self._boot and not self.busy and not self._withdrawal.exists():
                 await self._recover()
                 self._boot = boot
 
@@ -127,6 +129,8 @@ class Swapper:
             raise EngineFault("the engine is not up yet")
         version = await self._engine.version()
         current = self._drafts.current()
+        if self._withdrawal.exists():
+            raise EngineFault("the pod is withdrawn for a measurement")
         write_atomically(self._epoch_file, request.to_json())
         if version == request.version and current is not None and current.digest == request.digest:
             self.status = SwapStatus(version=version, finished=self.status.finished)

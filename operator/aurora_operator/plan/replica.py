@@ -1,0 +1,106 @@
+"""Which replica is lent to a measurement (``validation.where: Replica``), and when it goes back. Pure.
+
+The pod is chosen in the status first, then withdrawn, and only when its agent says so the Job is created, which renews
+the lease. Whatever is withdrawn and is not the measurement that is wanted now is given back, also after a lost status.
+
+Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod is ready and serves the active
+version, another one is left, and the disruption budget allows one more disruption; at most one pod is withdrawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aurora_api.agent import MeasurementPhase, MeasurementRequest
+from aurora_api.speculator import Where
+from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_operator.observed import Observed, PodView
+from aurora_operator.plan.plan import Loan
+
+LEASE_SECONDS = 300
+"""Time for the Job's pod to start; from then on it renews a shorter lease."""
+
+
+@dataclass(frozen=True)
+class Lending:
+    """What is to be done about replicas for the sake of ``candidate``."""
+
+    candidate: CandidateStatus | None
+    loans: tuple[Loan, ...] = ()
+    pod: PodView | None = None
+    """The withdrawn pod that the candidate's Job may measure on; None: no Job may be created on a replica now."""
+
+
+def away(observed: Observed) -> frozenset[str]:
+    """Pods that are withdrawn, or were when their agent was last heard: they serve nobody, and no fault of theirs."""
+    candidate = observed.status.candidate
+    lent = candidate.pod if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None
+    return frozenset(
+        view.name
+        for view in observed.pods
+        if view.measurement is not None or (view.name == lent and view.agent is None and not view.terminating)
+    )
+
+
+def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int) -> Lending:
+    """The next step of lending a replica to ``candidate``, which validation has just decided about."""
+    wanted = _wanted(observed, candidate)
+    back = tuple(
+        _loan(view, view.measurement.measurement, epoch, lease=0)
+        for view in observed.pods
+        if view.measurement is not None
+        and view.measurement.phase is not MeasurementPhase.RETURNING
+        and (wanted is None or (view.name, view.measurement.measurement) != (wanted.pod, wanted.job))
+    )
+    if wanted is None:
+        return Lending(candidate, back)
+    if any((job.version, job.attempt) == (wanted.version, wanted.attempt) for job in observed.jobs):
+        return Lending(wanted, back)  # it renews the lease, and fails when that is lost
+    held = next((v for v in observed.pods if v.name == wanted.pod and v.measurement is not None), None)
+    if held is not None and held.measurement is not None and held.measurement.measurement == wanted.job:
+        ready = held.ip and held.measurement.phase is not MeasurementPhase.RETURNING
+        return Lending(wanted, back, held if ready else None)
+    if why := obstacle(observed):
+        return Lending(wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"}), back)
+    views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
+    chosen = next((view for view in views if view.name == wanted.pod), views[-1])
+    update = {"pod": chosen.name, "message": f"measuring on the replica {chosen.name}, which has left the Service"}
+    loan = _loan(chosen, wanted.job or "", epoch, lease=LEASE_SECONDS)
+    return Lending(wanted.model_copy(update=update), (*back, loan))
+
+
+def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateStatus | None:
+    """The candidate, while a replica is to be lent to it."""
+    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
+        return None
+    if observed.spec.validation.where is not Where.REPLICA or observed.status.rollout.phase is not RolloutPhase.IDLE:
+        return None
+    return candidate
+
+
+def _loan(view: PodView, measurement: str, epoch: int, *, lease: int) -> Loan:
+    request = MeasurementRequest(measurement=measurement, epoch=max(epoch, 1), lease_seconds=lease, begin=lease > 0)
+    return Loan(view.name, view.ip, request)
+
+
+def obstacle(observed: Observed) -> str:
+    """Why no replica may be withdrawn now, in plain words; empty when one may."""
+    wanted, channel = observed.spec.serving.replicas, observed.store.channel
+    views = [view for view in observed.pods if not view.terminating]
+    if wanted < 2:
+        return "serving.replicas is below 2, and one has to go on serving"
+    if lent := sorted(away(observed)):
+        return f"{', '.join(lent)} is not back yet"
+    ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]
+    if len(ready) < wanted or len(views) != wanted:
+        return f"{len(ready)} of {wanted} pods are ready"
+    settled = [
+        view
+        for view in ready
+        if channel is not None and view.agent is not None and view.agent.version == channel.active
+    ]
+    if len(settled) < wanted:
+        return f"{len(settled)} of {wanted} pods serve the active version"
+    if not observed.disruptions_allowed:
+        return "the PodDisruptionBudget allows no disruption now"
+    return ""

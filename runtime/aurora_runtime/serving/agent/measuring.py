@@ -1,0 +1,272 @@
+"""A pod withdrawn from its Service to measure drafts on its engine, and its certain way back.
+
+::
+
+    serving --order--> draining --endpoints gone, requests ended--> measuring --lease over--> returning --> serving
+
+Invariants (promise 1): a draft is loaded for trial only while ``withdrawal.json`` exists and the engine's guard
+answers with its name, and never becomes ``current``; the file goes only when the engine was seen to hold exactly
+``current``, by version and by checksum, or was started anew, which is always with ``current``. The lease lives in
+memory: an agent that restarts has none, so the pod goes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+from aurora_api.agent import EngineMode, MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
+from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.errors import EngineFault, SwapRefused
+from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
+from aurora_runtime.serving.agent.swap import Swapper
+from aurora_runtime.serving.settings import EngineState, ModeOrder, PodFolder, Withdrawal, write_atomically
+
+log = logging.getLogger(__name__)
+
+LEAVE_S: Final = 15.0
+"""Within this time a pod that is not ready is seen as such (6 s of probes) and gone from every endpoint."""
+QUIET_S: Final = 5.0
+"""Requests have ended when none came for so long: more than the engine keeps an idle connection open."""
+POLL_S: Final = 1.0
+
+
+class Measuring:
+    """The measurement on one pod. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        engine: EngineAdmin,
+        swapper: Swapper,
+        drafts: Drafts,
+        folder: PodFolder,
+        *,
+        draft_tokens: int,
+        leave: float = LEAVE_S,
+        quiet: float = QUIET_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._swapper, self._drafts, self._folder = engine, swapper, drafts, folder
+        self._draft_tokens = draft_tokens
+        self._leave, self._quiet, self._clock = leave, quiet, clock
+        self._lock = asyncio.Lock()
+        self._lease: float | None = None
+        self._left = 0.0
+        self._seen: tuple[int, float] | None = None  # requests that the engine had answered, and since when
+        self._held: tuple[str, str] | None = None  # boot and digest that the engine was seen to hold
+        self._sums: dict[tuple[str, str], str] = {}
+
+    @property
+    def withdrawn(self) -> bool:
+        return self._folder.withdrawal.exists()
+
+    def status(self) -> MeasurementStatus | None:
+        withdrawal, engine = self._folder.withdrawn(), self._folder.engine_state()
+        if withdrawal is None:
+            return None
+        phase = MeasurementPhase.MEASURING if withdrawal.drained else MeasurementPhase.DRAINING
+        return MeasurementStatus(
+            measurement=withdrawal.measurement,
+            phase=phase if self._leased() else MeasurementPhase.RETURNING,
+            machine=engine.machine if engine else None,
+        )
+
+    def _leased(self) -> bool:
+        return self._lease is not None and self._clock() < self._lease
+
+    async def order(self, request: MeasurementRequest) -> None:
+        """Withdraw the pod, renew its lease, or let it go back.
+
+        Raises:
+            SwapRefused: an older epoch, another's measurement, a lease that is over, or a swap is going on.
+            EngineFault: the engine is not there, or does not hold ``current``.
+        """
+        async with self._lock:
+            last = self._swapper.last_request()
+            if last is not None and request.epoch < last.epoch:
+                raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
+            withdrawal = self._folder.withdrawn()
+            if request.lease_seconds == 0:
+                if withdrawal is not None and withdrawal.measurement == request.measurement:
+                    self._lease = None
+                return
+            if withdrawal is None and request.begin:
+                await self._withdraw(request)
+            elif withdrawal is None or withdrawal.measurement != request.measurement or not self._leased():
+                raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or not any more")
+            self._lease = self._clock() + request.lease_seconds
+
+    async def _withdraw(self, request: MeasurementRequest) -> None:
+        engine, current = self._running(), self._drafts.current()
+        version, checksum = await self._engine.version(), await self._engine.checksum()
+        if current is None or version != current.version:
+            raise EngineFault(f"the engine holds version {version}, which is not the pod's current draft")
+        # From here on without a pause, so that no swap comes between: a Swapper looks for the file before it begins.
+        if self._swapper.busy or self._running() != engine or self._drafts.current() != current:
+            raise SwapRefused("a swap is going on")
+        self._left, self._seen, self._held = self._clock(), None, None
+        self._write(
+            Withdrawal(
+                measurement=request.measurement,
+                boot=engine.boot,
+                version=version,
+                digest=current.digest,
+                checksum=checksum,
+            )
+        )
+        log.info("withdrawn for %s", request.measurement)
+
+    def _write(self, withdrawal: Withdrawal) -> None:
+        write_atomically(self._folder.withdrawal, withdrawal.to_json())
+
+    def _running(self) -> EngineState:
+        """The engine, started as ordered and ready; raises :class:`EngineFault`."""
+        state = self._folder.engine_state()
+        if state is None or not state.ready or state.order != self._folder.ordered().order:
+            raise EngineFault("the engine is not up")
+        return state
+
+    def _start(self, mode: EngineMode) -> None:
+        """Order another start of the engine."""
+        write_atomically(self._folder.mode, ModeOrder(mode=mode, order=secrets.token_hex(8)).to_json())
+        self._held = None
+
+    # trials --------------------------------------------------------------------------------------------------------
+
+    async def trial(self, request: TrialRequest) -> bool:
+        """Bring the engine to hold what is asked for, with an empty prefix cache; False: on the way, ask again.
+
+        Raises:
+            SwapRefused: the pod is not withdrawn for this measurement.
+            RuntimeFault: it cannot be done; the way back is not affected.
+        """
+        async with self._lock:
+            withdrawal = self._folder.withdrawn()
+            if withdrawal is None or withdrawal.measurement != request.measurement or not self._leased():
+                raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or not any more")
+            if not withdrawal.drained:
+                return False
+            if self._folder.ordered().mode is not request.mode:
+                self._start(request.mode)
+                return False
+            try:
+                engine = self._running()
+            except EngineFault:
+                return False
+            if request.version is not None and request.digest is not None:
+                await self._try(request.version, request.digest, engine.boot, withdrawal)
+            await self._engine.flush()
+            return True
+
+    async def _try(self, version: int, digest: str, boot: str, withdrawal: Withdrawal) -> None:
+        if self._held == (boot, digest):
+            return
+        if boot != withdrawal.boot:
+            withdrawal = await self._anchored(withdrawal, boot)
+        current = self._current(withdrawal)
+        draft = await asyncio.to_thread(self._drafts.stage, version, digest, keep=(current,))
+        if await self._engine.guarded() != withdrawal.measurement:
+            raise EngineFault("the engine's guard is not in place: nothing is loaded for trial")
+        self._write(withdrawal.model_copy(update={"trial_boot": boot}))
+        self._held = None
+        await self._load(draft, withdrawal, boot)
+
+    async def _anchored(self, withdrawal: Withdrawal, boot: str) -> Withdrawal:
+        """The way back in an engine that was started anew: it holds ``current`` still, and this is its checksum."""
+        version = await self._engine.version()
+        if version != withdrawal.version:
+            raise EngineFault(f"the engine started with version {version}, not with {withdrawal.version}")
+        anchored = withdrawal.model_copy(update={"boot": boot, "checksum": await self._engine.checksum()})
+        self._write(anchored)
+        return anchored
+
+    def _current(self, withdrawal: Withdrawal) -> StagedDraft:
+        current = self._drafts.current()
+        if current is None or current.digest != withdrawal.digest:
+            raise EngineFault("the pod's current draft is not the one that it was withdrawn with")
+        return current
+
+    async def _load(self, draft: StagedDraft, withdrawal: Withdrawal, boot: str) -> None:
+        """Load ``draft`` and see by version and checksum that the engine holds it; raises :class:`EngineFault`."""
+        await self._engine.swap(draft.weights, draft.version)
+        version, checksum = await self._engine.version(), await self._engine.checksum()
+        own = draft.digest == withdrawal.digest
+        known = withdrawal.checksum if own else self._sums.get((boot, draft.digest))
+        right = checksum == known if known is not None else checksum != withdrawal.checksum
+        if version != draft.version or not right:
+            raise EngineFault(f"the engine does not hold version {draft.version} after the update")
+        self._sums[boot, draft.digest] = checksum
+        self._held = (boot, draft.digest)
+
+    # the way on and back --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled: see requests end, and bring the pod back when its lease is over."""
+        while True:
+            if self.withdrawn:
+                try:
+                    await self.step()
+                except EngineFault as error:
+                    log.warning("withdrawn, and the engine does not answer: %s", error)
+            await asyncio.sleep(POLL_S)
+
+    async def step(self) -> None:
+        """The next step of a withdrawal; raises :class:`EngineFault`, and then the next call tries again."""
+        async with self._lock:
+            withdrawal = self._folder.withdrawn()
+            if withdrawal is None:
+                return
+            if not self._leased():
+                await self._give_back(withdrawal)
+            elif not withdrawal.drained and await self._ended():
+                self._write(withdrawal.model_copy(update={"drained": True}))
+                log.info("requests have ended: measuring for %s", withdrawal.measurement)
+
+    async def _ended(self) -> bool:
+        """Whether the pod is gone from its endpoints and its last request from the engine."""
+        now = self._clock()
+        requests = (await self._engine.counters(self._draft_tokens)).requests
+        if self._seen is None or self._seen[0] != requests:
+            self._seen = (requests, now)
+        if now - self._left < self._leave or now - self._seen[1] < self._quiet:
+            return False
+        try:
+            await self._engine.flush()
+        except EngineFault:
+            return False  # a request is under way still
+        return True
+
+    async def _give_back(self, withdrawal: Withdrawal) -> None:
+        self._lease = None
+        if self._folder.ordered().mode is not EngineMode.DRAFT:
+            self._start(EngineMode.DRAFT)
+        try:
+            engine = self._running()
+        except EngineFault:
+            return  # it is being started
+        try:
+            await self._restore(withdrawal, engine.boot)
+        except EngineFault as error:
+            if self._folder.engine_state() == engine:
+                log.error("the engine cannot go back to version %d and is started anew: %s", withdrawal.version, error)  # noqa: TRY400 - the message says it all
+                self._start(EngineMode.DRAFT)
+            return
+        self._held, self._sums = None, {}
+        self._folder.withdrawal.unlink()
+        log.info("back after %s with version %d", withdrawal.measurement, withdrawal.version)
+
+    async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
+        """See that the engine holds ``current`` and runs; raises :class:`EngineFault` when it does not."""
+        with contextlib.suppress(EngineFault):  # refused when no update was begun
+            await self._engine.end()
+        await self._engine.resume()
+        current = self._current(withdrawal)
+        if boot != withdrawal.boot:
+            await self._anchored(withdrawal, boot)
+        elif await self._engine.version() != current.version or await self._engine.checksum() != withdrawal.checksum:
+            await self._load(current, withdrawal, boot)
