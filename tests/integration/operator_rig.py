@@ -1,8 +1,8 @@
 """The operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
 
 The stand-in agent keeps the contract's HTTP API and swaps at once; it refuses :data:`BAD_VERSION`, it says that
-:data:`DULL_VERSION` accepts nothing, and it always starts on version 0. So the operator's part of the loop is tested in
-seconds; the end-to-end tests have the real engine.
+:data:`DULL_VERSION` accepts nothing, and it always starts on version 0. It can be withdrawn, and its lease runs out. So
+the operator's part of the loop is tested in seconds; the end-to-end tests have the real engine.
 """
 
 from __future__ import annotations
@@ -45,11 +45,18 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
 """
 
 AGENT = f"""
-import datetime, http.server, json, os, pathlib
+import datetime, http.server, json, os, pathlib, time
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
 me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0}}
+lease = {{"measurement": "", "end": 0.0}}
+
+def leased():
+    return lease["end"] > time.time()
 
 def state():
+    if leased():
+        status = {{"measurement": lease["measurement"], "phase": "Measuring"}}
+        return {{"pod": os.environ["POD_NAME"], "boot": "", "engineReady": False, "measurement": status}}
     me["rounds"] += 1000
     me["tokens"] += 1000 if me["version"] == {DULL_VERSION} else 2000
     live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"], "requests": me["rounds"] // 10}}
@@ -66,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/readyz":
-            return self.answer(200, {{}})
+            return self.answer(503 if leased() else 200, {{}})
         if self.headers["Authorization"] != f"Bearer {{token}}":
             return self.answer(401, {{}})
         self.answer(200, state())
@@ -77,6 +84,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if asked["epoch"] < me["epoch"]:
             return self.answer(409, {{}})
+        if self.path == "/v1/measurement":
+            mine = leased() and asked["measurement"] == lease["measurement"]
+            if asked["leaseSeconds"] and not mine and (leased() or not asked["begin"]):
+                return self.answer(409, {{}})
+            if mine or asked["leaseSeconds"]:
+                lease.update(measurement=asked["measurement"], end=time.time() + asked["leaseSeconds"])
+            return self.answer(202, state())
+        if leased():
+            return self.answer(503, {{}})
         me["epoch"] = asked["epoch"]
         now = datetime.datetime.now(datetime.UTC).isoformat()
         bad = asked["version"] == {BAD_VERSION}
@@ -95,6 +111,21 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8471), Handler).serve_forever()
 VALIDATOR = "open('/dev/termination-log', 'w').write('3 of 8 prompts: wait for traffic'); sys.exit(1)"
 """It cannot measure. Tests that want a verdict leave its evidence in the store first, and that is what counts."""
 
+DRIVER = """
+import json, os, pathlib, time, urllib.request
+replica = json.loads(os.environ["AURORA_SETTINGS"])["replica"]
+token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
+url = f"http://{replica['ip']}:{replica['agentPort']}/v1/measurement"
+for _ in range(15):
+    body = {"measurement": replica["measurement"], "epoch": replica["epoch"], "leaseSeconds": 10, "begin": False}
+    headers = {"Authorization": f"Bearer {token}"}
+    urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers, method="PUT"))
+    time.sleep(1)
+open("/dev/termination-log", "w").write("the stand-in measures nothing")
+sys.exit(1)
+"""
+"""Holds the replica that it was given for a while, as long as the agent lets it."""
+
 STOPS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
 """Process 1 ignores SIGTERM otherwise."""
 
@@ -104,8 +135,9 @@ def _container(name: str, program: str) -> dict[str, Any]:
     return {"name": name, "image": IMAGE, "command": [str(PYTHON), "-u", "-c", program]}
 
 
-def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
+def spec(s3: S3, replicas: int = 2, *, where: str = "Job") -> dict[str, Any]:
     """A speculator whose pods hold the stand-ins."""
+    validator = _container("validator", VALIDATOR if where == "Job" else DRIVER)
     return {
         "target": {"model": "org/model"},
         "store": {"bucket": BUCKET, "endpoint": s3.endpoint, "credentials": {"secretRef": {"name": "s3"}}},
@@ -120,7 +152,7 @@ def spec(s3: S3, replicas: int = 2) -> dict[str, Any]:
             },
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
-        "validation": {"template": {"spec": {"containers": [_container("validator", VALIDATOR)]}}},
+        "validation": {"where": where, "template": {"spec": {"containers": [validator]}}},
         "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
     }
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from aurora_api.agent import AgentState, SwapRequest
+from aurora_api.agent import AgentState, MeasurementRequest, SwapRequest
 from aurora_api.pod import SETTINGS_VARIABLE, ServingSettings
 from aurora_runtime.serving.settings import EngineState, PodFolder
 from tests.assets.server import free_port
@@ -123,6 +124,35 @@ class PodProcesses:
                     process.kill()
                     process.wait(STOP_S)
 
+    @contextlib.contextmanager
+    def kept_engine(self) -> Iterator[None]:
+        """The engine's container as the kubelet keeps it: started anew whenever it ends."""
+        command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.is_set():
+                with self.log.open("ab") as sink:
+                    process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
+                while process.poll() is None and not over.wait(0.3):
+                    pass
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    process.wait(STOP_S)
+
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            deadline = time.monotonic() + START_S
+            while not self._engine_ready():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+                time.sleep(0.3)
+            yield
+        finally:
+            over.set()
+            keeper.join(2 * STOP_S)
+
     def _engine_ready(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
             return EngineState.from_json(self.folder.engine.read_bytes()).ready
@@ -152,6 +182,11 @@ class PodProcesses:
 
     def ask(self, wish: SwapRequest, *, token: str = TOKEN) -> int:
         return status_of(f"{self.agent_url}/v1/draft", body=wish.to_json(), method="PUT", token=token)
+
+    def lend(self, measurement: str, lease: int, *, begin: bool = False, epoch: int = 2) -> int:
+        """As the operator asks for a replica, or as a driver renews."""
+        order = MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease, begin=begin)
+        return status_of(f"{self.agent_url}/v1/measurement", body=order.to_json(), method="PUT", token=TOKEN)
 
     def settled(self, *, timeout: float = 120) -> AgentState:
         """The state once no swap is going on."""

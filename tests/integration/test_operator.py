@@ -318,6 +318,74 @@ def test_a_person_aborts_a_roll(rig: Rig) -> None:
     assert {pod.version for pod in status.pods} == {1}, status.pods
 
 
+LENT = "lent"
+
+
+def lent_pod(status: SpeculatorStatus) -> str:
+    """The pod that is being measured on, if there is one."""
+    return next((pod.name for pod in status.pods if pod.state == "Measuring"), "")
+
+
+def measured(rig: Rig, version: int) -> SpeculatorStatus:
+    """A version was registered, and one of two replicas was withdrawn for its Job, which runs."""
+    rig.registry(LENT).register(registration(version))
+    status = rig.wait(LENT, "a withdrawn replica", lambda s: bool(lent_pod(s)) and s.ready_replicas == 1)
+    job = f"{LENT}-validate-v{version}-1"
+    wait_until("the Job", lambda: any(j["metadata"]["name"] == job for j in rig.get("jobs")["items"]), 30)
+    return status
+
+
+def endpoints(rig: Rig) -> dict[str, bool]:
+    """Addresses of the Service's pods by name, and whether they get requests."""
+    slices = rig.get("endpointslices", "-l", f"kubernetes.io/service-name={LENT}")["items"]
+    return {e["targetRef"]["name"]: e["conditions"]["ready"] for found in slices for e in found.get("endpoints") or ()}
+
+
+def test_a_replica_is_lent_to_a_measurement_although_the_operator_is_killed(rig: Rig) -> None:
+    rig.apply(LENT, spec(rig.s3, where="Replica"))
+    registry = rig.registry(LENT)
+    registry.create_lineage(lineage())
+    registry.register(registration(0))
+    rig.wait(LENT, "ready", lambda s: s.updated == "2/2", timeout=90)
+    status = measured(rig, 1)
+    pod = lent_pod(status)
+    wait_until("the pod leaves the Service", lambda: endpoints(rig).get(pod) is False, 30)
+    assert [ready for name, ready in endpoints(rig).items() if name != pod] == [True]
+    budget = rig.get("poddisruptionbudget", LENT)["status"]
+    assert budget["disruptionsAllowed"] == 0, "nothing else may be drained meanwhile"
+    job = rig.get("job", f"{LENT}-validate-v1-1")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = json.loads(next(v["value"] for v in container["env"] if v["name"] == "AURORA_SETTINGS"))
+    assert told["replica"]["ip"] == rig.get("pod", pod)["status"]["podIP"]
+    assert (status.candidate and status.candidate.pod) == pod
+    assert any(c.type == "Ready" and c.status == "True" and c.reason == "Measuring" for c in status.conditions)
+    rig.kill()
+    rig.start()
+    registry.put_evidence(evidence(1, VerdictKind.PASS, active=0))
+    status = rig.wait(LENT, "version 1 active", lambda s: s.active is not None and s.active.version == 1)
+    status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2")
+    assert pod in {p.name for p in status.pods}, "the replica returned; it was not replaced"
+    assert {p.version for p in status.pods} == {1}
+
+
+def test_a_replica_is_given_back_when_its_measurement_fails(rig: Rig) -> None:
+    pod = lent_pod(measured(rig, 2))
+    status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and not lent_pod(s))
+    assert pod in {p.name for p in status.pods}
+    assert status.candidate is not None
+    assert status.candidate.phase is CandidatePhase.FAILED
+    assert "the stand-in measures nothing" in status.candidate.message
+    wait_until("the pod is in the Service again", lambda: endpoints(rig).get(pod) is True, 30)
+
+
+def test_a_replica_is_given_back_when_its_job_vanishes_and_a_person_refuses_the_candidate(rig: Rig) -> None:
+    measured(rig, 3)
+    rig.cluster.kubectl("annotate", "aspec", LENT, "aurora.dev/abort=3", "-n", rig.namespace)
+    status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and 3 in s.rejected)
+    assert not lent_pod(status)
+    rig.cluster.kubectl("delete", "auroraspeculator", LENT, "-n", rig.namespace)
+
+
 def test_a_template_that_the_cluster_refuses_is_told(rig: Rig) -> None:
     """The container's port is text: the API server says so, and the status repeats it."""
     body = spec(rig.s3)

@@ -19,8 +19,10 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from aurora_api.agent import MEASUREMENT_HEADER
 from aurora_api.records import Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
+from aurora_runtime.serving.settings import Withdrawal
 from aurora_runtime.store import ObjectStore, Registry
 from tests.assets.published import publish
 
@@ -147,6 +149,7 @@ class FakeEngine:
         self.lasting = False
         self.calls: list[str] = []
         self.unfenced: list[str] = []
+        self.withdrawal: Path | None = None  # the file by which the real engine's guard goes
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -166,7 +169,10 @@ class FakeEngine:
         return web.Response(status=503 if self.paused else 200)
 
     async def _info(self, _: web.Request) -> web.Response:
-        return web.json_response({"weight_version": self.version})
+        guarded = self.withdrawal is not None and self.withdrawal.exists()
+        held = Withdrawal.from_json(self.withdrawal.read_bytes()) if guarded and self.withdrawal else None
+        headers = {MEASUREMENT_HEADER: held.measurement} if held else {}
+        return web.json_response({"weight_version": self.version}, headers=headers)
 
     async def _server(self, _: web.Request) -> web.Response:
         return web.json_response({} if self.ranks is None else {"tp_size": self.ranks})

@@ -11,6 +11,8 @@
 A newer candidate supersedes one that ended, one that waits for its next attempt, and one whose roll ended without
 blame.
 
+With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
+
 Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
 a measurement that could not be made says nothing about the candidate, so it is tried again, ever later, and never
 counted as a verdict; a candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which
