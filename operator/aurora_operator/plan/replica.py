@@ -45,28 +45,41 @@ def away(observed: Observed) -> frozenset[str]:
 def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int) -> Lending:
     """The next step of lending a replica to ``candidate``, which validation has just decided about."""
     wanted = _wanted(observed, candidate)
+    held = _holder(observed, wanted)
     back = tuple(
         _loan(view, view.measurement.measurement, epoch, lease=0)
         for view in observed.pods
-        if view.measurement is not None
+        if view is not held
+        and view.measurement is not None
         and view.measurement.phase is not MeasurementPhase.RETURNING
-        and (wanted is None or (view.name, view.measurement.measurement) != (wanted.pod, wanted.job))
     )
     if wanted is None:
         return Lending(candidate, back)
+    if held is not None and held.name != wanted.pod:
+        wanted = wanted.model_copy(update=_on(held))
     if any((job.version, job.attempt) == (wanted.version, wanted.attempt) for job in observed.jobs):
         return Lending(wanted, back)  # it renews the lease, and fails when that is lost
-    held = next((v for v in observed.pods if v.name == wanted.pod and v.measurement is not None), None)
-    if held is not None and held.measurement is not None and held.measurement.measurement == wanted.job:
+    if held is not None and held.measurement is not None:
         ready = held.ip and held.measurement.phase is not MeasurementPhase.RETURNING
         return Lending(wanted, back, held if ready else None)
     if why := obstacle(observed):
         return Lending(wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"}), back)
     views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
     chosen = next((view for view in views if view.name == wanted.pod), views[-1])
-    update = {"pod": chosen.name, "message": f"measuring on the replica {chosen.name}, which has left the Service"}
     loan = _loan(chosen, wanted.job or "", epoch, lease=LEASE_SECONDS)
-    return Lending(wanted.model_copy(update=update), (*back, loan))
+    return Lending(wanted.model_copy(update=_on(chosen)), (*back, loan))
+
+
+def _on(view: PodView) -> dict[str, str]:
+    return {"pod": view.name, "message": f"measuring on the replica {view.name}, which has left the Service"}
+
+
+def _holder(observed: Observed, wanted: CandidateStatus | None) -> PodView | None:
+    """The pod that is withdrawn for ``wanted``: the one in the status first, any when the status was lost."""
+    if wanted is None:
+        return None
+    for_it = [v for v in observed.pods if v.measurement is not None and v.measurement.measurement == wanted.job]
+    return next((view for view in for_it if view.name == wanted.pod), for_it[0] if for_it else None)
 
 
 def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateStatus | None:

@@ -129,11 +129,9 @@ def test_no_swap_is_asked_of_a_withdrawn_pod_and_it_does_not_hold_up_the_others(
     assert {swap.pod for swap in made(stray).swaps} == {"chat-a"}
 
 
-@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status", "another pod"])
+@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status"])
 def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
     seen = lent()
-    candidate = seen.status.candidate
-    assert candidate is not None
     if end in ("passed", "rejected"):
         kind = VerdictKind.PASS if end == "passed" else VerdictKind.REJECT
         seen = replace(seen, store=store(0, 1, evidence=(evidence(1, kind),)))
@@ -146,12 +144,17 @@ def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
         seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling}))
     if end == "lost status":
         seen = replace(seen, status=SpeculatorStatus(), jobs=(), store=store(0))
-    if end == "another pod":
-        other = candidate.model_copy(update={"pod": "chat-a"})
-        seen = replace(seen, status=seen.status.model_copy(update={"candidate": other}), jobs=())
     (loan,) = made(seen).loans
     assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
     assert loan.request.epoch >= 1
+
+
+def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
+    found = made(replace(lent(), status=SpeculatorStatus()))
+    assert found.loans == ()
+    assert found.status is not None
+    assert found.status.candidate is not None
+    assert (found.status.candidate.phase, found.status.candidate.pod) == (CandidatePhase.VALIDATING, "chat-b")
 
 
 def test_a_roll_waits_until_the_replica_is_back() -> None:

@@ -154,6 +154,18 @@ async def test_asking_again_for_what_the_engine_holds_swaps_nothing_and_empties_
     assert "pause_generation" not in rig.engine.calls
 
 
+async def test_a_clients_request_that_was_let_in_late_is_not_answered_by_a_draft_on_trial(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.engine.busy = True
+    assert not await rig.trial(1)
+    assert "pause_generation" not in rig.engine.calls
+    held = rig.folder.withdrawn()
+    assert held is not None
+    assert held.trial_boot == "b1", "the guard is closed before"
+    rig.engine.busy = False
+    assert await rig.trial(1)
+
+
 async def test_requests_that_go_on_keep_the_pod_from_being_measured(rig: PodRig) -> None:
     await rig.order(begin=True, lease=3600)
     rig.engine.busy = True

@@ -33,6 +33,8 @@ LEAVE_S: Final = 15.0
 """Within this time a pod that is not ready is seen as such (6 s of probes) and gone from every endpoint."""
 QUIET_S: Final = 5.0
 """Requests have ended when none came for so long: more than the engine keeps an idle connection open."""
+ENTER_S: Final = 0.2
+"""From the guard to the scheduler: a request that was let in is seen there within this time."""
 POLL_S: Final = 1.0
 
 
@@ -160,10 +162,20 @@ class Measuring:
                 return False
             if request.version is not None and request.digest is not None:
                 await self._try(request.version, request.digest, engine.boot, withdrawal)
+                if self._held != (engine.boot, request.digest):
+                    return False
+            return await self._at_rest()
+
+    async def _at_rest(self) -> bool:
+        """Whether no request is under way; the prefix cache is empty then."""
+        try:
             await self._engine.flush()
-            return True
+        except EngineFault:
+            return False
+        return True
 
     async def _try(self, version: int, digest: str, boot: str, withdrawal: Withdrawal) -> None:
+        """Load a draft for trial, unless the engine holds it or has a request under way that is not to see it."""
         if self._held == (boot, digest):
             return
         if boot != withdrawal.boot:
@@ -172,7 +184,11 @@ class Measuring:
         draft = await asyncio.to_thread(self._drafts.stage, version, digest, keep=(current,))
         if await self._engine.guarded() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: nothing is loaded for trial")
-        self._write(withdrawal.model_copy(update={"trial_boot": boot}))
+        if withdrawal.trial_boot != boot:
+            self._write(withdrawal.model_copy(update={"trial_boot": boot}))
+            await asyncio.sleep(ENTER_S)
+        if not await self._at_rest():
+            return  # a client's, let in before the guard closed
         self._held = None
         await self._load(draft, withdrawal, boot)
 
@@ -235,11 +251,7 @@ class Measuring:
             self._seen = (requests, now)
         if now - self._left < self._leave or now - self._seen[1] < self._quiet:
             return False
-        try:
-            await self._engine.flush()
-        except EngineFault:
-            return False  # a request is under way still
-        return True
+        return await self._at_rest()
 
     async def _give_back(self, withdrawal: Withdrawal) -> None:
         self._lease = None
