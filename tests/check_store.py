@@ -27,6 +27,7 @@ from aurora_api.records import (
     Evidence,
     FileRef,
     Lineage,
+    MeasuredBaseline,
     Registration,
     ShardManifest,
     TrainerState,
@@ -59,6 +60,9 @@ class Check:
         versions = self._records("registration", Keys.REGISTRY, Registration, lambda r: Keys.registration(r.version))
         channels = self._records("channel", Keys.CHANNEL, Channel, lambda r: Keys.channel(r.epoch))
         evidence = self._records("evidence", Keys.EVIDENCE, Evidence, lambda r: Keys.evidence(r.version, r.attempt))
+        baselines = self._records(
+            "baseline", Keys.BASELINES, MeasuredBaseline, lambda r: Keys.baseline(r.lineage, r.version, r.attempt)
+        )
         self._contiguous("lineage", sorted(r.number for r in lineages.values()), 1)
         self._contiguous("version", sorted(r.version for r in versions.values()), INITIAL_VERSION)
         self._contiguous("channel epoch", sorted(r.epoch for r in channels.values()), 1)
@@ -82,6 +86,10 @@ class Check:
                 self._that(
                     known is not None and known.digest == digest, f"{key}: version {version} is not registered so"
                 )
+            if item.baseline is not None:
+                kept = baselines.get(item.baseline.key)
+                same_samples = kept is not None and set(item.baseline.samples) <= set(kept.samples)
+                self._that(same_samples, f"{key}: its baseline {item.baseline.key} is not there, or another")
         self._channels(channels, by_version, evidence)
         for key in sorted(self.ages.keys() - self._explained):
             if self.ages[key] < self.grace:

@@ -51,13 +51,13 @@ def evidence_table(evidence: Evidence) -> str:
     ]
     lines += [
         f"  {f'{r.numerator}/{r.denominator}':<22}{r.concurrency:>11}{r.estimate:>9.2f}x  "
-        f"[{r.low:.2f}, {r.high:.2f}]{r.rounds:>10}"
+        f"[{r.low:.2f}, {r.high:.2f}]{r.rounds:>10}{'' if r.paired else '  unpaired'}"
         for r in evidence.verdict.ratios
     ]
     lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.accept_length.items()))
     lines.append(f"  acceptance length: {lengths}")
     lines += [
-        f"  greedy answers, {e.arm} against off: {e.identical} of {e.prompts} identical, "
+        f"  greedy answers, {e.arm} against {e.reference}: {e.identical} of {e.prompts} identical, "
         f"{e.near_ties} differ first at a near tie (largest margin {e.largest_margin:.3f}), "
         f"{e.different} differ otherwise"
         for e in evidence.equality

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
+from aurora_api.records import (
+    Channel,
+    ChannelReason,
+    Lineage,
+    MeasuredBaseline,
+    TargetIdentity,
+    TensorSpec,
+    UsedBaseline,
+)
 from aurora_runtime.store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import Check, check
 from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
+from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)
 
@@ -88,6 +97,30 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
     assert "channel epoch numbers are [1, 3]" in found
     assert "version 7 is not registered" in found
     assert "a promotion without evidence" in found
+
+
+def test_evidence_with_a_baseline_that_is_not_there_is_found(registry: Registry) -> None:
+    digests = {version: registry.registration(version).digest for version in (0, 1)}
+    proof = evidence(1, candidate_digest=digests[1], active_digest=digests[0])
+    kept = MeasuredBaseline(
+        lineage=1,
+        version=1,
+        attempt=1,
+        environment=proof.environment,
+        concurrencies=(1,),
+        per_worker=1,
+        max_new_tokens=8,
+        samples=proof.samples,
+        same_answers=(),
+        created=proof.started,
+    )
+    used = UsedBaseline(key=Keys.baseline(1, 1, 1), samples=proof.samples, created=proof.started)
+    registry.put_evidence(proof.model_copy(update={"baseline": used}))
+    assert "its baseline baselines/00000001/00000001-00000001.json is not there" in "\n".join(
+        audit(registry).violations
+    )
+    registry.put_baseline(kept)
+    assert audit(registry).violations == []
 
 
 def test_a_broken_record_is_named_not_fatal(registry: Registry) -> None:

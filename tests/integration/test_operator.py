@@ -84,6 +84,8 @@ STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
         ("validation", {"concurrencies": [1, 1]}, "concurrencies must be distinct"),
         ("validation", {"minRounds": 20}, "minRounds must not exceed maxRounds"),
         ("validation", {"tolerance": "1"}, "tolerance is a share below 1"),
+        ("validation", {"where": "Elsewhere"}, "spec.validation.where"),
+        ("validation", {"baselineMaxAgeSeconds": -1}, "spec.validation.baselineMaxAgeSeconds"),
         ("store", STORE | {"credentials": {}}, "exactly one of secretRef and serviceAccountName"),
         ("store", STORE | {"bucket": "A_b"}, "spec.store.bucket"),
         ("serving", {"replicas": -1}, "spec.serving.replicas"),

@@ -47,6 +47,7 @@ class Keys:
     CHECKPOINTS = "checkpoints/"
     REGISTRY = "registry/"
     EVIDENCE = "evidence/"
+    BASELINES = "baselines/"
     CHANNEL = "channel/"
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"

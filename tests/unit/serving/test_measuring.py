@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -349,6 +352,27 @@ async def test_only_the_holder_renews_and_only_the_operator_begins(rig: PodRig) 
     assert rig.phase() is MeasurementPhase.DRAINING, "another's end is not its end"
     with pytest.raises(SwapRefused):
         await rig.trial(1, measurement="another")
+
+
+async def test_a_lease_is_renewed_while_a_draft_takes_its_time(rig: PodRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.withdraw()
+    staging, go_on = threading.Event(), threading.Event()
+    stage = rig.drafts.stage
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        staging.set()
+        go_on.wait(10)
+        return stage(*arguments, **more)
+
+    monkeypatch.setattr(rig.drafts, "stage", slow)
+    trial = asyncio.create_task(rig.trial(1))
+    await asyncio.to_thread(staging.wait, 10)
+    for _ in range(5):
+        rig.now += 40
+        await rig.order()
+    go_on.set()
+    assert await trial
+    assert rig.phase() is MeasurementPhase.MEASURING
 
 
 async def test_a_pod_whose_engine_is_not_up_or_holds_another_draft_is_not_withdrawn(rig: PodRig) -> None:

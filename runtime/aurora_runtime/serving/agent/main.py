@@ -37,7 +37,7 @@ def _registry(settings: ServingSettings) -> Registry:
 
 
 async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM; a swap in progress is finished first."""
+    """Serve until SIGTERM; a swap in progress is finished first. Ends, to be restarted, when a part of it does."""
     folder = PodFolder(options.state)
     registry = _registry(settings)
     drafts = Drafts(folder, registry)
@@ -62,8 +62,10 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         tasks = [asyncio.create_task(uploader.run()), asyncio.create_task(measuring.run())]
         log.info("the agent listens on port %d", options.port)
         try:
-            await stopping.wait()
+            told = asyncio.create_task(stopping.wait())
+            await asyncio.wait({told, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             await swapper.wait()
+            await asyncio.gather(*(task for task in tasks if task.done()))  # raises what ended it
         finally:
             for task in tasks:
                 task.cancel()

@@ -22,7 +22,7 @@ from typing import Final
 
 from aurora_api.agent import EngineMode, MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
 from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.errors import EngineFault, SwapRefused
+from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.settings import EngineState, ModeOrder, PodFolder, Withdrawal, write_atomically
@@ -88,20 +88,24 @@ class Measuring:
             SwapRefused: an older epoch, another's measurement, a lease that is over, or a swap is going on.
             EngineFault: the engine is not there, or does not hold ``current``.
         """
-        async with self._lock:
-            last = self._swapper.last_request()
-            if last is not None and request.epoch < last.epoch:
-                raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
-            withdrawal = self._folder.withdrawn()
-            if request.lease_seconds == 0:
-                if withdrawal is not None and withdrawal.measurement == request.measurement:
-                    self._lease = None
-                return
-            if withdrawal is None and request.begin:
-                await self._withdraw(request)
-            elif withdrawal is None or withdrawal.measurement != request.measurement or not self._leased():
-                raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or not any more")
+        last = self._swapper.last_request()
+        if last is not None and request.epoch < last.epoch:
+            raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
+        if request.begin and request.lease_seconds > 0 and not self.withdrawn:
+            async with self._lock:
+                if not self.withdrawn:
+                    await self._withdraw(request)
+                    self._lease = self._clock() + request.lease_seconds
+                    return
+        # Without the lock: a trial may hold it for as long as a draft takes to download, and the lease must not end.
+        withdrawal = self._folder.withdrawn()
+        mine = withdrawal is not None and withdrawal.measurement == request.measurement
+        if request.lease_seconds == 0:
+            self._lease = None if mine else self._lease
+        elif mine and self._leased():
             self._lease = self._clock() + request.lease_seconds
+        else:
+            raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or not any more")
 
     async def _withdraw(self, request: MeasurementRequest) -> None:
         engine, current = self._running(), self._drafts.current()
@@ -227,8 +231,8 @@ class Measuring:
             if self.withdrawn:
                 try:
                     await self.step()
-                except EngineFault as error:
-                    log.warning("withdrawn, and the engine does not answer: %s", error)
+                except (RuntimeFault, OSError) as error:
+                    log.warning("withdrawn, and the next step has to wait: %s", error)
             await asyncio.sleep(POLL_S)
 
     async def step(self) -> None:
