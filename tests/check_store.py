@@ -21,6 +21,7 @@ from aurora_api.base import Record
 from aurora_api.errors import InvalidRecord
 from aurora_api.records import (
     INITIAL_VERSION,
+    Arm,
     Channel,
     ChannelReason,
     CheckpointManifest,
@@ -88,7 +89,11 @@ class Check:
                 )
             if item.baseline is not None:
                 kept = baselines.get(item.baseline.key)
-                same_samples = kept is not None and set(item.baseline.samples) <= set(kept.samples)
+                same_samples = kept is not None and {
+                    s
+                    for s in item.baseline.samples
+                    if s.arm is not Arm.ACTIVE  # it may have had another name then
+                } <= set(kept.samples)
                 self._that(same_samples, f"{key}: its baseline {item.baseline.key} is not there, or another")
         self._channels(channels, by_version, evidence)
         for key in sorted(self.ages.keys() - self._explained):

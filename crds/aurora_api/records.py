@@ -274,7 +274,8 @@ class MeasuredBaseline(Record):
     concurrencies: tuple[int, ...]
     per_worker: int = Field(ge=1, description="Prompts per round and unit of concurrency.")
     max_new_tokens: int = Field(ge=1)
-    samples: tuple[Sample, ...] = Field(description="Of the arm off, and of peers that were asked for.")
+    samples: tuple[Sample, ...] = Field(description="Of off, of peers that were asked for, and of drafts beside them.")
+    drafts: dict[Arm, Sha256] = Field(default_factory=dict, description="The drafts among the samples.")
     same_answers: tuple[Sha256, ...] = Field(description="Drafts whose greedy answers were found the same as off's.")
     created: Timestamp
 

@@ -171,7 +171,8 @@ def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tm
     assert evidence.baseline is not None
     ((key, kept),) = world.registry.baselines(1)
     assert evidence.baseline.key == key
-    assert {(s.arm, s.round) for s in kept.samples} == {(a, r) for a in (Arm.OFF, Arm.NGRAM) for r in range(ROUNDS)}
+    arms = (Arm.ACTIVE, Arm.OFF, Arm.NGRAM)
+    assert {(s.arm, s.round) for s in kept.samples} == {(arm, number) for arm in arms for number in range(ROUNDS)}
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
     assert set(kept.same_answers) == {world.versions[0].digest, world.versions[1].digest}
     for equality in evidence.equality:

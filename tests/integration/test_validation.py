@@ -131,7 +131,7 @@ def test_a_later_candidate_is_measured_without_the_engines_of_the_baseline(scene
     assert evidence.baseline is not None
     assert (evidence.attempt, evidence.baseline.key) == (2, kept[0])
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
-    assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM}
+    assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM, Arm.ACTIVE}
     again = judge(evidence.samples, evidence.equality, plan_of(scene.settings).policy, evidence.baseline)
     assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
     (equality,) = evidence.equality

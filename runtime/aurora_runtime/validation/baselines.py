@@ -91,8 +91,15 @@ def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted)
         log.info("baseline %s of %s is used", key, baseline.created.isoformat())
         concurrencies = wanted.plan.policy.concurrencies
         samples = tuple(s for s in baseline.samples if s.arm in wanted.plan.apart and s.concurrency in concurrencies)
-        return UsedBaseline(key=key, samples=samples, created=baseline.created)
+        control = tuple(s for s in _control(baseline, active) if s.concurrency in concurrencies)
+        return UsedBaseline(key=key, samples=samples + control, created=baseline.created)
     return None
+
+
+def _control(baseline: MeasuredBaseline, active: Registration) -> tuple[Sample, ...]:
+    """What the draft that is active now did beside the baseline, whatever it was then."""
+    arm = next((arm for arm, digest in baseline.drafts.items() if digest == active.digest), None)
+    return tuple(s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is arm)
 
 
 def used(settings: ValidationSettings, lineage: int, samples: Sequence[Sample], created: datetime) -> UsedBaseline:
@@ -114,10 +121,10 @@ def keep(
     """The record to leave for later candidates; None when ``samples`` are too few to be of use to any.
 
     Args:
-        samples: of this measurement, whatever their arms; an arm of which requests failed is left out.
+        samples: of off and whatever was measured beside it; an arm of which requests failed is left out.
     """
     failed = {sample.arm for sample in samples if sample.failures}
-    kept = tuple(s for s in samples if s.arm in plan.apart and s.arm not in failed)
+    kept = tuple(s for s in samples if s.arm not in failed)
     policy = plan.policy
     if any(_rounds(kept, Arm.OFF, concurrency) < policy.min_rounds for concurrency in policy.concurrencies):
         return None
@@ -135,6 +142,7 @@ def keep(
         per_worker=plan.per_worker,
         max_new_tokens=settings.validation.max_new_tokens,
         samples=kept,
+        drafts={arm: draft.digest for arm, draft in drafts.items() if any(s.arm is arm for s in kept)},
         same_answers=tuple(dict.fromkeys(same)),
         created=created,
     )

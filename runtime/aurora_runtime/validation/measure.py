@@ -111,11 +111,14 @@ async def measure_apart(
 ) -> tuple[list[Sample], Answers]:
     """The rounds that a verdict needs of each arm without a draft of ours, one arm after the other, and off's answers.
 
+    The active draft comes first, as a control: measured again beside the candidate, it tells how much the machine's
+    speed changed in between.
+
     Raises :class:`MeasurementError` when they do not fit, or as :func:`measure` does.
     """
     taken: list[Sample] = []
     known: Answers = {}
-    for arm in plan.apart:
+    for arm in (Arm.ACTIVE, *plan.apart):
         for number in range(plan.policy.min_rounds):
             found = await _round(bench, prompts, plan, (arm,), number, deadline, clock)
             if found is None:

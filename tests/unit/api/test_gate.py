@@ -252,6 +252,25 @@ def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_par
     assert back.estimate * ratio.estimate == pytest.approx(1.0)
 
 
+@given(st.floats(0.25, 4.0), st.floats(0, 0.3), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_the_speed_of_the_machine_cannot_let_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
+    """The candidate is a tenth slower than off; between their measurements the machine changed."""
+    now = measured({Arm.ACTIVE: 15.0 * faster, Arm.CANDIDATE: 20.0 * faster}, noise=noise, seed=seed)
+    then = [s for s in now if s.arm is Arm.ACTIVE] + [
+        s.model_copy(update={"arm": Arm.OFF}) for s in now if s.arm is Arm.CANDIDATE
+    ]
+    then = [s.model_copy(update={"seconds": s.seconds * faster}) for s in scaled(then, Arm.OFF, 1 / 0.9)]
+    ratio = estimate_unpaired(now, Arm.CANDIDATE, then, Arm.OFF, 1)
+    assert ratio is not None
+    assert ratio.low <= 0.9 + 1e-9
+    assert ratio.high >= 0.9 - 1e-9
+    assert ratio.low <= ratio.estimate * (1 + 1e-9)
+    verdict = judge(now, SAME, POLICY, apart(then))
+    assert verdict.kind is not VerdictKind.PASS
+    assert any(f"became {faster:.2f}x as fast" in reason for reason in verdict.reasons)
+
+
 def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:
     """Sides of unequal noise and number, as a quiet cached baseline beside a noisy measurement."""
     rng = random.Random(11)  # noqa: S311 - noise, no secret

@@ -176,9 +176,11 @@ def test_what_is_kept_names_the_drafts_that_answered_as_off_did(registry: Regist
     assert unseen is not None
     assert good.same_answers == (digest(2), digest(5))
     assert bad.same_answers == unseen.same_answers == (digest(2),)
-    assert {s.arm for s in good.samples} == {Arm.OFF, Arm.NGRAM}
+    assert good.drafts == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
     registry.put_baseline(good)
-    assert find(registry, 1, active(5), WANTED) is not None
+    later = find(registry, 1, active(5), WANTED)
+    assert later is not None
+    assert {s.arm for s in later.samples} == {Arm.OFF, Arm.ACTIVE}, "the candidate of then is the control of now"
 
 
 def test_too_little_is_not_kept_and_a_peer_that_failed_is_left_out() -> None:
@@ -186,3 +188,4 @@ def test_too_little_is_not_kept_and_a_peer_that_failed_is_left_out() -> None:
     failed = kept(samples(Arm.OFF) + samples(Arm.NGRAM, failures=1))
     assert failed is not None
     assert {s.arm for s in failed.samples} == {Arm.OFF}
+    assert failed.drafts == {}

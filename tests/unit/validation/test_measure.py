@@ -148,7 +148,8 @@ async def apart(simulated: Bench) -> UsedBaseline:
 async def test_with_a_baseline_only_the_drafts_are_measured_and_the_active_one_is_compared_with() -> None:
     simulated = bench(40.0)
     baseline = await apart(simulated)
-    assert {(s.arm, s.round) for s in baseline.samples} == {(Arm.OFF, number) for number in range(4)}
+    control = {(arm, number) for arm in (Arm.ACTIVE, Arm.OFF) for number in range(4)}
+    assert {(s.arm, s.round) for s in baseline.samples} == control
     result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline)
     assert result.verdicts[-1].kind is VerdictKind.PASS
     assert {s.arm for s in result.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
@@ -185,3 +186,15 @@ async def test_a_baseline_that_does_not_fit_is_an_error_not_a_verdict() -> None:
     simulated = bench(40.0)
     with pytest.raises(MeasurementError, match="timeoutSeconds"):
         await measure_apart(simulated, PROMPTS, plan(), deadline=20.0, clock=simulated.clock)
+
+
+async def test_a_machine_that_became_faster_flatters_no_candidate() -> None:
+    """Everything became twice as fast after off was measured: 1.9 times off's old speed is less than its new one."""
+    simulated = Bench({Arm.OFF: 20.0, Arm.ACTIVE: 15.0, Arm.CANDIDATE: 19.0})
+    baseline = await apart(simulated)
+    simulated.speeds = {arm: 2 * speed for arm, speed in simulated.speeds.items()}
+    result = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline)
+    assert VerdictKind.PASS not in {v.kind for v in result.verdicts}
+    blind = baseline.model_copy(update={"samples": tuple(s for s in baseline.samples if s.arm is Arm.OFF)})
+    fooled = await measure(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=blind)
+    assert fooled.verdicts[-1].kind is VerdictKind.PASS, "without the control it would have passed"
