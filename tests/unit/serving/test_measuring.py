@@ -27,7 +27,7 @@ from aurora_api.agent import (
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http import application
-from aurora_runtime.serving.agent.measuring import LEAVE_S, QUIET_S, Measuring
+from aurora_runtime.serving.agent.measuring import ATTEMPTS, LEAVE_S, QUIET_S, Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -244,6 +244,10 @@ async def test_an_engine_that_cannot_go_back_is_started_anew(rig: PodRig) -> Non
     await rig.trial(1)
     rig.engine.faults, rig.engine.lasting = {"update_weights_from_tensor": "silent"}, True
     await rig.order(0)
+    for _ in range(ATTEMPTS - 1):
+        with pytest.raises(EngineFault):
+            await rig.measuring.step()
+        assert not rig.folder.ordered().order, "it may only be slow"
     await rig.measuring.step()
     assert rig.measuring.withdrawn, "not before it was seen to hold its own draft"
     assert rig.folder.ordered().order

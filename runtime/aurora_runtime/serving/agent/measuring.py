@@ -36,6 +36,8 @@ QUIET_S: Final = 5.0
 ENTER_S: Final = 0.2
 """From the guard to the scheduler: a request that was let in is seen there within this time."""
 POLL_S: Final = 1.0
+ATTEMPTS: Final = 3
+"""To bring an engine back, which may only be slow to answer, before it is started anew."""
 
 
 class Measuring:
@@ -62,6 +64,7 @@ class Measuring:
         self._seen: tuple[int, float] | None = None  # requests that the engine had answered, and since when
         self._held: tuple[str, str] | None = None  # boot and digest that the engine was seen to hold
         self._sums: dict[tuple[str, str], str] = {}
+        self._failed = 0  # attempts to go back in this engine
 
     @property
     def withdrawn(self) -> bool:
@@ -140,7 +143,7 @@ class Measuring:
     def _start(self, mode: EngineMode) -> None:
         """Order another start of the engine."""
         write_atomically(self._folder.mode, ModeOrder(mode=mode, order=secrets.token_hex(8)).to_json())
-        self._held = None
+        self._held, self._failed = None, 0
 
     # trials --------------------------------------------------------------------------------------------------------
 
@@ -268,11 +271,14 @@ class Measuring:
         try:
             await self._restore(withdrawal, engine.boot)
         except EngineFault as error:
+            self._failed += 1
+            if self._failed < ATTEMPTS:
+                raise
             if self._folder.engine_state() == engine:
                 log.error("the engine cannot go back to version %d and is started anew: %s", withdrawal.version, error)  # noqa: TRY400 - the message says it all
                 self._start(EngineMode.DRAFT)
             return
-        self._held, self._sums = None, {}
+        self._held, self._sums, self._failed = None, {}, 0
         self._folder.withdrawal.unlink()
         log.info("back after %s with version %d", withdrawal.measurement, withdrawal.version)
 
