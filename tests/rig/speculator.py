@@ -49,6 +49,7 @@ def speculator(
             "tolerance": "0.1",
             "promptsPerRound": 2,
             "maxNewTokens": 64,
+            "baselineMaxAgeSeconds": 0,  # how fast this machine is changes by the minute
             "template": _template(("validator",), model, python, VALIDATION_CPU),
         },
         "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},

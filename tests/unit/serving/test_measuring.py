@@ -32,7 +32,7 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.settings import EngineState, write_atomically
-from tests.unit.fakes import KEY, draft_tensors, publish, safetensors
+from tests.unit.fakes import KEY, draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.test_swap import Rig
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
@@ -318,7 +318,7 @@ async def test_without_the_guard_nothing_is_tried(rig: PodRig) -> None:
 
 async def test_a_draft_that_a_pod_would_not_load_is_not_tried(rig: PodRig, tmp_path: Path) -> None:
     await rig.withdraw()
-    bad = publish(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
+    bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     with pytest.raises(DraftRefused):
         await rig.measuring.trial(TrialRequest(measurement=JOB, mode=EngineMode.DRAFT, version=7, digest=bad.digest))
     assert rig.serves(0)
