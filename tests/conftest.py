@@ -5,7 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's business, and no property of the code.
+hypothesis.settings.register_profile("aurora", deadline=None)
+hypothesis.settings.load_profile("aurora")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
