@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kubernetes.config import new_client_from_config
 
+from aurora_operator.kube import HttpKube
 from tests.assets.model import cache_root, ensure_model
 from tests.assets.trained_draft import write_specialist
 from tests.cluster.cluster import Cluster
@@ -30,11 +32,13 @@ def stage(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     aurora.apply(NAME, SPEC)
     aurora.wait(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     load = Load(url=aurora.url(NAME), concurrency=4, max_tokens=16, again_seconds=300.0, progress_seconds=1e9)
-    stage = Stage(aurora, Driver(load), specialists, tmp_path_factory.mktemp("drafts"))
+    connection = new_client_from_config(str(cluster.kubeconfig), context=cluster.access.context)
+    stage = Stage(aurora, HttpKube(connection), Driver(load), specialists, tmp_path_factory.mktemp("drafts"))
     stage.driver.start()
     try:
         yield stage
     finally:
+        connection.close()
         summary = stage.driver.stop()
         TOLD.append(f"{summary.requests} requests, {summary.failed} failed, {sum(summary.broken.values())} asked again")
         TOLD.append(table(stage.entries))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_api.agent import AGENT_PORT
-from tests.faults.stage import NAME, Resource, Stage
+from tests.faults.stage import Resource, Stage
 from tests.rig.faults import Cut, cut, kill_container, kill_operator, reboot_node
 from tests.rig.installation import SYSTEM
 
@@ -54,7 +54,7 @@ def _serving(stage: Stage, container: str) -> Resource:
     status = stage.status()
     rolled = status.get("rollout", {}).get("version")
     having = {pod["name"] for pod in status["pods"] if pod.get("version") == rolled}
-    pods = stage.aurora.pods(NAME, "inference")
+    pods = stage.component("inference")
     among = [pod for pod in pods if pod["metadata"]["name"] in having] or pods
     return min(among, key=lambda pod: _restarts(pod).get(container, 0))
 
@@ -64,7 +64,7 @@ def _inference(container: str) -> Callable[[Stage], Back]:
 
 
 def _trainer(stage: Stage) -> Back:
-    (pod,) = stage.aurora.pods(NAME, "trainer")
+    (pod,) = stage.component("trainer")
     return _kill(stage, pod, "trainer", stage.aurora.namespace)
 
 
@@ -88,17 +88,17 @@ def _validator(stage: Stage) -> Back:
 
 
 def _running(stage: Stage) -> list[Resource]:
-    return [pod for pod in stage.aurora.pods(NAME, "validator") if pod["status"]["phase"] == "Running"]
+    return [pod for pod in stage.component("validator") if pod["status"]["phase"] == "Running"]
 
 
 def _no_agents(stage: Stage) -> Back:
-    with cut(stage.aurora, stage.aurora.pods(NAME, "inference"), Cut("INPUT", AGENT_PORT)):
+    with cut(stage.aurora, stage.component("inference"), Cut("INPUT", AGENT_PORT)):
         time.sleep(CUT_SECONDS)
     return lambda: True
 
 
 def _no_store(stage: Stage) -> Back:
-    pods = [*stage.aurora.pods(NAME, "inference"), *stage.aurora.pods(NAME, "trainer"), *_running(stage)]
+    pods = [*stage.component("inference"), *stage.component("trainer"), *_running(stage)]
     with cut(stage.aurora, [*pods, *stage.operator_pods()], Cut("OUTPUT", STORE_PORT)):
         time.sleep(CUT_SECONDS)
     return lambda: True

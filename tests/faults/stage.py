@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_api.records import CheckpointManifest, FileRef
+from aurora_operator.kube import POD, SPECULATOR, HttpKube
 from aurora_runtime.store import Registry
 from aurora_runtime.store.objects import sha256_file
 from aurora_runtime.training.lineage import publish
@@ -22,7 +23,7 @@ from tests.traffic.driver import Driver
 from tests.traffic.prompts import Domain
 
 NAME = "faults"
-POLL_S = 0.3
+POLL_S = 0.05
 STEP_SECONDS = 420.0
 """No step of a draft's life takes longer than this, faults included."""
 SPEC: dict[str, Any] = {
@@ -40,6 +41,8 @@ class Stage:
     """One speculator named :data:`NAME`."""
 
     aurora: Installation
+    kube: HttpKube
+    """Looks twenty times a second, which kubectl could not without taking the cores from what is looked at."""
     driver: Driver
     specialists: dict[Domain, Path]
     """Drafts that know one domain each."""
@@ -77,7 +80,7 @@ class Stage:
     # what is there ---------------------------------------------------------------------------------------------------
 
     def status(self) -> Resource:
-        found: Resource = self.aurora.get(NAME).get("status", {})
+        found: Resource = self.kube.get(SPECULATOR, self.aurora.namespace, NAME).get("status", {})
         return found
 
     def state(self) -> str:
@@ -94,12 +97,17 @@ class Stage:
 
     def pods(self) -> list[Resource]:
         """Pods of the speculator's Deployment and StatefulSet, the operator and the store; no Jobs."""
-        mine = [*self.aurora.pods(NAME, "inference"), *self.aurora.pods(NAME, "trainer")]
-        found: list[Resource] = self.aurora.cluster.get("pods", "-n", SYSTEM)["items"]
-        return mine + [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return [*self.component("inference"), *self.component("trainer"), *self._list(SYSTEM)]
+
+    def component(self, component: str) -> list[Resource]:
+        labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component={component}"
+        return self._list(self.aurora.namespace, labels)
 
     def operator_pods(self) -> list[Resource]:
-        found: list[Resource] = self.aurora.cluster.get("pods", "-n", SYSTEM, "-l", OPERATOR_SELECTOR)["items"]
+        return self._list(SYSTEM, OPERATOR_SELECTOR)
+
+    def _list(self, namespace: str, labels: str = "") -> list[Resource]:
+        found = self.kube.list(POD, namespace, labels)
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def store_pod(self) -> Resource:
