@@ -74,7 +74,8 @@ def _late(world: World, rollout: RolloutStatus) -> bool:
         return False
     since = rollout.progressed
     if rollout.phase is RolloutPhase.CANARY and state is not None:
-        if state.baseline is None or (state.since is not None and state.missing_since is None):
+        vouched = world.promote == rollout.version  # takes its pods without a baseline
+        if (state.baseline is None and not vouched) or (state.since is not None and state.missing_since is None):
             return False
         since = state.missing_since or since
     return since is not None and world.now - since > _deadline(world)

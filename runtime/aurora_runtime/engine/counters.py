@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 
-from aurora_api.agent import LiveCounters
+from aurora_api.agent import MAX_COUNT, LiveCounters
 
 _PACE = "sglang:request_time_per_output_token_seconds"
 """One value per request that ended by itself: tokens of one request resemble each other, so requests are counted."""
+BEYOND = 60.0
+"""Seconds between tokens that a value after a histogram's last edge counts as."""
 _EDGE = re.compile(r'[{,]le="([^"]+)"')
 
 
@@ -33,8 +35,8 @@ def parse_counters(text: str) -> dict[str, float]:
 def squares(text: str, histogram: str) -> float:
     """Upper bound of the sum of squares of what a Prometheus ``histogram`` observed, in its unit squared.
 
-    A value counts as its bucket's upper edge. Those beyond the last edge together are at most what the sum leaves for
-    them, the others at their lower edges. Both grow like counters do, so differences of the bound are bounds too.
+    A value counts as its bucket's upper edge, and as :data:`BEYOND` after the last edge, so a difference of the bound
+    is a bound for what came between. It holds for values up to :data:`BEYOND`.
     """
     below: dict[float, float] = {}
     start = f"{histogram}_bucket{{"
@@ -43,13 +45,10 @@ def squares(text: str, histogram: str) -> float:
         if found is not None:
             edge = float(found[1])
             below[edge] = below.get(edge, 0.0) + float(line.rsplit(" ", 1)[1])
-    total, left, former_edge, former = 0.0, parse_counters(text).get(f"{histogram}_sum", 0.0), 0.0, 0.0
+    total, former = 0.0, 0.0
     for edge, count in sorted(below.items()):
-        inside = count - former
-        if math.isinf(edge):
-            return total + (max(left, 0.0) ** 2 if inside > 0 else 0.0)
-        total, left = total + inside * edge * edge, left - inside * former_edge
-        former_edge, former = edge, count
+        total += (count - former) * min(edge, BEYOND) ** 2
+        former = count
     return total
 
 
@@ -63,14 +62,15 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
     requests = int(sums.get("sglang:num_requests_total", 0))
     tokens = int(sums.get("sglang:generation_tokens_total", 0))
     rounds = int(sums.get("sglang:spec_verify_calls_total", 0))
-    return LiveCounters(
-        requests=requests,
-        aborted=int(sums.get("sglang:num_aborted_requests_total", 0)),
-        answer_tokens=tokens,
-        verify_rounds=rounds,
-        proposed=rounds * (draft_tokens - 1),
-        accepted=max(0, tokens - requests - rounds),
-        gap_milliseconds=round(1000 * sums.get(f"{_PACE}_sum", 0.0)),
-        gaps=int(sums.get(f"{_PACE}_count", 0)),
-        gap_squares=math.ceil(1e6 * squares(text, _PACE)),
-    )
+    counted = {
+        "requests": requests,
+        "aborted": int(sums.get("sglang:num_aborted_requests_total", 0)),
+        "answer_tokens": tokens,
+        "verify_rounds": rounds,
+        "proposed": rounds * (draft_tokens - 1),
+        "accepted": max(0, tokens - requests - rounds),
+        "gap_milliseconds": round(1000 * sums.get(f"{_PACE}_sum", 0.0)),
+        "gaps": int(sums.get(f"{_PACE}_count", 0)),
+        "gap_squares": math.ceil(1e6 * squares(text, _PACE)),
+    }
+    return LiveCounters(**{name: min(count, MAX_COUNT) for name, count in counted.items()})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aurora_runtime.training.examples import Example, Vocabulary
@@ -149,9 +150,11 @@ def _expected(e: Example, slot: Tensor, steps: int, vocabulary: Vocabulary) -> T
 
 
 def _teachers(examples: Sequence[Example]) -> Teacher:
+    """All teachers, as wide as the widest: shards of another ``capture.topK`` are filled up with ids of nothing."""
     parts = [part for e in examples for part in (e, e.branches)]
+    width = max(part.teacher_ids.shape[-1] for part in parts)
     return Teacher(
-        torch.cat([part.teacher_ids for part in parts]).long(),
-        torch.cat([part.teacher_probs for part in parts]).float(),
+        torch.cat([F.pad(p.teacher_ids, (0, width - p.teacher_ids.shape[-1]), value=-1) for p in parts]).long(),
+        torch.cat([F.pad(p.teacher_probs, (0, width - p.teacher_probs.shape[-1])) for p in parts]).float(),
         torch.cat([part.teacher_rest for part in parts]).float(),
     )

@@ -55,10 +55,13 @@ class Branches:
 
 def said(trace: RequestTrace, nodes: Tensor, to_draft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the target said at ``nodes``, for ``to_draft`` ``[vocab]``: draft ids ``[N, K]`` int32, their probabilities
-    float16, and the rest ``[N]`` float16. Raises :class:`TraceFormatError` for ids outside the target's vocabulary."""
+    float16, and the rest ``[N]`` float16. Raises :class:`TraceFormatError` for ids outside the target's vocabulary and
+    for what is not a number."""
     top = trace.top_ids[nodes].long()
     if top.numel() and not 0 <= int(top.min()) <= int(top.max()) < to_draft.numel():
         raise TraceFormatError("top-k ids outside the target's vocabulary")
+    if bool(trace.top_logprobs[nodes].isnan().any()) or bool(trace.rest[nodes].isnan().any()):
+        raise TraceFormatError("what the target said is not a number")
     ids = to_draft[top]
     probs = torch.where(ids >= 0, trace.top_logprobs[nodes].float().exp(), 0.0).to(torch.float16)
     return ids, probs, trace.rest[nodes].to(torch.float16)

@@ -88,7 +88,7 @@ class Session:
         for name, parameter in self.draft.named_parameters():
             if f"exp_avg.{name}" in tensors:
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.steps)),
+                    "step": torch.tensor(float(self.steps), device=self.device),
                     **{
                         moment: tensors[f"{moment}.{name}"].to(self.device, torch.float32)
                         for moment in ("exp_avg", "exp_avg_sq")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.agent import LiveCounters
+from aurora_api.agent import MAX_COUNT, LiveCounters
 from aurora_runtime.engine.counters import live_counters, squares
 
 
@@ -49,6 +49,16 @@ def test_the_bound_of_squares_holds_for_all_values_and_for_those_that_came_since
     before, after = squares(histogram(first), "h_seconds"), squares(histogram(first + since), "h_seconds")
     assert before >= sum(v * v for v in first) * (1 - 1e-9)
     assert after - before >= sum(v * v for v in since) * (1 - 1e-9) - 1e-6
+
+
+def test_one_value_beyond_the_last_edge_does_not_blind_later_windows() -> None:
+    before, after = (squares(histogram([*values]), "h_seconds") for values in ([9.0] * 3, [9.0] * 3 + [0.4] * 100))
+    assert after - before == pytest.approx(100 * 0.25)
+
+
+def test_no_counter_outgrows_what_an_agent_may_say() -> None:
+    text = 'sglang:num_requests_total{a="b"} 1e300\n'
+    assert live_counters(text, 4).requests == MAX_COUNT
 
 
 def test_the_bound_is_tight_within_a_bucket() -> None:

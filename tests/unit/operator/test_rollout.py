@@ -400,6 +400,13 @@ def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() ->
     assert step(world(pod(A, 1), pod(B), now=late, resumed=True), rolling()).rollout.phase is RolloutPhase.ROLLING
 
 
+def test_a_vouched_canary_has_a_deadline_too() -> None:
+    late = NOW + timedelta(seconds=601)
+    rollout = rolling(RolloutPhase.CANARY).model_copy(update={"analysis": AnalysisStatus(asked={A: "boot"})})
+    gone = pod(A, ready=False)
+    assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
+
+
 def test_pause_stops_before_the_next_pod_and_resumes() -> None:
     paused = step(world(pod(A, 1), pod(B), policy={"paused": True}), rolling())
     assert (paused.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, {})

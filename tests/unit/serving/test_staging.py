@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -114,6 +115,17 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
     manifest.write_text(manifest.read_text().replace('"config.json"', '"../../config.json"'))
     with pytest.raises(DraftRefused, match="outside its folder"):
         Drafts(folder, registry).stage(1, digest)
+
+
+def test_a_full_disk_is_the_pods_fault_not_the_drafts(
+    registry: Registry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(registry, tmp_path, 1)
+    full = types.SimpleNamespace(free=1 << 20)
+    monkeypatch.setattr("aurora_runtime.serving.agent.staging.shutil.disk_usage", lambda _: full)
+    with pytest.raises(OSError, match="not enough disk"):
+        Drafts(folder, registry).stage(1, digest)
+    assert staged(folder) == []
 
 
 def channel(epoch: int, active: int) -> Channel:

@@ -13,8 +13,8 @@ from aiohttp import ClientSession
 
 from aurora_api.agent import SwapPhase, SwapRequest
 from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.errors import EngineFault, SwapRefused
-from aurora_runtime.serving.agent.staging import Drafts
+from aurora_runtime.errors import EngineFault, ObjectMissing, SwapRefused
+from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
 from aurora_runtime.serving.agent.swap import Swapper
 from aurora_runtime.serving.settings import PodFolder, write_atomically
 from aurora_runtime.store import Registry
@@ -134,6 +134,18 @@ async def test_an_engine_that_ends_in_a_swap_says_nothing_about_the_draft(rig: R
     current = rig.drafts.current()
     assert current is not None
     assert current.version == 0, "the next engine starts with the draft that was earned"
+
+
+async def test_what_is_wrong_with_the_former_draft_is_not_held_against_the_new_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(version: int) -> StagedDraft:
+        raise ObjectMissing(f"checkpoint {version}")
+
+    monkeypatch.setattr(rig.drafts, "holding", gone)
+    await rig.swap(1)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    assert rig.serves(0)
 
 
 async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_path: Path) -> None:

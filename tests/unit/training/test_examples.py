@@ -40,6 +40,25 @@ def by_position(trace: RequestTrace) -> dict[int, int]:
     return found
 
 
+def test_shards_of_another_top_k_share_a_batch(vocabulary: Vocabulary) -> None:
+    wide = tiny.trace(5, prompt=8, answer=15)
+    narrow = dataclasses.replace(wide, top_ids=wide.top_ids[:, :2], top_logprobs=wide.top_logprobs[:, :2])
+    examples = [e for trace in (wide, narrow) for e in examples_of(trace, vocabulary)]
+    teacher = collate(examples, 3, vocabulary).teacher
+    assert teacher.ids.shape == teacher.probs.shape
+    assert teacher.ids.shape[-1] == wide.top_ids.shape[-1]
+    filled = teacher.ids[len(teacher.ids) // 2 :, 2:]
+    assert bool((filled == -1).all())
+    assert bool((teacher.probs[len(teacher.probs) // 2 :, 2:] == 0).all())
+
+
+def test_what_the_target_said_must_be_numbers(vocabulary: Vocabulary) -> None:
+    trace = tiny.trace(5, prompt=8, answer=15)
+    trace.rest[3] = float("nan")
+    with pytest.raises(TraceFormatError, match="not a number"):
+        examples_of(trace, vocabulary)
+
+
 @pytest.mark.parametrize("hidden_start", [0, 4, 9])
 def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: Vocabulary, hidden_start: int) -> None:
     trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             stage_start(PodFolder(options.state), _registry(settings), timeout=options.stage_timeout)
         else:
             asyncio.run(serve(settings, options))
-    except RuntimeFault as error:
+    except (RuntimeFault, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - the message is the whole story
         return 1
     return 0

@@ -6,6 +6,7 @@ Invariants: a folder ``drafts/<version>-<digest12>/`` exists only whole and veri
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -81,6 +82,7 @@ class Drafts:
         Raises:
             DraftRefused: it is not registered with this digest, is of another lineage, or fails a check.
             StoreError: the store is out of reach.
+        OSError: the disk is full.
         """
         lineage = self.lineage()
         target = self._folder.drafts / f"{version:08d}-{digest[:12]}"
@@ -150,7 +152,7 @@ class Drafts:
         need = sum(file.size for file in manifest.files) + SPARE_BYTES
         free = shutil.disk_usage(self._folder.drafts).free
         if need > free:
-            raise DraftRefused(f"not enough disk: {need} bytes needed, {free} free")
+            raise OSError(errno.ENOSPC, f"not enough disk: {need} bytes needed, {free} free")
 
     def _prune(self, keep: tuple[StagedDraft, ...]) -> None:
         kept = {draft.folder.name for draft in keep}

@@ -145,13 +145,16 @@ class Swapper:
 
     async def _swap(self, request: SwapRequest) -> None:
         pause: float | None = None
+        of_the_draft = False  # whether what fails now may be its doing
         try:
             previous = await asyncio.to_thread(self._drafts.holding, await self._engine.version())
+            before = await self.checksum(previous.version)
+            of_the_draft = True
             draft = await asyncio.to_thread(self._drafts.stage, request.version, request.digest, keep=(previous,))
             self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
-            pause = await self._replace(draft, previous)
+            pause = await self._replace(draft, previous, before)
         except (RuntimeFault, OSError) as error:
-            self._fail(request, str(error), pause, transient=_transient(error))
+            self._fail(request, str(error), pause, transient=not of_the_draft or _transient(error))
         except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, pause)
@@ -172,8 +175,7 @@ class Swapper:
         self._finished("failure", pause)
         log.error("swap to version %d failed: %s", request.version, error)
 
-    async def _replace(self, draft: StagedDraft, previous: StagedDraft) -> float:
-        before = await self.checksum(previous.version)
+    async def _replace(self, draft: StagedDraft, previous: StagedDraft, before: str) -> float:
         self._sums[previous.digest] = before
         try:
             pause = await self._apply(draft)
