@@ -60,8 +60,11 @@ def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int) -> L
     if any((job.version, job.attempt) == (wanted.version, wanted.attempt) for job in observed.jobs):
         return Lending(wanted, back)  # it renews the lease, and fails when that is lost
     if held is not None and held.measurement is not None:
-        ready = held.ip and held.measurement.phase is not MeasurementPhase.RETURNING
-        return Lending(wanted, back, held if ready else None)
+        if why := _updating(observed):
+            loan = _loan(held, held.measurement.measurement, epoch, lease=0)
+            return Lending(wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"}), (loan,))
+        left = held.ip and not held.ready and held.measurement.phase is not MeasurementPhase.RETURNING
+        return Lending(wanted, back, held if left else None)
     if why := obstacle(observed):
         return Lending(wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"}), back)
     views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
@@ -86,6 +89,8 @@ def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateS
     """The candidate, while a replica is to be lent to it."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return None
+    if observed.spec.draft.pin is not None:
+        return None
     if observed.spec.validation.where is not Where.REPLICA or observed.status.rollout.phase is not RolloutPhase.IDLE:
         return None
     return candidate
@@ -96,12 +101,20 @@ def _loan(view: PodView, measurement: str, epoch: int, *, lease: int) -> Loan:
     return Loan(view.name, view.ip, request)
 
 
+def _updating(observed: Observed) -> str:
+    """A pod of another template is no place to measure: what is found would be told of the settings of now."""
+    current = observed.deployment is not None and observed.deployment.current
+    return "" if current else "pods of the current template are being started"
+
+
 def obstacle(observed: Observed) -> str:
     """Why no replica may be withdrawn now, in plain words; empty when one may."""
     wanted, channel = observed.spec.serving.replicas, observed.store.channel
     views = [view for view in observed.pods if not view.terminating]
     if wanted < 2:
         return "serving.replicas is below 2, and one has to go on serving"
+    if why := _updating(observed):
+        return why
     if lent := sorted(away(observed)):
         return f"{', '.join(lent)} is not back yet"
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]

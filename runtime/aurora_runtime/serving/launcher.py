@@ -205,11 +205,10 @@ def serve(settings: ServingSettings, options: Options) -> int:
         raise EngineFault(f"SGLang {found} is installed; this runtime is made for {SGLANG_VERSION}")
     folder = options.folder
     order = folder.ordered()
+    started = EngineState(boot=new_boot(), ready=False, started=datetime.now(UTC), mode=order.mode, order=order.order)
+    _say(folder, started, ready=False)  # at once: an engine that was killed must not be called ready for long
     where = machine(settings.device)
-    started = EngineState(
-        boot=new_boot(), ready=False, started=datetime.now(UTC), mode=order.mode, order=order.order, machine=where
-    )
-    _say(folder, started, ready=False)
+    started = started.model_copy(update={"machine": where})
     folder.capture.unlink(missing_ok=True)
     draft = folder.current.resolve(strict=True)
     manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())

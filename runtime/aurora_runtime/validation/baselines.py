@@ -83,15 +83,19 @@ def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted)
     """The newest usable baseline, reduced to what the plan asks for."""
     for key, baseline in itertools.islice(registry.baselines(lineage), LOOKED_AT):
         why = refusal(baseline, wanted)
+        concurrencies = wanted.plan.policy.concurrencies
+        control = tuple(s for s in _control(baseline, active) if s.concurrency in concurrencies)
         if not why and not answers_as_off(registry, active, baseline):
             why = f"version {active.version} was never seen to answer as off does"
+        if not why and {s.concurrency for s in control} != set(concurrencies):
+            why = (
+                f"version {active.version} was not measured beside it, and only that tells whether the machine changed"
+            )
         if why:
             log.info("baseline %s is not used: %s", key, why)
             continue
         log.info("baseline %s of %s is used", key, baseline.created.isoformat())
-        concurrencies = wanted.plan.policy.concurrencies
         samples = tuple(s for s in baseline.samples if s.arm in wanted.plan.apart and s.concurrency in concurrencies)
-        control = tuple(s for s in _control(baseline, active) if s.concurrency in concurrencies)
         return UsedBaseline(key=key, samples=samples + control, created=baseline.created)
     return None
 

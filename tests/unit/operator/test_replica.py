@@ -55,6 +55,24 @@ def lent(phase: MeasurementPhase = MeasurementPhase.MEASURING) -> Observed:
     return replace(chosen(), pods=pods, jobs=(JobView(JOB, 1, 1),), deployment=workload, disruptions_allowed=0)
 
 
+def test_a_pod_of_another_template_is_no_place_to_measure() -> None:
+    old = WorkloadView(current=False, replicas=2, ready=2)
+    waiting = made(world(deployment=old)).status
+    assert waiting is not None
+    assert waiting.candidate is not None
+    assert "current template" in waiting.candidate.message
+    edited = replace(lent(), jobs=(), deployment=old)
+    assert [(loan.pod, loan.request.lease_seconds) for loan in made(edited).loans] == [("chat-b", 0)]
+    assert made(edited).job is None
+
+
+def test_a_pod_that_kubernetes_still_calls_ready_is_not_measured_on_yet() -> None:
+    slow = replace(lent(), jobs=())
+    still = tuple(replace(view, ready=True) for view in slow.pods)
+    assert made(slow).job is not None
+    assert made(replace(slow, pods=still)).job is None
+
+
 def test_a_replica_is_chosen_withdrawn_and_only_then_measured_on() -> None:
     first = made(world())
     assert first.status is not None

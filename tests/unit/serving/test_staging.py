@@ -143,7 +143,11 @@ def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) 
     assert stage_start(folder, registry, timeout=0).version == 0
     add(registry, tmp_path, 5)
     registry.advance_channel(channel(2, 5))
+    for torn in (folder.withdrawal, folder.mode):
+        torn.write_text("")  # as a node leaves it that lost its power while the pod was measured
     assert stage_start(folder, registry, timeout=0).version == 5
+    assert not folder.withdrawal.exists()
+    assert not folder.mode.exists()
     assert folder.current.resolve().name.startswith("00000005-")
     assert folder.lineage.exists()
 

@@ -57,7 +57,8 @@ def baseline(**more: Any) -> MeasuredBaseline:
         concurrencies=(1, 4),
         per_worker=2,
         max_new_tokens=64,
-        samples=tuple(samples(Arm.OFF) + samples(Arm.NGRAM)),
+        samples=tuple(sample for arm in (Arm.OFF, Arm.NGRAM, Arm.ACTIVE, Arm.CANDIDATE) for sample in samples(arm)),
+        drafts={Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(7)},
         same_answers=(digest(2),),
         created=NOW - timedelta(minutes=30),
     )
@@ -122,7 +123,7 @@ def test_the_newest_usable_one_is_found_and_reduced_to_what_is_asked_for(registr
     found = find(registry, 1, active(2), WANTED)
     assert found is not None
     assert found.key == "baselines/00000001/00000004-00000001.json"
-    assert {s.arm for s in found.samples} == {Arm.OFF}
+    assert {s.arm for s in found.samples} == {Arm.OFF, Arm.ACTIVE}
     assert find(registry, 2, active(2), WANTED) is None, "another lineage"
 
 
@@ -141,6 +142,14 @@ def test_an_active_draft_of_unknown_answers_is_no_reference(registry: Registry, 
     if proof is not None:
         registry.put_evidence(proof)
     assert (find(registry, 1, active(7), WANTED) is not None) is usable
+
+
+@pytest.mark.parametrize("drafts", [{}, {Arm.ACTIVE: digest(3)}])
+def test_without_the_active_draft_beside_it_nothing_tells_whether_the_machine_changed(
+    registry: Registry, drafts: dict[Arm, str]
+) -> None:
+    registry.put_baseline(baseline(drafts=drafts))
+    assert find(registry, 1, active(2), WANTED) is None
 
 
 def settings() -> ValidationSettings:

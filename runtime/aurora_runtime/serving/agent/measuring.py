@@ -196,6 +196,8 @@ class Measuring:
             await asyncio.sleep(ENTER_S)
         if not await self._at_rest():
             return  # a client's, let in before the guard closed
+        if self._running().boot != boot:
+            raise EngineFault("the engine was started anew meanwhile: its guard knows nothing of this trial")
         self._held = None
         await self._load(draft, withdrawal, boot)
 

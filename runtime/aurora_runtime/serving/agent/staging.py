@@ -184,6 +184,8 @@ def stage_start(folder: PodFolder, registry: Registry, *, timeout: float, poll: 
         StoreError: the time is over; the message says what was waited for.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
+    for left in (folder.withdrawal, folder.mode):  # no engine runs yet, and the one to come starts with ``current``
+        left.unlink(missing_ok=True)
     drafts = Drafts(folder, registry)
     deadline = time.monotonic() + timeout
     said = ""
