@@ -45,6 +45,15 @@ def stage(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 
 
+@pytest.fixture(autouse=True)
+def refused_afterwards(stage: Stage) -> Iterator[None]:
+    """What a test that failed leaves half way does not become the next one's active draft."""
+    yield
+    newest = stage.registry.last_version()
+    if newest and newest not in stage.status()["rejected"]:
+        stage.annotate("abort", newest)
+
+
 @pytest.fixture
 def folder(stage: Stage, tmp_path: Path) -> Path:
     """Where a test makes the draft that it offers."""

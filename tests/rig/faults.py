@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 from tests.cluster.build import binaries
@@ -60,7 +61,8 @@ def cut(aurora: Installation, pods: Sequence[dict[str, Any]], what: Cut) -> Iter
     local = _local(aurora)
     rule = [what.chain, "-p", "tcp", "--dport", str(what.port)]
     if what.chain == "INPUT":
-        rule += ["!", "-s", f"{local.layout.node_address}/32"]
+        bridge = next(ip_network(local.layout.pod_cidr).hosts())  # where the node's probes come from
+        rule += ["!", "-s", f"{bridge}/32"]
     rule += ["-j", "DROP"]
     inside = [_process(local, pod) for pod in pods]
     for process in inside:
