@@ -157,6 +157,22 @@ async def test_asking_again_for_what_the_engine_holds_swaps_nothing_and_empties_
     assert "pause_generation" not in rig.engine.calls
 
 
+async def test_arms_take_turns_from_the_pods_own_disk(rig: PodRig) -> None:
+    await rig.withdraw()
+    assert await rig.trial(1)
+    rig.objects.down = True
+    for version in (0, 1, 0, 1):
+        assert await rig.trial(version)
+        assert rig.engine.version == str(version)
+    rig.objects.down = False
+    assert await rig.trial(2)
+    assert sorted(path.name[:8] for path in rig.folder.drafts.iterdir() if not path.is_symlink()) == [
+        f"{version:08d}" for version in range(3)
+    ], "the last two that were tried, and current"
+    assert await rig.trial(0)
+    assert rig.drafts.find(1) is None, "what is kept is bounded"
+
+
 async def test_a_clients_request_that_was_let_in_late_is_not_answered_by_a_draft_on_trial(rig: PodRig) -> None:
     await rig.withdraw()
     rig.engine.busy = True

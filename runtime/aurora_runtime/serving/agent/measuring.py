@@ -64,6 +64,7 @@ class Measuring:
         self._seen: tuple[int, float] | None = None  # requests that the engine had answered, and since when
         self._held: tuple[str, str] | None = None  # boot and digest that the engine was seen to hold
         self._sums: dict[tuple[str, str], str] = {}
+        self._tried: StagedDraft | None = None  # the other draft of the measurement: arms take turns
         self._failed = 0  # attempts to go back in this engine
 
     @property
@@ -118,7 +119,7 @@ class Measuring:
         # From here on without a pause, so that no swap comes between: a Swapper looks for the file before it begins.
         if self._swapper.busy or self._running() != engine or self._drafts.current() != current:
             raise SwapRefused("a swap is going on")
-        self._left, self._seen, self._held = self._clock(), None, None
+        self._left, self._seen, self._held, self._tried = self._clock(), None, None, None
         self._write(
             Withdrawal(
                 measurement=request.measurement,
@@ -188,7 +189,10 @@ class Measuring:
         if boot != withdrawal.boot:
             withdrawal = await self._anchored(withdrawal, boot)
         current = self._current(withdrawal)
-        draft = await asyncio.to_thread(self._drafts.stage, version, digest, keep=(current,))
+        keep = (current,) if self._tried is None else (current, self._tried)
+        draft = await asyncio.to_thread(self._drafts.stage, version, digest, keep=keep)
+        if digest != current.digest:
+            self._tried = draft
         if await self._engine.guarded() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: nothing is loaded for trial")
         if withdrawal.trial_boot != boot:

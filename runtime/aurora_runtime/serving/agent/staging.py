@@ -1,7 +1,8 @@
 """Drafts on the pod's disk: fetched, verified, and kept so that the previous one is always at hand.
 
 Invariants: a folder ``drafts/<version>-<digest12>/`` exists only whole and verified (built beside and renamed);
-``current`` points at what the engine starts with; at most current, previous and the one asked for are kept.
+``current`` points at what the engine starts with; at most current, the one asked for and those that the caller may go
+back to (a swap's previous, a measurement's other arm) are kept.
 """
 
 from __future__ import annotations
