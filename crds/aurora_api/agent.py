@@ -135,6 +135,7 @@ class MeasurementStatus(Model):
     measurement: str
     phase: MeasurementPhase
     machine: Machine | None = None
+    boot: str = Field(default="", max_length=128, description="Of the engine; empty while it is down.")
 
 
 class AgentState(Record):

@@ -1,7 +1,8 @@
 """The engine of a withdrawn inference pod as a bench: its agent changes what it holds, its lease is renewed meanwhile.
 
-Invariant: nothing is said of a candidate once the lease was lost or the engine ended: that is a measurement that could
-not be made. The pod is asked to go back on every way out; where that asking fails, the lease runs out.
+Invariants: nothing is said of a candidate once the lease was lost, or the engine ended while it answered: that is a
+measurement that could not be made. Every engine start is warmed up before it is measured, whoever ordered it. The pod
+is asked to go back on every way out; where that asking fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class ReplicaEngine:
     _renewing: asyncio.Task[None] | None = None
     _machine: Machine | None = None
     _lost: str = ""
-    _at: Arm | None = None
+    _at: tuple[Arm, str] | None = None
+    """The arm that was warmed up last, and in which engine."""
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -170,8 +172,8 @@ class ReplicaEngine:
             raise MeasurementError(f"{what} in time on {self.place.pod}: raise validation.timeoutSeconds")
         await asyncio.sleep(POLL_S)
 
-    async def _trial(self, arm: Arm) -> bool:
-        """Ask for the engine to hold ``arm``, flushed; False while that is on the way."""
+    async def _trial(self, arm: Arm) -> str | None:
+        """Ask for the engine to hold ``arm``, flushed: the boot of the one that does; None while that is on the way."""
         draft = self.drafts.get(arm)
         request = TrialRequest(
             measurement=self.place.measurement,
@@ -182,7 +184,10 @@ class ReplicaEngine:
         status, text = await self._ask("PUT", "/v1/measurement/trial", request.to_json(), limit=TRIAL_S)
         if status not in (200, 202):
             raise MeasurementError(f"{self.place.pod} cannot run {arm}: {status} {text.strip()[:300]}")
-        return status == 200
+        if status == 202:
+            return None
+        found = AgentState.from_json(text).measurement
+        return found.boot if found is not None else None
 
     # the bench -----------------------------------------------------------------------------------------------------
 
@@ -196,19 +201,19 @@ class ReplicaEngine:
         """Bring the arm in place, which for another mode takes a start of the engine; warm it up, empty its cache."""
         while True:
             self._check()
-            if await self._trial(arm):
-                if arm is self._at:
+            if boot := await self._trial(arm):
+                if self._at == (arm, boot):
                     return
                 if await self._client().answer(self.warm_prompt, WARM_TOKENS) is None:
                     raise EngineFault(f"the warm-up request failed on {arm}")
-                self._at = arm
+                self._at = (arm, boot)
                 continue
             await self._pause(f"the engine did not come to run {arm}")
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         result = await self._client().batch(prompts, concurrency, self.settings.validation.max_new_tokens)
         self._check()
-        if result.failures and not await self._trial(arm):
+        if result.failures and (arm, await self._trial(arm)) != self._at:
             raise MeasurementError(f"the engine of {self.place.pod} ended while it ran {arm}")
         return result
 

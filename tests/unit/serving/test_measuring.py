@@ -430,3 +430,4 @@ async def test_the_contract_over_http(rig: PodRig) -> None:
         assert measured.phase is MeasurementPhase.MEASURING
         assert measured.machine is not None
         assert measured.machine.hardware == "two cores"
+        assert measured.boot == "b1"

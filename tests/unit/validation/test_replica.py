@@ -44,6 +44,7 @@ class Scripted:
         self.draining = 1
         self.lost = False
         self.broken = False
+        self.boot = "b1"
         self.port = 0
 
     def app(self) -> web.Application:
@@ -76,7 +77,10 @@ class Scripted:
         wish = TrialRequest.from_json(await request.read())
         status = self.trials.pop(0) if self.trials else 200
         self.said.append(f"{wish.mode.value} {wish.version} {status}")
-        return web.Response(status=status, text="why")
+        if status > 202:
+            return web.Response(status=status, text="why")
+        away = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
+        return web.Response(status=status, body=agent("p", 0, measurement=away).to_json())
 
     async def _generate(self, request: web.Request) -> web.Response:
         assert request.headers[MEASUREMENT_HEADER] == "job"
@@ -138,6 +142,24 @@ async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scri
         *("generate 64", "generate 64"),
     ]
     assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_S, 0)
+
+
+async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.ACTIVE)
+        scripted.said.clear()
+        scripted.boot = "b2"
+        await replica.ready(Arm.ACTIVE)
+        await replica.ready(Arm.ACTIVE)
+    assert scripted.said == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
+
+
+async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        scripted.broken, scripted.boot = True, "b2"
+        with pytest.raises(MeasurementError, match="ended while it ran candidate"):
+            await replica.run(Arm.CANDIDATE, [(1,)], 1)
 
 
 async def test_a_lease_that_is_lost_is_no_verdict(scripted: Scripted) -> None:

@@ -80,6 +80,7 @@ class Measuring:
             measurement=withdrawal.measurement,
             phase=phase if self._leased() else MeasurementPhase.RETURNING,
             machine=engine.machine if engine else None,
+            boot=engine.boot if engine and engine.ready else "",
         )
 
     def _leased(self) -> bool:
