@@ -13,6 +13,7 @@ withdrawn pod loads a draft for trial, and swap requests are refused (503) meanw
 
 from __future__ import annotations
 
+import hmac
 from enum import StrEnum
 from typing import Literal, Self, TypeVar
 
@@ -23,12 +24,19 @@ from aurora_api.base import Model, Record, Sha256, Timestamp
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
 MEASUREMENT_HEADER = "x-aurora-measurement"
-"""Names the measurement that a request to a withdrawn pod's engine belongs to; the engine's guard answers with it."""
+"""In answers of a withdrawn pod's engine: the guard stands, for this measurement."""
+PASS_HEADER = "x-aurora-pass"  # noqa: S105 - a header's name
+"""In requests to a withdrawn pod's engine: :func:`measurement_pass`, which alone reaches a draft on trial."""
 MEASUREMENT_PREFIX = "aurora-measure-"
 """Ids of requests that start so are no traffic, and are not traced."""
 MAX_COUNT = 2**48
 """Of any counter: sums over all pods of a speculator still fit the 64 bits that Kubernetes gives an integer."""
 T = TypeVar("T", "LiveCounters", "CaptureCounters")
+
+
+def measurement_pass(token: str, measurement: str) -> str:
+    """What lets a request of ``measurement`` through the guard: only who holds the agents' token can make it."""
+    return hmac.new(token.encode(), f"aurora-measurement/{measurement}".encode(), "sha256").hexdigest()
 
 
 class SwapPhase(StrEnum):

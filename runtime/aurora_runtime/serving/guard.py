@@ -2,24 +2,27 @@
 
 A pod that is not ready gets no new connections, but a client's open one lives on for as long as it is busy. So every
 answer of a withdrawn pod closes its connection; and once a draft was loaded for trial, requests that do not belong to
-the measurement are refused (503), so that the client asks another pod. The agent loads nothing for trial unless this
-guard answered with the measurement's name.
+the measurement are refused (503), so that the client asks another pod. What belongs to it carries a pass that driver
+and agent derive from the agents' token; the guard knows its digest alone. The agent loads nothing for trial unless
+this guard answered with the measurement's name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_api.agent import MEASUREMENT_HEADER
+from aurora_api.agent import MEASUREMENT_HEADER, PASS_HEADER
 from aurora_runtime.serving.settings import CaptureSettings, PodFolder, Withdrawal
 
 AUTHENTICATION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
 """Called once with the application, before it starts: we always set an admin key (sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()
+_PASS: Final = PASS_HEADER.encode()
 _REFUSAL: Final = b"this replica is being measured: ask another\n"
 
 Message = MutableMapping[str, Any]
@@ -50,7 +53,10 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *marks]
             await send(message)
 
-        if withdrawal.trial_boot == self._boot and not self._belongs(scope, withdrawal):
+        belongs = self._belongs(scope, withdrawal)
+        # What lies behind may log what it was sent.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != _PASS]
+        if withdrawal.trial_boot == self._boot and not belongs:
             headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(_REFUSAL)).encode())]
             await marked({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": _REFUSAL})
@@ -62,7 +68,7 @@ class Guard:
         headers = dict(scope["headers"])
         return (
             scope["method"] in ("GET", "HEAD")
-            or headers.get(_HEADER) == withdrawal.measurement.encode()
+            or hmac.compare_digest(hashlib.sha256(headers.get(_PASS, b"")).hexdigest(), withdrawal.pass_sha256)
             or hmac.compare_digest(headers.get(b"authorization", b""), self._admin)
         )
 

@@ -6,6 +6,7 @@ that a reader never sees half of one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import time
@@ -15,7 +16,7 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.agent import EngineMode, Machine
+from aurora_api.agent import EngineMode, Machine, measurement_pass
 from aurora_api.base import Ratio, Record, Sha256, Timestamp
 
 SGLANG_VERSION: Final = "0.5.23"
@@ -91,6 +92,12 @@ class Withdrawal(Record):
     digest: Sha256
     checksum: str
     trial_boot: str = Field(default="", description="The engine that may hold a draft which has earned nothing.")
+    pass_sha256: Sha256 = Field(description="Of the pass that the measurement's requests carry: no secret itself.")
+
+
+def pass_digest(token: str, measurement: str) -> str:
+    """What :class:`Withdrawal` keeps of a measurement's pass."""
+    return hashlib.sha256(measurement_pass(token, measurement).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

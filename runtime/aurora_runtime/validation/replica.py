@@ -19,13 +19,14 @@ from typing import Final, Self
 import aiohttp
 
 from aurora_api.agent import (
-    MEASUREMENT_HEADER,
+    PASS_HEADER,
     AgentState,
     EngineMode,
     Machine,
     MeasurementPhase,
     MeasurementRequest,
     TrialRequest,
+    measurement_pass,
 )
 from aurora_api.pod import Replica, ValidationSettings
 from aurora_api.records import Arm, Registration
@@ -192,7 +193,7 @@ class ReplicaEngine:
     # the bench -----------------------------------------------------------------------------------------------------
 
     def _client(self) -> Client:
-        headers = {MEASUREMENT_HEADER: self.place.measurement}
+        headers = {PASS_HEADER: measurement_pass(self.token, self.place.measurement)}
         if key := value_of("--api-key", self.settings.extra_args):
             headers["Authorization"] = f"Bearer {key}"
         return Client(self._session(), self._url(self.place.engine_port), REQUEST_S, headers)

@@ -55,7 +55,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         rig.metrics = Metrics()
         rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
         uploader = Uploader(rig.folder.spool, rig.registry)
-        rig.measuring = Measuring(rig.client, rig.swapper, rig.drafts, rig.folder, draft_tokens=4)
+        rig.measuring = Measuring(rig.client, rig.swapper, rig.drafts, rig.folder, draft_tokens=4, token=TOKEN)
         pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, uploader, rig.measuring, draft_tokens=4)
         app = application(pod, rig.swapper, rig.measuring, rig.metrics, TOKEN)
         rig.http = await stack.enter_async_context(TestClient(TestServer(app)))

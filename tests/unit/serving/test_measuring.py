@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -23,11 +24,13 @@ from aurora_api.agent import (
     MeasurementPhase,
     MeasurementRequest,
     TrialRequest,
+    measurement_pass,
 )
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.departure import LEAVE_S, QUIET_S
 from aurora_runtime.serving.agent.http import application
-from aurora_runtime.serving.agent.measuring import ATTEMPTS, LEAVE_S, QUIET_S, Measuring
+from aurora_runtime.serving.agent.measuring import ATTEMPTS, Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -65,7 +68,7 @@ class PodRig(Rig):
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
         self.measuring = Measuring(
-            self.client, self.swapper, self.drafts, self.folder, draft_tokens=4, clock=lambda: self.now
+            self.client, self.swapper, self.drafts, self.folder, draft_tokens=4, token=TOKEN, clock=lambda: self.now
         )
         uploader = Uploader(self.folder.spool, self.registry)
         self.pod = Pod(
@@ -330,6 +333,20 @@ async def test_without_the_guard_nothing_is_tried(rig: PodRig) -> None:
     with pytest.raises(EngineFault, match="guard"):
         await rig.trial(1)
     assert rig.serves(0)
+
+
+async def test_the_pass_is_told_to_nobody(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    held = rig.folder.withdrawn()
+    assert held is not None
+    secret = measurement_pass(TOKEN, JOB)
+    assert held.pass_sha256 == hashlib.sha256(secret.encode()).hexdigest()
+    state = await rig.pod.state()
+    shown = [path.read_bytes() for path in rig.folder.path.glob("*.json")]
+    for text in (*shown, state.to_json(), Metrics().render(state)):
+        assert secret.encode() not in text
+        assert TOKEN.encode() not in text
 
 
 async def test_a_draft_that_a_pod_would_not_load_is_not_tried(rig: PodRig, tmp_path: Path) -> None:

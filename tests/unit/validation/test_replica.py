@@ -14,19 +14,21 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from aurora_api.agent import (
-    MEASUREMENT_HEADER,
     MEASUREMENT_PREFIX,
+    PASS_HEADER,
     Machine,
     MeasurementPhase,
     MeasurementRequest,
     MeasurementStatus,
     TrialRequest,
+    measurement_pass,
 )
 from aurora_api.pod import Replica, StoreSettings, ValidationSettings
 from aurora_api.records import Arm
 from aurora_api.speculator import Draft, Target, Validation
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation import replica as module
+from aurora_runtime.validation.load import Client
 from aurora_runtime.validation.replica import ReplicaEngine
 from tests.unit.operator.worlds import agent, registration
 
@@ -83,8 +85,8 @@ class Scripted:
         return web.Response(status=status, body=agent("p", 0, measurement=away).to_json())
 
     async def _generate(self, request: web.Request) -> web.Response:
-        assert request.headers[MEASUREMENT_HEADER] == "job"
-        assert "Authorization" not in request.headers
+        assert request.headers[PASS_HEADER] == measurement_pass(TOKEN, "job")
+        assert "Authorization" not in request.headers, "clients' port: the token itself is for the agent"
         body: dict[str, Any] = await request.json()
         assert body["rid"].startswith(MEASUREMENT_PREFIX)
         if self.broken:
@@ -142,6 +144,14 @@ async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scri
         *("generate 64", "generate 64"),
     ]
     assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_S, 0)
+
+
+def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
+    engine = driver(scripted)
+    client = Client(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
+    for shown in (repr(engine), repr(client)):
+        assert TOKEN not in shown
+        assert measurement_pass(TOKEN, "job") not in shown
 
 
 async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scripted) -> None:

@@ -54,7 +54,7 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
         tokens = settings.draft.draft_tokens
-        measuring = Measuring(engine, swapper, drafts, folder, draft_tokens=tokens)
+        measuring = Measuring(engine, swapper, drafts, folder, draft_tokens=tokens, token=token)
         pod = Pod(name, folder, engine, drafts, swapper, uploader, measuring, draft_tokens=tokens)
         runner = web.AppRunner(application(pod, swapper, measuring, metrics, token), access_log=None)
         await runner.setup()

@@ -23,16 +23,13 @@ from typing import Final
 from aurora_api.agent import EngineMode, MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
 from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.departure import Departure
 from aurora_runtime.serving.agent.staging import Drafts, StagedDraft
 from aurora_runtime.serving.agent.swap import Swapper
-from aurora_runtime.serving.settings import EngineState, ModeOrder, PodFolder, Withdrawal, write_atomically
+from aurora_runtime.serving.settings import EngineState, ModeOrder, PodFolder, Withdrawal, pass_digest, write_atomically
 
 log = logging.getLogger(__name__)
 
-LEAVE_S: Final = 15.0
-"""Within this time a pod that is not ready is seen as such (6 s of probes) and gone from every endpoint."""
-QUIET_S: Final = 5.0
-"""Requests have ended when none came for so long: more than the engine keeps an idle connection open."""
 ENTER_S: Final = 0.2
 """From the guard to the scheduler: a request that was let in is seen there within this time."""
 POLL_S: Final = 1.0
@@ -51,17 +48,15 @@ class Measuring:
         folder: PodFolder,
         *,
         draft_tokens: int,
-        leave: float = LEAVE_S,
-        quiet: float = QUIET_S,
+        token: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._swapper, self._drafts, self._folder = engine, swapper, drafts, folder
-        self._draft_tokens = draft_tokens
-        self._leave, self._quiet, self._clock = leave, quiet, clock
+        self._draft_tokens, self._token = draft_tokens, token
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._lease: float | None = None
-        self._left = 0.0
-        self._seen: tuple[int, float] | None = None  # requests that the engine had answered, and since when
+        self._departure = Departure(clock)
         self._held: tuple[str, str] | None = None  # boot and digest that the engine was seen to hold
         self._sums: dict[tuple[str, str], str] = {}
         self._tried: StagedDraft | None = None  # the other draft of the measurement: arms take turns
@@ -120,7 +115,7 @@ class Measuring:
         # From here on without a pause, so that no swap comes between: a Swapper looks for the file before it begins.
         if self._swapper.busy or self._running() != engine or self._drafts.current() != current:
             raise SwapRefused("a swap is going on")
-        self._left, self._seen, self._held, self._tried = self._clock(), None, None, None
+        self._departure, self._held, self._tried = Departure(self._clock), None, None
         self._write(
             Withdrawal(
                 measurement=request.measurement,
@@ -128,6 +123,7 @@ class Measuring:
                 version=version,
                 digest=current.digest,
                 checksum=checksum,
+                pass_sha256=pass_digest(self._token, request.measurement),
             )
         )
         log.info("withdrawn for %s", request.measurement)
@@ -259,13 +255,8 @@ class Measuring:
 
     async def _ended(self) -> bool:
         """Whether the pod is gone from its endpoints and its last request from the engine."""
-        now = self._clock()
         requests = (await self._engine.counters(self._draft_tokens)).requests
-        if self._seen is None or self._seen[0] != requests:
-            self._seen = (requests, now)
-        if now - self._left < self._leave or now - self._seen[1] < self._quiet:
-            return False
-        return await self._at_rest()
+        return self._departure.over(requests) and await self._at_rest()
 
     async def _give_back(self, withdrawal: Withdrawal) -> None:
         self._lease = None
