@@ -1,7 +1,8 @@
 """Proves promise 4 on a bucket: every object is a record or data that a record names, and every digest matches.
 
 ``python -m tests.check_store --endpoint URL --bucket B --root R`` prints counts and every violation; exit status 1 when
-there is one. Data that nothing names is in flight while it is young, because data is written before its record.
+there is one. Data that nothing names is in flight while it is young, because data is written before its record. What a
+trainer state calls retired is being deleted: it may be there, whole or in part, or gone.
 Credentials come from the environment. Reads only.
 """
 
@@ -54,6 +55,7 @@ class Check:
     violations: list[str] = field(default_factory=list)
     in_flight: list[str] = field(default_factory=list)
     _explained: set[str] = field(default_factory=set)
+    _retired: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Check everything below the root."""
@@ -68,9 +70,9 @@ class Check:
         self._contiguous("version", sorted(r.version for r in versions.values()), INITIAL_VERSION)
         self._contiguous("channel epoch", sorted(r.epoch for r in channels.values()), 1)
         numbers = {r.number for r in lineages.values()}
-        self._shards(numbers)
         checkpoints = self._checkpoints(numbers)
         self._trainer()
+        self._shards(numbers)
         by_version = {r.version: r for r in versions.values()}
         for key, registration in versions.items():
             manifest = checkpoints.get(f"{registration.checkpoint}manifest.json")
@@ -120,8 +122,10 @@ class Check:
         self._explained.add(key)
         try:
             record = model.from_json(self.store.get(key))
-        except ObjectMissing:  # deleted since the listing: only trainer states are
-            self._that(key.startswith(Keys.TRAINER_STATE), f"{key}: vanished")
+        except ObjectMissing:  # deleted since the listing: only trainer states and retired shards are
+            retired = self._is_retired(key)
+            self._that(key.startswith(Keys.TRAINER_STATE) or retired, f"{key}: vanished")
+            self._explained |= {_data_of(key)} if retired else set()
             return None
         except InvalidRecord as error:
             self.violations.append(f"{key}: {error}")
@@ -135,7 +139,7 @@ class Check:
         try:
             data = self.store.get(key)
         except ObjectMissing:
-            if not (key.startswith(Keys.TRAINER_STATE) and not self._there(named_by)):
+            if not (key.startswith((Keys.TRAINER_STATE, Keys.TRACES)) and not self._there(named_by)):
                 self.violations.append(f"{named_by}: names {key}, which is missing")
             return
         self._that(len(data) == file.size, f"{key}: {len(data)} bytes, {file.size} promised by {named_by}")
@@ -149,6 +153,11 @@ class Check:
         except ObjectMissing:
             return False
         return True
+
+    def _is_retired(self, manifest: str) -> bool:
+        """Whether the trainer deletes this shard: it said so, or has done it since, whole."""
+        shard = manifest.startswith(Keys.TRACES)
+        return shard and (manifest in self._retired or not self._there(_data_of(manifest)))
 
     def _contiguous(self, what: str, numbers: list[int], first: int) -> None:
         expected = list(range(first, first + len(numbers)))
@@ -187,6 +196,10 @@ class Check:
             self._file(f"{key.removesuffix('.json')}/{state.file.name}", state.file, key)
             for shard in state.consumed:
                 self._that(shard in self.ages, f"{key}: consumed {shard}, which is missing")
+            self._retired |= set(state.retired)
+            self._explained |= {_data_of(shard) for shard in state.retired} & self.ages.keys()
+            doubled = sorted(set(state.consumed) & set(state.retired))
+            self._that(not doubled, f"{key}: {doubled} are consumed and retired")
         if states:
             newest = max(states, key=number_of)
             self._that(newest in self.ages, f"{newest}: missing")
@@ -209,6 +222,10 @@ class Check:
                     self._that(proof.verdict.kind is VerdictKind.PASS, f"{key}: its evidence is no pass")
                 self._that(channel.active not in channel.rejected, f"{key}: promotes what was refused before")
             before = channel
+
+
+def _data_of(manifest: str) -> str:
+    return f"{manifest.removesuffix('.json')}.safetensors"
 
 
 def listing(config: StoreConfig) -> dict[str, timedelta]:

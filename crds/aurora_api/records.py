@@ -159,7 +159,10 @@ class TrainerStatus(Record):
 
 
 class TrainerState(Record):
-    """A resumable trainer state; the highest epoch wins. Consumed shards are listed so that none is trained twice."""
+    """A resumable trainer state; the highest epoch wins. Consumed shards are listed so that none is trained twice.
+
+    A consumed shard is there; a retired one may be gone, whole or in part, and its trainer is deleting it.
+    """
 
     schema_version: Literal[1] = 1
     epoch: int = Field(ge=1)
@@ -167,6 +170,8 @@ class TrainerState(Record):
     step: int = Field(ge=0)
     trained_tokens: int = Field(ge=0)
     consumed: tuple[str, ...] = Field(description="Manifest keys, relative to the speculator's root.")
+    retired: tuple[str, ...] = Field(default=(), description="Consumed once, and needed no more.")
+    forgotten: int = Field(default=0, ge=0, description="How many consumed shards were deleted and are listed no more.")
     file: FileRef
     best_accept_length: float | None = None
     registered_tokens: int = Field(default=0, ge=0)

@@ -139,6 +139,13 @@ class Training(Model):
     min_gain: Ratio = Field(
         default="0.02", description="Held-out acceptance length a candidate must gain to be offered."
     )
+    keep_gibibytes: int = Field(
+        default=64,
+        ge=2,
+        le=1048576,
+        description="Traces kept in the store; beyond it the oldest are deleted, learnt from or not. Replay and"
+        " held-out prompts come from what is kept.",
+    )
     template: PodTemplate = Field(default_factory=PodTemplate)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 from aurora_api.records import (
     Channel,
     ChannelReason,
+    FileRef,
     Lineage,
     MeasuredBaseline,
     TargetIdentity,
     TensorSpec,
+    TrainerState,
     UsedBaseline,
 )
 from aurora_runtime.store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
-from tests.check_store import Check, check
+from tests.check_store import Check, check, listing
 from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence
 
@@ -87,6 +90,57 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
     found = "\n".join(audit(registry).violations)
     assert "digest differs" in found
     assert "model.safetensors, which is missing" in found
+
+
+def put_state(registry: Registry, *, consumed: tuple[str, ...] = (), retired: tuple[str, ...] = ()) -> None:
+    data = b"state"
+    file = FileRef(name="state.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    state = TrainerState(
+        epoch=registry.trainer_epoch() + 1,
+        lineage=1,
+        step=0,
+        trained_tokens=0,
+        consumed=consumed,
+        retired=retired,
+        file=file,
+        created=datetime.now(UTC),
+    )
+    registry.put_trainer_state(state, data)
+
+
+def test_what_a_trainer_retired_may_be_gone_whole_or_in_part(registry: Registry) -> None:
+    (shard,) = registry.shard_keys(1)
+    put_state(registry, retired=(shard,))
+    assert audit(registry).violations == []
+    registry.objects.delete(shard)
+    assert audit(registry).violations == [], "a trainer that dies here goes on later"
+    registry.delete_shard(shard)
+    assert audit(registry).violations == []
+
+
+def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:
+    (shard,) = registry.shard_keys(1)
+    put_state(registry, consumed=(shard,))
+    assert audit(registry).violations == []
+    registry.delete_shard(shard)
+    assert "consumed" in "\n".join(audit(registry).violations)
+
+
+def test_a_manifest_without_its_data_is_found_even_of_a_retired_shard(registry: Registry) -> None:
+    (shard,) = registry.shard_keys(1)
+    put_state(registry, retired=(shard,))
+    registry.objects.delete(shard.replace(".json", ".safetensors"))
+    assert "which is missing" in "\n".join(audit(registry).violations)
+
+
+def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(registry: Registry) -> None:
+    (shard,) = registry.shard_keys(1)
+    config = registry.objects.config
+    seen = listing(config)
+    registry.delete_shard(shard)
+    late = Check(ObjectStore(config), seen, NONE)
+    late.run()
+    assert late.violations == []
 
 
 def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:

@@ -24,6 +24,7 @@ from aurora_api.records import Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
 from aurora_runtime.serving.settings import Withdrawal
 from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.store.objects import Listed
 from tests.assets.published import publish
 
 KEY = "the-admin-key"
@@ -72,11 +73,12 @@ class FolderObjects(ObjectStore):
     def download(self, key: str, path: Path, sha256: str) -> None:
         path.write_bytes(self.get(key, sha256))
 
-    def dated(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, datetime]]:
+    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
         self._file("")
         files = sorted((str(file.relative_to(self.path)), file) for file in self.path.rglob("*") if file.is_file())
         found = [(key, file) for key, file in files if key.startswith(prefix) and key > after]
-        return iter([(key, datetime.fromtimestamp(file.stat().st_mtime, UTC)) for key, file in found])
+        stats = [(key, file.stat()) for key, file in found]
+        return iter([Listed(key, s.st_size, datetime.fromtimestamp(s.st_mtime, UTC)) for key, s in stats])
 
     def delete(self, key: str) -> None:
         self._file(key).unlink(missing_ok=True)

@@ -50,6 +50,15 @@ class StoreConfig:
         return cls(settings.bucket, settings.root, settings.endpoint, settings.region)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One object of a listing; ``modified`` is the time of its last write by the store's clock."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
 def sha256_file(path: Path) -> str:
     """The hexadecimal SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
@@ -162,17 +171,18 @@ class ObjectStore:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
         """Keys below ``prefix`` in lexical order, those greater than ``after``."""
-        return (key for key, _ in self.dated(prefix, after=after))
+        return (item.key for item in self.listed(prefix, after=after))
 
-    def dated(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, datetime]]:
-        """Keys as :meth:`list` has them, each with the time of its last write by the store's clock."""
+    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
+        """What :meth:`list` gives the keys of."""
         arguments: dict[str, Any] = {"Bucket": self.config.bucket, "Prefix": self._key(prefix)}
         if after:
             arguments["StartAfter"] = self._key(after)
         try:
             for page in self._s3.get_paginator("list_objects_v2").paginate(**arguments):
                 for item in page.get("Contents", []):
-                    yield item["Key"].removeprefix(self.config.root + "/"), item["LastModified"]
+                    key = item["Key"].removeprefix(self.config.root + "/")
+                    yield Listed(key, item["Size"], item["LastModified"])
         except (BotoCoreError, ClientError) as error:
             raise self._fault(error, f"list {prefix}") from error
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from aurora_api.records import (
@@ -26,6 +28,16 @@ from aurora_runtime.store.keys import Keys, number_of
 from aurora_runtime.store.objects import ObjectStore
 
 KEPT_TRAINER_STATES = 2
+
+
+@dataclass(frozen=True)
+class StoredShards:
+    """What a listing of a lineage's traces found, by the shards' manifest keys, oldest hour first."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of the data of shards that have a manifest."""
+    bare: dict[str, datetime] = field(default_factory=dict)
+    """Data without a manifest, and when it was written: an upload under way, or one that nobody will finish."""
 
 
 class Registry:
@@ -61,10 +73,28 @@ class Registry:
         """Keys of the manifests of a lineage's shards, oldest hour first."""
         return (key for key in self.objects.list(Keys.traces(lineage)) if key.endswith(".json"))
 
+    def stored_shards(self, lineage: int) -> StoredShards:
+        """Every shard of a lineage, with what it costs to keep."""
+        listed = {item.key: item for item in self.objects.listed(Keys.traces(lineage))}
+        found = StoredShards()
+        for key, item in listed.items():
+            stem, _, kind = key.rpartition(".")
+            if kind == "json":
+                data = listed.get(f"{stem}.safetensors")
+                found.sizes[key] = data.size if data else 0
+            elif f"{stem}.json" not in listed:
+                found.bare[f"{stem}.json"] = item.modified
+        return found
+
+    def delete_shard(self, manifest_key: str) -> None:
+        """Delete a shard, its manifest first, so that none names what is gone. Safe to repeat."""
+        self.objects.delete(manifest_key)
+        self.objects.delete(f"{manifest_key.removesuffix('.json')}.safetensors")
+
     def newest_shards(self, lineage: int, limit: int) -> list[str]:
         """Keys of the manifests written last, newest first. Names do not tell: each engine start counts from 0."""
-        dated = self.objects.dated(Keys.traces(lineage))
-        manifests = ((modified, key) for key, modified in dated if key.endswith(".json"))
+        listed = self.objects.listed(Keys.traces(lineage))
+        manifests = ((item.modified, item.key) for item in listed if item.key.endswith(".json"))
         return [key for _, key in heapq.nlargest(limit, manifests)]
 
     def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
@@ -167,11 +197,21 @@ class Registry:
 
     def trainer_state(self) -> tuple[TrainerState, bytes] | None:
         """The newest state and its verified bytes."""
-        key = self._last(Keys.TRAINER_STATE)
-        if key is None:
+        state = self.trainer_record()
+        if state is None:
             return None
-        state = TrainerState.from_json(self.objects.get(key))
-        return state, self.objects.get(f"{key.removesuffix('.json')}/{state.file.name}", state.file.sha256)
+        folder = Keys.trainer_state(state.epoch).removesuffix(".json")
+        return state, self.objects.get(f"{folder}/{state.file.name}", state.file.sha256)
+
+    def trainer_epoch(self) -> int:
+        """The highest epoch of a stored state, readable or not; 0 without one."""
+        key = self._last(Keys.TRAINER_STATE)
+        return number_of(key) if key else 0
+
+    def trainer_record(self) -> TrainerState | None:
+        """The newest state without its tensors."""
+        key = self._last(Keys.TRAINER_STATE)
+        return TrainerState.from_json(self.objects.get(key)) if key else None
 
 
 def digest_of(parts: Sequence[bytes]) -> str:

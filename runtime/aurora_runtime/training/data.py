@@ -1,21 +1,19 @@
-"""The stream of shards: which are new, what is in them, and on which side of the held-out split each request lies.
+"""What is in shards, and on which side of the held-out split each request lies.
 
-Invariants: a shard is offered until it is marked consumed, and never after; a damaged shard is counted, logged and
-consumed, because another look would find the same; no held-out request reaches the training side.
+Invariants: a damaged shard is counted, logged and left out, because another look would find the same; no held-out
+request reaches the training side.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from safetensors import SafetensorError
 
 from aurora_api.errors import InvalidRecord
-from aurora_api.records import ShardManifest
 from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
@@ -46,54 +44,22 @@ class Shard:
     held_out: tuple[tuple[int, tuple[Example, ...]], ...]  # by request hash
 
 
-class ShardStream:
-    """Shards of one lineage, oldest hour first."""
+class ShardReader:
+    """Reads shards, and remembers prefixes across them."""
 
     def __init__(
         self,
         registry: Registry,
-        lineage: int,
         vocabulary: Vocabulary,
         aux_width: int,
         patience: Patience,
         *,
-        consumed: Sequence[str] = (),
         prompt_weight: float = 0.0,
     ) -> None:
-        self._registry, self._lineage, self._vocabulary = registry, lineage, vocabulary
+        self._registry, self._vocabulary = registry, vocabulary
         self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
         self._prefixes = PrefixBank()
-        self._consumed = dict.fromkeys(consumed)
         self.damaged = 0
-
-    @property
-    def consumed(self) -> tuple[str, ...]:
-        """Manifest keys in the order of their consumption."""
-        return tuple(self._consumed)
-
-    def consume(self, key: str) -> None:
-        self._consumed.setdefault(key)
-
-    def pending(self) -> list[str]:
-        """Manifest keys that are not consumed."""
-        keys = self._patience.call("listing shards", lambda: list(self._registry.shard_keys(self._lineage)))
-        return [key for key in keys if key not in self._consumed]
-
-    def recent(self, limit: int) -> list[str]:
-        """The newest consumed shards whose data amount to ``limit`` bytes, in the order of their consumption."""
-        keys: list[str] = []
-        size = 0
-        for key in reversed(self._consumed):
-            if size >= limit:
-                break
-            with contextlib.suppress(*_DAMAGE):
-                size += self._size(key)
-            keys.append(key)
-        return keys[::-1]
-
-    def _size(self, key: str) -> int:
-        data = self._patience.call(f"reading {key}", lambda: self._registry.objects.get(key))
-        return ShardManifest.from_json(data).file.size
 
     def read(self, key: str) -> Shard | None:
         """The shard's examples, or None when it is damaged."""

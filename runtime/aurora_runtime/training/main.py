@@ -21,12 +21,14 @@ from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.training import lineage as lineages
 from aurora_runtime.training import saved
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.janitor import Janitor
+from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory
+from aurora_runtime.training.retention import Limits, Retention
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import TargetModel, load_target
 from aurora_runtime.training.train import Trainer
@@ -49,6 +51,11 @@ def recipe_of(settings: TrainerSettings) -> Recipe:
     )
 
 
+def limits_of(settings: TrainerSettings) -> Limits:
+    """What of the traces is kept, from the custom resource."""
+    return Limits(settings.training.keep_gibibytes << 30, REPLAY_BYTES)
+
+
 def build(
     settings: TrainerSettings,
     registry: Registry,
@@ -66,39 +73,36 @@ def build(
     held, _ = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
     recipe = recipe_of(settings)
     session = Session(draft, vocabulary, recipe, device)
-    stream = ShardStream(
-        registry,
-        number,
-        vocabulary,
-        len(lineage.aux_layers) * target.identity.hidden_size,
-        patience,
-        consumed=state.record.consumed if state else (),
-        prompt_weight=recipe.prompt_weight,
-    )
+    ledger = Ledger(registry, number, patience, state.record if state else None)
+    width = len(lineage.aux_layers) * target.identity.hidden_size
+    reader = ShardReader(registry, vocabulary, width, patience, prompt_weight=recipe.prompt_weight)
     memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
-    refill(stream, memory, held_out)
+    refill(ledger, reader, memory, held_out)
     if state is not None:
         session.restore(state.tensors)
         log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
     return Trainer(
         registry=registry,
-        stream=stream,
+        ledger=ledger,
+        reader=reader,
         memory=memory,
         held_out=held_out,
         session=session,
         candidates=Candidates(registry, number, settings.training, settings.draft.steps, last, held),
         progress=Progress(registry),
         janitor=patience.call("looking for orphans", lambda: Janitor(registry)),
+        retention=Retention(registry, ledger, limits_of(settings)),
         patience=patience,
-        epoch=state.record.epoch if state else 0,
+        epoch=patience.call("reading the trainer's state", registry.trainer_epoch),
         trained_tokens=state.record.trained_tokens if state else last.trained_tokens,
     )
 
 
-def refill(stream: ShardStream, memory: Memory, held_out: HeldOutSet) -> None:
+def refill(ledger: Ledger, reader: ShardReader, memory: Memory, held_out: HeldOutSet) -> None:
     """Read the newest consumed shards again, as many as the memory holds, so that replay goes on where it was."""
-    for key in stream.recent(REPLAY_BYTES):
-        shard = stream.read(key)
+    ledger.pending()
+    for key in ledger.recent(REPLAY_BYTES):
+        shard = reader.read(key)
         for example in shard.train if shard else ():
             memory.add(example)
         for request, examples in shard.held_out if shard else ():
@@ -113,19 +117,24 @@ def run(settings: TrainerSettings, registry: Registry, patience: Patience, devic
         "opening the lineage", lambda: lineages.open_lineage(registry, target, settings.draft, lineages.utc_now)
     )
     if settings.training.suspended:
-        wait_suspended(registry, lineage, patience)
+        wait_suspended(settings, registry, lineage, patience)
         return
     build(settings, registry, target, lineage, patience, device).run()
 
 
-def wait_suspended(registry: Registry, lineage: Lineage, patience: Patience) -> None:
-    """Say that training is suspended, and what was reached, until asked to stop."""
+def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Lineage, patience: Patience) -> None:
+    """Say that training is suspended, and what was reached, until asked to stop. Traces still come, and are bounded."""
     progress = Progress(registry)
+    state = patience.call("reading the trainer's state", lambda: saved.record_of(registry, lineage.number))
+    ledger = Ledger(registry, lineage.number, patience, state)
+    retention = Retention(registry, ledger, limits_of(settings), suspended=True)
     while not patience.stopping:
         before = patience.call("reading the status", registry.trainer_status)
         known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
         update = {"lineage": lineage.number, "phase": TrainerPhase.SUSPENDED, "updated": lineages.utc_now()}
         progress.write(TrainerStatus.model_validate(known | update))
+        retention.pending()
+        retention.tick()
         patience.sleep(IDLE_INTERVAL_S)
 
 

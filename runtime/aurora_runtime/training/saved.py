@@ -18,6 +18,7 @@ from aurora_api.errors import InvalidRecord
 from aurora_api.records import FileRef, Registration, TrainerState
 from aurora_runtime.errors import DigestMismatch, ObjectMissing
 from aurora_runtime.store import Registry
+from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.session import Session
 
@@ -33,6 +34,16 @@ class Saved:
     tensors: dict[str, Tensor]
 
 
+def record_of(registry: Registry, lineage: int) -> TrainerState | None:
+    """The newest state of this lineage without its tensors; None as in :func:`read`."""
+    try:
+        found = registry.trainer_record()
+    except InvalidRecord as error:
+        log.error("the stored trainer state is damaged: %s", error)  # noqa: TRY400
+        return None
+    return found if found is not None and found.lineage == lineage else None
+
+
 def read(registry: Registry, lineage: int) -> Saved | None:
     """The newest state of this lineage; None when there is none or it is damaged (said in the log)."""
     try:
@@ -46,7 +57,7 @@ def read(registry: Registry, lineage: int) -> Saved | None:
 
 
 def build(
-    session: Session, *, epoch: int, lineage: int, trained_tokens: int, consumed: tuple[str, ...], last: Registration
+    session: Session, ledger: Ledger, *, epoch: int, lineage: int, trained_tokens: int, last: Registration
 ) -> tuple[TrainerState, bytes]:
     """A state ready to be stored. Built once per save, so that a repeated upload sends the very same bytes."""
     data = save({name: tensor.contiguous() for name, tensor in session.state().items()})
@@ -55,7 +66,9 @@ def build(
         lineage=lineage,
         step=session.steps,
         trained_tokens=trained_tokens,
-        consumed=consumed,
+        consumed=ledger.consumed,
+        retired=ledger.retired,
+        forgotten=ledger.forgotten,
         file=FileRef(name=STATE_FILE, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
         best_accept_length=last.held_out_accept_length,
         registered_tokens=last.trained_tokens,

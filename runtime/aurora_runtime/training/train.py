@@ -18,16 +18,20 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import Registry
 from aurora_runtime.training import saved
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.examples import Example
 from aurora_runtime.training.janitor import Janitor
+from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.replay import Memory, pack
+from aurora_runtime.training.retention import Retention
 from aurora_runtime.training.session import Session
 
 log = logging.getLogger(__name__)
 POLL_S: Final = 2.0
+SHARDS_A_LOOK: Final = 64
+"""A long backlog is looked at anew now and then: what has no room in the store goes unread."""
 SAVE_S: Final = 20.0
 SAVE_SHARE: Final = 0.1
 """A save follows the last one after :data:`SAVE_S`, or later when saves take more than this share of the time."""
@@ -38,13 +42,15 @@ class Trainer:
     """Trains one lineage until asked to stop."""
 
     registry: Registry
-    stream: ShardStream
+    ledger: Ledger
+    reader: ShardReader
     memory: Memory
     held_out: HeldOutSet
     session: Session
     candidates: Candidates
     progress: Progress
     janitor: Janitor
+    retention: Retention
     patience: Patience
     epoch: int  # of the last stored state
     trained_tokens: int
@@ -62,9 +68,9 @@ class Trainer:
 
     def _loop(self) -> None:
         while not self.patience.stopping:
-            pending = self.stream.pending()
+            pending = self.retention.pending()
             if pending:
-                for key in pending:
+                for key in pending[:SHARDS_A_LOOK]:
                     if not self.patience.stopping:
                         self._shard(key)
                         self._between(TrainerPhase.TRAINING)
@@ -78,7 +84,7 @@ class Trainer:
                 self.patience.sleep(POLL_S)
 
     def _shard(self, key: str) -> None:
-        shard = self.stream.read(key)
+        shard = self.reader.read(key)
         for request, examples in shard.held_out if shard else ():
             self.held_out.add(request, examples)
         train = list(shard.train) if shard else []
@@ -93,7 +99,7 @@ class Trainer:
             self.trained_tokens += sum(example.fresh for example in group)
             for _ in range(recipe.replay):
                 self._step(self.memory.sample(recipe.batch_slots, generator))
-        self.stream.consume(key)
+        self.ledger.consume(key)
 
     def _step(self, examples: Sequence[Example]) -> None:
         if examples:
@@ -114,11 +120,12 @@ class Trainer:
         if time.monotonic() >= self._save_due:
             self._save()
         self.patience.call("deleting orphans", self.janitor.tick)
+        self.retention.tick()
         self._tick(phase)
 
     def _tick(self, phase: TrainerPhase) -> None:
         self.progress.tick(
-            phase, self.session, shards=len(self.stream.consumed), tokens=self.trained_tokens, last=self.candidates.last
+            phase, self.session, shards=self.ledger.total, tokens=self.trained_tokens, last=self.candidates.last
         )
 
     def _save(self) -> None:
@@ -127,13 +134,14 @@ class Trainer:
         began = time.monotonic()
         record, data = saved.build(
             self.session,
+            self.ledger,
             epoch=self.epoch + 1,
             lineage=self.candidates.lineage,
             trained_tokens=self.trained_tokens,
-            consumed=self.stream.consumed,
             last=self.candidates.last,
         )
         self.patience.call("saving the trainer's state", lambda: self.registry.put_trainer_state(record, data))
+        self.retention.saved(record)
         self.epoch += 1
         self._saved_step = self.session.steps
         now = time.monotonic()

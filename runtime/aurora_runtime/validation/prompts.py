@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aurora_runtime.errors import MeasurementError
+from aurora_runtime.errors import MeasurementError, ObjectMissing
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
 
@@ -51,7 +51,11 @@ def held_out_prompts(registry: Registry, lineage: int, *, wanted: int, needed: i
     for key in keys:
         if len(seen) >= wanted:
             break
-        select(decode(registry.shard(key)[1]), wanted, seen)
+        try:
+            data = registry.shard(key)[1]
+        except ObjectMissing:
+            continue  # deleted since the listing: the trainer keeps the store bounded
+        select(decode(data), wanted, seen)
         read += 1
     log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(seen), read, len(keys))
     if len(seen) < needed:

@@ -19,9 +19,10 @@ from aurora_runtime.store import Keys, Registry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import export, lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet, ShardStream
+from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.janitor import Janitor, orphans
+from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
 from aurora_runtime.training.recipe import Recipe
@@ -121,29 +122,29 @@ def test_a_target_without_its_files_says_which(tmp_path: Path) -> None:
         load_target(Target(model=str(tmp_path)))
 
 
-def stream_of(registry: Registry, model: TargetModel, consumed: tuple[str, ...] = ()) -> ShardStream:
+def reader_of(registry: Registry, model: TargetModel) -> ShardReader:
     _, vocabulary = tiny.draft_of(model)
-    return ShardStream(registry, 1, vocabulary, 3 * tiny.HIDDEN, Patience(), consumed=consumed)
+    return ShardReader(registry, vocabulary, 3 * tiny.HIDDEN, Patience())
 
 
 def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     traces = [tiny.trace(seed) for seed in range(40)]
     keys = [tiny.put_shard(registry, i, traces[i * 10 : i * 10 + 10]) for i in range(4)]
-    stream = stream_of(registry, model)
-    assert stream.pending() == keys
+    reader, ledger = reader_of(registry, model), Ledger(registry, 1, Patience())
+    assert ledger.pending() == keys
     held, trained = set(), 0
     for key in keys:
-        shard = stream.read(key)
+        shard = reader.read(key)
         assert shard is not None
         held |= {request for request, _ in shard.held_out}
         trained += len(shard.train)
-        stream.consume(key)
+        ledger.consume(key)
     assert held == {t.request for t in traces if t.held_out}
     assert trained == sum(not t.held_out for t in traces)
     assert held
-    assert stream.pending() == []
-    assert stream_of(registry, model, stream.consumed).pending() == []
+    assert ledger.pending() == []
+    assert ledger.total == 4
 
 
 def cached(trace: RequestTrace, length: int) -> RequestTrace:
@@ -202,9 +203,9 @@ def test_a_damaged_shard_is_counted_and_skipped(model: TargetModel) -> None:
     keys.append(tiny.put_shard(registry, 6, [poison(tiny.trace(6))]))
     narrow = dataclasses.replace(tiny.trace(7), hidden=tiny.trace(7).hidden[:, :5].contiguous())
     keys.append(tiny.put_shard(registry, 7, [narrow]))
-    stream = stream_of(registry, model)
-    assert [stream.read(k) is None for k in keys] == [True, True, True, False, False, True, True]
-    assert stream.damaged == 5
+    reader = reader_of(registry, model)
+    assert [reader.read(k) is None for k in keys] == [True, True, True, False, False, True, True]
+    assert reader.damaged == 5
 
 
 def test_held_out_keeps_the_newest_request_of_each_prompt(model: TargetModel) -> None:

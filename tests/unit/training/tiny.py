@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from aurora_api.records import FileRef, ShardManifest
 from aurora_api.speculator import Target
 from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing
 from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.store.objects import Listed
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
 from aurora_runtime.training import init
 from aurora_runtime.training.draft import Draft
@@ -125,18 +127,23 @@ def trace(seed: int, *, prompt: int = 6, answer: int = 12, hidden_start: int = 0
 
 
 class MemoryObjects(ObjectStore):
-    """Objects in a dictionary. ``fail_at`` makes the n-th write from now raise, as a kill would."""
+    """Objects in a dictionary. ``fail_at`` makes the n-th change from now raise, as a kill would."""
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
+        self.written: dict[str, datetime] = {}
         self.fail_at: int | None = None
 
-    def _write(self, key: str, data: bytes) -> None:
+    def _fail(self) -> None:
         if self.fail_at is not None:
             if self.fail_at == 0:
                 raise KeyboardInterrupt
             self.fail_at -= 1
+
+    def _write(self, key: str, data: bytes) -> None:
+        self._fail()
         self.data[key] = data
+        self.written[key] = datetime.now(UTC)
 
     def put(self, key: str, data: bytes) -> None:
         self._write(key, data)
@@ -161,10 +168,12 @@ class MemoryObjects(ObjectStore):
     def download(self, key: str, path: Path, sha256: str) -> None:
         path.write_bytes(self.get(key, sha256))
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        yield from sorted(key for key in self.data if key.startswith(prefix) and key > after)
+    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
+        keys = sorted(key for key in self.data if key.startswith(prefix) and key > after)
+        yield from [Listed(key, len(self.data[key]), self.written[key]) for key in keys]
 
     def delete(self, key: str) -> None:
+        self._fail()
         self.data.pop(key, None)
 
 

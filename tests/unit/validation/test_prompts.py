@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aurora_api.records import ShardManifest
-from aurora_runtime.errors import MeasurementError
+from aurora_runtime.errors import MeasurementError, ObjectMissing
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
 from aurora_runtime.validation.prompts import Prompt, digest, held_out_prompts
@@ -49,6 +49,8 @@ class Shards:
 
     def shard(self, key: str) -> tuple[ShardManifest | None, bytes]:
         self.read.append(key)
+        if not self.shards[key]:
+            raise ObjectMissing(key)
         return None, encode(self.shards[key])
 
 
@@ -81,6 +83,13 @@ def test_older_shards_are_left_alone_when_the_newest_suffice() -> None:
     shards = Shards({OLD: traces[:200], NEW: traces[200:]})
     assert len(held_out_prompts(registry(shards), 1, wanted=5, needed=5)) == 5
     assert shards.read == [NEW]
+
+
+def test_a_shard_that_the_trainer_deletes_meanwhile_is_passed_over() -> None:
+    traces = [trace(i) for i in range(400)]
+    shards = Shards({OLD: traces, NEW: [], NEWER: traces[:200]})
+    assert len(held_out_prompts(registry(shards), 1, wanted=1000, needed=1)) == sum(t.held_out for t in traces)
+    assert shards.read == [NEWER, NEW, OLD]
 
 
 def test_too_few_prompts_is_an_error() -> None:

@@ -1,0 +1,75 @@
+"""Which shards of a lineage are new, which were learnt from, and which of those may go.
+
+Invariant: a shard is offered until it is marked consumed, and never after, whether it is still there or not.
+"""
+
+from __future__ import annotations
+
+from aurora_api.records import TrainerState
+from aurora_runtime.store import Registry
+from aurora_runtime.store.registry import StoredShards
+from aurora_runtime.training.patience import Patience
+
+
+class Ledger:
+    """The shards of one lineage by their manifest keys. What outlives the process is in the trainer's state."""
+
+    def __init__(self, registry: Registry, lineage: int, patience: Patience, state: TrainerState | None = None) -> None:
+        self._registry, self._lineage, self._patience = registry, lineage, patience
+        self._consumed = dict.fromkeys(state.consumed if state else ())
+        self._retired = dict.fromkeys(state.retired if state else ())
+        self.forgotten = state.forgotten if state else 0
+        self.stored = StoredShards()
+        """As of the last look."""
+
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """In the order of their consumption."""
+        return tuple(self._consumed)
+
+    @property
+    def retired(self) -> tuple[str, ...]:
+        """Consumed, needed no more, and deleted once every stored state says so."""
+        return tuple(self._retired)
+
+    @property
+    def total(self) -> int:
+        """How many shards were ever consumed."""
+        return len(self._consumed) + len(self._retired) + self.forgotten
+
+    def pending(self) -> list[str]:
+        """Look into the store: what is not consumed, oldest hour first."""
+        self.stored = self._patience.call("listing shards", lambda: self._registry.stored_shards(self._lineage))
+        return [key for key in self.stored.sizes if key not in self._consumed and key not in self._retired]
+
+    def size(self, key: str) -> int:
+        """Bytes of the shard's data; 0 when the last look did not find it."""
+        return self.stored.sizes.get(key, 0)
+
+    def recent(self, limit: int) -> list[str]:
+        """The newest consumed shards whose data amount to ``limit`` bytes, in the order of their consumption."""
+        consumed = self.consumed
+        return list(consumed[len(consumed) - self.newest(consumed, limit) :])
+
+    def newest(self, keys: tuple[str, ...], limit: int) -> int:
+        """How many of the last of ``keys`` it takes to reach ``limit`` bytes."""
+        total = 0
+        for number, key in enumerate(reversed(keys)):
+            if total >= limit:
+                return number
+            total += self.size(key)
+        return len(keys)
+
+    def consume(self, key: str) -> None:
+        self._consumed.setdefault(key)
+
+    def retire(self, key: str) -> None:
+        """A consumed shard is needed no more."""
+        del self._consumed[key]
+        self._retired.setdefault(key)
+
+    def forget(self, key: str) -> None:
+        """A retired shard is deleted."""
+        if key in self._retired:
+            del self._retired[key]
+            self.forgotten += 1

@@ -1,0 +1,136 @@
+"""Keeps the store bounded: traces beyond the limit are deleted, oldest first, by the one who knows what was learnt.
+
+Replay, the held-out set and the prompts of measurements all come from the newest shards, so those are kept. Invariants:
+
+- a consumed shard is deleted only once every stored trainer state lists it as retired: a trainer that resumes from any
+  of them neither learns from it twice nor misses it;
+- whatever moment a kill chooses, no manifest names data that are gone, and what is half deleted is named by the state;
+- the newest consumed shards stay, as many as replay holds, whatever else has to go;
+- deleting is done in small portions, and a store that refuses delays it and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+from aurora_api.records import TrainerState
+from aurora_runtime.errors import StoreError
+from aurora_runtime.store import Registry
+from aurora_runtime.store.registry import KEPT_TRAINER_STATES
+from aurora_runtime.training.ledger import Ledger
+
+MAX_SHARDS: Final = 4096
+"""Listing costs too. Many more than a measurement looks through for its prompts."""
+PORTION: Final = 32
+RETRY_S: Final = 60.0
+BARE_S: Final = 3600.0
+"""Data that got no manifest for so long never will: an agent that lives tries again every few minutes."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is kept, in bytes of shards and in their number.
+
+    ``replay`` of it are consumed shards, so that a long backlog does not cost the memory of what was learnt.
+    """
+
+    total: int
+    replay: int
+    shards: int = MAX_SHARDS
+
+
+class Retention:
+    """Decides what goes at each look into the store, and deletes it bit by bit between pieces of work."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        limits: Limits,
+        *,
+        suspended: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``suspended``: no state is saved, so what was consumed stays."""
+        self._registry, self._ledger, self._limits = registry, ledger, limits
+        self._suspended, self._clock = suspended, clock
+        self._saved: deque[frozenset[str]] = deque([frozenset(ledger.retired)], maxlen=KEPT_TRAINER_STATES)
+        self._going: dict[str, None] = {}
+        self._bare: dict[str, tuple[datetime, float]] = {}
+        self._wait_until = 0.0
+        self.unread = 0
+
+    def pending(self) -> list[str]:
+        """Look: the shards to learn from, oldest first, without those for which there is no room."""
+        ledger, limits = self._ledger, self._limits
+        new = tuple(key for key in ledger.pending() if key not in self._going)
+        standing = limits.replay
+        if self._suspended:
+            standing = max(standing, sum(ledger.size(key) for key in ledger.consumed))
+        kept = min(ledger.newest(new, max(limits.total - standing, limits.replay)), limits.shards // 2)
+        self._leave_out(new[: len(new) - kept])
+        new = new[len(new) - kept :]
+        if not self._suspended:
+            self._retire(limits.total - sum(ledger.size(key) for key in new), limits.shards - kept)
+        self._sweep(ledger.stored.bare)
+        return list(new)
+
+    def _leave_out(self, keys: tuple[str, ...]) -> None:
+        """No state names them, so they may go at once."""
+        if keys:
+            self.unread += len(keys)
+            log.warning(
+                "%d shards go unread, %d since the start: traces came faster than they were learnt from, and"
+                " training.keepGibibytes is used up",
+                len(keys),
+                self.unread,
+            )
+            self._going |= dict.fromkeys(keys)
+
+    def _retire(self, room: int, shards: int) -> None:
+        ledger, consumed = self._ledger, self._ledger.consumed
+        kept = min(ledger.newest(consumed, max(room, self._limits.replay)), shards)
+        for key in consumed[: len(consumed) - kept]:
+            ledger.retire(key)
+
+    def _sweep(self, bare: dict[str, datetime]) -> None:
+        """Uploads that nobody will finish: untouched between two looks that lie far apart by this process's clock."""
+        now = self._clock()
+        seen = {key: (modified, now) for key, modified in bare.items()}
+        self._bare = {
+            key: self._bare[key] if key in self._bare and self._bare[key][0] == modified else (modified, since)
+            for key, (modified, since) in seen.items()
+        }
+        self._going |= {key: None for key, (_, since) in self._bare.items() if now - since >= BARE_S}
+
+    def saved(self, state: TrainerState) -> None:
+        """``state`` is stored now: what all stored states call retired may go."""
+        self._saved.append(frozenset(state.retired))
+        if len(self._saved) == KEPT_TRAINER_STATES:
+            settled = frozenset.intersection(*self._saved)
+            self._going |= {key: None for key in self._ledger.retired if key in settled}
+
+    def tick(self) -> int:
+        """Delete a few of those that may go; how many went."""
+        if not self._going or self._clock() < self._wait_until:
+            return 0
+        portion = list(islice(self._going, PORTION))
+        for number, key in enumerate(portion):
+            try:
+                self._registry.delete_shard(key)
+            except StoreError as error:
+                log.warning("old traces are not deleted now: %s", error)
+                self._wait_until = self._clock() + RETRY_S
+                return number
+            del self._going[key]
+            self._ledger.forget(key)
+        log.info("deleted %d shards, %d are left to go", len(portion), len(self._going))
+        return len(portion)

@@ -1,0 +1,280 @@
+"""The store stays bounded, and whatever moment a kill chooses, nothing that anyone needs or names is gone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+import pytest
+
+from aurora_api.records import FileRef, TrainerState
+from aurora_runtime.errors import StoreError
+from aurora_runtime.store import Keys, Registry
+from aurora_runtime.training import retention as module
+from aurora_runtime.training.ledger import Ledger
+from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.retention import BARE_S, Limits, Retention
+from tests.unit.training import tiny
+
+SHARD = len(tiny.encode([tiny.trace(0)]))
+
+
+class Scene:
+    """A trainer that learns nothing: it looks, consumes, saves and deletes in the order of the real one."""
+
+    TRACE = tiny.trace(0)
+
+    def __init__(self, limits: Limits, *, suspended: bool = False) -> None:
+        self.registry, self.objects = tiny.memory_registry()
+        self.limits, self.suspended = limits, suspended
+        self.now = 0.0
+        self.written: list[str] = []
+        self.read: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        """A trainer that resumes from the store."""
+        state = self.registry.trainer_record()
+        self.epoch = self.registry.trainer_epoch()
+        self.ledger = Ledger(self.registry, 1, Patience(), state)
+        self.retention = Retention(
+            self.registry, self.ledger, self.limits, suspended=self.suspended, clock=lambda: self.now
+        )
+        self.read = [key for key in self.written if key in self.ledger.consumed or key in self.ledger.retired]
+
+    def put(self, count: int) -> None:
+        for _ in range(count):
+            self.written.append(tiny.put_shard(self.registry, len(self.written), [self.TRACE]))
+
+    def learn(self) -> None:
+        for key in self.retention.pending():
+            self.read.append(key)
+            self.ledger.consume(key)
+
+    def save(self) -> None:
+        data = b"state"
+        file = FileRef(name="state.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        record = TrainerState(
+            epoch=self.epoch + 1,
+            lineage=1,
+            step=0,
+            trained_tokens=0,
+            consumed=self.ledger.consumed,
+            retired=self.ledger.retired,
+            forgotten=self.ledger.forgotten,
+            file=file,
+            created=utc_now(),
+        )
+        self.registry.put_trainer_state(record, data)
+        self.retention.saved(record)
+        self.epoch += 1
+
+    def turn(self, new: int = 0) -> None:
+        self.put(new)
+        self.learn()
+        self.save()
+        self.retention.tick()
+
+    def there(self) -> list[str]:
+        return list(self.registry.shard_keys(1))
+
+    def is_sound(self) -> None:
+        """Promise 4, and that every consumed shard is there."""
+        keys = set(self.objects.data)
+        states = [
+            TrainerState.from_json(self.objects.data[k]) for k in sorted(keys) if k.startswith(Keys.TRAINER_STATE)
+            and k.endswith(".json")
+        ]  # fmt: skip
+        for state in states:
+            assert set(state.consumed) <= keys
+            assert len(state.consumed) + len(state.retired) + state.forgotten <= len(self.written)
+        explained = set(states[-1].retired) if states else set()
+        for key in keys:
+            if key.startswith(Keys.TRACES):
+                manifest, data = (f"{key.rsplit('.', 1)[0]}{end}" for end in (".json", ".safetensors"))
+                assert data in keys, "a manifest names data that are gone"
+                assert manifest in keys or manifest in explained, "nothing names this"
+
+
+ROOMY = Limits(total=6 * SHARD, replay=2 * SHARD)
+
+
+def test_the_oldest_consumed_shards_go_and_the_newest_stay() -> None:
+    scene = Scene(ROOMY)
+    for _ in range(20):
+        scene.turn(1)
+        scene.is_sound()
+    assert scene.there() == scene.written[-len(scene.there()) :]
+    assert 6 <= len(scene.there()) <= 9, "the bound, and what the saves have yet to settle"
+    assert scene.read == scene.written, "each was learnt from once"
+    assert scene.ledger.total == 20
+    assert len(scene.ledger.consumed) <= 7
+
+
+def test_nothing_goes_while_there_is_room() -> None:
+    scene = Scene(ROOMY)
+    for _ in range(6):
+        scene.turn(1)
+    assert scene.there() == scene.written
+    assert scene.ledger.retired == ()
+
+
+def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -> None:
+    scene = Scene(ROOMY)
+    scene.turn(4)
+    scene.put(3)
+    scene.learn()
+    assert scene.ledger.retired == (scene.written[0],)
+    assert scene.retention.tick() == 0
+    scene.save()
+    assert scene.retention.tick() == 0, "the state before this one still calls it consumed"
+    scene.save()
+    assert scene.retention.tick() == 1
+    assert scene.written[0] not in scene.there()
+    scene.save()
+    record = scene.registry.trainer_record()
+    assert record is not None
+    assert (record.retired, record.forgotten, scene.ledger.total) == ((), 1, 7)
+
+
+def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing() -> None:
+    def play(kill: int | None) -> int:
+        """Five turns with a kill at the n-th change; how many changes there were."""
+        scene = Scene(ROOMY)
+        scene.turn(4)
+        scene.turn(4)
+        changes = 0
+        real: Callable[[], None] = scene.objects._fail
+
+        def count() -> None:
+            nonlocal changes
+            changes += 1
+            real()
+
+        scene.objects._fail = count  # type: ignore[method-assign]
+        scene.objects.fail_at = kill
+        for _ in range(5):
+            try:
+                scene.learn()
+                scene.save()
+                scene.retention.tick()
+            except KeyboardInterrupt:
+                scene.objects.fail_at = None
+                scene.is_sound()
+                scene.start()
+            scene.is_sound()
+        scene.objects.fail_at = None
+        for _ in range(3):
+            scene.turn(1)
+            scene.is_sound()
+        assert sorted(scene.read) == sorted(set(scene.read))
+        assert set(scene.there()) <= set(scene.written[-9:])
+        assert scene.ledger.total == len(scene.written)
+        return changes
+
+    changes = play(None)
+    assert changes > 10
+    for kill in range(changes):
+        play(kill)
+
+
+def test_a_backlog_that_has_no_room_goes_unread_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(ROOMY)
+    scene.turn(4)
+    scene.put(12)
+    pending = scene.retention.pending()
+    assert pending == scene.written[-4:], "the newest"
+    assert scene.retention.unread == 8
+    assert "8 shards go unread" in caplog.text
+    assert scene.retention.pending() == pending
+    assert scene.retention.unread == 8, "counted once"
+    assert scene.retention.tick() == 8
+    assert len(scene.there()) == 8
+    assert set(scene.ledger.consumed) == set(scene.written[2:4]), "replay keeps its share"
+    assert scene.ledger.total == 4, "what was not read is not counted as consumed"
+    scene.is_sound()
+
+
+def test_while_training_is_suspended_traces_are_bounded_too() -> None:
+    scene = Scene(ROOMY)
+    scene.turn(4)
+    scene.suspended = True
+    scene.start()
+    for _ in range(10):
+        scene.put(1)
+        scene.retention.pending()
+        scene.retention.tick()
+        scene.is_sound()
+    assert set(scene.there()) == {*scene.written[:4], *scene.written[-2:]}, "no state is saved: consumed ones stay"
+    scene.suspended = False
+    scene.start()
+    assert scene.retention.pending() == scene.written[-2:]
+
+
+def test_the_number_of_shards_is_bounded_too() -> None:
+    scene = Scene(replace(ROOMY, total=100 * SHARD, shards=10))
+    for _ in range(20):
+        scene.turn(1)
+    assert len(scene.ledger.consumed) <= 10
+    assert len(scene.there()) <= 13
+
+
+def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PORTION", 3)
+    scene = Scene(ROOMY)
+    scene.put(12)
+    scene.retention.pending()
+    assert [scene.retention.tick() for _ in range(4)] == [3, 3, 2, 0]
+    scene.put(3)
+    scene.retention.pending()
+    real = scene.registry.delete_shard
+
+    def refuse(key: str) -> NoReturn:
+        raise StoreError("AccessDenied")
+
+    monkeypatch.setattr(scene.registry, "delete_shard", refuse)
+    assert scene.retention.tick() == 0
+    monkeypatch.setattr(scene.registry, "delete_shard", real)
+    assert scene.retention.tick() == 0, "not at once"
+    scene.now += module.RETRY_S
+    assert scene.retention.tick() == 3
+
+
+def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
+    scene = Scene(ROOMY)
+    scene.put(1)
+    left, slow = (f"traces/00000001/2026-01-01/05/pod-1-b-{seq:08d}.safetensors" for seq in range(2))
+    scene.objects.put(left, b"left by a pod that ended")
+    scene.objects.put(slow, b"under way")
+    scene.retention.pending()
+    scene.now += BARE_S - 1
+    scene.objects.put(slow, b"under way")  # its agent tries again
+    scene.retention.pending()
+    assert scene.retention.tick() == 0
+    scene.now += 1
+    scene.retention.pending()
+    assert scene.retention.tick() == 1
+    assert left not in scene.objects.data
+    assert slow in scene.objects.data
+    assert scene.there() == scene.written
+
+
+def test_the_replay_window_is_read_again_after_a_restart() -> None:
+    scene = Scene(ROOMY)
+    for _ in range(12):
+        scene.turn(1)
+    scene.start()
+    scene.ledger.pending()
+    recent = scene.ledger.recent(ROOMY.replay)
+    assert recent == scene.written[-2:]
+    assert set(recent) <= set(scene.there())
+
+
+def test_a_damaged_state_is_followed_by_a_higher_epoch() -> None:
+    registry: Registry
+    registry, objects = tiny.memory_registry()
+    objects.put(Keys.trainer_state(7), b"{}")
+    assert registry.trainer_epoch() == 7
