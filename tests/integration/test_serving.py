@@ -364,7 +364,7 @@ def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
     pod = PodProcesses(tmp_path / "pod", settings, store.environment())
     assert pod.stage().returncode == 0
-    with pod.engine() as process, pod.agent():
+    with pod.engine() as process, pod.agent() as agent:
         prompts = [prompt + prompt[-2:] for prompt in _prompts(world.target)]
         with ThreadPoolExecutor(4) as clients:
             answers = list(clients.map(lambda prompt: _generate(pod.engine_url, prompt), prompts))
@@ -377,7 +377,11 @@ def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
         _same_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "told to end, it ends well"
+        assert pod.folder.ending.exists(), "and says so to those who carry its traces away"
         assert status_of(f"{pod.agent_url}/readyz") == 503
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(60) == 0
+        assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
 
 
 def _schedulers_of(launcher: int) -> list[int]:

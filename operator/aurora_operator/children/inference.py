@@ -27,6 +27,8 @@ AGENT = "aurora_runtime.serving.agent"
 DRAIN_SECONDS = 5
 """Endpoints are gone everywhere well within this time; only then may the server be told to stop."""
 GRACE_SECONDS = 120
+SPARE_SECONDS = 10
+"""Of the grace period, so that an agent ends by itself and can say what was lost."""
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a share of its own the agent starves beside a busy engine, and its probes with it."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
@@ -53,6 +55,13 @@ def engine_image(spec: SpeculatorSpec, config: Config) -> str:
     return spec.serving.image or config.runtime_image
 
 
+def stop_within(spec: SpeculatorSpec) -> int:
+    """Seconds that an agent has for its last uploads: what is left of the grace period, which users may override."""
+    grace = spec.serving.template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS)
+    usable = grace if isinstance(grace, int) else GRACE_SECONDS
+    return max(1, usable - DRAIN_SECONDS - SPARE_SECONDS)
+
+
 def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
     text = settings(owner, spec)
     with_store = environment(spec, text)
@@ -72,7 +81,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
     agent = container(
         "agent",
         config.agent_image,
-        [AGENT, "serve"],
+        [AGENT, "serve", "--stop-within", str(stop_within(spec))],
         with_store,
         resources=AGENT_RESOURCES,
         ports=[{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],

@@ -2,7 +2,8 @@
 
 Invariants: the pod is not ready before one request went through speculation and capture; the admin key is neither in a
 command line nor readable through the server; SIGTERM reaches SGLang's main process only, because its children must
-outlive it while requests drain; when SGLang ends, so does this process, and not with success unless it was told to.
+outlive it while requests drain; capture and the agent see the file ``ending`` then, and carry away what they have; when
+SGLang ends, so does this process, and not with success unless it was told to.
 
 The agent of a withdrawn pod may order another mode (without the draft, to measure what the draft is worth). SGLang is
 ended then, and this process with it, so that Kubernetes starts the container anew: its startup probe waits for a model
@@ -209,7 +210,8 @@ def serve(settings: ServingSettings, options: Options) -> int:
     _say(folder, started, ready=False)  # at once: an engine that was killed must not be called ready for long
     where = machine(settings.device)
     started = started.model_copy(update={"machine": where})
-    folder.capture.unlink(missing_ok=True)
+    for former in (folder.capture, folder.ending):
+        former.unlink(missing_ok=True)
     draft = folder.current.resolve(strict=True)
     manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())
     lineage = Lineage.from_json(folder.lineage.read_bytes())
@@ -241,6 +243,8 @@ def serve(settings: ServingSettings, options: Options) -> int:
 
         def stop(_number: int, _frame: types.FrameType | None) -> None:
             told.set()
+            with contextlib.suppress(OSError):
+                folder.ending.touch()
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 

@@ -139,6 +139,11 @@ class PodFolder:
     def withdrawal(self) -> Path:
         return self.path / "withdrawal.json"
 
+    @property
+    def ending(self) -> Path:
+        """There while the launcher was told to end: SGLang answers what it has, and nothing new comes."""
+        return self.path / "ending"
+
     def ordered(self) -> ModeOrder:
         """How the engine is to run: with the draft, unless ordered otherwise."""
         try:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 1.0
 POLL_S: Final = 0.2
+ENDING_SHARD_S: Final = 2.0
+"""An engine that was told to end may be gone soon, and an open shard with it; more often would overflow the spool."""
 
 Batch = Callable[[], list[PromptChunk | VerifyRound]]
 """One batch's records, split by request only when called, so that the split costs the writer and not the scheduler."""
@@ -67,6 +69,7 @@ class ShardWriter:
         self._written = self._spool_dropped = 0
         self._errors = 0
         self._next_heartbeat = 0.0
+        self._ending = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -122,10 +125,12 @@ class ShardWriter:
         now = self._clock()
         pending = self._pending
         full = pending.tokens >= self.settings.shard_tokens
-        if pending.traces and (full or now - pending.since >= self.settings.shard_seconds):
+        wait = min(self.settings.shard_seconds, ENDING_SHARD_S) if self._ending else self.settings.shard_seconds
+        if pending.traces and (full or now - pending.since >= wait):
             self.flush()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_S
+            self._ending = self._folder.ending.exists()
             self.heartbeat()
 
     def _take(self, events: list[PromptChunk | VerifyRound]) -> None:

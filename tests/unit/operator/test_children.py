@@ -68,6 +68,15 @@ def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
     assert seen == {"stage": True, "sglang": False, "agent": True}
 
 
+@pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1")])
+def test_an_agent_has_what_is_left_of_the_grace_period(grace: int | None, within: str) -> None:
+    given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
+    template = pods(spec(**given))["inference"]
+    (agent,) = [c for c in containers(template) if c["name"] == "agent"]
+    assert agent["command"][-2:] == ["--stop-within", within]
+    assert template["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
+
+
 @pytest.mark.parametrize(
     "change",
     [

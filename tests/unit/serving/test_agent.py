@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aurora_api.agent import AgentState
 from aurora_api.records import FileRef, ShardManifest
 from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.serving.agent import uploader as uploader_module
 from aurora_runtime.serving.agent.http import application
 from aurora_runtime.serving.agent.measuring import Measuring
 from aurora_runtime.serving.agent.metrics import Metrics
@@ -37,6 +39,7 @@ class AgentRig(Rig):
     http: TestClient  # type: ignore[type-arg]
     metrics: Metrics
     measuring: Measuring
+    uploader: Uploader
 
     def engine_is(self, *, ready: bool, boot: str = "b1") -> None:
         write_atomically(self.folder.engine, EngineState(boot=boot, ready=ready, started=datetime.now(UTC)).to_json())
@@ -54,9 +57,9 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         rig.client = EngineAdmin(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.metrics = Metrics()
         rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
-        uploader = Uploader(rig.folder.spool, rig.registry)
+        rig.uploader = Uploader(rig.folder.spool, rig.registry)
         rig.measuring = Measuring(rig.client, rig.swapper, rig.drafts, rig.folder, draft_tokens=4, token=TOKEN)
-        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, uploader, rig.measuring, draft_tokens=4)
+        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, rig.uploader, rig.measuring, draft_tokens=4)
         app = application(pod, rig.swapper, rig.measuring, rig.metrics, TOKEN)
         rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
         yield rig
@@ -237,3 +240,95 @@ async def test_a_store_outage_is_waited_out(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest_asyncio.fixture
+async def uploading(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Uploader, FolderObjects, Path]]:
+    """The uploader at work, with short waits."""
+    monkeypatch.setattr(uploader_module, "POLL_S", 0.02)
+    monkeypatch.setattr(uploader_module, "SETTLE_S", 0.1)
+    task = asyncio.create_task(uploads[0].run())
+    yield uploads
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_pod_that_ends_uploads_what_its_engine_writes_to_the_last(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, objects, spool = uploading
+    drains = True
+    shard(spool, 0)
+    finishing = asyncio.create_task(uploader.finish(600, serving=lambda: drains, ending=lambda: True))
+    await asyncio.sleep(0.1)
+    assert not finishing.done(), "the engine still answers, and traces"
+    shard(spool, 1)
+    drains = False
+    await finishing
+    assert len(list(Registry(objects).shard_keys(1))) == 2
+    assert list(spool.iterdir()) == []
+    assert uploader.counters.dropped == 0
+
+
+async def test_a_pod_that_ends_waits_for_no_store_longer_than_it_may_and_counts_what_is_lost(
+    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader, objects, spool = uploading
+    objects.down = True
+    for seq in range(3):
+        shard(spool, seq)
+    await uploader.finish(0.2, serving=lambda: False, ending=lambda: True)
+    assert uploader.counters.dropped == 3
+    assert "3 shards (12 bytes) are lost with the pod" in caplog.text
+    objects.down = False
+    uploader.drain()
+    assert uploader.counters.uploaded == 0, "what was counted as lost is not uploaded after all"
+
+
+async def test_what_was_given_up_is_in_the_metric(rig: AgentRig) -> None:
+    rig.objects.down = True
+    shard(rig.folder.spool, 0)
+    await rig.uploader.finish(0, serving=lambda: False, ending=lambda: True)
+    assert "aurora_shards_dropped_total 1.0" in await (await rig.http.get("/metrics")).text()
+
+
+async def test_an_agent_that_ends_alone_leaves_the_spool_to_the_next(
+    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader, objects, spool = uploading
+    caplog.set_level(logging.INFO)
+    objects.down = True
+    shard(spool, 0)
+    await uploader.finish(600, serving=lambda: True, ending=lambda: False)
+    assert uploader.counters.dropped == 0
+    assert "1 shards wait in the spool for the next agent" in caplog.text
+
+
+async def test_a_launcher_that_is_told_a_moment_later_is_waited_for(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, _, spool = uploading
+    told = iter([False, False])
+    states = iter([True] * 4)
+    finishing = uploader.finish(600, serving=lambda: next(states, False), ending=lambda: next(told, True))
+    shard(spool, 0)
+    await finishing
+    assert list(spool.iterdir()) == []
+
+
+async def test_the_end_of_a_pod_ends_a_long_wait_for_the_store(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader, objects, spool = uploads
+    monkeypatch.setattr(uploader_module, "FIRST_BACKOFF_S", 3600.0)
+    objects.down = True
+    shard(spool, 0)
+    task = asyncio.create_task(uploader.run())
+    await asyncio.sleep(0.2)
+    objects.down = False
+    await uploader.finish(60, serving=lambda: False, ending=lambda: True)
+    assert uploader.counters.uploaded == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -118,6 +118,19 @@ def test_the_agent_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_call_that_hangs_does_not_keep_an_agent_that_was_told_to_end() -> None:
+    code = """if True:
+        import asyncio, time
+        from aurora_runtime.serving.agent import main
+        async def hang():
+            main._stop(asyncio.Event(), 0)
+            await asyncio.to_thread(time.sleep, 3600)
+        main.SPARE_S = 0.1
+        asyncio.run(hang())
+        """
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 1
+
+
 def test_the_launcher_is_light() -> None:
     code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

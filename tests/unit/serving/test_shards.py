@@ -10,7 +10,7 @@ import pytest
 from aurora_api.records import ShardManifest
 from aurora_runtime.serving.assemble import PromptChunk, VerifyRound
 from aurora_runtime.serving.settings import PROBE_PREFIX, CaptureSettings, CaptureState
-from aurora_runtime.serving.shards import ShardWriter, sampled
+from aurora_runtime.serving.shards import ENDING_SHARD_S, ShardWriter, sampled
 from aurora_runtime.store import Keys
 from aurora_runtime.store.objects import sha256_file
 from aurora_runtime.traces import decode
@@ -71,6 +71,21 @@ def test_a_shard_closes_after_its_time_and_its_manifest_says_what_is_in_it(tmp_p
     assert (manifest.proposed, manifest.accepted, manifest.draft_versions) == (0, 0, (0,))
     stem = Keys.shard(1, "pod-0", "0b", 0, manifest.created)
     assert stem.rsplit("/", 1)[1] == data.stem, "the file is named as its object will be"
+
+
+def test_an_engine_that_is_told_to_end_holds_no_shard_open(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, shard_seconds=3600)
+    (tmp_path / "ending").touch()
+    offer(writer, [])
+    writer.step()  # sees it with its heartbeat
+    offer(writer, long_request("r", prompt=3, answer=4))
+    writer.step()
+    assert shards(tmp_path) == [], "not one for each request: the spool is bounded"
+    clock.now += ENDING_SHARD_S
+    offer(writer, [])
+    writer.step()
+    assert len(shards(tmp_path)) == 1
 
 
 def test_a_full_shard_does_not_wait(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -23,21 +24,34 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.staging import Drafts, stage_start
 from aurora_runtime.serving.agent.swap import Swapper
-from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.agent.uploader import SETTLE_S, Uploader
 from aurora_runtime.serving.settings import PodFolder
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 
 log = logging.getLogger(__name__)
 
 STAGE_TIMEOUT_S: Final = 3600.0
+STOP_WITHIN_S: Final = 30.0
+SPARE_S: Final = 3.0
+"""To leave in order: a call that hangs in a thread would hold the process for as long as it likes."""
 
 
 def _registry(settings: ServingSettings) -> Registry:
     return Registry(ObjectStore(StoreConfig.of(settings.store)))
 
 
+def _stop(stopping: asyncio.Event, within: float) -> None:
+    stopping.set()
+    deadline = threading.Timer(within + SPARE_S, os._exit, (1,))
+    deadline.daemon = True
+    deadline.start()
+
+
 async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM; a swap in progress is finished first. Ends, to be restarted, when a part of it does."""
+    """Serve until SIGTERM; then finish a swap in progress and the uploads, within ``stop_within`` seconds of it.
+
+    Ends, to be restarted, when a part of it does.
+    """
     folder = PodFolder(options.state)
     registry = _registry(settings)
     drafts = Drafts(folder, registry)
@@ -45,8 +59,9 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
     metrics = Metrics()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    within: float = options.stop_within
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, _stop, stopping, within)
     key = (options.keys / ADMIN_KEY).read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
     async with ClientSession() as session:
@@ -64,6 +79,12 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         try:
             told = asyncio.create_task(stopping.wait())
             await asyncio.wait({told, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                rest = max(0.0, within - SETTLE_S)
+                last = uploader.finish(rest, serving=lambda: bool(pod.boot()), ending=folder.ending.exists)
+                finishing = asyncio.create_task(last)
+                await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                finishing.cancel()
             await swapper.wait()
             await asyncio.gather(*(task for task in tasks if task.done()))  # raises what ended it
         finally:
@@ -81,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=AGENT_PORT)
     parser.add_argument("--host", default="0.0.0.0")  # noqa: S104 - the operator calls it by the pod's address
     parser.add_argument("--engine-port", type=int, default=ENGINE_PORT)
+    parser.add_argument("--stop-within", type=float, default=STOP_WITHIN_S, help="seconds from SIGTERM to the end")
     parser.add_argument("--stage-timeout", type=float, default=STAGE_TIMEOUT_S, help="seconds to wait for a draft")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

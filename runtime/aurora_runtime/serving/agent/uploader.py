@@ -2,15 +2,19 @@
 
 Invariants: a shard is deleted only after the store has its data and its manifest; a shard that differs from its
 manifest is dropped and counted, never uploaded; a store that is down costs waiting here and nothing elsewhere (the
-writer bounds the spool).
+writer bounds the spool). A pod that ends waits for the store no longer than it may, and what is left is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import random
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 FIRST_BACKOFF_S: Final = 1.0
 LAST_BACKOFF_S: Final = 60.0
+SETTLE_S: Final = 2.0
+"""Agent and launcher are told to end at the same moment, and not in the same instant."""
 
 
 @dataclass
@@ -42,6 +48,8 @@ class Uploader:
         self._spool = spool
         self._registry = registry
         self.counters = UploadCounters()
+        self._hurry = asyncio.Event()
+        self._enough = threading.Event()
 
     async def run(self) -> None:
         """Until cancelled: upload what there is, wait for more; back off with jitter while the store is down."""
@@ -50,17 +58,57 @@ class Uploader:
             try:
                 await asyncio.to_thread(self.drain)
                 backoff = FIRST_BACKOFF_S
-                await asyncio.sleep(POLL_S)
+                await self._rest(POLL_S)
             except (StoreError, OSError) as error:
                 log.warning("traces wait in the spool: %s", error)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                await self._rest(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff = min(backoff * 2, LAST_BACKOFF_S)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep; not for long once the pod ends."""
+        if self._hurry.is_set():
+            await asyncio.sleep(min(seconds, POLL_S))
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+
+    async def finish(self, seconds: float, *, serving: Callable[[], bool], ending: Callable[[], bool]) -> None:
+        """What the agent does last, beside :meth:`run`: see the spool emptied, while the engine drains and behind it.
+
+        An agent that ends alone leaves the spool to its successor. Returns within ``seconds``, and ``SETTLE_S``.
+
+        Args:
+            serving: whether the engine is up.
+            ending: whether the launcher, too, was told to end.
+        """
+        settled = time.monotonic() + SETTLE_S
+        while serving() and not ending():
+            if time.monotonic() > settled:
+                log.info("%d shards wait in the spool for the next agent", len(self._left()))
+                return
+            await asyncio.sleep(SETTLE_S / 20)
+        self._hurry.set()
+        deadline = time.monotonic() + seconds
+        while (serving() or self._left()) and time.monotonic() < deadline:  # noqa: ASYNC110 - files are all there is
+            await asyncio.sleep(POLL_S / 5)
+        self._enough.set()
+        left = self._left()
+        if left:
+            self.counters.dropped += len(left)
+            log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
+                        len(left), sum(left), seconds)  # fmt: skip
+
+    def _left(self) -> list[int]:
+        """Bytes of each shard that waits."""
+        return [_size(path.with_suffix(".safetensors")) for path in self._spool.glob("*.json")]
 
     def drain(self) -> None:
         """Upload every complete shard; raises :class:`StoreError` at the first that the store does not take."""
         if not self._spool.is_dir():
             return
         for path in sorted(self._spool.glob("*.json"), key=lambda path: path.name.rsplit("-", 2)[1:]):
+            if self._enough.is_set():
+                return
             self._upload(path)
 
     def _upload(self, path: Path) -> None:
@@ -91,3 +139,10 @@ class Uploader:
         path.unlink(missing_ok=True)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
         self.counters.dropped += 1
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
