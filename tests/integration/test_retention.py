@@ -11,6 +11,7 @@ import pytest
 
 from aurora_api.records import FileRef, TrainerState
 from aurora_runtime.store import Keys, ObjectStore, Registry
+from aurora_runtime.traces import encode
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.patience import Patience
@@ -53,7 +54,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     registry = Registry(ObjectStore(config))
     open_lineage(registry, tiny.target(tmp_path / "target"), SPEC, utc_now)
     trace = tiny.trace(0)
-    size = len(tiny.encode([trace]))
+    size = len(encode([trace]))
     limits = Limits(total=KEPT * size, replay=2 * size)
     written: list[str] = []
     read: list[str] = []

@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
+from aurora_api.pod import StoreSettings, TrainerSettings
 from aurora_api.records import FileRef, TrainerState
+from aurora_api.speculator import Target, Training
 from aurora_runtime.errors import StoreError
 from aurora_runtime.store import Keys, Registry
+from aurora_runtime.traces import encode
+from aurora_runtime.training import main, train
 from aurora_runtime.training import retention as module
 from aurora_runtime.training.ledger import Ledger
-from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.retention import BARE_S, Limits, Retention
 from tests.unit.training import tiny
+from tests.unit.training.test_store_side import SPEC
 
-SHARD = len(tiny.encode([tiny.trace(0)]))
+SHARD = len(encode([tiny.trace(0)]))
 
 
 class Scene:
@@ -278,3 +285,49 @@ def test_a_damaged_state_is_followed_by_a_higher_epoch() -> None:
     registry, objects = tiny.memory_registry()
     objects.put(Keys.trainer_state(7), b"{}")
     assert registry.trainer_epoch() == 7
+
+
+class Traffic(Patience):
+    """Each time the trainer has nothing to do a shard comes, until there were enough of them."""
+
+    def __init__(self, registry: Registry, count: int) -> None:
+        super().__init__()
+        self.registry, self.count = registry, count
+        self.written: list[str] = []
+
+    def sleep(self, seconds: float) -> None:
+        if len(self.written) == self.count:
+            self.stop()
+            return
+        traces = [tiny.trace(seed) for seed in range(3)]
+        self.written.append(tiny.put_shard(self.registry, len(self.written), traces))
+
+
+def test_the_trainer_itself_keeps_its_store_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(encode([tiny.trace(seed) for seed in range(3)]))
+    monkeypatch.setattr(main, "limits_of", lambda _: Limits(total=6 * size, replay=2 * size))
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+    registry, _ = tiny.memory_registry()
+    target = tiny.target(tmp_path)
+    lineage = open_lineage(registry, target, SPEC, utc_now)
+    settings = TrainerSettings(
+        namespace="n",
+        name="s",
+        target=Target(model=str(tmp_path)),
+        draft=SPEC,
+        training=Training(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
+        store=StoreSettings(bucket="b", root="r"),
+    )
+    traffic = Traffic(registry, 14)
+    trainer = main.build(settings, registry, target, lineage, traffic, torch.device("cpu"))
+    trainer.run()
+    left = list(registry.shard_keys(1))
+    assert left == traffic.written[-len(left) :]
+    assert 6 <= len(left) <= 10
+    again = main.build(settings, registry, target, lineage, Patience(), torch.device("cpu"))
+    assert again.ledger.total == 14
+    assert again.retention.pending() == []
+    status = registry.trainer_status()
+    assert status is not None
+    assert status.shards == 14, "what was deleted was consumed all the same"
