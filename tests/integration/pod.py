@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from pathlib import Path
@@ -27,6 +27,7 @@ ADMIN = "admin-key-of-the-test"
 TOKEN = "agent-token-of-the-test"  # noqa: S105 - a test's
 START_S = 900.0
 STOP_S = 60.0
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def call(
@@ -36,17 +37,26 @@ def call(
         return bytes(answer.read())
 
 
-def _open(url: str, body: Any, *, method: str | None, token: str | None, timeout: float) -> HTTPResponse:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+def _open(
+    url: str, body: Any, *, method: str | None, token: str | None, timeout: float, extra: Mapping[str, str] = NO_HEADERS
+) -> HTTPResponse:
+    headers = {"Content-Type": "application/json", **extra} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own servers
     answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - our own servers
     return answer
 
 
-def status_of(url: str, body: Any = None, *, method: str | None = None, token: str | None = None) -> int:
+def status_of(
+    url: str,
+    body: Any = None,
+    *,
+    method: str | None = None,
+    token: str | None = None,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> int:
     try:
-        with _open(url, body, method=method, token=token, timeout=60) as answer:
+        with _open(url, body, method=method, token=token, timeout=60, extra=headers) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         with error:

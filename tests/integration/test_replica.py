@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.agent import AgentState, MeasurementPhase
+from aurora_api.agent import MEASUREMENT_HEADER, PASS_HEADER, AgentState, MeasurementPhase, measurement_pass
 from aurora_api.gate import judge
 from aurora_api.pod import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
 from aurora_api.records import Arm, Registration
@@ -36,7 +36,7 @@ from tests.integration.lineage import (
     write_constant_draft,
     write_draft,
 )
-from tests.integration.pod import PodProcesses, call, status_of
+from tests.integration.pod import TOKEN, PodProcesses, call, status_of
 from tests.integration.validation_store import held_out_traces, put_traces
 
 pytestmark = pytest.mark.timeout(1800)  # four starts of an engine, each half a minute alone and minutes in a crowd
@@ -198,6 +198,10 @@ def test_a_driver_that_dies_leaves_no_draft_on_trial_behind(world: World, tmp_pa
         assert status_of(f"{world.pod.agent_url}/readyz") == 503
         body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
         assert status_of(f"{world.pod.engine_url}/generate", body) == 503
+        guessed = {PASS_HEADER: "job-2", MEASUREMENT_HEADER: "job-2"}
+        assert status_of(f"{world.pod.engine_url}/generate", body, headers=guessed) == 503, "a name is no pass"
+        earned = {PASS_HEADER: measurement_pass(TOKEN, "job-2")}
+        assert status_of(f"{world.pod.engine_url}/generate", body, headers=earned) == 200
         chat = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
         assert status_of(f"{world.pod.engine_url}/v1/chat/completions", chat) == 503
         log = (tmp_path / "driver.log").read_text()
