@@ -153,6 +153,9 @@ class TrainerStatus(Record):
     trained_tokens: int = Field(ge=0)
     loss: float | None = None
     held_out_accept_length: float | None = None
+    vocabulary_coverage: float | None = Field(
+        default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
+    )
     last_registered: int | None = None
     message: str = ""
     updated: Timestamp

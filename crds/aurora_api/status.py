@@ -114,6 +114,9 @@ class TrainingStatus(Model):
     step: int = 0
     trained_tokens: int = 0
     held_out_accept_length: str | None = None
+    vocabulary_coverage: str | None = Field(
+        default=None, description="Share of held-out answer tokens that the draft can propose at all."
+    )
     last_updated: Timestamp | None = None
 
 

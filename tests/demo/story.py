@@ -29,7 +29,8 @@ def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
         f"{traffic.requests} requests ({traffic.failed} failed, {traffic.answer_tokens} tokens)",
         f"trainer {training.get('phase') or 'Starting'}: step {training.get('step', 0)}, "
         f"{training.get('trainedTokens', 0)} positions, "
-        f"held-out acceptance {training.get('heldOutAcceptLength') or '-'}",
+        f"held-out acceptance {training.get('heldOutAcceptLength') or '-'}, "
+        f"vocabulary coverage {training.get('vocabularyCoverage') or '-'}",
         f"live acceptance {status.get('acceptLength') or '-'}",
         f"active {status.get('active', {}).get('version', '-')}",
     ]

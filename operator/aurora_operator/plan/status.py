@@ -88,12 +88,13 @@ def _training(observed: Observed) -> TrainingStatus:
     record = observed.store.trainer
     if record is None:
         return observed.status.training
-    held_out = record.held_out_accept_length
+    held_out, coverage = record.held_out_accept_length, record.vocabulary_coverage
     return TrainingStatus(
         phase=record.phase,
         step=record.step,
         trained_tokens=record.trained_tokens,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
+        vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
         last_updated=record.updated,
     )
 

@@ -28,6 +28,7 @@ class HeldOut:
     rounds: int
     tokens: int
     first_hits: float  # share of roots whose first guess was right
+    coverage: float  # share of the answers' tokens that the draft's vocabulary map holds: no draft can say the others
 
     @property
     def accept_length(self) -> float:
@@ -48,7 +49,7 @@ def evaluate(
     examples should come in the order of their importance."""
     device = draft.lm_head.weight.device
     deadline = time.monotonic() + seconds
-    requests = rounds = tokens = hits = roots = 0
+    requests = rounds = tokens = hits = roots = inside = 0
     for group in pack(list(examples), slots):
         batch = collate(group, steps, vocabulary).to(device)
         known = batch.expected != -1
@@ -62,9 +63,10 @@ def evaluate(
             r, t = walk(right[i, :n].cpu())
             requests, rounds, tokens = requests + 1, rounds + r, tokens + t
             hits, roots = hits + int(right[i, :n, 0].sum()), roots + n
+            inside += int((batch.expected[i, :n, 0] >= 0).sum())
         if time.monotonic() > deadline:
             break
-    return HeldOut(requests, rounds, tokens, hits / max(roots, 1))
+    return HeldOut(requests, rounds, tokens, hits / max(roots, 1), inside / max(roots, 1))
 
 
 def walk(right: Tensor) -> tuple[int, int]:

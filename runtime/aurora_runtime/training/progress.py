@@ -30,12 +30,13 @@ class Progress:
         self._phase: TrainerPhase | None = None
         self._next = 0.0
         self._accept_length: float | None = None
+        self._coverage: float | None = None
         self._message = ""
 
     def evaluated(self, outcome: Outcome) -> None:
         """Take over what an evaluation showed; the next status says it."""
         if outcome.candidate is not None:
-            self._accept_length = outcome.candidate.accept_length
+            self._accept_length, self._coverage = outcome.candidate.accept_length, outcome.candidate.coverage
         self._message = outcome.message
         self._next = 0.0
 
@@ -52,6 +53,7 @@ class Progress:
                 trained_tokens=tokens,
                 loss=session.loss,
                 held_out_accept_length=self._accept_length,
+                vocabulary_coverage=self._coverage,
                 last_registered=last.version,
                 message=self._message,
                 updated=utc_now(),

@@ -10,7 +10,7 @@ import pytest
 
 from aurora_api.agent import LiveCounters, SwapPhase
 from aurora_api.conditions import Condition, ConditionType
-from aurora_api.records import ChannelReason, Evidence, VerdictKind
+from aurora_api.records import ChannelReason, Evidence, TrainerPhase, TrainerStatus, VerdictKind
 from aurora_api.status import (
     AnalysisStatus,
     CandidatePhase,
@@ -62,6 +62,21 @@ def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> No
     first = made(observed(store=store(0, channel=None), pods=())).advance
     assert first is not None
     assert (first.epoch, first.active, first.previous) == (1, 0, None)
+
+
+def test_the_status_tells_how_the_draft_learns_and_what_share_of_the_answers_it_can_say() -> None:
+    told = TrainerStatus(
+        phase=TrainerPhase.TRAINING,
+        step=7,
+        shards=2,
+        trained_tokens=900,
+        held_out_accept_length=1.604,
+        vocabulary_coverage=0.8456,
+        updated=NOW,
+    )
+    training = status(observed(store=store(0, trainer=told))).training
+    assert (training.step, training.trained_tokens) == (7, 900)
+    assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
 
 
 def test_a_draft_lives_from_registration_to_promotion() -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from aurora_runtime.training.evaluate import evaluate, walk
-from aurora_runtime.training.examples import Example, examples_of
+from aurora_runtime.training.examples import Example, Vocabulary, examples_of
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.session import Session
 from tests.unit.training import tiny
@@ -52,6 +52,16 @@ def test_training_on_a_few_requests_learns_them(tmp_path: Path) -> None:
     assert losses[-1] < 0.3 * losses[0]
     assert before.accept_length < 1.3
     assert after.accept_length > 1.8  # a quarter of the random tokens is outside the draft's vocabulary
+
+
+def test_coverage_is_the_share_of_answer_tokens_that_the_map_holds(tmp_path: Path) -> None:
+    session, examples = session_of(tmp_path)
+    everything = Vocabulary.of(torch.arange(tiny.VOCAB), tiny.VOCAB)
+    answers = [e.tokens[e.first_root + 2 :][: e.roots].long() for e in examples]  # slot t proposes token t + 2
+    inside = torch.cat([session.vocabulary.to_draft[tokens] >= 0 for tokens in answers])
+    assert 0.5 < inside.float().mean() < 1
+    assert evaluate(session.draft, examples, session.vocabulary, 3).coverage == inside.float().mean()
+    assert evaluate(session.draft, examples, everything, 3).coverage == 1
 
 
 def test_what_is_not_finite_is_not_learnt(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""What a draft keeps and how fast it turns when traffic goes from one domain to another and back, by recipe.
+
+Three phases on the recorded requests of tests/assets/drafted.py: the first half of the first domain's, all of the
+second's, and the first domain's second half. Held-out requests of both are asked at every look, so that recovery and
+forgetting stand side by side; the first look of a phase is before its first step: what a draft that stays as it is
+would go on with.
+
+    python -m tests.bench.learning.shift [--domains json docstrings] [--seeds 0 1 2] [--only fifo "discard 0.1"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from tests.assets.drafted import TRAFFIC, drafted_traces
+from tests.assets.trained_draft import day_0
+from tests.bench.learning.configurations import CONFIGURATIONS, Configuration
+from tests.bench.learning.replay import REPLAY_BYTES, learn_shard, look
+
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.replay import Memory
+from aurora_runtime.training.session import Session
+
+PARTS: Final = 4
+"""Looks per phase, after the one at its beginning."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Held-out acceptance length of each domain after ``tokens`` answer tokens of a phase."""
+
+    phase: str
+    tokens: int
+    lengths: tuple[float, ...]
+
+
+def phases(domains: Sequence[str], traces: Sequence[Sequence[RequestTrace]]) -> list[tuple[str, list[RequestTrace]]]:
+    """A, B, and A again with requests that the first phase has not seen."""
+    first, second = ([t for t in each if not t.held_out] for each in traces)
+    middle = len(first) // 2
+    return [(domains[0], first[:middle]), (domains[1], second), (domains[0], first[middle:])]
+
+
+def walk(
+    parts: Sequence[tuple[str, Sequence[RequestTrace]]],
+    asked: Sequence[Sequence[RequestTrace]],
+    how: Configuration,
+    seed: int,
+) -> Iterator[Point]:
+    """Train a day-0 draft through the phases as ``how`` says."""
+    draft, vocabulary = day_0()
+    session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
+    session.generator.manual_seed(seed)
+    memory, held_out = Memory(REPLAY_BYTES), [_examples(each, vocabulary) for each in asked]
+    for phase, fresh in parts:
+        tokens = 0
+        yield _point(session, held_out, phase, tokens)
+        for part in range(PARTS):
+            shard = fresh[len(fresh) * part // PARTS : len(fresh) * (part + 1) // PARTS]
+            learn_shard(session, memory, shard, how, vocabulary)
+            tokens += sum(t.answer_tokens for t in shard)
+            yield _point(session, held_out, phase, tokens)
+
+
+def _examples(traces: Sequence[RequestTrace], vocabulary: Vocabulary) -> list[Example]:
+    return [e for t in traces for e in examples_of(t, vocabulary)]
+
+
+def _point(session: Session, held_out: Sequence[Sequence[Example]], phase: str, tokens: int) -> Point:
+    return Point(phase, tokens, tuple(look(session, each, tokens).accept_length for each in held_out))
+
+
+def table(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
+    """One row per recipe and domain asked; a cell is the mean over seeds, and their standard deviation."""
+    some = next(iter(walks.values()))[0]
+    head = ["recipe", "asked", *(f"{p.phase} {p.tokens / 1000:.1f}k" for p in some)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, seeds in walks.items():
+        for place, domain in enumerate(domains):
+            values = [[points[i].lengths[place] for points in seeds] for i in range(len(some))]
+            lines.append("| " + " | ".join([name, domain, *map(_cell, values)]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", nargs=2, choices=sorted(TRAFFIC), default=["json", "docstrings"])
+    parser.add_argument(
+        "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=["fifo", "replay", "discard 0.1"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    traces = [drafted_traces(domain, options.requests) for domain in options.domains]
+    parts, asked = phases(options.domains, traces), [[t for t in each if t.held_out] for each in traces]
+    walks: dict[str, list[list[Point]]] = {}
+    for name in options.only:
+        for seed in options.seeds:
+            points = list(walk(parts, asked, CONFIGURATIONS[name], seed))
+            walks.setdefault(name, []).append(points)
+            print(
+                f"{name}, seed {seed}: " + " ".join(f"{p.lengths[0]:.2f}/{p.lengths[1]:.2f}" for p in points),
+                flush=True,
+            )
+    print("\n" + table(options.domains, walks))
+
+
+if __name__ == "__main__":
+    main()
