@@ -9,6 +9,8 @@ no more because of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,26 +21,43 @@ from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.unroll import unroll
 
 
-def batch_loss(draft: Draft, batch: Batch, recipe: Recipe) -> Tensor:
-    """The scalar loss of ``batch``; matrix products in bf16, losses in float32."""
-    device = batch.weight.device
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        outputs = unroll(draft, batch.trunk, batch.levels)
+def batch_loss(
+    draft: Draft, batch: Batch, recipe: Recipe, total: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
+    """The scalar loss of ``batch``; matrix products in bf16, losses in float32.
+
+    ``total`` makes sums over this batch sums over all batches of the step, where processes share one: every
+    expectation is then taken over all of them, and their losses add up to the step's.
+    """
+    return taught_loss(draft, states(draft, batch), batch, recipe, total)
+
+
+def states(draft: Draft, batch: Batch) -> list[Tensor]:
+    """The draft's outputs ``[B, N[d], H]`` at each depth."""
+    with torch.autocast(batch.weight.device.type, dtype=torch.bfloat16):
+        return unroll(draft, batch.trunk, batch.levels)
+
+
+def taught_loss(
+    draft: Draft, outputs: Sequence[Tensor], batch: Batch, recipe: Recipe, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What :func:`states` costs."""
     scale = sum(recipe.step_decay**depth for depth in range(len(outputs)))
-    rows, states, weights = [], [], []
+    rows, chosen, weights, shares = [], [], [], []
     for depth, (out, row) in enumerate(zip(outputs, batch.rows, strict=True)):
         for part, share in ((slice(batch.roots), 1.0), (slice(batch.roots, None), recipe.discard)):
-            chosen = row[:, part] >= 0
-            taught = row[:, part][chosen]
-            weight = batch.weight[taught]
-            weights.append(share * recipe.step_decay**depth / scale * weight / weight.sum().clamp(min=1e-6))
-            rows.append(taught)
-            states.append(out[:, part][chosen])
+            present = row[:, part] >= 0
+            rows.append(row[:, part][present])
+            chosen.append(out[:, part][present])
+            weights.append(batch.weight[rows[-1]])
+            shares.append(share * recipe.step_decay**depth / scale)
+    sums = total(torch.stack([weight.sum() for weight in weights])).clamp(min=1e-6)
+    parts = [share * weight / own for share, weight, own in zip(shares, weights, sums.unbind(), strict=True)]
     return head_loss(
-        draft.norm(torch.cat(states)),
+        draft.norm(torch.cat(chosen)),
         draft.lm_head.weight,
         recipe.loss,
         batch.teacher[torch.cat(rows)],
-        torch.cat(weights),
+        torch.cat(parts),
         torch.bfloat16,
     )

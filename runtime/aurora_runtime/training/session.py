@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.batch import collate
+from aurora_runtime.training.batch import Batch, collate
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.examples import Example, Vocabulary
 from aurora_runtime.training.objective import batch_loss
@@ -23,6 +23,7 @@ from aurora_runtime.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 SEED: Final = 0
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
 class Session:
@@ -41,38 +42,59 @@ class Session:
 
     def step(self, examples: Sequence[Example]) -> float:
         """One optimizer step on ``examples``; returns the loss (mean over taught positions, steps weighted)."""
+        value = float(self._backward(examples))
+        if self.update(value):
+            self.seen += sum(e.slots for e in examples)
+        return value
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """``examples`` as the recipe unrolls them, on the session's device."""
         recipe = self.recipe
-        batch = collate(examples, recipe.unroll_steps, self.vocabulary, recipe.follow, branches=recipe.discard > 0).to(
-            self.device
-        )
-        loss = batch_loss(self.draft, batch, recipe)
+        found = collate(examples, recipe.unroll_steps, self.vocabulary, recipe.follow, branches=recipe.discard > 0)
+        return found.to(self.device)
+
+    def _backward(self, examples: Sequence[Example]) -> Tensor:
+        """Leave the gradients of ``examples`` in the parameters; returns their loss."""
+        loss = batch_loss(self.draft, self.batch(examples), self.recipe)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), recipe.clip, foreach=True)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and bool(norm.isfinite())):
+        return loss.detach()
+
+    def update(self, loss: float) -> bool:
+        """Apply the gradients of a batch that cost ``loss``, unless something is not finite; whether it was done.
+
+        After a warm-up the rate stays what it is: the stream has no end towards which it could fall.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), self.recipe.clip, foreach=True)
+        if not (math.isfinite(loss) and bool(norm.isfinite())):
             log.error("a batch with a loss or a gradient that is not finite was left out")
             self._optimizer.zero_grad(set_to_none=True)
-            return value
-        rate = recipe.learning_rate * min(1.0, (self.steps + 1) / recipe.warmup_steps)
+            return False
+        rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self.seen += sum(e.slots for e in examples)
-        self.loss = value if self.loss is None else 0.95 * self.loss + 0.05 * value
-        return value
+        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        return True
+
+    def round_moments(self) -> None:
+        """Round the live moments to what :meth:`state` stores."""
+        for parameter in self.draft.parameters():
+            for moment in MOMENTS:
+                live = self._optimizer.state[parameter].get(moment)
+                if live is not None:
+                    live.copy_(live.to(torch.bfloat16))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides the next step, on the CPU."""
+        self.round_moments()
         tensors = {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
         for name, parameter in self.draft.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
                 if live is not None:
-                    rounded = live.to(torch.bfloat16)
-                    live.copy_(rounded)
-                    tensors[f"{moment}.{name}"] = rounded.cpu()
+                    tensors[f"{moment}.{name}"] = live.to(torch.bfloat16).cpu()
         tensors["generator"] = self.generator.get_state()
         tensors["counters"] = torch.tensor([self.steps, self.seen])
         tensors["loss"] = torch.tensor(float("nan") if self.loss is None else self.loss, dtype=torch.float64)
@@ -89,8 +111,5 @@ class Session:
             if f"exp_avg.{name}" in tensors:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.steps), device=self.device),
-                    **{
-                        moment: tensors[f"{moment}.{name}"].to(self.device, torch.float32)
-                        for moment in ("exp_avg", "exp_avg_sq")
-                    },
+                    **{moment: tensors[f"{moment}.{name}"].to(self.device, torch.float32) for moment in MOMENTS},
                 }
