@@ -26,6 +26,7 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
+from aurora_runtime.training.ranks import Ranks, SharedSession, follow, processes
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.retention import Limits, Retention
@@ -40,14 +41,16 @@ PASSES: Final = 4
 log = logging.getLogger(__name__)
 
 
-def recipe_of(settings: TrainerSettings) -> Recipe:
-    """How to learn, from the custom resource. Without replay every position is trained once."""
+def recipe_of(settings: TrainerSettings, ranks: int = 1) -> Recipe:
+    """How to learn, from the custom resource. Without replay every position is trained once. ``ranks`` processes take
+    batches as many times as large, so that each has as much to do as one alone."""
     training = settings.training
     return Recipe(
         learning_rate=float(training.learning_rate),
         unroll_steps=training.unroll_steps,
         replay=training.replay,
         passes=max(PASSES, 1 + training.replay) if training.replay else 1,
+        batch_slots=ranks * Recipe.batch_slots,
     )
 
 
@@ -63,6 +66,7 @@ def build(
     lineage: Lineage,
     patience: Patience,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """A trainer that continues from the stored state, or from the last version when there is none."""
     number = lineage.number
@@ -71,8 +75,10 @@ def build(
     last = patience.call("reading the registry", lambda: registry.registration(newest))
     draft, vocabulary = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
     held, _ = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
-    recipe = recipe_of(settings)
-    session = Session(draft, vocabulary, recipe, device)
+    recipe = recipe_of(settings, ranks.size if ranks else 1)
+    session = (
+        SharedSession(draft, vocabulary, recipe, device, ranks) if ranks else Session(draft, vocabulary, recipe, device)
+    )
     ledger = Ledger(registry, number, patience, state.record if state else None)
     width = len(lineage.aux_layers) * target.identity.hidden_size
     reader = ShardReader(registry, vocabulary, width, patience, prompt_weight=recipe.prompt_weight)
@@ -109,7 +115,9 @@ def refill(ledger: Ledger, reader: ShardReader, memory: Memory, held_out: HeldOu
             held_out.add(request, examples)
 
 
-def run(settings: TrainerSettings, registry: Registry, patience: Patience, device: torch.device) -> None:
+def run(
+    settings: TrainerSettings, registry: Registry, patience: Patience, device: torch.device, ranks: Ranks | None
+) -> None:
     """Day 0 if needed, then training or, when suspended, waiting; returns when ``patience`` is stopped."""
     target = patience.call("reading the target", lambda: load_target(settings.target))
     patience.call("opening the store", registry.objects.probe)
@@ -119,7 +127,7 @@ def run(settings: TrainerSettings, registry: Registry, patience: Patience, devic
     if settings.training.suspended:
         wait_suspended(settings, registry, lineage, patience)
         return
-    build(settings, registry, target, lineage, patience, device).run()
+    build(settings, registry, target, lineage, patience, device, ranks).run()
 
 
 def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Lineage, patience: Patience) -> None:
@@ -138,12 +146,29 @@ def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Linea
         patience.sleep(IDLE_INTERVAL_S)
 
 
+def own_device() -> torch.device:
+    """This process's GPU, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
 def main() -> None:
     """Entry point of the trainer's container."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     settings = TrainerSettings.from_env()
+    device = own_device()
+    ranks = Ranks(device) if processes() > 1 else None
+    if ranks and not ranks.leads:
+        # When to stop is the leader's to say, which is told to stop at the same time.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        follow(ranks, device)
+        return
     patience = Patience()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -155,13 +180,14 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
     log.info("training for %s on %s, %d thread(s)", settings.target.model, device.type, torch.get_num_threads())
     try:
-        run(settings, registry, patience, device)
+        run(settings, registry, patience, device, ranks)
     except Interrupted as interrupted:
         log.info("%s", interrupted)
+    if ranks:
+        ranks.dismiss()
 
 
 if __name__ == "__main__":

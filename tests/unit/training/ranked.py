@@ -1,0 +1,63 @@
+"""What one rank of ``test_ranks.py`` does under torchrun: ``-m tests.unit.training.ranked FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from aurora_runtime.training.examples import Example, examples_of
+from aurora_runtime.training.ranks import Ranks, SharedSession, follow
+from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.session import Session
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(learning_rate=5e-3, discard=0.3)
+STEPS = 8  # of which some follow a save, and some a restore
+
+
+def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:
+    """A session, and batches of very unlike requests: long and short ones, chains and trees, and one alone."""
+    draft, vocabulary = tiny.draft_of(tiny.target(folder / "target"))
+    session = SharedSession(draft, vocabulary, RECIPE, CPU, ranks) if ranks else Session(draft, vocabulary, RECIPE, CPU)
+    traces = [tiny.trace(seed, answer=5 + 9 * (seed % 5)) for seed in range(12)] + [tree_trace(s) for s in range(6)]
+    examples = [e for trace in traces for e in examples_of(trace, vocabulary)]
+    return session, [examples[:1], *(examples[i :: STEPS - 1] for i in range(STEPS - 1))]
+
+
+def learn(session: Session, batches: list[list[Example]]) -> list[float]:
+    """The loss of each step. On the way the session continues from what was saved, and later is saved and goes on."""
+    losses = list[float]()
+    for step, batch in enumerate(batches):
+        losses.append(session.step(batch))
+        if step == 2:
+            session.restore({name: tensor.clone() for name, tensor in session.state().items()})
+        if step == 5:
+            session.state()
+    return losses
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    ranks = Ranks(CPU)
+    losses = list[float]()
+    if ranks.leads:
+        session, batches = prepared(folder, ranks)
+        losses = learn(session, batches)
+        state = session.state()
+        ranks.dismiss()
+    else:
+        followed = follow(ranks, CPU)
+        assert followed is not None
+        state = followed.state()
+    save_file({**state, "losses": torch.tensor(losses)}, folder / f"rank{rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
