@@ -5,8 +5,10 @@ Invariant: at most one trainer exists: a StatefulSet starts the next pod only wh
 
 from __future__ import annotations
 
+from typing import Any
+
 from aurora_api.pod import TrainerSettings
-from aurora_api.speculator import SpeculatorSpec
+from aurora_api.speculator import PodTemplate, SpeculatorSpec
 from aurora_operator.children.common import (
     TRAINER,
     child,
@@ -21,9 +23,32 @@ from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Owner
 
+MODULE = "aurora_runtime.training"
+
 
 def trainer_name(owner: Owner) -> str:
     return f"{owner.name}-trainer"
+
+
+def gpus(template: PodTemplate) -> int:
+    """How many GPUs of any vendor (``nvidia.com/gpu``, ``amd.com/gpu``) the trainer's container is given."""
+    containers = template.spec.get("containers")
+    own = [c for c in containers if _dict(c).get("name") == TRAINER] if isinstance(containers, list) else []
+    limits = [_dict(_dict(c.get("resources")).get("limits")) for c in own]
+    counts = [str(count) for found in limits for name, count in found.items() if str(name).endswith("/gpu")]
+    return sum(int(count) for count in counts if count.isdecimal())
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """What a user wrote where an object belongs; anything else is the API server's to refuse."""
+    return value if isinstance(value, dict) else {}
+
+
+def program(count: int) -> list[str]:
+    """The trainer's module; on several GPUs under torchrun, a process for each, of which one that ends ends the pod."""
+    if count < 2:
+        return [MODULE]
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", MODULE]
 
 
 def stateful_set(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
@@ -37,9 +62,9 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
     )
     text = value.model_dump_json(by_alias=True, exclude_none=True)
     trainer = container(
-        "trainer",
+        TRAINER,
         engine_image(spec, config),
-        ["aurora_runtime.training"],
+        program(gpus(spec.training.template)),
         environment(spec, text),
         volumeMounts=[SHM_MOUNT],
     )

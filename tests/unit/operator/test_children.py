@@ -136,6 +136,29 @@ def test_a_validator_is_shaped_like_an_inference_pod_but_runs_its_own_program() 
     assert "team" in template["metadata"]["labels"]
 
 
+@pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 1}, {"nvidia.com/gpu": "1", "cpu": 8}, "?"])
+def test_a_trainer_on_one_device_is_one_process(limits: Any) -> None:
+    given = spec(
+        training={"template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": limits}}]}}}
+    )
+    (container,) = pods(given)["trainer"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "aurora_runtime.training"]
+
+
+@pytest.mark.parametrize("limits", [{"nvidia.com/gpu": 4}, {"nvidia.com/gpu": "4", "cpu": "8"}, {"amd.com/gpu": 4}])
+def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]) -> None:
+    own = {"name": "trainer", "resources": {"limits": limits}}
+    beside = {"name": "watcher", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
+    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
+    torchrun = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    assert container["command"] == [*torchrun, "-m", "aurora_runtime.training"]
+    own["command"] = ["mine"]
+    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
+    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
+    assert container["command"] == ["mine"], "the user's template has the last word"
+
+
 def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_and_one_token() -> None:
     secrets = [{"name": "registry"}]
     serving: dict[str, Any] = copy.deepcopy(SERVING)
