@@ -36,7 +36,7 @@ PATIENCE: Final = timedelta(days=365)
 class Order(StrEnum):
     """What the leader tells the others."""
 
-    START = "start"  # with the draft's sizes and the recipe; the embedding and the vocabulary map follow
+    START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
     STEP = "step"  # with the rank's share
     ROUND = "round"  # the moments, because the leader saves
@@ -121,13 +121,13 @@ class SharedSession(Session):
         super().__init__(draft, vocabulary, recipe, device)
         self._ranks = ranks
         if ranks.leads:
-            ranks.tell(Order.START, (draft.config, recipe))
-            ranks.spread({"embedding": draft.embedding, **vars(vocabulary)})
-        # This copies the leader's weights to all.
+            ranks.tell(Order.START, (draft.config, draft.embedding.dtype, recipe))
+            ranks.spread(vars(vocabulary))
+        # This copies the leader's weights, and the target's embedding, to all.
         self._model = DistributedDataParallel(
             _Objective(self.draft, recipe, ranks),
             process_group=ranks.gradients,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
 
@@ -159,9 +159,9 @@ def follow(ranks: Ranks, device: torch.device) -> SharedSession | None:
             dist.destroy_process_group()
             return session
         if session is None:
-            (config, recipe), tensors = what, ranks.spread()
-            draft = Draft(config, tensors.pop("embedding"))
-            session = SharedSession(draft, Vocabulary(**tensors), recipe, device, ranks)
+            config, dtype, recipe = what
+            draft = Draft(config, torch.empty(config.vocab_size, config.hidden_size, dtype=dtype))
+            session = SharedSession(draft, Vocabulary(**ranks.spread()), recipe, device, ranks)
         elif order is Order.STEP:
             session.step(what)
         elif order is Order.RESTORE:
