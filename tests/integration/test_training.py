@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, TrainerSettings
-from aurora_api.records import FileRef, Registration, ShardManifest, TrainerPhase, TrainerState
-from aurora_api.speculator import Draft, Target, Training
+from aurora_api.records import Registration, TrainerPhase
+from aurora_api.speculator import Training
 from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training.janitor import orphans
-from aurora_runtime.training.lineage import utc_now
 from tests.assets.model import ensure_model
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import json_traces
+from tests.assets.trainer import put_shards, settings_for, state_of, stop, trainer, wait_for
 
 SHARD_REQUESTS = 30
-WAIT_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -42,93 +33,16 @@ def registry(s3: S3, request: pytest.FixtureRequest) -> Registry:
     return Registry(objects)
 
 
-def settings_for(registry: Registry, training: Training) -> TrainerSettings:
-    config = registry.objects.config
-    return TrainerSettings(
-        namespace="default",
-        name="test",
-        target=Target(model=str(ensure_model())),
-        draft=Draft(),
-        training=training,
-        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region),
-    )
-
-
-@contextlib.contextmanager
-def trainer(s3: S3, settings: TrainerSettings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A trainer process; killed at the end if it is still there."""
-    environment = os.environ | s3.environment() | {SETTINGS_VARIABLE: settings.to_json().decode()}
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "aurora_runtime.training"],
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def wait_for(what: str, probe: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not probe():
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"{what}: exit {process.poll()}\n{log.read_text()[-4000:]}")
-        time.sleep(0.5)
-
-
-def put_shards(registry: Registry, traces: list[RequestTrace]) -> list[str]:
-    keys = []
-    for seq, start in enumerate(range(0, len(traces), SHARD_REQUESTS)):
-        part = traces[start : start + SHARD_REQUESTS]
-        data = encode(part)
-        name = f"pod-0-b00t-{seq:08d}.safetensors"
-        manifest = ShardManifest(
-            lineage=1,
-            pod="pod-0",
-            boot="b00t",
-            seq=seq,
-            file=FileRef(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
-            requests=len(part),
-            tokens=sum(t.hidden.shape[0] for t in part),
-            answer_tokens=sum(t.answer_tokens for t in part),
-            rounds=sum(t.root.shape[0] for t in part),
-            proposed=0,
-            accepted=0,
-            dropped_records=0,
-            draft_versions=(0,),
-            created=utc_now(),
-        )
-        keys.append(registry.put_shard(manifest, data))
-    return keys
-
-
-def state_of(registry: Registry) -> TrainerState | None:
-    stored = registry.trainer_state()
-    return stored[0] if stored else None
-
-
-def stop(process: subprocess.Popen[bytes]) -> float:
-    """SIGTERM; returns how long the process took to leave."""
-    began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
-    return time.monotonic() - began
-
-
 def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, registry: Registry, tmp_path: Path) -> None:
     traces = json_traces()
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = settings_for(registry, Training(publish_tokens=fresh - 2000, publish_seconds=3600))
+    settings = settings_for(registry, ensure_model(), Training(publish_tokens=fresh - 2000, publish_seconds=3600))
     log = tmp_path / "trainer.log"
 
     with trainer(s3, settings, log) as process:
         wait_for("day 0", registry.lineage, process, log)
         assert registry.last_version() == 0
-        keys = put_shards(registry, traces)
+        keys = put_shards(registry, traces, SHARD_REQUESTS)
         wait_for("a first state", lambda: state_of(registry), process, log)
         process.kill()
         process.wait(10)
@@ -176,7 +90,7 @@ def digest_of_version(registry: Registry, version: int, folder: Path) -> str:
 
 
 def test_suspended_creates_the_lineage_and_trains_nothing(s3: S3, registry: Registry, tmp_path: Path) -> None:
-    settings = settings_for(registry, Training(suspended=True))
+    settings = settings_for(registry, ensure_model(), Training(suspended=True))
     log = tmp_path / "trainer.log"
     with trainer(s3, settings, log) as process:
         wait_for("a status", lambda: registry.trainer_status(), process, log)

@@ -1,0 +1,108 @@
+"""The trainer as a process of its own against a real S3, and shards for it to find there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, TrainerSettings
+from aurora_api.records import FileRef, ShardManifest, TrainerState
+from aurora_api.speculator import Draft, Target, Training
+from aurora_runtime.store import Registry
+from aurora_runtime.traces import RequestTrace, encode
+from aurora_runtime.training.lineage import utc_now
+from tests.assets.s3 import S3
+
+MODULE = "aurora_runtime.training"
+WAIT_S = 600.0
+
+
+def settings_for(registry: Registry, target: Path, training: Training, draft: Draft | None = None) -> TrainerSettings:
+    config = registry.objects.config
+    return TrainerSettings(
+        namespace="default",
+        name="test",
+        target=Target(model=str(target)),
+        draft=draft or Draft(),
+        training=training,
+        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region),
+    )
+
+
+@contextlib.contextmanager
+def trainer(
+    s3: S3, settings: TrainerSettings, log: Path, program: Sequence[str] = (MODULE,)
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A trainer process; killed at the end, with all that it started, if it is still there."""
+    environment = os.environ | s3.environment() | {SETTINGS_VARIABLE: settings.to_json().decode()}
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *program],
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def wait_for(what: str, probe: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises :class:`AssertionError`, with the end of the log, when the process ends or it takes too long."""
+    deadline = time.monotonic() + WAIT_S
+    while not probe():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"{what}: exit {process.poll()}\n{log.read_text()[-4000:]}")
+        time.sleep(0.5)
+
+
+def stop(process: subprocess.Popen[bytes]) -> float:
+    """SIGTERM; returns how long the process took to leave."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    return time.monotonic() - began
+
+
+def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, first: int = 0) -> list[str]:
+    """Shards of ``requests`` requests, numbered from ``first``; returns their keys."""
+    keys = []
+    for seq, start in enumerate(range(0, len(traces), requests), first):
+        part = traces[start : start + requests]
+        data = encode(part)
+        name = f"pod-0-b00t-{seq:08d}.safetensors"
+        manifest = ShardManifest(
+            lineage=1,
+            pod="pod-0",
+            boot="b00t",
+            seq=seq,
+            file=FileRef(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+            requests=len(part),
+            tokens=sum(t.hidden.shape[0] for t in part),
+            answer_tokens=sum(t.answer_tokens for t in part),
+            rounds=sum(t.root.shape[0] for t in part),
+            proposed=0,
+            accepted=0,
+            dropped_records=0,
+            draft_versions=(0,),
+            created=utc_now(),
+        )
+        keys.append(registry.put_shard(manifest, data))
+    return keys
+
+
+def state_of(registry: Registry) -> TrainerState | None:
+    stored = registry.trainer_state()
+    return stored[0] if stored else None

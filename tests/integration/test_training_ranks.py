@@ -1,0 +1,72 @@
+"""The trainer on several processes against a real S3: a rank that dies ends all, and nothing is trained twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aurora_api.speculator import Draft, Training
+from aurora_operator.children.trainer import program
+from aurora_runtime.store import ObjectStore, Registry
+from aurora_runtime.training.janitor import orphans
+from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer import put_shards, settings_for, state_of, stop, trainer, wait_for
+from tests.unit.training import tiny
+
+SHARD_REQUESTS = 20
+SHARDS = 12
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        yield server
+
+
+def ranks_below(pid: int) -> dict[int, int]:
+    """Process ids of the ranks that the torchrun ``pid`` started."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        variables = dict(entry.split(b"=", 1) for entry in environment if b"=" in entry)
+        found[int(variables[b"RANK"])] = int(child)
+    return found
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path: Path, dying: int) -> None:
+    objects = ObjectStore(s3.config(root=f"ranks-{dying}"))
+    objects.ensure_bucket()
+    registry = Registry(objects)
+    tiny.write_target(tmp_path / "target")
+    traces = [tiny.trace(seed, answer=30) for seed in range(SHARDS * SHARD_REQUESTS)]
+    fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
+    draft, training = Draft(vocab_size=tiny.DRAFT_VOCAB), Training(publish_tokens=fresh // 2, publish_seconds=3600)
+    settings = settings_for(registry, tmp_path / "target", training, draft)
+    log = tmp_path / "trainer.log"
+
+    with trainer(s3, settings, log, program(2)) as process:
+        wait_for("day 0", registry.lineage, process, log)
+        keys = put_shards(registry, traces, SHARD_REQUESTS)
+        wait_for("a first state", lambda: state_of(registry), process, log)
+        ranks = ranks_below(process.pid)
+        os.kill(ranks[dying], signal.SIGKILL)
+        assert process.wait(60) != 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    before = state_of(registry)
+    assert before is not None
+
+    with trainer(s3, settings, log, program(2)) as process:
+        wait_for("all shards", lambda: (s := state_of(registry)) and len(s.consumed) == len(keys), process, log)
+        stop(process)
+    after = state_of(registry)
+    assert after is not None
+    assert sorted(after.consumed) == sorted(keys)
+    assert after.consumed[: len(before.consumed)] == before.consumed
+    assert after.trained_tokens == fresh  # every position counted once: none lost, none twice
+    assert orphans(registry) == set()
+    assert "Traceback" not in log.read_text().rsplit("resumed at step", 1)[1].split("stopping on signal")[0]
