@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load, save
 
@@ -72,6 +74,51 @@ def test_what_is_not_finite_is_not_learnt(tmp_path: Path) -> None:
     poisoned[0].aux[0] = float("inf")
     session.step(poisoned)
     assert all(torch.equal(a, b) for a, b in zip(before, session.draft.parameters(), strict=True))
+
+
+def moved(session: Session, examples: list[Example]) -> float:
+    """How far an optimizer's first step takes the weight that it moves most: by the rate, whatever the loss."""
+    before = [p.detach().clone() for p in session.draft.parameters()]
+    session.step(examples)
+    after = session.draft.parameters()
+    return max(float((a.detach() - b).abs().max()) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(("steps", "share"), [(0, 0.1), (4, 0.5), (9, 1.0), (10**7, 1.0)])
+def test_the_rate_warms_up_and_never_falls(tmp_path: Path, steps: int, share: float) -> None:
+    session, examples = session_of(tmp_path)
+    session.steps = steps
+    assert moved(session, examples[:4]) == pytest.approx(share * session.recipe.learning_rate, rel=0.01)
+
+
+def test_a_batch_pulls_no_harder_than_the_clip(tmp_path: Path) -> None:
+    session, examples = session_of(tmp_path)
+    session.recipe = dataclasses.replace(session.recipe, clip=0.02)
+    session.step(examples[:4])
+    first = [t.float() for name, t in session.state().items() if name.startswith("exp_avg.")]
+    norm = float(torch.stack([t.norm() for t in first]).norm())
+    assert norm == pytest.approx((1 - session.recipe.betas[0]) * 0.02, rel=0.02)
+
+
+DEVICES = [
+    CPU,
+    pytest.param(
+        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_products_are_in_bf16_and_what_a_step_changes_is_not_lost_to_it(tmp_path: Path, device: torch.device) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(4) for e in examples_of(tiny.trace(seed, answer=20), vocabulary)]
+    session = Session(draft, vocabulary, Recipe(learning_rate=1e-6, warmup_steps=1), device)
+    products = set[torch.dtype]()
+    hook = session.draft.midlayer.mlp.up_proj.register_forward_hook(lambda _, __, out: products.add(out.dtype))
+    change = moved(session, examples)
+    hook.remove()
+    assert products == {torch.bfloat16}
+    assert change == pytest.approx(1e-6, rel=0.2)  # a weight of 1 in bf16 does not feel less than 4e-3
 
 
 def test_walk_counts_rounds_and_tokens_as_serving_does() -> None:
