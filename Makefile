@@ -44,10 +44,12 @@ test: check integration e2e ## Everything
 demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
 	$(PY) -m tests.demo
 
-bench: env ## What a step, a round and capture cost, that swaps leave answers alone, how fast drafts learn
+bench: env ## What a step, a round, capture and training cost, that swaps and kills change nothing, how fast drafts learn
 	$(PY) -m tests.bench.engine
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.equality
+	$(PY) -m tests.bench.trainer
+	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
 
 crd: env ## Regenerate the CRD from the models

@@ -56,7 +56,9 @@ class Ranks:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # orders are pickled: no other machine may send any
         dist.init_process_group("gloo", timeout=PATIENCE)
         self.size, self.leads = dist.get_world_size(), dist.get_rank() == LEADER
-        self.gradients = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
+        gradients = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
+        assert isinstance(gradients, dist.ProcessGroup)  # every rank is in it
+        self.gradients = gradients
 
     def tell(self, order: Order, what: Any = None) -> None:
         """The leader's ``order``, the same to all."""

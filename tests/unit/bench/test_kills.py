@@ -6,7 +6,7 @@ import pytest
 
 from aurora_api.records import FileRef, TrainerState
 from aurora_runtime.training.lineage import utc_now
-from tests.bench.kills import Watch, audit
+from tests.bench.kills import Trained, Watch, audit, table
 from tests.bench.learning.replay import Look
 
 FRESH = {"a": 10, "b": 20, "c": 30}
@@ -49,3 +49,14 @@ def test_the_curve_is_read_between_saved_states() -> None:
     watch = Watch.__new__(Watch)
     watch.looks = [Look(100, 1, (10,), (10,)), Look(200, 2, (10,), (20,))]
     assert [watch.accept_length_at(at) for at in (50, 100, 150, 200, 300)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_the_table_tells_what_was_learnt_from_and_what_was_wrong() -> None:
+    watch = Watch.__new__(Watch)
+    watch.states = [state(1, "a"), state(2, "ab")]
+    watch.looks = [Look(10, 1, (10,), (10,)), Look(30, 2, (10,), (20,))]
+    head, _, row = table({"killed": Trained(watch, FRESH, [], audit(watch.states, FRESH), 7.0)}).splitlines()
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert head.count("|") == row.count("|")
+    assert cells[:6] == ["killed", "2 of 3", "30 of 60", "2", "2", "1 shards were never learnt from"]
+    assert cells[6:] == ["1.25", "2.00", "2.00", "2.00", "7"]

@@ -1,0 +1,34 @@
+"""The parts that the bench of the trainer measures are the trainer's step."""
+
+from __future__ import annotations
+
+import torch
+
+from aurora_runtime.traces import decode
+from aurora_runtime.training.draft import DraftConfig
+from aurora_runtime.training.examples import examples_of
+from tests.bench.trainer import DRAFT_VOCAB, PARTS, WHOLE, Meter, measured_step, session_of, shards, table
+
+CPU = torch.device("cpu")
+SHAPE = DraftConfig(32, 48, 4, 2, 8, DRAFT_VOCAB + 100, DRAFT_VOCAB, 1e-5, 1e4, 512, (1, 3, 4))
+
+
+def test_the_parts_in_their_order_are_one_step() -> None:
+    by_parts, whole = session_of(SHAPE, CPU), session_of(SHAPE, CPU)
+    (data,) = shards(SHAPE, whole.vocabulary, 1, prompt=20, answer=40)
+    examples = [e for trace in decode(data) for e in examples_of(trace, whole.vocabulary)]
+    assert len(examples) > 1
+    assert len(examples) * max(e.slots for e in examples) <= whole.recipe.batch_slots
+    assert sum(len(e.branches) for e in examples) > 0
+    meter = Meter(CPU, memory=False)
+    measured_step(by_parts, data, meter)
+    for _ in range(2):  # the bench's own step follows its parts
+        whole.step(examples)
+    for mine, theirs in zip(by_parts.draft.parameters(), whole.draft.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert meter.samples.keys() == {*PARTS, WHOLE}
+    assert meter.positions == [sum(e.slots for e in examples)]
+    twice = Meter(CPU, False, {name: 2 * times for name, times in meter.samples.items()}, 2 * meter.positions)
+    lines = table(twice, {name: [1.0, 2.0] for name in meter.samples}).splitlines()
+    assert len(lines) == 2 + len(PARTS) + 2
+    assert {line.count("|") for line in lines} == {6}
