@@ -138,7 +138,7 @@ class LocalCluster:
         for name in ("kube-controller-manager", "kube-scheduler"):
             self._spawn(name, built)
         self._kubectl("apply", "-f", str(Path(__file__).with_name("coredns-access.json")))
-        self._wait("containerd", lambda: self._ctr("version") is not None, "containerd")
+        self._wait_for_containerd()
         self._forget_containers()
         pause_image(cluster.directory / "pause.tar", daemons.PAUSE_IMAGE, init)
         self.load_image(cluster.directory / "pause.tar")
@@ -163,11 +163,16 @@ class LocalCluster:
         wait_until(f"the end of {daemon}", lambda: not self.sandbox.running(daemon), 30)
 
     def start(self, daemon: str) -> None:
-        """Start a daemon that was stopped."""
+        """Start a daemon that was stopped; the others may be started once containerd answers."""
         self._spawn(daemon, binaries())
+        if daemon == "containerd":
+            self._wait_for_containerd()
 
     def _spawn(self, name: str, built: Path) -> None:
         self.sandbox.spawn(name, daemons.commands(self.layout, built)[name], env=daemons.path_for(name, built))
+
+    def _wait_for_containerd(self) -> None:
+        self._wait("containerd", lambda: self._ctr("version") is not None, "containerd")
 
     def _wait(self, what: str, ready: Any, daemon: str) -> None:
         def ready_or_dead() -> bool:
