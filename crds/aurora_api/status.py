@@ -77,13 +77,6 @@ class AnalysisStatus(Model):
     successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
     failures: int = Field(default=0, ge=0)
     slow: int = Field(default=0, ge=0, description="Windows in a row with more time between tokens than is allowed.")
-    asked: dict[str, str] = Field(
-        default_factory=dict,
-        description="Engine start of each pod that serves the judged version, or was asked to.",
-        # Applied as a whole: server-side apply makes null of a granular map that loses its last key.
-        json_schema_extra={"x-kubernetes-map-type": "atomic"},
-    )
-    restarts: int = Field(default=0, ge=0, description="How many of these engines have ended.")
     message: str = Field(default="", description="The last judgement.")
 
 
@@ -97,6 +90,13 @@ class RolloutStatus(Model):
     total: int = Field(default=0, ge=0)
     started: Timestamp | None = None
     progressed: Timestamp | None = Field(default=None, description="When a pod last changed version.")
+    asked: dict[str, str] = Field(
+        default_factory=dict,
+        description="Engine start of each pod that serves the version, or was asked to.",
+        # Applied as a whole: server-side apply makes null of a granular map that loses its last key.
+        json_schema_extra={"x-kubernetes-map-type": "atomic"},
+    )
+    restarts: int = Field(default=0, ge=0, description="How many of these engines have ended.")
     analysis: AnalysisStatus | None = None
     message: str = ""
 

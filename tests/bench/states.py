@@ -56,11 +56,11 @@ def judgement(state: AnalysisStatus | None) -> Hashable:
     if state is None:
         return None
     stage = "baseline" if state.baseline is None else "settling" if state.settling else "judging"
-    return stage, state.missing_since is not None, state.successes > 0, state.failures > 0, state.restarts > 0
+    return stage, state.missing_since is not None, state.successes > 0, state.failures > 0
 
 
 def roll(status: RolloutStatus) -> Hashable:
-    return status.phase, judgement(status.analysis), status.progressed is None
+    return status.phase, judgement(status.analysis), status.restarts > 0, status.progressed is None
 
 
 def pod_kind(pod: Any, active: int, rolled: int | None, *, up: bool, silent: bool, asked: int | None) -> Hashable:

@@ -8,7 +8,7 @@ and on what else a pod's machine does, which all requests of a window share and 
 only after :data:`SLOW_WINDOWS` in a row. What slows one machine for longer cannot be told from a slow draft.
 
 Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
-keeps its window, and an engine that restarted is compared with itself only, and counted; the whole state is an
+keeps its window, and an engine that restarted is compared with itself only; the whole state is an
 :class:`AnalysisStatus`, so a restarted operator goes on.
 """
 
@@ -55,17 +55,12 @@ Pods = Mapping[str, Live]
 
 
 def observe(analysis: AnalysisStatus, pods: Pods, version: int) -> AnalysisStatus:
-    """Windows for pods not seen before, and a count of the engines that ended with ``version``, or on the way to it."""
-    asked = analysis.asked | {name: live.boot for name, live in pods.items() if live.version == version}
-    ended = {name for name, boot in analysis.asked.items() if name in pods and pods[name].boot != boot}
-    asked = {name: boot for name, boot in asked.items() if name not in ended or pods[name].version == version}
+    """Windows for pods not seen before; those of ``version`` come first where there is no room for all."""
     kept = {w.name: w for w in analysis.pods if w.name not in pods or _same(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
     judged_first = sorted((kept | fresh).values(), key=lambda window: window.version != version)
     windows = sorted(judged_first[:MAX_PODS_SHOWN], key=lambda window: window.name)
-    if (windows, asked) == (analysis.pods, analysis.asked):
-        return analysis
-    return analysis.model_copy(update={"pods": windows, "asked": asked, "restarts": analysis.restarts + len(ended)})
+    return analysis if windows == analysis.pods else analysis.model_copy(update={"pods": windows})
 
 
 def _same(window: PodWindow, live: Live) -> bool:

@@ -1,7 +1,8 @@
 """Why a roll that is under way must end: because of its version, or without blame for it. Pure.
 
-Invariants: time alone never refuses a version, a pod that took it and did not come back does; a version that nobody can
-judge keeps a newer one waiting for a while, and not for ever.
+Invariants: time alone never refuses a version; engines that ended with it and a pod that took it and did not come back
+do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
+a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +12,22 @@ from datetime import timedelta
 from aurora_api.agent import SwapPhase
 from aurora_api.status import RolloutPhase, RolloutStatus
 from aurora_operator.plan.analysis import starved
-from aurora_operator.plan.world import World, disagree
+from aurora_operator.plan.world import World, confirmed, disagree
+
+
+def counted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus:
+    """``rollout`` with a count of the engines that ended with ``version``, or on the way to it."""
+    boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
+    serving = {pod.name: pod.boot for pod in confirmed(world.pods, version)}
+    ended = {name for name, boot in rollout.asked.items() if boots.get(name, boot) != boot}
+    asked = {name: boot for name, boot in rollout.asked.items() if name not in ended} | serving
+    return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + len(ended)})
+
+
+def fatal(world: World, rollout: RolloutStatus, version: int) -> str:
+    """More engines ended with the version than are tolerated: why it must go; else empty."""
+    many = rollout.restarts > world.policy.analysis.failure_limit
+    return f"{rollout.restarts} engines ended while they served version {version}" if many else ""
 
 
 def failure(world: World, rollout: RolloutStatus, version: int) -> str:
@@ -26,9 +42,10 @@ def failure(world: World, rollout: RolloutStatus, version: int) -> str:
             return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
     if disagree(world.pods, version):
         return f"pods that serve version {version} hold different weights"
-    asked = rollout.analysis.asked if rollout.analysis else {}
+    if why := fatal(world, rollout, version):
+        return why
     for pod in world.pods:
-        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in asked and not pod.ready)
+        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in rollout.asked and not pod.ready)
         if stuck and _late(world, rollout):
             return f"pod {pod.name} did not come back with version {version} for {_deadline(world)}"
     return ""

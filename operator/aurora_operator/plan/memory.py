@@ -23,8 +23,10 @@ def recalled(world: World, rollout: RolloutStatus) -> RolloutStatus:
     }
     if world.resumed and rollout.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now
+    names = {pod.name for pod in world.pods}
+    update["asked"] = {name: boot for name, boot in rollout.asked.items() if name in names}
     if rollout.analysis is not None:
-        update["analysis"] = _analysis(world, rollout.analysis)
+        update["analysis"] = _analysis(world, rollout.analysis, names)
     return rollout.model_copy(update=update)
 
 
@@ -32,14 +34,12 @@ def _past(time: datetime | None, now: datetime) -> datetime | None:
     return None if time is None else min(time, now)
 
 
-def _analysis(world: World, state: AnalysisStatus) -> AnalysisStatus:
+def _analysis(world: World, state: AnalysisStatus, names: set[str]) -> AnalysisStatus:
     settle = timedelta(seconds=world.policy.analysis.settle_seconds if state.settling else 0)
     missing = _past(state.missing_since, world.now)
-    names = {pod.name for pod in world.pods}
     update = {
         "since": _past(state.since, world.now + settle),
         "missing_since": world.now if missing is not None and world.resumed else missing,
         "pods": [window for window in state.pods if window.name in names],
-        "asked": {name: boot for name, boot in state.asked.items() if name in names},
     }
     return state.model_copy(update=update)

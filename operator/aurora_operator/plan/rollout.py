@@ -34,7 +34,10 @@ UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.P
 
 def step(world: World, rollout: RolloutStatus) -> Step:
     """The next step from ``rollout``, whatever happened since it was written."""
-    out = _dispatch(world, recalled(world, rollout))
+    known = recalled(world, rollout)
+    if known.version is not None and known.phase in UNDER_WAY | {RolloutPhase.WATCHING}:
+        known = endings.counted(world, known, known.version)
+    out = _dispatch(world, known)
     return Step(_count(world, out.rollout, rollout), out.swaps, out.advance, out.event)
 
 
@@ -71,6 +74,11 @@ def _analysed(rollout: RolloutStatus, **update: Any) -> RolloutStatus:
     return rollout if state is None else _with(rollout, analysis=state.model_copy(update=update))
 
 
+def _idled(rollout: RolloutStatus, **update: Any) -> RolloutStatus:
+    """At rest: what was seen of the version's pods is settled."""
+    return _with(rollout, phase=RolloutPhase.IDLE, analysis=None, asked={}, restarts=0, **update)
+
+
 def _pin(world: World, rollout: RolloutStatus, pin: int) -> Step:
     """Make the pinned version active; where that would be a third one, bring all pods to the active one first."""
     others = {v for pod in world.pods if pod.ready for v in (pod.version, pod.swap.version if pod.swapping else None)}
@@ -83,7 +91,7 @@ def _pin(world: World, rollout: RolloutStatus, pin: int) -> Step:
 
 
 def _idle(world: World, rollout: RolloutStatus) -> Step:
-    idle = _with(rollout, phase=RolloutPhase.IDLE, analysis=None)
+    idle = _idled(rollout)
     if world.abort == world.active and world.previous is not None and not world.hold:
         return _take_back(world, idle, f"version {world.active} was aborted by a person")
     if world.policy.paused and world.pin is None:
@@ -146,8 +154,6 @@ def _heard(world: World, rollout: RolloutStatus, version: int) -> tuple[RolloutS
     rollout = _with(rollout, analysis=state)
     if state.failures > rules.failure_limit:
         return rollout, f"live traffic disagrees: {state.message}"
-    if state.restarts > rules.failure_limit:
-        return rollout, f"{state.restarts} engines ended while they served version {version}"
     return rollout, ""
 
 
@@ -193,22 +199,18 @@ def _rolling(world: World, rollout: RolloutStatus, version: int) -> Step:
 def _ask(world: World, rollout: RolloutStatus, swaps: dict[str, int], *, event: str = "") -> Step:
     """Ask pods for the version, and note of which engine start: one that ends before it is seen again counts too."""
     boots = {pod.name: pod.boot for pod in world.pods if pod.name in swaps}
-    if boots and rollout.analysis is not None:
-        rollout = _analysed(rollout, asked=rollout.analysis.asked | boots)
-    return Step(rollout, swaps=swaps, event=event)
+    return Step(_with(rollout, asked=rollout.asked | boots), swaps=swaps, event=event)
 
 
 def _promoted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus:
     """Watch on where there is something to compare with; what was seen of the canary still counts against it."""
     state = rollout.analysis
     watch = state is not None and state.baseline is not None and world.policy.analysis.watch_seconds > 0
+    told: dict[str, Any] = {"progressed": world.now, "message": f"version {version} is active"}
+    if not watch:
+        return _idled(rollout, **told)
     watched = _analysed(rollout, since=None, settling=False, missing_since=None, successes=0, message="")
-    return _with(
-        watched if watch else _with(rollout, analysis=None),
-        phase=RolloutPhase.WATCHING if watch else RolloutPhase.IDLE,
-        progressed=world.now,
-        message=f"version {version} is active",
-    )
+    return _with(watched, phase=RolloutPhase.WATCHING, **told)
 
 
 def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
@@ -222,9 +224,9 @@ def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
     over = rollout.progressed is None or world.now - rollout.progressed >= timedelta(seconds=rules.watch_seconds)
     left = world.hold or world.promote == version or world.previous is None
     if over or left or state is None or state.shape != world.shape:
-        return Step(_with(rollout, phase=RolloutPhase.IDLE, analysis=None))
+        return Step(_idled(rollout))
     rollout, why = _heard(world, rollout, version)
-    if why:
+    if why := why or endings.fatal(world, rollout, version):
         return _take_back(world, rollout, why)
     heard = rollout.analysis.message if rollout.analysis else ""
     message = f"version {version} is active" + (f"; since then {heard}" if heard else "")
@@ -254,6 +256,8 @@ def _back(world: World, rollout: RolloutStatus, why: str) -> RolloutStatus:
         epoch=rollout.epoch + 1,
         progressed=world.now,
         analysis=None,
+        asked={},
+        restarts=0,
         message=why,
     )
 
@@ -262,7 +266,7 @@ def _rolling_back(world: World, rollout: RolloutStatus) -> Step:
     swaps = repairs(world, len(world.pods))
     if swaps or any(pod.swapping or (pod.ready and pod.version != world.active) for pod in world.pods):
         return Step(rollout, swaps=swaps)
-    return Step(_with(rollout, phase=RolloutPhase.IDLE, progressed=world.now), event="RolledBack")
+    return Step(_idled(rollout, progressed=world.now), event="RolledBack")
 
 
 def _count(world: World, rollout: RolloutStatus, before: RolloutStatus) -> RolloutStatus:

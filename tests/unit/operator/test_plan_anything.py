@@ -51,7 +51,6 @@ ANALYSES = st.builds(
     failures=st.integers(0, 2),
     settling=st.booleans(),
     missing_since=st.none() | TIMES,
-    asked=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
     pods=st.lists(
         st.builds(
             PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), version=VERSIONS, live=COUNTERS
@@ -138,6 +137,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             version=st.none() | VERSIONS,
             started=st.none() | TIMES,
             progressed=st.none() | TIMES,
+            asked=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
+            restarts=st.integers(0, 2),
             analysis=st.none() | ANALYSES,
         )
     )

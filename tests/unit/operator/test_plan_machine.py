@@ -54,19 +54,20 @@ class PlanMachine(RuleBasedStateMachine):
         self.stale = False
         """A pod obeyed an operator that did not know the newest decision: soon put right, but not at once."""
         self.joined = self.pace = 0
-        self.quiet_end = False
-        """Traffic does not come back when faults stop: the newest version is not kept waiting by an older one."""
+        self.end = "judged"
+        """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
+        kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go all the same."""
 
     @initialize(
         count=st.integers(1, 4),
-        quiet_end=st.booleans(),
+        end=st.sampled_from(["judged", "judged", "quiet", "unjudged"]),
         kind=st.sampled_from(KINDS),
         looks=st.integers(0, 30),
         pace=st.integers(0, 2),
     )
-    def pods_start(self, count: int, *, quiet_end: bool, kind: str, looks: int, pace: int) -> None:
+    def pods_start(self, count: int, *, end: str, kind: str, looks: int, pace: int) -> None:
         """Pods serve the initial draft, and the first candidate is somewhere in its life."""
-        self.quiet_end = quiet_end
+        self.end = end
         self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
         self.store.register(INITIAL_VERSION)
         self.look_and_act(0)
@@ -469,8 +470,9 @@ class PlanMachine(RuleBasedStateMachine):
         """Once faults stop: all pods serve the right version, the newest is decided upon and nothing goes on."""
         if not self.store.channels:
             return
-        self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
-        self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, not self.quiet_end, "passes"
+        rules = UNJUDGED if self.end == "unjudged" else JUDGED
+        self.edit(rollout={"analysis": rules, "progressDeadlineSeconds": DEADLINE})
+        self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
         if not self.store.passed(self.cluster.spec.get("draft", {}).get("pin", INITIAL_VERSION)):
             self.person_pins(pin=None)  # nothing goes on while what cannot be had is asked for
         self.cluster.edited()
@@ -479,6 +481,8 @@ class PlanMachine(RuleBasedStateMachine):
         for pod in self.cluster.pods:
             pod.salt = ""
         self.faults_end()
+        if self.end == "unjudged":
+            self.candidate_is_registered(kind="deadly")
         for number in range(LOOKS_TO_CONVERGE):
             self.one_look(number % 2)
             self.earned()
@@ -492,7 +496,7 @@ class PlanMachine(RuleBasedStateMachine):
         active, pin, status = self.channel.active, self.cluster.spec.get("draft", {}).get("pin"), self.status
         if self.kinds[active] == "deadly" and active in self.vouched:
             return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
-        if self.quiet_end and status.rollout.phase is RolloutPhase.CANARY:
+        if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
             return status.rollout.version == self.store.newest and pin is None
         decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
         at_rest = all(pod.version == active and pod.up and not pod.swapping for pod in self.cluster.pods)
@@ -501,7 +505,7 @@ class PlanMachine(RuleBasedStateMachine):
             return False
         wrong = {version for version, kind in self.kinds.items() if kind in ("bad", "deadly")}
         # Once people, or a version that faded, let a bad one in, the next need only be as good.
-        excused = self.quiet_end or wrong & self.vouched or "fading" in self.kinds.values()
+        excused = self.end == "quiet" or wrong & self.vouched or "fading" in self.kinds.values()
         assert active not in wrong or excused, "live traffic was not heard"
         return True
 

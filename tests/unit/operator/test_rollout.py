@@ -78,10 +78,10 @@ def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str
 BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
 
 
-def canary(**more: Any) -> RolloutStatus:
+def canary(asked: dict[str, str] | None = None, **more: Any) -> RolloutStatus:
     """The canary has its draft; its window begins now."""
     state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.CANARY, analysis=state, updated=1)
+    return rolling(RolloutPhase.CANARY, analysis=state, asked=asked or {}, updated=1)
 
 
 def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
@@ -211,9 +211,11 @@ def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_plac
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
-def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase) -> None:
-    policy: dict[str, Any] = {"analysis": JUDGED}
-    state = canary().model_copy(update={"phase": phase})
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judged: bool) -> None:
+    """Else a version that nobody judges ends engines, is taken back without blame and offered again, for ever."""
+    policy: dict[str, Any] = {"analysis": JUDGED if judged else UNJUDGED}
+    state = canary().model_copy(update={"phase": phase} | ({} if judged else {"analysis": None}))
     for number in range(2):
         served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
         state = step(served, state).rollout
@@ -223,6 +225,44 @@ def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase) -> No
     again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
     assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "2 engines ended while they served version 1" in again.rollout.message
+
+
+def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_without_judgement() -> None:
+    state = step(world(pod(A, boot="b0"), pod(B), offer=1), RolloutStatus()).rollout
+    for number in range(2):
+        asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
+        assert (asked.swaps, asked.rollout.restarts) == ({A: 1}, number)
+        state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
+    made = step(world(pod(A, boot="b2"), pod(B)), state)
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert (made.rollout.asked, made.rollout.restarts) == ({}, 0), "the next roll counts anew"
+
+
+def test_engines_that_end_for_other_reasons_are_not_held_against_a_draft_that_they_never_took() -> None:
+    state, paused = rolling(RolloutPhase.PAUSED), {"paused": True}
+    for number in range(3):
+        state = step(world(pod(A, 1, boot="a"), pod(B, boot=f"b{number}"), policy=paused), state).rollout
+    assert (state.phase, state.restarts) == (RolloutPhase.PAUSED, 0)
+
+
+def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_without_judgement() -> None:
+    for phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
+        asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
+        down = [pod(A, None, ready=False, starting=True), pod(B, 1 if phase is RolloutPhase.ROLLING else 0)]
+        late = NOW + timedelta(seconds=601)
+        made = step(world(*down, now=late), asked)
+        assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+        assert f"pod {A} did not come back with version 1" in made.rollout.message
+
+
+def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
+    """Also not when a person vouches for the version while the pods are still seen at work with the former one."""
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    state = step(world(pod(A, boot="a"), pod(B, boot="b"), offer=1, policy=policy), RolloutStatus()).rollout
+    state = step(world(pod(A, boot="a"), pod(B, boot="b"), policy=policy), state).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(seconds=61), "policy": policy, "promote": 1}
+    made = step(world(pod(A, boot="a"), pod(B, None, ready=False, starting=True), **late), state)
+    assert made.advance is None
 
 
 def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
@@ -388,9 +428,9 @@ def test_pods_that_are_gone_are_forgotten() -> None:
     """Else the windows of pods long gone leave no room for those that serve."""
     gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
     state = canary(pods=gone, asked={window.name: "b" for window in gone})
-    now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout.analysis
-    assert now is not None
-    assert {window.name for window in now.pods} == {A, B}
+    now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout
+    assert now.analysis is not None
+    assert {window.name for window in now.analysis.pods} == {A, B}
     assert set(now.asked) == {A}
 
 
@@ -402,7 +442,7 @@ def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() ->
 
 def test_a_vouched_canary_has_a_deadline_too() -> None:
     late = NOW + timedelta(seconds=601)
-    rollout = rolling(RolloutPhase.CANARY).model_copy(update={"analysis": AnalysisStatus(asked={A: "boot"})})
+    rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(), asked={A: "boot"})
     gone = pod(A, ready=False)
     assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
 

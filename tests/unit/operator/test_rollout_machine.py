@@ -118,9 +118,12 @@ class RolloutMachine(RuleBasedStateMachine):
         self.joined = 0
         self.resumed = True
         self.fenced = False
+        self.end = JUDGED
 
-    @initialize(count=st.integers(1, 4))
-    def pods_start(self, count: int) -> None:
+    @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
+    def pods_start(self, count: int, end: Analysis) -> None:
+        """``end``: the policy when faults stop. Without judgement too, a deadly draft is no endless roll."""
+        self.end = end
         for _ in range(count):
             self.join()
         self.all_go_on()
@@ -382,7 +385,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
-        self.policy = Rollout(analysis=JUDGED, progress_deadline_seconds=60)
+        self.policy = Rollout(analysis=self.end, progress_deadline_seconds=60)
         self.traffic, self.promote, self.abort = True, None, None
         if not self.pods:
             self.join()
