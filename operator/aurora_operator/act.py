@@ -24,7 +24,7 @@ from aurora_operator.config import FIELD_MANAGER
 from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError
 from aurora_operator.kube import JOB, KubeApi, Object
 from aurora_operator.observe import Look
-from aurora_operator.observed import Owner
+from aurora_operator.observed import Owner, RefusedJob
 from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_operator.records import Records
 
@@ -40,6 +40,7 @@ class Outcome:
 
     fenced: bool = False
     problems: tuple[str, ...] = ()
+    refused_job: RefusedJob | None = None
     wrote_status: bool = False
 
 
@@ -64,12 +65,14 @@ class Actor:
             await asyncio.to_thread(self._write_status, owner, plan.status)
         for name in plan.delete_jobs:
             await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
+        refused = None
         if plan.job is not None:
-            problems += await self._create(plan.job)
+            refused, trouble = await self._order(plan.job)
+            problems += trouble
         fenced = await self._swap(plan.swaps, look) | await self._lend(plan.loans, look)
         for note in plan.notes:
             await self._post(note, owner)
-        return Outcome(fenced, tuple(problems), plan.status is not None)
+        return Outcome(fenced, tuple(problems), refused, plan.status is not None)
 
     async def _create(self, obj: Object) -> list[str]:
         try:
@@ -79,6 +82,18 @@ class Actor:
         except KubeError as error:
             return [_refusal(obj, error)]
         return []
+
+    async def _order(self, job: Object) -> tuple[RefusedJob | None, list[str]]:
+        """Create a Job. Its refusal is the measurement's affair: the candidate waits, and how pods serve is no worse."""
+        try:
+            await asyncio.to_thread(self._api.create, job)
+        except Conflict:
+            return None, []
+        except KubeError as error:
+            if error.status in _UNAVAILABLE:
+                return None, [_refusal(job, error)]
+            return RefusedJob(job["metadata"]["name"], str(error)), []
+        return None, []
 
     async def _apply(self, child: Object, look: Look) -> str:
         """Apply ``child`` unless it is as we left it; the API server's refusal in its own words, or nothing."""

@@ -90,6 +90,7 @@ class Loop:
             resumed=self._attention.lapsed(now, steady),
             fenced=self._outcome.fenced,
             problems=self._outcome.problems,
+            refused_job=self._outcome.refused_job,
         )
         made = plan(observed, self._config, now, timedelta(seconds=min(steady - self._written, 1e6)))
         self._outcome = await self._actor.act(made, look, self._observer.records)

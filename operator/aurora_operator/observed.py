@@ -89,6 +89,14 @@ class JobView:
 
 
 @dataclass(frozen=True)
+class RefusedJob:
+    """A Job that the API server would not take, and why in its words."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
 class StoreView:
     """The store's small records; ``error`` in plain words when they could not be read, and then nothing else holds."""
 
@@ -170,3 +178,5 @@ class Observed:
     wishes: Wishes = Wishes()
     problems: tuple[str, ...] = ()
     """What the API server refused in the last act, in its words."""
+    refused_job: RefusedJob | None = None
+    """Of the last act; a process that forgets it asks for that Job once more."""

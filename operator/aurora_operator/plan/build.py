@@ -175,6 +175,7 @@ def _validation(observed: Observed, pods: tuple[Pod, ...], now: datetime) -> tup
         rejected=rejected,
         rollout=old.rollout,
         jobs=observed.jobs,
+        refused_job=observed.refused_job,
         primary=observed.spec.validation.concurrencies[0],
         ready=any(pod.ready for pod in pods) and observed.spec.draft.pin is None,
         abort=observed.wishes.abort,

@@ -14,8 +14,8 @@ blame.
 With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
 
 Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
-a measurement that could not be made says nothing about the candidate, so it is tried again, ever later, and never
-counted as a verdict; a candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which
+a measurement that could not be made, also because the API server refused its Job, says nothing about the candidate, so
+it is tried again, ever later, and never counted as a verdict; a candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which
 compares it with the version that is active *now*.
 """
 
@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 from aurora_api.records import VerdictKind
 from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
 from aurora_operator.children.common import job_name
-from aurora_operator.observed import JobView, StoreView
+from aurora_operator.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.figures import ratio_text, source_text
 from aurora_runtime.store import Keys
 
@@ -48,6 +48,7 @@ class Inputs:
     rejected: frozenset[int]
     rollout: RolloutStatus
     jobs: Sequence[JobView]
+    refused_job: RefusedJob | None
     primary: int
     """The concurrency at which an improvement must show."""
     ready: bool = True
@@ -162,17 +163,22 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
         if len(counted) >= MAX_MEASUREMENTS:
             return _end(candidate.model_copy(update={"message": why}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
         return _again(inputs, candidate.model_copy(update={"message": f"again, because: {why}"}))
-    job = next(
-        (j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt) and j.finished),
-        None,
-    )
-    if job is None:
+    why = _hindered(inputs, candidate)
+    if not why:
         return Decision(candidate)
     wait = int(_patience(candidate.attempt).total_seconds())
-    why = job.message or "the Job ended without writing evidence: see its log"
     text = f"attempt {candidate.attempt} could not measure: {why}; the next one starts in {wait} s"
     failed = candidate.model_copy(update={"phase": CandidatePhase.FAILED, "since": inputs.now, "message": text})
     return Decision(failed, event="ValidationFailed")
+
+
+def _hindered(inputs: Inputs, candidate: CandidateStatus) -> str:
+    """Why the attempt that goes on has to end without evidence, in plain words; empty while it may yet write some."""
+    job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+    if job is not None:
+        return (job.message or "the Job ended without writing evidence: see its log") if job.finished else ""
+    refused = inputs.refused_job
+    return f"the API server refused its Job: {refused.message}" if refused and refused.name == candidate.job else ""
 
 
 def _again(inputs: Inputs, candidate: CandidateStatus) -> Decision:

@@ -16,6 +16,7 @@ from aurora_operator.children.network import services
 from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError, NotFound
 from aurora_operator.kube import Object, Resource
 from aurora_operator.observe import Look
+from aurora_operator.observed import RefusedJob
 from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_runtime.errors import ObjectExists
 from tests.unit.operator.worlds import OWNER, agent, channel, digest, observed
@@ -132,6 +133,16 @@ async def test_a_refused_child_does_not_hold_up_the_rest() -> None:
     outcome = await act(journal, FULL)
     assert outcome.problems == ("Service chat: bad port", "Service chat-trainer: bad port")
     assert "swap b" in journal.said
+
+
+async def test_a_job_that_is_refused_is_told_to_the_next_look_and_holds_up_nothing() -> None:
+    refused = await act(Journal(faults={"create Job": KubeError("exceeded quota: jobs", 403)}), FULL)
+    assert refused.refused_job == RefusedJob("j", "exceeded quota: jobs")
+    assert refused.problems == (), "how pods serve is no worse for it"
+    for error in (KubeError("away", 503), Conflict("exists", 409)):
+        journal = Journal(faults={"create Job": error})
+        assert (await act(journal, FULL)).refused_job is None, "nobody decided about it"
+        assert "swap b" in journal.said
 
 
 async def test_an_api_server_that_is_away_ends_the_act() -> None:

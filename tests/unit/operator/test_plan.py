@@ -20,7 +20,7 @@ from aurora_api.status import (
     SpeculatorStatus,
     VersionStatus,
 )
-from aurora_operator.observed import JobView, LiveWindow, Observed, StoreView, Wishes, WorkloadView
+from aurora_operator.observed import JobView, LiveWindow, Observed, RefusedJob, StoreView, Wishes, WorkloadView
 from aurora_operator.plan import Plan, plan
 from tests.unit.operator.worlds import (
     CONFIG,
@@ -287,6 +287,33 @@ def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_no
     assert set_back.status is not None
     earlier = made(replace(world, status=set_back.status), now - timedelta(days=1))
     assert earlier.job is not None, "a clock that is set back delays nothing"
+
+
+def test_a_refused_job_is_a_measurement_that_could_not_be_made() -> None:
+    asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
+    refused = replace(asked, refused_job=RefusedJob("chat-validate-v1-1", "admission webhook denied it"))
+    failed = made(refused)
+    assert failed.status is not None
+    assert failed.status.candidate is not None
+    assert failed.status.candidate.phase is CandidatePhase.FAILED
+    assert "admission webhook denied it" in failed.status.candidate.message
+    assert "in 30 s" in failed.status.candidate.message
+    assert failed.job is None
+    assert condition(refused, ConditionType.READY).status.value == "True", "pods serve as well as before"
+    again = made(replace(asked, status=failed.status), NOW + timedelta(seconds=30)).job
+    assert again is not None
+    assert again["metadata"]["name"] == "chat-validate-v1-2"
+    for other in (
+        replace(refused, jobs=(JobView("chat-validate-v1-1", 1, 1),)),
+        replace(asked, refused_job=RefusedJob("chat-validate-v0-7", "no")),
+    ):
+        assert validating(other) == 1, "another process created it, or it was another Job"
+
+
+def validating(world: Observed) -> int | None:
+    """The version that is being measured."""
+    candidate = (made(world).status or world.status).candidate
+    return candidate.version if candidate and candidate.phase is CandidatePhase.VALIDATING else None
 
 
 def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() -> None:

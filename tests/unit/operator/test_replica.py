@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from aurora_api.conditions import ConditionType
 from aurora_api.pod import ValidationSettings
 from aurora_api.records import VerdictKind
 from aurora_api.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_operator.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.observed import JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
 from tests.unit.operator.test_plan import store
 from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, observed, pod, registration, spec
@@ -194,6 +195,33 @@ def test_a_job_that_was_never_created_is_not_created_when_the_lease_is_over() ->
     assert (made(late).job, made(late).loans) == (None, ())
     again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0)), disruptions_allowed=1))
     assert [loan.request.begin for loan in again.loans] == [True]
+
+
+def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later() -> None:
+    """Else it leaves, waits for its lease to end, comes back and leaves again, for ever."""
+    seen, now, waits = replace(lent(), jobs=()), NOW, list[float]()
+    home = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
+    for attempt in range(1, 9):
+        name = f"chat-validate-v1-{attempt}"
+        away = (pod("chat-a", 0), withdrawn("chat-b", measurement=name))
+        seen = replace(seen, pods=away, disruptions_allowed=0, refused_job=None)
+        asked = plan(seen, CONFIG, now).job
+        assert asked is not None
+        assert asked["metadata"]["name"] == name
+        refused = plan(replace(seen, refused_job=RefusedJob(name, "exceeded quota: jobs")), CONFIG, now)
+        assert refused.status is not None
+        assert refused.status.candidate is not None
+        assert refused.status.candidate.phase is CandidatePhase.FAILED
+        assert "the API server refused its Job: exceeded quota: jobs" in refused.status.candidate.message
+        assert [(loan.pod, loan.request.begin) for loan in refused.loans] == [("chat-b", False)], "at once"
+        assert (refused.job, refused.status.rejected) == (None, [])
+        seen, began = replace(seen, status=refused.status, **home), now
+        while not (result := plan(seen, CONFIG, now)).loans:
+            now += timedelta(seconds=5)
+        assert result.status is not None
+        seen = replace(seen, status=result.status)
+        waits.append((now - began).total_seconds())
+    assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
 
 
 def test_an_agent_that_is_silent_for_a_moment_is_still_away() -> None:
