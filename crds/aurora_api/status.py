@@ -53,6 +53,9 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1)
     job: str | None = None
     pod: str | None = Field(default=None, description="The replica that it is measured on.")
+    waiting: int | None = Field(
+        default=None, description="An older version that passed and waits for its roll; it may start meanwhile."
+    )
     message: str = ""
 
 
@@ -152,3 +155,9 @@ class SpeculatorStatus(Model):
     rejected: list[int] = Field(default_factory=list, description="Versions that are never offered again.")
     pods: list[PodStatus] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
     history: list[HistoryEntry] = Field(default_factory=list, max_length=MAX_HISTORY)
+
+    def versions(self) -> frozenset[int]:
+        """The versions in any slot: what the store says of them is needed to go on."""
+        slots = {slot.version for slot in (self.active, self.previous, self.candidate) if slot is not None}
+        waiting = self.candidate.waiting if self.candidate is not None else None
+        return frozenset(slots | {version for version in (waiting, self.rollout.version) if version is not None})

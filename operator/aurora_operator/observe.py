@@ -132,9 +132,8 @@ class Observer:
         )
         if self.records is None or self.records.config != config:
             self.records = await asyncio.to_thread(Records, config)
-        interesting = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
-        interesting |= {version for version in (status.rollout.version, spec.draft.pin) if version is not None}
-        return await self._read(self.records, frozenset(interesting))
+        pinned = frozenset[int]() if spec.draft.pin is None else {spec.draft.pin}
+        return await self._read(self.records, status.versions() | pinned)
 
     async def _read(self, records: Records, interesting: frozenset[int]) -> StoreView:
         """Read in a thread, which may hang longer than we wait: then the next look waits for it and adds no other."""

@@ -121,8 +121,10 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     decision, rejected = _validation(observed, pods, now)
     assert observed.store.channel is not None, "the caller holds without a channel"
     epoch = max(old.rollout.epoch, observed.store.channel.epoch)
-    lending = replica.lend(observed, decision.candidate, epoch)
     step = rollout.step(_world(observed, pods, decision, rejected, now), old.rollout)
+    # What passed goes first: a replica that left now would hold up its roll, and a Job measure against a former version.
+    free = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
+    lending = replica.lend(observed, decision.candidate, epoch, free=free)
     candidate = lending.candidate
     if step.advance is not None:
         if (refused := step.advance.reject) is not None:
@@ -149,7 +151,7 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     return Plan(
         advance=advance,
         status=status,
-        job=_job(observed, config, decision, lending, epoch),
+        job=_job(observed, config, decision, lending, epoch) if free else None,
         delete_jobs=obsolete_jobs(observed.jobs, decision.job, candidate.job if candidate else None),
         swaps=swaps,
         loans=lending.loans,
@@ -233,7 +235,8 @@ def _shape(observed: Observed) -> str:
 def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, int, str]]:
     """(event, version, message) of what was decided."""
     if decision.event and decision.candidate is not None:
-        yield decision.event, decision.candidate.version, decision.candidate.message
+        version = decision.candidate.version if decision.reject is None else decision.reject
+        yield decision.event, version, decision.message or decision.candidate.message
     if step.event and step.rollout.version is not None:
         yield step.event, step.rollout.version, step.rollout.message
 

@@ -59,6 +59,8 @@ def _candidate(status: SpeculatorStatus) -> Answer | None:
     if candidate is None:
         return None
     what = f"version {candidate.version}: {candidate.message}"
+    if candidate.waiting is not None:
+        what += f"; version {candidate.waiting} passed and waits for its roll"
     if candidate.phase is CandidatePhase.VALIDATING:
         return None, "Validating", what
     return candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, what

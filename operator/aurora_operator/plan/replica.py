@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aurora_api.agent import MeasurementPhase, MeasurementRequest
 from aurora_api.speculator import Where
-from aurora_api.status import CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.status import CandidatePhase, CandidateStatus
 from aurora_operator.observed import Observed, PodView
 from aurora_operator.plan.plan import Loan
 
@@ -42,9 +42,12 @@ def away(observed: Observed) -> frozenset[str]:
     )
 
 
-def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int) -> Lending:
-    """The next step of lending a replica to ``candidate``, which validation has just decided about."""
-    wanted = _wanted(observed, candidate)
+def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int, *, free: bool) -> Lending:
+    """The next step of lending a replica to ``candidate``, which validation has just decided about.
+
+    ``free``: no roll goes on, begins or ends with this look.
+    """
+    wanted = _wanted(observed, candidate) if free else None
     held = _holder(observed, wanted)
     back = tuple(
         _loan(view, view.measurement.measurement, epoch, lease=0)
@@ -91,9 +94,7 @@ def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateS
         return None
     if observed.spec.draft.pin is not None:
         return None
-    if observed.spec.validation.where is not Where.REPLICA or observed.status.rollout.phase is not RolloutPhase.IDLE:
-        return None
-    return candidate
+    return candidate if observed.spec.validation.where is Where.REPLICA else None
 
 
 def _loan(view: PodView, measurement: str, epoch: int, *, lease: int) -> Loan:

@@ -8,8 +8,12 @@
                      v  |  +-- Failed: the measurement could not be made
                  Inconclusive / Rejected: never offered again
 
-A newer candidate supersedes one that ended, one that waits for its next attempt, and one whose roll ended without
-blame.
+The newest version supersedes one that ended and one that waits: for its next attempt, for a replica, to be measured
+anew against another active version, or for its roll, while a person pauses rolls or pods are missing. One that is being
+measured is not superseded, and one that passed stays on offer (``waiting``) until a newer one passes too: else a trainer
+that publishes faster than one can measure would keep every version from the pods. So a roll that was held starts with
+what passed, the look it may, and not with the next verdict. One whose roll ended without blame is offered again when the
+newer one is decided upon.
 
 With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
 
@@ -22,7 +26,7 @@ compares it with the version that is active *now*.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.records import VerdictKind
@@ -64,6 +68,8 @@ class Decision:
     reject: int | None = None
     event: str = ""
     """ValidationStarted, Validated, Rejected, Inconclusive, ValidationFailed; empty: nothing to tell."""
+    message: str = ""
+    """Of the event, where it is not about the candidate."""
 
     @property
     def job(self) -> tuple[int, int] | None:
@@ -74,42 +80,79 @@ class Decision:
 
 
 def decide(inputs: Inputs) -> Decision:
-    """The candidate's next state."""
-    channel = inputs.store.channel
-    assert channel is not None, "the caller waits for the channel"
-    candidate = inputs.candidate
-    if candidate is not None and candidate.version <= channel.active:
-        candidate = None
-    if candidate is not None and candidate.version in inputs.rejected and candidate.phase not in TERMINAL:
-        text = inputs.rollout.message if inputs.rollout.version == candidate.version else "rejected before"
-        candidate = candidate.model_copy(update={"phase": CandidatePhase.REJECTED, "message": text})
+    """The candidate's next state, and what may be rolled out meanwhile."""
+    candidate = _recalled(inputs)
     if inputs.rollout.phase is not RolloutPhase.IDLE:
         return Decision(candidate)
+    if candidate is not None and candidate.waiting is not None and candidate.waiting == inputs.abort:
+        refused, alone = candidate.waiting, candidate.model_copy(update={"waiting": None})
+        return Decision(alone, reject=refused, event="Rejected", message=f"version {refused} was aborted by a person")
+    decision = _decided(inputs, candidate)
+    return decision if decision.offer is not None else replace(decision, offer=_waiting(inputs, decision.candidate))
+
+
+def _recalled(inputs: Inputs) -> CandidateStatus | None:
+    """The stored candidate, as far as it is one still."""
+    channel, candidate = inputs.store.channel, inputs.candidate
+    assert channel is not None, "the caller waits for the channel"
+    if candidate is None or candidate.version <= channel.active:
+        return None
+    waiting = candidate.waiting
+    if waiting is not None and (waiting in inputs.rejected or not inputs.store.earned(waiting)):
+        candidate = candidate.model_copy(update={"waiting": None})
+    if candidate.version in inputs.rejected and candidate.phase not in TERMINAL:
+        text = inputs.rollout.message if inputs.rollout.version == candidate.version else "rejected before"
+        candidate = candidate.model_copy(update={"phase": CandidatePhase.REJECTED, "message": text})
+    return candidate
+
+
+def _waiting(inputs: Inputs, candidate: CandidateStatus | None) -> int | None:
+    """The version that ``candidate`` superseded, if it may be rolled out now."""
+    if candidate is None or (candidate.waiting == inputs.rollout.version and candidate.phase not in TERMINAL):
+        return None
+    return candidate.waiting
+
+
+def _newer(inputs: Inputs, version: int) -> int | None:
+    """The newest version, if it came after ``version`` and one may begin to measure it."""
+    newest = inputs.store.newest
+    fits = newest is not None and newest > version and newest not in inputs.rejected and inputs.ready
+    return newest if fits else None
+
+
+def _decided(inputs: Inputs, candidate: CandidateStatus | None) -> Decision:
+    channel = inputs.store.channel
+    assert channel is not None, "the caller waits for the channel"
     if candidate is not None and candidate.version == inputs.abort and candidate.phase not in TERMINAL:
         refused = candidate.model_copy(update={"message": f"version {candidate.version} was aborted by a person"})
         return _end(refused, CandidatePhase.REJECTED, "Rejected")
+    newer = _newer(inputs, channel.active if candidate is None else candidate.version)
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
+        if newer is not None and _untouched(inputs, candidate):
+            return _begin(inputs, newer, candidate.waiting)
         return _measured(inputs, candidate)
-    newest = inputs.store.newest
-    validated = candidate is not None and candidate.phase is CandidatePhase.VALIDATED
-    if candidate is not None and validated and not _given_up(inputs, candidate, newest):
-        if inputs.store.earned(candidate.version):
+    if candidate is not None and candidate.phase is CandidatePhase.VALIDATED:
+        earned = inputs.store.earned(candidate.version) is not None
+        if newer is not None:
+            return _begin(inputs, newer, candidate.version if earned else None)
+        if earned:
             return Decision(candidate, offer=candidate.version)
-        return _begin(inputs, candidate.version)
-    if newest is None or newest <= channel.active or newest in inputs.rejected or not inputs.ready:
-        return Decision(candidate)
-    if candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest:
+        return _begin(inputs, candidate.version) if inputs.ready else Decision(candidate)
+    if newer is not None:
+        return _begin(inputs, newer, None if candidate is None else candidate.waiting)
+    if candidate is not None and candidate.phase is CandidatePhase.FAILED and inputs.ready:
         waited = None if candidate.since is None else inputs.now - candidate.since
         # A time that lies ahead was written before the clock was set back: nobody knows how long it was.
         due = waited is None or not timedelta(0) <= waited < _patience(candidate.attempt)
         return _again(inputs, candidate) if due else Decision(candidate)
-    return _begin(inputs, newest)
+    return Decision(candidate)
 
 
-def _given_up(inputs: Inputs, candidate: CandidateStatus, newest: int | None) -> bool:
-    """Its roll ended without blame, and a newer one can be measured instead of trying it again."""
-    tried = inputs.rollout.version == candidate.version
-    return tried and newest is not None and newest > candidate.version and newest not in inputs.rejected
+def _untouched(inputs: Inputs, candidate: CandidateStatus) -> bool:
+    """Its measurement has not begun: no replica is on its way, no Job is there and no evidence."""
+    attempt = (candidate.version, candidate.attempt)
+    begun = any((made.version, made.attempt) == attempt for made in (*inputs.jobs, *inputs.store.evidence))
+    return candidate.pod is None and not begun
 
 
 def _patience(attempt: int) -> timedelta:
@@ -117,7 +160,7 @@ def _patience(attempt: int) -> timedelta:
     return min(RETRY_LAST, RETRY_FIRST * (1 << min(attempt - 1, 10)))
 
 
-def _begin(inputs: Inputs, version: int) -> Decision:
+def _begin(inputs: Inputs, version: int, waiting: int | None = None) -> Decision:
     """Take up ``version``: with what the store has about it already (a lost status), or with a first Job."""
     made = inputs.store.attempts(version)
     registration = inputs.store.registrations.get(version)
@@ -129,6 +172,7 @@ def _begin(inputs: Inputs, version: int) -> Decision:
         attempt=attempt,
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
+        waiting=waiting,
         message="measuring on the real engine",
     )
     if made:
@@ -151,13 +195,15 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
         candidate = candidate.model_copy(update=figures)
         kind = evidence.verdict.kind
         if kind is VerdictKind.PASS and inputs.store.earned(candidate.version) is evidence:
-            validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED})
+            validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED, "waiting": None})
             return Decision(validated, offer=candidate.version, event="Validated")
         if kind is VerdictKind.REJECT:
             return _end(candidate, CandidatePhase.REJECTED, "Rejected")
         why = candidate.message
         if kind is VerdictKind.PASS:
             # Measured against a version that is active no more: that proves nothing about this one.
+            if (newer := _newer(inputs, candidate.version)) is not None:
+                return _begin(inputs, newer, candidate.waiting)
             why = "measured against a former version"
         counted = [e for e in inputs.store.attempts(candidate.version) if e.active_version == channel.active]
         if len(counted) >= MAX_MEASUREMENTS:

@@ -64,8 +64,7 @@ class SimulatedOperator:
         """Read the store and plan; what follows are the actions."""
         assert self._seen is not None, "look first"
         status, pin = self._seen.status, self._seen.spec.draft.pin
-        slots = {slot.version for slot in (status.active, status.previous, status.candidate) if slot is not None}
-        interesting = frozenset(slots | {v for v in (status.rollout.version, pin) if v is not None})
+        interesting = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,
             store=self._store.view(interesting),

@@ -127,6 +127,7 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             attempt=st.integers(1, 2),
             job=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2"]),
             pod=st.sampled_from([None, "chat-a", "chat-b"]),
+            waiting=st.none() | VERSIONS,
         )
     )
     rollout = draw(
@@ -196,6 +197,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert others
         assert all(v.ready and v.agent and v.agent.version == store.channel.active for v in others)
         assert world.status.rollout.phase is RolloutPhase.IDLE
+        assert made.status is None or made.status.rollout.phase is RolloutPhase.IDLE
         assert made.status is None or (made.status.candidate and made.status.candidate.pod == loan.pod)
         assert made.job is None, "first withdrawn, then measured on"
     for loan in made.loans:

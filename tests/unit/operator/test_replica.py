@@ -224,6 +224,35 @@ def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later
     assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
 
 
+def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version() -> None:
+    """A person pauses rolls: version 1, which passed, waits, and version 2 is measured. The pause ends before that."""
+    paused = spec(serving={"replicas": 2}, validation={"where": "Replica"}, rollout={"paused": True})
+    proven = store(0, 1, 2, evidence=(evidence(1),))
+    seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
+    first = replace(seen, status=status(seen), store=proven)
+    measured = made(first)
+    assert [loan.request.measurement for loan in measured.loans] == ["chat-validate-v2-1"]
+    assert measured.status is not None
+    resumed = made(replace(first, status=measured.status, spec=world().spec))
+    assert resumed.status is not None
+    assert (resumed.status.rollout.phase, resumed.status.rollout.version) == (RolloutPhase.CANARY, 1)
+    assert (resumed.loans, resumed.job) == ((), None)
+
+
+def test_a_newer_version_takes_the_place_of_one_that_only_waits_for_a_replica() -> None:
+    waits = world(disruptions_allowed=0)
+    waits = replace(waits, status=status(waits), store=store(0, 1, 2))
+    assert candidate_of(waits) == 2
+    assert candidate_of(replace(lent(), jobs=(), store=store(0, 1, 2))) == 1, "a replica has left for it"
+    assert candidate_of(replace(lent(), store=store(0, 1, 2))) == 1, "it is being measured"
+
+
+def candidate_of(seen: Observed) -> int:
+    found = status(seen).candidate
+    assert found is not None
+    return found.version
+
+
 def test_an_agent_that_is_silent_for_a_moment_is_still_away() -> None:
     silent = replace(lent(), pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     shown = status(silent)
