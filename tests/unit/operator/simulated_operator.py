@@ -11,20 +11,22 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
+from aurora_api.pod import ValidationSettings
+from aurora_api.speculator import Where
 from aurora_api.status import SpeculatorStatus
 from aurora_operator.attention import Attention
 from aurora_operator.errors import AgentError, Conflict, Fenced
-from aurora_operator.observed import Observed, Wishes
-from aurora_operator.plan import Plan, Swap, plan
+from aurora_operator.observed import Observed, RefusedJob, Wishes
+from aurora_operator.plan import Loan, Plan, Swap, plan
 from aurora_runtime.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
 
-Obeyed = Callable[[Swap, Observed], None]
+Obeyed = Callable[[Swap | Loan, Observed], None]
 
 
 class SimulatedOperator:
-    """``obeyed`` is called with every swap that an agent took on, and the look behind it."""
+    """``obeyed`` is called with every swap and withdrawal that an agent took on, and the look behind it."""
 
     def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, obeyed: Obeyed) -> None:
         self._cluster, self._store, self._obeyed = cluster, store, obeyed
@@ -34,6 +36,8 @@ class SimulatedOperator:
         """The next process takes its place."""
         self._attention = Attention()
         self._fenced = self._next_fenced = False
+        self._refused: RefusedJob | None = None
+        self._next_refused: RefusedJob | None = None
         self._seen: Observed | None = None
         self._looked_at = 0
         self._actions: deque[Callable[[], None]] = deque()
@@ -52,10 +56,15 @@ class SimulatedOperator:
         self._actions.clear()
         wishes = Wishes(promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort"))
         self._looked_at = self._cluster.version
+        given, pods = spec(**self._cluster.spec), self._cluster.pods
+        if given.validation.where is Where.REPLICA:  # pods come and go here by themselves: as many as wanted are there
+            serving = given.serving.model_copy(update={"replicas": len(pods)})
+            given = given.model_copy(update={"serving": serving})
         self._seen = observed(
-            spec=spec(**self._cluster.spec),
+            spec=given,
+            disruptions_allowed=int(all(pod.serves for pod in pods)),
             status=SpeculatorStatus.model_validate_json(self._cluster.status),
-            pods=tuple(pod.view() for pod in self._cluster.pods),
+            pods=tuple(pod.view() for pod in pods),
             jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),
             wishes=wishes,
         )
@@ -70,10 +79,12 @@ class SimulatedOperator:
             store=self._store.view(interesting),
             resumed=self._attention.lapsed(now, steady),
             fenced=self._fenced,
+            refused_job=self._refused,
         )
         self._seen = None
         made = plan(seen, CONFIG, now, timedelta.max)
         self._fenced, self._next_fenced = False, False
+        self._refused = self._next_refused = None
         self._actions.extend(self._steps(seen, made))
         self._actions.append(lambda: self._done(now, steady, decided=seen.store.ok))
         return seen, made
@@ -90,7 +101,7 @@ class SimulatedOperator:
 
     def _done(self, now: datetime, steady: float, *, decided: bool) -> None:
         self._attention.looked(now, steady, decided=decided)
-        self._fenced = self._next_fenced
+        self._fenced, self._refused = self._next_fenced, self._next_refused
 
     def _steps(self, seen: Observed, made: Plan) -> list[Callable[[], None]]:
         steps: list[Callable[[], None]] = []
@@ -104,12 +115,20 @@ class SimulatedOperator:
             metadata, channel = made.job["metadata"], seen.store.channel
             assert channel is not None, "nothing is measured before there is an active version"
             labels = metadata["labels"]
-            job = SimulatedJob(int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"]), channel.active)
+            (measure,) = made.job["spec"]["template"]["spec"]["containers"]
+            texts = [variable["value"] for variable in measure["env"] if variable["name"] == "AURORA_SETTINGS"]
+            replica = ValidationSettings.from_json(texts[0]).replica
+            version, attempt = int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"])
+            job = SimulatedJob(version, attempt, channel.active, pod=replica.pod if replica else "")
             steps.append(partial(self._create, metadata["name"], job))
         steps += [partial(self._swap, swap, seen) for swap in made.swaps]
+        steps += [partial(self._lend, loan, seen) for loan in made.loans]
         return steps
 
     def _create(self, name: str, job: SimulatedJob) -> None:
+        if self._cluster.refuses_jobs and name not in self._cluster.jobs:
+            self._next_refused = RefusedJob(name, "exceeded quota")
+            return
         self._cluster.jobs.setdefault(name, job)
 
     def _delete(self, name: str) -> None:
@@ -127,3 +146,16 @@ class SimulatedOperator:
             return
         if (pod.phase, pod.asked) != before:
             self._obeyed(swap, seen)
+
+    def _lend(self, loan: Loan, seen: Observed) -> None:
+        pod = next((pod for pod in self._cluster.pods if pod.name == loan.pod), None)
+        if pod is None:
+            return
+        before = pod.measurement
+        try:
+            pod.measure(loan.request)
+        except AgentError as error:
+            self._next_fenced |= isinstance(error, Fenced)
+            return
+        if pod.measurement != before:
+            self._obeyed(loan, seen)

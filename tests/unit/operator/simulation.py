@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from aurora_api.agent import AgentState, LiveCounters, SwapPhase, SwapRequest, SwapStatus
+from aurora_api.agent import (
+    AgentState,
+    LiveCounters,
+    MeasurementPhase,
+    MeasurementRequest,
+    MeasurementStatus,
+    SwapPhase,
+    SwapRequest,
+    SwapStatus,
+)
 from aurora_api.records import INITIAL_VERSION, Channel, Evidence, Registration, VerdictKind
 from aurora_operator.errors import AgentError, Conflict, Fenced
 from aurora_operator.observed import JobView, PodView, StoreView
@@ -93,6 +102,13 @@ class SimulatedPod:
     """Looks, and time under somebody's eyes, since its swap or its engine's start began."""
     late: bool = True
     """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
+    measurement: str = ""
+    """What it is withdrawn for; it answers nobody, and goes back once its lease (seconds) is over."""
+    lease: float = 0.0
+
+    @property
+    def serves(self) -> bool:
+        return self.up and not self.measurement
 
     @property
     def swapping(self) -> bool:
@@ -104,14 +120,35 @@ class SimulatedPod:
 
     def serve(self, acceptance_length: float) -> None:
         """A tick of traffic, in requests of ten rounds."""
-        if self.up:
+        if self.serves:
             self.requests += REQUESTS_PER_TICK
             self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
 
     def crash(self, version: int | None) -> None:
         """The engine ends, also in the middle of a swap; the next one starts with ``version``."""
         self.phase, self.up, self.version = SwapPhase.IDLE, False, version
-        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
+        self.boot, self.requests, self.tokens, self.lease = self.boot + 1, 0, 0, 0.0
+
+    def measure(self, request: MeasurementRequest) -> None:
+        """Withdraw it, renew its lease or let it go back, as :class:`SwapRequest` is refused."""
+        if self.silent:
+            raise AgentError("no answer")
+        if self.asked is not None and request.epoch < self.asked.epoch:
+            raise Fenced("a higher epoch was seen")
+        mine = request.measurement == self.measurement
+        if request.lease_seconds == 0:
+            self.lease = 0.0 if mine else self.lease
+        elif request.begin and not self.measurement:
+            if not self.up or self.swapping:
+                raise AgentError("the engine is not up, or a swap is going on")
+            self.measurement, self.lease = request.measurement, request.lease_seconds
+        elif not (mine and self.lease > 0):
+            raise Fenced("not withdrawn for that, or not any more")
+
+    def go_back(self) -> None:
+        """Serve again, once the lease is over and the engine is up, with what it served before."""
+        if self.measurement and self.lease <= 0 and self.up:
+            self.measurement, self.late = "", True
 
     def request(self, request: SwapRequest) -> None:
         """Raises :class:`Fenced`, also while another swap goes on, as the real agent's HTTP 409 is read."""
@@ -123,8 +160,8 @@ class SimulatedPod:
             if self.asked is not None and request.version == self.asked.version:
                 return
             raise Fenced("another swap is going on")
-        if not self.up:
-            raise AgentError("the engine is not up yet")
+        if not self.serves:
+            raise AgentError("the engine is not up yet, or the pod is withdrawn")
         self.asked = request
         if request.version != self.version:
             self.phase, self.late = SwapPhase.SWAPPING, False
@@ -138,7 +175,7 @@ class SimulatedPod:
         self.looks += 1
         state = None if self.silent else self._state()
         return PodView(
-            self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.up, scheduled=True, agent=state
+            self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
         )
 
     def _state(self) -> AgentState:
@@ -157,6 +194,10 @@ class SimulatedPod:
         elif self.lie == "swapped" and self.asked is not None:
             said["version"], swap = self.asked.version, SwapStatus(version=self.asked.version, finished=self.finished)
         made_up = "?" if self.lie == "checksum" else ""
+        if self.measurement:
+            phase = MeasurementPhase.MEASURING if self.lease > 0 else MeasurementPhase.RETURNING
+            away = MeasurementStatus(measurement=self.measurement, phase=phase)
+            return AgentState(pod=self.name, boot="", engine_ready=False, lineage=1, measurement=away)
         return AgentState(
             pod=self.name,
             boot=said["boot"],
@@ -178,6 +219,8 @@ class SimulatedJob:
     version: int
     attempt: int
     active: int
+    pod: str = ""
+    """The replica that it measures on, whose lease it renews."""
     ended: str = ""
     """succeeded, failed; empty while it runs."""
 
@@ -206,6 +249,18 @@ class SimulatedCluster:
     """resourceVersion."""
     pods: list[SimulatedPod] = field(default_factory=list)
     jobs: dict[str, SimulatedJob] = field(default_factory=dict)
+    refuses_jobs: bool = False
+
+    def pass_time(self, seconds: float) -> None:
+        """Leases end, unless the Job that measures on the pod renews them; without its lease it fails."""
+        for pod in self.pods:
+            job = self.jobs.get(pod.measurement)
+            renewed = job is not None and not job.ended and job.pod == pod.name and pod.lease > 0
+            pod.lease = 60.0 if renewed else pod.lease - seconds
+        measured_on = {pod.name: pod.measurement for pod in self.pods if pod.lease > 0}
+        for name, job in self.jobs.items():
+            if job.pod and not job.ended and measured_on.get(job.pod) != name:
+                job.ended = "failed"
 
     def edited(self) -> None:
         self.version += 1

@@ -2,7 +2,8 @@
 
 Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``plan``: validation, rollout, channel and
 status together, by two operators that were started by mistake and may each die between any two actions, against a
-simulated store, cluster and agents. Evidence comes late, twice, about a former active version or never; agents are
+simulated store, cluster and agents. Candidates are measured beside the pods or on one of them; Jobs may be refused.
+Evidence comes late, twice, about a former active version or never; agents are
 silent or lie; the store is out of reach for a while; the clock is set forwards and backwards; people edit, pin, promote
 and abort. ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and Kubernetes that
 loses what it acknowledged.
@@ -19,9 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aurora_api.agent import SwapPhase
 from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason, Evidence, VerdictKind
+from aurora_api.speculator import Where
 from aurora_api.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
 from aurora_operator.observed import Observed
-from aurora_operator.plan import Plan, Swap
+from aurora_operator.plan import Loan, Plan, Swap
 from aurora_operator.plan.build import MAX_REJECTED
 from aurora_runtime.store import Keys
 from tests.unit.operator.simulated_operator import SimulatedOperator
@@ -54,6 +56,8 @@ class PlanMachine(RuleBasedStateMachine):
         self.stale = False
         """A pod obeyed an operator that did not know the newest decision: soon put right, but not at once."""
         self.joined = self.pace = 0
+        self.lent: dict[str, int] = {}
+        """Since faults stopped: how often a replica left for a measurement."""
         self.end = "judged"
         """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
         kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go all the same."""
@@ -61,13 +65,15 @@ class PlanMachine(RuleBasedStateMachine):
     @initialize(
         count=st.integers(1, 4),
         end=st.sampled_from(["judged", "judged", "quiet", "unjudged"]),
+        where=st.sampled_from(["Job", "Replica"]),
         kind=st.sampled_from(KINDS),
         looks=st.integers(0, 30),
         pace=st.integers(0, 2),
     )
-    def pods_start(self, count: int, *, end: str, kind: str, looks: int, pace: int) -> None:
+    def pods_start(self, count: int, *, end: str, where: str, kind: str, looks: int, pace: int) -> None:
         """Pods serve the initial draft, and the first candidate is somewhere in its life."""
         self.end = end
+        self.edit(validation={"where": where})
         self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
         self.store.register(INITIAL_VERSION)
         self.look_and_act(0)
@@ -102,9 +108,9 @@ class PlanMachine(RuleBasedStateMachine):
         self.candidate_is_registered(kind=kind)
         self.time_goes_on(looks=looks)
 
-    @rule(gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends"]))
+    @rule(gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"]))
     def gate_changes(self, *, gate: str) -> None:
-        self.gate = gate
+        self.gate, self.cluster.refuses_jobs = gate, gate == "no Jobs"
 
     def jobs_end(self) -> None:
         """As the gate is now; evidence that comes late comes by its own rule."""
@@ -164,10 +170,10 @@ class PlanMachine(RuleBasedStateMachine):
         rules = {"analysis": JUDGED if judged else UNJUDGED, "progressDeadlineSeconds": DEADLINE, "paused": paused}
         self.edit(rollout=rules | {"canary": canary, "maxSwapping": swapping, "maxUnavailable": unavailable})
 
-    @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]))
-    def person_edits_how_pods_serve(self, *, arguments: list[str]) -> None:
-        """A to B, and often back to A before anybody looked."""
-        self.edit(serving={"replicas": 2, "extraArgs": arguments})
+    @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
+    def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
+        """A to B, and often back to A before anybody looked; and where candidates are measured."""
+        self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"where": where})
 
     @rule(back=st.none() | st.integers(0, 3), known=st.booleans())
     def person_changes_the_pin(self, *, back: int | None, known: bool) -> None:
@@ -214,6 +220,7 @@ class PlanMachine(RuleBasedStateMachine):
         """A pod that is busy for nearly the whole deadline may be held against what it was asked for."""
         self.now += timedelta(seconds=seconds)
         self.steady += seconds
+        self.cluster.pass_time(seconds)
         for pod in self.cluster.pods:
             busy = pod.swapping or not pod.up
             pod.seconds = pod.seconds + (seconds if seconds < DEADLINE else 0) if busy else 0.0
@@ -284,6 +291,8 @@ class PlanMachine(RuleBasedStateMachine):
         for pod in self.cluster.pods:
             busy = pod.swapping or not pod.up
             pod.taken = pod.taken + 1 if busy else 0
+            if not pod.slow:
+                pod.go_back()
             if pod.slow or pod.taken <= self.pace:
                 continue
             if pod.swapping:
@@ -345,7 +354,7 @@ class PlanMachine(RuleBasedStateMachine):
         self.all_go_on()
         for pod in self.cluster.pods:
             kind = self.kinds.get(pod.version or 0, "good")
-            if pod.up and kind == "deadly" and self.traffic:
+            if pod.serves and kind == "deadly" and self.traffic:
                 pod.crash(self.channel.active)
             elif self.traffic:
                 fades = kind == "fading" and pod.version == self.channel.active
@@ -382,6 +391,7 @@ class PlanMachine(RuleBasedStateMachine):
             assert (made.swaps, made.job) == ((), None), "no decision without the store"
             return
         self.check_swaps(seen, made, after.phase)
+        self.check_loans(seen, made, after.phase)
         if made.advance is not None:
             self.check_advance(seen, made.advance)
 
@@ -410,6 +420,26 @@ class PlanMachine(RuleBasedStateMachine):
         elif phase is RolloutPhase.IDLE and not rules.paused:
             assert len(made.swaps) <= max(rules.max_swapping, 1)
 
+    def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
+        """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never in the midst of a roll."""
+        channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
+        assert channel is not None, "the caller has seen it"
+        assert not away & {swap.pod for swap in made.swaps}
+        if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:
+            assert not away, "it would come back with a former version in the midst of a roll"
+        left = [loan.pod for loan in made.loans if loan.request.begin]
+        if made.job is not None or left:
+            assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
+        if made.job is not None and seen.spec.validation.where is Where.REPLICA:
+            assert away, "first withdrawn, then measured on"
+        if left:
+            staying = [view for view in seen.pods if view.name not in left]
+            assert len(left) == 1
+            assert staying
+            assert not away
+            assert made.job is None
+            assert all(view.ready and view.agent and view.agent.version == channel.active for view in staying)
+
     def check_advance(self, seen: Observed, channel: Channel) -> None:
         former = seen.store.channel
         assert former is not None, "the first record has no former"
@@ -435,15 +465,19 @@ class PlanMachine(RuleBasedStateMachine):
             back = channel.reason is ChannelReason.ROLLED_BACK
             assert channel.active == (former.previous if back else former.active)
 
-    def obeyed(self, swap: Swap, seen: Observed) -> None:
+    def obeyed(self, asked: Swap | Loan, seen: Observed) -> None:
         """A pod took on what it was asked for, now, after however many other things."""
-        version, known = swap.request.version, seen.store.channel
+        if isinstance(asked, Loan):
+            name = asked.request.measurement
+            self.lent[name] = self.lent.get(name, 0) + 1
+            return
+        version, known = asked.request.version, seen.store.channel
         assert self.store.passed(version), "never passed"
         assert known is not None
         if known.epoch == self.channel.epoch:
             assert version == known.active or version not in known.rejected
         current = self.status.rollout
-        self.stale |= known.epoch < self.channel.epoch or swap.request.epoch < current.epoch
+        self.stale |= known.epoch < self.channel.epoch or asked.request.epoch < current.epoch
 
     @invariant()
     def earned(self) -> None:
@@ -454,7 +488,7 @@ class PlanMachine(RuleBasedStateMachine):
     @invariant()
     def at_most_two_versions(self) -> None:
         """But for pods that come up late, and until the word of an operator out of date is put right."""
-        pods = [pod for pod in self.cluster.pods if pod.up and not pod.late and not pod.faulty]
+        pods = [pod for pod in self.cluster.pods if pod.serves and not pod.late and not pod.faulty]
         versions = {pod.version for pod in pods}
         self.stale &= len(versions) > 1
         assert len(versions) <= 2 or self.stale
@@ -481,11 +515,15 @@ class PlanMachine(RuleBasedStateMachine):
         for pod in self.cluster.pods:
             pod.salt = ""
         self.faults_end()
+        self.cluster.refuses_jobs, self.lent = False, {}
+        if self.cluster.spec["validation"]["where"] == "Replica" and len(self.cluster.pods) < 2:
+            self.pod_joins(slow=False)
         if self.end == "unjudged":
             self.candidate_is_registered(kind="deadly")
         for number in range(LOOKS_TO_CONVERGE):
             self.one_look(number % 2)
             self.earned()
+            assert all(count <= 2 for count in self.lent.values()), f"a replica comes and goes: {self.lent}"
             if self.converged():
                 return
         raise AssertionError(
@@ -499,7 +537,7 @@ class PlanMachine(RuleBasedStateMachine):
         if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
             return status.rollout.version == self.store.newest and pin is None
         decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
-        at_rest = all(pod.version == active and pod.up and not pod.swapping for pod in self.cluster.pods)
+        at_rest = all(pod.version == active and pod.serves and not pod.swapping for pod in self.cluster.pods)
         right = pin in (None, active)
         if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
             return False
