@@ -425,8 +425,10 @@ class PlanMachine(RuleBasedStateMachine):
         channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
         assert channel is not None, "the caller has seen it"
         assert not away & {swap.pod for swap in made.swaps}
-        if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:
+        if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:  # promise 3
             assert not away, "it would come back with a former version in the midst of a roll"
+            held = {view.agent.version for view in seen.pods if view.ready and view.agent}
+            assert held == {channel.active}, "a third version would serve in the midst of a roll"
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
@@ -458,6 +460,8 @@ class PlanMachine(RuleBasedStateMachine):
             assert (proof.version, proof.verdict.kind) == (channel.active, VerdictKind.PASS)
             assert proof.active_version == former.active
             assert channel.active not in former.rejected
+            answering = [view.agent.version if view.agent else None for view in seen.pods if view.ready]
+            assert set(answering) == {channel.active}, "a pod that may answer requests was not seen to serve it"
         elif channel.reason is ChannelReason.PINNED:
             assert channel.active == seen.spec.draft.pin
             assert self.store.passed(channel.active)
