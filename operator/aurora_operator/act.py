@@ -84,7 +84,7 @@ class Actor:
         return []
 
     async def _order(self, job: Object) -> tuple[RefusedJob | None, list[str]]:
-        """Create a Job. Its refusal is the measurement's affair: the candidate waits, and how pods serve is no worse."""
+        """Create a Job. Its refusal is the measurement's affair: the candidate waits, and pods serve no worse."""
         try:
             await asyncio.to_thread(self._api.create, job)
         except Conflict:

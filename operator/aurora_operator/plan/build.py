@@ -122,7 +122,7 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     assert observed.store.channel is not None, "the caller holds without a channel"
     epoch = max(old.rollout.epoch, observed.store.channel.epoch)
     step = rollout.step(_world(observed, pods, decision, rejected, now), old.rollout)
-    # What passed goes first: a replica that left now would hold up its roll, and a Job measure against a former version.
+    # What passed goes first: a replica that leaves now holds up its roll, and a Job measures against a former version.
     free = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
     lending = replica.lend(observed, decision.candidate, epoch, free=free)
     candidate = lending.candidate

@@ -10,17 +10,17 @@
 
 The newest version supersedes one that ended and one that waits: for its next attempt, for a replica, to be measured
 anew against another active version, or for its roll, while a person pauses rolls or pods are missing. One that is being
-measured is not superseded, and one that passed stays on offer (``waiting``) until a newer one passes too: else a trainer
-that publishes faster than one can measure would keep every version from the pods. So a roll that was held starts with
-what passed, the look it may, and not with the next verdict. One whose roll ended without blame is offered again when the
-newer one is decided upon.
+measured is not superseded, and one that passed stays on offer (``waiting``) until a newer one passes too: else a
+trainer that publishes faster than one can measure would keep every version from the pods. So a roll that was held
+starts with what passed as soon as it may, and not with the next verdict. One whose roll ended without blame is offered
+again when the newer one is decided upon.
 
 With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
 
 Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
 a measurement that could not be made, also because the API server refused its Job, says nothing about the candidate, so
-it is tried again, ever later, and never counted as a verdict; a candidate is offered to the rollout only with the evidence of :meth:`StoreView.earned`, which
-compares it with the version that is active *now*.
+it is tried again, ever later, and never counted as a verdict; a candidate is offered to the rollout only with the
+evidence of :meth:`StoreView.earned`, which compares it with the version that is active *now*.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ def _decided(inputs: Inputs, candidate: CandidateStatus | None) -> Decision:
 
 def _untouched(inputs: Inputs, candidate: CandidateStatus) -> bool:
     """Its measurement has not begun: no replica is on its way, no Job is there and no evidence."""
-    attempt = (candidate.version, candidate.attempt)
-    begun = any((made.version, made.attempt) == attempt for made in (*inputs.jobs, *inputs.store.evidence))
-    return candidate.pod is None and not begun
+    begun = {(job.version, job.attempt) for job in inputs.jobs}
+    begun |= {(proof.version, proof.attempt) for proof in inputs.store.evidence}
+    return candidate.pod is None and (candidate.version, candidate.attempt) not in begun
 
 
 def _patience(attempt: int) -> timedelta:

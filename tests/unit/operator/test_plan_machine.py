@@ -60,7 +60,7 @@ class PlanMachine(RuleBasedStateMachine):
         """Since faults stopped: how often a replica left for a measurement."""
         self.end = "judged"
         """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
-        kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go all the same."""
+        kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go even so."""
 
     @initialize(
         count=st.integers(1, 4),
@@ -108,7 +108,9 @@ class PlanMachine(RuleBasedStateMachine):
         self.candidate_is_registered(kind=kind)
         self.time_goes_on(looks=looks)
 
-    @rule(gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"]))
+    @rule(
+        gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"])
+    )
     def gate_changes(self, *, gate: str) -> None:
         self.gate, self.cluster.refuses_jobs = gate, gate == "no Jobs"
 
@@ -421,7 +423,7 @@ class PlanMachine(RuleBasedStateMachine):
             assert len(made.swaps) <= max(rules.max_swapping, 1)
 
     def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
-        """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never in the midst of a roll."""
+        """Promise 2: capacity is lent where it can be spared, one pod at a time, and never in the midst of a roll."""
         channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
         assert channel is not None, "the caller has seen it"
         assert not away & {swap.pod for swap in made.swaps}

@@ -200,7 +200,7 @@ def test_a_job_that_was_never_created_is_not_created_when_the_lease_is_over() ->
 def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later() -> None:
     """Else it leaves, waits for its lease to end, comes back and leaves again, for ever."""
     seen, now, waits = replace(lent(), jobs=()), NOW, list[float]()
-    home = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
+    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
     for attempt in range(1, 9):
         name = f"chat-validate-v1-{attempt}"
         away = (pod("chat-a", 0), withdrawn("chat-b", measurement=name))
