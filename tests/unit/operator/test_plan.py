@@ -361,6 +361,17 @@ def test_what_passed_is_not_lost_to_a_newer_version_that_did_not(verdict: Verdic
         assert found.job is None, "what is rolled out may become what is compared with"
 
 
+def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
+    held = passed_and_waits()
+    waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)
+    assert waiting.candidate is not None
+    assert waiting.candidate.waiting == 1
+    stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
+    moved = status(replace(held, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
+    assert moved.candidate is not None
+    assert (moved.candidate.waiting, moved.rollout.phase) == (None, RolloutPhase.IDLE)
+
+
 def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
     held = passed_and_waits()
     refused = made(replace(held, status=status(held), wishes=Wishes(abort=1)))

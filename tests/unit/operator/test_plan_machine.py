@@ -431,6 +431,10 @@ class PlanMachine(RuleBasedStateMachine):
             assert not away, "it would come back with a former version in the midst of a roll"
             held = {view.agent.version for view in seen.pods if view.ready and view.agent}
             assert held == {channel.active}, "a third version would serve in the midst of a roll"
+            offered = made.status.rollout.version if made.status is not None else None
+            assert offered is not None
+            assert offered not in {*channel.rejected, *seen.status.rejected}, "refused before"
+            assert seen.store.earned(offered), "promise 1"
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)

@@ -239,6 +239,11 @@ def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version
     assert (resumed.loans, resumed.job) == ((), None)
 
 
+def test_no_replica_leaves_for_a_measurement_against_a_pinned_version() -> None:
+    pinned = spec(serving={"replicas": 2}, validation={"where": "Replica"}, draft={"pin": 0})
+    assert made(replace(chosen(), spec=pinned)).loans == ()
+
+
 def test_a_newer_version_takes_the_place_of_one_that_only_waits_for_a_replica() -> None:
     waits = world(disruptions_allowed=0)
     waits = replace(waits, status=status(waits), store=store(0, 1, 2))

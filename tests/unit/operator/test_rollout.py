@@ -293,6 +293,19 @@ def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhe
     assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
 
 
+def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    state = watching().model_copy(update={"asked": {A: "b0", B: "b"}, "restarts": 1})
+    assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
+    made = step(world(pod(A, 1, boot="b1"), pod(B, 1, boot="b"), **now), state)
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert "2 engines ended" in made.rollout.message
+
+
+def test_a_pod_that_comes_up_with_a_third_version_is_brought_over_before_the_canary_goes_on() -> None:
+    assert step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.CANARY)).swaps == {B: 0}
+
+
 def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     early = step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching())
@@ -377,6 +390,7 @@ def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> N
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "shapes differ" in made.rollout.message
+    assert made.rollout.epoch == 5, "an agent that is asked for the version late has to refuse"
     back = step(world(pod(A, 1), pod(B, swap=FAILED)), made.rollout)
     assert back.swaps == {A: 0}
     assert step(world(pod(A, 0), pod(B, swap=FAILED)), back.rollout).rollout.phase is RolloutPhase.IDLE
