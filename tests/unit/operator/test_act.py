@@ -10,16 +10,17 @@ import pytest
 
 from aurora_api.agent import AgentState, MeasurementRequest, SwapRequest
 from aurora_api.records import Channel
-from aurora_api.status import SpeculatorStatus
+from aurora_api.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.act import Actor
 from aurora_operator.children.network import services
 from aurora_operator.errors import AgentError, Conflict, Fenced, KubeError, NotFound
 from aurora_operator.kube import Object, Resource
+from aurora_operator.loop import Loop
 from aurora_operator.observe import Look
-from aurora_operator.observed import RefusedJob
+from aurora_operator.observed import RefusedJob, StoreView
 from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_runtime.errors import ObjectExists
-from tests.unit.operator.worlds import OWNER, agent, channel, digest, observed
+from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, lineage, observed, registration
 
 
 @dataclass
@@ -143,6 +144,33 @@ async def test_a_job_that_is_refused_is_told_to_the_next_look_and_holds_up_nothi
         journal = Journal(faults={"create Job": error})
         assert (await act(journal, FULL)).refused_job is None, "nobody decided about it"
         assert "swap b" in journal.said
+
+
+@dataclass
+class Watcher:
+    """Looks at what the journal was told to keep, and at a store with a candidate."""
+
+    journal: Journal
+    records: None = None
+
+    async def look(self) -> Look:
+        kept = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
+        known = {version: registration(version) for version in (0, 1)}
+        store = StoreView(lineage=lineage(), channel=channel(0), registrations=known)
+        return Look(observed(store=store, status=SpeculatorStatus.model_validate(kept)), self.journal.objects, "token")
+
+
+async def test_a_refused_job_is_known_to_the_next_look_and_not_asked_for_again() -> None:
+    journal = Journal(faults={"create Job": KubeError("exceeded quota: jobs", 403)})
+    loop = Loop(journal, journal, CONFIG, "team", "chat")  # type: ignore[arg-type]
+    loop._observer = Watcher(journal)  # type: ignore[assignment]
+    for _ in range(3):
+        await loop.once()
+    assert journal.said.count("create Job") == 1
+    candidate = (await Watcher(journal).look()).observed.status.candidate
+    assert candidate is not None
+    assert candidate.phase is CandidatePhase.FAILED
+    assert "exceeded quota: jobs" in candidate.message
 
 
 async def test_an_api_server_that_is_away_ends_the_act() -> None:
