@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 _UNAVAILABLE = frozenset({0, 401, 429, 502, 503, 504})
 """The API server cannot answer now. Not 500: so it answers a template that has a number where text belongs."""
 
+MAX_REFUSAL = 1000
+"""Characters of a refusal that the status repeats: a webhook may say more than a condition holds."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,7 +95,7 @@ class Actor:
         except KubeError as error:
             if error.status in _UNAVAILABLE:
                 return None, [_refusal(job, error)]
-            return RefusedJob(job["metadata"]["name"], str(error)), []
+            return RefusedJob(job["metadata"]["name"], str(error)[:MAX_REFUSAL]), []
         return None, []
 
     async def _apply(self, child: Object, look: Look) -> str:
@@ -198,4 +201,4 @@ def _mark(obj: Object) -> Any:
 
 
 def _refusal(obj: Object, error: KubeError) -> str:
-    return f"{obj['kind']} {obj['metadata']['name']}: {error}"
+    return f"{obj['kind']} {obj['metadata']['name']}: {error}"[:MAX_REFUSAL]

@@ -197,7 +197,9 @@ def _world(
     store, pin, away = observed.store, observed.spec.draft.pin, replica.away(observed)
     assert store.channel is not None, "the caller holds without a channel"
     rolled, newest = observed.status.rollout.version, store.newest
-    newer = rolled is not None and newest is not None and newest > rolled and newest not in rejected
+    candidate = decision.candidate
+    failed = candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest
+    newer = rolled is not None and newest is not None and newest > rolled and newest not in rejected and not failed
     return World(
         now=now,
         active=store.channel.active,

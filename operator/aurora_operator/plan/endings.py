@@ -2,7 +2,7 @@
 
 Invariants: time alone never refuses a version; engines that ended with it and a pod that took it and did not come back
 do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
-a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
+engines that ended while nobody looked, or together with engines of another version, say more of the machine; a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from aurora_operator.plan.world import World, confirmed, disagree
 
 
 def counted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus:
-    """``rollout`` with a count of the engines that ended with ``version``, or on the way to it."""
+    """``rollout`` with a count of the engines that ended with ``version``, or on the way to it, and alone."""
     boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
     serving = {pod.name: pod.boot for pod in confirmed(world.pods, version)}
     ended = {name for name, boot in rollout.asked.items() if boots.get(name, boot) != boot}
     asked = {name: boot for name, boot in rollout.asked.items() if name not in ended} | serving
-    return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + len(ended)})
+    others = rollout.analysis.pods if rollout.analysis else []
+    together = any(w.version != version and boots.get(w.name, w.boot) != w.boot for w in others)
+    blamed = 0 if world.resumed or together else len(ended)
+    return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + blamed})
 
 
 def fatal(world: World, rollout: RolloutStatus, version: int) -> str:
@@ -47,8 +50,27 @@ def failure(world: World, rollout: RolloutStatus, version: int) -> str:
     for pod in world.pods:
         stuck = (pod.swapping and pod.swap.version == version) or (pod.name in rollout.asked and not pod.ready)
         if stuck and _late(world, rollout):
-            return f"pod {pod.name} did not come back with version {version} for {_deadline(world)}"
+            return _stayed_away(world, pod.name, version)
     return ""
+
+
+def missing(world: World, rollout: RolloutStatus) -> str:
+    """A pod that took the version and is not ready now; empty when there is none."""
+    return next((pod.name for pod in world.pods if pod.name in rollout.asked and not pod.ready), "")
+
+
+def fatal_in_watch(world: World, rollout: RolloutStatus, version: int) -> str:
+    """Why a promoted version must go because of engines that end or stay away with it; empty when none do."""
+    if why := fatal(world, rollout, version):
+        return why
+    watched = timedelta(seconds=world.policy.analysis.watch_seconds)
+    long = rollout.progressed is not None and world.now - rollout.progressed > watched + _deadline(world)
+    pod = missing(world, rollout)
+    return _stayed_away(world, pod, version) if pod and long and not world.short() else ""
+
+
+def _stayed_away(world: World, pod: str, version: int) -> str:
+    return f"pod {pod} did not come back with version {version} for {_deadline(world)}"
 
 
 def _deadline(world: World) -> timedelta:

@@ -221,12 +221,16 @@ def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
         return _roll_back(world, rollout, world.reason or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return _take_back(world, rollout, f"version {version} was aborted by a person")
-    over = rollout.progressed is None or world.now - rollout.progressed >= timedelta(seconds=rules.watch_seconds)
     left = world.hold or world.promote == version or world.previous is None
-    if over or left or state is None or state.shape != world.shape:
+    if left or state is None or state.shape != world.shape:
+        return Step(_idled(rollout))
+    if why := endings.fatal_in_watch(world, rollout, version):
+        return _take_back(world, rollout, why)
+    over = rollout.progressed is None or world.now - rollout.progressed >= timedelta(seconds=rules.watch_seconds)
+    if over and not endings.missing(world, rollout):
         return Step(_idled(rollout))
     rollout, why = _heard(world, rollout, version)
-    if why := why or endings.fatal(world, rollout, version):
+    if why:
         return _take_back(world, rollout, why)
     heard = rollout.analysis.message if rollout.analysis else ""
     message = f"version {version} is active" + (f"; since then {heard}" if heard else "")

@@ -13,7 +13,7 @@ anew against another active version, or for its roll, while a person pauses roll
 measured is not superseded, and one that passed stays on offer (``waiting``) until a newer one passes too: else a
 trainer that publishes faster than one can measure would keep every version from the pods. So a roll that was held
 starts with what passed as soon as it may, and not with the next verdict. One whose roll ended without blame is offered
-again when the newer one is decided upon.
+again when the newer one is decided upon, or after :data:`RETRY_LAST`.
 
 With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
 
@@ -108,7 +108,11 @@ def _recalled(inputs: Inputs) -> CandidateStatus | None:
 
 def _waiting(inputs: Inputs, candidate: CandidateStatus | None) -> int | None:
     """The version that ``candidate`` superseded, if it may be rolled out now."""
-    if candidate is None or (candidate.waiting == inputs.rollout.version and candidate.phase not in TERMINAL):
+    if candidate is None:
+        return None
+    ended = inputs.rollout.progressed
+    rests = ended is not None and timedelta(0) <= inputs.now - ended < RETRY_LAST
+    if candidate.waiting == inputs.rollout.version and candidate.phase not in TERMINAL and rests:
         return None
     return candidate.waiting
 

@@ -10,6 +10,7 @@ A rank that dies ends the others: what they exchange fails, and torchrun stops t
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -28,6 +29,7 @@ from aurora_runtime.training.objective import batch_loss
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.session import Session
 
+log = logging.getLogger(__name__)
 LEADER: Final = 0
 PATIENCE: Final = timedelta(days=365)
 """A rank waits this long for the leader's next word: while there are no traces there is nothing to say."""
@@ -142,7 +144,10 @@ class SharedSession(Session):
 
     def round_moments(self) -> None:
         if self._ranks.leads:
-            self._ranks.tell(Order.ROUND)
+            try:
+                self._ranks.tell(Order.ROUND)
+            except RuntimeError:
+                log.warning("another rank has ended: what was learnt is saved, and the next step ends this one too")
         super().round_moments()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:

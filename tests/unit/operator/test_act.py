@@ -140,6 +140,9 @@ async def test_a_job_that_is_refused_is_told_to_the_next_look_and_holds_up_nothi
     refused = await act(Journal(faults={"create Job": KubeError("exceeded quota: jobs", 403)}), FULL)
     assert refused.refused_job == RefusedJob("j", "exceeded quota: jobs")
     assert refused.problems == (), "how pods serve is no worse for it"
+    verbose = await act(Journal(faults={"create Job": KubeError("no! " * 20_000, 400)}), FULL)
+    assert verbose.refused_job is not None
+    assert len(verbose.refused_job.message) < 2000, "a condition holds no more than 32 KiB"
     for error in (KubeError("away", 503), Conflict("exists", 409)):
         journal = Journal(faults={"create Job": error})
         assert (await act(journal, FULL)).refused_job is None, "nobody decided about it"

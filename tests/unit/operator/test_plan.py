@@ -361,6 +361,20 @@ def test_what_passed_is_not_lost_to_a_newer_version_that_did_not(verdict: Verdic
         assert found.job is None, "what is rolled out may become what is compared with"
 
 
+def test_what_rolled_back_without_blame_is_offered_again_after_a_rest_although_a_newer_one_cannot_be_measured() -> None:
+    held = passed_and_waits()
+    waits = status(held)
+    assert waits.candidate is not None
+    failed = waits.candidate.model_copy(update={"phase": CandidatePhase.FAILED, "attempt": 20, "since": NOW})
+    stopped = RolloutStatus(version=1, progressed=NOW - timedelta(minutes=29))
+    seen = replace(
+        held, spec=observed().spec, status=waits.model_copy(update={"candidate": failed, "rollout": stopped})
+    )
+    assert status(seen).rollout.phase is RolloutPhase.IDLE
+    later = status(seen, NOW + timedelta(minutes=2))
+    assert (later.rollout.phase, later.rollout.version) == (RolloutPhase.CANARY, 1)
+
+
 def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
     held = passed_and_waits()
     waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)

@@ -302,6 +302,35 @@ def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
     assert "2 engines ended" in made.rollout.message
 
 
+def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
+    away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
+    held = step(world(*away, now=NOW + timedelta(seconds=61), **now), state)
+    assert (held.rollout.phase, held.advance) == (RolloutPhase.WATCHING, None)
+    back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
+    after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
+    assert (after.phase, after.restarts) == (RolloutPhase.IDLE, 0), "one end is tolerated"
+    again = held.rollout.model_copy(update={"restarts": 1})
+    ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
+    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last look counts too"
+    late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
+    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert "did not come back" in late.rollout.message
+
+
+def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_against_no_version() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
+    state = canary(pods=[peer], asked={A: "b"}).model_copy(update={"restarts": 1})
+    together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), policy=policy), state)
+    assert (together.rollout.phase, together.rollout.restarts) == (RolloutPhase.CANARY, 1)
+    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, resumed=True), state)
+    assert (unseen.rollout.phase, unseen.rollout.restarts) == (RolloutPhase.CANARY, 1)
+    alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
+    assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
 def test_a_pod_that_comes_up_with_a_third_version_is_brought_over_before_the_canary_goes_on() -> None:
     assert step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.CANARY)).swaps == {B: 0}
 
