@@ -143,8 +143,8 @@ class Training(Model):
         default=64,
         ge=2,
         le=1048576,
-        description="Traces kept in the store; beyond it the oldest are deleted, learnt from or not. Replay and"
-        " held-out prompts come from what is kept.",
+        description="Traces kept in the store, and their number: one shard per MiB, at least 4096. Beyond either the"
+        " oldest are deleted, learnt from or not. Replay and held-out prompts come from what is kept.",
     )
     template: PodTemplate = Field(default_factory=PodTemplate)
 

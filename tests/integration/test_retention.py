@@ -55,7 +55,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     open_lineage(registry, tiny.target(tmp_path / "target"), SPEC, utc_now)
     trace = tiny.trace(0)
     size = len(encode([trace]))
-    limits = Limits(total=KEPT * size, replay=2 * size)
+    limits = Limits(total=KEPT * size, replay=2 * size, shards=100)
     written: list[str] = []
     read: list[str] = []
 

@@ -5,22 +5,40 @@ Invariant: a shard is offered until it is marked consumed, and never after, whet
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Final
+
 from aurora_api.records import TrainerState
 from aurora_runtime.store import Registry
 from aurora_runtime.store.registry import StoredShards
 from aurora_runtime.training.patience import Patience
 
+FREE_LOOK_S: Final = 0.1
+"""A look that took less may be repeated as often as the trainer polls."""
+LOOK_SHARE: Final = 0.05
+"""Longer looks, into many shards, take no more than this share of the time."""
+
 
 class Ledger:
     """The shards of one lineage by their manifest keys. What outlives the process is in the trainer's state."""
 
-    def __init__(self, registry: Registry, lineage: int, patience: Patience, state: TrainerState | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        lineage: int,
+        patience: Patience,
+        state: TrainerState | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._registry, self._lineage, self._patience = registry, lineage, patience
         self._consumed = dict.fromkeys(state.consumed if state else ())
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
         self.stored = StoredShards()
         """As of the last look."""
+        self.looked, self._due, self._clock = 0.0, 0.0, clock
 
     @property
     def consumed(self) -> tuple[str, ...]:
@@ -38,9 +56,17 @@ class Ledger:
         return len(self._consumed) + len(self._retired) + self.forgotten
 
     def pending(self) -> list[str]:
-        """Look into the store: what is not consumed, oldest hour first."""
-        self.stored = self._patience.call("listing shards", lambda: self._registry.stored_shards(self._lineage))
+        """What is not consumed, oldest hour first, as the store has it now, or had it when looking is costly."""
+        if self._clock() >= self._due:
+            self._look()
         return [key for key in self.stored.sizes if key not in self._consumed and key not in self._retired]
+
+    def _look(self) -> None:
+        began = self._clock()
+        self.stored = self._patience.call("listing shards", lambda: self._registry.stored_shards(self._lineage))
+        self.looked = self._clock()
+        took = self.looked - began
+        self._due = self.looked + (took / LOOK_SHARE if took > FREE_LOOK_S else 0.0)
 
     def size(self, key: str) -> int:
         """Bytes of the shard's data; 0 when the last look did not find it."""
@@ -69,7 +95,8 @@ class Ledger:
         self._retired.setdefault(key)
 
     def forget(self, key: str) -> None:
-        """A retired shard is deleted."""
+        """A shard is deleted."""
+        self.stored.sizes.pop(key, None)
         if key in self._retired:
             del self._retired[key]
             self.forgotten += 1

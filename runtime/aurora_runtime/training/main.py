@@ -56,7 +56,7 @@ def recipe_of(settings: TrainerSettings, ranks: int = 1) -> Recipe:
 
 def limits_of(settings: TrainerSettings) -> Limits:
     """What of the traces is kept, from the custom resource."""
-    return Limits(settings.training.keep_gibibytes << 30, REPLAY_BYTES)
+    return Limits.of(settings.training.keep_gibibytes << 30, REPLAY_BYTES)
 
 
 def build(

@@ -26,8 +26,8 @@ from aurora_runtime.store import Registry
 from aurora_runtime.store.registry import KEPT_TRAINER_STATES
 from aurora_runtime.training.ledger import Ledger
 
-MAX_SHARDS: Final = 4096
-"""Listing costs too. Many more than a measurement looks through for its prompts."""
+LEAST_SHARDS: Final = 4096
+"""May be kept whatever their size. Many more than a measurement looks through for its prompts."""
 PORTION: Final = 32
 RETRY_S: Final = 60.0
 BARE_S: Final = 3600.0
@@ -39,12 +39,18 @@ log = logging.getLogger(__name__)
 class Limits:
     """How much is kept, in bytes of shards and in their number.
 
-    ``replay`` of it are consumed shards, so that a long backlog does not cost the memory of what was learnt.
+    ``replay`` of it, and half of their number, are consumed shards, so that a long backlog does not cost the memory of
+    what was learnt. Their number counts because each costs a place in listings and in the trainer's state.
     """
 
     total: int
     replay: int
-    shards: int = MAX_SHARDS
+    shards: int
+
+    @classmethod
+    def of(cls, total: int, replay: int) -> Limits:
+        """One shard per MiB: a pod that is asked a little closes small ones, three a minute."""
+        return cls(total, replay, max(LEAST_SHARDS, total >> 20))
 
 
 class Retention:
@@ -72,26 +78,30 @@ class Retention:
         """Look: the shards to learn from, oldest first, without those for which there is no room."""
         ledger, limits = self._ledger, self._limits
         new = tuple(key for key in ledger.pending() if key not in self._going)
-        standing = limits.replay
+        standing, number = limits.replay, limits.shards // 2
         if self._suspended:
             standing = max(standing, sum(ledger.size(key) for key in ledger.consumed))
-        kept = min(ledger.newest(new, max(limits.total - standing, limits.replay)), limits.shards // 2)
-        self._leave_out(new[: len(new) - kept])
+            number = max(number, limits.shards - len(ledger.consumed))
+        fit = ledger.newest(new, max(limits.total - standing, limits.replay))
+        kept = min(fit, number)
+        bound = f"{limits.total / (1 << 30):g} GiB" if fit <= number else f"{limits.shards} shards"
+        self._leave_out(new[: len(new) - kept], bound)
         new = new[len(new) - kept :]
         if not self._suspended:
             self._retire(limits.total - sum(ledger.size(key) for key in new), limits.shards - kept)
         self._sweep(ledger.stored.bare)
         return list(new)
 
-    def _leave_out(self, keys: tuple[str, ...]) -> None:
-        """No state names them, so they may go at once."""
+    def _leave_out(self, keys: tuple[str, ...], bound: str) -> None:
+        """No state names them, so they may go at once. ``bound`` is what they are beyond."""
         if keys:
             self.unread += len(keys)
             log.warning(
                 "%d shards go unread, %d since the start: traces came faster than they were learnt from, and"
-                " training.keepGibibytes is used up",
+                " training.keepGibibytes allows %s",
                 len(keys),
                 self.unread,
+                bound,
             )
             self._going |= dict.fromkeys(keys)
 
@@ -103,7 +113,7 @@ class Retention:
 
     def _sweep(self, bare: dict[str, datetime]) -> None:
         """Uploads that nobody will finish: untouched between two looks that lie far apart by this process's clock."""
-        now = self._clock()
+        now = self._ledger.looked
         seen = {key: (modified, now) for key, modified in bare.items()}
         self._bare = {
             key: self._bare[key] if key in self._bare and self._bare[key][0] == modified else (modified, since)

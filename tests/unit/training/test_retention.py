@@ -16,6 +16,7 @@ from aurora_api.records import FileRef, TrainerState
 from aurora_api.speculator import Target, Training
 from aurora_runtime.errors import StoreError
 from aurora_runtime.store import Keys, Registry
+from aurora_runtime.store.registry import StoredShards
 from aurora_runtime.traces import encode
 from aurora_runtime.training import main, train
 from aurora_runtime.training import retention as module
@@ -46,7 +47,7 @@ class Scene:
         """A trainer that resumes from the store."""
         state = self.registry.trainer_record()
         self.epoch = self.registry.trainer_epoch()
-        self.ledger = Ledger(self.registry, 1, Patience(), state)
+        self.ledger = Ledger(self.registry, 1, Patience(), state, clock=lambda: self.now)
         self.retention = Retention(
             self.registry, self.ledger, self.limits, suspended=self.suspended, clock=lambda: self.now
         )
@@ -106,7 +107,7 @@ class Scene:
                 assert manifest in keys or manifest in explained, "nothing names this"
 
 
-ROOMY = Limits(total=6 * SHARD, replay=2 * SHARD)
+ROOMY = Limits(total=6 * SHARD, replay=2 * SHARD, shards=100)
 
 
 def test_the_oldest_consumed_shards_go_and_the_newest_stay() -> None:
@@ -229,6 +230,47 @@ def test_the_number_of_shards_is_bounded_too() -> None:
     assert len(scene.there()) <= 13
 
 
+def test_small_shards_are_not_fewer_than_one_per_mebibyte() -> None:
+    assert Limits.of(64 << 30, 1 << 30).shards == 65536
+    assert Limits.of(2 << 30, 1 << 30).shards == 4096
+
+
+def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(Limits(total=100 << 30, replay=0, shards=8))
+    scene.put(6)
+    scene.retention.pending()
+    assert "keepGibibytes allows 8 shards" in caplog.text
+    scene.limits = Limits(total=3 << 29, replay=0, shards=100)
+    scene.start()
+    scene.ledger.size = lambda _: 1 << 30  # type: ignore[method-assign]
+    scene.retention.pending()
+    assert "keepGibibytes allows 1.5 GiB" in caplog.text
+
+
+def test_a_suspended_trainer_that_learnt_nothing_keeps_as_many_as_may_be() -> None:
+    scene = Scene(replace(ROOMY, total=100 * SHARD, shards=10), suspended=True)
+    scene.put(12)
+    assert scene.retention.pending() == scene.written[-10:]
+
+
+def test_the_longer_a_look_takes_the_later_is_the_next() -> None:
+    scene = Scene(ROOMY)
+    real = scene.registry.stored_shards
+
+    def slow(lineage: int) -> StoredShards:
+        scene.now += 3.0
+        return real(lineage)
+
+    scene.registry.stored_shards = slow  # type: ignore[method-assign]
+    scene.put(1)
+    scene.learn()
+    scene.put(1)
+    scene.now += 59
+    assert scene.retention.pending() == [], "and what was consumed meanwhile is not offered again"
+    scene.now += 1
+    assert scene.retention.pending() == scene.written[1:]
+
+
 def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PORTION", 3)
     scene = Scene(ROOMY)
@@ -305,7 +347,7 @@ class Traffic(Patience):
 
 def test_the_trainer_itself_keeps_its_store_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(encode([tiny.trace(seed) for seed in range(3)]))
-    monkeypatch.setattr(main, "limits_of", lambda _: Limits(total=6 * size, replay=2 * size))
+    monkeypatch.setattr(main, "limits_of", lambda _: Limits(6 * size, 2 * size, shards=100))
     monkeypatch.setattr(train, "SAVE_S", 0.0)
     monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
     registry, _ = tiny.memory_registry()
