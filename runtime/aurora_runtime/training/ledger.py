@@ -36,6 +36,8 @@ class Ledger:
         self._consumed = dict.fromkeys(state.consumed if state else ())
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
+        self.changes = 0
+        """How often anything of what is saved changed since the start."""
         self.stored = StoredShards()
         """As of the last look."""
         self.looked, self._due, self._clock = 0.0, 0.0, clock
@@ -88,11 +90,13 @@ class Ledger:
 
     def consume(self, key: str) -> None:
         self._consumed.setdefault(key)
+        self.changes += 1
 
     def retire(self, key: str) -> None:
         """A consumed shard is needed no more."""
         del self._consumed[key]
         self._retired.setdefault(key)
+        self.changes += 1
 
     def forget(self, key: str) -> None:
         """A shard is deleted."""
@@ -100,3 +104,4 @@ class Ledger:
         if key in self._retired:
             del self._retired[key]
             self.forgotten += 1
+            self.changes += 1

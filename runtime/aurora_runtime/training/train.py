@@ -54,12 +54,12 @@ class Trainer:
     patience: Patience
     epoch: int  # of the last stored state
     trained_tokens: int
-    _saved_step: int = -1
+    _saved_at: tuple[int, int] = (0, 0)
     _save_due: float = 0.0
 
     def run(self) -> None:
         """Train until asked to stop; then save."""
-        self._saved_step = self.session.steps
+        self._saved_at = self._now_at()
         try:
             self._loop()
         except Interrupted as stop:
@@ -128,8 +128,13 @@ class Trainer:
             phase, self.session, shards=self.ledger.total, tokens=self.trained_tokens, last=self.candidates.last
         )
 
+    def _now_at(self) -> tuple[int, int]:
+        """Changes with whatever a save is for: shards may be consumed, and retired, without a step."""
+        return self.session.steps, self.ledger.changes
+
     def _save(self) -> None:
-        if self.session.steps == self._saved_step:
+        at = self._now_at()
+        if at == self._saved_at:
             return
         began = time.monotonic()
         record, data = saved.build(
@@ -143,6 +148,6 @@ class Trainer:
         self.patience.call("saving the trainer's state", lambda: self.registry.put_trainer_state(record, data))
         self.retention.saved(record)
         self.epoch += 1
-        self._saved_step = self.session.steps
+        self._saved_at = at
         now = time.monotonic()
         self._save_due = now + max(SAVE_S, (now - began) / SAVE_SHARE)

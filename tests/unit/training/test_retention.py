@@ -332,9 +332,9 @@ def test_a_damaged_state_is_followed_by_a_higher_epoch() -> None:
 class Traffic(Patience):
     """Each time the trainer has nothing to do a shard comes, until there were enough of them."""
 
-    def __init__(self, registry: Registry, count: int) -> None:
+    def __init__(self, registry: Registry, count: int, *, damaged: bool = False) -> None:
         super().__init__()
-        self.registry, self.count = registry, count
+        self.registry, self.count, self.damaged = registry, count, damaged
         self.written: list[str] = []
 
     def sleep(self, seconds: float) -> None:
@@ -343,31 +343,68 @@ class Traffic(Patience):
             return
         traces = [tiny.trace(seed) for seed in range(3)]
         self.written.append(tiny.put_shard(self.registry, len(self.written), traces))
+        if self.damaged:
+            data = self.written[-1].replace(".json", ".safetensors")
+            self.registry.objects.put(data, b"x" * len(encode(traces)))
 
 
-def test_the_trainer_itself_keeps_its_store_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(encode([tiny.trace(seed) for seed in range(3)]))
-    monkeypatch.setattr(main, "limits_of", lambda _: Limits(6 * size, 2 * size, shards=100))
-    monkeypatch.setattr(train, "SAVE_S", 0.0)
-    monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
-    registry, _ = tiny.memory_registry()
-    target = tiny.target(tmp_path)
-    lineage = open_lineage(registry, target, SPEC, utc_now)
-    settings = TrainerSettings(
-        namespace="n",
-        name="s",
-        target=Target(model=str(tmp_path)),
-        draft=SPEC,
-        training=Training(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
-        store=StoreSettings(bucket="b", root="r"),
-    )
-    traffic = Traffic(registry, 14)
-    trainer = main.build(settings, registry, target, lineage, traffic, torch.device("cpu"))
+class Real:
+    """The real trainer, but for a store in memory and small limits; it saves between any two shards."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = len(encode([tiny.trace(seed) for seed in range(3)]))
+        monkeypatch.setattr(main, "limits_of", lambda _: Limits(6 * size, 2 * size, shards=100))
+        monkeypatch.setattr(main, "REPLAY_BYTES", 2 * size)
+        monkeypatch.setattr(train, "SAVE_S", 0.0)
+        monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+        self.registry, self.objects = tiny.memory_registry()
+        self.target = tiny.target(folder)
+        self.lineage = open_lineage(self.registry, self.target, SPEC, utc_now)
+        self.settings = TrainerSettings(
+            namespace="n",
+            name="s",
+            target=Target(model=str(folder)),
+            draft=SPEC,
+            training=Training(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
+            store=StoreSettings(bucket="b", root="r"),
+        )
+
+    def trainer(self, patience: Patience) -> train.Trainer:
+        device = torch.device("cpu")
+        return main.build(self.settings, self.registry, self.target, self.lineage, patience, device)
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Real:
+    return Real(tmp_path, monkeypatch)
+
+
+def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real) -> None:
+    traffic = Traffic(real.registry, 14, damaged=True)
+    trainer = real.trainer(traffic)
     trainer.run()
+    assert trainer.session.steps == 0
+    assert 6 <= len(list(real.registry.shard_keys(1))) <= 10
+    again = real.trainer(Patience())
+    assert again.ledger.total == 14
+    assert again.retention.pending() == []
+
+
+def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    epoch = real.registry.trainer_epoch()
+    real.trainer(Traffic(real.registry, 0)).run()
+    assert real.registry.trainer_epoch() == epoch
+
+
+def test_the_trainer_itself_keeps_its_store_bounded(real: Real) -> None:
+    registry = real.registry
+    traffic = Traffic(registry, 14)
+    real.trainer(traffic).run()
     left = list(registry.shard_keys(1))
     assert left == traffic.written[-len(left) :]
     assert 6 <= len(left) <= 10
-    again = main.build(settings, registry, target, lineage, Patience(), torch.device("cpu"))
+    again = real.trainer(Patience())
     assert again.ledger.total == 14
     assert again.retention.pending() == []
     status = registry.trainer_status()
