@@ -1,8 +1,9 @@
 """Proves promise 4 on a bucket: every object is a record or data that a record names, and every digest matches.
 
 ``python -m tests.check_store --endpoint URL --bucket B --root R`` prints counts and every violation; exit status 1 when
-there is one. Data that nothing names is in flight while it is young, because data is written before its record. What a
-trainer state calls retired is being deleted: it may be there, whole or in part, or gone.
+there is one. Data that nothing names is in flight while it is young, because data is written before its record, and so
+is, as long as its epoch is stored, the data of a trainer that lost the race for that epoch. What a trainer state calls
+retired is being deleted: it may be there, whole or in part, or gone.
 Credentials come from the environment. Reads only.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ from aurora_runtime.store.keys import number_of
 
 R = TypeVar("R", bound=Record)
 GRACE = timedelta(minutes=2)
+STATE_DATA = re.compile(rf"{Keys.TRAINER_STATE}\d+/state-[0-9a-f]{{12}}\.safetensors")
 
 
 @dataclass
@@ -99,10 +102,15 @@ class Check:
                 self._that(same_samples, f"{key}: its baseline {item.baseline.key} is not there, or another")
         self._channels(channels, by_version, evidence)
         for key in sorted(self.ages.keys() - self._explained):
-            if self.ages[key] < self.grace:
+            if self.ages[key] < self.grace or self._lost_the_race(key):
                 self.in_flight.append(key)
             else:
                 self.violations.append(f"{key}: nothing names this object")
+
+    def _lost_the_race(self, key: str) -> bool:
+        """Whether this lies beside the data of a stored trainer state, as the state of another trainer would."""
+        folder, _, name = key.rpartition("/")
+        return f"{folder}.json" in self.ages and STATE_DATA.fullmatch(f"{folder}/{name}") is not None
 
     def _that(self, holds: bool, otherwise: str) -> None:
         if not holds:

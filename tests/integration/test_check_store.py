@@ -94,7 +94,8 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
 
 def put_state(registry: Registry, *, consumed: tuple[str, ...] = (), retired: tuple[str, ...] = ()) -> None:
     data = b"state"
-    file = FileRef(name="state.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    digest = hashlib.sha256(data).hexdigest()
+    file = FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data))
     state = TrainerState(
         epoch=registry.trainer_epoch() + 1,
         lineage=1,
@@ -116,6 +117,21 @@ def test_what_a_trainer_retired_may_be_gone_whole_or_in_part(registry: Registry)
     assert audit(registry).violations == [], "a trainer that dies here goes on later"
     registry.delete_shard(shard)
     assert audit(registry).violations == []
+
+
+def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_while_the_epoch_is_there(
+    registry: Registry,
+) -> None:
+    put_state(registry)
+    lost = f"{Keys.trainer_state(1).removesuffix('.json')}/{Keys.trainer_state_file('0' * 64)}"
+    registry.objects.put(lost, b"another state")
+    beside = audit(registry)
+    assert (beside.violations, beside.in_flight) == ([], [lost])
+    for _ in range(2):
+        put_state(registry)
+    assert (audit(registry).violations, audit(registry).in_flight) == ([], [])
+    registry.objects.put(lost, b"another state")
+    assert audit(registry).violations == [f"{lost}: nothing names this object"]
 
 
 def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:

@@ -33,7 +33,8 @@ def s3() -> Iterator[S3]:
 
 def put_state(registry: Registry, ledger: Ledger) -> TrainerState:
     data = b"state"
-    file = FileRef(name="state.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    digest = hashlib.sha256(data).hexdigest()
+    file = FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data))
     state = TrainerState(
         epoch=registry.trainer_epoch() + 1,
         lineage=1,

@@ -67,7 +67,7 @@ def lineage(number: int) -> Lineage:
 
 
 def state(epoch: int, data: bytes) -> TrainerState:
-    file = FileRef(name="state.safetensors", sha256=sha(data), size=len(data))
+    file = FileRef(name=Keys.trainer_state_file(sha(data)), sha256=sha(data), size=len(data))
     return TrainerState(epoch=epoch, lineage=1, step=epoch, trained_tokens=0, consumed=(), file=file, created=NOW)
 
 
@@ -208,8 +208,9 @@ def test_old_trainer_states_go_and_the_newest_stays_readable(registry: Registry)
         registry.put_trainer_state(state(epoch, data), data)
     assert registry.trainer_state() == (state(5, b"state 5"), b"state 5")
     left = sorted(registry.objects.list(Keys.TRAINER_STATE))  # SeaweedFS orders folders before files
-    stems = [Keys.trainer_state(epoch).removesuffix(".json") for epoch in (4, 5)]
-    assert left == sorted(name for stem in stems for name in (f"{stem}.json", f"{stem}/state.safetensors"))
+    names = {epoch: Keys.trainer_state_file(sha(f"state {epoch}".encode())) for epoch in (4, 5)}
+    stems = {epoch: Keys.trainer_state(epoch).removesuffix(".json") for epoch in names}
+    assert left == sorted(name for e, stem in stems.items() for name in (f"{stem}.json", f"{stem}/{names[e]}"))
 
 
 def test_refusals_are_readable_and_hold_no_credentials(s3: S3) -> None:

@@ -11,7 +11,8 @@
       baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that left it
       channel/<epoch>.json                           create-once; the highest epoch wins
       trainer/status.json                            progress, overwritten
-      trainer/state/<epoch>/state.safetensors        then trainer/state/<epoch>.json
+      trainer/state/<epoch>/state-<sha12>.safetensors  then trainer/state/<epoch>.json, create-once: of two trainers that
+                                                     save the same epoch neither touches the other's data
 
 Numbers are zero-padded, so that the lexical order of a listing is their order.
 """
@@ -98,3 +99,8 @@ class Keys:
     @staticmethod
     def trainer_state(epoch: int) -> str:
         return f"trainer/state/{_number(epoch)}.json"
+
+    @staticmethod
+    def trainer_state_file(sha256: str) -> str:
+        """The name of a trainer state's data in the folder of its epoch."""
+        return f"state-{sha256[:12]}.safetensors"

@@ -186,18 +186,26 @@ class Registry:
             return None
 
     def put_trainer_state(self, state: TrainerState, data: bytes) -> None:
-        """Write a resumable state, data first, and delete all but the newest few, manifest first."""
+        """Write a resumable state, data first, and delete all but the newest few, manifest first.
+
+        Raises :class:`~aurora_runtime.errors.ObjectExists` when another trainer saved this epoch first.
+        """
         folder = Keys.trainer_state(state.epoch).removesuffix(".json")
         self.objects.put(f"{folder}/{state.file.name}", data)
         self.objects.create(f"{folder}.json", state.to_json())
-        epochs = sorted(key for key in self.objects.list(Keys.TRAINER_STATE) if key.endswith(".json"))
-        for key in epochs[:-KEPT_TRAINER_STATES]:
-            self.objects.delete(key)
-            self.objects.delete(f"{key.removesuffix('.json')}/{state.file.name}")
+        for epoch in self.trainer_epochs()[:-KEPT_TRAINER_STATES]:
+            self._delete_trainer_state(epoch)
 
-    def trainer_state(self) -> tuple[TrainerState, bytes] | None:
-        """The newest state and its verified bytes."""
-        state = self.trainer_record()
+    def _delete_trainer_state(self, epoch: int) -> None:
+        """With whatever lies in its folder: data of a trainer that lost the race for this epoch, too."""
+        key = Keys.trainer_state(epoch)
+        self.objects.delete(key)
+        for data in list(self.objects.list(f"{key.removesuffix('.json')}/")):
+            self.objects.delete(data)
+
+    def trainer_state(self, epoch: int | None = None) -> tuple[TrainerState, bytes] | None:
+        """A state, the newest unless told which, and its verified bytes."""
+        state = self.trainer_record(epoch)
         if state is None:
             return None
         folder = Keys.trainer_state(state.epoch).removesuffix(".json")
@@ -205,13 +213,16 @@ class Registry:
 
     def trainer_epoch(self) -> int:
         """The highest epoch of a stored state, readable or not; 0 without one."""
-        key = self._last(Keys.TRAINER_STATE)
-        return number_of(key) if key else 0
+        return max(self.trainer_epochs(), default=0)
 
-    def trainer_record(self) -> TrainerState | None:
-        """The newest state without its tensors."""
-        key = self._last(Keys.TRAINER_STATE)
-        return TrainerState.from_json(self.objects.get(key)) if key else None
+    def trainer_epochs(self) -> list[int]:
+        """Of all stored states, readable or not, oldest first."""
+        return sorted(number_of(key) for key in self.objects.list(Keys.TRAINER_STATE) if key.endswith(".json"))
+
+    def trainer_record(self, epoch: int | None = None) -> TrainerState | None:
+        """What :meth:`trainer_state` gives without the tensors."""
+        epoch = epoch or self.trainer_epoch()
+        return TrainerState.from_json(self.objects.get(Keys.trainer_state(epoch))) if epoch else None
 
 
 def digest_of(parts: Sequence[bytes]) -> str:

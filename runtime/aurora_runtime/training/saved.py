@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -17,13 +19,13 @@ from torch import Tensor
 from aurora_api.errors import InvalidRecord
 from aurora_api.records import FileRef, Registration, TrainerState
 from aurora_runtime.errors import DigestMismatch, ObjectMissing
-from aurora_runtime.store import Registry
+from aurora_runtime.store import Keys, Registry
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.session import Session
 
-STATE_FILE = "state.safetensors"
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,29 @@ class Saved:
 
 
 def record_of(registry: Registry, lineage: int) -> TrainerState | None:
-    """The newest state of this lineage without its tensors; None as in :func:`read`."""
-    try:
-        found = registry.trainer_record()
-    except InvalidRecord as error:
-        log.error("the stored trainer state is damaged: %s", error)  # noqa: TRY400
-        return None
+    """What :func:`read` gives, without its tensors."""
+    found = _newest(registry, registry.trainer_record)
     return found if found is not None and found.lineage == lineage else None
 
 
 def read(registry: Registry, lineage: int) -> Saved | None:
-    """The newest state of this lineage; None when there is none or it is damaged (said in the log)."""
-    try:
-        found = registry.trainer_state()
-        if found is None or found[0].lineage != lineage:
-            return None
-        return Saved(found[0], load(found[1]))
-    except (DigestMismatch, ObjectMissing, InvalidRecord, SafetensorError) as error:
-        log.error("the stored trainer state is damaged; starting from the last version: %s", error)  # noqa: TRY400
-        return None
+    """The newest whole state if it is of this lineage. A damaged one (said in the log) costs what it alone has learnt."""
+
+    def saved(epoch: int) -> Saved | None:
+        found = registry.trainer_state(epoch)
+        return Saved(found[0], load(found[1])) if found else None
+
+    found = _newest(registry, saved)
+    return found if found is not None and found.record.lineage == lineage else None
+
+
+def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
+    for epoch in reversed(registry.trainer_epochs()):
+        try:
+            return read(epoch)
+        except (DigestMismatch, ObjectMissing, InvalidRecord, SafetensorError) as error:
+            log.error("the trainer state of epoch %d is damaged; trying the one before: %s", epoch, error)  # noqa: TRY400
+    return None
 
 
 def build(
@@ -61,6 +67,7 @@ def build(
 ) -> tuple[TrainerState, bytes]:
     """A state ready to be stored. Built once per save, so that a repeated upload sends the very same bytes."""
     data = save({name: tensor.contiguous() for name, tensor in session.state().items()})
+    digest = hashlib.sha256(data).hexdigest()
     record = TrainerState(
         epoch=epoch,
         lineage=lineage,
@@ -69,7 +76,7 @@ def build(
         consumed=ledger.consumed,
         retired=ledger.retired,
         forgotten=ledger.forgotten,
-        file=FileRef(name=STATE_FILE, sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+        file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
         best_accept_length=last.held_out_accept_length,
         registered_tokens=last.trained_tokens,
         last_registered=last.version,

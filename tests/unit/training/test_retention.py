@@ -14,11 +14,11 @@ import torch
 from aurora_api.pod import StoreSettings, TrainerSettings
 from aurora_api.records import FileRef, TrainerState
 from aurora_api.speculator import Target, Training
-from aurora_runtime.errors import StoreError
+from aurora_runtime.errors import ObjectExists, StoreError
 from aurora_runtime.store import Keys, Registry
 from aurora_runtime.store.registry import StoredShards
 from aurora_runtime.traces import encode
-from aurora_runtime.training import main, train
+from aurora_runtime.training import main, saved, train
 from aurora_runtime.training import retention as module
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
@@ -64,7 +64,8 @@ class Scene:
 
     def save(self) -> None:
         data = b"state"
-        file = FileRef(name="state.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        file = FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data))
         record = TrainerState(
             epoch=self.epoch + 1,
             lineage=1,
@@ -322,13 +323,6 @@ def test_the_replay_window_is_read_again_after_a_restart() -> None:
     assert set(recent) <= set(scene.there())
 
 
-def test_a_damaged_state_is_followed_by_a_higher_epoch() -> None:
-    registry: Registry
-    registry, objects = tiny.memory_registry()
-    objects.put(Keys.trainer_state(7), b"{}")
-    assert registry.trainer_epoch() == 7
-
-
 class Traffic(Patience):
     """Each time the trainer has nothing to do a shard comes, until there were enough of them."""
 
@@ -342,7 +336,8 @@ class Traffic(Patience):
             self.stop()
             return
         traces = [tiny.trace(seed) for seed in range(3)]
-        self.written.append(tiny.put_shard(self.registry, len(self.written), traces))
+        last = max((int(key[-13:-5]) for key in self.registry.shard_keys(1)), default=-1)
+        self.written.append(tiny.put_shard(self.registry, last + 1, traces))
         if self.damaged:
             data = self.written[-1].replace(".json", ".safetensors")
             self.registry.objects.put(data, b"x" * len(encode(traces)))
@@ -388,6 +383,61 @@ def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real)
     again = real.trainer(Patience())
     assert again.ledger.total == 14
     assert again.retention.pending() == []
+
+
+def damage_the_newest_state(real: Real, *, data: bool) -> int:
+    """In its data or in its manifest; returns its epoch."""
+    epoch = real.registry.trainer_epoch()
+    key = Keys.trainer_state(epoch)
+    if data:
+        (key,) = real.objects.list(f"{key.removesuffix('.json')}/")
+    real.objects.put(key, b"{}")
+    return epoch
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_higher_epochs(
+    real: Real, data: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Traffic(real.registry, 4)
+    real.trainer(first).run()
+    before = real.registry.trainer_record(real.registry.trainer_epochs()[-2])
+    assert before is not None
+    damaged = damage_the_newest_state(real, data=data)
+    again = real.trainer(Traffic(real.registry, 2))
+    assert again.ledger.consumed == before.consumed == tuple(first.written[:3])
+    assert again.session.steps == before.step
+    assert f"epoch {damaged} is damaged" in caplog.text
+    again.run()
+    epochs = real.registry.trainer_epochs()
+    assert epochs[0] > damaged
+    assert again.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
+    assert saved.read(real.registry, 1) is not None
+
+
+def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    damaged = damage_the_newest_state(real, data=False)
+    again = real.trainer(Traffic(real.registry, 1))
+    assert again.ledger.consumed == ()
+    again.run()
+    assert real.registry.trainer_epoch() > damaged
+
+
+def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    winner, zombie = (real.trainer(Traffic(real.registry, 1)) for _ in range(2))
+    winner.session.generator.manual_seed(7)
+    winner.run()
+    with pytest.raises(ObjectExists):
+        zombie.run()
+    kept = saved.read(real.registry, 1)
+    assert kept is not None
+    assert kept.record.epoch == winner.epoch
+    for _ in range(2):
+        real.trainer(Traffic(real.registry, 1)).run()
+    names = {key.split("/")[2] for key in real.objects.list(Keys.TRAINER_STATE)}
+    assert f"{winner.epoch:08d}" not in names, "the loser's data go with the epoch"
 
 
 def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
