@@ -73,6 +73,7 @@ class ObjectStore:
 
     def __init__(self, config: StoreConfig, *, attempts: int = 5) -> None:
         self.config = config
+        self._probe = f"probe/{secrets.token_hex(8)}"
         self._s3: S3Client = boto3.session.Session().client(
             "s3",
             endpoint_url=config.endpoint,
@@ -208,15 +209,23 @@ class ObjectStore:
             raise self._fault(error, f"bucket {self.config.bucket}") from error
 
     def probe(self) -> None:
-        """Prove that the store can be written and keeps create-once; raise :class:`StoreUnsupported` otherwise."""
-        key = f"probe/{secrets.token_hex(8)}"
+        """Prove that the store can be written, deletes, and keeps create-once.
+
+        Raises :class:`StoreUnsupported` when it does not keep the last, :class:`StoreError` otherwise. Safe to repeat:
+        one that never deletes is left with a single object, however often it is asked.
+        """
+        key = self._probe
         self.create(key, b"1")
         try:
             self.create(key, b"2")
+            once = False
         except ObjectExists:
-            return
-        finally:
+            once = True
+        try:
             self.delete(key)
-        raise StoreUnsupported(
-            f"bucket {self.config.bucket} ignores If-None-Match on PutObject; use a store with conditional writes"
-        )
+        except StoreError as error:
+            raise StoreError(f"{error}; without deletes (s3:DeleteObject) the store would grow for ever") from error
+        if not once:
+            raise StoreUnsupported(
+                f"bucket {self.config.bucket} ignores If-None-Match on PutObject; use a store with conditional writes"
+            )

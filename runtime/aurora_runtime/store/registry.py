@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,11 +24,12 @@ from aurora_api.records import (
     TrainerState,
     TrainerStatus,
 )
-from aurora_runtime.errors import ObjectMissing
+from aurora_runtime.errors import ObjectMissing, StoreError
 from aurora_runtime.store.keys import Keys, number_of
 from aurora_runtime.store.objects import ObjectStore
 
 KEPT_TRAINER_STATES = 2
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,17 @@ class Registry:
     def put_trainer_state(self, state: TrainerState, data: bytes) -> None:
         """Write a resumable state, data first, and delete all but the newest few, manifest first.
 
-        Raises :class:`~aurora_runtime.errors.ObjectExists` when another trainer saved this epoch first.
+        Raises :class:`~aurora_runtime.errors.ObjectExists` when another trainer saved this epoch first. Old states that
+        the store does not let go are only logged: the state is stored, and the next one's clean-up finds them again.
         """
         folder = Keys.trainer_state(state.epoch).removesuffix(".json")
         self.objects.put(f"{folder}/{state.file.name}", data)
         self.objects.create(f"{folder}.json", state.to_json())
-        for epoch in self.trainer_epochs()[:-KEPT_TRAINER_STATES]:
-            self._delete_trainer_state(epoch)
+        try:
+            for epoch in self.trainer_epochs()[:-KEPT_TRAINER_STATES]:
+                self._delete_trainer_state(epoch)
+        except StoreError as error:
+            log.warning("old trainer states stay, and with them the traces that they name: %s", error)
 
     def _delete_trainer_state(self, epoch: int) -> None:
         """With whatever lies in its folder: data of a trainer that lost the race for this epoch, too."""

@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Final
 
+from aurora_runtime.errors import StoreError
 from aurora_runtime.store import Keys, Registry
 
 GRACE_S: Final = 120.0
@@ -40,8 +41,13 @@ class Janitor:
             return 0
         self._due = None
         gone = sorted(self._suspects & orphans(self._registry))
+        deleted = 0
         for key in gone:
-            self._registry.objects.delete(key)
-        if gone:
-            log.info("deleted %d objects that no manifest names", len(gone))
-        return len(gone)
+            try:
+                self._registry.objects.delete(key)
+                deleted += 1
+            except StoreError as error:
+                log.warning("an orphan stays until the trainer's next start: %s", error)
+        if deleted:
+            log.info("deleted %d objects that no manifest names", deleted)
+        return deleted

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Final
 
+from aurora_api.errors import InvalidRecord
 from aurora_api.records import TrainerState
 from aurora_runtime.errors import StoreError
 from aurora_runtime.store import Registry
@@ -68,7 +68,7 @@ class Retention:
         """``suspended``: no state is saved, so what was consumed stays."""
         self._registry, self._ledger, self._limits = registry, ledger, limits
         self._suspended, self._clock = suspended, clock
-        self._saved: deque[frozenset[str]] = deque([frozenset(ledger.retired)], maxlen=KEPT_TRAINER_STATES)
+        self._states: dict[int, frozenset[str]] = {}
         self._going: dict[str, None] = {}
         self._bare: dict[str, tuple[datetime, float]] = {}
         self._wait_until = 0.0
@@ -123,10 +123,25 @@ class Retention:
 
     def saved(self, state: TrainerState) -> None:
         """``state`` is stored now: what all stored states call retired may go."""
-        self._saved.append(frozenset(state.retired))
-        if len(self._saved) == KEPT_TRAINER_STATES:
-            settled = frozenset.intersection(*self._saved)
+        try:
+            others = {epoch: self._retired_by(epoch) for epoch in self._registry.trainer_epochs() if epoch != state.epoch}
+        except StoreError as error:
+            log.warning("old traces stay until the next save: %s", error)
+            return
+        self._states = others | {state.epoch: frozenset(state.retired)}
+        if len(self._states) >= KEPT_TRAINER_STATES:
+            settled = frozenset.intersection(*self._states.values())
             self._going |= {key: None for key in self._ledger.retired if key in settled}
+
+    def _retired_by(self, epoch: int) -> frozenset[str]:
+        """A damaged state calls nothing retired, so that it delays until the store is rid of it."""
+        if epoch in self._states:
+            return self._states[epoch]
+        try:
+            found = self._registry.trainer_record(epoch)
+        except InvalidRecord:
+            found = None
+        return frozenset(found.retired if found else ())
 
     def tick(self) -> int:
         """Delete a few of those that may go; how many went."""
@@ -134,13 +149,14 @@ class Retention:
             return 0
         portion = list(islice(self._going, PORTION))
         for number, key in enumerate(portion):
+            del self._going[key]
             try:
                 self._registry.delete_shard(key)
             except StoreError as error:
                 log.warning("old traces are not deleted now: %s", error)
+                self._going[key] = None  # behind the others: it may be this one alone
                 self._wait_until = self._clock() + RETRY_S
                 return number
-            del self._going[key]
             self._ledger.forget(key)
         log.info("deleted %d shards, %d are left to go", len(portion), len(self._going))
         return len(portion)

@@ -293,6 +293,73 @@ def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monk
     assert scene.retention.tick() == 3
 
 
+def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(ROOMY)
+    scene.put(12)
+    scene.retention.pending()
+    real, stuck = scene.objects.delete, scene.written[0]
+
+    def delete(key: str) -> None:
+        if key == stuck:
+            raise StoreError("AccessDenied")
+        real(key)
+
+    monkeypatch.setattr(scene.objects, "delete", delete)
+    assert scene.retention.tick() == 0
+    scene.now += module.RETRY_S
+    assert scene.retention.tick() == 7, "all but the one"
+    monkeypatch.setattr(scene.objects, "delete", real)
+    scene.now += module.RETRY_S
+    assert scene.retention.tick() == 1
+    assert scene.there() == scene.written[-4:]
+
+
+def test_a_state_that_the_store_does_not_let_go_delays_saving_by_nothing_and_keeps_what_it_names(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(ROOMY)
+    for _ in range(4):
+        scene.turn(1)
+    real = scene.objects.delete
+
+    def refuse(key: str) -> NoReturn:
+        raise StoreError(f"delete {key}: AccessDenied")
+
+    monkeypatch.setattr(scene.objects, "delete", refuse)
+    for _ in range(6):
+        scene.turn(1)
+    assert scene.registry.trainer_epoch() == 10
+    assert len(scene.registry.trainer_epochs()) == 8
+    assert "old trainer states stay" in caplog.text
+    monkeypatch.setattr(scene.objects, "delete", real)
+    scene.now += module.RETRY_S
+    assert scene.retention.tick() == 0, "the state of epoch 3 names every shard"
+    scene.turn(1)
+    assert scene.registry.trainer_epochs() == [10, 11]
+    scene.is_sound()
+    scene.now += module.RETRY_S
+    scene.turn(1)
+    assert len(scene.there()) <= 8
+    scene.is_sound()
+
+
+def test_what_another_trainer_saved_has_a_say_too() -> None:
+    scene = Scene(ROOMY)
+    scene.turn(4)
+    scene.save()
+    other = Ledger(scene.registry, 1, Patience(), scene.registry.trainer_record())
+    late = Retention(scene.registry, other, scene.limits, clock=lambda: scene.now)
+    scene.put(3)
+    for key in late.pending():
+        other.consume(key)
+    late.pending()
+    assert other.retired == (scene.written[0],)
+    record = scene.registry.trainer_record()
+    assert record is not None
+    late.saved(record.model_copy(update={"epoch": 1, "retired": other.retired}))
+    assert late.tick() == 0, "the trainer of the newest epoch still calls it consumed"
+
+
 def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
     scene = Scene(ROOMY)
     scene.put(1)

@@ -285,6 +285,41 @@ def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> 
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
 
 
+def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, objects = tiny.memory_registry()
+    for name in "ab":
+        objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
+    janitor, real = Janitor(registry, grace=0), objects.delete
+
+    def delete(key: str) -> None:
+        if "-a/" in key:
+            raise StoreError("AccessDenied")
+        real(key)
+
+    monkeypatch.setattr(objects, "delete", delete)
+    assert janitor.tick() == 1
+    assert list(objects.data) == ["checkpoints/00000007-a/model.safetensors"]
+
+
+def test_a_store_that_never_deletes_is_told_at_the_start_and_left_with_one_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = tiny.MemoryObjects()
+    real = objects.delete
+
+    def refuse(key: str) -> None:
+        raise StoreError("AccessDenied")
+
+    monkeypatch.setattr(objects, "delete", refuse)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="DeleteObject"):
+            objects.probe()
+    assert len(objects.data) == 1
+    monkeypatch.setattr(objects, "delete", real)
+    objects.probe()
+    assert objects.data == {}
+
+
 def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aurora_runtime.training.patience.FIRST_WAIT_S", 0.001)
     patience = Patience()

@@ -133,6 +133,7 @@ class MemoryObjects(ObjectStore):
         self.data: dict[str, bytes] = {}
         self.written: dict[str, datetime] = {}
         self.fail_at: int | None = None
+        self._probe = "probe/0"
 
     def _fail(self) -> None:
         if self.fail_at is not None:
