@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from aurora_runtime.errors import StoreError
@@ -35,14 +36,16 @@ class Janitor:
         self._suspects = orphans(registry)
         self._due: float | None = time.monotonic() + grace if self._suspects else None
 
-    def tick(self) -> int:
-        """Delete the orphans of the first look when it is time; returns how many went."""
+    def tick(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Delete the orphans of the first look when it is time, none once ``stopping``; returns how many went."""
         if self._due is None or time.monotonic() < self._due:
             return 0
         self._due = None
         gone = sorted(self._suspects & orphans(self._registry))
         deleted = 0
         for key in gone:
+            if stopping():
+                break
             try:
                 self._registry.objects.delete(key)
                 deleted += 1

@@ -143,12 +143,14 @@ class Retention:
             found = None
         return frozenset(found.retired if found else ())
 
-    def tick(self) -> int:
-        """Delete a few of those that may go; how many went."""
+    def tick(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Delete a few of those that may go, none once ``stopping``: the last save comes first; how many went."""
         if not self._going or self._clock() < self._wait_until:
             return 0
         portion = list(islice(self._going, PORTION))
         for number, key in enumerate(portion):
+            if stopping():
+                return number
             del self._going[key]
             try:
                 self._registry.delete_shard(key)

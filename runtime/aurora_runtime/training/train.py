@@ -119,9 +119,12 @@ class Trainer:
             self.progress.evaluated(outcome)
         if time.monotonic() >= self._save_due:
             self._save()
-        self.patience.call("deleting orphans", self.janitor.tick)
-        self.retention.tick()
+        self.patience.call("deleting orphans", lambda: self.janitor.tick(self._stopping))
+        self.retention.tick(self._stopping)
         self._tick(phase)
+
+    def _stopping(self) -> bool:
+        return self.patience.stopping
 
     def _tick(self, phase: TrainerPhase) -> None:
         self.progress.tick(

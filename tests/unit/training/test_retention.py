@@ -20,6 +20,7 @@ from aurora_runtime.store.registry import StoredShards
 from aurora_runtime.traces import encode
 from aurora_runtime.training import main, saved, train
 from aurora_runtime.training import retention as module
+from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.patience import Patience
@@ -291,6 +292,34 @@ def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monk
     assert scene.retention.tick() == 0, "not at once"
     scene.now += module.RETRY_S
     assert scene.retention.tick() == 3
+
+
+def test_a_trainer_that_was_told_to_stop_deletes_nothing_more() -> None:
+    scene = Scene(ROOMY)
+    scene.put(12)
+    scene.retention.pending()
+    told = iter([False, False])
+    assert scene.retention.tick(lambda: next(told, True)) == 2
+    assert len(scene.there()) == 10
+    for name in "ab":
+        scene.objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
+    assert Janitor(scene.registry, grace=0).tick(lambda: True) == 0
+
+
+def test_the_trainer_passes_the_word_on(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic = Traffic(real.registry, 1)
+    trainer = real.trainer(traffic)
+    seen: list[bool] = []
+
+    def tick(stopping: Callable[[], bool]) -> int:
+        traffic.stop()
+        seen.append(stopping())
+        return 0
+
+    monkeypatch.setattr(trainer.retention, "tick", tick)
+    monkeypatch.setattr(trainer.janitor, "tick", tick)
+    trainer.run()
+    assert seen == [True, True]
 
 
 def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
