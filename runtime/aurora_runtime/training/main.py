@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Final
 
@@ -137,13 +138,15 @@ def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Linea
     ledger = Ledger(registry, lineage.number, patience, state)
     retention = Retention(registry, ledger, limits_of(settings), suspended=True)
     while not patience.stopping:
+        next_look = time.monotonic() + IDLE_INTERVAL_S
         before = patience.call("reading the status", registry.trainer_status)
         known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
         update = {"lineage": lineage.number, "phase": TrainerPhase.SUSPENDED, "updated": lineages.utc_now()}
         progress.write(TrainerStatus.model_validate(known | update))
         retention.pending()
-        retention.tick()
-        patience.sleep(IDLE_INTERVAL_S)
+        while time.monotonic() < next_look and retention.tick(lambda: patience.stopping):
+            pass
+        patience.sleep(next_look - time.monotonic())
 
 
 def own_device() -> torch.device:

@@ -536,6 +536,16 @@ def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(re
     assert f"{winner.epoch:08d}" not in names, "the loser's data go with the epoch"
 
 
+def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
+    real: Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 2)
+    for seq in range(14):
+        tiny.put_shard(real.registry, seq, [tiny.trace(seed) for seed in range(3)])
+    main.wait_suspended(real.settings, real.registry, real.lineage, Traffic(real.registry, 0))
+    assert len(list(real.registry.shard_keys(1))) == 4
+
+
 def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
     epoch = real.registry.trainer_epoch()
