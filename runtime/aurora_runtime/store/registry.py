@@ -88,6 +88,11 @@ class Registry:
                 found.bare[f"{stem}.json"] = item.modified
         return found
 
+    def bare_shard(self, manifest_key: str) -> datetime | None:
+        """When the data of a shard were written that still has no manifest; None when it has one, or no data."""
+        listed = {item.key: item.modified for item in self.objects.listed(f"{manifest_key.removesuffix('json')}")}
+        return None if manifest_key in listed else listed.get(f"{manifest_key.removesuffix('.json')}.safetensors")
+
     def delete_shard(self, manifest_key: str) -> None:
         """Delete a shard, its manifest first, so that none names what is gone. Safe to repeat."""
         self.objects.delete(manifest_key)

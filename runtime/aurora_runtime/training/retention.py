@@ -6,6 +6,8 @@ Replay, the held-out set and the prompts of measurements all come from the newes
   of them neither learns from it twice nor misses it;
 - whatever moment a kill chooses, no manifest names data that are gone, and what is half deleted is named by the state;
 - the newest consumed shards stay, as many as replay holds, whatever else has to go;
+- data without a manifest go only when nobody touched them for long, and a look just before finds them so. An agent that
+  finishes such an upload in the instant between that look and the deletion loses it: a damaged shard, which is skipped;
 - deleting is done in small portions, and a store that refuses delays it and nothing else.
 """
 
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from aurora_api.errors import InvalidRecord
@@ -71,6 +73,7 @@ class Retention:
         self._states: dict[int, frozenset[str]] = {}
         self._going: dict[str, None] = {}
         self._bare: dict[str, tuple[datetime, float]] = {}
+        self._abandoned: dict[str, datetime] = {}
         self._wait_until = 0.0
         self.unread = 0
 
@@ -119,7 +122,7 @@ class Retention:
             key: self._bare[key] if key in self._bare and self._bare[key][0] == modified else (modified, since)
             for key, (modified, since) in seen.items()
         }
-        self._going |= {key: None for key, (_, since) in self._bare.items() if now - since >= BARE_S}
+        self._abandoned = {key: modified for key, (modified, since) in self._bare.items() if now - since >= BARE_S}
 
     def saved(self, state: TrainerState) -> None:
         """``state`` is stored now: what all stored states call retired may go."""
@@ -145,20 +148,32 @@ class Retention:
 
     def tick(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Delete a few of those that may go, none once ``stopping``: the last save comes first; how many went."""
-        if not self._going or self._clock() < self._wait_until:
+        if not (self._going or self._abandoned) or self._clock() < self._wait_until:
             return 0
-        portion = list(islice(self._going, PORTION))
+        portion = list(islice(chain(self._going, self._abandoned), PORTION))
         for number, key in enumerate(portion):
             if stopping():
                 return number
-            del self._going[key]
             try:
-                self._registry.delete_shard(key)
+                self._delete(key)
             except StoreError as error:
                 log.warning("old traces are not deleted now: %s", error)
-                self._going[key] = None  # behind the others: it may be this one alone
                 self._wait_until = self._clock() + RETRY_S
                 return number
-            self._ledger.forget(key)
-        log.info("deleted %d shards, %d are left to go", len(portion), len(self._going))
+        log.info("deleted %d shards, %d are left to go", len(portion), len(self._going) + len(self._abandoned))
         return len(portion)
+
+    def _delete(self, key: str) -> None:
+        """One that cannot be deleted waits behind the others, or for the next look: it may be this one alone."""
+        modified = self._abandoned.pop(key, None)
+        if modified is not None:
+            if self._registry.bare_shard(key) == modified:
+                self._registry.delete_shard(key)
+            return
+        del self._going[key]
+        try:
+            self._registry.delete_shard(key)
+        except StoreError:
+            self._going[key] = None
+            raise
+        self._ledger.forget(key)

@@ -24,6 +24,7 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.retention import BARE_S, Limits, Retention
 from tests.unit.training import tiny
 from tests.unit.training.test_store_side import SPEC
@@ -408,15 +409,26 @@ def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
     assert scene.there() == scene.written
 
 
-def test_the_replay_window_is_read_again_after_a_restart() -> None:
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_upload_that_goes_on_after_all_is_left_alone(looks: bool, finished: bool) -> None:
     scene = Scene(ROOMY)
-    for _ in range(12):
-        scene.turn(1)
-    scene.start()
-    scene.ledger.pending()
-    recent = scene.ledger.recent(ROOMY.replay)
-    assert recent == scene.written[-2:]
-    assert set(recent) <= set(scene.there())
+    scene.put(1)
+    (manifest,) = scene.written
+    data = manifest.replace(".json", ".safetensors")
+    whole = scene.objects.data[manifest]
+    scene.objects.delete(manifest)
+    scene.retention.pending()
+    scene.now += BARE_S
+    assert scene.retention.pending() == []
+    scene.objects.put(data, scene.objects.data[data])
+    if finished:
+        scene.objects.create(manifest, whole)
+    if looks:
+        assert scene.retention.pending() == scene.written * finished
+    scene.retention.tick()
+    assert data in scene.objects.data
+    assert scene.there() == scene.written * finished
 
 
 class Traffic(Patience):
@@ -448,6 +460,7 @@ class Real:
         monkeypatch.setattr(main, "REPLAY_BYTES", 2 * size)
         monkeypatch.setattr(train, "SAVE_S", 0.0)
         monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+        monkeypatch.setattr(main, "Memory", lambda _: Memory(1 << 30))  # examples are larger than their shards
         self.registry, self.objects = tiny.memory_registry()
         self.target = tiny.target(folder)
         self.lineage = open_lineage(self.registry, self.target, SPEC, utc_now)
@@ -544,6 +557,17 @@ def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
         tiny.put_shard(real.registry, seq, [tiny.trace(seed) for seed in range(3)])
     main.wait_suspended(real.settings, real.registry, real.lineage, Traffic(real.registry, 0))
     assert len(list(real.registry.shard_keys(1))) == 4
+
+
+def test_the_replay_window_is_read_again_after_a_restart(real: Real) -> None:
+    traffic = Traffic(real.registry, 9)
+    real.trainer(traffic).run()
+    again = real.trainer(Patience())
+    newest = [again.reader.read(key) for key in traffic.written[-2:]]
+    examples = [example for shard in newest if shard for example in shard.train]
+    assert examples
+    assert len(again.memory) == len(examples)
+    assert len(again.held_out) == len({request for shard in newest if shard for request, _ in shard.held_out})
 
 
 def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
