@@ -131,6 +131,56 @@ def test_a_call_that_hangs_does_not_keep_an_agent_that_was_told_to_end() -> None
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 1
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_an_agent_that_ends_alone_waits_for_no_upload(tmp_path: Path, told: bool) -> None:
+    code = f"""if True:
+        import argparse, asyncio, os, signal, time
+        from datetime import UTC, datetime
+        from pathlib import Path
+        from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN
+        from aurora_runtime.serving.agent import main
+        from aurora_runtime.serving.settings import EngineState, PodFolder, write_atomically
+        from aurora_runtime.store import Registry
+        from tests.unit.fakes import FolderObjects
+        from tests.unit.serving.test_agent import shard
+        from tests.unit.serving.test_launch import settings
+        path, began = Path({str(tmp_path)!r}), asyncio.Event()
+
+        class Slow(FolderObjects):
+            def put(self, key, data):
+                if {told}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                loop.call_soon_threadsafe(began.set)
+                time.sleep(3600)
+
+        async def fail(self):
+            await began.wait()
+            if not {told}:
+                raise OSError("a part of the agent fails")
+            await asyncio.sleep(3600)
+
+        async def serve():
+            global loop
+            loop = asyncio.get_running_loop()
+            await main.serve(settings(), options)
+
+        main._registry = lambda _: Registry(Slow(path / "store"))
+        main.Measuring.run = fail
+        main.SPARE_S = 0.2
+        folder = PodFolder(path)
+        folder.spool.mkdir()
+        shard(folder.spool, 0)
+        write_atomically(folder.engine, EngineState(boot="b", ready=True, started=datetime.now(UTC)).to_json())
+        for name in (ADMIN_KEY, AGENT_TOKEN):
+            (path / name).write_text("secret")
+        options = argparse.Namespace(
+            state=path, keys=path, port=0, host="127.0.0.1", engine_port=1, stop_within=3600.0, settle=0.1
+        )
+        asyncio.run(serve())
+        """
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 1
+
+
 def test_the_launcher_is_light() -> None:
     code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -42,7 +42,11 @@ def _registry(settings: ServingSettings) -> Registry:
 
 def _stop(stopping: asyncio.Event, within: float) -> None:
     stopping.set()
-    deadline = threading.Timer(within + SPARE_S, os._exit, (1,))
+    _leave_within(within + SPARE_S)
+
+
+def _leave_within(seconds: float) -> None:
+    deadline = threading.Timer(seconds, os._exit, (1,))
     deadline.daemon = True
     deadline.start()
 
@@ -85,9 +89,13 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
                 finishing = asyncio.create_task(last)
                 await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 finishing.cancel()
+            else:
+                _leave_within(within + SPARE_S)
             await swapper.wait()
             await asyncio.gather(*(task for task in tasks if task.done()))  # raises what ended it
         finally:
+            uploader.enough()
+            _leave_within(SPARE_S)  # asyncio joins the thread of an upload, and a slow store may hold that for minutes
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -72,6 +72,10 @@ class Uploader:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), seconds)
 
+    def enough(self) -> None:
+        """Begin no other upload: whoever joins the thread of :meth:`run` waits for one at most."""
+        self._enough.set()
+
     async def finish(self, seconds: float, *, serving: Callable[[], bool], ending: Callable[[], bool]) -> None:
         """What the agent does last, beside :meth:`run`: see the spool emptied, while the engine drains and behind it.
 
@@ -91,7 +95,7 @@ class Uploader:
         deadline = time.monotonic() + seconds
         while (serving() or self._left()) and time.monotonic() < deadline:  # noqa: ASYNC110 - files are all there is
             await asyncio.sleep(POLL_S / 5)
-        self._enough.set()
+        self.enough()
         left = self._left()
         if left:
             self.counters.dropped += len(left)
