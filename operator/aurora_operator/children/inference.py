@@ -6,6 +6,10 @@ leaves the Service before its server stops; the engine's container never sees th
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from aurora_api.agent import AGENT_PORT, ENGINE_PORT
 from aurora_api.pod import KEYS_FOLDER, ServingSettings
 from aurora_api.speculator import SpeculatorSpec
@@ -19,6 +23,7 @@ from aurora_operator.children.common import (
     selector,
     store_settings,
 )
+from aurora_operator.children.template import merge
 from aurora_operator.config import Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Owner
@@ -27,6 +32,11 @@ AGENT = "aurora_runtime.serving.agent"
 DRAIN_SECONDS = 5
 """Endpoints are gone everywhere well within this time; only then may the server be told to stop."""
 GRACE_SECONDS = 120
+KUBERNETES_GRACE_SECONDS = 30
+"""What a pod has that names none."""
+SETTLE_SECONDS = 2
+"""Containers are told to end at the same moment, and not in the same instant."""
+SLEEP = re.compile(r"\bsleep\s+(\d+)")
 SPARE_SECONDS = 10
 """Of the grace period, so that an agent ends by itself and can say what was lost."""
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
@@ -55,11 +65,29 @@ def engine_image(spec: SpeculatorSpec, config: Config) -> str:
     return spec.serving.image or config.runtime_image
 
 
-def stop_within(spec: SpeculatorSpec) -> int:
-    """Seconds that an agent has for its last uploads: what is left of the grace period, which users may override."""
-    grace = spec.serving.template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS)
-    usable = grace if isinstance(grace, int) else GRACE_SECONDS
-    return max(1, usable - DRAIN_SECONDS - SPARE_SECONDS)
+def pre_stop(pod: Mapping[str, Any], name: str) -> int:
+    """Seconds that a container's preStop hook takes, as far as its text tells; ``DRAIN_SECONDS`` where it does not."""
+    found: Any = next((item for item in pod.get("containers", []) if item.get("name") == name), {})
+    for key in ("lifecycle", "preStop"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not found:
+        return 0
+    sleep, command = (found.get(key) or {} for key in ("sleep", "exec"))
+    words = [str(word) for word in command.get("command", ())]
+    told = SLEEP.search(" ".join(words))
+    return int(sleep.get("seconds", told[1] if told else DRAIN_SECONDS))
+
+
+def ending(pod: Mapping[str, Any]) -> list[str]:
+    """How an agent is to end, from the pod with the users' template merged over it.
+
+    It has what its own hook leaves of the grace period, and must not take the end of the pod for its own alone while
+    the engine's hook still runs.
+    """
+    grace = pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE_SECONDS)
+    agent, engine = pre_stop(pod, "agent"), pre_stop(pod, "sglang")
+    within = max(1, (grace if isinstance(grace, int) else GRACE_SECONDS) - agent - SPARE_SECONDS)
+    return ["--stop-within", str(within), "--settle", str(max(0, engine - agent) + SETTLE_SECONDS)]
 
 
 def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
@@ -81,7 +109,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
     agent = container(
         "agent",
         config.agent_image,
-        [AGENT, "serve", "--stop-within", str(stop_within(spec))],
+        [AGENT, "serve"],
         with_store,
         resources=AGENT_RESOURCES,
         ports=[{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
@@ -110,6 +138,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
             SHM_VOLUME,
         ],
     }
+    agent["command"] += ending(merge(pod, spec.serving.template.spec))
     return child(
         owner,
         "apps/v1",

@@ -11,8 +11,8 @@
       baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that left it
       channel/<epoch>.json                           create-once; the highest epoch wins
       trainer/status.json                            progress, overwritten
-      trainer/state/<epoch>/state-<sha12>.safetensors  then trainer/state/<epoch>.json, create-once: of two trainers that
-                                                     save the same epoch neither touches the other's data
+      trainer/state/<epoch>/state-<sha12>.safetensors  then trainer/state/<epoch>.json, create-once: of two trainers
+                                                     that save one epoch neither touches the other's data
 
 Numbers are zero-padded, so that the lexical order of a listing is their order.
 """

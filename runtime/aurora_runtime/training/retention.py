@@ -127,7 +127,9 @@ class Retention:
     def saved(self, state: TrainerState) -> None:
         """``state`` is stored now: what all stored states call retired may go."""
         try:
-            others = {epoch: self._retired_by(epoch) for epoch in self._registry.trainer_epochs() if epoch != state.epoch}
+            others = {
+                epoch: self._retired_by(epoch) for epoch in self._registry.trainer_epochs() if epoch != state.epoch
+            }
         except StoreError as error:
             log.warning("old traces stay until the next save: %s", error)
             return

@@ -43,7 +43,7 @@ def record_of(registry: Registry, lineage: int) -> TrainerState | None:
 
 
 def read(registry: Registry, lineage: int) -> Saved | None:
-    """The newest whole state if it is of this lineage. A damaged one (said in the log) costs what it alone has learnt."""
+    """The newest whole state if it is of this lineage. A damaged one, told in the log, costs what it alone knew."""
 
     def saved(epoch: int) -> Saved | None:
         found = registry.trainer_state(epoch)

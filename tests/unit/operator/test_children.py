@@ -73,8 +73,29 @@ def test_an_agent_has_what_is_left_of_the_grace_period(grace: int | None, within
     given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
     template = pods(spec(**given))["inference"]
     (agent,) = [c for c in containers(template) if c["name"] == "agent"]
-    assert agent["command"][-2:] == ["--stop-within", within]
+    assert agent["command"][-4:] == ["--stop-within", within, "--settle", "2"]
     assert template["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
+
+
+def exec_hook(*command: str) -> dict[str, Any]:
+    return {"preStop": {"sleep": None, "exec": {"command": [*command]}}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "agent", "within", "settle"),
+    [
+        ({"preStop": {"sleep": {"seconds": 40}}}, {}, "105", "37"),
+        ({}, {"preStop": {"sleep": {"seconds": 30}}}, "80", "2"),
+        (None, None, "110", "2"),
+        (exec_hook("sh", "-c", "sleep 20"), {}, "105", "17"),
+        (exec_hook("/drain"), {"preStop": None}, "110", "7"),
+    ],
+)
+def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, within: str, settle: str) -> None:
+    given = [{"name": "sglang", "lifecycle": engine}, {"name": "agent", "lifecycle": agent}]
+    template = pods(spec(serving={"template": {"spec": {"containers": given}}}))["inference"]
+    (made,) = [c for c in containers(template) if c["name"] == "agent"]
+    assert made["command"][-4:] == ["--stop-within", within, "--settle", settle]
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,6 @@ async def uploading(
 ) -> AsyncIterator[tuple[Uploader, FolderObjects, Path]]:
     """The uploader at work, with short waits."""
     monkeypatch.setattr(uploader_module, "POLL_S", 0.02)
-    monkeypatch.setattr(uploader_module, "SETTLE_S", 0.1)
     task = asyncio.create_task(uploads[0].run())
     yield uploads
     task.cancel()
@@ -261,7 +260,7 @@ async def test_a_pod_that_ends_uploads_what_its_engine_writes_to_the_last(
     uploader, objects, spool = uploading
     drains = True
     shard(spool, 0)
-    finishing = asyncio.create_task(uploader.finish(600, serving=lambda: drains, ending=lambda: True))
+    finishing = asyncio.create_task(uploader.finish(600, settle=0.1, serving=lambda: drains, ending=lambda: True))
     await asyncio.sleep(0.1)
     assert not finishing.done(), "the engine still answers, and traces"
     shard(spool, 1)
@@ -279,7 +278,7 @@ async def test_a_pod_that_ends_waits_for_no_store_longer_than_it_may_and_counts_
     objects.down = True
     for seq in range(3):
         shard(spool, seq)
-    await uploader.finish(0.2, serving=lambda: False, ending=lambda: True)
+    await uploader.finish(0.2, settle=0.1, serving=lambda: False, ending=lambda: True)
     assert uploader.counters.dropped == 3
     assert "3 shards (12 bytes) are lost with the pod" in caplog.text
     objects.down = False
@@ -290,7 +289,7 @@ async def test_a_pod_that_ends_waits_for_no_store_longer_than_it_may_and_counts_
 async def test_what_was_given_up_is_in_the_metric(rig: AgentRig) -> None:
     rig.objects.down = True
     shard(rig.folder.spool, 0)
-    await rig.uploader.finish(0, serving=lambda: False, ending=lambda: True)
+    await rig.uploader.finish(0, settle=0.1, serving=lambda: False, ending=lambda: True)
     assert "aurora_shards_dropped_total 1.0" in await (await rig.http.get("/metrics")).text()
 
 
@@ -301,9 +300,31 @@ async def test_an_agent_that_ends_alone_leaves_the_spool_to_the_next(
     caplog.set_level(logging.INFO)
     objects.down = True
     shard(spool, 0)
-    await uploader.finish(600, serving=lambda: True, ending=lambda: False)
+    await uploader.finish(600, settle=0.1, serving=lambda: True, ending=lambda: False)
     assert uploader.counters.dropped == 0
     assert "1 shards wait in the spool for the next agent" in caplog.text
+
+
+async def test_an_agent_that_ends_alone_while_its_engine_loads_takes_it_for_no_end_of_the_pod(
+    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader, objects, spool = uploading
+    caplog.set_level(logging.INFO)
+    objects.down = True
+    shard(spool, 0)
+    loads = iter([False] * 3)
+    await uploader.finish(600, settle=2.0, serving=lambda: next(loads, True), ending=lambda: False)
+    assert uploader.counters.dropped == 0
+    assert "1 shards wait in the spool for the next agent" in caplog.text
+
+
+async def test_an_engine_that_died_without_a_word_ends_the_pod_after_a_while(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, _, spool = uploading
+    shard(spool, 0)
+    await uploader.finish(600, settle=0.1, serving=lambda: False, ending=lambda: False)
+    assert list(spool.iterdir()) == []
 
 
 async def test_a_launcher_that_is_told_a_moment_later_is_waited_for(
@@ -312,7 +333,7 @@ async def test_a_launcher_that_is_told_a_moment_later_is_waited_for(
     uploader, _, spool = uploading
     told = iter([False, False])
     states = iter([True] * 4)
-    finishing = uploader.finish(600, serving=lambda: next(states, False), ending=lambda: next(told, True))
+    finishing = uploader.finish(600, settle=0.1, serving=lambda: next(states, False), ending=lambda: next(told, True))
     shard(spool, 0)
     await finishing
     assert list(spool.iterdir()) == []
@@ -328,7 +349,7 @@ async def test_the_end_of_a_pod_ends_a_long_wait_for_the_store(
     task = asyncio.create_task(uploader.run())
     await asyncio.sleep(0.2)
     objects.down = False
-    await uploader.finish(60, serving=lambda: False, ending=lambda: True)
+    await uploader.finish(60, settle=0.1, serving=lambda: False, ending=lambda: True)
     assert uploader.counters.uploaded == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -24,7 +24,7 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod import Pod
 from aurora_runtime.serving.agent.staging import Drafts, stage_start
 from aurora_runtime.serving.agent.swap import Swapper
-from aurora_runtime.serving.agent.uploader import SETTLE_S, Uploader
+from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.settings import PodFolder
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 STAGE_TIMEOUT_S: Final = 3600.0
 STOP_WITHIN_S: Final = 30.0
+SETTLE_S: Final = 2.0
+"""Where agent and launcher are told to end at the same moment, they are not in the same instant."""
 SPARE_S: Final = 3.0
 """To leave in order: a call that hangs in a thread would hold the process for as long as it likes."""
 
@@ -84,8 +86,8 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
             told = asyncio.create_task(stopping.wait())
             await asyncio.wait({told, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
-                rest = max(0.0, within - SETTLE_S)
-                last = uploader.finish(rest, serving=lambda: bool(pod.boot()), ending=folder.ending.exists)
+                serving, ending = lambda: bool(pod.boot()), folder.ending.exists
+                last = uploader.finish(within, settle=options.settle, serving=serving, ending=ending)
                 finishing = asyncio.create_task(last)
                 await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 finishing.cancel()
@@ -111,6 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="0.0.0.0")  # noqa: S104 - the operator calls it by the pod's address
     parser.add_argument("--engine-port", type=int, default=ENGINE_PORT)
     parser.add_argument("--stop-within", type=float, default=STOP_WITHIN_S, help="seconds from SIGTERM to the end")
+    parser.add_argument(
+        "--settle", type=float, default=SETTLE_S, help="seconds within which the launcher is told to end, too"
+    )
     parser.add_argument("--stage-timeout", type=float, default=STAGE_TIMEOUT_S, help="seconds to wait for a draft")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

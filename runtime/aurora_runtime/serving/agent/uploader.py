@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 FIRST_BACKOFF_S: Final = 1.0
 LAST_BACKOFF_S: Final = 60.0
-SETTLE_S: Final = 2.0
-"""Agent and launcher are told to end at the same moment, and not in the same instant."""
 
 
 @dataclass
@@ -76,23 +74,30 @@ class Uploader:
         """Begin no other upload: whoever joins the thread of :meth:`run` waits for one at most."""
         self._enough.set()
 
-    async def finish(self, seconds: float, *, serving: Callable[[], bool], ending: Callable[[], bool]) -> None:
+    async def finish(
+        self, seconds: float, *, settle: float, serving: Callable[[], bool], ending: Callable[[], bool]
+    ) -> None:
         """What the agent does last, beside :meth:`run`: see the spool emptied, while the engine drains and behind it.
 
-        An agent that ends alone leaves the spool to its successor. Returns within ``seconds``, and ``SETTLE_S``.
+        An agent that ends alone leaves the spool to its successor. Returns within ``seconds``.
 
         Args:
+            settle: seconds within which the launcher of a pod that ends is told, too.
             serving: whether the engine is up.
             ending: whether the launcher, too, was told to end.
         """
-        settled = time.monotonic() + SETTLE_S
-        while serving() and not ending():
-            if time.monotonic() > settled:
-                log.info("%d shards wait in the spool for the next agent", len(self._left()))
-                return
-            await asyncio.sleep(SETTLE_S / 20)
+        began = served = time.monotonic()
+        deadline = began + seconds
+        while not ending() and (now := time.monotonic()) < deadline:
+            if serving():
+                served = now
+                if now > began + settle:
+                    log.info("%d shards wait in the spool for the next agent", len(self._left()))
+                    return
+            elif now > served + 2 * settle:  # a launcher that died says nothing; one that still loads may yet serve
+                break
+            await asyncio.sleep(POLL_S / 10)
         self._hurry.set()
-        deadline = time.monotonic() + seconds
         while (serving() or self._left()) and time.monotonic() < deadline:  # noqa: ASYNC110 - files are all there is
             await asyncio.sleep(POLL_S / 5)
         self.enough()
