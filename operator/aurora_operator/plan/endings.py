@@ -2,7 +2,8 @@
 
 Invariants: time alone never refuses a version; engines that ended with it and a pod that took it and did not come back
 do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
-engines that ended while nobody looked, or together with engines of another version, say more of the machine; a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
+engines that ended while nobody looked, or together with engines of another version, say more of the machine than of it;
+a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
 
 from __future__ import annotations
