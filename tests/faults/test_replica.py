@@ -14,7 +14,7 @@ import pytest
 from aurora_operator.kube import Resource as Kind
 from tests.assets.trained_draft import nudge
 from tests.faults.ledger import Entry
-from tests.faults.stage import NAME, Resource, Stage
+from tests.faults.stage import NAME, Stage
 from tests.rig.faults import kill_container, kill_operator
 from tests.traffic.prompts import Domain
 
@@ -100,7 +100,7 @@ def _lent(stage: Stage) -> str:
 
 def _served(stage: Stage) -> list[str]:
     """The pods to which the Service sends requests."""
-    found: list[Resource] = stage.kube.list(SLICE, stage.aurora.namespace, f"kubernetes.io/service-name={NAME}")
+    found = stage.kube.list(SLICE, stage.aurora.namespace, f"kubernetes.io/service-name={NAME}")
     return [
         endpoint["targetRef"]["name"]
         for one in found

@@ -67,15 +67,20 @@ def engine_image(spec: SpeculatorSpec, config: Config) -> str:
 
 def pre_stop(pod: Mapping[str, Any], name: str) -> int:
     """Seconds that a container's preStop hook takes, as far as its text tells; ``DRAIN_SECONDS`` where it does not."""
-    found: Any = next((item for item in pod.get("containers", []) if item.get("name") == name), {})
-    for key in ("lifecycle", "preStop"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    if not found:
+    containers = [_mapping(item) for item in pod.get("containers", [])]
+    own = next((item for item in containers if item.get("name") == name), {})
+    hook = _mapping(_mapping(own.get("lifecycle")).get("preStop"))
+    if not hook:
         return 0
-    sleep, command = (found.get(key) or {} for key in ("sleep", "exec"))
-    words = [str(word) for word in command.get("command", ())]
-    told = SLEEP.search(" ".join(words))
-    return int(sleep.get("seconds", told[1] if told else DRAIN_SECONDS))
+    seconds = _mapping(hook.get("sleep")).get("seconds")
+    words = _mapping(hook.get("exec")).get("command")
+    told = SLEEP.search(" ".join(map(str, words if isinstance(words, list) else ())))
+    return seconds if isinstance(seconds, int) else int(told[1]) if told else DRAIN_SECONDS
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What a user wrote where an object belongs; anything else is the API server's to refuse."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def ending(pod: Mapping[str, Any]) -> list[str]:

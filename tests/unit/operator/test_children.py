@@ -89,6 +89,7 @@ def exec_hook(*command: str) -> dict[str, Any]:
         (None, None, "110", "2"),
         (exec_hook("sh", "-c", "sleep 20"), {}, "105", "17"),
         (exec_hook("/drain"), {"preStop": None}, "110", "7"),
+        ({"preStop": {"sleep": {"seconds": "soon"}}}, {"preStop": "no object"}, "110", "7"),
     ],
 )
 def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, within: str, settle: str) -> None:

@@ -245,7 +245,7 @@ def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptu
     assert "keepGibibytes allows 8 shards" in caplog.text
     scene.limits = Limits(total=3 << 29, replay=0, shards=100)
     scene.start()
-    scene.ledger.size = lambda _: 1 << 30  # type: ignore[method-assign]
+    scene.ledger.size = lambda key: 1 << 30  # type: ignore[method-assign]
     scene.retention.pending()
     assert "keepGibibytes allows 1.5 GiB" in caplog.text
 
