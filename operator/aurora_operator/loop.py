@@ -113,7 +113,9 @@ class Loop:
 
     async def _pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes together with the end.
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
         except TimeoutError:
             return
         await asyncio.sleep(SETTLE_SECONDS)

@@ -22,8 +22,8 @@ def counted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus
     serving = {pod.name: pod.boot for pod in confirmed(world.pods, version)}
     ended = {name for name, boot in rollout.asked.items() if boots.get(name, boot) != boot}
     asked = {name: boot for name, boot in rollout.asked.items() if name not in ended} | serving
-    others = rollout.analysis.pods if rollout.analysis else []
-    together = any(w.version != version and boots.get(w.name, w.boot) != w.boot for w in others)
+    windows = rollout.analysis.pods if rollout.analysis else []
+    together = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in rollout.asked)
     blamed = 0 if world.resumed or together else len(ended)
     return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + blamed})
 

@@ -67,8 +67,10 @@ class Uploader:
         if self._hurry.is_set():
             await asyncio.sleep(min(seconds, POLL_S))
             return
+        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes together with the end.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hurry.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
 
     def enough(self) -> None:
         """Begin no other upload: whoever joins the thread of :meth:`run` waits for one at most."""
