@@ -1,12 +1,13 @@
-"""Draft versions in a store, published as the trainer does: files, manifest, registration."""
+"""What the trainer leaves in a store, without training: draft versions (files, manifest, registration), its states."""
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aurora_api.records import CheckpointManifest, FileRef, Registration
-from aurora_runtime.store import Registry
+from aurora_api.records import CheckpointManifest, FileRef, Registration, TrainerState
+from aurora_runtime.store import Keys, Registry
 from aurora_runtime.store.objects import sha256_file
 
 FILES = ("config.json", "model.safetensors")
@@ -36,3 +37,29 @@ def publish(registry: Registry, draft: Path, version: int, *, lineage: int = 1) 
     )
     registry.register(registration)
     return registration
+
+
+def put_trainer_state(
+    registry: Registry,
+    *,
+    consumed: tuple[str, ...] = (),
+    retired: tuple[str, ...] = (),
+    forgotten: int = 0,
+    epoch: int | None = None,
+) -> TrainerState:
+    """Store a state that lists these shards, as the next epoch unless told which; its data are no tensors."""
+    data = b"state"
+    digest = hashlib.sha256(data).hexdigest()
+    state = TrainerState(
+        epoch=epoch or registry.trainer_epoch() + 1,
+        lineage=1,
+        step=0,
+        trained_tokens=0,
+        consumed=consumed,
+        retired=retired,
+        forgotten=forgotten,
+        file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
+        created=datetime.now(UTC),
+    )
+    registry.put_trainer_state(state, data)
+    return state

@@ -33,7 +33,7 @@ from tests.traffic.prompts import Domain
 from aurora_api.records import TrainerPhase, TrainerState
 from aurora_api.speculator import Training
 from aurora_runtime.errors import ObjectMissing
-from aurora_runtime.store import Keys, ObjectStore, Registry
+from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import examples_of
@@ -41,11 +41,6 @@ from aurora_runtime.training.examples import examples_of
 RECORDED = 160
 POLL_S = 0.5
 MARKS = (0.25, 0.5, 0.75, 1.0)
-
-
-def taught(fresh: Mapping[str, int]) -> set[str]:
-    """The shards that teach: one whose requests are all held out changes no weights, and so calls for no save."""
-    return {key for key, positions in fresh.items() if positions}
 
 
 def audit(states: Sequence[TrainerState], fresh: Mapping[str, int]) -> list[str]:
@@ -62,7 +57,7 @@ def audit(states: Sequence[TrainerState], fresh: Mapping[str, int]) -> list[str]
         if state.trained_tokens != sum(fresh.get(key, 0) for key in listed):
             wrong.append(f"state {state.epoch} counts {state.trained_tokens} positions, its shards hold others")
         former = listed
-    if lost := taught(fresh) - set(former):
+    if lost := fresh.keys() - set(former):
         wrong.append(f"{len(lost)} shards were never learnt from")
     if unknown := set(former) - fresh.keys():
         wrong.append(f"{len(unknown)} shards were learnt from that nobody wrote")
@@ -77,7 +72,7 @@ class Watch:
     held_out: Sequence[RequestTrace]
     states: list[TrainerState] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    _newest: str = ""
+    _newest: int = 0
 
     def __post_init__(self) -> None:
         self._draft, self._vocabulary = day_0()
@@ -89,7 +84,7 @@ class Watch:
 
     def look(self) -> None:
         """Take over the newest state, if it is new."""
-        newest = max((k for k in self.registry.objects.list(Keys.TRAINER_STATE) if k.endswith(".json")), default="")
+        newest = self.registry.trainer_epoch()
         if newest == self._newest:
             return
         with contextlib.suppress(ObjectMissing):  # older states are deleted while this one looks
@@ -151,7 +146,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
 
     def saved_all() -> bool:
         watch.look()
-        return watch.consumed >= taught(fresh)
+        return watch.consumed >= fresh.keys()
 
     with tempfile.TemporaryDirectory(prefix="aurora-kills-") as scratch:
         log = Path(scratch) / "trainer.log"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,15 +11,14 @@ import pytest
 from aurora_api.records import (
     Channel,
     ChannelReason,
-    FileRef,
     Lineage,
     MeasuredBaseline,
     TargetIdentity,
     TensorSpec,
-    TrainerState,
     UsedBaseline,
 )
 from aurora_runtime.store import Keys, ObjectStore, Registry
+from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import Check, check, listing
 from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
@@ -92,26 +90,9 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
     assert "model.safetensors, which is missing" in found
 
 
-def put_state(registry: Registry, *, consumed: tuple[str, ...] = (), retired: tuple[str, ...] = ()) -> None:
-    data = b"state"
-    digest = hashlib.sha256(data).hexdigest()
-    file = FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data))
-    state = TrainerState(
-        epoch=registry.trainer_epoch() + 1,
-        lineage=1,
-        step=0,
-        trained_tokens=0,
-        consumed=consumed,
-        retired=retired,
-        file=file,
-        created=datetime.now(UTC),
-    )
-    registry.put_trainer_state(state, data)
-
-
 def test_what_a_trainer_retired_may_be_gone_whole_or_in_part(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
-    put_state(registry, retired=(shard,))
+    put_trainer_state(registry, retired=(shard,))
     assert audit(registry).violations == []
     registry.objects.delete(shard)
     assert audit(registry).violations == [], "a trainer that dies here goes on later"
@@ -122,13 +103,13 @@ def test_what_a_trainer_retired_may_be_gone_whole_or_in_part(registry: Registry)
 def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_while_the_epoch_is_there(
     registry: Registry,
 ) -> None:
-    put_state(registry)
+    put_trainer_state(registry)
     lost = f"{Keys.trainer_state(1).removesuffix('.json')}/{Keys.trainer_state_file('0' * 64)}"
     registry.objects.put(lost, b"another state")
     beside = audit(registry)
     assert (beside.violations, beside.in_flight) == ([], [lost])
     for _ in range(2):
-        put_state(registry)
+        put_trainer_state(registry)
     assert (audit(registry).violations, audit(registry).in_flight) == ([], [])
     registry.objects.put(lost, b"another state")
     assert audit(registry).violations == [f"{lost}: nothing names this object"]
@@ -136,7 +117,7 @@ def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_whil
 
 def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
-    put_state(registry, consumed=(shard,))
+    put_trainer_state(registry, consumed=(shard,))
     assert audit(registry).violations == []
     registry.delete_shard(shard)
     assert "consumed" in "\n".join(audit(registry).violations)
@@ -144,7 +125,7 @@ def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:
 
 def test_a_manifest_without_its_data_is_found_even_of_a_retired_shard(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
-    put_state(registry, retired=(shard,))
+    put_trainer_state(registry, retired=(shard,))
     registry.objects.delete(shard.replace(".json", ".safetensors"))
     assert "which is missing" in "\n".join(audit(registry).violations)
 

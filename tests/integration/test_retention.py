@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from aurora_api.records import FileRef, TrainerState
 from aurora_runtime.store import Keys, ObjectStore, Registry
 from aurora_runtime.traces import encode
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.retention import Limits, Retention
+from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import check
 from tests.unit.training import tiny
@@ -29,25 +28,6 @@ def s3() -> Iterator[S3]:
     with seaweedfs() as server:
         ObjectStore(server.config()).ensure_bucket()
         yield server
-
-
-def put_state(registry: Registry, ledger: Ledger) -> TrainerState:
-    data = b"state"
-    digest = hashlib.sha256(data).hexdigest()
-    file = FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data))
-    state = TrainerState(
-        epoch=registry.trainer_epoch() + 1,
-        lineage=1,
-        step=0,
-        trained_tokens=0,
-        consumed=ledger.consumed,
-        retired=ledger.retired,
-        forgotten=ledger.forgotten,
-        file=file,
-        created=utc_now(),
-    )
-    registry.put_trainer_state(state, data)
-    return state
 
 
 def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: Path) -> None:
@@ -70,7 +50,9 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
         for key in retention.pending():
             read.append(key)
             ledger.consume(key)
-        state = put_state(registry, ledger)
+        state = put_trainer_state(
+            registry, consumed=ledger.consumed, retired=ledger.retired, forgotten=ledger.forgotten
+        )
         sound()
         retention.saved(state)
         retention.tick()

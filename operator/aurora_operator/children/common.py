@@ -94,6 +94,18 @@ def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> l
     return out
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """What a user wrote where an object belongs; anything else is the API server's to refuse."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def container_of(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The container of a pod, or of a user's part of one; empty when there is none of this name."""
+    listed = pod.get("containers")
+    containers = [mapping(item) for item in listed] if isinstance(listed, list) else []
+    return next((item for item in containers if item.get("name") == name), {})
+
+
 def container(name: str, image: str, module: list[str], env: list[Object], **more: Any) -> Object:
     """A container that Pod Security's ``restricted`` profile admits, with a read-only root."""
     mounts = [

@@ -17,8 +17,10 @@ from aurora_operator.children.common import (
     INFERENCE,
     child,
     container,
+    container_of,
     environment,
     keys_name,
+    mapping,
     pod_template,
     selector,
     store_settings,
@@ -67,20 +69,13 @@ def engine_image(spec: SpeculatorSpec, config: Config) -> str:
 
 def pre_stop(pod: Mapping[str, Any], name: str) -> int:
     """Seconds that a container's preStop hook takes, as far as its text tells; ``DRAIN_SECONDS`` where it does not."""
-    containers = [_mapping(item) for item in pod.get("containers", [])]
-    own = next((item for item in containers if item.get("name") == name), {})
-    hook = _mapping(_mapping(own.get("lifecycle")).get("preStop"))
+    hook = mapping(mapping(container_of(pod, name).get("lifecycle")).get("preStop"))
     if not hook:
         return 0
-    seconds = _mapping(hook.get("sleep")).get("seconds")
-    words = _mapping(hook.get("exec")).get("command")
+    seconds = mapping(hook.get("sleep")).get("seconds")
+    words = mapping(hook.get("exec")).get("command")
     told = SLEEP.search(" ".join(map(str, words if isinstance(words, list) else ())))
     return seconds if isinstance(seconds, int) else int(told[1]) if told else DRAIN_SECONDS
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """What a user wrote where an object belongs; anything else is the API server's to refuse."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def ending(pod: Mapping[str, Any]) -> list[str]:

@@ -5,15 +5,15 @@ Invariant: at most one trainer exists: a StatefulSet starts the next pod only wh
 
 from __future__ import annotations
 
-from typing import Any
-
 from aurora_api.pod import TrainerSettings
 from aurora_api.speculator import PodTemplate, SpeculatorSpec
 from aurora_operator.children.common import (
     TRAINER,
     child,
     container,
+    container_of,
     environment,
+    mapping,
     pod_template,
     selector,
     store_settings,
@@ -32,16 +32,9 @@ def trainer_name(owner: Owner) -> str:
 
 def gpus(template: PodTemplate) -> int:
     """How many GPUs of any vendor (``nvidia.com/gpu``, ``amd.com/gpu``) the trainer's container is given."""
-    containers = template.spec.get("containers")
-    own = [c for c in containers if _dict(c).get("name") == TRAINER] if isinstance(containers, list) else []
-    limits = [_dict(_dict(c.get("resources")).get("limits")) for c in own]
-    counts = [str(count) for found in limits for name, count in found.items() if str(name).endswith("/gpu")]
+    limits = mapping(mapping(container_of(template.spec, TRAINER).get("resources")).get("limits"))
+    counts = [str(count) for name, count in limits.items() if str(name).endswith("/gpu")]
     return sum(int(count) for count in counts if count.isdecimal())
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    """What a user wrote where an object belongs; anything else is the API server's to refuse."""
-    return value if isinstance(value, dict) else {}
 
 
 def program(count: int) -> list[str]:

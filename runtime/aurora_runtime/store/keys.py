@@ -101,6 +101,10 @@ class Keys:
         return f"trainer/state/{_number(epoch)}.json"
 
     @staticmethod
+    def trainer_state_folder(epoch: int) -> str:
+        return f"trainer/state/{_number(epoch)}/"
+
+    @staticmethod
     def trainer_state_file(sha256: str) -> str:
         """The name of a trainer state's data in the folder of its epoch."""
         return f"state-{sha256[:12]}.safetensors"

@@ -198,9 +198,8 @@ class Registry:
         Raises :class:`~aurora_runtime.errors.ObjectExists` when another trainer saved this epoch first. Old states that
         the store does not let go are only logged: the state is stored, and the next one's clean-up finds them again.
         """
-        folder = Keys.trainer_state(state.epoch).removesuffix(".json")
-        self.objects.put(f"{folder}/{state.file.name}", data)
-        self.objects.create(f"{folder}.json", state.to_json())
+        self.objects.put(Keys.trainer_state_folder(state.epoch) + state.file.name, data)
+        self.objects.create(Keys.trainer_state(state.epoch), state.to_json())
         try:
             for epoch in self.trainer_epochs()[:-KEPT_TRAINER_STATES]:
                 self._delete_trainer_state(epoch)
@@ -209,9 +208,8 @@ class Registry:
 
     def _delete_trainer_state(self, epoch: int) -> None:
         """With whatever lies in its folder: data of a trainer that lost the race for this epoch, too."""
-        key = Keys.trainer_state(epoch)
-        self.objects.delete(key)
-        for data in list(self.objects.list(f"{key.removesuffix('.json')}/")):
+        self.objects.delete(Keys.trainer_state(epoch))
+        for data in list(self.objects.list(Keys.trainer_state_folder(epoch))):
             self.objects.delete(data)
 
     def trainer_state(self, epoch: int | None = None) -> tuple[TrainerState, bytes] | None:
@@ -219,8 +217,8 @@ class Registry:
         state = self.trainer_record(epoch)
         if state is None:
             return None
-        folder = Keys.trainer_state(state.epoch).removesuffix(".json")
-        return state, self.objects.get(f"{folder}/{state.file.name}", state.file.sha256)
+        key = Keys.trainer_state_folder(state.epoch) + state.file.name
+        return state, self.objects.get(key, state.file.sha256)
 
     def trainer_epoch(self) -> int:
         """The highest epoch of a stored state, readable or not; 0 without one."""

@@ -144,8 +144,9 @@ def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Linea
         update = {"lineage": lineage.number, "phase": TrainerPhase.SUSPENDED, "updated": lineages.utc_now()}
         progress.write(TrainerStatus.model_validate(known | update))
         retention.pending()
-        while time.monotonic() < next_look and retention.tick(lambda: patience.stopping):
-            pass
+        deleted = 1
+        while deleted and time.monotonic() < next_look:
+            deleted = retention.tick(lambda: patience.stopping)
         patience.sleep(next_look - time.monotonic())
 
 

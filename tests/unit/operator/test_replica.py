@@ -15,8 +15,7 @@ from aurora_api.records import VerdictKind
 from aurora_api.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observed import JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
-from tests.unit.operator.test_plan import store
-from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, observed, pod, registration, spec
+from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, observed, pod, registration, spec, store
 
 JOB = "chat-validate-v1-1"
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aurora_api.agent import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
+from aurora_api.conditions import Condition, ConditionType
 from aurora_api.records import (
     Arm,
     Channel,
@@ -23,9 +24,10 @@ from aurora_api.records import (
     VerdictKind,
 )
 from aurora_api.speculator import SpeculatorSpec
-from aurora_api.status import SpeculatorStatus
+from aurora_api.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.config import Config
 from aurora_operator.observed import Observed, Owner, PodView, StoreView, WorkloadView
+from aurora_operator.plan import Plan, plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = Config(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
@@ -169,3 +171,28 @@ def observed(**more: Any) -> Observed:
         disruptions_allowed=1,
     )
     return replace(base, **more)
+
+
+def made(world: Observed, now: datetime = NOW) -> Plan:
+    return plan(world, CONFIG, now)
+
+
+def status(world: Observed, now: datetime = NOW) -> SpeculatorStatus:
+    found = made(world, now).status
+    assert found is not None
+    return found
+
+
+def condition(world: Observed, kind: ConditionType) -> Condition:
+    return next(c for c in status(world).conditions if c.type is kind)
+
+
+def store(*versions: int, active: int = 0, **more: Any) -> StoreView:
+    base = StoreView(lineage=lineage(), channel=channel(active), registrations={v: registration(v) for v in versions})
+    return replace(base, **more)
+
+
+def validating(world: Observed) -> int | None:
+    """The version that is being measured."""
+    candidate = (made(world).status or world.status).candidate
+    return candidate.version if candidate and candidate.phase is CandidatePhase.VALIDATING else None

@@ -293,26 +293,15 @@ async def test_what_was_given_up_is_in_the_metric(rig: AgentRig) -> None:
     assert "aurora_shards_dropped_total 1.0" in await (await rig.http.get("/metrics")).text()
 
 
+@pytest.mark.parametrize("loading", [0, 3], ids=["serving", "loading: no end of the pod either"])
 async def test_an_agent_that_ends_alone_leaves_the_spool_to_the_next(
-    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+    loading: int, uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     uploader, objects, spool = uploading
     caplog.set_level(logging.INFO)
     objects.down = True
     shard(spool, 0)
-    await uploader.finish(600, settle=0.1, serving=lambda: True, ending=lambda: False)
-    assert uploader.counters.dropped == 0
-    assert "1 shards wait in the spool for the next agent" in caplog.text
-
-
-async def test_an_agent_that_ends_alone_while_its_engine_loads_takes_it_for_no_end_of_the_pod(
-    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    uploader, objects, spool = uploading
-    caplog.set_level(logging.INFO)
-    objects.down = True
-    shard(spool, 0)
-    loads = iter([False] * 3)
+    loads = iter([False] * loading)
     await uploader.finish(600, settle=2.0, serving=lambda: next(loads, True), ending=lambda: False)
     assert uploader.counters.dropped == 0
     assert "1 shards wait in the spool for the next agent" in caplog.text

@@ -100,12 +100,7 @@ def test_a_batch_pulls_no_harder_than_the_clip(tmp_path: Path) -> None:
     assert norm == pytest.approx((1 - session.recipe.betas[0]) * 0.02, rel=0.02)
 
 
-DEVICES = [
-    CPU,
-    pytest.param(
-        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-    ),
-]
+DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
