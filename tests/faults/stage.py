@@ -55,8 +55,11 @@ class Stage:
     def registry(self) -> Registry:
         return registry(self.aurora, NAME)
 
-    def offer(self, draft: Path, *, lineage: int | None = None) -> int:
-        """Publish a draft as the next version, as the trainer does; returns its number."""
+    def offer(
+        self, draft: Path, *, lineage: int | None = None, damage: Callable[[str], None] = lambda checkpoint: None
+    ) -> int:
+        """Publish a draft as the next version, as the trainer does; returns its number. ``damage`` is done to the
+        checkpoint at its key once it lies in the store, and before anyone knows of the version."""
         store = self.registry
         found = store.lineage()
         assert found is not None
@@ -74,6 +77,7 @@ class Stage:
             trained_tokens=0,
             created=datetime.now(UTC),
         )
+        damage(store.put_checkpoint(manifest, draft))
         publish(store, draft, manifest)
         return version
 

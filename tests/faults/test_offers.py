@@ -49,6 +49,15 @@ def _slower(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"].neg_()
 
 
+def _flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+DAMAGED = {"a flipped bit": _flipped, "truncated": _truncated}
 MADE = {"not a number": _not_a_number, "other shapes": _other_shape, "other vocabulary map": _other_map}
 
 
@@ -56,7 +65,7 @@ def test_every_object_of_the_store_was_named_and_whole(stage: Stage) -> None:
     print(check_objects(stage.aurora, "faults"))
 
 
-@pytest.mark.parametrize("what", [*MADE, "other lineage", "a flipped bit", "truncated", "slower"])
+@pytest.mark.parametrize("what", [*MADE, "other lineage", *DAMAGED, "slower"])
 def test_a_bad_checkpoint_is_rejected_and_never_served(what: str, stage: Stage, folder: Path) -> None:
     nudge(stage.specialists[Domain.EXTRACTION], folder, seed=100)
     if what in MADE:
@@ -65,9 +74,8 @@ def test_a_bad_checkpoint_is_rejected_and_never_served(what: str, stage: Stage, 
         _change(folder, _slower)
     served = {pod["checksum"] for pod in stage.status()["pods"]}
     before, began = stage.driver.summary(), time.monotonic()
-    version = stage.offer(folder, lineage=2 if what == "other lineage" else None)
-    if what in ("a flipped bit", "truncated"):
-        _damage(stage, version, flip=what == "a flipped bit")
+    lineage = 2 if what == "other lineage" else None
+    version = stage.offer(folder, lineage=lineage, damage=lambda checkpoint: _damage(stage, checkpoint, what))
     stage.wait(f"{what}: an end", lambda: stage.candidate(version) in ("Rejected", "Inconclusive", "Validated"))
     after, status = stage.driver.summary(), stage.status()
     message = status["candidate"]["message"]
@@ -90,11 +98,37 @@ def test_a_bad_checkpoint_is_rejected_and_never_served(what: str, stage: Stage, 
     assert ("no pod would load it" in message) == (what != "slower"), message
 
 
-def _damage(stage: Stage, version: int, *, flip: bool) -> None:
+def test_a_checkpoint_that_is_damaged_behind_the_gate_is_refused_by_the_pod(stage: Stage, folder: Path) -> None:
+    stage.wait_active(0)
+    served = {pod["checksum"] for pod in stage.status()["pods"]}
+    version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=101))
+    stage.wait("it passed", lambda: bool(list(stage.registry.evidences(version))))
+    before, began = stage.driver.summary(), time.monotonic()
+    _damage(stage, stage.registry.registration(version).checkpoint, "truncated")
+    stage.wait("it is refused", lambda: version in stage.status()["rejected"])
+    stage.wait_active(0)
+    after, status = stage.driver.summary(), stage.status()
+    message = status["rollout"]["message"]
+    stage.entries.append(
+        Entry(
+            "damaged behind the gate",
+            "Canary",
+            time.monotonic() - began,
+            after.requests - before.requests,
+            sum(after.broken.values()) - sum(before.broken.values()),
+            after.failed - before.failed,
+            f"former draft; {message}"[:160],
+        )
+    )
+    assert "the digest differs from its manifest" in message
+    assert {pod["checksum"] for pod in status["pods"]} == served
+    assert after.failed == before.failed
+    assert after.broken == before.broken
+
+
+def _damage(stage: Stage, checkpoint: str, what: str) -> None:
     """Change the object behind a manifest that stays as it is."""
-    store = stage.registry
-    key = store.registration(version).checkpoint + WEIGHTS
-    data = bytearray(store.objects.get(key))
-    if flip:
-        data[-1] ^= 1
-    store.objects.put(key, bytes(data if flip else data[: len(data) // 2]))
+    if what not in DAMAGED:
+        return
+    objects, key = stage.registry.objects, checkpoint + WEIGHTS
+    objects.put(key, DAMAGED[what](objects.get(key)))
