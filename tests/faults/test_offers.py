@@ -37,11 +37,20 @@ def _other_shape(tensors: dict[str, torch.Tensor]) -> None:
     tensors["fc.weight"] = tensors["fc.weight"][:-1].clone()
 
 
-def _other_map(tensors: dict[str, torch.Tensor]) -> None:
+def _impossible_map(tensors: dict[str, torch.Tensor]) -> None:
     """Two draft tokens mean each other's target token: SGLang would load it and report success."""
     ids = tensors["d2t"] + torch.arange(tensors["d2t"].shape[0])
     ids[[0, 1]] = ids[[1, 0]]
     tensors["d2t"] = ids - torch.arange(ids.shape[0])
+
+
+def _wrong_map(tensors: dict[str, torch.Tensor]) -> None:
+    """A map that is one, but not this head's: every draft token means what the one after it should."""
+    ids = tensors["d2t"] + torch.arange(tensors["d2t"].shape[0])
+    outside = (~tensors["t2d"]).nonzero()[-1]
+    ids = torch.cat([ids[1:], outside]).sort().values
+    tensors["d2t"] = ids - torch.arange(ids.shape[0])
+    tensors["t2d"].zero_()[ids] = True
 
 
 def _slower(tensors: dict[str, torch.Tensor]) -> None:
@@ -49,20 +58,19 @@ def _slower(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"].neg_()
 
 
-MADE = {"not a number": _not_a_number, "other shapes": _other_shape, "other vocabulary map": _other_map}
+UNLOADABLE = {"not a number": _not_a_number, "other shapes": _other_shape, "impossible vocabulary map": _impossible_map}
+SLOW = {"wrong vocabulary map": _wrong_map, "slower": _slower}
 
 
 def test_every_object_of_the_store_was_named_and_whole(stage: Stage) -> None:
     print(check_objects(stage.aurora, "faults"))
 
 
-@pytest.mark.parametrize("what", [*MADE, "other lineage", "a flipped bit", "truncated", "slower"])
+@pytest.mark.parametrize("what", [*UNLOADABLE, "other lineage", "a flipped bit", "truncated", *SLOW])
 def test_a_bad_checkpoint_is_rejected_and_never_served(what: str, stage: Stage, folder: Path) -> None:
     nudge(stage.specialists[Domain.EXTRACTION], folder, seed=100)
-    if what in MADE:
-        _change(folder, MADE[what])
-    if what == "slower":
-        _change(folder, _slower)
+    if change := (UNLOADABLE | SLOW).get(what):
+        _change(folder, change)
     served = {pod["checksum"] for pod in stage.status()["pods"]}
     before, began = stage.driver.summary(), time.monotonic()
     version = stage.offer(folder, lineage=2 if what == "other lineage" else None)
@@ -87,7 +95,7 @@ def test_a_bad_checkpoint_is_rejected_and_never_served(what: str, stage: Stage, 
     assert {pod["checksum"] for pod in status["pods"]} == served
     assert after.failed == before.failed
     assert after.broken == before.broken
-    assert ("no pod would load it" in message) == (what != "slower"), message
+    assert ("no pod would load it" in message) == (what not in SLOW), message
 
 
 def _damage(stage: Stage, version: int, *, flip: bool) -> None:

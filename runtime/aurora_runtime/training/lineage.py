@@ -80,7 +80,6 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         architecture=spec.architecture,
         draft_vocab_size=draft.config.draft_vocab_size,
         aux_layers=draft.config.aux_layers,
-        d2t_sha256=exported.d2t_sha256,
         tensors=exported.tensors,
         created=now(),
     )

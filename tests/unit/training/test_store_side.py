@@ -67,7 +67,6 @@ def test_day_0_survives_a_kill_before_any_write(model: TargetModel) -> None:
         stored = registry.lineage()
         assert stored is not None
         assert registry.registration(0).digest == whole.registration(0).digest
-        assert stored.d2t_sha256 == whole.lineage().d2t_sha256  # type: ignore[union-attr]
         assert orphans(registry) == set()
         before = dict(objects.data)
         open_at(registry, model, times)
