@@ -76,7 +76,8 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._draft, self._vocabulary = day_0()
-        self._examples = [e for trace in self.held_out for e in examples_of(trace, self._vocabulary)]
+        vocab = self._draft.config.vocab_size
+        self._examples = [e for trace in self.held_out for e in examples_of(trace, vocab)]
 
     @property
     def consumed(self) -> set[str]:

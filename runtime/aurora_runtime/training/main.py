@@ -82,7 +82,7 @@ def build(
     )
     ledger = Ledger(registry, number, patience, state.record if state else None)
     width = len(lineage.aux_layers) * target.identity.hidden_size
-    reader = ShardReader(registry, vocabulary, width, patience, prompt_weight=recipe.prompt_weight)
+    reader = ShardReader(registry, target.identity.vocab_size, width, patience, prompt_weight=recipe.prompt_weight)
     memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
     refill(ledger, reader, memory, held_out)
     if state is not None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from aurora_runtime.training.batch import Batch, collate
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, Vocabulary
+from aurora_runtime.training.examples import Example
 from aurora_runtime.training.objective import batch_loss
 from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 SEED: Final = 0

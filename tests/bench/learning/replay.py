@@ -14,7 +14,7 @@ from tests.bench.learning.configurations import Configuration
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 
@@ -77,27 +77,25 @@ def run(
     session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
     session.generator.manual_seed(seed)
     memory = Memory(REPLAY_BYTES)
-    held_out = [e for t in traces if t.held_out for e in examples_of(t, vocabulary)]
+    held_out = [e for t in traces if t.held_out for e in examples_of(t, draft.config.vocab_size)]
     fresh = fresh_traffic(traces, tokens)
     looks, answers, cpu = list[Look](), 0, 0.0
     for part in range(LOOKS):
         shard = fresh[len(fresh) * part // LOOKS : len(fresh) * (part + 1) // LOOKS]
         began = time.process_time()
-        learn_shard(session, memory, shard, how, vocabulary)
+        learn_shard(session, memory, shard, how)
         cpu += time.process_time() - began
         answers += sum(t.answer_tokens for t in shard)
         looks.append(look(session, held_out, answers))
     return Run(traffic, name, seed, tuple(looks), session.seen, cpu)
 
 
-def learn_shard(
-    session: Session, memory: Memory, shard: Sequence[RequestTrace], how: Configuration, vocabulary: Vocabulary
-) -> None:
+def learn_shard(session: Session, memory: Memory, shard: Sequence[RequestTrace], how: Configuration) -> None:
     """What the trainer does with a fresh shard, in a number of steps that does not depend on the recipe."""
     examples = list[Example]()
     for trace in shard:
         kept = narrowed(trace, how.top_k)
-        examples += examples_of(kept, vocabulary, how.recipe.prompt_weight)
+        examples += examples_of(kept, session.draft.config.vocab_size, how.recipe.prompt_weight)
     for example in examples:
         memory.add(example)
     order = torch.randperm(len(examples), generator=session.generator).tolist()

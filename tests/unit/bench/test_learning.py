@@ -23,7 +23,7 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
     session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
     before = [p.detach().clone() for p in draft.parameters()]
     traces = [tree_trace(seed, answer=8) for seed in range(9)]
-    learn_shard(session, Memory(1 << 30), traces, how, vocabulary)
+    learn_shard(session, Memory(1 << 30), traces, how)
     assert session.steps == 4
     assert any(not torch.equal(a, b) for a, b in zip(before, draft.parameters(), strict=True))
 

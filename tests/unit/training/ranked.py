@@ -26,7 +26,7 @@ def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Exam
     draft, vocabulary = tiny.draft_of(tiny.target(folder / "target"))
     session = SharedSession(draft, vocabulary, RECIPE, CPU, ranks) if ranks else Session(draft, vocabulary, RECIPE, CPU)
     traces = [tiny.trace(seed, answer=5 + 9 * (seed % 5)) for seed in range(12)] + [tree_trace(s) for s in range(6)]
-    examples = [e for trace in traces for e in examples_of(trace, vocabulary)]
+    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
     return session, [examples[:1], *(examples[i :: STEPS - 1] for i in range(STEPS - 1))]
 
 

@@ -57,9 +57,8 @@ def test_two_ranks_learn_what_one_process_learns(
         assert apart < 0.02 * moved, name  # products in bf16, whose sums are split otherwise
 
 
-def test_every_example_is_dealt_once_and_no_rank_is_left_without(tmp_path: Path) -> None:
-    _, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), vocabulary)]
+def test_every_example_is_dealt_once_and_no_rank_is_left_without() -> None:
+    examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), tiny.VOCAB)]
     shares = deal(examples, 3)
     assert sorted(id(e) for share in shares for e in share) == sorted(id(e) for e in examples)
     slots = [sum(e.slots for e in share) for share in shares]

@@ -123,8 +123,7 @@ def test_a_target_without_its_files_says_which(tmp_path: Path) -> None:
 
 
 def reader_of(registry: Registry, model: TargetModel) -> ShardReader:
-    _, vocabulary = tiny.draft_of(model)
-    return ShardReader(registry, vocabulary, 3 * tiny.HIDDEN, Patience())
+    return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Patience())
 
 
 def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> None:
@@ -171,10 +170,9 @@ def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_
     assert PrefixBank().complete(cached(second, 8)).hidden_start == 8
 
 
-def test_borrowed_states_do_not_count_as_fresh(model: TargetModel) -> None:
-    _, vocabulary = tiny.draft_of(model)
+def test_borrowed_states_do_not_count_as_fresh() -> None:
     trace = tiny.trace(1, prompt=12)
-    (example,) = examples_of(trace, vocabulary, known=7)
+    (example,) = examples_of(trace, tiny.VOCAB, known=7)
     assert example.fresh == trace.hidden.shape[0] - 7
 
 
@@ -208,10 +206,9 @@ def test_a_damaged_shard_is_counted_and_skipped(model: TargetModel) -> None:
     assert reader.damaged == 5
 
 
-def test_held_out_keeps_the_newest_request_of_each_prompt(model: TargetModel) -> None:
-    _, vocabulary = tiny.draft_of(model)
+def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
     held = HeldOutSet(3)
-    examples = {seed: tuple(examples_of(tiny.trace(seed), vocabulary)) for seed in range(5)}
+    examples = {seed: tuple(examples_of(tiny.trace(seed), tiny.VOCAB)) for seed in range(5)}
     for seed in (0, 1, 2, 0, 3):
         held.add(seed, examples[seed])
     assert [id(e) for e in held.newest_first()] == [id(examples[s][0]) for s in (3, 0, 2)]
@@ -225,7 +222,7 @@ def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidate
     session = Session(draft, vocabulary, Recipe(learning_rate=5e-3), torch.device("cpu"))
     held = HeldOutSet(8)
     for seed in range(6):
-        held.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), vocabulary)))
+        held.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)))
     settings = Training(publish_tokens=256, publish_seconds=3600)
     candidates = Candidates(registry, 1, settings, 3, registry.registration(0), held_draft)
     for _ in range(40):

@@ -19,9 +19,9 @@ from aurora_runtime.store.objects import Listed
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
 from aurora_runtime.training import init
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.target import TargetModel, load_target
+from aurora_runtime.training.vocabulary import Vocabulary
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 
