@@ -31,13 +31,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
 
 
 def learnt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if name.startswith(("weight.", "exp_avg"))}
+    return {name: t for name, t in tensors.items() if name.startswith(("weight.", "exp_avg", "vocabulary"))}
 
 
-def test_all_ranks_hold_the_same_weights_and_moments(ranks: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_all_ranks_hold_the_same_weights_moments_and_map(ranks: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     leader, follower = (learnt(tensors) for tensors in ranks)
     assert leader.keys() == follower.keys()
     assert sum(name.startswith("exp_avg.") for name in leader) > 10
+    assert int(follower["vocabulary"][0]) == tiny.VOCAB - tiny.DRAFT_VOCAB, "and it is the one that was changed to"
     assert all(torch.equal(leader[name], follower[name]) for name in leader)
 
 
