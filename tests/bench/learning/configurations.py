@@ -1,7 +1,7 @@
 """The ways to learn that are compared, and how each spends the same number of optimizer steps.
 
-Each row but ``fifo`` and ``map`` changes one thing against :data:`REFERENCE`. All see the same fresh requests and make the same
-steps: who replays takes bigger batches, and so processes more positions, which is reported.
+Each row but ``fifo`` and ``map`` changes one thing against :data:`REFERENCE`. All see the same fresh requests and make
+the same steps: who replays takes bigger batches, and so processes more positions, which is reported.
 """
 
 from __future__ import annotations
