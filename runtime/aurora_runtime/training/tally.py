@@ -20,9 +20,10 @@ from aurora_runtime.training.examples import Example
 from aurora_runtime.training.vocabulary import Vocabulary, better, counts_of, coverage
 
 LEAST: Final = 2_048
-"""Answer tokens before the first change: so few already name 0.95 of the answers to come."""
-APART: Final = 16_384
-"""Answer tokens between two changes: several candidates of a map are measured before the next map."""
+"""Answer tokens before the first change: so few already name 0.96 of the answers to come (tests/bench/coverage.py)."""
+APART: Final = 8_192
+"""Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that a map is tried before the
+next one comes."""
 WINDOW: Final = 65_536
 """Answer tokens that count. Beyond it all counts are halved, so that traffic of long ago gives way."""
 ENOUGH: Final = 0.98
