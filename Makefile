@@ -51,6 +51,7 @@ bench: env ## What a step, a round, capture and training cost, that swaps and ki
 	$(PY) -m tests.bench.trainer
 	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
+	$(PY) -m tests.bench.coverage
 
 crd: env ## Regenerate the CRD from the models
 	$(PY) -m aurora_api.crd

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary
 from aurora_runtime.training.unroll import Level, Trunk, Unrolling
+from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.traces import TOP_K, cached, domain_traces, json_traces
 from tests.assets.trained_draft import day_0, learn

@@ -21,11 +21,12 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import export, init
 from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary, examples_of
+from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.target import load_target
+from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.traces import domain_traces, json_traces
 from tests.traffic.prompts import Domain
@@ -50,9 +51,9 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], 
     held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
     for trace in traces:
         if trace.held_out:
-            held_out.add(trace.request, tuple(examples_of(trace, vocabulary)))
+            held_out.add(trace.request, tuple(examples_of(trace, draft.config.vocab_size)))
         else:
-            examples += examples_of(trace, vocabulary)
+            examples += examples_of(trace, draft.config.vocab_size)
     for _ in range(passes):
         for group in pack(examples, session.recipe.batch_slots):
             session.step(group)

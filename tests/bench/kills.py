@@ -37,6 +37,8 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.session import VOCABULARY
+from aurora_runtime.training.vocabulary import Vocabulary
 
 RECORDED = 160
 POLL_S = 0.5
@@ -75,8 +77,9 @@ class Watch:
     _newest: int = 0
 
     def __post_init__(self) -> None:
-        self._draft, self._vocabulary = day_0()
-        self._examples = [e for trace in self.held_out for e in examples_of(trace, self._vocabulary)]
+        self._draft, _ = day_0()
+        vocab = self._draft.config.vocab_size
+        self._examples = [e for trace in self.held_out for e in examples_of(trace, vocab)]
 
     @property
     def consumed(self) -> set[str]:
@@ -98,7 +101,8 @@ class Watch:
 
         tensors = load(data)
         self._draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self._draft.named_parameters()})
-        seen = [evaluate(self._draft, [e], self._vocabulary, DRAFT_STEPS) for e in self._examples]
+        vocabulary = Vocabulary.of(tensors[VOCABULARY], self._draft.config.vocab_size)
+        seen = [evaluate(self._draft, [e], vocabulary, DRAFT_STEPS) for e in self._examples]
         self.states.append(state)
         self.looks.append(
             Look(state.trained_tokens, state.step, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))

@@ -17,7 +17,7 @@ from aurora_api.errors import InvalidRecord
 from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
 
@@ -50,13 +50,13 @@ class ShardReader:
     def __init__(
         self,
         registry: Registry,
-        vocabulary: Vocabulary,
+        vocab: int,
         aux_width: int,
         patience: Patience,
         *,
         prompt_weight: float = 0.0,
     ) -> None:
-        self._registry, self._vocabulary = registry, vocabulary
+        self._registry, self._vocab = registry, vocab
         self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
         self._prefixes = PrefixBank()
         self.damaged = 0
@@ -81,7 +81,7 @@ class ShardReader:
                 raise TraceFormatError("hidden states are not finite")
             whole = self._prefixes.complete(trace)
             weight = 0.0 if trace.held_out else self._prompt_weight
-            examples = examples_of(whole, self._vocabulary, weight, trace.hidden_start - whole.hidden_start)
+            examples = examples_of(whole, self._vocab, weight, trace.hidden_start - whole.hidden_start)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:

@@ -22,8 +22,8 @@ from aurora_runtime.errors import CheckpointFormatError, ObjectExists, ObjectMis
 from aurora_runtime.store import Keys, Registry
 from aurora_runtime.training import export, init
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary
 from aurora_runtime.training.target import TargetModel
+from aurora_runtime.training.vocabulary import Vocabulary
 
 FIRST_LINEAGE: Final = 1
 log = logging.getLogger(__name__)

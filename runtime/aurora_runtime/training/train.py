@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from aurora_api.records import TrainerPhase
 from aurora_runtime.errors import Interrupted
@@ -24,9 +25,11 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.remap import remapped
 from aurora_runtime.training.replay import Memory, pack
 from aurora_runtime.training.retention import Retention
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Tally
 
 log = logging.getLogger(__name__)
 POLL_S: Final = 2.0
@@ -46,6 +49,8 @@ class Trainer:
     reader: ShardReader
     memory: Memory
     held_out: HeldOutSet
+    tally: Tally
+    head: Tensor  # [vocab, H], the target's: where tokens that come into the map start from
     session: Session
     candidates: Candidates
     progress: Progress
@@ -56,6 +61,7 @@ class Trainer:
     trained_tokens: int
     _saved_at: tuple[int, int] = (0, 0)
     _save_due: float = 0.0
+    _phase: TrainerPhase | None = None
 
     def run(self) -> None:
         """Train until asked to stop; then save."""
@@ -90,6 +96,7 @@ class Trainer:
         train = list(shard.train) if shard else []
         for example in train:
             self.memory.add(example)
+        self.tally.add(train)
         recipe, generator = self.session.recipe, self.session.generator
         order = torch.randperm(len(train), generator=generator).tolist()
         for group in pack([train[i] for i in order], recipe.batch_slots):
@@ -117,11 +124,25 @@ class Trainer:
                 lambda: self.candidates.offer(self.session, self.held_out, self.trained_tokens),
             )
             self.progress.evaluated(outcome)
-        if time.monotonic() >= self._save_due:
+        self._review_map()
+        idle = phase is TrainerPhase.WAITING_FOR_TRACES and phase is not self._phase
+        self._phase = phase
+        # Who waits has the time, and a kill while it waits would cost what was learnt before.
+        if idle or time.monotonic() >= self._save_due:
             self._save()
         self.patience.call("deleting orphans", lambda: self.janitor.tick(self._stopping))
         self.retention.tick(self._stopping)
         self._tick(phase)
+
+    def _review_map(self) -> None:
+        """Change the vocabulary map when that is worth it: after a comparison, which saw the map before, and then not
+        before the next."""
+        change = self.tally.review(self.session.vocabulary, self.held_out.newest_first())
+        if change is None:
+            return
+        self.session.restore(remapped(self.session.state(), change.ids, self.head))
+        self.progress.remapped(change)
+        log.info("%s", change)
 
     def _stopping(self) -> bool:
         return self.patience.stopping
@@ -143,6 +164,7 @@ class Trainer:
         record, data = saved.build(
             self.session,
             self.ledger,
+            self.tally,
             epoch=self.epoch + 1,
             lineage=self.candidates.lineage,
             trained_tokens=self.trained_tokens,

@@ -1,7 +1,7 @@
 """The ways to learn that are compared, and how each spends the same number of optimizer steps.
 
-Each row but ``fifo`` changes one thing against :data:`REFERENCE`. All see the same fresh requests and make the same
-steps: who replays takes bigger batches, and so processes more positions, which is reported.
+Each row but ``fifo`` and ``map`` changes one thing against :data:`REFERENCE`. All see the same fresh requests and make
+the same steps: who replays takes bigger batches, and so processes more positions, which is reported.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ CAPTURED: Final = 32
 
 @dataclass(frozen=True)
 class Configuration:
-    """One row of the comparison: a recipe, and how many of the target's most likely tokens capture kept."""
+    """One row of the comparison: a recipe, how many of the target's most likely tokens capture kept, and whether the
+    vocabulary map follows the traffic, as the trainer's does."""
 
     what: str
     recipe: Recipe
     top_k: int = CAPTURED
+    remap: bool = False
 
 
-def _row(what: str, *, top_k: int = CAPTURED, **changes: Any) -> Configuration:
-    return Configuration(what, dataclasses.replace(Recipe(), **changes), top_k)
+def _row(what: str, *, top_k: int = CAPTURED, remap: bool = False, **changes: Any) -> Configuration:
+    return Configuration(what, dataclasses.replace(Recipe(), **changes), top_k, remap)
 
 
 REFERENCE: Final = "replay"
@@ -42,6 +44,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "replay": _row("+ one replayed batch per fresh one", **PLAIN),
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
+    "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
     "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),

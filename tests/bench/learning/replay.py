@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from tests.assets.model import ensure_model
 from tests.assets.trained_draft import day_0
 from tests.bench.learning.configurations import Configuration
 
+from aurora_api.speculator import Target
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
+from aurora_runtime.training.remap import remapped
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Change, Tally
+from aurora_runtime.training.target import TargetModel, load_target
 
 LOOKS: Final = 4
 """Evaluations per run, evenly over the traffic."""
@@ -69,6 +74,23 @@ def fresh_traffic(traces: Sequence[RequestTrace], tokens: int | None) -> list[Re
     return taken
 
 
+class Remapping:
+    """The map as the trainer keeps it (train.py): chosen from the traffic so far, judged on the held-out requests, and
+    changed after a look, so that a look compares drafts and not a draft with what it was a moment ago."""
+
+    def __init__(self, session: Session, target: TargetModel, held_out: Sequence[Example]) -> None:
+        self._session, self._head, self._held_out = session, target.head, held_out
+        self._tally = Tally(target.identity.vocab_size, target.special_tokens)
+
+    def after(self, learnt: Sequence[Example]) -> Change | None:
+        """Count what was learnt, and change the map when that is worth it."""
+        self._tally.add(learnt)
+        change = self._tally.review(self._session.vocabulary, self._held_out)
+        if change is not None:
+            self._session.restore(remapped(self._session.state(), change.ids, self._head))
+        return change
+
+
 def run(
     traffic: str, traces: Sequence[RequestTrace], name: str, how: Configuration, seed: int, tokens: int | None
 ) -> Run:
@@ -77,27 +99,29 @@ def run(
     session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
     session.generator.manual_seed(seed)
     memory = Memory(REPLAY_BYTES)
-    held_out = [e for t in traces if t.held_out for e in examples_of(t, vocabulary)]
+    held_out = [e for t in traces if t.held_out for e in examples_of(t, draft.config.vocab_size)]
+    remapping = Remapping(session, load_target(Target(model=str(ensure_model()))), held_out) if how.remap else None
     fresh = fresh_traffic(traces, tokens)
     looks, answers, cpu = list[Look](), 0, 0.0
     for part in range(LOOKS):
         shard = fresh[len(fresh) * part // LOOKS : len(fresh) * (part + 1) // LOOKS]
         began = time.process_time()
-        learn_shard(session, memory, shard, how, vocabulary)
+        learnt = learn_shard(session, memory, shard, how)
         cpu += time.process_time() - began
         answers += sum(t.answer_tokens for t in shard)
         looks.append(look(session, held_out, answers))
+        if remapping and (change := remapping.after(learnt)):
+            print(f"{traffic}, seed {seed}, {name}: {change}", flush=True)
     return Run(traffic, name, seed, tuple(looks), session.seen, cpu)
 
 
-def learn_shard(
-    session: Session, memory: Memory, shard: Sequence[RequestTrace], how: Configuration, vocabulary: Vocabulary
-) -> None:
-    """What the trainer does with a fresh shard, in a number of steps that does not depend on the recipe."""
+def learn_shard(session: Session, memory: Memory, shard: Sequence[RequestTrace], how: Configuration) -> list[Example]:
+    """What the trainer does with a fresh shard, in a number of steps that does not depend on the recipe; returns its
+    examples."""
     examples = list[Example]()
     for trace in shard:
         kept = narrowed(trace, how.top_k)
-        examples += examples_of(kept, vocabulary, how.recipe.prompt_weight)
+        examples += examples_of(kept, session.draft.config.vocab_size, how.recipe.prompt_weight)
     for example in examples:
         memory.add(example)
     order = torch.randperm(len(examples), generator=session.generator).tolist()
@@ -108,6 +132,7 @@ def learn_shard(
         session.step(group)
         for _ in range(how.recipe.replay):
             session.step(memory.sample(len(group) * max(e.slots for e in group), session.generator))
+    return examples
 
 
 def look(session: Session, held_out: Sequence[Example], answers: int) -> Look:

@@ -23,7 +23,7 @@ from tests.bench.learning.configurations import CONFIGURATIONS, Configuration
 from tests.bench.learning.replay import REPLAY_BYTES, learn_shard, look
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 
@@ -57,19 +57,19 @@ def walk(
     draft, vocabulary = day_0()
     session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
     session.generator.manual_seed(seed)
-    memory, held_out = Memory(REPLAY_BYTES), [_examples(each, vocabulary) for each in asked]
+    memory, held_out = Memory(REPLAY_BYTES), [_examples(each, draft.config.vocab_size) for each in asked]
     for phase, fresh in parts:
         tokens = 0
         yield _point(session, held_out, phase, tokens)
         for part in range(PARTS):
             shard = fresh[len(fresh) * part // PARTS : len(fresh) * (part + 1) // PARTS]
-            learn_shard(session, memory, shard, how, vocabulary)
+            learn_shard(session, memory, shard, how)
             tokens += sum(t.answer_tokens for t in shard)
             yield _point(session, held_out, phase, tokens)
 
 
-def _examples(traces: Sequence[RequestTrace], vocabulary: Vocabulary) -> list[Example]:
-    return [e for t in traces for e in examples_of(t, vocabulary)]
+def _examples(traces: Sequence[RequestTrace], vocab: int) -> list[Example]:
+    return [e for t in traces for e in examples_of(t, vocab)]
 
 
 def _point(session: Session, held_out: Sequence[Sequence[Example]], phase: str, tokens: int) -> Point:
@@ -100,7 +100,9 @@ def main() -> None:
         "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=["fifo", "replay", "discard 0.1"])
+    # Walks keep their map: held-out requests of a domain that is yet to come must not judge one.
+    fixed = [name for name, how in CONFIGURATIONS.items() if not how.remap]
+    parser.add_argument("--only", nargs="+", choices=fixed, default=["fifo", "replay", "discard 0.1"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     traces = [drafted_traces(domain, options.requests) for domain in options.domains]

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from aurora_runtime.training import tally
+from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
-from tests.bench.learning.replay import Look, Run, fresh_traffic, learn_shard, narrowed
+from tests.bench.learning.replay import Look, Remapping, Run, fresh_traffic, learn_shard, narrowed
 from tests.bench.learning.report import difference, table
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
@@ -23,9 +25,25 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
     session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
     before = [p.detach().clone() for p in draft.parameters()]
     traces = [tree_trace(seed, answer=8) for seed in range(9)]
-    learn_shard(session, Memory(1 << 30), traces, how, vocabulary)
+    learn_shard(session, Memory(1 << 30), traces, how)
     assert session.steps == 4
     assert any(not torch.equal(a, b) for a, b in zip(before, draft.parameters(), strict=True))
+
+
+def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LEAST", 300)
+    target = tiny.target(tmp_path)
+    draft, vocabulary = tiny.draft_of(target)
+    session = Session(draft, vocabulary, CONFIGURATIONS["map"].recipe, torch.device("cpu"))
+    traces = [tiny.trace(seed, answer=60, least=150) for seed in range(12)]
+    held_out = [e for trace in traces[8:] for e in examples_of(trace, tiny.VOCAB)]
+    remapping, memory = Remapping(session, target, held_out), Memory(1 << 30)
+    found = [
+        remapping.after(learn_shard(session, memory, part, CONFIGURATIONS["map"])) for part in (traces[:4], traces[4:8])
+    ]
+    assert found[0] is None, "too few answers"
+    assert found[1] is not None
+    assert torch.equal(session.vocabulary.to_target, found[1].ids)
 
 
 def test_a_narrow_capture_loses_no_mass() -> None:
