@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
-from tests.bench.learning.replay import Look, Run, fresh_traffic, learn_shard, narrowed
+from tests.bench.learning.replay import Look, Run, fresh_traffic, learn_shard, met, narrowed
 from tests.bench.learning.report import difference, table
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
@@ -26,6 +27,20 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
     learn_shard(session, Memory(1 << 30), traces, how, vocabulary)
     assert session.steps == 4
     assert any(not torch.equal(a, b) for a, b in zip(before, draft.parameters(), strict=True))
+
+
+def test_the_rounds_that_a_draft_meets_are_its_own(tmp_path: Path) -> None:
+    """Of a draft that guesses at random, hardly a token is right, whatever the recorded one had right."""
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    session = Session(draft, vocabulary, CONFIGURATIONS["surprising"].recipe, torch.device("cpu"))
+    trace = tree_trace(3, answer=40)
+    recorded = examples_of(trace, vocabulary)
+    (example,) = met(session, trace, recorded)
+    assert example.accepted.shape == recorded[0].accepted.shape
+    served = example.accepted[example.accepted >= 0]
+    assert int((served + 1).sum()) == trace.answer_tokens - 1, "rounds follow one another to the answer's end"
+    assert int(served.sum()) < int(recorded[0].accepted.clamp(min=0).sum())
+    assert bool((example.accepted[:1] >= 0).all()), "the first stands where the prompt ends"
 
 
 def test_a_narrow_capture_loses_no_mass() -> None:
