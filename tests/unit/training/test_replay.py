@@ -15,14 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.training import replay
+from aurora_runtime.training import main, replay
 from aurora_runtime.training.data import HeldOutSet, Shard, ShardReader
 from aurora_runtime.training.examples import Example, Vocabulary, examples_of
 from aurora_runtime.training.ledger import Ledger
-from aurora_runtime.training.main import refill
 from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Choice, Memory, surprise
 from tests.unit.training import tiny
+from tests.unit.training.test_bounded_store import Real, Traffic
 
 DRAWS = 4000
 ROOTS = 6
@@ -241,7 +242,7 @@ def test_refilling_reads_shard_by_shard_and_draws_go_on(tmp_path: Path, choice: 
         ledger.consume(key)
     rebuilt = Memory(limit)
     watched = Watched(registry, vocabulary, width, patience, held=lambda: rebuilt.nbytes)
-    refill(ledger, watched, rebuilt, HeldOutSet(4))
+    main.refill(ledger, watched, rebuilt, HeldOutSet(4))
     assert len(watched.alive) == len(keys)
     assert max(watched.alive) <= 1, "the one before goes when the next is there"
     assert max(watched.bytes) <= limit
@@ -249,3 +250,29 @@ def test_refilling_reads_shard_by_shard_and_draws_go_on(tmp_path: Path, choice: 
     for _ in range(20):
         mine, theirs = rebuilt.sample(60, first, choice), live.sample(60, second, choice)
         assert [each.tokens.tolist() for each in mine] == [each.tokens.tolist() for each in theirs]
+
+
+@choices
+def test_a_resumed_trainer_replays_what_the_one_before_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Choice
+) -> None:
+    monkeypatch.setattr(main, "recipe_of", lambda *_: Recipe(replay=1, passes=1, choice=choice, batch_slots=40))
+    asked, sample = list[Choice](), Memory.sample
+
+    def seen(memory: Memory, slots: int, g: torch.Generator, choice: Choice = Choice.UNIFORM) -> list[Example]:
+        asked.append(choice)
+        return sample(memory, slots, g, choice)
+
+    monkeypatch.setattr(Memory, "sample", seen)
+    states = []
+    for lives in ((3,), (2, 1)):
+        real = Real(tmp_path / str(len(lives)), monkeypatch)
+        for shards in lives:
+            trainer = real.trainer(Traffic(real.registry, shards))
+            trainer.run()
+        assert trainer.ledger.total == 3
+        states.append(trainer.session.state())
+    assert set(asked) == {choice}
+    whole, resumed = states
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
