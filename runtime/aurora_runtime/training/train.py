@@ -83,7 +83,7 @@ class Trainer:
             elif self._may_replay():
                 until = time.monotonic() + POLL_S
                 while time.monotonic() < until and self._may_replay() and not self.patience.stopping:
-                    self._step(self.memory.sample(self.session.recipe.batch_slots, self.session.generator))
+                    self._replay()
                 self._between(TrainerPhase.TRAINING)
             else:
                 self._between(TrainerPhase.WAITING_FOR_TRACES)
@@ -97,16 +97,20 @@ class Trainer:
         for example in train:
             self.memory.add(example)
         self.tally.add(train)
-        recipe, generator = self.session.recipe, self.session.generator
-        order = torch.randperm(len(train), generator=generator).tolist()
+        recipe = self.session.recipe
+        order = torch.randperm(len(train), generator=self.session.generator).tolist()
         for group in pack([train[i] for i in order], recipe.batch_slots):
             if self.patience.stopping:
                 break
             self._step(group)
             self.trained_tokens += sum(example.fresh for example in group)
             for _ in range(recipe.replay):
-                self._step(self.memory.sample(recipe.batch_slots, generator))
+                self._replay()
         self.ledger.consume(key)
+
+    def _replay(self) -> None:
+        recipe = self.session.recipe
+        self._step(self.memory.sample(recipe.batch_slots, self.session.generator, recipe.choice))
 
     def _step(self, examples: Sequence[Example]) -> None:
         if examples:

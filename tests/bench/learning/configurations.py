@@ -15,6 +15,7 @@ from typing import Any, Final
 from aurora_runtime.training.batch import Follow
 from aurora_runtime.training.losses import LOSSES
 from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.replay import Choice
 
 CAPTURED: Final = 32
 """Most likely tokens kept per node in the recorded traces."""
@@ -42,6 +43,8 @@ PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"follow": Follow.PROPOSED
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "fifo": _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
     "replay": _row("+ one replayed batch per fresh one", **PLAIN),
+    "recent": _row("replay, what came lately more often", **PLAIN, choice=Choice.RECENT),
+    "surprising": _row("replay, what took more rounds per token more often", **PLAIN, choice=Choice.SURPRISING),
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from tests.assets.drafted import propose, rounds_of
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import day_0
 from tests.bench.learning.configurations import Configuration
@@ -18,7 +19,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.remap import remapped
-from aurora_runtime.training.replay import Memory
+from aurora_runtime.training.replay import Choice, Memory
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.tally import Change, Tally
 from aurora_runtime.training.target import TargetModel, load_target
@@ -121,7 +122,8 @@ def learn_shard(session: Session, memory: Memory, shard: Sequence[RequestTrace],
     examples = list[Example]()
     for trace in shard:
         kept = narrowed(trace, how.top_k)
-        examples += examples_of(kept, session.draft.config.vocab_size, how.recipe.prompt_weight)
+        found = examples_of(kept, session.draft.config.vocab_size, how.recipe.prompt_weight)
+        examples += met(session, trace, found) if how.recipe.choice is Choice.SURPRISING else found
     for example in examples:
         memory.add(example)
     order = torch.randperm(len(examples), generator=session.generator).tolist()
@@ -131,8 +133,24 @@ def learn_shard(session: Session, memory: Memory, shard: Sequence[RequestTrace],
         group = [examples[n] for n in order[len(order) * i // groups : len(order) * (i + 1) // groups]]
         session.step(group)
         for _ in range(how.recipe.replay):
-            session.step(memory.sample(len(group) * max(e.slots for e in group), session.generator))
+            slots = len(group) * max(e.slots for e in group)
+            session.step(memory.sample(slots, session.generator, how.recipe.choice))
     return examples
+
+
+def met(session: Session, trace: RequestTrace, examples: Sequence[Example]) -> list[Example]:
+    """``examples`` of ``trace`` with the rounds that the session's draft would cause as it is now, served at once.
+
+    Those recorded are of drafts that took another way, and their surprises are not this draft's."""
+    rounds = rounds_of(trace, propose(session.draft, session.vocabulary, trace))
+    accepted = torch.full(trace.tokens.shape, -1, dtype=torch.int8)
+    for each in rounds:
+        accepted[each.root - 1] = each.accepted
+    found = list[Example]()
+    for e in examples:
+        first = e.start + e.first_root
+        found.append(dataclasses.replace(e, accepted=accepted[first : first + e.roots]))
+    return found
 
 
 def look(session: Session, held_out: Sequence[Example], answers: int) -> Look:

@@ -3,14 +3,15 @@
 Three phases on the recorded requests of tests/assets/drafted.py: the first half of the first domain's, all of the
 second's, and the first domain's second half. Held-out requests of both are asked at every look, so that recovery and
 forgetting stand side by side; the first look of a phase is before its first step: what a draft that stays as it is
-would go on with.
+would go on with. The memory has room for all of it, so what is compared is what is replayed, not what is evicted.
 
-    python -m tests.bench.learning.shift [--domains json docstrings] [--seeds 0 1 2] [--only fifo "discard 0.1"]
+    python -m tests.bench.learning.shift [--domains json docstrings] [--seeds 0 1 2] [--only fifo recent]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Final
 import torch
 from tests.assets.drafted import TRAFFIC, drafted_traces
 from tests.assets.trained_draft import day_0
-from tests.bench.learning.configurations import CONFIGURATIONS, Configuration
+from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
 from tests.bench.learning.replay import REPLAY_BYTES, learn_shard, look
 
 from aurora_runtime.traces import RequestTrace
@@ -29,6 +30,8 @@ from aurora_runtime.training.session import Session
 
 PARTS: Final = 4
 """Looks per phase, after the one at its beginning."""
+RECOVERED: Final = 0.95
+"""Share of the first domain's former acceptance length that counts as all of it: looks are that noisy."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,37 @@ def table(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
     return "\n".join(lines)
 
 
+def forgotten(points: Sequence[Point]) -> float:
+    """By how much the first domain's acceptance length fell while the second was served."""
+    return points[PARTS].lengths[0] - points[2 * (PARTS + 1)].lengths[0]
+
+
+def recovery(points: Sequence[Point]) -> float | None:
+    """Answer tokens of the third phase until the first domain's acceptance length was :data:`RECOVERED` of what it
+    was before the second came, on a straight line between looks; None when it did not get there."""
+    goal = RECOVERED * points[PARTS].lengths[0]
+    last = points[2 * (PARTS + 1) :]
+    if last[0].lengths[0] >= goal:
+        return 0.0
+    for before, after in itertools.pairwise(last):
+        low, high = before.lengths[0], after.lengths[0]
+        if high >= goal:
+            return before.tokens + (after.tokens - before.tokens) * (goal - low) / (high - low)
+    return None
+
+
+def summary(walks: dict[str, list[list[Point]]]) -> str:
+    """One row per recipe: what it forgot, and what it took to learn it again."""
+    lines = ["| recipe | forgotten | tokens until recovered |", "|---|---|---|"]
+    for name, seeds in walks.items():
+        found = [recovery(points) for points in seeds]
+        reached = [tokens for tokens in found if tokens is not None]
+        took = f"{statistics.fmean(reached):.0f}" if reached else "never"
+        part = "" if len(reached) in (0, len(found)) else f" ({len(reached)} of {len(found)} seeds)"
+        lines.append(f"| {name} | {_cell([forgotten(points) for points in seeds])} | {took}{part} |")
+    return "\n".join(lines)
+
+
 def _cell(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
@@ -102,7 +136,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     # Walks keep their map: held-out requests of a domain that is yet to come must not judge one.
     fixed = [name for name, how in CONFIGURATIONS.items() if not how.remap]
-    parser.add_argument("--only", nargs="+", choices=fixed, default=["fifo", "replay", "discard 0.1"])
+    chosen = ["fifo", REFERENCE, "recent", "surprising", "discard 0.1"]
+    parser.add_argument("--only", nargs="+", choices=fixed, default=chosen)
     options = parser.parse_args()
     torch.set_num_threads(1)
     traces = [drafted_traces(domain, options.requests) for domain in options.domains]
@@ -116,7 +151,7 @@ def main() -> None:
                 f"{name}, seed {seed}: " + " ".join(f"{p.lengths[0]:.2f}/{p.lengths[1]:.2f}" for p in points),
                 flush=True,
             )
-    print("\n" + table(options.domains, walks))
+    print("\n" + table(options.domains, walks) + "\n\n" + summary(walks))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
-from tests.bench.learning.replay import Look, Remapping, Run, fresh_traffic, learn_shard, narrowed
+from tests.bench.learning.replay import Look, Remapping, Run, fresh_traffic, learn_shard, met, narrowed
 from tests.bench.learning.report import difference, table
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
@@ -44,6 +44,20 @@ def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkey
     assert found[0] is None, "too few answers"
     assert found[1] is not None
     assert torch.equal(session.vocabulary.to_target, found[1].ids)
+
+
+def test_the_rounds_that_a_draft_meets_are_its_own(tmp_path: Path) -> None:
+    """Of a draft that guesses at random, hardly a token is right, whatever the recorded one had right."""
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    session = Session(draft, vocabulary, CONFIGURATIONS["surprising"].recipe, torch.device("cpu"))
+    trace = tree_trace(3, answer=40)
+    recorded = examples_of(trace, tiny.VOCAB)
+    (example,) = met(session, trace, recorded)
+    assert example.accepted.shape == recorded[0].accepted.shape
+    served = example.accepted[example.accepted >= 0]
+    assert int((served + 1).sum()) == trace.answer_tokens - 1, "rounds follow one another to the answer's end"
+    assert int(served.sum()) < int(recorded[0].accepted.clamp(min=0).sum())
+    assert bool((example.accepted[:1] >= 0).all()), "the first stands where the prompt ends"
 
 
 def test_a_narrow_capture_loses_no_mass() -> None:
