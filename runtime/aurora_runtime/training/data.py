@@ -7,7 +7,7 @@ request reaches the training side.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from aurora_api.errors import InvalidRecord
 from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
+from aurora_runtime.training.ahead import Ahead
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
@@ -59,13 +60,20 @@ class ShardReader:
         self._registry, self._vocab = registry, vocab
         self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
         self._prefixes = PrefixBank()
+        self._ahead = Ahead(self._fetch)
         self.damaged = 0
+
+    def _fetch(self, key: str) -> bytes:
+        return self._patience.call(f"reading {key}", lambda: self._registry.shard(key))[1]
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """``keys`` will be read next, in this order: the first of them are fetched meanwhile."""
+        self._ahead.expect(keys)
 
     def read(self, key: str) -> Shard | None:
         """The shard's examples, or None when it is damaged."""
         try:
-            _, data = self._patience.call(f"reading {key}", lambda: self._registry.shard(key))
-            return self._split(key, decode(data))
+            return self._split(key, decode(self._ahead.take(key)))
         except _DAMAGE as error:
             self.damaged += 1
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400

@@ -116,7 +116,9 @@ def build(
 def refill(ledger: Ledger, reader: ShardReader, memory: Memory, held_out: HeldOutSet) -> None:
     """Read the newest consumed shards again, as many as the memory holds, so that replay goes on where it was."""
     ledger.pending()
-    for key in ledger.recent(REPLAY_BYTES):
+    keys = ledger.recent(REPLAY_BYTES)
+    for place, key in enumerate(keys):
+        reader.expect(keys[place:])
         shard = reader.read(key)
         for example in shard.train if shard else ():
             memory.add(example)

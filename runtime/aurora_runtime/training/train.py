@@ -76,8 +76,9 @@ class Trainer:
         while not self.patience.stopping:
             pending = self.retention.pending()
             if pending:
-                for key in pending[:SHARDS_A_LOOK]:
+                for place, key in enumerate(pending[:SHARDS_A_LOOK]):
                     if not self.patience.stopping:
+                        self.reader.expect(pending[place:])
                         self._shard(key)
                         self._between(TrainerPhase.TRAINING)
             elif self._may_replay():
