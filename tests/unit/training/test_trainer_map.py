@@ -58,7 +58,7 @@ def learnt(trainer: train.Trainer) -> dict[str, Tensor]:
 def test_a_map_that_covers_badly_is_changed_once_and_said(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = real.trainer(Answers(real, SHARDS))
     first = trainer.session.vocabulary.to_target
-    maps, told = [], set[str]()
+    maps, told = list[tuple[int, Tensor]](), set[str]()
     original = trainer._between
 
     def between(phase: TrainerPhase) -> None:

@@ -27,8 +27,8 @@ def situations(draw: st.DrawFn) -> tuple[Vocabulary, Tensor, list[int]]:
 
 
 @given(situations())
-def test_a_better_map_is_a_map_of_the_same_size_that_covers_most(given: tuple[Vocabulary, Tensor, list[int]]) -> None:
-    current, counts, special = given
+def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[Vocabulary, Tensor, list[int]]) -> None:
+    current, counts, special = situation
     before = set(current.to_target.tolist())
     ids = better(current, counts, special)
     kept = set(special) & before
