@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
 from aurora_api.records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import Registry
@@ -24,7 +22,7 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
-from aurora_runtime.training.replay import Memory, pack
+from aurora_runtime.training.replay import Memory, lesson
 from aurora_runtime.training.retention import Retention
 from aurora_runtime.training.session import Session
 
@@ -87,18 +85,12 @@ class Trainer:
         shard = self.reader.read(key)
         for request, examples in shard.held_out if shard else ():
             self.held_out.add(request, examples)
-        train = list(shard.train) if shard else []
-        for example in train:
-            self.memory.add(example)
-        recipe, generator = self.session.recipe, self.session.generator
-        order = torch.randperm(len(train), generator=generator).tolist()
-        for group in pack([train[i] for i in order], recipe.batch_slots):
+        train = shard.train if shard else ()
+        for batch, fresh in lesson(train, self.memory, self.session.recipe, self.session.generator):
             if self.patience.stopping:
                 break
-            self._step(group)
-            self.trained_tokens += sum(example.fresh for example in group)
-            for _ in range(recipe.replay):
-                self._step(self.memory.sample(recipe.batch_slots, generator))
+            self._step(batch)
+            self.trained_tokens += fresh
         self.ledger.consume(key)
 
     def _step(self, examples: Sequence[Example]) -> None:
@@ -107,8 +99,7 @@ class Trainer:
         self._tick(TrainerPhase.TRAINING)
 
     def _may_replay(self) -> bool:
-        """Without fresh traces, replay until every position has been trained ``passes`` times on average."""
-        return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.trained_tokens
+        return len(self.memory) > 0 and self.session.may_repeat(self.trained_tokens)
 
     def _between(self, phase: TrainerPhase) -> None:
         if self.candidates.due(self.trained_tokens, self.session.steps):
