@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -10,20 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aurora_api.gate import estimate_ratio
 from aurora_api.records import Arm as GateArm
 from aurora_api.records import Equality
 from aurora_runtime.errors import MeasurementError
+from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import Answer, BatchResult
-from tests.assets import recorded
+from tests.assets import recorded, traces
 from tests.bench.engine import Timing
+from tests.bench.served import learn
 from tests.bench.served.__main__ import line_of
-from tests.bench.served.learn import Checkpoint, Learnt, learn_shard, segments
+from tests.bench.served.learn import Checkpoint, Learnt, checkpoints, learn_shard, segments
 from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
 from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines
 from tests.bench.served.servers import OFF, Arm
@@ -68,22 +72,55 @@ def test_what_is_asked_was_never_recorded(domain: str) -> None:
 
 
 def test_traffic_is_cut_before_it_exceeds_a_mark() -> None:
-    traces = [tree_trace(seed, answer=10) for seed in range(12)]
-    parts = segments(traces, [35, 80])
+    served = [tree_trace(seed, answer=10) for seed in range(12)]
+    parts = segments(served, [35, 80])
     assert [len(part) for part in parts] == [3, 5]
-    assert [t.request for part in parts for t in part] == [t.request for t in traces[:8]]
-    assert [len(part) for part in segments(traces, [35, 1000, 2000])] == [3, 9]
+    assert [t.request for part in parts for t in part] == [t.request for t in served[:8]]
+    assert [len(part) for part in segments(served, [35, 1000, 2000])] == [3, 9]
 
 
 def test_a_shard_is_repeated_as_often_as_the_recipe_says_and_held_out_requests_are_not_learnt(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     session, memory = Session(draft, vocabulary, Recipe(), torch.device("cpu")), Memory(1 << 30)
-    traces = [tree_trace(seed, answer=8) for seed in range(24)]
-    assert any(t.held_out for t in traces)
-    fresh = learn_shard(session, memory, traces, 0)
-    assert fresh == sum(t.hidden.shape[0] for t in traces if not t.held_out)
+    served = [tree_trace(seed, answer=8) for seed in range(24)]
+    assert any(t.held_out for t in served)
+    fresh = learn_shard(session, memory, served, 0)
+    assert fresh == sum(t.hidden.shape[0] for t in served if not t.held_out)
     assert session.seen >= session.recipe.passes * fresh
-    assert learn_shard(session, memory, [t for t in traces if t.held_out], fresh) == fresh
+    assert learn_shard(session, memory, [t for t in served if t.held_out], fresh) == fresh
+
+
+def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "day_0", lambda: tiny.draft_of(tiny.target(tmp_path)))
+    parts = segments([tree_trace(seed, answer=8) for seed in range(24)], [80, 160])
+    made = checkpoints(parts, tmp_path / "kept")
+    assert [(one.draft.version, one.learnt.tokens, one.learnt.requests) for one in made] == [
+        (0, 0, 0), (1, 80, 10), (2, 160, 20),
+    ]  # fmt: skip
+    assert 0 < made[1].learnt.steps < made[2].learnt.steps
+    weights = [load_file(one.draft.weights) for one in made]
+    assert all(torch.equal(weights[0]["d2t"], each["d2t"]) for each in weights[1:])
+    assert not any(torch.equal(a["fc.weight"], b["fc.weight"]) for a, b in itertools.pairwise(weights))
+    monkeypatch.delattr(learn, "day_0")
+    assert checkpoints(parts, tmp_path / "kept") == made
+
+
+def test_traffic_is_recorded_in_whole_chunks_until_it_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list[str]()
+
+    def cached(name: str, _: object) -> list[RequestTrace]:
+        kept.append(name)
+        return [tree_trace(len(kept), answer=10) for _ in range(3)]
+
+    monkeypatch.setattr(traces, "cached", cached)
+    assert len(recorded.recorded("json", 30)) == 3
+    assert len(recorded.recorded("json", 31)) == 6
+    assert len(set(kept)) == 2, "the first chunk is the same one"
+    kept.clear()
+    assert len(recorded.recorded("docstrings", 10**9)) == 3 * len(kept)
+    assert len(set(kept)) == -(-len(recorded.traffic("docstrings")) // recorded.CHUNK)
 
 
 class Spoken:
