@@ -1,4 +1,4 @@
-"""Examples kept for replay, bounded in bytes, spread over age, and the batches in which they follow fresh ones.
+"""Examples kept for replay: bounded in bytes, spread over age.
 
 Invariant: the memory never holds more than its bound (but for one example larger than it). When it is full, an example
 at a pseudo-random place makes room, so that the survivors' ages fall off geometrically: mostly recent, not only recent.
@@ -7,13 +7,11 @@ Which one goes depends on the sequence of additions alone, so that a rebuilt mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 
 from aurora_runtime.training.examples import Example
-from aurora_runtime.training.recipe import Recipe
 
 _STRIDE: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
@@ -47,21 +45,6 @@ class Memory:
         """Random distinct examples that fill ``slots`` (at least one example), or as many as there are."""
         order = torch.randperm(len(self._examples), generator=generator).tolist()
         return pack([self._examples[i] for i in order], slots, first_only=True)[0] if order else []
-
-
-def lesson(
-    fresh: Sequence[Example], memory: Memory, recipe: Recipe, generator: torch.Generator
-) -> Iterator[tuple[list[Example], int]]:
-    """What a session makes of a shard's ``fresh`` examples: batches of them in random order, each followed by
-    ``recipe.replay`` batches from ``memory``, which keeps the fresh ones too; with each, the positions that it trains
-    for the first time."""
-    for example in fresh:
-        memory.add(example)
-    order = torch.randperm(len(fresh), generator=generator).tolist()
-    for group in pack([fresh[i] for i in order], recipe.batch_slots):
-        yield group, sum(example.fresh for example in group)
-        for _ in range(recipe.replay):
-            yield memory.sample(recipe.batch_slots, generator), 0
 
 
 def pack(examples: list[Example], slots: int, *, first_only: bool = False) -> list[list[Example]]:

@@ -47,11 +47,6 @@ class Session:
             self.seen += sum(e.slots for e in examples)
         return value
 
-    def may_repeat(self, fresh: int) -> bool:
-        """Whether each of the ``fresh`` positions so far has been trained less than ``passes`` times on average; until
-        then a session that has no fresh traces replays."""
-        return self.seen < self.recipe.passes * fresh
-
     def batch(self, examples: Sequence[Example]) -> Batch:
         """``examples`` as the recipe unrolls them, on the session's device."""
         recipe = self.recipe

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from aurora_api.records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import Registry
@@ -22,7 +24,7 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
-from aurora_runtime.training.replay import Memory, lesson
+from aurora_runtime.training.replay import Memory, pack
 from aurora_runtime.training.retention import Retention
 from aurora_runtime.training.session import Session
 
@@ -85,12 +87,18 @@ class Trainer:
         shard = self.reader.read(key)
         for request, examples in shard.held_out if shard else ():
             self.held_out.add(request, examples)
-        train = shard.train if shard else ()
-        for batch, fresh in lesson(train, self.memory, self.session.recipe, self.session.generator):
+        train = list(shard.train) if shard else []
+        for example in train:
+            self.memory.add(example)
+        recipe, generator = self.session.recipe, self.session.generator
+        order = torch.randperm(len(train), generator=generator).tolist()
+        for group in pack([train[i] for i in order], recipe.batch_slots):
             if self.patience.stopping:
                 break
-            self._step(batch)
-            self.trained_tokens += fresh
+            self._step(group)
+            self.trained_tokens += sum(example.fresh for example in group)
+            for _ in range(recipe.replay):
+                self._step(self.memory.sample(recipe.batch_slots, generator))
         self.ledger.consume(key)
 
     def _step(self, examples: Sequence[Example]) -> None:
@@ -99,7 +107,8 @@ class Trainer:
         self._tick(TrainerPhase.TRAINING)
 
     def _may_replay(self) -> bool:
-        return len(self.memory) > 0 and self.session.may_repeat(self.trained_tokens)
+        """Without fresh traces, replay until every position has been trained ``passes`` times on average."""
+        return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.trained_tokens
 
     def _between(self, phase: TrainerPhase) -> None:
         if self.candidates.due(self.trained_tokens, self.session.steps):

@@ -23,7 +23,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import export
 from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import Memory, lesson
+from aurora_runtime.training.replay import Memory, pack
 from aurora_runtime.training.session import Session
 from aurora_runtime.validation.drafts import Draft
 
@@ -100,16 +100,22 @@ def _progress(parts: Sequence[Sequence[RequestTrace]]) -> Iterator[tuple[Session
 
 
 def learn_shard(session: Session, memory: Memory, shard: Sequence[RequestTrace], fresh: int) -> int:
-    """What ``Trainer._loop`` does with a shard and until the next one, where it keeps up with the traffic.
+    """What ``Trainer._shard`` does, and its loop until the next shard where it keeps up with the traffic.
 
     Takes and returns the positions that were fresh so far.
     """
+    recipe, generator = session.recipe, session.generator
     examples = [e for trace in shard if not trace.held_out for e in examples_of(trace, session.vocabulary)]
-    for batch, new in lesson(examples, memory, session.recipe, session.generator):
-        session.step(batch)
-        fresh += new
-    while len(memory) and session.may_repeat(fresh):
-        session.step(memory.sample(session.recipe.batch_slots, session.generator))
+    for example in examples:
+        memory.add(example)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    for group in pack([examples[i] for i in order], recipe.batch_slots):
+        session.step(group)
+        fresh += sum(example.fresh for example in group)
+        for _ in range(recipe.replay):
+            session.step(memory.sample(recipe.batch_slots, generator))
+    while len(memory) and session.seen < recipe.passes * fresh:
+        session.step(memory.sample(recipe.batch_slots, generator))
     return fresh
 
 
