@@ -44,7 +44,7 @@ test: check integration e2e ## Everything
 demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
 	$(PY) -m tests.demo
 
-bench: env ## What a step, a round, capture and training cost, that swaps and kills change nothing, how fast drafts learn
+bench: env ## What steps, rounds, capture and training cost, that swaps and kills change nothing, what learning is worth
 	$(PY) -m tests.bench.engine
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.equality
@@ -52,6 +52,8 @@ bench: env ## What a step, a round, capture and training cost, that swaps and ki
 	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
 	$(PY) -m tests.bench.coverage
+	$(PY) -m tests.bench.vocabulary
+	$(PY) -m tests.bench.served
 
 crd: env ## Regenerate the CRD from the models
 	$(PY) -m aurora_api.crd
