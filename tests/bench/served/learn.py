@@ -1,8 +1,8 @@
 """Drafts as they are after so much traffic: what the trainer makes of recorded requests that arrive in shards.
 
 Invariants: the training is the trainer's own (its recipe, its batches of a shard, its replay between shards, its
-held-out split, its changes of the vocabulary map); a checkpoint has learnt from no request beyond its mark; one that is kept is complete, because it is
-built beside its place and renamed.
+held-out split, its changes of the vocabulary map); a checkpoint has learnt from no request beyond its mark; one that is
+kept is complete, because it is built beside its place and renamed.
 """
 
 from __future__ import annotations
