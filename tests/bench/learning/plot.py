@@ -1,6 +1,6 @@
-"""Runs as curves: acceptance length over traffic, a panel per kind of traffic and matching.
+"""Curves of acceptance length over traffic, as an SVG.
 
-Invariant: the same runs give the same bytes, so that a plot in the repository changes only when its figures do. Axes
+Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do. Axes
 and text are of one grey and the ground is left out, to be read on a light page and on a dark one.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE
+from tests.bench.learning.curve import Curve
 from tests.bench.learning.replay import Run
 from tests.bench.learning.report import by_configuration, curve_of
 
@@ -26,18 +28,35 @@ DASHES: Final = ("-", "--", ":", "-.")
 PUBLISHED_COLOUR: Final = "#ef4444"
 
 
+@dataclass(frozen=True)
+class Panel:
+    """The curves of each configuration, one per seed, looked at after the same tokens."""
+
+    title: str
+    curves: Mapping[str, Sequence[Curve]]
+
+
 def plot(runs: Sequence[Run]) -> str:
-    """An SVG: the mean over seeds, and between the lowest and the highest of them."""
-    traffics, matches = (list(dict.fromkeys(values)) for values in ((r.traffic for r in runs), (r.match for r in runs)))
+    """A row of panels per kind of traffic, a panel per matching."""
+    matches = dict.fromkeys(r.match for r in runs)
+
+    def panel(traffic: str, match: str) -> Panel:
+        own = by_configuration([r for r in runs if (r.traffic, r.match) == (traffic, match)])
+        curves = {name: [curve_of(r) for r in mine] for name, mine in own.items()}
+        return Panel(f"{traffic}, matched {match}", curves)
+
+    return draw([[panel(traffic, match) for match in matches] for traffic in dict.fromkeys(r.traffic for r in runs)])
+
+
+def draw(rows: Sequence[Sequence[Panel]]) -> str:
+    """Lines are means over seeds, and bands reach from the lowest seed to the highest; a row's panels share a scale."""
     with _style():
-        figure = Figure(figsize=(6.5 * len(matches) + 2.5, 4.5 * len(traffics)), layout="constrained")
-        panels = figure.subplots(len(traffics), len(matches), squeeze=False, sharey="row")
+        figure = Figure(figsize=(6.5 * len(rows[0]) + 2.5, 4.5 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row")
         lines = dict[str, Line2D]()
-        for row, traffic in zip(panels, traffics, strict=True):
-            for panel, match in zip(row, matches, strict=True):
-                lines |= _panel(panel, [r for r in runs if (r.traffic, r.match) == (traffic, match)])
-                panel.set_title(f"{traffic}, matched {match}")
-                panel.set_xlabel("answer tokens of traffic")
+        for row, panels in zip(grid, rows, strict=True):
+            for axes, panel in zip(row, panels, strict=True):
+                lines |= _lines(axes, panel)
             row[0].set_ylabel("acceptance length, held out")
         figure.legend(lines.values(), lines.keys(), loc="outside right upper")
         out = io.StringIO()
@@ -63,21 +82,21 @@ def _style() -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _panel(panel: Axes, runs: Sequence[Run]) -> dict[str, Line2D]:
-    """Draw; returns a line per configuration."""
+def _lines(axes: Axes, panel: Panel) -> dict[str, Line2D]:
+    """Draw ``panel``; returns its line per configuration."""
     lines = dict[str, Line2D]()
-    for name, mine in by_configuration(runs).items():
+    for name, curves in panel.curves.items():
         colour, dash = _ink(name)
-        curves = [curve_of(r) for r in mine]
-        values = list(zip(*(c.lengths for c in curves), strict=True))
-        heavy = 2.5 if name in (PUBLISHED, REFERENCE) or CONFIGURATIONS[name].is_default else 1.2
+        heavy = name in (PUBLISHED, REFERENCE) or CONFIGURATIONS[name].is_default
+        tokens, values = curves[0].tokens, list(zip(*(c.lengths for c in curves), strict=True))
         means = [statistics.fmean(v) for v in values]
-        (lines[name],) = panel.plot(curves[0].tokens, means, color=colour, linestyle=dash, linewidth=heavy)
-        panel.fill_between(
-            curves[0].tokens, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.12, linewidth=0
-        )
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
+        (lines[name],) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=2.5 if heavy else 1.2)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(tokens, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_title(panel.title)
+    axes.set_xlabel("answer tokens of traffic")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     return lines
 
 

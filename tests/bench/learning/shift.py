@@ -29,7 +29,7 @@ from aurora_runtime.traces import RequestTrace
 PARTS: Final = 6
 """Looks per phase, after the one at its beginning."""
 RECOVERED: Final = 0.95
-"""Of the acceptance length at the end of a phase: what counts as having turned."""
+"""Of the acceptance length that is the goal: looks are that noisy."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def summary(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
     """Recovery and forgetting, read off the same points, as means over seeds.
 
     ``static`` is a draft that stays as it was before the shift: the first look of the phase. Recovery are the answer
-    tokens after which the mean curve is at :data:`RECOVERED` of what it has at the phase's end, and forgetting is what
-    the second domain's phase did to the first domain's acceptance length.
+    tokens after which the mean curve is at :data:`RECOVERED` of a goal: for the second domain what it has at the end of
+    its phase, for the first one again what it had before the second came. Forgetting is what the second domain's phase
+    did to the first domain's acceptance length.
     """
     a, b = domains
     head = [
@@ -108,12 +109,12 @@ def summary(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
         cells = [
             name,
             *(spread([c.lengths[end] for c in second]) for end in (0, -1)),
-            recovery(second),
+            recovery(second, mean(second).lengths[-1]),
             spread(before),
             spread(after),
             spread([late - early for late, early in zip(after, before, strict=True)]),
             *(spread([c.lengths[end] for c in again]) for end in (0, -1)),
-            recovery(again),
+            recovery(again, mean(first).lengths[-1]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -125,9 +126,8 @@ def curve_of(points: Sequence[Point], phase: int, asked: int) -> Curve:
     return Curve(tuple(float(p.tokens) for p in own), tuple(p.lengths[asked] for p in own))
 
 
-def recovery(seeds: Sequence[Curve]) -> str:
-    curve = mean(seeds)
-    return thousands(curve.reaches(RECOVERED * curve.lengths[-1]))
+def recovery(seeds: Sequence[Curve], goal: float) -> str:
+    return thousands(mean(seeds).reaches(RECOVERED * goal))
 
 
 def main() -> None:
