@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tests.bench.learning.configurations import Configuration
@@ -13,6 +14,7 @@ from tests.bench.learning.matching import Match
 from tests.bench.learning.recorded import Traffic
 
 from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import export
 
 LOOKS: Final = 8
 """Evaluations per run, evenly over the traffic, after the one before its first step."""
@@ -41,17 +43,32 @@ def fresh_traffic(traces: Sequence[RequestTrace], tokens: int | None) -> list[Re
     return taken
 
 
-def run(traffic: Traffic, name: str, how: Configuration, match: Match, seed: int, tokens: int | None) -> Run:
-    """Train a day-0 draft on ``traffic`` as ``how`` says."""
+def run(
+    traffic: Traffic,
+    name: str,
+    how: Configuration,
+    match: Match,
+    seed: int,
+    tokens: int | None,
+    kept: Path | None = None,
+) -> Run:
+    """Train a day-0 draft on ``traffic`` as ``how`` says; the draft of look ``n`` is exported to ``kept/n``."""
     learner = Learner.from_day_0(how, match, seed)
     traces = traffic.traces[how.shape]
     held_out, fresh = learner.held_out(traces), fresh_traffic(traces, tokens)
-    looks, answers, cpu = [learner.look(held_out, 0)], 0, 0.0
+    looks, answers, cpu = list[Look](), 0, 0.0
+
+    def look() -> None:
+        if kept:
+            export.export(learner.draft, learner.session.vocabulary.to_target, kept / str(len(looks)))
+        looks.append(learner.look(held_out, answers))
+
+    look()
     for part in range(LOOKS):
         shard = fresh[len(fresh) * part // LOOKS : len(fresh) * (part + 1) // LOOKS]
         began = time.process_time()
         learner.learn(shard)
         cpu += time.process_time() - began
         answers += sum(t.answer_tokens for t in shard)
-        looks.append(learner.look(held_out, answers))
+        look()
     return Run(traffic.name, match, name, seed, tuple(looks), learner.session.seen, cpu)
