@@ -27,6 +27,7 @@ from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
 from tests.assets import drafted, traces
 from tests.assets.model import ensure_model
+from tests.assets.proposals import propose
 from tests.assets.trained_draft import day_0
 from tests.traffic.prompts import Domain
 from tests.traffic.prompts import prompts as endless
@@ -94,11 +95,11 @@ class Service:
             self._study(before[start : start + drafted.PHASE])
         answered = list(traces.generate(asked))
         model = AutoModelForCausalLM.from_pretrained(ensure_model(), dtype=torch.bfloat16).eval()
-        draft, vocabulary = self._learner.draft, self._learner.vocabulary
+        draft, vocabulary, spec = self._learner.draft, self._learner.vocabulary, drafted.SHAPES[drafted.CHAINS]
         for start in range(0, len(answered), drafted.PHASE):
             version = self._studied // drafted.PHASE
             served = [
-                drafted.with_rounds(trace, drafted.propose(draft, vocabulary, trace), model, version)
+                drafted.with_rounds(trace, propose(draft, vocabulary, trace, spec), model, version)
                 for trace in answered[start : start + drafted.PHASE]
             ]
             yield from served

@@ -25,7 +25,7 @@ from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
-from aurora_runtime.training.target import load_target
+from aurora_runtime.training.target import TargetModel, load_target
 from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.traces import domain_traces, json_traces
@@ -60,12 +60,17 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], 
     return Lesson(session, held_out, sum(e.fresh for e in examples))
 
 
+def target(model: Path | None = None) -> TargetModel:
+    """What the trainer takes of the model in ``model`` (SmolLM2)."""
+    return load_target(Target(model=str(model or ensure_model())))
+
+
 def day_0(model: Path | None = None) -> tuple[Draft, Vocabulary]:
     """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
-    target, size = load_target(Target(model=str(model or ensure_model()))), DraftSpec().vocab_size
-    ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
-    draft = init.initial_draft(target, init.draft_config(target, size), ids)
-    return draft, Vocabulary.of(ids, target.identity.vocab_size)
+    base, size = target(model), DraftSpec().vocab_size
+    ids = init.vocabulary(size, base.identity.vocab_size, base.special_tokens)
+    draft = init.initial_draft(base, init.draft_config(base, size), ids)
+    return draft, Vocabulary.of(ids, base.identity.vocab_size)
 
 
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:

@@ -26,7 +26,9 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import domain_traces
 from tests.assets.trained_draft import day_0
 from tests.assets.trainer import put_shards, settings_for, stop, trainer, wait_for
-from tests.bench.learning.replay import DRAFT_STEPS, Look, Run
+from tests.bench.learning.learner import DRAFT_STEPS, Look
+from tests.bench.learning.matching import Match
+from tests.bench.learning.replay import Run
 from tests.bench.learning.report import difference
 from tests.traffic.prompts import Domain
 
@@ -229,7 +231,15 @@ def main() -> None:
             "undisturbed": train(s3, "undisturbed", traces, options, killed=False),
         }
     last = [
-        Run(options.traffic, name, options.seed, (run.watch.looks[-1],), run.watch.states[-1].trained_tokens, 0.0)
+        Run(
+            traffic=options.traffic,
+            match=Match.TRAFFIC,
+            configuration=name,
+            seed=options.seed,
+            looks=(run.watch.looks[-1],),
+            positions=run.watch.states[-1].trained_tokens,
+            cpu_seconds=0.0,
+        )
         for name, run in runs.items()
     ]
     held = last[0].looks[0]

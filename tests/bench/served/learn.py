@@ -16,23 +16,19 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from tests.assets.model import ensure_model
-from tests.assets.trained_draft import day_0
-from tests.bench.learning.replay import REPLAY_BYTES
-from torch import Tensor
+from tests.assets.trained_draft import day_0, target
+from tests.bench.learning.learner import REPLAY_BYTES
+from tests.bench.learning.matching import Match, batches
+from tests.bench.learning.remapping import Remapping
 
-from aurora_api.speculator import Target
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import export
 from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.main import HELD_OUT_REQUESTS
 from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.remap import remapped
-from aurora_runtime.training.replay import Memory, pack
+from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.session import Session
-from aurora_runtime.training.tally import Tally
-from aurora_runtime.training.target import TargetModel, load_target
 from aurora_runtime.validation.drafts import Draft
 
 SHARD_REQUESTS: Final = 20
@@ -112,18 +108,15 @@ class Learner:
     """What ``Trainer`` is between two shards, without a store."""
 
     session: Session
-    tally: Tally
-    head: Tensor  # [vocab, H], the target's
+    remapping: Remapping
     memory: Memory = field(default_factory=lambda: Memory(REPLAY_BYTES))
     held_out: HeldOutSet = field(default_factory=lambda: HeldOutSet(HELD_OUT_REQUESTS))
     fresh: int = 0  # positions that were, so far
 
     @classmethod
     def of_day_0(cls) -> Learner:
-        model = target()
-        draft, vocabulary = day_0()
-        session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
-        return cls(session, Tally(model.identity.vocab_size, model.special_tokens), model.head)
+        session = Session(*day_0(), Recipe(), torch.device("cpu"))
+        return cls(session, Remapping(session, target()))
 
     def shard(self, served: Sequence[RequestTrace]) -> None:
         """What ``Trainer._shard`` does, its look at the map, and its loop until the next shard where it keeps up."""
@@ -137,26 +130,12 @@ class Learner:
                 examples += found
         for example in examples:
             memory.add(example)
-        self.tally.add(examples)
-        order = torch.randperm(len(examples), generator=session.generator).tolist()
-        for group in pack([examples[i] for i in order], recipe.batch_slots):
-            session.step(group)
-            self.fresh += sum(example.fresh for example in group)
-            for _ in range(recipe.replay):
-                self._replay()
-        if change := self.tally.review(session.vocabulary, self.held_out.newest_first()):
-            session.restore(remapped(session.state(), change.ids, self.head))
-            print(change, flush=True)
+            self.fresh += example.fresh
+        for batch in batches(Match.TRAFFIC, examples, memory, recipe, session.generator):
+            session.step(batch)
+        self.remapping.after(examples, self.held_out.newest_first())
         while len(memory) and session.seen < recipe.passes * self.fresh:
-            self._replay()
-
-    def _replay(self) -> None:
-        recipe = self.session.recipe
-        self.session.step(self.memory.sample(recipe.batch_slots, self.session.generator, recipe.choice))
-
-
-def target() -> TargetModel:
-    return load_target(Target(model=str(ensure_model())))
+            session.step(memory.sample(recipe.batch_slots, session.generator, recipe.choice))
 
 
 def _keep(session: Session, learnt: Learnt, place: Path) -> None:

@@ -12,15 +12,17 @@ from typing import ClassVar
 import pytest
 from aiohttp import web
 
+from aurora_api.speculator import Draft as DraftSpec
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.drafts import Draft
+from tests.bench.learning.served import ask
 from tests.bench.served import servers
 from tests.bench.served.__main__ import line_of
 from tests.bench.served.learn import Checkpoint, Learnt
 from tests.bench.served.measure import Plan, measure
-from tests.bench.served.servers import Servers
+from tests.bench.served.servers import DRAFT, Servers
 from tests.unit.fakes import FakeEngine
 
 SPEC = EngineSpec("model", "cpu", 1024)
@@ -179,3 +181,21 @@ async def test_a_server_that_dies_is_no_slow_server(engines: dict[str, Engine], 
         Process.dead.add("off")
         with pytest.raises(MeasurementError, match="server off died"):
             await running.run(line.arms[0], [[1]], 1)
+
+
+async def test_the_draft_of_every_look_is_asked_and_equal_weights_are_one(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    """Of tests/bench/learning/served.py: rows begin with the same draft, which is no fault of the engine."""
+    folders = [tmp_path / row / look for row in ("fifo", "replay") for look in ("0", "1")]
+    for folder, weights in zip(folders, (b"day 0", b"fifo", b"day 0", b"replay"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    async with Servers(SPEC, {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, tmp_path, (), 8) as running:
+        lengths = await ask(running, folders, prompts)
+    assert lengths == [2.0] * 4, "an answer's first token is no round's"
+    asked = engines["draft"].asked
+    assert [{version for version, _ in asked[at : at + 2]} for at in range(0, 8, 2)] == [{"0"}, {"1"}, {"0"}, {"2"}]
+    assert Counter(prompt for _, prompt in asked) == {(1, 2, 3): 4, (4, 5, 6): 4}
+    assert not engines["draft"].warmed
