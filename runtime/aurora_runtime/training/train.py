@@ -6,6 +6,7 @@ Invariant: between two shards everything that matters is in ``_save``'s record; 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ SHARDS_A_LOOK: Final = 64
 """A long backlog is looked at anew now and then: what has no room in the store goes unread."""
 SAVE_S: Final = 20.0
 SAVE_SHARE: Final = 0.1
-"""A save follows the last one after :data:`SAVE_S`, or later when saves take more than this share of the time."""
+IDLE_SAVE_SHARE: Final = 0.5
+"""A save follows the last one after :data:`SAVE_S`, or later where saves would take more than this share of the time.
+Who waits for traces has the time, and a kill meanwhile would cost what was learnt before."""
 
 
 @dataclass
@@ -60,8 +63,8 @@ class Trainer:
     epoch: int  # of the last stored state
     trained_tokens: int
     _saved_at: tuple[int, int] = (0, 0)
-    _save_due: float = 0.0
-    _phase: TrainerPhase | None = None
+    _save_ended: float = -math.inf
+    _save_took: float = 0.0
 
     def run(self) -> None:
         """Train until asked to stop; then save."""
@@ -130,10 +133,8 @@ class Trainer:
             )
             self.progress.evaluated(outcome)
         self._review_map()
-        idle = phase is TrainerPhase.WAITING_FOR_TRACES and phase is not self._phase
-        self._phase = phase
-        # Who waits has the time, and a kill while it waits would cost what was learnt before.
-        if idle or time.monotonic() >= self._save_due:
+        share = IDLE_SAVE_SHARE if phase is TrainerPhase.WAITING_FOR_TRACES else SAVE_SHARE
+        if time.monotonic() >= self._save_ended + max(SAVE_S, self._save_took / share):
             self._save()
         self.patience.call("deleting orphans", lambda: self.janitor.tick(self._stopping))
         self.retention.tick(self._stopping)
@@ -179,5 +180,5 @@ class Trainer:
         self.retention.saved(record)
         self.epoch += 1
         self._saved_at = at
-        now = time.monotonic()
-        self._save_due = now + max(SAVE_S, (now - began) / SAVE_SHARE)
+        self._save_ended = time.monotonic()
+        self._save_took = self._save_ended - began

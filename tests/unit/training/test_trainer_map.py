@@ -137,10 +137,12 @@ def test_a_state_from_before_maps_could_change_is_of_the_version_that_was_then_t
     assert torch.equal(again.session.draft.lm_head.weight, trainer.session.draft.lm_head.weight)
 
 
-def test_who_starts_to_wait_saves_what_it_learnt_at_once_however_long_a_save_takes(
+def test_who_waits_saves_what_it_learnt_where_saves_take_too_long_for_one_who_trains(
     real: Real, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "SAVE_S", 3600.0)
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
+    monkeypatch.setattr(train, "SAVE_SHARE", 1e-9)
+    monkeypatch.setattr(train, "IDLE_SAVE_SHARE", 1e9)
     epochs: list[tuple[int, int]] = []
 
     class Watched(Answers):
