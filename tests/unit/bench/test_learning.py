@@ -44,6 +44,10 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.draft.parameters(), strict=True))
 
 
+def test_one_configuration_is_what_the_trainer_does() -> None:
+    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map"]
+
+
 def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_trainer(tmp_path: Path) -> None:
     traces = [tree_trace(seed, prompt=120, answer=30) for seed in range(9)]  # three fill a batch
     steps = {}
