@@ -36,7 +36,7 @@ integration: env ## Real S3, real SGLang on CPU, real API server
 e2e: env ## The whole loop on a real cluster
 	$(PY) -m pytest -q tests/e2e
 
-e2e-faults: env ## Every fault at every moment of a draft's life on a real cluster under traffic, measured: an hour
+e2e-faults: env ## Every fault at every moment of a draft's life on a real cluster under traffic, measured: two hours
 	$(PY) -m pytest -q -s tests/faults
 
 test: check integration e2e ## Everything
@@ -44,13 +44,16 @@ test: check integration e2e ## Everything
 demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
 	$(PY) -m tests.demo
 
-bench: env ## What a step, a round, capture and training cost, that swaps and kills change nothing, how fast drafts learn
+bench: env ## What steps, rounds, capture and training cost, that swaps and kills change nothing, what learning is worth
 	$(PY) -m tests.bench.engine
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.equality
 	$(PY) -m tests.bench.trainer
 	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
+	$(PY) -m tests.bench.coverage
+	$(PY) -m tests.bench.vocabulary
+	$(PY) -m tests.bench.served
 
 crd: env ## Regenerate the CRD from the models
 	$(PY) -m aurora_api.crd

@@ -46,7 +46,8 @@ class TargetIdentity(Model):
 
 
 class Lineage(Record):
-    """What all drafts of one line of descent share, and what a running SGLang cannot change (the d2t map above all)."""
+    """What all drafts of one line of descent share, and what a running SGLang cannot change: shapes and types. Of the
+    vocabulary map the size is fixed, not what it holds."""
 
     schema_version: Literal[1] = 1
     number: int = Field(ge=1)
@@ -54,7 +55,6 @@ class Lineage(Record):
     architecture: str
     draft_vocab_size: int = Field(gt=0)
     aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang numbering).")
-    d2t_sha256: Sha256 = Field(description="Digest of the raw little-endian int64 bytes of the d2t tensor.")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
     created: Timestamp
 

@@ -173,7 +173,12 @@ class Validation(Model):
     max_rounds: int = Field(default=12, ge=3, le=1000)
     prompts_per_round: int = Field(default=4, ge=1, le=1024, description="Held-out prompts per arm, round and worker.")
     max_new_tokens: int = Field(default=128, ge=1, le=8192)
-    baselines: list[Baseline] = Field(default_factory=list, max_length=1, description="Peers reported beside the gate.")
+    baselines: list[Baseline] = Field(
+        default_factory=list,
+        max_length=1,
+        description="Peers reported beside the gate. NGRAM begins every batch with an empty corpus here, because caches"
+        " are emptied in between: where traffic repeats itself it does better in service.",
+    )
     baseline_max_age_seconds: int = Field(
         default=86400,
         ge=0,

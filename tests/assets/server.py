@@ -91,7 +91,7 @@ def sglang_server(
     *,
     log: Path | None = None,
     num_steps: int = NUM_STEPS,
-    plugins: str = "aurora_cpu",
+    plugins: str = "aurora_cpu,aurora_vocabulary",
     engine_args: Sequence[str] | None = None,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, stop it.

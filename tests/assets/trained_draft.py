@@ -21,11 +21,12 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import export, init
 from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary, examples_of
+from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
-from aurora_runtime.training.target import load_target
+from aurora_runtime.training.target import TargetModel, load_target
+from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.traces import domain_traces, json_traces
 from tests.traffic.prompts import Domain
@@ -50,21 +51,26 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], 
     held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
     for trace in traces:
         if trace.held_out:
-            held_out.add(trace.request, tuple(examples_of(trace, vocabulary)))
+            held_out.add(trace.request, tuple(examples_of(trace, draft.config.vocab_size)))
         else:
-            examples += examples_of(trace, vocabulary)
+            examples += examples_of(trace, draft.config.vocab_size)
     for _ in range(passes):
         for group in pack(examples, session.recipe.batch_slots):
             session.step(group)
     return Lesson(session, held_out, sum(e.fresh for e in examples))
 
 
+def target(model: Path | None = None) -> TargetModel:
+    """What the trainer takes of the model in ``model`` (SmolLM2)."""
+    return load_target(Target(model=str(model or ensure_model())))
+
+
 def day_0(model: Path | None = None) -> tuple[Draft, Vocabulary]:
     """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
-    target, size = load_target(Target(model=str(model or ensure_model()))), DraftSpec().vocab_size
-    ids = init.vocabulary(size, target.identity.vocab_size, target.special_tokens)
-    draft = init.initial_draft(target, init.draft_config(target, size), ids)
-    return draft, Vocabulary.of(ids, target.identity.vocab_size)
+    base, size = target(model), DraftSpec().vocab_size
+    ids = init.vocabulary(size, base.identity.vocab_size, base.special_tokens)
+    draft = init.initial_draft(base, init.draft_config(base, size), ids)
+    return draft, Vocabulary.of(ids, base.identity.vocab_size)
 
 
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:

@@ -84,7 +84,9 @@ def main() -> None:
         model = ensure_model()
         draft = write_random_draft(Path(work, "draft"), model)
         variables = {CAPTURE_VARIABLE: settings.to_json().decode()}
-        with sglang_server(model, draft, env=variables, plugins="aurora_cpu,aurora_capture") as server:
+        with sglang_server(
+            model, draft, env=variables, plugins="aurora_cpu,aurora_vocabulary,aurora_capture"
+        ) as server:
             generate(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)
             before = os.getloadavg()[0]
             print("| concurrency | traced/untraced speed [95 %] | median [quartiles] | pairs |\n|---|---|---|---|")

@@ -26,7 +26,9 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import domain_traces
 from tests.assets.trained_draft import day_0
 from tests.assets.trainer import put_shards, settings_for, stop, trainer, wait_for
-from tests.bench.learning.replay import DRAFT_STEPS, Look, Run
+from tests.bench.learning.learner import DRAFT_STEPS, Look
+from tests.bench.learning.matching import Match
+from tests.bench.learning.replay import Run
 from tests.bench.learning.report import difference
 from tests.traffic.prompts import Domain
 
@@ -37,6 +39,8 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.session import VOCABULARY
+from aurora_runtime.training.vocabulary import Vocabulary
 
 RECORDED = 160
 POLL_S = 0.5
@@ -75,8 +79,9 @@ class Watch:
     _newest: int = 0
 
     def __post_init__(self) -> None:
-        self._draft, self._vocabulary = day_0()
-        self._examples = [e for trace in self.held_out for e in examples_of(trace, self._vocabulary)]
+        self._draft, _ = day_0()
+        vocab = self._draft.config.vocab_size
+        self._examples = [e for trace in self.held_out for e in examples_of(trace, vocab)]
 
     @property
     def consumed(self) -> set[str]:
@@ -98,7 +103,8 @@ class Watch:
 
         tensors = load(data)
         self._draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self._draft.named_parameters()})
-        seen = [evaluate(self._draft, [e], self._vocabulary, DRAFT_STEPS) for e in self._examples]
+        vocabulary = Vocabulary.of(tensors[VOCABULARY], self._draft.config.vocab_size)
+        seen = [evaluate(self._draft, [e], vocabulary, DRAFT_STEPS) for e in self._examples]
         self.states.append(state)
         self.looks.append(
             Look(state.trained_tokens, state.step, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))
@@ -225,7 +231,15 @@ def main() -> None:
             "undisturbed": train(s3, "undisturbed", traces, options, killed=False),
         }
     last = [
-        Run(options.traffic, name, options.seed, (run.watch.looks[-1],), run.watch.states[-1].trained_tokens, 0.0)
+        Run(
+            traffic=options.traffic,
+            match=Match.TRAFFIC,
+            configuration=name,
+            seed=options.seed,
+            looks=(run.watch.looks[-1],),
+            positions=run.watch.states[-1].trained_tokens,
+            cpu_seconds=0.0,
+        )
         for name, run in runs.items()
     ]
     held = last[0].looks[0]

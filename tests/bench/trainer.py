@@ -27,11 +27,12 @@ import torch
 
 from aurora_runtime.traces import RequestTrace, decode, encode
 from aurora_runtime.training.draft import Draft, DraftConfig
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.objective import states, taught_loss
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.vocabulary import Vocabulary
 
 DRAFT_VOCAB, TOP_K, CHAIN = 16384, 32, 3
 READ, BATCH, FORWARD, LOSS, BACKWARD, OPTIMISER = PARTS = (
@@ -99,13 +100,13 @@ def session_of(shape: DraftConfig, device: torch.device) -> Session:
     return Session(draft, Vocabulary.of(torch.arange(DRAFT_VOCAB), shape.vocab_size), Recipe(), device)
 
 
-def shards(shape: DraftConfig, vocabulary: Vocabulary, batches: int, prompt: int, answer: int) -> list[bytes]:
+def shards(shape: DraftConfig, batches: int, prompt: int, answer: int) -> list[bytes]:
     """Encoded requests, one batch of the trainer's size each."""
     traces, found, seed = list[RequestTrace](), list[bytes](), 0
     while len(found) < batches:
         traces.append(request(shape, seed, prompt, answer))
         seed += 1
-        examples = [e for trace in traces for e in examples_of(trace, vocabulary)]
+        examples = [e for trace in traces for e in examples_of(trace, shape.vocab_size)]
         if len(pack(examples, Recipe().batch_slots)) > 1 and len(traces) > 1:
             found.append(encode(traces[:-1]))
             traces = traces[-1:]
@@ -152,7 +153,8 @@ def resident(what: str) -> float:
 def measured_step(session: Session, data: bytes, meter: Meter) -> None:
     """One step by its parts, then the same examples through the trainer's own step."""
     with meter.part(READ):
-        examples: list[Example] = [e for trace in decode(data) for e in examples_of(trace, session.vocabulary)]
+        vocab = session.draft.config.vocab_size
+        examples: list[Example] = [e for trace in decode(data) for e in examples_of(trace, vocab)]
     with meter.part(BATCH):
         batch = session.batch(examples)
     with meter.part(FORWARD):
@@ -174,7 +176,7 @@ def measure(options: argparse.Namespace, device: torch.device, *, memory: bool) 
     """``rounds`` times over every batch; the first round warms up and is dropped."""
     shape = SHAPES[options.shape]
     session = session_of(shape, device)
-    data = shards(shape, session.vocabulary, options.batches, options.prompt, options.answer)
+    data = shards(shape, options.batches, options.prompt, options.answer)
     meter = Meter(device, memory)
     for number in range(options.rounds + 1):
         if number == 1:

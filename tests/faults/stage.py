@@ -56,7 +56,7 @@ class Stage:
         return registry(self.aurora, NAME)
 
     def offer(
-        self, draft: Path, *, lineage: int | None = None, damage: Callable[[str], None] = lambda checkpoint: None
+        self, draft: Path, lineage: int | None = None, damage: Callable[[str], None] = lambda checkpoint: None
     ) -> int:
         """Publish a draft as the next version, as the trainer does; returns its number. ``damage`` is done to the
         checkpoint at its key once it lies in the store, and before anyone knows of the version."""

@@ -6,7 +6,6 @@ request that repeats them is accepted and others are rejected, in chains and in 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,30 +28,35 @@ from tests.assets.random_draft import write_random_draft
 DRAFT_VOCABULARY = 1024
 
 
-def with_map(tensors: dict[str, Tensor], first: Sequence[int]) -> dict[str, Tensor]:
-    """Map the draft's first ids to ``first`` and the rest to themselves (``d2t`` holds offsets)."""
-    ids = torch.arange(tensors["d2t"].shape[0])
-    ids[: len(first)] = torch.tensor(first)
+def target_ids(tensors: dict[str, Tensor]) -> Tensor:
+    """Target ids of the draft's tokens ``[draft_vocab]``; ``d2t`` holds offsets."""
+    return tensors["d2t"] + torch.arange(tensors["d2t"].shape[0])
+
+
+def with_map(tensors: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """``tensors`` with the target ids ``ids`` ``[draft_vocab]`` as the draft's tokens, in this order."""
     reachable = torch.zeros_like(tensors["t2d"])
     reachable[ids] = True
     return tensors | {"d2t": ids - torch.arange(ids.shape[0]), "t2d": reachable}
 
 
-def write_draft(folder: Path, target: Path, first: Sequence[int], *, seed: int) -> Path:
-    """A random draft whose vocabulary map starts with ``first``."""
+def write_draft(folder: Path, target: Path, tokens: Sequence[int], *, seed: int, lowest: int = 0) -> Path:
+    """A random draft whose vocabulary map holds ``tokens`` and, from ``lowest`` on, the target's first ids."""
     write_random_draft(folder, target, seed=seed, draft_vocabulary=DRAFT_VOCABULARY)
     file = folder / "model.safetensors"
-    save_file(with_map(load_file(file), first), file)
+    others = [i for i in range(lowest, lowest + DRAFT_VOCABULARY) if i not in tokens]
+    ids = torch.tensor(sorted([*tokens, *others[: DRAFT_VOCABULARY - len(tokens)]]))
+    save_file(with_map(load_file(file), ids), file)
     return folder
 
 
-def write_constant_draft(folder: Path, target: Path, first: Sequence[int]) -> Path:
-    """A draft that ranks ``first`` in this order, always.
+def write_constant_draft(folder: Path, target: Path, tokens: Sequence[int], *, lowest: int = 0) -> Path:
+    """A draft that ranks ``tokens`` in this order, always.
 
     Its MLP computes silu(z)·z, which is never negative, and adds the sum to one dimension only; after the norm the
     state is that dimension, and the head reads its ranking from there.
     """
-    write_draft(folder, target, first, seed=1)
+    write_draft(folder, target, tokens, seed=1, lowest=lowest)
     file = folder / "model.safetensors"
     tensors = load_file(file)
     tensors["fc.weight"] *= 0.01
@@ -68,7 +72,8 @@ def write_constant_draft(folder: Path, target: Path, first: Sequence[int]) -> Pa
     tensors["midlayer.mlp.down_proj.weight"][0] = 1
     tensors["lm_head.weight"].zero_()
     tensors["lm_head.weight"][:, 0] = -1
-    tensors["lm_head.weight"][: len(first), 0] = 1 - 0.02 * torch.arange(len(first)).to(torch.bfloat16)
+    rows = torch.searchsorted(target_ids(tensors), torch.tensor(tokens))
+    tensors["lm_head.weight"][rows, 0] = 1 - 0.02 * torch.arange(len(tokens)).to(torch.bfloat16)
     save_file(tensors, file)
     return folder
 
@@ -92,7 +97,6 @@ def lineage_of(draft: Path, target: Path) -> Lineage:
         architecture="EAGLE3",
         draft_vocab_size=DRAFT_VOCABULARY,
         aux_layers=(2, layers // 2, layers - 3),
-        d2t_sha256=hashlib.sha256(load_file(file)["d2t"].numpy().tobytes()).hexdigest(),
         tensors={name: entry.spec for name, entry in entries.items()},
         created=datetime.now(UTC),
     )

@@ -47,7 +47,6 @@ def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry
             architecture="EAGLE3",
             draft_vocab_size=8,
             aux_layers=(1, 2, 3),
-            d2t_sha256=ANY,
             tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
             created=now,
         )

@@ -10,7 +10,10 @@ import torch
 from aurora_runtime.traces import RequestTrace
 from tests.assets import drafted
 from tests.assets.nodes import nodes_of
+from tests.assets.proposals import Tree
 from tests.unit.training import tiny
+
+DEPTHS = 4
 
 
 @pytest.fixture(scope="module")
@@ -22,29 +25,41 @@ def model() -> Any:
     return LlamaForCausalLM(LlamaConfig(vocab_size=tiny.VOCAB, **sizes)).eval()
 
 
+CHAIN = (-1, 0, 1, 2)
+TREE = (-1, 0, 0, 0, 1, 2, 2, 5)
+RIGHT = {0: (1, 2), 5: (1,), 9: (1, 2, 3)}, {0: (2, 5), 5: (3,), 9: (2, 5, 7)}
+"""By answer token: the nodes of its round that are right, for the chain and for the tree."""
+
+
+@pytest.mark.parametrize(("parents", "right"), [*zip((CHAIN, TREE), RIGHT, strict=True)], ids=["chain", "tree"])
 @torch.no_grad()
-def test_every_node_carries_the_targets_word_for_its_prefix(model: Any) -> None:
+def test_every_node_carries_the_targets_word_for_its_prefix(
+    model: Any, parents: tuple[int, ...], right: dict[int, tuple[int, ...]]
+) -> None:
     bare = tiny.trace(1, prompt=5, answer=14, steps=0)
-    proposals = torch.randint(0, tiny.VOCAB, (13, drafted.STEPS), generator=torch.Generator().manual_seed(2))
-    follows = bare.tokens.long()[bare.prompt_length :]
-    for at, right in {0: 2, 5: 1, 9: 3}.items():  # of some rounds the first drafts are right
-        proposals[at, :right] = follows[at + 1 : at + 1 + right]
-    trace = drafted.with_rounds(bare, proposals, model, version=7)
+    answer, random = bare.tokens[bare.prompt_length :].tolist(), torch.Generator().manual_seed(2)
+    trees = []
+    for at in range(13):
+        tokens = [answer[at], *torch.randperm(tiny.VOCAB, generator=random)[: len(parents) - 1].tolist()]
+        for depth, place in enumerate(right.get(at, ()), 1):
+            tokens[place] = answer[at + depth]
+        trees.append(Tree(tuple(tokens), parents))
+    trace = drafted.with_rounds(bare, trees, model, version=7)
     assert trace.root.tolist() == [5, 8, 9, 10, 12, 13, 14]
     assert trace.accepted.tolist() == [2, 0, 0, 1, 0, 0, 3]
     assert set(trace.version.tolist()) == {7}
     seen = 0
-    for node in nodes_of(trace, drafted.STEPS + 1):
+    for node in nodes_of(trace, DEPTHS):
         prefix = torch.cat([trace.tokens[: node.slot + 2].long(), torch.tensor(node.path, dtype=torch.int64)])
         want = model(prefix[None]).logits[0, -1].log_softmax(-1)[trace.top_ids[node.index].long()]
         torch.testing.assert_close(trace.top_logprobs[node.index].float(), want, atol=2e-2, rtol=1e-3)
         seen += 1
-    assert seen == trace.node_token.shape[0] == 28
+    assert seen == trace.node_token.shape[0] == 7 * len(parents)
     check(trace)
 
 
 def check(trace: RequestTrace) -> None:
     """Accepted nodes are the committed tokens."""
-    for node in nodes_of(trace, drafted.STEPS + 1):
+    for node in nodes_of(trace, DEPTHS):
         committed = trace.tokens[node.slot + 2 : node.slot + 2 + len(node.path)].tolist()
         assert (committed == list(node.path)) == node.accepted

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from aiohttp import ClientSession
+from safetensors.torch import load_file, save_file
 
 from aurora_api.agent import SwapPhase, SwapRequest
 from aurora_api.pod import ServingSettings, StoreSettings
@@ -36,6 +37,8 @@ from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     initial_channel,
     lineage_of,
+    target_ids,
+    with_map,
     write_constant_draft,
     write_draft,
 )
@@ -86,8 +89,12 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     drafts = {
         0: write_constant_draft(base / "constant", target, first),
         1: write_draft(base / "random", target, first, seed=7),
-        2: write_draft(base / "other-map", target, [*first[:-1], DRAFT_VOCABULARY + 5], seed=8),
+        2: write_constant_draft(base / "other-map", target, first, lowest=max(first) + 1),
+        3: write_draft(base / "no-map", target, first, seed=8),
     }
+    weights = drafts[3] / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(with_map(tensors, target_ids(tensors).flip(0)), weights)
     registry.create_lineage(lineage_of(drafts[0], target))
     versions = {number: publish(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
@@ -289,13 +296,30 @@ def test_back_to_the_first_draft_gives_its_checksum_again(world: World) -> None:
     assert pod.settled().checksum == one.checksum != zero.checksum
 
 
-def test_a_draft_with_another_vocabulary_map_never_reaches_the_engine(world: World) -> None:
+def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
+    """The two constant drafts say the same tokens, by other rows of their heads."""
+    pod, prompt = world.pod, _prompts(world.target)[0]
+    accepted = []
+    for epoch, version in enumerate((0, 2, 0), start=5):
+        assert pod.ask(SwapRequest(version=version, digest=world.versions[version].digest, epoch=epoch)) == 202
+        state = pod.settled()
+        assert (state.version, state.swap.phase, state.swap.error) == (version, SwapPhase.IDLE, "")
+        answer = _generate(pod.engine_url, prompt)
+        accepted.append((state.checksum, answer["output_ids"], answer["meta_info"]["spec_num_correct_drafts"]))
+    (first, text, drafts), other, again = accepted
+    assert drafts > 10
+    assert other[1:] == (text, drafts)
+    assert other[0] != first, "the checksum sees the map"
+    assert again == (first, text, drafts)
+
+
+def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(world: World) -> None:
     pod = world.pod
     before = pod.state()
-    assert pod.ask(SwapRequest(version=2, digest=world.versions[2].digest, epoch=5)) == 202
+    assert pod.ask(SwapRequest(version=3, digest=world.versions[3].digest, epoch=8)) == 202
     after = pod.settled()
     assert after.swap.phase is SwapPhase.FAILED
-    assert "d2t differs" in after.swap.error
+    assert "d2t does not name" in after.swap.error
     assert (after.version, after.checksum, after.engine_ready) == (before.version, before.checksum, True)
 
 

@@ -60,7 +60,6 @@ def lineage(number: int) -> Lineage:
         architecture="EAGLE3",
         draft_vocab_size=8,
         aux_layers=(1, 2, 3),
-        d2t_sha256=ZERO,
         tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
         created=NOW,
     )

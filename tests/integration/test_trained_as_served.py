@@ -27,11 +27,12 @@ from aurora_runtime.training.batch import Follow, collate
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import Vocabulary, examples_of
+from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.prefixes import PrefixBank
 from aurora_runtime.training.target import load_target
 from aurora_runtime.training.unroll import unroll
+from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.nodes import Node, by_path, nodes_of
 from tests.assets.s3 import S3, seaweedfs
@@ -105,7 +106,7 @@ def train(registry: Registry, base: Path) -> list[list[int]]:
     """Train on the recorded traces, register and activate the result; returns held-out prompts."""
     target = load_target(Target(model=str(ensure_model())))
     draft, vocabulary = lineage.fetch(registry, 0, target)
-    untrained, _ = lineage.fetch(registry, 0, target)
+    untrained = lineage.fetch(registry, 0, target)
     traces = json_traces()
     lesson = learn(draft, vocabulary, traces)
     candidates = Candidates(registry, 1, Training(), STEPS, registry.registration(0), untrained)
@@ -138,7 +139,7 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
     """The verify nodes that have children, and what our draft would have proposed there: the ``top_k`` best tokens of
     the batched pass that trains on this trace."""
     draft, vocabulary, spec = served.draft, served.vocabulary, served.spec
-    (example,) = examples_of(trace, vocabulary)
+    (example,) = examples_of(trace, draft.config.vocab_size)
     batch = collate([example], spec.steps, vocabulary, Follow.PROPOSED, branches=True)
     unrolled = by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
     for node in nodes_of(trace, spec.steps):
@@ -168,7 +169,7 @@ def test_our_draft_proposes_what_the_engine_proposed(served: Served) -> None:
 def test_simulated_acceptance_is_the_served_one(served: Served) -> None:
     rounds = sum(t.root.shape[0] for t in served.traces)
     length = sum(t.answer_tokens - 1 for t in served.traces) / rounds
-    examples = [e for t in served.traces for e in examples_of(t, served.vocabulary)]
+    examples = [e for t in served.traces for e in examples_of(t, served.draft.config.vocab_size)]
     simulated = evaluate(served.draft, examples, served.vocabulary, STEPS).accept_length
     print(f"acceptance length served {length:.3f}, simulated {simulated:.3f}")
     assert length > 1.5

@@ -106,7 +106,6 @@ def put_lineage(registry: Registry, draft: Path) -> None:
             architecture="EAGLE3",
             draft_vocab_size=tensors["d2t"].shape[0],
             aux_layers=(2, 15, 27),
-            d2t_sha256=hashlib.sha256(tensors["d2t"].numpy().astype("<i8").tobytes()).hexdigest(),
             tensors={name: entry.spec for name, entry in entries.items()},
             created=datetime.now(UTC),
         )

@@ -50,7 +50,9 @@ shared_environment() {
 base="$(shared_environment cpu requirements/cpu.txt)"
 light="$(shared_environment light requirements/light.txt)"
 
-if [ "$(cat .venv/base 2>/dev/null)" != "$base" ]; then
+# Entry points are written down when the package is installed: another pyproject.toml may name others.
+made="$base $(sha256sum <pyproject.toml)"
+if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
   rm -rf .venv
   "$uv" venv -q --python "$interpreter" .venv
   echo "$base/lib/python3.11/site-packages" >.venv/lib/python3.11/site-packages/_shared.pth
@@ -60,4 +62,5 @@ if [ "$(cat .venv/base 2>/dev/null)" != "$base" ]; then
   "$uv" pip install -q --no-deps --python .venv/bin/python -e .
   echo "$light" >.venv/light
   echo "$base" >.venv/base
+  echo "$made" >.venv/made
 fi

@@ -103,7 +103,7 @@ def draft_tensors(fill: float = 1.0) -> dict[str, tuple[str, list[int], bytes]]:
         "norm.weight": ("F32", [2], struct.pack("<2f", fill, fill)),
         "half.weight": ("F16", [2], struct.pack("<2e", fill, fill)),
         "d2t": ("I64", [4], D2T),
-        "t2d": ("BOOL", [8], b"\x01" * 8),
+        "t2d": ("BOOL", [8], b"\x01\x00" * 4),
     }
 
 
@@ -116,7 +116,6 @@ def lineage(number: int = 1) -> Lineage:
         architecture="EAGLE3",
         draft_vocab_size=4,
         aux_layers=(1, 2, 3),
-        d2t_sha256=hashlib.sha256(D2T).hexdigest(),
         tensors={n: TensorSpec(shape=tuple(s), dtype=d) for n, (d, s, _) in draft_tensors().items()},
         created=datetime.now(UTC),
     )

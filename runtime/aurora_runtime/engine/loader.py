@@ -3,24 +3,26 @@
 Imported by SGLang alone, inside its scheduler: it needs torch. Called as ``fn(model, named_tensors)``
 (sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: never raises, because SGLang does
 not catch here and would end. When the file cannot be loaded the old weights stay, and the checksum that the caller
-compares tells. Names, shapes, dtypes and digest were checked before (:mod:`aurora_runtime.engine.weights`).
+compares tells. Names, shapes, dtypes, digest and map were checked before (:mod:`aurora_runtime.engine.weights`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from aurora_runtime.engine import vocabulary
 from aurora_runtime.engine.payload import PATH_TENSOR
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_MAPS = frozenset({"d2t", "t2d"})
-"""Fixed in a running engine: its worker copied the map at its start (sglang/srt/speculative/eagle_worker_v2.py:367)."""
+VOCABULARY_MAP: Final = "d2t"
+INVERSE_MAP: Final = "t2d"
+"""Which target ids the map holds: SGLang has no use for it (sglang/srt/models/llama_eagle3.py:355)."""
 
 
 def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -31,6 +33,9 @@ def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
     try:
         path = bytes(dict(named_tensors)[PATH_TENSOR].tolist()).decode()
         tensors = load_file(path)
-        model.load_weights([(n, t) for n, t in tensors.items() if n not in VOCABULARY_MAPS and "embed_tokens" not in n])
+        offsets = tensors.pop(VOCABULARY_MAP)
+        tensors.pop(INVERSE_MAP, None)
+        vocabulary.replace(model, offsets)  # first: it may refuse
+        model.load_weights([(n, t) for n, t in tensors.items() if "embed_tokens" not in n])
     except Exception:  # whatever it is: past this frame it would end the engine
         log.exception("aurora: the draft was not loaded, the old weights stay")

@@ -70,7 +70,7 @@ class EngineSpec:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The server's environment: ``base`` without the store's credentials, with no trace capture."""
         variables = {name: value for name, value in base.items() if name not in _SECRETS}
-        variables |= {"SGLANG_PLUGINS": "aurora_cpu", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+        variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
         variables |= {"TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
             variables |= cpu.environment(variables)

@@ -1,13 +1,12 @@
 """Is this file a draft of this lineage? Checked before the engine sees it, because an error there ends the engine.
 
-Invariant: names, shapes and dtypes are the lineage's, the vocabulary map is bit for bit the one that the running engine
-copied at its start, and every weight is finite. Reads safetensors by hand: the format is a length, a JSON header and
-raw bytes, and bfloat16 has no numpy dtype.
+Invariant: names, shapes and dtypes are the lineage's, the vocabulary map names target tokens, each once, and every
+weight is finite. Reads safetensors by hand: the format is a length, a JSON header and raw bytes, and bfloat16 has no
+numpy dtype.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -29,6 +28,8 @@ WIDTHS: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I
 EXPONENTS: Final = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """How to read a float type as integers, and its exponent's bits: all set means infinite or not a number."""
 VOCABULARY_MAP: Final = "d2t"
+INVERSE_MAP: Final = "t2d"
+MAP_TYPES: Final = {VOCABULARY_MAP: "I64", INVERSE_MAP: "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,27 @@ def check_draft(path: Path, lineage: Lineage) -> None:
         _same_tensors({name: entry.spec for name, entry in entries.items()}, lineage.tensors)
         for name, entry in entries.items():
             file.seek(offset + entry.begin)
-            if name == VOCABULARY_MAP:
-                digest = hashlib.sha256(file.read(entry.end - entry.begin)).hexdigest()
-                if digest != lineage.d2t_sha256:
-                    raise DraftRefused("d2t differs from the lineage's: a running engine cannot change it")
-            elif entry.spec.dtype in EXPONENTS and not _finite(file, entry):
+            if entry.spec.dtype in EXPONENTS and not _finite(file, entry):
                 raise DraftRefused(f"tensor {name} holds values that are not finite")
+        _map(file, offset, entries, lineage.target.vocab_size)
+
+
+def _map(file: BinaryIO, offset: int, entries: Mapping[str, Entry], vocab: int) -> None:
+    """Raise :class:`DraftRefused` unless ``d2t`` and ``t2d`` name the same target tokens, each once, in ascending
+    order: an id outside the target's vocabulary would end the engine, one in another place speak for a wrong token."""
+    found = {}
+    for name, kind in (VOCABULARY_MAP, "<i8"), (INVERSE_MAP, "?"):
+        entry = entries[name]
+        if entry.spec.dtype != MAP_TYPES[name]:
+            raise DraftRefused(f"tensor {name}: {entry.spec.dtype}, expected {MAP_TYPES[name]}")
+        file.seek(offset + entry.begin)
+        found[name] = np.frombuffer(file.read(entry.end - entry.begin), dtype=kind)
+    offsets, reachable = found[VOCABULARY_MAP], found[INVERSE_MAP]
+    ids = offsets + np.arange(offsets.size)
+    if not (ids.size and ids[0] >= 0 and ids[-1] < vocab and bool(np.all(np.diff(ids) > 0))):
+        raise DraftRefused(f"d2t does not name target tokens below {vocab}, each once, in ascending order")
+    if reachable.size != vocab or not np.array_equal(np.flatnonzero(reachable), ids):
+        raise DraftRefused("t2d and d2t name different target tokens")
 
 
 def _same_tensors(found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> None:

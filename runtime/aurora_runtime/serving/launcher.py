@@ -37,6 +37,7 @@ from aurora_api.agent import ENGINE_PORT, EngineMode
 from aurora_api.pod import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, ServingSettings
 from aurora_api.records import CheckpointManifest, Lineage
 from aurora_runtime.cpu import engine as cpu
+from aurora_runtime.engine import SGLANG_VERSION
 from aurora_runtime.engine.flags import value_of
 from aurora_runtime.engine.machine import machine
 from aurora_runtime.errors import EngineFault
@@ -44,7 +45,6 @@ from aurora_runtime.serving.arguments import engine_arguments
 from aurora_runtime.serving.settings import (
     CAPTURE_VARIABLE,
     PROBE_PREFIX,
-    SGLANG_VERSION,
     CaptureSettings,
     CaptureState,
     EngineState,
@@ -96,7 +96,7 @@ def engine_environment(capture: CaptureSettings, *, on_cpu: bool) -> dict[str, s
     if on_cpu:
         environment |= cpu.environment(environment)
     if plugins := environment.get("SGLANG_PLUGINS"):
-        environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture"
+        environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture,aurora_vocabulary"
     environment.setdefault("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "0")
     environment[CAPTURE_VARIABLE] = capture.to_json().decode()
     return environment

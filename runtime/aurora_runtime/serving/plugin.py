@@ -17,10 +17,10 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
+from aurora_runtime.engine import SGLANG_VERSION
 from aurora_runtime.errors import CaptureRefused
 from aurora_runtime.serving.settings import (
     CAPTURE_VARIABLE,
-    SGLANG_VERSION,
     CaptureSettings,
     CaptureState,
     PodFolder,

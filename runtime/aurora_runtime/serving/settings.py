@@ -19,7 +19,6 @@ from pydantic import Field
 from aurora_api.agent import EngineMode, Machine, measurement_pass
 from aurora_api.base import Ratio, Record, Sha256, Timestamp
 
-SGLANG_VERSION: Final = "0.5.23"
 CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
 PROBE_PREFIX: Final = "aurora-probe-"
 """Request ids that start so are the launcher's own: captured to prove that capture works, and never written down."""

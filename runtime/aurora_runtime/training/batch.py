@@ -1,5 +1,7 @@
 """Examples as one padded batch of trees: what the draft is unrolled along, and who teaches which node.
 
+Here the target's ids become the draft's: what the vocabulary map does not hold is told apart from what nobody knows.
+
 Nodes of one depth are ordered: first the path that each root follows, at the root's own index, then rejected branches.
 So ``outputs[depth][:, :roots]`` are the outputs along the paths.
 """
@@ -14,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurora_runtime.training.examples import Example, Vocabulary
+from aurora_runtime.training.examples import Example
 from aurora_runtime.training.teacher import Teacher
 from aurora_runtime.training.unroll import Level, Trunk
+from aurora_runtime.training.vocabulary import Vocabulary
 
 
 class Follow(StrEnum):
@@ -104,7 +107,7 @@ def collate(
         levels=tuple(Level(t, p) for t, p in zip(token, parent, strict=True)),
         rows=tuple(rows),
         roots=roots,
-        teacher=_teachers(examples),
+        teacher=_teachers(examples, vocabulary),
         weight=torch.cat([part for e in examples for part in (e.weight.float(), torch.ones(len(e.branches)))]),
         expected=expected,
         positions=sum(e.slots for e in examples),
@@ -145,16 +148,17 @@ def _depths(e: Example, followed: Tensor, steps: int, roots: int, branches: bool
 
 def _expected(e: Example, slot: Tensor, steps: int, vocabulary: Vocabulary) -> Tensor:
     at = slot[:, None] + 1 + torch.arange(steps)
-    follows = vocabulary.to_draft[e.tokens[(at + 1).clamp(max=e.slots)].long()].long()
+    follows = vocabulary.drafted(e.tokens[(at + 1).clamp(max=e.slots)])
     return torch.where(at < e.slots, torch.where(follows < 0, -2, follows), -1)
 
 
-def _teachers(examples: Sequence[Example]) -> Teacher:
+def _teachers(examples: Sequence[Example], vocabulary: Vocabulary) -> Teacher:
     """All teachers, as wide as the widest: shards of another ``capture.topK`` are filled up with ids of nothing."""
     parts = [part for e in examples for part in (e, e.branches)]
     width = max(part.teacher_ids.shape[-1] for part in parts)
+    ids = torch.cat([F.pad(p.teacher_ids, (0, width - p.teacher_ids.shape[-1]), value=-1) for p in parts])
+    probs = torch.cat([F.pad(p.teacher_probs, (0, width - p.teacher_probs.shape[-1])) for p in parts])
+    ids = vocabulary.drafted(ids)
     return Teacher(
-        torch.cat([F.pad(p.teacher_ids, (0, width - p.teacher_ids.shape[-1]), value=-1) for p in parts]).long(),
-        torch.cat([F.pad(p.teacher_probs, (0, width - p.teacher_probs.shape[-1])) for p in parts]).float(),
-        torch.cat([part.teacher_rest for part in parts]).float(),
+        ids, probs.float().masked_fill(ids < 0, 0.0), torch.cat([part.teacher_rest for part in parts]).float()
     )

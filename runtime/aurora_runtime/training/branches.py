@@ -31,7 +31,7 @@ class Branches:
     depth: Tensor  # [X] int8: below the round's root, from 1
     parent: Tensor  # [X] int32: index among the X, -1 where the parent was accepted
     token: Tensor  # [X] int32
-    teacher_ids: Tensor  # [X, K] int32, draft ids
+    teacher_ids: Tensor  # [X, K] int32, target ids
     teacher_probs: Tensor  # [X, K] float16
     teacher_rest: Tensor  # [X] float16
 
@@ -53,23 +53,21 @@ class Branches:
         return dataclasses.replace(self, **mine)
 
 
-def said(trace: RequestTrace, nodes: Tensor, to_draft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the target said at ``nodes``, for ``to_draft`` ``[vocab]``: draft ids ``[N, K]`` int32, their probabilities
-    float16, and the rest ``[N]`` float16. Raises :class:`TraceFormatError` for ids outside the target's vocabulary and
-    for what is not a number."""
-    top = trace.top_ids[nodes].long()
-    if top.numel() and not 0 <= int(top.min()) <= int(top.max()) < to_draft.numel():
+def said(trace: RequestTrace, nodes: Tensor, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the target said at ``nodes``: target ids ``[N, K]`` int32, their probabilities float16, and the rest ``[N]``
+    float16. Raises :class:`TraceFormatError` for ids outside the target's ``vocab`` and for what is not a number."""
+    ids = trace.top_ids[nodes].to(torch.int32)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         raise TraceFormatError("top-k ids outside the target's vocabulary")
     if bool(trace.top_logprobs[nodes].isnan().any()) or bool(trace.rest[nodes].isnan().any()):
         raise TraceFormatError("what the target said is not a number")
-    ids = to_draft[top]
-    probs = torch.where(ids >= 0, trace.top_logprobs[nodes].float().exp(), 0.0).to(torch.float16)
-    return ids, probs, trace.rest[nodes].to(torch.float16)
+    return ids, trace.top_logprobs[nodes].float().exp().to(torch.float16), trace.rest[nodes].to(torch.float16)
 
 
-def branches_of(trace: RequestTrace, to_draft: Tensor) -> Branches:
+def branches_of(trace: RequestTrace, vocab: int) -> Branches:
     """The rejected nodes of ``trace``; slots are relative to ``hidden_start``. What hangs below the answer's last token
-    is left out: nothing follows there. Raises :class:`TraceFormatError` for nodes that cannot be."""
+    is left out: nothing follows there. Raises :class:`TraceFormatError` for nodes that cannot be, in the target's
+    ``vocab`` or in their tree."""
     count = trace.node_count.long()
     first = count.cumsum(0) - count
     round_of = torch.repeat_interleave(torch.arange(count.numel()), count)
@@ -77,7 +75,7 @@ def branches_of(trace: RequestTrace, to_draft: Tensor) -> Branches:
     if bool((up >= count[round_of]).any()):
         raise TraceFormatError("a node's parent lies outside its round")
     drafted = trace.node_token
-    if drafted.numel() and not 0 <= int(drafted.min()) <= int(drafted.max()) < to_draft.numel():
+    if drafted.numel() and not 0 <= int(drafted.min()) <= int(drafted.max()) < vocab:
         raise TraceFormatError("drafted ids outside the target's vocabulary")
     parent = (first[round_of] + up).clamp(min=0)
     depth, fork = _depths(torch.arange(round_of.numel()) == first[round_of], up >= 0, parent, trace.node_accepted)
@@ -91,7 +89,7 @@ def branches_of(trace: RequestTrace, to_draft: Tensor) -> Branches:
     nodes = nodes[rank < ROUND_BRANCHES]
     place = torch.full((round_of.numel(),), -1, dtype=torch.int32)
     place[nodes] = torch.arange(nodes.numel(), dtype=torch.int32)
-    ids, probs, rest = said(trace, nodes, to_draft)
+    ids, probs, rest = said(trace, nodes, vocab)
     return Branches(
         slot=slot[nodes].to(torch.int32),
         depth=depth[nodes].to(torch.int8),

@@ -1,7 +1,7 @@
 """When a draft is offered for validation: measurably better on held-out requests than the last one offered.
 
-Invariant: both are measured on the same requests at the same moment, so drift of the traffic cannot fake or hide a
-gain; the number of a version is taken only after its files are complete.
+Invariant: both are measured on the same requests at the same moment, each with its own vocabulary map, so drift of the
+traffic cannot fake or hide a gain; the number of a version is taken only after its files are complete.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from aurora_runtime.training.data import HeldOutSet
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.evaluate import HeldOut, evaluate
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.vocabulary import Vocabulary
 
 MIN_REQUESTS: Final = 4
 """Fewer held-out requests say nothing."""
@@ -42,8 +43,15 @@ class Candidates:
     """Compares the draft in training with the last registered version and registers the next one."""
 
     def __init__(
-        self, registry: Registry, lineage_number: int, settings: Training, steps: int, last: Registration, held: Draft
+        self,
+        registry: Registry,
+        lineage_number: int,
+        settings: Training,
+        steps: int,
+        last: Registration,
+        held: tuple[Draft, Vocabulary],
     ) -> None:
+        """``held`` is the draft of ``last`` with its map."""
         self._registry, self.lineage, self._settings, self._steps = registry, lineage_number, settings, steps
         self.last, self._held = last, held
         self._looked_tokens, self._looked_step, self._looked_at = last.trained_tokens, 0, time.monotonic()
@@ -62,7 +70,8 @@ class Candidates:
             return Outcome(None, None, f"waiting for held-out requests: {len(held_out)} of {MIN_REQUESTS}")
         examples = held_out.newest_first()
         new = evaluate(session.draft, examples, session.vocabulary, self._steps)
-        old = evaluate(self._held.to(session.device), examples[: new.requests], session.vocabulary, self._steps)
+        held, vocabulary = self._held
+        old = evaluate(held.to(session.device), examples[: new.requests], vocabulary, self._steps)
         gain = new.accept_length - old.accept_length
         seen = f"held-out acceptance {new.accept_length:.2f}, version {self.last.version} has {old.accept_length:.2f}"
         log.info("%s (%d requests)", seen, new.requests)
@@ -98,5 +107,6 @@ class Candidates:
                 except ObjectExists:
                     log.warning("version %d was taken by another trainer; taking the next", number)
                     continue
-                self._held, _ = export.load(folder, session.draft.embedding)
+                draft, ids = export.load(folder, session.draft.embedding)
+                self._held = draft, Vocabulary.of(ids, draft.config.vocab_size)
                 return registration

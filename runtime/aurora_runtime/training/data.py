@@ -7,7 +7,7 @@ request reaches the training side.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,8 @@ from aurora_api.errors import InvalidRecord
 from aurora_runtime.errors import DigestMismatch, ObjectMissing, TraceFormatError
 from aurora_runtime.store import Registry
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.ahead import Ahead
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
 
@@ -50,22 +51,29 @@ class ShardReader:
     def __init__(
         self,
         registry: Registry,
-        vocabulary: Vocabulary,
+        vocab: int,
         aux_width: int,
         patience: Patience,
         *,
         prompt_weight: float = 0.0,
     ) -> None:
-        self._registry, self._vocabulary = registry, vocabulary
+        self._registry, self._vocab = registry, vocab
         self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
         self._prefixes = PrefixBank()
+        self._ahead = Ahead(self._fetch)
         self.damaged = 0
+
+    def _fetch(self, key: str) -> bytes:
+        return self._patience.call(f"reading {key}", lambda: self._registry.shard(key))[1]
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """``keys`` will be read next, in this order: the first of them are fetched meanwhile."""
+        self._ahead.expect(keys)
 
     def read(self, key: str) -> Shard | None:
         """The shard's examples, or None when it is damaged."""
         try:
-            _, data = self._patience.call(f"reading {key}", lambda: self._registry.shard(key))
-            return self._split(key, decode(data))
+            return self._split(key, decode(self._ahead.take(key)))
         except _DAMAGE as error:
             self.damaged += 1
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
@@ -81,7 +89,7 @@ class ShardReader:
                 raise TraceFormatError("hidden states are not finite")
             whole = self._prefixes.complete(trace)
             weight = 0.0 if trace.held_out else self._prompt_weight
-            examples = examples_of(whole, self._vocabulary, weight, trace.hidden_start - whole.hidden_start)
+            examples = examples_of(whole, self._vocab, weight, trace.hidden_start - whole.hidden_start)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from aurora_runtime.training.batch import collate
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, Vocabulary
+from aurora_runtime.training.examples import Example
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.unroll import unroll
+from aurora_runtime.training.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Invariant: every root is one that serving can draft from (the slot of the last prompt token or later), every teacher a
 distribution that the target really had there. Prompt slots only lend their keys and values, unless prompt positions
-are given a weight.
+are given a weight. All ids are the target's, so that an example outlives the draft's vocabulary map.
 
 Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t+2``, so step
 ``j`` at root ``t`` is taught by the target's distribution at position ``t+1+j``.
@@ -35,7 +35,7 @@ class Example:
     fresh: int  # positions that count as seen for the first time with this example
     tokens: Tensor  # [T + 1] int32: tokens at slots 0…T; the state at T itself is not needed
     aux: Tensor  # [T, 3H]
-    teacher_ids: Tensor  # [T + 1, K] int32, draft ids; rows by position
+    teacher_ids: Tensor  # [T + 1, K] int32, target ids, -1 where there is none; rows by position
     teacher_probs: Tensor  # [T + 1, K] float16
     teacher_rest: Tensor  # [T + 1] float16
     weight: Tensor  # [T + 1] float16: 0 where there is no teacher
@@ -52,30 +52,13 @@ class Example:
         return own + self.branches.nbytes
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The draft's vocabulary map, both ways."""
-
-    to_target: Tensor  # [draft_vocab] int64
-    to_draft: Tensor  # [vocab] int32, -1 outside
-
-    @classmethod
-    def of(cls, ids: Tensor, vocab: int) -> Vocabulary:
-        """From the target ids of the draft's tokens."""
-        back = torch.full((vocab,), -1, dtype=torch.int32)
-        back[ids] = torch.arange(ids.numel(), dtype=torch.int32)
-        return cls(ids, back)
-
-
-def examples_of(
-    trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float = 0.0, known: int = 0
-) -> list[Example]:
+def examples_of(trace: RequestTrace, vocab: int, prompt_weight: float = 0.0, known: int = 0) -> list[Example]:
     """A trace's examples, of which the first ``known`` positions do not count as fresh; none when no root has both a
-    state and a teacher. Raises :class:`TraceFormatError` for token ids outside the target's vocabulary."""
+    state and a teacher. Raises :class:`TraceFormatError` for token ids outside the target's ``vocab``."""
     tokens = trace.tokens[trace.hidden_start :]
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary.to_draft.numel():
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
         raise TraceFormatError("token ids outside the target's vocabulary")
-    ids, probs, rest, weight = _teachers(trace, vocabulary, prompt_weight)
+    ids, probs, rest, weight = _teachers(trace, vocab, prompt_weight)
     taught = weight.nonzero().flatten()
     last_slot = min(trace.hidden.shape[0], tokens.numel() - 1) - 1
     first = 0 if prompt_weight else max(trace.prompt_length - 1 - trace.hidden_start, 0)
@@ -83,7 +66,7 @@ def examples_of(
         return []
     last = min(last_slot, int(taught[-1]) - 1)
     first = max(first, int(taught[0]) - 1)
-    accepted, branches = _rounds(trace), branches_of(trace, vocabulary.to_draft)
+    accepted, branches = _rounds(trace), branches_of(trace, vocab)
     cut = []
     counted = known
     for root in range(first, last + 1, MAX_ROOTS):
@@ -124,7 +107,7 @@ def _rounds(trace: RequestTrace) -> Tensor:
     return accepted
 
 
-def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float) -> tuple[Tensor, ...]:
+def _teachers(trace: RequestTrace, vocab: int, prompt_weight: float) -> tuple[Tensor, ...]:
     """Teachers by position relative to ``hidden_start``: ids ``[L, K]``, probs ``[L, K]``, rest, weight ``[L]``."""
     length = trace.tokens.shape[0] - trace.hidden_start
     count = trace.node_count.long()
@@ -141,13 +124,12 @@ def _teachers(trace: RequestTrace, vocabulary: Vocabulary, prompt_weight: float)
     ids = torch.full((length, k), -1, dtype=torch.int32)
     probs = torch.zeros(length, k, dtype=torch.float16)
     rest, weight = torch.zeros(length, dtype=torch.float16), torch.zeros(length, dtype=torch.float16)
-    ids[at], probs[at], rest[at] = said(trace, kept.nonzero().flatten(), vocabulary.to_draft)
+    ids[at], probs[at], rest[at] = said(trace, kept.nonzero().flatten(), vocab)
     weight[at] = 1.0
     if prompt_weight:
         # In the prompt only the next token is known: a distribution with all its mass there.
         prompt = torch.arange(max(0, min(trace.prompt_length - trace.hidden_start, length - 1)))
-        following = vocabulary.to_draft[trace.tokens[trace.hidden_start :][prompt + 1].long()]
-        ids[prompt, 0] = following
-        probs[prompt, 0] = (following >= 0).to(torch.float16)
+        ids[prompt, 0] = trace.tokens[trace.hidden_start :][prompt + 1].to(torch.int32)
+        probs[prompt, 0] = 1.0
         weight[prompt] = prompt_weight
     return ids, probs, rest, weight

@@ -32,7 +32,6 @@ class Exported:
     digest: str  # of model.safetensors
     files: tuple[FileRef, ...]
     tensors: dict[str, TensorSpec]
-    d2t_sha256: str
 
 
 def config_json(config: DraftConfig) -> dict[str, Any]:
@@ -99,7 +98,6 @@ def export(draft: Draft, ids: Tensor, folder: Path) -> Exported:
         digest=files[-1].sha256,
         files=tuple(files),
         tensors={n: TensorSpec(shape=tuple(t.shape), dtype=_DTYPES[t.dtype]) for n, t in sorted(tensors.items())},
-        d2t_sha256=hashlib.sha256(tensors[D2T].numpy().astype("<i8").tobytes()).hexdigest(),
     )
 
 

@@ -22,8 +22,8 @@ from aurora_runtime.errors import CheckpointFormatError, ObjectExists, ObjectMis
 from aurora_runtime.store import Keys, Registry
 from aurora_runtime.training import export, init
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary
 from aurora_runtime.training.target import TargetModel
+from aurora_runtime.training.vocabulary import Vocabulary
 
 FIRST_LINEAGE: Final = 1
 log = logging.getLogger(__name__)
@@ -80,7 +80,6 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         architecture=spec.architecture,
         draft_vocab_size=draft.config.draft_vocab_size,
         aux_layers=draft.config.aux_layers,
-        d2t_sha256=exported.d2t_sha256,
         tensors=exported.tensors,
         created=now(),
     )

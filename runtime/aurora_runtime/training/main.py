@@ -32,6 +32,7 @@ from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Memory
 from aurora_runtime.training.retention import Limits, Retention
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Tally
 from aurora_runtime.training.target import TargetModel, load_target
 from aurora_runtime.training.train import Trainer
 
@@ -74,19 +75,24 @@ def build(
     state = patience.call("reading the trainer's state", lambda: saved.read(registry, number))
     newest = patience.call("reading the registry", registry.last_version) or INITIAL_VERSION
     last = patience.call("reading the registry", lambda: registry.registration(newest))
-    draft, vocabulary = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
-    held, _ = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
+    # A state brings its weights and its map, unless it is from before maps could change: then the map is the one of
+    # the version that was the last when it was saved.
+    begun = newest if state is None or state.record.last_registered is None else state.record.last_registered
+    draft, vocabulary = patience.call("fetching a version", lambda: lineages.fetch(registry, begun, target))
+    held = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
     recipe = recipe_of(settings, ranks.size if ranks else 1)
     session = (
         SharedSession(draft, vocabulary, recipe, device, ranks) if ranks else Session(draft, vocabulary, recipe, device)
     )
     ledger = Ledger(registry, number, patience, state.record if state else None)
     width = len(lineage.aux_layers) * target.identity.hidden_size
-    reader = ShardReader(registry, vocabulary, width, patience, prompt_weight=recipe.prompt_weight)
+    reader = ShardReader(registry, target.identity.vocab_size, width, patience, prompt_weight=recipe.prompt_weight)
     memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
+    tally = Tally(target.identity.vocab_size, target.special_tokens)
     refill(ledger, reader, memory, held_out)
     if state is not None:
         session.restore(state.tensors)
+        tally.restore(state.tensors)
         log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
     return Trainer(
         registry=registry,
@@ -94,6 +100,8 @@ def build(
         reader=reader,
         memory=memory,
         held_out=held_out,
+        tally=tally,
+        head=target.head,
         session=session,
         candidates=Candidates(registry, number, settings.training, settings.draft.steps, last, held),
         progress=Progress(registry),
@@ -108,7 +116,9 @@ def build(
 def refill(ledger: Ledger, reader: ShardReader, memory: Memory, held_out: HeldOutSet) -> None:
     """Read the newest consumed shards again, as many as the memory holds, so that replay goes on where it was."""
     ledger.pending()
-    for key in ledger.recent(REPLAY_BYTES):
+    keys = ledger.recent(REPLAY_BYTES)
+    for place, key in enumerate(keys):
+        reader.expect(keys[place:])
         shard = reader.read(key)
         for example in shard.train if shard else ():
             memory.add(example)

@@ -16,6 +16,7 @@ from aurora_runtime.store import Registry
 from aurora_runtime.training.candidates import Outcome
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Change
 
 INTERVAL_S: Final = 4.0
 IDLE_INTERVAL_S: Final = 15.0
@@ -38,6 +39,11 @@ class Progress:
         if outcome.candidate is not None:
             self._accept_length, self._coverage = outcome.candidate.accept_length, outcome.candidate.coverage
         self._message = outcome.message
+        self._next = 0.0
+
+    def remapped(self, change: Change) -> None:
+        """Take over a change of the vocabulary map; the next status says it."""
+        self._coverage, self._message = change.after, str(change)
         self._next = 0.0
 
     def tick(self, phase: TrainerPhase, session: Session, *, shards: int, tokens: int, last: Registration) -> None:

@@ -24,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aurora_runtime.training.batch import Batch
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, Vocabulary
+from aurora_runtime.training.examples import Example
 from aurora_runtime.training.objective import batch_loss
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 LEADER: Final = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aurora_runtime.training.batch import Follow
 from aurora_runtime.training.losses import Loss, forward_kl
+from aurora_runtime.training.replay import Choice
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Recipe:
     learning_rate: float = 1e-3
     unroll_steps: int = 3
     replay: int = 1
+    choice: Choice = Choice.UNIFORM  # of what is replayed
     follow: Follow = Follow.COMMITTED
     loss: Loss = forward_kl
     discard: float = 0.1  # weight of rejected nodes beside the followed ones of their depth (Aurora's lambda); 0: none

@@ -23,6 +23,7 @@ from aurora_runtime.store import Keys, Registry
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Tally
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,10 +64,11 @@ def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
 
 
 def build(
-    session: Session, ledger: Ledger, *, epoch: int, lineage: int, trained_tokens: int, last: Registration
+    session: Session, ledger: Ledger, tally: Tally, *, epoch: int, lineage: int, trained_tokens: int, last: Registration
 ) -> tuple[TrainerState, bytes]:
     """A state ready to be stored. Built once per save, so that a repeated upload sends the very same bytes."""
-    data = save({name: tensor.contiguous() for name, tensor in session.state().items()})
+    tensors = {**session.state(), **tally.state()}
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     record = TrainerState(
         epoch=epoch,

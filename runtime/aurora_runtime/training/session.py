@@ -1,8 +1,8 @@
 """The trained weights, the optimizer, and how one batch changes them.
 
 Invariant: what :meth:`Session.state` returns and :meth:`Session.restore` takes is everything that decides the next
-step, so that a resumed session continues identically. To keep that true with moments stored in bf16 (half the bytes),
-saving rounds the live moments too.
+step, so that a resumed session continues identically; the vocabulary map is part of it, because the head's rows mean
+nothing without it. To keep that true with moments stored in bf16 (half the bytes), saving rounds the live moments too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from torch import Tensor
 
 from aurora_runtime.training.batch import Batch, collate
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, Vocabulary
+from aurora_runtime.training.examples import Example
 from aurora_runtime.training.objective import batch_loss
 from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 SEED: Final = 0
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+VOCABULARY: Final = "vocabulary"
+"""Name of the map in a state: the target ids of the draft's tokens."""
 
 
 class Session:
@@ -95,13 +98,16 @@ class Session:
                 live = self._optimizer.state[parameter].get(moment)
                 if live is not None:
                     tensors[f"{moment}.{name}"] = live.to(torch.bfloat16).cpu()
+        tensors[VOCABULARY] = self.vocabulary.to_target
         tensors["generator"] = self.generator.get_state()
         tensors["counters"] = torch.tensor([self.steps, self.seen])
         tensors["loss"] = torch.tensor(float("nan") if self.loss is None else self.loss, dtype=torch.float64)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`. A state from before maps could change has none, and leaves the session's."""
+        if VOCABULARY in tensors:
+            self.vocabulary = Vocabulary.of(tensors[VOCABULARY], self.draft.config.vocab_size)
         self.steps, self.seen = (int(x) for x in tensors["counters"])
         loss = float(tensors["loss"])
         self.loss = None if math.isnan(loss) else loss

@@ -6,12 +6,14 @@ Invariant: between two shards everything that matters is in ``_save``'s record; 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from aurora_api.records import TrainerPhase
 from aurora_runtime.errors import Interrupted
@@ -24,9 +26,11 @@ from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.remap import remapped
 from aurora_runtime.training.replay import Memory, pack
 from aurora_runtime.training.retention import Retention
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.tally import Tally
 
 log = logging.getLogger(__name__)
 POLL_S: Final = 2.0
@@ -34,7 +38,9 @@ SHARDS_A_LOOK: Final = 64
 """A long backlog is looked at anew now and then: what has no room in the store goes unread."""
 SAVE_S: Final = 20.0
 SAVE_SHARE: Final = 0.1
-"""A save follows the last one after :data:`SAVE_S`, or later when saves take more than this share of the time."""
+IDLE_SAVE_SHARE: Final = 0.5
+"""A save follows the last one after :data:`SAVE_S`, or later where saves would take more than this share of the time.
+Who waits for traces has the time, and a kill meanwhile would cost what was learnt before."""
 
 
 @dataclass
@@ -46,6 +52,8 @@ class Trainer:
     reader: ShardReader
     memory: Memory
     held_out: HeldOutSet
+    tally: Tally
+    head: Tensor  # [vocab, H], the target's: where tokens that come into the map start from
     session: Session
     candidates: Candidates
     progress: Progress
@@ -55,7 +63,8 @@ class Trainer:
     epoch: int  # of the last stored state
     trained_tokens: int
     _saved_at: tuple[int, int] = (0, 0)
-    _save_due: float = 0.0
+    _save_ended: float = -math.inf
+    _save_took: float = 0.0
 
     def run(self) -> None:
         """Train until asked to stop; then save."""
@@ -70,14 +79,15 @@ class Trainer:
         while not self.patience.stopping:
             pending = self.retention.pending()
             if pending:
-                for key in pending[:SHARDS_A_LOOK]:
+                for place, key in enumerate(pending[:SHARDS_A_LOOK]):
                     if not self.patience.stopping:
+                        self.reader.expect(pending[place:])
                         self._shard(key)
                         self._between(TrainerPhase.TRAINING)
             elif self._may_replay():
                 until = time.monotonic() + POLL_S
                 while time.monotonic() < until and self._may_replay() and not self.patience.stopping:
-                    self._step(self.memory.sample(self.session.recipe.batch_slots, self.session.generator))
+                    self._replay()
                 self._between(TrainerPhase.TRAINING)
             else:
                 self._between(TrainerPhase.WAITING_FOR_TRACES)
@@ -90,16 +100,21 @@ class Trainer:
         train = list(shard.train) if shard else []
         for example in train:
             self.memory.add(example)
-        recipe, generator = self.session.recipe, self.session.generator
-        order = torch.randperm(len(train), generator=generator).tolist()
+        self.tally.add(train)
+        recipe = self.session.recipe
+        order = torch.randperm(len(train), generator=self.session.generator).tolist()
         for group in pack([train[i] for i in order], recipe.batch_slots):
             if self.patience.stopping:
                 break
             self._step(group)
             self.trained_tokens += sum(example.fresh for example in group)
             for _ in range(recipe.replay):
-                self._step(self.memory.sample(recipe.batch_slots, generator))
+                self._replay()
         self.ledger.consume(key)
+
+    def _replay(self) -> None:
+        recipe = self.session.recipe
+        self._step(self.memory.sample(recipe.batch_slots, self.session.generator, recipe.choice))
 
     def _step(self, examples: Sequence[Example]) -> None:
         if examples:
@@ -117,11 +132,23 @@ class Trainer:
                 lambda: self.candidates.offer(self.session, self.held_out, self.trained_tokens),
             )
             self.progress.evaluated(outcome)
-        if time.monotonic() >= self._save_due:
+        self._review_map()
+        share = IDLE_SAVE_SHARE if phase is TrainerPhase.WAITING_FOR_TRACES else SAVE_SHARE
+        if time.monotonic() >= self._save_ended + max(SAVE_S, self._save_took / share):
             self._save()
         self.patience.call("deleting orphans", lambda: self.janitor.tick(self._stopping))
         self.retention.tick(self._stopping)
         self._tick(phase)
+
+    def _review_map(self) -> None:
+        """Change the vocabulary map when that is worth it: after a comparison, which saw the map before, and then not
+        before the next."""
+        change = self.tally.review(self.session.vocabulary, self.held_out.newest_first())
+        if change is None:
+            return
+        self.session.restore(remapped(self.session.state(), change.ids, self.head))
+        self.progress.remapped(change)
+        log.info("%s", change)
 
     def _stopping(self) -> bool:
         return self.patience.stopping
@@ -143,6 +170,7 @@ class Trainer:
         record, data = saved.build(
             self.session,
             self.ledger,
+            self.tally,
             epoch=self.epoch + 1,
             lineage=self.candidates.lineage,
             trained_tokens=self.trained_tokens,
@@ -152,5 +180,5 @@ class Trainer:
         self.retention.saved(record)
         self.epoch += 1
         self._saved_at = at
-        now = time.monotonic()
-        self._save_due = now + max(SAVE_S, (now - began) / SAVE_SHARE)
+        self._save_ended = time.monotonic()
+        self._save_took = self._save_ended - began

@@ -186,12 +186,12 @@ async def _round(
     number: int,
     deadline: float,
     clock: Callable[[], float],
-) -> tuple[list[Sample], dict[Batch, BatchResult]] | None:
+) -> tuple[list[Sample], dict[Batch[Arm], BatchResult]] | None:
     """One round of ``arms``: its samples and answers; None when time ran out."""
     concurrencies = plan.policy.concurrencies
     turns = batches(number, arms, concurrencies, per_worker=plan.per_worker, available=len(prompts))
     samples: list[Sample] = []
-    answers: dict[Batch, BatchResult] = {}
+    answers: dict[Batch[Arm], BatchResult] = {}
     for turn in turns:
         if clock() > deadline:
             log.info("measure: out of time within round %d, which is left out", number)
@@ -216,7 +216,7 @@ async def _round(
     return samples, answers
 
 
-def _answers_of(arm: Arm, answers: dict[Batch, BatchResult]) -> Answers:
+def _answers_of(arm: Arm, answers: dict[Batch[Arm], BatchResult]) -> Answers:
     return {
         (turn.concurrency, index): answer
         for turn, batch in answers.items()
@@ -229,7 +229,7 @@ def _answers_of(arm: Arm, answers: dict[Batch, BatchResult]) -> Answers:
 async def _compare(
     bench: Bench,
     prompts: Sequence[Prompt],
-    answers: dict[Batch, BatchResult],
+    answers: dict[Batch[Arm], BatchResult],
     reference: Answers,
     result: Measurement,
 ) -> None:

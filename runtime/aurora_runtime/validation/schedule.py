@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-from aurora_api.records import Arm
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[T]):
     """One arm's turn: the prompts (indices) answered at one concurrency."""
 
-    arm: Arm
+    arm: T
     concurrency: int
     prompts: tuple[int, ...]
 
@@ -31,8 +29,8 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
 
 
 def batches(
-    number: int, arms: Sequence[Arm], concurrencies: Sequence[int], *, per_worker: int, available: int
-) -> list[Batch]:
+    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, per_worker: int, available: int
+) -> list[Batch[T]]:
     """The batches of round ``number``.
 
     Args:

@@ -1,7 +1,8 @@
-"""The ways to learn that are compared, and how each spends the same number of optimizer steps.
+"""The ways to learn that are compared.
 
-Each row but ``fifo`` changes one thing against :data:`REFERENCE`. All see the same fresh requests and make the same
-steps: who replays takes bigger batches, and so processes more positions, which is reported.
+Each row but ``fifo``, ``tree`` and ``map`` changes one thing against :data:`REFERENCE`; ``tree`` is ``discard 0.1`` on
+the same answers with other rounds, and ``map`` is it with the trainer's changes of the vocabulary map. All see the same
+fresh requests.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from tests.assets.drafted import CHAINS, TREES
+
 from aurora_runtime.training.batch import Follow
 from aurora_runtime.training.losses import LOSSES
 from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.replay import Choice
 
 CAPTURED: Final = 32
 """Most likely tokens kept per node in the recorded traces."""
@@ -22,31 +26,59 @@ CAPTURED: Final = 32
 
 @dataclass(frozen=True)
 class Configuration:
-    """One row of the comparison: a recipe, and how many of the target's most likely tokens capture kept."""
+    """One row of the comparison: a recipe, and what lies outside of recipes."""
 
     what: str
     recipe: Recipe
-    top_k: int = CAPTURED
+    top_k: int = CAPTURED  # of the target's most likely tokens, per node
+    shape: str = CHAINS  # of the rounds
+    as_target: bool = True  # whether layer and head begin as the target's
+    averaged: bool = False  # whether the weights' moving average is what would be served
+    remap: bool = False  # whether the vocabulary map follows the traffic
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what the trainer does unless told otherwise."""
+        return self == Configuration(self.what, Recipe(), remap=True)
 
 
-def _row(what: str, *, top_k: int = CAPTURED, **changes: Any) -> Configuration:
-    return Configuration(what, dataclasses.replace(Recipe(), **changes), top_k)
+def _row(
+    what: str,
+    *,
+    top_k: int = CAPTURED,
+    shape: str = CHAINS,
+    as_target: bool = True,
+    averaged: bool = False,
+    remap: bool = False,
+    **changes: Any,
+) -> Configuration:
+    recipe = dataclasses.replace(Recipe(), **changes)
+    return Configuration(what, recipe, top_k, shape, as_target, averaged, remap)
 
 
+PUBLISHED: Final = "fifo"
 REFERENCE: Final = "replay"
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "follow": Follow.COMMITTED})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"follow": Follow.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
-    "fifo": _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
-    "replay": _row("+ one replayed batch per fresh one", **PLAIN),
+    PUBLISHED: _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
+    REFERENCE: _row("+ one replayed batch per fresh one", **PLAIN),
+    "replay 3": _row("+ three replayed batches per fresh one", **PLAIN, replay=3),
+    "recent": _row("replay, what came lately more often", **PLAIN, choice=Choice.RECENT),
+    "surprising": _row("replay, what took more rounds per token more often", **PLAIN, choice=Choice.SURPRISING),
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
+    "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
     "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),
     "proposed, discard": _row("replay, all that was proposed: accepted and rejected alike", discard=1.0, **PROPOSED),
     "prompt": _row("replay, prompt tokens weigh 0.2", **PLAIN, prompt_weight=0.2),
+    "tree": _row("replay, rejected nodes weigh 0.1, drafted in trees", shape=TREES, discard=0.1),
+    "tree, discard 1": _row("replay, rejected nodes weigh 1, drafted in trees", shape=TREES, discard=1.0),
+    "random": _row("replay, layer and head begin random", **PLAIN, as_target=False),
+    "ema": _row("replay, moving average of the weights", **PLAIN, averaged=True),
     "top 4": _row("replay, 4 tokens captured per node", **PLAIN, top_k=4),
     **{
         name: _row(f"replay, loss {name.replace('_', ' ')}", **PLAIN, loss=loss)

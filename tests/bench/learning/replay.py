@@ -1,43 +1,23 @@
-"""One run: recorded requests through one recipe, looked at on held-out requests on the way."""
+"""One run: recorded requests through one configuration, looked at on held-out requests on the way."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-import torch
-from tests.assets.trained_draft import day_0
 from tests.bench.learning.configurations import Configuration
+from tests.bench.learning.learner import Learner, Look
+from tests.bench.learning.matching import Match
+from tests.bench.learning.recorded import Traffic
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
-from aurora_runtime.training.replay import Memory
-from aurora_runtime.training.session import Session
+from aurora_runtime.training import export
 
-LOOKS: Final = 4
-"""Evaluations per run, evenly over the traffic."""
-STEP_REQUESTS: Final = 2
-"""Requests per step where each is used once; who replays once takes twice as many per batch."""
-DRAFT_STEPS: Final = 3
-REPLAY_BYTES: Final = 1 << 30
-
-
-@dataclass(frozen=True)
-class Look:
-    """Held-out requests after some traffic: rounds and answer tokens of each."""
-
-    tokens: int  # answer tokens of the traffic so far
-    steps: int  # optimizer steps so far
-    rounds: tuple[int, ...]
-    answers: tuple[int, ...]
-
-    @property
-    def accept_length(self) -> float:
-        return sum(self.answers) / sum(self.rounds)
+LOOKS: Final = 8
+"""Evaluations per run, evenly over the traffic, after the one before its first step."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +25,12 @@ class Run:
     """A configuration with one seed on one kind of traffic."""
 
     traffic: str
+    match: Match
     configuration: str
     seed: int
     looks: tuple[Look, ...]
     positions: int  # trained, every repetition counted
     cpu_seconds: float  # of training alone
-
-
-def narrowed(trace: RequestTrace, k: int) -> RequestTrace:
-    """``trace`` as a capture of the ``k`` most likely tokens would have kept it."""
-    gone = trace.top_logprobs[:, k:].float().exp().sum(-1)
-    rest = (trace.rest.float() + gone).clamp(max=1).to(trace.rest.dtype)
-    return dataclasses.replace(trace, top_ids=trace.top_ids[:, :k], top_logprobs=trace.top_logprobs[:, :k], rest=rest)
 
 
 def fresh_traffic(traces: Sequence[RequestTrace], tokens: int | None) -> list[RequestTrace]:
@@ -70,46 +44,31 @@ def fresh_traffic(traces: Sequence[RequestTrace], tokens: int | None) -> list[Re
 
 
 def run(
-    traffic: str, traces: Sequence[RequestTrace], name: str, how: Configuration, seed: int, tokens: int | None
+    traffic: Traffic,
+    name: str,
+    how: Configuration,
+    match: Match,
+    seed: int,
+    tokens: int | None,
+    kept: Path | None = None,
 ) -> Run:
-    """Train a day-0 draft on ``traces`` as ``how`` says."""
-    draft, vocabulary = day_0()
-    session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
-    session.generator.manual_seed(seed)
-    memory = Memory(REPLAY_BYTES)
-    held_out = [e for t in traces if t.held_out for e in examples_of(t, vocabulary)]
-    fresh = fresh_traffic(traces, tokens)
+    """Train a day-0 draft on ``traffic`` as ``how`` says; the draft of look ``n`` is exported to ``kept/n``."""
+    learner = Learner.from_day_0(how, match, seed)
+    traces = traffic.traces[how.shape]
+    held_out, fresh = learner.held_out(traces), fresh_traffic(traces, tokens)
     looks, answers, cpu = list[Look](), 0, 0.0
+
+    def look() -> None:
+        if kept:
+            export.export(learner.draft, learner.session.vocabulary.to_target, kept / str(len(looks)))
+        looks.append(learner.look(held_out, answers))
+
+    look()
     for part in range(LOOKS):
         shard = fresh[len(fresh) * part // LOOKS : len(fresh) * (part + 1) // LOOKS]
         began = time.process_time()
-        learn_shard(session, memory, shard, how, vocabulary)
+        learner.learn(shard, held_out)
         cpu += time.process_time() - began
         answers += sum(t.answer_tokens for t in shard)
-        looks.append(look(session, held_out, answers))
-    return Run(traffic, name, seed, tuple(looks), session.seen, cpu)
-
-
-def learn_shard(
-    session: Session, memory: Memory, shard: Sequence[RequestTrace], how: Configuration, vocabulary: Vocabulary
-) -> None:
-    """What the trainer does with a fresh shard, in a number of steps that does not depend on the recipe."""
-    examples = list[Example]()
-    for trace in shard:
-        kept = narrowed(trace, how.top_k)
-        examples += examples_of(kept, vocabulary, how.recipe.prompt_weight)
-    for example in examples:
-        memory.add(example)
-    order = torch.randperm(len(examples), generator=session.generator).tolist()
-    batches = 1 + how.recipe.replay
-    groups = max(1, len(examples) // (2 * STEP_REQUESTS)) * 2 // batches  # even, so that one replay takes half
-    for i in range(groups):
-        group = [examples[n] for n in order[len(order) * i // groups : len(order) * (i + 1) // groups]]
-        session.step(group)
-        for _ in range(how.recipe.replay):
-            session.step(memory.sample(len(group) * max(e.slots for e in group), session.generator))
-
-
-def look(session: Session, held_out: Sequence[Example], answers: int) -> Look:
-    seen = [evaluate(session.draft, [e], session.vocabulary, DRAFT_STEPS) for e in held_out]
-    return Look(answers, session.steps, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))
+        look()
+    return Run(traffic.name, match, name, seed, tuple(looks), learner.session.seen, cpu)

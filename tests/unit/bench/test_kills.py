@@ -7,7 +7,7 @@ import pytest
 from aurora_api.records import FileRef, TrainerState
 from aurora_runtime.training.lineage import utc_now
 from tests.bench.kills import Trained, Watch, audit, table
-from tests.bench.learning.replay import Look
+from tests.bench.learning.learner import Look
 
 FRESH = {"a": 10, "b": 20, "c": 30}
 

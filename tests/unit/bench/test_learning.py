@@ -1,31 +1,112 @@
-"""The comparison of recipes is fair: same traffic, same steps, and a difference is a paired one."""
+"""The comparison of recipes is fair: same traffic, same steps where they are matched, and a difference is paired."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
-from aurora_runtime.training.replay import Memory
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import tally
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.session import Session
-from tests.bench.learning.configurations import CONFIGURATIONS, REFERENCE, Configuration
-from tests.bench.learning.replay import Look, Run, fresh_traffic, learn_shard, narrowed
-from tests.bench.learning.report import difference, table
+from aurora_runtime.training.vocabulary import Vocabulary
+from tests.assets.drafted import CHAINS, SHAPES, TREES
+from tests.bench.learning import learner as learner_module
+from tests.bench.learning.average import Average
+from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
+from tests.bench.learning.learner import Learner, met, narrowed
+from tests.bench.learning.matching import Match
+from tests.bench.learning.remapping import Remapping
+from tests.bench.learning.replay import fresh_traffic
+from tests.bench.learning.start import randomise
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
+
+CPU = torch.device("cpu")
+
+
+def learner_of(folder: Path, how: Configuration, match: Match) -> Learner:
+    draft, vocabulary = tiny.draft_of(tiny.target(folder))
+    return Learner(Session(draft, vocabulary, how.recipe, CPU), how, match)
 
 
 @pytest.mark.parametrize("name", list(CONFIGURATIONS))
 def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, name: str) -> None:
-    how: Configuration = CONFIGURATIONS[name]
+    learner = learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS)
+    before = [p.detach().clone() for p in learner.draft.parameters()]
+    learner.learn([tree_trace(seed, answer=8) for seed in range(9)], [])
+    assert learner.session.steps == 4
+    assert any(not torch.equal(a, b) for a, b in zip(before, learner.draft.parameters(), strict=True))
+
+
+def test_one_configuration_is_what_the_trainer_does() -> None:
+    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map"]
+
+
+def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_trainer(tmp_path: Path) -> None:
+    traces = [tree_trace(seed, prompt=120, answer=30) for seed in range(9)]  # three fill a batch
+    steps = {}
+    for name in (PUBLISHED, REFERENCE, "replay 3"):
+        learner = learner_of(tmp_path, CONFIGURATIONS[name], Match.TRAFFIC)
+        learner.learn(traces, [])
+        steps[name] = learner.session.steps
+    assert steps == {PUBLISHED: 3, REFERENCE: 6, "replay 3": 12}
+
+
+def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LEAST", 300)
+    target, how = tiny.target(tmp_path), CONFIGURATIONS["map"]
+    session = Session(*tiny.draft_of(target), how.recipe, CPU)
+    learner = Learner(session, how, Match.STEPS, Remapping(session, target))
+    traces, before = [tiny.trace(seed, answer=60, least=150) for seed in range(12)], session.vocabulary
+    judges = [e for trace in traces[8:] for e in examples_of(trace, tiny.VOCAB)]
+    learner.learn(traces[:4], judges)
+    assert session.vocabulary is before, "too few answers"
+    learner.learn(traces[4:8], judges)
+    after = session.vocabulary.to_target
+    assert len(after) == len(before.to_target)
+    assert int((after >= 150).sum()) > int((before.to_target >= 150).sum())
+
+
+def test_nobody_averages_a_head_whose_rows_change_places(tmp_path: Path) -> None:
+    target, how = tiny.target(tmp_path), CONFIGURATIONS["ema"]
+    session = Session(*tiny.draft_of(target), how.recipe, CPU)
+    with pytest.raises(ValueError, match="average"):
+        Learner(session, how, Match.STEPS, Remapping(session, target))
+
+
+@pytest.mark.parametrize("shape", [CHAINS, TREES])
+def test_the_rounds_that_a_draft_meets_are_its_own(tmp_path: Path, shape: str) -> None:
+    """Of a draft that guesses at random, hardly a token is right, whatever the recorded one had right."""
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
-    before = [p.detach().clone() for p in draft.parameters()]
-    traces = [tree_trace(seed, answer=8) for seed in range(9)]
-    learn_shard(session, Memory(1 << 30), traces, how, vocabulary)
-    assert session.steps == 4
-    assert any(not torch.equal(a, b) for a, b in zip(before, draft.parameters(), strict=True))
+    trace = tree_trace(3, answer=40)
+    recorded = examples_of(trace, tiny.VOCAB)
+    (example,) = met(draft, vocabulary, trace, recorded, SHAPES[shape])
+    assert example.accepted.shape == recorded[0].accepted.shape
+    served = example.accepted[example.accepted >= 0]
+    assert int((served + 1).sum()) == trace.answer_tokens - 1, "rounds follow one another to the answer's end"
+    assert int(served.sum()) < int(recorded[0].accepted.clamp(min=0).sum())
+    assert bool((example.accepted[:1] >= 0).all()), "the first stands where the prompt ends"
+
+
+def test_a_learner_keeps_the_rounds_that_its_own_draft_meets_only_where_they_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[DraftSpec]()
+
+    def seen(_: Draft, __: Vocabulary, ___: RequestTrace, examples: list[Example], spec: DraftSpec) -> list[Example]:
+        asked.append(spec)
+        return examples
+
+    monkeypatch.setattr(learner_module, "met", seen)
+    for name in ("recent", "surprising"):
+        learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS).learn([tree_trace(1, answer=8)], [])
+    assert asked == [SHAPES[CHAINS]]
 
 
 def test_a_narrow_capture_loses_no_mass() -> None:
@@ -45,23 +126,37 @@ def test_traffic_is_cut_by_answer_tokens_and_never_held_out() -> None:
     assert len(fresh_traffic(traces, None)) == sum(not t.held_out for t in traces)
 
 
-def run_of(name: str, rounds: tuple[int, ...], seed: int = 0) -> Run:
-    look = Look(1000, 8, rounds, tuple(30 for _ in rounds))
-    return Run("json", name, seed, (look,), 5000, 1.0)
+def test_a_random_start_is_the_seeds_and_keeps_how_the_targets_states_come_in(tmp_path: Path) -> None:
+    draft, _ = tiny.draft_of(tiny.target(tmp_path))
+    fc, head = draft.fc.weight.detach().clone(), draft.lm_head.weight.detach().clone()
+    one, same, other = (copy.deepcopy(draft) for _ in range(3))
+    for each, seed in ((one, 1), (same, 1), (other, 2)):
+        randomise(each, seed)
+    assert torch.equal(one.lm_head.weight, same.lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, head)
+    assert torch.equal(one.fc.weight, fc)
+    assert bool((one.norm.weight == 1).all())
 
 
-def test_a_difference_is_paired_by_request() -> None:
-    """Requests differ far more than recipes: each needs one round more or less, always in the same direction."""
-    hard = tuple(range(10, 30))
-    worse, better = run_of(REFERENCE, hard), run_of("discard 1", tuple(r - 1 for r in hard))
-    text = difference([(better, worse)])
-    low = float(text.split("[")[1].split(",")[0])
-    assert low > 0
-    assert difference([(worse, worse)]) == "+0.00 [+0.00, +0.00]"
+def test_an_average_follows_and_remembers_neither_the_start_nor_one_step_alone(tmp_path: Path) -> None:
+    draft, _ = tiny.draft_of(tiny.target(tmp_path))
+    average = Average(draft)
+    assert average.draft.embedding is draft.embedding
+    for value in range(101):
+        with torch.no_grad():
+            draft.norm.weight.fill_(float(value))
+        average.follow(draft)
+    middle = average.draft.norm.weight
+    assert bool((middle == middle[0]).all())
+    assert 85 < float(middle[0]) < 97  # about a tenth of the steps behind
+    assert all(not p.requires_grad for p in average.draft.parameters())
 
 
-def test_the_table_has_a_row_per_configuration() -> None:
-    lines = table([run_of(REFERENCE, (10, 20)), run_of("fifo", (15, 20)), run_of("fifo", (10, 25), 1)]).splitlines()
-    assert lines[2].startswith("| configuration | 1.0k |")
-    assert len([line for line in lines if line.startswith("| fifo: ")]) == 1
-    assert "| 2.00 |" in next(line for line in lines if line.startswith(f"| {REFERENCE}: "))
+def test_what_is_looked_at_is_the_average_and_what_learns_is_not(tmp_path: Path) -> None:
+    traces = [tree_trace(seed, answer=8) for seed in range(24)]
+    plain, averaged = (learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS) for name in (REFERENCE, "ema"))
+    for learner in (plain, averaged):
+        learner.learn(traces, [])
+    assert torch.equal(plain.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
+    assert not torch.equal(averaged.draft.lm_head.weight, averaged.session.draft.lm_head.weight)

@@ -15,8 +15,8 @@ SHAPE = DraftConfig(32, 48, 4, 2, 8, DRAFT_VOCAB + 100, DRAFT_VOCAB, 1e-5, 1e4, 
 
 def test_the_parts_in_their_order_are_one_step() -> None:
     by_parts, whole = session_of(SHAPE, CPU), session_of(SHAPE, CPU)
-    (data,) = shards(SHAPE, whole.vocabulary, 1, prompt=20, answer=40)
-    examples = [e for trace in decode(data) for e in examples_of(trace, whole.vocabulary)]
+    (data,) = shards(SHAPE, 1, prompt=20, answer=40)
+    examples = [e for trace in decode(data) for e in examples_of(trace, SHAPE.vocab_size)]
     assert len(examples) > 1
     assert len(examples) * max(e.slots for e in examples) <= whole.recipe.batch_slots
     assert sum(len(e.branches) for e in examples) > 0

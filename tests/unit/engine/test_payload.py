@@ -42,25 +42,32 @@ def test_the_payload_spells_the_path(text: str) -> None:
     assert torch.equal(tensor, torch.tensor(list(str(path).encode()), dtype=torch.uint8))
 
 
-class Recorder:
+OFFSETS = torch.tensor([3, 4])
+
+
+class Recorder(torch.nn.Module):
+    """A model as SGLang starts it, joined with its worker."""
+
     def __init__(self) -> None:
+        super().__init__()
         self.loaded: list[str] = []
+        self.register_buffer("hot_token_id", torch.tensor([0, 1]), persistent=False)
 
     def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         self.loaded = [name for name, _ in weights]
 
 
-class Refuser:
+class Refuser(Recorder):
     def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         raise AttributeError("a model of another make")
 
 
 @pytest.fixture
 def draft(tmp_path: Path) -> Path:
-    names = ("fc.weight", "d2t", "t2d", "model.embed_tokens.weight", "lm_head.weight")
+    names = ("fc.weight", "t2d", "model.embed_tokens.weight", "lm_head.weight")
     file = tmp_path / "drafts of ä" / "model.safetensors"
     file.parent.mkdir()
-    save_file({name: torch.zeros(2) for name in names}, file)
+    save_file({name: torch.zeros(2) for name in names} | {"d2t": OFFSETS}, file)
     return file
 
 
@@ -68,8 +75,20 @@ def test_sglang_finds_the_loader_by_its_name() -> None:
     assert pkgutil.resolve_name(LOADER) is load_draft
 
 
-def test_the_loader_reads_the_payload_and_leaves_embedding_and_maps_alone(draft: Path) -> None:
+def test_the_loader_reads_the_payload_and_leaves_the_embedding_alone(draft: Path) -> None:
     model = Recorder()
+    load_draft(model, unpickled(draft))
+    assert sorted(model.loaded) == ["fc.weight", "lm_head.weight"]
+    assert model.get_buffer("hot_token_id").tolist() == [3, 5]
+
+
+def test_without_its_hook_an_engine_takes_no_other_map_and_no_weights_that_speak_it(draft: Path) -> None:
+    model = Recorder()
+    del model.hot_token_id
+    model.hot_token_id = torch.tensor([0, 1])
+    load_draft(model, unpickled(draft))
+    assert model.loaded == []
+    model.hot_token_id = torch.tensor([3, 5])
     load_draft(model, unpickled(draft))
     assert sorted(model.loaded) == ["fc.weight", "lm_head.weight"]
 

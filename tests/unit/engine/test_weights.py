@@ -67,10 +67,31 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     refuses(tmp_path, safetensors(tensors), f"{name} holds values that are not finite")
 
 
-def test_another_vocabulary_map_is_refused(tmp_path: Path) -> None:
-    refuses(
-        tmp_path, safetensors(draft_tensors() | {"d2t": ("I64", [4], struct.pack("<4q", 0, 1, 2, 4))}), "d2t differs"
-    )
+def mapped(ids: list[int], reachable: list[int] | None = None) -> bytes:
+    """A draft whose tokens are the target's ``ids``; its ``t2d`` may say something else."""
+    offsets = struct.pack("<4q", *(id_ - i for i, id_ in enumerate(ids)))
+    held = bytes(i in (ids if reachable is None else reachable) for i in range(8))
+    return safetensors(draft_tensors() | {"d2t": ("I64", [4], offsets), "t2d": ("BOOL", [8], held)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(ids=st.sets(st.integers(0, 7), min_size=4, max_size=4).map(sorted))
+def test_every_map_that_names_target_tokens_in_order_passes(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[int]
+) -> None:
+    file = tmp_path_factory.mktemp("mapped") / "model.safetensors"
+    file.write_bytes(mapped(ids))
+    check_draft(file, lineage())
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 8], [-1, 1, 2, 3], [0, 2, 2, 3], [0, 2, 1, 3], [0, 1, 2, 1 << 62]])
+def test_a_map_that_names_no_tokens_or_in_no_order_is_refused(tmp_path: Path, ids: list[int]) -> None:
+    refuses(tmp_path, mapped(ids), "d2t does not name target tokens below 8")
+
+
+def test_maps_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    refuses(tmp_path, mapped([0, 1, 2, 3], [0, 1, 2, 4]), "t2d and d2t name different")
+    refuses(tmp_path, mapped([0, 1, 2, 3], [0, 1, 2, 3, 4]), "t2d and d2t name different")
 
 
 def test_another_shape_type_or_set_of_tensors_is_refused(tmp_path: Path) -> None:

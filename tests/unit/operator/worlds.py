@@ -56,7 +56,6 @@ def lineage() -> Lineage:
         architecture="EAGLE3",
         draft_vocab_size=8,
         aux_layers=(1, 2, 3),
-        d2t_sha256=digest(3),
         tensors={},
         created=NOW,
     )

@@ -11,11 +11,12 @@ import pytest
 from aurora_api.agent import EngineMode
 from aurora_api.pod import ServingSettings, StoreSettings
 from aurora_api.speculator import Capture, Draft, Target
+from aurora_runtime.engine import SGLANG_VERSION
 from aurora_runtime.engine.flags import value_of
 from aurora_runtime.errors import CaptureRefused
 from aurora_runtime.serving import plugin, redact
 from aurora_runtime.serving.arguments import engine_arguments
-from aurora_runtime.serving.settings import SGLANG_VERSION, new_boot
+from aurora_runtime.serving.settings import new_boot
 
 
 def settings(**options: object) -> ServingSettings:

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.ranks import Ranks, SharedSession, follow
 from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.remap import remapped
 from aurora_runtime.training.session import Session
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(learning_rate=5e-3, discard=0.3)
-STEPS = 8  # of which some follow a save, and some a restore
+STEPS = 8  # of which some follow a save, some a restore, and some a change of the vocabulary map
 
 
 def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:
@@ -26,17 +27,21 @@ def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Exam
     draft, vocabulary = tiny.draft_of(tiny.target(folder / "target"))
     session = SharedSession(draft, vocabulary, RECIPE, CPU, ranks) if ranks else Session(draft, vocabulary, RECIPE, CPU)
     traces = [tiny.trace(seed, answer=5 + 9 * (seed % 5)) for seed in range(12)] + [tree_trace(s) for s in range(6)]
-    examples = [e for trace in traces for e in examples_of(trace, vocabulary)]
+    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
     return session, [examples[:1], *(examples[i :: STEPS - 1] for i in range(STEPS - 1))]
 
 
 def learn(session: Session, batches: list[list[Example]]) -> list[float]:
-    """The loss of each step. On the way the session continues from what was saved, and later is saved and goes on."""
+    """The loss of each step. On the way the session continues from what was saved, gets another vocabulary map, and
+    later is saved and goes on."""
     losses = list[float]()
     for step, batch in enumerate(batches):
         losses.append(session.step(batch))
         if step == 2:
             session.restore({name: tensor.clone() for name, tensor in session.state().items()})
+        if step == 4:
+            ids = torch.arange(tiny.VOCAB - tiny.DRAFT_VOCAB, tiny.VOCAB)
+            session.restore(remapped(session.state(), ids, session.draft.embedding))
         if step == 5:
             session.state()
     return losses

@@ -25,7 +25,7 @@ STEPS = 3
 @pytest.mark.parametrize("discard", [0.3, 1.0])
 def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Follow, discard: float) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), vocabulary)]
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, follow, branches=True)
     recipe = Recipe(unroll_steps=STEPS, follow=follow, discard=discard, step_decay=0.7)
     want = 0.0
@@ -41,14 +41,14 @@ def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Fo
 @torch.no_grad()
 def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(3) for e in examples_of(tiny.trace(seed, steps=0), vocabulary)]
+    examples = [e for seed in range(3) for e in examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, branches=True)
     assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
 
 
 def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), vocabulary)]
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
 
     def behind() -> float:
         batch = collate(examples, STEPS, vocabulary, branches=True)

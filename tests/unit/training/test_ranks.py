@@ -31,13 +31,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
 
 
 def learnt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if name.startswith(("weight.", "exp_avg"))}
+    return {name: t for name, t in tensors.items() if name.startswith(("weight.", "exp_avg", "vocabulary"))}
 
 
-def test_all_ranks_hold_the_same_weights_and_moments(ranks: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_all_ranks_hold_the_same_weights_moments_and_map(ranks: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     leader, follower = (learnt(tensors) for tensors in ranks)
     assert leader.keys() == follower.keys()
     assert sum(name.startswith("exp_avg.") for name in leader) > 10
+    assert int(follower["vocabulary"][0]) == tiny.VOCAB - tiny.DRAFT_VOCAB, "and it is the one that was changed to"
     assert all(torch.equal(leader[name], follower[name]) for name in leader)
 
 
@@ -57,9 +58,8 @@ def test_two_ranks_learn_what_one_process_learns(
         assert apart < 0.02 * moved, name  # products in bf16, whose sums are split otherwise
 
 
-def test_every_example_is_dealt_once_and_no_rank_is_left_without(tmp_path: Path) -> None:
-    _, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), vocabulary)]
+def test_every_example_is_dealt_once_and_no_rank_is_left_without() -> None:
+    examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), tiny.VOCAB)]
     shares = deal(examples, 3)
     assert sorted(id(e) for share in shares for e in share) == sorted(id(e) for e in examples)
     slots = [sum(e.slots for e in share) for share in shares]

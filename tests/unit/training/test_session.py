@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load, save
 
 from aurora_runtime.training.evaluate import evaluate, walk
-from aurora_runtime.training.examples import Example, Vocabulary, examples_of
+from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.session import Session
+from aurora_runtime.training.vocabulary import Vocabulary
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 def session_of(folder: Path) -> tuple[Session, list[Example]]:
     draft, vocabulary = tiny.draft_of(tiny.target(folder))
-    examples = [e for seed in range(12) for e in examples_of(tiny.trace(seed, answer=20), vocabulary)]
+    examples = [e for seed in range(12) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
     return Session(draft, vocabulary, Recipe(learning_rate=5e-3, batch_slots=64), CPU), examples
 
 
@@ -106,7 +107,7 @@ DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_products_are_in_bf16_and_what_a_step_changes_is_not_lost_to_it(tmp_path: Path, device: torch.device) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(4) for e in examples_of(tiny.trace(seed, answer=20), vocabulary)]
+    examples = [e for seed in range(4) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
     session = Session(draft, vocabulary, Recipe(learning_rate=1e-6, warmup_steps=1), device)
     products = set[torch.dtype]()
     hook = session.draft.midlayer.mlp.up_proj.register_forward_hook(lambda _, __, out: products.add(out.dtype))

@@ -98,7 +98,7 @@ def test_the_batched_pass_equals_decoding_node_by_node(
         tree_trace(3, prompt=11, hidden_start=4),
         tiny.trace(4, steps=3),
     ]
-    examples = [e for t in traces for e in examples_of(t, vocabulary)]
+    examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, Follow.PROPOSED, branches=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, trace in enumerate(traces):
@@ -119,7 +119,7 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     randomised(draft)
     traces = [tiny.trace(1), tiny.trace(3, prompt=11, hidden_start=4), tree_trace(2)]
-    examples = [e for t in traces for e in examples_of(t, vocabulary)]
+    examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, branches=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
@@ -133,7 +133,7 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
 
 def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), vocabulary)]
+    examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
     batch = collate(examples, 3, vocabulary, branches=True)
     found = []
     for scores in (SCORES, 300):
@@ -147,7 +147,7 @@ def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeyp
 @torch.no_grad()
 def test_padding_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
-    short, long = (examples_of(t, vocabulary)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
+    short, long = (examples_of(t, tiny.VOCAB)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
     one, two = (collate(group, 3, vocabulary, branches=True) for group in ([short], [short, long]))
     alone = by_path(one, unroll(draft, one.trunk, one.levels), 0)
     padded = by_path(two, unroll(draft, two.trunk, two.levels), 0)

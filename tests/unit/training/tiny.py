@@ -19,9 +19,9 @@ from aurora_runtime.store.objects import Listed
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
 from aurora_runtime.training import init
 from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Vocabulary
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.target import TargetModel, load_target
+from aurora_runtime.training.vocabulary import Vocabulary
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 
@@ -81,15 +81,18 @@ def draft_of(model: TargetModel) -> tuple[Draft, Vocabulary]:
     return draft, Vocabulary.of(ids, VOCAB)
 
 
-def trace(seed: int, *, prompt: int = 6, answer: int = 12, hidden_start: int = 0, steps: int = 2) -> RequestTrace:
-    """A random request whose rounds accept 0…``steps`` of ``steps`` drafts, as capture would record it."""
+def trace(
+    seed: int, *, prompt: int = 6, answer: int = 12, hidden_start: int = 0, steps: int = 2, least: int = 0
+) -> RequestTrace:
+    """A random request whose rounds accept 0…``steps`` of ``steps`` drafts, as capture would record it; the ids of its
+    tokens are ``least`` or more."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
     length = prompt + answer
-    tokens = integers(0, VOCAB, length).to(torch.int32)
+    tokens = integers(least, VOCAB, length).to(torch.int32)
     roots, accepted = [], []
     at = prompt
     while at < length - 1:

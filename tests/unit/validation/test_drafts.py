@@ -35,7 +35,7 @@ def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
         (
             safetensors(draft_tensors() | {"d2t": ("I64", [4], struct.pack("<4q", 0, 1, 2, 4))}),
             1,
-            "d2t differs",
+            "t2d and d2t name different",
         ),
         (safetensors({"fc.weight": draft_tensors()["fc.weight"]}), 1, "tensors missing"),
         (safetensors(draft_tensors())[:-1], 1, "the file is truncated"),

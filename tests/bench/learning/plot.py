@@ -1,0 +1,108 @@
+"""Curves of acceptance length over traffic, as an SVG.
+
+Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do. Axes
+and text are of one grey and the ground is left out, to be read on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE
+from tests.bench.learning.curve import Curve
+from tests.bench.learning.replay import Run
+from tests.bench.learning.report import by_configuration, curve_of
+
+GREY: Final = "#808080"
+COLOURS: Final = ("#3b82f6", "#10b981", "#a855f7", "#f59e0b", "#06b6d4", "#ec4899", "#84a30c")
+DASHES: Final = ("-", "--", ":", "-.")
+PUBLISHED_COLOUR: Final = "#ef4444"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The curves of each configuration, one per seed, looked at after the same tokens."""
+
+    title: str
+    curves: Mapping[str, Sequence[Curve]]
+
+
+def plot(runs: Sequence[Run]) -> str:
+    """A row of panels per kind of traffic, a panel per matching."""
+    matches = dict.fromkeys(r.match for r in runs)
+
+    def panel(traffic: str, match: str) -> Panel:
+        own = by_configuration([r for r in runs if (r.traffic, r.match) == (traffic, match)])
+        curves = {name: [curve_of(r) for r in mine] for name, mine in own.items()}
+        return Panel(f"{traffic}, matched {match}", curves)
+
+    return draw([[panel(traffic, match) for match in matches] for traffic in dict.fromkeys(r.traffic for r in runs)])
+
+
+def draw(rows: Sequence[Sequence[Panel]]) -> str:
+    """Lines are means over seeds, and bands reach from the lowest seed to the highest; a row's panels share a scale."""
+    with _style():
+        figure = Figure(figsize=(6.5 * len(rows[0]) + 2.5, 4.5 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row")
+        lines = dict[str, Line2D]()
+        for row, panels in zip(grid, rows, strict=True):
+            for axes, panel in zip(row, panels, strict=True):
+                lines |= _lines(axes, panel)
+            row[0].set_ylabel("acceptance length, held out")
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper")
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _style() -> contextlib.AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            "svg.hashsalt": "aurora",
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "text.color": GREY,
+            "axes.labelcolor": GREY,
+            "axes.edgecolor": GREY,
+            "axes.titlecolor": GREY,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "grid.color": GREY,
+            "legend.frameon": False,
+        }
+    )
+
+
+def _lines(axes: Axes, panel: Panel) -> dict[str, Line2D]:
+    """Draw ``panel``; returns its line per configuration."""
+    lines = dict[str, Line2D]()
+    for name, curves in panel.curves.items():
+        colour, dash = _ink(name)
+        heavy = name in (PUBLISHED, REFERENCE) or CONFIGURATIONS[name].is_default
+        tokens, values = curves[0].tokens, list(zip(*(c.lengths for c in curves), strict=True))
+        means = [statistics.fmean(v) for v in values]
+        (lines[name],) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=2.5 if heavy else 1.2)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(tokens, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_title(panel.title)
+    axes.set_xlabel("answer tokens of traffic")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return lines
+
+
+def _ink(name: str) -> tuple[str, str]:
+    """A configuration's colour and dash, the same in every plot."""
+    if name == PUBLISHED:
+        return PUBLISHED_COLOUR, DASHES[0]
+    place = [n for n in CONFIGURATIONS if n != PUBLISHED].index(name)
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]

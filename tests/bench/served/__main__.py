@@ -1,0 +1,152 @@
+"""What a draft that learnt from traffic alone is worth in service: against no speculation, and against SGLang's NGRAM.
+
+A draft of day 0 learns from recorded requests of one domain as the trainer would (tests/bench/served/learn.py). Then
+servers stand side by side: without speculation, with NGRAM, which has answered the same traffic, and with EAGLE-3,
+untrained and after so many answer tokens of traffic (one server, swapped as pods swap it). In every round all of them
+answer the same prompts, which none has seen, in turn and at each concurrency.
+
+    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8] [--out DIR]
+
+On two quiet cores JSON extraction takes about 20 minutes and docstrings an hour, a third of it to record the traffic
+once (``python -m tests.assets.recorded``). With ``--out`` the drafts are kept for another run of the same commit.
+Exits non-zero when an answer differs beyond a near tie or a request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tests.assets.model import ensure_model
+from tests.assets.recorded import DOMAINS, RESERVED, recorded, reserved, traffic
+from tests.bench.engine import held
+from tests.bench.equality import commit, machine
+from tests.bench.served.learn import Checkpoint, checkpoints, segments
+from tests.bench.served.measure import Measured, Plan, measure
+from tests.bench.served.report import Outcome, as_json, section
+from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
+
+from aurora_api import speculator
+from aurora_api.speculator import DType
+from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
+from aurora_runtime.engine.process import EngineSpec
+from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_runtime.validation.equality import near_tie
+
+MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
+"""Answer tokens of traffic at which a draft is measured. Docstrings end before: one for each function there is."""
+LONGEST_ANSWER: Final = 64
+"""As in the recorded traffic."""
+NGRAM_TOKENS: Final = (4, 12)
+"""As many as our draft's, and SGLang's own default."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Who is measured: the arms, and the servers behind them."""
+
+    arms: tuple[Arm, ...]
+    servers: dict[str, Eagle3 | Ngram | None]
+    ngrams: tuple[str, ...]
+
+
+def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int]) -> Line:
+    """Off, NGRAM and the drafts, in this order in the first round; the EAGLE-3 server starts with the untrained one."""
+    arms, servers = [Arm("off", OFF)], dict[str, Eagle3 | Ngram | None]({OFF: None})
+    for width in widths:
+        arms.append(Arm(f"NGRAM, {width} tokens", f"ngram-{width}"))
+        servers[arms[-1].server] = Ngram(width)
+    ngrams = tuple(arm.name for arm in arms[1:])
+    servers[DRAFT] = Eagle3(drafts[0].draft.folder, drafts[0].draft.version, speculator.Draft())
+    arms += [Arm(one.name, DRAFT, one.draft) for one in drafts]
+    return Line(tuple(arms), servers, ngrams)
+
+
+def chat(tokenizer: Any, messages: Sequence[str]) -> list[str]:
+    """Each message as a chat request's text."""
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": m}], tokenize=False, add_generation_prompt=True)
+        for m in messages
+    ]
+
+
+async def serve(
+    domain: str, line: Line, plan: Plan, drafts: Sequence[Checkpoint], seen: Sequence[Sequence[int]], work: Path
+) -> Measured:
+    """Start the servers, have NGRAM answer what the drafts have ``seen``, measure, stop the servers."""
+    from transformers import AutoTokenizer
+
+    model = ensure_model()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = [tokenizer(text)["input_ids"] for text in chat(tokenizer, reserved(domain)[: plan.prompts_needed])]
+    warm = chat(tokenizer, traffic(domain)[: max(plan.concurrencies)])
+    spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
+    async with Servers(spec, line.servers, work, warm, LONGEST_ANSWER) as servers:
+        await servers.learn_checksums([one.draft for one in drafts])
+        began = time.monotonic()
+        await servers.feed(seen)
+        print(f"{domain}: NGRAM answered {len(seen)} requests in {time.monotonic() - began:.0f} s", flush=True)
+        return await measure(servers, plan, prompts, tokenizer.decode)
+
+
+def outcome_of(domain: str, options: argparse.Namespace, work: Path) -> Outcome:
+    """Record, learn, serve: one kind of traffic from beginning to end."""
+    marks = sorted(options.tokens or MARKS[domain])
+    parts = segments(recorded(domain, marks[-1]), marks)
+    kept = "-".join(["drafts", domain, *map(str, marks), commit()])
+    drafts = checkpoints(parts, (options.out or work) / kept)
+    seen = [trace.tokens[: trace.prompt_length].tolist() for part in parts for trace in part]
+    del parts  # the hidden states take more memory than all servers
+    line = line_of(drafts, options.ngram)
+    plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
+    measured = asyncio.run(serve(domain, line, plan, drafts, seen, work))
+    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traffic", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--tokens", type=int, nargs="+", default=None, help=f"marks (default: {MARKS})")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
+    parser.add_argument("--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"
+    )
+    parser.add_argument("--lock", type=Path, default=None, help="hold this lock file while training and measuring")
+    options = parser.parse_args()
+    if (needed := options.rounds * options.per_worker * sum(options.concurrency)) > RESERVED:
+        parser.error(f"{needed} prompts are needed, and {RESERVED} are reserved: fewer rounds, or fewer per worker")
+    torch.set_num_threads(1)
+    # A plain SIGTERM would end this process without ending the servers.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    wrong = 0
+    for domain in options.traffic:
+        with tempfile.TemporaryDirectory(prefix="served-bench-") as work, held(options.lock):
+            before = os.getloadavg()[0]
+            outcome = outcome_of(domain, options, Path(work))
+            load = f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}"
+        where = f"`python -m tests.bench.served {' '.join(sys.argv[1:])}`; {machine()}; commit {commit()}; {load}"
+        print(f"\n{where}\n\n{section(outcome)}\n", flush=True)
+        if options.out:
+            (options.out / f"served-{domain}.md").write_text(f"{where}\n\n{section(outcome)}\n")
+            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, where), indent=1))
+        wrong += sum(one.different for one in outcome.measured.equality.values())
+        wrong += sum(sample.failures for sample in outcome.measured.samples)
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

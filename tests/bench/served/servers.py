@@ -1,0 +1,155 @@
+"""The servers under measurement: one without speculation, one per NGRAM, and one EAGLE-3 whose draft is swapped.
+
+All run side by side and sleep while another is asked. Invariants: they are built from one spec and differ in their
+speculation alone; a draft is measured only after the engine's checksum said that it is loaded; NGRAM's server is never
+flushed, because SGLang's flush empties its corpus too (``Scheduler.flush_cache`` calls ``clear_cache_pool``, 0.5.23),
+and in production it would remember; whatever was started is stopped on exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from tests.bench.engine import Timing, generate
+
+from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.process import EngineProcess, EngineSpec
+from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation.drafts import Draft
+from aurora_runtime.validation.load import BatchResult, Client
+
+OFF: Final = "off"
+DRAFT: Final = "draft"
+START_S: Final = 480.0
+REQUEST_S: Final = 300.0
+FEED_CONCURRENCY: Final = 8
+WARM_TOKENS: Final = 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the comparison: a server by its name, and the draft that it must hold."""
+
+    name: str
+    server: str
+    draft: Draft | None = None
+
+
+@dataclass
+class Servers:
+    """Starts a server per entry of ``speculation``; an async context manager."""
+
+    spec: EngineSpec
+    speculation: Mapping[str, Eagle3 | Ngram | None]
+    folder: Path
+    warm_texts: Sequence[str]
+    """Requests of the domain that are answered before each batch: as many as the highest concurrency."""
+    max_new_tokens: int
+    _processes: dict[str, EngineProcess] = field(default_factory=dict)
+    _session: aiohttp.ClientSession | None = None
+    _checksums: dict[Draft, str] = field(default_factory=dict)
+    _loaded: Draft | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            for name, kind in self.speculation.items():
+                # One after the other: several that start at a time take longer on two cores, and may time out.
+                process = self._processes[name] = EngineProcess(name, self.folder / f"{name}.log")
+                process.start(self.spec, kind)
+                await asyncio.to_thread(process.wait_ready, time.monotonic() + START_S)
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop every server; safe to call twice."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        for process in self._processes.values():
+            process.ask_to_stop()
+        for process in self._processes.values():
+            process.stop()
+        self._processes.clear()
+
+    async def feed(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Have every NGRAM server answer ``prompts``, as it would have in production while a draft learnt from them."""
+        names = [name for name, kind in self.speculation.items() if isinstance(kind, Ngram)]
+        fed = await asyncio.gather(
+            *(self._client(name).batch(prompts, FEED_CONCURRENCY, self.max_new_tokens) for name in names)
+        )
+        if failures := sum(result.failures for result in fed):
+            raise MeasurementError(f"{failures} requests failed while NGRAM was fed")
+
+    async def learn_checksums(self, drafts: Sequence[Draft]) -> None:
+        """Load every draft once, to know it again. Raises :class:`EngineFault` when two are alike to the engine."""
+        for draft in drafts:
+            await self._swap(draft)
+            self._checksums[draft] = await self._admin(DRAFT).checksum()
+        if len({*self._checksums.values()}) < len(drafts):
+            raise EngineFault("two drafts gave one checksum")
+
+    async def ready(self, arm: Arm, concurrency: int) -> list[Timing]:
+        """Load the arm's draft and answer ``concurrency`` requests at a time, outside of any batch.
+
+        So every batch finds the domain's common prefix in the cache, computed under the draft in force, and nothing
+        else that it could use. The streams also tell what a round costs.
+        """
+        if arm.draft is not None and arm.draft != self._loaded:
+            await self._swap(arm.draft)
+            if await self._admin(DRAFT).checksum() != self._checksums[arm.draft]:
+                raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
+        port = urlsplit(self._process(arm.server).url).port
+        assert port is not None
+        texts = self.warm_texts[:concurrency]
+        return await asyncio.gather(*(asyncio.to_thread(generate, port, text, WARM_TOKENS) for text in texts))
+
+    async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
+        """Answer ``prompts`` with ``concurrency`` requests under way. Raises :class:`MeasurementError` when the server
+        died: that is no figure of its speed."""
+        result = await self._client(arm.server).batch(prompts, concurrency, self.max_new_tokens)
+        self._process(arm.server)
+        return result
+
+    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
+        """How far apart two next tokens lie for the server without speculation."""
+        return await self._client(OFF).margin(prefix, one, other)
+
+    async def _swap(self, draft: Draft) -> None:
+        """Load ``draft`` and drop cached prefixes: the former draft's keys are in them, and its prompts come again."""
+        await self._admin(DRAFT).swap(draft.weights, draft.version)
+        await self._admin(DRAFT).flush()
+        self._loaded = draft
+
+    def _process(self, name: str) -> EngineProcess:
+        process = self._processes[name]
+        if not process.alive():
+            raise MeasurementError(f"server {name} died; the end of its log:\n{process.tail()}")
+        return process
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise MeasurementError("the servers are not running")
+        return self._session
+
+    def _admin(self, name: str) -> EngineAdmin:
+        return EngineAdmin(self._http(), self._process(name).url)
+
+    def _client(self, name: str) -> Client:
+        return Client(self._http(), self._process(name).url, REQUEST_S)

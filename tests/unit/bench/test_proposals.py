@@ -1,0 +1,108 @@
+"""Proposed trees are trees, the likeliest ones, and chains are greedy; made rounds accept a path of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.unroll import Level, Trunk, unroll
+from aurora_runtime.training.vocabulary import Vocabulary
+from tests.assets.drafted import CHAINS, SHAPES, TREES, rounds_of
+from tests.assets.proposals import Tree, propose
+from tests.unit.training import tiny
+
+Made = tuple[Draft, Vocabulary, RequestTrace]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path_factory.mktemp("target")))
+    with torch.no_grad():
+        draft.lm_head.weight.mul_(20)  # likelihoods that differ
+    return draft, vocabulary, tiny.trace(3, prompt=5, answer=12)
+
+
+@torch.no_grad()
+def likelihoods(made: Made, at: int, path: Sequence[int]) -> Tensor:
+    """The draft's ``[draft_vocab]`` behind answer token ``at`` and the drafts ``path``, one node at a time."""
+    draft, _, trace = made
+    slots = trace.tokens.shape[0] - 1
+    trunk = Trunk(
+        aux=trace.hidden[None, :slots],
+        tokens=trace.tokens[None, 1:].long(),
+        start=torch.zeros(1, dtype=torch.int64),
+        root=torch.tensor([[trace.prompt_length - 1 + at]]),
+    )
+    levels = [Level(torch.tensor([[token]]), torch.tensor([[0]])) for token in path]
+    return draft.logits(unroll(draft, trunk, levels)[-1])[0, 0].float().softmax(-1)
+
+
+def grown(made: Made, at: int, spec: DraftSpec) -> dict[tuple[int, ...], float]:
+    """The likelihood of each node of the tree by its path: SGLang's way, a node at a time."""
+    _, vocabulary, _ = made
+    every = dict[tuple[int, ...], float]()
+    beam: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(spec.steps):
+        offered = dict[tuple[int, ...], float]()
+        for path, likely in beam.items():
+            top = likelihoods(made, at, path).topk(spec.top_k)
+            for value, token in zip(top.values.tolist(), vocabulary.to_target[top.indices].tolist(), strict=True):
+                offered[(*path, token)] = likely * value
+        every |= offered
+        beam = dict(sorted(offered.items(), key=lambda item: -item[1])[: spec.top_k])
+    return dict(sorted(every.items(), key=lambda item: -item[1])[: spec.draft_tokens - 1])
+
+
+def paths(tree: Tree) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for token, up in itertools.islice(zip(tree.tokens, tree.parents, strict=True), 1, None):
+        found.append((*found[up], token))  # fails unless parents come before children
+    return found
+
+
+@pytest.mark.parametrize("shape", [CHAINS, TREES])
+def test_a_tree_holds_the_likeliest_nodes(made: Made, shape: str) -> None:
+    trace, spec = made[2], SHAPES[shape]
+    trees = propose(*made, spec)
+    assert len(trees) == trace.answer_tokens - 1
+    for at, tree in enumerate(trees):
+        assert tree.tokens[0] == int(trace.tokens[trace.prompt_length + at])
+        assert tree.parents[0] == -1
+        assert len(tree.tokens) == spec.draft_tokens
+        assert {*paths(tree)[1:]} == grown(made, at, spec).keys()
+    if shape == TREES:
+        assert len({tree.parents for tree in trees}) > 1
+
+
+def test_what_is_accepted_is_a_path_of_committed_tokens(made: Made) -> None:
+    trace = made[2]
+    tokens = trace.tokens.tolist()
+    trees = propose(*made, SHAPES[TREES])
+    for at, tree in enumerate(trees):  # let one node at depth 1 and one below it be right
+        below = [n for n, up in enumerate(tree.parents) if tree.parents[up] == 0 and n > 0 and up > 0]
+        if at % 2 or not below:
+            continue
+        node, changed = below[-1], [*tree.tokens]
+        ahead = tokens[trace.prompt_length + at + 1 :]
+        for place, token in zip((tree.parents[node], node), ahead, strict=False):
+            changed[place] = token
+        trees[at] = Tree(tuple(changed), tree.parents)
+    rounds = rounds_of(trace, trees)
+    assert sum(1 + r.accepted for r in rounds) >= trace.answer_tokens - 1
+    assert max(r.accepted for r in rounds) >= 2
+    at = trace.prompt_length
+    for r in rounds:
+        assert r.root == at
+        assert r.path[0] == 0
+        for depth, (up, node) in enumerate(itertools.pairwise(r.path), 1):
+            assert r.tree.parents[node] == up
+            assert r.tree.tokens[node] == tokens[r.root + depth]
+        at += r.accepted + 1
+    assert at >= len(tokens) - 1

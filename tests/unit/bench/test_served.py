@@ -1,0 +1,279 @@
+"""The comparison in service is fair: everyone is asked the same, once, and the tables say what the samples say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aurora_api.gate import estimate_ratio
+from aurora_api.records import Arm as GateArm
+from aurora_api.records import Equality
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training import tally
+from aurora_runtime.validation.drafts import Draft
+from aurora_runtime.validation.load import Answer, BatchResult
+from tests.assets import recorded, traces
+from tests.bench.engine import Timing
+from tests.bench.served import learn
+from tests.bench.served.__main__ import line_of
+from tests.bench.served.learn import Checkpoint, Learnt, checkpoints, segments
+from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
+from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines
+from tests.bench.served.servers import OFF, Arm
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+DRAFTS = [
+    Checkpoint(Draft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0)),
+    Checkpoint(Draft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0)),
+]
+LINE = line_of(DRAFTS, (4, 12))
+PLAN = Plan(LINE.arms, (1, 4), rounds=8, per_worker=4, near_tie=0.5)
+
+
+def test_the_draft_server_starts_untrained_and_is_shared() -> None:
+    assert [arm.name for arm in LINE.arms] == [
+        "off", "NGRAM, 4 tokens", "NGRAM, 12 tokens", "EAGLE-3 untrained", "EAGLE-3 after 19.9k",
+    ]  # fmt: skip
+    assert list(LINE.servers) == ["off", "ngram-4", "ngram-12", "draft"]
+    assert {arm.server for arm in LINE.arms[3:]} == {"draft"}
+
+
+def test_everyone_is_asked_the_same_and_nothing_twice() -> None:
+    asked = Counter[tuple[str, int]]()
+    first = Counter[str]()
+    for number in range(PLAN.rounds):
+        turns = PLAN.turns(number)
+        assert len({t.prompts for t in turns}) == len(PLAN.concurrencies)
+        asked.update((turn.arm.name, prompt) for turn in turns for prompt in turn.prompts)
+        first[turns[0].arm.name] += 1
+    assert PLAN.prompts_needed <= recorded.RESERVED
+    assert set(asked) == {(arm.name, prompt) for arm in PLAN.arms for prompt in range(PLAN.prompts_needed)}
+    assert set(asked.values()) == {1}
+    assert len(first) == len(PLAN.arms), "nobody is always first"
+
+
+@pytest.mark.parametrize("domain", recorded.DOMAINS)
+def test_what_is_asked_was_never_recorded(domain: str) -> None:
+    seen, asked = recorded.traffic(domain), recorded.reserved(domain)
+    assert len(asked) == recorded.RESERVED
+    assert len({*seen, *asked}) == len(seen) + len(asked) > 1000
+
+
+def test_traffic_is_cut_before_it_exceeds_a_mark() -> None:
+    served = [tree_trace(seed, answer=10) for seed in range(12)]
+    parts = segments(served, [35, 80])
+    assert [len(part) for part in parts] == [3, 5]
+    assert [t.request for part in parts for t in part] == [t.request for t in served[:8]]
+    assert [len(part) for part in segments(served, [35, 1000, 2000])] == [3, 9]
+
+
+def test_a_shard_is_repeated_as_often_as_the_recipe_says_and_held_out_requests_are_not_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_of(tmp_path, monkeypatch)
+    served = [tree_trace(seed, answer=8) for seed in range(24)]
+    assert any(t.held_out for t in served)
+    learner.shard(served)
+    fresh = learner.fresh
+    assert fresh == sum(t.hidden.shape[0] for t in served if not t.held_out)
+    assert learner.session.seen >= learner.session.recipe.passes * fresh
+    learner.shard([t for t in served if t.held_out])
+    assert learner.fresh == fresh
+
+
+def test_the_map_follows_the_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "LEAST", 300)
+    learner = learner_of(tmp_path, monkeypatch)
+    before = learner.session.vocabulary.to_target
+    served = [tiny.trace(seed, answer=60, least=150) for seed in range(24)]
+    assert any(t.held_out for t in served)
+    learner.shard(served)
+    after = learner.session.vocabulary.to_target
+    assert len(after) == len(before)
+    assert int((after >= 150).sum()) > int((before >= 150).sum())
+
+
+def learner_of(folder: Path, patch: pytest.MonkeyPatch) -> learn.Learner:
+    """Of a tiny target."""
+    model = tiny.target(folder)
+    patch.setattr(learn, "target", lambda: model)
+    patch.setattr(learn, "day_0", lambda: tiny.draft_of(model))
+    return learn.Learner.of_day_0()
+
+
+def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner_of(tmp_path, monkeypatch)
+    parts = segments([tree_trace(seed, answer=8) for seed in range(24)], [80, 160])
+    made = checkpoints(parts, tmp_path / "kept")
+    assert [(one.draft.version, one.learnt.tokens, one.learnt.requests) for one in made] == [
+        (0, 0, 0), (1, 80, 10), (2, 160, 20),
+    ]  # fmt: skip
+    assert 0 < made[1].learnt.steps < made[2].learnt.steps
+    weights = [load_file(one.draft.weights) for one in made]
+    assert not any(torch.equal(a["fc.weight"], b["fc.weight"]) for a, b in itertools.pairwise(weights))
+    monkeypatch.delattr(learn, "day_0")
+    assert checkpoints(parts, tmp_path / "kept") == made
+
+
+def test_traffic_is_recorded_in_whole_chunks_until_it_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list[str]()
+
+    def cached(name: str, _: object) -> list[RequestTrace]:
+        kept.append(name)
+        return [tree_trace(len(kept), answer=10) for _ in range(3)]
+
+    monkeypatch.setattr(traces, "cached", cached)
+    assert len(recorded.recorded("json", 30)) == 3
+    assert len(recorded.recorded("json", 31)) == 6
+    assert len(set(kept)) == 2, "the first chunk is the same one"
+    kept.clear()
+    assert len(recorded.recorded("docstrings", 10**9)) == 3 * len(kept)
+    assert len(set(kept)) == -(-len(recorded.traffic("docstrings")) // recorded.CHUNK)
+
+
+class Spoken:
+    """Answers without servers: tokens are the prompt's; ``odd`` says something else."""
+
+    def __init__(self, odd: str = "", failing: str = "") -> None:
+        self.odd, self.failing = odd, failing
+        self.ready_for = list[tuple[str, int]]()
+
+    async def ready(self, arm: Arm, concurrency: int) -> list[Timing]:
+        self.ready_for.append((arm.name, concurrency))
+        return [Timing(20.0, 1.0)] * concurrency
+
+    async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
+        assert self.ready_for[-1] == (arm.name, concurrency)
+        rounds = None if arm.server == OFF else 2
+        last = 9 if arm.name == self.odd else 5
+        answers = [None if arm.name == self.failing else Answer((*prompt, last), rounds) for prompt in prompts]
+        return BatchResult(tuple(answers), 1.0)
+
+    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
+        return 3.0
+
+
+def decode(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))
+
+
+async def test_a_different_answer_is_seen() -> None:
+    prompts = [[number, 1, 2, 3] for number in range(PLAN.prompts_needed)]
+    measured = await measure(Spoken(odd="NGRAM, 4 tokens"), PLAN, prompts, decode)
+    assert measured.equality["NGRAM, 4 tokens"].different == PLAN.prompts_needed
+    assert measured.equality["EAGLE-3 untrained"].identical == PLAN.prompts_needed
+    assert "off" not in measured.equality
+    assert (measured.distinct_4grams, measured.distinct_answers) == (1.0, 1.0)
+    assert measured.cell("off", 4) == Cell(16 * 5, None, 20.0)
+    assert measured.cell("EAGLE-3 untrained", 1) == Cell(4 * 5, 2.5, 20.0)
+
+
+async def test_failures_of_off_end_the_measurement_and_others_are_counted() -> None:
+    prompts = [[number] for number in range(PLAN.prompts_needed)]
+    with pytest.raises(MeasurementError, match="without speculation"):
+        await measure(Spoken(failing="off"), PLAN, prompts, decode)
+    measured = await measure(Spoken(failing="NGRAM, 4 tokens"), dataclasses.replace(PLAN, rounds=1), prompts, decode)
+    assert sum(s.failures for s in measured.samples) == 20
+
+
+def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
+    """Arms with about the given tok/s at concurrency 1 and 4: ``noise`` is the largest deviation."""
+    chance = random.Random(1)  # noqa: S311 - made-up samples
+    costs = {"off": (20.0, None), "NGRAM, 4 tokens": (22.0, 40), "NGRAM, 12 tokens": (44.0, 40)}
+    samples = []
+    for number in range(8):
+        for arm in LINE.arms:
+            for concurrency in PLAN.concurrencies:
+                ms, rounds = costs.get(arm.name, (30.0, 36))
+                wobble = 1 + noise * chance.uniform(-1, 1)
+                seconds = 100 / (speeds[arm.name] * wobble)
+                samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
+    same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
+    measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
+    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams)
+
+
+SPEEDS = {
+    "off": 40.0,
+    "NGRAM, 4 tokens": 110.0,
+    "NGRAM, 12 tokens": 50.0,
+    "EAGLE-3 untrained": 30.0,
+    "EAGLE-3 after 19.9k": 90.0,
+}
+
+
+def test_ngram_wins_in_figures() -> None:
+    first, second = ngram_lines(outcome(SPEEDS))
+    assert first.startswith("concurrency 1: NGRAM, 4 tokens still wins, 0.82x [")
+    assert "acceptance length 2.78 against 2.50 (1.11x), a round costs 30.0 against 22.0 ms (1.36x)" in first
+    assert first.endswith("at these costs the draft needs 3.41 to be as fast")
+    assert second.startswith("concurrency 4: ")
+
+
+def test_a_draft_that_is_faster_beats_the_fastest_ngram() -> None:
+    slower = SPEEDS | {"NGRAM, 4 tokens": 45.0}
+    assert "EAGLE-3 after 19.9k beats NGRAM, 12 tokens" in ngram_lines(outcome(slower))[0]
+    alike = SPEEDS | {"NGRAM, 4 tokens": 90.5}
+    assert "cannot be told apart" in ngram_lines(outcome(alike, noise=0.2))[0]
+
+
+def test_a_target_is_met_only_where_the_interval_says_so() -> None:
+    fast, slow = target_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 110.0})), target_lines(outcome(SPEEDS))
+    assert "target 2.5x within 20000 answer tokens, concurrency 1: met" in fast[0]
+    assert "concurrency 1: missed" in slow[0]
+    assert "concurrency 4: met" in slow[1]
+    noisy = target_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 95.0}, noise=0.2))
+    assert "undecided" in noisy[0]
+
+
+def test_a_draft_that_learnt_from_more_answers_no_target() -> None:
+    more = dataclasses.replace(DRAFTS[1], learnt=dataclasses.replace(DRAFTS[1].learnt, tokens=20_001))
+    found = outcome(SPEEDS | {"EAGLE-3 after 20.0k": 90.0})
+    line = line_of([DRAFTS[0], more], (4, 12))
+    renamed = tuple(dataclasses.replace(s, arm=s.arm.replace("19.9k", "20.0k")) for s in found.measured.samples)
+    changed = dataclasses.replace(
+        found,
+        plan=dataclasses.replace(PLAN, arms=line.arms),
+        checkpoints=[DRAFTS[0], more],
+        measured=dataclasses.replace(found.measured, samples=renamed),
+    )
+    assert all("no answer" in text for text in target_lines(changed))
+
+
+def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
+    found = outcome(SPEEDS, noise=0.0)
+    rows = table(found).splitlines()
+    assert len(rows) == 2 + 2 * len(LINE.arms)
+    assert {row.count("|") for row in rows} == {8}
+    assert rows[2] == "| 1 | off | 40.0 |  |  | 20.0 |  |"
+    assert rows[6].startswith("| 1 | EAGLE-3 after 19.9k | 90.0 | 2.25x [")
+    assert rows[6].endswith(" | 2.78 | 30.0 | 1.50 |")
+    text = section(found)
+    assert "160 prompts" in text
+    assert "| EAGLE-3 untrained | 5 | 4 | 1 | 0 |" in text
+
+
+def test_a_ratio_is_paired_by_round() -> None:
+    """A machine that is twice as slow in every other round says nothing about the arms."""
+    found = outcome(SPEEDS, noise=0.0).measured
+    uneven = tuple(dataclasses.replace(s, seconds=s.seconds * (1 + s.round % 2)) for s in found.samples)
+    ratio = dataclasses.replace(found, samples=uneven).ratio("EAGLE-3 after 19.9k", "off", 1)
+    assert ratio is not None
+    assert ratio.low == pytest.approx(2.25) == ratio.high
+    assert estimate_ratio([], GateArm.CANDIDATE, GateArm.OFF, 1) is None
+
+
+def test_one_without_rounds_explains_nothing() -> None:
+    assert explained(Cell(1.0, None, 1.0), Cell(1.0, 2.0, 1.0)) == "one of them had no rounds"

@@ -1,0 +1,201 @@
+"""The servers of the comparison, on engines that only say who asked them what: whom they flush, feed, swap and stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from aiohttp import web
+
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_runtime.engine.process import EngineSpec
+from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation.drafts import Draft
+from tests.bench.learning.served import ask
+from tests.bench.served import servers
+from tests.bench.served.__main__ import line_of
+from tests.bench.served.learn import Checkpoint, Learnt
+from tests.bench.served.measure import Plan, measure
+from tests.bench.served.servers import DRAFT, Servers
+from tests.unit.fakes import FakeEngine
+
+SPEC = EngineSpec("model", "cpu", 1024)
+WARM = ["warm one", "warm two"]
+
+
+class Engine(FakeEngine):
+    """Also answers: a prompt's tokens come back, and the draft in force is noted beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(key=None)
+        self.asked = list[tuple[str, tuple[int, ...]]]()  # the draft's version, and the prompt
+        self.warmed = Counter[str]()
+        self.flushed = 0
+
+    def app(self) -> web.Application:
+        app = super().app()
+        app.router.add_post("/generate", self._generate)
+        return app
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        self.flushed += 1
+        return await super()._flush(request)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        meta = {"finish_reason": {"type": "stop"}, "spec_verify_ct": 1}
+        if not body.get("stream"):
+            self.asked.append((self.version, tuple(body["input_ids"])))
+            return web.json_response({"output_ids": body["input_ids"], "meta_info": meta})
+        self.warmed[body["text"]] += 1
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for tokens in (1, 4):
+            piece = {"meta_info": {**meta, "completion_tokens": tokens}}
+            await response.write(f"data: {json.dumps(piece)}\n\n".encode())
+        return response
+
+
+class Process:
+    """An engine's process, already running at a known address."""
+
+    urls: ClassVar[dict[str, str]] = {}
+    started: ClassVar[dict[str, Eagle3 | Ngram | None]] = {}
+    stopped: ClassVar[list[str]] = []
+    dead: ClassVar[set[str]] = set()
+
+    def __init__(self, name: str, _: Path) -> None:
+        self.name = name
+
+    @property
+    def url(self) -> str:
+        return self.urls[self.name]
+
+    def start(self, _: EngineSpec, kind: Eagle3 | Ngram | None) -> None:
+        self.started[self.name] = kind
+
+    def wait_ready(self, _: float) -> None:
+        if self.name in self.dead:
+            raise EngineFault(f"engine {self.name} exited while starting")
+
+    def alive(self) -> bool:
+        return self.name not in self.dead
+
+    def tail(self) -> str:
+        return "the end"
+
+    def ask_to_stop(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.stopped.append(self.name)
+
+
+def checkpoint(folder: Path, version: int, weights: bytes) -> Checkpoint:
+    place = folder / str(version)
+    place.mkdir()
+    (place / "model.safetensors").write_bytes(weights)
+    return Checkpoint(Draft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0))
+
+
+@pytest.fixture
+async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Engine]]:
+    monkeypatch.setattr(servers, "EngineProcess", Process)
+    for shared in (Process.urls, Process.started, Process.stopped, Process.dead):
+        shared.clear()
+    running = {name: Engine() for name in ("off", "ngram-4", "ngram-12", "draft")}
+    async with contextlib.AsyncExitStack() as stack:
+        for name, engine in running.items():
+            engine.ranks = 1
+            Process.urls[name] = await stack.enter_async_context(engine.running())
+        yield running
+
+
+async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(3)]
+    line = line_of(drafts, (4, 12))
+    plan = Plan(line.arms, (1, 2), rounds=2, per_worker=2, near_tie=0.5)
+    prompts = [[number, number] for number in range(plan.prompts_needed)]
+    seen = [[100 + number] for number in range(10)]
+    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+        await running.learn_checksums([one.draft for one in drafts])
+        await running.feed(seen)
+        measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
+    assert Process.started == dict(line.servers)
+    assert sorted(Process.stopped) == sorted(engines)
+    asked = {tuple(prompt) for prompt in prompts}
+    for name in ("ngram-4", "ngram-12"):
+        told = [prompt for _, prompt in engines[name].asked]
+        assert Counter(told) == Counter([*map(tuple, seen), *asked])
+        assert set(told[: len(seen)]) == set(map(tuple, seen)), "the traffic comes first"
+    assert {prompt for _, prompt in engines["off"].asked} == asked
+    assert Counter(engines["draft"].asked) == Counter((str(v), prompt) for v in range(3) for prompt in asked)
+    swaps = engines["draft"].calls.count("update_weights_from_tensor")
+    assert engines["draft"].flushed == swaps > len(drafts)
+    assert not any(engines[name].flushed for name in ("off", "ngram-4", "ngram-12"))
+    assert {name: engine.warmed.total() for name, engine in engines.items()} == {
+        "off": 6, "ngram-4": 6, "ngram-12": 6, "draft": 18,
+    }  # fmt: skip
+    assert all(one.identical == plan.prompts_needed for one in measured.equality.values())
+
+
+async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dict[str, Engine], tmp_path: Path) -> None:
+    drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(2)]
+    line = line_of(drafts, (4,))
+    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+        await running.learn_checksums([one.draft for one in drafts])
+        engines["draft"].faults = {"update_weights_from_tensor": "silent"}
+        with pytest.raises(EngineFault, match="does not hold draft 0"):
+            await running.ready(line.arms[2], 1)
+
+
+async def test_drafts_that_are_alike_are_refused(engines: dict[str, Engine], tmp_path: Path) -> None:
+    drafts = [checkpoint(tmp_path, version, b"the same") for version in range(2)]
+    with pytest.raises(EngineFault, match="one checksum"):
+        async with Servers(SPEC, line_of(drafts, (4,)).servers, tmp_path, WARM, 8) as running:
+            await running.learn_checksums([one.draft for one in drafts])
+
+
+async def test_what_was_started_is_stopped_when_a_server_does_not_come_up(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
+    Process.dead.add("ngram-4")
+    with pytest.raises(EngineFault, match="ngram-4 exited"):
+        async with Servers(SPEC, line.servers, tmp_path, WARM, 8):
+            pass
+    assert Process.stopped == ["off", "ngram-4"]
+
+
+async def test_a_server_that_dies_is_no_slow_server(engines: dict[str, Engine], tmp_path: Path) -> None:
+    line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
+    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+        Process.dead.add("off")
+        with pytest.raises(MeasurementError, match="server off died"):
+            await running.run(line.arms[0], [[1]], 1)
+
+
+async def test_the_draft_of_every_look_is_asked_and_equal_weights_are_one(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    """Of tests/bench/learning/served.py: rows begin with the same draft, which is no fault of the engine."""
+    folders = [tmp_path / row / look for row in ("fifo", "replay") for look in ("0", "1")]
+    for folder, weights in zip(folders, (b"day 0", b"fifo", b"day 0", b"replay"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(weights)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    async with Servers(SPEC, {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, tmp_path, (), 8) as running:
+        lengths = await ask(running, folders, prompts)
+    assert lengths == [2.0] * 4, "an answer's first token is no round's"
+    asked = engines["draft"].asked
+    assert [{version for version, _ in asked[at : at + 2]} for at in range(0, 8, 2)] == [{"0"}, {"1"}, {"0"}, {"2"}]
+    assert Counter(prompt for _, prompt in asked) == {(1, 2, 3): 4, (4, 5, 6): 4}
+    assert not engines["draft"].warmed
