@@ -86,7 +86,7 @@ def test_a_change_waits_for_enough_answers_and_the_next_one_for_more(monkeypatch
     again = tally.review(now, held_out)
     assert again is not None
     assert again.before < 0.7
-    assert again.after > 0.98
+    assert again.after > 0.97  # 1980 answer tokens of the former traffic still count
 
 
 def test_nothing_is_looked_at_again_until_something_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
