@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_runtime.engine import vocabulary
 from aurora_runtime.engine.payload import PATH_TENSOR
+from aurora_runtime.engine.weights import INVERSE_MAP, VOCABULARY_MAP
 
 log = logging.getLogger(__name__)
-
-VOCABULARY_MAP: Final = "d2t"
-INVERSE_MAP: Final = "t2d"
-"""Which target ids the map holds: SGLang has no use for it (sglang/srt/models/llama_eagle3.py:355)."""
 
 
 def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
     """Load the safetensors file whose path the tensor ``aurora.path`` [bytes] uint8 spells into ``model``.
 
-    The embedding is left out as well: in SGLang it is the target's own parameter (sglang/srt/models/llama.py:910).
+    Left out are the embedding, which in SGLang is the target's own parameter (sglang/srt/models/llama.py:910), and the
+    inverse map, for which it has no use (sglang/srt/models/llama_eagle3.py:355).
     """
     try:
         path = bytes(dict(named_tensors)[PATH_TENSOR].tolist()).decode()

@@ -17,7 +17,8 @@ to come."""
 
 
 class Ahead:
-    """Fetches by ``fetch``, which is called from threads that end with the process."""
+    """Fetches by ``fetch``, which is called from threads that end with the process: an executor would be waited for at
+    its end, however long the store takes to answer."""
 
     def __init__(self, fetch: Callable[[str], bytes]) -> None:
         self._fetch = fetch
