@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aurora_api.speculator import Draft as DraftSpec
 from aurora_runtime.traces import RequestTrace
-from tests.assets.model import ensure_model
+from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose
 from tests.assets.traces import TOP_K, cached, domain_traces, json_traces
 from tests.assets.trained_draft import day_0, learn
@@ -48,9 +48,7 @@ def drafted_traces(domain: str, count: int = 160, shape: str = CHAINS) -> list[R
 
 def serve(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:
     """Each trace with the rounds of the draft in force; a new draft every :data:`PHASE` requests."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(ensure_model(), dtype=torch.bfloat16).eval()
+    model = causal_model()
     draft, vocabulary = day_0()
     for version, start in enumerate(range(0, len(traces), PHASE)):
         if start:

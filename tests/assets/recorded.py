@@ -26,7 +26,7 @@ from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import pack
 from aurora_runtime.training.session import Session
 from tests.assets import drafted, traces
-from tests.assets.model import ensure_model
+from tests.assets.model import causal_model
 from tests.assets.proposals import propose
 from tests.assets.trained_draft import day_0
 from tests.traffic.prompts import Domain
@@ -89,12 +89,10 @@ class Service:
 
     def answer(self, asked: Sequence[str], before: Sequence[RequestTrace]) -> Iterator[RequestTrace]:
         """Answer ``asked``, the requests that follow ``before``, with the rounds that the draft causes."""
-        from transformers import AutoModelForCausalLM
-
         for start in range(self._studied, len(before), drafted.PHASE):  # what lay in the cache
             self._study(before[start : start + drafted.PHASE])
         answered = list(traces.generate(asked))
-        model = AutoModelForCausalLM.from_pretrained(ensure_model(), dtype=torch.bfloat16).eval()
+        model = causal_model()
         draft, vocabulary, spec = self._learner.draft, self._learner.vocabulary, drafted.SHAPES[drafted.CHAINS]
         for start in range(0, len(answered), drafted.PHASE):
             version = self._studied // drafted.PHASE

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
-from tests.assets.model import cache_root, ensure_model
+from tests.assets.model import cache_root, causal_model, ensure_model
 from tests.traffic.prompts import Domain
 from tests.traffic.prompts import prompts as traffic
 
@@ -113,13 +113,11 @@ def record(model: Any, tokens: Tensor, prompt_length: int) -> RequestTrace:
 
 
 def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
-    """Answer each message greedily (bf16, batched) and record it. Answers end with the end token or after
+    """Answer each message greedily (batched) and record it. Answers end with the end token or after
     :data:`MAX_NEW_TOKENS`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    path = ensure_model()
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(ensure_model(), padding_side="left"), causal_model()
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": m}], tokenize=False, add_generation_prompt=True)
         for m in messages

@@ -1,7 +1,9 @@
 """Linear layers on weights that oneDNN has laid out for itself, about twice as fast as plain ones on few rows.
 
-The layout is a private second copy of the weight. Invariant: a copy is never used after its weight changed. It is kept
-with the address of the weight that it was made from, and every way in which SGLang writes weights calls `forget`.
+The layout is a private second copy of the weight, in float32 where the CPU does not multiply bfloat16: products are
+then summed in float32 and rounded once, as oneDNN does it elsewhere. Invariant: a copy is never used after its weight
+changed. It is kept with the address of the weight that it was made from, and every way in which SGLang writes weights
+calls `forget`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from aurora_runtime.precision import product_dtype
 
 _ATTRIBUTE = "_aurora_packed"
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -26,15 +30,18 @@ class Packed:
 
 
 def supported(weight: torch.Tensor) -> bool:
-    """Whether oneDNN takes this weight: a plain 2-D matrix of a dtype that it computes in here."""
+    """Whether oneDNN takes this weight: a plain 2-D matrix of a dtype that it, or float32 for it, computes in."""
     return (
         weight.dim() == 2 and weight.device.type == "cpu" and weight.dtype in _DTYPES and bool(_onednn.is_available())
     )
 
 
 def pack(weight: torch.Tensor) -> Packed:
-    """Lay out a weight [N, K]. Costs one copy of it."""
-    return Packed(torch.ops.mkldnn._reorder_linear_weight(weight.detach()), weight.data_ptr())
+    """Lay out a weight [N, K]. Costs one copy of it, twice as large where bfloat16 becomes float32."""
+    plain = weight.detach()
+    if plain.dtype is torch.bfloat16:
+        plain = plain.to(product_dtype("cpu"))
+    return Packed(torch.ops.mkldnn._reorder_linear_weight(plain), weight.data_ptr())
 
 
 def packed_weight(module: torch.nn.Module) -> Packed:
@@ -57,16 +64,21 @@ def linear(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None = None) ->
     """
     if x.shape[0] == 1:
         return linear(x.repeat(2, 1), weight, bias)[:1]
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.weight, bias, "none", [], "")
-    return result
+    dtype = weight.weight.dtype
+    bias = None if bias is None else bias.to(dtype)
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x.to(dtype), weight.weight, bias, "none", [], "")
+    return result.to(x.dtype)
 
 
 def linear_add(x: torch.Tensor, weight: Packed, addend: torch.Tensor) -> torch.Tensor:
     """x W^T + addend, rounded once: [M, K], [M, N] -> [M, N]. Rows as in :func:`linear`."""
     if x.shape[0] == 1:
         return linear_add(x.repeat(2, 1), weight, addend.repeat(2, 1))[:1]
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, addend, weight.weight, None, "add")
-    return result
+    dtype = weight.weight.dtype
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+        x.to(dtype), addend.to(dtype), weight.weight, None, "add"
+    )
+    return result.to(x.dtype)
 
 
 def module_linear(module: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

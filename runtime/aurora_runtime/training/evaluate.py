@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aurora_runtime.precision import autocast
 from aurora_runtime.training.batch import collate
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.examples import Example
@@ -55,7 +56,7 @@ def evaluate(
         batch = collate(group, steps, vocabulary).to(device)
         known = batch.expected != -1
         right = torch.zeros_like(known)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device.type):
             for step, out in enumerate(unroll(draft, batch.trunk, batch.levels)):
                 chosen = known[:, :, step]
                 right[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == batch.expected[:, :, step][chosen]

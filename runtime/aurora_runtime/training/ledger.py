@@ -74,11 +74,6 @@ class Ledger:
         """Bytes of the shard's data; 0 when the last look did not find it."""
         return self.stored.sizes.get(key, 0)
 
-    def recent(self, limit: int) -> list[str]:
-        """The newest consumed shards whose data amount to ``limit`` bytes, in the order of their consumption."""
-        consumed = self.consumed
-        return list(consumed[len(consumed) - self.newest(consumed, limit) :])
-
     def newest(self, keys: tuple[str, ...], limit: int) -> int:
         """How many of the last of ``keys`` it takes to reach ``limit`` bytes."""
         total = 0

@@ -20,7 +20,7 @@ from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase, TrainerSt
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.training import lineage as lineages
-from aurora_runtime.training import saved
+from aurora_runtime.training import recall, saved
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.janitor import Janitor
@@ -89,8 +89,8 @@ def build(
     reader = ShardReader(registry, target.identity.vocab_size, width, patience, prompt_weight=recipe.prompt_weight)
     memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
     tally = Tally(target.identity.vocab_size, target.special_tokens)
-    refill(ledger, reader, memory, held_out)
     if state is not None:
+        recall.refill(state.tensors, state.record.consumed, reader, memory, held_out)
         session.restore(state.tensors)
         tally.restore(state.tensors)
         log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
@@ -111,19 +111,6 @@ def build(
         epoch=patience.call("reading the trainer's state", registry.trainer_epoch),
         trained_tokens=state.record.trained_tokens if state else last.trained_tokens,
     )
-
-
-def refill(ledger: Ledger, reader: ShardReader, memory: Memory, held_out: HeldOutSet) -> None:
-    """Read the newest consumed shards again, as many as the memory holds, so that replay goes on where it was."""
-    ledger.pending()
-    keys = ledger.recent(REPLAY_BYTES)
-    for place, key in enumerate(keys):
-        reader.expect(keys[place:])
-        shard = reader.read(key)
-        for example in shard.train if shard else ():
-            memory.add(example)
-        for request, examples in shard.held_out if shard else ():
-            held_out.add(request, examples)
 
 
 def run(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from aurora_runtime.precision import autocast, product_dtype
 from aurora_runtime.training.batch import Batch
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.head import head_loss
@@ -24,7 +25,7 @@ from aurora_runtime.training.unroll import unroll
 def batch_loss(
     draft: Draft, batch: Batch, recipe: Recipe, total: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Tensor:
-    """The scalar loss of ``batch``; matrix products in bf16, losses in float32.
+    """The scalar loss of ``batch``; matrix products in bf16 where the device has them, losses in float32.
 
     ``total`` makes sums over this batch sums over all batches of the step, where processes share one: every
     expectation is then taken over all of them, and their losses add up to the step's.
@@ -34,7 +35,7 @@ def batch_loss(
 
 def states(draft: Draft, batch: Batch) -> list[Tensor]:
     """The draft's outputs ``[B, N[d], H]`` at each depth."""
-    with torch.autocast(batch.weight.device.type, dtype=torch.bfloat16):
+    with autocast(batch.weight.device.type):
         return unroll(draft, batch.trunk, batch.levels)
 
 
@@ -59,5 +60,5 @@ def taught_loss(
         recipe.loss,
         batch.teacher[torch.cat(rows)],
         torch.cat(parts),
-        torch.bfloat16,
+        product_dtype(batch.weight.device.type),
     )

@@ -1,22 +1,23 @@
 """Examples kept for replay: bounded in bytes, spread over age, drawn as the recipe says.
 
-Invariant: the memory never holds more than its bound (but for one example larger than it). When it is full, an example
-at a pseudo-random place makes room, so that the survivors' ages fall off geometrically: mostly recent, not only recent.
+Invariant: the memory never holds more than its bound (but for one example larger than it). When it is full, examples
+at a pseudo-random place make room, so that the survivors' ages fall off geometrically: mostly recent, not only recent.
+They come and go in spans of one shard, so that what survives is found again in few shards.
 
 That is a reservoir over ages, not over domains, of which examples know nothing. Each further memory's worth of
 traffic leaves 1/e of what was there: of a domain A that filled the memory, 37 % stay after as many bytes of a domain B,
 13 % after twice as many. So an excursion is not paid with what was known before it, and traffic that never comes back
 is forgotten in the end.
 
-What goes, and what is drawn with a given generator, depend on the sequence of additions alone: a memory rebuilt by the
-same additions goes on as the other would have. A restart adds only the newest shards again, a memory's worth of them
-(``main.refill``), so it keeps that promise until more than this was consumed, and then costs the older survivors.
+What goes, and what is drawn with a given generator, depend on the sequence of additions alone, and a memory that
+:mod:`~aurora_runtime.training.recall` filled again goes on as the one before would have.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -33,6 +34,10 @@ HALF_LIFE: Final = 64
 repeat the shard in hand. The memory of a large target (24 KiB a slot for one 4,096 wide) holds about as many and is
 itself that recent; that of a small one holds thousands, where the choice matters."""
 
+SPANS: Final = 64
+"""A span is at most one part in so many of the memory, or a single example. Where shards are smaller they come and go
+whole, and filling the memory again takes no more than it holds."""
+
 
 class Choice(StrEnum):
     """Which examples of the memory are replayed. Each has a chance in every draw."""
@@ -40,6 +45,16 @@ class Choice(StrEnum):
     UNIFORM = "uniform"  # all alike
     RECENT = "recent"  # with a weight that halves every HALF_LIFE additions
     SURPRISING = "surprising"  # in proportion to the rounds that serving needed per token
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which examples a span holds."""
+
+    shard: str
+    first: int  # among the shard's examples
+    count: int
+    number: int  # of examples that were added to the memory before
 
 
 @dataclass(frozen=True)
@@ -51,60 +66,102 @@ class _Kept:
     surprise: float | None
 
 
+@dataclass(frozen=True)
+class _Span:
+    place: Place
+    kept: tuple[_Kept, ...]
+    nbytes: int
+
+
 class Memory:
     """Examples with a bound of ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: list[_Kept] = []
+        self._spans: list[_Span] = []
         self._added = 0
-        self._evicted = 0
+        self.evicted = 0
+        """Spans that made room, ever: what decides which goes next."""
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return sum(len(span.kept) for span in self._spans)
 
-    def add(self, example: Example) -> None:
-        while self._kept and self.nbytes + example.nbytes > self._limit:
-            place = (self._evicted * _STRIDE % 2**32) * len(self._kept) >> 32
-            self._evicted += 1
-            self.nbytes -= self._kept.pop(place).example.nbytes
-        self._kept.append(_Kept(example, self._added, surprise(example)))
-        self._added += 1
-        self.nbytes += example.nbytes
+    def add(self, examples: Sequence[Example], shard: str = "") -> None:
+        """Keep all ``examples`` of ``shard``."""
+        first = 0
+        for run in _runs(examples, self._limit // SPANS):
+            size = sum(example.nbytes for example in run)
+            while self._spans and self.nbytes + size > self._limit:
+                place = (self.evicted * _STRIDE % 2**32) * len(self._spans) >> 32
+                self.evicted += 1
+                self.nbytes -= self._spans.pop(place).nbytes
+            self._put(Place(shard, first, len(run), self._added), run)
+            first += len(run)
+
+    def put_back(self, place: Place, examples: Sequence[Example]) -> None:
+        """Keep again what :meth:`places` named, of all ``examples`` of its shard, in that order."""
+        self._put(place, examples[place.first : place.first + place.count])
+
+    def _put(self, place: Place, examples: Sequence[Example]) -> None:
+        kept = tuple(_Kept(example, place.number + n, surprise(example)) for n, example in enumerate(examples))
+        self._spans.append(_Span(place, kept, sum(example.nbytes for example in examples)))
+        self._added = place.number + place.count
+        self.nbytes += self._spans[-1].nbytes
+
+    def places(self) -> list[Place]:
+        """What is kept, oldest first."""
+        return [span.place for span in self._spans]
 
     def all(self) -> list[Example]:
-        """What is kept, oldest first."""
-        return [kept.example for kept in self._kept]
+        """The kept examples, oldest first."""
+        return [kept.example for kept in self._kept()]
+
+    def _kept(self) -> list[_Kept]:
+        return [kept for span in self._spans for kept in span.kept]
 
     def sample(self, slots: int, generator: torch.Generator, choice: Choice = Choice.UNIFORM) -> list[Example]:
         """Random distinct examples that fill ``slots`` (at least one example), or as many as there are: one after the
         other by the weights of ``choice`` among those not drawn yet."""
-        order = self._order(generator, choice).tolist()
-        return pack([self._kept[i].example for i in order], slots, first_only=True)[0] if order else []
+        kept = self._kept()
+        order = self._order(kept, generator, choice).tolist()
+        return pack([kept[i].example for i in order], slots, first_only=True)[0] if order else []
 
-    def _order(self, generator: torch.Generator, choice: Choice) -> Tensor:
+    def _order(self, kept: Sequence[_Kept], generator: torch.Generator, choice: Choice) -> Tensor:
         """Places ``[N]``, all of them, as drawn without replacement.
 
         A logarithmic weight plus Gumbel noise, sorted, is such a draw (Vieira 2014), and does not underflow for what
         is old."""
         if choice is Choice.UNIFORM:
-            return torch.randperm(len(self._kept), generator=generator)
-        weights = self._recency() if choice is Choice.RECENT else self._surprises()
-        waits = torch.empty(len(self._kept), dtype=torch.float64).exponential_(generator=generator)
+            return torch.randperm(len(kept), generator=generator)
+        weights = self._recency(kept) if choice is Choice.RECENT else _surprises(kept)
+        waits = torch.empty(len(kept), dtype=torch.float64).exponential_(generator=generator)
         return (weights - waits.log()).argsort(descending=True, stable=True)
 
-    def _recency(self) -> Tensor:
+    def _recency(self, kept: Sequence[_Kept]) -> Tensor:
         """Logarithmic weights ``[N]`` float64."""
-        numbers = torch.tensor([kept.number for kept in self._kept], dtype=torch.float64)
+        numbers = torch.tensor([each.number for each in kept], dtype=torch.float64)
         return (numbers - self._added) * (math.log(2) / HALF_LIFE)
 
-    def _surprises(self) -> Tensor:
-        """Logarithmic weights ``[N]`` float64; what is not known is taken for the mean of what is."""
-        known = [kept.surprise for kept in self._kept if kept.surprise is not None]
-        mean = statistics.fmean(known) if known else 1.0
-        found = [mean if kept.surprise is None else kept.surprise for kept in self._kept]
-        return torch.tensor(found, dtype=torch.float64).log()
+
+def _surprises(kept: Sequence[_Kept]) -> Tensor:
+    """Logarithmic weights ``[N]`` float64; what is not known is taken for the mean of what is."""
+    known = [each.surprise for each in kept if each.surprise is not None]
+    mean = statistics.fmean(known) if known else 1.0
+    found = [mean if each.surprise is None else each.surprise for each in kept]
+    return torch.tensor(found, dtype=torch.float64).log()
+
+
+def _runs(examples: Sequence[Example], most: int) -> Iterator[Sequence[Example]]:
+    """Consecutive ``examples`` in groups of at most ``most`` bytes (a larger one alone)."""
+    first, size = 0, 0
+    for place, example in enumerate(examples):
+        if place > first and size + example.nbytes > most:
+            yield examples[first:place]
+            first, size = place, 0
+        size += example.nbytes
+    if examples:
+        yield examples[first:]
 
 
 def surprise(example: Example) -> float | None:

@@ -1,6 +1,7 @@
 """Keeps the store bounded: traces beyond the limit are deleted, oldest first, by the one who knows what was learnt.
 
-Replay, the held-out set and the prompts of measurements all come from the newest shards, so those are kept. Invariants:
+The held-out set, the prompts of measurements and most of what is replayed come from the newest shards, so those are
+kept. Invariants:
 
 - a consumed shard is deleted only once every stored trainer state lists it as retired: a trainer that resumes from any
   of them neither learns from it twice nor misses it;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,10 +64,19 @@ def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
 
 
 def build(
-    session: Session, ledger: Ledger, tally: Tally, *, epoch: int, lineage: int, trained_tokens: int, last: Registration
+    session: Session,
+    ledger: Ledger,
+    tally: Tally,
+    held: Mapping[str, Tensor],
+    *,
+    epoch: int,
+    lineage: int,
+    trained_tokens: int,
+    last: Registration,
 ) -> tuple[TrainerState, bytes]:
-    """A state ready to be stored. Built once per save, so that a repeated upload sends the very same bytes."""
-    tensors = {**session.state(), **tally.state()}
+    """A state ready to be stored; ``held`` is what :func:`recall.state` tells. Built once per save, so that a repeated
+    upload sends the very same bytes."""
+    tensors = {**session.state(), **tally.state(), **held}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     record = TrainerState(

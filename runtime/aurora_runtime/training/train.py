@@ -18,7 +18,7 @@ from torch import Tensor
 from aurora_api.records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import Registry
-from aurora_runtime.training import saved
+from aurora_runtime.training import recall, saved
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.examples import Example
@@ -96,10 +96,9 @@ class Trainer:
     def _shard(self, key: str) -> None:
         shard = self.reader.read(key)
         for request, examples in shard.held_out if shard else ():
-            self.held_out.add(request, examples)
+            self.held_out.add(request, examples, key)
         train = list(shard.train) if shard else []
-        for example in train:
-            self.memory.add(example)
+        self.memory.add(train, key)
         self.tally.add(train)
         recipe = self.session.recipe
         order = torch.randperm(len(train), generator=self.session.generator).tolist()
@@ -171,6 +170,7 @@ class Trainer:
             self.session,
             self.ledger,
             self.tally,
+            recall.state(self.memory, self.held_out, self.ledger.consumed),
             epoch=self.epoch + 1,
             lineage=self.candidates.lineage,
             trained_tokens=self.trained_tokens,

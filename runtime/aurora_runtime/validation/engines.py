@@ -7,26 +7,19 @@ stopped on exit.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import aiohttp
 
 from aurora_api import speculator
 from aurora_api.records import Arm
 from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.engine.process import EngineProcess, EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import BatchResult, Client
-
-log = logging.getLogger(__name__)
+from aurora_runtime.validation.servers import EngineSet
 
 WARM_TOKENS = 24
 GPU_SHARE = 0.85
@@ -36,18 +29,14 @@ GPU_SHARE = 0.85
 class Engines:
     """Implements :class:`aurora_runtime.validation.measure.Bench` on real servers. An async context manager."""
 
-    spec: EngineSpec
+    servers: EngineSet
     drafts: dict[Arm, Draft]  # ACTIVE and CANDIDATE
     draft_spec: speculator.Draft
     apart: tuple[Arm, ...]
     """Of OFF and NGRAM those to start an engine for."""
     warm_prompt: tuple[int, ...]
     max_new_tokens: int
-    folder: Path
     deadline: float
-    request_timeout: float = 300.0
-    _processes: dict[str, EngineProcess] = field(default_factory=dict)
-    _session: aiohttp.ClientSession | None = None
     _checksums: dict[Arm, str] = field(default_factory=dict)
     _loaded: Arm = Arm.ACTIVE
     _warm: set[Arm] = field(default_factory=set)
@@ -55,17 +44,16 @@ class Engines:
     async def __aenter__(self) -> Self:
         try:
             await self._start()
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
             await self._verify_drafts()
         except BaseException:
-            await self.close()
+            await self.servers.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.servers.close()
 
     async def _start(self) -> None:
         active = self.drafts[Arm.ACTIVE]
@@ -76,46 +64,20 @@ class Engines:
         }
         for arm in {Arm.OFF, Arm.NGRAM} - set(self.apart):
             del speculation[arm.value]
-        together = self.spec.device == "cpu"
+        together = self.servers.spec.device == "cpu"
         for started, (name, kind) in enumerate(speculation.items()):
-            process = EngineProcess(name, self.folder / f"{name}.log")
-            self._processes[name] = process
             # Each takes its part of what the earlier ones left free; hence one after the other on a GPU.
-            process.start(self.spec, kind, memory_share=GPU_SHARE / (len(speculation) - started))
+            self.servers.start(name, kind, memory_share=GPU_SHARE / (len(speculation) - started))
             if not together:
-                await asyncio.to_thread(process.wait_ready, self.deadline)
-        if together:
-            for process in list(self._processes.values()):
-                await asyncio.to_thread(process.wait_ready, self.deadline)
-
-    async def close(self) -> None:
-        """Stop every server; safe to call twice."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        for process in self._processes.values():
-            process.ask_to_stop()
-        for process in self._processes.values():
-            process.stop()
-        self._processes.clear()
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise EngineFault("the engines are not running")
-        return self._session
-
-    def _process(self, arm: Arm) -> EngineProcess:
-        name = {Arm.OFF: "off", Arm.NGRAM: "ngram"}.get(arm, "draft")
-        process = self._processes[name]
-        if not process.alive():
-            raise MeasurementError(f"engine {name} died; the end of its log:\n{process.tail()}")
-        return process
+                await self.servers.wait_ready(name, self.deadline)
+        for name in speculation if together else ():
+            await self.servers.wait_ready(name, self.deadline)
 
     def _admin(self, arm: Arm) -> EngineAdmin:
-        return EngineAdmin(self._http(), self._process(arm).url)
+        return self.servers.admin(_server(arm))
 
     def _client(self, arm: Arm) -> Client:
-        return Client(self._http(), self._process(arm).url, self.request_timeout)
+        return self.servers.client(_server(arm))
 
     async def _verify_drafts(self) -> None:
         """Swap to the candidate and back: proves that both load, and what their checksums are."""
@@ -149,15 +111,19 @@ class Engines:
             self._warm.discard(Arm.CANDIDATE)
         if arm not in self._warm:
             if await self._client(arm).answer(self.warm_prompt, WARM_TOKENS) is None:
-                self._process(arm)
+                self.servers.check(_server(arm))
                 raise EngineFault(f"the warm-up request failed on {arm}")
             self._warm.add(arm)
         await self._admin(arm).flush()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         result = await self._client(arm).batch(prompts, concurrency, self.max_new_tokens)
-        self._process(arm)  # an engine that died is no verdict about its draft's speed
+        self.servers.check(_server(arm))  # an engine that died is no verdict about its draft's speed
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         return await self._client(Arm.OFF if Arm.OFF in self.apart else Arm.ACTIVE).margin(prefix, one, other)
+
+
+def _server(arm: Arm) -> str:
+    return {Arm.OFF: "off", Arm.NGRAM: "ngram"}.get(arm, "draft")

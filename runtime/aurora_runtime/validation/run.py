@@ -36,6 +36,7 @@ from aurora_runtime.validation.evidence import build, environment
 from aurora_runtime.validation.measure import Measurement, MeasurePlan, measure, measure_apart, refused
 from aurora_runtime.validation.prompts import Prompt, digest, held_out_prompts
 from aurora_runtime.validation.replica import ReplicaEngine
+from aurora_runtime.validation.servers import EngineSet
 
 FINISH_SECONDS = 30.0
 """Kept of the time limit for stopping the engines and writing the evidence."""
@@ -172,13 +173,12 @@ async def _on_own_engines(task: Task, prompts: tuple[Prompt, ...], candidate: Dr
         extra_args=tuple(settings.extra_args),
     )
     engines = Engines(
-        spec=spec,
+        servers=EngineSet(spec, scratch),
         drafts={Arm.ACTIVE: serving, Arm.CANDIDATE: candidate},
         draft_spec=settings.draft,
         apart=() if baseline else plan.apart,
         warm_prompt=prompts[-1].tokens,
         max_new_tokens=settings.validation.max_new_tokens,
-        folder=scratch,
         deadline=task.deadline,
     )
     async with engines:

@@ -72,8 +72,7 @@ class Learner:
         """``judges`` are held-out examples: another vocabulary map must cover more of them."""
         session, recipe = self.session, self._how.recipe
         examples = [example for trace in shard for example in self._examples(trace)]
-        for example in examples:
-            self._memory.add(example)
+        self._memory.add(examples)
         for batch in batches(self._match, examples, self._memory, recipe, session.generator):
             session.step(batch)
             if self._average:

@@ -41,6 +41,7 @@ from aurora_runtime.engine.weights import WEIGHTS
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import BatchResult
+from aurora_runtime.validation.servers import EngineSet
 
 CONCURRENCY = 2
 
@@ -82,7 +83,9 @@ async def ask(servers: Servers, folders: Sequence[Path], prompts: Sequence[Seque
 async def serve(folders: Sequence[Path], prompts: Sequence[Sequence[int]], work: Path) -> list[float]:
     """:func:`ask` of a server that is started for it with the first draft."""
     spec = EngineSpec(str(ensure_model()), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
-    async with Servers(spec, {DRAFT: Eagle3(folders[0], 0, SHAPES[CHAINS])}, work, (), MAX_NEW_TOKENS) as servers:
+    async with Servers(
+        EngineSet(spec, work), {DRAFT: Eagle3(folders[0], 0, SHAPES[CHAINS])}, (), MAX_NEW_TOKENS
+    ) as servers:
         return await ask(servers, folders, prompts)
 
 

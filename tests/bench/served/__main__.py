@@ -43,6 +43,7 @@ from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.validation.equality import near_tie
+from aurora_runtime.validation.servers import EngineSet
 
 MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
 """Answer tokens of traffic at which a draft is measured. Docstrings end before: one for each function there is."""
@@ -92,7 +93,7 @@ async def serve(
     prompts = [tokenizer(text)["input_ids"] for text in chat(tokenizer, reserved(domain)[: plan.prompts_needed])]
     warm = chat(tokenizer, traffic(domain)[: max(plan.concurrencies)])
     spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
-    async with Servers(spec, line.servers, work, warm, LONGEST_ANSWER) as servers:
+    async with Servers(EngineSet(spec, work), line.servers, warm, LONGEST_ANSWER) as servers:
         await servers.learn_checksums([one.draft for one in drafts])
         began = time.monotonic()
         await servers.feed(seen)

@@ -128,9 +128,8 @@ class Learner:
                 self.held_out.add(trace.request, tuple(found))
             else:
                 examples += found
-        for example in examples:
-            memory.add(example)
-            self.fresh += example.fresh
+        memory.add(examples)
+        self.fresh += sum(example.fresh for example in examples)
         for batch in batches(Match.TRAFFIC, examples, memory, recipe, session.generator):
             session.step(batch)
         self.remapping.after(examples, self.held_out.newest_first())

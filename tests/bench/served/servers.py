@@ -12,25 +12,21 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-import aiohttp
 from tests.bench.engine import Timing, generate
 
-from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.engine.process import EngineProcess, EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.drafts import Draft
-from aurora_runtime.validation.load import BatchResult, Client
+from aurora_runtime.validation.load import BatchResult
+from aurora_runtime.validation.servers import EngineSet
 
 OFF: Final = "off"
 DRAFT: Final = "draft"
 START_S: Final = 480.0
-REQUEST_S: Final = 300.0
 FEED_CONCURRENCY: Final = 8
 WARM_TOKENS: Final = 32
 
@@ -48,14 +44,11 @@ class Arm:
 class Servers:
     """Starts a server per entry of ``speculation``; an async context manager."""
 
-    spec: EngineSpec
+    engines: EngineSet
     speculation: Mapping[str, Eagle3 | Ngram | None]
-    folder: Path
     warm_texts: Sequence[str]
     """Requests of the domain that are answered before each batch: as many as the highest concurrency."""
     max_new_tokens: int
-    _processes: dict[str, EngineProcess] = field(default_factory=dict)
-    _session: aiohttp.ClientSession | None = None
     _checksums: dict[Draft, str] = field(default_factory=dict)
     _loaded: Draft | None = None
 
@@ -63,36 +56,23 @@ class Servers:
         try:
             for name, kind in self.speculation.items():
                 # One after the other: several that start at a time take longer on two cores, and may time out.
-                process = self._processes[name] = EngineProcess(name, self.folder / f"{name}.log")
-                process.start(self.spec, kind)
-                await asyncio.to_thread(process.wait_ready, time.monotonic() + START_S)
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+                self.engines.start(name, kind)
+                await self.engines.wait_ready(name, time.monotonic() + START_S)
         except BaseException:
-            await self.close()
+            await self.engines.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Stop every server; safe to call twice."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        for process in self._processes.values():
-            process.ask_to_stop()
-        for process in self._processes.values():
-            process.stop()
-        self._processes.clear()
+        await self.engines.close()
 
     async def feed(self, prompts: Sequence[Sequence[int]]) -> None:
         """Have every NGRAM server answer ``prompts``, as it would have in production while a draft learnt from them."""
         names = [name for name, kind in self.speculation.items() if isinstance(kind, Ngram)]
         fed = await asyncio.gather(
-            *(self._client(name).batch(prompts, FEED_CONCURRENCY, self.max_new_tokens) for name in names)
+            *(self.engines.client(name).batch(prompts, FEED_CONCURRENCY, self.max_new_tokens) for name in names)
         )
         if failures := sum(result.failures for result in fed):
             raise MeasurementError(f"{failures} requests failed while NGRAM was fed")
@@ -101,7 +81,7 @@ class Servers:
         """Load every draft once, to know it again. Raises :class:`EngineFault` when two are alike to the engine."""
         for draft in drafts:
             await self._swap(draft)
-            self._checksums[draft] = await self._admin(DRAFT).checksum()
+            self._checksums[draft] = await self.engines.admin(DRAFT).checksum()
         if len({*self._checksums.values()}) < len(drafts):
             raise EngineFault("two drafts gave one checksum")
 
@@ -113,9 +93,9 @@ class Servers:
         """
         if arm.draft is not None and arm.draft != self._loaded:
             await self._swap(arm.draft)
-            if await self._admin(DRAFT).checksum() != self._checksums[arm.draft]:
+            if await self.engines.admin(DRAFT).checksum() != self._checksums[arm.draft]:
                 raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
-        port = urlsplit(self._process(arm.server).url).port
+        port = urlsplit(self.engines.url(arm.server)).port
         assert port is not None
         texts = self.warm_texts[:concurrency]
         return await asyncio.gather(*(asyncio.to_thread(generate, port, text, WARM_TOKENS) for text in texts))
@@ -123,33 +103,16 @@ class Servers:
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
         """Answer ``prompts`` with ``concurrency`` requests under way. Raises :class:`MeasurementError` when the server
         died: that is no figure of its speed."""
-        result = await self._client(arm.server).batch(prompts, concurrency, self.max_new_tokens)
-        self._process(arm.server)
+        result = await self.engines.client(arm.server).batch(prompts, concurrency, self.max_new_tokens)
+        self.engines.check(arm.server)
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """How far apart two next tokens lie for the server without speculation."""
-        return await self._client(OFF).margin(prefix, one, other)
+        return await self.engines.client(OFF).margin(prefix, one, other)
 
     async def _swap(self, draft: Draft) -> None:
         """Load ``draft`` and drop cached prefixes: the former draft's keys are in them, and its prompts come again."""
-        await self._admin(DRAFT).swap(draft.weights, draft.version)
-        await self._admin(DRAFT).flush()
+        await self.engines.admin(DRAFT).swap(draft.weights, draft.version)
+        await self.engines.admin(DRAFT).flush()
         self._loaded = draft
-
-    def _process(self, name: str) -> EngineProcess:
-        process = self._processes[name]
-        if not process.alive():
-            raise MeasurementError(f"server {name} died; the end of its log:\n{process.tail()}")
-        return process
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise MeasurementError("the servers are not running")
-        return self._session
-
-    def _admin(self, name: str) -> EngineAdmin:
-        return EngineAdmin(self._http(), self._process(name).url)
-
-    def _client(self, name: str) -> Client:
-        return Client(self._http(), self._process(name).url, REQUEST_S)

@@ -16,9 +16,10 @@ from aurora_api.speculator import Draft as DraftSpec
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation import servers
 from aurora_runtime.validation.drafts import Draft
+from aurora_runtime.validation.servers import EngineSet
 from tests.bench.learning.served import ask
-from tests.bench.served import servers
 from tests.bench.served.__main__ import line_of
 from tests.bench.served.learn import Checkpoint, Learnt
 from tests.bench.served.measure import Plan, measure
@@ -77,7 +78,7 @@ class Process:
     def url(self) -> str:
         return self.urls[self.name]
 
-    def start(self, _: EngineSpec, kind: Eagle3 | Ngram | None) -> None:
+    def start(self, _: EngineSpec, kind: Eagle3 | Ngram | None, *, memory_share: float) -> None:
         self.started[self.name] = kind
 
     def wait_ready(self, _: float) -> None:
@@ -125,7 +126,7 @@ async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
     plan = Plan(line.arms, (1, 2), rounds=2, per_worker=2, near_tie=0.5)
     prompts = [[number, number] for number in range(plan.prompts_needed)]
     seen = [[100 + number] for number in range(10)]
-    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
         await running.learn_checksums([one.draft for one in drafts])
         await running.feed(seen)
         measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
@@ -150,7 +151,7 @@ async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
 async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dict[str, Engine], tmp_path: Path) -> None:
     drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(2)]
     line = line_of(drafts, (4,))
-    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
         await running.learn_checksums([one.draft for one in drafts])
         engines["draft"].faults = {"update_weights_from_tensor": "silent"}
         with pytest.raises(EngineFault, match="does not hold draft 0"):
@@ -160,7 +161,7 @@ async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dic
 async def test_drafts_that_are_alike_are_refused(engines: dict[str, Engine], tmp_path: Path) -> None:
     drafts = [checkpoint(tmp_path, version, b"the same") for version in range(2)]
     with pytest.raises(EngineFault, match="one checksum"):
-        async with Servers(SPEC, line_of(drafts, (4,)).servers, tmp_path, WARM, 8) as running:
+        async with Servers(EngineSet(SPEC, tmp_path), line_of(drafts, (4,)).servers, WARM, 8) as running:
             await running.learn_checksums([one.draft for one in drafts])
 
 
@@ -170,14 +171,14 @@ async def test_what_was_started_is_stopped_when_a_server_does_not_come_up(
     line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
     Process.dead.add("ngram-4")
     with pytest.raises(EngineFault, match="ngram-4 exited"):
-        async with Servers(SPEC, line.servers, tmp_path, WARM, 8):
+        async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8):
             pass
     assert Process.stopped == ["off", "ngram-4"]
 
 
 async def test_a_server_that_dies_is_no_slow_server(engines: dict[str, Engine], tmp_path: Path) -> None:
     line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
-    async with Servers(SPEC, line.servers, tmp_path, WARM, 8) as running:
+    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
         Process.dead.add("off")
         with pytest.raises(MeasurementError, match="server off died"):
             await running.run(line.arms[0], [[1]], 1)
@@ -192,7 +193,7 @@ async def test_the_draft_of_every_look_is_asked_and_equal_weights_are_one(
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(weights)
     prompts = [[1, 2, 3], [4, 5, 6]]
-    async with Servers(SPEC, {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, tmp_path, (), 8) as running:
+    async with Servers(EngineSet(SPEC, tmp_path), {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, (), 8) as running:
         lengths = await ask(running, folders, prompts)
     assert lengths == [2.0] * 4, "an answer's first token is no round's"
     asked = engines["draft"].asked

@@ -31,6 +31,29 @@ def test_packed_linears_equal_plain_ones(dtype: torch.dtype, rows: int) -> None:
     torch.testing.assert_close(added.double(), exact + addend.double(), rtol=relative, atol=10 * relative)
 
 
+@pytest.fixture(params=["as this machine multiplies", "without bfloat16"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without bfloat16":
+        monkeypatch.setattr(packed, "product_dtype", lambda _: torch.float32)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("rows", [1, 4, 33])
+def test_bf16_is_rounded_once(rows: int) -> None:
+    """Whatever the machine multiplies in: half a unit in the last place, and what summing in float32 adds to it."""
+    torch.manual_seed(rows)
+    layer, x, addend = Linear(96, 576, torch.bfloat16), torch.randn(rows, 576), torch.randn(rows, 96)
+    x, addend = x.bfloat16(), addend.bfloat16()
+    exact = x.double() @ layer.weight.double().T
+    for found, wanted in (
+        (packed.module_linear(layer, x), exact),
+        (packed.linear_add(x, packed.packed_weight(layer), addend), exact + addend.double()),
+    ):
+        assert found.dtype is torch.bfloat16
+        torch.testing.assert_close(found.double(), wanted, rtol=2**-8 * 1.01, atol=1e-3)
+
+
+@pytest.mark.usefixtures("machine")
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     torch.manual_seed(0)
     weight = packed.pack(torch.randn(576, 1536).bfloat16())

@@ -221,7 +221,7 @@ def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
     size = examples[0].nbytes
     memory = Memory(20 * size + size // 2)
     for example in examples:
-        memory.add(example)
+        memory.add([example])
         assert memory.nbytes <= 20 * size + size // 2
     place = {id(e): i for i, e in enumerate(examples)}
     ages = [place[id(e)] for e in memory.all()]
@@ -232,7 +232,7 @@ def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
     assert sum(a >= 150 for a in ages) >= 10  # mostly recent
     again = Memory(20 * size + size // 2)
     for example in examples:
-        again.add(example)
+        again.add([example])
     assert [id(e) for e in again.all()] == [id(e) for e in memory.all()]
 
 

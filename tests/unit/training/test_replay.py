@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_runtime.training import main, replay
-from aurora_runtime.training.data import HeldOutSet, Shard, ShardReader
 from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.ledger import Ledger
-from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Choice, Memory, surprise
 from tests.unit.training import tiny
@@ -45,7 +41,7 @@ def example(*accepted: int, slots: int = 8) -> Example:
 def memory_of(examples: Sequence[Example], limit: int = 1 << 30) -> Memory:
     memory = Memory(limit)
     for each in examples:
-        memory.add(each)
+        memory.add([each])
     return memory
 
 
@@ -156,7 +152,7 @@ def test_the_memory_keeps_its_bound(sizes: list[int], room: int) -> None:
     limit = room * example(slots=8).nbytes
     every, memory = [example(slots=n) for n in sizes], Memory(limit)
     for each in every:
-        memory.add(each)
+        memory.add([each])
         assert memory.nbytes == sum(kept.nbytes for kept in memory.all())
         assert memory.nbytes <= limit or len(memory) == 1
         assert memory.all()[-1] is each
@@ -176,7 +172,7 @@ def test_a_memory_that_was_rebuilt_draws_what_it_would_have_drawn(
     def go_on(memory: Memory, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
         drawn = []
         for each in later:
-            memory.add(each)
+            memory.add([each])
             drawn.append(identities(memory.sample(60, g, choice)))
         return drawn
 
@@ -200,54 +196,11 @@ def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) 
     assert left() == 1.0
     for memories, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
         for _ in range(held):
-            memory.add(b)
+            memory.add([b])
         assert low <= left() <= high, memories
     for _ in range(8 * held):
-        memory.add(b)
+        memory.add([b])
     assert left() < 0.01, "what never comes back is forgotten in the end"
-
-
-class Watched(ShardReader):
-    """Sees, whenever a shard is read, which of the former ones are still there, and what ``held`` says."""
-
-    def __init__(self, *args: object, held: Callable[[], int]) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self._held, self._given = held, list[weakref.ref[Shard]]()
-        self.alive, self.bytes = list[int](), list[int]()
-
-    def read(self, key: str) -> Shard | None:
-        self.alive.append(sum(ref() is not None for ref in self._given))
-        self.bytes.append(self._held())
-        shard = super().read(key)
-        if shard:
-            self._given.append(weakref.ref(shard))
-        return shard
-
-
-@choices
-def test_refilling_reads_shard_by_shard_and_draws_go_on(choice: Choice) -> None:
-    registry, _ = tiny.memory_registry()
-    keys = [tiny.put_shard(registry, n, [tiny.trace(seed) for seed in range(4 * n, 4 * n + 4)]) for n in range(6)]
-    width, patience = 3 * tiny.HIDDEN, Patience()
-    reader, ledger = ShardReader(registry, tiny.VOCAB, width, patience), Ledger(registry, 1, patience)
-    limit = 8 * examples_of(tiny.trace(0), tiny.VOCAB)[0].nbytes
-    live = Memory(limit)
-    for key in keys:
-        shard = reader.read(key)
-        assert shard is not None
-        for each in shard.train:
-            live.add(each)
-        ledger.consume(key)
-    rebuilt = Memory(limit)
-    watched = Watched(registry, tiny.VOCAB, width, patience, held=lambda: rebuilt.nbytes)
-    main.refill(ledger, watched, rebuilt, HeldOutSet(4))
-    assert len(watched.alive) == len(keys)
-    assert max(watched.alive) <= 1, "the one before goes when the next is there"
-    assert max(watched.bytes) <= limit
-    first, second = generator(), generator()
-    for _ in range(20):
-        mine, theirs = rebuilt.sample(60, first, choice), live.sample(60, second, choice)
-        assert [each.tokens.tolist() for each in mine] == [each.tokens.tolist() for each in theirs]
 
 
 @choices
