@@ -6,14 +6,18 @@ float32, and oneDNN refuses it. Invariant: the answer depends on the machine alo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+_onednn: Any = torch.backends.mkldnn
 
 
 def multiplies_bf16(device_type: str) -> bool:
     """Whether bfloat16 products are worth asking for; float32 ones, rounded, are those of a wider accumulator."""
     if device_type != "cpu":
         return True
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(_onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_dtype(device_type: str) -> torch.dtype:
