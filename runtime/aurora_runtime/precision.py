@@ -14,7 +14,7 @@ _onednn: Any = torch.backends.mkldnn
 
 
 def multiplies_bf16(device_type: str) -> bool:
-    """Whether bfloat16 products are worth asking for; float32 ones, rounded, are those of a wider accumulator."""
+    """Whether bfloat16 products are worth asking for; float32 ones are as precise or more."""
     if device_type != "cpu":
         return True
     return bool(_onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

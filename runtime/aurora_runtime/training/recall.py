@@ -1,12 +1,15 @@
 """What replay and the held-out set hold, told by the shards it is from: a state is small, and a restart reads it again.
 
 Invariants: a state names consumed shards alone, which are in the store as long as the state is; a trainer that resumes
-from it holds what the one before held, in the same order, and goes on forgetting in the same order. An example may see
-less of its prompt than before, when the shard that brought the beginning is not among those that are read again.
+from it holds what the one before held of these, in the same order, and goes on forgetting in the same order, unless
+shards retired or were damaged meanwhile. An example may see less of its prompt than before, or more: prefixes come from
+the shards that are read again. Its place is an index, so a shard must always give the same examples: cuts begin at the
+prompt's end, whatever of the prompt is known (with a ``prompt_weight`` they would not).
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -17,6 +20,7 @@ from torch import Tensor
 from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.replay import Memory, Place
 
+log = logging.getLogger(__name__)
 SPANS: Final = "replay.spans"
 """``[N, 4]`` int64, oldest first: the shard's place among the consumed ones, and what else is a :class:`Place`."""
 EVICTED: Final = "replay.evicted"
@@ -42,11 +46,12 @@ def refill(
     tensors: Mapping[str, Tensor], consumed: Sequence[str], reader: ShardReader, memory: Memory, held_out: HeldOutSet
 ) -> None:
     """Read what :func:`state` told again, shard by shard in the order of their consumption."""
-    if SPANS not in tensors:  # of a trainer that did not tell
+    if SPANS not in tensors:
+        log.info("the state is of a trainer that did not tell what it held: replay begins with the next shards")
         return
     spans = defaultdict[int, list[Place]](list)
-    for shard, first, count, number in tensors[SPANS].tolist():
-        spans[shard].append(Place(consumed[shard], first, count, number))
+    for place, first, count, number in tensors[SPANS].tolist():
+        spans[place].append(Place(consumed[place], first, count, number))
     held = set(tensors[HELD_OUT].tolist())
     order = sorted(spans.keys() | held)
     keys = [consumed[place] for place in order]

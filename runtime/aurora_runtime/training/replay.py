@@ -1,7 +1,8 @@
 """Examples kept for replay: bounded in bytes, spread over age, drawn as the recipe says.
 
-Invariant: the memory never holds more than its bound (but for one example larger than it). When it is full, examples
-at a pseudo-random place make room, so that the survivors' ages fall off geometrically: mostly recent, not only recent.
+Invariant: after an addition the memory holds no more than its bound (but for one example larger than it). When it is
+full, examples at a pseudo-random place make room, so that the survivors' ages fall off geometrically: mostly recent,
+not only recent.
 They come and go in spans of one shard, so that what survives is found again in few shards.
 
 That is a reservoir over ages, not over domains, of which examples know nothing. Each further memory's worth of
@@ -9,8 +10,8 @@ traffic leaves 1/e of what was there: of a domain A that filled the memory, 37 %
 13 % after twice as many. So an excursion is not paid with what was known before it, and traffic that never comes back
 is forgotten in the end.
 
-What goes, and what is drawn with a given generator, depend on the sequence of additions alone, and a memory that
-:mod:`~aurora_runtime.training.recall` filled again goes on as the one before would have.
+What goes, and what is drawn with a given generator, depend on the sequence of additions alone, shard by
+shard, and a memory that :mod:`~aurora_runtime.training.recall` filled again goes on as the one before would have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ HALF_LIFE: Final = 64
 repeat the shard in hand. The memory of a large target (24 KiB a slot for one 4,096 wide) holds about as many and is
 itself that recent; that of a small one holds thousands, where the choice matters."""
 
-SPANS: Final = 64
+PARTS: Final = 64
 """A span is at most one part in so many of the memory, or a single example. Where shards are smaller they come and go
 whole, and filling the memory again takes no more than it holds."""
 
@@ -90,7 +91,7 @@ class Memory:
     def add(self, examples: Sequence[Example], shard: str = "") -> None:
         """Keep all ``examples`` of ``shard``."""
         first = 0
-        for run in _runs(examples, self._limit // SPANS):
+        for run in _runs(examples, self._limit // PARTS):
             size = sum(example.nbytes for example in run)
             while self._spans and self.nbytes + size > self._limit:
                 place = (self.evicted * _STRIDE % 2**32) * len(self._spans) >> 32

@@ -1,7 +1,7 @@
 """Engine processes on this machine, and the connections to them.
 
-Invariant: whatever was started is stopped by :meth:`EngineSet.close`, and no answer of a dead server passes for one of
-a slow one.
+Invariant: whatever was started is stopped by :meth:`EngineSet.close`. Who measures calls :meth:`EngineSet.check` after
+a batch, so that a dead server does not pass for a slow one.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ class EngineSet:
 
     def admin(self, name: str) -> EngineAdmin:
         """To swap drafts, ask for checksums and empty caches."""
-        return EngineAdmin(self._http(), self.url(name))
+        url = self.url(name)
+        return EngineAdmin(self._http(), url)
 
     def client(self, name: str) -> Client:
         """To ask for answers."""
-        return Client(self._http(), self.url(name), self.request_timeout)
+        url = self.url(name)
+        return Client(self._http(), url, self.request_timeout)
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -55,7 +55,7 @@ def main() -> None:
         for match in map(Match, options.match if name in options.traffic else ()):
             for seed in options.seeds:
                 for row in options.only:
-                    if (name, match, row, seed) in made:
+                    if (name, match, row, seed) in made or not CONFIGURATIONS[row].differs(match):
                         continue
                     runs.append(run(traffic, row, CONFIGURATIONS[row], match, seed, options.tokens))
                     curve = " / ".join(f"{look.accept_length:.2f}" for look in runs[-1].looks)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tests.assets.drafted import CHAINS, TREES
+from tests.bench.learning.matching import Match
 
 from aurora_runtime.training.batch import Follow
 from aurora_runtime.training.losses import LOSSES
@@ -35,6 +36,10 @@ class Configuration:
     as_target: bool = True  # whether layer and head begin as the target's
     averaged: bool = False  # whether the weights' moving average is what would be served
     remap: bool = False  # whether the vocabulary map follows the traffic
+
+    def differs(self, match: Match) -> bool:
+        """Whether it is worth a run: with equal steps the matching says how large a batch is."""
+        return match is Match.TRAFFIC or self.recipe.batch_slots == Recipe.batch_slots
 
     @property
     def is_default(self) -> bool:
@@ -65,6 +70,10 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     PUBLISHED: _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
     REFERENCE: _row("+ one replayed batch per fresh one", **PLAIN),
     "replay 3": _row("+ three replayed batches per fresh one", **PLAIN, replay=3),
+    "batches 2": _row(
+        "replay, batches twice as large: what two GPUs take", **PLAIN, batch_slots=2 * Recipe.batch_slots
+    ),
+    "batches 4": _row("replay, batches four times as large", **PLAIN, batch_slots=4 * Recipe.batch_slots),
     "recent": _row("replay, what came lately more often", **PLAIN, choice=Choice.RECENT),
     "surprising": _row("replay, what took more rounds per token more often", **PLAIN, choice=Choice.SURPRISING),
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),

@@ -160,3 +160,8 @@ def test_what_is_looked_at_is_the_average_and_what_learns_is_not(tmp_path: Path)
         learner.learn(traces, [])
     assert torch.equal(plain.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
     assert not torch.equal(averaged.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
+
+
+def test_batch_sizes_are_compared_where_the_matching_does_not_set_them() -> None:
+    assert [name for name, how in CONFIGURATIONS.items() if not how.differs(Match.STEPS)] == ["batches 2", "batches 4"]
+    assert all(how.differs(Match.TRAFFIC) for how in CONFIGURATIONS.values())
