@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aurora_runtime.precision import autocast, multiplies_bf16, product_dtype
+from aurora_runtime.precision import autocast, product_dtype
 
 
 def test_onednn_takes_what_this_machine_is_said_to_multiply() -> None:
@@ -16,7 +16,3 @@ def test_products_under_autocast_are_of_that_dtype() -> None:
     layer = torch.nn.Linear(4, 4)
     with autocast("cpu"):
         assert layer(torch.zeros(2, 4)).dtype is product_dtype("cpu")
-
-
-def test_a_gpu_multiplies_bfloat16() -> None:
-    assert multiplies_bf16("cuda")

@@ -108,7 +108,7 @@ class HeldOutSet:
         return len(self._requests)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
-        """Keep a request of ``shard``."""
+        """Keep a request of ``shard``. Without its name it is not found again after a restart."""
         if not examples:
             return
         self._requests.pop(request, None)

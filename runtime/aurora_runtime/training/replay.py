@@ -89,7 +89,7 @@ class Memory:
         return sum(len(span.kept) for span in self._spans)
 
     def add(self, examples: Sequence[Example], shard: str = "") -> None:
-        """Keep all ``examples`` of ``shard``."""
+        """Keep all ``examples`` of ``shard``. Without its name they are not found again after a restart."""
         first = 0
         for run in _runs(examples, self._limit // PARTS):
             size = sum(example.nbytes for example in run)
