@@ -130,7 +130,13 @@ class Training(Model):
 
     suspended: bool = Field(default=False, description="Stop training; serving goes on with the active draft.")
     learning_rate: Ratio = Field(default="0.001")
-    replay: int = Field(default=1, ge=0, le=8, description="Replayed batches per fresh batch.")
+    replay: int = Field(
+        default=3,
+        ge=0,
+        le=8,
+        description="Replayed batches per fresh batch. More of them need less traffic for the same draft, and as many"
+        " times the computation: lower it for a trainer that falls behind.",
+    )
     unroll_steps: int = Field(default=3, ge=1, le=8, description="Training-time-test steps (EAGLE-3).")
     publish_tokens: int = Field(
         default=20000, ge=256, description="Offer a candidate after this many new traced positions, when it improved."

@@ -43,16 +43,14 @@ PASSES: Final = 4
 log = logging.getLogger(__name__)
 
 
-def recipe_of(settings: TrainerSettings, ranks: int = 1) -> Recipe:
-    """How to learn, from the custom resource. Without replay every position is trained once. ``ranks`` processes take
-    batches as many times as large, so that each has as much to do as one alone."""
+def recipe_of(settings: TrainerSettings) -> Recipe:
+    """How to learn, from the custom resource. Without replay every position is trained once."""
     training = settings.training
     return Recipe(
         learning_rate=float(training.learning_rate),
         unroll_steps=training.unroll_steps,
         replay=training.replay,
         passes=max(PASSES, 1 + training.replay) if training.replay else 1,
-        batch_slots=ranks * Recipe.batch_slots,
     )
 
 
@@ -80,7 +78,7 @@ def build(
     begun = newest if state is None or state.record.last_registered is None else state.record.last_registered
     draft, vocabulary = patience.call("fetching a version", lambda: lineages.fetch(registry, begun, target))
     held = patience.call("fetching the last version", lambda: lineages.fetch(registry, newest, target))
-    recipe = recipe_of(settings, ranks.size if ranks else 1)
+    recipe = recipe_of(settings)
     session = (
         SharedSession(draft, vocabulary, recipe, device, ranks) if ranks else Session(draft, vocabulary, recipe, device)
     )

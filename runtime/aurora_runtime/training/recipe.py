@@ -15,7 +15,7 @@ class Recipe:
 
     learning_rate: float = 1e-3
     unroll_steps: int = 3
-    replay: int = 1
+    replay: int = 3  # batches per fresh one
     choice: Choice = Choice.UNIFORM  # of what is replayed
     follow: Follow = Follow.COMMITTED
     loss: Loss = forward_kl
@@ -24,6 +24,6 @@ class Recipe:
     warmup_steps: int = 10
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)  # a short memory: the stream drifts, and early steps must count
-    batch_slots: int = 512
+    batch_slots: int = 512  # bounds a step's time; not in seconds, so that who resumes takes the same steps
     prompt_weight: float = 0.0
     passes: int = 4  # a position is trained at most this often on average, replays included

@@ -1,8 +1,8 @@
 """The ways to learn that are compared.
 
-Each row but ``fifo``, ``tree`` and ``map`` changes one thing against :data:`REFERENCE`; ``tree`` is ``discard 0.1`` on
-the same answers with other rounds, and ``map`` is it with the trainer's changes of the vocabulary map. All see the same
-fresh requests.
+Each row but ``fifo``, ``tree`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is ``discard 0.1``
+on the same answers with other rounds, ``map`` is it with the trainer's changes of the vocabulary map, and
+``map, replay 3`` with as much replay as the trainer does too. All see the same fresh requests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _row(
     remap: bool = False,
     **changes: Any,
 ) -> Configuration:
-    recipe = dataclasses.replace(Recipe(), **changes)
+    recipe = dataclasses.replace(Recipe(), **{"replay": 1, **changes})
     return Configuration(what, recipe, top_k, shape, as_target, averaged, remap)
 
 
@@ -71,7 +71,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     REFERENCE: _row("+ one replayed batch per fresh one", **PLAIN),
     "replay 3": _row("+ three replayed batches per fresh one", **PLAIN, replay=3),
     "batches 2": _row(
-        "replay, batches twice as large: what two GPUs take", **PLAIN, batch_slots=2 * Recipe.batch_slots
+        "replay, batches twice as large, so half of the steps", **PLAIN, batch_slots=2 * Recipe.batch_slots
     ),
     "batches 4": _row("replay, batches four times as large", **PLAIN, batch_slots=4 * Recipe.batch_slots),
     "recent": _row("replay, what came lately more often", **PLAIN, choice=Choice.RECENT),
@@ -79,6 +79,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
+    "map, replay 3": _row("as map, with three replayed batches", discard=0.1, remap=True, replay=3),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
     "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),

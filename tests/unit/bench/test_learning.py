@@ -45,7 +45,7 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
 
 
 def test_one_configuration_is_what_the_trainer_does() -> None:
-    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map"]
+    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map, replay 3"]
 
 
 def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_trainer(tmp_path: Path) -> None:
