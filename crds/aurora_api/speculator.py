@@ -99,6 +99,16 @@ class Device(StrEnum):
 class Serving(Model):
     """The inference pods."""
 
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            (
+                "!self.extraArgs.exists(a, a.startsWith('--api-key') || a.startsWith('--admin-api-key'))",
+                "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
+                " them; authenticate clients in front of the Service",
+            )
+        )
+    }
+
     replicas: int = Field(default=1, ge=0, le=1000)
     image: str | None = Field(
         default=None, max_length=512, description="Runtime image; the operator's default if unset."
@@ -251,7 +261,10 @@ class Analysis(Model):
 class Rollout(Model):
     """How an earned draft reaches the pods."""
 
-    paused: bool = Field(default=False, description="Start no swap; one in progress stops before its next pod.")
+    paused: bool = Field(
+        default=False,
+        description="Start no swap; a roll in progress stops before its next pod. What was refused is taken back.",
+    )
     canary: int = Field(default=1, ge=1, le=100, description="Pods swapped and judged first.")
     analysis: Analysis = Field(default_factory=Analysis)
     max_swapping: int = Field(default=1, ge=1, le=100, description="Pods swapped at the same time after the canary.")

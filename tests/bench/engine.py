@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import http
 import http.client
 import json
 import os
@@ -24,12 +25,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.server import NUM_STEPS, Server, sglang_server
 
 from aurora_runtime.cpu.engine import STANDIN, environment, server_args
+from aurora_runtime.errors import EngineFault
 
 CONCURRENCIES = (1, 4)
 PROMPTS = (
@@ -64,20 +67,26 @@ def generate(port: int, prompt: str, tokens: int, rid: str | None = None) -> Tim
         "stream": True,
         "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
     }
-    first = last = 0.0
-    done_first, meta = 0, {}
+    first, begun = 0.0, dict[str, Any]()
+    last, ended = 0.0, dict[str, Any]()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
         connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
-        for line in connection.getresponse():
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise EngineFault(f"/generate: status {response.status}")
+        for line in response:
             if not line.startswith(b"data: {"):
                 continue
-            last = time.perf_counter()
-            meta = json.loads(line[6:])["meta_info"]
-            if not first:
-                first, done_first = last, int(meta["completion_tokens"])
-    made = int(meta["completion_tokens"]) - done_first
-    per_step = float(meta.get("spec_accept_length") or 1.0)
-    return Timing(1000 * (last - first) / (made / per_step), per_step)
+            last, ended = time.perf_counter(), json.loads(line[6:])["meta_info"]
+            if not begun:
+                first, begun = last, ended
+    if not begun:
+        raise EngineFault("/generate: nothing was streamed")
+    made = ended["completion_tokens"] - begun["completion_tokens"]
+    steps = ended["spec_verify_ct"] - begun["spec_verify_ct"] if "spec_verify_ct" in ended else made
+    if not steps:
+        raise EngineFault("/generate: all of the answer came at once")
+    return Timing(1000 * (last - first) / steps, made / steps)
 
 
 def measure(servers: Sequence[tuple[str, Server]], rounds: int, tokens: int) -> dict[tuple[str, int], list[Timing]]:

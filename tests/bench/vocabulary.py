@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("quartiles take two rounds at least")
     # A plain SIGTERM would end this process without ending the servers.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     torch.set_num_threads(1)

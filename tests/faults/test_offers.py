@@ -132,9 +132,12 @@ def earned(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     stage.wait_active(0)
     folder = tmp_path_factory.mktemp("earned") / "draft"
     version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=101))
-    stage.wait_active(version)
-    yield
-    stage.annotate("abort", version)
+    try:
+        stage.wait("it passed", lambda: bool(list(stage.registry.evidences(version))))
+        stage.wait_active(version)
+        yield
+    finally:
+        stage.annotate("abort", version)
     stage.wait_active(0)
 
 

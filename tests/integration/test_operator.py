@@ -80,6 +80,7 @@ STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
         ("draft", {"steps": 5}, "draftTokens = steps + 1"),
         ("draft", {"topK": 2, "draftTokens": 40}, "draftTokens exceeds what the tree can hold"),
         ("capture", {"sampleRatio": "1.5"}, "sampleRatio is a share"),
+        ("serving", {"extraArgs": ["--api-key=secret"]}, "extraArgs cannot set SGLang's keys"),
         ("capture", {"sampleRatio": "1,5"}, "spec.capture.sampleRatio"),
         ("validation", {"concurrencies": [1, 1]}, "concurrencies must be distinct"),
         ("validation", {"minRounds": 20}, "minRounds must not exceed maxRounds"),

@@ -2,6 +2,7 @@
 
 Invariants: time alone never refuses a version; engines that ended with it and a pod that took it and did not come back
 do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
+an agent that is not heard while its pod is up, or a store that does not hand the draft out, says nothing of it;
 engines that ended while nobody looked, or together with engines of another version, say more of the machine than of it;
 a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
@@ -48,16 +49,15 @@ def failure(world: World, rollout: RolloutStatus, version: int) -> str:
         return f"pods that serve version {version} hold different weights"
     if why := fatal(world, rollout, version):
         return why
-    for pod in world.pods:
-        stuck = (pod.swapping and pod.swap.version == version) or (pod.name in rollout.asked and not pod.ready)
-        if stuck and _late(world, rollout):
-            return _stayed_away(world, pod.name, version)
-    return ""
+    loading = (p.name for p in world.pods if p.swap.phase is SwapPhase.SWAPPING and p.swap.version == version)
+    away = next(loading, "") or missing(world, rollout)
+    return _stayed_away(world, away, version) if away and _late(world, rollout) else ""
 
 
 def missing(world: World, rollout: RolloutStatus) -> str:
-    """A pod that took the version and is not ready now; empty when there is none."""
-    return next((pod.name for pod in world.pods if pod.name in rollout.asked and not pod.ready), "")
+    """A pod that took the version and is gone; empty when there is none. One that is up and not heard says nothing of
+    the version, and one that still fetches it says something of the store."""
+    return next((p.name for p in world.pods if p.name in rollout.asked and not p.ready and not p.up), "")
 
 
 def fatal_in_watch(world: World, rollout: RolloutStatus, version: int) -> str:

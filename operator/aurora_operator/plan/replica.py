@@ -4,7 +4,8 @@ The pod is chosen in the status first, then withdrawn, and only when its agent s
 the lease. Whatever is withdrawn and is not the measurement that is wanted now is given back, also after a lost status.
 
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod is ready and serves the active
-version, another one is left, and the disruption budget allows one more disruption; at most one pod is withdrawn.
+version, another one is left, and the disruption budget allows one more disruption; at most one pod is withdrawn; and it
+is called back, measured or not, once another one is not ready: service comes before measurements.
 """
 
 from __future__ import annotations
@@ -49,23 +50,19 @@ def lend(observed: Observed, candidate: CandidateStatus | None, epoch: int, *, f
     """
     wanted = _wanted(observed, candidate) if free else None
     held = _holder(observed, wanted)
-    back = tuple(
-        _loan(view, view.measurement.measurement, epoch, lease=0)
-        for view in observed.pods
-        if view is not held
-        and view.measurement is not None
-        and view.measurement.phase is not MeasurementPhase.RETURNING
-    )
+    back = tuple(loan for view in observed.pods if view is not held for loan in _recalled(view, epoch))
     if wanted is None:
         return Lending(candidate, back)
     if held is not None and held.name != wanted.pod:
         wanted = wanted.model_copy(update=_on(held))
+    needed = _needed(observed, held)
+    recall = _recalled(held, epoch)
     if any((job.version, job.attempt) == (wanted.version, wanted.attempt) for job in observed.jobs):
-        return Lending(wanted, back)  # it renews the lease, and fails when that is lost
+        return Lending(wanted, (*back, *recall) if needed else back)  # it renews the lease, and fails when that is lost
     if held is not None and held.measurement is not None:
-        if why := _updating(observed):
-            loan = _loan(held, held.measurement.measurement, epoch, lease=0)
-            return Lending(wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"}), (loan,))
+        if why := needed or _updating(observed):
+            waits = wanted.model_copy(update={"pod": None, "message": f"waits for a replica: {why}"})
+            return Lending(waits, (*back, *recall))
         left = held.ip and not held.ready and held.measurement.phase is not MeasurementPhase.RETURNING
         return Lending(wanted, back, held if left else None)
     if why := obstacle(observed):
@@ -100,6 +97,21 @@ def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateS
 def _loan(view: PodView, measurement: str, epoch: int, *, lease: int) -> Loan:
     request = MeasurementRequest(measurement=measurement, epoch=max(epoch, 1), lease_seconds=lease, begin=lease > 0)
     return Loan(view.name, view.ip, request)
+
+
+def _recalled(view: PodView | None, epoch: int) -> tuple[Loan, ...]:
+    """What brings ``view`` back, if it is away and not on its way already."""
+    found = view.measurement if view is not None else None
+    if view is None or found is None or found.phase is MeasurementPhase.RETURNING:
+        return ()
+    return (_loan(view, found.measurement, epoch, lease=0),)
+
+
+def _needed(observed: Observed, held: PodView | None) -> str:
+    """Why the pod that is lent has to serve again; empty when it can be spared."""
+    serving = sum(view.ready and not view.terminating for view in observed.pods if view is not held)
+    others = observed.spec.serving.replicas - 1
+    return "" if serving >= others else f"{serving} of the {others} other pods are ready"
 
 
 def _updating(observed: Observed) -> str:

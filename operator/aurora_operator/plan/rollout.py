@@ -27,7 +27,18 @@ from aurora_api.records import ChannelReason
 from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
 from aurora_operator.plan import analysis, endings
 from aurora_operator.plan.memory import recalled
-from aurora_operator.plan.world import Advance, Step, World, confirmed, hindrance, next_swaps, repairs, settled, unsure
+from aurora_operator.plan.world import (
+    Advance,
+    Step,
+    World,
+    confirmed,
+    expelled,
+    hindrance,
+    next_swaps,
+    repairs,
+    settled,
+    unsure,
+)
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
@@ -95,7 +106,7 @@ def _idle(world: World, rollout: RolloutStatus) -> Step:
     if world.abort == world.active and world.previous is not None and not world.hold:
         return _take_back(world, idle, f"version {world.active} was aborted by a person")
     if world.policy.paused and world.pin is None:
-        return Step(idle)
+        return Step(idle, swaps=expelled(world))
     if world.offer is not None and not world.hold:
         if settled(world) and not world.short():
             return _start(world, rollout, world.offer)
@@ -143,16 +154,16 @@ def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:
 
 def _heard(world: World, rollout: RolloutStatus, version: int) -> tuple[RolloutStatus, str]:
     """Live traffic's word on the pods that serve ``version``; and why it must go, if it must."""
-    rules, state = world.policy.analysis, rollout.analysis
+    rules, state, vouched = world.policy.analysis, rollout.analysis, world.promote == version
     if state is None or state.baseline is None:
         return rollout, ""
     judged, peers = world.live(version), world.live(world.active) if version != world.active else {}
-    if judged and state.shape == world.shape:
+    if judged and state.shape == world.shape and not vouched:
         state = analysis.judge(state, judged, peers, version, rules, steps=world.steps, now=world.now)
     else:
         state = analysis.observe(state, {**peers, **judged}, version)
     rollout = _with(rollout, analysis=state)
-    if state.failures > rules.failure_limit:
+    if state.failures > rules.failure_limit and not vouched:
         return rollout, f"live traffic disagrees: {state.message}"
     return rollout, ""
 
@@ -234,7 +245,7 @@ def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
         return _take_back(world, rollout, why)
     heard = rollout.analysis.message if rollout.analysis else ""
     message = f"version {version} is active" + (f"; since then {heard}" if heard else "")
-    swaps = {} if world.policy.paused else repairs(world, world.policy.max_swapping)
+    swaps = expelled(world) if world.policy.paused else repairs(world, world.policy.max_swapping)
     return Step(_with(rollout, message=message), swaps=swaps)
 
 

@@ -147,10 +147,18 @@ def hindrance(world: World, version: int) -> str:
 
 def repairs(world: World, limit: int) -> dict[str, int]:
     """Swaps that bring stray pods to the active version, at most ``limit`` at a time."""
-    stray = [pod for pod in world.pods if pod.ready and pod.version != world.active and not pod.swapping]
+    return _back(world, [pod for pod in world.pods if pod.version != world.active], limit)
+
+
+def expelled(world: World) -> dict[str, int]:
+    """Swaps of pods that came back with a refused version, which nobody's pause lets serve on."""
+    return _back(world, [pod for pod in world.pods if pod.version in world.refused - {world.active}], len(world.pods))
+
+
+def _back(world: World, stray: Iterable[Pod], limit: int) -> dict[str, int]:
+    ask = [p for p in stray if p.ready and not p.swapping and not _recent_failure(p, world.active, world.now)]
     room = limit - sum(pod.swapping for pod in world.pods)
-    ask = [pod.name for pod in stray if not _recent_failure(pod, world.active, world.now)]
-    return dict.fromkeys(sorted(ask)[: max(room, 0)], world.active)
+    return dict.fromkeys(sorted(pod.name for pod in ask)[: max(room, 0)], world.active)
 
 
 def unsure(world: World) -> list[Pod]:

@@ -38,7 +38,6 @@ from aurora_api.pod import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, ServingSettings
 from aurora_api.records import CheckpointManifest, Lineage
 from aurora_runtime.cpu import engine as cpu
 from aurora_runtime.engine import SGLANG_VERSION
-from aurora_runtime.engine.flags import value_of
 from aurora_runtime.engine.machine import machine
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.arguments import engine_arguments
@@ -105,17 +104,15 @@ def engine_environment(capture: CaptureSettings, *, on_cpu: bool) -> dict[str, s
 class Engine:
     """SGLang's main process and the requests by which the launcher judges it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, api_key: str | None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process = process
         self._url = f"http://127.0.0.1:{port}"
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def call(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = 10.0) -> bytes:
         """GET, or POST with a body; raises :class:`EngineFault`."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data=data, headers=self._headers)  # noqa: S310 - http, local
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._url + path, data=data, headers=headers)  # noqa: S310 - http, local
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - http, local
                 return bytes(answer.read())
@@ -250,7 +247,7 @@ def serve(settings: ServingSettings, options: Options) -> int:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        engine = Engine(process, options.port, value_of("--api-key", settings.extra_args))
+        engine = Engine(process, options.port)
         threading.Thread(target=_admit, args=(engine, folder, started, key, failure), daemon=True).start()
         threading.Thread(target=_obey, args=(process, folder, order, told), daemon=True).start()
         code = process.wait()

@@ -108,7 +108,8 @@ class Trainer:
             self._step(group)
             self.trained_tokens += sum(example.fresh for example in group)
             for _ in range(recipe.replay):
-                self._replay()
+                if self._may_replay():
+                    self._replay()
         self.ledger.consume(key)
 
     def _replay(self) -> None:
@@ -121,7 +122,8 @@ class Trainer:
         self._tick(TrainerPhase.TRAINING)
 
     def _may_replay(self) -> bool:
-        """Without fresh traces, replay until every position has been trained ``passes`` times on average."""
+        """Until every position has been trained ``passes`` times on average; also beside fresh batches, because a small
+        one is less than what is replayed beside it."""
         return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.trained_tokens
 
     def _between(self, phase: TrainerPhase) -> None:

@@ -34,6 +34,8 @@ class BatchResult:
 
     answers: tuple[Answer | None, ...]
     seconds: float
+    unreached: int = 0
+    """Of the failures: requests whose connection failed, which may be the network's fault."""
 
     @property
     def tokens(self) -> int:
@@ -74,11 +76,19 @@ class Client:
 
     async def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
         """The greedy answer to ``prompt``; None when the request failed."""
+        try:
+            return await self._answer(prompt, max_new_tokens)
+        except aiohttp.ClientConnectionError:
+            return None
+
+    async def _answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
         parameters = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": False}
         try:
             body = await self._generate({"input_ids": list(prompt), "sampling_params": parameters})
             finish = body["meta_info"]["finish_reason"]["type"]
             tokens = tuple(body["output_ids"])
+        except aiohttp.ClientConnectionError:
+            raise
         except (aiohttp.ClientError, TimeoutError, EngineFault, KeyError, TypeError, json.JSONDecodeError):
             return None
         if finish not in ("stop", "length"):
@@ -89,14 +99,19 @@ class Client:
         """Answer all prompts with ``concurrency`` requests under way at any time."""
         answers: list[Answer | None] = [None] * len(prompts)
         todo: Iterator[tuple[int, Sequence[int]]] = iter(list(enumerate(prompts)))
+        unreached = 0
 
         async def worker() -> None:
+            nonlocal unreached
             for index, prompt in todo:
-                answers[index] = await self.answer(prompt, max_new_tokens)
+                try:
+                    answers[index] = await self._answer(prompt, max_new_tokens)
+                except aiohttp.ClientConnectionError:
+                    unreached += 1
 
         began = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
-        return BatchResult(tuple(answers), time.perf_counter() - began)
+        return BatchResult(tuple(answers), time.perf_counter() - began, unreached)
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """How far apart the server's own log-probabilities of two next tokens lie after ``prefix``.

@@ -1,8 +1,8 @@
 """The engine of a withdrawn inference pod as a bench: its agent changes what it holds, its lease is renewed meanwhile.
 
-Invariants: nothing is said of a candidate once the lease was lost, or the engine ended while it answered: that is a
-measurement that could not be made. Every engine start is warmed up before it is measured, whoever ordered it. The pod
-is asked to go back on every way out; where that asking fails, the lease runs out.
+Invariants: nothing is said of a candidate once the lease was lost, or the engine ended or was not reached while it
+answered: that is a measurement that could not be made. Every engine start is warmed up before it is measured, whoever
+ordered it. The pod is asked to go back on every way out; where that asking fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from aurora_api.agent import (
 )
 from aurora_api.pod import Replica, ValidationSettings
 from aurora_api.records import Arm, Registration
-from aurora_runtime.engine.flags import value_of
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.load import BatchResult, Client
 
@@ -194,8 +193,6 @@ class ReplicaEngine:
 
     def _client(self) -> Client:
         headers = {PASS_HEADER: measurement_pass(self.token, self.place.measurement)}
-        if key := value_of("--api-key", self.settings.extra_args):
-            headers["Authorization"] = f"Bearer {key}"
         return Client(self._session(), self._url(self.place.engine_port), REQUEST_S, headers)
 
     async def ready(self, arm: Arm) -> None:
@@ -216,7 +213,14 @@ class ReplicaEngine:
         self._check()
         if result.failures and (arm, await self._trial(arm)) != self._at:
             raise MeasurementError(f"the engine of {self.place.pod} ended while it ran {arm}")
+        if result.unreached:
+            raise MeasurementError(f"{result.unreached} requests did not reach {self.place.pod} while it ran {arm}")
         return result
+
+    async def confirm(self) -> None:
+        """Raises :class:`MeasurementError` when the lease was lost since the last batch began."""
+        self._check()
+        await self._renew()
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         return await self._client().margin(prefix, one, other)

@@ -206,4 +206,5 @@ async def _on_replica(task: Task, prompts: tuple[Prompt, ...], place: Replica, t
             fresh = tuple(samples)
             baseline = used(settings, task.lineage.number, fresh, task.started)
         measurement = await measure(replica, prompts, plan, deadline=task.deadline, baseline=baseline, known=known)
+        await replica.confirm()
     return task.outcome(where, measurement, prompts, baseline, fresh)

@@ -5,7 +5,7 @@ What a draft is worth in speed, and beside NGRAM, is tests/bench/served's questi
 in turn, swapped as in production. Invariant: the prefix cache is emptied at every swap, because the same prompts are
 asked again and the keys of another draft would cost acceptance.
 
-    python -m tests.bench.learning.served [--traffic json] [--match traffic] [--only fifo map] [--seed 0]
+    python -m tests.bench.learning.served [--traffic json] [--match traffic] [--only fifo "map, replay 3"] [--seed 0]
                                           [--looks 0 2 4 6 8] [--out DIR]
 """
 

@@ -6,7 +6,7 @@ forgetting stand side by side; the first look of a phase is before its first ste
 would go on with. The memory has room for all of it, so what is compared is what is replayed, not what is evicted.
 
     python -m tests.bench.learning.shift [--domains json docstrings] [--match traffic] [--seeds 0 1 2]
-                                         [--only fifo recent "discard 0.1"]
+                                         [--only fifo recent "map, replay 3"]
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def main() -> None:
     )
     parser.add_argument("--match", type=Match, choices=list(Match), default=Match.TRAFFIC, help="what is held equal")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    chosen = [PUBLISHED, REFERENCE, "recent", "surprising", "discard 0.1"]
+    default = [name for name, how in CONFIGURATIONS.items() if how.is_default]
+    chosen = [PUBLISHED, REFERENCE, "recent", "surprising", *default]
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=chosen)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -130,11 +130,14 @@ class Learner:
                 examples += found
         memory.add(examples)
         self.fresh += sum(example.fresh for example in examples)
-        for batch in batches(Match.TRAFFIC, examples, memory, recipe, session.generator):
+        for batch in batches(Match.TRAFFIC, examples, memory, recipe, session.generator, self._may_replay):
             session.step(batch)
         self.remapping.after(examples, self.held_out.newest_first())
-        while len(memory) and session.seen < recipe.passes * self.fresh:
+        while self._may_replay():
             session.step(memory.sample(recipe.batch_slots, session.generator, recipe.choice))
+
+    def _may_replay(self) -> bool:
+        return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.fresh
 
 
 def _keep(session: Session, learnt: Learnt, place: Path) -> None:

@@ -66,7 +66,7 @@ class Cell:
     """One arm at one concurrency, over all rounds."""
 
     tokens_per_second: float
-    accept_length: float | None  # answer tokens per verify round, as SGLang counted these; None without speculation
+    accept_length: float | None  # tokens per verify round; an answer's first is the prompt's. None without speculation
     round_ms: float
 
 
@@ -82,9 +82,10 @@ class Measured:
     def cell(self, arm: str, concurrency: int) -> Cell:
         mine = [s for s in self.samples if s.arm == arm and s.concurrency == concurrency]
         tokens, rounds = sum(s.tokens for s in mine), sum(s.verify_rounds or 0 for s in mine)
+        firsts = sum(s.requests - s.failures for s in mine)
         return Cell(
             tokens_per_second=tokens / sum(s.seconds for s in mine),
-            accept_length=tokens / rounds if rounds else None,
+            accept_length=(tokens - firsts) / rounds if rounds else None,
             round_ms=statistics.median(ms for s in mine for ms in s.round_ms),
         )
 

@@ -177,7 +177,7 @@ async def test_a_different_answer_is_seen() -> None:
     assert "off" not in measured.equality
     assert (measured.distinct_4grams, measured.distinct_answers) == (1.0, 1.0)
     assert measured.cell("off", 4) == Cell(16 * 5, None, 20.0)
-    assert measured.cell("EAGLE-3 untrained", 1) == Cell(4 * 5, 2.5, 20.0)
+    assert measured.cell("EAGLE-3 untrained", 1) == Cell(4 * 5, 2.0, 20.0)
 
 
 async def test_failures_of_off_end_the_measurement_and_others_are_counted() -> None:
@@ -217,8 +217,8 @@ SPEEDS = {
 def test_ngram_wins_in_figures() -> None:
     first, second = ngram_lines(outcome(SPEEDS))
     assert first.startswith("concurrency 1: NGRAM, 4 tokens still wins, 0.82x [")
-    assert "acceptance length 2.78 against 2.50 (1.11x), a round costs 30.0 against 22.0 ms (1.36x)" in first
-    assert first.endswith("at these costs the draft needs 3.41 to be as fast")
+    assert "acceptance length 2.67 against 2.40 (1.11x), a round costs 30.0 against 22.0 ms (1.36x)" in first
+    assert first.endswith("at these costs the draft needs 3.27 to be as fast")
     assert second.startswith("concurrency 4: ")
 
 
@@ -259,7 +259,7 @@ def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
     assert {row.count("|") for row in rows} == {8}
     assert rows[2] == "| 1 | off | 40.0 |  |  | 20.0 |  |"
     assert rows[6].startswith("| 1 | EAGLE-3 after 19.9k | 90.0 | 2.25x [")
-    assert rows[6].endswith(" | 2.78 | 30.0 | 1.50 |")
+    assert rows[6].endswith(" | 2.67 | 30.0 | 1.50 |")
     text = section(found)
     assert "160 prompts" in text
     assert "| EAGLE-3 untrained | 5 | 4 | 1 | 0 |" in text

@@ -57,8 +57,8 @@ class Engine(FakeEngine):
         self.warmed[body["text"]] += 1
         response = web.StreamResponse()
         await response.prepare(request)
-        for tokens in (1, 4):
-            piece = {"meta_info": {**meta, "completion_tokens": tokens}}
+        for tokens, rounds in ((1, 0), (4, 1)):
+            piece = {"meta_info": {**meta, "completion_tokens": tokens, "spec_verify_ct": rounds}}
             await response.write(f"data: {json.dumps(piece)}\n\n".encode())
         return response
 

@@ -167,6 +167,21 @@ def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
     assert loan.request.epoch >= 1
 
 
+@pytest.mark.parametrize("phase", [MeasurementPhase.DRAINING, MeasurementPhase.MEASURING])
+@pytest.mark.parametrize("jobs", [(), (JobView(JOB, 1, 1),)], ids=["before its Job", "while it is measured"])
+def test_a_replica_is_called_back_once_another_one_is_needed(
+    phase: MeasurementPhase, jobs: tuple[JobView, ...]
+) -> None:
+    """Else nobody serves while a healthy engine is measured."""
+    down = (pod("chat-a", 0, ready=False), withdrawn("chat-b", phase))
+    called = made(replace(lent(), pods=down, jobs=jobs))
+    (loan,) = called.loans
+    assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
+    assert called.job is None
+    returning = (down[0], withdrawn("chat-b", MeasurementPhase.RETURNING))
+    assert made(replace(lent(), pods=returning, jobs=jobs)).loans == (), "it is on its way"
+
+
 def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
     found = made(replace(lent(), status=SpeculatorStatus()))
     assert found.loans == ()

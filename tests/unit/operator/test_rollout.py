@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
 from aurora_api.records import ChannelReason
-from aurora_api.speculator import Rollout
 from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
 from aurora_operator.plan.rollout import step
 from aurora_operator.plan.world import Advance, Pod, World
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-A, B, C = "pod-a", "pod-b", "pod-c"
-UNJUDGED: dict[str, Any] = {"consecutive_success_limit": 0, "watch_seconds": 0}
-JUDGED: dict[str, Any] = {
-    "settle_seconds": 10,
-    "interval_seconds": 10,
-    "min_requests": 50,
-    "consecutive_success_limit": 2,
-    "watch_seconds": 60,
-}
-
-
-def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
-    return Pod(name, **{"ready": True, "version": version, "checksum": f"sum-{version}", **more})
-
-
-def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
-    rules = Rollout.model_validate({"analysis": UNJUDGED, **(policy or {})})
-    return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
-
-
-def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> RolloutStatus:
-    return RolloutStatus(
-        **{"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2, **more}
-    )
+from tests.unit.operator.rolls import (
+    BASELINE,
+    FAILED,
+    JUDGED,
+    NOW,
+    A,
+    B,
+    C,
+    canary,
+    pod,
+    rolling,
+    traffic,
+    watching,
+    world,
+)
 
 
 def test_a_roll_starts_with_the_canary_and_a_higher_epoch() -> None:
@@ -66,22 +54,6 @@ def test_no_roll_starts_from_pods_that_are_not_settled(other: Pod) -> None:
 def test_a_pod_that_cannot_be_scheduled_does_not_hold_up_a_roll() -> None:
     waiting = pod(B, None, ready=False, starting=False)
     assert step(world(pod(A), waiting, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.CANARY
-
-
-def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
-    """A pod's engine after ``seconds`` of ten requests a second."""
-    rounds = int(seconds * 400)
-    done = LiveCounters(verify_rounds=rounds, answer_tokens=int(rounds * length), requests=int(seconds * 10))
-    return {"boot": boot, "counters": done}
-
-
-BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
-
-
-def canary(asked: dict[str, str] | None = None, **more: Any) -> RolloutStatus:
-    """The canary has its draft; its window begins now."""
-    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.CANARY, analysis=state, asked=asked or {}, updated=1)
 
 
 def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
@@ -194,88 +166,12 @@ def test_a_canary_is_not_given_up_lightly(seen: World, why: str) -> None:
     assert step(seen, held()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
 
 
-def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
-    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    silent = pod(A, None, checksum=None, ready=False, up=True)
-    lost = step(world(silent, pod(B), policy=policy), canary(successes=1, failures=1, asked={A: "b"}))
-    assert lost.swaps == {}
-    assert lost.rollout.analysis is not None
-    assert (lost.rollout.analysis.successes, lost.rollout.analysis.failures) == (1, 1)
-    back = step(world(pod(A, 1), pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
-    assert back.analysis is not None
-    assert back.analysis.missing_since is None
-    late = step(world(silent, pod(B), now=NOW + timedelta(seconds=61), policy=policy), lost.rollout)
-    assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
-    gone = step(world(pod(B), pod(C), policy=policy), canary())
-    assert gone.swaps == {B: 1}, "a pod that was deleted is replaced"
-
-
-@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
-@pytest.mark.parametrize("judged", [True, False])
-def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judged: bool) -> None:
-    """Else a version that nobody judges ends engines, is taken back without blame and offered again, for ever."""
-    policy: dict[str, Any] = {"analysis": JUDGED if judged else UNJUDGED}
-    state = canary().model_copy(update={"phase": phase} | ({} if judged else {"analysis": None}))
-    for number in range(2):
-        served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
-        state = step(served, state).rollout
-        down = step(world(pod(A, None, ready=False, starting=True), pod(B), policy=policy), state)
-        assert down.advance is None
-        state = down.rollout
-    again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
-    assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert "2 engines ended while they served version 1" in again.rollout.message
-
-
-def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_without_judgement() -> None:
-    state = step(world(pod(A, boot="b0"), pod(B), offer=1), RolloutStatus()).rollout
-    for number in range(2):
-        asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
-        assert (asked.swaps, asked.rollout.restarts) == ({A: 1}, number)
-        state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
-    made = step(world(pod(A, boot="b2"), pod(B)), state)
-    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert (made.rollout.asked, made.rollout.restarts) == ({}, 0), "the next roll counts anew"
-
-
-def test_engines_that_end_for_other_reasons_are_not_held_against_a_draft_that_they_never_took() -> None:
-    state, paused = rolling(RolloutPhase.PAUSED), {"paused": True}
-    for number in range(3):
-        state = step(world(pod(A, 1, boot="a"), pod(B, boot=f"b{number}"), policy=paused), state).rollout
-    assert (state.phase, state.restarts) == (RolloutPhase.PAUSED, 0)
-
-
-def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_without_judgement() -> None:
-    for phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
-        asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
-        down = [pod(A, None, ready=False, starting=True), pod(B, 1 if phase is RolloutPhase.ROLLING else 0)]
-        late = NOW + timedelta(seconds=601)
-        made = step(world(*down, now=late), asked)
-        assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-        assert f"pod {A} did not come back with version 1" in made.rollout.message
-
-
-def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
-    """Also not when a person vouches for the version while the pods are still seen at work with the former one."""
-    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    state = step(world(pod(A, boot="a"), pod(B, boot="b"), offer=1, policy=policy), RolloutStatus()).rollout
-    state = step(world(pod(A, boot="a"), pod(B, boot="b"), policy=policy), state).rollout
-    late: dict[str, Any] = {"now": NOW + timedelta(seconds=61), "policy": policy, "promote": 1}
-    made = step(world(pod(A, boot="a"), pod(B, None, ready=False, starting=True), **late), state)
-    assert made.advance is None
-
-
 def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     edited = step(world(pod(A, 1), pod(B), shape="other", policy=policy), canary())
     assert (edited.rollout.phase, edited.advance) == (RolloutPhase.ROLLING_BACK, None)
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy, "shape": "other"}
     assert step(world(pod(A, 1), **now), watching()).rollout.phase is RolloutPhase.IDLE
-
-
-def watching(**more: Any) -> RolloutStatus:
-    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.WATCHING, analysis=state)
 
 
 def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
@@ -291,44 +187,6 @@ def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhe
     assert step(world(*bad, now=later, **back), made.rollout).swaps == {A: 0, B: 0}
     died_between = step(world(*bad, now=later, **back), first)
     assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
-
-
-def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"asked": {A: "b0", B: "b"}, "restarts": 1})
-    assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
-    made = step(world(pod(A, 1, boot="b1"), pod(B, 1, boot="b"), **now), state)
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert "2 engines ended" in made.rollout.message
-
-
-def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> None:
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
-    away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
-    held = step(world(*away, now=NOW + timedelta(seconds=61), **now), state)
-    assert (held.rollout.phase, held.advance) == (RolloutPhase.WATCHING, None)
-    back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
-    after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
-    assert (after.phase, after.restarts) == (RolloutPhase.IDLE, 0), "one end is tolerated"
-    again = held.rollout.model_copy(update={"restarts": 1})
-    ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
-    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last look counts too"
-    late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
-    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert "did not come back" in late.rollout.message
-
-
-def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_against_no_version() -> None:
-    policy: dict[str, Any] = {"analysis": JUDGED}
-    peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
-    state = canary(pods=[peer], asked={A: "b"}).model_copy(update={"restarts": 1})
-    together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), policy=policy), state)
-    assert (together.rollout.phase, together.rollout.restarts) == (RolloutPhase.CANARY, 1)
-    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, resumed=True), state)
-    assert (unseen.rollout.phase, unseen.rollout.restarts) == (RolloutPhase.CANARY, 1)
-    alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
-    assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
 
 def test_a_pod_that_comes_up_with_a_third_version_is_brought_over_before_the_canary_goes_on() -> None:
@@ -410,47 +268,6 @@ def test_promotion_needs_every_ready_pod_confirmed() -> None:
     assert (done.rollout.phase, done.rollout.updated) == (RolloutPhase.IDLE, 2)
 
 
-FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shapes differ")
-
-
-@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED])
-def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> None:
-    made = step(world(pod(A, 1), pod(B, swap=FAILED), policy={"paused": phase is RolloutPhase.PAUSED}), rolling(phase))
-    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
-    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert "shapes differ" in made.rollout.message
-    assert made.rollout.epoch == 5, "an agent that is asked for the version late has to refuse"
-    back = step(world(pod(A, 1), pod(B, swap=FAILED)), made.rollout)
-    assert back.swaps == {A: 0}
-    assert step(world(pod(A, 0), pod(B, swap=FAILED)), back.rollout).rollout.phase is RolloutPhase.IDLE
-
-
-@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
-def test_a_swap_that_failed_for_what_is_around_the_draft_is_tried_again(phase: RolloutPhase) -> None:
-    failed = FAILED.model_copy(update={"transient": True, "error": "get checkpoints: EndpointConnectionError"})
-    held = step(world(pod(A, swap=failed), pod(B)), rolling(phase))
-    assert (held.rollout.phase, held.advance, held.swaps) == (phase, None, {B: 1})
-    if phase is RolloutPhase.CANARY:
-        assert "tries again: get checkpoints: EndpointConnectionError" in held.rollout.message
-    both = step(world(pod(A, swap=failed), pod(B, 1)), rolling(RolloutPhase.ROLLING))
-    assert both.swaps == {}, "not at once"
-    later = NOW + timedelta(seconds=6)
-    assert step(world(pod(A, swap=failed), pod(B, 1), now=later), rolling(RolloutPhase.ROLLING)).swaps == {A: 1}
-    end = step(world(pod(A, swap=failed), pod(B, 1), now=NOW + timedelta(seconds=601)), rolling())
-    assert (end.rollout.phase, end.advance) == (RolloutPhase.ROLLING_BACK, None), "it may be offered again"
-
-
-def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
-    old = FAILED.model_copy(update={"finished": NOW - timedelta(seconds=1)})
-    assert step(world(pod(A, swap=old), pod(B)), rolling(RolloutPhase.CANARY)).rollout.phase is RolloutPhase.CANARY
-
-
-def test_different_weights_under_one_version_are_a_failure() -> None:
-    made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
-    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
-    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-
-
 @pytest.mark.parametrize("set_back", [timedelta(seconds=30), timedelta(days=1)])
 def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
     now: dict[str, Any] = {"now": NOW - set_back, "policy": {"analysis": JUDGED}}
@@ -483,13 +300,6 @@ def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() ->
     assert step(world(pod(A, 1), pod(B), now=late, resumed=True), rolling()).rollout.phase is RolloutPhase.ROLLING
 
 
-def test_a_vouched_canary_has_a_deadline_too() -> None:
-    late = NOW + timedelta(seconds=601)
-    rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(), asked={A: "boot"})
-    gone = pod(A, ready=False)
-    assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
-
-
 def test_pause_stops_before_the_next_pod_and_resumes() -> None:
     paused = step(world(pod(A, 1), pod(B), policy={"paused": True}), rolling())
     assert (paused.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, {})
@@ -497,11 +307,6 @@ def test_pause_stops_before_the_next_pod_and_resumes() -> None:
     still = step(world(pod(A, 1), pod(B), now=late, policy={"paused": True}), paused.rollout)
     assert (still.rollout.phase, still.swaps) == (RolloutPhase.PAUSED, {})
     assert step(world(pod(A, 1), pod(B), now=late), still.rollout).rollout.phase is RolloutPhase.CANARY
-
-
-def test_a_roll_without_pods_ends_without_blaming_the_version() -> None:
-    made = step(world(), rolling())
-    assert (made.rollout.phase, made.advance) == (RolloutPhase.ROLLING_BACK, None)
 
 
 def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
@@ -519,3 +324,23 @@ def test_idle_repairs_strays_one_by_one_and_lets_a_failure_rest() -> None:
 
 def test_a_refused_epoch_is_raised() -> None:
     assert step(world(pod(A), fenced=True), RolloutStatus(epoch=3)).rollout.epoch == 4
+
+
+def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
+    first, seen = judged_bad()
+    assert step(seen, first).rollout.phase is RolloutPhase.ROLLING_BACK
+    vouched = step(replace(seen, promote=1), first)
+    assert (vouched.rollout.phase, vouched.advance, vouched.swaps) == (RolloutPhase.ROLLING, None, {B: 1})
+    judged = rolling(analysis=first.analysis.model_copy(update={"failures": 2})) if first.analysis else first
+    assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_pause_lets_no_refused_version_serve_on(refused: bool) -> None:
+    """A pod that was away when its version was taken back comes up with it."""
+    late: dict[str, Any] = {"policy": {"paused": True}, "refused": frozenset({1} if refused else ())}
+    rest = step(world(pod(A, 1), pod(B), **late), RolloutStatus())
+    assert rest.swaps == ({A: 0} if refused else {}), "anything else waits for the pause to end"
+    watched: dict[str, Any] = {"policy": {"paused": True, "analysis": JUDGED}, "active": 2, "previous": 0}
+    seen = world(pod(A, 1), pod(B, 2), refused=late["refused"], **watched)
+    assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if refused else {})

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_api.speculator import Training
 from aurora_runtime.training import main, replay
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.recipe import Recipe
@@ -207,7 +208,7 @@ def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) 
 def test_a_resumed_trainer_replays_what_the_one_before_would_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Choice
 ) -> None:
-    monkeypatch.setattr(main, "recipe_of", lambda *_: Recipe(replay=1, passes=1, choice=choice, batch_slots=40))
+    monkeypatch.setattr(main, "recipe_of", lambda *_: Recipe(replay=3, passes=2, choice=choice, batch_slots=40))
     asked, sample = list[Choice](), Memory.sample
 
     def seen(memory: Memory, slots: int, g: torch.Generator, choice: Choice = Choice.UNIFORM) -> list[Example]:
@@ -227,3 +228,17 @@ def test_a_resumed_trainer_replays_what_the_one_before_would_have(
     whole, resumed = states
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replayed batch is full whatever a shard holds, so that three beside each would be many passes."""
+    real = Real(tmp_path, monkeypatch)
+    real.settings = real.settings.model_copy(update={"training": Training(publish_tokens=1 << 30)})
+    trainer = real.trainer(Traffic(real.registry, 8))
+    trainer.run()
+    recipe, session = trainer.session.recipe, trainer.session
+    assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
+    assert 8 < session.steps
+    assert session.seen < recipe.passes * trainer.trained_tokens + recipe.batch_slots

@@ -45,7 +45,7 @@ class Scripted:
         self.trials: list[int] = []  # statuses of the next trials; 200 afterwards
         self.draining = 1
         self.lost = False
-        self.broken = False
+        self.broken = self.cut = False
         self.boot = "b1"
         self.port = 0
 
@@ -89,6 +89,9 @@ class Scripted:
         assert "Authorization" not in request.headers, "clients' port: the token itself is for the agent"
         body: dict[str, Any] = await request.json()
         assert body["rid"].startswith(MEASUREMENT_PREFIX)
+        if self.cut:
+            assert request.transport is not None
+            request.transport.abort()
         if self.broken:
             return web.Response(status=500)
         self.said.append(f"generate {body['sampling_params']['max_new_tokens']}")
@@ -170,6 +173,27 @@ async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: 
         scripted.broken, scripted.boot = True, "b2"
         with pytest.raises(MeasurementError, match="ended while it ran candidate"):
             await replica.run(Arm.CANDIDATE, [(1,)], 1)
+
+
+async def test_a_network_that_fails_is_no_verdict(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        scripted.cut = True
+        with pytest.raises(MeasurementError, match="2 requests did not reach p while it ran candidate"):
+            await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
+
+
+async def test_a_lease_that_is_lost_behind_the_last_batch_is_no_verdict(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 60.0)
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        await replica.run(Arm.CANDIDATE, [(1,)], 1)
+        await replica.confirm()
+        scripted.lost = True
+        with pytest.raises(MeasurementError, match="was given back"):
+            await replica.confirm()
 
 
 async def test_a_lease_that_is_lost_is_no_verdict(scripted: Scripted) -> None:

@@ -1,0 +1,61 @@
+"""Pods, a world around them and rolls in each phase, for tests of single decisions."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
+from aurora_api.speculator import Rollout
+from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
+from aurora_operator.plan.world import Pod, World
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+A, B, C = "pod-a", "pod-b", "pod-c"
+UNJUDGED: dict[str, Any] = {"consecutive_success_limit": 0, "watch_seconds": 0}
+JUDGED: dict[str, Any] = {
+    "settle_seconds": 10,
+    "interval_seconds": 10,
+    "min_requests": 50,
+    "consecutive_success_limit": 2,
+    "watch_seconds": 60,
+}
+
+
+def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
+    return Pod(name, **{"ready": True, "version": version, "checksum": f"sum-{version}", **more})
+
+
+def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
+    rules = Rollout.model_validate({"analysis": UNJUDGED, **(policy or {})})
+    return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
+
+
+def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> RolloutStatus:
+    return RolloutStatus(
+        **{"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2, **more}
+    )
+
+
+def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
+    """A pod's engine after ``seconds`` of ten requests a second."""
+    rounds = int(seconds * 400)
+    done = LiveCounters(verify_rounds=rounds, answer_tokens=int(rounds * length), requests=int(seconds * 10))
+    return {"boot": boot, "counters": done}
+
+
+BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
+
+
+def canary(asked: dict[str, str] | None = None, **more: Any) -> RolloutStatus:
+    """The canary has its draft; its window begins now."""
+    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
+    return rolling(RolloutPhase.CANARY, analysis=state, asked=asked or {}, updated=1)
+
+
+def watching(**more: Any) -> RolloutStatus:
+    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
+    return rolling(RolloutPhase.WATCHING, analysis=state)
+
+
+FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shapes differ")
