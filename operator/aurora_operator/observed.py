@@ -56,6 +56,8 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Why a container does not run, in Kubernetes' word: ImagePullBackOff, CrashLoopBackOff…"""
+    whole: bool = False
+    """Its containers started together: what ended the engine before this one ended the agent too."""
 
     @property
     def measurement(self) -> MeasurementStatus | None:

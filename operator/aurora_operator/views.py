@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from aurora_operator.children.common import ATTEMPT_LABEL, VERSION_LABEL
@@ -11,6 +12,8 @@ from aurora_operator.observed import JobView, PodView, WorkloadView
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 _QUIET = frozenset({"PodInitializing", "ContainerCreating"})
+TOGETHER = timedelta(seconds=30)
+"""A node that comes back starts a pod's containers within this time; an engine takes longer to load a model and end."""
 
 
 def _condition(obj: Object, kind: str) -> dict[str, Any]:
@@ -33,7 +36,14 @@ def pod(obj: Object) -> PodView:
         terminating="deletionTimestamp" in obj["metadata"] or status.get("phase") in ("Failed", "Succeeded"),
         scheduled=scheduling.get("status") == "True",
         waiting=next((reason for reason in reasons if reason and reason not in _QUIET), ""),
+        whole=_started_together(status.get("containerStatuses") or ()),
     )
+
+
+def _started_together(containers: Iterable[Object]) -> bool:
+    started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
+    times = [datetime.fromisoformat(at) for at in started if at]
+    return bool(times) and len(times) == len(started) and max(times) - min(times) < TOGETHER
 
 
 def workload(obj: Object | None) -> WorkloadView | None:

@@ -26,6 +26,9 @@ class Fault:
     strike: Callable[[Stage], Back]
     breaks: bool = False
     """Answers under way break: the engine that gave them is gone."""
+    tolerated: int = 1
+    """``rollout.analysis.failureLimit`` for the draft's life: an engine that ends in every state of it is too much for
+    the default."""
     validating_only: bool = False
 
 
@@ -123,6 +126,6 @@ FAULTS = (
     Fault("kill -9 store", _store),
     Fault("operator cut off from agents, 15 s", _no_agents),
     Fault("everyone cut off from the store, 15 s", _no_store),
-    Fault("kill -9 sglang", _inference("sglang"), breaks=True),
+    Fault("kill -9 sglang", _inference("sglang"), breaks=True, tolerated=9),
     Fault("node reboot", _reboot, breaks=True),
 )

@@ -48,7 +48,7 @@ def _strike(stage: Stage, fault: Fault, state: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_life_of_a_draft_under(fault: Fault, stage: Stage, folder: Path) -> None:
     stage.wait_active(0)
-    stage.patch({"rollout": {"analysis": {"failureLimit": 9 if fault.breaks else 1}}})
+    stage.patch({"rollout": {"analysis": {"failureLimit": fault.tolerated}}})
     version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=len(stage.entries)))
     stage.wait(f"version {version} is measured", lambda: stage.candidate(version) == "Validating")
     _strike(stage, fault, "Validating")

@@ -3,7 +3,8 @@
 Invariants: time alone never refuses a version; engines that ended with it and a pod that took it and did not come back
 do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
 an agent that is not heard while its pod is up, or a store that does not hand the draft out, says nothing of it;
-engines that ended while nobody looked, or together with engines of another version, say more of the machine than of it;
+engines that ended while nobody looked, or together with their agents or engines of another version, say more of the
+machine than of it;
 a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
 
@@ -25,7 +26,8 @@ def counted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus
     asked = {name: boot for name, boot in rollout.asked.items() if name not in ended} | serving
     windows = rollout.analysis.pods if rollout.analysis else []
     together = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in rollout.asked)
-    blamed = 0 if world.resumed or together else len(ended)
+    whole = {pod.name for pod in world.pods if pod.whole}
+    blamed = 0 if world.resumed or together else len(ended - whole)
     return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + blamed})
 
 

@@ -240,5 +240,5 @@ def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(
     trainer.run()
     recipe, session = trainer.session.recipe, trainer.session
     assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
-    assert 8 < session.steps
+    assert session.steps > 8
     assert session.seen < recipe.passes * trainer.trained_tokens + recipe.batch_slots
