@@ -102,7 +102,8 @@ class Serving(Model):
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             (
-                "!self.extraArgs.exists(a, a.startsWith('--api-key') || a.startsWith('--admin-api-key'))",
+                "!has(self.extraArgs) || self.extraArgs.all(a, !a.startsWith('--api-key') &&"
+                " !a.startsWith('--admin-api-key'))",
                 "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
                 " them; authenticate clients in front of the Service",
             )
