@@ -83,7 +83,7 @@ def generate(port: int, prompt: str, tokens: int, rid: str | None = None) -> Tim
     if not begun:
         raise EngineFault("/generate: nothing was streamed")
     made = ended["completion_tokens"] - begun["completion_tokens"]
-    steps = ended["spec_verify_ct"] - begun["spec_verify_ct"] if "spec_verify_ct" in ended else made
+    steps = ended["spec_verify_ct"] - begun.get("spec_verify_ct", 0) if "spec_verify_ct" in ended else made
     if not steps:
         raise EngineFault("/generate: all of the answer came at once")
     return Timing(1000 * (last - first) / steps, made / steps)

@@ -20,7 +20,7 @@ from tests.rig.verify import check_objects
 from tests.traffic.prompts import Domain
 from tests.traffic.report import Summary
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(3600)
 WEIGHTS = "model.safetensors"
 
 

@@ -17,7 +17,7 @@ from tests.faults.ledger import Entry
 from tests.faults.stage import Stage
 from tests.traffic.prompts import Domain
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 RESTORED_SECONDS = 60.0
 
 
