@@ -56,7 +56,7 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Why a container does not run, in Kubernetes' word: ImagePullBackOff, CrashLoopBackOff…"""
-    whole: bool = False
+    started_together: bool = False
     """Its containers started together: what ended the engine before this one ended the agent too."""
 
     @property

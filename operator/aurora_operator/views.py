@@ -36,7 +36,7 @@ def pod(obj: Object) -> PodView:
         terminating="deletionTimestamp" in obj["metadata"] or status.get("phase") in ("Failed", "Succeeded"),
         scheduled=scheduling.get("status") == "True",
         waiting=next((reason for reason in reasons if reason and reason not in _QUIET), ""),
-        whole=_started_together(status.get("containerStatuses") or ()),
+        started_together=_started_together(status.get("containerStatuses") or ()),
     )
 
 

@@ -55,7 +55,7 @@ def rollout_pod(view: PodView) -> Pod:
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
-        whole=view.whole,
+        started_together=view.started_together,
         counters=agent.live if agent else LiveCounters(),
     )
 

@@ -4,8 +4,7 @@ Invariants: time alone never refuses a version; engines that ended with it and a
 do, whether live traffic is judged or not, because such a version is offered again otherwise, and ends engines for ever;
 an agent that is not heard while its pod is up, or a store that does not hand the draft out, says nothing of it;
 engines that ended while nobody looked, or together with their agents or engines of another version, say more of the
-machine than of it;
-a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
+machine than of it; a version that nobody can judge keeps a newer one waiting for a while, and not for ever.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def counted(world: World, rollout: RolloutStatus, version: int) -> RolloutStatus
     asked = {name: boot for name, boot in rollout.asked.items() if name not in ended} | serving
     windows = rollout.analysis.pods if rollout.analysis else []
     together = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in rollout.asked)
-    whole = {pod.name for pod in world.pods if pod.whole}
-    blamed = 0 if world.resumed or together else len(ended - whole)
+    anew = {pod.name for pod in world.pods if pod.started_together}
+    blamed = 0 if world.resumed or together else len(ended - anew)
     return rollout.model_copy(update={"asked": asked, "restarts": rollout.restarts + blamed})
 
 
@@ -57,8 +56,8 @@ def failure(world: World, rollout: RolloutStatus, version: int) -> str:
 
 
 def missing(world: World, rollout: RolloutStatus) -> str:
-    """A pod that took the version and is gone; empty when there is none. One that is up and not heard says nothing of
-    the version, and one that still fetches it says something of the store."""
+    """A pod that took the version and is not up now; empty when there is none. One that is up and not heard is no sign
+    against the version."""
     return next((p.name for p in world.pods if p.name in rollout.asked and not p.ready and not p.up), "")
 
 

@@ -31,7 +31,7 @@ class Pod:
     checksum: str | None = None
     swap: SwapStatus = field(default_factory=SwapStatus)
     boot: str = ""
-    whole: bool = False
+    started_together: bool = False
     """The engine started together with its agent, and so not because a draft ended the one before."""
     counters: LiveCounters = field(default_factory=LiveCounters)
 

@@ -2,16 +2,15 @@
 
 Invariant: after an addition the memory holds no more than its bound (but for one example larger than it). When it is
 full, examples at a pseudo-random place make room, so that the survivors' ages fall off geometrically: mostly recent,
-not only recent.
-They come and go in spans of one shard, so that what survives is found again in few shards.
+not only recent. They come and go in spans of one shard, so that what survives is found again in few shards.
 
 That is a reservoir over ages, not over domains, of which examples know nothing. Each further memory's worth of
 traffic leaves 1/e of what was there: of a domain A that filled the memory, 37 % stay after as many bytes of a domain B,
 13 % after twice as many. So an excursion is not paid with what was known before it, and traffic that never comes back
 is forgotten in the end.
 
-What goes, and what is drawn with a given generator, depend on the sequence of additions alone, shard by
-shard, and a memory that :mod:`~aurora_runtime.training.recall` filled again goes on as the one before would have.
+What goes, and what is drawn with a given generator, depend on the sequence of additions alone, shard by shard, and a
+memory that :mod:`~aurora_runtime.training.recall` filled again goes on as the one before would have.
 """
 
 from __future__ import annotations

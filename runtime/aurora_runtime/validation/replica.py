@@ -218,7 +218,8 @@ class ReplicaEngine:
         return result
 
     async def confirm(self) -> None:
-        """Raises :class:`MeasurementError` when the lease was lost since the last batch began."""
+        """Raises :class:`MeasurementError` when the lease was lost since the last batch, and :class:`EngineFault` when
+        the agent does not say."""
         self._check()
         await self._renew()
 

@@ -135,7 +135,7 @@ def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_aga
     assert (together.rollout.phase, together.rollout.restarts) == (RolloutPhase.CANARY, 1)
     unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, resumed=True), state)
     assert (unseen.rollout.phase, unseen.rollout.restarts) == (RolloutPhase.CANARY, 1)
-    node = step(world(pod(A, 1, boot="new", whole=True), pod(B, boot="b"), policy=policy), state)
+    node = step(world(pod(A, 1, boot="new", started_together=True), pod(B, boot="b"), policy=policy), state)
     assert (node.rollout.phase, node.rollout.restarts) == (RolloutPhase.CANARY, 1), "its agent ended too"
     alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
     assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)

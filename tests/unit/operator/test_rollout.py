@@ -331,7 +331,8 @@ def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
     assert step(seen, first).rollout.phase is RolloutPhase.ROLLING_BACK
     vouched = step(replace(seen, promote=1), first)
     assert (vouched.rollout.phase, vouched.advance, vouched.swaps) == (RolloutPhase.ROLLING, None, {B: 1})
-    judged = rolling(analysis=first.analysis.model_copy(update={"failures": 2})) if first.analysis else first
+    assert first.analysis is not None
+    judged = rolling(analysis=first.analysis.model_copy(update={"failures": 2}))
     assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
 
 
