@@ -31,6 +31,9 @@ from aurora_runtime.store import Keys
 _RECORDED = {
     "Promoted": "Promoted",
     "RolloutFailed": "RolledBack",
+    "RolloutStopped": "RolloutStopped",
+    "Paused": "Paused",
+    "Resumed": "Resumed",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
     "Pinned": "Pinned",

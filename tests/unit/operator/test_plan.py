@@ -112,6 +112,15 @@ def test_a_draft_lives_from_registration_to_promotion() -> None:
     assert [entry.event for entry in last.status.history] == ["Promoted"]
 
 
+def test_a_pause_and_what_ends_it_are_in_the_history() -> None:
+    world = observed(store=store(0, 1, evidence=(evidence(1),)))
+    world = replace(world, status=status(world))
+    for paused in (True, False):
+        asked = world.spec.model_copy(update={"rollout": world.spec.rollout.model_copy(update={"paused": paused})})
+        world = replace(world, status=status(replace(world, spec=asked)))
+    assert [(entry.event, entry.version) for entry in world.status.history] == [("Paused", 1), ("Resumed", 1)]
+
+
 def promoted_and_watched(**more: Any) -> Observed:
     """Version 1 was just promoted, and since then pods accept half of what they did before."""
     started = made(observed(store=store(0, 1, evidence=(evidence(1),)))).status
@@ -315,7 +324,8 @@ def test_a_canary_without_traffic_gives_way_and_the_newer_version_is_measured() 
     assert ended.status is not None
     assert (ended.status.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
     idle = status(replace(world, status=ended.status))
-    assert (idle.rollout.phase, idle.rejected, idle.history) == (RolloutPhase.IDLE, [], [])
+    assert (idle.rollout.phase, idle.rejected) == (RolloutPhase.IDLE, [])
+    assert [(entry.event, entry.version) for entry in idle.history] == [("RolloutStopped", 1)]
     after = made(replace(world, status=idle))
     assert after.job is not None
     assert after.job["metadata"]["name"] == "chat-validate-v2-1"
