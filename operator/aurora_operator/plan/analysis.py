@@ -1,11 +1,11 @@
-"""What live traffic says of a swapped draft: pure judgement over the counters of pods.
+"""What live traffic says of a swapped draft: windows over the counters of pods, and their count of judgements. Pure.
 
 A *window* begins with a copy of the pods' counters and is judged when it is old enough and both sides have seen enough
 requests; what pods did since is the difference. The judged pods are compared with their peers in the same window,
-because what shifts the traffic shifts both; where there are no peers left, with the *baseline*, what all pods did just
-before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it;
-and on what else a pod's machine does, which all requests of a window share and their spread does not show, so it counts
-only after :data:`SLOW_WINDOWS` in a row. What slows one machine for longer cannot be told from a slow draft.
+because what shifts the traffic shifts both, and pods that were worse than their peers before the first swap are held to
+what they were (:mod:`aurora_operator.plan.comparison`); where there are no peers left, with the *baseline*, what all
+pods did just before the first swap. The time between tokens also depends on what else a pod's machine does, which all
+requests of a window share and their spread does not show, so it counts only after :data:`SLOW_WINDOWS` in a row.
 
 Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
 keeps its window, and an engine that restarted is compared with itself only; the whole state is an
@@ -14,32 +14,19 @@ keeps its window, and an engine that restarted is compared with itself only; the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum, auto
 
 from aurora_api.agent import LiveCounters
 from aurora_api.speculator import Analysis
-from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
-
-Z = 3.0
-"""Standard errors that a loss must exceed: windows are looked at again and again, and a verdict is for good."""
+from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodBefore, PodWindow
+from aurora_operator.plan.comparison import Outcome, Past, compare, enough
 
 SLOW_WINDOWS = 3
 """In a row, each beyond chance: the last of them, and each that follows, is a bad judgement."""
 PATIENCE = 10
 """Progress deadlines that a judgement may take, going by the traffic so far, while a newer version waits."""
-
-
-class Outcome(Enum):
-    WAITING = auto()
-    """Not enough traffic, or within chance."""
-    GOOD = auto()
-    SLOW = auto()
-    """Worse in nothing but the time between tokens."""
-    BAD = auto()
 
 
 @dataclass(frozen=True)
@@ -77,23 +64,39 @@ def _anew(analysis: AnalysisStatus, pods: Pods, now: datetime) -> AnalysisStatus
     return analysis.model_copy(update={"since": now, "settling": False, "pods": windows})
 
 
-def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
-    """What ``pods`` did since the window began."""
-    total = dict.fromkeys(LiveCounters.model_fields, 0)
+def _done(analysis: AnalysisStatus, pods: Pods) -> dict[str, LiveCounters]:
+    """What each of ``pods`` did since the window began."""
+    done = dict[str, LiveCounters]()
     for window in analysis.pods:
         live = pods.get(window.name)
         if live is not None and _same(window, live):
-            for name in total:
-                total[name] += max(0, getattr(live.counters, name) - getattr(window.live, name))
-    return LiveCounters(**total)
+            now, then = live.counters, window.live
+            counted = {name: max(0, getattr(now, name) - getattr(then, name)) for name in LiveCounters.model_fields}
+            done[window.name] = LiveCounters(**counted)
+    return done
 
 
-def _old_enough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bool:
+def _total(each: Iterable[LiveCounters]) -> LiveCounters:
+    counters = list(each)
+    return LiveCounters(**{name: sum(getattr(one, name) for one in counters) for name in LiveCounters.model_fields})
+
+
+def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
+    """What ``pods`` did since the window began, together."""
+    return _total(_done(analysis, pods).values())
+
+
+def _past(analysis: AnalysisStatus, judged: Pods, peers: Pods) -> Past:
+    """What both sides' pods did before the first swap, as far as they were there."""
+
+    def did(pods: Pods) -> LiveCounters:
+        return _total(one.done for one in analysis.before if one.name in pods)
+
+    return Past(did(judged), did(peers))
+
+
+def _oldenough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bool:
     return analysis.since is not None and now - analysis.since >= timedelta(seconds=policy.interval_seconds)
-
-
-def _enough(counters: LiveCounters, policy: Analysis) -> bool:
-    return counters.requests >= policy.min_requests and counters.verify_rounds > 0
 
 
 def measure_baseline(
@@ -103,10 +106,12 @@ def measure_baseline(
     analysis = observe(analysis, pods, version)
     if analysis.since is None:
         return _anew(analysis, pods, now)
-    done = _sum(analysis, pods)
-    if not _old_enough(analysis, policy, now) or not _enough(done, policy):
+    each = _done(analysis, pods)
+    done = _total(each.values())
+    if not _oldenough(analysis, policy, now) or not enough(done, policy):
         return analysis
-    return AnalysisStatus(shape=analysis.shape, baseline=done)
+    before = [PodBefore(name=name, done=counters) for name, counters in each.items()]
+    return AnalysisStatus(shape=analysis.shape, baseline=done, before=before)
 
 
 def judge(
@@ -133,11 +138,12 @@ def judge(
     if analysis.settling:
         return analysis if now < analysis.since else _anew(analysis, everyone, now)
     ours, reference = _sum(analysis, judged), _sum(analysis, peers) if peers else analysis.baseline
-    if reference is None or not _old_enough(analysis, policy, now):
+    if reference is None or not _oldenough(analysis, policy, now):
         return analysis
-    if not (_enough(ours, policy) and _enough(reference, policy)):
+    if not (enough(ours, policy) and enough(reference, policy)):
         return analysis
-    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers))
+    past = _past(analysis, judged, peers) if peers else None
+    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers), past=past)
     if outcome is Outcome.WAITING:
         return analysis
     slow = analysis.slow + 1 if outcome is Outcome.SLOW else 0
@@ -163,65 +169,3 @@ def starved(
         return False
     fewest, took = min(_sum(analysis, pods).requests for pods in sides), now - analysis.since
     return took > deadline and fewest * PATIENCE * deadline < policy.min_requests * took
-
-
-def compare(new: LiveCounters, old: LiveCounters, policy: Analysis, steps: int, *, beside: bool) -> tuple[Outcome, str]:
-    """Whether ``new`` is as good as ``old`` within the policy, and the sentence that says so.
-
-    Both have verify rounds and requests. ``beside``: at the same time, under the same load. What misses its bar by no
-    more than chance allows is undecided.
-    """
-    bar = 1 - float(policy.max_accept_loss)
-    ours, theirs = _accept_length(new), _accept_length(old)
-    error = math.hypot(_error(ours, new.requests, steps), bar * _error(theirs, old.requests, steps))
-    said = [f"acceptance length {ours:.2f} against {theirs:.2f}"]
-    shortfall = bar * theirs - ours
-    bad, undecided = shortfall > Z * error, shortfall > 0
-    slow = False
-    if beside and new.gap_squares and old.gap_squares:
-        gap, former = new.gap_milliseconds / new.gaps, old.gap_milliseconds / old.gaps
-        said.append(f"{gap:.1f} ms between tokens against {former:.1f}")
-        allowed = 1 + float(policy.max_latency_increase)
-        excess = gap - allowed * former
-        slow = excess > Z * math.hypot(_gap_error(new), allowed * _gap_error(old))
-        undecided |= excess > 0
-    if new.aborted or old.aborted:
-        said.append(f"{new.aborted} of {new.requests} requests given up against {old.aborted} of {old.requests}")
-        bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
-    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.WAITING if undecided else Outcome.GOOD
-    return outcome, ", ".join(said)
-
-
-def _accept_length(counters: LiveCounters) -> float:
-    return counters.answer_tokens / counters.verify_rounds
-
-
-def _error(length: float, requests: int, steps: int) -> float:
-    """An upper bound of the standard error of an acceptance length.
-
-    A variable between 0 and s with mean a varies by at most a(s - a) (Bhatia and Davis, 2000). The rounds of a request
-    resemble each other, so requests are counted, not rounds.
-    """
-    accepted = min(max(length - 1, 0.0), float(steps))
-    return math.sqrt(accepted * (steps - accepted) / requests)
-
-
-def _gap_error(counters: LiveCounters) -> float:
-    """An upper bound of the standard error of the mean over requests: the agent bounds the sum of squares."""
-    mean = counters.gap_milliseconds / counters.gaps
-    return math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps)
-
-
-def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
-    """The lower bound of the rise in the share of requests given up (Newcombe, 1998, method 10)."""
-    (rate, low, _), (former, _, high) = _wilson(new), _wilson(old)
-    return rate - former - math.hypot(rate - low, high - former)
-
-
-def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
-    """A rate with its Wilson interval. An aborted request may or may not be among those counted as ended."""
-    count = max(counters.requests, counters.aborted, 1)
-    rate = counters.aborted / count
-    middle, spread = rate + Z * Z / (2 * count), Z * math.sqrt(rate * (1 - rate) / count + Z * Z / (4 * count * count))
-    whole = 1 + Z * Z / count
-    return rate, (middle - spread) / whole, (middle + spread) / whole
