@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC
 
 from aurora_api.records import Arm, Equality, RatioEstimate, Sample, UsedBaseline, Verdict, VerdictKind
@@ -34,6 +34,8 @@ class GatePolicy:
     min_improvement: float
     tolerance: float
     min_rounds: int
+    tolerances: Mapping[int, float] = field(default_factory=dict)
+    """By concurrency, where :attr:`tolerance` does not hold."""
 
     @property
     def primary(self) -> int:
@@ -205,7 +207,7 @@ def judge(
     bar(Arm.CANDIDATE, Arm.ACTIVE, policy.primary, 1 + policy.min_improvement)
     bar(Arm.CANDIDATE, Arm.OFF, policy.primary, 1.0)
     for concurrency in policy.concurrencies[1:]:
-        bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance)
+        bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerances.get(concurrency, policy.tolerance))
     for concurrency in policy.concurrencies:
         extra = [(Arm.ACTIVE, Arm.OFF), (Arm.CANDIDATE, Arm.NGRAM)]
         if concurrency != policy.primary:

@@ -175,6 +175,13 @@ class Where(StrEnum):
     REPLICA = "Replica"
 
 
+class ConcurrencyTolerance(Model):
+    """What may be lost at one concurrency."""
+
+    concurrency: int = Field(ge=1, le=1024)
+    tolerance: Ratio = Field(description="Loss allowed there.")
+
+
 class Validation(Model):
     """The gate: candidates are measured on the real engine, beside the replicas or on one of them."""
 
@@ -186,6 +193,12 @@ class Validation(Model):
     )
     min_improvement: Ratio = Field(default="0.05", description="Candidate over active at the primary concurrency.")
     tolerance: Ratio = Field(default="0.05", description="Loss allowed at the other concurrencies.")
+    tolerances: list[ConcurrencyTolerance] = Field(
+        default_factory=list,
+        max_length=7,
+        description="…and where one of them is allowed another.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["concurrency"]},
+    )
     min_rounds: int = Field(default=5, ge=3, le=100)
     max_rounds: int = Field(default=12, ge=3, le=1000)
     prompts_per_round: int = Field(default=4, ge=1, le=1024, description="Held-out prompts per arm, round and worker.")
@@ -215,6 +228,15 @@ class Validation(Model):
             ("self.minRounds <= self.maxRounds", "minRounds must not exceed maxRounds"),
             ("self.concurrencies.all(c, self.concurrencies.exists_one(d, d == c))", "concurrencies must be distinct"),
             ("double(self.tolerance) < 1.0", "tolerance is a share below 1"),
+            (
+                "!has(self.tolerances) || self.tolerances.all(t, double(t.tolerance) < 1.0)",
+                "tolerances are shares below 1",
+            ),
+            (
+                "!has(self.tolerances) || self.tolerances.all(t, self.concurrencies.exists(c, c == t.concurrency)"
+                " && t.concurrency != self.concurrencies[0])",
+                "tolerances are for declared concurrencies but the first, where an improvement must show",
+            ),
         )
     }
 

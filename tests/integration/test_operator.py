@@ -85,6 +85,17 @@ STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
         ("validation", {"concurrencies": [1, 1]}, "concurrencies must be distinct"),
         ("validation", {"minRounds": 20}, "minRounds must not exceed maxRounds"),
         ("validation", {"tolerance": "1"}, "tolerance is a share below 1"),
+        ("validation", {"tolerances": [{"concurrency": 4, "tolerance": "1"}]}, "tolerances are shares below 1"),
+        (
+            "validation",
+            {"tolerances": [{"concurrency": 1, "tolerance": "0.1"}]},
+            "declared concurrencies but the first",
+        ),
+        (
+            "validation",
+            {"tolerances": [{"concurrency": 8, "tolerance": "0.1"}]},
+            "declared concurrencies but the first",
+        ),
         ("validation", {"where": "Elsewhere"}, "spec.validation.where"),
         ("validation", {"baselineMaxAgeSeconds": -1}, "spec.validation.baselineMaxAgeSeconds"),
         ("store", STORE | {"credentials": {}}, "exactly one of secretRef and serviceAccountName"),

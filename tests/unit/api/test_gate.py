@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -82,6 +83,14 @@ def test_a_loss_at_another_concurrency_is_rejected() -> None:
     samples = [s for s in measured(FAST) if s.concurrency == 1]
     samples += measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(4,))
     assert kind(samples) is VerdictKind.REJECT
+
+
+def test_a_concurrency_may_be_allowed_its_own_loss() -> None:
+    samples = measured(FAST) + measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
+    strict = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
+    assert kind(samples, policy=strict) is VerdictKind.REJECT
+    assert kind(samples, policy=dataclasses.replace(strict, tolerances={16: 0.3})) is VerdictKind.PASS
+    assert kind(samples, policy=dataclasses.replace(strict, tolerances={4: 0.3})) is VerdictKind.REJECT
 
 
 def test_a_straddling_interval_is_inconclusive() -> None:
