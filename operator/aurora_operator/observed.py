@@ -84,6 +84,8 @@ class JobView:
     succeeded: bool = False
     failed: bool = False
     message: str = ""
+    waiting: str = ""
+    """Why its pod does not start."""
 
     @property
     def finished(self) -> bool:

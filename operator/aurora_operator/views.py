@@ -71,14 +71,15 @@ def disruptions_allowed(obj: Object | None) -> int | None:
 
 
 def job(obj: Object, pods: Iterable[Object] = ()) -> JobView:
-    """A validation Job; when it failed, why: the last words of its container in ``pods``, else the Job's condition."""
+    """A validation Job; when it failed, why: the last words of its container in ``pods``, else the Job's condition; and
+    why a pod of it does not start."""
     name = obj["metadata"]["name"]
     labels = obj["metadata"].get("labels", {})
     failure = _condition(obj, "Failed")
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
+    mine = [obj for obj in pods if obj["metadata"].get("labels", {}).get(JOB_LABEL) == name]
     if failed:
-        mine = [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name]
         message = next((words for pod in mine for words in _last_words(pod)), message)
     return JobView(
         name=name,
@@ -87,7 +88,16 @@ def job(obj: Object, pods: Iterable[Object] = ()) -> JobView:
         succeeded=_condition(obj, "Complete").get("status") == "True",
         failed=failed,
         message=message,
+        waiting=next((why for obj in mine if (why := _does_not_start(obj))), ""),
     )
+
+
+def _does_not_start(obj: Object) -> str:
+    view, scheduling = pod(obj), _condition(obj, "PodScheduled")
+    if not view.waiting or view.terminating:
+        return ""
+    words = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
+    return f"{view.waiting}: {words}" if words else view.waiting
 
 
 def _last_words(pod: Object) -> Iterable[str]:

@@ -39,6 +39,8 @@ from aurora_runtime.store import Keys
 MAX_MEASUREMENTS = 2
 RETRY_FIRST, RETRY_LAST = timedelta(seconds=30), timedelta(minutes=30)
 """A measurement that could not be made is tried again after the first, doubled each time up to the last."""
+MEASURING = "measuring on the real engine"
+STUCK = "the measurement's pod does not start: "
 TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
 
@@ -177,7 +179,7 @@ def _begin(inputs: Inputs, version: int, waiting: int | None = None) -> Decision
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
         waiting=waiting,
-        message="measuring on the real engine",
+        message=MEASURING,
     )
     if made:
         return _measured(inputs, candidate)
@@ -215,16 +217,30 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
         return _again(inputs, candidate.model_copy(update={"message": f"again, because: {why}"}))
     why = _hindered(inputs, candidate)
     if not why:
-        return Decision(candidate)
+        return Decision(_told(inputs, candidate))
     wait = int(_patience(candidate.attempt).total_seconds())
     text = f"attempt {candidate.attempt} could not measure: {why}; the next one starts in {wait} s"
     failed = candidate.model_copy(update={"phase": CandidatePhase.FAILED, "since": inputs.now, "message": text})
     return Decision(failed, event="ValidationFailed")
 
 
+def _told(inputs: Inputs, candidate: CandidateStatus) -> CandidateStatus:
+    """``candidate`` with the news of its Job: that its pod does not start, or that it does by now."""
+    job = _job(inputs, candidate)
+    if job is not None and job.waiting:
+        return candidate.model_copy(update={"message": f"{STUCK}{job.waiting}"})
+    stale = job is not None and candidate.message.startswith(STUCK)
+    return candidate.model_copy(update={"message": MEASURING}) if stale else candidate
+
+
+def _job(inputs: Inputs, candidate: CandidateStatus) -> JobView | None:
+    """The Job of the attempt that goes on."""
+    return next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+
+
 def _hindered(inputs: Inputs, candidate: CandidateStatus) -> str:
     """Why the attempt that goes on has to end without evidence, in plain words; empty while it may yet write some."""
-    job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+    job = _job(inputs, candidate)
     if job is not None:
         return (job.message or "the Job ended without writing evidence: see its log") if job.finished else ""
     refused = inputs.refused_job

@@ -284,6 +284,18 @@ def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_no
     assert earlier.job is not None, "a clock that is set back delays nothing"
 
 
+def test_a_measurement_whose_pod_does_not_start_says_so_until_it_does() -> None:
+    world, job = observed(store=store(0, 1)), JobView("chat-validate-v1-1", 1, 1)
+    for waiting, expected in (
+        ("Unschedulable: 1 Insufficient nvidia.com/gpu.", "does not start: Unschedulable: 1 Insufficient"),
+        ("", "measuring on the real engine"),
+    ):
+        world = replace(world, status=status(world), jobs=(replace(job, waiting=waiting),))
+        told = condition(world, ConditionType.CANDIDATE_VALIDATED)
+        assert (told.status.value, told.reason) == ("Unknown", "Validating")
+        assert expected in told.message
+
+
 def test_a_refused_job_is_a_measurement_that_could_not_be_made() -> None:
     asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
     refused = replace(asked, refused_job=RefusedJob("chat-validate-v1-1", "admission webhook denied it"))

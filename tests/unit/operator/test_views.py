@@ -34,3 +34,47 @@ def test_a_pod_whose_containers_started_together_is_told_from_one_whose_engine_e
 
 def test_a_pod_without_containers_has_started_nothing_together() -> None:
     assert not views.pod({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
+
+
+def of_job(status: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"name": "p", "uid": "u", "labels": {views.JOB_LABEL: "j"}}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("status", "waiting"),
+    [
+        (
+            {
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+                    }
+                ]
+            },
+            "Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+        ),
+        (
+            {
+                "conditions": [{"type": "PodScheduled", "status": "True"}],
+                "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}],
+            },
+            "ImagePullBackOff",
+        ),
+        (
+            {
+                "conditions": [{"type": "PodScheduled", "status": "True"}],
+                "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}],
+            },
+            "",
+        ),
+        ({}, ""),
+    ],
+    ids=["no room", "no image", "on its way", "just made"],
+)
+def test_why_the_pod_of_a_job_does_not_start(status: dict[str, Any], waiting: str) -> None:
+    job = {"metadata": {"name": "j"}, "status": {}}
+    assert views.job(job, [of_job(status)]).waiting == waiting
+    assert views.job({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", "another Job's pod"
