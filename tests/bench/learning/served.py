@@ -71,7 +71,7 @@ async def ask(servers: Servers, folders: Sequence[Path], prompts: Sequence[Seque
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         draft = drafts.setdefault(digest, Draft(folder, len(drafts)))
         arms.append(Arm(f"{folder.parent.name}, look {folder.name}", DRAFT, draft))
-    await servers.learn_checksums([*drafts.values()])
+    await servers.learn_checksums(arms)
     found = list[float]()
     for arm in arms:
         await servers.ready(arm, CONCURRENCY)

@@ -2,10 +2,12 @@
 
 A draft of day 0 learns from recorded requests of one domain as the trainer would (tests/bench/served/learn.py). Then
 servers stand side by side: without speculation, with NGRAM, which has answered the same traffic, and with EAGLE-3,
-untrained and after so many answer tokens of traffic (one server, swapped as pods swap it). In every round all of them
-answer the same prompts, which none has seen, in turn and at each concurrency.
+untrained and after so many answer tokens of traffic (one server, swapped as pods swap it; the last draft also on one
+per further chain length). In every round all of them answer the same prompts, which none has seen, in turn and at each
+concurrency.
 
-    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8] [--out DIR]
+    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--steps 3 5] [--rounds 8]
+                                  [--out DIR]
 
 On two quiet cores JSON extraction takes about 20 minutes and docstrings an hour, a third of it to record the traffic
 once (``python -m tests.assets.recorded``). With ``--out`` the drafts are kept for another run of the same commit.
@@ -42,6 +44,7 @@ from aurora_api.speculator import DType
 from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.equality import near_tie
 from aurora_runtime.validation.servers import EngineSet
 
@@ -49,6 +52,7 @@ MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
 """Answer tokens of traffic at which a draft is measured. Docstrings end before: one for each function there is."""
 LONGEST_ANSWER: Final = 64
 """As in the recorded traffic."""
+STEPS: Final = (speculator.Draft().steps,)
 NGRAM_TOKENS: Final = (4, 12)
 """As many as our draft's, and SGLang's own default."""
 
@@ -60,18 +64,29 @@ class Line:
     arms: tuple[Arm, ...]
     servers: dict[str, Eagle3 | Ngram | None]
     ngrams: tuple[str, ...]
+    trained: tuple[str, ...]
+    """The draft that learnt from the most, with each chain length."""
 
 
-def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int]) -> Line:
+def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int], steps: Sequence[int] = STEPS) -> Line:
     """Off, NGRAM and the drafts, in this order in the first round; the EAGLE-3 server starts with the untrained one."""
     arms, servers = [Arm("off", OFF)], dict[str, Eagle3 | Ngram | None]({OFF: None})
     for width in widths:
         arms.append(Arm(f"NGRAM, {width} tokens", f"ngram-{width}"))
         servers[arms[-1].server] = Ngram(width)
     ngrams = tuple(arm.name for arm in arms[1:])
-    servers[DRAFT] = Eagle3(drafts[0].draft.folder, drafts[0].draft.version, speculator.Draft())
+    servers[DRAFT] = _chain(drafts[0].draft, steps[0])
     arms += [Arm(one.name, DRAFT, one.draft) for one in drafts]
-    return Line(tuple(arms), servers, ngrams)
+    last = drafts[-1]
+    for number in steps[1:]:
+        arms.append(Arm(f"{last.name}, {number} steps", f"{DRAFT}-{number}", last.draft))
+        servers[arms[-1].server] = _chain(last.draft, number)
+    trained = tuple(arm.name for arm in arms if arm.draft == last.draft)
+    return Line(tuple(arms), servers, ngrams, trained)
+
+
+def _chain(draft: Draft, steps: int) -> Eagle3:
+    return Eagle3(draft.folder, draft.version, speculator.Draft(steps=steps, draft_tokens=steps + 1))
 
 
 def chat(tokenizer: Any, messages: Sequence[str]) -> list[str]:
@@ -82,9 +97,7 @@ def chat(tokenizer: Any, messages: Sequence[str]) -> list[str]:
     ]
 
 
-async def serve(
-    domain: str, line: Line, plan: Plan, drafts: Sequence[Checkpoint], seen: Sequence[Sequence[int]], work: Path
-) -> Measured:
+async def serve(domain: str, line: Line, plan: Plan, seen: Sequence[Sequence[int]], work: Path) -> Measured:
     """Start the servers, have NGRAM answer what the drafts have ``seen``, measure, stop the servers."""
     from transformers import AutoTokenizer
 
@@ -94,7 +107,7 @@ async def serve(
     warm = chat(tokenizer, traffic(domain)[: max(plan.concurrencies)])
     spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
     async with Servers(EngineSet(spec, work), line.servers, warm, LONGEST_ANSWER) as servers:
-        await servers.learn_checksums([one.draft for one in drafts])
+        await servers.learn_checksums(line.arms)
         began = time.monotonic()
         await servers.feed(seen)
         print(f"{domain}: NGRAM answered {len(seen)} requests in {time.monotonic() - began:.0f} s", flush=True)
@@ -109,10 +122,10 @@ def outcome_of(domain: str, options: argparse.Namespace, work: Path) -> Outcome:
     drafts = checkpoints(parts, (options.out or work) / kept)
     seen = [trace.tokens[: trace.prompt_length].tolist() for part in parts for trace in part]
     del parts  # the hidden states take more memory than all servers
-    line = line_of(drafts, options.ngram)
+    line = line_of(drafts, options.ngram, options.steps)
     plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
-    measured = asyncio.run(serve(domain, line, plan, drafts, seen, work))
-    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams)
+    measured = asyncio.run(serve(domain, line, plan, seen, work))
+    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams, line.trained)
 
 
 def main() -> None:
@@ -123,6 +136,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
     parser.add_argument("--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=list(STEPS), help="draft steps; with the further ones the last draft"
+    )
     parser.add_argument(
         "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"
     )

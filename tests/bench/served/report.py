@@ -40,11 +40,8 @@ class Outcome:
     checkpoints: Sequence[Checkpoint]
     off: str
     ngrams: Sequence[str]
-
-    @property
-    def trained(self) -> str:
-        """The draft that learnt from the most."""
-        return self.checkpoints[-1].name
+    trained: Sequence[str]
+    """The draft that learnt from the most, with each chain length."""
 
 
 def table(outcome: Outcome) -> str:
@@ -72,44 +69,47 @@ def table(outcome: Outcome) -> str:
 
 
 def target_lines(outcome: Outcome) -> list[str]:
-    """Whether the trained draft is as fast as was asked for."""
-    lines, target = [], TARGETS[outcome.traffic]
-    learnt = outcome.checkpoints[-1].learnt.tokens
-    for concurrency, asked in target.ratios.items():
-        found = _ratio(outcome, outcome.trained, outcome.off, concurrency)
-        if found is None:
-            continue
-        if learnt > target.tokens:
-            says = f"no answer: it learnt from more than {target.tokens} answer tokens"
-        elif found.low >= asked:
-            says = "met"
-        elif found.high < asked:
-            says = "missed"
-        else:
-            says = "undecided: the interval straddles it"
-        what = f"target {asked}x within {target.tokens} answer tokens, concurrency {concurrency}"
-        lines.append(f"{what}: {says} ({outcome.trained}: {_interval(found)})")
-    return lines
+    """Whether the trained draft is as fast as was asked for, with each chain length."""
+    asked = [(*one, name) for one in TARGETS[outcome.traffic].ratios.items() for name in outcome.trained]
+    return [line for concurrency, ratio, name in asked if (line := _target(outcome, name, concurrency, ratio))]
+
+
+def _target(outcome: Outcome, name: str, concurrency: int, asked: float) -> str:
+    found, allowed = _ratio(outcome, name, outcome.off, concurrency), TARGETS[outcome.traffic].tokens
+    if found is None:
+        return ""
+    if outcome.checkpoints[-1].learnt.tokens > allowed:
+        says = f"no answer: it learnt from more than {allowed} answer tokens"
+    elif found.low >= asked:
+        says = "met"
+    elif found.high < asked:
+        says = "missed"
+    else:
+        says = "undecided: the interval straddles it"
+    what = f"target {asked}x within {allowed} answer tokens, concurrency {concurrency}"
+    return f"{what}: {says} ({name}: {_interval(found)})"
 
 
 def ngram_lines(outcome: Outcome) -> list[str]:
     """Whether the fastest NGRAM or the trained draft wins, and whether by acceptance or by the cost of a round."""
-    lines = []
-    for concurrency in outcome.plan.concurrencies:
-        cells = {name: outcome.measured.cell(name, concurrency) for name in (*outcome.ngrams, outcome.trained)}
-        best = max(outcome.ngrams, key=lambda name: cells[name].tokens_per_second)
-        found = _ratio(outcome, outcome.trained, best, concurrency)
-        if found is None:
-            continue
-        if found.low > 1:
-            says = f"{outcome.trained} beats {best}"
-        elif found.high < 1:
-            says = f"{best} still wins"
-        else:
-            says = f"{outcome.trained} and {best} cannot be told apart"
-        why = explained(cells[outcome.trained], cells[best])
-        lines.append(f"concurrency {concurrency}: {says}, {_interval(found)} as fast: {why}")
-    return lines
+    asked = [(concurrency, name) for concurrency in outcome.plan.concurrencies for name in outcome.trained]
+    return [line for concurrency, name in asked if (line := _beside_ngram(outcome, name, concurrency))]
+
+
+def _beside_ngram(outcome: Outcome, name: str, concurrency: int) -> str:
+    cells = {one: outcome.measured.cell(one, concurrency) for one in (*outcome.ngrams, name)}
+    best = max(outcome.ngrams, key=lambda one: cells[one].tokens_per_second)
+    found = _ratio(outcome, name, best, concurrency)
+    if found is None:
+        return ""
+    if found.low > 1:
+        says = f"{name} beats {best}"
+    elif found.high < 1:
+        says = f"{best} still wins"
+    else:
+        says = f"{name} and {best} cannot be told apart"
+    why = explained(cells[name], cells[best])
+    return f"concurrency {concurrency}: {says}, {name} is {_interval(found)} as fast: {why}"
 
 
 def explained(draft: Cell, ngram: Cell) -> str:

@@ -1,4 +1,4 @@
-"""The servers under measurement: one without speculation, one per NGRAM, and one EAGLE-3 whose draft is swapped.
+"""The servers under measurement: one without speculation, one per NGRAM, one per chain length with swapped drafts.
 
 All run side by side and sleep while another is asked. Invariants: they are built from one spec and differ in their
 speculation alone; a draft is measured only after the engine's checksum said that it is loaded; NGRAM's server is never
@@ -49,8 +49,8 @@ class Servers:
     warm_texts: Sequence[str]
     """Requests of the domain that are answered before each batch: as many as the highest concurrency."""
     max_new_tokens: int
-    _checksums: dict[Draft, str] = field(default_factory=dict)
-    _loaded: Draft | None = None
+    _checksums: dict[Arm, str] = field(default_factory=dict)
+    _loaded: dict[str, Draft] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         try:
@@ -77,13 +77,16 @@ class Servers:
         if failures := sum(result.failures for result in fed):
             raise MeasurementError(f"{failures} requests failed while NGRAM was fed")
 
-    async def learn_checksums(self, drafts: Sequence[Draft]) -> None:
-        """Load every draft once, to know it again. Raises :class:`EngineFault` when two are alike to the engine."""
-        for draft in drafts:
-            await self._swap(draft)
-            self._checksums[draft] = await self.engines.admin(DRAFT).checksum()
-        if len({*self._checksums.values()}) < len(drafts):
-            raise EngineFault("two drafts gave one checksum")
+    async def learn_checksums(self, arms: Sequence[Arm]) -> None:
+        """Load every arm's draft once, to know it again. Raises :class:`EngineFault` when an engine cannot tell two."""
+        for arm in arms:
+            if arm.draft is not None:
+                await self._swap(arm.server, arm.draft)
+                self._checksums[arm] = await self.engines.admin(arm.server).checksum()
+        for server in {arm.server for arm in self._checksums}:
+            known = {arm.draft: checksum for arm, checksum in self._checksums.items() if arm.server == server}
+            if len({*known.values()}) < len(known):
+                raise EngineFault("two drafts gave one checksum")
 
     async def ready(self, arm: Arm, concurrency: int) -> list[Timing]:
         """Load the arm's draft and answer ``concurrency`` requests at a time, outside of any batch.
@@ -91,9 +94,9 @@ class Servers:
         So every batch finds the domain's common prefix in the cache, computed under the draft in force, and nothing
         else that it could use. The streams also tell what a round costs.
         """
-        if arm.draft is not None and arm.draft != self._loaded:
-            await self._swap(arm.draft)
-            if await self.engines.admin(DRAFT).checksum() != self._checksums[arm.draft]:
+        if arm.draft is not None and arm.draft != self._loaded.get(arm.server):
+            await self._swap(arm.server, arm.draft)
+            if await self.engines.admin(arm.server).checksum() != self._checksums[arm]:
                 raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
         port = urlsplit(self.engines.url(arm.server)).port
         assert port is not None
@@ -111,8 +114,8 @@ class Servers:
         """How far apart two next tokens lie for the server without speculation."""
         return await self.engines.client(OFF).margin(prefix, one, other)
 
-    async def _swap(self, draft: Draft) -> None:
+    async def _swap(self, server: str, draft: Draft) -> None:
         """Load ``draft`` and drop cached prefixes: the former draft's keys are in them, and its prompts come again."""
-        await self.engines.admin(DRAFT).swap(draft.weights, draft.version)
-        await self.engines.admin(DRAFT).flush()
-        self._loaded = draft
+        await self.engines.admin(server).swap(draft.weights, draft.version)
+        await self.engines.admin(server).flush()
+        self._loaded[server] = draft

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from aurora_api.gate import estimate_ratio
 from aurora_api.records import Arm as GateArm
 from aurora_api.records import Equality
+from aurora_runtime.engine.speculation import Eagle3
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import tally
@@ -46,6 +47,16 @@ def test_the_draft_server_starts_untrained_and_is_shared() -> None:
     ]  # fmt: skip
     assert list(LINE.servers) == ["off", "ngram-4", "ngram-12", "draft"]
     assert {arm.server for arm in LINE.arms[3:]} == {"draft"}
+
+
+def test_further_chain_lengths_have_servers_of_their_own_and_the_last_draft() -> None:
+    line = line_of(DRAFTS, (4,), (3, 5))
+    assert [arm.name for arm in line.arms[-3:]] == [
+        "EAGLE-3 untrained", "EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps",
+    ]  # fmt: skip
+    assert line.trained == ("EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps")
+    chains = [kind.spec for kind in (line.servers["draft"], line.servers["draft-5"]) if isinstance(kind, Eagle3)]
+    assert [(spec.steps, spec.draft_tokens) for spec in chains] == [(3, 4), (5, 6)]
 
 
 def test_everyone_is_asked_the_same_and_nothing_twice() -> None:
@@ -202,7 +213,7 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
                 samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
     same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
-    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams)
+    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams, LINE.trained)
 
 
 SPEEDS = {
@@ -216,7 +227,7 @@ SPEEDS = {
 
 def test_ngram_wins_in_figures() -> None:
     first, second = ngram_lines(outcome(SPEEDS))
-    assert first.startswith("concurrency 1: NGRAM, 4 tokens still wins, 0.82x [")
+    assert first.startswith("concurrency 1: NGRAM, 4 tokens still wins, EAGLE-3 after 19.9k is 0.82x [")
     assert "acceptance length 2.67 against 2.40 (1.11x), a round costs 30.0 against 22.0 ms (1.36x)" in first
     assert first.endswith("at these costs the draft needs 3.27 to be as fast")
     assert second.startswith("concurrency 4: ")
@@ -247,6 +258,7 @@ def test_a_draft_that_learnt_from_more_answers_no_target() -> None:
         found,
         plan=dataclasses.replace(PLAN, arms=line.arms),
         checkpoints=[DRAFTS[0], more],
+        trained=line.trained,
         measured=dataclasses.replace(found.measured, samples=renamed),
     )
     assert all("no answer" in text for text in target_lines(changed))

@@ -127,7 +127,7 @@ async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
     prompts = [[number, number] for number in range(plan.prompts_needed)]
     seen = [[100 + number] for number in range(10)]
     async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-        await running.learn_checksums([one.draft for one in drafts])
+        await running.learn_checksums(line.arms)
         await running.feed(seen)
         measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
     assert Process.started == dict(line.servers)
@@ -152,7 +152,7 @@ async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dic
     drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(2)]
     line = line_of(drafts, (4,))
     async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-        await running.learn_checksums([one.draft for one in drafts])
+        await running.learn_checksums(line.arms)
         engines["draft"].faults = {"update_weights_from_tensor": "silent"}
         with pytest.raises(EngineFault, match="does not hold draft 0"):
             await running.ready(line.arms[2], 1)
@@ -160,9 +160,10 @@ async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dic
 
 async def test_drafts_that_are_alike_are_refused(engines: dict[str, Engine], tmp_path: Path) -> None:
     drafts = [checkpoint(tmp_path, version, b"the same") for version in range(2)]
+    line = line_of(drafts, (4,))
     with pytest.raises(EngineFault, match="one checksum"):
-        async with Servers(EngineSet(SPEC, tmp_path), line_of(drafts, (4,)).servers, WARM, 8) as running:
-            await running.learn_checksums([one.draft for one in drafts])
+        async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
+            await running.learn_checksums(line.arms)
 
 
 async def test_what_was_started_is_stopped_when_a_server_does_not_come_up(
