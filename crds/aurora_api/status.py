@@ -68,13 +68,6 @@ class PodWindow(Model):
     live: LiveCounters
 
 
-class PodBefore(Model):
-    """What one pod did while the baseline was taken."""
-
-    name: str
-    done: LiveCounters
-
-
 class AnalysisStatus(Model):
     """Where the live analysis of a roll stands, so that a restarted operator goes on with it."""
 
@@ -84,11 +77,6 @@ class AnalysisStatus(Model):
     missing_since: Timestamp | None = Field(default=None, description="When a canary was lost from sight.")
     pods: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
     baseline: LiveCounters | None = Field(default=None, description="What the pods did just before the first swap.")
-    before: list[PodBefore] = Field(
-        default_factory=list,
-        max_length=MAX_PODS_SHOWN,
-        description="The same pod by pod: one that was worse than its peers with the same draft is held to that.",
-    )
     successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
     failures: int = Field(default=0, ge=0)
     slow: int = Field(default=0, ge=0, description="Windows in a row with more time between tokens than is allowed.")

@@ -2,10 +2,10 @@
 
 A *window* begins with a copy of the pods' counters and is judged when it is old enough and both sides have seen enough
 requests; what pods did since is the difference. The judged pods are compared with their peers in the same window,
-because what shifts the traffic shifts both, and pods that were worse than their peers before the first swap are held to
-what they were (:mod:`aurora_operator.plan.comparison`); where there are no peers left, with the *baseline*, what all
-pods did just before the first swap. The time between tokens also depends on what else a pod's machine does, which all
-requests of a window share and their spread does not show, so it counts only after :data:`SLOW_WINDOWS` in a row.
+because what shifts the traffic shifts both; where there are no peers left, with the *baseline*, what all pods did just
+before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it;
+and on what else a pod's machine does, which all requests of a window share and their spread does not show, so it counts
+only after :data:`SLOW_WINDOWS` in a row. What slows one machine for longer cannot be told from a slow draft.
 
 Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
 keeps its window, and an engine that restarted is compared with itself only; the whole state is an
@@ -14,19 +14,19 @@ keeps its window, and an engine that restarted is compared with itself only; the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aurora_api.agent import LiveCounters
 from aurora_api.speculator import Analysis
-from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodBefore, PodWindow
-from aurora_operator.plan.comparison import Outcome, Past, compare, enough
+from aurora_api.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
+from aurora_operator.plan.comparison import Outcome, compare, enough, precise
 
 SLOW_WINDOWS = 3
 """In a row, each beyond chance: the last of them, and each that follows, is a bad judgement."""
 PATIENCE = 10
-"""Progress deadlines that a judgement may take, going by the traffic so far, while a newer version waits."""
+"""Progress deadlines that a judgement may take while a newer version waits; intervals, a precise baseline."""
 
 
 @dataclass(frozen=True)
@@ -64,54 +64,40 @@ def _anew(analysis: AnalysisStatus, pods: Pods, now: datetime) -> AnalysisStatus
     return analysis.model_copy(update={"since": now, "settling": False, "pods": windows})
 
 
-def _done(analysis: AnalysisStatus, pods: Pods) -> dict[str, LiveCounters]:
-    """What each of ``pods`` did since the window began."""
-    done = dict[str, LiveCounters]()
+def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
+    """What ``pods`` did since the window began."""
+    total = dict.fromkeys(LiveCounters.model_fields, 0)
     for window in analysis.pods:
         live = pods.get(window.name)
         if live is not None and _same(window, live):
-            now, then = live.counters, window.live
-            counted = {name: max(0, getattr(now, name) - getattr(then, name)) for name in LiveCounters.model_fields}
-            done[window.name] = LiveCounters(**counted)
-    return done
+            for name in total:
+                total[name] += max(0, getattr(live.counters, name) - getattr(window.live, name))
+    return LiveCounters(**total)
 
 
-def _total(each: Iterable[LiveCounters]) -> LiveCounters:
-    counters = list(each)
-    return LiveCounters(**{name: sum(getattr(one, name) for one in counters) for name in LiveCounters.model_fields})
-
-
-def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
-    """What ``pods`` did since the window began, together."""
-    return _total(_done(analysis, pods).values())
-
-
-def _past(analysis: AnalysisStatus, judged: Pods, peers: Pods) -> Past:
-    """What both sides' pods did before the first swap, as far as they were there."""
-
-    def did(pods: Pods) -> LiveCounters:
-        return _total(one.done for one in analysis.before if one.name in pods)
-
-    return Past(did(judged), did(peers))
-
-
-def _oldenough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bool:
+def _old_enough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bool:
     return analysis.since is not None and now - analysis.since >= timedelta(seconds=policy.interval_seconds)
 
 
 def measure_baseline(
-    analysis: AnalysisStatus, pods: Pods, version: int, policy: Analysis, now: datetime
+    analysis: AnalysisStatus, pods: Pods, version: int, policy: Analysis, *, steps: int, alone: bool, now: datetime
 ) -> AnalysisStatus:
-    """Watch ``pods``, which serve ``version``, until what they do can serve as the baseline, which is then set."""
+    """Watch ``pods``, which serve ``version``, until what they do can serve as the baseline, which is then set.
+
+    Args:
+        alone: no peers will be left beside the canary. The baseline is all that it is compared with, and what chance
+            did to it no later window makes good; so it is watched until it is precise, for :data:`PATIENCE` intervals.
+    """
     analysis = observe(analysis, pods, version)
     if analysis.since is None:
         return _anew(analysis, pods, now)
-    each = _done(analysis, pods)
-    done = _total(each.values())
-    if not _oldenough(analysis, policy, now) or not enough(done, policy):
+    done = _sum(analysis, pods)
+    if not _old_enough(analysis, policy, now) or not enough(done, policy):
         return analysis
-    before = [PodBefore(name=name, done=counters) for name, counters in each.items()]
-    return AnalysisStatus(shape=analysis.shape, baseline=done, before=before)
+    longest = PATIENCE * timedelta(seconds=policy.interval_seconds)
+    if alone and not precise(done, policy, steps) and now - analysis.since < longest:
+        return analysis
+    return AnalysisStatus(shape=analysis.shape, baseline=done)
 
 
 def judge(
@@ -138,12 +124,11 @@ def judge(
     if analysis.settling:
         return analysis if now < analysis.since else _anew(analysis, everyone, now)
     ours, reference = _sum(analysis, judged), _sum(analysis, peers) if peers else analysis.baseline
-    if reference is None or not _oldenough(analysis, policy, now):
+    if reference is None or not _old_enough(analysis, policy, now):
         return analysis
     if not (enough(ours, policy) and enough(reference, policy)):
         return analysis
-    past = _past(analysis, judged, peers) if peers else None
-    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers), past=past)
+    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers))
     if outcome is Outcome.WAITING:
         return analysis
     slow = analysis.slow + 1 if outcome is Outcome.SLOW else 0
@@ -160,12 +145,13 @@ def judge(
 def starved(
     analysis: AnalysisStatus, sides: Sequence[Pods], policy: Analysis, deadline: timedelta, now: datetime
 ) -> bool:
-    """Whether the window has seen so little of one of the ``sides`` that nobody should wait for its judgement.
+    """Whether nobody should wait for this window's judgement: it would take more than :data:`PATIENCE` deadlines.
 
-    Not only when it saw nothing: a few requests before the traffic ended would hold a roll for ever. Nor as soon as a
-    deadline is over: where traffic is thin, a judgement takes long and yet comes, and must not be cut off each time.
+    Going by what it saw of the ``sides``, not only when it saw nothing: a few requests before the traffic ended would
+    hold a roll for ever. Nor as soon as a deadline is over: where traffic is thin, a judgement takes long and yet
+    comes, and must not be cut off each time. Or it took that long: all the traffic there is left it undecided.
     """
     if analysis.since is None or analysis.settling:
         return False
     fewest, took = min(_sum(analysis, pods).requests for pods in sides), now - analysis.since
-    return took > deadline and fewest * PATIENCE * deadline < policy.min_requests * took
+    return took > deadline and (fewest * PATIENCE * deadline < policy.min_requests * took or took > PATIENCE * deadline)

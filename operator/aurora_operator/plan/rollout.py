@@ -174,8 +174,9 @@ def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
         return Step(rollout, swaps=dict.fromkeys(strays, world.active))
     vouched = world.promote == version
     if state is not None and state.baseline is None and not vouched:
+        rules, alone = world.policy.analysis, len(world.pods) <= world.policy.canary
         state = analysis.measure_baseline(
-            state, world.live(world.active), world.active, world.policy.analysis, world.now
+            state, world.live(world.active), world.active, rules, steps=world.steps, alone=alone, now=world.now
         )
         message = f"seeing what pods do with version {world.active}, before the first takes version {version}"
         progressed = world.now if state.baseline else rollout.progressed

@@ -9,8 +9,8 @@ import pytest
 
 from aurora_api.agent import LiveCounters
 from aurora_api.speculator import Analysis
-from aurora_api.status import AnalysisStatus, PodBefore
-from aurora_operator.plan.analysis import Live, judge, measure_baseline
+from aurora_api.status import AnalysisStatus
+from aurora_operator.plan.analysis import Live, judge, measure_baseline, starved
 from tests.unit.operator.counters import STEPS, counters, paced
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,36 +101,29 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
     assert judged(state, 30, Live("b", 1, grown)).successes == 1
 
 
-def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
-    def seen(state: AnalysisStatus, seconds: float, requests: int) -> AnalysisStatus:
-        pods = {"a": Live("b", 0, counters(requests, 2.0))}
-        return measure_baseline(state, pods, 0, POLICY, at(seconds))
+def seen(state: AnalysisStatus, seconds: float, requests: int, *, alone: bool = False) -> AnalysisStatus:
+    pods = {"a": Live("b", 0, counters(requests, 2.0))}
+    return measure_baseline(state, pods, 0, POLICY, steps=STEPS, alone=alone, now=at(seconds))
 
+
+def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
     state = seen(AnalysisStatus(shape="s"), 0, 1000)
     assert seen(state, 5, 5000).baseline is None
     assert seen(state, 50, 1049).baseline is None
-    assert seen(state, 50, 1200) == AnalysisStatus(
-        shape="s", baseline=counters(200, 2.0), before=[PodBefore(name="a", done=counters(200, 2.0))]
-    )
+    assert seen(state, 50, 1200) == AnalysisStatus(shape="s", baseline=counters(200, 2.0))
 
 
-def test_a_pod_that_was_worse_than_its_peers_before_its_swap_is_not_refused_for_it() -> None:
-    """Sessions stick to pods: the canary had the harder ones all along."""
+def test_a_baseline_that_stands_alone_is_watched_until_it_is_precise_or_has_taken_long() -> None:
+    state = seen(AnalysisStatus(), 0, 0, alone=True)
+    assert seen(state, 50, 100, alone=True).baseline is None
+    assert seen(state, 50, 500, alone=True).baseline == counters(500, 2.0)
+    assert seen(state, 100, 100, alone=True).baseline == counters(100, 2.0)
 
-    def pods(seconds: float, canary: float, version: int) -> tuple[dict[str, Live], dict[str, Live]]:
-        return {"canary": live(seconds, canary, version=version, rate=100)}, {
-            "peer": live(seconds, 2.4, version=0, rate=100)
-        }
 
-    state = AnalysisStatus()
-    for seconds in (0, 20):
-        canary, peer = pods(seconds, 1.8, 0)
-        state = measure_baseline(state, {**canary, **peer}, 0, POLICY, at(seconds))
-    told = {}
-    for length in (1.8, 1.3):
-        now = state.model_copy(update={"since": at(20), "settling": True})
-        for seconds in (20, 40):
-            mine, peers = pods(seconds - 20, length, 1)
-            now = judge(now, mine, peers, 1, POLICY, steps=STEPS, now=at(seconds))
-        told[length] = (now.successes, now.failures)
-    assert told == {1.8: (1, 0), 1.3: (0, 1)}
+def test_a_judgement_that_stays_undecided_in_full_traffic_keeps_nobody_waiting_for_ever() -> None:
+    deadline, state = timedelta(seconds=60), begun(baseline=counters(50, 2.0))
+    for seconds, over in ((59, False), (599, False), (601, True)):
+        mine = {"canary": live(seconds, 1.7)}
+        state = judge(state, mine, {}, 1, POLICY, steps=STEPS, now=at(seconds))
+        assert (state.successes, state.failures) == (0, 0)
+        assert starved(state, [mine], POLICY, deadline, at(seconds)) is over
