@@ -193,8 +193,8 @@ class Validation(Model):
     )
     min_improvement: Ratio = Field(default="0.05", description="Candidate over active at the primary concurrency.")
     tolerance: Ratio = Field(default="0.05", description="Loss allowed at the other concurrencies.")
-    tolerances: list[ConcurrencyTolerance] = Field(
-        default_factory=list,
+    tolerances: list[ConcurrencyTolerance] | None = Field(
+        default=None,
         max_length=7,
         description="…and where one of them is allowed another.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["concurrency"]},

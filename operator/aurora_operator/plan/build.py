@@ -142,7 +142,7 @@ def _decide(observed: Observed, config: Config, now: datetime) -> Plan:
     history = [
         HistoryEntry(time=now, event=_RECORDED[event], version=version, message=message)
         for event, version, message in events
-        if event in _RECORDED
+        if event in _RECORDED and not _repeats(old, _RECORDED[event], version)
     ]
     asked = step.advance or _refusal(observed, decision)
     advance = _advance(observed, asked, step.rollout.message if step.advance else "aborted by a person", now)
@@ -245,6 +245,11 @@ def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, in
         yield decision.event, version, decision.message or decision.candidate.message
     if step.event and step.rollout.version is not None:
         yield step.event, step.rollout.version, step.rollout.message
+
+
+def _repeats(old: SpeculatorStatus, event: str, version: int) -> bool:
+    """A version whose swaps do not get through is offered again and again, and would leave nothing else to be read."""
+    return bool(old.history) and (old.history[-1].event, old.history[-1].version) == (event, version)
 
 
 def _refusal(observed: Observed, decision: validation.Decision) -> Advance | None:

@@ -40,7 +40,7 @@ MAX_MEASUREMENTS = 2
 RETRY_FIRST, RETRY_LAST = timedelta(seconds=30), timedelta(minutes=30)
 """A measurement that could not be made is tried again after the first, doubled each time up to the last."""
 MEASURING = "measuring on the real engine"
-STUCK = "the measurement's pod does not start: "
+STUCK = "; its pod does not start: "
 TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
 
@@ -227,10 +227,11 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
 def _told(inputs: Inputs, candidate: CandidateStatus) -> CandidateStatus:
     """``candidate`` with the news of its Job: that its pod does not start, or that it does by now."""
     job = _job(inputs, candidate)
-    if job is not None and job.waiting:
-        return candidate.model_copy(update={"message": f"{STUCK}{job.waiting}"})
-    stale = job is not None and candidate.message.startswith(STUCK)
-    return candidate.model_copy(update={"message": MEASURING}) if stale else candidate
+    if job is None:
+        return candidate
+    before = candidate.message.split(STUCK)[0]
+    message = f"{before}{STUCK}{job.waiting}" if job.waiting else before
+    return candidate if message == candidate.message else candidate.model_copy(update={"message": message})
 
 
 def _job(inputs: Inputs, candidate: CandidateStatus) -> JobView | None:

@@ -107,7 +107,7 @@ def plan_of(settings: ValidationSettings) -> MeasurePlan:
         min_improvement=float(asked.min_improvement),
         tolerance=float(asked.tolerance),
         min_rounds=asked.min_rounds,
-        tolerances={one.concurrency: float(one.tolerance) for one in asked.tolerances},
+        tolerances={one.concurrency: float(one.tolerance) for one in asked.tolerances or ()},
     )
     arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
     if Baseline.NGRAM in asked.baselines:

@@ -137,7 +137,12 @@ def main() -> None:
     parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
     parser.add_argument("--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=list(STEPS), help="draft steps; with the further ones the last draft"
+        "--steps",
+        type=int,
+        nargs="+",
+        choices=range(1, 17),
+        default=list(STEPS),
+        help="draft steps; with the further ones the last draft",
     )
     parser.add_argument(
         "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"

@@ -1,6 +1,6 @@
 """Paired rounds of all arms on the same fresh prompts, and whether all said what the server without speculation did.
 
-Invariants: no prompt is asked twice of one draft or of one NGRAM, so nobody has seen an answer before; within a round
+Invariants: no prompt is asked twice of one arm, so nobody has seen an answer before; within a round
 and a concurrency the arms answer the same prompts one right after the other, and their order rotates (the validator's
 own schedule); comparing answers happens between rounds.
 """
