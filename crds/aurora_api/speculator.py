@@ -96,6 +96,32 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
+_OURS = [
+    *("--model", "--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version"),
+    *("--speculative-algorithm", "--speculative-draft-model-path", "--speculative-num-steps"),
+    *("--speculative-eagle-topk", "--speculative-num-draft-tokens"),
+]
+_REPLICATED = ["--dp-size", "--data-parallel-size"]
+
+
+class Update(Model):
+    """How pods are replaced when how they serve changes: another image, other arguments. A draft replaces none."""
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(("self.maxSurge + self.maxUnavailable > 0", "one of them must not be 0"))
+    }
+
+    max_surge: int = Field(
+        default=1, ge=0, le=1000, description="Pods beyond replicas meanwhile: each needs a machine of its own."
+    )
+    max_unavailable: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Pods that may be missing meanwhile: 1 where there is no machine to spare.",
+    )
+
+
 class Serving(Model):
     """The inference pods."""
 
@@ -106,7 +132,16 @@ class Serving(Model):
                 " !a.startsWith('--admin-api-key'))",
                 "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
                 " them; authenticate clients in front of the Service",
-            )
+            ),
+            (
+                f"!has(self.extraArgs) || self.extraArgs.all(a, !(a.split('=')[0] in {_OURS}))",
+                "extraArgs cannot set what spec.target and spec.draft say, nor the address and the version that the"
+                " agent relies on",
+            ),
+            (
+                f"!has(self.extraArgs) || self.extraArgs.all(a, !(a.split('=')[0] in {_REPLICATED}))",
+                "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
+            ),
         )
     }
 
@@ -118,6 +153,7 @@ class Serving(Model):
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list, max_length=64, description="Further arguments for SGLang's server."
     )
+    update: Update = Field(default_factory=Update)
     template: PodTemplate = Field(default_factory=PodTemplate)
 
 

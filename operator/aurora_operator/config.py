@@ -21,6 +21,9 @@ class Config:
     operator_namespace: str = "default"
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets in each speculator's namespace."""
     metrics_port: int = 8080
     liveness_port: int = 8081
     log_level: str = "INFO"
@@ -32,8 +35,14 @@ class Config:
             runtime_image=env.get("AURORA_RUNTIME_IMAGE", "aurora-runtime:latest"),
             agent_image=env.get("AURORA_AGENT_IMAGE", "aurora-agent:latest"),
             operator_namespace=env.get("POD_NAMESPACE", "default"),
-            watch_namespaces=tuple(part for part in env.get("AURORA_WATCH_NAMESPACES", "").split(",") if part),
+            watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
+            pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
+            pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             metrics_port=int(env.get("AURORA_METRICS_PORT", "8080")),
             liveness_port=int(env.get("AURORA_LIVENESS_PORT", "8081")),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
         )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)

@@ -12,7 +12,7 @@ from aurora_api import API_VERSION, KIND
 from aurora_api.pod import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
 from aurora_api.speculator import PodTemplate, SpeculatorSpec
 from aurora_operator.children.template import merge
-from aurora_operator.config import FIELD_MANAGER
+from aurora_operator.config import FIELD_MANAGER, Config
 from aurora_operator.kube import Object
 from aurora_operator.observed import Owner
 from aurora_runtime.store.keys import root
@@ -115,7 +115,6 @@ def container(name: str, image: str, module: list[str], env: list[Object], **mor
     return {
         "name": name,
         "image": image,
-        "imagePullPolicy": "IfNotPresent",
         "command": ["python", "-m", *module],
         "env": env,
         "securityContext": {
@@ -129,9 +128,21 @@ def container(name: str, image: str, module: list[str], env: list[Object], **mor
 
 
 def pod_template(
-    owner: Owner, spec: SpeculatorSpec, component: str, pod: Mapping[str, Any], *overrides: PodTemplate, **labels: str
+    owner: Owner,
+    spec: SpeculatorSpec,
+    config: Config,
+    component: str,
+    pod: Mapping[str, Any],
+    *overrides: PodTemplate,
+    **labels: str,
 ) -> Object:
     """Our pod template with the users' merged over it. Our own labels win: Services and selectors rely on them."""
+    pulled = {
+        kind: [{"imagePullPolicy": config.pull_policy, **item} for item in pod[kind]]
+        for kind in ("initContainers", "containers")
+        if kind in pod
+    }
+    secrets = {"imagePullSecrets": [{"name": name} for name in config.pull_secrets]} if config.pull_secrets else {}
     base = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -144,6 +155,8 @@ def pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **pod,
+        **pulled,
+        **secrets,
         "volumes": [
             {"name": "tmp", "emptyDir": {}},
             {"name": "state", "emptyDir": {}},

@@ -1,7 +1,8 @@
 """The inference Deployment: ``stage`` puts the active draft in place, ``sglang`` serves, ``agent`` swaps and uploads.
 
 Invariants: only what serving obeys is in the pod template, so that other parts of the spec never restart a pod; a pod
-leaves the Service before its server stops; the engine's container never sees the store's credentials.
+leaves the Service before its server stops; the engine's container is not given the store's keys (a workload identity is
+the pod's, and Kubernetes gives it to every container).
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
             "selector": {"matchLabels": selector(owner, INFERENCE)},
             "progressDeadlineSeconds": 3900,
             "revisionHistoryLimit": 3,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": pod_template(owner, spec, INFERENCE, pod, spec.serving.template),
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": spec.serving.update.model_dump(by_alias=True),
+            },
+            "template": pod_template(owner, spec, config, INFERENCE, pod, spec.serving.template),
         },
     )

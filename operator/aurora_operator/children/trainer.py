@@ -74,6 +74,6 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
             "podManagementPolicy": "Parallel",
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(owner, TRAINER)},
-            "template": pod_template(owner, spec, TRAINER, pod, spec.training.template),
+            "template": pod_template(owner, spec, config, TRAINER, pod, spec.training.template),
         },
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aurora_api.pod import AGENT_TOKEN, Replica, ValidationSettings
-from aurora_api.speculator import PodTemplate, SpeculatorSpec, Where
+from aurora_api.speculator import PodTemplate, SpeculatorSpec, Update, Where
 from aurora_operator.children.common import (
     ATTEMPT_LABEL,
     VALIDATOR,
@@ -56,7 +56,10 @@ _SERVER_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProb
 
 def shape(spec: SpeculatorSpec) -> str:
     """Digest of what decides how fast an engine is measured to be, beside the draft and the target."""
-    pods = [spec.serving.model_copy(update={"replicas": 0}).model_dump_json(), spec.validation.where.value]
+    pods = [
+        spec.serving.model_copy(update={"replicas": 0, "update": Update()}).model_dump_json(),
+        spec.validation.where.value,
+    ]
     if spec.validation.where is Where.JOB:
         pods.append(spec.validation.template.model_dump_json())
     return hashlib.sha256("\n".join(pods).encode()).hexdigest()[:12]
@@ -109,7 +112,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, made: Measurement) -
     }
     labels = {VERSION_LABEL: str(version), ATTEMPT_LABEL: str(attempt)}
     shaped = pull_secrets(spec.serving.template) if replica else like_serving(spec.serving.template)
-    template = pod_template(owner, spec, VALIDATOR, pod, shaped, spec.validation.template, **labels)
+    template = pod_template(owner, spec, config, VALIDATOR, pod, shaped, spec.validation.template, **labels)
     obj = child(
         owner,
         "batch/v1",

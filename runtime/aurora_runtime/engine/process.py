@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 8.0
 PORTS = range(20000, 32000)
 """Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
+_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|Exhausted): ")
+"""The last line of a traceback."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -112,7 +115,8 @@ class EngineProcess:
         began = time.monotonic()
         while time.monotonic() < deadline:
             if not self.alive():
-                raise EngineFault(f"engine {self.name} exited while starting; the end of its log:\n{self.tail()}")
+                why = cause(self.tail(lines=200))
+                raise EngineFault(f"engine {self.name} exited while starting{why}; the end of its log:\n{self.tail()}")
             with (
                 contextlib.suppress(OSError, urllib.error.URLError),
                 urllib.request.urlopen(f"{self.url}/ready", timeout=5),  # noqa: S310 - our own http URL
@@ -149,6 +153,12 @@ class EngineProcess:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._process = None
+
+
+def cause(log_text: str) -> str:
+    """``: `` and the last error that a server's log names; empty when it names none."""
+    found = [line.strip() for line in log_text.splitlines() if _ERROR.match(line.strip())]
+    return f": {found[-1][:300]}" if found else ""
 
 
 def free_port() -> int:

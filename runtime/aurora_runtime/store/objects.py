@@ -7,6 +7,7 @@ Only ``PutObject If-None-Match: *`` is relied upon; many S3-compatible stores la
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CHUNK = 1 << 20
+PARTS = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=4)
+"""S3 takes 5 GiB at once, and 10,000 parts."""
 log = logging.getLogger(__name__)
 
 
@@ -112,11 +116,16 @@ class ObjectStore:
         return StoreError(f"{what}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` at ``key``, replacing what is there."""
+        """Write ``data`` at ``key`` (multipart when it is large), replacing what is there."""
         try:
-            self._s3.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data)
+            if len(data) < PARTS.multipart_threshold:
+                self._s3.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data)
+            else:
+                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._key(key), Config=PARTS)
         except (BotoCoreError, ClientError) as error:
             raise self._fault(error, f"put {key}") from error
+        except boto3.exceptions.Boto3Error as error:
+            raise StoreError(f"put {key}: {type(error).__name__}") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
@@ -135,7 +144,7 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Upload a file (multipart when it is large), replacing what is there."""
         try:
-            self._s3.upload_file(str(path), self.config.bucket, self._key(key))
+            self._s3.upload_file(str(path), self.config.bucket, self._key(key), Config=PARTS)
         except (BotoCoreError, ClientError) as error:
             raise self._fault(error, f"upload {key}") from error
         except boto3.exceptions.Boto3Error as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -179,6 +180,23 @@ def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]
     given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
     container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
     assert container["command"] == ["mine"], "the user's template has the last word"
+
+
+def test_pods_pull_as_the_chart_says_and_a_template_adds_to_it() -> None:
+    config = dataclasses.replace(CONFIG, pull_policy="Always", pull_secrets=("registry",))
+    serving: dict[str, Any] = copy.deepcopy(SERVING)
+    serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
+    given = spec(serving=serving)
+    templates = [deployment(OWNER, given, config), stateful_set(OWNER, given, config)]
+    templates.append(job(OWNER, given, config, Measurement(version=2, attempt=1, active=1)))
+    names = [[one["name"] for one in made["spec"]["template"]["spec"]["imagePullSecrets"]] for made in templates]
+    assert names == [["registry", "mine"], ["registry"], ["registry", "mine"]]
+    for made in templates:
+        found = {c["name"]: c.get("imagePullPolicy") for c in containers(made["spec"]["template"])}
+        assert {found.pop(name) for name in ("stage", "sglang", "agent", "trainer", "validator") if name in found} == {
+            "Always"
+        }
+        assert set(found.values()) <= {None}, "a container of the user's own keeps Kubernetes' default"
 
 
 def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_and_one_token() -> None:
