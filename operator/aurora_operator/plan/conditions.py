@@ -7,6 +7,7 @@ from datetime import datetime
 
 from aurora_api.agent import SwapPhase
 from aurora_api.conditions import Condition, ConditionStatus, ConditionType, merge
+from aurora_api.records import TrainerPhase
 from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.observed import Observed
 from aurora_operator.plan.replica import away
@@ -51,6 +52,8 @@ def _trainer(observed: Observed, status: SpeculatorStatus) -> Answer:
     if observed.spec.training.suspended:
         return True, "Suspended", "training is suspended; serving goes on with the active draft"
     record = observed.store.trainer
+    if record is not None and record.phase is TrainerPhase.STARTING and record.message:
+        return False, "Starting", record.message
     return True, status.training.phase or "Starting", (record.message if record else "") or "the trainer runs"
 
 

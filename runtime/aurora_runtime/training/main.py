@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from aurora_api.pod import TrainerSettings
-from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase, TrainerStatus
+from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.training import lineage as lineages
@@ -115,7 +115,11 @@ def run(
     settings: TrainerSettings, registry: Registry, patience: Patience, device: torch.device, ranks: Ranks | None
 ) -> None:
     """Day 0 if needed, then training or, when suspended, waiting; returns when ``patience`` is stopped."""
-    target = patience.call("reading the target", lambda: load_target(settings.target))
+    target = patience.call(
+        "reading the target",
+        lambda: load_target(settings.target),
+        failed=lambda why: Progress(registry).announce(TrainerPhase.STARTING, message=why),
+    )
     patience.call("opening the store", registry.objects.probe)
     lineage = patience.call(
         "opening the lineage", lambda: lineages.open_lineage(registry, target, settings.draft, lineages.utc_now)
@@ -134,10 +138,7 @@ def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Linea
     retention = Retention(registry, ledger, limits_of(settings), suspended=True)
     while not patience.stopping:
         next_look = time.monotonic() + IDLE_INTERVAL_S
-        before = patience.call("reading the status", registry.trainer_status)
-        known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
-        update = {"lineage": lineage.number, "phase": TrainerPhase.SUSPENDED, "updated": lineages.utc_now()}
-        progress.write(TrainerStatus.model_validate(known | update))
+        progress.announce(TrainerPhase.SUSPENDED, lineage=lineage.number)
         retention.pending()
         deleted = 1
         while deleted and time.monotonic() < next_look:

@@ -46,10 +46,11 @@ class Patience:
         """Wait, or return at once when asked to stop."""
         self._stop.wait(seconds)
 
-    def call(self, what: str, function: Callable[[], T]) -> T:
+    def call(self, what: str, function: Callable[[], T], failed: Callable[[str], None] | None = None) -> T:
         """``function()``, again with growing, jittered waits while the store or the hub is out of reach.
 
-        Raises :class:`Interrupted` when asked to stop before it succeeded, and whatever the store *answers*.
+        ``failed`` is told each time what failed and why. Raises :class:`Interrupted` when asked to stop before it
+        succeeded, and whatever the store *answers*.
         """
         wait = FIRST_WAIT_S
         while True:
@@ -59,6 +60,8 @@ class Patience:
                 raise
             except (StoreError, TargetUnavailable) as error:
                 log.warning("%s failed, next try in about %.0f s: %s", what, wait, error)
+                if failed is not None:
+                    failed(f"{what} failed: {error}")
             self._stop.wait(wait * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
             if self._stop.is_set():
                 raise Interrupted(f"asked to stop while waiting: {what}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 
 from aurora_api.records import Registration, TrainerPhase, TrainerStatus
 from aurora_runtime.errors import StoreError
@@ -65,6 +65,16 @@ class Progress:
                 updated=utc_now(),
             )
         )
+
+    def announce(self, phase: TrainerPhase, **told: Any) -> None:
+        """Say now what a trainer does that does not train; what was reached before stays in the status."""
+        try:
+            before = self._registry.trainer_status()
+        except StoreError as error:
+            log.warning("status not written: %s", error)
+            return
+        known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
+        self.write(TrainerStatus.model_validate(known | told | {"phase": phase, "updated": utc_now()}))
 
     def write(self, status: TrainerStatus) -> None:
         """Write ``status`` now."""

@@ -101,15 +101,21 @@ class _Files:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
+            GatedRepoError,
             HfHubHTTPError,
             HFValidationError,
             LocalEntryNotFoundError,
+            RepositoryNotFoundError,
         )
 
         try:
             return Path(hf_hub_download(self.name, name, revision=self.revision))
         except LocalEntryNotFoundError as error:
             raise TargetUnavailable(f"{self.name}: the hub cannot be reached and {name} is not cached") from error
+        except (GatedRepoError, RepositoryNotFoundError) as error:
+            raise TargetUnavailable(
+                f"{self.name} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
+            ) from error
         except EntryNotFoundError as error:
             raise TargetUnavailable(f"{self.name} has no {name} at revision {self.revision or 'main'}") from error
         except HFValidationError as error:

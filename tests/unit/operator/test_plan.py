@@ -296,6 +296,13 @@ def test_a_measurement_whose_pod_does_not_start_says_so_until_it_does() -> None:
         assert expected in told.message
 
 
+def test_a_trainer_that_cannot_start_is_not_ready() -> None:
+    why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
+    told = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
+    found = condition(observed(store=store(0, trainer=told)), ConditionType.TRAINER_READY)
+    assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
+
+
 def test_a_refused_job_is_a_measurement_that_could_not_be_made() -> None:
     asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
     refused = replace(asked, refused_job=RefusedJob("chat-validate-v1-1", "admission webhook denied it"))

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 
+from aurora_api.records import TrainerPhase
 from aurora_api.speculator import Draft as DraftSpec
 from aurora_api.speculator import Target, Training
 from aurora_runtime.errors import CheckpointFormatError, Interrupted, StoreError, TargetUnavailable
@@ -26,6 +29,7 @@ from aurora_runtime.training.janitor import Janitor, orphans
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.prefixes import PrefixBank
+from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.remap import remapped
 from aurora_runtime.training.session import Session
@@ -339,6 +343,32 @@ def test_a_store_that_never_deletes_is_told_at_the_start_and_left_with_one_objec
     assert objects.data == {}
 
 
+def test_a_trainer_that_cannot_read_its_target_says_so_and_keeps_what_was_reached() -> None:
+    registry, _ = tiny.memory_registry()
+    Progress(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
+    told = registry.trainer_status()
+    assert told is not None
+    assert (told.phase, told.message, told.step) == (
+        TrainerPhase.STARTING,
+        "reading the target failed: set HF_TOKEN",
+        0,
+    )
+    registry.put_trainer_status(told.model_copy(update={"step": 7, "held_out_accept_length": 2.5}))
+    Progress(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
+    told = registry.trainer_status()
+    assert told is not None
+    assert (told.phase, told.step, told.held_out_accept_length, told.lineage) == (TrainerPhase.SUSPENDED, 7, 2.5, 1)
+
+
+def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise RepositoryNotFoundError("401", response=httpx.Response(401, request=httpx.Request("GET", "http://hub")))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(TargetUnavailable, match="set HF_TOKEN"):
+        load_target(Target(model="meta/gated"))
+
+
 def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aurora_runtime.training.patience.FIRST_WAIT_S", 0.001)
     patience = Patience()
@@ -349,7 +379,9 @@ def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.Mon
             raise StoreError("down")
         return 7
 
-    assert patience.call("testing", flaky) == 7
+    told = list[str]()
+    assert patience.call("testing", flaky, told.append) == 7
+    assert told == ["testing failed: down"] * 2
 
     def down() -> int:
         patience.stop()
