@@ -46,12 +46,23 @@ FROM rootless AS agent
 COPY --from=agent-packages /opt/aurora /opt/aurora
 CMD ["python", "-m", "aurora_runtime.serving.agent", "serve"]
 
-# Triton compiles small launchers when a kernel is first used, hence the compiler; SGLang pins memory with libnuma.
+# Triton compiles small launchers when a kernel is first used, and SGLang whole kernels, hence the compilers; SGLang pins
+# memory with libnuma. CUDA's come as Python packages, which name no library without its version and have no stub of the
+# driver's; the last step proves that what is needed is there.
 FROM rootless AS runtime
 USER root
 RUN apt-get update \
- && apt-get install -y --no-install-recommends gcc libc6-dev libnuma1 \
+ && apt-get install -y --no-install-recommends g++ libc6-dev libnuma1 \
  && rm -rf /var/lib/apt/lists/*
-USER 10001:10001
 COPY --from=runtime-packages /opt/aurora /opt/aurora
+ENV CUDA_HOME=/opt/aurora/cuda
+RUN ln -s "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13" "$CUDA_HOME" \
+ && cd "$CUDA_HOME/lib" && ln -s lib ../lib64 && mkdir stubs \
+ && for library in *.so.*; do ln -sf "$library" "${library%%.so.*}.so"; done \
+ && ln -s "/usr/lib/$(gcc -print-multiarch)/libcuda.so.1" stubs/libcuda.so
+RUN printf '#include <cuda_bf16.h>\n#include <cuda/std/type_traits>\n__global__ void f(__nv_bfloat16 *x) { *x = __hmul(*x, *x); }\nvoid g(__nv_bfloat16 *x) { f<<<1, 1>>>(x); }\n' > /tmp/proof.cu \
+ && "$CUDA_HOME/bin/nvcc" -std=c++20 -Xcompiler -fPIC -gencode=arch=compute_90a,code=sm_90a -c /tmp/proof.cu -o /tmp/proof.o \
+ && c++ -shared /tmp/proof.o -L"$CUDA_HOME/lib64" -lcudart -o /tmp/proof.so \
+ && rm /tmp/proof.*
+USER 10001:10001
 CMD ["python", "-m", "aurora_runtime.serving.launcher"]

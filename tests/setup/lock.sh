@@ -7,5 +7,5 @@ compile() { "$uv" pip compile -q --no-header --no-annotate --python-version 3.11
 compile --extra operator --extra agent -o requirements/light.txt
 compile --extra operator -o requirements/operator.txt
 compile --extra agent -o requirements/agent.txt
-compile --extra runtime -o requirements/runtime.txt
+compile --extra runtime --constraints requirements/runtime.constraints.txt -o requirements/runtime.txt
 compile requirements/cpu.in --extra runtime --extra operator --group dev --overrides requirements/cpu.overrides.txt -o requirements/cpu.txt
