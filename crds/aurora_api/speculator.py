@@ -281,14 +281,14 @@ class Analysis(Model):
     """Live traffic's word on a swapped draft: what swapped pods do, against their peers, or what all did before."""
 
     settle_seconds: int = Field(
-        default=30,
+        default=20,
         ge=0,
         le=3600,
         description="Wait after a swap, so that requests end that the former draft began: set it above how long your"
         " longest usual requests take, as those that outlast it count for the new draft.",
     )
     interval_seconds: int = Field(
-        default=15, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
+        default=10, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
     )
     min_requests: int = Field(
         default=50, ge=1, le=1000000, description="Requests that a judgement needs on either side."

@@ -128,7 +128,7 @@ class HistoryEntry(Model):
 
     time: Timestamp
     event: str = Field(
-        description="Promoted, Rejected, Inconclusive, RolledBack, RolloutStopped, Paused, Resumed, Pinned."
+        description="Promoted, Rejected, Inconclusive, RolledBack, RolloutStopped, Paused, Resumed, Vouched, Pinned."
     )
     version: int
     message: str = ""

@@ -34,6 +34,7 @@ _RECORDED = {
     "RolloutStopped": "RolloutStopped",
     "Paused": "Paused",
     "Resumed": "Resumed",
+    "Vouched": "Vouched",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
     "Pinned": "Pinned",

@@ -106,7 +106,8 @@ def _idle(world: World, rollout: RolloutStatus) -> Step:
     if world.abort == world.active and world.previous is not None and not world.hold:
         return _take_back(world, idle, f"version {world.active} was aborted by a person")
     if world.policy.paused and world.pin is None:
-        return Step(idle, swaps=expelled(world))
+        held = f"rolls are paused; version {world.offer} passed and waits" if world.offer is not None else ""
+        return Step(_with(idle, message=held) if held else idle, swaps=expelled(world))
     if world.offer is not None and not world.hold:
         if settled(world) and not world.short():
             return _start(world, rollout, world.offer)
@@ -218,8 +219,10 @@ def _promoted(world: World, rollout: RolloutStatus, version: int) -> RolloutStat
     """Watch on where there is something to compare with; what was seen of the canary still counts against it."""
     state = rollout.analysis
     watch = state is not None and state.baseline is not None and world.policy.analysis.watch_seconds > 0
-    told: dict[str, Any] = {"progressed": world.now, "message": f"version {version} is active"}
-    if not watch:
+    vouched = world.promote == version
+    words = f"version {version} is active" + ("; a person vouches for it" if vouched else "")
+    told: dict[str, Any] = {"progressed": world.now, "message": words}
+    if not watch or vouched:
         return _idled(rollout, **told)
     watched = _analysed(rollout, since=None, settling=False, missing_since=None, successes=0, message="")
     return _with(watched, phase=RolloutPhase.WATCHING, **told)
@@ -233,8 +236,9 @@ def _watching(world: World, rollout: RolloutStatus, version: int) -> Step:
         return _roll_back(world, rollout, world.reason or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return _take_back(world, rollout, f"version {version} was aborted by a person")
-    left = world.hold or world.promote == version or world.previous is None
-    if left or state is None or state.shape != world.shape:
+    if world.promote == version:
+        return Step(_idled(rollout, message=f"version {version} is active; a person vouches for it"), event="Vouched")
+    if world.hold or world.previous is None or state is None or state.shape != world.shape:
         return Step(_idled(rollout))
     if why := endings.fatal_in_watch(world, rollout, version):
         return _take_back(world, rollout, why)

@@ -110,7 +110,8 @@ class Step:
     advance: Advance | None = None
     """``rollout.message`` says why."""
     event: str = ""
-    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, RolloutStopped, Pinned, Paused, Resumed."""
+    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, RolloutStopped, Pinned, Paused, Resumed,
+    Vouched."""
 
 
 def confirmed(pods: Iterable[Pod], version: int) -> list[Pod]:

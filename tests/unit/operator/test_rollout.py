@@ -199,7 +199,8 @@ def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
     assert early.rollout.phase is RolloutPhase.WATCHING
     over = step(world(pod(A, 1), now=NOW + timedelta(seconds=60), **now), watching())
     assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
-    assert step(world(pod(A, 1), promote=1, **now), watching()).rollout.phase is RolloutPhase.IDLE
+    vouched = step(world(pod(A, 1), promote=1, **now), watching())
+    assert (vouched.rollout.phase, vouched.event) == (RolloutPhase.IDLE, "Vouched")
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.WATCHING, RolloutPhase.IDLE])
@@ -307,6 +308,15 @@ def test_pause_stops_before_the_next_pod_and_resumes() -> None:
     still = step(world(pod(A, 1), pod(B), now=late, policy={"paused": True}), paused.rollout)
     assert (still.rollout.phase, still.swaps) == (RolloutPhase.PAUSED, {})
     assert step(world(pod(A, 1), pod(B), now=late), still.rollout).rollout.phase is RolloutPhase.CANARY
+
+
+def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
+    held = step(world(pod(A), pod(B), offer=1, policy={"paused": True}), RolloutStatus())
+    assert (held.rollout.phase, held.rollout.message) == (
+        RolloutPhase.IDLE,
+        "rolls are paused; version 1 passed and waits",
+    )
+    assert step(world(pod(A), pod(B), offer=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
 def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
