@@ -96,12 +96,9 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
-_OURS = [
-    *("--model", "--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version"),
-    *("--speculative-algorithm", "--speculative-draft-model-path", "--speculative-num-steps"),
-    *("--speculative-eagle-topk", "--speculative-num-draft-tokens"),
-]
-_REPLICATED = ["--dp-size", "--data-parallel-size"]
+def _refused(*names: str) -> str:
+    """A CEL rule over arguments: none is one of ``names``, or short for one, as argparse takes it."""
+    return f"self.all(a, !a.startsWith('--') || !{list(names)}.exists(o, o.startsWith(a.split('=')[0])))"
 
 
 class Update(Model):
@@ -125,33 +122,35 @@ class Update(Model):
 class Serving(Model):
     """The inference pods."""
 
-    model_config = Model.model_config | {
-        "json_schema_extra": rules(
-            (
-                "!has(self.extraArgs) || self.extraArgs.all(a, !a.startsWith('--api-key') &&"
-                " !a.startsWith('--admin-api-key'))",
-                "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
-                " them; authenticate clients in front of the Service",
-            ),
-            (
-                f"!has(self.extraArgs) || self.extraArgs.all(a, !(a.split('=')[0] in {_OURS}))",
-                "extraArgs cannot set what spec.target and spec.draft say, nor the address and the version that the"
-                " agent relies on",
-            ),
-            (
-                f"!has(self.extraArgs) || self.extraArgs.all(a, !(a.split('=')[0] in {_REPLICATED}))",
-                "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
-            ),
-        )
-    }
-
     replicas: int = Field(default=1, ge=0, le=1000)
     image: str | None = Field(
         default=None, max_length=512, description="Runtime image; the operator's default if unset."
     )
     device: Device = Field(default=Device.AUTO, description="auto: CUDA when the pod sees a GPU, else the CPU engine.")
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
-        default_factory=list, max_length=64, description="Further arguments for SGLang's server."
+        default_factory=list,
+        max_length=64,
+        description="Further arguments for SGLang's server.",
+        json_schema_extra=rules(
+            (
+                _refused("--api-key", "--admin-api-key"),
+                "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
+                " them; authenticate clients in front of the Service",
+            ),
+            (
+                _refused(
+                    *("--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version", "--config"),
+                    *("--speculative-algorithm", "--speculative-draft-model-path", "--speculative-num-steps"),
+                    *("--speculative-eagle-topk", "--speculative-num-draft-tokens", "--custom-weight-loader"),
+                ),
+                "extraArgs cannot set what spec.target and spec.draft say, nor what the agent relies on: address,"
+                " version and how weights are loaded",
+            ),
+            (
+                _refused("--dp-size", "--data-parallel-size"),
+                "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
+            ),
+        ),
     )
     update: Update = Field(default_factory=Update)
     template: PodTemplate = Field(default_factory=PodTemplate)

@@ -23,7 +23,7 @@ from aurora_api.records import (
     TrainerState,
 )
 from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
-from aurora_runtime.store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_runtime.store import Keys, ObjectStore, Registry, StoreConfig, objects
 from aurora_runtime.store.objects import PARTS
 from tests.assets.s3 import S3, seaweedfs
 
@@ -126,15 +126,23 @@ def test_what_differs_from_its_digest_is_never_returned(store: ObjectStore, tmp_
     assert (tmp_path / "file").read_bytes() == b"damaged"
 
 
-def test_what_is_large_goes_in_parts_and_comes_back_whole(store: ObjectStore, tmp_path: Path) -> None:
-    """A trainer's state of a large target exceeds the 5 GiB that S3 takes at once."""
-    data = bytes(range(256)) * (PARTS.multipart_threshold // 256 + 1)
+def test_a_large_file_survives_the_way_there_and_back(store: ObjectStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 80_000  # 20 MB: multipart
     (tmp_path / "up").write_bytes(data)
-    store.upload("file", tmp_path / "up")
-    store.put("bytes", data)
-    for key in ("file", "bytes"):
-        store.download(key, tmp_path / key, sha(data))
-        assert (tmp_path / key).read_bytes() == data
+    store.upload("large", tmp_path / "up")
+    store.download("large", tmp_path / "down", sha(data))
+    assert (tmp_path / "down").read_bytes() == data
+
+
+def test_a_state_that_is_larger_than_s3_takes_at_once_goes_in_parts(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * (PARTS.multipart_threshold // 256 + 1)
+    monkeypatch.setattr(objects, "SINGLE", 1 << 20)
+    store.put("large", data)
+    assert store.get("large", sha(data)) == data
+    found = store._s3.head_object(Bucket=store.config.bucket, Key=f"{store.config.root}/large")
+    assert found["ETag"].strip('"').endswith("-2"), "two parts"
 
 
 def test_listing_is_ordered_and_can_start_behind_a_key(store: ObjectStore) -> None:

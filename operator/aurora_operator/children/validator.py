@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aurora_api.pod import AGENT_TOKEN, Replica, ValidationSettings
-from aurora_api.speculator import PodTemplate, SpeculatorSpec, Update, Where
+from aurora_api.speculator import PodTemplate, SpeculatorSpec, Where
 from aurora_operator.children.common import (
     ATTEMPT_LABEL,
     VALIDATOR,
@@ -57,7 +57,7 @@ _SERVER_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProb
 def shape(spec: SpeculatorSpec) -> str:
     """Digest of what decides how fast an engine is measured to be, beside the draft and the target."""
     pods = [
-        spec.serving.model_copy(update={"replicas": 0, "update": Update()}).model_dump_json(),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
         spec.validation.where.value,
     ]
     if spec.validation.where is Where.JOB:

@@ -26,7 +26,7 @@ from aurora_operator.plan.comparison import Outcome, compare, enough, precise
 SLOW_WINDOWS = 3
 """In a row, each beyond chance: the last of them, and each that follows, is a bad judgement."""
 PATIENCE = 10
-"""Progress deadlines that a judgement may take while a newer version waits; intervals, a precise baseline."""
+"""Progress deadlines that a judgement may take while a newer version waits."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,20 @@ def _old_enough(analysis: AnalysisStatus, policy: Analysis, now: datetime) -> bo
 
 
 def measure_baseline(
-    analysis: AnalysisStatus, pods: Pods, version: int, policy: Analysis, *, steps: int, alone: bool, now: datetime
+    analysis: AnalysisStatus,
+    pods: Pods,
+    version: int,
+    policy: Analysis,
+    *,
+    steps: int,
+    longest: timedelta | None,
+    now: datetime,
 ) -> AnalysisStatus:
     """Watch ``pods``, which serve ``version``, until what they do can serve as the baseline, which is then set.
 
     Args:
-        alone: no peers will be left beside the canary. The baseline is all that it is compared with, and what chance
-            did to it no later window makes good; so it is watched until it is precise, for :data:`PATIENCE` intervals.
+        longest: where no peers will be left beside the canary. The baseline is all that it is compared with, and what
+            chance did to it no later window makes good; so it is watched until it is precise, for this long at most.
     """
     analysis = observe(analysis, pods, version)
     if analysis.since is None:
@@ -94,8 +101,7 @@ def measure_baseline(
     done = _sum(analysis, pods)
     if not _old_enough(analysis, policy, now) or not enough(done, policy):
         return analysis
-    longest = PATIENCE * timedelta(seconds=policy.interval_seconds)
-    if alone and not precise(done, policy, steps) and now - analysis.since < longest:
+    if longest is not None and not precise(done, policy, steps) and now - analysis.since < longest:
         return analysis
     return AnalysisStatus(shape=analysis.shape, baseline=done)
 

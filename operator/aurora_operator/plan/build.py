@@ -14,7 +14,7 @@ from aurora_api.agent import LiveCounters, SwapRequest, SwapStatus
 from aurora_api.conditions import ConditionStatus, ConditionType
 from aurora_api.pod import Replica
 from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason
-from aurora_api.speculator import Update, Where
+from aurora_api.speculator import Where
 from aurora_api.status import CandidatePhase, HistoryEntry, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.common import job_name
 from aurora_operator.children.validator import Measurement, job
@@ -232,11 +232,11 @@ def _shape(observed: Observed) -> str:
     """Digest of all that decides how a draft is used and how fast: figures before and after a change do not compare."""
     spec = observed.spec
     parts = (
-        spec.target,
-        spec.draft.model_copy(update={"pin": None}),
-        spec.serving.model_copy(update={"replicas": 0, "update": Update()}),
+        spec.target.model_dump_json(),
+        spec.draft.model_copy(update={"pin": None}).model_dump_json(),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
     )
-    return hashlib.sha256(b"".join(part.model_dump_json().encode() for part in parts)).hexdigest()[:12]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def _events(decision: validation.Decision, step: Step) -> Iterator[tuple[str, int, str]]:

@@ -91,7 +91,7 @@ def obstacle(world: World, rollout: RolloutStatus, version: int) -> str:
     if state is not None and state.shape != world.shape and rollout.phase is not RolloutPhase.ROLLING:
         return "how pods serve was changed"
     if world.newer is not None and _starved(world, rollout, version):
-        return f"too little traffic to judge version {version}, and version {world.newer} is newer"
+        return f"the traffic does not decide about version {version}, and version {world.newer} is newer"
     return ""
 
 

@@ -40,6 +40,7 @@ from aurora_operator.plan.world import (
     unsure,
 )
 
+WAITS = "waiting"
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 
 
@@ -102,16 +103,17 @@ def _pin(world: World, rollout: RolloutStatus, pin: int) -> Step:
 
 
 def _idle(world: World, rollout: RolloutStatus) -> Step:
-    idle = _idled(rollout)
+    idle = _idled(rollout, **({"message": ""} if rollout.message.startswith(WAITS) else {}))
     if world.abort == world.active and world.previous is not None and not world.hold:
         return _take_back(world, idle, f"version {world.active} was aborted by a person")
     if world.policy.paused and world.pin is None:
-        held = f"rolls are paused; version {world.offer} passed and waits" if world.offer is not None else ""
-        return Step(_with(idle, message=held) if held else idle, swaps=expelled(world))
+        if world.offer is not None:
+            idle = _with(idle, message=f"{WAITS} for rolls to be resumed: version {world.offer} passed")
+        return Step(idle, swaps=expelled(world))
     if world.offer is not None and not world.hold:
         if settled(world) and not world.short():
             return _start(world, rollout, world.offer)
-        why = f"version {world.offer} waits until pods serve version {world.active} and are ready"
+        why = f"{WAITS} for pods to be ready and serve version {world.active}: version {world.offer} passed"
         idle = _with(idle, message=why)
     return Step(idle, swaps=repairs(world, world.policy.max_swapping))
 
@@ -176,8 +178,9 @@ def _canary(world: World, rollout: RolloutStatus, version: int) -> Step:
     vouched = world.promote == version
     if state is not None and state.baseline is None and not vouched:
         rules, alone = world.policy.analysis, len(world.pods) <= world.policy.canary
+        longest = timedelta(seconds=world.policy.progress_deadline_seconds) if alone else None
         state = analysis.measure_baseline(
-            state, world.live(world.active), world.active, rules, steps=world.steps, alone=alone, now=world.now
+            state, world.live(world.active), world.active, rules, steps=world.steps, longest=longest, now=world.now
         )
         message = f"seeing what pods do with version {world.active}, before the first takes version {version}"
         progressed = world.now if state.baseline else rollout.progressed

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CHUNK = 1 << 20
-PARTS = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=4)
-"""S3 takes 5 GiB at once, and 10,000 parts."""
+SINGLE = 4 << 30
+"""Bytes that are put at once: S3 takes 5 GiB, and what is put in parts may leave some of them behind."""
+PARTS = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=2)
 log = logging.getLogger(__name__)
 
 
@@ -116,9 +117,9 @@ class ObjectStore:
         return StoreError(f"{what}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` at ``key`` (multipart when it is large), replacing what is there."""
+        """Write ``data`` at ``key`` (in parts beyond :data:`SINGLE`), replacing what is there."""
         try:
-            if len(data) < PARTS.multipart_threshold:
+            if len(data) <= SINGLE:
                 self._s3.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data)
             else:
                 self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._key(key), Config=PARTS)
@@ -144,7 +145,7 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Upload a file (multipart when it is large), replacing what is there."""
         try:
-            self._s3.upload_file(str(path), self.config.bucket, self._key(key), Config=PARTS)
+            self._s3.upload_file(str(path), self.config.bucket, self._key(key))
         except (BotoCoreError, ClientError) as error:
             raise self._fault(error, f"upload {key}") from error
         except boto3.exceptions.Boto3Error as error:

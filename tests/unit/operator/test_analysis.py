@@ -101,9 +101,17 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
     assert judged(state, 30, Live("b", 1, grown)).successes == 1
 
 
-def seen(state: AnalysisStatus, seconds: float, requests: int, *, alone: bool = False) -> AnalysisStatus:
+def seen(state: AnalysisStatus, seconds: float, requests: int, longest: float | None = None) -> AnalysisStatus:
     pods = {"a": Live("b", 0, counters(requests, 2.0))}
-    return measure_baseline(state, pods, 0, POLICY, steps=STEPS, alone=alone, now=at(seconds))
+    return measure_baseline(
+        state,
+        pods,
+        0,
+        POLICY,
+        steps=STEPS,
+        longest=None if longest is None else timedelta(seconds=longest),
+        now=at(seconds),
+    )
 
 
 def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
@@ -114,10 +122,10 @@ def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
 
 
 def test_a_baseline_that_stands_alone_is_watched_until_it_is_precise_or_has_taken_long() -> None:
-    state = seen(AnalysisStatus(), 0, 0, alone=True)
-    assert seen(state, 50, 100, alone=True).baseline is None
-    assert seen(state, 50, 500, alone=True).baseline == counters(500, 2.0)
-    assert seen(state, 100, 100, alone=True).baseline == counters(100, 2.0)
+    state = seen(AnalysisStatus(), 0, 0, 100)
+    assert seen(state, 50, 100, 100).baseline is None
+    assert seen(state, 50, 500, 100).baseline == counters(500, 2.0)
+    assert seen(state, 100, 100, 100).baseline == counters(100, 2.0)
 
 
 def test_a_judgement_that_stays_undecided_in_full_traffic_keeps_nobody_waiting_for_ever() -> None:

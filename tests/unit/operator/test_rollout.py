@@ -142,7 +142,7 @@ def held() -> RolloutStatus:
 def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_refused() -> None:
     ended = step(waiting(DEADLINE + 1, 0), held())
     assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
-    assert "too little traffic to judge version 1, and version 2 is newer" in ended.rollout.message
+    assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
     dried_up = step(waiting(30 * DEADLINE, 40), held())
     assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
     baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW))
@@ -314,8 +314,9 @@ def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
     held = step(world(pod(A), pod(B), offer=1, policy={"paused": True}), RolloutStatus())
     assert (held.rollout.phase, held.rollout.message) == (
         RolloutPhase.IDLE,
-        "rolls are paused; version 1 passed and waits",
+        "waiting for rolls to be resumed: version 1 passed",
     )
+    assert step(world(pod(A), pod(B), policy={"paused": True}), held.rollout).rollout.message == "", "it was superseded"
     assert step(world(pod(A), pod(B), offer=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
