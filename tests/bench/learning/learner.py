@@ -47,21 +47,29 @@ class Look:
 class Learner:
     """What the trainer does with fresh shards."""
 
-    def __init__(self, session: Session, how: Configuration, match: Match, remapping: Remapping | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        how: Configuration,
+        match: Match,
+        remapping: Remapping | None = None,
+        memory: int = REPLAY_BYTES,
+    ) -> None:
         if remapping and how.averaged:
             raise ValueError("the rows of a head change places with its map: their average would be none")
         self.session, self._how, self._match, self._remapping = session, how, match, remapping
-        self._memory = Memory(REPLAY_BYTES)
+        self._memory = Memory(memory)
         self._average = Average(session.draft) if how.averaged else None
 
     @classmethod
-    def from_day_0(cls, how: Configuration, match: Match, seed: int) -> Learner:
+    def from_day_0(cls, how: Configuration, match: Match, seed: int, memory: int = REPLAY_BYTES) -> Learner:
+        """``memory`` bounds what is kept for replay, in bytes."""
         draft, vocabulary = day_0()
         if not how.as_target:
             randomise(draft, seed)
         session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
         session.generator.manual_seed(seed)
-        return cls(session, how, match, Remapping(session, target()) if how.remap else None)
+        return cls(session, how, match, Remapping(session, target()) if how.remap else None, memory)
 
     @property
     def draft(self) -> Draft:

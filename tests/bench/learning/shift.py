@@ -3,10 +3,11 @@
 Three phases on the recorded requests of tests/assets/drafted.py: the first half of the first domain's, all of the
 second's, and the first domain's second half. Held-out requests of both are asked at every look, so that recovery and
 forgetting stand side by side; the first look of a phase is before its first step: what a draft that stays as it is
-would go on with. The memory has room for all of it, so what is compared is what is replayed, not what is evicted.
+would go on with. The memory has room for all of it, so what is compared is what is replayed; with a small ``--memory``
+it is what survives in it.
 
     python -m tests.bench.learning.shift [--domains json docstrings] [--match traffic] [--seeds 0 1 2]
-                                         [--only fifo recent "map, replay 3"]
+                                         [--only fifo recent "map, replay 3"] [--memory 1024]
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from tests.assets.drafted import TRAFFIC
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.curve import Curve, mean, spread, thousands
-from tests.bench.learning.learner import Learner
+from tests.bench.learning.learner import REPLAY_BYTES, Learner
 from tests.bench.learning.matching import Match
 from tests.bench.learning.recorded import Traffic, recorded
 
@@ -48,9 +49,9 @@ def phases(domains: Sequence[str], traces: Sequence[Sequence[RequestTrace]]) -> 
     return [(domains[0], first[:middle]), (domains[1], second), (domains[0], first[middle:])]
 
 
-def walk(traffic: Sequence[Traffic], how: Configuration, match: Match, seed: int) -> Iterator[Point]:
-    """Train a day-0 draft through the phases as ``how`` says."""
-    learner = Learner.from_day_0(how, match, seed)
+def walk(traffic: Sequence[Traffic], how: Configuration, match: Match, seed: int, memory: int) -> Iterator[Point]:
+    """Train a day-0 draft through the phases as ``how`` says, with ``memory`` bytes to replay from."""
+    learner = Learner.from_day_0(how, match, seed, memory)
     traces = [each.traces[how.shape] for each in traffic]
     held_out = [learner.held_out(each) for each in traces]
 
@@ -143,6 +144,7 @@ def main() -> None:
     default = [name for name, how in CONFIGURATIONS.items() if how.is_default]
     chosen = [PUBLISHED, REFERENCE, "recent", "surprising", *default]
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=chosen)
+    parser.add_argument("--memory", type=int, default=REPLAY_BYTES >> 20, help="MiB to replay from")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shapes = dict.fromkeys(CONFIGURATIONS[name].shape for name in options.only)
@@ -150,7 +152,7 @@ def main() -> None:
     walks: dict[str, list[list[Point]]] = {}
     for name in options.only:
         for seed in options.seeds:
-            points = list(walk(traffic, CONFIGURATIONS[name], options.match, seed))
+            points = list(walk(traffic, CONFIGURATIONS[name], options.match, seed, options.memory << 20))
             walks.setdefault(name, []).append(points)
             print(
                 f"{name}, seed {seed}: " + " ".join(f"{p.lengths[0]:.2f}/{p.lengths[1]:.2f}" for p in points),

@@ -54,7 +54,7 @@ def test_a_run_keeps_the_draft_of_every_look(tmp_path: Path, traffic: Traffic, n
 
 
 def test_a_walk_goes_through_three_phases(traffic: Traffic) -> None:
-    points = list(shift.walk([traffic, traffic], CONFIGURATIONS[PUBLISHED], Match.STEPS, 0))
+    points = list(shift.walk([traffic, traffic], CONFIGURATIONS[PUBLISHED], Match.STEPS, 0, 1 << 30))
     assert len(points) == 3 * (shift.PARTS + 1)
     assert [p.tokens for p in points].count(0) == 3
     assert len(shift.summary(["a", "b"], {"fifo": [points, points]}).splitlines()) == 3
