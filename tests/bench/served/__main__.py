@@ -7,7 +7,7 @@ per further chain length). In every round all of them answer the same prompts, w
 concurrency.
 
     python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--steps 3 5] [--rounds 8]
-                                  [--out DIR]
+                                  [--vocabulary 16384] [--out DIR]
 
 On two quiet cores JSON extraction takes about 20 minutes and docstrings an hour, a third of it to record the traffic
 once (``python -m tests.assets.recorded``). With ``--out`` the drafts are kept for another run of the same commit.
@@ -118,14 +118,14 @@ def outcome_of(domain: str, options: argparse.Namespace, work: Path) -> Outcome:
     """Record, learn, serve: one kind of traffic from beginning to end."""
     marks = sorted(options.tokens or MARKS[domain])
     parts = segments(recorded(domain, marks[-1]), marks)
-    kept = "-".join(["drafts", domain, *map(str, marks), commit()])
-    drafts = checkpoints(parts, (options.out or work) / kept)
+    kept = "-".join(["drafts", domain, str(options.vocabulary), *map(str, marks), commit()])
+    drafts = checkpoints(parts, (options.out or work) / kept, options.vocabulary)
     seen = [trace.tokens[: trace.prompt_length].tolist() for part in parts for trace in part]
     del parts  # the hidden states take more memory than all servers
     line = line_of(drafts, options.ngram, options.steps)
     plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
     measured = asyncio.run(serve(domain, line, plan, seen, work))
-    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams, line.trained)
+    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams, line.trained, options.vocabulary)
 
 
 def main() -> None:
@@ -143,6 +143,9 @@ def main() -> None:
         choices=range(1, 17),
         default=list(STEPS),
         help="draft steps; with the further ones the last draft",
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=speculator.Draft().vocab_size, help="entries of the drafts' vocabulary map"
     )
     parser.add_argument(
         "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"

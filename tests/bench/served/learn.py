@@ -74,11 +74,12 @@ def segments(traces: Sequence[RequestTrace], marks: Sequence[int]) -> list[list[
     return cut
 
 
-def checkpoints(parts: Sequence[Sequence[RequestTrace]], folder: Path) -> list[Checkpoint]:
-    """The draft of day 0 and what it is after each of ``parts``, below ``folder``; learnt once for a folder."""
+def checkpoints(parts: Sequence[Sequence[RequestTrace]], folder: Path, vocabulary: int) -> list[Checkpoint]:
+    """The draft of day 0, with a map of ``vocabulary`` tokens, and what it is after each of ``parts``, below
+    ``folder``; learnt once for a folder."""
     numbers = range(len(parts) + 1)
     if not all((folder / str(number) / FACTS).exists() for number in numbers):
-        for number, (session, learnt) in enumerate(_progress(parts)):
+        for number, (session, learnt) in enumerate(_progress(parts, vocabulary)):
             _keep(session, learnt, folder / str(number))
             print(f"learnt: {learnt}", flush=True)
     return [
@@ -87,8 +88,8 @@ def checkpoints(parts: Sequence[Sequence[RequestTrace]], folder: Path) -> list[C
     ]
 
 
-def _progress(parts: Sequence[Sequence[RequestTrace]]) -> Iterator[tuple[Session, Learnt]]:
-    learner = Learner.of_day_0()
+def _progress(parts: Sequence[Sequence[RequestTrace]], vocabulary: int) -> Iterator[tuple[Session, Learnt]]:
+    learner = Learner.of_day_0(vocabulary)
     session = learner.session
     tokens = requests = 0
     cpu = 0.0
@@ -114,8 +115,8 @@ class Learner:
     fresh: int = 0  # positions that were, so far
 
     @classmethod
-    def of_day_0(cls) -> Learner:
-        session = Session(*day_0(), Recipe(), torch.device("cpu"))
+    def of_day_0(cls, vocabulary: int) -> Learner:
+        session = Session(*day_0(size=vocabulary), Recipe(), torch.device("cpu"))
         return cls(session, Remapping(session, target()))
 
     def shard(self, served: Sequence[RequestTrace]) -> None:

@@ -42,6 +42,8 @@ class Outcome:
     ngrams: Sequence[str]
     trained: Sequence[str]
     """The draft that learnt from the most, with each chain length."""
+    vocabulary: int
+    """Entries of the drafts' vocabulary map."""
 
 
 def table(outcome: Outcome) -> str:
@@ -144,8 +146,8 @@ def caption(outcome: Outcome) -> str:
         f"seen; off's answers: distinct 4-grams {distinct}, {100 * measured.distinct_answers:.0f} % of them unlike any "
         f"other. The last draft learnt from {last.requests} requests ({last.tokens} answer tokens, held-out ones "
         f"included) in {last.steps} steps, {last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU "
-        "seconds; NGRAM answered the same requests before. Tok/s hold the prefill; a round is measured on streams "
-        "between their first and last output (median)."
+        f"seconds, with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. "
+        "Tok/s hold the prefill; a round is measured on streams between their first and last output (median)."
     )
 
 

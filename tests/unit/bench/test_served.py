@@ -118,8 +118,8 @@ def learner_of(folder: Path, patch: pytest.MonkeyPatch) -> learn.Learner:
     """Of a tiny target."""
     model = tiny.target(folder)
     patch.setattr(learn, "target", lambda: model)
-    patch.setattr(learn, "day_0", lambda: tiny.draft_of(model))
-    return learn.Learner.of_day_0()
+    patch.setattr(learn, "day_0", lambda size: tiny.draft_of(model))
+    return learn.Learner.of_day_0(16_384)
 
 
 def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
@@ -127,7 +127,7 @@ def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
 ) -> None:
     learner_of(tmp_path, monkeypatch)
     parts = segments([tree_trace(seed, answer=8) for seed in range(24)], [80, 160])
-    made = checkpoints(parts, tmp_path / "kept")
+    made = checkpoints(parts, tmp_path / "kept", 16_384)
     assert [(one.draft.version, one.learnt.tokens, one.learnt.requests) for one in made] == [
         (0, 0, 0), (1, 80, 10), (2, 160, 20),
     ]  # fmt: skip
@@ -135,7 +135,7 @@ def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
     weights = [load_file(one.draft.weights) for one in made]
     assert not any(torch.equal(a["fc.weight"], b["fc.weight"]) for a, b in itertools.pairwise(weights))
     monkeypatch.delattr(learn, "day_0")
-    assert checkpoints(parts, tmp_path / "kept") == made
+    assert checkpoints(parts, tmp_path / "kept", 16_384) == made
 
 
 def test_traffic_is_recorded_in_whole_chunks_until_it_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
                 samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
     same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
-    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams, LINE.trained)
+    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams, LINE.trained, 16_384)
 
 
 SPEEDS = {
