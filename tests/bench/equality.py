@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import aiohttp
 import torch
 from tests.assets.exact_scores import Margin, TargetScores, rounding
 from tests.assets.model import ensure_model
@@ -44,7 +43,7 @@ from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
 from aurora_api.speculator import DType
-from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.admin import EngineAdmin, session
 from aurora_runtime.validation.equality import NEAR_TIE, first_difference
 from aurora_runtime.validation.load import Answer, BatchResult, Client
 
@@ -127,8 +126,8 @@ async def answers(
 ) -> list[Pass]:
     """Ask every prompt once at each concurrency, swapping meanwhile where there is something to swap."""
     passes = []
-    async with aiohttp.ClientSession() as session:
-        client = Client(session, server.url, REQUEST_TIMEOUT_S)
+    async with session() as http:
+        client = Client(http, server.url, REQUEST_TIMEOUT_S)
         for concurrency in options.concurrency:
             began = time.monotonic()
             batch = asyncio.ensure_future(client.batch(asked, concurrency, options.tokens))
@@ -143,8 +142,8 @@ async def speculating(
     server: Server, drafts: Sequence[Path], asked: Sequence[Sequence[int]], options: argparse.Namespace
 ) -> tuple[list[Pass], SwappingEngine]:
     """On, across swaps and, unless it is left out, after, on one server that starts with the untrained draft."""
-    async with aiohttp.ClientSession() as session:
-        swapping = SwappingEngine(EngineAdmin(session, server.url), drafts)
+    async with session() as http:
+        swapping = SwappingEngine(EngineAdmin(http, server.url), drafts)
         passes = await answers(server, Phase.ON, asked, options)
         await swapping.learn_checksums()
         passes += await answers(server, Phase.ACROSS, asked, options, swapping)

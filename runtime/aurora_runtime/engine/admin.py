@@ -32,6 +32,15 @@ FLUSH_S: Final = 10
 RESUME_RETRIES: Final = 2
 
 
+def session() -> aiohttp.ClientSession:
+    """For calls to engines, each on a connection of its own.
+
+    SGLang closes one that idles for 5 s (``SGLANG_TIMEOUT_KEEP_ALIVE``), aiohttp keeps it for 15, and an order that
+    meets the end of it is lost: a swap or a measurement failed for nothing.
+    """
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
 @dataclass(frozen=True)
 class EngineAdmin:
     """Calls to the engine at ``url``. The session is the caller's; a server started without a key needs none."""

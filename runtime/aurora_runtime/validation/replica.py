@@ -30,6 +30,7 @@ from aurora_api.agent import (
 )
 from aurora_api.pod import Replica, ValidationSettings
 from aurora_api.records import Arm, Registration
+from aurora_runtime.engine.admin import session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.load import BatchResult, Client
 
@@ -64,7 +65,7 @@ class ReplicaEngine:
     """The arm that was warmed up last, and in which engine."""
 
     async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._http = session()
         try:
             await self._renew()
             self._renewing = asyncio.create_task(self._keep())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.admin import EngineAdmin, session
 from aurora_runtime.engine.process import EngineProcess, EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
@@ -74,5 +74,5 @@ class EngineSet:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._session = session()
         return self._session

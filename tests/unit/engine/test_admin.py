@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.admin import session as session_of_its_own
 from aurora_runtime.errors import EngineFault
 from tests.unit.fakes import KEY, FakeEngine
 
@@ -162,3 +164,29 @@ async def test_a_checksum_covers_every_tensor_of_every_rank(session: ClientSessi
     assert whole != await checksum_of(session, ranks({"a": "1", "b": "2"}, {"a": "3", "b": "5"}))
     assert whole != await checksum_of(session, ranks({"a": "3", "b": "4"}, {"a": "1", "b": "2"}))
     assert whole != await checksum_of(session, ranks({"a": "1", "b": "2"}))
+
+
+async def test_an_engine_that_ends_idle_connections_loses_no_order() -> None:
+    """As uvicorn does after five seconds, here after each answer, without a word in it."""
+    served = list[asyncio.Task[None]]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        served.append(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, session_of_its_own() as http:
+        admin = EngineAdmin(http, url)
+        for _ in range(3):
+            await admin.begin()
+    await asyncio.gather(*served)
+    assert len(served) == 3

@@ -12,11 +12,11 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from aiohttp import ClientSession, web
+from aiohttp import web
 
 from aurora_api.agent import AGENT_PORT, ENGINE_PORT
 from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
-from aurora_runtime.engine.admin import EngineAdmin
+from aurora_runtime.engine.admin import EngineAdmin, session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.serving.agent.http import application
 from aurora_runtime.serving.agent.measuring import Measuring
@@ -70,8 +70,8 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         loop.add_signal_handler(number, _stop, stopping, within)
     key = (options.keys / ADMIN_KEY).read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
-    async with ClientSession() as session:
-        engine = EngineAdmin(session, f"http://127.0.0.1:{options.engine_port}", key)
+    async with session() as http:
+        engine = EngineAdmin(http, f"http://127.0.0.1:{options.engine_port}", key)
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
         tokens = settings.draft.draft_tokens
