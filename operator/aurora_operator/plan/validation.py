@@ -39,7 +39,6 @@ from aurora_runtime.store import Keys
 MAX_MEASUREMENTS = 2
 RETRY_FIRST, RETRY_LAST = timedelta(seconds=30), timedelta(minutes=30)
 """A measurement that could not be made is tried again after the first, doubled each time up to the last."""
-MEASURING = "measuring on the real engine"
 STUCK = "; its pod does not start: "
 TERMINAL = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
@@ -179,7 +178,7 @@ def _begin(inputs: Inputs, version: int, waiting: int | None = None) -> Decision
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
         waiting=waiting,
-        message=MEASURING,
+        message="measuring on the real engine",
     )
     if made:
         return _measured(inputs, candidate)
