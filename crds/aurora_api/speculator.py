@@ -7,7 +7,7 @@ guarded by CEL transition rules; rules that compare fields are CEL too, so that 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema, model_validator
 
@@ -175,6 +175,9 @@ class Capture(Model):
     shard_tokens: int = Field(default=16384, ge=64, le=1048576, description="…or this many positions.")
 
 
+MAX_UNROLL_STEPS: Final = 8
+
+
 class Training(Model):
     """The trainer."""
 
@@ -185,9 +188,22 @@ class Training(Model):
         ge=0,
         le=8,
         description="Replayed batches per fresh batch. More of them need less traffic for the same draft, and as many"
-        " times the computation: lower it for a trainer that falls behind.",
+        " times the computation: lower it for a trainer that falls behind. 0 trains every position once.",
     )
-    unroll_steps: int = Field(default=3, ge=1, le=8, description="Training-time-test steps (EAGLE-3).")
+    passes: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="A position is trained at most this often on average, replays included: a trainer that would wait"
+        " for traces replays meanwhile.",
+    )
+    unroll_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_UNROLL_STEPS,
+        description="Draft steps that training unrolls (EAGLE-3's training-time test); as many as draft.steps, at most"
+        f" {MAX_UNROLL_STEPS}, if unset. Deeper than it was trained a draft guesses badly.",
+    )
     publish_tokens: int = Field(
         default=20000, ge=256, description="Offer a candidate after this many new traced positions, when it improved."
     )

@@ -17,6 +17,7 @@ import torch
 
 from aurora_api.pod import TrainerSettings
 from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase
+from aurora_api.speculator import MAX_UNROLL_STEPS
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.training import lineage as lineages
@@ -39,18 +40,17 @@ from aurora_runtime.training.train import Trainer
 STOP_S: Final = 9.0
 REPLAY_BYTES: Final = 1 << 30
 HELD_OUT_REQUESTS: Final = 48
-PASSES: Final = 4
 log = logging.getLogger(__name__)
 
 
 def recipe_of(settings: TrainerSettings) -> Recipe:
-    """How to learn, from the custom resource. Without replay every position is trained once."""
+    """How to learn, from the custom resource."""
     training = settings.training
     return Recipe(
         learning_rate=float(training.learning_rate),
-        unroll_steps=training.unroll_steps,
+        unroll_steps=training.unroll_steps or min(settings.draft.steps, MAX_UNROLL_STEPS),
         replay=training.replay,
-        passes=max(PASSES, 1 + training.replay) if training.replay else 1,
+        passes=training.passes if training.replay else 1,
     )
 
 
