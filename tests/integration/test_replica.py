@@ -27,6 +27,7 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import decode
 from aurora_runtime.validation.run import plan_of
 from tests.assets.model import ensure_model
+from tests.assets.pod import TOKEN, PodProcesses, call, status_of
 from tests.assets.published import publish
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.lineage import (
@@ -36,7 +37,6 @@ from tests.integration.lineage import (
     write_constant_draft,
     write_draft,
 )
-from tests.integration.pod import TOKEN, PodProcesses, call, status_of
 from tests.integration.validation_store import held_out_traces, put_traces
 
 pytestmark = pytest.mark.timeout(1800)  # four starts of an engine, each half a minute alone and minutes in a crowd

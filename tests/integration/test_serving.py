@@ -31,6 +31,7 @@ from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from tests.assets.model import ensure_model
+from tests.assets.pod import ADMIN, TOKEN, PodProcesses, call, status_of
 from tests.assets.published import publish
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.lineage import (
@@ -42,7 +43,6 @@ from tests.integration.lineage import (
     write_constant_draft,
     write_draft,
 )
-from tests.integration.pod import ADMIN, TOKEN, PodProcesses, call, status_of
 
 pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
 

@@ -35,10 +35,10 @@ from aurora_runtime.training.unroll import unroll
 from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.model import ensure_model
 from tests.assets.nodes import Node, by_path, nodes_of
+from tests.assets.pod import PodProcesses, call
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import json_traces
 from tests.assets.trained_draft import learn
-from tests.integration.pod import PodProcesses, call
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3

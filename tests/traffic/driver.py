@@ -53,6 +53,8 @@ class Driver:
 
     load: Load
     progress: Progress | None = None
+    messages: Iterator[str] | None = None
+    """What is asked instead of the domain's prompts; the run ends with them."""
     _tally: Tally = field(default_factory=Tally, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -62,12 +64,17 @@ class Driver:
     _prompts: Iterator[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._prompts = prompts(self.load.domain, self.load.seed)
+        self._prompts = self.messages or prompts(self.load.domain, self.load.seed)
 
     def start(self) -> None:
         """Begin sending from a thread of this driver's own."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self.run()), name="traffic", daemon=True)
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether more may be sent, or something is under way."""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> Summary:
         """Send no more, wait for the requests under way (each has a timeout), and sum up."""
@@ -124,14 +131,14 @@ class Driver:
         return True
 
     async def _worker(self, session: aiohttp.ClientSession) -> None:
-        while self._may_send():
-            await self._send(session, next(self._prompts))
+        while self._may_send() and (prompt := next(self._prompts, None)) is not None:
+            await self._send(session, prompt)
 
     async def _open_loop(self, session: aiohttp.ClientSession, rate: float) -> None:
         async with asyncio.TaskGroup() as group:
             due = time.monotonic()
-            while self._may_send():
-                group.create_task(self._send(session, next(self._prompts)))
+            while self._may_send() and (prompt := next(self._prompts, None)) is not None:
+                group.create_task(self._send(session, prompt))
                 due += 1 / rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 

@@ -1,23 +1,23 @@
-"""What a draft that learnt from traffic alone is worth in service: against no speculation, and against SGLang's NGRAM.
+"""What a draft that learnt from live traffic alone is worth in service: against no speculation, and against NGRAM.
 
-A draft of day 0 learns from recorded requests of one domain as the trainer would (tests/bench/served/learn.py). Then
-servers stand side by side: without speculation, with NGRAM, which has answered the same traffic, and with EAGLE-3,
-untrained and after so many answer tokens of traffic (one server, swapped as pods swap it; the last draft also on one
-per further chain length). In every round all of them answer the same prompts, which none has seen, in turn and at each
-concurrency.
+A draft of day 0 learns from one domain's requests, live (tests/bench/served/live.py): of a pod that drafts in the first
+of ``--shapes``, each the steps of a chain or, as a tree, steps x branches x verified tokens. Then servers stand side by
+side: without speculation, with SGLang's NGRAM, which has answered the same requests, and with EAGLE-3, untrained and
+after so many answer tokens of traffic (one server, swapped as pods swap it; the last draft also on one per further
+shape). In every round all of them answer the same prompts, which none has seen, in turn and at each concurrency.
 
-    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--steps 3 5] [--rounds 8]
-                                  [--vocabulary 16384] [--out DIR]
+    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8]
+                                  [--shapes 3 5 2x2x6] [--vocabulary 16384] [--out DIR]
 
-On two quiet cores JSON extraction takes about 20 minutes and docstrings an hour, a third of it to record the traffic
-once (``python -m tests.assets.recorded``). With ``--out`` the drafts are kept for another run of the same commit.
-Exits non-zero when an answer differs beyond a near tie or a request failed.
+On two quiet cores JSON extraction takes about 20 minutes and docstrings about 45. With ``--out`` the drafts are kept
+for another run of the same commit. Exits non-zero when an answer differs beyond a near tie or a request failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -31,11 +31,11 @@ from typing import Any, Final
 
 import torch
 from tests.assets.model import ensure_model
-from tests.assets.recorded import DOMAINS, RESERVED, recorded, reserved, traffic
 from tests.bench.engine import held
 from tests.bench.equality import commit, machine
-from tests.bench.served.learn import Checkpoint, checkpoints, segments
+from tests.bench.served.live import Checkpoint, Part, checkpoints
 from tests.bench.served.measure import Measured, Plan, measure
+from tests.bench.served.messages import DOMAINS, RESERVED, reserved, traffic
 from tests.bench.served.report import Outcome, as_json, section
 from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
 
@@ -44,15 +44,13 @@ from aurora_api.speculator import DType
 from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.process import EngineSpec
 from aurora_runtime.engine.speculation import Eagle3, Ngram
-from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.equality import near_tie
 from aurora_runtime.validation.servers import EngineSet
 
 MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
 """Answer tokens of traffic at which a draft is measured. Docstrings end before: one for each function there is."""
 LONGEST_ANSWER: Final = 64
-"""As in the recorded traffic."""
-STEPS: Final = (speculator.Draft().steps,)
+SHAPES: Final = (speculator.Draft(),)
 NGRAM_TOKENS: Final = (4, 12)
 """As many as our draft's, and SGLang's own default."""
 
@@ -65,28 +63,40 @@ class Line:
     servers: dict[str, Eagle3 | Ngram | None]
     ngrams: tuple[str, ...]
     trained: tuple[str, ...]
-    """The draft that learnt from the most, with each chain length."""
+    """The draft that learnt from the most, with each shape."""
 
 
-def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int], steps: Sequence[int] = STEPS) -> Line:
+def shape(text: str) -> speculator.Draft:
+    """``3`` is a chain of three steps, ``2x3x8`` a tree of two steps with three branches each, of which the eight most
+    likely nodes are verified. Raises :class:`ValueError`."""
+    first, *tree = map(int, text.split("x"))
+    if not tree:
+        return speculator.Draft(steps=first, draft_tokens=first + 1)
+    top_k, draft_tokens = tree
+    return speculator.Draft(steps=first, top_k=top_k, draft_tokens=draft_tokens)
+
+
+def said(one: speculator.Draft) -> str:
+    """A shape in words."""
+    tree = f", {one.top_k} branches, {one.draft_tokens} tokens" if one.top_k > 1 else ""
+    return f"{one.steps} steps{tree}"
+
+
+def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int], shapes: Sequence[speculator.Draft] = SHAPES) -> Line:
     """Off, NGRAM and the drafts, in this order in the first round; the EAGLE-3 server starts with the untrained one."""
     arms, servers = [Arm("off", OFF)], dict[str, Eagle3 | Ngram | None]({OFF: None})
     for width in widths:
         arms.append(Arm(f"NGRAM, {width} tokens", f"ngram-{width}"))
         servers[arms[-1].server] = Ngram(width)
     ngrams = tuple(arm.name for arm in arms[1:])
-    servers[DRAFT] = _chain(drafts[0].draft, steps[0])
+    servers[DRAFT] = Eagle3(drafts[0].draft.folder, drafts[0].draft.version, shapes[0])
     arms += [Arm(one.name, DRAFT, one.draft) for one in drafts]
     last = drafts[-1]
-    for number in steps[1:]:
-        arms.append(Arm(f"{last.name}, {number} steps", f"{DRAFT}-{number}", last.draft))
-        servers[arms[-1].server] = _chain(last.draft, number)
+    for other in shapes[1:]:
+        arms.append(Arm(f"{last.name}, {said(other)}", f"{DRAFT}-{len(servers)}", last.draft))
+        servers[arms[-1].server] = Eagle3(last.draft.folder, last.draft.version, other)
     trained = tuple(arm.name for arm in arms if arm.draft == last.draft)
     return Line(tuple(arms), servers, ngrams, trained)
-
-
-def _chain(draft: Draft, steps: int) -> Eagle3:
-    return Eagle3(draft.folder, draft.version, speculator.Draft(steps=steps, draft_tokens=steps + 1))
 
 
 def chat(tokenizer: Any, messages: Sequence[str]) -> list[str]:
@@ -97,35 +107,46 @@ def chat(tokenizer: Any, messages: Sequence[str]) -> list[str]:
     ]
 
 
-async def serve(domain: str, line: Line, plan: Plan, seen: Sequence[Sequence[int]], work: Path) -> Measured:
-    """Start the servers, have NGRAM answer what the drafts have ``seen``, measure, stop the servers."""
+async def serve(domain: str, line: Line, plan: Plan, seen: Sequence[str], work: Path) -> Measured:
+    """Start the servers, have NGRAM answer the messages that the drafts have ``seen``, measure, stop the servers."""
     from transformers import AutoTokenizer
 
     model = ensure_model()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = [tokenizer(text)["input_ids"] for text in chat(tokenizer, reserved(domain)[: plan.prompts_needed])]
+    prompts, asked = (
+        [tokenizer(text)["input_ids"] for text in chat(tokenizer, messages)]
+        for messages in (reserved(domain)[: plan.prompts_needed], seen)
+    )
     warm = chat(tokenizer, traffic(domain)[: max(plan.concurrencies)])
     spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
     async with Servers(EngineSet(spec, work), line.servers, warm, LONGEST_ANSWER) as servers:
         await servers.learn_checksums(line.arms)
-        began = time.monotonic()
-        await servers.feed(seen)
-        print(f"{domain}: NGRAM answered {len(seen)} requests in {time.monotonic() - began:.0f} s", flush=True)
+        if line.ngrams:
+            began = time.monotonic()
+            await servers.feed(asked)
+            print(f"{domain}: NGRAM answered {len(seen)} requests in {time.monotonic() - began:.0f} s", flush=True)
         return await measure(servers, plan, prompts, tokenizer.decode)
 
 
+def unrolled(shapes: Sequence[speculator.Draft]) -> int:
+    """How deep training unrolls a draft that is measured in all ``shapes``: as deep as the deepest."""
+    return min(max(one.steps for one in shapes), speculator.MAX_UNROLL_STEPS)
+
+
 def outcome_of(domain: str, options: argparse.Namespace, work: Path) -> Outcome:
-    """Record, learn, serve: one kind of traffic from beginning to end."""
+    """Learn from live traffic, then measure: one domain from beginning to end."""
     marks = sorted(options.tokens or MARKS[domain])
-    parts = segments(recorded(domain, marks[-1]), marks)
-    kept = "-".join(["drafts", domain, str(options.vocabulary), *map(str, marks), commit()])
-    drafts = checkpoints(parts, (options.out or work) / kept, options.vocabulary)
-    seen = [trace.tokens[: trace.prompt_length].tolist() for part in parts for trace in part]
-    del parts  # the hidden states take more memory than all servers
-    line = line_of(drafts, options.ngram, options.steps)
+    parts = [Part(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
+    spec, depth = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unrolled(options.shapes)
+    kept = "-".join(map(str, ("drafts", domain, said(spec), spec.vocab_size, depth, *marks, commit()))).replace(" ", "")
+    drafts, history = checkpoints(parts, (options.out or work) / kept, spec, depth, LONGEST_ANSWER)
+    line = line_of(drafts, options.ngram, options.shapes)
     plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
+    seen = traffic(domain)[: drafts[-1].learnt.requests]
     measured = asyncio.run(serve(domain, line, plan, seen, work))
-    return Outcome(domain, plan, measured, drafts, line.arms[0].name, line.ngrams, line.trained, options.vocabulary)
+    return Outcome(
+        domain, plan, measured, drafts, history, line.arms[0].name, line.ngrams, line.trained, spec.vocab_size
+    )
 
 
 def main() -> None:
@@ -137,12 +158,12 @@ def main() -> None:
     parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
     parser.add_argument("--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM")
     parser.add_argument(
-        "--steps",
-        type=int,
+        "--shapes",
+        type=shape,
         nargs="+",
-        choices=range(1, 17),
-        default=list(STEPS),
-        help="draft steps; with the further ones the last draft",
+        default=list(SHAPES),
+        metavar="STEPS[xBRANCHESxTOKENS]",
+        help="how a round is drafted; in the further ones the last draft is measured too",
     )
     parser.add_argument(
         "--vocabulary", type=int, default=speculator.Draft().vocab_size, help="entries of the drafts' vocabulary map"

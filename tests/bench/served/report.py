@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from tests.bench.served.learn import Checkpoint
+from tests.bench.served.live import Checkpoint, Seen
 from tests.bench.served.measure import Cell, Measured, Plan
 
 from aurora_api.records import Equality, RatioEstimate
@@ -38,6 +38,8 @@ class Outcome:
     plan: Plan
     measured: Measured
     checkpoints: Sequence[Checkpoint]
+    live: Sequence[Seen]
+    """The versions that served the traffic."""
     off: str
     ngrams: Sequence[str]
     trained: Sequence[str]
@@ -61,7 +63,7 @@ def table(outcome: Outcome) -> str:
                 str(concurrency),
                 arm.name,
                 f"{cell.tokens_per_second:.1f}",
-                _interval(against) if against else "",
+                said_ratio(against) if against else "",
                 f"{cell.accept_length:.2f}" if cell.accept_length else "",
                 f"{cell.round_ms:.1f}",
                 f"{cell.round_ms / step:.2f}" if against else "",
@@ -77,7 +79,7 @@ def target_lines(outcome: Outcome) -> list[str]:
 
 
 def _target(outcome: Outcome, name: str, concurrency: int, asked: float) -> str:
-    found, allowed = _ratio(outcome, name, outcome.off, concurrency), TARGETS[outcome.traffic].tokens
+    found, allowed = ratio_of(outcome, name, outcome.off, concurrency), TARGETS[outcome.traffic].tokens
     if found is None:
         return ""
     if outcome.checkpoints[-1].learnt.tokens > allowed:
@@ -89,7 +91,7 @@ def _target(outcome: Outcome, name: str, concurrency: int, asked: float) -> str:
     else:
         says = "undecided: the interval straddles it"
     what = f"target {asked}x within {allowed} answer tokens, concurrency {concurrency}"
-    return f"{what}: {says} ({name}: {_interval(found)})"
+    return f"{what}: {says} ({name}: {said_ratio(found)})"
 
 
 def ngram_lines(outcome: Outcome) -> list[str]:
@@ -101,7 +103,7 @@ def ngram_lines(outcome: Outcome) -> list[str]:
 def _beside_ngram(outcome: Outcome, name: str, concurrency: int) -> str:
     cells = {one: outcome.measured.cell(one, concurrency) for one in (*outcome.ngrams, name)}
     best = max(outcome.ngrams, key=lambda one: cells[one].tokens_per_second)
-    found = _ratio(outcome, name, best, concurrency)
+    found = ratio_of(outcome, name, best, concurrency)
     if found is None:
         return ""
     if found.low > 1:
@@ -111,7 +113,7 @@ def _beside_ngram(outcome: Outcome, name: str, concurrency: int) -> str:
     else:
         says = f"{name} and {best} cannot be told apart"
     why = explained(cells[name], cells[best])
-    return f"concurrency {concurrency}: {says}, {name} is {_interval(found)} as fast: {why}"
+    return f"concurrency {concurrency}: {says}, {name} is {said_ratio(found)} as fast: {why}"
 
 
 def explained(draft: Cell, ngram: Cell) -> str:
@@ -144,16 +146,27 @@ def caption(outcome: Outcome) -> str:
     return (
         f"**{outcome.traffic}**: {plan.rounds} rounds, {plan.prompts_needed} prompts that neither draft nor NGRAM had "
         f"seen; off's answers: distinct 4-grams {distinct}, {100 * measured.distinct_answers:.0f} % of them unlike any "
-        f"other. The last draft learnt from {last.requests} requests ({last.tokens} answer tokens, held-out ones "
+        f"other. The last draft learnt from {last.requests} live requests ({last.tokens} answer tokens, held-out ones "
         f"included) in {last.steps} steps, {last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU "
         f"seconds, with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. "
         "Tok/s hold the prefill; a round is measured on streams between their first and last output (median)."
     )
 
 
+def live_line(live: Sequence[Seen]) -> str:
+    """Acceptance length as the pod counted it, version by version, by answer tokens of traffic."""
+    told = [
+        f"{'untrained' if one.version == 0 else f'version {one.version}'} until {one.until_tokens / 1000:.1f}k: "
+        f"{one.accept_length:.2f}"
+        for one in live
+        if one.accept_length is not None
+    ]
+    return "acceptance length of the live traffic: " + ", ".join(told)
+
+
 def section(outcome: Outcome) -> str:
     """Everything about one kind of traffic."""
-    lines = [*target_lines(outcome), *ngram_lines(outcome)]
+    lines = [*target_lines(outcome), *ngram_lines(outcome), live_line(outcome.live)]
     parts = [caption(outcome), table(outcome), "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join([*parts, equality_table(outcome.measured.equality)])
 
@@ -164,6 +177,7 @@ def as_json(outcome: Outcome, where: str) -> dict[str, Any]:
         "where": where,
         "traffic": outcome.traffic,
         "learnt": {one.name: asdict(one.learnt) for one in outcome.checkpoints},
+        "live": [asdict(one) for one in outcome.live],
         "samples": [asdict(sample) for sample in outcome.measured.samples],
         "equality": {name: one.model_dump(mode="json") for name, one in outcome.measured.equality.items()},
         "distinct_4grams": outcome.measured.distinct_4grams,
@@ -171,9 +185,11 @@ def as_json(outcome: Outcome, where: str) -> dict[str, Any]:
     }
 
 
-def _ratio(outcome: Outcome, arm: str, other: str, concurrency: int) -> RatioEstimate | None:
+def ratio_of(outcome: Outcome, arm: str, other: str, concurrency: int) -> RatioEstimate | None:
+    """Throughput of one arm over another's; None where that was not measured."""
     return outcome.measured.ratio(arm, other, concurrency) if concurrency in outcome.plan.concurrencies else None
 
 
-def _interval(ratio: RatioEstimate) -> str:
-    return f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+def said_ratio(ratio: RatioEstimate | None) -> str:
+    """A ratio with its interval."""
+    return f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "not measured"

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from aurora_api.gate import estimate_ratio
 from aurora_api.records import Arm as GateArm
 from aurora_api.records import Equality
 from aurora_runtime.engine.speculation import Eagle3
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training import tally
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import Answer, BatchResult
-from tests.assets import recorded, traces
 from tests.bench.engine import Timing
-from tests.bench.served import learn
-from tests.bench.served.__main__ import line_of
-from tests.bench.served.learn import Checkpoint, Learnt, checkpoints, segments
+from tests.bench.served import messages
+from tests.bench.served.__main__ import line_of, shape, unrolled
+from tests.bench.served.live import Checkpoint, Learnt, Seen
 from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
 from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines
 from tests.bench.served.servers import OFF, Arm
-from tests.unit.training import tiny
-from tests.unit.training.trees import tree_trace
 
 DRAFTS = [
     Checkpoint(Draft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0)),
@@ -49,14 +41,23 @@ def test_the_draft_server_starts_untrained_and_is_shared() -> None:
     assert {arm.server for arm in LINE.arms[3:]} == {"draft"}
 
 
-def test_further_chain_lengths_have_servers_of_their_own_and_the_last_draft() -> None:
-    line = line_of(DRAFTS, (4,), (3, 5))
+def test_further_shapes_have_servers_of_their_own_and_the_last_draft() -> None:
+    line = line_of(DRAFTS, (4,), [shape(text) for text in ("3", "5", "2x3x8")])
     assert [arm.name for arm in line.arms[-3:]] == [
-        "EAGLE-3 untrained", "EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps",
+        "EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps", "EAGLE-3 after 19.9k, 2 steps, 3 branches, 8 tokens",
     ]  # fmt: skip
-    assert line.trained == ("EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps")
-    chains = [kind.spec for kind in (line.servers["draft"], line.servers["draft-5"]) if isinstance(kind, Eagle3)]
-    assert [(spec.steps, spec.draft_tokens) for spec in chains] == [(3, 4), (5, 6)]
+    assert line.trained == tuple(arm.name for arm in line.arms[-3:])
+    kinds = [line.servers[arm.server] for arm in line.arms[-3:]]
+    specs = [kind.spec for kind in kinds if isinstance(kind, Eagle3)]
+    assert [(spec.steps, spec.top_k, spec.draft_tokens) for spec in specs] == [(3, 1, 4), (5, 1, 6), (2, 3, 8)]
+    assert unrolled(specs) == 5
+    assert unrolled([shape("16")]) == 8
+
+
+@pytest.mark.parametrize("text", ["", "x", "3x2", "2x3x8x1", "three"])
+def test_a_shape_is_steps_or_a_whole_tree(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        shape(text)
 
 
 def test_everyone_is_asked_the_same_and_nothing_twice() -> None:
@@ -67,91 +68,17 @@ def test_everyone_is_asked_the_same_and_nothing_twice() -> None:
         assert len({t.prompts for t in turns}) == len(PLAN.concurrencies)
         asked.update((turn.arm.name, prompt) for turn in turns for prompt in turn.prompts)
         first[turns[0].arm.name] += 1
-    assert PLAN.prompts_needed <= recorded.RESERVED
+    assert PLAN.prompts_needed <= messages.RESERVED
     assert set(asked) == {(arm.name, prompt) for arm in PLAN.arms for prompt in range(PLAN.prompts_needed)}
     assert set(asked.values()) == {1}
     assert len(first) == len(PLAN.arms), "nobody is always first"
 
 
-@pytest.mark.parametrize("domain", recorded.DOMAINS)
-def test_what_is_asked_was_never_recorded(domain: str) -> None:
-    seen, asked = recorded.traffic(domain), recorded.reserved(domain)
-    assert len(asked) == recorded.RESERVED
+@pytest.mark.parametrize("domain", messages.DOMAINS)
+def test_what_is_asked_was_no_traffic(domain: str) -> None:
+    seen, asked = messages.traffic(domain), messages.reserved(domain)
+    assert len(asked) == messages.RESERVED
     assert len({*seen, *asked}) == len(seen) + len(asked) > 1000
-
-
-def test_traffic_is_cut_before_it_exceeds_a_mark() -> None:
-    served = [tree_trace(seed, answer=10) for seed in range(12)]
-    parts = segments(served, [35, 80])
-    assert [len(part) for part in parts] == [3, 5]
-    assert [t.request for part in parts for t in part] == [t.request for t in served[:8]]
-    assert [len(part) for part in segments(served, [35, 1000, 2000])] == [3, 9]
-
-
-def test_a_shard_is_repeated_as_often_as_the_recipe_says_and_held_out_requests_are_not_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner = learner_of(tmp_path, monkeypatch)
-    served = [tree_trace(seed, answer=8) for seed in range(24)]
-    assert any(t.held_out for t in served)
-    learner.shard(served)
-    fresh = learner.fresh
-    assert fresh == sum(t.hidden.shape[0] for t in served if not t.held_out)
-    assert learner.session.seen >= learner.session.recipe.passes * fresh
-    learner.shard([t for t in served if t.held_out])
-    assert learner.fresh == fresh
-
-
-def test_the_map_follows_the_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "LEAST", 300)
-    learner = learner_of(tmp_path, monkeypatch)
-    before = learner.session.vocabulary.to_target
-    served = [tiny.trace(seed, answer=60, least=150) for seed in range(24)]
-    assert any(t.held_out for t in served)
-    learner.shard(served)
-    after = learner.session.vocabulary.to_target
-    assert len(after) == len(before)
-    assert int((after >= 150).sum()) > int((before >= 150).sum())
-
-
-def learner_of(folder: Path, patch: pytest.MonkeyPatch) -> learn.Learner:
-    """Of a tiny target."""
-    model = tiny.target(folder)
-    patch.setattr(learn, "target", lambda: model)
-    patch.setattr(learn, "day_0", lambda size: tiny.draft_of(model))
-    return learn.Learner.of_day_0(16_384)
-
-
-def test_checkpoints_are_learnt_once_and_may_be_swapped_for_one_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner_of(tmp_path, monkeypatch)
-    parts = segments([tree_trace(seed, answer=8) for seed in range(24)], [80, 160])
-    made = checkpoints(parts, tmp_path / "kept", 16_384)
-    assert [(one.draft.version, one.learnt.tokens, one.learnt.requests) for one in made] == [
-        (0, 0, 0), (1, 80, 10), (2, 160, 20),
-    ]  # fmt: skip
-    assert 0 < made[1].learnt.steps < made[2].learnt.steps
-    weights = [load_file(one.draft.weights) for one in made]
-    assert not any(torch.equal(a["fc.weight"], b["fc.weight"]) for a, b in itertools.pairwise(weights))
-    monkeypatch.delattr(learn, "day_0")
-    assert checkpoints(parts, tmp_path / "kept", 16_384) == made
-
-
-def test_traffic_is_recorded_in_whole_chunks_until_it_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = list[str]()
-
-    def cached(name: str, _: object) -> list[RequestTrace]:
-        kept.append(name)
-        return [tree_trace(len(kept), answer=10) for _ in range(3)]
-
-    monkeypatch.setattr(traces, "cached", cached)
-    assert len(recorded.recorded("json", 30)) == 3
-    assert len(recorded.recorded("json", 31)) == 6
-    assert len(set(kept)) == 2, "the first chunk is the same one"
-    kept.clear()
-    assert len(recorded.recorded("docstrings", 10**9)) == 3 * len(kept)
-    assert len(set(kept)) == -(-len(recorded.traffic("docstrings")) // recorded.CHUNK)
 
 
 class Spoken:
@@ -213,7 +140,8 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
                 samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
     same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
-    return Outcome("json", PLAN, measured, DRAFTS, "off", LINE.ngrams, LINE.trained, 16_384)
+    live = [Seen(0, 1_400, 1.004), Seen(1, 9_000, None), Seen(2, 19_950, 2.71)]
+    return Outcome("json", PLAN, measured, DRAFTS, live, "off", LINE.ngrams, LINE.trained, 16_384)
 
 
 SPEEDS = {
@@ -275,6 +203,7 @@ def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
     text = section(found)
     assert "160 prompts" in text
     assert "| EAGLE-3 untrained | 5 | 4 | 1 | 0 |" in text
+    assert "live traffic: untrained until 1.4k: 1.00, version 2 until 19.9k: 2.71" in text
 
 
 def test_a_ratio_is_paired_by_round() -> None:
