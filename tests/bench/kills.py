@@ -26,7 +26,8 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import domain_traces
 from tests.assets.trained_draft import day_0
 from tests.assets.trainer import put_shards, settings_for, stop, trainer, wait_for
-from tests.bench.learning.learner import DRAFT_STEPS, Look
+from tests.bench.learning.configurations import DRAFT_STEPS
+from tests.bench.learning.learner import Look
 from tests.bench.learning.matching import Match
 from tests.bench.learning.replay import Run
 from tests.bench.learning.report import difference

@@ -1,8 +1,9 @@
 """The ways to learn that are compared.
 
-Each row but ``fifo``, ``tree`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is ``discard 0.1``
-on the same answers with other rounds, ``map`` is it with the trainer's changes of the vocabulary map, and
-``map, replay 3`` with as much replay as the trainer does too. All see the same fresh requests.
+Each row but ``fifo``, ``tree``, ``5 steps`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is
+``discard 0.1`` on the same answers with other rounds, ``5 steps`` is unrolled deeper and served deeper, ``map`` is
+``discard 0.1`` with the trainer's changes of the vocabulary map, and ``map, replay 3`` with as much replay as the
+trainer does too. All see the same fresh requests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aurora_runtime.training.losses import LOSSES
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.replay import Choice
 
+DRAFT_STEPS: Final = 3
 CAPTURED: Final = 32
 """Most likely tokens kept per node in the recorded traces."""
 
@@ -36,6 +38,7 @@ class Configuration:
     as_target: bool = True  # whether layer and head begin as the target's
     averaged: bool = False  # whether the weights' moving average is what would be served
     remap: bool = False  # whether the vocabulary map follows the traffic
+    steps: int = DRAFT_STEPS  # of the rounds that held-out requests would be served in
 
     def differs(self, match: Match) -> bool:
         """Whether it is worth a run: with equal steps the matching says how large a batch is."""
@@ -55,10 +58,11 @@ def _row(
     as_target: bool = True,
     averaged: bool = False,
     remap: bool = False,
+    steps: int = DRAFT_STEPS,
     **changes: Any,
 ) -> Configuration:
     recipe = dataclasses.replace(Recipe(), **{"replay": 1, **changes})
-    return Configuration(what, recipe, top_k, shape, as_target, averaged, remap)
+    return Configuration(what, recipe, top_k, shape, as_target, averaged, remap, steps)
 
 
 PUBLISHED: Final = "fifo"
@@ -89,6 +93,9 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "tree, discard 1": _row("replay, rejected nodes weigh 1, drafted in trees", shape=TREES, discard=1.0),
     "random": _row("replay, layer and head begin random", **PLAIN, as_target=False),
     "ema": _row("replay, moving average of the weights", **PLAIN, averaged=True),
+    "5 steps": _row("replay, served in five steps, unrolled as deep", **PLAIN, steps=5, unroll_steps=5),
+    "5 steps, unrolled 3": _row("replay, served in five steps, unrolled three deep", **PLAIN, steps=5),
+    "unrolled 1": _row("replay, unrolled one deep", **PLAIN, unroll_steps=1),
     "top 4": _row("replay, 4 tokens captured per node", **PLAIN, top_k=4),
     **{
         name: _row(f"replay, loss {name.replace('_', ' ')}", **PLAIN, loss=loss)

@@ -26,7 +26,6 @@ from aurora_runtime.training.replay import Choice, Memory
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.vocabulary import Vocabulary
 
-DRAFT_STEPS: Final = 3
 REPLAY_BYTES: Final = 1 << 30
 
 
@@ -98,7 +97,7 @@ class Learner:
 
     def look(self, held_out: Sequence[Example], answers: int) -> Look:
         """How the draft does after ``answers`` tokens; each request alone, because they are drawn again later."""
-        seen = [evaluate(self.draft, [e], self.session.vocabulary, DRAFT_STEPS) for e in held_out]
+        seen = [evaluate(self.draft, [e], self.session.vocabulary, self._how.steps) for e in held_out]
         return Look(answers, self.session.steps, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))
 
     def held_out(self, traces: Iterable[RequestTrace]) -> list[Example]:

@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=None, help="answer tokens of traffic per run (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     chosen = [PUBLISHED, *(name for name, how in CONFIGURATIONS.items() if how.is_default)]
-    parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=chosen)
+    servable = [name for name, how in CONFIGURATIONS.items() if how.steps == SHAPES[CHAINS].steps]
+    parser.add_argument("--only", nargs="+", choices=servable, default=chosen)
     parser.add_argument("--looks", type=int, nargs="+", choices=range(LOOKS + 1), default=[0, 2, 4, 6, 8])
     parser.add_argument("--out", type=Path, default=None, help="directory for served.md and served.svg")
     options = parser.parse_args()

@@ -15,7 +15,7 @@ from aurora_runtime.training.vocabulary import Vocabulary
 from aurora_runtime.validation.load import Answer, BatchResult
 from tests.assets.drafted import CHAINS, TREES
 from tests.bench.learning import learner, shift
-from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED
+from tests.bench.learning.configurations import CONFIGURATIONS, DRAFT_STEPS, PUBLISHED
 from tests.bench.learning.matching import Match
 from tests.bench.learning.recorded import Traffic
 from tests.bench.learning.replay import LOOKS, run
@@ -46,7 +46,7 @@ def test_a_run_keeps_the_draft_of_every_look(tmp_path: Path, traffic: Traffic, n
     draft, ids = export.load(tmp_path / "kept" / str(LOOKS), target.embedding)
     vocabulary = Vocabulary.of(ids, tiny.VOCAB)
     held_out = [e for t in traffic.traces[CHAINS] if t.held_out for e in examples_of(t, tiny.VOCAB)]
-    seen = evaluate(draft, held_out, vocabulary, learner.DRAFT_STEPS)
+    seen = evaluate(draft, held_out, vocabulary, DRAFT_STEPS)
     assert seen.accept_length == pytest.approx(done.looks[-1].accept_length, rel=0.1)  # exported in bf16
     (row,) = beside([done], [0, LOOKS], [1.0, 2.0])
     assert row.served.tokens == row.simulated.tokens == (0.0, float(done.looks[-1].tokens))

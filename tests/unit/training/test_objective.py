@@ -1,4 +1,4 @@
-"""A batch's loss is the formula that its module states."""
+"""A batch's loss is the formula that its module states, and a recipe what the custom resource says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from aurora_api.pod import StoreSettings, TrainerSettings
+from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.speculator import Target, Training
 from aurora_runtime.training.batch import Follow, collate
 from aurora_runtime.training.examples import examples_of
 from aurora_runtime.training.losses import forward_kl
+from aurora_runtime.training.main import recipe_of
 from aurora_runtime.training.objective import batch_loss
 from aurora_runtime.training.recipe import Recipe
 from aurora_runtime.training.session import Session
@@ -61,3 +65,23 @@ def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path
     for _ in range(30):
         session.step(examples)
     assert behind() < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    ("draft", "training", "want"),
+    [
+        (DraftSpec(steps=5, draft_tokens=6), Training(), Recipe(unroll_steps=5)),
+        (DraftSpec(steps=16, draft_tokens=17), Training(), Recipe(unroll_steps=8)),
+        (DraftSpec(steps=5, draft_tokens=6), Training(unroll_steps=2), Recipe(unroll_steps=2)),
+        (DraftSpec(), Training(replay=1, passes=3), Recipe(replay=1, passes=3)),
+        (DraftSpec(), Training(replay=0), Recipe(replay=0, passes=1)),
+    ],
+)
+def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_told_otherwise(
+    draft: DraftSpec, training: Training, want: Recipe
+) -> None:
+    store = StoreSettings(bucket="b", root="r")
+    settings = TrainerSettings(
+        namespace="n", name="s", target=Target(model="m"), draft=draft, training=training, store=store
+    )
+    assert recipe_of(settings) == want
