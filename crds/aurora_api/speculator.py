@@ -191,7 +191,7 @@ class Training(Model):
         " times the computation: lower it for a trainer that falls behind. 0 trains every position once.",
     )
     passes: int = Field(
-        default=8,
+        default=16,
         ge=1,
         le=64,
         description="A position is trained at most this often on average, replays included: a trainer that would wait"

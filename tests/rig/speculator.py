@@ -42,6 +42,7 @@ def speculator(
         "training": {
             "publishTokens": 10000,
             "publishSeconds": 240,
+            "passes": 4,  # then both cores are the pods' again
             "template": _template(("trainer",), model, python, TRAINING_CPU),
         },
         "validation": {

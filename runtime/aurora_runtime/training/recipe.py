@@ -26,4 +26,4 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # a short memory: the stream drifts, and early steps must count
     batch_slots: int = 512  # bounds a step's time; not in seconds, so that who resumes takes the same steps
     prompt_weight: float = 0.0
-    passes: int = 8  # a position is trained at most this often on average, replays included
+    passes: int = 16  # a position is trained at most this often on average, replays included
