@@ -173,7 +173,7 @@ class Service:
         driver = Driver(load, messages=self._messages.setdefault(part.domain, iter(traffic(part.domain))))
         driver.start()
         deadline = time.monotonic() + LONGEST_S
-        enough = part.tokens - CONCURRENCY * self.longest  # those under way come to their end
+        enough = part.tokens - 2 * CONCURRENCY * self.longest  # until it is seen, and those under way come to their end
         while (now := driver.summary()).answer_tokens < enough and driver.running:
             self._follow(self.tokens + now.answer_tokens)
             if time.monotonic() > deadline:
