@@ -43,6 +43,11 @@ class _Settings(Record):
             raise InvalidRecord(f"{SETTINGS_VARIABLE} is not set: the operator sets it in every pod of a speculator")
         return cls.from_json(value)
 
+    def to_variable(self) -> str:
+        """The value of ``AURORA_SETTINGS``. What nobody set stays away: a pinned older image refuses fields that it does
+        not know, and must not meet them before somebody uses them."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+
 
 class ServingSettings(_Settings):
     """Containers ``stage``, ``sglang`` and ``agent`` of an inference pod. The pod's name is in ``POD_NAME``."""

@@ -194,8 +194,8 @@ class Training(Model):
         default=16,
         ge=1,
         le=64,
-        description="A position is trained at most this often on average, replays included: a trainer that would wait"
-        " for traces replays meanwhile.",
+        description="A position is trained at most this often on average, replays included: beyond 1 + replay a trainer"
+        " replays while it would wait for traces, and then rests. Without replay it counts for nothing.",
     )
     unroll_steps: int | None = Field(
         default=None,

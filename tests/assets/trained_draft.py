@@ -65,9 +65,9 @@ def target(model: Path | None = None) -> TargetModel:
     return load_target(Target(model=str(model or ensure_model())))
 
 
-def day_0(model: Path | None = None, size: int = DraftSpec().vocab_size) -> tuple[Draft, Vocabulary]:
-    """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it: a map of ``size``."""
-    base = target(model)
+def day_0(model: Path | None = None) -> tuple[Draft, Vocabulary]:
+    """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
+    base, size = target(model), DraftSpec().vocab_size
     ids = init.vocabulary(size, base.identity.vocab_size, base.special_tokens)
     draft = init.initial_draft(base, init.draft_config(base, size), ids)
     return draft, Vocabulary.of(ids, base.identity.vocab_size)

@@ -61,7 +61,7 @@ def settings(owner: Owner, spec: SpeculatorSpec) -> str:
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
     )
-    return value.model_dump_json(by_alias=True, exclude_none=True)
+    return value.to_variable()
 
 
 def engine_image(spec: SpeculatorSpec, config: Config) -> str:

@@ -53,7 +53,7 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: Config) -> Object:
         training=spec.training.model_copy(update={"template": type(spec.training.template)()}),
         store=store_settings(owner, spec),
     )
-    text = value.model_dump_json(by_alias=True, exclude_none=True)
+    text = value.to_variable()
     trainer = container(
         TRAINER,
         engine_image(spec, config),

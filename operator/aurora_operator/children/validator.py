@@ -94,7 +94,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: Config, made: Measurement) -
         shape=shape(spec),
         replica=replica,
     )
-    text = value.model_dump_json(by_alias=True, exclude_none=True)
+    text = value.to_variable()
     measure = container(
         VALIDATOR,
         engine_image(spec, config),

@@ -18,7 +18,7 @@ from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
 
 MAX_STEPS: Final = 16
-"""Bound of ``draft.steps`` and of ``training.unrollSteps`` in the custom resource."""
+"""Bound of ``draft.steps`` in the custom resource; training unrolls fewer."""
 ROUND_BRANCHES: Final = 8
 """Rejected nodes kept per round, the shallow ones first: wide trees must not crowd out what was accepted."""
 

@@ -26,6 +26,7 @@ from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
+from aurora_runtime.training.owed import Owed
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
 from aurora_runtime.training.ranks import Ranks, SharedSession, follow, processes
@@ -50,7 +51,7 @@ def recipe_of(settings: TrainerSettings) -> Recipe:
         learning_rate=float(training.learning_rate),
         unroll_steps=training.unroll_steps or min(settings.draft.steps, MAX_UNROLL_STEPS),
         replay=training.replay,
-        passes=training.passes if training.replay else 1,
+        passes=training.passes,
     )
 
 
@@ -86,11 +87,12 @@ def build(
     width = len(lineage.aux_layers) * target.identity.hidden_size
     reader = ShardReader(registry, target.identity.vocab_size, width, patience, prompt_weight=recipe.prompt_weight)
     memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
-    tally = Tally(target.identity.vocab_size, target.special_tokens)
+    tally, owed = Tally(target.identity.vocab_size, target.special_tokens), Owed(recipe)
     if state is not None:
         recall.refill(state.tensors, state.record.consumed, reader, memory, held_out)
         session.restore(state.tensors)
         tally.restore(state.tensors)
+        owed.restore(state.tensors)
         log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
     return Trainer(
         registry=registry,
@@ -99,6 +101,7 @@ def build(
         memory=memory,
         held_out=held_out,
         tally=tally,
+        owed=owed,
         head=target.head,
         session=session,
         candidates=Candidates(registry, number, settings.training, settings.draft.steps, last, held),

@@ -72,6 +72,10 @@ class _Span:
     kept: tuple[_Kept, ...]
     nbytes: int
 
+    @property
+    def slots(self) -> int:
+        return sum(each.example.slots for each in self.kept)
+
 
 class Memory:
     """Examples with a bound of ``limit`` bytes."""
@@ -83,6 +87,8 @@ class Memory:
         self.evicted = 0
         """Spans that made room, ever: what decides which goes next."""
         self.nbytes = 0
+        self.slots = 0
+        """Positions that one pass over the memory trains."""
 
     def __len__(self) -> int:
         return sum(len(span.kept) for span in self._spans)
@@ -95,7 +101,9 @@ class Memory:
             while self._spans and self.nbytes + size > self._limit:
                 place = (self.evicted * _STRIDE % 2**32) * len(self._spans) >> 32
                 self.evicted += 1
-                self.nbytes -= self._spans.pop(place).nbytes
+                gone = self._spans.pop(place)
+                self.nbytes -= gone.nbytes
+                self.slots -= gone.slots
             self._put(Place(shard, first, len(run), self._added), run)
             first += len(run)
 
@@ -108,6 +116,7 @@ class Memory:
         self._spans.append(_Span(place, kept, sum(example.nbytes for example in examples)))
         self._added = place.number + place.count
         self.nbytes += self._spans[-1].nbytes
+        self.slots += self._spans[-1].slots
 
     def places(self) -> list[Place]:
         """What is kept, oldest first."""

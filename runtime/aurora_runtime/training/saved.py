@@ -22,6 +22,7 @@ from aurora_runtime.errors import DigestMismatch, ObjectMissing
 from aurora_runtime.store import Keys, Registry
 from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.owed import Owed
 from aurora_runtime.training.session import Session
 from aurora_runtime.training.tally import Tally
 
@@ -67,6 +68,7 @@ def build(
     session: Session,
     ledger: Ledger,
     tally: Tally,
+    owed: Owed,
     held: Mapping[str, Tensor],
     *,
     epoch: int,
@@ -76,7 +78,7 @@ def build(
 ) -> tuple[TrainerState, bytes]:
     """A state ready to be stored; ``held`` is what :func:`recall.state` tells. Built once per save, so that a repeated
     upload sends the very same bytes."""
-    tensors = {**session.state(), **tally.state(), **held}
+    tensors = {**session.state(), **tally.state(), **owed.state(), **held}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     record = TrainerState(

@@ -24,6 +24,7 @@ from aurora_runtime.training.data import HeldOutSet, ShardReader
 from aurora_runtime.training.examples import Example
 from aurora_runtime.training.janitor import Janitor
 from aurora_runtime.training.ledger import Ledger
+from aurora_runtime.training.owed import Owed
 from aurora_runtime.training.patience import Patience
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.remap import remapped
@@ -53,6 +54,7 @@ class Trainer:
     memory: Memory
     held_out: HeldOutSet
     tally: Tally
+    owed: Owed
     head: Tensor  # [vocab, H], the target's: where tokens that come into the map start from
     session: Session
     candidates: Candidates
@@ -87,7 +89,7 @@ class Trainer:
             elif self._may_replay():
                 until = time.monotonic() + POLL_S
                 while time.monotonic() < until and self._may_replay() and not self.patience.stopping:
-                    self._replay()
+                    self._replay(beside=False)
                 self._between(TrainerPhase.TRAINING)
             else:
                 self._between(TrainerPhase.WAITING_FOR_TRACES)
@@ -106,15 +108,19 @@ class Trainer:
             if self.patience.stopping:
                 break
             self._step(group)
-            self.trained_tokens += sum(example.fresh for example in group)
+            fresh = sum(example.fresh for example in group)
+            self.trained_tokens += fresh
+            self.owed.earn(fresh, self.memory.slots)
             for _ in range(recipe.replay):
-                if self._may_replay():
-                    self._replay()
+                if self.owed.any(beside=True):
+                    self._replay(beside=True)
         self.ledger.consume(key)
 
-    def _replay(self) -> None:
+    def _replay(self, *, beside: bool) -> None:
         recipe = self.session.recipe
-        self._step(self.memory.sample(recipe.batch_slots, self.session.generator, recipe.choice))
+        examples = self.memory.sample(recipe.batch_slots, self.session.generator, recipe.choice)
+        self._step(examples)
+        self.owed.spend(sum(example.slots for example in examples), beside=beside)
 
     def _step(self, examples: Sequence[Example]) -> None:
         if examples:
@@ -122,9 +128,7 @@ class Trainer:
         self._tick(TrainerPhase.TRAINING)
 
     def _may_replay(self) -> bool:
-        """Until every position has been trained ``passes`` times on average; also beside fresh batches, because a small
-        one is less than what is replayed beside it."""
-        return len(self.memory) > 0 and self.session.seen < self.session.recipe.passes * self.trained_tokens
+        return len(self.memory) > 0 and self.owed.any(beside=False)
 
     def _between(self, phase: TrainerPhase) -> None:
         if self.candidates.due(self.trained_tokens, self.session.steps):
@@ -172,6 +176,7 @@ class Trainer:
             self.session,
             self.ledger,
             self.tally,
+            self.owed,
             recall.state(self.memory, self.held_out, self.ledger.consumed),
             epoch=self.epoch + 1,
             lineage=self.candidates.lineage,

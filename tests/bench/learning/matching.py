@@ -7,7 +7,7 @@ Invariant: either way all recipes see the same fresh requests between two looks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -34,13 +34,8 @@ def batches(
     memory: Memory,
     recipe: Recipe,
     generator: torch.Generator,
-    may_replay: Callable[[], bool] = lambda: True,
 ) -> Iterator[list[Example]]:
-    """The batches that ``recipe`` takes from fresh ``examples``, which ``memory`` already holds, a step each.
-
-    Args:
-        may_replay: asked before every replayed batch, as the trainer asks.
-    """
+    """The batches that ``recipe`` takes from fresh ``examples``, which ``memory`` already holds, a step each."""
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
     groups = _equal_steps(order, recipe) if match is Match.STEPS else pack(order, recipe.batch_slots)
     for group in groups:
@@ -48,8 +43,6 @@ def batches(
         widest = max(example.slots for example in group)
         slots = len(group) * widest if match is Match.STEPS else recipe.batch_slots
         for _ in range(recipe.replay):
-            if not may_replay():
-                break
             yield memory.sample(slots, generator, recipe.choice)
 
 

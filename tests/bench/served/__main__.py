@@ -9,7 +9,7 @@ shape). In every round all of them answer the same prompts, which none has seen,
     python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8]
                                   [--shapes 3 5 2x2x6] [--vocabulary 16384] [--out DIR]
 
-On two quiet cores JSON extraction takes about 20 minutes and docstrings about 45. With ``--out`` the drafts are kept
+On two quiet cores JSON extraction takes about 20 minutes and docstrings about 50. With ``--out`` the drafts are kept
 for another run of the same commit. Exits non-zero when an answer differs beyond a near tie or a request failed.
 """
 
@@ -63,7 +63,7 @@ class Line:
     servers: dict[str, Eagle3 | Ngram | None]
     ngrams: tuple[str, ...]
     trained: tuple[str, ...]
-    """The draft that learnt from the most, with each shape."""
+    """The draft that learnt from the most, in each shape."""
 
 
 def shape(text: str) -> speculator.Draft:
@@ -133,19 +133,19 @@ def unrolled(shapes: Sequence[speculator.Draft]) -> int:
     return min(max(one.steps for one in shapes), speculator.MAX_UNROLL_STEPS)
 
 
-def outcome_of(domain: str, options: argparse.Namespace, work: Path) -> Outcome:
-    """Learn from live traffic, then measure: one domain from beginning to end."""
+def outcome_of(domain: str, options: argparse.Namespace, work: Path, code: str) -> Outcome:
+    """Learn from live traffic, then measure: one domain from beginning to end. ``code`` is the commit."""
     marks = sorted(options.tokens or MARKS[domain])
     parts = [Part(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
     spec, depth = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unrolled(options.shapes)
-    kept = "-".join(map(str, ("drafts", domain, said(spec), spec.vocab_size, depth, *marks, commit()))).replace(" ", "")
+    kept = "-".join(map(str, ("drafts", domain, said(spec), spec.vocab_size, depth, *marks, code))).replace(" ", "")
     drafts, history = checkpoints(parts, (options.out or work) / kept, spec, depth, LONGEST_ANSWER)
     line = line_of(drafts, options.ngram, options.shapes)
     plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
     seen = traffic(domain)[: drafts[-1].learnt.requests]
     measured = asyncio.run(serve(domain, line, plan, seen, work))
     return Outcome(
-        domain, plan, measured, drafts, history, line.arms[0].name, line.ngrams, line.trained, spec.vocab_size
+        domain, plan, measured, drafts, history, line.arms[0].name, line.ngrams, line.trained, spec.vocab_size, depth
     )
 
 
@@ -178,13 +178,13 @@ def main() -> None:
     torch.set_num_threads(1)
     # A plain SIGTERM would end this process without ending the servers.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    wrong = 0
+    wrong, code = 0, commit()
     for domain in options.traffic:
         with tempfile.TemporaryDirectory(prefix="served-bench-") as work, held(options.lock):
             before = os.getloadavg()[0]
-            outcome = outcome_of(domain, options, Path(work))
+            outcome = outcome_of(domain, options, Path(work), code)
             load = f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}"
-        where = f"`python -m tests.bench.served {' '.join(sys.argv[1:])}`; {machine()}; commit {commit()}; {load}"
+        where = f"`python -m tests.bench.served {' '.join(sys.argv[1:])}`; {machine()}; commit {code}; {load}"
         print(f"\n{where}\n\n{section(outcome)}\n", flush=True)
         if options.out:
             (options.out / f"served-{domain}.md").write_text(f"{where}\n\n{section(outcome)}\n")

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ LONGEST_S: Final = 3600.0
 
 
 FACTS: Final = "learnt.json"
+TRAINER_LOG: Final = "trainer.log"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Learnt:
     steps: int
     positions: int  # trained, every repetition counted
     cpu_seconds: float  # of the trainer's process
+    version: int  # in the registry
+    settled_seconds: float  # from the last request until the trainer had made its passes
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Part:
-    """Requests of one domain while their answers are sure to hold no more than ``tokens``, or until there are none."""
+    """Requests of one domain until their answers hold nearly ``tokens``, or there are no more."""
 
     domain: str
     tokens: int
@@ -133,7 +137,9 @@ class Service:
     _messages: dict[str, Iterator[str]] = field(default_factory=dict)
     _version: int = 0
     _before: LiveCounters = field(default_factory=LiveCounters)
-    _trainer: int = 0
+    _trainer: subprocess.Popen[bytes] | None = None
+    _settled: float = 0.0
+    _kept: int | None = None
 
     @classmethod
     def of(cls, s3: S3, work: Path, spec: DraftSpec, unroll: int, longest: int) -> Service:
@@ -155,10 +161,10 @@ class Service:
     def running(self) -> Iterator[None]:
         """Start the trainer, then the pod with the untrained draft; stop both."""
         training = Training(unroll_steps=self.unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
-        log = self.work / "trainer.log"
+        log = self.work / TRAINER_LOG
         settings = settings_for(self.registry, ensure_model(), training, self.pod.settings.draft)
         with trainer(self.s3, settings, log) as process:
-            self._trainer = process.pid
+            self._trainer = process
             wait_for("day 0", lambda: self.registry.last_version() is not None, process, log)
             self.registry.advance_channel(initial_channel())
             staged = self.pod.stage()
@@ -170,7 +176,8 @@ class Service:
     def serve(self, part: Part) -> None:
         """Send the traffic of ``part`` and swap to every version that is offered, until all of it is learnt."""
         load = Load(self.pod.engine_url, concurrency=CONCURRENCY, max_tokens=self.longest, again_seconds=0.0)
-        driver = Driver(load, messages=self._messages.setdefault(part.domain, iter(traffic(part.domain))))
+        messages = self._messages.setdefault(part.domain, iter(traffic(part.domain)))
+        driver = Driver(load, messages=messages)
         driver.start()
         deadline = time.monotonic() + LONGEST_S
         enough = part.tokens - 2 * CONCURRENCY * self.longest  # until it is seen, and those under way come to their end
@@ -180,31 +187,33 @@ class Service:
                 raise MeasurementError(f"{now.answer_tokens} of {part.tokens} answer tokens in {LONGEST_S:.0f} s")
             time.sleep(POLL_S)
         done = driver.stop()
-        if done.failed:
-            raise MeasurementError(f"requests failed: {done.failures}")
+        if done.failed or (done.answer_tokens < enough and next(messages, None) is not None):
+            raise MeasurementError(f"traffic ended after {done.answer_tokens} tokens: {done.failures}")
         self.tokens += done.answer_tokens
         self.requests += done.requests
-        self._account(self.tokens)
+        self._account(self.tokens, self.pod.state().live)
         print(f"{part.domain}: {done.answer_tokens} answer tokens at {done.tokens_per_second:.1f} tok/s", flush=True)
         self._steady()
 
     def _follow(self, tokens: int) -> None:
         """Have the pod swap to the newest version, if it does not serve it."""
+        if self._trainer is not None and self._trainer.poll() is not None:
+            raise MeasurementError(f"the trainer ended: {(self.work / TRAINER_LOG).read_text()[-2000:]}")
         newest = self.registry.last_version()
         if newest is None or newest == self._version:
             return
-        self._account(tokens)
         digest = self.registry.registration(newest).digest
         status = self.pod.ask(SwapRequest(version=newest, digest=digest, epoch=1))
         state = self.pod.settled()
         if state.swap.phase is not SwapPhase.IDLE or state.version != newest:
             raise MeasurementError(f"no swap to version {newest}: status {status}, {state.swap.error}")
+        self._account(tokens, state.live)
         self._version = newest
         print(f"{tokens} answer tokens: version {newest}", flush=True)
 
-    def _account(self, tokens: int) -> None:
-        """Close the account of the version that served until now."""
-        live = self.pod.state().live
+    def _account(self, tokens: int, live: LiveCounters) -> None:
+        """Close the account of the version that served until now. Engines count a request when it ends, so each account
+        holds the beginnings of a few that a former version served."""
         rounds = live.verify_rounds - self._before.verify_rounds
         accepted = live.accepted - self._before.accepted
         self.seen.append(Seen(self._version, tokens, 1 + accepted / rounds if rounds else None))
@@ -222,10 +231,15 @@ class Service:
                 since = time.monotonic()
             self._follow(self.tokens)
             time.sleep(POLL_S)
-        print(f"the trainer made its passes {since - began:.0f} s after the last request", flush=True)
+        self._settled = since - began
+        print(f"the trainer made its passes {self._settled:.0f} s after the last request", flush=True)
 
     def keep(self, place: Path) -> None:
-        """Keep the version that is served, and how it came to be."""
+        """Keep the version that is served, and how it came to be. Raises :class:`MeasurementError` when it is the one
+        that was kept before: so little traffic taught nothing."""
+        if self._kept == self._version:
+            raise MeasurementError(f"no version was offered after {self._kept}: more tokens are needed")
+        self._kept = self._version
         part = place.with_name(f".{place.name}.part")
         self.registry.fetch_checkpoint(self.registry.registration(self._version), part)
         (part / FACTS).write_text(json.dumps(asdict(self._learnt())))
@@ -235,7 +249,9 @@ class Service:
         lineage = self.registry.lineage()
         state = saved.read(self.registry, lineage.number) if lineage else None
         steps, positions = (int(n) for n in state.tensors["counters"]) if state else (0, 0)
-        return Learnt(self.tokens, self.requests, steps, positions, _cpu_seconds(self._trainer))
+        assert self._trainer is not None
+        cpu = _cpu_seconds(self._trainer.pid)
+        return Learnt(self.tokens, self.requests, steps, positions, cpu, self._version, self._settled)
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -1,7 +1,7 @@
 """What is asked: the traffic that drafts learn from, and the messages that they are measured with.
 
 Invariants: no two messages of a domain are the same; the last :data:`RESERVED` of them are no traffic, so whoever
-measures with those asks what no draft has learnt from and no choice was made on.
+measures with those asks what no draft has learnt from.
 """
 
 from __future__ import annotations

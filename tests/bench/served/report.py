@@ -43,9 +43,11 @@ class Outcome:
     off: str
     ngrams: Sequence[str]
     trained: Sequence[str]
-    """The draft that learnt from the most, with each chain length."""
+    """The draft that learnt from the most, in each shape."""
     vocabulary: int
     """Entries of the drafts' vocabulary map."""
+    unrolled: int
+    """Depth of their training."""
 
 
 def table(outcome: Outcome) -> str:
@@ -73,7 +75,7 @@ def table(outcome: Outcome) -> str:
 
 
 def target_lines(outcome: Outcome) -> list[str]:
-    """Whether the trained draft is as fast as was asked for, with each chain length."""
+    """Whether the trained draft is as fast as was asked for, in each shape."""
     asked = [(*one, name) for one in TARGETS[outcome.traffic].ratios.items() for name in outcome.trained]
     return [line for concurrency, ratio, name in asked if (line := _target(outcome, name, concurrency, ratio))]
 
@@ -148,7 +150,9 @@ def caption(outcome: Outcome) -> str:
         f"seen; off's answers: distinct 4-grams {distinct}, {100 * measured.distinct_answers:.0f} % of them unlike any "
         f"other. The last draft learnt from {last.requests} live requests ({last.tokens} answer tokens, held-out ones "
         f"included) in {last.steps} steps, {last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU "
-        f"seconds, with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. "
+        f"seconds, the last of them {last.settled_seconds:.0f} s after the last request, unrolled {outcome.unrolled} "
+        f"deep, with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. No server "
+        "captures while it is measured. "
         "Tok/s hold the prefill; a round is measured on streams between their first and last output (median)."
     )
 

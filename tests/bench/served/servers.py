@@ -1,4 +1,4 @@
-"""The servers under measurement: one without speculation, one per NGRAM, one per chain length with swapped drafts.
+"""The servers under measurement: one without speculation, one per NGRAM, one per shape of a round with swapped drafts.
 
 All run side by side and sleep while another is asked. Invariants: they are built from one spec and differ in their
 speculation alone; a draft is measured only after the engine's checksum said that it is loaded; NGRAM's server is never

@@ -71,23 +71,27 @@ def main() -> None:
     torch.set_num_threads(1)
     # A plain SIGTERM would end this process without ending the servers.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    code = commit()
     spec = options.shape.model_copy(update={"vocab_size": options.vocabulary})
     parts = [Part(domain, tokens) for domain, tokens in zip(options.domains, options.tokens, strict=True)]
     with tempfile.TemporaryDirectory(prefix="shift-bench-") as work:
         before = os.getloadavg()[0]
         told = [f"{part.domain}-{part.tokens}" for part in parts]
-        kept = "-".join(("shift", *told, said(spec), str(spec.vocab_size), commit())).replace(" ", "")
-        drafts, live = checkpoints(parts, (options.out or Path(work)) / kept, spec, unrolled([spec]), LONGEST_ANSWER)
+        kept = "-".join(("shift", *told, said(spec), str(spec.vocab_size), code)).replace(" ", "")
+        depth = unrolled([spec])
+        drafts, live = checkpoints(parts, (options.out or Path(work)) / kept, spec, depth, LONGEST_ANSWER)
         line = line_of(drafts, (), (spec,))
         plan = Plan(line.arms, CONCURRENCIES, options.rounds, PER_WORKER, near_tie(DType.BFLOAT16))
         outcomes = list[Outcome]()
         for domain in options.domains:
             measured = asyncio.run(serve(domain, line, plan, (), Path(work)))
             outcomes.append(
-                Outcome(domain, plan, measured, drafts, live, line.arms[0].name, (), line.trained, spec.vocab_size)
+                Outcome(
+                    domain, plan, measured, drafts, live, line.arms[0].name, (), line.trained, spec.vocab_size, depth
+                )
             )
         load = f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}"
-    where = f"`python -m tests.bench.served.shift {' '.join(sys.argv[1:])}`; {machine()}; commit {commit()}; {load}"
+    where = f"`python -m tests.bench.served.shift {' '.join(sys.argv[1:])}`; {machine()}; commit {code}; {load}"
     learnt = "\n".join(f"- {one.name}: {dataclasses.asdict(one.learnt)}" for one in drafts)
     text = f"{where}\n\n{learnt}\n{report(drafts, outcomes)}\n"
     print(f"\n{text}", flush=True)

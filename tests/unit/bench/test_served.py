@@ -26,8 +26,8 @@ from tests.bench.served.report import Outcome, explained, ngram_lines, section, 
 from tests.bench.served.servers import OFF, Arm
 
 DRAFTS = [
-    Checkpoint(Draft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0)),
-    Checkpoint(Draft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0)),
+    Checkpoint(Draft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0, 0, 0.0)),
+    Checkpoint(Draft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)),
 ]
 LINE = line_of(DRAFTS, (4, 12))
 PLAN = Plan(LINE.arms, (1, 4), rounds=8, per_worker=4, near_tie=0.5)
@@ -141,7 +141,7 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
     same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
     live = [Seen(0, 1_400, 1.004), Seen(1, 9_000, None), Seen(2, 19_950, 2.71)]
-    return Outcome("json", PLAN, measured, DRAFTS, live, "off", LINE.ngrams, LINE.trained, 16_384)
+    return Outcome("json", PLAN, measured, DRAFTS, live, "off", LINE.ngrams, LINE.trained, 16_384, 3)
 
 
 SPEEDS = {

@@ -65,9 +65,9 @@ def test_every_version_has_its_own_account(tmp_path: Path) -> None:
     pod.counters = LiveCounters(verify_rounds=300, accepted=401)
     made._follow(3_000)
     assert len(made.seen) == 1, "the newest is served already"
-    made._account(3_500)
+    made._account(3_500, pod.counters)
     assert made.seen == [Seen(0, 1_400, 1.01), Seen(2, 3_500, 3.0)]
-    made._account(3_500)
+    made._account(3_500, pod.counters)
     assert made.seen[-1].accept_length is None, "no rounds since"
 
 
@@ -80,7 +80,10 @@ def test_a_swap_that_fails_ends_the_bench(tmp_path: Path) -> None:
 
 def test_what_was_served_is_not_served_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "seaweedfs", lambda: pytest.fail("served again"))
-    facts, told = [Learnt(0, 0, 0, 0, 0.5), Learnt(19_950, 600, 700, 340_000, 350.0)], [Seen(0, 19_950, 1.5)]
+    facts, told = (
+        [Learnt(0, 0, 0, 0, 0.5, 0, 0.0), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)],
+        [Seen(0, 19_950, 1.5)],
+    )
     for number, one in enumerate(facts):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / FACTS).write_text(json.dumps(dataclasses.asdict(one)))
@@ -88,3 +91,10 @@ def test_what_was_served_is_not_served_again(tmp_path: Path, monkeypatch: pytest
     drafts, seen = live.checkpoints([Part("json", 20_000)], tmp_path, DraftSpec(), 3, 64)
     assert drafts == [Checkpoint(Draft(tmp_path / str(n), n), one) for n, one in enumerate(facts)]
     assert seen == told
+
+
+def test_traffic_that_taught_nothing_ends_the_bench(tmp_path: Path) -> None:
+    made, _, _ = service(tmp_path)
+    made._kept = made._version = 3
+    with pytest.raises(MeasurementError, match="no version was offered after 3"):
+        made.keep(tmp_path / "1")

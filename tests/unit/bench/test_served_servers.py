@@ -102,7 +102,7 @@ def checkpoint(folder: Path, version: int, weights: bytes) -> Checkpoint:
     place = folder / str(version)
     place.mkdir()
     (place / "model.safetensors").write_bytes(weights)
-    return Checkpoint(Draft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0))
+    return Checkpoint(Draft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0, version, 0.0))
 
 
 @pytest.fixture

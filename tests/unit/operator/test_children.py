@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -61,6 +62,16 @@ def test_settings_are_what_the_roles_parse() -> None:
     assert TrainerSettings.from_json(texts["trainer"]).name == "chat"
     measured = ValidationSettings.from_json(texts["validator"])
     assert (measured.candidate, measured.active, measured.attempt) == (2, 1, 1)
+
+
+def test_a_pinned_older_image_meets_no_field_that_nobody_set() -> None:
+    def training(**given: Any) -> dict[str, Any]:
+        text = variables(containers(pods(spec(training=given))["trainer"])[0])["AURORA_SETTINGS"]["value"]
+        settings: dict[str, Any] = json.loads(text)["training"]
+        return settings
+
+    assert training() == {}
+    assert training(passes=4) == {"passes": 4}
 
 
 def test_the_engine_never_sees_the_credentials_of_the_store() -> None:

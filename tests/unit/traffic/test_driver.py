@@ -161,7 +161,9 @@ async def test_a_run_ends_with_its_messages() -> None:
     async with server([WHOLE]) as (url, seen):
         for load in (Load(url, concurrency=2), Load(url, rate=100.0, concurrency=1)):
             driver = Driver(load, messages=iter(["one", "two", "three"]))
-            assert (await driver.run()).requests == 3
+            driver.start()
+            assert driver.running
+            assert (await asyncio.to_thread(driver.wait)).requests == 3
             assert not driver.running
     asked = [word for body in seen for word in ("one", "two", "three") if f"'{word}'" in str(body)]
     assert sorted(asked) == sorted(2 * ["one", "two", "three"])

@@ -74,7 +74,7 @@ def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path
         (DraftSpec(steps=16, draft_tokens=17), Training(), Recipe(unroll_steps=8)),
         (DraftSpec(steps=5, draft_tokens=6), Training(unroll_steps=2), Recipe(unroll_steps=2)),
         (DraftSpec(), Training(replay=1, passes=3), Recipe(replay=1, passes=3)),
-        (DraftSpec(), Training(replay=0), Recipe(replay=0, passes=1)),
+        (DraftSpec(), Training(replay=0), Recipe(replay=0)),
     ],
 )
 def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_told_otherwise(

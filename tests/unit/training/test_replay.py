@@ -242,3 +242,19 @@ def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(
     assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
     assert session.steps > 8
     assert session.seen < recipe.passes * trainer.trained_tokens + recipe.batch_slots
+
+
+def test_a_backlog_is_replayed_as_often_as_is_replayed_beside_fresh_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further passes are for a trainer that would wait."""
+    real = Real(tmp_path, monkeypatch)
+    for seq in range(4):
+        tiny.put_shard(real.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])
+    trainer = real.trainer(Traffic(real.registry, 0))
+    monkeypatch.setattr(trainer, "_may_replay", lambda: False)
+    trainer.run()
+    recipe, session = trainer.session.recipe, trainer.session
+    assert trainer.ledger.total == 4
+    most = (1 + recipe.replay) * trainer.trained_tokens
+    assert most - recipe.batch_slots < session.seen < most + recipe.batch_slots

@@ -1,0 +1,52 @@
+"""How often what was learnt is learnt again: fresh positions earn replay, and replay spends it.
+
+Beside a fresh batch up to ``Recipe.replay`` batches are replayed; what positions earn beyond that is replayed while the
+trainer would wait for traces. Invariants: a position is trained ``Recipe.passes`` times on average at most, the first
+included; what is owed is never more than the memory could be asked for, so that a trainer that was busy for long does
+not wear out the little that it remembers; what is owed is saved with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from aurora_runtime.training.recipe import Recipe
+
+_OWED: Final = "owed"
+
+
+class Owed:
+    """Positions that may be replayed: at all, and of these beside fresh batches."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._again = recipe.passes - 1 if recipe.replay else 0
+        self._beside_again = min(recipe.replay, self._again)
+        self._positions = self._beside = 0
+
+    def earn(self, fresh: int, held: int) -> None:
+        """``fresh`` positions were trained once, and the memory holds ``held``."""
+        self._positions = min(self._positions + self._again * fresh, self._again * held)
+        self._beside += self._beside_again * fresh
+
+    def spend(self, positions: int, *, beside: bool) -> None:
+        """They were replayed. A batch may be larger than what was left: the next one waits for that."""
+        self._positions -= positions
+        if beside:
+            self._beside -= positions
+
+    def any(self, *, beside: bool) -> bool:
+        """Whether a batch may be replayed, ``beside`` a fresh one or for want of one."""
+        return self._positions > 0 and (self._beside > 0 or not beside)
+
+    def state(self) -> dict[str, Tensor]:
+        """What outlives the process."""
+        return {_OWED: torch.tensor([self._positions, self._beside])}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`state`; a state from before this was counted owes nothing."""
+        if _OWED in tensors:
+            self._positions, self._beside = (int(x) for x in tensors[_OWED])
