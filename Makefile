@@ -51,9 +51,12 @@ bench: env ## What steps, rounds, capture and training cost, that swaps and kill
 	$(PY) -m tests.bench.trainer
 	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
+	$(PY) -m tests.bench.learning.served
+	$(PY) -m tests.bench.learning.shift
 	$(PY) -m tests.bench.coverage
 	$(PY) -m tests.bench.vocabulary
 	$(PY) -m tests.bench.served
+	$(PY) -m tests.bench.served.shift
 
 crd: env ## Regenerate the CRD from the models
 	$(PY) -m aurora_api.crd

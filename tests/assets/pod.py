@@ -14,12 +14,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 from aurora_api.agent import AgentState, MeasurementRequest, SwapRequest
 from aurora_api.pod import SETTINGS_VARIABLE, ServingSettings
+from aurora_api.records import Channel, ChannelReason
 from aurora_runtime.serving.settings import EngineState, PodFolder
 from tests.assets.server import free_port
 
@@ -61,6 +63,11 @@ def status_of(
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+def initial_channel() -> Channel:
+    """What the operator writes first: version 0 is active."""
+    return Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
 
 
 @dataclass

@@ -15,12 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aurora_api.records import (
-    Channel,
-    ChannelReason,
-    Lineage,
-    TargetIdentity,
-)
+from aurora_api.records import Lineage, TargetIdentity
 from aurora_runtime.engine.weights import read_header
 from aurora_runtime.store.objects import sha256_file
 from tests.assets.random_draft import write_random_draft
@@ -100,7 +95,3 @@ def lineage_of(draft: Path, target: Path) -> Lineage:
         tensors={name: entry.spec for name, entry in entries.items()},
         created=datetime.now(UTC),
     )
-
-
-def initial_channel() -> Channel:
-    return Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))

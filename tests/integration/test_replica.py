@@ -27,12 +27,11 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import decode
 from aurora_runtime.validation.run import plan_of
 from tests.assets.model import ensure_model
-from tests.assets.pod import TOKEN, PodProcesses, call, status_of
+from tests.assets.pod import TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.published import publish
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
-    initial_channel,
     lineage_of,
     write_constant_draft,
     write_draft,

@@ -31,12 +31,11 @@ from aurora_runtime.engine.admin import EngineAdmin
 from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from tests.assets.model import ensure_model
-from tests.assets.pod import ADMIN, TOKEN, PodProcesses, call, status_of
+from tests.assets.pod import ADMIN, TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.published import publish
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
-    initial_channel,
     lineage_of,
     target_ids,
     with_map,

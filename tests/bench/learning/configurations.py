@@ -84,6 +84,8 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
     "map, replay 3": _row("as map, with three replayed batches", discard=0.1, remap=True, replay=3),
+    "map, replay 7": _row("as map, with seven replayed batches", discard=0.1, remap=True, replay=7),
+    "map, replay 15": _row("as map, with fifteen replayed batches", discard=0.1, remap=True, replay=15),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
     "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),
@@ -96,6 +98,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "5 steps": _row("replay, served in five steps, unrolled as deep", **PLAIN, steps=5, unroll_steps=5),
     "5 steps, unrolled 3": _row("replay, served in five steps, unrolled three deep", **PLAIN, steps=5),
     "unrolled 1": _row("replay, unrolled one deep", **PLAIN, unroll_steps=1),
+    "unrolled 5": _row("replay, unrolled five deep", **PLAIN, unroll_steps=5),
     "top 4": _row("replay, 4 tokens captured per node", **PLAIN, top_k=4),
     **{
         name: _row(f"replay, loss {name.replace('_', ' ')}", **PLAIN, loss=loss)

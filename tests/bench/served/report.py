@@ -150,10 +150,10 @@ def caption(outcome: Outcome) -> str:
         f"seen; off's answers: distinct 4-grams {distinct}, {100 * measured.distinct_answers:.0f} % of them unlike any "
         f"other. The last draft learnt from {last.requests} live requests ({last.tokens} answer tokens, held-out ones "
         f"included) in {last.steps} steps, {last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU "
-        f"seconds, the last of them {last.settled_seconds:.0f} s after the last request, unrolled {outcome.unrolled} "
-        f"deep, with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. No server "
-        "captures while it is measured. "
-        "Tok/s hold the prefill; a round is measured on streams between their first and last output (median)."
+        f"seconds, which ended {last.settled_seconds:.0f} s after the last request, unrolled {outcome.unrolled} deep, "
+        f"with a vocabulary map of {outcome.vocabulary:,} tokens; NGRAM answered the same requests before. No server "
+        "captures while it is measured. Tok/s hold the prefill; a round is measured on streams between their first and "
+        "last output (median)."
     )
 
 
