@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import hypothesis
 import pytest
+
+# Two threads on tiny tensors wait for each other, ten times as long where something else has one of two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes is the machine's business, and no property of the code.
 hypothesis.settings.register_profile("aurora", deadline=None)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tests.assets.drafted import CHAINS, TREES
-from tests.bench.learning.matching import Match
+from tests.bench.learning.matching import SHARE, Match
 
 from aurora_runtime.training.batch import Follow
 from aurora_runtime.training.losses import LOSSES
@@ -41,8 +41,10 @@ class Configuration:
     steps: int = DRAFT_STEPS  # of the rounds that held-out requests would be served in
 
     def differs(self, match: Match) -> bool:
-        """Whether it is worth a run: with equal steps the matching says how large a batch is."""
-        return match is Match.TRAFFIC or self.recipe.batch_slots == Recipe.batch_slots
+        """Whether it is worth a run: with equal steps the matching says how large a batch is, and no more can be
+        replayed than steps are shared out to."""
+        shared = SHARE % (1 + self.recipe.replay) == 0
+        return match is Match.TRAFFIC or (shared and self.recipe.batch_slots == Recipe.batch_slots)
 
     @property
     def is_default(self) -> bool:

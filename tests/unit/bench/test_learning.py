@@ -20,7 +20,7 @@ from tests.bench.learning import learner as learner_module
 from tests.bench.learning.average import Average
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.learner import Learner, met, narrowed
-from tests.bench.learning.matching import Match
+from tests.bench.learning.matching import SHARE, Match
 from tests.bench.learning.remapping import Remapping
 from tests.bench.learning.replay import fresh_traffic
 from tests.bench.learning.start import randomise
@@ -35,7 +35,9 @@ def learner_of(folder: Path, how: Configuration, match: Match) -> Learner:
     return Learner(Session(draft, vocabulary, how.recipe, CPU), how, match)
 
 
-@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+@pytest.mark.parametrize(
+    "name", [name for name, how in CONFIGURATIONS.items() if how.differs(Match.STEPS) or how.recipe.replay < SHARE]
+)
 def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, name: str) -> None:
     learner = learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS)
     before = [p.detach().clone() for p in learner.draft.parameters()]
@@ -162,6 +164,7 @@ def test_what_is_looked_at_is_the_average_and_what_learns_is_not(tmp_path: Path)
     assert not torch.equal(averaged.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
 
 
-def test_batch_sizes_are_compared_where_the_matching_does_not_set_them() -> None:
-    assert [name for name, how in CONFIGURATIONS.items() if not how.differs(Match.STEPS)] == ["batches 2", "batches 4"]
+def test_batch_sizes_and_much_replay_are_compared_where_the_matching_does_not_set_them() -> None:
+    left_out = [name for name, how in CONFIGURATIONS.items() if not how.differs(Match.STEPS)]
+    assert left_out == ["batches 2", "batches 4", "map, replay 7", "map, replay 15"]
     assert all(how.differs(Match.TRAFFIC) for how in CONFIGURATIONS.values())
