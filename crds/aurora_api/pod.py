@@ -44,8 +44,8 @@ class _Settings(Record):
         return cls.from_json(value)
 
     def to_variable(self) -> str:
-        """The value of ``AURORA_SETTINGS``. What nobody set stays away: a pinned older image refuses fields that it
-        does not know, and must not meet them before somebody uses them."""
+        """The value of ``AURORA_SETTINGS``. What is as by default stays away: a pinned older image refuses fields
+        that it does not know, and must not meet them before somebody uses them."""
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 
 

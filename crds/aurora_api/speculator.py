@@ -202,7 +202,7 @@ class Training(Model):
         ge=1,
         le=MAX_UNROLL_STEPS,
         description="Draft steps that training unrolls (EAGLE-3's training-time test); as many as draft.steps, at most"
-        f" {MAX_UNROLL_STEPS}, if unset. Deeper than it was trained a draft guesses badly.",
+        f" {MAX_UNROLL_STEPS}, if unset. Deeper than it was trained a draft guesses worse.",
     )
     publish_tokens: int = Field(
         default=20000, ge=256, description="Offer a candidate after this many new traced positions, when it improved."

@@ -92,7 +92,7 @@ def build(
         recall.refill(state.tensors, state.record.consumed, reader, memory, held_out)
         session.restore(state.tensors)
         tally.restore(state.tensors)
-        owed.restore(state.tensors)
+        owed.restore(state.tensors, memory.slots)
         log.info("resumed at step %d, %d positions", session.steps, state.record.trained_tokens)
     return Trainer(
         registry=registry,

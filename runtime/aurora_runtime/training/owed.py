@@ -30,7 +30,7 @@ class Owed:
     def earn(self, fresh: int, held: int) -> None:
         """``fresh`` positions were trained once, and the memory holds ``held``."""
         self._positions = min(self._positions + self._again * fresh, self._again * held)
-        self._beside += self._beside_again * fresh
+        self._beside = min(self._beside + self._beside_again * fresh, self._positions)
 
     def spend(self, positions: int, *, beside: bool) -> None:
         """They were replayed. A batch may be larger than what was left: the next one waits for that."""
@@ -46,7 +46,10 @@ class Owed:
         """What outlives the process."""
         return {_OWED: torch.tensor([self._positions, self._beside])}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state`; a state from before this was counted owes nothing."""
+    def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
+        """The inverse of :meth:`state`, as far as the recipe of now and a memory that holds ``held`` positions allow; a
+        state from before this was counted owes nothing."""
         if _OWED in tensors:
-            self._positions, self._beside = (int(x) for x in tensors[_OWED])
+            positions, beside = (int(x) for x in tensors[_OWED])
+            self._positions = min(positions, self._again * held)
+            self._beside = min(beside, self._positions)

@@ -110,7 +110,8 @@ class Trainer:
             self._step(group)
             fresh = sum(example.fresh for example in group)
             self.trained_tokens += fresh
-            self.owed.earn(fresh, self.memory.slots)
+            # Of a long prompt only the end is there to be trained again.
+            self.owed.earn(sum(min(example.fresh, example.slots) for example in group), self.memory.slots)
             for _ in range(recipe.replay):
                 if self.owed.any(beside=True):
                     self._replay(beside=True)

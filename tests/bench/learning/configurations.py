@@ -3,7 +3,7 @@
 Each row but ``fifo``, ``tree``, ``5 steps`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is
 ``discard 0.1`` on the same answers with other rounds, ``5 steps`` is unrolled deeper and served deeper, ``map`` is
 ``discard 0.1`` with the trainer's changes of the vocabulary map, and ``map, replay 3`` with as much replay as the
-trainer does too. All see the same fresh requests.
+trainer makes beside fresh batches too. All see the same fresh requests.
 """
 
 from __future__ import annotations

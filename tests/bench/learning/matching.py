@@ -1,7 +1,7 @@
 """What is held equal when recipes are compared: the optimizer steps, or the traffic.
 
 With equal steps who replays takes bigger batches, so that no recipe learns more only because it moves more often. With
-equal traffic every recipe makes the steps that the trainer makes with it: a replayed batch is a further step.
+equal traffic every recipe makes the steps that the trainer makes beside fresh batches: a replayed one is one more.
 Invariant: either way all recipes see the same fresh requests between two looks.
 """
 

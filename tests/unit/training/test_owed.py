@@ -48,16 +48,27 @@ def test_a_long_busy_time_is_not_made_up_for_on_the_little_that_is_remembered(
 
 @given(recipe=recipes, fresh=fresh_batches)
 def test_what_is_owed_outlives_the_process(recipe: Recipe, fresh: list[int]) -> None:
-    before, after = Owed(recipe), Owed(recipe)
+    before, after, held = Owed(recipe), Owed(recipe), 100_000
     for positions in fresh:
-        before.earn(positions, 10_000)
+        before.earn(positions, held)
         replayed(before, 512, beside=True, most=1)
-    after.restore(before.state())
+    after.restore(before.state(), held)
     assert torch.equal(after.state()["owed"], before.state()["owed"])
     assert [after.any(beside=b) for b in (True, False)] == [before.any(beside=b) for b in (True, False)]
 
 
 def test_a_state_from_before_it_was_counted_owes_nothing() -> None:
     owed = Owed(Recipe())
-    owed.restore({"counters": torch.tensor([700, 340_000])})
+    owed.restore({"counters": torch.tensor([700, 340_000])}, 10_000)
     assert not owed.any(beside=False)
+
+
+@given(recipe=recipes, then=recipes, held=st.integers(0, 20_000))
+def test_another_recipe_or_a_smaller_memory_owes_no_more_than_it_could(recipe: Recipe, then: Recipe, held: int) -> None:
+    before, after = Owed(recipe), Owed(then)
+    before.earn(20_000, 20_000)
+    after.restore(before.state(), held)
+    most = (then.passes - 1) * held if then.replay else 0
+    assert replayed(after, 512, beside=False) < most + 512
+    if not most:
+        assert not after.any(beside=False)
