@@ -1,8 +1,8 @@
 """One look at a speculator: custom resource, children, agents, store -> :class:`Observed`.
 
-Invariants: the order is pods and Jobs before the store, so that a finished Job's evidence is never missed; only the API
-server's failure ends a look early; what is kept between looks (connections, cached create-once records, the live
-window) may be lost at any time without changing a decision.
+Invariants: the order is Jobs, pods, store, so that a finished Job's evidence, and what its pod said, is never missed;
+only the API server's failure ends a look early; what is kept between looks (connections, cached create-once records,
+the live window) may be lost at any time without changing a decision.
 """
 
 from __future__ import annotations
@@ -93,11 +93,13 @@ class Observer:
 
     async def _children(self, owner: Owner) -> dict[tuple[str, str], Object]:
         labels = selector_text(owner)
-        kinds = (*kube.CHILDREN, kube.JOB, kube.POD)
+        kinds = (*kube.CHILDREN, kube.JOB)
         lists = await asyncio.gather(
             *(asyncio.to_thread(self._api.list, kind, owner.namespace, labels) for kind in kinds)
         )
-        return {(obj["kind"], obj["metadata"]["name"]): obj for found in lists for obj in found}
+        # Pods last: what a failed Job's pod said has been said by then.
+        pods = await asyncio.to_thread(self._api.list, kube.POD, owner.namespace, labels)
+        return {(obj["kind"], obj["metadata"]["name"]): obj for found in (*lists, pods) for obj in found}
 
     async def _secret(self, name: str) -> Object | None:
         """By name only: the operator may not list Secrets."""

@@ -115,7 +115,7 @@ DRIVER = """
 import json, os, pathlib, time, urllib.request
 replica = json.loads(os.environ["AURORA_SETTINGS"])["replica"]
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
-url = f"http://{replica['ip']}:{replica['agentPort']}/v1/measurement"
+url = f"http://{replica['ip']}:{replica.get('agentPort', 8471)}/v1/measurement"
 for _ in range(15):
     body = {"measurement": replica["measurement"], "epoch": replica["epoch"], "leaseSeconds": 10, "begin": False}
     headers = {"Authorization": f"Bearer {token}"}
