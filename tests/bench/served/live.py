@@ -30,7 +30,7 @@ from tests.bench.served.messages import traffic
 from tests.traffic.driver import Driver, Load
 
 from aurora_api.agent import LiveCounters, SwapPhase, SwapRequest
-from aurora_api.pod import ServingSettings
+from aurora_api.pod import ServingSettings, TrainerSettings
 from aurora_api.records import TrainerPhase
 from aurora_api.speculator import Capture, Training
 from aurora_api.speculator import Draft as DraftSpec
@@ -48,8 +48,6 @@ SETTLE_S: Final = 2 * PUBLISH_SECONDS
 """The trainer waits for traces this long: so it has made its passes, and the last offer."""
 STEADY_S: Final = 2400.0
 LONGEST_S: Final = 3600.0
-
-
 FACTS: Final = "learnt.json"
 TRAINER_LOG: Final = "trainer.log"
 
@@ -127,8 +125,8 @@ class Service:
     s3: S3
     registry: Registry
     pod: PodProcesses
+    training: TrainerSettings
     work: Path
-    unroll: int
     longest: int
     tokens: int = 0
     requests: int = 0
@@ -145,7 +143,8 @@ class Service:
         objects = ObjectStore(s3.config())
         objects.ensure_bucket()
         registry = Registry(objects)
-        training = settings_for(registry, ensure_model(), Training(), spec)
+        recipe = Training(unroll_steps=unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
+        training = settings_for(registry, ensure_model(), recipe, spec)
         settings = ServingSettings(
             namespace=training.namespace,
             name=training.name,
@@ -154,15 +153,13 @@ class Service:
             capture=Capture(shard_seconds=SHARD_SECONDS),
             store=training.store,
         )
-        return cls(s3, registry, PodProcesses(work / "pod", settings, s3.environment()), work, unroll, longest)
+        return cls(s3, registry, PodProcesses(work / "pod", settings, s3.environment()), training, work, longest)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Start the trainer, then the pod with the untrained draft; stop both."""
-        training = Training(unroll_steps=self.unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
         log = self.work / TRAINER_LOG
-        settings = settings_for(self.registry, ensure_model(), training, self.pod.settings.draft)
-        with trainer(self.s3, settings, log) as process:
+        with trainer(self.s3, self.training, log) as process:
             self._trainer = process
             wait_for("day 0", lambda: self.registry.last_version() is not None, process, log)
             self.registry.advance_channel(initial_channel())
@@ -174,7 +171,7 @@ class Service:
 
     def serve(self, part: Part) -> None:
         """Send the traffic of ``part`` and swap to every version that is offered, until all of it is learnt."""
-        load = Load(self.pod.engine_url, concurrency=CONCURRENCY, max_tokens=self.longest, again_seconds=0.0)
+        load = Load(self.pod.engine_url, concurrency=CONCURRENCY, max_tokens=self.longest)
         messages = self._messages.setdefault(part.domain, iter(traffic(part.domain)))
         driver = Driver(load, messages=messages)
         driver.start()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from tests.bench.equality import commit, machine
-from tests.bench.served.__main__ import LONGEST_ANSWER, line_of, said, serve, shape, unrolled
+from tests.bench.served.line import LONGEST_ANSWER, line_of, said, serve, shape, unrolled
 from tests.bench.served.live import Checkpoint, Part, checkpoints
 from tests.bench.served.measure import Plan
 from tests.bench.served.messages import DOMAINS, RESERVED

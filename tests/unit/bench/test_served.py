@@ -19,7 +19,7 @@ from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.load import Answer, BatchResult
 from tests.bench.engine import Timing
 from tests.bench.served import messages
-from tests.bench.served.__main__ import line_of, shape, unrolled
+from tests.bench.served.line import line_of, shape, unrolled
 from tests.bench.served.live import Checkpoint, Learnt, Seen
 from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
 from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines

@@ -51,7 +51,7 @@ class Versions:
 
 def service(tmp_path: Path) -> tuple[Service, ObedientPod, Versions]:
     pod, versions = ObedientPod(), Versions()
-    return Service(cast(Any, None), cast(Any, versions), cast(Any, pod), tmp_path, 3, 64), pod, versions
+    return Service(cast(Any, None), cast(Any, versions), cast(Any, pod), cast(Any, None), tmp_path, 64), pod, versions
 
 
 def test_every_version_has_its_own_account(tmp_path: Path) -> None:

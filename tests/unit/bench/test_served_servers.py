@@ -20,7 +20,7 @@ from aurora_runtime.validation import servers
 from aurora_runtime.validation.drafts import Draft
 from aurora_runtime.validation.servers import EngineSet
 from tests.bench.learning.served import ask
-from tests.bench.served.__main__ import line_of
+from tests.bench.served.line import line_of
 from tests.bench.served.live import Checkpoint, Learnt
 from tests.bench.served.measure import Plan, measure
 from tests.bench.served.servers import DRAFT, Servers
