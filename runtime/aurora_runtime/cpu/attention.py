@@ -30,7 +30,8 @@ class Group:
     rows: [B*E] rows of the query tensor (None: all rows in order); padding repeats a valid row.
     kept: [B*E] bool, False for padding (None: no padding).
     slots: [B*L] slots of the KV buffers; padding repeats a valid slot.
-    visible: [B, 1, E, L] bool, True where a query sees a key (None: everybody sees everything).
+    visible: [B, 1, R, L] bool, True where a row of queries sees a key; R are the rows that `attend` folds E queries
+        into, or 1 where all see the same.
     """
 
     batch: int
@@ -39,7 +40,7 @@ class Group:
     rows: torch.Tensor | None
     kept: torch.Tensor | None
     slots: torch.Tensor
-    visible: torch.Tensor | None
+    visible: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def plan_extend(
     extend_start_loc: torch.Tensor,
     tree_mask: torch.Tensor | None,
     *,
+    fold: int,
     causal: bool,
 ) -> Plan:
     """`extend_seq_lens[i]` new queries per request, whose keys are the last of the request's `seq_lens[i]` slots.
@@ -88,6 +90,7 @@ def plan_extend(
     Args:
         extend_start_loc: [B] first query row of each request.
         tree_mask: flat bool, for each request e x e (among the new tokens, prefix visible) or e x seq_len (all keys).
+        fold: query heads per KV head.
         causal: without a mask, whether query j sees only keys up to its own.
     """
     lengths = extend_seq_lens.tolist()
@@ -114,6 +117,7 @@ def plan_extend(
                 extend_start_loc[chosen].long(),
                 tree_mask,
                 None if mask_starts is None else (mask_starts[0][chosen], mask_starts[1][chosen]),
+                fold=fold,
                 causal=causal,
                 everything=len(members) == len(lengths),
             )
@@ -129,6 +133,7 @@ def _extend_group(
     tree_mask: torch.Tensor | None,
     mask_layout: tuple[torch.Tensor, torch.Tensor] | None,
     *,
+    fold: int,
     causal: bool,
     everything: bool,
 ) -> Group:
@@ -153,7 +158,7 @@ def _extend_group(
         visible = valid[:, None, :].expand(batch, queries, keys)
     rows = None if uniform and everything else (starts[:, None] + query_in).flatten()
     kept = None if uniform else (query < new[:, None]).flatten()
-    return Group(batch, queries, keys, rows, kept, slots.flatten(), visible[:, None])
+    return Group(batch, queries, keys, rows, kept, slots.flatten(), _enough(visible.repeat(1, fold, 1)[:, None]))
 
 
 def attend(
@@ -185,18 +190,12 @@ def attend(
         shape = (group.batch, group.keys, kv_heads)
         key = k_buffer.index_select(0, group.slots).view(*shape, width).transpose(1, 2)
         value = v_buffer.index_select(0, group.slots).view(*shape, v_buffer.shape[2]).transpose(1, 2)
-        visible = group.visible
-        if visible is not None and group.queries > 1:
-            visible = visible.expand(group.batch, fold, group.queries, group.keys)
-            visible = visible.reshape(group.batch, 1, fold * group.queries, group.keys)
         count = fold * group.queries
-        if count < LEAST_ROWS:
-            folded = _repeated(folded)
-            visible = visible if visible is None or group.queries == 1 else _repeated(visible)
+        folded = _enough(folded)
         if logit_cap > 0:
-            mixed = _capped(folded, key, value, visible, scaling, logit_cap)
+            mixed = _capped(folded, key, value, group.visible, scaling, logit_cap)
         else:
-            mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible, scale=scaling)
+            mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=group.visible, scale=scaling)
         unfolded = mixed[:, :, :count].view(group.batch, kv_heads, fold, group.queries, -1).permute(0, 3, 1, 2, 4)
         if group.rows is None:
             output.view(group.batch, group.queries, kv_heads, fold, -1).copy_(unfolded)
@@ -208,8 +207,10 @@ def attend(
             output.index_copy_(0, target, flat)
 
 
-def _repeated(rows: torch.Tensor) -> torch.Tensor:
-    """[B, X, R, Y] -> [B, X, LEAST_ROWS, Y], rows over and over."""
+def _enough(rows: torch.Tensor) -> torch.Tensor:
+    """[B, X, R, Y] -> [B, X, at least LEAST_ROWS, Y], rows over and over."""
+    if rows.shape[2] >= LEAST_ROWS:
+        return rows
     return rows.repeat(1, 1, -(-LEAST_ROWS // rows.shape[2]), 1)[:, :, :LEAST_ROWS]
 
 
@@ -217,14 +218,12 @@ def _capped(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    visible: torch.Tensor | None,
+    visible: torch.Tensor,
     scaling: float,
     logit_cap: float,
 ) -> torch.Tensor:
     scores = logit_cap * torch.tanh(query.float() @ key.float().transpose(-1, -2) * (scaling / logit_cap))
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -math.inf)
-    return (scores.softmax(-1) @ value.float()).to(query.dtype)
+    return (scores.masked_fill(~visible, -math.inf).softmax(-1) @ value.float()).to(query.dtype)
 
 
 def require_plain(*, cross: bool, sliding_window: int, sinks: torch.Tensor | None) -> None:

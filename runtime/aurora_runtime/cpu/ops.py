@@ -82,7 +82,14 @@ def _extend_attention(
 ) -> None:
     require_plain(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
     plan = plan_extend(
-        req_to_token, req_pool_indices, seq_lens, extend_seq_lens, extend_start_loc, tree_mask, causal=is_causal
+        req_to_token,
+        req_pool_indices,
+        seq_lens,
+        extend_seq_lens,
+        extend_start_loc,
+        tree_mask,
+        fold=query.shape[1] // k_buffer.shape[1],
+        causal=is_causal,
     )
     attend(query, k_buffer, v_buffer, output, plan, sm_scale, logit_cap)
 

@@ -42,13 +42,13 @@ def compute_head(
     return packed.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
 
 
-def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any], attention.Plan]) -> Callable[..., Any]:
+def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int], attention.Plan]) -> Callable[..., Any]:
     """A method of IntelAMXAttnBackend with one plan for all layers of a pass.
 
     Args:
         key_of: the backend's metadata of this pass: SGLang makes a new object for every pass, so the plan is kept as
             long as the object is the same.
-        plan_of: makes the plan from the backend and the batch.
+        plan_of: makes the plan from the backend, the batch, and how many query heads share a KV head.
     """
 
     def forward(
@@ -68,7 +68,7 @@ def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any], atte
         key = key_of(self)
         kept: tuple[object, attention.Plan] | None = getattr(self, _PLAN, None)
         if kept is None or kept[0] is not key:
-            kept = key, plan_of(self, forward_batch)
+            kept = key, plan_of(self, forward_batch, layer.tp_q_head_num // layer.tp_k_head_num)
             setattr(self, _PLAN, kept)
         pool = self.token_to_kv_pool
         k_buffer, v_buffer = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
@@ -100,7 +100,7 @@ def _decode_key(backend: Any) -> object:
     return backend.forward_metadata if expanded is None else expanded
 
 
-def _decode_plan(backend: Any, batch: Any) -> attention.Plan:
+def _decode_plan(backend: Any, batch: Any, _: int) -> attention.Plan:
     if backend.draft_decode_metadata is None:
         table = backend.req_to_token_pool.req_to_token
         return attention.plan_decode(table, batch.req_pool_indices, batch.seq_lens)
@@ -108,10 +108,10 @@ def _decode_plan(backend: Any, batch: Any) -> attention.Plan:
     return attention.plan_decode(table, rows, lengths)
 
 
-def _extend_plan(backend: Any, batch: Any) -> attention.Plan:
+def _extend_plan(backend: Any, batch: Any, fold: int) -> attention.Plan:
     lengths, new, starts, tree_mask = backend.extend_metadata
     table = backend.req_to_token_pool.req_to_token
-    return attention.plan_extend(table, batch.req_pool_indices, lengths, new, starts, tree_mask, causal=True)
+    return attention.plan_extend(table, batch.req_pool_indices, lengths, new, starts, tree_mask, fold=fold, causal=True)
 
 
 forward_decode = _forward(_decode_key, _decode_plan)

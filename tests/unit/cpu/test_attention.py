@@ -35,7 +35,7 @@ class Case:
     def __init__(self, seed: int, batch: int, kv_heads: int, fold: int, width: int, dtype: torch.dtype) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.dtype = dtype
-        self.heads, self.kv_heads, self.width = kv_heads * fold, kv_heads, width
+        self.heads, self.kv_heads, self.fold, self.width = kv_heads * fold, kv_heads, fold, width
         self.k = self.normal(POOL_SLOTS, kv_heads, width)
         self.v = self.normal(POOL_SLOTS, kv_heads, width)
         self.table = torch.stack(
@@ -109,7 +109,10 @@ def test_extending_equals_each_query_over_what_it_may_see(case: Case, kind: str,
     elif kind == "full tree":
         mask = torch.cat([see.flatten() for see in visible])
     output = torch.zeros_like(query)
-    plan = attention.plan_extend(case.table, case.rows, lengths, new.int(), starts.int(), mask, causal=kind == "causal")
+    causal = kind == "causal"
+    plan = attention.plan_extend(
+        case.table, case.rows, lengths, new.int(), starts.int(), mask, fold=case.fold, causal=causal
+    )
     attention.attend(query, case.k, case.v, output, plan, 0.3, 0.0)
     for request in range(batch):
         for index in range(int(new[request])):
@@ -133,6 +136,7 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
         torch.full((batch,), new, dtype=torch.int32),
         torch.arange(0, batch * new, new, dtype=torch.int32),
         None,
+        fold=case.fold,
         causal=True,
     )
     attention.attend(query, case.k, case.v, together, plan, 0.125, 0.0)
@@ -172,7 +176,8 @@ def test_verifying_a_token_is_decoding_it_bit_for_bit(dtype: torch.dtype, kv_hea
         query = torch.randn(new, kv_heads * fold, width, generator=random).to(dtype)
         together, alone = torch.zeros_like(query), torch.zeros_like(query)
         lengths, asked = torch.tensor([total]), torch.tensor([new], dtype=torch.int32)
-        plan = attention.plan_extend(table, rows, lengths, asked, torch.zeros_like(asked), None, causal=True)
+        starts = torch.zeros_like(asked)
+        plan = attention.plan_extend(table, rows, lengths, asked, starts, None, fold=fold, causal=True)
         attention.attend(query, k, v, together, plan, 0.125, 0.0)
         for index in range(new):
             one = slice(index, index + 1)
@@ -215,6 +220,7 @@ def test_a_mask_of_the_wrong_size_is_refused() -> None:
             torch.tensor([4]),
             torch.tensor([0]),
             torch.ones(17, dtype=torch.bool),
+            fold=1,
             causal=True,
         )
 
@@ -227,6 +233,6 @@ def test_unsupported_attention_is_refused_instead_of_answered() -> None:
 def test_padding_is_bounded_however_unequal_a_prefill_batch_is() -> None:
     new = torch.tensor([1, 1000, 3, 2, 900, 1])
     table = torch.arange(1024).repeat(6, 1).int()
-    plan = attention.plan_extend(table, torch.arange(6), new, new, new.cumsum(0) - new, None, causal=True)
+    plan = attention.plan_extend(table, torch.arange(6), new, new, new.cumsum(0) - new, None, fold=1, causal=True)
     assert sum(group.batch * group.queries for group in plan.groups) <= 2 * int(new.sum())
     assert math.prod(plan.groups[0].slots.shape) > 0
