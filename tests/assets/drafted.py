@@ -23,7 +23,7 @@ from aurora_api.speculator import Draft as DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose
-from tests.assets.traces import TOP_K, cached, domain_traces, json_traces
+from tests.assets.traces import TOP_K, cached, digest_of, domain_traces, json_traces
 from tests.assets.trained_draft import day_0, learn
 from tests.traffic.prompts import Domain
 
@@ -43,7 +43,9 @@ SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, top_k=3, 
 
 def drafted_traces(domain: str, count: int = 160, shape: str = CHAINS) -> list[RequestTrace]:
     """The first ``count`` requests of ``domain`` with rounds; made once (some minutes of one core) and cached."""
-    return cached(f"{domain}-{shape}-r{REVISION}-{count}", lambda: serve(TRAFFIC[domain](count), SHAPES[shape]))
+    traces = TRAFFIC[domain](count)
+    digest = digest_of(str(trace.request) for trace in traces)
+    return cached(f"{domain}-{shape}-{digest}-r{REVISION}-{count}", lambda: serve(traces, SHAPES[shape]))
 
 
 def serve(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:

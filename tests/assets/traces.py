@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import random
@@ -142,7 +143,12 @@ def json_traces(count: int = 160) -> list[RequestTrace]:
 def domain_traces(domain: Domain, count: int = 160) -> list[RequestTrace]:
     """``count`` traces of the requests that :mod:`tests.traffic` sends."""
     messages = list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
-    return cached(f"{domain}-r{REVISION}-{count}", lambda: generate(messages))
+    return cached(f"{domain}-{digest_of(messages)}-r{REVISION}-{count}", lambda: generate(messages))
+
+
+def digest_of(requests: Iterable[str]) -> str:
+    """A part of a cache's name that changes with what is asked."""
+    return hashlib.sha256("\0".join(requests).encode()).hexdigest()[:8]
 
 
 def cached(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[RequestTrace]:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from tests.assets.model import ensure_model
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import domain_traces
@@ -40,8 +41,8 @@ from aurora_runtime.store import ObjectStore, Registry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.session import VOCABULARY
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.recipe import Recipe
+from aurora_runtime.training.session import Session
 
 RECORDED = 160
 POLL_S = 0.5
@@ -82,8 +83,8 @@ class Watch:
     _newest: int = 0
 
     def __post_init__(self) -> None:
-        self._draft, _ = day_0()
-        vocab = self._draft.config.vocab_size
+        self._session = Session(*day_0(), Recipe(), torch.device("cpu"))
+        vocab = self._session.draft.config.vocab_size
         self._examples = [e for trace in self.held_out for e in examples_of(trace, vocab)]
 
     @property
@@ -105,9 +106,9 @@ class Watch:
         from safetensors.torch import load
 
         tensors = load(data)
-        self._draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self._draft.named_parameters()})
-        vocabulary = Vocabulary.of(tensors[VOCABULARY], self._draft.config.vocab_size)
-        seen = [evaluate(self._draft, [e], vocabulary, DRAFT_STEPS) for e in self._examples]
+        self._session.restore(tensors)
+        served, vocabulary = self._session.served, self._session.vocabulary
+        seen = [evaluate(served, [e], vocabulary, DRAFT_STEPS) for e in self._examples]
         self.states.append(state)
         self.looks.append(
             Look(state.trained_tokens, state.step, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))

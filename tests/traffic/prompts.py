@@ -90,13 +90,21 @@ def sql(seed: int = 0) -> Iterator[str]:
 
 
 _MODULES = _words("""
-    argparse ast bisect calendar cmd code codecs collections colorsys configparser contextlib copy csv dataclasses
-    datetime difflib dis email.utils enum filecmp fileinput fnmatch fractions functools getopt gettext glob gzip
-    hashlib heapq html http.cookies inspect ipaddress json.decoder json.encoder keyword linecache locale logging
-    mailbox mimetypes netrc ntpath numbers optparse os pathlib pickletools pkgutil plistlib posixpath pprint queue
-    quopri random reprlib sched shelve shlex shutil smtplib socket statistics string subprocess tabnanny tarfile
-    tempfile textwrap threading timeit token tokenize trace traceback typing urllib.parse urllib.request uuid
-    warnings wave weakref xml.dom.minidom xml.sax.saxutils zipfile
+    argparse ast asyncio.base_events asyncio.base_subprocess asyncio.events asyncio.futures asyncio.locks
+    asyncio.queues asyncio.runners asyncio.selector_events asyncio.sslproto asyncio.streams asyncio.subprocess
+    asyncio.tasks asyncio.transports asyncio.unix_events bisect calendar cmd code codecs collections colorsys
+    concurrent.futures._base concurrent.futures.process concurrent.futures.thread configparser contextlib copy csv
+    dataclasses datetime difflib dis email.utils enum filecmp fileinput fnmatch fractions functools getopt gettext
+    glob gzip hashlib heapq html http.cookies inspect ipaddress json.decoder json.encoder keyword linecache locale
+    logging mailbox mimetypes multiprocessing.connection multiprocessing.context multiprocessing.heap
+    multiprocessing.managers multiprocessing.pool multiprocessing.process multiprocessing.queues
+    multiprocessing.reduction multiprocessing.resource_tracker multiprocessing.shared_memory
+    multiprocessing.synchronize multiprocessing.util netrc ntpath numbers optparse os pathlib pickletools pkgutil
+    plistlib posixpath pprint queue quopri random reprlib sched shelve shlex shutil smtplib socket statistics string
+    subprocess tabnanny tarfile tempfile textwrap threading timeit token tokenize trace traceback typing
+    unittest.async_case unittest.case unittest.loader unittest.main unittest.mock unittest.result unittest.runner
+    unittest.suite unittest.util urllib.parse urllib.request uuid warnings wave weakref xml.dom.minidom
+    xml.sax.saxutils xmlrpc.client xmlrpc.server zipfile
 """)
 _LINES = range(3, 16)
 _TASK = "Write the docstring of this Python function: say in one or two sentences what it does. Do not repeat the code."

@@ -69,7 +69,7 @@ class Candidates:
         if len(held_out) < MIN_REQUESTS:
             return Outcome(None, None, f"waiting for held-out requests: {len(held_out)} of {MIN_REQUESTS}")
         examples = held_out.newest_first()
-        new = evaluate(session.draft, examples, session.vocabulary, self._steps)
+        new = evaluate(session.served, examples, session.vocabulary, self._steps)
         held, vocabulary = self._held
         old = evaluate(held.to(session.device), examples[: new.requests], vocabulary, self._steps)
         gain = new.accept_length - old.accept_length
@@ -84,7 +84,7 @@ class Candidates:
     def _register(self, session: Session, accept_length: float, trained_tokens: int) -> Registration:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            exported = export.export(session.draft, session.vocabulary.to_target, folder)
+            exported = export.export(session.served, session.vocabulary.to_target, folder)
             newest = self._registry.last_version()
             number = INITIAL_VERSION if newest is None else newest
             if self._registry.registration(number).digest == exported.digest:
@@ -107,6 +107,6 @@ class Candidates:
                 except ObjectExists:
                     log.warning("version %d was taken by another trainer; taking the next", number)
                     continue
-                draft, ids = export.load(folder, session.draft.embedding)
+                draft, ids = export.load(folder, session.served.embedding)
                 self._held = draft, Vocabulary.of(ids, draft.config.vocab_size)
                 return registration

@@ -42,7 +42,7 @@ class Order(StrEnum):
     START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
     STEP = "step"  # with the rank's share
-    ROUND = "round"  # the moments, because the leader saves
+    SETTLE = "settle"  # moments and mean, because the leader saves
     STOP = "stop"
 
 
@@ -143,13 +143,13 @@ class SharedSession(Session):
         (self._ranks.size * loss).backward()  # type: ignore[no-untyped-call]  # DDP averages; the step's is the sum
         return self._ranks.total(loss)
 
-    def round_moments(self) -> None:
+    def settle(self) -> dict[str, Tensor]:
         if self._ranks.leads:
             try:
-                self._ranks.tell(Order.ROUND)
+                self._ranks.tell(Order.SETTLE)
             except RuntimeError:
                 log.warning("another rank has ended: what was learnt is saved, and the next step ends this one too")
-        super().round_moments()
+        return super().settle()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         if self._ranks.leads:
@@ -174,8 +174,8 @@ def follow(ranks: Ranks, device: torch.device) -> SharedSession | None:
             session.step(what)
         elif order is Order.RESTORE:
             session.restore(ranks.spread())
-        elif order is Order.ROUND:
-            session.round_moments()
+        elif order is Order.SETTLE:
+            session.settle()
 
 
 def deal(examples: Sequence[Example], ranks: int) -> list[list[Example]]:

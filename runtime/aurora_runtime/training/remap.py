@@ -1,8 +1,9 @@
 """A session's state under another vocabulary map: the head's rows change places, and nothing else changes.
 
-Invariant: what was learnt of a token that both maps hold stays, bit for bit, weights and moments alike, so the draft
-scores it as before; a token that comes in starts as on day 0, from the target's own head, with moments of zero. The
-optimizer's step count is shared, so such a row's first steps are shorter than the rate, never longer.
+Invariant: what was learnt of a token that both maps hold stays, bit for bit, weights, moments and mean alike, so the
+draft scores it as before; a token that comes in starts as on day 0, from the target's own head, with moments of zero
+and its mean at its weights. The optimizer's step count is shared, so such a row's first steps are shorter than the
+rate, never longer. The mean of the weights begins anew with the next step, because it would trail behind such rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.training.average import BEGAN, DISTANCE
 from aurora_runtime.training.session import MOMENTS, VOCABULARY
 
 HEAD: Final = "lm_head.weight"
@@ -26,7 +28,8 @@ def remapped(state: Mapping[str, Tensor], ids: Tensor, head: Tensor) -> dict[str
     source = place[ids]
     shared = source >= 0
     rows = {f"weight.{HEAD}": head[ids].to(state[f"weight.{HEAD}"].dtype)}
-    rows |= {key: torch.zeros_like(state[key]) for key in (f"{moment}.{HEAD}" for moment in MOMENTS) if key in state}
+    beside = (f"{part}.{HEAD}" for part in (*MOMENTS, DISTANCE))
+    rows |= {key: torch.zeros_like(state[key]) for key in beside if key in state}
     for key, fresh in rows.items():
         fresh[shared] = state[key][source[shared]]
-    return {**state, **rows, VOCABULARY: ids}
+    return {**state, **rows, VOCABULARY: ids, BEGAN: torch.tensor(0)}

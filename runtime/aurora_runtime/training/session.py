@@ -2,7 +2,8 @@
 
 Invariant: what :meth:`Session.state` returns and :meth:`Session.restore` takes is everything that decides the next
 step, so that a resumed session continues identically; the vocabulary map is part of it, because the head's rows mean
-nothing without it. To keep that true with moments stored in bf16 (half the bytes), saving rounds the live moments too.
+nothing without it. To keep that true with moments stored in bf16 (half the bytes), saving rounds the live moments too,
+and the mean of the weights likewise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.training.average import Average
 from aurora_runtime.training.batch import Batch, collate
 from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.examples import Example
@@ -39,9 +41,15 @@ class Session:
         self.steps = 0
         self.seen = 0  # positions trained, every repetition counted
         self.loss: float | None = None
+        self._average = Average(self.draft, recipe.average_steps)
         self._optimizer = torch.optim.AdamW(
             self.draft.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True
         )
+
+    @property
+    def served(self) -> Draft:
+        """What would be served: the mean of the draft's weights over the last steps."""
+        return self._average.draft
 
     def step(self, examples: Sequence[Example]) -> float:
         """One optimizer step on ``examples``; returns the loss (mean over taught positions, steps weighted)."""
@@ -78,21 +86,23 @@ class Session:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        self._average.follow()
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         return True
 
-    def round_moments(self) -> None:
-        """Round the live moments to what :meth:`state` stores."""
+    def settle(self) -> dict[str, Tensor]:
+        """Round the live moments and the live mean to what :meth:`state` stores; returns the mean's part of it."""
         for parameter in self.draft.parameters():
             for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
                 if live is not None:
                     live.copy_(live.to(torch.bfloat16))
+        return self._average.state()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides the next step, on the CPU."""
-        self.round_moments()
-        tensors = {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
+        tensors = self.settle()
+        tensors |= {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
         for name, parameter in self.draft.named_parameters():
             for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
@@ -105,7 +115,8 @@ class Session:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of :meth:`state`. A state from before maps could change has none, and leaves the session's."""
+        """The inverse of :meth:`state`. A state from before maps could change has none, and leaves the session's; one
+        from before weights were averaged has no mean: it begins at the weights."""
         if VOCABULARY in tensors:
             self.vocabulary = Vocabulary.of(tensors[VOCABULARY], self.draft.config.vocab_size)
         self.steps, self.seen = (int(x) for x in tensors["counters"])
@@ -113,6 +124,7 @@ class Session:
         self.loss = None if math.isnan(loss) else loss
         self.generator.set_state(tensors["generator"])
         self.draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self.draft.named_parameters()})
+        self._average.restore(tensors)
         for name, parameter in self.draft.named_parameters():
             if f"exp_avg.{name}" in tensors:
                 self._optimizer.state[parameter] = {

@@ -2,8 +2,8 @@
 
 Each row but ``fifo``, ``tree``, ``5 steps`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is
 ``discard 0.1`` on the same answers with other rounds, ``5 steps`` is unrolled deeper and served deeper, ``map`` is
-``discard 0.1`` with the trainer's changes of the vocabulary map, and ``map, replay 3`` with as much replay as the
-trainer makes beside fresh batches too. All see the same fresh requests.
+``discard 0.1`` with the trainer's changes of the vocabulary map, ``map, replay 3`` with as much replay as the trainer
+makes beside fresh batches too, and averaged it is what the trainer does. All see the same fresh requests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class Configuration:
     top_k: int = CAPTURED  # of the target's most likely tokens, per node
     shape: str = CHAINS  # of the rounds
     as_target: bool = True  # whether layer and head begin as the target's
-    averaged: bool = False  # whether the weights' moving average is what would be served
     remap: bool = False  # whether the vocabulary map follows the traffic
     steps: int = DRAFT_STEPS  # of the rounds that held-out requests would be served in
 
@@ -58,18 +57,18 @@ def _row(
     top_k: int = CAPTURED,
     shape: str = CHAINS,
     as_target: bool = True,
-    averaged: bool = False,
     remap: bool = False,
     steps: int = DRAFT_STEPS,
     **changes: Any,
 ) -> Configuration:
-    recipe = dataclasses.replace(Recipe(), **{"replay": 1, **changes})
-    return Configuration(what, recipe, top_k, shape, as_target, averaged, remap, steps)
+    recipe = dataclasses.replace(Recipe(), **{"replay": 1, "average_steps": 1, **changes})
+    return Configuration(what, recipe, top_k, shape, as_target, remap, steps)
 
 
 PUBLISHED: Final = "fifo"
 REFERENCE: Final = "replay"
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "follow": Follow.COMMITTED})
+AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_steps": Recipe.average_steps})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"follow": Follow.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
@@ -86,8 +85,22 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
     "map, replay 3": _row("as map, with three replayed batches", discard=0.1, remap=True, replay=3),
+    "map, replay 3, averaged": _row(
+        "as map, with three replayed batches, the mean of the last weights",
+        discard=0.1,
+        remap=True,
+        replay=3,
+        **AVERAGED,
+    ),
     "map, replay 7": _row("as map, with seven replayed batches", discard=0.1, remap=True, replay=7),
     "map, replay 15": _row("as map, with fifteen replayed batches", discard=0.1, remap=True, replay=15),
+    "map, replay 15, averaged": _row(
+        "as map, with fifteen replayed batches, the mean of the last weights",
+        discard=0.1,
+        remap=True,
+        replay=15,
+        **AVERAGED,
+    ),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
     "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),
@@ -96,7 +109,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "tree": _row("replay, rejected nodes weigh 0.1, drafted in trees", shape=TREES, discard=0.1),
     "tree, discard 1": _row("replay, rejected nodes weigh 1, drafted in trees", shape=TREES, discard=1.0),
     "random": _row("replay, layer and head begin random", **PLAIN, as_target=False),
-    "ema": _row("replay, moving average of the weights", **PLAIN, averaged=True),
+    "averaged": _row("replay, the mean of the last weights", **PLAIN, **AVERAGED),
     "5 steps": _row("replay, served in five steps, unrolled as deep", **PLAIN, steps=5, unroll_steps=5),
     "5 steps, unrolled 3": _row("replay, served in five steps, unrolled three deep", **PLAIN, steps=5),
     "unrolled 1": _row("replay, unrolled one deep", **PLAIN, unroll_steps=1),

@@ -11,7 +11,6 @@ import torch
 from tests.assets.drafted import SHAPES, rounds_of
 from tests.assets.proposals import propose
 from tests.assets.trained_draft import day_0, target
-from tests.bench.learning.average import Average
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches
 from tests.bench.learning.remapping import Remapping
@@ -54,11 +53,8 @@ class Learner:
         remapping: Remapping | None = None,
         memory: int = REPLAY_BYTES,
     ) -> None:
-        if remapping and how.averaged:
-            raise ValueError("the rows of a head change places with its map: their average would be none")
         self.session, self._how, self._match, self._remapping = session, how, match, remapping
         self._memory = Memory(memory)
-        self._average = Average(session.draft) if how.averaged else None
 
     @classmethod
     def from_day_0(cls, how: Configuration, match: Match, seed: int, memory: int = REPLAY_BYTES) -> Learner:
@@ -73,7 +69,7 @@ class Learner:
     @property
     def draft(self) -> Draft:
         """The weights that would be served."""
-        return self._average.draft if self._average else self.session.draft
+        return self.session.served
 
     def learn(self, shard: Iterable[RequestTrace], judges: Sequence[Example]) -> None:
         """``judges`` are held-out examples: another vocabulary map must cover more of them."""
@@ -82,8 +78,6 @@ class Learner:
         self._memory.add(examples)
         for batch in batches(self._match, examples, self._memory, recipe, session.generator):
             session.step(batch)
-            if self._average:
-                self._average.follow(session.draft)
         if self._remapping:
             self._remapping.after(examples, judges)
 

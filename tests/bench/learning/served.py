@@ -5,8 +5,8 @@ What a draft is worth in speed, and beside NGRAM, is tests/bench/served's questi
 in turn, swapped as in production. Invariant: the prefix cache is emptied at every swap, because the same prompts are
 asked again and the keys of another draft would cost acceptance.
 
-    python -m tests.bench.learning.served [--traffic json] [--match traffic] [--only fifo "map, replay 3"] [--seed 0]
-                                          [--looks 0 2 4 6 8] [--out DIR]
+    python -m tests.bench.learning.served [--traffic json] [--match traffic] [--only fifo "map, replay 3, averaged"]
+                                          [--seed 0] [--looks 0 2 4 6 8] [--out DIR]
 """
 
 from __future__ import annotations

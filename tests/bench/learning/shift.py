@@ -7,7 +7,7 @@ would go on with. The memory has room for all of it, so what is compared is what
 it is what survives in it.
 
     python -m tests.bench.learning.shift [--domains json docstrings] [--match traffic] [--seeds 0 1 2]
-                                         [--only fifo recent "map, replay 3"] [--memory 1024]
+                                         [--only fifo recent "map, replay 3, averaged"] [--memory 1024]
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from aurora_runtime.training.session import Session
 from aurora_runtime.training.vocabulary import Vocabulary
 from tests.assets.drafted import CHAINS, SHAPES, TREES
 from tests.bench.learning import learner as learner_module
-from tests.bench.learning.average import Average
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.learner import Learner, met, narrowed
 from tests.bench.learning.matching import SHARE, Match
@@ -47,7 +46,7 @@ def test_every_configuration_makes_the_same_steps_and_learns(tmp_path: Path, nam
 
 
 def test_one_configuration_is_what_the_trainer_does() -> None:
-    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map, replay 3"]
+    assert [name for name, how in CONFIGURATIONS.items() if how.is_default] == ["map, replay 3, averaged"]
 
 
 def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_trainer(tmp_path: Path) -> None:
@@ -73,13 +72,6 @@ def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkey
     after = session.vocabulary.to_target
     assert len(after) == len(before.to_target)
     assert int((after >= 150).sum()) > int((before.to_target >= 150).sum())
-
-
-def test_nobody_averages_a_head_whose_rows_change_places(tmp_path: Path) -> None:
-    target, how = tiny.target(tmp_path), CONFIGURATIONS["ema"]
-    session = Session(*tiny.draft_of(target), how.recipe, CPU)
-    with pytest.raises(ValueError, match="average"):
-        Learner(session, how, Match.STEPS, Remapping(session, target))
 
 
 @pytest.mark.parametrize("shape", [CHAINS, TREES])
@@ -141,30 +133,17 @@ def test_a_random_start_is_the_seeds_and_keeps_how_the_targets_states_come_in(tm
     assert bool((one.norm.weight == 1).all())
 
 
-def test_an_average_follows_and_remembers_neither_the_start_nor_one_step_alone(tmp_path: Path) -> None:
-    draft, _ = tiny.draft_of(tiny.target(tmp_path))
-    average = Average(draft)
-    assert average.draft.embedding is draft.embedding
-    for value in range(101):
-        with torch.no_grad():
-            draft.norm.weight.fill_(float(value))
-        average.follow(draft)
-    middle = average.draft.norm.weight
-    assert bool((middle == middle[0]).all())
-    assert 85 < float(middle[0]) < 97  # about a tenth of the steps behind
-    assert all(not p.requires_grad for p in average.draft.parameters())
-
-
 def test_what_is_looked_at_is_the_average_and_what_learns_is_not(tmp_path: Path) -> None:
     traces = [tree_trace(seed, answer=8) for seed in range(24)]
-    plain, averaged = (learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS) for name in (REFERENCE, "ema"))
+    plain, averaged = (learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS) for name in (REFERENCE, "averaged"))
     for learner in (plain, averaged):
         learner.learn(traces, [])
+    assert torch.equal(plain.draft.lm_head.weight, plain.session.draft.lm_head.weight)
     assert torch.equal(plain.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
     assert not torch.equal(averaged.draft.lm_head.weight, averaged.session.draft.lm_head.weight)
 
 
 def test_batch_sizes_and_much_replay_are_compared_where_the_matching_does_not_set_them() -> None:
     left_out = [name for name, how in CONFIGURATIONS.items() if not how.differs(Match.STEPS)]
-    assert left_out == ["batches 2", "batches 4", "map, replay 7", "map, replay 15"]
+    assert left_out == ["batches 2", "batches 4", "map, replay 7", "map, replay 15", "map, replay 15, averaged"]
     assert all(how.differs(Match.TRAFFIC) for how in CONFIGURATIONS.values())

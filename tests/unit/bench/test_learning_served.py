@@ -35,7 +35,7 @@ def traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Traffic:
     return Traffic("json", {CHAINS: traces, TREES: traces}, 1.0)
 
 
-@pytest.mark.parametrize("name", ["ema", "random"])
+@pytest.mark.parametrize("name", ["averaged", "random"])
 def test_a_run_keeps_the_draft_of_every_look(tmp_path: Path, traffic: Traffic, name: str) -> None:
     done = run(traffic, name, CONFIGURATIONS[name], Match.TRAFFIC, 1, None, tmp_path / "kept")
     fresh = [t for t in traffic.traces[CHAINS] if not t.held_out]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from aurora_runtime.training.average import BEGAN, DISTANCE
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.init import initial_draft
@@ -21,6 +22,7 @@ from tests.unit.training import tiny
 CPU = torch.device("cpu")
 IDS = torch.tensor(sorted({*range(90, 389), 399}))
 HEAD = "lm_head.weight"
+BESIDE = (*MOMENTS, DISTANCE)
 
 
 @pytest.fixture
@@ -37,22 +39,22 @@ def session_of(target: TargetModel) -> tuple[Session, list[Example]]:
 def trained(target: TargetModel) -> tuple[Session, list[Example], dict[str, Tensor]]:
     """A session after some steps, and its state then."""
     session, examples = session_of(target)
-    for _ in range(4):
+    for _ in range(12):
         session.step(examples)
     return session, examples, {name: tensor.clone() for name, tensor in session.state().items()}
 
 
-def test_shared_rows_keep_weights_and_moments_and_new_ones_are_the_targets(target: TargetModel) -> None:
+def test_shared_rows_keep_weights_moments_and_mean_and_new_ones_are_the_targets(target: TargetModel) -> None:
     session, _, before = trained(target)
     old = session.vocabulary
     after = remapped(session.state(), IDS, target.head)
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
-    assert changed == {"vocabulary", f"weight.{HEAD}", *(f"{moment}.{HEAD}" for moment in MOMENTS)}
+    assert changed == {"vocabulary", BEGAN, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)}
     assert 200 < sum(int(old.to_draft[i]) >= 0 for i in IDS) < len(IDS)
     for row, token in enumerate(IDS.tolist()):
         place = int(old.to_draft[token])
-        for name in (f"weight.{HEAD}", *(f"{moment}.{HEAD}" for moment in MOMENTS)):
+        for name in (f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)):
             fresh = target.head[token].float() if name.startswith("weight.") else torch.zeros(tiny.HIDDEN)
             want = before[name][place] if place >= 0 else fresh.to(before[name].dtype)
             assert torch.equal(after[name][row], want)
@@ -69,11 +71,21 @@ def test_tokens_that_both_maps_hold_score_as_before(target: TargetModel) -> None
     session, _, _ = trained(target)
     hidden = torch.randn(5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
     old, before = session.vocabulary, session.draft.logits(hidden).detach()
+    served = session.served.logits(hidden).detach()
     session.restore(remapped(session.state(), IDS, target.head))
     shared = [i for i in IDS.tolist() if old.to_draft[i] >= 0]
     assert session.vocabulary.to_target.tolist() == IDS.tolist()
-    after = session.draft.logits(hidden).detach()[:, session.vocabulary.to_draft[shared].long()]
-    torch.testing.assert_close(after, before[:, old.to_draft[shared].long()], atol=1e-6, rtol=1e-6)
+    places, former = session.vocabulary.to_draft[shared].long(), old.to_draft[shared].long()
+    torch.testing.assert_close(session.draft.logits(hidden)[:, places], before[:, former], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(session.served.logits(hidden)[:, places], served[:, former], atol=1e-3, rtol=1e-3)
+
+
+def test_the_mean_begins_anew_so_that_it_does_not_trail_behind_rows_that_came_in(target: TargetModel) -> None:
+    session, examples, _ = trained(target)
+    assert not torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
+    session.restore(remapped(session.state(), IDS, target.head))
+    session.step(examples)
+    assert torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
 
 
 def test_there_and_back_again_only_what_was_dropped_is_lost(target: TargetModel) -> None:
