@@ -3,10 +3,10 @@
 Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``plan``: validation, rollout, channel and
 status together, by two operators that were started by mistake and may each die between any two actions, against a
 simulated store, cluster and agents. Candidates are measured beside the pods or on one of them; Jobs may be refused.
-Evidence comes late, twice, about a former active version or never; agents are
-silent or lie; the store is out of reach for a while; the clock is set forwards and backwards; people edit, pin, promote
-and abort. ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and Kubernetes that
-loses what it acknowledged.
+Evidence comes late, twice, about a former active version or never; agents are silent or lie; the store is out of reach
+for a while; the clock is set forwards and backwards; people edit, pin, promote and abort. What must hold all the while
+is in ``promises``; ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and
+Kubernetes that loses what it acknowledged.
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, event, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from aurora_api.agent import SwapPhase
-from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason, Evidence, VerdictKind
-from aurora_api.speculator import Where
-from aurora_api.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
-from aurora_operator.observed import Observed
-from aurora_operator.plan import Loan, Plan, Swap
-from aurora_operator.plan.build import MAX_REJECTED
-from aurora_runtime.store import Keys
+from aurora_api.records import INITIAL_VERSION, Evidence, VerdictKind
+from aurora_api.status import RolloutPhase
+from tests.unit.operator.promises import Promises
 from tests.unit.operator.simulated_operator import SimulatedOperator
-from tests.unit.operator.simulation import LIES, SimulatedCluster, SimulatedPod, SimulatedStore
+from tests.unit.operator.simulation import LIES, SimulatedPod
 
 MOVING, RESTING = 2.0, 15.0
 """Seconds between looks, as in the real loop."""
@@ -36,28 +31,16 @@ DEADLINE = 60
 JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
 UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
 KINDS = ("good", "good", "bad", "deadly", "fading")
-FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
 
 
-class PlanMachine(RuleBasedStateMachine):
+class PlanMachine(Promises):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
-        self.store, self.cluster = SimulatedStore(), SimulatedCluster()
         self.operators = [SimulatedOperator(self.cluster, self.store, self.obeyed) for _ in range(2)]
         self.late_evidence: list[Evidence] = []
         self.traffic, self.gate = True, "passes"
-        self.kinds: dict[int, str] = {INITIAL_VERSION: "good"}
-        """What live traffic makes of a version, whatever the gate says: good, bad, deadly, fading once it is active."""
-        self.blamed: set[int] = set()
-        """Something was seen of this version, or said by a person: it may be refused."""
-        self.vouched: set[int] = set()
-        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
-        self.stale = False
-        """A pod obeyed an operator that did not know the newest decision: soon put right, but not at once."""
         self.joined = self.pace = 0
-        self.lent: dict[str, int] = {}
-        """Since faults stopped: how often a replica left for a measurement."""
         self.end = "judged"
         """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
         kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go even so."""
@@ -83,16 +66,6 @@ class PlanMachine(RuleBasedStateMachine):
         self.pace = pace
         if looks:
             self.candidate_comes_far(kind=kind, looks=looks)
-
-    @property
-    def status(self) -> SpeculatorStatus:
-        return SpeculatorStatus.model_validate_json(self.cluster.status)
-
-    @property
-    def channel(self) -> Channel:
-        channel = self.store.channel
-        assert channel is not None, "made before the first rule"
-        return channel
 
     # the trainer, the gate and the store -----------------------------------------------------------------------------
 
@@ -370,143 +343,6 @@ class PlanMachine(RuleBasedStateMachine):
         self.check_plan(seen, made)
         operator.act(100)
         return made.moving
-
-    # the promises ----------------------------------------------------------------------------------------------------
-
-    def check_plan(self, seen: Observed, made: Plan) -> None:
-        before, channel = seen.status.rollout, seen.store.channel
-        after = before if made.status is None else made.status.rollout
-        event(f"{before.phase} -> {after.phase}")
-        judged = bool(seen.spec.rollout.analysis.consecutive_success_limit)
-        faulty, lied = (any(getattr(pod, what) for pod in self.cluster.pods) for what in ("faulty", "lie"))
-        for version in {before.version, after.version} - {None}:
-            assert version is not None
-            self.vouched |= set() if judged and not lied else {version}
-            self.blamed |= {version} if faulty else set()
-        assert after.epoch >= before.epoch, "the fencing number went back"
-        if made.status is not None:
-            assert len(made.status.history) <= MAX_HISTORY
-            assert len(made.status.rejected) <= 2 * MAX_REJECTED
-            for version in set(made.status.rejected) - set(seen.status.rejected):
-                self.check_refusal(version, after.message)
-        if channel is None:
-            assert (made.swaps, made.job) == ((), None), "no decision without the store"
-            return
-        self.check_swaps(seen, made, after.phase)
-        self.check_loans(seen, made, after.phase)
-        if made.advance is not None:
-            self.check_advance(seen, made.advance)
-
-    def check_refusal(self, version: int, message: str) -> None:
-        wrong = {version for version, kind in self.kinds.items() if kind != "good"}
-        known = set(self.channel.rejected)
-        assert version in self.blamed | wrong | known, f"version {version}: nothing but time passed: {message}"
-
-    def check_swaps(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
-        channel, rules = seen.store.channel, seen.spec.rollout
-        assert channel is not None, "the caller has seen it"
-        asked = {swap.request.version for swap in made.swaps}
-        refused = {*channel.rejected, *seen.status.rejected}
-        forward = asked - {channel.active}
-        assert len(asked) <= 1
-        for version in forward:  # promise 1
-            assert seen.store.earned(version), "not earned"
-            assert version not in refused, "refused before"
-            assert phase in FORWARD
-        if forward:  # promise 2
-            agents = [pod.agent for pod in seen.pods]
-            busy = sum(a is not None and a.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) for a in agents)
-            down = sum(not pod.ready or agent is None for pod, agent in zip(seen.pods, agents, strict=True))
-            assert len(made.swaps) + busy <= rules.max_swapping
-            assert down <= rules.max_unavailable
-        elif phase is RolloutPhase.IDLE and not rules.paused:
-            assert len(made.swaps) <= max(rules.max_swapping, 1)
-
-    def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
-        """Promise 2: capacity is lent where it can be spared, one pod at a time, and never in the midst of a roll."""
-        channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
-        assert channel is not None, "the caller has seen it"
-        assert not away & {swap.pod for swap in made.swaps}
-        if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:  # promise 3
-            assert not away, "it would come back with a former version in the midst of a roll"
-            held = {view.agent.version for view in seen.pods if view.ready and view.agent}
-            assert held == {channel.active}, "a third version would serve in the midst of a roll"
-            offered = made.status.rollout.version if made.status is not None else None
-            assert offered is not None
-            assert offered not in {*channel.rejected, *seen.status.rejected}, "refused before"
-            assert seen.store.earned(offered), "promise 1"
-        left = [loan.pod for loan in made.loans if loan.request.begin]
-        if made.job is not None or left:
-            assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
-        if made.job is not None and seen.spec.validation.where is Where.REPLICA:
-            assert away, "first withdrawn, then measured on"
-        if left:
-            staying = [view for view in seen.pods if view.name not in left]
-            assert len(left) == 1
-            assert staying
-            assert not away
-            assert made.job is None
-            assert all(view.ready and view.agent and view.agent.version == channel.active for view in staying)
-
-    def check_advance(self, seen: Observed, channel: Channel) -> None:
-        former = seen.store.channel
-        assert former is not None, "the first record has no former"
-        assert channel.epoch == former.epoch + 1
-        assert channel.active in self.store.registrations
-        assert set(former.rejected) <= set(channel.rejected)
-        for version in set(channel.rejected) - set(former.rejected):
-            assert version != channel.active
-            self.check_refusal(version, channel.message)
-        if channel.reason is ChannelReason.PROMOTED:  # promise 4
-            proofs = {
-                Keys.evidence(version, attempt): proof for (version, attempt), proof in self.store.evidence.items()
-            }
-            assert channel.evidence is not None
-            proof = proofs[channel.evidence]
-            assert (proof.version, proof.verdict.kind) == (channel.active, VerdictKind.PASS)
-            assert proof.active_version == former.active
-            assert channel.active not in former.rejected
-            answering = [view.agent.version if view.agent else None for view in seen.pods if view.ready]
-            assert set(answering) == {channel.active}, "a pod that may answer requests was not seen to serve it"
-        elif channel.reason is ChannelReason.PINNED:
-            assert channel.active == seen.spec.draft.pin
-            assert self.store.passed(channel.active)
-        else:
-            back = channel.reason is ChannelReason.ROLLED_BACK
-            assert channel.active == (former.previous if back else former.active)
-
-    def obeyed(self, asked: Swap | Loan, seen: Observed) -> None:
-        """A pod took on what it was asked for, now, after however many other things."""
-        if isinstance(asked, Loan):
-            name = asked.request.measurement
-            self.lent[name] = self.lent.get(name, 0) + 1
-            return
-        version, known = asked.request.version, seen.store.channel
-        assert self.store.passed(version), "never passed"
-        assert known is not None
-        if known.epoch == self.channel.epoch:
-            assert version == known.active or version not in known.rejected
-        current = self.status.rollout
-        self.stale |= known.epoch < self.channel.epoch or asked.request.epoch < current.epoch
-
-    @invariant()
-    def earned(self) -> None:
-        """No pod serves, or is on its way to, a version that never passed."""
-        for pod in self.cluster.pods:
-            assert pod.version is None or self.store.passed(pod.version)
-
-    @invariant()
-    def at_most_two_versions(self) -> None:
-        """But for pods that come up late, and until the word of an operator out of date is put right."""
-        pods = [pod for pod in self.cluster.pods if pod.serves and not pod.late and not pod.faulty]
-        versions = {pod.version for pod in pods}
-        self.stale &= len(versions) > 1
-        assert len(versions) <= 2 or self.stale
-
-    @invariant()
-    def the_channel_names_what_is_registered(self) -> None:
-        assert self.channel.active in self.store.registrations
-        assert len(self.channel.rejected) <= MAX_REJECTED
 
     # convergence -----------------------------------------------------------------------------------------------------
 
