@@ -23,7 +23,7 @@ from aurora_api.speculator import Draft as DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose
-from tests.assets.traces import TOP_K, cached, digest_of, domain_traces, json_traces
+from tests.assets.traces import TOP_K, cached, domain_prompts, kept_as, prompts, recorded
 from tests.assets.trained_draft import day_0, learn
 from tests.traffic.prompts import Domain
 
@@ -31,10 +31,11 @@ REVISION: Final = 1
 """Part of the cache's name: raise it when the generation below changes."""
 PHASE: Final = 40
 """Requests that one draft serves."""
-TRAFFIC: Final[dict[str, Callable[[int], list[RequestTrace]]]] = {
-    "json": json_traces,
-    "docstrings": partial(domain_traces, Domain.DOCSTRINGS),
+TRAFFIC: Final[dict[str, Callable[[int], list[str]]]] = {
+    "json": prompts,
+    "docstrings": partial(domain_prompts, Domain.DOCSTRINGS),
 }
+"""The first so many messages of a kind."""
 CHAINS: Final = "drafted"
 TREES: Final = "treed"
 SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, top_k=3, draft_tokens=8)}
@@ -43,9 +44,9 @@ SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, top_k=3, 
 
 def drafted_traces(domain: str, count: int = 160, shape: str = CHAINS) -> list[RequestTrace]:
     """The first ``count`` requests of ``domain`` with rounds; made once (some minutes of one core) and cached."""
-    traces = TRAFFIC[domain](count)
-    digest = digest_of(str(trace.request) for trace in traces)
-    return cached(f"{domain}-{shape}-{digest}-r{REVISION}-{count}", lambda: serve(traces, SHAPES[shape]))
+    messages = TRAFFIC[domain](count)
+    name = kept_as(f"{domain}-{shape}", messages, REVISION)
+    return cached(name, lambda: serve(recorded(domain, messages), SHAPES[shape]))
 
 
 def serve(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:

@@ -137,18 +137,28 @@ def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
 
 def json_traces(count: int = 160) -> list[RequestTrace]:
     """``count`` traces of JSON extraction with an example in the prompt."""
-    return cached(f"json-r{REVISION}-{count}", lambda: generate(prompts(count)))
+    return recorded("json", prompts(count))
 
 
 def domain_traces(domain: Domain, count: int = 160) -> list[RequestTrace]:
     """``count`` traces of the requests that :mod:`tests.traffic` sends."""
-    messages = list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
-    return cached(f"{domain}-{digest_of(messages)}-r{REVISION}-{count}", lambda: generate(messages))
+    return recorded(domain, domain_prompts(domain, count))
 
 
-def digest_of(requests: Iterable[str]) -> str:
-    """A part of a cache's name that changes with what is asked."""
-    return hashlib.sha256("\0".join(requests).encode()).hexdigest()[:8]
+def domain_prompts(domain: Domain, count: int) -> list[str]:
+    """Their user messages."""
+    return list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
+
+
+def recorded(name: str, messages: Sequence[str]) -> list[RequestTrace]:
+    """Traces of ``messages``."""
+    return cached(kept_as(name, messages, REVISION), lambda: generate(messages))
+
+
+def kept_as(name: str, messages: Sequence[str], revision: int) -> str:
+    """A name in the cache that changes with what is asked."""
+    digest = hashlib.sha256("\0".join(messages).encode()).hexdigest()[:8]
+    return f"{name}-{digest}-r{revision}-{len(messages)}"
 
 
 def cached(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[RequestTrace]:

@@ -30,8 +30,8 @@ class Group:
     rows: [B*E] rows of the query tensor (None: all rows in order); padding repeats a valid row.
     kept: [B*E] bool, False for padding (None: no padding).
     slots: [B*L] slots of the KV buffers; padding repeats a valid slot.
-    visible: [B, 1, R, L] bool, True where a row of queries sees a key; R are the rows that `attend` folds E queries
-        into, or 1 where all see the same.
+    visible: [B, 1, R, L] bool, True where a row sees a key; R are the rows that `attend` folds the queries into, or 1
+        where a request decodes a single one.
     """
 
     batch: int

@@ -40,7 +40,7 @@ class Outcome:
 
 
 class Candidates:
-    """Compares the draft in training with the last registered version and registers the next one."""
+    """Compares what would be served with the last registered version and registers the next one."""
 
     def __init__(
         self,

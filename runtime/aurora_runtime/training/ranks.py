@@ -1,6 +1,7 @@
 """One session on several processes of one machine: rank 0 leads, the others compute their share of its steps.
 
-Invariants: rank 0 alone knows the store, the memory and the clock, so that nothing it does depends on how many help it;
+Invariants: rank 0 alone knows the store, the memory, the clock and the mean of the weights, which is served, so that
+nothing it does depends on how many help it;
 all ranks hold the same weights and moments, bit for bit, because all apply the same summed gradients; a step on given
 examples is the same on any number of ranks up to rounding, because its losses are averaged over the positions of all.
 
@@ -42,7 +43,7 @@ class Order(StrEnum):
     START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
     STEP = "step"  # with the rank's share
-    SETTLE = "settle"  # moments and mean, because the leader saves
+    ROUND = "round"  # the moments, because the leader saves
     STOP = "stop"
 
 
@@ -123,7 +124,7 @@ class SharedSession(Session):
     def __init__(
         self, draft: Draft, vocabulary: Vocabulary, recipe: Recipe, device: torch.device, ranks: Ranks
     ) -> None:
-        super().__init__(draft, vocabulary, recipe, device)
+        super().__init__(draft, vocabulary, recipe, device, offers=ranks.leads)
         self._ranks = ranks
         if ranks.leads:
             ranks.tell(Order.START, (draft.config, draft.embedding.dtype, recipe))
@@ -143,13 +144,13 @@ class SharedSession(Session):
         (self._ranks.size * loss).backward()  # type: ignore[no-untyped-call]  # DDP averages; the step's is the sum
         return self._ranks.total(loss)
 
-    def settle(self) -> dict[str, Tensor]:
+    def round_moments(self) -> None:
         if self._ranks.leads:
             try:
-                self._ranks.tell(Order.SETTLE)
+                self._ranks.tell(Order.ROUND)
             except RuntimeError:
                 log.warning("another rank has ended: what was learnt is saved, and the next step ends this one too")
-        return super().settle()
+        super().round_moments()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         if self._ranks.leads:
@@ -174,8 +175,8 @@ def follow(ranks: Ranks, device: torch.device) -> SharedSession | None:
             session.step(what)
         elif order is Order.RESTORE:
             session.restore(ranks.spread())
-        elif order is Order.SETTLE:
-            session.settle()
+        elif order is Order.ROUND:
+            session.round_moments()
 
 
 def deal(examples: Sequence[Example], ranks: int) -> list[list[Example]]:

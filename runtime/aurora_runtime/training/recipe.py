@@ -23,7 +23,7 @@ class Recipe:
     step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and Aurora's published loop)
     warmup_steps: int = 10
     clip: float = 1.0
-    average_steps: int = 200  # the mean of the weights over so many steps is what is served; 1: the weights themselves
+    average_horizon: int = 200  # at most so many steps' mean of the weights is served; 1: the weights themselves
     betas: tuple[float, float] = (0.9, 0.95)  # a short memory: the stream drifts, and early steps must count
     batch_slots: int = 512  # bounds a step's time; not in seconds, so that who resumes takes the same steps
     prompt_weight: float = 0.0

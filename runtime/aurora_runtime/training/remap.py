@@ -3,7 +3,7 @@
 Invariant: what was learnt of a token that both maps hold stays, bit for bit, weights, moments and mean alike, so the
 draft scores it as before; a token that comes in starts as on day 0, from the target's own head, with moments of zero
 and its mean at its weights. The optimizer's step count is shared, so such a row's first steps are shorter than the
-rate, never longer. The mean of the weights begins anew with the next step, because it would trail behind such rows.
+rate, never longer. With the next step the mean begins anew (``average``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.average import BEGAN, DISTANCE
+from aurora_runtime.training.average import AGE, DISTANCE
 from aurora_runtime.training.session import MOMENTS, VOCABULARY
 
 HEAD: Final = "lm_head.weight"
@@ -32,4 +32,4 @@ def remapped(state: Mapping[str, Tensor], ids: Tensor, head: Tensor) -> dict[str
     rows |= {key: torch.zeros_like(state[key]) for key in beside if key in state}
     for key, fresh in rows.items():
         fresh[shared] = state[key][source[shared]]
-    return {**state, **rows, VOCABULARY: ids, BEGAN: torch.tensor(0)}
+    return {**state, **rows, VOCABULARY: ids} | ({AGE: torch.tensor(0)} if AGE in state else {})

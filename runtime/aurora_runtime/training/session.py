@@ -32,16 +32,19 @@ VOCABULARY: Final = "vocabulary"
 
 
 class Session:
-    """One draft in training on one device. Not thread-safe."""
+    """One draft in training on one device. Not thread-safe. ``offers``: whether what would be served is asked of it."""
 
-    def __init__(self, draft: Draft, vocabulary: Vocabulary, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, draft: Draft, vocabulary: Vocabulary, recipe: Recipe, device: torch.device, *, offers: bool = True
+    ) -> None:
         self.draft = draft.to(device)
         self.vocabulary, self.recipe, self.device = vocabulary, recipe, device
         self.generator = torch.Generator().manual_seed(SEED)
         self.steps = 0
         self.seen = 0  # positions trained, every repetition counted
         self.loss: float | None = None
-        self._average = Average(self.draft, recipe.average_steps)
+        averaged = offers and recipe.average_horizon > 1
+        self._average = Average(self.draft, recipe.average_horizon) if averaged else None
         self._optimizer = torch.optim.AdamW(
             self.draft.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True
         )
@@ -49,7 +52,7 @@ class Session:
     @property
     def served(self) -> Draft:
         """What would be served: the mean of the draft's weights over the last steps."""
-        return self._average.draft
+        return self._average.draft if self._average else self.draft
 
     def step(self, examples: Sequence[Example]) -> float:
         """One optimizer step on ``examples``; returns the loss (mean over taught positions, steps weighted)."""
@@ -86,23 +89,24 @@ class Session:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self._average.follow()
+        if self._average:
+            self._average.follow()
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         return True
 
-    def settle(self) -> dict[str, Tensor]:
-        """Round the live moments and the live mean to what :meth:`state` stores; returns the mean's part of it."""
+    def round_moments(self) -> None:
+        """Round the live moments to what :meth:`state` stores."""
         for parameter in self.draft.parameters():
             for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
                 if live is not None:
                     live.copy_(live.to(torch.bfloat16))
-        return self._average.state()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides the next step, on the CPU."""
-        tensors = self.settle()
-        tensors |= {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
+        self.round_moments()
+        tensors = {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
+        tensors |= self._average.state() if self._average else {}
         for name, parameter in self.draft.named_parameters():
             for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
@@ -124,7 +128,8 @@ class Session:
         self.loss = None if math.isnan(loss) else loss
         self.generator.set_state(tensors["generator"])
         self.draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self.draft.named_parameters()})
-        self._average.restore(tensors)
+        if self._average:
+            self._average.restore(tensors)
         for name, parameter in self.draft.named_parameters():
             if f"exp_avg.{name}" in tensors:
                 self._optimizer.state[parameter] = {

@@ -61,14 +61,14 @@ def _row(
     steps: int = DRAFT_STEPS,
     **changes: Any,
 ) -> Configuration:
-    recipe = dataclasses.replace(Recipe(), **{"replay": 1, "average_steps": 1, **changes})
+    recipe = dataclasses.replace(Recipe(), **{"replay": 1, "average_horizon": 1, **changes})
     return Configuration(what, recipe, top_k, shape, as_target, remap, steps)
 
 
 PUBLISHED: Final = "fifo"
 REFERENCE: Final = "replay"
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "follow": Follow.COMMITTED})
-AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_steps": Recipe.average_steps})
+AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe.average_horizon})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"follow": Follow.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {

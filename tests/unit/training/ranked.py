@@ -19,7 +19,7 @@ from tests.unit.training.trees import tree_trace
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(learning_rate=5e-3, discard=0.3)
-STEPS = 12  # of which some follow a save, some a restore, and some a change of the vocabulary map
+STEPS = 8  # of which some follow a save, some a restore, and some a change of the vocabulary map
 
 
 def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:

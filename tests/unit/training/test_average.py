@@ -83,7 +83,7 @@ def test_a_state_without_a_mean_begins_at_the_weights(draft: Draft) -> None:
 
 def test_what_is_served_is_the_mean_and_what_learns_is_not(tmp_path: Path) -> None:
     def learnt(horizon: int) -> Session:
-        recipe = Recipe(learning_rate=5e-3, average_steps=horizon)
+        recipe = Recipe(learning_rate=5e-3, average_horizon=horizon)
         session = Session(*tiny.draft_of(tiny.target(tmp_path)), recipe, torch.device("cpu"))
         for _ in range(40):
             session.step(examples)

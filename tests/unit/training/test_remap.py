@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from aurora_runtime.training.average import BEGAN, DISTANCE
+from aurora_runtime.training.average import AGE, DISTANCE
 from aurora_runtime.training.evaluate import evaluate
 from aurora_runtime.training.examples import Example, examples_of
 from aurora_runtime.training.init import initial_draft
@@ -50,7 +50,7 @@ def test_shared_rows_keep_weights_moments_and_mean_and_new_ones_are_the_targets(
     after = remapped(session.state(), IDS, target.head)
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
-    assert changed == {"vocabulary", BEGAN, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)}
+    assert changed == {"vocabulary", AGE, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)}
     assert 200 < sum(int(old.to_draft[i]) >= 0 for i in IDS) < len(IDS)
     for row, token in enumerate(IDS.tolist()):
         place = int(old.to_draft[token])

@@ -250,6 +250,19 @@ def test_only_a_gain_is_registered_and_only_once(model: TargetModel) -> None:
     assert registry.last_version() == 1
 
 
+def test_what_is_measured_and_registered_is_the_mean_of_the_weights(model: TargetModel) -> None:
+    registry, _ = tiny.memory_registry()
+    session, candidates, held = offering(registry, model)
+    trained = evaluate(session.draft, held.newest_first(), session.vocabulary, 3)
+    served = evaluate(session.served, held.newest_first(), session.vocabulary, 3)
+    offered = candidates.offer(session, held, 300)
+    assert offered.candidate == served != trained
+    registered, _ = lineage.fetch(registry, 1, model)
+    heads = [draft.lm_head.weight.bfloat16() for draft in (registered, session.served, session.draft)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
 def test_each_draft_is_measured_with_its_own_map_and_registered_with_it(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     session, candidates, held = offering(registry, model)
