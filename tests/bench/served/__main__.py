@@ -9,7 +9,7 @@ shape). In every round all of them answer the same prompts, which none has seen,
     python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8]
                                   [--shapes 3 5 2x2x6] [--vocabulary 16384] [--out DIR]
 
-On two quiet cores JSON extraction takes about 20 minutes and docstrings about 50. With ``--out`` the drafts are kept
+On two quiet cores JSON extraction takes about 15 minutes and docstrings about 40. With ``--out`` the drafts are kept
 for another run of the same commit. Exits non-zero when an answer differs beyond a near tie or a request failed.
 """
 
@@ -40,7 +40,7 @@ from aurora_api.speculator import DType
 from aurora_runtime.validation.equality import near_tie
 
 MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
-"""Answer tokens of traffic at which a draft is measured. Docstrings end before: one for each function there is."""
+"""Answer tokens of traffic at which a draft is measured."""
 NGRAM_TOKENS: Final = (4, 12)
 """As many as our draft's, and SGLang's own default."""
 
