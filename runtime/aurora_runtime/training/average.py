@@ -33,7 +33,7 @@ SHARE: Final = 0.2
 
 class Average:
     """The mean of ``draft`` over ``horizon`` steps: the weight of a step has then fallen to 1/e. Shares the draft's
-    embedding."""
+    embedding, which torch's ``AveragedModel`` would copy: the target's whole ``[vocab, H]``."""
 
     def __init__(self, draft: Draft, horizon: int) -> None:
         self.draft: Draft = copy.deepcopy(draft, {id(draft.embedding): draft.embedding})

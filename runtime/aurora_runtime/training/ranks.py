@@ -1,9 +1,9 @@
 """One session on several processes of one machine: rank 0 leads, the others compute their share of its steps.
 
 Invariants: rank 0 alone knows the store, the memory, the clock and the mean of the weights, which is served, so that
-nothing it does depends on how many help it;
-all ranks hold the same weights and moments, bit for bit, because all apply the same summed gradients; a step on given
-examples is the same on any number of ranks up to rounding, because its losses are averaged over the positions of all.
+nothing it does depends on how many help it; all ranks hold the same weights and moments, bit for bit, because all apply
+the same summed gradients; a step on given examples is the same on any number of ranks up to rounding, because its
+losses are averaged over the positions of all.
 
 A rank that dies ends the others: what they exchange fails, and torchrun stops those that wait for nothing.
 """

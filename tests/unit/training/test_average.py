@@ -46,13 +46,6 @@ def test_then_it_looks_back_over_its_horizon(draft: Draft) -> None:
     assert mean_after(Average(draft, 20), draft, range(2001)) == pytest.approx(2000 - 19, abs=0.1)
 
 
-def test_a_horizon_of_one_step_is_the_draft_itself(draft: Draft) -> None:
-    average = Average(draft, 1)
-    torch.nn.init.normal_(draft.lm_head.weight)
-    average.follow()
-    assert torch.equal(average.draft.lm_head.weight, draft.lm_head.weight)
-
-
 def test_what_is_stored_is_what_lives_on(draft: Draft) -> None:
     average, random = Average(draft, 20), torch.Generator().manual_seed(1)
     for _ in range(30):
