@@ -9,6 +9,8 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY crds/aurora_api crds/aurora_api
 COPY operator/aurora_operator operator/aurora_operator
+COPY runtime/aurora_protocol runtime/aurora_protocol
+COPY runtime/aurora_store runtime/aurora_store
 COPY runtime/aurora_runtime runtime/aurora_runtime
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

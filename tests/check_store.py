@@ -20,27 +20,22 @@ from typing import TypeVar
 
 import boto3
 
-from aurora_api.base import Record
-from aurora_api.errors import InvalidRecord
-from aurora_api.records import (
+from aurora_protocol.draft_records import (
     INITIAL_VERSION,
-    Arm,
     Channel,
     ChannelReason,
     CheckpointManifest,
-    Evidence,
     FileRef,
     Lineage,
-    MeasuredBaseline,
     Registration,
-    ShardManifest,
-    TrainerState,
-    TrainerStatus,
-    VerdictKind,
 )
-from aurora_runtime.errors import ObjectMissing
-from aurora_runtime.store import Keys, ObjectStore, StoreConfig
-from aurora_runtime.store.keys import number_of
+from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.evidence_records import Arm, Evidence, MeasuredBaseline, VerdictKind
+from aurora_protocol.record import Record
+from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
+from aurora_store import Keys, ObjectStore, StoreConfig
+from aurora_store.errors import ObjectMissing
+from aurora_store.keys import number_of
 
 R = TypeVar("R", bound=Record)
 GRACE = timedelta(minutes=2)

@@ -1,8 +1,7 @@
-"""The contract: what users write, and what Aurora's parts say to each other.
+"""What users write and read: the custom resource ``AuroraSpeculator``, its generated CRD and its reference page.
 
-Everything that crosses a process boundary (custom resource, store records, agent HTTP bodies) is a model in this
-package, so that one side cannot drift from the other. It imports neither torch nor kubernetes: every part, including
-the light ones, can afford to depend on it.
+The package imports neither torch nor kubernetes. Everything that Aurora's own parts say to each other is in
+``aurora_protocol``.
 """
 
 GROUP = "aurora.dev"

@@ -19,8 +19,8 @@ import yaml
 from pydantic import BaseModel
 
 from aurora_api import GROUP, KIND, PLURAL, VERSION
-from aurora_api.speculator import SpeculatorSpec
-from aurora_api.status import SpeculatorStatus
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import SpeculatorStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "crds/auroraspeculators.yaml"

@@ -16,7 +16,7 @@ class OperatorError(Exception):
     """Base of every error raised by :mod:`aurora_operator`."""
 
 
-class KubeError(OperatorError):
+class KubernetesError(OperatorError):
     """The API server refused a call (``status``) or could not be reached (``status`` 0)."""
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -24,11 +24,11 @@ class KubeError(OperatorError):
         self.status = status
 
 
-class NotFound(KubeError):
+class NotFound(KubernetesError):
     """There is no such object."""
 
 
-class Conflict(KubeError):
+class Conflict(KubernetesError):
     """The object exists already, or its resourceVersion moved on."""
 
 

@@ -14,15 +14,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
-from aurora_operator.act import Actor, Outcome
-from aurora_operator.agents import Agents
-from aurora_operator.attention import Attention
-from aurora_operator.config import Config
+from aurora_operator.act.actor import Actor, Outcome
+from aurora_operator.agent_client import AgentClient
 from aurora_operator.errors import Conflict, NotFound, OperatorError
-from aurora_operator.kube import KubeApi
-from aurora_operator.observe import Observer
+from aurora_operator.kubernetes_api import KubernetesApi
+from aurora_operator.observe.observed_time import ObservedTime
+from aurora_operator.observe.observer import Observer
+from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import plan
-from aurora_runtime.errors import ObjectExists, StoreError
+from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,9 @@ FIRST_BACKOFF, LAST_BACKOFF = 1.0, 60.0
 class Loop:
     """The loop of one speculator."""
 
-    def __init__(self, api: KubeApi, agents: Agents, config: Config, namespace: str, name: str) -> None:
+    def __init__(
+        self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig, namespace: str, name: str
+    ) -> None:
         self._config = config
         self._who = f"{namespace}/{name}"
         self._labels = (namespace, name)
@@ -44,7 +46,7 @@ class Loop:
         self._actor = Actor(api, agents)
         self._woken = asyncio.Event()
         self._outcome = Outcome()
-        self._attention = Attention()
+        self._attention = ObservedTime()
         self._written = 0.0
 
     def wake(self) -> None:
@@ -124,7 +126,7 @@ class Loop:
 class Loops:
     """All loops of this process."""
 
-    def __init__(self, api: KubeApi, agents: Agents, config: Config) -> None:
+    def __init__(self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig) -> None:
         self._api, self._agents, self._config = api, agents, config
         self._loops: dict[tuple[str, str], tuple[Loop, asyncio.Task[None]]] = {}
 

@@ -16,19 +16,19 @@ import kopf
 from prometheus_client import start_http_server
 
 from aurora_api import GROUP, PLURAL, VERSION
-from aurora_operator.agents import Agents
+from aurora_operator.agent_client import AgentClient
 from aurora_operator.children.common import INSTANCE, MANAGED
-from aurora_operator.config import Config
-from aurora_operator.kube import HttpKube
+from aurora_operator.kubernetes_api import HttpKubernetesApi
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop import Loops
+from aurora_operator.operator_config import OperatorConfig
 
 log = logging.getLogger(__name__)
 CHILDREN = (("", "v1", "pods"), ("apps", "v1", "deployments"), ("apps", "v1", "statefulsets"), ("batch", "v1", "jobs"))
 THREADS = 64
 
 
-def build(config: Config) -> kopf.OperatorRegistry:
+def build(config: OperatorConfig) -> kopf.OperatorRegistry:
     """The handlers, in a registry of their own."""
     registry = kopf.OperatorRegistry()
     wiring = _Wiring(config)
@@ -44,7 +44,7 @@ def build(config: Config) -> kopf.OperatorRegistry:
 class _Wiring:
     """kopf's callbacks. They share the loops, which exist between start and stop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: OperatorConfig) -> None:
         self._config = config
         self._seen: dict[str, tuple[int, dict[str, str]]] = {}
         self._session: aiohttp.ClientSession
@@ -62,7 +62,7 @@ class _Wiring:
         # The API server's and the store's calls block; a store that hangs must not take all threads.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="io"))
         self._session = aiohttp.ClientSession()
-        self._loops = Loops(HttpKube.connect(), Agents(self._session), self._config)
+        self._loops = Loops(HttpKubernetesApi.connect(), AgentClient(self._session), self._config)
         log.info("started, watching %s", ", ".join(self._config.watch_namespaces) or "all namespaces")
 
     async def stop(self, **_: Any) -> None:
@@ -83,7 +83,7 @@ class _Wiring:
 
 
 def main() -> None:
-    config = Config.from_env()
+    config = OperatorConfig.from_env()
     configure_logs(config.log_level)
     start_http_server(config.metrics_port)
     kopf.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from aurora_operator.observed import Observed
+from aurora_operator.observe.observed import Observed
 
 _WHO = ("namespace", "name")
 

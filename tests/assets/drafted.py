@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose

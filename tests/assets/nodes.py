@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.batch import Batch
+from aurora_runtime.training.data.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from aurora_api.agent import AgentState, MeasurementRequest, SwapRequest
-from aurora_api.pod import SETTINGS_VARIABLE, ServingSettings
-from aurora_api.records import Channel, ChannelReason
-from aurora_runtime.serving.settings import EngineState, PodFolder
+from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
+from aurora_runtime.serving.pod_files import EngineState, PodFolder
 from tests.assets.server import free_port
 
 ADMIN = "admin-key-of-the-test"

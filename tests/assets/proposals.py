@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.unroll import Level, Trunk, Unrolling
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.unroll import Level, Trunk, Unrolling
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Offered:
 
 
 @torch.inference_mode()
-def propose(draft: Draft, vocabulary: Vocabulary, trace: RequestTrace, spec: DraftSpec) -> list[Tree]:
+def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, spec: DraftSpec) -> list[Tree]:
     """What the draft proposes behind each answer token but the last: ``spec.draft_tokens`` nodes, the root included."""
     first, slots = trace.prompt_length, trace.tokens.shape[0] - 1
     root = torch.arange(first - 1, slots - 1)
@@ -53,7 +53,7 @@ def propose(draft: Draft, vocabulary: Vocabulary, trace: RequestTrace, spec: Dra
     return _pruned(offered, trace.tokens[first:-1].tolist(), spec.draft_tokens)
 
 
-def _grow(draft: Draft, vocabulary: Vocabulary, unrolling: Unrolling, places: int, spec: DraftSpec) -> _Offered:
+def _grow(draft: DraftModel, vocabulary: VocabularyMap, unrolling: Unrolling, places: int, spec: DraftSpec) -> _Offered:
     """All candidates of all steps, a step's behind those of the steps before."""
     k, parts, before = spec.top_k, list[_Offered](), 0
     beam, score = torch.full((places, 1), -1), torch.ones(places, 1)  # the nodes that offer, and their likelihood

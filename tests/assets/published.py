@@ -6,9 +6,10 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aurora_api.records import CheckpointManifest, FileRef, Registration, TrainerState
-from aurora_runtime.store import Keys, Registry
-from aurora_runtime.store.objects import sha256_file
+from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
+from aurora_protocol.training_records import TrainerState
+from aurora_store import Keys, Registry
+from aurora_store.objects import sha256_file
 
 FILES = ("config.json", "model.safetensors")
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_runtime.store import StoreConfig
+from aurora_store import StoreConfig
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aurora_runtime.cpu.engine import environment, server_args
+from aurora_runtime.cpu.launch_settings import environment, server_args
 
 START_TIMEOUT_S = 480.0
 STOP_TIMEOUT_S = 60.0

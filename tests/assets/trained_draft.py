@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora_api.speculator import Draft as DraftSpec
-from aurora_api.speculator import Target
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training import export, init
-from aurora_runtime.training.data import HeldOutSet
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import pack
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.target import TargetModel, load_target
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.replay import pack
+from aurora_runtime.training.model import checkpoint, initial_draft
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.target import TargetModel, load_target
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
 from tests.assets.model import ensure_model
 from tests.assets.traces import domain_traces, json_traces
 from tests.traffic.prompts import Domain
@@ -45,7 +45,7 @@ class Lesson:
     trained_tokens: int
 
 
-def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], passes: int = 1) -> Lesson:
+def learn(draft: DraftModel, vocabulary: VocabularyMap, traces: Sequence[RequestTrace], passes: int = 1) -> Lesson:
     """Train ``draft`` in place on every trace that is not held out."""
     session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
     held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
@@ -62,15 +62,15 @@ def learn(draft: Draft, vocabulary: Vocabulary, traces: Sequence[RequestTrace], 
 
 def target(model: Path | None = None) -> TargetModel:
     """What the trainer takes of the model in ``model`` (SmolLM2)."""
-    return load_target(Target(model=str(model or ensure_model())))
+    return load_target(TargetSpec(model=str(model or ensure_model())))
 
 
-def day_0(model: Path | None = None) -> tuple[Draft, Vocabulary]:
+def day_0(model: Path | None = None) -> tuple[DraftModel, VocabularyMap]:
     """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
     base, size = target(model), DraftSpec().vocab_size
-    ids = init.vocabulary(size, base.identity.vocab_size, base.special_tokens)
-    draft = init.initial_draft(base, init.draft_config(base, size), ids)
-    return draft, Vocabulary.of(ids, base.identity.vocab_size)
+    ids = initial_draft.vocabulary(size, base.identity.vocab_size, base.special_tokens)
+    draft = initial_draft.initial_draft(base, initial_draft.draft_config(base, size), ids)
+    return draft, VocabularyMap.of(ids, base.identity.vocab_size)
 
 
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
@@ -85,7 +85,7 @@ def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
         learn(draft, vocabulary, domain_traces(domain), passes=SPECIALIST_PASSES)
         part = folder / f".only-{domain}.part"
         shutil.rmtree(part, ignore_errors=True)
-        export.export(draft, vocabulary.to_target, part)
+        checkpoint.export(draft, vocabulary.to_target, part)
         part.rename(done)
     return done
 
@@ -108,7 +108,7 @@ def write_untrained_and_trained(model: Path, folder: Path) -> tuple[Path, Path]:
     as checkpoints in SGLang's format below ``folder``; returns their directories."""
     draft, vocabulary = day_0(model)
     untrained, trained = folder / "untrained", folder / "trained"
-    export.export(draft, vocabulary.to_target, untrained)
+    checkpoint.export(draft, vocabulary.to_target, untrained)
     learn(draft, vocabulary, json_traces())
-    export.export(draft, vocabulary.to_target, trained)
+    checkpoint.export(draft, vocabulary.to_target, trained)
     return untrained, trained

@@ -12,25 +12,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, TrainerSettings
-from aurora_api.records import FileRef, ShardManifest, TrainerState
-from aurora_api.speculator import Draft, Target, Training
-from aurora_runtime.store import Registry
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.draft_records import FileRef
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, TrainerSettings
+from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training.lineage import utc_now
+from aurora_store import Registry
 from tests.assets.s3 import S3
 
 MODULE = "aurora_runtime.training"
 WAIT_S = 600.0
 
 
-def settings_for(registry: Registry, target: Path, training: Training, draft: Draft | None = None) -> TrainerSettings:
+def settings_for(
+    registry: Registry, target: Path, training: TrainingSpec, draft: DraftSpec | None = None
+) -> TrainerSettings:
     config = registry.objects.config
     return TrainerSettings(
         namespace="default",
         name="test",
-        target=Target(model=str(target)),
-        draft=draft or Draft(),
+        target=TargetSpec(model=str(target)),
+        draft=draft or DraftSpec(),
         training=training,
         store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region),
     )

@@ -28,8 +28,8 @@ from tests.assets.random_draft import write_random_draft
 from tests.assets.server import Server, sglang_server
 from tests.bench.engine import CONCURRENCIES, PROMPTS, generate, held
 
-from aurora_runtime.serving.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings, CaptureState, PodFolder
-from aurora_runtime.serving.shards import sampled
+from aurora_runtime.serving.capture.shard_writer import sampled
+from aurora_runtime.serving.pod_files import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings, CaptureState, PodFolder
 
 HALF = Decimal("0.5")
 

@@ -18,15 +18,16 @@ from tests.assets.traces import domain_traces
 from tests.assets.trained_draft import day_0
 from tests.traffic.prompts import Domain
 
-from aurora_api.speculator import Target
+from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.target import load_target
-from aurora_runtime.training.vocabulary import Vocabulary, better, counts_of, coverage
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.token_counts import counts_of
+from aurora_runtime.training.model.target import load_target
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap, better, coverage
 
 
 def row(
-    traces: Sequence[RequestTrace], current: Vocabulary, special: Sequence[int], budgets: Sequence[int]
+    traces: Sequence[RequestTrace], current: VocabularyMap, special: Sequence[int], budgets: Sequence[int]
 ) -> list[tuple[float, int]]:
     """What ``current`` and then the better map by each of ``budgets`` covers, and how many tokens were replaced."""
     vocab = current.to_draft.numel()
@@ -37,7 +38,7 @@ def row(
         while int(counts.sum()) < budget and (trace := next(fresh, None)):
             counts += counts_of(examples_of(trace, vocab), vocab)
         ids = better(current, counts, special)
-        after = current if ids is None else Vocabulary.of(ids, vocab)
+        after = current if ids is None else VocabularyMap.of(ids, vocab)
         new = (after.to_draft >= 0) & (current.to_draft < 0)
         found.append((coverage(after, held_out), int(new.sum())))
     return found
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     _, first = day_0()
-    special = load_target(Target(model=str(ensure_model()))).special_tokens
+    special = load_target(TargetSpec(model=str(ensure_model()))).special_tokens
     head = ["traffic", "day 0", *(f"{n} tokens counted" for n in options.tokens)]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for domain in options.traffic:

@@ -42,10 +42,10 @@ from tests.bench.swapping import SERVER_ARGUMENTS, UNTRAINED, SwappingEngine
 from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
-from aurora_api.speculator import DType
-from aurora_runtime.engine.admin import EngineAdmin, session
-from aurora_runtime.validation.equality import NEAR_TIE, first_difference
-from aurora_runtime.validation.load import Answer, BatchResult, Client
+from aurora_api.v1alpha1.target import DType
+from aurora_runtime.engine.sglang_client import SGLangClient, session
+from aurora_runtime.validation.answer_equality import NEAR_TIE, first_difference
+from aurora_runtime.validation.load_client import Answer, BatchResult, Client
 
 SEED = 2
 REQUEST_TIMEOUT_S = 300.0
@@ -143,7 +143,7 @@ async def speculating(
 ) -> tuple[list[Pass], SwappingEngine]:
     """On, across swaps and, unless it is left out, after, on one server that starts with the untrained draft."""
     async with session() as http:
-        swapping = SwappingEngine(EngineAdmin(http, server.url), drafts)
+        swapping = SwappingEngine(SGLangClient(http, server.url), drafts)
         passes = await answers(server, Phase.ON, asked, options)
         await swapping.learn_checksums()
         passes += await answers(server, Phase.ACROSS, asked, options, swapping)

@@ -34,15 +34,15 @@ from tests.bench.learning.replay import Run
 from tests.bench.learning.report import difference
 from tests.traffic.prompts import Domain
 
-from aurora_api.records import TrainerPhase, TrainerState
-from aurora_api.speculator import Training
-from aurora_runtime.errors import ObjectMissing
-from aurora_runtime.store import ObjectStore, Registry
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.training_records import TrainerPhase, TrainerState
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.session import Session
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from aurora_store import ObjectStore, Registry
+from aurora_store.errors import ObjectMissing
 
 RECORDED = 160
 POLL_S = 0.5
@@ -143,7 +143,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
     registry, chance = Registry(objects), random.Random(options.seed)  # noqa: S311 - reproducible moments
     watch = Watch(registry, [t for t in traces if t.held_out])
     total = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = settings_for(registry, ensure_model(), Training(publish_tokens=max(total // 8, 256), passes=PASSES))
+    settings = settings_for(registry, ensure_model(), TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES))
     cuts = [len(traces) * i // (options.kills + 1) for i in range(options.kills + 2)]
     fresh, kills, began = dict[str, int](), list[str](), time.monotonic()
 

@@ -22,11 +22,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
-from tests.unit.operator.test_plan_machine import PlanMachine
-from tests.unit.operator.test_rollout_machine import RolloutMachine
+from tests.unit.operator.plan.rollout.test_rollout_machine import RolloutMachine
+from tests.unit.operator.plan.test_plan_machine import PlanMachine
 
-from aurora_api.agent import SwapPhase
-from aurora_api.status import AnalysisStatus, RolloutStatus
+from aurora_api.v1alpha1.status import AnalysisStatus, RolloutStatus
+from aurora_protocol.agent_api import SwapPhase
 
 
 @dataclass

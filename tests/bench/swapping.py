@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.engine.payload import LOADER
-from aurora_runtime.engine.weights import WEIGHTS
+from aurora_runtime.engine.draft_check import WEIGHTS
+from aurora_runtime.engine.path_payload import LOADER
+from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 
 UNTRAINED, TRAINED = 0, 1
@@ -29,7 +29,7 @@ SERVING_S = 1.0
 class SwappingEngine:
     """An engine that started with the first of two drafts of one lineage."""
 
-    engine: EngineAdmin
+    engine: SGLangClient
     drafts: Sequence[Path]
     current: int = UNTRAINED
     pauses: dict[int, list[float]] = field(default_factory=dict)

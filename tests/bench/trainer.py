@@ -26,13 +26,13 @@ from typing import Final
 import torch
 
 from aurora_runtime.traces import RequestTrace, decode, encode
-from aurora_runtime.training.draft import Draft, DraftConfig
-from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.objective import states, taught_loss
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import pack
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.replay import pack
+from aurora_runtime.training.model.draft import DraftConfig, DraftModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.optim.batch_loss import states, taught_loss
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
 
 DRAFT_VOCAB, TOP_K, CHAIN = 16384, 32, 3
 READ, BATCH, FORWARD, LOSS, BACKWARD, OPTIMISER = PARTS = (
@@ -96,8 +96,8 @@ def request(shape: DraftConfig, seed: int, prompt: int, answer: int) -> RequestT
 
 def session_of(shape: DraftConfig, device: torch.device) -> Session:
     torch.manual_seed(0)
-    draft = Draft(shape, torch.randn(shape.vocab_size, shape.hidden_size).to(torch.bfloat16))
-    return Session(draft, Vocabulary.of(torch.arange(DRAFT_VOCAB), shape.vocab_size), Recipe(), device)
+    draft = DraftModel(shape, torch.randn(shape.vocab_size, shape.hidden_size).to(torch.bfloat16))
+    return Session(draft, VocabularyMap.of(torch.arange(DRAFT_VOCAB), shape.vocab_size), Recipe(), device)
 
 
 def shards(shape: DraftConfig, batches: int, prompt: int, answer: int) -> list[bytes]:

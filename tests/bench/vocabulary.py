@@ -29,19 +29,19 @@ from tests.bench.coverage import row
 from tests.bench.engine import CONCURRENCIES, Timing, measure
 from tests.traffic.prompts import Domain
 
-from aurora_api.speculator import Target
-from aurora_runtime.training import init
-from aurora_runtime.training.target import load_target
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_runtime.training.model import initial_draft
+from aurora_runtime.training.model.target import load_target
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 
 ANSWER_TOKENS = 48
 
 
 def covered(domain: Domain, requests: int, sizes: Sequence[int], counted: int) -> list[list[str]]:
     """Per size: the coverage of day 0's map, and of the one chosen from ``counted`` answer tokens."""
-    target, traces = load_target(Target(model=str(ensure_model()))), domain_traces(domain, requests)
+    target, traces = load_target(TargetSpec(model=str(ensure_model()))), domain_traces(domain, requests)
     vocab, special = target.identity.vocab_size, target.special_tokens
-    maps = [Vocabulary.of(init.vocabulary(size, vocab, special), vocab) for size in sizes]
+    maps = [VocabularyMap.of(initial_draft.vocabulary(size, vocab, special), vocab) for size in sizes]
     return [[f"{share:.3f}" for share, _ in row(traces, each, special, [counted])] for each in maps]
 
 

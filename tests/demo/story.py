@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aurora_api.records import Evidence
+from aurora_protocol.evidence_records import Evidence
 from tests.traffic.report import Summary
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aurora_api.records import VerdictKind
+from aurora_protocol.evidence_records import VerdictKind
 from tests.demo.story import progress_line, served_everywhere
 from tests.rig.faults import evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, Installation

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kubernetes.config import new_client_from_config
 
-from aurora_operator.kube import HttpKube
+from aurora_operator.kubernetes_api import HttpKubernetesApi
 from tests.assets.model import cache_root, ensure_model
 from tests.assets.trained_draft import write_specialist
 from tests.cluster.cluster import Cluster
@@ -33,7 +33,7 @@ def stage(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     aurora.wait(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     load = Load(url=aurora.url(NAME), concurrency=4, max_tokens=16, again_seconds=300.0, progress_seconds=1e9)
     connection = new_client_from_config(str(cluster.kubeconfig), context=cluster.access.context)
-    stage = Stage(aurora, HttpKube(connection), Driver(load), specialists, tmp_path_factory.mktemp("drafts"))
+    stage = Stage(aurora, HttpKubernetesApi(connection), Driver(load), specialists, tmp_path_factory.mktemp("drafts"))
     stage.driver.start()
     try:
         yield stage

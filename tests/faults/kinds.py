@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aurora_api.agent import AGENT_PORT
+from aurora_protocol.agent_api import AGENT_PORT
 from tests.faults.stage import Resource, Stage
 from tests.rig.faults import Cut, cut, kill_container, kill_operator, reboot_node
 from tests.rig.installation import SYSTEM

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aurora_api.records import CheckpointManifest, FileRef
-from aurora_operator.kube import POD, SPECULATOR, HttpKube
-from aurora_runtime.store import Registry
-from aurora_runtime.store.objects import sha256_file
+from aurora_operator.kubernetes_api import POD, SPECULATOR, HttpKubernetesApi
+from aurora_protocol.draft_records import CheckpointManifest, FileRef
 from aurora_runtime.training.lineage import publish
+from aurora_store import Registry
+from aurora_store.objects import sha256_file
 from tests.faults.ledger import Entry
 from tests.rig.faults import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM, Installation
@@ -41,7 +41,7 @@ class Stage:
     """One speculator named :data:`NAME`."""
 
     aurora: Installation
-    kube: HttpKube
+    kube: HttpKubernetesApi
     """Looks twenty times a second, which kubectl could not without taking the cores from what is looked at."""
     driver: Driver
     specialists: dict[Domain, Path]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_operator.kube import Resource as Kind
+from aurora_operator.kubernetes_api import Resource as Kind
 from tests.assets.trained_draft import nudge
 from tests.faults.ledger import Entry
 from tests.faults.stage import NAME, Stage

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aurora_api.status import SpeculatorStatus
-from aurora_runtime.store import ObjectStore, Registry, StoreConfig
-from aurora_runtime.store.keys import root
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store.keys import root
 from tests.assets.s3 import S3
 from tests.cluster.cluster import Cluster
 

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.records import (
-    Channel,
-    ChannelReason,
-    Lineage,
-    MeasuredBaseline,
-    TargetIdentity,
-    TensorSpec,
-    UsedBaseline,
-)
-from aurora_runtime.store import Keys, ObjectStore, Registry
+from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
+from aurora_protocol.evidence_records import MeasuredBaseline, UsedBaseline
+from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import Check, check, listing

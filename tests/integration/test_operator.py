@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from aurora_api.crd import FILE
-from aurora_api.records import VerdictKind
-from aurora_api.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_protocol.evidence_records import VerdictKind
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError, wait_until

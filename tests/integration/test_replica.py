@@ -18,14 +18,19 @@ from typing import Any
 
 import pytest
 
-from aurora_api.agent import MEASUREMENT_HEADER, PASS_HEADER, AgentState, MeasurementPhase, measurement_pass
-from aurora_api.gate import judge
-from aurora_api.pod import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
-from aurora_api.records import Arm, Registration
-from aurora_api.speculator import Baseline, Capture, Device, Draft, DType, Target, Validation
-from aurora_runtime.store import ObjectStore, Registry
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.serving import Device
+from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, AgentState, MeasurementPhase, measurement_pass
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.evidence_records import Arm
+from aurora_protocol.gate import judge
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
 from aurora_runtime.traces import decode
-from aurora_runtime.validation.run import plan_of
+from aurora_runtime.validation.validation_run import plan_of
+from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod import TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.published import publish
@@ -41,7 +46,7 @@ from tests.integration.validation_store import held_out_traces, put_traces
 pytestmark = pytest.mark.timeout(1800)  # four starts of an engine, each half a minute alone and minutes in a crowd
 
 TOKENS, ROUNDS = 16, 3
-DRAFT = Draft(vocab_size=DRAFT_VOCABULARY)
+DRAFT = DraftSpec(vocab_size=DRAFT_VOCABULARY)
 PROMPT = [1, 2, 3, 4, 5]
 
 
@@ -123,16 +128,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         registry.advance_channel(initial_channel())
         put_traces(registry, held_out_traces(model, 6))
         store = StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1")
-        target = Target(model=str(model), dtype=DType.FLOAT32)
+        target = TargetSpec(model=str(model), dtype=DType.FLOAT32)
         serving = ServingSettings(
-            namespace="test", name="spec", target=target, draft=DRAFT, capture=Capture(shard_seconds=2), store=store
+            namespace="test", name="spec", target=target, draft=DRAFT, capture=CaptureSpec(shard_seconds=2), store=store
         )
         measured = ValidationSettings(
             namespace="test",
             name="spec",
             target=target,
             draft=DRAFT,
-            validation=Validation(
+            validation=ValidationSpec(
                 concurrencies=[1, 2],
                 min_rounds=ROUNDS,
                 max_rounds=ROUNDS,

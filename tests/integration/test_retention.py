@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from aurora_runtime.store import Keys, ObjectStore, Registry
 from aurora_runtime.traces import encode
-from aurora_runtime.training.ledger import Ledger
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_runtime.training.patience import Patience
-from aurora_runtime.training.retention import Limits, Retention
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.state.retention import Limits, Retention
+from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import check
@@ -43,7 +43,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     def sound() -> None:
         assert check(config, timedelta(0)).violations == []
 
-    ledger = Ledger(registry, 1, Patience())
+    ledger = ShardLedger(registry, 1, Retrier())
     retention = Retention(registry, ledger, limits)
     for turn in range(TURNS):
         written.append(tiny.put_shard(registry, turn, [trace]))
@@ -58,7 +58,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
         retention.tick()
         sound()
         if turn % 5 == 4:  # a trainer that ends after it deleted and before it saved
-            ledger = Ledger(registry, 1, Patience(), registry.trainer_record())
+            ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_record())
             retention = Retention(registry, ledger, limits)
     assert read == written, "each was learnt from once"
     left = list(registry.shard_keys(1))

@@ -23,13 +23,15 @@ import torch
 from aiohttp import ClientSession
 from safetensors.torch import load_file, save_file
 
-from aurora_api.agent import SwapPhase, SwapRequest
-from aurora_api.pod import ServingSettings, StoreSettings
-from aurora_api.records import Registration
-from aurora_api.speculator import Capture, Draft, DType, Target
-from aurora_runtime.engine.admin import EngineAdmin
-from aurora_runtime.store import ObjectStore, Registry
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_protocol.agent_api import SwapPhase, SwapRequest
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
+from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod import ADMIN, TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.published import publish
@@ -59,13 +61,13 @@ class World:
     target: Path
 
 
-def _settings(s3: S3, target: Path, draft: Draft, **capture: Any) -> ServingSettings:
+def _settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> ServingSettings:
     return ServingSettings(
         namespace="test",
         name="spec",
-        target=Target(model=str(target), dtype=DType.FLOAT32),
+        target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
-        capture=Capture(shard_seconds=2, top_k=16, **capture),
+        capture=CaptureSpec(shard_seconds=2, top_k=16, **capture),
         extra_args=["--chunked-prefill-size", str(CHUNK)],
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )
@@ -98,7 +100,7 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     versions = {number: publish(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
     settings = _settings(
-        store, target, Draft(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=1, draft_tokens=STEPS + 1)
+        store, target, DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=1, draft_tokens=STEPS + 1)
     )
     pod = PodProcesses(base / "pod", settings, store.environment())
     staged = pod.stage()
@@ -325,7 +327,7 @@ def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(worl
 def test_the_engine_outlives_a_file_that_cannot_be_loaded(world: World) -> None:
     async def push() -> tuple[str, str]:
         async with ClientSession() as session:
-            engine = EngineAdmin(session, world.pod.engine_url, ADMIN)
+            engine = SGLangClient(session, world.pod.engine_url, ADMIN)
             before = await engine.checksum()
             await engine.swap(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
             return before, await engine.checksum()
@@ -347,7 +349,7 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
 
     async def pause_and_begin() -> bool:
         async with ClientSession() as session:
-            engine = EngineAdmin(session, pod.engine_url, ADMIN)
+            engine = SGLangClient(session, pod.engine_url, ADMIN)
             await engine.pause()
             await engine.begin()
             return await engine.ready()
@@ -364,7 +366,7 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
 
     async def retract() -> None:
         async with ClientSession() as session:
-            engine = EngineAdmin(session, world.pod.engine_url, ADMIN)
+            engine = SGLangClient(session, world.pod.engine_url, ADMIN)
             await engine._order("/pause_generation", {"mode": "retract"}, limit=60)
             await engine.resume()
 
@@ -382,7 +384,7 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
 
 
 def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
-    draft = Draft(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=3, draft_tokens=8)
+    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=3, draft_tokens=8)
     settings = _settings(store, world.target, draft)
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
     pod = PodProcesses(tmp_path / "pod", settings, store.environment())

@@ -12,19 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.records import (
-    Channel,
-    ChannelReason,
-    FileRef,
-    Lineage,
-    ShardManifest,
-    TargetIdentity,
-    TensorSpec,
-    TrainerState,
-)
-from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
-from aurora_runtime.store import Keys, ObjectStore, Registry, StoreConfig, objects
-from aurora_runtime.store.objects import PARTS
+from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, Lineage, TargetIdentity, TensorSpec
+from aurora_protocol.training_records import ShardManifest, TrainerState
+from aurora_store import Keys, ObjectStore, Registry, StoreConfig, objects
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
+from aurora_store.objects import PARTS
 from tests.assets.s3 import S3, seaweedfs
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

@@ -16,23 +16,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_api.pod import ServingSettings, StoreSettings
-from aurora_api.records import Channel, ChannelReason
-from aurora_api.speculator import Capture, DType, Target, Training
-from aurora_api.speculator import Draft as DraftSpec
-from aurora_runtime.store import ObjectStore, Registry
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_runtime.training import export, lineage
-from aurora_runtime.training.batch import Follow, collate
+from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.prefix_bank import PrefixBank
+from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.prefixes import PrefixBank
-from aurora_runtime.training.target import load_target
-from aurora_runtime.training.unroll import unroll
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.model import checkpoint
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.target import load_target
+from aurora_runtime.training.model.unroll import unroll
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.nodes import Node, by_path, nodes_of
 from tests.assets.pod import PodProcesses, call
@@ -52,8 +55,8 @@ class Served:
 
     spec: DraftSpec
     traces: list[RequestTrace]
-    draft: Draft
-    vocabulary: Vocabulary
+    draft: DraftModel
+    vocabulary: VocabularyMap
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     with seaweedfs() as s3:
         registry = Registry(ObjectStore(s3.config()))
         registry.objects.ensure_bucket()
-        target = load_target(Target(model=str(ensure_model())))
+        target = load_target(TargetSpec(model=str(ensure_model())))
         lineage.open_lineage(registry, target, CHAIN, utc_now)
         yield Trained(s3, base / "candidate", train(registry, base))
 
@@ -82,9 +85,9 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
     settings = ServingSettings(
         namespace="test",
         name="served",
-        target=Target(model=str(ensure_model()), dtype=DType.FLOAT32),
+        target=TargetSpec(model=str(ensure_model()), dtype=DType.FLOAT32),
         draft=spec,
-        capture=Capture(shard_seconds=2),
+        capture=CaptureSpec(shard_seconds=2),
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=trained.s3.endpoint, region="us-east-1"),
     )
     pod = PodProcesses(tmp_path_factory.mktemp("pod") / "pod", settings, trained.s3.environment())
@@ -97,19 +100,19 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
         bank = PrefixBank()  # the chat template's start and the example come from the engine's prefix cache
         traces = [bank.complete(t) for t in collect(pod.folder.spool, trained.prompts)]
     assert all(t.hidden_start == 0 for t in traces)
-    target = load_target(Target(model=str(ensure_model())))
-    draft, ids = export.load(trained.candidate, target.embedding)
-    return Served(spec, traces, draft, Vocabulary.of(ids, target.identity.vocab_size))
+    target = load_target(TargetSpec(model=str(ensure_model())))
+    draft, ids = checkpoint.load(trained.candidate, target.embedding)
+    return Served(spec, traces, draft, VocabularyMap.of(ids, target.identity.vocab_size))
 
 
 def train(registry: Registry, base: Path) -> list[list[int]]:
     """Train on the recorded traces, register and activate the result; returns held-out prompts."""
-    target = load_target(Target(model=str(ensure_model())))
+    target = load_target(TargetSpec(model=str(ensure_model())))
     draft, vocabulary = lineage.fetch(registry, 0, target)
     untrained = lineage.fetch(registry, 0, target)
     traces = json_traces()
     lesson = learn(draft, vocabulary, traces)
-    candidates = Candidates(registry, 1, Training(), STEPS, registry.registration(0), untrained)
+    candidates = Candidates(registry, 1, TrainingSpec(), STEPS, registry.registration(0), untrained)
     offered = candidates.offer(lesson.session, lesson.held_out, lesson.trained_tokens)
     assert offered.registration is not None, offered.message
     registry.fetch_checkpoint(offered.registration, base / "candidate")

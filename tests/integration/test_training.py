@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.records import TrainerPhase
-from aurora_api.speculator import Training
-from aurora_runtime.engine.weights import WEIGHTS, check_draft
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.training.janitor import orphans
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
+from aurora_runtime.training.state.orphan_cleanup import orphans
+from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces import json_traces
@@ -36,7 +36,7 @@ def registry(s3: S3, request: pytest.FixtureRequest) -> Registry:
 def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, registry: Registry, tmp_path: Path) -> None:
     traces = json_traces()
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = settings_for(registry, ensure_model(), Training(publish_tokens=fresh - 2000, publish_seconds=3600))
+    settings = settings_for(registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000, publish_seconds=3600))
     log = tmp_path / "trainer.log"
 
     with trainer(s3, settings, log) as process:
@@ -78,7 +78,7 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
 
 
 def test_suspended_creates_the_lineage_and_trains_nothing(s3: S3, registry: Registry, tmp_path: Path) -> None:
-    settings = settings_for(registry, ensure_model(), Training(suspended=True))
+    settings = settings_for(registry, ensure_model(), TrainingSpec(suspended=True))
     log = tmp_path / "trainer.log"
     with trainer(s3, settings, log) as process:
         wait_for("a status", lambda: registry.trainer_status(), process, log)

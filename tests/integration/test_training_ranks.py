@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.speculator import Draft, Training
-from aurora_operator.children.trainer import program
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.training.janitor import orphans
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_operator.children.trainer_statefulset import program
+from aurora_runtime.training.state.orphan_cleanup import orphans
+from aurora_store import ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer import put_shards, settings_for, state_of, stop, trainer, wait_for
 from tests.unit.training import tiny
@@ -45,7 +46,10 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
     tiny.write_target(tmp_path / "target")
     traces = [tiny.trace(seed, answer=30) for seed in range(SHARDS * SHARD_REQUESTS)]
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    draft, training = Draft(vocab_size=tiny.DRAFT_VOCAB), Training(publish_tokens=fresh // 2, publish_seconds=3600)
+    draft, training = (
+        DraftSpec(vocab_size=tiny.DRAFT_VOCAB),
+        TrainingSpec(publish_tokens=fresh // 2, publish_seconds=3600),
+    )
     settings = settings_for(registry, tmp_path / "target", training, draft)
     log = tmp_path / "trainer.log"
 

@@ -15,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora_api.gate import judge
-from aurora_api.pod import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
-from aurora_api.records import Arm, Evidence, VerdictKind
-from aurora_api.speculator import Baseline, Device, Draft, DType, Target, Validation
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.validation.run import plan_of
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.serving import Device
+from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
+from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
+from aurora_protocol.gate import judge
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_runtime.validation.validation_run import plan_of
+from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
@@ -68,9 +71,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         settings = ValidationSettings(
             namespace="ns",
             name="chat",
-            target=Target(model=str(model), dtype=DType.FLOAT32),
-            draft=Draft(),
-            validation=Validation(
+            target=TargetSpec(model=str(model), dtype=DType.FLOAT32),
+            draft=DraftSpec(),
+            validation=ValidationSpec(
                 concurrencies=[1, 2],
                 min_rounds=ROUNDS,
                 max_rounds=ROUNDS,
@@ -199,7 +202,7 @@ def test_a_candidate_that_no_pod_would_load_is_rejected_unmeasured(
     ("change", "words"),
     [
         ({"candidate": 7}, "no such object"),
-        ({"validation": Validation(prompts_per_round=100)}, "wait for traffic"),
+        ({"validation": ValidationSpec(prompts_per_round=100)}, "wait for traffic"),
     ],
 )
 def test_what_cannot_be_measured_fails_the_job_and_leaves_no_evidence(

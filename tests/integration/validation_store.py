@@ -14,18 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from aurora_api.records import (
-    CheckpointManifest,
-    FileRef,
-    Lineage,
-    Registration,
-    ShardManifest,
-    TargetIdentity,
-)
-from aurora_runtime.engine.weights import WEIGHTS, read_header
-from aurora_runtime.store import Keys, Registry
-from aurora_runtime.store.objects import sha256_file
+from aurora_protocol.draft_records import CheckpointManifest, FileRef, Lineage, Registration, TargetIdentity
+from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.engine.draft_check import WEIGHTS, read_header
 from aurora_runtime.traces import RequestTrace, encode, is_held_out, prompt_hash
+from aurora_store import Keys, Registry
+from aurora_store.objects import sha256_file
 from tests.traffic.prompts import extraction
 
 ANY = "0" * 64

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aurora_api.records import Evidence
-from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_protocol.evidence_records import Evidence
+from aurora_store import ObjectStore, Registry, StoreConfig
 from tests.check_store import check
 from tests.rig.installation import BUCKET, Installation
 

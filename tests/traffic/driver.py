@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 
 from tests.traffic.prompts import Domain, prompts
-from tests.traffic.report import Summary, Tally
+from tests.traffic.report import Summary, VocabularyCoverage
 
 Progress = Callable[[str], None]
 AGAIN_S = 0.2
@@ -55,7 +55,7 @@ class Driver:
     progress: Progress | None = None
     messages: Iterator[str] | None = None
     """What is asked instead of the domain's prompts; the run ends with them."""
-    _tally: Tally = field(default_factory=Tally, init=False)
+    _tally: VocabularyCoverage = field(default_factory=VocabularyCoverage, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _began: float = field(default=0.0, init=False)

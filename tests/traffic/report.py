@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from aurora_api.base import Record
+from aurora_protocol.record import Record
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 GRAM = 4
@@ -66,7 +66,7 @@ def distinct_share(answer: str) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-class Tally:
+class VocabularyCoverage:
     """Counts of one run; not thread-safe, owned by the driver's loop."""
 
     def __init__(self) -> None:

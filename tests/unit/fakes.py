@@ -19,12 +19,12 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from aurora_api.agent import MEASUREMENT_HEADER
-from aurora_api.records import Lineage, Registration, TargetIdentity, TensorSpec
-from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
-from aurora_runtime.serving.settings import Withdrawal
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.store.objects import Listed
+from aurora_protocol.agent_api import MEASUREMENT_HEADER
+from aurora_protocol.draft_records import Lineage, Registration, TargetIdentity, TensorSpec
+from aurora_runtime.serving.pod_files import Withdrawal
+from aurora_store import ObjectStore, Registry
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
+from aurora_store.objects import Listed
 from tests.assets.published import publish
 
 KEY = "the-admin-key"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 
-from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN
-from aurora_api.speculator import SpeculatorSpec
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.common import child, keys_name
-from aurora_operator.kube import Object
-from aurora_operator.observed import Owner
+from aurora_operator.children.owner import Owner
+from aurora_operator.kubernetes_api import Object
+from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
 
 
 def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:

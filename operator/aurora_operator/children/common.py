@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_api import API_VERSION, KIND
-from aurora_api.pod import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
-from aurora_api.speculator import PodTemplate, SpeculatorSpec
-from aurora_operator.children.template import merge
-from aurora_operator.config import FIELD_MANAGER, Config
-from aurora_operator.kube import Object
-from aurora_operator.observed import Owner
-from aurora_runtime.store.keys import root
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.template import PodTemplate
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.template_merge import merge
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.operator_config import FIELD_MANAGER, OperatorConfig
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
+from aurora_store.keys import root
 
 USER_ID = 10001
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
@@ -130,7 +131,7 @@ def container(name: str, image: str, module: list[str], env: list[Object], **mor
 def pod_template(
     owner: Owner,
     spec: SpeculatorSpec,
-    config: Config,
+    config: OperatorConfig,
     component: str,
     pod: Mapping[str, Any],
     *overrides: PodTemplate,

@@ -7,13 +7,14 @@ namespace and for namespaces labelled ``aurora.dev/client=true``; trainer and va
 
 from __future__ import annotations
 
-from aurora_api.agent import AGENT_PORT, ENGINE_PORT
-from aurora_api.speculator import SpeculatorSpec, Where
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.common import COMPONENT, INFERENCE, TRAINER, VALIDATOR, child, selector
-from aurora_operator.children.trainer import trainer_name
-from aurora_operator.config import Config
-from aurora_operator.kube import Object
-from aurora_operator.observed import Owner
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.trainer_statefulset import trainer_name
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.operator_config import OperatorConfig
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 
 CLIENT_LABEL = {"aurora.dev/client": "true"}
 
@@ -48,14 +49,14 @@ def disruption_budget(owner: Owner) -> Object:
     )
 
 
-def policies(owner: Owner, spec: SpeculatorSpec, config: Config) -> list[Object]:
+def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list[Object]:
     """Ingress only: what pods must reach (the store, a model hub) is the cluster's to decide."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.operator_namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "aurora-operator"}},
     }
     drivers = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}]
-    if spec.validation.where is not Where.REPLICA:
+    if spec.validation.where is not MeasureOn.REPLICA:
         drivers = []
     serve = {
         "podSelector": {"matchLabels": selector(owner, INFERENCE)},

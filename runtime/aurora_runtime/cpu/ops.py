@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.cpu.attention import attend, plan_decode, plan_extend, require_plain, store
+from aurora_runtime.cpu.attention_backend import attend, plan_decode, plan_extend, require_plain, store
 
 _LIBRARY = "sgl_kernel"
 _DECODE_SCHEMA = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.cpu import attention, llama, packed
+from aurora_runtime.cpu import attention_backend, llama, packed
 
 Original = Callable[..., Any]
 
@@ -42,7 +42,9 @@ def compute_head(
     return packed.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
 
 
-def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int], attention.Plan]) -> Callable[..., Any]:
+def _forward(
+    key_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int], attention_backend.Plan]
+) -> Callable[..., Any]:
     """A method of IntelAMXAttnBackend with one plan for all layers of a pass.
 
     Args:
@@ -66,18 +68,18 @@ def _forward(key_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int],
             result: torch.Tensor = original(self, q, k, v, layer, forward_batch, save_kv_cache, sinks)
             return result
         key = key_of(self)
-        kept: tuple[object, attention.Plan] | None = getattr(self, _PLAN, None)
+        kept: tuple[object, attention_backend.Plan] | None = getattr(self, _PLAN, None)
         if kept is None or kept[0] is not key:
             kept = key, plan_of(self, forward_batch, layer.tp_q_head_num // layer.tp_k_head_num)
             setattr(self, _PLAN, kept)
         pool = self.token_to_kv_pool
         k_buffer, v_buffer = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         if save_kv_cache and k is not None and v is not None:
-            attention.store(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
+            attention_backend.store(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
         heads, width = layer.tp_q_head_num, layer.v_head_dim
         output = q.new_empty(q.shape[0], heads * width)
         query, rows = q.reshape(-1, heads, layer.qk_head_dim), output.view(-1, heads, width)
-        attention.attend(query, k_buffer, v_buffer, rows, kept[1], layer.scaling, layer.logit_cap or 0.0)
+        attention_backend.attend(query, k_buffer, v_buffer, rows, kept[1], layer.scaling, layer.logit_cap or 0.0)
         return output
 
     return forward
@@ -100,18 +102,20 @@ def _decode_key(backend: Any) -> object:
     return backend.forward_metadata if expanded is None else expanded
 
 
-def _decode_plan(backend: Any, batch: Any, _: int) -> attention.Plan:
+def _decode_plan(backend: Any, batch: Any, _: int) -> attention_backend.Plan:
     if backend.draft_decode_metadata is None:
         table = backend.req_to_token_pool.req_to_token
-        return attention.plan_decode(table, batch.req_pool_indices, batch.seq_lens)
+        return attention_backend.plan_decode(table, batch.req_pool_indices, batch.seq_lens)
     table, lengths, rows = backend.draft_decode_metadata
-    return attention.plan_decode(table, rows, lengths)
+    return attention_backend.plan_decode(table, rows, lengths)
 
 
-def _extend_plan(backend: Any, batch: Any, fold: int) -> attention.Plan:
+def _extend_plan(backend: Any, batch: Any, fold: int) -> attention_backend.Plan:
     lengths, new, starts, tree_mask = backend.extend_metadata
     table = backend.req_to_token_pool.req_to_token
-    return attention.plan_extend(table, batch.req_pool_indices, lengths, new, starts, tree_mask, fold=fold, causal=True)
+    return attention_backend.plan_extend(
+        table, batch.req_pool_indices, lengths, new, starts, tree_mask, fold=fold, causal=True
+    )
 
 
 forward_decode = _forward(_decode_key, _decode_plan)

@@ -13,8 +13,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from aurora_api.agent import Machine
-from aurora_api.speculator import Device
+from aurora_api.v1alpha1.serving import Device
+from aurora_protocol.agent_api import Machine
 from aurora_runtime.errors import EngineFault
 
 CHILD_SECONDS = 300.0

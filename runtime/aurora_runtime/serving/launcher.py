@@ -33,15 +33,14 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_api.agent import ENGINE_PORT, EngineMode
-from aurora_api.pod import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, ServingSettings
-from aurora_api.records import CheckpointManifest, Lineage
-from aurora_runtime.cpu import engine as cpu
+from aurora_protocol.agent_api import ENGINE_PORT, EngineMode
+from aurora_protocol.draft_records import CheckpointManifest, Lineage
+from aurora_protocol.pod_settings import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine import SGLANG_VERSION
 from aurora_runtime.engine.machine import machine
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving.arguments import engine_arguments
-from aurora_runtime.serving.settings import (
+from aurora_runtime.serving.pod_files import (
     CAPTURE_VARIABLE,
     PROBE_PREFIX,
     CaptureSettings,
@@ -52,6 +51,7 @@ from aurora_runtime.serving.settings import (
     new_boot,
     write_atomically,
 )
+from aurora_runtime.serving.sglang_arguments import engine_arguments
 
 log = logging.getLogger(__name__)
 

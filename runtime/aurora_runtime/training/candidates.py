@@ -14,16 +14,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from aurora_api.records import INITIAL_VERSION, CheckpointManifest, Registration
-from aurora_api.speculator import Training
-from aurora_runtime.errors import ObjectExists
-from aurora_runtime.store import Registry
-from aurora_runtime.training import export, lineage
-from aurora_runtime.training.data import HeldOutSet
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.evaluate import HeldOut, evaluate
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Registration
+from aurora_runtime.training import lineage
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.evaluation import HeldOut, evaluate
+from aurora_runtime.training.model import checkpoint
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.optim.session import Session
+from aurora_store import Registry
+from aurora_store.errors import ObjectExists
 
 MIN_REQUESTS: Final = 4
 """Fewer held-out requests say nothing."""
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Evaluation:
     """What an evaluation showed, and the registration when the draft was offered."""
 
     candidate: HeldOut | None
@@ -46,10 +47,10 @@ class Candidates:
         self,
         registry: Registry,
         lineage_number: int,
-        settings: Training,
+        settings: TrainingSpec,
         steps: int,
         last: Registration,
-        held: tuple[Draft, Vocabulary],
+        held: tuple[DraftModel, VocabularyMap],
     ) -> None:
         """``held`` is the draft of ``last`` with its map."""
         self._registry, self.lineage, self._settings, self._steps = registry, lineage_number, settings, steps
@@ -63,11 +64,11 @@ class Candidates:
         tokens = trained_tokens - self._looked_tokens >= self._settings.publish_tokens
         return tokens or time.monotonic() - self._looked_at >= self._settings.publish_seconds
 
-    def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Outcome:
+    def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Evaluation:
         """Evaluate, and register when the gain suffices."""
         self._looked_tokens, self._looked_step, self._looked_at = trained_tokens, session.steps, time.monotonic()
         if len(held_out) < MIN_REQUESTS:
-            return Outcome(None, None, f"waiting for held-out requests: {len(held_out)} of {MIN_REQUESTS}")
+            return Evaluation(None, None, f"waiting for held-out requests: {len(held_out)} of {MIN_REQUESTS}")
         examples = held_out.newest_first()
         new = evaluate(session.served, examples, session.vocabulary, self._steps)
         held, vocabulary = self._held
@@ -76,15 +77,15 @@ class Candidates:
         seen = f"held-out acceptance {new.accept_length:.2f}, version {self.last.version} has {old.accept_length:.2f}"
         log.info("%s (%d requests)", seen, new.requests)
         if gain < float(Decimal(self._settings.min_gain)):
-            return Outcome(new, None, f"{seen}: no candidate")
+            return Evaluation(new, None, f"{seen}: no candidate")
         self.last = self._register(session, new.accept_length, trained_tokens)
         log.info("registered version %d", self.last.version)
-        return Outcome(new, self.last, f"{seen}: registered version {self.last.version}")
+        return Evaluation(new, self.last, f"{seen}: registered version {self.last.version}")
 
     def _register(self, session: Session, accept_length: float, trained_tokens: int) -> Registration:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            exported = export.export(session.served, session.vocabulary.to_target, folder)
+            exported = checkpoint.export(session.served, session.vocabulary.to_target, folder)
             newest = self._registry.last_version()
             number = INITIAL_VERSION if newest is None else newest
             if self._registry.registration(number).digest == exported.digest:
@@ -107,6 +108,6 @@ class Candidates:
                 except ObjectExists:
                     log.warning("version %d was taken by another trainer; taking the next", number)
                     continue
-                draft, ids = export.load(folder, session.served.embedding)
-                self._held = draft, Vocabulary.of(ids, draft.config.vocab_size)
+                draft, ids = checkpoint.load(folder, session.served.embedding)
+                self._held = draft, VocabularyMap.of(ids, draft.config.vocab_size)
                 return registration

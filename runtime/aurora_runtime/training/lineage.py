@@ -16,14 +16,15 @@ from typing import Final
 
 import torch
 
-from aurora_api.records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
-from aurora_api.speculator import Draft as DraftSpec
-from aurora_runtime.errors import CheckpointFormatError, ObjectExists, ObjectMissing
-from aurora_runtime.store import Keys, Registry
-from aurora_runtime.training import export, init
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.target import TargetModel
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
+from aurora_runtime.errors import CheckpointFormatError
+from aurora_runtime.training.model import checkpoint, initial_draft
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_store import Keys, Registry
+from aurora_store.errors import ObjectExists, ObjectMissing
 
 FIRST_LINEAGE: Final = 1
 log = logging.getLogger(__name__)
@@ -52,13 +53,13 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         try:
             registration = registry.registration(INITIAL_VERSION)
             registry.fetch_checkpoint(registration, folder)
-            draft, ids = export.load(folder, target.embedding)
+            draft, ids = checkpoint.load(folder, target.embedding)
         except ObjectMissing:
-            config = init.draft_config(target, spec.vocab_size)
-            ids = init.vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
-            draft = init.initial_draft(target, config, ids)
+            config = initial_draft.draft_config(target, spec.vocab_size)
+            ids = initial_draft.vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
+            draft = initial_draft.initial_draft(target, config, ids)
             registration = None
-        exported = export.export(draft, ids, folder)
+        exported = checkpoint.export(draft, ids, folder)
         if registration is None:
             publish(
                 registry,
@@ -124,12 +125,12 @@ def publish(
     return registration
 
 
-def fetch(registry: Registry, number: int, target: TargetModel) -> tuple[Draft, Vocabulary]:
+def fetch(registry: Registry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
     """A registered version's draft."""
     with tempfile.TemporaryDirectory() as scratch:
         registry.fetch_checkpoint(registry.registration(number), Path(scratch))
-        draft, ids = export.load(Path(scratch), target.embedding)
-    return draft, Vocabulary.of(ids, target.identity.vocab_size)
+        draft, ids = checkpoint.load(Path(scratch), target.embedding)
+    return draft, VocabularyMap.of(ids, target.identity.vocab_size)
 
 
 def provenance() -> dict[str, str]:

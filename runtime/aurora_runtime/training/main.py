@@ -15,28 +15,30 @@ from typing import Final
 
 import torch
 
-from aurora_api.pod import TrainerSettings
-from aurora_api.records import INITIAL_VERSION, Lineage, TrainerPhase
-from aurora_api.speculator import MAX_UNROLL_STEPS
+from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS
+from aurora_protocol.draft_records import INITIAL_VERSION, Lineage
+from aurora_protocol.pod_settings import TrainerSettings
+from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
-from aurora_runtime.store import ObjectStore, Registry, StoreConfig
 from aurora_runtime.training import lineage as lineages
-from aurora_runtime.training import recall, saved
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet, ShardReader
-from aurora_runtime.training.janitor import Janitor
-from aurora_runtime.training.ledger import Ledger
-from aurora_runtime.training.owed import Owed
-from aurora_runtime.training.patience import Patience
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_budget import ReplayBudget
+from aurora_runtime.training.data.shards import ShardReader
+from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.model.target import TargetModel, load_target
+from aurora_runtime.training.optim.ranks import Ranks, SharedSession, follow, processes
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.progress import IDLE_INTERVAL_S, Progress
-from aurora_runtime.training.ranks import Ranks, SharedSession, follow, processes
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import Memory
-from aurora_runtime.training.retention import Limits, Retention
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.tally import Tally
-from aurora_runtime.training.target import TargetModel, load_target
-from aurora_runtime.training.train import Trainer
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.state import replay_restore, trainer_state
+from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
+from aurora_runtime.training.state.retention import Limits, Retention
+from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
+from aurora_store import ObjectStore, Registry, StoreConfig
 
 STOP_S: Final = 9.0
 REPLAY_BYTES: Final = 1 << 30
@@ -65,13 +67,13 @@ def build(
     registry: Registry,
     target: TargetModel,
     lineage: Lineage,
-    patience: Patience,
+    patience: Retrier,
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> Trainer:
     """A trainer that continues from the stored state, or from the last version when there is none."""
     number = lineage.number
-    state = patience.call("reading the trainer's state", lambda: saved.read(registry, number))
+    state = patience.call("reading the trainer's state", lambda: trainer_state.read(registry, number))
     newest = patience.call("reading the registry", registry.last_version) or INITIAL_VERSION
     last = patience.call("reading the registry", lambda: registry.registration(newest))
     # A state brings its weights and its map, unless it is from before maps could change: then the map is the one of
@@ -83,13 +85,16 @@ def build(
     session = (
         SharedSession(draft, vocabulary, recipe, device, ranks) if ranks else Session(draft, vocabulary, recipe, device)
     )
-    ledger = Ledger(registry, number, patience, state.record if state else None)
+    ledger = ShardLedger(registry, number, patience, state.record if state else None)
     width = len(lineage.aux_layers) * target.identity.hidden_size
     reader = ShardReader(registry, target.identity.vocab_size, width, patience, prompt_weight=recipe.prompt_weight)
-    memory, held_out = Memory(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
-    tally, owed = Tally(target.identity.vocab_size, target.special_tokens), Owed(recipe)
+    memory, held_out = ReplayBuffer(REPLAY_BYTES), HeldOutSet(HELD_OUT_REQUESTS)
+    tally, owed = (
+        VocabularyCoverage(target.identity.vocab_size, target.special_tokens),
+        ReplayBudget(replay=recipe.replay, passes=recipe.passes),
+    )
     if state is not None:
-        recall.refill(state.tensors, state.record.consumed, reader, memory, held_out)
+        replay_restore.refill(state.tensors, state.record.consumed, reader, memory, held_out)
         session.restore(state.tensors)
         tally.restore(state.tensors)
         owed.restore(state.tensors, memory.slots)
@@ -106,7 +111,7 @@ def build(
         session=session,
         candidates=Candidates(registry, number, settings.training, settings.draft.steps, last, held),
         progress=Progress(registry),
-        janitor=patience.call("looking for orphans", lambda: Janitor(registry)),
+        janitor=patience.call("looking for orphans", lambda: OrphanCleanup(registry)),
         retention=Retention(registry, ledger, limits_of(settings)),
         patience=patience,
         epoch=patience.call("reading the trainer's state", registry.trainer_epoch),
@@ -115,7 +120,7 @@ def build(
 
 
 def run(
-    settings: TrainerSettings, registry: Registry, patience: Patience, device: torch.device, ranks: Ranks | None
+    settings: TrainerSettings, registry: Registry, patience: Retrier, device: torch.device, ranks: Ranks | None
 ) -> None:
     """Day 0 if needed, then training or, when suspended, waiting; returns when ``patience`` is stopped."""
     target = patience.call(
@@ -133,11 +138,11 @@ def run(
     build(settings, registry, target, lineage, patience, device, ranks).run()
 
 
-def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Lineage, patience: Patience) -> None:
+def wait_suspended(settings: TrainerSettings, registry: Registry, lineage: Lineage, patience: Retrier) -> None:
     """Say that training is suspended, and what was reached, until asked to stop. Traces still come, and are bounded."""
     progress = Progress(registry)
-    state = patience.call("reading the trainer's state", lambda: saved.record_of(registry, lineage.number))
-    ledger = Ledger(registry, lineage.number, patience, state)
+    state = patience.call("reading the trainer's state", lambda: trainer_state.record_of(registry, lineage.number))
+    ledger = ShardLedger(registry, lineage.number, patience, state)
     retention = Retention(registry, ledger, limits_of(settings), suspended=True)
     while not patience.stopping:
         next_look = time.monotonic() + IDLE_INTERVAL_S
@@ -172,7 +177,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         follow(ranks, device)
         return
-    patience = Patience()
+    patience = Retrier()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         log.info("stopping on signal %d", signum)

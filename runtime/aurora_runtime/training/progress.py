@@ -10,13 +10,14 @@ import logging
 import time
 from typing import Any, Final
 
-from aurora_api.records import Registration, TrainerPhase, TrainerStatus
-from aurora_runtime.errors import StoreError
-from aurora_runtime.store import Registry
-from aurora_runtime.training.candidates import Outcome
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_runtime.training.candidates import Evaluation
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.tally import Change
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.vocabulary_coverage import VocabularyChange
+from aurora_store import Registry
+from aurora_store.errors import StoreError
 
 INTERVAL_S: Final = 4.0
 IDLE_INTERVAL_S: Final = 15.0
@@ -34,14 +35,14 @@ class Progress:
         self._coverage: float | None = None
         self._message = ""
 
-    def evaluated(self, outcome: Outcome) -> None:
+    def evaluated(self, outcome: Evaluation) -> None:
         """Take over what an evaluation showed; the next status says it."""
         if outcome.candidate is not None:
             self._accept_length, self._coverage = outcome.candidate.accept_length, outcome.candidate.coverage
         self._message = outcome.message
         self._next = 0.0
 
-    def remapped(self, change: Change) -> None:
+    def remapped(self, change: VocabularyChange) -> None:
         """Take over a change of the vocabulary map; the next status says it."""
         self._coverage, self._message = change.after, str(change)
         self._next = 0.0

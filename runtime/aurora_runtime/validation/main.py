@@ -14,11 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aurora_api.errors import ContractError
-from aurora_api.pod import KEYS_FOLDER, ValidationSettings
-from aurora_runtime.errors import ObjectExists, RuntimeFault
-from aurora_runtime.store import ObjectStore, Registry, StoreConfig
-from aurora_runtime.validation.run import Outcome, Place, run
+from aurora_protocol.errors import ProtocolError
+from aurora_protocol.pod_settings import KEYS_FOLDER, ValidationSettings
+from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.validation.validation_run import Outcome, Place, run
+from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             place = Place(Path(scratch), options.keys)
             outcome = asyncio.run(_interruptible(settings, registry, place))
         _store(registry, outcome)
-    except (RuntimeFault, ContractError) as error:
+    except (RuntimeFault, StoreError, ProtocolError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         _leave_word(str(error))
         raise SystemExit(1) from None

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aurora_api.gate import GatePolicy, judge
-from aurora_api.records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.evidence_records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.gate import GatePolicy, judge
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.equality import NEAR_TIE, EqualityCount
-from aurora_runtime.validation.load import Answer, BatchResult
-from aurora_runtime.validation.prompts import Prompt
-from aurora_runtime.validation.schedule import Batch, batches, settled
+from aurora_runtime.validation.answer_equality import NEAR_TIE, EqualityCount
+from aurora_runtime.validation.held_out_prompts import Prompt
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.round_schedule import Batch, batches, settled
 
 log = logging.getLogger(__name__)
 

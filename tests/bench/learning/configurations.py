@@ -17,10 +17,10 @@ from typing import Any, Final
 from tests.assets.drafted import CHAINS, TREES
 from tests.bench.learning.matching import SHARE, Match
 
-from aurora_runtime.training.batch import Follow
-from aurora_runtime.training.losses import LOSSES
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import Choice
+from aurora_runtime.training.data.batch import Follow
+from aurora_runtime.training.data.replay import Choice
+from aurora_runtime.training.objective.losses import LOSSES
+from aurora_runtime.training.optim.recipe import Recipe
 
 DRAFT_STEPS: Final = 3
 CAPTURED: Final = 32

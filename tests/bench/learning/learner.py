@@ -16,14 +16,14 @@ from tests.bench.learning.matching import Match, batches
 from tests.bench.learning.remapping import Remapping
 from tests.bench.learning.start import randomise
 
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.replay import Choice, Memory
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.replay import Choice, ReplayBuffer
+from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.optim.session import Session
 
 REPLAY_BYTES: Final = 1 << 30
 
@@ -54,7 +54,7 @@ class Learner:
         memory: int = REPLAY_BYTES,
     ) -> None:
         self.session, self._how, self._match, self._remapping = session, how, match, remapping
-        self._memory = Memory(memory)
+        self._memory = ReplayBuffer(memory)
 
     @classmethod
     def from_day_0(cls, how: Configuration, match: Match, seed: int, memory: int = REPLAY_BYTES) -> Learner:
@@ -67,7 +67,7 @@ class Learner:
         return cls(session, how, match, Remapping(session, target()) if how.remap else None, memory)
 
     @property
-    def draft(self) -> Draft:
+    def draft(self) -> DraftModel:
         """The weights that would be served."""
         return self.session.served
 
@@ -107,7 +107,7 @@ def narrowed(trace: RequestTrace, k: int) -> RequestTrace:
 
 
 def met(
-    draft: Draft, vocabulary: Vocabulary, trace: RequestTrace, examples: Iterable[Example], spec: DraftSpec
+    draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, examples: Iterable[Example], spec: DraftSpec
 ) -> list[Example]:
     """``examples`` of ``trace`` with the rounds that ``draft`` would cause as it is now, served at once.
 

@@ -13,9 +13,9 @@ from typing import Final
 
 import torch
 
-from aurora_runtime.training.examples import Example
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.replay import Memory, pack
+from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.data.replay import ReplayBuffer, pack
+from aurora_runtime.training.optim.recipe import Recipe
 
 STEP_REQUESTS: Final = 2
 """Requests per step where each is used once, with equal steps; who replays once takes twice as many per batch."""
@@ -31,7 +31,7 @@ class Match(StrEnum):
 def batches(
     match: Match,
     examples: Sequence[Example],
-    memory: Memory,
+    memory: ReplayBuffer,
     recipe: Recipe,
     generator: torch.Generator,
 ) -> Iterator[list[Example]]:

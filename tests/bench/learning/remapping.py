@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aurora_runtime.training.examples import Example
-from aurora_runtime.training.remap import remapped
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.tally import Change, Tally
-from aurora_runtime.training.target import TargetModel
+from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.vocabulary_remap import remapped
+from aurora_runtime.training.vocabulary_coverage import VocabularyChange, VocabularyCoverage
 
 
 class Remapping:
@@ -16,9 +16,9 @@ class Remapping:
 
     def __init__(self, session: Session, target: TargetModel) -> None:
         self._session, self._head = session, target.head
-        self._tally = Tally(target.identity.vocab_size, target.special_tokens)
+        self._tally = VocabularyCoverage(target.identity.vocab_size, target.special_tokens)
 
-    def after(self, learnt: Sequence[Example], held_out: Sequence[Example]) -> Change | None:
+    def after(self, learnt: Sequence[Example], held_out: Sequence[Example]) -> VocabularyChange | None:
         """Count the shard that was ``learnt``; change the map, and say so, when ``held_out`` shows that to be worth
         it."""
         self._tally.add(learnt)

@@ -14,7 +14,7 @@ from tests.bench.learning.matching import Match
 from tests.bench.learning.recorded import Traffic
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training import export
+from aurora_runtime.training.model import checkpoint
 
 LOOKS: Final = 8
 """Evaluations per run, evenly over the traffic, after the one before its first step."""
@@ -60,7 +60,7 @@ def run(
 
     def look() -> None:
         if kept:
-            export.export(learner.draft, learner.session.vocabulary.to_target, kept / str(len(looks)))
+            checkpoint.export(learner.draft, learner.session.vocabulary.to_target, kept / str(len(looks)))
         looks.append(learner.look(held_out, answers))
 
     look()

@@ -33,15 +33,15 @@ from tests.bench.learning.recorded import recorded
 from tests.bench.learning.replay import LOOKS, Run, run
 from tests.bench.served.servers import DRAFT, Arm, Servers
 
-from aurora_api.speculator import DType
-from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
-from aurora_runtime.engine.process import EngineSpec
-from aurora_runtime.engine.speculation import Eagle3
-from aurora_runtime.engine.weights import WEIGHTS
+from aurora_api.v1alpha1.target import DType
+from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
+from aurora_runtime.engine.draft_check import WEIGHTS
+from aurora_runtime.engine.server_process import EngineSpec
+from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.validation.drafts import Draft
-from aurora_runtime.validation.load import BatchResult
-from aurora_runtime.validation.servers import EngineSet
+from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.server_set import EngineSet
 
 CONCURRENCY = 2
 
@@ -66,10 +66,10 @@ def accept_length(result: BatchResult) -> float:
 async def ask(servers: Servers, folders: Sequence[Path], prompts: Sequence[Sequence[int]]) -> list[float]:
     """The acceptance length with the draft in each of ``folders`` in turn; equal weights are one draft, as those of
     several rows' first looks are. Raises :class:`EngineFault` when one was seen not to be loaded."""
-    drafts, arms = dict[str, Draft](), list[Arm]()
+    drafts, arms = dict[str, FetchedDraft](), list[Arm]()
     for folder in folders:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        draft = drafts.setdefault(digest, Draft(folder, len(drafts)))
+        draft = drafts.setdefault(digest, FetchedDraft(folder, len(drafts)))
         arms.append(Arm(f"{folder.parent.name}, look {folder.name}", DRAFT, draft))
     await servers.learn_checksums(arms)
     found = list[float]()

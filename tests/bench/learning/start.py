@@ -10,14 +10,14 @@ from typing import Final
 
 import torch
 
-from aurora_runtime.training.draft import Draft
+from aurora_runtime.training.model.draft import DraftModel
 
 SPREAD: Final = 0.02
 """What Llama's own initialisation takes."""
 
 
 @torch.no_grad()
-def randomise(draft: Draft, seed: int) -> None:
+def randomise(draft: DraftModel, seed: int) -> None:
     """Forget what the target lent to ``draft``'s layer, norms and head."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in draft.named_parameters():

@@ -35,9 +35,9 @@ from tests.bench.served.measure import Plan
 from tests.bench.served.messages import DOMAINS, RESERVED, traffic
 from tests.bench.served.report import Outcome, as_json, section
 
-from aurora_api import speculator
-from aurora_api.speculator import DType
-from aurora_runtime.validation.equality import near_tie
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType
+from aurora_runtime.validation.answer_equality import near_tie
 
 MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
 """Answer tokens of traffic at which a draft is measured."""
@@ -78,7 +78,7 @@ def main() -> None:
         help="how a round is drafted; in the further ones the last draft is measured too",
     )
     parser.add_argument(
-        "--vocabulary", type=int, default=speculator.Draft().vocab_size, help="entries of the drafts' vocabulary map"
+        "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
     )
     parser.add_argument(
         "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"

@@ -14,15 +14,16 @@ from tests.bench.served.measure import Measured, Plan, measure
 from tests.bench.served.messages import reserved, traffic
 from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
 
-from aurora_api import speculator
-from aurora_api.speculator import DType
-from aurora_runtime.cpu.engine import DEFAULT_KV_TOKENS
-from aurora_runtime.engine.process import EngineSpec
-from aurora_runtime.engine.speculation import Eagle3, Ngram
-from aurora_runtime.validation.servers import EngineSet
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType
+from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS
+from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
+from aurora_runtime.engine.server_process import EngineSpec
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.validation.server_set import EngineSet
 
 LONGEST_ANSWER: Final = 64
-SHAPES: Final = (speculator.Draft(),)
+SHAPES: Final = (DraftSpec(),)
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,23 @@ class Line:
     """The draft that learnt from the most, in each shape."""
 
 
-def shape(text: str) -> speculator.Draft:
+def shape(text: str) -> DraftSpec:
     """``3`` is a chain of three steps, ``2x3x8`` a tree of two steps with three branches each, of which the eight most
     likely nodes are verified. Raises :class:`ValueError`."""
     first, *tree = map(int, text.split("x"))
     if not tree:
-        return speculator.Draft(steps=first, draft_tokens=first + 1)
+        return DraftSpec(steps=first, draft_tokens=first + 1)
     top_k, draft_tokens = tree
-    return speculator.Draft(steps=first, top_k=top_k, draft_tokens=draft_tokens)
+    return DraftSpec(steps=first, top_k=top_k, draft_tokens=draft_tokens)
 
 
-def said(one: speculator.Draft) -> str:
+def said(one: DraftSpec) -> str:
     """A shape in words."""
     tree = f", {one.top_k} branches, {one.draft_tokens} tokens" if one.top_k > 1 else ""
     return f"{one.steps} steps{tree}"
 
 
-def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int], shapes: Sequence[speculator.Draft] = SHAPES) -> Line:
+def line_of(drafts: Sequence[Checkpoint], widths: Sequence[int], shapes: Sequence[DraftSpec] = SHAPES) -> Line:
     """Off, NGRAM and the drafts, in this order in the first round; the EAGLE-3 server starts with the untrained one."""
     arms, servers = [Arm("off", OFF)], dict[str, Eagle3 | Ngram | None]({OFF: None})
     for width in widths:
@@ -98,6 +99,6 @@ async def serve(domain: str, line: Line, plan: Plan, seen: Sequence[str], work: 
         return await measure(servers, plan, prompts, tokenizer.decode)
 
 
-def unrolled(shapes: Sequence[speculator.Draft]) -> int:
+def unrolled(shapes: Sequence[DraftSpec]) -> int:
     """How deep training unrolls a draft that is measured in all ``shapes``: as deep as the deepest."""
-    return min(max(one.steps for one in shapes), speculator.MAX_UNROLL_STEPS)
+    return min(max(one.steps for one in shapes), MAX_UNROLL_STEPS)

@@ -29,15 +29,16 @@ from tests.assets.trainer import settings_for, trainer, wait_for
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Driver, Load
 
-from aurora_api.agent import LiveCounters, SwapPhase, SwapRequest
-from aurora_api.pod import ServingSettings, TrainerSettings
-from aurora_api.records import TrainerPhase
-from aurora_api.speculator import Capture, Training
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapRequest
+from aurora_protocol.pod_settings import ServingSettings, TrainerSettings
+from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.training import saved
-from aurora_runtime.validation.drafts import Draft
+from aurora_runtime.training.state import trainer_state
+from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_store import ObjectStore, Registry
 
 CONCURRENCY: Final = 4
 POLL_S: Final = 1.0
@@ -69,7 +70,7 @@ class Learnt:
 class Checkpoint:
     """A draft as an engine loads it, and how it came to be. Its version is its place among the checkpoints."""
 
-    draft: Draft
+    draft: FetchedDraft
     learnt: Learnt
 
     @property
@@ -112,7 +113,7 @@ def checkpoints(
                     service.keep(place)
         history.write_text(json.dumps([asdict(one) for one in service.seen]))
     drafts = [
-        Checkpoint(Draft(place, number), Learnt(**json.loads((place / FACTS).read_text())))
+        Checkpoint(FetchedDraft(place, number), Learnt(**json.loads((place / FACTS).read_text())))
         for number, place in enumerate(places)
     ]
     return drafts, [Seen(**one) for one in json.loads(history.read_text())]
@@ -143,14 +144,14 @@ class Service:
         objects = ObjectStore(s3.config())
         objects.ensure_bucket()
         registry = Registry(objects)
-        recipe = Training(unroll_steps=unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
+        recipe = TrainingSpec(unroll_steps=unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
         training = settings_for(registry, ensure_model(), recipe, spec)
         settings = ServingSettings(
             namespace=training.namespace,
             name=training.name,
             target=training.target,
             draft=spec,
-            capture=Capture(shard_seconds=SHARD_SECONDS),
+            capture=CaptureSpec(shard_seconds=SHARD_SECONDS),
             store=training.store,
         )
         return cls(s3, registry, PodProcesses(work / "pod", settings, s3.environment()), training, work, longest)
@@ -243,7 +244,7 @@ class Service:
 
     def _learnt(self) -> Learnt:
         lineage = self.registry.lineage()
-        state = saved.read(self.registry, lineage.number) if lineage else None
+        state = trainer_state.read(self.registry, lineage.number) if lineage else None
         steps, positions = (int(n) for n in state.tensors["counters"]) if state else (0, 0)
         assert self._trainer is not None
         cpu = _cpu_seconds(self._trainer.pid)

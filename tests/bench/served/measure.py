@@ -16,13 +16,13 @@ from tests.bench.engine import Timing
 from tests.bench.served.servers import OFF, Arm
 from tests.traffic.report import distinct_share
 
-from aurora_api import records
-from aurora_api.gate import estimate_ratio
-from aurora_api.records import Equality, RatioEstimate
+from aurora_protocol import evidence_records
+from aurora_protocol.evidence_records import Equality, RatioEstimate
+from aurora_protocol.gate import estimate_ratio
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.equality import EqualityCount
-from aurora_runtime.validation.load import Answer, BatchResult
-from aurora_runtime.validation.schedule import Batch, batches
+from aurora_runtime.validation.answer_equality import EqualityCount
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.round_schedule import Batch, batches
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Measured:
 
     def ratio(self, arm: str, other: str, concurrency: int) -> RatioEstimate | None:
         """Throughput of ``arm`` over that of ``other``, paired by round, with the gate's interval."""
-        sides = {arm: records.Arm.CANDIDATE, other: records.Arm.OFF}
+        sides = {arm: evidence_records.Arm.CANDIDATE, other: evidence_records.Arm.OFF}
         paired = [
-            records.Sample(
+            evidence_records.Sample(
                 arm=sides[s.arm],
                 concurrency=s.concurrency,
                 round=s.round,
@@ -104,7 +104,7 @@ class Measured:
             for s in self.samples
             if s.arm in sides
         ]
-        return estimate_ratio(paired, records.Arm.CANDIDATE, records.Arm.OFF, concurrency)
+        return estimate_ratio(paired, evidence_records.Arm.CANDIDATE, evidence_records.Arm.OFF, concurrency)
 
 
 class Bench(Protocol):
@@ -124,7 +124,9 @@ async def measure(
 
     Raises :class:`MeasurementError` when the server without speculation fails requests.
     """
-    counts = {arm.name: EqualityCount(records.Arm.CANDIDATE, plan.near_tie) for arm in plan.arms if arm.server != OFF}
+    counts = {
+        arm.name: EqualityCount(evidence_records.Arm.CANDIDATE, plan.near_tie) for arm in plan.arms if arm.server != OFF
+    }
     samples, said = list[Sample](), dict[int, Answer]()
     for number in range(plan.rounds):
         done = list[tuple[Batch[Arm], BatchResult]]()

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.bench.served.live import Checkpoint, Seen
 from tests.bench.served.measure import Cell, Measured, Plan
 
-from aurora_api.records import Equality, RatioEstimate
+from aurora_protocol.evidence_records import Equality, RatioEstimate
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 from tests.bench.engine import Timing, generate
 
-from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.drafts import Draft
-from aurora_runtime.validation.load import BatchResult
-from aurora_runtime.validation.servers import EngineSet
+from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.server_set import EngineSet
 
 OFF: Final = "off"
 DRAFT: Final = "draft"
@@ -37,7 +37,7 @@ class Arm:
 
     name: str
     server: str
-    draft: Draft | None = None
+    draft: FetchedDraft | None = None
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Servers:
     """Requests of the domain that are answered before each batch: as many as the highest concurrency."""
     max_new_tokens: int
     _checksums: dict[Arm, str] = field(default_factory=dict)
-    _loaded: dict[str, Draft] = field(default_factory=dict)
+    _loaded: dict[str, FetchedDraft] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
         try:
@@ -114,7 +114,7 @@ class Servers:
         """How far apart two next tokens lie for the server without speculation."""
         return await self.engines.client(OFF).margin(prefix, one, other)
 
-    async def _swap(self, server: str, draft: Draft) -> None:
+    async def _swap(self, server: str, draft: FetchedDraft) -> None:
         """Load ``draft`` and drop cached prefixes: the former draft's keys are in them, and its prompts come again."""
         await self.engines.admin(server).swap(draft.weights, draft.version)
         await self.engines.admin(server).flush()

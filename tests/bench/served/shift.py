@@ -31,9 +31,9 @@ from tests.bench.served.measure import Plan
 from tests.bench.served.messages import DOMAINS, RESERVED
 from tests.bench.served.report import Outcome, as_json, equality_table, live_line, ratio_of, said_ratio, table
 
-from aurora_api import speculator
-from aurora_api.speculator import DType
-from aurora_runtime.validation.equality import near_tie
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType
+from aurora_runtime.validation.answer_equality import near_tie
 
 CONCURRENCIES = (1, 4)
 PER_WORKER = 4
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--domains", nargs=2, choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--tokens", type=int, nargs=2, default=[20_000, 60_000], help="answer tokens of each")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--shape", type=shape, default=speculator.Draft(), metavar="STEPS[xBRANCHESxTOKENS]")
-    parser.add_argument("--vocabulary", type=int, default=speculator.Draft().vocab_size)
+    parser.add_argument("--shape", type=shape, default=DraftSpec(), metavar="STEPS[xBRANCHESxTOKENS]")
+    parser.add_argument("--vocabulary", type=int, default=DraftSpec().vocab_size)
     parser.add_argument("--out", type=Path, default=None, help="directory for shift.md, shift-*.json and the drafts")
     options = parser.parse_args()
     if (needed := options.rounds * PER_WORKER * sum(CONCURRENCIES)) > RESERVED:

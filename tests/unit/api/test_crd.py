@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aurora_api import crd
-from aurora_api.speculator import SpeculatorSpec
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 
 FORBIDDEN = {"$ref", "$defs", "allOf", "anyOf", "oneOf", "const", "title", "prefixItems", "exclusiveMinimumValue"}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from aurora_api.speculator import DType
+from aurora_api.v1alpha1.target import DType
 from tests.assets.exact_scores import Margin, margin_of
 from tests.bench.equality import Verdict, judge
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aurora_api.records import FileRef, TrainerState
+from aurora_protocol.draft_records import FileRef
+from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.lineage import utc_now
 from tests.bench.kills import Trained, Watch, audit, table
 from tests.bench.learning.learner import Look

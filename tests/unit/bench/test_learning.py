@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training import tally
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training import vocabulary_coverage
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.optim.session import Session
 from tests.assets.drafted import CHAINS, SHAPES, TREES
 from tests.bench.learning import learner as learner_module
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
@@ -60,7 +60,7 @@ def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_train
 
 
 def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "LEAST", 300)
+    monkeypatch.setattr(vocabulary_coverage, "LEAST", 300)
     target, how = tiny.target(tmp_path), CONFIGURATIONS["map"]
     session = Session(*tiny.draft_of(target), how.recipe, CPU)
     learner = Learner(session, how, Match.STEPS, Remapping(session, target))
@@ -93,7 +93,9 @@ def test_a_learner_keeps_the_rounds_that_its_own_draft_meets_only_where_they_dec
 ) -> None:
     asked = list[DraftSpec]()
 
-    def seen(_: Draft, __: Vocabulary, ___: RequestTrace, examples: list[Example], spec: DraftSpec) -> list[Example]:
+    def seen(
+        _: DraftModel, __: VocabularyMap, ___: RequestTrace, examples: list[Example], spec: DraftSpec
+    ) -> list[Example]:
         asked.append(spec)
         return examples
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.training import export
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.vocabulary import Vocabulary
-from aurora_runtime.validation.load import Answer, BatchResult
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.model import checkpoint
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.validation.load_client import Answer, BatchResult
 from tests.assets.drafted import CHAINS, TREES
 from tests.bench.learning import learner, shift
 from tests.bench.learning.configurations import CONFIGURATIONS, DRAFT_STEPS, PUBLISHED
@@ -26,7 +26,7 @@ from tests.unit.training.trees import tree_trace
 
 @pytest.fixture
 def traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Traffic:
-    def day_0() -> tuple[Draft, Vocabulary]:
+    def day_0() -> tuple[DraftModel, VocabularyMap]:
         return tiny.draft_of(tiny.target(tmp_path / "target"))
 
     monkeypatch.setattr(learner, "day_0", day_0)
@@ -43,8 +43,8 @@ def test_a_run_keeps_the_draft_of_every_look(tmp_path: Path, traffic: Traffic, n
     assert (done.looks[0].tokens, done.looks[0].steps) == (0, 0)
     assert done.looks[-1].tokens == sum(t.answer_tokens for t in fresh)
     target = tiny.target(tmp_path / "target")
-    draft, ids = export.load(tmp_path / "kept" / str(LOOKS), target.embedding)
-    vocabulary = Vocabulary.of(ids, tiny.VOCAB)
+    draft, ids = checkpoint.load(tmp_path / "kept" / str(LOOKS), target.embedding)
+    vocabulary = VocabularyMap.of(ids, tiny.VOCAB)
     held_out = [e for t in traffic.traces[CHAINS] if t.held_out for e in examples_of(t, tiny.VOCAB)]
     seen = evaluate(draft, held_out, vocabulary, DRAFT_STEPS)
     assert seen.accept_length == pytest.approx(done.looks[-1].accept_length, rel=0.1)  # exported in bf16

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.draft import Draft
-from aurora_runtime.training.unroll import Level, Trunk, unroll
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.unroll import Level, Trunk, unroll
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from tests.assets.drafted import CHAINS, SHAPES, TREES, rounds_of
 from tests.assets.proposals import Tree, propose
 from tests.unit.training import tiny
 
-Made = tuple[Draft, Vocabulary, RequestTrace]
+Made = tuple[DraftModel, VocabularyMap, RequestTrace]
 
 
 @pytest.fixture(scope="module")

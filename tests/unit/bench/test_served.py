@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.gate import estimate_ratio
-from aurora_api.records import Arm as GateArm
-from aurora_api.records import Equality
-from aurora_runtime.engine.speculation import Eagle3
+from aurora_protocol.evidence_records import Arm as GateArm
+from aurora_protocol.evidence_records import Equality
+from aurora_protocol.gate import estimate_ratio
+from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.drafts import Draft
-from aurora_runtime.validation.load import Answer, BatchResult
+from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.load_client import Answer, BatchResult
 from tests.bench.engine import Timing
 from tests.bench.served import messages
 from tests.bench.served.line import line_of, shape, unrolled
@@ -26,8 +26,8 @@ from tests.bench.served.report import Outcome, explained, ngram_lines, section, 
 from tests.bench.served.servers import OFF, Arm
 
 DRAFTS = [
-    Checkpoint(Draft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0, 0, 0.0)),
-    Checkpoint(Draft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)),
+    Checkpoint(FetchedDraft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0, 0, 0.0)),
+    Checkpoint(FetchedDraft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)),
 ]
 LINE = line_of(DRAFTS, (4, 12))
 PLAN = Plan(LINE.arms, (1, 4), rounds=8, per_worker=4, near_tie=0.5)

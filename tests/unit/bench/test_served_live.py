@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_api.agent import AgentState, LiveCounters, SwapPhase, SwapRequest, SwapStatus
-from aurora_api.speculator import Draft as DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_protocol.agent_api import AgentState, LiveCounters, SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.drafts import Draft
+from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.bench.served import live
 from tests.bench.served.live import FACTS, Checkpoint, Learnt, Part, Seen, Service
 
@@ -89,7 +89,7 @@ def test_what_was_served_is_not_served_again(tmp_path: Path, monkeypatch: pytest
         (tmp_path / str(number) / FACTS).write_text(json.dumps(dataclasses.asdict(one)))
     (tmp_path / "live.json").write_text(json.dumps([dataclasses.asdict(one) for one in told]))
     drafts, seen = live.checkpoints([Part("json", 20_000)], tmp_path, DraftSpec(), 3, 64)
-    assert drafts == [Checkpoint(Draft(tmp_path / str(n), n), one) for n, one in enumerate(facts)]
+    assert drafts == [Checkpoint(FetchedDraft(tmp_path / str(n), n), one) for n, one in enumerate(facts)]
     assert seen == told
 
 

@@ -12,13 +12,13 @@ from typing import ClassVar
 import pytest
 from aiohttp import web
 
-from aurora_api.speculator import Draft as DraftSpec
-from aurora_runtime.engine.process import EngineSpec
-from aurora_runtime.engine.speculation import Eagle3, Ngram
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_runtime.engine.server_process import EngineSpec
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation import servers
-from aurora_runtime.validation.drafts import Draft
-from aurora_runtime.validation.servers import EngineSet
+from aurora_runtime.validation import server_set
+from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.server_set import EngineSet
 from tests.bench.learning.served import ask
 from tests.bench.served.line import line_of
 from tests.bench.served.live import Checkpoint, Learnt
@@ -102,12 +102,12 @@ def checkpoint(folder: Path, version: int, weights: bytes) -> Checkpoint:
     place = folder / str(version)
     place.mkdir()
     (place / "model.safetensors").write_bytes(weights)
-    return Checkpoint(Draft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0, version, 0.0))
+    return Checkpoint(FetchedDraft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0, version, 0.0))
 
 
 @pytest.fixture
 async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Engine]]:
-    monkeypatch.setattr(servers, "EngineProcess", Process)
+    monkeypatch.setattr(server_set, "EngineProcess", Process)
     for shared in (Process.urls, Process.started, Process.stopped, Process.dead):
         shared.clear()
     running = {name: Engine() for name in ("off", "ngram-4", "ngram-12", "draft")}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from aurora_runtime.traces import decode
-from aurora_runtime.training.draft import DraftConfig
-from aurora_runtime.training.examples import examples_of
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.model.draft import DraftConfig
 from tests.bench.trainer import DRAFT_VOCAB, PARTS, WHOLE, Meter, measured_step, session_of, shards, table
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from aurora_api.agent import LiveCounters
+from aurora_protocol.agent_api import LiveCounters
 
 STEPS = 3
 ROUNDS = 40

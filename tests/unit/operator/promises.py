@@ -9,14 +9,15 @@ from __future__ import annotations
 from hypothesis import event
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
-from aurora_api.agent import SwapPhase
-from aurora_api.records import INITIAL_VERSION, Channel, ChannelReason, VerdictKind
-from aurora_api.speculator import Where
-from aurora_api.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
-from aurora_operator.observed import Observed
+from aurora_api.v1alpha1.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.validation import MeasureOn
+from aurora_operator.observe.observed import Observed
 from aurora_operator.plan import Loan, Plan, Swap
-from aurora_operator.plan.build import MAX_REJECTED
-from aurora_runtime.store import Keys
+from aurora_operator.plan.planner import MAX_REJECTED
+from aurora_protocol.agent_api import SwapPhase
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
+from aurora_protocol.evidence_records import VerdictKind
+from aurora_store import Keys
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedStore
 
 FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
@@ -114,7 +115,7 @@ class Promises(RuleBasedStateMachine):
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
-        if made.job is not None and seen.spec.validation.where is Where.REPLICA:
+        if made.job is not None and seen.spec.validation.where is MeasureOn.REPLICA:
             assert away, "first withdrawn, then measured on"
         if left:
             staying = [view for view in seen.pods if view.name not in left]

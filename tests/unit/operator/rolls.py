@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from aurora_api.agent import LiveCounters, SwapPhase, SwapStatus
-from aurora_api.speculator import Rollout
-from aurora_api.status import AnalysisStatus, RolloutPhase, RolloutStatus
-from aurora_operator.plan.world import Pod, World
+from aurora_api.v1alpha1.rollout import RolloutSpec
+from aurora_api.v1alpha1.status import AnalysisStatus, RolloutPhase, RolloutStatus
+from aurora_operator.plan.rollout.facts import Pod, World
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C = "pod-a", "pod-b", "pod-c"
@@ -27,7 +27,7 @@ def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
 
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
-    rules = Rollout.model_validate({"analysis": UNJUDGED, **(policy or {})})
+    rules = RolloutSpec.model_validate({"analysis": UNJUDGED, **(policy or {})})
     return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
 
 

@@ -1,6 +1,6 @@
 """An operator taken apart into single actions, so that another one, or its own end, may come between any two of them.
 
-Its order is that of :meth:`aurora_operator.act.Actor.act`; what it remembers between looks is what the real loop does.
+Its order is that of :meth:`Actor.act`; what it remembers between looks is what the real loop does.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from aurora_api.pod import ValidationSettings
-from aurora_api.speculator import Where
-from aurora_api.status import SpeculatorStatus
-from aurora_operator.attention import Attention
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.errors import AgentError, Conflict, Fenced
-from aurora_operator.observed import Observed, RefusedJob, Wishes
+from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
+from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import Loan, Plan, Swap, plan
-from aurora_runtime.errors import ObjectExists, StoreError
+from aurora_protocol.pod_settings import ValidationSettings
+from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
 
@@ -34,7 +34,7 @@ class SimulatedOperator:
 
     def die(self) -> None:
         """The next process takes its place."""
-        self._attention = Attention()
+        self._attention = ObservedTime()
         self._fenced = self._next_fenced = False
         self._refused: RefusedJob | None = None
         self._next_refused: RefusedJob | None = None
@@ -54,10 +54,14 @@ class SimulatedOperator:
     def look(self) -> None:
         """The custom resource, the pods and the Jobs; the store comes last, perhaps later."""
         self._actions.clear()
-        wishes = Wishes(promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort"))
+        wishes = UserRequests(
+            promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort")
+        )
         self._looked_at = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
-        if given.validation.where is Where.REPLICA:  # pods come and go here by themselves: as many as wanted are there
+        if (
+            given.validation.where is MeasureOn.REPLICA
+        ):  # pods come and go here by themselves: as many as wanted are there
             serving = given.serving.model_copy(update={"replicas": len(pods)})
             given = given.model_copy(update={"serving": serving})
         self._seen = observed(

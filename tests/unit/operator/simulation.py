@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from aurora_api.agent import (
+from aurora_operator.errors import AgentError, Conflict, Fenced
+from aurora_operator.observe.observed import JobView, PodView, StoreView
+from aurora_protocol.agent_api import (
     AgentState,
     LiveCounters,
     MeasurementPhase,
@@ -20,10 +22,9 @@ from aurora_api.agent import (
     SwapRequest,
     SwapStatus,
 )
-from aurora_api.records import INITIAL_VERSION, Channel, Evidence, Registration, VerdictKind
-from aurora_operator.errors import AgentError, Conflict, Fenced
-from aurora_operator.observed import JobView, PodView, StoreView
-from aurora_runtime.errors import ObjectExists, StoreError
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.worlds import digest, evidence, lineage, registration
 
 REQUESTS_PER_TICK = 50
@@ -65,7 +66,7 @@ class SimulatedStore:
         self.channels[channel.epoch] = channel
 
     def view(self, interesting: frozenset[int]) -> StoreView:
-        """As :class:`aurora_operator.records.Records` reads it."""
+        """As :class:`aurora_operator.observe.store_reader.StoreReader` reads it."""
         if self.down:
             return StoreView(reason="Unreachable", error="no route")
         channel = self.channel

@@ -6,31 +6,28 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from aurora_api.agent import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
-from aurora_api.conditions import Condition, ConditionType
-from aurora_api.records import (
+from aurora_api.v1alpha1.conditions import Condition, ConditionType
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.children.owner import Owner
+from aurora_operator.observe.observed import Observed, PodView, StoreView, WorkloadView
+from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan import Plan, plan
+from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, Registration, TargetIdentity
+from aurora_protocol.evidence_records import (
     Arm,
-    Channel,
-    ChannelReason,
     Environment,
     Equality,
     Evidence,
-    Lineage,
     RatioEstimate,
-    Registration,
     Sample,
-    TargetIdentity,
     Verdict,
     VerdictKind,
 )
-from aurora_api.speculator import SpeculatorSpec
-from aurora_api.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.config import Config
-from aurora_operator.observed import Observed, Owner, PodView, StoreView, WorkloadView
-from aurora_operator.plan import Plan, plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CONFIG = Config(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
+CONFIG = OperatorConfig(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
 OWNER = Owner("team", "chat", "0123456789abcdef", 1, "77")
 MINIMAL: dict[str, Any] = {
     "target": {"model": "org/model"},

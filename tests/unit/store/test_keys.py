@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.store.keys import Keys, number_of, root
+from aurora_store.keys import Keys, number_of, root
 
 numbers = st.integers(0, 10**8 - 1)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from aurora_runtime.training.examples import Example, examples_of
-from aurora_runtime.training.ranks import Ranks, SharedSession, follow
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.remap import remapped
-from aurora_runtime.training.session import Session
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.optim.ranks import Ranks, SharedSession, follow
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.vocabulary_remap import remapped
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 

@@ -14,26 +14,30 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 
-from aurora_api.records import TrainerPhase
-from aurora_api.speculator import Draft as DraftSpec
-from aurora_api.speculator import Target, Training
-from aurora_runtime.errors import CheckpointFormatError, Interrupted, StoreError, TargetUnavailable
-from aurora_runtime.store import Keys, Registry
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.errors import CheckpointFormatError, Interrupted, TargetUnavailable
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training import export, lineage
+from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data import HeldOutSet, ShardReader
-from aurora_runtime.training.evaluate import evaluate
-from aurora_runtime.training.examples import examples_of
-from aurora_runtime.training.janitor import Janitor, orphans
-from aurora_runtime.training.ledger import Ledger
-from aurora_runtime.training.patience import Patience
-from aurora_runtime.training.prefixes import PrefixBank
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.prefix_bank import PrefixBank
+from aurora_runtime.training.data.shards import ShardReader
+from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.model import checkpoint
+from aurora_runtime.training.model.target import TargetModel, load_target
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.vocabulary_remap import remapped
 from aurora_runtime.training.progress import Progress
-from aurora_runtime.training.recipe import Recipe
-from aurora_runtime.training.remap import remapped
-from aurora_runtime.training.session import Session
-from aurora_runtime.training.target import TargetModel, load_target
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup, orphans
+from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_store import Keys, Registry
+from aurora_store.errors import StoreError
 from tests.unit.training import tiny
 
 SPEC = DraftSpec(vocab_size=tiny.DRAFT_VOCAB)
@@ -89,7 +93,7 @@ def test_a_changed_target_is_refused(model: TargetModel, tmp_path: Path) -> None
 
 def test_the_checkpoint_is_what_sglang_loads(model: TargetModel, tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(model)
-    exported = export.export(draft, vocabulary.to_target, tmp_path / "out")
+    exported = checkpoint.export(draft, vocabulary.to_target, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     h, v = tiny.HIDDEN, tiny.DRAFT_VOCAB
@@ -116,26 +120,26 @@ def test_the_checkpoint_is_what_sglang_loads(model: TargetModel, tmp_path: Path)
     assert (tensors["d2t"] + torch.arange(v)).tolist() == vocabulary.to_target.tolist()
     assert int(tensors["t2d"].sum()) == v
     assert all((tmp_path / "out" / f.name).stat().st_mode & 0o777 == 0o644 for f in exported.files)
-    again, ids = export.load(tmp_path / "out", model.embedding)
+    again, ids = checkpoint.load(tmp_path / "out", model.embedding)
     assert ids.tolist() == vocabulary.to_target.tolist()
-    assert export.export(again, ids, tmp_path / "twice").digest == exported.digest
+    assert checkpoint.export(again, ids, tmp_path / "twice").digest == exported.digest
     assert again.config == draft.config
 
 
 def test_a_target_without_its_files_says_which(tmp_path: Path) -> None:
     with pytest.raises(TargetUnavailable, match=r"config\.json"):
-        load_target(Target(model=str(tmp_path)))
+        load_target(TargetSpec(model=str(tmp_path)))
 
 
 def reader_of(registry: Registry, model: TargetModel) -> ShardReader:
-    return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Patience())
+    return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
 
 
 def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     traces = [tiny.trace(seed) for seed in range(40)]
     keys = [tiny.put_shard(registry, i, traces[i * 10 : i * 10 + 10]) for i in range(4)]
-    reader, ledger = reader_of(registry, model), Ledger(registry, 1, Patience())
+    reader, ledger = reader_of(registry, model), ShardLedger(registry, 1, Retrier())
     assert ledger.pending() == keys
     held, trained = set(), 0
     for key in keys:
@@ -228,7 +232,7 @@ def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidate
     held = HeldOutSet(8)
     for seed in range(6):
         held.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)))
-    settings = Training(publish_tokens=256, publish_seconds=3600)
+    settings = TrainingSpec(publish_tokens=256, publish_seconds=3600)
     candidates = Candidates(registry, 1, settings, 3, registry.registration(0), held_draft)
     for _ in range(40):
         session.step(held.newest_first())
@@ -299,7 +303,7 @@ def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model
     del registry.last_version
     before = set(objects.data)
     held_draft = lineage.fetch(registry, 0, model)
-    reborn = Candidates(registry, 1, Training(), 3, registry.registration(0), held_draft)
+    reborn = Candidates(registry, 1, TrainingSpec(), 3, registry.registration(0), held_draft)
     again = reborn.offer(session, held, 300)
     assert again.registration == offered.registration
     assert set(objects.data) == before
@@ -313,8 +317,8 @@ def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> 
     objects.put("trainer/state/00000003/state.safetensors", b"half")
     objects.put("trainer/state/00000002/state.safetensors", b"whole")
     objects.put(Keys.trainer_state(2), b"{}")
-    assert Janitor(registry, grace=3600).tick() == 0
-    janitor = Janitor(registry, grace=0)
+    assert OrphanCleanup(registry, grace=3600).tick() == 0
+    janitor = OrphanCleanup(registry, grace=0)
     objects.put("checkpoints/00000008-def/model.safetensors", b"being uploaded since the first look")
     assert janitor.tick() == 2
     kept = {"checkpoints/00000008-def/model.safetensors", "trainer/state/00000002/state.safetensors"}
@@ -325,7 +329,7 @@ def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monke
     registry, objects = tiny.memory_registry()
     for name in "ab":
         objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
-    janitor, real = Janitor(registry, grace=0), objects.delete
+    janitor, real = OrphanCleanup(registry, grace=0), objects.delete
 
     def delete(key: str) -> None:
         if "-a/" in key:
@@ -379,12 +383,12 @@ def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(TargetUnavailable, match="set HF_TOKEN"):
-        load_target(Target(model="meta/gated"))
+        load_target(TargetSpec(model="meta/gated"))
 
 
 def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_runtime.training.patience.FIRST_WAIT_S", 0.001)
-    patience = Patience()
+    monkeypatch.setattr("aurora_runtime.training.retry.FIRST_WAIT_S", 0.001)
+    patience = Retrier()
     outages = iter(range(2))
 
     def flaky() -> int:

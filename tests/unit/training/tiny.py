@@ -11,22 +11,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from aurora_api.records import FileRef, ShardManifest
-from aurora_api.speculator import Target
-from aurora_runtime.errors import DigestMismatch, ObjectExists, ObjectMissing
-from aurora_runtime.store import ObjectStore, Registry
-from aurora_runtime.store.objects import Listed
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_protocol.draft_records import FileRef
+from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
-from aurora_runtime.training import init
-from aurora_runtime.training.draft import Draft
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.target import TargetModel, load_target
-from aurora_runtime.training.vocabulary import Vocabulary
+from aurora_runtime.training.model import initial_draft
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.target import TargetModel, load_target
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_store import ObjectStore, Registry
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
+from aurora_store.objects import Listed
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 
 
-def write_target(folder: Path, *, tied: bool = True) -> Target:
+def write_target(folder: Path, *, tied: bool = True) -> TargetSpec:
     """A random Llama of 8 layers as SGLang and transformers would read it; end token 399 lies outside the first ids."""
     generator = torch.Generator().manual_seed(1)
 
@@ -68,17 +69,17 @@ def write_target(folder: Path, *, tied: bool = True) -> Target:
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 398, "special": True}]}))
-    return Target(model=str(folder))
+    return TargetSpec(model=str(folder))
 
 
 def target(folder: Path) -> TargetModel:
     return load_target(write_target(folder))
 
 
-def draft_of(model: TargetModel) -> tuple[Draft, Vocabulary]:
-    ids = init.vocabulary(DRAFT_VOCAB, VOCAB, model.special_tokens)
-    draft = init.initial_draft(model, init.draft_config(model, DRAFT_VOCAB), ids)
-    return draft, Vocabulary.of(ids, VOCAB)
+def draft_of(model: TargetModel) -> tuple[DraftModel, VocabularyMap]:
+    ids = initial_draft.vocabulary(DRAFT_VOCAB, VOCAB, model.special_tokens)
+    draft = initial_draft.initial_draft(model, initial_draft.draft_config(model, DRAFT_VOCAB), ids)
+    return draft, VocabularyMap.of(ids, VOCAB)
 
 
 def trace(

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aurora_api.gate import GatePolicy
-from aurora_api.records import Arm, UsedBaseline, VerdictKind
+from aurora_protocol.evidence_records import Arm, UsedBaseline, VerdictKind
+from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.load import Answer, BatchResult
+from aurora_runtime.validation.held_out_prompts import Prompt
+from aurora_runtime.validation.load_client import Answer, BatchResult
 from aurora_runtime.validation.measure import MeasurePlan, measure, measure_apart
-from aurora_runtime.validation.prompts import Prompt
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
 PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(40)]

@@ -14,19 +14,20 @@ from typing import Final
 
 from aiohttp import web
 
-from aurora_api.agent import AGENT_PORT, ENGINE_PORT
-from aurora_api.pod import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
-from aurora_runtime.engine.admin import EngineAdmin, session
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_runtime.engine.sglang_client import SGLangClient, session
 from aurora_runtime.errors import RuntimeFault
-from aurora_runtime.serving.agent.http import application
-from aurora_runtime.serving.agent.measuring import Measuring
+from aurora_runtime.serving.agent.draft_cache import DraftCache, stage_start
+from aurora_runtime.serving.agent.http_api import application
+from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod import Pod
-from aurora_runtime.serving.agent.staging import Drafts, stage_start
-from aurora_runtime.serving.agent.swap import Swapper
+from aurora_runtime.serving.agent.pod_state import Pod
+from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.settings import PodFolder
-from aurora_runtime.store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
     """
     folder = PodFolder(options.state)
     registry = _registry(settings)
-    drafts = Drafts(folder, registry)
+    drafts = DraftCache(folder, registry)
     uploader = Uploader(folder.spool, registry)
     metrics = Metrics()
     stopping = asyncio.Event()
@@ -71,11 +72,11 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
     key = (options.keys / ADMIN_KEY).read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
     async with session() as http:
-        engine = EngineAdmin(http, f"http://127.0.0.1:{options.engine_port}", key)
+        engine = SGLangClient(http, f"http://127.0.0.1:{options.engine_port}", key)
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
         tokens = settings.draft.draft_tokens
-        measuring = Measuring(engine, swapper, drafts, folder, draft_tokens=tokens, token=token)
+        measuring = MeasurementLease(engine, swapper, drafts, folder, draft_tokens=tokens, token=token)
         pod = Pod(name, folder, engine, drafts, swapper, uploader, measuring, draft_tokens=tokens)
         runner = web.AppRunner(application(pod, swapper, measuring, metrics, token), access_log=None)
         await runner.setup()
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             stage_start(PodFolder(options.state), _registry(settings), timeout=options.stage_timeout)
         else:
             asyncio.run(serve(settings, options))
-    except (RuntimeFault, OSError) as error:
+    except (RuntimeFault, StoreError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - the message is the whole story
         return 1
     return 0

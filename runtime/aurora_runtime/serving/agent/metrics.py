@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aurora_api.agent import AgentState
+from aurora_protocol.agent_api import AgentState
 
 PAUSES_S: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aurora_api.errors import InvalidRecord
-from aurora_api.records import ShardManifest
-from aurora_runtime.errors import ObjectExists, StoreError
-from aurora_runtime.store import Registry
+from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.training_records import ShardManifest
+from aurora_store import Registry
+from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Stands in for SGLang's CPU kernel package, which is published nowhere but imported by name.
 
 Only names: the operations live in `aurora_runtime.cpu`. This directory goes on PYTHONPATH when, and only when, the CPU
-engine serves (see `aurora_runtime.cpu.engine`).
+engine serves (see `aurora_runtime.cpu.launch_settings`).
 """
 
 from typing import NoReturn

@@ -1,0 +1,1 @@
+"""The rollout: facts, then a judgement, then a transition. Pure."""

@@ -1,0 +1,37 @@
+"""Which children should exist. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aurora_operator.children.access import service_accounts
+from aurora_operator.children.inference_deployment import deployment
+from aurora_operator.children.network import disruption_budget, policies, services
+from aurora_operator.children.trainer_statefulset import stateful_set
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.observed import JobView, Observed
+from aurora_operator.operator_config import OperatorConfig
+
+
+def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
+    """In the order of creation: what others refer to, then the trainer, which makes the draft that pods wait for."""
+    owner, spec = observed.owner, observed.spec
+    return (
+        *service_accounts(owner, spec),
+        *services(owner),
+        *policies(owner, spec, config),
+        disruption_budget(owner),
+        stateful_set(owner, spec, config),
+        deployment(owner, spec, config),
+    )
+
+
+def obsolete_jobs(
+    jobs: Sequence[JobView], wanted: tuple[int, int] | None, newest_finished: str | None
+) -> tuple[str, ...]:
+    """Jobs of former attempts, running ones too; the candidate's last Job is kept for its log."""
+    return tuple(
+        job.name
+        for job in jobs
+        if (job.version, job.attempt) != wanted and not (job.finished and job.name == newest_finished)
+    )

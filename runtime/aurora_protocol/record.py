@@ -1,0 +1,33 @@
+"""Base of every record that crosses a process boundary as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError
+
+from aurora_api.base import Model
+from aurora_protocol.errors import InvalidRecord
+
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+
+
+Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
+"""A lower-case hexadecimal SHA-256 digest."""
+
+
+class Record(Model):
+    """A model stored as one JSON object."""
+
+    def to_json(self) -> bytes:
+        """The canonical bytes of this record."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        """Parse ``data``; raise :class:`InvalidRecord` naming the fields (never the values) that are wrong."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise InvalidRecord(f"{cls.__name__}: {wrong}") from None

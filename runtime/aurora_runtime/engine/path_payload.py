@@ -1,0 +1,42 @@
+"""The body of SGLang's tensor update, written without torch: the path of a draft, for our loader.
+
+SGLang takes ``[(name, tensor)]`` as pickle, read by an unpickler that admits tensor types only
+(sglang/srt/utils/common.py:3144). We send exactly one value of one fixed shape, so its opcodes are written here rather
+than carrying torch into the sidecar. We only ever send pickle, because that API asks for it; none is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import struct
+from pathlib import Path
+from typing import Final
+
+LOADER: Final = "aurora_runtime.engine.weight_loader.load_draft"
+"""By this name SGLang is started with the loader (``--custom-weight-loader``) and told to use it (``load_format``)."""
+PATH_TENSOR: Final = "aurora.path"
+"""Name of the uint8 tensor that carries the path of a draft file to the loader."""
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def path_payload(path: Path) -> str:
+    """An entry of ``serialized_named_tensors``, which takes one per tensor-parallel rank.
+
+    Base64 of a pickle (protocol 2) of ``[("aurora.path", torch.ByteTensor([*path]))]``, the path in UTF-8.
+    """
+    numbers = b"".join(pickle.BININT1 + bytes([byte]) for byte in str(path).encode())
+    tensor = b"".join(
+        [
+            pickle.GLOBAL + b"torch\nByteTensor\n",
+            *(pickle.EMPTY_LIST, pickle.MARK, numbers, pickle.APPENDS),
+            *(pickle.TUPLE1, pickle.REDUCE),
+        ]
+    )
+    entry = _text(PATH_TENSOR) + tensor + pickle.TUPLE2
+    whole = pickle.PROTO + b"\x02" + pickle.EMPTY_LIST + pickle.MARK + entry + pickle.APPENDS + pickle.STOP
+    return base64.b64encode(whole).decode()

@@ -1,0 +1,175 @@
+"""A stock SGLang server as a child process: its command line, its environment, its start and its certain end.
+
+Invariant: a server that was started is gone when :meth:`EngineProcess.stop` returns. It runs in a process group of its
+own and is asked first, by SIGTERM to the main process only: SGLang's scheduler dies of a signal to the whole group.
+Servers that are compared are built from one :class:`EngineSpec`, so that they differ in their speculation alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aurora_runtime.cpu import launch_settings as cpu
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.errors import EngineFault
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 8.0
+PORTS = range(20000, 32000)
+"""Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
+_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|Exhausted): ")
+"""The last line of a traceback."""
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What all compared servers have in common. ``kv_tokens`` bounds the KV cache of each."""
+
+    model: str
+    device: str  # "cpu" or "cuda"
+    kv_tokens: int
+    dtype: str = "auto"
+    revision: str | None = None
+    extra_args: tuple[str, ...] = ()
+
+    def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
+        """The command line. ``memory_share`` is of the GPU memory free when the server starts."""
+        command = [
+            *(
+                str(Path(sys.executable).with_name("sglang")),
+                "serve",
+                "--model-path",
+                self.model,
+                "--dtype",
+                self.dtype,
+            ),
+            *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
+        ]
+        if self.revision is not None:
+            command += ["--revision", self.revision]
+        if self.device == "cpu":
+            command += cpu.server_args(speculation is not None, kv_tokens=self.kv_tokens)
+        else:
+            command += ["--max-total-tokens", str(self.kv_tokens), "--mem-fraction-static", f"{memory_share:.3f}"]
+        if speculation is not None:
+            command += speculation.arguments()
+        return [*command, *self.extra_args]
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The server's environment: ``base`` without the store's credentials, with no trace capture."""
+        variables = {name: value for name, value in base.items() if name not in _SECRETS}
+        variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+        variables |= {"TOKENIZERS_PARALLELISM": "false"}
+        if self.device == "cpu":
+            variables |= cpu.environment(variables)
+        return variables
+
+
+@dataclass
+class EngineProcess:
+    """One server. Use :meth:`start`, :meth:`wait_ready`, and :meth:`stop` in a ``finally``."""
+
+    name: str
+    log_file: Path
+    port: int = field(default_factory=lambda: free_port())
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, spec: EngineSpec, speculation: Eagle3 | Ngram | None, *, memory_share: float = 0.85) -> None:
+        """Start the process; does not wait."""
+        command = spec.arguments(self.port, speculation, memory_share)
+        with self.log_file.open("wb") as sink:
+            self._process = subprocess.Popen(
+                command,
+                env=spec.environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        log.info("engine %s: started on port %d", self.name, self.port)
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self, deadline: float) -> None:
+        """Wait for ``/ready`` until ``deadline`` (monotonic). Raises :class:`EngineFault` with the end of the log."""
+        began = time.monotonic()
+        while time.monotonic() < deadline:
+            if not self.alive():
+                why = cause(self.tail(lines=200))
+                raise EngineFault(f"engine {self.name} exited while starting{why}; the end of its log:\n{self.tail()}")
+            with (
+                contextlib.suppress(OSError, urllib.error.URLError),
+                urllib.request.urlopen(f"{self.url}/ready", timeout=5),  # noqa: S310 - our own http URL
+            ):
+                log.info("engine %s: ready after %.0f s", self.name, time.monotonic() - began)
+                return
+            time.sleep(0.25)
+        raise EngineFault(f"engine {self.name} was not ready in time; the end of its log:\n{self.tail()}")
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of the server's log. SGLang does not log requests' texts unless told to."""
+        with self.log_file.open("rb") as file:
+            file.seek(max(0, self.log_file.stat().st_size - 16384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
+    def ask_to_stop(self) -> None:
+        """Ask the server to end and return at once, so that several can end at the same time before :meth:`stop`."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End the server and whatever is left of its group; harmless when it is gone already.
+
+        The callers' requests are over: it is killed when it has not ended within :data:`STOP_SECONDS`.
+        """
+        process = self._process
+        if process is None:
+            return
+        self.ask_to_stop()
+        if process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._process = None
+
+
+def cause(log_text: str) -> str:
+    """``: `` and the last error that a server's log names; empty when it names none."""
+    found = [line.strip() for line in log_text.splitlines() if _ERROR.match(line.strip())]
+    return f": {found[-1][:300]}" if found else ""
+
+
+def free_port() -> int:
+    """A TCP port free now."""
+    start = PORTS.start + (os.getpid() * 37 + time.monotonic_ns()) % len(PORTS)
+    for offset in range(len(PORTS)):
+        port = PORTS.start + (start - PORTS.start + offset) % len(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise EngineFault("no free port")

@@ -1,0 +1,1 @@
+"""Capture: from SGLang's verify rounds to shards of traces in the spool."""

@@ -1,0 +1,84 @@
+"""Keeps clients away from an engine that may hold a draft on trial (promise 1), inside SGLang's own HTTP server.
+
+A pod that is not ready gets no new connections, but a client's open one lives on for as long as it is busy. So every
+answer of a withdrawn pod closes its connection; and once a draft was loaded for trial, requests that do not belong to
+the measurement are refused (503), so that the client asks another pod. What belongs to it carries a pass that driver
+and agent derive from the agents' token; the guard knows its digest alone. The agent loads nothing for trial unless
+this guard answered with the measurement's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any, Final
+
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER
+from aurora_runtime.serving.pod_files import CaptureSettings, PodFolder, Withdrawal
+
+AUTHENTICATION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
+"""Called once with the application, before it starts: we always set an admin key (sglang/srt/utils/auth.py:154)."""
+_HEADER: Final = MEASUREMENT_HEADER.encode()
+_PASS: Final = PASS_HEADER.encode()
+_REFUSAL: Final = b"this replica is being measured: ask another\n"
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """ASGI middleware. Without a withdrawal it costs one look for a file per request."""
+
+    def __init__(self, app: Application, *, folder: PodFolder, boot: str, admin_key: str) -> None:
+        self._app, self._folder, self._boot = app, folder, boot
+        self._admin = f"Bearer {admin_key}".encode()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not os.path.exists(self._folder.withdrawal):  # noqa: ASYNC240 - a stat, not a read
+            await self._app(scope, receive, send)
+            return
+        withdrawal = self._folder.withdrawn()
+        if withdrawal is None:
+            await self._app(scope, receive, send)
+            return
+        marks = [(b"connection", b"close"), (_HEADER, withdrawal.measurement.encode())]
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *marks]
+            await send(message)
+
+        belongs = self._belongs(scope, withdrawal)
+        # What lies behind may log what it was sent.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != _PASS]
+        if withdrawal.trial_boot == self._boot and not belongs:
+            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(_REFUSAL)).encode())]
+            await marked({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+            return
+        await self._app(scope, receive, marked)
+
+    def _belongs(self, scope: MutableMapping[str, Any], withdrawal: Withdrawal) -> bool:
+        """The measurement's own requests, the agent's, and questions that no draft answers."""
+        headers = dict(scope["headers"])
+        return (
+            scope["method"] in ("GET", "HEAD")
+            or hmac.compare_digest(hashlib.sha256(headers.get(_PASS, b"")).hexdigest(), withdrawal.pass_sha256)
+            or hmac.compare_digest(headers.get(b"authorization", b""), self._admin)
+        )
+
+
+def install(settings: CaptureSettings) -> Callable[..., Any]:
+    """The hook that puts the guard before SGLang's routes."""
+    folder = PodFolder(Path(settings.state))
+
+    def after(result: Any, app: Any, *_: Any, admin_api_key: str | None = None, **__: Any) -> Any:
+        app.add_middleware(Guard, folder=folder, boot=settings.boot, admin_key=admin_api_key or "")
+        return result
+
+    return after

@@ -1,0 +1,1 @@
+"""From shards to batches: reading, prefetching, examples, replay and the held-out set."""

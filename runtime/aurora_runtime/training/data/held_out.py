@@ -1,0 +1,32 @@
+"""Held-out requests: never trained on, used to evaluate drafts."""
+
+from __future__ import annotations
+
+from aurora_runtime.training.data.examples import Example
+
+
+class HeldOutSet:
+    """The newest held-out requests, one per prompt, bounded in number."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._requests: dict[int, tuple[str, tuple[Example, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
+        """Keep a request of ``shard``. Without its name it is not found again after a restart."""
+        if not examples:
+            return
+        self._requests.pop(request, None)
+        self._requests[request] = shard, examples
+        while len(self._requests) > self._limit:
+            del self._requests[next(iter(self._requests))]
+
+    def newest_first(self) -> list[Example]:
+        return [example for _, examples in reversed(self._requests.values()) for example in examples]
+
+    def shards(self) -> set[str]:
+        """Where the requests are from."""
+        return {shard for shard, _ in self._requests.values()}

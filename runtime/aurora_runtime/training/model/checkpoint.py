@@ -1,0 +1,117 @@
+"""A draft's checkpoint, in the format that SGLang 0.5.23 loads (models/llama_eagle3.py), and back.
+
+Invariant: the same weights give the same bytes, so a checkpoint's digest is the identity of its weights; files are
+world-readable (safetensors itself writes 0600, and the engine runs as another user).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from aurora_protocol.draft_records import FileRef, TensorSpec
+from aurora_runtime.errors import CheckpointFormatError
+from aurora_runtime.training.model.draft import ARCHITECTURE, DraftConfig, DraftModel
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+D2T, T2D = "d2t", "t2d"
+_DTYPES: Final = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of one checkpoint as they lie in a folder."""
+
+    digest: str  # of model.safetensors
+    files: tuple[FileRef, ...]
+    tensors: dict[str, TensorSpec]
+
+
+def config_json(config: DraftConfig) -> dict[str, Any]:
+    """``config.json`` for SGLang. The rope is written in transformers' old and new spelling."""
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "num_hidden_layers": 1,
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": config.draft_vocab_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "tie_word_embeddings": False,
+        "eagle_config": {
+            "eagle_aux_hidden_state_layer_ids": list(config.aux_layers),
+            "use_aux_hidden_state": True,
+        },
+    }
+
+
+def config_from_json(data: dict[str, Any]) -> DraftConfig:
+    """The inverse of :func:`config_json`; raises :class:`CheckpointFormatError`."""
+    try:
+        return DraftConfig(
+            hidden_size=data["hidden_size"],
+            intermediate_size=data["intermediate_size"],
+            heads=data["num_attention_heads"],
+            kv_heads=data["num_key_value_heads"],
+            head_dim=data["head_dim"],
+            vocab_size=data["vocab_size"],
+            draft_vocab_size=data["draft_vocab_size"],
+            rms_norm_eps=data["rms_norm_eps"],
+            rope_theta=data["rope_theta"],
+            max_positions=data["max_position_embeddings"],
+            aux_layers=tuple(data["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
+        )
+    except KeyError as error:
+        raise CheckpointFormatError(f"{CONFIG_FILE} lacks {error.args[0]}") from error
+
+
+def export(draft: DraftModel, ids: Tensor, folder: Path) -> Exported:
+    """Write ``draft`` in bf16 with its vocabulary map into ``folder``; ``ids`` ``[draft_vocab]`` are target ids."""
+    tensors = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in draft.state_dict().items()}
+    tensors[D2T] = ids - torch.arange(ids.numel())
+    tensors[T2D] = torch.zeros(draft.config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
+    weights = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    config = json.dumps(config_json(draft.config), indent=1).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, data in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
+        (folder / name).write_bytes(data)
+        (folder / name).chmod(0o644)
+        files.append(FileRef(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data)))
+    return Exported(
+        digest=files[-1].sha256,
+        files=tuple(files),
+        tensors={n: TensorSpec(shape=tuple(t.shape), dtype=_DTYPES[t.dtype]) for n, t in sorted(tensors.items())},
+    )
+
+
+def load(folder: Path, embedding: Tensor) -> tuple[DraftModel, Tensor]:
+    """The draft in ``folder`` and the target ids of its tokens. Raises :class:`CheckpointFormatError`."""
+    config = config_from_json(json.loads((folder / CONFIG_FILE).read_bytes()))
+    tensors = load_file(folder / WEIGHTS_FILE)
+    offsets = tensors.pop(D2T, None)
+    tensors.pop(T2D, None)
+    if offsets is None:
+        raise CheckpointFormatError(f"{WEIGHTS_FILE} lacks {D2T}")
+    draft = DraftModel(config, embedding)
+    try:
+        draft.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointFormatError(f"{WEIGHTS_FILE}: {error}") from error
+    return draft, offsets + torch.arange(offsets.numel())

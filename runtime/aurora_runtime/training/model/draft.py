@@ -1,0 +1,138 @@
+"""The EAGLE-3 draft as SGLang runs it: one decoder layer over (token embedding, hidden state), its own head.
+
+Invariant: the forward equals sglang/srt/models/llama_eagle3.py (0.5.23) up to rounding, and the parameters carry the
+checkpoint's names. Slot ``t`` holds the embedding of token ``t+1`` and the target's state at ``t`` (rope position
+``t``), and proposes token ``t+2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """Sizes of a draft. ``aux_layers`` are the target layers whose *outputs* feed it (eagle_config's numbering)."""
+
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    draft_vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_positions: int
+    aux_layers: tuple[int, ...]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+class _Attention(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(2 * c.hidden_size, c.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * c.hidden_size, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * c.hidden_size, c.kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=False)
+
+
+class _MLP(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return down
+
+
+class _Layer(nn.Module):
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.hidden_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = _Attention(c)
+        self.mlp = _MLP(c)
+
+
+class DraftModel(nn.Module):
+    """The trainable draft in float32 masters; callers choose the compute dtype by autocast.
+
+    ``embedding`` ``[vocab, H]`` is the target's and is neither trained nor part of the state dict.
+    """
+
+    embedding: Tensor
+
+    def __init__(self, config: DraftConfig, embedding: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = nn.Linear(len(config.aux_layers) * config.hidden_size, config.hidden_size, bias=False)
+        self.midlayer = _Layer(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.register_buffer("embedding", embedding, persistent=False)
+
+    def fuse(self, aux: Tensor) -> Tensor:
+        """The target's auxiliary states ``[..., 3H]`` as one hidden state ``[..., H]``."""
+        fused: Tensor = self.fc(aux.to(self.fc.weight.dtype))
+        return fused
+
+    def inputs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """What the attention reads, ``[..., 2H]``, from hidden states ``[..., H]`` and token ids ``[...]``."""
+        embedded = functional.embedding(tokens, self.embedding)
+        return torch.cat([self.midlayer.input_layernorm(embedded), self.midlayer.hidden_norm(hidden)], dim=-1)
+
+    def queries(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """``[B, R, 2H] -> [B, heads, R, D]``, rotated."""
+        return self._rotated(self.midlayer.self_attn.q_proj(inputs), positions)
+
+    def keys(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """``[B, R, 2H] -> [B, kv_heads, R, D]``, rotated."""
+        return self._rotated(self.midlayer.self_attn.k_proj(inputs), positions)
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """``[B, R, 2H] -> [B, kv_heads, R, D]``."""
+        return self._split(self.midlayer.self_attn.v_proj(inputs))
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output ``[B, R, H]`` before the last norm, from its input state and the attention's result
+        ``[B, heads, R, D]``: the state that the next draft step reads."""
+        flat = attended.transpose(1, 2).flatten(2)
+        residual = hidden.float() + self.midlayer.self_attn.o_proj(flat)
+        out: Tensor = residual + self.midlayer.mlp(self.midlayer.post_attention_layernorm(residual))
+        return out
+
+    def logits(self, out: Tensor) -> Tensor:
+        """``[..., H] -> [..., draft_vocab]``."""
+        scores: Tensor = self.lm_head(self.norm(out))
+        return scores
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], -1, self.config.head_dim).transpose(1, 2)
+
+    def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
+        half = self.config.head_dim // 2
+        exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
+        angle = positions[:, None, :, None].float() * self.config.rope_theta**-exponent
+        cos, sin = angle.cos(), angle.sin()
+        low, high = self._split(x).float().chunk(2, dim=-1)
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)

@@ -1,0 +1,155 @@
+"""What the trainer needs of the target: its config, its tokenizer's digest and a few of its tensors. Never the model.
+
+Invariant: only the needed files are fetched and only the needed tensors are read, so that a trainer pod fits beside a
+target many times its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_protocol.draft_records import TargetIdentity
+from aurora_runtime.errors import TargetUnavailable
+
+CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer.json", "generation_config.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_EMBEDDING = "embed_tokens.weight"
+_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+
+
+@dataclass(frozen=True)
+class TargetModel:
+    """A target's identity, its text config, and the tensors that a draft takes from it."""
+
+    identity: TargetIdentity
+    config: dict[str, Any]
+    special_tokens: tuple[int, ...]  # those that end answers first
+    embedding: Tensor  # [vocab, H], as stored
+    head: Tensor  # [vocab, H]; the embedding itself when tied
+    norm: Tensor  # [H]
+    last_layer: dict[str, Tensor]  # names relative to the layer; empty when the layer has another shape than Llama's
+
+
+def load_target(target: TargetSpec) -> TargetModel:
+    """Read ``target`` from a directory, or from the Hugging Face hub where only the needed files are fetched.
+
+    Raises :class:`TargetUnavailable` when files or tensors are missing or the hub cannot be reached.
+    """
+    files = _Files(target)
+    raw_config = files.read(CONFIG)
+    config = json.loads(raw_config)
+    config = config.get("text_config", config)
+    names = files.tensor_names()
+    prefix = next((p for p in _PREFIXES if p + _EMBEDDING in names), None)
+    if prefix is None:
+        raise TargetUnavailable(f"{target.model}: no tensor named *{_EMBEDDING}; this architecture is not supported")
+    layer = f"{prefix}layers.{config['num_hidden_layers'] - 1}."
+    head = next((n for n in ("lm_head.weight", "language_model.lm_head.weight") if n in names), prefix + _EMBEDDING)
+    wanted = {prefix + _EMBEDDING, head, f"{prefix}norm.weight", *(n for n in names if n.startswith(layer))}
+    tensors = files.tensors(sorted(wanted))
+    embedding = tensors[prefix + _EMBEDDING]
+    return TargetModel(
+        identity=TargetIdentity(
+            model=target.model,
+            revision=target.revision,
+            config_sha256=hashlib.sha256(raw_config).hexdigest(),
+            tokenizer_sha256=hashlib.sha256(files.read(TOKENIZER)).hexdigest(),
+            hidden_size=config["hidden_size"],
+            vocab_size=embedding.shape[0],
+        ),
+        config=config,
+        special_tokens=tuple(_special_tokens(config, files, embedding.shape[0])),
+        embedding=embedding,
+        head=tensors[head],
+        norm=tensors[f"{prefix}norm.weight"],
+        last_layer={n.removeprefix(layer): t for n, t in tensors.items() if n.startswith(layer)},
+    )
+
+
+def _special_tokens(config: dict[str, Any], files: _Files, vocab: int) -> Iterator[int]:
+    generation = json.loads(files.read(GENERATION)) if files.has(GENERATION) else {}
+    ends = [source.get(key) for source in (generation, config) for key in ("eos_token_id", "bos_token_id")]
+    flat = [i for end in ends for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
+    added = json.loads(files.read(TOKENIZER)).get("added_tokens", [])
+    flat += [token["id"] for token in added if token.get("special")]
+    return (i for i in dict.fromkeys(flat) if i < vocab)
+
+
+class _Files:
+    """The target's files, local or from the hub."""
+
+    def __init__(self, target: TargetSpec) -> None:
+        self.name, self.revision = target.model, target.revision
+        self.folder = Path(target.model) if Path(target.model).is_dir() else None
+
+    def path(self, name: str) -> Path:
+        if self.folder is not None:
+            path = self.folder / name
+            if not path.is_file():
+                raise TargetUnavailable(f"{self.folder} has no {name}")
+            return path
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.revision))
+        except LocalEntryNotFoundError as error:
+            raise TargetUnavailable(f"{self.name}: the hub cannot be reached and {name} is not cached") from error
+        except (GatedRepoError, RepositoryNotFoundError) as error:
+            raise TargetUnavailable(
+                f"{self.name} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
+            ) from error
+        except EntryNotFoundError as error:
+            raise TargetUnavailable(f"{self.name} has no {name} at revision {self.revision or 'main'}") from error
+        except HFValidationError as error:
+            raise TargetUnavailable(f"{self.name} is neither a directory here nor a Hugging Face id") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise TargetUnavailable(f"{self.name}: fetching {name} failed ({type(error).__name__})") from error
+
+    def has(self, name: str) -> bool:
+        try:
+            self.path(name)
+        except TargetUnavailable:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def tensor_names(self) -> dict[str, str]:
+        """File of every tensor."""
+        if self.has(INDEX):
+            names: dict[str, str] = json.loads(self.read(INDEX))["weight_map"]
+            return names
+        with safe_open(self.path(SINGLE), "pt") as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+
+    def tensors(self, names: list[str]) -> dict[str, Tensor]:
+        where, found = self.tensor_names(), dict[str, Tensor]()
+        for name in names:
+            if name not in where:
+                raise TargetUnavailable(f"{self.name} has no tensor {name}")
+            try:
+                with safe_open(self.path(where[name]), "pt") as file:
+                    tensor = file.get_tensor(name)
+            except SafetensorError as error:
+                raise TargetUnavailable(f"{self.name}: {where[name]} is damaged ({error})") from error
+            found[name] = tensor if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.to(torch.bfloat16)
+        return found

@@ -1,0 +1,1 @@
+"""The loss at one position: the target's distribution, the loss formulas and the draft's head."""

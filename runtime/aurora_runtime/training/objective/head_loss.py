@@ -1,0 +1,61 @@
+"""Loss of the draft's head without keeping logits: the step's largest matrix products, done once each.
+
+The head (``[V, H]``) outweighs the rest of an EAGLE-3 draft. Autograd would keep ``[N, V]`` logits, probabilities and
+their gradients in float32; here rows pass in chunks, and the gradients of the hidden states and of the head are formed
+on the way forward. Invariant: the gradients equal autograd's up to the rounding of the compute dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aurora_runtime.training.objective.losses import Loss
+from aurora_runtime.training.objective.target_distribution import TargetDistribution
+
+ROWS = 1024
+"""Rows per chunk: 1024 x 16384 probabilities in float32 are 64 MB."""
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        loss: Loss,
+        teacher: TargetDistribution,
+        weight: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        rows, matrix = hidden.detach().to(dtype), head.detach().to(dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(rows)
+        head_grad = torch.zeros_like(head, dtype=torch.float32)
+        for start in range(0, rows.shape[0], ROWS):
+            part = slice(start, start + ROWS)
+            with torch.enable_grad():
+                logits = (rows[part] @ matrix.T).requires_grad_()
+                value = (loss(logits, teacher[part]) * weight[part]).sum()
+                (grad,) = torch.autograd.grad(value, logits)
+            total += value.detach()
+            hidden_grad[part] = grad @ matrix
+            head_grad += grad.T @ rows[part]
+        ctx.save_for_backward(hidden_grad, head_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+        hidden_grad, head_grad = ctx.saved_tensors
+        return hidden_grad.float() * outputs[0], head_grad * outputs[0], None, None, None, None
+
+
+def head_loss(
+    hidden: Tensor, head: Tensor, loss: Loss, teacher: TargetDistribution, weight: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """``sum_n weight[n] * loss(hidden @ head.T, teacher)[n]`` for hidden ``[N, H]``, head ``[V, H]``, weight ``[N]``;
+    matrix products in ``dtype``, the loss in float32."""
+    result: Tensor = _HeadLoss.apply(hidden, head, loss, teacher, weight, dtype)
+    return result

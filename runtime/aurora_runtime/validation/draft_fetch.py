@@ -1,0 +1,44 @@
+"""The drafts under measurement, fetched and checked against their lineage before an engine may load them.
+
+Invariant: a draft is measured only if an inference pod would load it, by the very check that pods make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurora_protocol.draft_records import Lineage, Registration
+from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
+from aurora_runtime.errors import DraftRefused
+from aurora_store import Registry
+from aurora_store.errors import DigestMismatch, ObjectMissing
+
+
+@dataclass(frozen=True)
+class FetchedDraft:
+    """One version's weights: its folder (SGLang's format) and number."""
+
+    folder: Path
+    version: int
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+
+def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage, folder: Path) -> FetchedDraft:
+    """Download a version into ``folder``, digests verified.
+
+    Raises :class:`DraftRefused` when a pod would not load it, whatever the reason: files that are missing or damaged,
+    another lineage, other tensors, another vocabulary map, values that are not finite.
+    """
+    try:
+        manifest = registry.fetch_checkpoint(registration, folder)
+    except (ObjectMissing, DigestMismatch) as error:
+        raise DraftRefused(f"its files are not what its manifest says: {error}") from error
+    if manifest.lineage != lineage.number:
+        raise DraftRefused(f"it is of lineage {manifest.lineage}, not of {lineage.number}")
+    draft = FetchedDraft(folder, registration.version)
+    check_draft(draft.weights, lineage)
+    return draft

@@ -1,0 +1,110 @@
+"""Servers that are compared differ in speculation alone; one that was started is surely ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_runtime.engine.server_process import EngineProcess, EngineSpec, cause
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.errors import EngineFault
+
+SPEC = EngineSpec(model="/m", device="cpu", kv_tokens=4096, dtype="float32", extra_args=("--log-level", "error"))
+EAGLE = Eagle3(Path("/d"), 3, DraftSpec())
+
+
+def test_compared_servers_differ_in_speculation_only() -> None:
+    off, eagle, ngram = (SPEC.arguments(21000, s, 0.4) for s in (None, EAGLE, Ngram(4)))
+    extra = "--speculative-draft-attention-backend"
+    port = off.index("--nccl-port") + 1
+    for other in (eagle, ngram):
+        other[port] = off[port]
+        assert [a for a in off if a not in other] == []
+    assert "--speculative-algorithm" not in off
+    assert extra not in off
+    assert eagle[eagle.index("--weight-version") + 1] == "3"
+
+
+def test_credentials_do_not_reach_the_engine() -> None:
+    variables = SPEC.environment({"AWS_SECRET_ACCESS_KEY": "s", "AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"})
+    assert variables["PATH"] == "/bin"
+    assert not [name for name in variables if name.startswith("AWS_")]
+
+
+def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; print('no such model'); sys.exit(3)"
+    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
+    process = EngineProcess("off", tmp_path / "log")
+    process.start(SPEC, None)
+    try:
+        with pytest.raises(EngineFault, match="no such model"):
+            process.wait_ready(time.monotonic() + 30)
+    finally:
+        process.stop()
+
+
+def test_the_first_line_names_the_error_that_an_engine_died_of() -> None:
+    """Kubernetes shows a container's last words, and of ours only the first line."""
+    log = "[rank 0] loading\nTraceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: 2 GiB\nkilled\nbye"
+    assert cause(log) == ": torch.OutOfMemoryError: 2 GiB"
+    assert cause("no such model") == ""
+
+
+def test_stop_leaves_no_process_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
+    process = EngineProcess("off", tmp_path / "log")
+    process.start(SPEC, None)
+    try:
+        deadline = time.monotonic() + 20
+        while not process.tail().strip() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child = int(process.tail())
+    finally:
+        process.stop()
+    assert not process.alive()
+    for _ in range(100):
+        if _gone(child):
+            break
+        time.sleep(0.05)
+    assert _gone(child)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state.startswith("Z") or not state.strip()
+
+
+def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit(0)))\n"
+        "print('up', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
+    process = EngineProcess("off", tmp_path / "log")
+    process.start(SPEC, None)
+    deadline = time.monotonic() + 20
+    while "up" not in process.tail() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.stop()
+    process.stop()
+    assert process.tail().splitlines() == ["up", "asked"]

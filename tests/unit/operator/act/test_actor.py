@@ -1,0 +1,217 @@
+"""Acting: the order that makes an interruption harmless, and what a fault in the middle leaves undone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.act.actor import Actor
+from aurora_operator.children.network import services
+from aurora_operator.errors import AgentError, Conflict, Fenced, KubernetesError, NotFound
+from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.loop import Loop
+from aurora_operator.observe.observed import RefusedJob, StoreView
+from aurora_operator.observe.observer import Look
+from aurora_operator.plan import Loan, Note, Plan, Swap
+from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
+from aurora_protocol.draft_records import Channel
+from aurora_store.errors import ObjectExists
+from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, lineage, observed, registration
+
+
+@dataclass
+class Journal:
+    """Stands in for the API server, the agents and the store; notes what was asked, fails where it is told to."""
+
+    said: list[str] = field(default_factory=list)
+    faults: dict[str, Exception] = field(default_factory=dict)
+    objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+
+    def note(self, what: str) -> None:
+        self.said.append(what)
+        if what in self.faults:
+            raise self.faults[what]
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
+
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
+        return []
+
+    def apply(self, obj: Object, *, subresource: str = "") -> Object:
+        self.note("status" if subresource else f"apply {obj['kind']}")
+        key = (obj["kind"], obj["metadata"]["name"])
+        stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
+        self.objects[key] = stored
+        return stored
+
+    def create(self, obj: Object) -> Object:
+        self.note(f"create {obj['kind']}")
+        return obj
+
+    def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        self.note(f"delete {resource.kind} {name}")
+
+    async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
+        self.note(f"swap {ip}")
+        return agent(ip, request.version)
+
+    async def measure(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+        self.note(f"{'withdraw' if request.begin else 'give back'} {ip}")
+        return agent(ip, 0)
+
+    async def state(self, ip: str, token: str) -> AgentState:
+        raise AgentError(ip)
+
+    def advance(self, made: Channel) -> None:
+        self.note("channel")
+
+
+def swap(pod: str) -> Swap:
+    return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
+
+
+def loan(pod: str, lease: int) -> Loan:
+    return Loan(pod, pod, MeasurementRequest(measurement="j", epoch=4, lease_seconds=lease, begin=lease > 0))
+
+
+FULL = Plan(
+    create_keys=True,
+    children=tuple(services(OWNER)),
+    advance=channel(1, epoch=2, previous=0),
+    status=SpeculatorStatus(),
+    job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},
+    delete_jobs=("old",),
+    swaps=(swap("a"), swap("b")),
+    loans=(loan("c", 0), loan("d", 60)),
+    notes=(Note("Promoted", "version 1"),),
+)
+
+
+async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
+    look = Look(observed(), journal.objects, "token")
+    made = actor or Actor(journal, journal)  # type: ignore[arg-type]
+    return await made.act(plan, look, journal)  # type: ignore[arg-type]
+
+
+async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() -> None:
+    journal = Journal()
+    outcome = await act(journal, FULL)
+    assert journal.said == [
+        "create Secret",
+        "apply Service",
+        "apply Service",
+        "channel",
+        "status",
+        "delete Job old",
+        "create Job",
+        "swap a",
+        "swap b",
+        "give back c",
+        "withdraw d",
+        "create Event",
+    ]
+    assert (outcome.fenced, outcome.problems, outcome.wrote_status) == (False, (), True)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("channel", ObjectExists("epoch taken")),
+        ("status", Conflict("moved on", 409)),
+        ("status", KubernetesError("down")),
+    ],
+)
+async def test_who_loses_a_race_asks_no_agent(where: str, error: Exception) -> None:
+    journal = Journal(faults={where: error})
+    with pytest.raises(type(error)):
+        await act(journal, FULL)
+    assert journal.said[-1] == where
+
+
+async def test_a_refused_child_does_not_hold_up_the_rest() -> None:
+    journal = Journal(faults={"apply Service": KubernetesError("bad port", 422)})
+    outcome = await act(journal, FULL)
+    assert outcome.problems == ("Service chat: bad port", "Service chat-trainer: bad port")
+    assert "swap b" in journal.said
+
+
+async def test_a_job_that_is_refused_is_told_to_the_next_look_and_holds_up_nothing() -> None:
+    refused = await act(Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)}), FULL)
+    assert refused.refused_job == RefusedJob("j", "exceeded quota: jobs")
+    assert refused.problems == (), "how pods serve is no worse for it"
+    verbose = await act(Journal(faults={"create Job": KubernetesError("no! " * 20_000, 400)}), FULL)
+    assert verbose.refused_job is not None
+    assert len(verbose.refused_job.message) < 2000, "a condition holds no more than 32 KiB"
+    for error in (KubernetesError("away", 503), Conflict("exists", 409)):
+        journal = Journal(faults={"create Job": error})
+        assert (await act(journal, FULL)).refused_job is None, "nobody decided about it"
+        assert "swap b" in journal.said
+
+
+@dataclass
+class Watcher:
+    """Looks at what the journal was told to keep, and at a store with a candidate."""
+
+    journal: Journal
+    records: None = None
+
+    async def look(self) -> Look:
+        kept = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
+        known = {version: registration(version) for version in (0, 1)}
+        store = StoreView(lineage=lineage(), channel=channel(0), registrations=known)
+        return Look(observed(store=store, status=SpeculatorStatus.model_validate(kept)), self.journal.objects, "token")
+
+
+async def test_a_refused_job_is_known_to_the_next_look_and_not_asked_for_again() -> None:
+    journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
+    loop = Loop(journal, journal, CONFIG, "team", "chat")  # type: ignore[arg-type]
+    loop._observer = Watcher(journal)  # type: ignore[assignment]
+    for _ in range(3):
+        await loop.once()
+    assert journal.said.count("create Job") == 1
+    candidate = (await Watcher(journal).look()).observed.status.candidate
+    assert candidate is not None
+    assert candidate.phase is CandidatePhase.FAILED
+    assert "exceeded quota: jobs" in candidate.message
+
+
+async def test_an_api_server_that_is_away_ends_the_act() -> None:
+    journal = Journal(faults={"apply Service": KubernetesError("away", 0)})
+    with pytest.raises(KubernetesError):
+        await act(journal, FULL)
+    assert "status" not in journal.said
+
+
+async def test_one_silent_agent_does_not_hold_up_the_others_and_a_fence_is_reported() -> None:
+    silent = await act(Journal(faults={"swap a": AgentError("no answer")}), FULL)
+    assert not silent.fenced
+    journal = Journal(faults={"swap a": Fenced("higher epoch")})
+    assert (await act(journal, FULL)).fenced
+    assert "swap b" in journal.said
+    journal = Journal(faults={"give back c": Fenced("higher epoch")})
+    assert (await act(journal, FULL)).fenced
+    assert "withdraw d" in journal.said
+
+
+async def test_what_is_as_we_left_it_costs_no_call_and_what_others_changed_is_put_right() -> None:
+    journal = Journal()
+    actor = Actor(journal, journal)  # type: ignore[arg-type]
+    quiet = replace(
+        FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), loans=(), notes=()
+    )
+    await act(journal, quiet, actor)
+    journal.said.clear()
+    await act(journal, quiet, actor)
+    assert journal.said == []
+    journal.objects["Service", "chat"]["metadata"]["resourceVersion"] = "2"
+    await act(journal, quiet, actor)
+    assert journal.said == ["apply Service"]
+    journal.said.clear()
+    del journal.objects["Service", "chat-trainer"]
+    await act(journal, quiet, actor)
+    assert journal.said == ["apply Service"]

@@ -1,0 +1,292 @@
+"""The children: held to the restricted profile, told what they need and no more, open to the user's template."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children.access import new_keys, service_accounts
+from aurora_operator.children.inference_deployment import deployment
+from aurora_operator.children.network import policies
+from aurora_operator.children.trainer_statefulset import stateful_set
+from aurora_operator.children.validation_job import ValidationAttempt, job, shape
+from aurora_operator.plan.wanted_children import children
+from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
+from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+
+
+def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
+    made = {
+        "inference": deployment(OWNER, given, CONFIG),
+        "trainer": stateful_set(OWNER, given, CONFIG),
+        "validator": job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1)),
+    }
+    return {name: obj["spec"]["template"] for name, obj in made.items()}
+
+
+def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in container["env"]}
+
+
+@pytest.mark.parametrize("name", ["inference", "trainer", "validator"])
+def test_every_pod_is_restricted(name: str) -> None:
+    template = pods(spec())[name]
+    pod = template["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    for container in containers(template):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts <= {volume["name"] for volume in pod["volumes"]}
+
+
+def test_settings_are_what_the_roles_parse() -> None:
+    made = pods(spec())
+    texts = {name: variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"] for name in made}
+    assert ServingSettings.from_json(texts["inference"]).store.root == "aurora/team/chat-01234567"
+    assert TrainerSettings.from_json(texts["trainer"]).name == "chat"
+    measured = ValidationSettings.from_json(texts["validator"])
+    assert (measured.candidate, measured.active, measured.attempt) == (2, 1, 1)
+
+
+def test_a_pinned_older_image_meets_no_field_that_nobody_set() -> None:
+    def training(**given: Any) -> dict[str, Any]:
+        text = variables(containers(pods(spec(training=given))["trainer"])[0])["AURORA_SETTINGS"]["value"]
+        settings: dict[str, Any] = json.loads(text)["training"]
+        return settings
+
+    assert training() == {}
+    assert training(passes=4) == {"passes": 4}
+
+
+def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
+    template = pods(spec())["inference"]
+    seen = {c["name"]: "AWS_SECRET_ACCESS_KEY" in variables(c) for c in containers(template)}
+    assert seen == {"stage": True, "sglang": False, "agent": True}
+
+
+@pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1")])
+def test_an_agent_has_what_is_left_of_the_grace_period(grace: int | None, within: str) -> None:
+    given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
+    template = pods(spec(**given))["inference"]
+    (agent,) = [c for c in containers(template) if c["name"] == "agent"]
+    assert agent["command"][-4:] == ["--stop-within", within, "--settle", "2"]
+    assert template["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
+
+
+def exec_hook(*command: str) -> dict[str, Any]:
+    return {"preStop": {"sleep": None, "exec": {"command": [*command]}}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "agent", "within", "settle"),
+    [
+        ({"preStop": {"sleep": {"seconds": 40}}}, {}, "105", "37"),
+        ({}, {"preStop": {"sleep": {"seconds": 30}}}, "80", "2"),
+        (None, None, "110", "2"),
+        (exec_hook("sh", "-c", "sleep 20"), {}, "105", "17"),
+        (exec_hook("/drain"), {"preStop": None}, "110", "7"),
+        ({"preStop": {"sleep": {"seconds": "soon"}}}, {"preStop": "no object"}, "110", "7"),
+    ],
+)
+def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, within: str, settle: str) -> None:
+    given = [{"name": "sglang", "lifecycle": engine}, {"name": "agent", "lifecycle": agent}]
+    template = pods(spec(serving={"template": {"spec": {"containers": given}}}))["inference"]
+    (made,) = [c for c in containers(template) if c["name"] == "agent"]
+    assert made["command"][-4:] == ["--stop-within", within, "--settle", settle]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"validation": {"minImprovement": "0.2"}},
+        {"rollout": {"paused": True}},
+        {"training": {"suspended": True}},
+        {"draft": {"pin": 1}},
+    ],
+)
+def test_what_serving_does_not_obey_does_not_restart_it(change: dict[str, Any]) -> None:
+    assert deployment(OWNER, spec(**change), CONFIG) == deployment(OWNER, spec(), CONFIG)
+
+
+def test_a_template_of_one_role_does_not_restart_another() -> None:
+    patch = {"template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}
+    assert stateful_set(OWNER, spec(validation=patch), CONFIG) == stateful_set(OWNER, spec(), CONFIG)
+    assert pods(spec(training=patch))["trainer"]["spec"]["nodeSelector"] == {"gpu": "yes"}
+
+
+GPU = {"limits": {"nvidia.com/gpu": 1}}
+SERVING = {
+    "template": {
+        "metadata": {"labels": {"team": "a", "app.kubernetes.io/instance": "mine"}},
+        "spec": {
+            "nodeSelector": {"gpu": "yes"},
+            "volumes": [{"name": "models", "hostPath": {"path": "/m"}}],
+            "containers": [
+                {"name": "sglang", "resources": GPU, "command": ["serve"], "env": [{"name": "X", "value": "1"}]},
+                {"name": "log-shipper", "image": "shipper"},
+            ],
+        },
+    }
+}
+
+
+def test_the_template_is_merged_and_our_labels_win() -> None:
+    template = pods(spec(serving=SERVING))["inference"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["labels"]["app.kubernetes.io/instance"] == "chat"
+    names = [c["name"] for c in containers(template)]
+    assert names == ["stage", "sglang", "agent", "log-shipper"]
+    engine = containers(template)[1]
+    assert (engine["resources"], engine["command"]) == (GPU, ["serve"])
+    assert {"X", "AURORA_SETTINGS"} <= variables(engine).keys()
+    assert "models" in {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+def test_a_validator_is_shaped_like_an_inference_pod_but_runs_its_own_program() -> None:
+    given = spec(serving=SERVING, validation={"template": {"spec": {"priorityClassName": "low"}}})
+    template = pods(given)["validator"]
+    (container,) = template["spec"]["containers"]
+    assert (container["name"], container["resources"]) == ("validator", GPU)
+    assert container["command"] == ["python", "-m", "aurora_runtime.validation"]
+    assert template["spec"]["nodeSelector"] == {"gpu": "yes"}
+    assert template["spec"]["priorityClassName"] == "low"
+    assert template["metadata"]["labels"]["aurora.dev/version"] == "2"
+    assert "team" in template["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 1}, {"nvidia.com/gpu": "1", "cpu": 8}, "?"])
+def test_a_trainer_on_one_device_is_one_process(limits: Any) -> None:
+    given = spec(
+        training={"template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": limits}}]}}}
+    )
+    (container,) = pods(given)["trainer"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "aurora_runtime.training"]
+
+
+@pytest.mark.parametrize("limits", [{"nvidia.com/gpu": 4}, {"nvidia.com/gpu": "4", "cpu": "8"}, {"amd.com/gpu": 4}])
+def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]) -> None:
+    own = {"name": "trainer", "resources": {"limits": limits}}
+    beside = {"name": "watcher", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
+    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
+    torchrun = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    assert container["command"] == [*torchrun, "-m", "aurora_runtime.training"]
+    own["command"] = ["mine"]
+    given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
+    container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
+    assert container["command"] == ["mine"], "the user's template has the last word"
+
+
+def test_pods_pull_as_the_chart_says_and_a_template_adds_to_it() -> None:
+    config = dataclasses.replace(CONFIG, pull_policy="Always", pull_secrets=("registry",))
+    serving: dict[str, Any] = copy.deepcopy(SERVING)
+    serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
+    given = spec(serving=serving)
+    templates = [deployment(OWNER, given, config), stateful_set(OWNER, given, config)]
+    templates.append(job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)))
+    names = [[one["name"] for one in made["spec"]["template"]["spec"]["imagePullSecrets"]] for made in templates]
+    assert names == [["registry", "mine"], ["registry"], ["registry", "mine"]]
+    for made in templates:
+        found = {c["name"]: c.get("imagePullPolicy") for c in containers(made["spec"]["template"])}
+        assert {found.pop(name) for name in ("stage", "sglang", "agent", "trainer", "validator") if name in found} == {
+            "Always"
+        }
+        assert set(found.values()) <= {None}, "a container of the user's own keeps Kubernetes' default"
+
+
+def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_and_one_token() -> None:
+    secrets = [{"name": "registry"}]
+    serving: dict[str, Any] = copy.deepcopy(SERVING)
+    serving["template"]["spec"]["imagePullSecrets"] = secrets
+    given = spec(serving=serving, validation={"template": {"spec": {"priorityClassName": "low"}}, "where": "Replica"})
+    where = Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3)
+    made = job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1, replica=where))
+    pod = made["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "resources" not in container
+    assert "nodeSelector" not in pod
+    assert (pod["imagePullSecrets"], pod["priorityClassName"]) == (secrets, "low")
+    (keys,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+    assert [item["key"] for item in keys["items"]] == ["agent-token"]
+    settings = ValidationSettings.from_json(variables(container)["AURORA_SETTINGS"]["value"])
+    assert settings.replica == where
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"serving": {"template": {"spec": {"containers": [{"name": "sglang", "resources": GPU}]}}}},
+        {"serving": {"extraArgs": ["--tp-size", "2"]}},
+        {"validation": {"where": "Replica"}},
+        {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
+    ],
+)
+def test_what_decides_speed_is_in_the_shape_that_baselines_are_kept_for(change: dict[str, Any]) -> None:
+    assert shape(spec(**change)) != shape(spec())
+    assert shape(spec(serving={"replicas": 5}, rollout={"paused": True})) == shape(spec())
+
+
+def test_building_children_does_not_change_the_spec() -> None:
+    given = spec(serving=SERVING)
+    before = copy.deepcopy(given)
+    pods(given)
+    assert given == before
+
+
+def test_keys_are_random_and_long() -> None:
+    first, second = new_keys(OWNER)["stringData"], new_keys(OWNER)["stringData"]
+    assert first.keys() == {"admin-key", "agent-token"}
+    assert set(first.values()).isdisjoint(second.values())
+    assert all(len(value) >= 40 for value in first.values())
+
+
+def test_a_users_service_account_is_used_and_none_is_made() -> None:
+    store = {"bucket": "bucket", "credentials": {"serviceAccountName": "cloud"}}
+    given = spec(store=store)
+    assert service_accounts(OWNER, given) == []
+    for template in pods(given).values():
+        assert template["spec"]["serviceAccountName"] == "cloud"
+        assert all("AWS_ACCESS_KEY_ID" not in variables(c) for c in containers(template))
+
+
+def test_only_the_operator_may_reach_agents_and_the_driver_where_replicas_are_measured() -> None:
+    serve, closed = policies(OWNER, spec(), CONFIG)
+    (rule,) = (r for r in serve["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
+    (peer,) = rule["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "aurora-system"}
+    assert "podSelector" in peer
+    assert "ingress" not in closed["spec"]
+    lent, _ = policies(OWNER, spec(validation={"where": "Replica"}), CONFIG)
+    (rule,) = (r for r in lent["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
+    assert rule["from"][0] == peer
+    (driver,) = rule["from"][1:]
+    assert driver["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "validator"
+    assert driver["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "chat"
+
+
+def test_children_are_owned_and_named_after_the_speculator() -> None:
+    made = children(observed(), CONFIG)
+    assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 8
+    for child in made:
+        assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid
+        assert child["metadata"]["name"].startswith("chat")
+    kinds = [child["kind"] for child in made]
+    assert kinds.index("StatefulSet") < kinds.index("Deployment"), "pods wait for the draft that the trainer makes"

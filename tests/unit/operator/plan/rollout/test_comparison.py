@@ -1,0 +1,81 @@
+"""What some pods did against what others did: what it takes to be worse, and what chance excuses."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.rollout import AnalysisSpec
+from aurora_operator.plan.rollout.comparison import Outcome, compare
+from aurora_protocol.agent_api import LiveCounters
+from tests.unit.operator.counters import STEPS, counters, paced
+
+
+def outcome(new: LiveCounters, old: LiveCounters, *, beside: bool = True) -> Outcome:
+    return compare(new, old, AnalysisSpec(), STEPS, beside=beside)[0]
+
+
+def test_a_loss_within_chance_is_undecided_and_more_traffic_decides() -> None:
+    old = counters(100_000, 2.0)
+    assert outcome(counters(100, 1.6), old) is Outcome.WAITING
+    assert outcome(counters(10_000, 1.6), old) is Outcome.BAD
+    assert outcome(counters(100, 1.85), old) is Outcome.GOOD, "within what the policy lets go"
+
+
+def test_a_useless_draft_is_known_after_fifty_requests() -> None:
+    assert outcome(counters(50, 1.05), counters(50, 2.5)) is Outcome.BAD
+
+
+@given(requests=st.integers(50, 5000), length=st.floats(1.0, 4.0), more=st.floats(0.0, 1.0))
+def test_what_is_as_good_or_better_is_never_bad(requests: int, length: float, more: float) -> None:
+    better = min(STEPS + 1.0, length + more)
+    assert outcome(counters(requests, better), counters(requests, length)) is not Outcome.BAD
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.5, 0.9])
+def test_chance_alone_takes_no_draft_back(spread: float) -> None:
+    """The same draft on both sides, 400 services of 20 windows; requests differ in what can be drafted for them."""
+    rng = random.Random(0)  # noqa: S311 - a simulation
+
+    def side(requests: int) -> LiveCounters:
+        lengths = [min(STEPS + 1.0, max(1.0, rng.gauss(2.2, spread))) for _ in range(requests)]
+        return counters(requests, sum(lengths) / requests)
+
+    bad = 0
+    for _ in range(400):
+        baseline = side(50)
+        bad += sum(outcome(side(50), baseline) is Outcome.BAD for _ in range(20)) > AnalysisSpec().failure_limit
+    assert bad <= 1
+
+
+def test_slower_tokens_are_known_beside_peers_only() -> None:
+    old = paced(*[20.0] * 100)
+    assert outcome(paced(*[25.0] * 100), old) is Outcome.GOOD
+    slow = paced(*[35.0] * 100)
+    assert outcome(slow, old) is Outcome.SLOW
+    assert outcome(slow, old, beside=False) is Outcome.GOOD, "the load of another time says nothing about the draft"
+    unbounded = slow.model_copy(update={"gap_squares": 0})
+    assert outcome(unbounded, old) is Outcome.GOOD, "an agent that does not bound chance is not asked"
+
+
+def test_few_times_between_tokens_are_nothing_but_luck() -> None:
+    """Requests that were given up, or answered with one token, have none."""
+    few = counters(1000, 2.0, gaps=1, gap_milliseconds=60, gap_squares=3600)
+    none = counters(1000, 2.0, gap_squares=3600)
+    assert {outcome(odd, paced(*[20.0] * 100)) for odd in (few, none)} == {Outcome.GOOD}
+    assert outcome(paced(*[80.0] * 100), few) is Outcome.GOOD
+
+
+def test_slower_tokens_within_chance_are_undecided_and_more_requests_decide() -> None:
+    assert outcome(paced(*[20.0] * 46, *[200.0] * 4), paced(*[20.0] * 50)) is Outcome.WAITING
+    assert outcome(paced(*[20.0] * 4600, *[200.0] * 400), paced(*[20.0] * 5000)) is Outcome.SLOW
+
+
+def test_clients_that_give_up_are_bad_when_they_are_many_more() -> None:
+    old = counters(100, 2.0)
+    assert outcome(counters(100, 2.0, aborted=3), old) is Outcome.GOOD, "some clients always go away"
+    assert outcome(counters(100, 2.0, aborted=40), old) is Outcome.BAD
+    assert outcome(counters(100, 2.0, aborted=40), counters(100, 2.0, aborted=35)) is Outcome.GOOD

@@ -1,0 +1,219 @@
+"""What is held against a version, and what says more of the machine, the network or the store."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.status import AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
+from aurora_operator.plan.rollout.facts import Advance
+from aurora_operator.plan.rollout.transition import step
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.rolls import (
+    FAILED,
+    JUDGED,
+    NOW,
+    UNJUDGED,
+    A,
+    B,
+    C,
+    canary,
+    pod,
+    rolling,
+    traffic,
+    watching,
+    world,
+)
+
+
+def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    silent = pod(A, None, checksum=None, ready=False, up=True)
+    lost = step(world(silent, pod(B), policy=policy), canary(successes=1, failures=1, asked={A: "b"}))
+    assert lost.swaps == {}
+    assert lost.rollout.analysis is not None
+    assert (lost.rollout.analysis.successes, lost.rollout.analysis.failures) == (1, 1)
+    back = step(world(pod(A, 1), pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
+    assert back.analysis is not None
+    assert back.analysis.missing_since is None
+    down = pod(A, None, checksum=None, ready=False, starting=True)
+    late = step(world(down, pod(B), now=NOW + timedelta(seconds=61), policy=policy), lost.rollout)
+    assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
+    gone = step(world(pod(B), pod(C), policy=policy), canary())
+    assert gone.swaps == {B: 1}, "a pod that was deleted is replaced"
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judged: bool) -> None:
+    """Else a version that nobody judges ends engines, is taken back without blame and offered again, for ever."""
+    policy: dict[str, Any] = {"analysis": JUDGED if judged else UNJUDGED}
+    state = canary().model_copy(update={"phase": phase} | ({} if judged else {"analysis": None}))
+    for number in range(2):
+        served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
+        state = step(served, state).rollout
+        down = step(world(pod(A, None, ready=False, starting=True), pod(B), policy=policy), state)
+        assert down.advance is None
+        state = down.rollout
+    again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
+    assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert "2 engines ended while they served version 1" in again.rollout.message
+
+
+def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_without_judgement() -> None:
+    state = step(world(pod(A, boot="b0"), pod(B), offer=1), RolloutStatus()).rollout
+    for number in range(2):
+        asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
+        assert (asked.swaps, asked.rollout.restarts) == ({A: 1}, number)
+        state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
+    made = step(world(pod(A, boot="b2"), pod(B)), state)
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert (made.rollout.asked, made.rollout.restarts) == ({}, 0), "the next roll counts anew"
+
+
+def test_engines_that_end_for_other_reasons_are_not_held_against_a_draft_that_they_never_took() -> None:
+    state, paused = rolling(RolloutPhase.PAUSED), {"paused": True}
+    for number in range(3):
+        state = step(world(pod(A, 1, boot="a"), pod(B, boot=f"b{number}"), policy=paused), state).rollout
+    assert (state.phase, state.restarts) == (RolloutPhase.PAUSED, 0)
+
+
+def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_without_judgement() -> None:
+    for phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
+        asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
+        down = [pod(A, None, ready=False, starting=True), pod(B, 1 if phase is RolloutPhase.ROLLING else 0)]
+        late = NOW + timedelta(seconds=601)
+        made = step(world(*down, now=late), asked)
+        assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+        assert f"pod {A} did not come back with version 1" in made.rollout.message
+
+
+def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
+    """Also not when a person vouches for the version while the pods are still seen at work with the former one."""
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    state = step(world(pod(A, boot="a"), pod(B, boot="b"), offer=1, policy=policy), RolloutStatus()).rollout
+    state = step(world(pod(A, boot="a"), pod(B, boot="b"), policy=policy), state).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(seconds=61), "policy": policy, "promote": 1}
+    made = step(world(pod(A, boot="a"), pod(B, None, ready=False, starting=True), **late), state)
+    assert made.advance is None
+
+
+def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    state = watching().model_copy(update={"asked": {A: "b0", B: "b"}, "restarts": 1})
+    assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
+    made = step(world(pod(A, 1, boot="b1"), pod(B, 1, boot="b"), **now), state)
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert "2 engines ended" in made.rollout.message
+
+
+def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
+    away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
+    held = step(world(*away, now=NOW + timedelta(seconds=61), **now), state)
+    assert (held.rollout.phase, held.advance) == (RolloutPhase.WATCHING, None)
+    back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
+    after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
+    assert (after.phase, after.restarts) == (RolloutPhase.IDLE, 0), "one end is tolerated"
+    again = held.rollout.model_copy(update={"restarts": 1})
+    ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
+    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last look counts too"
+    late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
+    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert "did not come back" in late.rollout.message
+
+
+def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_against_no_version() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
+    state = canary(pods=[peer], asked={A: "b"}).model_copy(update={"restarts": 1})
+    together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), policy=policy), state)
+    assert (together.rollout.phase, together.rollout.restarts) == (RolloutPhase.CANARY, 1)
+    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, resumed=True), state)
+    assert (unseen.rollout.phase, unseen.rollout.restarts) == (RolloutPhase.CANARY, 1)
+    node = step(world(pod(A, 1, boot="new", started_together=True), pod(B, boot="b"), policy=policy), state)
+    assert (node.rollout.phase, node.rollout.restarts) == (RolloutPhase.CANARY, 1), "its agent ended too"
+    alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
+    assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED])
+def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> None:
+    made = step(world(pod(A, 1), pod(B, swap=FAILED), policy={"paused": phase is RolloutPhase.PAUSED}), rolling(phase))
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert "shapes differ" in made.rollout.message
+    assert made.rollout.epoch == 5, "an agent that is asked for the version late has to refuse"
+    back = step(world(pod(A, 1), pod(B, swap=FAILED)), made.rollout)
+    assert back.swaps == {A: 0}
+    assert step(world(pod(A, 0), pod(B, swap=FAILED)), back.rollout).rollout.phase is RolloutPhase.IDLE
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
+def test_a_swap_that_failed_for_what_is_around_the_draft_is_tried_again(phase: RolloutPhase) -> None:
+    failed = FAILED.model_copy(update={"transient": True, "error": "get checkpoints: EndpointConnectionError"})
+    held = step(world(pod(A, swap=failed), pod(B)), rolling(phase))
+    assert (held.rollout.phase, held.advance, held.swaps) == (phase, None, {B: 1})
+    if phase is RolloutPhase.CANARY:
+        assert "tries again: get checkpoints: EndpointConnectionError" in held.rollout.message
+    both = step(world(pod(A, swap=failed), pod(B, 1)), rolling(RolloutPhase.ROLLING))
+    assert both.swaps == {}, "not at once"
+    later = NOW + timedelta(seconds=6)
+    assert step(world(pod(A, swap=failed), pod(B, 1), now=later), rolling(RolloutPhase.ROLLING)).swaps == {A: 1}
+    end = step(world(pod(A, swap=failed), pod(B, 1), now=NOW + timedelta(seconds=601)), rolling())
+    assert (end.rollout.phase, end.advance) == (RolloutPhase.ROLLING_BACK, None), "it may be offered again"
+
+
+def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
+    old = FAILED.model_copy(update={"finished": NOW - timedelta(seconds=1)})
+    assert step(world(pod(A, swap=old), pod(B)), rolling(RolloutPhase.CANARY)).rollout.phase is RolloutPhase.CANARY
+
+
+def test_different_weights_under_one_version_are_a_failure() -> None:
+    made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+def test_a_vouched_canary_has_a_deadline_too() -> None:
+    late = NOW + timedelta(seconds=601)
+    rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(), asked={A: "boot"})
+    gone = pod(A, ready=False)
+    assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
+
+
+def test_a_roll_without_pods_ends_without_blaming_the_version() -> None:
+    made = step(world(), rolling())
+    assert (made.rollout.phase, made.advance) == (RolloutPhase.ROLLING_BACK, None)
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
+def test_an_agent_that_is_not_heard_while_its_pod_is_up_ends_a_roll_without_blame(phase: RolloutPhase) -> None:
+    silent = pod(A, None, checksum=None, ready=False, starting=True, up=True)
+    state = rolling(phase, asked={A: "b"})
+    held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
+    assert held.rollout.phase is phase
+    late = step(world(silent, pod(B), now=NOW + timedelta(seconds=601)), held.rollout)
+    assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
+
+
+def test_an_agent_that_is_not_heard_while_its_pod_is_up_does_not_end_a_watch() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
+    silent = pod(B, None, checksum=None, ready=False, starting=True, up=True)
+    late = step(world(pod(A, 1, boot="b"), silent, now=NOW + timedelta(seconds=661), **now), state)
+    assert (late.rollout.phase, late.advance) == (RolloutPhase.IDLE, None)
+
+
+def test_a_store_that_does_not_hand_the_draft_out_is_held_against_nobody() -> None:
+    """A swap that hangs in the engine is."""
+    late: dict[str, Any] = {"now": NOW + timedelta(seconds=601)}
+    fetching, loading = (pod(A, swap=SwapStatus(phase=p, version=1)) for p in (SwapPhase.STAGING, SwapPhase.SWAPPING))
+    ended = step(world(fetching, pod(B), **late), rolling(asked={A: "b"}))
+    assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
+    hangs = step(world(loading, pod(B), **late), rolling(asked={A: "b"}))
+    assert hangs.advance == Advance(0, ChannelReason.REFUSED, reject=1)

@@ -1,0 +1,416 @@
+"""Promises 1 and 3 of the rollout, whatever happens and in whatever order.
+
+The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
+that the operator may die between any two of them; pods die, join, restart in the middle of a swap, stop answering, fail
+to swap or come up with other weights; traffic comes and goes, and some versions passed the gate and are bad for it; the
+spec changes, people pin, promote and abort; evidence goes stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aurora_api.v1alpha1.rollout import AnalysisSpec, RolloutSpec
+from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus
+from aurora_operator.plan.rollout.facts import Pod, Step, World
+from aurora_operator.plan.rollout.transition import step
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
+
+TICK = timedelta(seconds=2)
+STEPS_TO_CONVERGE = 400
+JUDGED = AnalysisSpec(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
+UNJUDGED = AnalysisSpec(consecutive_success_limit=0, watch_seconds=0)
+REQUESTS_PER_TICK = 50
+
+
+@dataclass
+class SimulatedPod:
+    """A pod with an agent that obeys the contract: fencing, idempotent swaps, the previous version on failure."""
+
+    name: str
+    version: int
+    ready: bool = True
+    reachable: bool = True
+    phase: SwapPhase = SwapPhase.IDLE
+    asked: int | None = None
+    finished: datetime | None = None
+    transient: bool = False
+    epoch: int = 0
+    salt: str = ""
+    slow: bool = False
+    boot: int = 0
+    requests: int = 0
+    tokens: int = 0
+    late: bool = True
+    """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
+
+    def serve(self, acceptance_length: float) -> None:
+        """A tick of traffic, in requests of ten rounds."""
+        if self.ready:
+            self.requests += REQUESTS_PER_TICK
+            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
+
+    def crash(self, version: int) -> None:
+        """The engine ends; the next one starts with ``version``."""
+        self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
+        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
+
+    def swap(self, version: int, epoch: int) -> bool:
+        """False: fenced."""
+        if epoch < self.epoch:
+            return False
+        self.epoch = epoch
+        if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
+            return True
+        self.phase, self.asked, self.late = SwapPhase.SWAPPING, version, False
+        return True
+
+    def view(self) -> Pod:
+        if not self.reachable:
+            return Pod(self.name, ready=False, starting=True, up=self.ready)
+        return Pod(
+            self.name,
+            ready=self.ready,
+            starting=not self.ready,
+            up=self.ready,
+            version=self.version,
+            checksum=f"{self.version}{self.salt}",
+            swap=SwapStatus(
+                phase=self.phase, version=self.asked, finished=self.finished, error="no", transient=self.transient
+            ),
+            boot=str(self.boot),
+            counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
+        )
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.status = RolloutStatus()
+        self.channel, self.active = 1, 0
+        self.pods: list[SimulatedPod] = []
+        self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
+        self.rejected: set[int] = set()
+        self.bad: set[int] = set()
+        """Passed the gate, and live traffic accepts nothing of it."""
+        self.deadly: set[int] = set()
+        """Passed the gate, and engines end with it."""
+        self.blamed: set[int] = set()
+        """Pods failed while this version was rolled, or a person refused it: it may be rejected."""
+        self.previous: int | None = None
+        self.traffic = True
+        self.pin: int | None = None
+        self.promote: int | None = None
+        self.abort: int | None = None
+        self.vouched: set[int] = set()
+        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
+        self.evidence: dict[int, int] = {}
+        self.newest = 0
+        self.joined = 0
+        self.resumed = True
+        self.fenced = False
+        self.end = JUDGED
+
+    @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
+    def pods_start(self, count: int, end: AnalysisSpec) -> None:
+        """``end``: the policy when faults stop. Without judgement too, a deadly draft is no endless roll."""
+        self.end = end
+        for _ in range(count):
+            self.join()
+        self.all_go_on()
+
+    # the outside -----------------------------------------------------------------------------------------------------
+
+    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]))
+    def candidate_passes(self, *, kind: str) -> None:
+        """The gate is right about its own prompts; live traffic may be of another kind."""
+        self.newest += 1
+        self.evidence[self.newest] = self.active
+        if kind != "good":
+            (self.bad if kind == "bad" else self.deadly).add(self.newest)
+
+    @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]), ticks=st.integers(1, 20))
+    def a_roll_comes_far(self, *, kind: str, ticks: int) -> None:
+        """Most of what may go wrong does so in the midst of a roll."""
+        self.candidate_passes(kind=kind)
+        self.time_goes_on(ticks)
+
+    @rule(flows=st.booleans())
+    def traffic_changes(self, *, flows: bool) -> None:
+        self.traffic = flows
+
+    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]))
+    def person_decides(self, wish: str) -> None:
+        version = self.status.version
+        self.promote = version if wish == "promote" else None
+        self.abort = version if wish == "abort" else None
+        if version is not None and wish != "nothing":
+            (self.vouched if wish == "promote" else self.blamed).add(version)
+
+    @rule(pin=st.none() | st.integers(0, 9))
+    def person_pins(self, pin: int | None) -> None:
+        self.pin = pin if pin is None or pin == 0 or pin in self.evidence else None
+        for pod in self.pods:
+            pod.late |= not pod.ready
+        if self.pin is not None:
+            self.vouched.add(self.pin)
+
+    @precondition(lambda self: len(self.pods) < 5)
+    @rule(slow=st.booleans())
+    def join(self, *, slow: bool = False) -> None:
+        """A pod that has chosen its version and is not up yet: it may come up after the next promotion."""
+        self.joined += 1
+        self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=self.active, ready=False, slow=slow))
+
+    @rule(which=st.integers(0, 4), fault=st.sampled_from(["dies", "restarts", "unreachable", "other weights", "slow"]))
+    def pod_fails(self, which: int, fault: str) -> None:
+        if not self.pods:
+            return
+        pod = self.pods[which % len(self.pods)]
+        self.blame()
+        if fault == "dies":
+            self.pods.remove(pod)
+        elif fault == "unreachable":
+            pod.reachable = False
+        elif fault == "slow":
+            pod.slow = True
+        elif fault == "other weights":
+            pod.salt = "!"
+        else:  # also in the middle of a swap, with the draft that ``current`` points at
+            pod.crash(pod.version)
+
+    def blame(self) -> None:
+        if self.status.version is not None:
+            self.blamed.add(self.status.version)
+
+    @rule(which=st.integers(0, 4), transient=st.booleans())
+    def swap_fails(self, which: int, *, transient: bool) -> None:
+        """For the draft, or for what is around it: then nobody is to blame."""
+        under_way = [pod for pod in self.pods if pod.phase is SwapPhase.SWAPPING]
+        if not under_way:
+            return
+        pod = under_way[which % len(under_way)]
+        if not transient:
+            self.blame()
+        self.end_swap(pod, works=False)
+        pod.transient = transient
+
+    @rule()
+    def slow_pods_come_up(self) -> None:
+        for pod in self.pods:
+            pod.slow = False
+        self.all_go_on()
+
+    def all_go_on(self) -> None:
+        """Swaps end, engines come up, agents answer again: in all pods but the slow ones."""
+        for pod in self.pods:
+            if pod.slow:
+                continue
+            if pod.phase is SwapPhase.SWAPPING:
+                self.end_swap(pod, works=True)
+            pod.ready = pod.reachable = True
+
+    def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
+        assert pod.asked is not None
+        pod.finished = self.now
+        pod.phase = SwapPhase.IDLE if works else SwapPhase.FAILED
+        if works:
+            pod.version = pod.asked
+
+    @rule(
+        paused=st.booleans(),
+        canary=st.integers(1, 3),
+        analysis=st.sampled_from([JUDGED, UNJUDGED]),
+        swapping=st.integers(1, 3),
+        unavailable=st.integers(0, 2),
+    )
+    def spec_changes(
+        self, *, paused: bool, canary: int, analysis: AnalysisSpec, swapping: int, unavailable: int
+    ) -> None:
+        self.policy = RolloutSpec(
+            paused=paused,
+            canary=canary,
+            analysis=analysis,
+            max_swapping=swapping,
+            max_unavailable=unavailable,
+            progress_deadline_seconds=60,
+        )
+
+    @rule()
+    def minutes_pass(self) -> None:
+        """Nobody looks meanwhile, or only the clock went on: both are known (``observed_time``)."""
+        self.now += timedelta(seconds=61)
+        self.resumed = True
+
+    @rule(seconds=st.sampled_from([-3700, -30]))
+    def clock_is_set_back(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.resumed |= seconds < -60
+
+    @rule()
+    def evidence_is_withdrawn(self) -> None:
+        """As when the active version changed by another's hand: the comparison proves nothing any more."""
+        self.evidence = dict.fromkeys(self.evidence, -1)
+
+    @rule()
+    def status_is_lost(self) -> None:
+        self.status = RolloutStatus()
+
+    # the operator ----------------------------------------------------------------------------------------------------
+
+    def world(self) -> World:
+        earned = frozenset(v for v, against in self.evidence.items() if against == self.active) - self.rejected
+        offers = [v for v in earned if v > self.active]
+        return World(
+            now=self.now,
+            active=self.active,
+            previous=self.previous,
+            refused=frozenset(self.rejected),
+            reason="refused before",
+            epoch=self.channel,
+            pods=tuple(pod.view() for pod in self.pods),
+            policy=self.policy,
+            offer=max(offers, default=None),
+            newer=max(
+                (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
+            ),
+            earned=earned,
+            pin=self.pin,
+            hold=self.pin is not None,
+            promote=self.promote,
+            abort=self.abort,
+            resumed=self.resumed,
+            fenced=self.fenced,
+        )
+
+    @rule(ticks=st.integers(1, 6))
+    def time_goes_on(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.tick()
+
+    def tick(self) -> None:
+        self.operator_acts(dies_after=100)
+        self.all_go_on()
+        for pod in self.pods:
+            if pod.ready and pod.version in self.deadly and self.traffic:
+                pod.crash(self.active)
+            elif self.traffic:
+                pod.serve(1.1 if pod.version in self.bad else 2.0)
+        self.now += TICK
+
+    @rule(dies_after=st.integers(0, 3))
+    def operator_acts(self, dies_after: int) -> None:
+        """One look, plan and act; the process dies after ``dies_after`` of the actions, when there are more."""
+        world = self.world()
+        made = step(world, self.status)
+        faulty = any(pod.salt or pod.slow or not pod.reachable for pod in self.pods)
+        for version in (self.status.version, made.rollout.version):
+            if version is None:
+                continue
+            if self.policy.analysis is UNJUDGED:
+                self.vouched.add(version)
+            if faulty:
+                self.blamed.add(version)
+        self.check_step(world, made)
+        event(f"{self.status.phase} -> {made.rollout.phase}")
+        if made.event:
+            event(made.event)
+        self.resumed, self.fenced = False, False
+        actions: list[Callable[[], None]] = [lambda: self.advance(made), lambda: self.persist(made)]
+        for number, action in enumerate([*actions, *self.swaps(made)]):
+            if number == dies_after:
+                self.resumed = True
+                return
+            action()
+
+    def check_step(self, world: World, made: Step) -> None:
+        for version in made.swaps.values():
+            assert version == world.active or (version in world.earned and version == made.rollout.version)
+        if made.advance is None:
+            return
+        active, reason = made.advance.active, made.advance.reason
+        if reason is ChannelReason.PROMOTED:
+            assert active in world.earned
+            assert {pod.version for pod in self.pods if pod.ready} == {active}
+            assert made.advance.reject is None
+        if reason in (ChannelReason.ROLLED_BACK, ChannelReason.REFUSED):
+            assert active == (world.previous if reason is ChannelReason.ROLLED_BACK else world.active)
+            assert made.advance.reject not in (None, active)
+            to_blame = self.blamed | self.bad | self.deadly
+            assert made.advance.reject in to_blame, f"nothing but time passed: {made.rollout.message}"
+
+    def advance(self, made: Step) -> None:
+        if made.advance is None:
+            return
+        back = made.advance.reason is ChannelReason.ROLLED_BACK
+        if made.advance.active != self.active:
+            self.previous = None if back else self.active
+        self.channel, self.active = self.channel + 1, made.advance.active
+        if made.advance.reject is not None:
+            self.rejected.add(made.advance.reject)
+
+    def persist(self, made: Step) -> None:
+        if made.rollout.epoch < self.status.epoch:
+            raise AssertionError("the fencing number went back")
+        self.status = made.rollout
+
+    def swaps(self, made: Step) -> list[Callable[[], None]]:
+        def ask(name: str, version: int) -> None:
+            for pod in self.pods:
+                if pod.name == name and pod.reachable and pod.ready and not pod.swap(version, made.rollout.epoch):
+                    self.fenced = True
+
+        return [partial(ask, name, version) for name, version in made.swaps.items()]
+
+    # the promises ----------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def earned(self) -> None:
+        """No pod serves, or is on its way to, a version that never passed."""
+        for pod in self.pods:
+            for version in (pod.version, pod.asked):
+                assert version in (None, 0) or version in self.evidence
+
+    @invariant()
+    def at_most_two_versions(self) -> None:
+        """A pod that comes up late is brought over at once; but for those."""
+        assert len({pod.version for pod in self.pods if pod.ready and not pod.late}) <= 2
+
+    def teardown(self) -> None:
+        """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
+        self.policy = RolloutSpec(analysis=self.end, progress_deadline_seconds=60)
+        self.traffic, self.promote, self.abort = True, None, None
+        if not self.pods:
+            self.join()
+        for pod in self.pods:
+            pod.salt, pod.slow = "", False
+        for _ in range(STEPS_TO_CONVERGE):
+            self.tick()
+            self.earned()
+            world = self.world()
+            if self.active in self.deadly & self.vouched:
+                return  # who let it in without judgement has to let it go: no pod stays up to compare anything with
+            at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
+            right = self.pin in (None, self.active)
+            decided = world.offer is None or self.pin is not None
+            if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
+                wrong = self.bad | self.deadly
+                # Once people let a bad one in, the next need only be as good.
+                assert self.active not in wrong or wrong & self.vouched, "live traffic was not heard"
+                return
+        raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
+
+
+RolloutMachine.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestRollout = RolloutMachine.TestCase

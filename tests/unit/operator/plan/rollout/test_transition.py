@@ -1,0 +1,358 @@
+"""The rollout's single decisions that an operator of a service would ask about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
+from aurora_operator.plan.rollout.facts import Advance, Pod, World
+from aurora_operator.plan.rollout.transition import step
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.rolls import (
+    BASELINE,
+    FAILED,
+    JUDGED,
+    NOW,
+    A,
+    B,
+    C,
+    canary,
+    pod,
+    rolling,
+    traffic,
+    watching,
+    world,
+)
+
+
+def test_a_roll_starts_with_the_canary_and_a_higher_epoch() -> None:
+    made = step(world(pod(A), pod(B), offer=1), RolloutStatus())
+    assert (made.rollout.phase, made.rollout.version, made.rollout.epoch) == (RolloutPhase.CANARY, 1, 4)
+    assert not made.swaps, "the decision is written down before any pod is asked"
+    assert step(world(pod(A), pod(B)), made.rollout).swaps == {A: 1}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pod(B, ready=False, starting=True),
+        pod(B, version=7),
+        pod(B, checksum=None),
+        pod(B, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=0)),
+    ],
+    ids=["starting: may come up with an older version", "stray", "no checksum", "still swapping"],
+)
+def test_no_roll_starts_from_pods_that_are_not_settled(other: Pod) -> None:
+    assert step(world(pod(A), other, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE
+
+
+def test_a_pod_that_cannot_be_scheduled_does_not_hold_up_a_roll() -> None:
+    waiting = pod(B, None, ready=False, starting=False)
+    assert step(world(pod(A), waiting, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.CANARY
+
+
+def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    state = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), offer=1, policy=policy), RolloutStatus()).rollout
+    seconds = swapped = 0
+    while state.phase is RolloutPhase.CANARY and seconds < 200:
+        seconds += 2
+        a = pod(A, 1, **traffic(seconds, length=2.5)) if swapped else pod(A, **traffic(seconds))
+        now = NOW + timedelta(seconds=seconds)
+        made = step(world(a, pod(B, **traffic(seconds)), now=now, policy=policy), state)
+        swapped = seconds if made.swaps.get(A) == 1 else swapped
+        state = made.rollout
+    assert swapped >= 10, "the baseline takes an interval"
+    assert state.phase is RolloutPhase.ROLLING
+    assert seconds - swapped >= 30, "a time to settle, and two intervals that were judged"
+    assert "acceptance length" in state.message
+
+
+def test_a_slow_baseline_is_held_against_nobody() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    started = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus())
+    first = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), policy=policy), started).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=1), "policy": policy}
+    pods = pod(A, **traffic(20)), pod(B, **traffic(20))
+    measured = step(world(*pods, **late), first)
+    assert measured.rollout.analysis is not None
+    assert measured.rollout.analysis.baseline is not None
+    assert step(world(*pods, **late), measured.rollout).swaps == {A: 1}
+
+
+def judged_bad(**more: Any) -> tuple[RolloutStatus, World]:
+    """One bad judgement too many is due at the next look."""
+    policy: dict[str, Any] = {"analysis": JUDGED, **more}
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(failures=1)).rollout
+    bad, later = pod(A, 1, **traffic(20, length=1.1)), NOW + timedelta(seconds=20)
+    return first, world(bad, pod(B, **traffic(20)), now=later, policy=policy)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good(paused: bool) -> None:
+    first, seen = judged_bad(paused=paused)
+    made = step(seen, first)
+    assert made.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    assert "live traffic disagrees: acceptance length 1.10 against 2.00" in made.rollout.message
+    died_between = step(replace(seen, refused=frozenset({1}), reason="live traffic disagrees"), first)
+    assert (died_between.rollout.phase, died_between.advance) == (RolloutPhase.ROLLING_BACK, None)
+    assert died_between.rollout.message == "live traffic disagrees"
+
+
+def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
+    state = step(world(pod(A, 1), pod(B), policy=policy), canary()).rollout
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=5), "policy": policy}
+    held = step(world(pod(A, 1), pod(B), **late), state)
+    assert (held.rollout.phase, held.swaps) == (RolloutPhase.CANARY, {}), "waiting for traffic is no lack of progress"
+    vouched = step(world(pod(A, 1), pod(B), promote=1, **late), state)
+    assert (vouched.rollout.phase, vouched.swaps) == (RolloutPhase.ROLLING, {B: 1})
+    assert step(world(pod(A, 1), pod(B), promote=2, **late), state).rollout.phase is RolloutPhase.CANARY
+    aborted = step(world(pod(A, 1), pod(B), abort=1, **late), state)
+    assert aborted.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+DEADLINE = 60
+
+
+def waiting(seconds: float, requests: int, *, newer: int | None = 2, **more: Any) -> World:
+    """A canary whose window began at NOW and that has answered ``requests`` since; its peer has plenty."""
+    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": DEADLINE, **more.pop("policy", {})}
+    seen = LiveCounters(requests=requests, verify_rounds=40 * requests, answer_tokens=80 * requests)
+    pods = [pod(A, 1, boot="b", counters=seen), pod(B, **traffic(seconds))]
+    if more.pop("extra", False):
+        pods.append(pod(C, None, ready=False))
+    return world(*pods, now=NOW + timedelta(seconds=seconds), newer=newer, policy=policy, **more)
+
+
+def held() -> RolloutStatus:
+    """The canary's window begins now."""
+    begun = step(waiting(0, 0, newer=None), canary()).rollout
+    assert begun.analysis is not None
+    assert not begun.analysis.settling
+    return begun
+
+
+def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_refused() -> None:
+    ended = step(waiting(DEADLINE + 1, 0), held())
+    assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
+    assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
+    dried_up = step(waiting(30 * DEADLINE, 40), held())
+    assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
+    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW))
+    quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer=2, policy={"analysis": JUDGED})
+    assert step(quiet, baseline).rollout.phase is RolloutPhase.ROLLING_BACK, "nor is its baseline waited for"
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        (waiting(5 * DEADLINE, 0, newer=None), "nothing newer waits"),
+        (waiting(DEADLINE - 1, 0), "the deadline is not over"),
+        (waiting(DEADLINE + 1, 6), "traffic is thin, but a judgement comes within ten deadlines"),
+        (waiting(5 * DEADLINE, 0, resumed=True), "nobody looked meanwhile"),
+        (waiting(5 * DEADLINE, 0, policy={"paused": True}), "a person holds it"),
+        (waiting(5 * DEADLINE, 0, policy={"max_unavailable": 0}, extra=True), "pods are missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_canary_is_not_given_up_lightly(seen: World, why: str) -> None:
+    assert step(seen, held()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
+
+
+def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    edited = step(world(pod(A, 1), pod(B), shape="other", policy=policy), canary())
+    assert (edited.rollout.phase, edited.advance) == (RolloutPhase.ROLLING_BACK, None)
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy, "shape": "other"}
+    assert step(world(pod(A, 1), **now), watching()).rollout.phase is RolloutPhase.IDLE
+
+
+def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy}
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, 1, **traffic(0)), **now), watching(failures=1)).rollout
+    later = NOW + timedelta(seconds=20)
+    bad = [pod(name, 1, **traffic(20, length=1.2)) for name in (A, B)]
+    made = step(world(*bad, now=later, **now), first)
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.swaps == {}, "the decision is in the channel before any pod is asked"
+    back: dict[str, Any] = {"active": 0, "epoch": 6, "policy": policy, "earned": set(), "refused": {1}, "reason": "why"}
+    assert step(world(*bad, now=later, **back), made.rollout).swaps == {A: 0, B: 0}
+    died_between = step(world(*bad, now=later, **back), first)
+    assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
+
+
+def test_a_pod_that_comes_up_with_a_third_version_is_brought_over_before_the_canary_goes_on() -> None:
+    assert step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.CANARY)).swaps == {B: 0}
+
+
+def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    early = step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching())
+    assert early.rollout.phase is RolloutPhase.WATCHING
+    over = step(world(pod(A, 1), now=NOW + timedelta(seconds=60), **now), watching())
+    assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
+    vouched = step(world(pod(A, 1), promote=1, **now), watching())
+    assert (vouched.rollout.phase, vouched.event) == (RolloutPhase.IDLE, "Vouched")
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.WATCHING, RolloutPhase.IDLE])
+def test_a_person_may_refuse_the_active_version_at_any_time(phase: RolloutPhase) -> None:
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    made = step(world(pod(A, 1), abort=1, **now), watching().model_copy(update={"phase": phase}))
+    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+    assert made.rollout.version == 1
+    after: dict[str, Any] = {**now, "active": 0, "previous": None, "refused": {1}}
+    assert step(world(pod(A, 0), abort=1, **after), RolloutStatus()).advance is None, "an old wish says no more"
+
+
+def test_a_pin_moves_the_channel_and_keeps_everything_else_out() -> None:
+    made = step(world(pod(A, 3), pod(B, 3), active=3, pin=1, hold=True, offer=4), RolloutStatus(epoch=7))
+    assert made.advance == Advance(1, ChannelReason.PINNED)
+    assert made.rollout.epoch == 8
+    held: dict[str, Any] = {"active": 1, "pin": 1, "hold": True, "offer": 4, "policy": {"paused": True}}
+    assert step(world(pod(A, 3), pod(B, 3), **held), made.rollout).swaps == {A: 1}, "at once: paused or not"
+    rest = step(world(pod(A, 1), pod(B, 1), **held), made.rollout)
+    assert (rest.rollout.phase, rest.swaps, rest.advance) == (RolloutPhase.IDLE, {}, None)
+
+
+def test_a_pin_ends_a_roll_and_blames_nobody() -> None:
+    to_active = step(world(pod(A, 1), pod(B), pin=0, hold=True), rolling())
+    assert (to_active.rollout.phase, to_active.advance) == (RolloutPhase.ROLLING_BACK, None)
+    to_rolled = step(world(pod(A, 1), pod(B), pin=1, hold=True), rolling())
+    assert to_rolled.advance == Advance(1, ChannelReason.PINNED)
+    third = step(world(pod(A, 1), pod(B), pin=2, hold=True), rolling())
+    assert (third.rollout.phase, third.advance, third.swaps) == (RolloutPhase.ROLLING_BACK, None, {A: 0})
+    stuck = rolling(RolloutPhase.ROLLING_BACK)
+    assert step(world(pod(A, 1), pod(B, 1), pin=1, hold=True), stuck).advance == Advance(1, ChannelReason.PINNED)
+
+
+def test_a_pin_that_cannot_be_had_holds_what_goes_on() -> None:
+    assert step(world(pod(A), pod(B), offer=1, hold=True), RolloutStatus()).rollout.phase is RolloutPhase.IDLE
+    assert step(world(pod(A, 1), pod(B), hold=True), rolling()).rollout.phase is RolloutPhase.PAUSED
+
+
+def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -> None:
+    down = [pod(name, None, ready=False) for name in ("pod-x", "pod-y")]
+    held = step(world(pod(A, 1), pod(B), *down), rolling())
+    assert held.swaps == {}
+    late: dict[str, Any] = {"now": NOW + timedelta(hours=1)}
+    assert step(world(pod(A, 1), pod(B), *down, **late), held.rollout).rollout.phase is RolloutPhase.ROLLING
+    assert step(world(pod(A, 1), pod(B), **late), held.rollout).swaps == {B: 1}
+    assert step(world(pod(A, 1), pod(B), *down, policy={"max_unavailable": 2}), rolling()).swaps == {B: 1}
+    assert step(world(pod(A, 1), *down), rolling()).advance is None, "nor promoted"
+    assert step(world(pod(A), *down, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE, "nor started"
+
+
+def test_at_most_max_swapping_pods_swap_at_once() -> None:
+    busy = pod(B, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=1))
+    assert step(world(pod(A, 1), busy, pod(C)), rolling()).swaps == {}
+    assert step(world(pod(A, 1), busy, pod(C), policy={"max_swapping": 2}), rolling()).swaps == {C: 1}
+
+
+def test_promotion_needs_every_ready_pod_confirmed() -> None:
+    assert step(world(pod(A, 1), pod(B)), rolling()).advance is None
+    assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).advance is None
+    silent = pod(B, None, ready=False, starting=True, up=True)
+    assert step(world(pod(A, 1), silent), rolling()).advance is None, "it may still answer requests, with version 0"
+    crashed = pod(B, None, ready=False, starting=True)
+    assert step(world(pod(A, 1), crashed), rolling()).advance == Advance(1, ChannelReason.PROMOTED)
+    done = step(world(pod(A, 1), pod(B, 1)), rolling())
+    assert done.advance == Advance(1, ChannelReason.PROMOTED)
+    assert (done.rollout.phase, done.rollout.updated) == (RolloutPhase.IDLE, 2)
+
+
+@pytest.mark.parametrize("set_back", [timedelta(seconds=30), timedelta(days=1)])
+def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
+    now: dict[str, Any] = {"now": NOW - set_back, "policy": {"analysis": JUDGED}}
+    stored = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(baseline=BASELINE, since=NOW, missing_since=NOW))
+    again = step(world(pod(A, 1), pod(B), **now), stored).rollout
+    assert again.analysis is not None
+    assert again.started is not None
+    assert again.progressed is not None
+    assert again.analysis.since is not None
+    assert max(again.started, again.progressed, again.analysis.since) <= NOW - set_back
+    failed = pod(B, swap=FAILED.model_copy(update={"finished": NOW - set_back}))
+    assert step(world(pod(A, 1), failed, **now), stored).advance == Advance(0, ChannelReason.REFUSED, reject=1)
+    stray = pod(A, 2, swap=SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW))
+    assert step(world(stray, **now), RolloutStatus()).swaps == {A: 0}
+
+
+def test_pods_that_are_gone_are_forgotten() -> None:
+    """Else the windows of pods long gone leave no room for those that serve."""
+    gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
+    state = canary(pods=gone, asked={window.name: "b" for window in gone})
+    now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout
+    assert now.analysis is not None
+    assert {window.name for window in now.analysis.pods} == {A, B}
+    assert set(now.asked) == {A}
+
+
+def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() -> None:
+    late = NOW + timedelta(seconds=601)
+    assert step(world(pod(A, 1), pod(B), now=late), rolling()).rollout.phase is RolloutPhase.ROLLING_BACK
+    assert step(world(pod(A, 1), pod(B), now=late, resumed=True), rolling()).rollout.phase is RolloutPhase.ROLLING
+
+
+def test_pause_stops_before_the_next_pod_and_resumes() -> None:
+    paused = step(world(pod(A, 1), pod(B), policy={"paused": True}), rolling())
+    assert (paused.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, {})
+    late = NOW + timedelta(hours=5)
+    still = step(world(pod(A, 1), pod(B), now=late, policy={"paused": True}), paused.rollout)
+    assert (still.rollout.phase, still.swaps) == (RolloutPhase.PAUSED, {})
+    assert step(world(pod(A, 1), pod(B), now=late), still.rollout).rollout.phase is RolloutPhase.CANARY
+
+
+def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
+    held = step(world(pod(A), pod(B), offer=1, policy={"paused": True}), RolloutStatus())
+    assert (held.rollout.phase, held.rollout.message) == (
+        RolloutPhase.IDLE,
+        "waiting for rolls to be resumed: version 1 passed",
+    )
+    assert step(world(pod(A), pod(B), policy={"paused": True}), held.rollout).rollout.message == "", "it was superseded"
+    assert step(world(pod(A), pod(B), offer=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
+
+
+def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
+    made = step(world(pod(A, 1), pod(B, 1), active=1, epoch=5, earned=set()), rolling())
+    assert (made.rollout.phase, made.event, made.swaps) == (RolloutPhase.IDLE, "Promoted", {})
+
+
+def test_idle_repairs_strays_one_by_one_and_lets_a_failure_rest() -> None:
+    assert step(world(pod(A, 2), pod(B, 2)), RolloutStatus()).swaps == {A: 0}
+    failed = SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW)
+    assert step(world(pod(A, 2, swap=failed)), RolloutStatus()).swaps == {}
+    later = NOW + timedelta(seconds=6)
+    assert step(world(pod(A, 2, swap=failed), now=later), RolloutStatus()).swaps == {A: 0}
+
+
+def test_a_refused_epoch_is_raised() -> None:
+    assert step(world(pod(A), fenced=True), RolloutStatus(epoch=3)).rollout.epoch == 4
+
+
+def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
+    first, seen = judged_bad()
+    assert step(seen, first).rollout.phase is RolloutPhase.ROLLING_BACK
+    vouched = step(replace(seen, promote=1), first)
+    assert (vouched.rollout.phase, vouched.advance, vouched.swaps) == (RolloutPhase.ROLLING, None, {B: 1})
+    assert first.analysis is not None
+    judged = rolling(analysis=first.analysis.model_copy(update={"failures": 2}))
+    assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_pause_lets_no_refused_version_serve_on(refused: bool) -> None:
+    """A pod that was away when its version was taken back comes up with it."""
+    late: dict[str, Any] = {"policy": {"paused": True}, "refused": frozenset({1} if refused else ())}
+    rest = step(world(pod(A, 1), pod(B), **late), RolloutStatus())
+    assert rest.swaps == ({A: 0} if refused else {}), "anything else waits for the pause to end"
+    watched: dict[str, Any] = {"policy": {"paused": True, "analysis": JUDGED}, "active": 2, "previous": 0}
+    seen = world(pod(A, 1), pod(B, 2), refused=late["refused"], **watched)
+    assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if refused else {})

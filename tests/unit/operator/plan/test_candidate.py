@@ -1,0 +1,125 @@
+"""Which version is measured and which is on offer when a newer one comes: what passed is not lost, blocks nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from tests.unit.operator.worlds import (
+    NOW,
+    condition,
+    evidence,
+    made,
+    observed,
+    registration,
+    spec,
+    status,
+    store,
+    validating,
+)
+
+PAUSED = spec(serving={"replicas": 2}, rollout={"paused": True})
+
+
+def passed_and_waits(*proofs: Evidence, **more: Any) -> Observed:
+    """Version 1 passed while a person holds rolls; then version 2 came."""
+    before = observed(spec=PAUSED, store=store(0, 1, evidence=(evidence(1),)))
+    return observed(**{"spec": PAUSED, "status": status(before), "store": proven(*proofs), **more})
+
+
+def proven(*more: Evidence) -> StoreView:
+    return store(0, 1, 2, evidence=(evidence(1), *more))
+
+
+def test_the_newest_version_is_measured_while_one_that_passed_waits_for_its_roll() -> None:
+    held = passed_and_waits()
+    begun = made(held)
+    assert begun.job is not None
+    assert begun.job["metadata"]["name"] == "chat-validate-v2-1"
+    assert "version 1 passed and waits for its roll" in condition(held, ConditionType.CANDIDATE_VALIDATED).message
+    assert begun.status is not None
+    running = replace(held, status=begun.status, jobs=(JobView("chat-validate-v2-1", 2, 1),))
+    newest = made(replace(running, store=proven(evidence(2)))).status
+    assert newest is not None
+    assert newest.candidate is not None
+    assert (newest.candidate.phase, newest.candidate.waiting) == (CandidatePhase.VALIDATED, None)
+    resumed = status(replace(running, spec=observed().spec, status=newest, jobs=(), store=proven(evidence(2))))
+    assert (resumed.rollout.phase, resumed.rollout.version) == (RolloutPhase.CANARY, 2)
+
+
+@pytest.mark.parametrize("verdict", [None, VerdictKind.REJECT])
+def test_what_passed_is_not_lost_to_a_newer_version_that_did_not(verdict: VerdictKind | None) -> None:
+    """A trainer that publishes faster than one can measure must not keep every version from the pods."""
+    held = passed_and_waits()
+    store_ = proven() if verdict is None else proven(evidence(2, verdict))
+    seen = replace(held, status=status(held), jobs=(JobView("chat-validate-v2-1", 2, 1),), store=store_)
+    seen = replace(seen, status=made(seen).status or seen.status)
+    three = replace(store_, registrations={v: registration(v) for v in range(4)})
+    for resumed in (seen, replace(seen, store=three)):
+        found = made(replace(resumed, spec=observed().spec))
+        assert found.status is not None
+        assert (found.status.rollout.phase, found.status.rollout.version) == (RolloutPhase.CANARY, 1)
+        assert found.job is None, "what is rolled out may become what is compared with"
+
+
+def test_what_rolled_back_without_blame_is_offered_again_after_a_rest_although_a_newer_one_cannot_be_measured() -> None:
+    held = passed_and_waits()
+    waits = status(held)
+    assert waits.candidate is not None
+    failed = waits.candidate.model_copy(update={"phase": CandidatePhase.FAILED, "attempt": 20, "since": NOW})
+    stopped = RolloutStatus(version=1, progressed=NOW - timedelta(minutes=29))
+    seen = replace(
+        held, spec=observed().spec, status=waits.model_copy(update={"candidate": failed, "rollout": stopped})
+    )
+    assert status(seen).rollout.phase is RolloutPhase.IDLE
+    later = status(seen, NOW + timedelta(minutes=2))
+    assert (later.rollout.phase, later.rollout.version) == (RolloutPhase.CANARY, 1)
+
+
+def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
+    held = passed_and_waits()
+    waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)
+    assert waiting.candidate is not None
+    assert waiting.candidate.waiting == 1
+    stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
+    moved = status(replace(held, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
+    assert moved.candidate is not None
+    assert (moved.candidate.waiting, moved.rollout.phase) == (None, RolloutPhase.IDLE)
+
+
+def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
+    held = passed_and_waits()
+    refused = made(replace(held, status=status(held), wishes=UserRequests(abort=1)))
+    assert refused.status is not None
+    assert refused.status.candidate is not None
+    assert (refused.status.candidate.version, refused.status.candidate.waiting) == (2, None)
+    assert refused.status.rejected == [1]
+    assert refused.advance is not None
+    assert refused.advance.rejected == (1,)
+    assert [(entry.event, entry.version) for entry in refused.status.history] == [("Rejected", 1)]
+
+
+def test_what_has_to_be_measured_anew_gives_way_to_the_newest() -> None:
+    """Version 1 passed, or is about to, against a version that is active no more."""
+    stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
+    for phase in (CandidatePhase.VALIDATED, CandidatePhase.VALIDATING):
+        known = CandidateStatus(version=1, phase=phase, job="chat-validate-v1-1")
+        world = observed(status=SpeculatorStatus(candidate=known), store=stale)
+        assert validating(world) == 2
+        pinned = replace(world, spec=spec(serving={"replicas": 2}, draft={"pin": 0}))
+        assert validating(pinned) in (None, 1), "nothing new is measured against a version that is to stay"
+    alone = replace(stale, registrations={v: registration(v) for v in (0, 1)})
+    assert validating(observed(status=SpeculatorStatus(candidate=known), store=alone)) == 1
+
+
+def test_a_candidate_that_is_being_measured_is_not_superseded() -> None:
+    world = observed(store=store(0, 1))
+    running = replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1),), store=store(0, 1, 2))
+    assert validating(running) == 1

@@ -1,0 +1,297 @@
+"""Lending a replica to a measurement: when it leaves, who asks, and that it always goes back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_operator.observe.observed import JobView, Observed, PodView, RefusedJob, WorkloadView
+from aurora_operator.plan import Plan, plan
+from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
+from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.pod_settings import ValidationSettings
+from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, observed, pod, registration, spec, store
+
+JOB = "chat-validate-v1-1"
+
+
+def withdrawn(name: str, phase: MeasurementPhase = MeasurementPhase.DRAINING, measurement: str = JOB) -> PodView:
+    """As its agent tells it: no engine to speak of, and not ready."""
+    away = MeasurementStatus(measurement=measurement, phase=phase)
+    nothing = {"engine_ready": False, "boot": "", "version": None, "checksum": None}
+    state = agent(name, 0).model_copy(update=nothing | {"measurement": away})
+    return pod(name, 0, ready=False, agent=state)
+
+
+def world(**more: Any) -> Observed:
+    """Version 1 is to be measured on one of two replicas."""
+    given = spec(serving={"replicas": 2}, validation={"where": "Replica"})
+    return observed(**({"spec": given, "store": store(0, 1)} | more))
+
+
+def made(seen: Observed) -> Plan:
+    return plan(seen, CONFIG, NOW)
+
+
+def status(seen: Observed) -> SpeculatorStatus:
+    found = made(seen).status
+    return seen.status if found is None else found
+
+
+def chosen() -> Observed:
+    """The pod is chosen, and its agent was asked."""
+    return world(status=status(world()))
+
+
+def lent(phase: MeasurementPhase = MeasurementPhase.MEASURING) -> Observed:
+    """The pod is withdrawn and its Job runs."""
+    pods = (pod("chat-a", 0), withdrawn("chat-b", phase))
+    workload = WorkloadView(current=True, replicas=2, ready=1)
+    return replace(chosen(), pods=pods, jobs=(JobView(JOB, 1, 1),), deployment=workload, disruptions_allowed=0)
+
+
+def test_a_pod_of_another_template_is_no_place_to_measure() -> None:
+    old = WorkloadView(current=False, replicas=2, ready=2)
+    waiting = made(world(deployment=old)).status
+    assert waiting is not None
+    assert waiting.candidate is not None
+    assert "current template" in waiting.candidate.message
+    edited = replace(lent(), jobs=(), deployment=old)
+    assert [(loan.pod, loan.request.lease_seconds) for loan in made(edited).loans] == [("chat-b", 0)]
+    assert made(edited).job is None
+
+
+def test_a_pod_that_kubernetes_still_calls_ready_is_not_measured_on_yet() -> None:
+    slow = replace(lent(), jobs=())
+    still = tuple(replace(view, ready=True) for view in slow.pods)
+    assert made(slow).job is not None
+    assert made(replace(slow, pods=still)).job is None
+
+
+def test_a_replica_is_chosen_withdrawn_and_only_then_measured_on() -> None:
+    first = made(world())
+    assert first.status is not None
+    assert first.status.candidate is not None
+    assert (first.status.candidate.pod, first.job) == ("chat-b", None)
+    (loan,) = first.loans
+    assert (loan.pod, loan.request.measurement, loan.request.begin) == ("chat-b", JOB, True)
+    assert loan.request.lease_seconds > 0
+
+    withdrawn_ = replace(lent(MeasurementPhase.DRAINING), jobs=())
+    second = made(withdrawn_)
+    assert second.loans == ()
+    assert second.job is not None
+    (variable,) = (
+        v for v in second.job["spec"]["template"]["spec"]["containers"][0]["env"] if v["name"] == "AURORA_SETTINGS"
+    )
+    settings = ValidationSettings.from_json(variable["value"])
+    assert settings.replica is not None
+    assert (settings.replica.pod, settings.replica.ip, settings.replica.measurement) == ("chat-b", "10.0.0.6", JOB)
+
+    third = made(lent())
+    assert (third.job, third.loans) == (None, ()), "the Job renews the lease, not the operator"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"disruptions_allowed": 0}, "PodDisruptionBudget"),
+        ({"disruptions_allowed": None}, "PodDisruptionBudget"),
+        ({"pods": (pod("chat-a", 0), pod("chat-b", 0, ready=False))}, "1 of 2 pods are ready"),
+        ({"pods": (pod("chat-a", 0), pod("chat-b", 0, agent=None))}, "1 of 2 pods are ready"),
+        ({"pods": (pod("chat-a", 0),)}, "1 of 2 pods are ready"),
+        ({"pods": (pod("chat-a", 0), pod("chat-b", 3))}, "1 of 2 pods serve the active version"),
+        ({"pods": (pod("chat-a", 0), withdrawn("chat-b", measurement="another"))}, "chat-b is not back"),
+        (
+            {"spec": spec(serving={"replicas": 1}, validation={"where": "Replica"}), "pods": (pod("chat-a", 0),)},
+            "below 2",
+        ),
+    ],
+)
+def test_a_candidate_waits_while_no_replica_can_be_spared_and_says_why(changes: dict[str, Any], words: str) -> None:
+    result = made(world(**changes))
+    assert not [loan for loan in result.loans if loan.request.begin]
+    assert result.job is None
+    assert result.status is not None
+    assert result.status.candidate is not None
+    assert result.status.candidate.pod is None
+    assert words in result.status.candidate.message
+    told = next(c for c in result.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
+    assert words in told.message
+
+
+def test_a_withdrawn_pod_is_no_fault_and_shows_what_it_does() -> None:
+    shown = status(lent())
+    ready = next(c for c in shown.conditions if c.type is ConditionType.READY)
+    assert (ready.status.value, ready.reason) == ("True", "Measuring")
+    assert [p.state for p in shown.pods] == ["Ready", "Measuring"]
+    broken = replace(lent(), pods=(pod("chat-a", 0, ready=False), withdrawn("chat-b")))
+    ready = next(c for c in status(broken).conditions if c.type is ConditionType.READY)
+    assert ready.reason == "PodsNotReady"
+
+
+def test_no_swap_is_asked_of_a_withdrawn_pod_and_it_does_not_hold_up_the_others() -> None:
+    """A pin comes while the pod is away: the others go, and it follows once it is back."""
+    pinned = spec(serving={"replicas": 3}, validation={"where": "Replica"}, rollout={"maxUnavailable": 0})
+    stray = replace(
+        lent(),
+        spec=pinned,
+        pods=(pod("chat-a", 0), withdrawn("chat-b"), pod("chat-c", 0)),
+        store=store(0, 1, active=1, evidence=(evidence(1),)),
+    )
+    assert {swap.pod for swap in made(stray).swaps} == {"chat-a"}
+
+
+@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status"])
+def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
+    seen = lent()
+    if end in ("passed", "rejected"):
+        kind = VerdictKind.PASS if end == "passed" else VerdictKind.REJECT
+        seen = replace(seen, store=store(0, 1, evidence=(evidence(1, kind),)))
+    if end == "failed":
+        seen = replace(seen, jobs=(JobView(JOB, 1, 1, failed=True, message="no prompts"),))
+    if end == "aborted":
+        seen = replace(seen, wishes=replace(seen.wishes, abort=1))
+    if end == "rolling":
+        rolling = RolloutStatus(phase=RolloutPhase.ROLLING_BACK, version=1, epoch=3)
+        seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling}))
+    if end == "lost status":
+        seen = replace(seen, status=SpeculatorStatus(), jobs=(), store=store(0))
+    (loan,) = made(seen).loans
+    assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
+    assert loan.request.epoch >= 1
+
+
+@pytest.mark.parametrize("phase", [MeasurementPhase.DRAINING, MeasurementPhase.MEASURING])
+@pytest.mark.parametrize("jobs", [(), (JobView(JOB, 1, 1),)], ids=["before its Job", "while it is measured"])
+def test_a_replica_is_called_back_once_another_one_is_needed(
+    phase: MeasurementPhase, jobs: tuple[JobView, ...]
+) -> None:
+    """Else nobody serves while a healthy engine is measured."""
+    down = (pod("chat-a", 0, ready=False), withdrawn("chat-b", phase))
+    called = made(replace(lent(), pods=down, jobs=jobs))
+    (loan,) = called.loans
+    assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
+    assert called.job is None
+    returning = (down[0], withdrawn("chat-b", MeasurementPhase.RETURNING))
+    assert made(replace(lent(), pods=returning, jobs=jobs)).loans == (), "it is on its way"
+
+
+def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
+    found = made(replace(lent(), status=SpeculatorStatus()))
+    assert found.loans == ()
+    assert found.status is not None
+    assert found.status.candidate is not None
+    assert (found.status.candidate.phase, found.status.candidate.pod) == (CandidatePhase.VALIDATING, "chat-b")
+
+
+def test_a_roll_waits_until_the_replica_is_back() -> None:
+    passed = replace(lent(), store=store(0, 1, evidence=(evidence(1),)))
+    waiting = made(passed)
+    assert waiting.status is not None
+    assert waiting.status.rollout.phase is RolloutPhase.IDLE
+    returning = replace(
+        passed, status=waiting.status, pods=(pod("chat-a", 0), withdrawn("chat-b", MeasurementPhase.RETURNING))
+    )
+    assert made(returning).loans == (), "it is on its way: no need to ask again"
+    assert status(returning).rollout.phase is RolloutPhase.IDLE
+    back = replace(returning, pods=(pod("chat-a", 0), pod("chat-b", 0)))
+    assert status(back).rollout.phase is RolloutPhase.CANARY
+
+
+def test_a_job_that_was_never_created_is_not_created_when_the_lease_is_over() -> None:
+    late = replace(lent(MeasurementPhase.RETURNING), jobs=())
+    assert (made(late).job, made(late).loans) == (None, ())
+    again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0)), disruptions_allowed=1))
+    assert [loan.request.begin for loan in again.loans] == [True]
+
+
+def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later() -> None:
+    """Else it leaves, waits for its lease to end, comes back and leaves again, for ever."""
+    seen, now, waits = replace(lent(), jobs=()), NOW, list[float]()
+    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
+    for attempt in range(1, 9):
+        name = f"chat-validate-v1-{attempt}"
+        away = (pod("chat-a", 0), withdrawn("chat-b", measurement=name))
+        seen = replace(seen, pods=away, disruptions_allowed=0, refused_job=None)
+        asked = plan(seen, CONFIG, now).job
+        assert asked is not None
+        assert asked["metadata"]["name"] == name
+        refused = plan(replace(seen, refused_job=RefusedJob(name, "exceeded quota: jobs")), CONFIG, now)
+        assert refused.status is not None
+        assert refused.status.candidate is not None
+        assert refused.status.candidate.phase is CandidatePhase.FAILED
+        assert "the API server refused its Job: exceeded quota: jobs" in refused.status.candidate.message
+        assert [(loan.pod, loan.request.begin) for loan in refused.loans] == [("chat-b", False)], "at once"
+        assert (refused.job, refused.status.rejected) == (None, [])
+        seen, began = replace(seen, status=refused.status, **home), now
+        while not (result := plan(seen, CONFIG, now)).loans:
+            now += timedelta(seconds=5)
+        assert result.status is not None
+        seen = replace(seen, status=result.status)
+        waits.append((now - began).total_seconds())
+    assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
+
+
+def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version() -> None:
+    """A person pauses rolls: version 1, which passed, waits, and version 2 is measured. The pause ends before that."""
+    paused = spec(serving={"replicas": 2}, validation={"where": "Replica"}, rollout={"paused": True})
+    proven = store(0, 1, 2, evidence=(evidence(1),))
+    seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
+    first = replace(seen, status=status(seen), store=proven)
+    measured = made(first)
+    assert [loan.request.measurement for loan in measured.loans] == ["chat-validate-v2-1"]
+    assert measured.status is not None
+    resumed = made(replace(first, status=measured.status, spec=world().spec))
+    assert resumed.status is not None
+    assert (resumed.status.rollout.phase, resumed.status.rollout.version) == (RolloutPhase.CANARY, 1)
+    assert (resumed.loans, resumed.job) == ((), None)
+
+
+def test_no_replica_leaves_for_a_measurement_against_a_pinned_version() -> None:
+    pinned = spec(serving={"replicas": 2}, validation={"where": "Replica"}, draft={"pin": 0})
+    assert made(replace(chosen(), spec=pinned)).loans == ()
+
+
+def test_a_newer_version_takes_the_place_of_one_that_only_waits_for_a_replica() -> None:
+    waits = world(disruptions_allowed=0)
+    waits = replace(waits, status=status(waits), store=store(0, 1, 2))
+    assert candidate_of(waits) == 2
+    assert candidate_of(replace(lent(), jobs=(), store=store(0, 1, 2))) == 1, "a replica has left for it"
+    assert candidate_of(replace(lent(), store=store(0, 1, 2))) == 1, "it is being measured"
+
+
+def candidate_of(seen: Observed) -> int:
+    found = status(seen).candidate
+    assert found is not None
+    return found.version
+
+
+def test_an_agent_that_is_silent_for_a_moment_is_still_away() -> None:
+    silent = replace(lent(), pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
+    shown = status(silent)
+    ready = next(c for c in shown.conditions if c.type is ConditionType.READY)
+    assert ready.status.value == "True"
+    assert shown.candidate is not None
+    assert shown.candidate.phase is CandidatePhase.VALIDATING
+
+
+def test_the_default_is_a_job_beside_the_replicas() -> None:
+    result = made(observed(store=store(0, 1)))
+    assert result.loans == ()
+    assert result.job is not None
+
+
+def test_the_fence_is_the_rolls_epoch() -> None:
+    high = SpeculatorStatus(rollout=RolloutStatus(epoch=7))
+    seen = world(
+        status=high,
+        store=replace(store(0, 1), channel=channel(0, epoch=2), registrations={0: registration(0), 1: registration(1)}),
+    )
+    (loan,) = made(seen).loans
+    assert loan.request.epoch == 7

@@ -1,0 +1,401 @@
+"""The five promises under everything that may happen to the whole plan, in virtual time.
+
+Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``plan``: validation, rollout, channel and
+status together, by two operators that were started by mistake and may each die between any two actions, against a
+simulated store, cluster and agents. Candidates are measured beside the pods or on one of them; Jobs may be refused.
+Evidence comes late, twice, about a former active version or never; agents are silent or lie; the store is out of reach
+for a while; the clock is set forwards and backwards; people edit, pin, promote and abort. What must hold all the while
+is in ``promises``; ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and
+Kubernetes that loses what it acknowledged.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_protocol.draft_records import INITIAL_VERSION
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from tests.unit.operator.promises import Promises
+from tests.unit.operator.simulated_operator import SimulatedOperator
+from tests.unit.operator.simulation import LIES, SimulatedPod
+
+MOVING, RESTING = 2.0, 15.0
+"""Seconds between looks, as in the real loop."""
+LOOKS_TO_CONVERGE = 600
+DEADLINE = 60
+JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
+UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
+KINDS = ("good", "good", "bad", "deadly", "fading")
+
+
+class PlanMachine(Promises):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+        self.operators = [SimulatedOperator(self.cluster, self.store, self.obeyed) for _ in range(2)]
+        self.late_evidence: list[Evidence] = []
+        self.traffic, self.gate = True, "passes"
+        self.joined = self.pace = 0
+        self.end = "judged"
+        """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
+        kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go even so."""
+
+    @initialize(
+        count=st.integers(1, 4),
+        end=st.sampled_from(["judged", "judged", "quiet", "unjudged"]),
+        where=st.sampled_from(["Job", "Replica"]),
+        kind=st.sampled_from(KINDS),
+        looks=st.integers(0, 30),
+        pace=st.integers(0, 2),
+    )
+    def pods_start(self, count: int, *, end: str, where: str, kind: str, looks: int, pace: int) -> None:
+        """Pods serve the initial draft, and the first candidate is somewhere in its life."""
+        self.end = end
+        self.edit(validation={"where": where})
+        self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
+        self.store.register(INITIAL_VERSION)
+        self.look_and_act(0)
+        for _ in range(count):
+            self.pod_joins(slow=False)
+        self.all_go_on()
+        self.pace = pace
+        if looks:
+            self.candidate_comes_far(kind=kind, looks=looks)
+
+    # the trainer, the gate and the store -----------------------------------------------------------------------------
+
+    @rule(kind=st.sampled_from(KINDS))
+    def candidate_is_registered(self, *, kind: str) -> None:
+        version = self.store.newest + 1
+        self.store.register(version)
+        self.kinds[version] = kind
+
+    @rule(kind=st.sampled_from(KINDS), looks=st.integers(4, 20))
+    def candidate_comes_far(self, *, kind: str, looks: int) -> None:
+        """Somewhere into its life: the paths are long, and most of what may go wrong does so in their midst."""
+        self.candidate_is_registered(kind=kind)
+        self.time_goes_on(looks=looks)
+
+    @rule(
+        gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"])
+    )
+    def gate_changes(self, *, gate: str) -> None:
+        self.gate, self.cluster.refuses_jobs = gate, gate == "no Jobs"
+
+    def jobs_end(self) -> None:
+        """As the gate is now; evidence that comes late comes by its own rule."""
+        verdict = {"rejects": VerdictKind.REJECT, "wavers": VerdictKind.INCONCLUSIVE}.get(self.gate, VerdictKind.PASS)
+        for name in sorted(self.cluster.jobs):
+            if self.gate != "never ends":
+                self.end_job(name, None if self.gate == "fails" else verdict, late=self.gate == "passes late")
+
+    @precondition(lambda self: self.cluster.jobs)
+    @rule(which=st.integers(0, 3), ended=st.sampled_from(["succeeded", "failed", "vanishes"]), late=st.booleans(),
+          verdict=st.sampled_from([*VerdictKind, None]))  # fmt: skip
+    def job_ends(self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None) -> None:
+        """However it ends, it may have written its evidence before, or its pod will afterwards, or never."""
+        name = sorted(self.cluster.jobs)[which % len(self.cluster.jobs)]
+        self.end_job(name, verdict, late=late, ended=ended)
+
+    def end_job(self, name: str, verdict: VerdictKind | None, *, late: bool = False, ended: str = "") -> None:
+        job = self.cluster.jobs[name]
+        if not job.ended and verdict is not None:
+            self.late_evidence.append(job.measured(verdict))
+            if not late:
+                self.evidence_arrives(which=-1)
+        if ended == "vanishes":
+            del self.cluster.jobs[name]
+        else:
+            job.ended = job.ended or ended or ("succeeded" if verdict else "failed")
+
+    @precondition(lambda self: self.late_evidence)
+    @rule(which=st.integers(0, 3))
+    def evidence_arrives(self, *, which: int) -> None:
+        """Create-once: of two measurements under one attempt the first counts."""
+        proof = self.late_evidence.pop(which % len(self.late_evidence))
+        self.store.evidence.setdefault((proof.version, proof.attempt), proof)
+        if proof.verdict.kind is not VerdictKind.PASS:
+            self.blamed.add(proof.version)
+
+    @rule(down=st.booleans())
+    def store_changes(self, *, down: bool) -> None:
+        self.store.down = down
+
+    # people and the clock --------------------------------------------------------------------------------------------
+
+    def edit(self, **parts: Any) -> None:
+        self.cluster.spec = {**self.cluster.spec, **parts}
+        self.cluster.edited()
+
+    @rule(
+        paused=st.booleans(),
+        canary=st.integers(1, 3),
+        judged=st.booleans(),
+        swapping=st.integers(1, 3),
+        unavailable=st.integers(0, 2),
+    )
+    def person_edits_the_rollout(
+        self, *, paused: bool, canary: int, judged: bool, swapping: int, unavailable: int
+    ) -> None:
+        rules = {"analysis": JUDGED if judged else UNJUDGED, "progressDeadlineSeconds": DEADLINE, "paused": paused}
+        self.edit(rollout=rules | {"canary": canary, "maxSwapping": swapping, "maxUnavailable": unavailable})
+
+    @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
+    def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
+        """A to B, and often back to A before anybody looked; and where candidates are measured."""
+        self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"where": where})
+
+    @rule(back=st.none() | st.integers(0, 3), known=st.booleans())
+    def person_changes_the_pin(self, *, back: int | None, known: bool) -> None:
+        """To a version that once passed, mostly; A to B to A, and to C."""
+        versions = [v for v in self.store.registrations if self.store.passed(v) or not known]
+        self.person_pins(pin=None if back is None else sorted(versions)[max(-1 - back, -len(versions))])
+
+    @rule(back=st.integers(0, 2), looks=st.integers(1, 6))
+    def person_pins_for_a_while(self, *, back: int, looks: int) -> None:
+        """What was being measured, or passed, is compared with another version afterwards."""
+        self.person_changes_the_pin(back=back, known=True)
+        self.time_goes_on(looks=looks)
+        self.person_pins(pin=None)
+
+    def person_pins(self, *, pin: int | None) -> None:
+        self.edit(draft={} if pin is None else {"pin": pin})
+        self.forgive_late()
+        if pin is not None:
+            self.vouched.add(pin)
+
+    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]), back=st.integers(0, 2))
+    def person_decides(self, *, wish: str, back: int) -> None:
+        version = max(0, self.store.newest - back)
+        self.cluster.annotations = {wish: version}
+        self.cluster.edited()
+        if wish != "nothing":
+            (self.vouched if wish == "promote" else self.blamed).add(version)
+
+    @rule()
+    def status_is_lost(self) -> None:
+        """As one that an older operator wrote, or that somebody deleted."""
+        self.cluster.status = "{}"
+        self.cluster.edited()
+
+    @rule(seconds=st.sampled_from([-3700, -61, -10, 61, 3700]))
+    def clock_is_set(self, *, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(seconds=st.sampled_from([2, 15, 61, 3700]))
+    def nobody_looks(self, *, seconds: int) -> None:
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        """A pod that is busy for nearly the whole deadline may be held against what it was asked for."""
+        self.now += timedelta(seconds=seconds)
+        self.steady += seconds
+        self.cluster.pass_time(seconds)
+        for pod in self.cluster.pods:
+            busy = pod.swapping or not pod.up
+            pod.seconds = pod.seconds + (seconds if seconds < DEADLINE else 0) if busy else 0.0
+            if pod.seconds > DEADLINE / 2:
+                self.blame()
+
+    # pods and their agents -------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.cluster.pods) < 5)
+    @rule(slow=st.booleans())
+    def pod_joins(self, *, slow: bool) -> None:
+        """It has chosen its version and is not up yet: it may come up after the next promotion."""
+        self.joined += 1
+        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
+
+    @precondition(lambda self: self.cluster.pods)
+    @rule(
+        which=st.integers(0, 4),
+        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
+    )
+    def pod_fails(self, *, which: int, fault: str) -> None:
+        pod = self.cluster.pods[which % len(self.cluster.pods)]
+        if fault == "dies":
+            self.cluster.pods.remove(pod)
+        elif fault == "silent":
+            pod.silent = True
+        elif fault == "slow":
+            pod.slow = True
+        elif fault == "other weights":
+            pod.salt = "!"
+        elif fault in LIES:
+            pod.lie = fault
+        else:
+            pod.crash(pod.version if fault == "restarts" else self.channel.active)
+        self.blame()
+
+    def blame(self) -> None:
+        """What is rolled now may be refused for what just happened."""
+        if self.status.rollout.version is not None:
+            self.blamed.add(self.status.rollout.version)
+
+    @precondition(lambda self: any(pod.swapping for pod in self.cluster.pods))
+    @rule(which=st.integers(0, 4))
+    def swap_fails(self, *, which: int) -> None:
+        under_way = [pod for pod in self.cluster.pods if pod.swapping]
+        pod = under_way[which % len(under_way)]
+        assert pod.asked is not None
+        self.blamed.add(pod.asked.version)
+        self.blame()
+        pod.end_swap(self.now, works=False)
+
+    @rule(pace=st.integers(0, 2))
+    def pods_change_pace(self, *, pace: int) -> None:
+        self.pace = pace
+
+    @rule(flows=st.booleans())
+    def traffic_changes(self, *, flows: bool) -> None:
+        self.traffic = flows
+
+    @rule()
+    def faults_end(self) -> None:
+        for pod in self.cluster.pods:
+            pod.slow, pod.silent, pod.lie = False, False, ""
+        self.all_go_on()
+
+    def all_go_on(self) -> None:
+        """Swaps end and engines come up after as many looks as pods take now; never in the slow ones."""
+        for pod in self.cluster.pods:
+            busy = pod.swapping or not pod.up
+            pod.taken = pod.taken + 1 if busy else 0
+            if not pod.slow:
+                pod.go_back()
+            if pod.slow or pod.taken <= self.pace:
+                continue
+            if pod.swapping:
+                pod.end_swap(self.now, works=pod.lie != "swapped")
+            pod.up = True
+
+    def forgive_late(self) -> None:
+        for pod in self.cluster.pods:
+            pod.late |= not pod.up or pod.silent
+
+    # the operators ---------------------------------------------------------------------------------------------------
+
+    @rule(who=st.integers(0, 1))
+    def operator_looks(self, *, who: int) -> None:
+        self.operators[who].look()
+
+    @precondition(lambda self: any(operator.looking for operator in self.operators))
+    @rule(who=st.integers(0, 1))
+    def operator_decides(self, *, who: int) -> None:
+        operator = self.operators[who]
+        if operator.looking:
+            self.check_plan(*operator.decide(self.now, self.steady))
+
+    @precondition(lambda self: any(operator.acting for operator in self.operators))
+    @rule(who=st.integers(0, 1), count=st.integers(1, 5))
+    def operator_acts(self, *, who: int, count: int) -> None:
+        self.operators[who].act(count)
+
+    @rule(looks=st.integers(1, 6), decided=st.booleans(), count=st.integers(1, 9))
+    def other_operator_is_late(self, *, looks: int, decided: bool, count: int) -> None:
+        """It acts on what it saw before the first one did more than it knows."""
+        self.operators[1].look()
+        if decided:
+            self.operator_decides(who=1)
+        self.time_goes_on(looks=looks)
+        self.operator_decides(who=1)
+        self.operators[1].act(count)
+
+    @rule(who=st.integers(0, 1))
+    def operator_dies(self, *, who: int) -> None:
+        self.operators[who].die()
+
+    @rule(looks=st.integers(1, 8))
+    def time_goes_on(self, *, looks: int) -> None:
+        for _ in range(looks):
+            self.one_look(0)
+
+    @rule(looks=st.integers(4, 12))
+    def minutes_go_by(self, *, looks: int) -> None:
+        """Looked at as an idle operator does, which is often enough for deadlines to strike."""
+        for _ in range(looks):
+            self.one_look(0)
+            self.pass_time(RESTING)
+
+    def one_look(self, who: int) -> None:
+        """A whole look of one operator, and the world goes on until the next."""
+        moving = self.look_and_act(who)
+        self.jobs_end()
+        self.all_go_on()
+        for pod in self.cluster.pods:
+            kind = self.kinds.get(pod.version or 0, "good")
+            if pod.serves and kind == "deadly" and self.traffic:
+                pod.crash(self.channel.active)
+            elif self.traffic:
+                fades = kind == "fading" and pod.version == self.channel.active
+                pod.serve(1.1 if kind == "bad" or fades else 2.0)
+        self.pass_time(MOVING if moving else RESTING)
+
+    def look_and_act(self, who: int) -> bool:
+        operator = self.operators[who]
+        operator.look()
+        seen, made = operator.decide(self.now, self.steady)
+        self.check_plan(seen, made)
+        operator.act(100)
+        return made.moving
+
+    # convergence -----------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Once faults stop: all pods serve the right version, the newest is decided upon and nothing goes on."""
+        if not self.store.channels:
+            return
+        rules = UNJUDGED if self.end == "unjudged" else JUDGED
+        self.edit(rollout={"analysis": rules, "progressDeadlineSeconds": DEADLINE})
+        self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
+        if not self.store.passed(self.cluster.spec.get("draft", {}).get("pin", INITIAL_VERSION)):
+            self.person_pins(pin=None)  # nothing goes on while what cannot be had is asked for
+        self.cluster.edited()
+        if not self.cluster.pods:
+            self.pod_joins(slow=False)
+        for pod in self.cluster.pods:
+            pod.salt = ""
+        self.faults_end()
+        self.cluster.refuses_jobs, self.lent = False, {}
+        if self.cluster.spec["validation"]["where"] == "Replica" and len(self.cluster.pods) < 2:
+            self.pod_joins(slow=False)
+        if self.end == "unjudged":
+            self.candidate_is_registered(kind="deadly")
+        for number in range(LOOKS_TO_CONVERGE):
+            self.one_look(number % 2)
+            self.earned()
+            assert all(count <= 2 for count in self.lent.values()), f"a replica comes and goes: {self.lent}"
+            if self.converged():
+                return
+        raise AssertionError(
+            f"still {self.status.rollout}, {self.status.candidate}, {self.cluster.pods}, {self.channel}"
+        )
+
+    def converged(self) -> bool:
+        active, pin, status = self.channel.active, self.cluster.spec.get("draft", {}).get("pin"), self.status
+        if self.kinds[active] == "deadly" and active in self.vouched:
+            return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
+        if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
+            return status.rollout.version == self.store.newest and pin is None
+        decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
+        at_rest = all(pod.version == active and pod.serves and not pod.swapping for pod in self.cluster.pods)
+        right = pin in (None, active)
+        if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
+            return False
+        wrong = {version for version, kind in self.kinds.items() if kind in ("bad", "deadly")}
+        # Once people, or a version that faded, let a bad one in, the next need only be as good.
+        excused = self.end == "quiet" or wrong & self.vouched or "fading" in self.kinds.values()
+        assert active not in wrong or excused, "live traffic was not heard"
+        return True
+
+
+PlanMachine.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPlan = PlanMachine.TestCase

@@ -1,0 +1,293 @@
+"""The gate's verdict: what can earn a swap, and what never does (promise 1, "Earned")."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora_protocol.evidence_records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.gate import GatePolicy, estimate_ratio, estimate_unpaired, judge
+
+POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
+SAME = (Equality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
+ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
+
+
+def measured(
+    speeds: dict[Arm, float],
+    *,
+    rounds: int = 6,
+    noise: float = 0.02,
+    seed: int = 0,
+    concurrencies: Sequence[int] = (1, 4),
+) -> list[Sample]:
+    """Samples with tokens per second ``speeds`` and log-normal noise."""
+    rng = random.Random(seed)  # noqa: S311 - noise, no secret
+    return [
+        Sample(
+            arm=arm,
+            concurrency=concurrency,
+            round=number,
+            requests=4,
+            tokens=1000,
+            seconds=1000 / (speed * math.exp(rng.gauss(0, noise))),
+        )
+        for number in range(rounds)
+        for concurrency in concurrencies
+        for arm, speed in speeds.items()
+    ]
+
+
+def scaled(samples: Sequence[Sample], arm: Arm, factor: float) -> list[Sample]:
+    return [s.model_copy(update={"seconds": s.seconds / factor}) if s.arm is arm else s for s in samples]
+
+
+def kind(samples: Sequence[Sample], equality: Sequence[Equality] = SAME, policy: GatePolicy = POLICY) -> VerdictKind:
+    return judge(samples, equality, policy).kind
+
+
+FAST = {Arm.OFF: 20.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0}
+
+noisy = st.builds(
+    lambda candidate, noise, seed, rounds: measured(
+        {Arm.OFF: 20.0, Arm.ACTIVE: 20.0, Arm.CANDIDATE: candidate}, noise=noise, seed=seed, rounds=rounds
+    ),
+    candidate=st.floats(5, 80),
+    noise=st.floats(0, 0.5),
+    seed=st.integers(0, 1000),
+    rounds=st.integers(1, 12),
+)
+
+
+def test_a_clearly_faster_candidate_passes() -> None:
+    verdict = judge(measured(FAST), SAME, POLICY)
+    assert verdict.kind is VerdictKind.PASS
+    assert {(r.numerator, r.denominator) for r in verdict.ratios} >= {
+        (Arm.CANDIDATE, Arm.ACTIVE),
+        (Arm.ACTIVE, Arm.OFF),
+    }
+
+
+def test_faster_than_active_but_slower_than_off_is_rejected() -> None:
+    assert kind(measured({Arm.OFF: 40.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0})) is VerdictKind.REJECT
+
+
+def test_a_loss_at_another_concurrency_is_rejected() -> None:
+    samples = [s for s in measured(FAST) if s.concurrency == 1]
+    samples += measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(4,))
+    assert kind(samples) is VerdictKind.REJECT
+
+
+def test_a_concurrency_may_be_allowed_its_own_loss() -> None:
+    samples = measured(FAST) + measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
+    strict = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
+    assert kind(samples, policy=strict) is VerdictKind.REJECT
+    assert kind(samples, policy=dataclasses.replace(strict, tolerances={16: 0.3})) is VerdictKind.PASS
+    assert kind(samples, policy=dataclasses.replace(strict, tolerances={4: 0.3})) is VerdictKind.REJECT
+
+
+def test_a_straddling_interval_is_inconclusive() -> None:
+    assert kind(measured({**FAST, Arm.ACTIVE: 29.0}, noise=0.2)) is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_missing_arm_is_inconclusive(arm: Arm) -> None:
+    assert kind([s for s in measured(FAST) if s.arm is not arm]) is VerdictKind.INCONCLUSIVE
+
+
+def test_a_missing_concurrency_is_inconclusive() -> None:
+    assert kind([s for s in measured(FAST) if s.concurrency == 1]) is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("candidate", [1.0, 30.0, 500.0])
+def test_too_few_rounds_never_decide(candidate: float) -> None:
+    samples = measured({**FAST, Arm.CANDIDATE: candidate}, rounds=POLICY.min_rounds - 1, noise=0.0)
+    assert kind(samples) is VerdictKind.INCONCLUSIVE
+
+
+def test_uncompared_answers_are_inconclusive() -> None:
+    nobody = Equality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
+    other = Equality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
+    for equality in ((), (nobody,), (other,)):
+        assert kind(measured(FAST), equality) is VerdictKind.INCONCLUSIVE
+
+
+def test_different_answers_are_rejected_and_near_ties_are_not() -> None:
+    tie = Equality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0, largest_margin=0.1)
+    wrong = tie.model_copy(update={"near_ties": 1, "different": 1, "largest_margin": 3.0})
+    assert kind(measured(FAST), (tie,)) is VerdictKind.PASS
+    assert kind(measured(FAST), (wrong,)) is VerdictKind.REJECT
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        (Arm.CANDIDATE, VerdictKind.REJECT),
+        (Arm.ACTIVE, VerdictKind.INCONCLUSIVE),
+        (Arm.OFF, VerdictKind.INCONCLUSIVE),
+        (Arm.NGRAM, VerdictKind.PASS),
+    ],
+)
+def test_failed_requests_never_flatter_a_candidate(arm: Arm, expected: VerdictKind) -> None:
+    samples = measured({**FAST, Arm.NGRAM: 50.0})
+    at = next(i for i, s in enumerate(samples) if s.arm is arm)
+    samples[at] = samples[at].model_copy(update={"failures": 1})
+    assert kind(samples) is expected
+
+
+@given(noisy, st.floats(1.0, 20.0))
+@settings(deadline=None, max_examples=40)
+def test_a_faster_candidate_never_fares_worse(samples: list[Sample], factor: float) -> None:
+    order = [VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS]
+    assert order.index(kind(scaled(samples, Arm.CANDIDATE, factor))) >= order.index(kind(samples))
+
+
+@given(st.floats(0, 0.5), st.integers(0, 1000), st.integers(5, 12))
+@settings(deadline=None, max_examples=40)
+def test_equal_arms_never_pass(noise: float, seed: int, rounds: int) -> None:
+    one = measured({Arm.ACTIVE: 20.0}, noise=noise, seed=seed, rounds=rounds)
+    samples = [s.model_copy(update={"arm": arm}) for s in one for arm in ARMS]
+    assert kind(samples) is not VerdictKind.PASS
+
+
+@given(noisy)
+@settings(deadline=None, max_examples=40)
+def test_intervals_hold_their_estimate_and_verdicts_repeat(samples: list[Sample]) -> None:
+    verdict = judge(samples, SAME, POLICY)
+    assert verdict == judge(list(reversed(samples)), SAME, POLICY)
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+    for ratio in verdict.ratios:
+        assert ratio.low <= ratio.estimate * (1 + 1e-9)
+        assert ratio.estimate <= ratio.high * (1 + 1e-9)
+
+
+@given(noisy)
+@settings(deadline=None, max_examples=20)
+def test_swapping_arms_inverts_the_ratio(samples: list[Sample]) -> None:
+    ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+    inverse = estimate_ratio(samples, Arm.ACTIVE, Arm.CANDIDATE, 1)
+    assert ratio is not None
+    assert inverse is not None
+    assert ratio.estimate * inverse.estimate == pytest.approx(1.0)
+
+
+def test_intervals_cover_as_often_as_they_claim() -> None:
+    """A candidate exactly on the bar passes in at most about 2.5 % of measurements (a bare bootstrap: 6.5 %)."""
+    rng = random.Random(7)  # noqa: S311 - noise, no secret
+    passed, trials = 0, 300
+    for _ in range(trials):
+        samples = measured(
+            {Arm.ACTIVE: 20.0, Arm.CANDIDATE: 20.0},
+            rounds=5,
+            noise=0.15,
+            seed=rng.randrange(1 << 30),
+            concurrencies=(1,),
+        )
+        ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+        assert ratio is not None
+        passed += ratio.low >= 1.0
+    assert passed / trials <= 0.045
+
+
+def apart(samples: Sequence[Sample]) -> UsedBaseline:
+    return UsedBaseline(key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC))
+
+
+def drafts(samples: Sequence[Sample]) -> list[Sample]:
+    return [s for s in samples if s.arm in (Arm.ACTIVE, Arm.CANDIDATE)]
+
+
+def test_a_cached_baseline_decides_as_one_of_its_own_rounds_does_and_says_that_it_was_cached() -> None:
+    off = apart(measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5))
+    verdict = judge(drafts(measured(FAST)), SAME, POLICY, off)
+    assert verdict.kind is VerdictKind.PASS
+    told = [reason for reason in verdict.reasons if "off" in reason]
+    assert told
+    assert all("cached from 2026-01-02 03:00 UTC" in reason for reason in told)
+    assert {(r.numerator, r.denominator, r.paired) for r in verdict.ratios} == {
+        (Arm.CANDIDATE, Arm.ACTIVE, True),
+        (Arm.CANDIDATE, Arm.OFF, False),
+        (Arm.ACTIVE, Arm.OFF, False),
+        (Arm.CANDIDATE, Arm.NGRAM, False),
+    }
+    slow = judge(drafts(measured(FAST)), SAME, POLICY, apart(measured({Arm.OFF: 60.0})))
+    assert slow.kind is VerdictKind.REJECT
+
+
+@pytest.mark.parametrize("what", ["rounds", "concurrency", "nothing", "failures"])
+def test_a_baseline_that_lacks_something_never_lets_a_candidate_pass(what: str) -> None:
+    off = measured({Arm.OFF: 20.0})
+    if what == "rounds":
+        off = [s for s in off if s.round < POLICY.min_rounds - 1]
+    if what == "concurrency":
+        off = [s for s in off if s.concurrency == 4]
+    if what == "nothing":
+        off = []
+    if what == "failures":
+        off[0] = off[0].model_copy(update={"failures": 1})
+    assert judge(drafts(measured(FAST)), SAME, POLICY, apart(off)).kind is VerdictKind.INCONCLUSIVE
+
+
+def test_a_baseline_cannot_stand_for_the_arms_that_must_be_paired() -> None:
+    only = [s for s in measured(FAST) if s.arm is Arm.CANDIDATE]
+    assert judge(only, SAME, POLICY, apart(measured(FAST))).kind is VerdictKind.INCONCLUSIVE
+
+
+@given(noisy, st.integers(0, 1000), st.floats(0, 0.5), st.integers(1, 12))
+@settings(deadline=None, max_examples=40)
+def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_parts(
+    samples: list[Sample], seed: int, noise: float, rounds: int
+) -> None:
+    off = measured({Arm.OFF: 20.0}, seed=seed, noise=noise, rounds=rounds)
+    ratio = estimate_unpaired(samples, Arm.CANDIDATE, off, Arm.OFF, 1)
+    assert ratio is not None
+    assert ratio.low <= ratio.estimate * (1 + 1e-9)
+    assert ratio.estimate <= ratio.high * (1 + 1e-9)
+    assert ratio.rounds == min(rounds, len({s.round for s in samples}))
+    assert ratio == estimate_unpaired(list(reversed(samples)), Arm.CANDIDATE, list(reversed(off)), Arm.OFF, 1)
+    doubled = estimate_unpaired(scaled(samples, Arm.CANDIDATE, 2.0), Arm.CANDIDATE, off, Arm.OFF, 1)
+    assert doubled is not None
+    assert doubled.estimate == pytest.approx(2 * ratio.estimate)
+    assert doubled.high / doubled.low == pytest.approx(ratio.high / ratio.low)
+    back = estimate_unpaired(off, Arm.OFF, samples, Arm.CANDIDATE, 1)
+    assert back is not None
+    assert back.estimate * ratio.estimate == pytest.approx(1.0)
+
+
+@given(st.floats(0.25, 4.0), st.floats(0, 0.3), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_the_speed_of_the_machine_cannot_let_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
+    """The candidate is a tenth slower than off; between their measurements the machine changed."""
+    now = measured({Arm.ACTIVE: 15.0 * faster, Arm.CANDIDATE: 20.0 * faster}, noise=noise, seed=seed)
+    then = [s for s in now if s.arm is Arm.ACTIVE] + [
+        s.model_copy(update={"arm": Arm.OFF}) for s in now if s.arm is Arm.CANDIDATE
+    ]
+    then = [s.model_copy(update={"seconds": s.seconds * faster}) for s in scaled(then, Arm.OFF, 1 / 0.9)]
+    ratio = estimate_unpaired(now, Arm.CANDIDATE, then, Arm.OFF, 1)
+    assert ratio is not None
+    assert ratio.low <= 0.9 + 1e-9
+    assert ratio.high >= 0.9 - 1e-9
+    assert ratio.low <= ratio.estimate * (1 + 1e-9)
+    verdict = judge(now, SAME, POLICY, apart(then))
+    assert verdict.kind is not VerdictKind.PASS
+    assert any(f"became {faster:.2f}x as fast" in reason for reason in verdict.reasons)
+
+
+def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:
+    """Sides of unequal noise and number, as a quiet cached baseline beside a noisy measurement."""
+    rng = random.Random(11)  # noqa: S311 - noise, no secret
+    passed, trials = 0, 300
+    for _ in range(trials):
+        one = measured({Arm.CANDIDATE: 20.0}, rounds=5, noise=0.2, seed=rng.randrange(1 << 30), concurrencies=(1,))
+        off = measured({Arm.OFF: 20.0}, rounds=12, noise=0.05, seed=rng.randrange(1 << 30), concurrencies=(1,))
+        ratio = estimate_unpaired(one, Arm.CANDIDATE, off, Arm.OFF, 1)
+        assert ratio is not None
+        passed += ratio.low >= 1.0
+    assert passed / trials <= 0.045

@@ -1,0 +1,168 @@
+"""A draft folder exists only whole and verified; what must not be served is refused before the engine sees it."""
+
+from __future__ import annotations
+
+import types
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_runtime.errors import DraftRefused
+from aurora_runtime.serving.agent.draft_cache import DraftCache, stage_start
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_store import Registry
+from aurora_store.errors import DigestMismatch, StoreError
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> FolderObjects:
+    return FolderObjects(tmp_path / "store")
+
+
+@pytest.fixture
+def registry(objects: FolderObjects) -> Registry:
+    objects.path.mkdir()
+    return Registry(objects)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PodFolder:
+    folder = PodFolder(tmp_path / "state")
+    folder.drafts.mkdir(parents=True)
+    write_atomically(folder.lineage, lineage().to_json())
+    return folder
+
+
+def add(registry: Registry, tmp_path: Path, version: int, **options: int) -> str:
+    data = safetensors(draft_tensors(float(version + 1)))
+    return publish_bytes(registry, tmp_path / "sources", version, data, **options).digest
+
+
+def staged(folder: PodFolder) -> list[str]:
+    return sorted(path.name[:8] for path in folder.drafts.iterdir() if not path.is_symlink())
+
+
+def test_current_previous_and_the_one_asked_for_are_kept(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+    drafts = DraftCache(folder, registry)
+    one = drafts.stage(1, add(registry, tmp_path, 1))
+    drafts.make_current(one)
+    two = drafts.stage(2, add(registry, tmp_path, 2), keep=(one,))
+    drafts.make_current(two)
+    drafts.stage(3, add(registry, tmp_path, 3), keep=(one,))
+    assert staged(folder) == ["00000001", "00000002", "00000003"]
+    drafts.stage(4, add(registry, tmp_path, 4), keep=())
+    assert staged(folder) == ["00000002", "00000004"]
+    current = drafts.current()
+    assert current is not None
+    assert current.version == 2
+
+
+def test_a_staged_draft_is_not_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+    drafts = DraftCache(folder, registry)
+    digest = add(registry, tmp_path, 1)
+    first = drafts.stage(1, digest)
+    objects = registry.objects
+    assert isinstance(objects, FolderObjects)
+    objects.down = True
+    assert drafts.stage(1, digest) == first
+
+
+def test_a_draft_damaged_on_disk_is_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+    drafts = DraftCache(folder, registry)
+    digest = add(registry, tmp_path, 1)
+    first = drafts.stage(1, digest)
+    whole = first.weights.read_bytes()
+    first.weights.write_bytes(whole[:-1])
+    assert drafts.stage(1, digest).weights.read_bytes() == whole
+
+
+def test_refusals_leave_nothing_behind(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+    drafts = DraftCache(folder, registry)
+    with pytest.raises(DraftRefused, match="not registered"):
+        drafts.stage(1, "0" * 64)
+    add(registry, tmp_path, 1)
+    with pytest.raises(DraftRefused, match="another digest"):
+        drafts.stage(1, "0" * 64)
+    with pytest.raises(DraftRefused, match="lineage 2"):
+        drafts.stage(2, add(registry, tmp_path, 2, of_lineage=2))
+    bad = publish_bytes(registry, tmp_path / "sources", 3, safetensors(draft_tensors(float("nan"))))
+    with pytest.raises(DraftRefused, match="not finite"):
+        drafts.stage(3, bad.digest)
+    cut = publish_bytes(registry, tmp_path / "sources", 4, safetensors(draft_tensors())[:-1])
+    with pytest.raises(DraftRefused, match="truncated"):
+        drafts.stage(4, cut.digest)
+    assert staged(folder) == []
+
+
+def test_an_object_that_differs_from_its_manifest_is_refused(
+    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+) -> None:
+    digest = add(registry, tmp_path, 1)
+    (stored,) = objects.path.rglob("model.safetensors")
+    stored.write_bytes(stored.read_bytes()[:-1])
+    with pytest.raises(DigestMismatch):
+        DraftCache(folder, registry).stage(1, digest)
+    assert staged(folder) == []
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(
+    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+) -> None:
+    digest = add(registry, tmp_path, 1)
+    (manifest,) = objects.path.rglob("manifest.json")
+    manifest.write_text(manifest.read_text().replace('"config.json"', '"../../config.json"'))
+    with pytest.raises(DraftRefused, match="outside its folder"):
+        DraftCache(folder, registry).stage(1, digest)
+
+
+def test_a_full_disk_is_the_pods_fault_not_the_drafts(
+    registry: Registry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(registry, tmp_path, 1)
+    full = types.SimpleNamespace(free=1 << 20)
+    monkeypatch.setattr("aurora_runtime.serving.agent.draft_cache.shutil.disk_usage", lambda _: full)
+    with pytest.raises(OSError, match="not enough disk"):
+        DraftCache(folder, registry).stage(1, digest)
+    assert staged(folder) == []
+
+
+def channel(epoch: int, active: int) -> Channel:
+    return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
+
+
+def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) -> None:
+    folder = PodFolder(tmp_path / "fresh")
+    with pytest.raises(StoreError, match="the trainer to create the lineage"):
+        stage_start(folder, registry, timeout=0, poll=0)
+    registry.create_lineage(lineage())
+    with pytest.raises(StoreError, match="register draft version 0"):
+        stage_start(folder, registry, timeout=0, poll=0)
+    add(registry, tmp_path, 0)
+    assert stage_start(folder, registry, timeout=0).version == 0
+    add(registry, tmp_path, 5)
+    registry.advance_channel(channel(2, 5))
+    for torn in (folder.withdrawal, folder.mode):
+        torn.write_text("")  # as a node leaves it that lost its power while the pod was measured
+    assert stage_start(folder, registry, timeout=0).version == 5
+    assert not folder.withdrawal.exists()
+    assert not folder.mode.exists()
+    assert folder.current.resolve().name.startswith("00000005-")
+    assert folder.lineage.exists()
+
+
+def test_a_pod_that_has_a_draft_starts_without_the_store(
+    registry: Registry, objects: FolderObjects, tmp_path: Path
+) -> None:
+    folder = PodFolder(tmp_path / "fresh")
+    objects.down = True
+    with pytest.raises(StoreError, match="the store is down"):
+        stage_start(folder, registry, timeout=0, poll=0)
+    objects.down = False
+    registry.create_lineage(lineage())
+    add(registry, tmp_path, 0)
+    stage_start(folder, registry, timeout=0)
+    objects.down = True
+    assert stage_start(folder, registry, timeout=0).version == 0

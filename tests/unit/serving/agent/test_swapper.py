@@ -1,0 +1,242 @@
+"""Swaps against an engine that can be told to fail at any call: never left paused, never left with a wrong draft."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import ClientSession
+
+from aurora_protocol.agent_api import SwapPhase, SwapRequest
+from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.errors import EngineFault, SwapRefused
+from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
+from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_store import Registry
+from aurora_store.errors import ObjectMissing
+from tests.unit.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
+
+
+class Rig:
+    """A fake engine that serves version 0, and versions 1 and 2 in the store."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.engine = FakeEngine()
+        self.folder = PodFolder(tmp_path / "state")
+        self.folder.drafts.mkdir(parents=True)
+        write_atomically(self.folder.lineage, lineage().to_json())
+        self.objects = FolderObjects(tmp_path / "store")
+        self.objects.path.mkdir()
+        self.registry = Registry(self.objects)
+        self.digests = [
+            publish_bytes(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
+            for v in range(3)
+        ]
+        self.drafts = DraftCache(self.folder, self.registry)
+        first = self.drafts.stage(0, self.digests[0])
+        self.drafts.make_current(first)
+        self.engine.weights = first.weights.read_bytes()
+        self.results: list[tuple[str, float | None]] = []
+        self.swapper: Swapper
+        self.client: SGLangClient
+
+    def new_swapper(self) -> Swapper:
+        return Swapper(
+            self.client, self.drafts, self.folder, finished=lambda result, pause: self.results.append((result, pause))
+        )
+
+    def wish(self, version: int, epoch: int) -> SwapRequest:
+        return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
+
+    async def swap(self, version: int, epoch: int = 2) -> None:
+        await self.swapper.request(self.wish(version, epoch))
+        await self.swapper.wait()
+
+    def serves(self, version: int) -> bool:
+        """The engine runs, unpaused, with exactly this version, and a restart would start with it."""
+        held = safetensors(draft_tensors(version + 1.0)) == self.engine.weights and self.engine.version == str(version)
+        current = self.drafts.current()
+        calm = not (self.engine.paused or self.engine.updating or self.engine.unfenced)
+        return held and calm and current is not None and current.version == version
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(rig.engine.running())
+        rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
+        rig.swapper = rig.new_swapper()
+        await rig.swapper.take_over("boot")
+        rig.engine.calls.clear()
+        yield rig
+
+
+async def test_a_swap_pauses_updates_the_draft_only_and_resumes(rig: Rig) -> None:
+    await rig.swap(1)
+    assert rig.serves(1)
+    assert rig.engine.calls == [*FakeEngine.ORDERS]
+    status = rig.swapper.status
+    assert (status.phase, status.version, status.error) == (SwapPhase.IDLE, 1, "")
+    assert status.pause_seconds is not None
+    assert status.finished is not None
+    assert [result for result, _ in rig.results] == ["success"]
+
+
+ORDERS = [name for name in FakeEngine.ORDERS if name != "weights_checker"]
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("route", ORDERS)
+async def test_a_failure_at_any_call_ends_with_one_of_the_two_drafts(rig: Rig, route: str, fault: str) -> None:
+    rig.engine.faults = {route: fault}
+    await rig.swap(1)
+    if route == "continue_generation":
+        assert rig.serves(1), "resuming is retried"
+    else:
+        assert rig.serves(0)
+        assert rig.swapper.status.phase is SwapPhase.FAILED
+        assert route in rig.swapper.status.error
+    await rig.swap(2, epoch=3)
+    assert rig.serves(2), "the next swap works"
+
+
+@pytest.mark.parametrize("fault", ["silent", "version"])
+async def test_an_update_that_did_not_happen_as_asked_is_undone(rig: Rig, fault: str) -> None:
+    rig.engine.faults = {"update_weights_from_tensor": fault}
+    await rig.swap(1)
+    assert rig.swapper.status.phase is SwapPhase.FAILED
+    assert rig.serves(0)
+
+
+async def test_a_draft_that_cannot_be_restored_is_said(rig: Rig) -> None:
+    rig.engine.faults = {"update_weights_from_tensor": "after"}
+    rig.engine.lasting = True
+    await rig.swap(1)
+    rig.engine.lasting = False
+    assert rig.swapper.status.phase is SwapPhase.FAILED
+    assert "could not be restored" in rig.swapper.status.error
+    assert not rig.engine.paused
+    current = rig.drafts.current()
+    assert current is not None
+    assert current.version == 0, "a restart starts with the draft that was earned"
+
+
+async def test_an_engine_that_ends_in_a_swap_says_nothing_about_the_draft(rig: Rig) -> None:
+    rig.engine.faults = dict.fromkeys(FakeEngine.ORDERS, "gone")
+    rig.engine.lasting = True
+    await rig.swap(1)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    current = rig.drafts.current()
+    assert current is not None
+    assert current.version == 0, "the next engine starts with the draft that was earned"
+
+
+async def test_what_is_wrong_with_the_former_draft_is_not_held_against_the_new_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(version: int) -> StagedDraft:
+        raise ObjectMissing(f"checkpoint {version}")
+
+    monkeypatch.setattr(rig.drafts, "holding", gone)
+    await rig.swap(1)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    assert rig.serves(0)
+
+
+async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_path: Path) -> None:
+    bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
+    await rig.swapper.request(SwapRequest(version=7, digest=bad.digest, epoch=2))
+    await rig.swapper.wait()
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, False)
+    assert rig.engine.calls == []
+    assert rig.serves(0)
+
+
+async def test_a_store_that_is_down_costs_the_swap_only(rig: Rig) -> None:
+    rig.objects.down = True
+    await rig.swap(1)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    assert rig.serves(0)
+    rig.objects.down = False
+    await rig.swap(1)
+    assert rig.serves(1)
+
+
+async def test_asking_for_what_is_served_does_nothing(rig: Rig) -> None:
+    await rig.swap(0, epoch=2)
+    assert rig.engine.calls == []
+    await rig.swap(1, epoch=3)
+    rig.engine.calls.clear()
+    await rig.swap(1, epoch=4)
+    assert rig.engine.calls == []
+    assert rig.swapper.status.phase is SwapPhase.IDLE
+
+
+async def test_an_older_epoch_is_refused_even_by_a_new_agent(rig: Rig) -> None:
+    await rig.swap(1, epoch=5)
+    with pytest.raises(SwapRefused, match="older"):
+        await rig.swapper.request(rig.wish(2, 4))
+    rig.swapper = rig.new_swapper()
+    await rig.swapper.take_over("boot")
+    with pytest.raises(SwapRefused, match="older"):
+        await rig.swapper.request(rig.wish(2, 4))
+    await rig.swap(2, epoch=5)
+    assert rig.serves(2)
+
+
+async def test_one_swap_at_a_time(rig: Rig) -> None:
+    await rig.swapper.request(rig.wish(1, 2))
+    await rig.swapper.request(rig.wish(1, 2))
+    with pytest.raises(SwapRefused, match="going on"):
+        await rig.swapper.request(rig.wish(2, 3))
+    await rig.swapper.wait()
+    assert rig.serves(1)
+    assert rig.engine.calls.count("pause_generation") == 1
+
+
+async def test_many_requests_at_once_make_one_swap(rig: Rig) -> None:
+    answers = await asyncio.gather(
+        *(rig.swapper.request(rig.wish(1 + i % 2, 2)) for i in range(6)), return_exceptions=True
+    )
+    await rig.swapper.wait()
+    assert rig.engine.calls.count("pause_generation") == 1
+    assert all(answer is None or isinstance(answer, SwapRefused) for answer in answers)
+    assert rig.serves(1)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4])
+async def test_a_new_agent_ends_what_a_dead_one_left_open(rig: Rig, calls: int) -> None:
+    """The dead agent got through the first ``calls`` of a swap's five."""
+    draft = rig.drafts.stage(1, rig.digests[1])
+    steps = [rig.client.pause, rig.client.begin, lambda: rig.client.update(draft.weights, 1, 2), rig.client.end]
+    for step in steps[:calls]:
+        await step()
+    rig.swapper = rig.new_swapper()
+    await rig.swapper.take_over("boot")
+    assert rig.serves(1 if calls >= 3 else 0), "current follows what the engine holds"
+    await rig.swap(2)
+    assert rig.serves(2)
+
+
+async def test_before_the_engine_is_up_nothing_is_promised(rig: Rig) -> None:
+    fresh = rig.new_swapper()
+    with pytest.raises(EngineFault, match="not up"):
+        await fresh.request(rig.wish(1, 2))
+    assert fresh.last_request() is None
+
+
+async def test_the_way_back_is_fetched_when_the_disk_lost_it(rig: Rig) -> None:
+    await rig.swap(1)
+    rig.drafts.make_current(rig.drafts.stage(2, rig.digests[2], keep=()))
+    for path in rig.folder.drafts.glob("00000001-*"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    await rig.swap(0, epoch=3)
+    assert rig.serves(0)

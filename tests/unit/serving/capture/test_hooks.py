@@ -1,0 +1,221 @@
+"""The hooks on stand-ins for SGLang's batch objects: what they clone, what they skip, and that they never raise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from aurora_runtime.serving.capture.hooks import Hooks, top
+from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
+from aurora_runtime.serving.pod_files import PROBE_PREFIX, CaptureSettings
+
+NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
+
+
+class Recorder:
+    """In the writer's place: keeps what is offered."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[PromptChunk | VerifyRound]] = []
+        self.errors = 0
+        self.started = False
+
+    def start(self) -> None:
+        self.started = True
+
+    def offer(self, batch: Any, records: int) -> None:
+        events = batch()
+        assert len(events) == records
+        self.batches.append(events)
+
+    def failed(self) -> None:
+        self.errors += 1
+
+
+def request(rid: str, *, finished: bool = False, prompt: tuple[int, ...] = (1, 2, 3)) -> Any:
+    return SimpleNamespace(
+        rid=rid,
+        multimodal_inputs=None,
+        input_embeds=None,
+        beam_group=None,
+        origin_input_ids=list(prompt),
+        finished=lambda: finished,
+    )
+
+
+def batch_of(*reqs: Any, idle: bool = False, **fields: Any) -> Any:
+    return SimpleNamespace(reqs=list(reqs), forward_mode=SimpleNamespace(is_idle=lambda: idle), **fields)
+
+
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, ratio: str = "1") -> tuple[Hooks, Recorder]:
+    settings = CaptureSettings(state=str(tmp_path), lineage=1, pod="p", boot="b", sample_ratio=ratio, top_k=3)
+    recorder = Recorder()
+    monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ShardWriter", lambda _settings: recorder)
+    hooks = Hooks(settings, append=lambda _current, output: output, rank=lambda: rank, version=lambda: "7")
+    return hooks, recorder
+
+
+def verify(size: int) -> tuple[Any, Any, Any]:
+    """Result, verify input and logits of a batch whose request i accepts i drafts (at most 2) of a chain of 4."""
+    accept = torch.full((size, DEPTH), -1, dtype=torch.int32)
+    lengths = torch.tensor([min(i, DEPTH - 1) + 1 for i in range(size)], dtype=torch.int32)
+    for i, length in enumerate(lengths.tolist()):
+        accept[i, :length] = i * NODES + torch.arange(length, dtype=torch.int32)
+    rows = size * NODES
+    verify_input = SimpleNamespace(
+        draft_token=torch.arange(rows),
+        draft_token_num=NODES,
+        retrieve_next_token=torch.tensor([[1, 2, 3, -1]] * size),
+        retrieve_next_sibling=torch.full((size, NODES), -1),
+    )
+    logits = SimpleNamespace(
+        next_token_logits=torch.randn(rows, VOCAB),
+        hidden_states=torch.arange(rows, dtype=torch.float32).unsqueeze(1).expand(rows, WIDTH),
+        auxiliary_device_output=None,
+    )
+    return (torch.zeros(rows, dtype=torch.int32), lengths, accept), verify_input, logits
+
+
+def commit(index: int, *tokens: int) -> Any:
+    return SimpleNamespace(output_index=index, token_ids=tokens)
+
+
+def open_gate(hooks: Hooks) -> None:
+    """The launcher's probe comes through."""
+    batch = batch_of(request(PROBE_PREFIX + "x"))
+    result, verify_input, logits = verify(1)
+    hooks.after_sample(result, verify_input, batch, logits)
+    logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [commit(1, 5)])
+
+
+def test_before_the_probe_only_the_probe_is_captured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path, ratio="0")
+    result, verify_input, logits = verify(1)
+    hooks.after_sample(result, verify_input, batch_of(request("warm-up")), logits)
+    assert logits.auxiliary_device_output is None
+    open_gate(hooks)
+    assert [event.rid for event in recorder.batches[0]] == [PROBE_PREFIX + "x"]
+
+
+def test_a_verify_batch_becomes_one_round_per_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    open_gate(hooks)
+    batch = batch_of(request("a"), request("HEALTH_CHECK_1"), request("c", finished=True))
+    result, verify_input, logits = verify(3)
+    expected = torch.log_softmax(logits.next_token_logits, -1).topk(3)
+    hooks.after_sample(result, verify_input, batch, logits)
+    device = logits.auxiliary_device_output
+    for tensor in (verify_input.draft_token, logits.next_token_logits, logits.hidden_states.clone()):
+        tensor.zero_()  # a replay overwrites what the engine owns: the clones must not change
+    device.copy_to_host(lambda tensor: tensor).consume(batch, [commit(1, 9), commit(2, 9), commit(4, 5, 6, 7)])
+    first, last = recorder.batches[-1]
+    assert isinstance(first, VerifyRound)
+    assert isinstance(last, VerifyRound)
+    assert (first.rid, last.rid, last.finished, last.version) == ("a", "c", True, 7)
+    assert last.draft_tokens.tolist() == [8, 9, 10, 11]
+    assert last.path.tolist() == [0, 1, 2]
+    assert first.path.tolist() == [0]
+    assert last.hidden[:, 0].tolist() == [8, 9, 10], "the states of the accepted path"
+    assert last.hidden.dtype is torch.bfloat16
+    assert last.next_token.tolist() == [1, 2, 3, -1]
+    assert torch.equal(last.top_ids, expected.indices[8:12])
+    assert torch.allclose(last.top_logprobs.float(), expected.values[8:12], atol=1e-2)
+    assert last.commit is not None
+    assert (last.commit.output_index, last.commit.token_ids) == (4, (5, 6, 7))
+    assert recorder.errors == 0
+
+
+def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    open_gate(hooks)
+    lengths = [2, 3]
+    batch = batch_of(request("a"), request("b"), prefix_lens=[5, 0], extend_lens=lengths)
+    logits = SimpleNamespace(hidden_states=torch.arange(5.0).unsqueeze(1), auxiliary_device_output=None)
+
+    def original(worker: object, given: Any, *, on_publish: object) -> Any:
+        given.extend_lens = None  # the engine is free to change the batch
+        return SimpleNamespace(logits_output=logits, worker=worker, on_publish=on_publish)
+
+    result = hooks.around_prefill(original, "worker", batch, on_publish="called")
+    assert (result.worker, result.on_publish) == ("worker", "called")
+    logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [commit(0, 9), None])
+    a, b = recorder.batches[-1]
+    assert isinstance(a, PromptChunk)
+    assert isinstance(b, PromptChunk)
+    assert (a.start, a.hidden[:, 0].tolist(), b.start, b.hidden[:, 0].tolist()) == (5, [0, 1], 0, [2, 3, 4])
+    assert a.prompt == [1, 2, 3]
+    assert b.commit is None
+
+
+@pytest.mark.parametrize("broken", ["result", "verify_input", "logits"])
+def test_a_hook_that_fails_costs_one_batch_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    open_gate(hooks)
+    result, verify_input, logits = verify(1)
+    arguments = {"result": result, "verify_input": verify_input, "logits": logits} | {broken: object()}
+    hooks.after_sample(arguments["result"], arguments["verify_input"], batch_of(request("a")), arguments["logits"])
+    assert recorder.errors == 1
+    done = hooks.around_prefill(lambda *_: "done", None, batch_of(request("a")))
+    assert (done, recorder.errors) == ("done", 3)
+
+
+def test_a_batch_that_changed_before_its_commit_is_not_captured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    open_gate(hooks)
+    result, verify_input, logits = verify(1)
+    hooks.after_sample(result, verify_input, batch_of(request("a")), logits)
+    logits.auxiliary_device_output.copy_to_host(lambda t: t).consume(batch_of(request("b")), [commit(1, 5)])
+    assert (len(recorder.batches), recorder.errors) == (1, 1)
+
+
+def test_other_ranks_and_idle_batches_do_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path, rank=1)
+    result, verify_input, logits = verify(1)
+    hooks.after_sample(result, verify_input, batch_of(request(PROBE_PREFIX)), logits)
+    assert (logits.auxiliary_device_output, recorder.started) == (None, False)
+    hooks, recorder = make(monkeypatch, tmp_path)
+    hooks.after_sample(result, verify_input, batch_of(idle=True), logits)
+    assert (logits.auxiliary_device_output, recorder.started) == (None, False)
+
+
+def test_requests_without_token_ids_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, _ = make(monkeypatch, tmp_path)
+    open_gate(hooks)
+    picture = request("picture")
+    picture.multimodal_inputs = object()
+    result, verify_input, logits = verify(1)
+    hooks.after_sample(result, verify_input, batch_of(picture), logits)
+    assert logits.auxiliary_device_output is None
+
+
+def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
+    logits = torch.full((2, VOCAB), float("-inf"))
+    logits[0, 3] = 1.0
+    logits[1] = torch.randn(VOCAB)
+    ids, logprobs, rest = top(logits, 5)
+    assert ids[0, 0] == 3
+    assert bool(torch.isfinite(logprobs).all())
+    assert torch.allclose(logprobs.float().exp().sum(-1) + rest.float(), torch.ones(2), atol=2e-3)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 64, 1000, 4096])
+def test_the_most_likely_tokens_are_those_of_a_whole_sort(vocabulary: int) -> None:
+    logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 5
+    logits[1, vocabulary // 2 :] = float("-inf")
+    logits[2, 2:] = float("-inf")
+    ids, logprobs, _ = top(logits, 32)
+    k = min(32, vocabulary)
+    expected = logits.log_softmax(-1).topk(k, dim=-1)
+    assert torch.equal(logprobs, expected.values.clamp(min=-1e4).half())
+    finite = torch.isfinite(expected.values)
+    assert torch.equal(ids[finite].long(), expected.indices[finite])
+    assert int(ids.min()) >= 0
+    assert int(ids.max()) < vocabulary

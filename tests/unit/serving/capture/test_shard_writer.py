@@ -1,0 +1,179 @@
+"""The writer: what is due is written, what cannot be kept goes oldest first and is counted, nothing is half there."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.capture.shard_writer import ENDING_SHARD_S, ShardWriter, sampled
+from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
+from aurora_runtime.serving.pod_files import PROBE_PREFIX, CaptureSettings, CaptureState
+from aurora_runtime.traces import decode
+from aurora_store import Keys
+from aurora_store.objects import sha256_file
+from tests.unit.serving.capture.test_trace_assembler import TOP_K, long_request
+
+
+class Clock:
+    """Time that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(path: Path, clock: Clock, **options: object) -> ShardWriter:
+    values = {"lineage": 1, "pod": "pod-0", "boot": "0b", "top_k": TOP_K, "shard_seconds": 10, "shard_tokens": 50}
+    writer = ShardWriter(CaptureSettings.model_validate(values | {"state": str(path)} | options), clock=clock)
+    (path / "spool").mkdir()
+    return writer
+
+
+def offer(writer: ShardWriter, events: list[PromptChunk | VerifyRound]) -> None:
+    writer.offer(lambda: events, len(events))
+
+
+def finish(writer: ShardWriter, clock: Clock) -> None:
+    """One request, then the time of a shard."""
+    offer(writer, long_request("r", prompt=3, answer=4))
+    writer.step()
+    clock.now += 11
+    writer._queue.put(list)  # an empty batch instead of the wait
+    writer.step()
+
+
+def shards(path: Path) -> list[Path]:
+    return sorted((path / "spool").glob("*.safetensors"))
+
+
+def test_a_shard_closes_after_its_time_and_its_manifest_says_what_is_in_it(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock)
+    offer(writer, long_request("r", prompt=3, answer=4))
+    writer.step()
+    assert shards(tmp_path) == [], "neither old nor full"
+    clock.now += 11
+    offer(writer, [])
+    writer.step()
+    (data,) = shards(tmp_path)
+    manifest = ShardManifest.from_json(data.with_suffix(".json").read_bytes())
+    assert manifest.file.name == data.name
+    assert manifest.file.sha256 == sha256_file(data)
+    assert manifest.file.size == data.stat().st_size
+    (trace,) = decode(data.read_bytes())
+    assert trace.tokens.tolist() == [*range(7)]
+    assert (manifest.requests, manifest.tokens, manifest.answer_tokens, manifest.rounds) == (1, 6, 4, 3)
+    assert (manifest.proposed, manifest.accepted, manifest.draft_versions) == (0, 0, (0,))
+    stem = Keys.shard(1, "pod-0", "0b", 0, manifest.created)
+    assert stem.rsplit("/", 1)[1] == data.stem, "the file is named as its object will be"
+
+
+def test_an_engine_that_is_told_to_end_holds_no_shard_open(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, shard_seconds=3600)
+    (tmp_path / "ending").touch()
+    offer(writer, [])
+    writer.step()  # sees it with its heartbeat
+    offer(writer, long_request("r", prompt=3, answer=4))
+    writer.step()
+    assert shards(tmp_path) == [], "not one for each request: the spool is bounded"
+    clock.now += ENDING_SHARD_S
+    offer(writer, [])
+    writer.step()
+    assert len(shards(tmp_path)) == 1
+
+
+def test_a_full_shard_does_not_wait(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock(), shard_tokens=12)
+    for rid in "ab":
+        assert shards(tmp_path) == []
+        offer(writer, long_request(rid, prompt=3, answer=4))
+        writer.step()
+    assert len(shards(tmp_path)) == 1
+
+
+def test_a_spool_that_nobody_empties_keeps_the_newest(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, spool_shards=3)
+    for _ in range(5):
+        finish(writer, clock)
+    assert [path.stem[-1] for path in shards(tmp_path)] == ["2", "3", "4"]
+    assert len(list((tmp_path / "spool").iterdir())) == 6
+    assert writer.state().shards_dropped == 2
+    assert writer.state().shards_written == 5
+
+
+def test_the_spool_is_bounded_by_bytes_too(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, spool_bytes=1)
+    for _ in range(3):
+        finish(writer, clock)
+    assert [path.stem[-1] for path in shards(tmp_path)] == ["2"]
+
+
+def test_a_writer_that_lags_costs_records_and_never_a_wait(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock(), queue_records=2)
+    for _ in range(5):
+        offer(writer, long_request("r", prompt=3, answer=4))
+    assert writer.state().dropped_records == 3 * 4
+
+
+def test_losses_are_told_in_the_next_manifest_once(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, queue_records=1)
+    offer(writer, long_request("a", prompt=3, answer=4))
+    offer(writer, long_request("b", prompt=3, answer=4))
+    writer.step()
+    writer.flush()
+    finish(writer, clock)
+    manifests = [ShardManifest.from_json(path.with_suffix(".json").read_bytes()) for path in shards(tmp_path)]
+    assert [manifest.dropped_records for manifest in manifests] == [4, 0]
+
+
+def test_the_probe_is_counted_and_not_written(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock())
+    offer(writer, long_request(PROBE_PREFIX + "1", prompt=3, answer=4))
+    writer.step()
+    writer.flush()
+    assert shards(tmp_path) == []
+    assert (writer.state().probe_records, writer.state().captured_records) == (3, 0)
+
+
+def test_what_a_dead_engine_left_half_written_is_removed(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock)
+    finish(writer, clock)
+    spool = tmp_path / "spool"
+    (spool / "pod-0-0a-00000000.safetensors.tmp").write_bytes(b"half")
+    (spool / "pod-0-0a-00000001.safetensors").write_bytes(b"no manifest")
+    writer.tidy()
+    assert sorted(path.suffix for path in spool.iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_batch_that_fails_is_counted_and_the_thread_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = make(tmp_path, Clock())
+
+    def broken() -> list[PromptChunk | VerifyRound]:
+        raise ValueError("broken batch")
+
+    writer.offer(broken, 1)
+    offer(writer, long_request("r", prompt=3, answer=4))
+    writer.start()
+    writer.stop()
+    assert len(shards(tmp_path)) == 1
+    state = CaptureState.from_json((tmp_path / "capture.json").read_bytes())
+    assert (state.ok, state.errors, state.requests) == (True, 1, 1)
+
+
+def test_the_sample_follows_the_ratio_and_the_id_alone() -> None:
+    rids = [f"request-{i}" for i in range(4000)]
+    kept = [rid for rid in rids if sampled(rid, Decimal("0.25"))]
+    assert 850 < len(kept) < 1150
+    assert all(sampled(rid, Decimal("0.5")) for rid in kept), "a higher ratio keeps what a lower one keeps"
+    assert all(sampled(rid, Decimal(1)) for rid in rids)
+    assert not any(sampled(rid, Decimal(0)) for rid in rids)

@@ -1,0 +1,259 @@
+"""Assembly against a simulated engine that knows, for every position, which token and which state belong there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aurora_runtime.serving.capture.trace_assembler import Assembler, Commit, PromptChunk, VerifyRound, parents_of
+from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
+
+TOP_K = 3
+VOCAB = 50
+
+
+def states(tokens: list[int], start: int, end: int) -> Tensor:
+    """The state of a position says which position and which token it belongs to: [end - start, 2]."""
+    return torch.tensor([[at, tokens[at]] for at in range(start, end)], dtype=torch.bfloat16).reshape(-1, 2)
+
+
+def links(parents: list[int]) -> tuple[list[int], list[int]]:
+    """SGLang's links of a tree given by its parents."""
+    first, sibling = [-1] * len(parents), [-1] * len(parents)
+    last: dict[int, int] = {}
+    for node, parent in enumerate(parents):
+        if parent < 0:
+            continue
+        if parent in last:
+            sibling[last[parent]] = node
+        else:
+            first[parent] = node
+        last[parent] = node
+    return first, sibling
+
+
+@dataclass
+class Simulated:
+    """One request as the engine would serve it: its events, in order, and what the client got."""
+
+    events: list[PromptChunk | VerifyRound]
+    prompt: list[int]
+    answer: list[int]
+    cached: int
+    paths: list[tuple[int, int]]  # root position and visible accepted drafts of each round
+    all_parents: list[int]
+
+
+@st.composite
+def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
+    token = st.integers(0, VOCAB - 1)
+    prompt = draw(st.lists(token, min_size=1, max_size=12))
+    answer = draw(st.lists(token, min_size=2, max_size=20))
+    full = prompt + answer
+    cached = draw(st.integers(0, len(prompt) - 1))
+    events: list[PromptChunk | VerifyRound] = []
+    cuts = sorted(draw(st.sets(st.integers(cached + 1, len(prompt)), max_size=3)) | {len(prompt)})
+    at = cached
+    for cut in cuts:
+        commit = Commit(0, tuple(answer[:1])) if cut == len(prompt) else None
+        events.append(PromptChunk(rid, prompt, at, states(full, at, cut), commit, finished=False))
+        at = cut
+    done, paths, all_parents = 1, [], []
+    while done < len(answer):
+        if draw(st.integers(0, 9)) == 0:  # retracted: prefilled again with its answer, behind some cached prefix
+            start = draw(st.integers(0, len(prompt) + done - 1))
+            commit = Commit(done, (answer[done],))
+            chunk = states(full, start, len(prompt) + done)
+            done += 1
+            events.append(PromptChunk(rid, prompt, start, chunk, commit, finished=done == len(answer)))
+            continue
+        root = len(prompt) + done - 1
+        accepted = draw(st.integers(0, 3))
+        visible = min(accepted, len(answer) - done)
+        committed = answer[done : done + accepted + 1]
+        drafted = [*answer[done : done + visible], *([VOCAB] * (accepted - visible))]
+        # the accepted path, with a rejected sibling before each of its nodes
+        path, parents, tokens = [0], [-1], [full[root]]
+        for want in drafted:
+            if draw(st.booleans()):
+                parents.append(path[-1])
+                tokens.append(VOCAB + 1)
+            parents.append(path[-1])
+            tokens.append(want)
+            path.append(len(tokens) - 1)
+        first, sibling = links(parents)
+        done += len(committed)
+        beyond = [[0.0, 0.0]] * (accepted - visible)
+        known = states(full, root, root + visible + 1)
+        events.append(
+            VerifyRound(
+                rid=rid,
+                version=3,
+                draft_tokens=torch.tensor(tokens),
+                next_token=torch.tensor(first),
+                next_sibling=torch.tensor(sibling),
+                path=torch.tensor(path),
+                hidden=torch.cat([known, torch.tensor(beyond, dtype=torch.bfloat16).reshape(-1, 2)]),
+                top_ids=torch.arange(TOP_K).expand(len(tokens), -1),
+                top_logprobs=torch.full((len(tokens), TOP_K), -1.0),
+                rest=torch.zeros(len(tokens)),
+                commit=Commit(done - len(committed), tuple(committed)),
+                finished=done == len(answer),
+            )
+        )
+        paths.append((root, visible))
+        all_parents += parents
+    return Simulated(events, prompt, answer, cached, paths, all_parents)
+
+
+def assembler(**options: int) -> Assembler:
+    return Assembler(**{"top_k": TOP_K, "max_tokens": 10_000, "open_bytes": 1 << 30} | options)
+
+
+def feed(target: Assembler, events: list[PromptChunk | VerifyRound]) -> list[RequestTrace]:
+    return [trace for event in events if (trace := target.add(event)) is not None]
+
+
+@given(simulated())
+def test_a_trace_is_what_the_client_got(request: Simulated) -> None:
+    target = assembler()
+    traces = feed(target, request.events)
+    assert not target.dropped
+    assert len(target) == 0
+    if not request.paths:
+        assert traces == []
+        return
+    (trace,) = decode(encode(traces))
+    full = request.prompt + request.answer
+    assert trace.tokens.tolist() == full
+    assert trace.prompt_length == len(request.prompt)
+    assert trace.request == prompt_hash(request.prompt)
+    assert trace.hidden_start <= request.cached
+    end = trace.hidden_start + trace.hidden.shape[0]
+    assert len(full) - 1 <= end <= len(full)
+    assert torch.equal(trace.hidden, states(full, trace.hidden_start, end))
+    assert list(zip(trace.root.tolist(), trace.accepted.tolist(), strict=True)) == request.paths
+    assert trace.node_parent.tolist() == request.all_parents
+    at = 0
+    for root, nodes, accepted in zip(
+        trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
+    ):
+        path = [node for node in range(at, at + nodes) if trace.node_accepted[node]]
+        assert [int(trace.node_token[node]) for node in path] == full[root : root + accepted + 1]
+        at += nodes
+
+
+@given(simulated(rid="a"), simulated(rid="b"), st.randoms(use_true_random=False))
+def test_requests_in_one_batch_do_not_mix(a: Simulated, b: Simulated, order: object) -> None:
+    target = assembler()
+    queues = [list(a.events), list(b.events)]
+    traces = []
+    while any(queues):
+        queue = order.choice([queue for queue in queues if queue])  # type: ignore[attr-defined]
+        traces += feed(target, [queue.pop(0)])
+    wanted = sorted(r.prompt + r.answer for r in (a, b) if r.paths)
+    assert sorted(trace.tokens.tolist() for trace in traces) == wanted
+
+
+@given(simulated(), st.data())
+def test_a_request_that_lost_a_record_is_dropped_whole(request: Simulated, data: st.DataObject) -> None:
+    lost = data.draw(st.integers(0, len(request.events) - 1))
+    target = assembler()
+    traces = feed(target, request.events[:lost] + request.events[lost + 1 :])
+    for trace in traces:  # what may be missing without harm: a chunk that a retraction computed again
+        full = request.prompt + request.answer
+        assert trace.tokens.tolist() == full
+        end = trace.hidden_start + trace.hidden.shape[0]
+        assert torch.equal(trace.hidden, states(full, trace.hidden_start, end))
+
+
+@given(simulated(), st.data())
+def test_contradicting_records_are_never_written(request: Simulated, data: st.DataObject) -> None:
+    rounds = [i for i, event in enumerate(request.events) if isinstance(event, VerifyRound)]
+    if not rounds:
+        return
+    at = data.draw(st.sampled_from(rounds))
+    event = request.events[at]
+    assert isinstance(event, VerifyRound)
+    wrong = event.draft_tokens.clone()
+    wrong[0] += 1
+    target = assembler()
+    events = [*request.events[:at], replace(event, draft_tokens=wrong), *request.events[at + 1 :]]
+    assert feed(target, events) == []
+    assert target.dropped == {"path": 1}
+
+
+def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | VerifyRound]:
+    tokens = list(range(prompt + answer))
+    events: list[PromptChunk | VerifyRound] = [
+        PromptChunk(rid, tokens[:prompt], 0, states(tokens, 0, prompt), Commit(0, (tokens[prompt],)), finished=False)
+    ]
+    for i in range(1, answer):
+        root = prompt + i - 1
+        node = torch.tensor([tokens[root]])
+        events.append(
+            VerifyRound(
+                rid=rid,
+                version=0,
+                draft_tokens=node,
+                next_token=torch.tensor([-1]),
+                next_sibling=torch.tensor([-1]),
+                path=torch.tensor([0]),
+                hidden=states(tokens, root, root + 1),
+                top_ids=torch.zeros(1, TOP_K, dtype=torch.int32),
+                top_logprobs=torch.zeros(1, TOP_K),
+                rest=torch.zeros(1),
+                commit=Commit(i, (tokens[root + 1],)),
+                finished=i == answer - 1,
+            )
+        )
+    return events
+
+
+def test_a_long_request_is_cut_and_its_rest_ignored() -> None:
+    target = assembler(max_tokens=10)
+    traces = feed(target, long_request("r", prompt=4, answer=20))
+    assert [trace.tokens.shape[0] for trace in traces] == [10]
+    assert not target.dropped
+    assert len(target) == 0
+
+
+def test_a_prompt_beyond_the_limit_is_dropped() -> None:
+    target = assembler(max_tokens=10)
+    assert feed(target, long_request("r", prompt=12, answer=3)) == []
+    assert target.dropped == {"long prompt": 1}
+
+
+def test_memory_for_unfinished_requests_is_bounded() -> None:
+    target = assembler(open_bytes=100)
+    for i in range(20):
+        feed(target, long_request(f"r{i}", prompt=10, answer=5)[:2])
+    assert target.dropped["memory"] == 18
+    assert len(target) == 2
+
+
+def test_a_round_computed_ahead_of_an_end_is_ignored() -> None:
+    events = long_request("r", prompt=3, answer=4)
+    extra = events[-1]
+    assert isinstance(extra, VerifyRound)
+    target = assembler()
+    ahead = replace(extra, commit=None, finished=True)
+    assert len(feed(target, [*events, ahead])) == 1
+    assert not target.dropped
+
+
+def test_a_request_aborted_without_a_last_record_keeps_what_was_committed() -> None:
+    events = long_request("r", prompt=3, answer=6)[:4]
+    last = events[-1]
+    assert isinstance(last, VerifyRound)
+    (trace,) = feed(assembler(), [*events, replace(last, commit=None, finished=True)])
+    assert trace.tokens.shape[0] == 3 + 4
+
+
+def test_parents_follow_the_links_of_the_documented_example() -> None:
+    """sglang.md §5: root with children 1-4, node 1 with children 5 and 6, node 2 with child 7."""
+    assert parents_of([1, 5, 7, -1, -1, -1, -1, -1], [-1, 2, 3, 4, -1, 6, -1, -1]) == [-1, 0, 0, 0, 0, 1, 1, 2]

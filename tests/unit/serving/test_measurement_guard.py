@@ -1,0 +1,101 @@
+"""The guard before SGLang's routes: invisible while the pod serves, closed while a draft is on trial."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, measurement_pass
+from aurora_runtime.serving.measurement_guard import Guard
+from aurora_runtime.serving.pod_files import PodFolder, Withdrawal, write_atomically
+
+KEY = "the-admin-key"
+PASS = measurement_pass("the-agent-token", "job-1")
+
+
+class Scene:
+    def __init__(self, path: Path) -> None:
+        self.folder = PodFolder(path)
+        self.reached = 0
+        self.seen: list[tuple[bytes, bytes]] = []
+        self.guard = Guard(self._app, folder=self.folder, boot="b1", admin_key=KEY)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.reached += 1
+        self.seen += scope["headers"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
+        await send({"type": "http.response.body", "body": b"answer"})
+
+    def withdraw(self, trial_boot: str = "") -> None:
+        made = Withdrawal(
+            measurement="job-1",
+            boot="b1",
+            version=0,
+            digest="0" * 64,
+            checksum="sum",
+            trial_boot=trial_boot,
+            pass_sha256=hashlib.sha256(PASS.encode()).hexdigest(),
+        )
+        write_atomically(self.folder.withdrawal, made.to_json())
+
+    async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[bytes, bytes]]:
+        said: list[MutableMapping[str, Any]] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            said.append(message)
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.disconnect"}
+
+        raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        await self.guard({"type": "http", "method": method, "headers": raw}, receive, send)
+        return said[0]["status"], dict(said[0]["headers"])
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+async def test_a_pod_that_serves_is_not_touched(scene: Scene) -> None:
+    assert await scene.ask() == (200, {b"x": b"y"})
+
+
+async def test_a_withdrawn_pod_still_answers_with_its_own_draft_and_says_goodbye(scene: Scene) -> None:
+    scene.withdraw()
+    status, headers = await scene.ask()
+    assert status == 200
+    assert headers[b"connection"] == b"close"
+    assert headers[MEASUREMENT_HEADER.encode()] == b"job-1"
+
+
+async def test_with_a_draft_on_trial_only_the_measurement_is_answered(scene: Scene) -> None:
+    scene.withdraw(trial_boot="b1")
+    for headers in (
+        {},
+        {"x_aurora_measurement": "job-1"},
+        {"x_aurora_pass": "job-1"},
+        {"x_aurora_pass": ""},
+        {"x_aurora_pass": measurement_pass("the-agent-token", "job-2")},
+        {"x_aurora_pass": measurement_pass("another token", "job-1")},
+        {"x_aurora_pass": hashlib.sha256(PASS.encode()).hexdigest()},
+        {"authorization": "Bearer user"},
+    ):
+        assert (await scene.ask(**headers))[0] == 503
+    assert scene.reached == 0
+    _, told = await scene.ask()
+    assert told[b"connection"] == b"close"
+    assert (await scene.ask(x_aurora_pass=PASS, x_other="1"))[0] == 200
+    assert scene.seen == [(b"x-other", b"1")], f"{PASS_HEADER} may be logged behind the guard"
+    assert (await scene.ask(authorization=f"Bearer {KEY}"))[0] == 200
+    assert (await scene.ask("GET"))[0] == 200, "health and metrics"
+
+
+async def test_an_engine_started_after_the_trial_holds_no_such_draft(scene: Scene) -> None:
+    """SGLang warms itself up through its own port."""
+    scene.withdraw(trial_boot="b0")
+    assert (await scene.ask())[0] == 200

@@ -1,0 +1,245 @@
+"""From traces to batches: teachers lie where the target spoke, roots where serving can draft from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.data import examples as module
+from aurora_runtime.training.data import rejected_nodes as module_branches
+from aurora_runtime.training.data.batch import collate
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
+from aurora_runtime.training.data.replay import ReplayBuffer, pack
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.objective.target_distribution import TargetDistribution
+from tests.assets.nodes import nodes_of
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> VocabularyMap:
+    ids = torch.arange(tiny.DRAFT_VOCAB) + 50
+    return VocabularyMap.of(ids, tiny.VOCAB)
+
+
+def by_position(trace: RequestTrace) -> dict[int, int]:
+    """Accepted node of every position, from the rounds one by one."""
+    found, node = {}, 0
+    for root, count in zip(trace.root.tolist(), trace.node_count.tolist(), strict=True):
+        depth = 0
+        for i in range(node, node + count):
+            if trace.node_accepted[i]:
+                found[root + depth] = i
+                depth += 1
+        node += count
+    return found
+
+
+def test_shards_of_another_top_k_share_a_batch(vocabulary: VocabularyMap) -> None:
+    wide = tiny.trace(5, prompt=8, answer=15)
+    narrow = dataclasses.replace(wide, top_ids=wide.top_ids[:, :2], top_logprobs=wide.top_logprobs[:, :2])
+    examples = [e for trace in (wide, narrow) for e in examples_of(trace, tiny.VOCAB)]
+    teacher = collate(examples, 3, vocabulary).teacher
+    assert teacher.ids.shape == teacher.probs.shape
+    assert teacher.ids.shape[-1] == wide.top_ids.shape[-1]
+    filled = teacher.ids[len(teacher.ids) // 2 :, 2:]
+    assert bool((filled == -1).all())
+    assert bool((teacher.probs[len(teacher.probs) // 2 :, 2:] == 0).all())
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
+def test_a_batch_holds_what_examples_mapped_beforehand_held(vocabulary: VocabularyMap, prompt_weight: float) -> None:
+    """The map is applied to a batch; the same bits come out as when each trace was read through it."""
+    traces = [tree_trace(1), tiny.trace(2, prompt=9, hidden_start=4), tree_trace(3, prompt=11, answer=20)]
+    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB, prompt_weight)]
+    teacher = collate(examples, 3, vocabulary, branches=True).teacher
+    parts = [part for e in examples for part in (e, e.branches)]
+    said = torch.cat([part.teacher_ids for part in parts]).long()
+    inside = (said >= vocabulary.to_target[0]) & (said <= vocabulary.to_target[-1])  # a range, in this fixture
+    assert 0.05 < inside[said >= 0].float().mean() < 0.95
+    assert torch.equal(teacher.ids, torch.where(inside, said - vocabulary.to_target[0], -1))
+    probs = torch.cat([part.teacher_probs for part in parts])
+    assert torch.equal(teacher.probs, torch.where(inside, probs, 0.0).float())
+    assert torch.equal(teacher.rest, torch.cat([part.teacher_rest for part in parts]).float())
+    whole = TargetDistribution(said, probs.float(), teacher.rest).mass()[(said >= 0).any(-1)]
+    torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # no captured mass is lost before
+
+
+def test_what_the_target_said_must_be_numbers() -> None:
+    trace = tiny.trace(5, prompt=8, answer=15)
+    trace.rest[3] = float("nan")
+    with pytest.raises(TraceFormatError, match="not a number"):
+        examples_of(trace, tiny.VOCAB)
+
+
+@pytest.mark.parametrize("hidden_start", [0, 4, 9])
+def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: VocabularyMap, hidden_start: int) -> None:
+    trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)
+    (example,) = examples_of(trace, tiny.VOCAB)
+    batch = collate([example], 3, vocabulary)
+    nodes = by_position(trace)
+    assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
+    taught = 0
+    for r in range(example.roots):
+        root = hidden_start + example.first_root + r
+        for j in range(3):
+            position, row = root + 1 + j, int(batch.rows[j][0, r])
+            assert (row >= 0) == (position in nodes)
+            if row < 0:
+                continue
+            taught += 1
+            node = nodes[position]
+            target_ids = trace.top_ids[node].long()
+            want = vocabulary.to_draft[target_ids].long()
+            assert batch.teacher.ids[row].tolist() == want.tolist()
+            inside = want >= 0
+            torch.testing.assert_close(
+                batch.teacher.probs[row], trace.top_logprobs[node].float().exp() * inside, atol=1e-3, rtol=1e-3
+            )
+            if j:
+                assert int(batch.levels[j - 1].token[0, r]) == int(trace.tokens[position])
+            if position + 1 < trace.tokens.shape[0]:
+                follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
+                assert int(batch.expected[0, r, j]) == (follows if follows >= 0 else -2)
+    assert taught >= 3 * (trace.answer_tokens - 4)
+
+
+def test_long_requests_are_cut_without_losing_or_doubling_a_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROOTS", 7)
+    monkeypatch.setattr(module, "MAX_SLOTS", 12)
+    trace = tiny.trace(6, prompt=10, answer=40)
+    cut = examples_of(trace, tiny.VOCAB)
+    roots = [e.start + e.first_root + r for e in cut for r in range(e.roots)]
+    assert roots == list(range(9, 48))
+    assert sum(e.fresh for e in cut) == trace.hidden.shape[0]
+    assert all(e.slots <= 12 + MAX_STEPS for e in cut)
+
+
+def test_prompt_positions_are_taught_only_when_they_have_a_weight() -> None:
+    trace = tiny.trace(7, prompt=10, answer=6)
+    (with_prompt,) = examples_of(trace, tiny.VOCAB, prompt_weight=0.25)
+    assert with_prompt.first_root == 0
+    assert with_prompt.weight[:10].tolist() == [0.25] * 10
+    assert int(with_prompt.teacher_ids[3, 0]) == int(trace.tokens[4])
+    assert float(with_prompt.teacher_probs[3].sum()) == 1
+
+
+def test_branches_are_the_rejected_nodes_of_their_roots() -> None:
+    trace = tree_trace(9, answer=30)
+    want = {(n.slot, n.path) for n in nodes_of(trace, module_branches.MAX_STEPS + 1) if not n.accepted}
+    found = paths_of(examples_of(trace, tiny.VOCAB))
+    assert sorted(found) == sorted(want)
+
+
+def test_a_cut_request_keeps_each_branch_with_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tree_trace(10, answer=40)
+    whole = paths_of(examples_of(trace, tiny.VOCAB))
+    monkeypatch.setattr(module, "MAX_ROOTS", 7)
+    monkeypatch.setattr(module, "MAX_SLOTS", 12)
+    assert paths_of(examples_of(trace, tiny.VOCAB)) == whole
+
+
+def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_branches, "ROUND_BRANCHES", 3)
+    trace = tree_trace(11, answer=30, nodes=12)
+    kept = paths_of(examples_of(trace, tiny.VOCAB))
+    for slot in {slot for slot, _ in kept}:
+        every = sorted(len(n.path) for n in nodes_of(trace, 17) if n.slot == slot and not n.accepted)
+        assert sorted(len(path) for s, path in kept if s == slot) == every[:3]
+
+
+def test_nothing_is_learnt_from_behind_the_answers_end() -> None:
+    trace = tree_trace(12, answer=30)
+    root, accepted = int(trace.root[-1]), int(trace.accepted[-1])
+    ended = dataclasses.replace(
+        trace, tokens=trace.tokens[: root + accepted + 1], hidden=trace.hidden[: root + accepted + 1]
+    )
+    gone = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
+    path = tuple(trace.tokens[root + 1 : root + accepted + 1].tolist())
+    gone = {(slot, tokens) for slot, tokens in gone if tokens[:accepted] == path}
+    whole = paths_of(examples_of(trace, tiny.VOCAB))
+    assert gone
+    assert set(whole) - set(paths_of(examples_of(ended, tiny.VOCAB))) == gone
+
+
+def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:
+    """Absolute slot and tokens down to each branch, the accepted ones above it included."""
+    found = []
+    for e in examples:
+        paths: list[tuple[int, ...]] = []
+        for slot, depth, up, token in zip(
+            e.branches.slot.tolist(),
+            e.branches.depth.tolist(),
+            e.branches.parent.tolist(),
+            e.branches.token.tolist(),
+            strict=True,
+        ):
+            above = paths[up] if up >= 0 else tuple(e.tokens[slot + 2 : slot + 1 + depth].tolist())
+            assert len(above) == depth - 1
+            paths.append((*above, token))
+            found.append((e.start + slot, paths[-1]))
+    return found
+
+
+def test_ids_outside_the_targets_vocabulary_are_refused() -> None:
+    trace = tiny.trace(8)
+    bad = trace.tokens.clone()
+    bad[3] = tiny.VOCAB
+    with pytest.raises(TraceFormatError, match="vocabulary"):
+        examples_of(dataclasses.replace(trace, tokens=bad), tiny.VOCAB)
+    drafted = trace.node_token.clone()
+    drafted[4] = -1
+    with pytest.raises(TraceFormatError, match="drafted ids"):
+        examples_of(dataclasses.replace(trace, node_token=drafted), tiny.VOCAB)
+    parent = trace.node_parent.clone()
+    parent[1] = 99
+    with pytest.raises(TraceFormatError, match="parent"):
+        examples_of(dataclasses.replace(trace, node_parent=parent), tiny.VOCAB)
+
+
+def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:
+    model = tiny.target(tmp_path)
+    _, vocabulary = tiny.draft_of(model)
+    ids = vocabulary.to_target
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert {398, 399} <= set(ids.tolist())  # special tokens, beyond the first ids
+    assert ids.numel() == tiny.DRAFT_VOCAB
+    assert vocabulary.to_draft[ids].tolist() == list(range(ids.numel()))
+
+
+def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
+    examples = [examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)[0] for seed in range(200)]
+    size = examples[0].nbytes
+    memory = ReplayBuffer(20 * size + size // 2)
+    for example in examples:
+        memory.add([example])
+        assert memory.nbytes <= 20 * size + size // 2
+    place = {id(e): i for i, e in enumerate(examples)}
+    ages = [place[id(e)] for e in memory.all()]
+    assert len(ages) == 20
+    assert ages == sorted(ages)
+    assert ages[-1] == 199
+    assert ages[0] < 170  # not only the newest twenty
+    assert sum(a >= 150 for a in ages) >= 10  # mostly recent
+    again = ReplayBuffer(20 * size + size // 2)
+    for example in examples:
+        again.add([example])
+    assert [id(e) for e in again.all()] == [id(e) for e in memory.all()]
+
+
+def test_pack_bounds_the_padded_size() -> None:
+    examples = [
+        examples_of(tiny.trace(seed, prompt=4 + seed % 13, answer=6 + seed % 5), tiny.VOCAB)[0] for seed in range(50)
+    ]
+    groups = pack(examples, 64)
+    assert [id(e) for g in groups for e in g] == [id(e) for e in examples]
+    assert all(len(g) * max(e.slots for e in g) <= 64 for g in groups)

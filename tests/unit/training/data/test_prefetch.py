@@ -1,0 +1,83 @@
+"""Fetching ahead changes when a shard is fetched, and nothing else."""
+
+from __future__ import annotations
+
+from threading import Event, Lock
+
+import pytest
+
+from aurora_runtime.training.data.prefetch import AHEAD, ShardPrefetcher
+
+KEYS = [f"shard-{i}" for i in range(6)]
+PATIENCE_S = 10.0
+
+
+class Store:
+    """Answers once it is ``open``; ``broken`` keys fail."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.open, self.asked, self._broken, self._lock = Event(), list[str](), broken, Lock()
+        self.begun = {key: Event() for key in KEYS}
+
+    def fetch(self, key: str) -> bytes:
+        with self._lock:
+            self.asked.append(key)
+        self.begun[key].set()
+        assert self.open.wait(PATIENCE_S)
+        if key == self._broken:
+            raise OSError(key)
+        return key.encode()
+
+
+def taken(store: Store) -> list[str]:
+    """What a trainer gets that takes every shard in turn."""
+    ahead, found = ShardPrefetcher(store.fetch), list[str]()
+    for place, key in enumerate(KEYS):
+        ahead.expect(KEYS[place:])
+        try:
+            found.append(ahead.take(key).decode())
+        except OSError as error:
+            found.append(f"no {error}")
+    return found
+
+
+def test_every_shard_is_fetched_once_and_taken_in_turn() -> None:
+    store = Store()
+    store.open.set()
+    assert taken(store) == KEYS
+    assert sorted(store.asked) == KEYS
+
+
+def test_a_shard_that_cannot_be_had_fails_in_its_turn_and_stops_no_other() -> None:
+    store = Store(broken=KEYS[2])
+    store.open.set()
+    assert taken(store) == [*KEYS[:2], f"no {KEYS[2]}", *KEYS[3:]]
+
+
+def test_no_more_are_on_their_way_than_allowed() -> None:
+    store = Store()
+    ahead = ShardPrefetcher(store.fetch)
+    ahead.expect(KEYS)
+    ahead.expect(KEYS)
+    for key in KEYS[:AHEAD]:
+        assert store.begun[key].wait(PATIENCE_S)
+    assert sorted(store.asked) == KEYS[:AHEAD]
+    store.open.set()
+    assert [ahead.take(key) for key in KEYS[:AHEAD]] == [key.encode() for key in KEYS[:AHEAD]]
+
+
+def test_what_was_not_expected_is_fetched_when_it_is_taken() -> None:
+    store = Store()
+    store.open.set()
+    ahead = ShardPrefetcher(store.fetch)
+    assert ahead.take(KEYS[3]) == KEYS[3].encode()
+
+
+def test_what_will_not_be_taken_after_all_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(broken=KEYS[0])
+    ahead = ShardPrefetcher(store.fetch)
+    ahead.expect(KEYS[:1])
+    ahead.expect(KEYS[1:2])
+    store.open.set()
+    assert ahead.take(KEYS[1]) == KEYS[1].encode()
+    assert not caplog.records

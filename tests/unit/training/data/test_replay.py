@@ -1,0 +1,261 @@
+"""What the memory keeps, and what it draws: bounded, by the weights of the choice, and the same again when rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_runtime.training import main
+from aurora_runtime.training.data import replay
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.replay import Choice, ReplayBuffer, surprise
+from aurora_runtime.training.optim.recipe import Recipe
+from tests.unit.training import tiny
+from tests.unit.training.state.test_bounded_store import Real, Traffic
+
+DRAWS = 4000
+ROOTS = 6
+choices = pytest.mark.parametrize("choice", list(Choice))
+
+
+@cache
+def some() -> Example:
+    return examples_of(tiny.trace(1), tiny.VOCAB)[0]
+
+
+def example(*accepted: int, slots: int = 8) -> Example:
+    """Of so many drafts accepted in its rounds; its size depends on ``slots`` alone."""
+    rounds = torch.full((ROOTS,), -1, dtype=torch.int8)
+    rounds[: len(accepted)] = torch.tensor(accepted, dtype=torch.int8)
+    return dataclasses.replace(some(), accepted=rounds, aux=torch.zeros(slots, 3 * tiny.HIDDEN))
+
+
+def memory_of(examples: Sequence[Example], limit: int = 1 << 30) -> ReplayBuffer:
+    memory = ReplayBuffer(limit)
+    for each in examples:
+        memory.add([each])
+    return memory
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def identities(examples: Sequence[Example]) -> list[int]:
+    return [id(each) for each in examples]
+
+
+def shares(memory: ReplayBuffer, choice: Choice, drawn: int = 1) -> dict[tuple[int, ...], float]:
+    """How often the first ``drawn`` examples of a draw were which, by their places in the memory."""
+    place, g = {id(each): i for i, each in enumerate(memory.all())}, generator()
+    found: dict[tuple[int, ...], float] = {}
+    for _ in range(DRAWS):
+        first = tuple(place[id(each)] for each in memory.sample(8 * drawn, g, choice))
+        assert len(first) == drawn
+        found[first] = found.get(first, 0.0) + 1 / DRAWS
+    return found
+
+
+def near(share: float, probability: float) -> bool:
+    """Within four standard errors."""
+    return abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / DRAWS)
+
+
+def test_all_are_alike_in_a_uniform_draw() -> None:
+    found = shares(memory_of([example(i % 4) for i in range(8)]), Choice.UNIFORM)
+    assert all(near(found[i,], 1 / 8) for i in range(8))
+
+
+def test_a_recent_examples_weight_halves_with_the_half_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "HALF_LIFE", 2)
+    found = shares(memory_of([example() for _ in range(6)]), Choice.RECENT)
+    weights = [2 ** (i / 2) for i in range(6)]
+    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(6))
+
+
+def test_age_counts_what_made_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A survivor is as old as what came after it, kept or not."""
+    monkeypatch.setattr(replay, "HALF_LIFE", 4)
+    every = [example() for _ in range(30)]
+    memory = memory_of(every, 4 * every[0].nbytes)
+    number = {id(each): i for i, each in enumerate(every)}
+    weights = [2 ** (number[id(each)] / 4) for each in memory.all()]
+    assert number[id(memory.all()[0])] < 26, "some that came later are gone"
+    found = shares(memory, Choice.RECENT)
+    assert all(near(found.get((i,), 0.0), weights[i] / sum(weights)) for i in range(4))
+
+
+def test_what_took_twice_the_rounds_per_token_is_drawn_twice_as_often() -> None:
+    found = shares(memory_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), Choice.SURPRISING)
+    weights = [1, 1 / 2, 1 / 4, 1 / 4]
+    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(4))
+
+
+def test_what_is_not_known_counts_as_the_mean_of_what_is() -> None:
+    found = shares(memory_of([example(0, 0), example(), example(3, 3)]), Choice.SURPRISING)
+    weights = [1, 5 / 8, 1 / 4]
+    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(3))
+    unknown = shares(memory_of([example() for _ in range(4)]), Choice.SURPRISING)
+    assert all(near(unknown[i,], 1 / 4) for i in range(4))
+
+
+def test_the_next_is_drawn_by_the_weights_of_what_is_left() -> None:
+    weights = [1, 1 / 2, 1 / 4]
+    found = shares(memory_of([example(0), example(1), example(3)]), Choice.SURPRISING, drawn=2)
+    for i, j in itertools.permutations(range(3), 2):
+        assert near(found[i, j], weights[i] / sum(weights) * weights[j] / (sum(weights) - weights[i]))
+
+
+def test_what_is_very_old_is_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a weight itself would be 0 in every floating-point format."""
+    monkeypatch.setattr(replay, "HALF_LIFE", 1e-6)
+    memory = memory_of([example() for _ in range(20)])
+    assert identities(memory.sample(8 * 20, generator(), Choice.RECENT)) == identities(memory.all())[::-1]
+
+
+@given(st.lists(st.integers(0, 127), max_size=ROOTS))
+def test_surprise_is_rounds_per_token_and_never_nothing(accepted: list[int]) -> None:
+    found = surprise(example(*accepted))
+    if not accepted:
+        assert found is None
+        return
+    assert found is not None
+    assert 0 < found <= 1
+    assert found == pytest.approx(len(accepted) / sum(a + 1 for a in accepted))
+
+
+sizes = st.lists(st.integers(1, 40), max_size=25)
+
+
+@given(sizes, st.integers(1, 200), st.sampled_from(Choice), st.integers(0, 9))
+def test_a_draw_is_distinct_and_within_its_slots(sizes: list[int], slots: int, choice: Choice, seed: int) -> None:
+    memory = memory_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
+    drawn = memory.sample(slots, generator(seed), choice)
+    assert bool(drawn) == bool(sizes)
+    assert len(set(identities(drawn))) == len(drawn)
+    assert set(identities(drawn)) <= set(identities(memory.all()))
+    assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
+    everything = memory.sample(40 * len(sizes), generator(seed), choice)
+    assert sorted(identities(everything)) == sorted(identities(memory.all()))
+
+
+@given(sizes, st.integers(1, 30))
+def test_the_memory_keeps_its_bound(sizes: list[int], room: int) -> None:
+    limit = room * example(slots=8).nbytes
+    every, memory = [example(slots=n) for n in sizes], ReplayBuffer(limit)
+    for each in every:
+        memory.add([each])
+        assert memory.nbytes == sum(kept.nbytes for kept in memory.all())
+        assert memory.nbytes <= limit or len(memory) == 1
+        assert memory.all()[-1] is each
+    place = {id(each): i for i, each in enumerate(every)}
+    ages = [place[id(each)] for each in memory.all()]
+    assert ages == sorted(ages)
+
+
+@given(sizes, st.integers(1, 30), st.sampled_from(Choice), st.integers(1, 25))
+def test_a_memory_that_was_rebuilt_draws_what_it_would_have_drawn(
+    sizes: list[int], room: int, choice: Choice, killed: int
+) -> None:
+    """As a trainer that is killed and resumed: what came before is added again, the generator is as it was saved."""
+    limit = room * example(slots=8).nbytes
+    every = [example(i % 3, slots=n) for i, n in enumerate(sizes)]
+
+    def go_on(memory: ReplayBuffer, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
+        drawn = []
+        for each in later:
+            memory.add([each])
+            drawn.append(identities(memory.sample(60, g, choice)))
+        return drawn
+
+    live, g = ReplayBuffer(limit), generator()
+    go_on(live, g, every[:killed])
+    saved = g.get_state()
+    rebuilt, again = memory_of(every[:killed], limit), generator(1)
+    again.set_state(saved)
+    assert go_on(rebuilt, again, every[killed:]) == go_on(live, g, every[killed:])
+
+
+@pytest.mark.parametrize("held", [20, 43, 100, 1000])
+def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) -> None:
+    """The module's docstring gives these figures: 1/e is left of A after one memory of B, its square after two."""
+    a, b = example(0), example(3)
+    memory = memory_of([a] * held, held * a.nbytes)
+
+    def left() -> float:
+        return sum(each is a for each in memory.all()) / held
+
+    assert left() == 1.0
+    for memories, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
+        for _ in range(held):
+            memory.add([b])
+        assert low <= left() <= high, memories
+    for _ in range(8 * held):
+        memory.add([b])
+    assert left() < 0.01, "what never comes back is forgotten in the end"
+
+
+@choices
+def test_a_resumed_trainer_replays_what_the_one_before_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Choice
+) -> None:
+    monkeypatch.setattr(main, "recipe_of", lambda *_: Recipe(replay=3, passes=2, choice=choice, batch_slots=40))
+    asked, sample = list[Choice](), ReplayBuffer.sample
+
+    def seen(memory: ReplayBuffer, slots: int, g: torch.Generator, choice: Choice = Choice.UNIFORM) -> list[Example]:
+        asked.append(choice)
+        return sample(memory, slots, g, choice)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", seen)
+    states = []
+    for lives in ((3,), (2, 1)):
+        real = Real(tmp_path / str(len(lives)), monkeypatch)
+        for shards in lives:
+            trainer = real.trainer(Traffic(real.registry, shards))
+            trainer.run()
+        assert trainer.ledger.total == 3
+        states.append(trainer.session.state())
+    assert set(asked) == {choice}
+    whole, resumed = states
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replayed batch is full whatever a shard holds, so that three beside each would be many passes."""
+    real = Real(tmp_path, monkeypatch)
+    real.settings = real.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
+    trainer = real.trainer(Traffic(real.registry, 8))
+    trainer.run()
+    recipe, session = trainer.session.recipe, trainer.session
+    assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
+    assert session.steps > 8
+    assert session.seen < recipe.passes * trainer.trained_tokens + recipe.batch_slots
+
+
+def test_a_backlog_is_replayed_as_often_as_is_replayed_beside_fresh_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further passes are for a trainer that would wait."""
+    real = Real(tmp_path, monkeypatch)
+    for seq in range(4):
+        tiny.put_shard(real.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])
+    trainer = real.trainer(Traffic(real.registry, 0))
+    monkeypatch.setattr(trainer, "_may_replay", lambda: False)
+    trainer.run()
+    recipe, session = trainer.session.recipe, trainer.session
+    assert trainer.ledger.total == 4
+    most = (1 + recipe.replay) * trainer.trained_tokens
+    assert most - recipe.batch_slots < session.seen < most + recipe.batch_slots

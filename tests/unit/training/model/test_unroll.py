@@ -1,0 +1,156 @@
+"""Trained as served: the batched pass equals decoding one token at a time with a key-value cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.model import tree_attention
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.tree_attention import SCORES
+from aurora_runtime.training.model.unroll import unroll
+from aurora_runtime.training.optim.batch_loss import batch_loss
+from aurora_runtime.training.optim.recipe import Recipe
+from tests.assets.nodes import by_path, nodes_of
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+STEPS = 4
+
+
+def rope(x: Tensor, position: int, theta: float) -> Tensor:
+    """Neox-style rotation of ``[heads, D]`` by complex numbers: another spelling than the draft's."""
+    half = x.shape[-1] // 2
+    angle = position * theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    turned = torch.complex(x[:, :half].double(), x[:, half:].double()) * torch.polar(torch.ones(half).double(), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1).float()
+
+
+class Cache:
+    """The draft decoded token by token, written from SGLang's llama_eagle3.py line by line."""
+
+    def __init__(self, draft: DraftModel) -> None:
+        self.d = draft
+        self.k: list[Tensor] = []
+        self.v: list[Tensor] = []
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.d.config.rms_norm_eps) * weight
+
+    def step(self, token: int, hidden: Tensor, position: int) -> Tensor:
+        """One slot: writes its key and value, attends over all, returns the state before the last norm."""
+        c, layer = self.d.config, self.d.midlayer
+        embedded = self.d.embedding[token].float()
+        x = torch.cat([self.norm(embedded, layer.input_layernorm.weight), self.norm(hidden, layer.hidden_norm.weight)])
+        q = rope((layer.self_attn.q_proj.weight @ x).view(c.heads, c.head_dim), position, c.rope_theta)
+        self.k.append(rope((layer.self_attn.k_proj.weight @ x).view(c.kv_heads, c.head_dim), position, c.rope_theta))
+        self.v.append((layer.self_attn.v_proj.weight @ x).view(c.kv_heads, c.head_dim))
+        heads = []
+        for h in range(c.heads):
+            kv = h * c.kv_heads // c.heads
+            keys, values = torch.stack([k[kv] for k in self.k]), torch.stack([v[kv] for v in self.v])
+            heads.append((keys @ q[h] / c.head_dim**0.5).softmax(-1) @ values)
+        residual = hidden + layer.self_attn.o_proj.weight @ torch.cat(heads)
+        x = self.norm(residual, layer.post_attention_layernorm.weight)
+        gated = functional.silu(layer.mlp.gate_proj.weight @ x) * (layer.mlp.up_proj.weight @ x)
+        return residual + layer.mlp.down_proj.weight @ gated
+
+
+def randomised(draft: DraftModel) -> DraftModel:
+    """Larger random weights, so that every path matters."""
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=g) * 0.2)
+    return draft
+
+
+def decoded(draft: DraftModel, trace: RequestTrace, slot: int, path: tuple[int, ...]) -> Tensor:
+    """The draft's output at a node, from the trace's first state on, one token at a time."""
+    cache, hidden = Cache(draft), torch.zeros(0)
+    for at in range(trace.hidden_start, slot + 1):
+        fused = draft.fc.weight @ trace.hidden[at - trace.hidden_start].float()
+        hidden = cache.step(int(trace.tokens[at + 1]), fused, at)
+    for depth, token in enumerate(path, start=1):
+        hidden = cache.step(token, hidden, slot + depth)
+    return hidden
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scores", [SCORES, 50])  # in one piece, and node by node or so
+def test_the_batched_pass_equals_decoding_node_by_node(
+    tmp_path: Path, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains and trees, from every round's root: each verify node above the leaves is there, once, with its teacher."""
+    monkeypatch.setattr(tree_attention, "SCORES", scores)
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    randomised(draft)
+    traces = [
+        tree_trace(1),
+        tree_trace(2, prompt=9, answer=9, nodes=9),
+        tree_trace(3, prompt=11, hidden_start=4),
+        tiny.trace(4, steps=3),
+    ]
+    examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
+    batch = collate(examples, STEPS, vocabulary, Follow.PROPOSED, branches=True)
+    outputs = unroll(draft, batch.trunk, batch.levels)
+    for i, trace in enumerate(traces):
+        unrolled = by_path(batch, outputs, i)
+        nodes = list(nodes_of(trace, STEPS))
+        assert {(n.slot, n.path) for n in nodes} == {path for path, node in unrolled.items() if node.row >= 0}
+        for node in nodes:
+            mine = unrolled[node.slot, node.path]
+            want = decoded(draft, trace, node.slot, node.path)
+            torch.testing.assert_close(mine.output, want, atol=2e-4, rtol=2e-4)
+            ids = vocabulary.to_draft[trace.top_ids[node.index].long()].long()
+            assert batch.teacher.ids[mine.row].tolist() == ids.tolist()
+            assert float(batch.teacher.rest[mine.row]) == float(trace.rest[node.index])
+
+
+@torch.no_grad()
+def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    randomised(draft)
+    traces = [tiny.trace(1), tiny.trace(3, prompt=11, hidden_start=4), tree_trace(2)]
+    examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
+    batch = collate(examples, STEPS, vocabulary, branches=True)
+    outputs = unroll(draft, batch.trunk, batch.levels)
+    for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
+        unrolled, tokens = by_path(batch, outputs, i), trace.tokens.tolist()
+        for slot in range(example.start + example.first_root, len(tokens) - 1 - STEPS):
+            for depth in range(STEPS):
+                path = tuple(tokens[slot + 2 : slot + 2 + depth])
+                want = decoded(draft, trace, slot, path)
+                torch.testing.assert_close(unrolled[slot, path].output, want, atol=2e-4, rtol=2e-4)
+
+
+def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
+    batch = collate(examples, 3, vocabulary, branches=True)
+    found = []
+    for scores in (SCORES, 300):
+        monkeypatch.setattr(tree_attention, "SCORES", scores)
+        loss = batch_loss(draft, batch, Recipe(discard=0.5))
+        found.append(torch.autograd.grad(loss, list(draft.parameters())))
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(whole, cut, atol=1e-3, rtol=1e-3)  # products are in bf16
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    short, long = (examples_of(t, tiny.VOCAB)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
+    one, two = (collate(group, 3, vocabulary, branches=True) for group in ([short], [short, long]))
+    alone = by_path(one, unroll(draft, one.trunk, one.levels), 0)
+    padded = by_path(two, unroll(draft, two.trunk, two.levels), 0)
+    for path, node in alone.items():
+        torch.testing.assert_close(node.output, padded[path].output, atol=1e-5, rtol=1e-5)
+        assert node.row == padded[path].row

@@ -1,0 +1,180 @@
+"""Losses against plain formulas, as properties; and the fused head against plain autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aurora_runtime.training.objective.head_loss import head_loss
+from aurora_runtime.training.objective.losses import LOSSES, cross_entropy, total_variation
+from aurora_runtime.training.objective.target_distribution import TargetDistribution
+
+N, V, K = 5, 40, 6
+seeds, sharpness = st.integers(0, 10_000), st.floats(0.1, 4.0)
+outsides = st.sampled_from([0.0, 0.3, 1.0])
+every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+
+
+def case(seed: int, outside: float, sharp: float) -> tuple[Tensor, TargetDistribution]:
+    """Random logits and a teacher with a share of tokens outside the draft vocabulary."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(N, V, generator=g, dtype=torch.float32) * sharp
+    ids = torch.stack([torch.randperm(V, generator=g)[:K] for _ in range(N)])
+    probs = torch.rand(N, K + 1, generator=g).softmax(-1)
+    gone = torch.rand(N, K, generator=g) < outside
+    return logits, TargetDistribution(ids.masked_fill(gone, -1), probs[:, :K] * ~gone, probs[:, K])
+
+
+def top(probs: Tensor, k: int) -> TargetDistribution:
+    """What a capture of the ``k`` most likely tokens would keep of ``probs`` ``[N, V]``."""
+    kept = probs.topk(k)
+    rest = (1 - kept.values.sum(-1)).clamp(min=0) if k < probs.shape[-1] else torch.zeros(len(probs))
+    return TargetDistribution(kept.indices, kept.values, rest)
+
+
+def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
+    """The loss of two distributions ``[C]`` over the same outcomes, as textbooks write it."""
+    gap = {
+        "forward_kl": lambda: torch.where(p > 0, p * (p / q).log(), 0.0).sum(),
+        "reverse_kl": lambda: torch.where(q > 0, q * (q / p.clamp(min=1e-30)).log(), 0.0).sum(),
+        "cross_entropy": lambda: -q[p.argmax()].log(),
+        "total_variation": lambda: (p - q).abs().sum() / 2,
+        "log_acceptance": lambda: -torch.minimum(p, q).sum().log(),
+    }
+    return gap[name]()
+
+
+def bucketed(name: str, logits: Tensor, teacher: TargetDistribution, n: int) -> Tensor:
+    """Row ``n`` by the formula over (known tokens…, everything else); logits in double, differentiable."""
+    q = logits[n].softmax(-1)
+    inside = teacher.ids[n] >= 0
+    ids = teacher.ids[n][inside]
+    if name == "cross_entropy":
+        return -q[teacher.ids[n, 0]].log() if inside[0] else q.sum() * 0
+    if not ids.numel():
+        return q.sum() * (teacher.rest[n] * 0)
+    p = torch.cat([teacher.probs[n][inside], teacher.rest[n : n + 1]]).double()
+    if name == "total_variation":
+        draft = torch.cat([q[ids], (1 - q[ids].sum())[None]])
+        return (p - draft).clamp(min=0).sum()
+    conditioned = p / p.sum()
+    return p.sum() * formula(name, conditioned, torch.cat([q[ids], (1 - q[ids].sum())[None]]))
+
+
+@every_loss
+@given(seed=seeds, outside=outsides, sharp=sharpness)
+@settings(max_examples=25, deadline=None)
+def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, seed: int, outside: float, sharp: float) -> None:
+    logits, teacher = case(seed, outside, sharp)
+    if name == "total_variation":
+        logits = logits + 1e-4 * torch.arange(V)  # off the kinks, where gradients may differ
+    weight = torch.rand(N, generator=torch.Generator().manual_seed(seed))
+    leaf, plain = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    got = LOSSES[name](leaf, teacher)
+    want = torch.stack([bucketed(name, plain, teacher, n) for n in range(N)])
+    torch.testing.assert_close(got, want.float(), atol=3e-5, rtol=1e-4)
+    (got_grad,) = torch.autograd.grad((got * weight).sum(), leaf)
+    (want_grad,) = torch.autograd.grad((want * weight).sum(), plain)
+    torch.testing.assert_close(got_grad, want_grad.float(), atol=3e-5, rtol=1e-3)
+
+
+@every_loss
+@given(seed=seeds, sharp=sharpness)
+@settings(max_examples=20, deadline=None)
+def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, sharp: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
+    full = LOSSES[name](logits, top(probs, V))
+    for n in range(N):
+        want = formula(name, probs[n].double(), logits[n].double().softmax(-1))
+        assert float(full[n]) == pytest.approx(float(want), abs=1e-4, rel=1e-3)
+
+
+@every_loss
+@given(seed=seeds, k=st.integers(1, V), sharp=sharpness)
+@settings(max_examples=20, deadline=None)
+def test_a_loss_is_never_negative_and_truncation_never_adds(name: str, seed: int, k: int, sharp: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
+    truncated, full = LOSSES[name](logits, top(probs, k)), LOSSES[name](logits, top(probs, V))
+    assert bool((truncated >= 0).all())
+    assert bool((truncated <= full + 1e-4 + 1e-3 * full).all())  # merging outcomes tells less apart
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"cross_entropy"}))
+@pytest.mark.parametrize("k", [1, K, V])
+def test_a_perfect_draft_loses_nothing(name: str, k: int) -> None:
+    logits = torch.randn(8, V, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    value = LOSSES[name](logits, top(logits.detach().softmax(-1), k))
+    assert float(value.detach().max()) < 1e-5
+    if name not in ("total_variation", "log_acceptance"):  # these have a kink there
+        (grad,) = torch.autograd.grad(value.sum(), logits)
+        assert float(grad.abs().max()) < 1e-4
+
+
+def test_a_certain_draft_has_no_cross_entropy() -> None:
+    logits = torch.zeros(1, V)
+    logits[0, 3] = 60.0
+    assert (
+        float(
+            cross_entropy(logits, TargetDistribution(torch.tensor([[3]]), torch.tensor([[0.9]]), torch.tensor([0.1])))
+        )
+        == 0.0
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_total_variation_is_one_minus_the_acceptance_that_sampling_shows(seed: int) -> None:
+    """Speculative sampling, played: draw from the draft, accept with probability min(1, p / q)."""
+    g = torch.Generator().manual_seed(seed)
+    logits, probs = torch.randn(1, V, generator=g) * 2, (torch.randn(1, V, generator=g) * 2).softmax(-1)
+    q, tries = logits.softmax(-1), 40_000
+    drawn = torch.multinomial(q[0], tries, replacement=True, generator=g)
+    accepted = torch.rand(tries, generator=g) < (probs[0, drawn] / q[0, drawn])
+    want = 1 - float(total_variation(logits, top(probs, V)))
+    deviation = (want * (1 - want) / tries) ** 0.5
+    assert abs(float(accepted.float().mean()) - want) < 4 * deviation
+
+
+@every_loss
+def test_a_target_that_speaks_outside_the_vocabulary_moves_nothing(name: str) -> None:
+    logits = torch.randn(1, V, requires_grad=True)
+    teacher = TargetDistribution(torch.full((1, K), -1), torch.zeros(1, K), torch.zeros(1))
+    value = LOSSES[name](logits, teacher).sum()
+    (grad,) = torch.autograd.grad(value, logits)
+    assert float(value.detach()) == 0.0
+    assert float(grad.abs().max()) == 0.0
+
+
+@every_loss
+@pytest.mark.parametrize("rest", [0.0, 0.1])
+@pytest.mark.parametrize("size", [60.0, -60.0])
+def test_gradients_are_finite_with_extreme_logits(name: str, rest: float, size: float) -> None:
+    logits = torch.full((1, V), -size)
+    logits[0, 3] = size
+    logits.requires_grad_()
+    teacher = TargetDistribution(torch.tensor([[3, 4, -1]]), torch.tensor([[0.5, 0.2, 0.0]]), torch.tensor([rest]))
+    value = LOSSES[name](logits, teacher)
+    (grad,) = torch.autograd.grad(value.sum(), logits)
+    assert bool(value.isfinite().all())
+    assert bool(grad.isfinite().all())
+    assert float(grad.abs().max()) < 100
+
+
+@every_loss
+def test_head_loss_has_autograds_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurora_runtime.training.objective.head_loss.ROWS", 2)  # several chunks
+    _, teacher = case(7, 0.3, 1.0)
+    hidden = torch.randn(N, 16, requires_grad=True)
+    head = torch.randn(V, 16, requires_grad=True)
+    weight = torch.rand(N)
+    fused = head_loss(hidden, head, LOSSES[name], teacher, weight, torch.float32)
+    plain = (LOSSES[name](hidden @ head.T, teacher) * weight).sum()
+    assert float(fused.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+    for got, want in zip(
+        torch.autograd.grad(fused, (hidden, head)), torch.autograd.grad(plain, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

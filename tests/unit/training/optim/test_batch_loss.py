@@ -1,0 +1,88 @@
+"""A batch's loss is the formula that its module states, and a recipe what the custom resource says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
+from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.main import recipe_of
+from aurora_runtime.training.model.unroll import unroll
+from aurora_runtime.training.objective.losses import forward_kl
+from aurora_runtime.training.optim.batch_loss import batch_loss
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+STEPS = 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("follow", list(Follow))
+@pytest.mark.parametrize("discard", [0.3, 1.0])
+def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Follow, discard: float) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
+    batch = collate(examples, STEPS, vocabulary, follow, branches=True)
+    recipe = Recipe(unroll_steps=STEPS, follow=follow, discard=discard, step_decay=0.7)
+    want = 0.0
+    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.rows, strict=True)):
+        weight = 0.7**depth / (1 + 0.7 + 0.7**2)
+        for share, part in ((1.0, slice(0, batch.roots)), (discard, slice(batch.roots, None))):
+            row = rows[:, part]
+            losses = forward_kl(draft.logits(out[:, part][row >= 0]), batch.teacher[row[row >= 0]])
+            want += share * weight * float(losses.mean()) if losses.numel() else 0.0
+    assert float(batch_loss(draft, batch, recipe)) == pytest.approx(want, rel=0.02)  # products in bf16
+
+
+@torch.no_grad()
+def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(3) for e in examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)]
+    batch = collate(examples, STEPS, vocabulary, branches=True)
+    assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
+
+
+def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path) -> None:
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
+
+    def behind() -> float:
+        batch = collate(examples, STEPS, vocabulary, branches=True)
+        with torch.no_grad():
+            whole, followed = (batch_loss(session.draft, batch, Recipe(discard=d)) for d in (1.0, 0.0))
+        return float(whole - followed)
+
+    session = Session(draft, vocabulary, Recipe(learning_rate=5e-3, discard=1.0), torch.device("cpu"))
+    before = behind()
+    for _ in range(30):
+        session.step(examples)
+    assert behind() < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    ("draft", "training", "want"),
+    [
+        (DraftSpec(steps=5, draft_tokens=6), TrainingSpec(), Recipe(unroll_steps=5)),
+        (DraftSpec(steps=16, draft_tokens=17), TrainingSpec(), Recipe(unroll_steps=8)),
+        (DraftSpec(steps=5, draft_tokens=6), TrainingSpec(unroll_steps=2), Recipe(unroll_steps=2)),
+        (DraftSpec(), TrainingSpec(replay=1, passes=3), Recipe(replay=1, passes=3)),
+        (DraftSpec(), TrainingSpec(replay=0), Recipe(replay=0)),
+    ],
+)
+def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_told_otherwise(
+    draft: DraftSpec, training: TrainingSpec, want: Recipe
+) -> None:
+    store = StoreSettings(bucket="b", root="r")
+    settings = TrainerSettings(
+        namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store
+    )
+    assert recipe_of(settings) == want

@@ -1,0 +1,89 @@
+"""What is served is the mean of the last weights: it follows them, survives a save, and never teaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.optim.ema import DISTANCE, WeightEma
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from tests.unit.training import tiny
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> DraftModel:
+    return tiny.draft_of(tiny.target(tmp_path))[0]
+
+
+def fill(draft: DraftModel, value: float) -> None:
+    with torch.no_grad():
+        draft.norm.weight.fill_(value)
+
+
+def mean_after(average: WeightEma, draft: DraftModel, values: range) -> float:
+    """The mean of a weight that takes ``values`` one after the other, a step each."""
+    for value in values:
+        fill(draft, float(value))
+        average.follow()
+    found = average.draft.norm.weight
+    assert bool((found == found[0]).all())
+    return float(found[0])
+
+
+def test_while_steps_are_few_it_looks_back_over_a_share_of_them(draft: DraftModel) -> None:
+    average = WeightEma(draft, 1000)
+    assert 75 < mean_after(average, draft, range(101)) < 90  # about a fifth of the steps behind
+    assert average.draft.embedding is draft.embedding
+    assert all(not p.requires_grad for p in average.draft.parameters())
+
+
+def test_then_it_looks_back_over_its_horizon(draft: DraftModel) -> None:
+    assert mean_after(WeightEma(draft, 20), draft, range(2001)) == pytest.approx(2000 - 19, abs=0.1)
+
+
+def test_what_is_stored_is_what_lives_on(draft: DraftModel) -> None:
+    average, random = WeightEma(draft, 20), torch.Generator().manual_seed(1)
+    for _ in range(30):
+        with torch.no_grad():
+            for parameter in draft.parameters():
+                parameter.add_(1e-3 * torch.randn(parameter.shape, generator=random))
+        average.follow()
+    exact = {name: p.detach().clone() for name, p in average.draft.named_parameters()}
+    stored = average.state()
+    other = WeightEma(draft, 20)
+    other.restore(stored)
+    for name, mine in average.draft.named_parameters():
+        assert stored[f"{DISTANCE}.{name}"].dtype is torch.bfloat16
+        assert torch.equal(mine, dict(other.draft.named_parameters())[name])
+        apart = (exact[name] - dict(draft.named_parameters())[name]).abs()
+        assert bool(((mine - exact[name]).abs() <= apart / 200 + 1e-7).all()), "only the distance was rounded"
+    average.follow()
+    other.follow()
+    assert all(torch.equal(a, b) for a, b in zip(average.state().values(), other.state().values(), strict=True))
+
+
+def test_a_state_without_a_mean_begins_at_the_weights(draft: DraftModel) -> None:
+    average = WeightEma(draft, 20)
+    fill(draft, 3.0)
+    average.restore({})
+    assert bool((average.draft.norm.weight == 3).all())
+
+
+def test_what_is_served_is_the_mean_and_what_learns_is_not(tmp_path: Path) -> None:
+    def learnt(horizon: int) -> Session:
+        recipe = Recipe(learning_rate=5e-3, average_horizon=horizon)
+        session = Session(*tiny.draft_of(tiny.target(tmp_path)), recipe, torch.device("cpu"))
+        for _ in range(40):
+            session.step(examples)
+        return session
+
+    examples: list[Example] = [e for seed in range(3) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
+    plain, averaged = learnt(1), learnt(20)
+    assert torch.equal(plain.draft.lm_head.weight, averaged.draft.lm_head.weight)
+    assert torch.equal(plain.served.lm_head.weight, plain.draft.lm_head.weight)
+    assert not torch.equal(averaged.served.lm_head.weight, averaged.draft.lm_head.weight)

@@ -1,0 +1,132 @@
+"""A draft under another map keeps what it learnt of the tokens that both maps hold, and learns on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.model.initial_draft import initial_draft
+from aurora_runtime.training.model.target import TargetModel, load_target
+from aurora_runtime.training.optim.ema import AGE, DISTANCE
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import MOMENTS, Session
+from aurora_runtime.training.optim.vocabulary_remap import remapped
+from tests.unit.training import tiny
+
+CPU = torch.device("cpu")
+IDS = torch.tensor(sorted({*range(90, 389), 399}))
+HEAD = "lm_head.weight"
+BESIDE = (*MOMENTS, DISTANCE)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> TargetModel:
+    return load_target(tiny.write_target(tmp_path, tied=False))  # its head is not its embedding
+
+
+def session_of(target: TargetModel) -> tuple[Session, list[Example]]:
+    draft, vocabulary = tiny.draft_of(target)
+    examples = [e for seed in range(6) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
+    return Session(draft, vocabulary, Recipe(learning_rate=5e-3), CPU), examples
+
+
+def trained(target: TargetModel) -> tuple[Session, list[Example], dict[str, Tensor]]:
+    """A session after some steps, and its state then."""
+    session, examples = session_of(target)
+    for _ in range(12):
+        session.step(examples)
+    return session, examples, {name: tensor.clone() for name, tensor in session.state().items()}
+
+
+def test_shared_rows_keep_weights_moments_and_mean_and_new_ones_are_the_targets(target: TargetModel) -> None:
+    session, _, before = trained(target)
+    old = session.vocabulary
+    after = remapped(session.state(), IDS, target.head)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"vocabulary", AGE, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)}
+    assert 200 < sum(int(old.to_draft[i]) >= 0 for i in IDS) < len(IDS)
+    for row, token in enumerate(IDS.tolist()):
+        place = int(old.to_draft[token])
+        for name in (f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)):
+            fresh = target.head[token].float() if name.startswith("weight.") else torch.zeros(tiny.HIDDEN)
+            want = before[name][place] if place >= 0 else fresh.to(before[name].dtype)
+            assert torch.equal(after[name][row], want)
+
+
+def test_before_the_first_step_it_is_the_initial_draft_of_that_map(target: TargetModel) -> None:
+    session, _ = session_of(target)
+    after = remapped(session.state(), IDS, target.head)
+    for name, parameter in initial_draft(target, session.draft.config, IDS).named_parameters():
+        assert torch.equal(after[f"weight.{name}"], parameter)
+
+
+def test_tokens_that_both_maps_hold_score_as_before(target: TargetModel) -> None:
+    session, _, _ = trained(target)
+    hidden = torch.randn(5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
+    old, before = session.vocabulary, session.draft.logits(hidden).detach()
+    served = session.served.logits(hidden).detach()
+    session.restore(remapped(session.state(), IDS, target.head))
+    shared = [i for i in IDS.tolist() if old.to_draft[i] >= 0]
+    assert session.vocabulary.to_target.tolist() == IDS.tolist()
+    places, former = session.vocabulary.to_draft[shared].long(), old.to_draft[shared].long()
+    torch.testing.assert_close(session.draft.logits(hidden)[:, places], before[:, former], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(session.served.logits(hidden)[:, places], served[:, former], atol=1e-3, rtol=1e-3)
+
+
+def test_the_mean_begins_anew_so_that_it_does_not_trail_behind_rows_that_came_in(target: TargetModel) -> None:
+    session, examples, _ = trained(target)
+    assert not torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
+    session.restore(remapped(session.state(), IDS, target.head))
+    session.step(examples)
+    assert torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
+
+
+def test_there_and_back_again_only_what_was_dropped_is_lost(target: TargetModel) -> None:
+    session, _, before = trained(target)
+    old = session.vocabulary.to_target
+    there = remapped(session.state(), IDS, target.head)
+    back = remapped(there, old, target.head)
+    dropped = ~torch.isin(old, IDS)
+    same = (back[f"weight.{HEAD}"] == before[f"weight.{HEAD}"]).all(-1)
+    assert torch.equal(same, ~dropped)
+
+
+def test_a_session_resumed_after_a_change_continues_as_one_that_was_not_stopped(target: TargetModel) -> None:
+    first, examples, _ = trained(target)
+    first.restore(remapped(first.state(), IDS, target.head))
+    stored = save({name: tensor.contiguous() for name, tensor in first.state().items()})
+    second, _ = session_of(target)  # which begins with the map of day 0
+    second.restore(load(stored))
+    for _ in range(3):
+        assert first.step(examples) == second.step(examples)
+    a, b = first.state(), second.state()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_state_from_before_maps_could_change_leaves_the_sessions(target: TargetModel) -> None:
+    first, examples, state = trained(target)
+    del state["vocabulary"]
+    second, _ = session_of(target)
+    second.restore(state)
+    assert torch.equal(second.vocabulary.to_target, first.vocabulary.to_target)
+    assert first.step(examples) == second.step(examples)
+
+
+def test_tokens_that_came_in_are_learnt(target: TargetModel) -> None:
+    session, _, _ = trained(target)
+    examples = [e for s in range(3) for e in examples_of(tiny.trace(s, answer=20, least=300), tiny.VOCAB)]
+    assert evaluate(session.draft, examples, session.vocabulary, 3).coverage < 0.1
+    session.restore(remapped(session.state(), IDS, target.head))
+    losses = [session.step(examples) for _ in range(60)]
+    found = evaluate(session.draft, examples, session.vocabulary, 3)
+    assert found.coverage > 0.8
+    assert losses[-1] < 0.3 * losses[0]
+    assert found.accept_length > 1.8

@@ -1,0 +1,203 @@
+"""The real trainer keeps its store bounded, and resumes whole from what is left of it after kills and damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
+from aurora_runtime.traces import encode
+from aurora_runtime.training import loop, main
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.lineage import open_lineage, utc_now
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.state import retention as module
+from aurora_runtime.training.state import trainer_state
+from aurora_runtime.training.state.retention import Limits
+from aurora_store import Keys, Registry
+from aurora_store.errors import ObjectExists
+from tests.unit.training import tiny
+from tests.unit.training.test_store_side import SPEC
+
+
+class Traffic(Retrier):
+    """Each time the trainer has nothing to do a shard comes, until there were enough of them."""
+
+    def __init__(self, registry: Registry, count: int, *, damaged: bool = False) -> None:
+        super().__init__()
+        self.registry, self.count, self.damaged = registry, count, damaged
+        self.written: list[str] = []
+
+    def sleep(self, seconds: float) -> None:
+        if len(self.written) == self.count:
+            self.stop()
+            return
+        traces = [tiny.trace(seed) for seed in range(3)]
+        last = max((int(key[-13:-5]) for key in self.registry.shard_keys(1)), default=-1)
+        self.written.append(tiny.put_shard(self.registry, last + 1, traces))
+        if self.damaged:
+            data = self.written[-1].replace(".json", ".safetensors")
+            self.registry.objects.put(data, b"x" * len(encode(traces)))
+
+
+class Real:
+    """The real trainer, but for a store in memory and small limits; it saves between any two shards."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = len(encode([tiny.trace(seed) for seed in range(3)]))
+        monkeypatch.setattr(main, "limits_of", lambda _: Limits(6 * size, 2 * size, shards=100))
+        monkeypatch.setattr(main, "REPLAY_BYTES", 2 * size)
+        monkeypatch.setattr(loop, "SAVE_S", 0.0)
+        monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
+        monkeypatch.setattr(
+            main, "ReplayBuffer", lambda _: ReplayBuffer(1 << 30)
+        )  # examples are larger than their shards
+        self.registry, self.objects = tiny.memory_registry()
+        self.target = tiny.target(folder)
+        self.lineage = open_lineage(self.registry, self.target, SPEC, utc_now)
+        self.settings = TrainerSettings(
+            namespace="n",
+            name="s",
+            target=TargetSpec(model=str(folder)),
+            draft=SPEC,
+            training=TrainingSpec(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
+            store=StoreSettings(bucket="b", root="r"),
+        )
+
+    def trainer(self, patience: Retrier) -> loop.Trainer:
+        device = torch.device("cpu")
+        return main.build(self.settings, self.registry, self.target, self.lineage, patience, device)
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Real:
+    return Real(tmp_path, monkeypatch)
+
+
+def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real) -> None:
+    traffic = Traffic(real.registry, 14, damaged=True)
+    trainer = real.trainer(traffic)
+    trainer.run()
+    assert trainer.session.steps == 0
+    assert 6 <= len(list(real.registry.shard_keys(1))) <= 10
+    again = real.trainer(Retrier())
+    assert again.ledger.total == 14
+    assert again.retention.pending() == []
+
+
+def damage_the_newest_state(real: Real, *, data: bool) -> int:
+    """In its data or in its manifest; returns its epoch."""
+    epoch = real.registry.trainer_epoch()
+    key = Keys.trainer_state(epoch)
+    if data:
+        (key,) = real.objects.list(f"{key.removesuffix('.json')}/")
+    real.objects.put(key, b"{}")
+    return epoch
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_higher_epochs(
+    real: Real, data: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Traffic(real.registry, 4)
+    real.trainer(first).run()
+    before = real.registry.trainer_record(real.registry.trainer_epochs()[-2])
+    assert before is not None
+    damaged = damage_the_newest_state(real, data=data)
+    again = real.trainer(Traffic(real.registry, 2))
+    assert again.ledger.consumed == before.consumed == tuple(first.written[:3])
+    assert again.session.steps == before.step
+    assert f"epoch {damaged} is damaged" in caplog.text
+    again.run()
+    epochs = real.registry.trainer_epochs()
+    assert epochs[0] > damaged
+    assert again.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
+    assert trainer_state.read(real.registry, 1) is not None
+
+
+def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    damaged = damage_the_newest_state(real, data=False)
+    again = real.trainer(Traffic(real.registry, 1))
+    assert again.ledger.consumed == ()
+    again.run()
+    assert real.registry.trainer_epoch() > damaged
+
+
+def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    winner, zombie = (real.trainer(Traffic(real.registry, 1)) for _ in range(2))
+    winner.session.generator.manual_seed(7)
+    winner.run()
+    with pytest.raises(ObjectExists):
+        zombie.run()
+    kept = trainer_state.read(real.registry, 1)
+    assert kept is not None
+    assert kept.record.epoch == winner.epoch
+    for _ in range(2):
+        real.trainer(Traffic(real.registry, 1)).run()
+    names = {key.split("/")[2] for key in real.objects.list(Keys.TRAINER_STATE)}
+    assert f"{winner.epoch:08d}" not in names, "the loser's data go with the epoch"
+
+
+def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
+    real: Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PORTION", 2)
+    for seq in range(14):
+        tiny.put_shard(real.registry, seq, [tiny.trace(seed) for seed in range(3)])
+    main.wait_suspended(real.settings, real.registry, real.lineage, Traffic(real.registry, 0))
+    assert len(list(real.registry.shard_keys(1))) == 4
+
+
+def test_what_is_held_is_read_again_after_a_restart_but_for_what_retired(real: Real) -> None:
+    trainer = real.trainer(Traffic(real.registry, 9))
+    trainer.run()
+    again = real.trainer(Retrier())
+    kept = [place for place in trainer.memory.places() if place.shard in trainer.ledger.consumed]
+    assert again.memory.places() == kept
+    assert 0 < len(kept) < len(trainer.memory.places())
+    assert again.reader.damaged == 0
+
+
+def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
+    real.trainer(Traffic(real.registry, 1)).run()
+    epoch = real.registry.trainer_epoch()
+    real.trainer(Traffic(real.registry, 0)).run()
+    assert real.registry.trainer_epoch() == epoch
+
+
+def test_the_trainer_itself_keeps_its_store_bounded(real: Real) -> None:
+    registry = real.registry
+    traffic = Traffic(registry, 14)
+    real.trainer(traffic).run()
+    left = list(registry.shard_keys(1))
+    assert left == traffic.written[-len(left) :]
+    assert 6 <= len(left) <= 10
+    again = real.trainer(Retrier())
+    assert again.ledger.total == 14
+    assert again.retention.pending() == []
+    status = registry.trainer_status()
+    assert status is not None
+    assert status.shards == 14, "what was deleted was consumed all the same"
+
+
+def test_the_trainer_passes_the_word_on(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic = Traffic(real.registry, 1)
+    trainer = real.trainer(traffic)
+    seen: list[bool] = []
+
+    def tick(stopping: Callable[[], bool]) -> int:
+        traffic.stop()
+        seen.append(stopping())
+        return 0
+
+    monkeypatch.setattr(trainer.retention, "tick", tick)
+    monkeypatch.setattr(trainer.janitor, "tick", tick)
+    trainer.run()
+    assert seen == [True, True]

@@ -1,0 +1,196 @@
+"""When a kept baseline may stand for a measurement of its own, and what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.evidence_records import Arm, Environment, MeasuredBaseline, Sample, VerdictKind
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
+from aurora_runtime.validation.answer_equality import EqualityCount
+from aurora_runtime.validation.cached_baselines import Wanted, find, keep, refusal
+from aurora_runtime.validation.measure import Measurement, MeasurePlan
+from aurora_store import Registry
+from tests.unit.fakes import FolderObjects
+from tests.unit.operator.worlds import digest, evidence, registration
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+HERE = Environment(
+    hardware="two cores",
+    device="cpu",
+    engine="0.5.23",
+    torch="2",
+    dtype="float32",
+    draft_steps=3,
+    draft_topk=1,
+    draft_tokens=4,
+)
+POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=3)
+PLAN = MeasurePlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, per_worker=2)
+WANTED = Wanted(PLAN, HERE, max_new_tokens=64, max_age=timedelta(hours=1), now=NOW)
+
+
+def samples(arm: Arm, rounds: int = 3, **more: Any) -> list[Sample]:
+    one = Sample(arm=arm, concurrency=1, round=0, requests=2, tokens=20, seconds=1.0).model_copy(update=more)
+    return [one.model_copy(update={"concurrency": c, "round": r}) for r in range(rounds) for c in (1, 4)]
+
+
+def baseline(**more: Any) -> MeasuredBaseline:
+    made = MeasuredBaseline(
+        lineage=1,
+        version=3,
+        attempt=1,
+        environment=HERE,
+        concurrencies=(1, 4),
+        per_worker=2,
+        max_new_tokens=64,
+        samples=tuple(sample for arm in (Arm.OFF, Arm.NGRAM, Arm.ACTIVE, Arm.CANDIDATE) for sample in samples(arm)),
+        drafts={Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(7)},
+        same_answers=(digest(2),),
+        created=NOW - timedelta(minutes=30),
+    )
+    return made.model_copy(update=more)
+
+
+def place(**more: Any) -> Environment:
+    return HERE.model_copy(update=more)
+
+
+def test_the_same_place_a_while_ago_will_do_however_busy_it_is_now() -> None:
+    assert refusal(baseline(), WANTED) == ""
+    assert refusal(baseline(), replace(WANTED, environment=place(load_average=9.0))) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"created": NOW - timedelta(hours=1)}, "3600 s old"),
+        ({"created": NOW + timedelta(seconds=5)}, "old"),
+        ({"environment": place(hardware="three cores")}, "another machine"),
+        ({"environment": place(engine="0.5.24")}, "another machine"),
+        ({"environment": place(image="other")}, "another machine"),
+        ({"environment": place(dtype="bfloat16")}, "another machine"),
+        ({"environment": place(shape="more memory")}, "another machine"),
+        ({"max_new_tokens": 32}, "another size"),
+        ({"per_worker": 1}, "another size"),
+        ({"samples": tuple(samples(Arm.NGRAM))}, "few rounds of off"),
+        ({"samples": tuple(samples(Arm.OFF, rounds=2))}, "few rounds of off"),
+        ({"samples": tuple(s for s in samples(Arm.OFF) if s.concurrency == 1)}, "concurrency 4"),
+    ],
+)
+def test_anything_else_is_measured_again(changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(baseline(**changes), WANTED)
+
+
+def test_a_limit_of_zero_means_every_time() -> None:
+    assert refusal(baseline(created=NOW), replace(WANTED, max_age=timedelta(0)))
+
+
+def test_a_peer_that_is_asked_for_must_be_in_it() -> None:
+    with_peer = replace(WANTED, plan=replace(PLAN, arms=(*PLAN.arms, Arm.NGRAM)))
+    assert refusal(baseline(), with_peer) == ""
+    assert "ngram" in refusal(baseline(samples=tuple(samples(Arm.OFF))), with_peer)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return Registry(objects)
+
+
+def active(version: int) -> Registration:
+    return registration(version)
+
+
+def test_the_newest_usable_one_is_found_and_reduced_to_what_is_asked_for(registry: Registry) -> None:
+    for version, hours in ((3, 0.5), (4, 0.1), (5, 0.2)):
+        made = baseline(version=version, created=NOW - timedelta(hours=hours))
+        registry.put_baseline(made.model_copy(update={"per_worker": 9} if version == 5 else {}))
+    found = find(registry, 1, active(2), WANTED)
+    assert found is not None
+    assert found.key == "baselines/00000001/00000004-00000001.json"
+    assert {s.arm for s in found.samples} == {Arm.OFF, Arm.ACTIVE}
+    assert find(registry, 2, active(2), WANTED) is None, "another lineage"
+
+
+@pytest.mark.parametrize(
+    ("proof", "usable"),
+    [
+        (evidence(7, VerdictKind.PASS), True),
+        (evidence(7, VerdictKind.INCONCLUSIVE), False),
+        (evidence(7, VerdictKind.PASS, environment=place(dtype="bfloat16")), False),
+        (evidence(7, VerdictKind.PASS, candidate_digest=digest(8)), False),
+        (None, False),
+    ],
+)
+def test_an_active_draft_of_unknown_answers_is_no_reference(registry: Registry, proof: Any, usable: bool) -> None:
+    registry.put_baseline(baseline())
+    if proof is not None:
+        registry.put_evidence(proof)
+    assert (find(registry, 1, active(7), WANTED) is not None) is usable
+
+
+@pytest.mark.parametrize("drafts", [{}, {Arm.ACTIVE: digest(3)}])
+def test_without_the_active_draft_beside_it_nothing_tells_whether_the_machine_changed(
+    registry: Registry, drafts: dict[Arm, str]
+) -> None:
+    registry.put_baseline(baseline(drafts=drafts))
+    assert find(registry, 1, active(2), WANTED) is None
+
+
+def settings() -> ValidationSettings:
+    return ValidationSettings(
+        namespace="n",
+        name="s",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(),
+        validation=ValidationSpec(concurrencies=[1, 4], max_new_tokens=64),
+        store=StoreSettings(bucket="b", root="r"),
+        candidate=5,
+        active=2,
+        attempt=2,
+    )
+
+
+def kept(found: list[Sample], *, near_ties: int = 0, different: int = 0) -> MeasuredBaseline | None:
+    equality = {
+        Arm.ACTIVE: EqualityCount(Arm.ACTIVE, 0.25, identical=3),
+        Arm.CANDIDATE: EqualityCount(Arm.CANDIDATE, 0.25, near_ties=near_ties, different=different),
+    }
+    plan = replace(PLAN, arms=(*PLAN.arms, Arm.NGRAM))
+    drafts = {Arm.ACTIVE: registration(2), Arm.CANDIDATE: registration(5)}
+    measurement = Measurement(arms=plan.arms, samples=found, equality=equality)
+    return keep(settings(), plan, HERE, measurement, found, drafts=drafts, created=NOW)
+
+
+def test_what_is_kept_names_the_drafts_that_answered_as_off_did(registry: Registry) -> None:
+    found = [s for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM) for s in samples(arm)]
+    good, bad, unseen = kept(found, near_ties=2), kept(found, different=1), kept(found)
+    assert good is not None
+    assert bad is not None
+    assert unseen is not None
+    assert good.same_answers == (digest(2), digest(5))
+    assert bad.same_answers == unseen.same_answers == (digest(2),)
+    assert good.drafts == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
+    registry.put_baseline(good)
+    later = find(registry, 1, active(5), WANTED)
+    assert later is not None
+    assert {s.arm for s in later.samples} == {Arm.OFF, Arm.ACTIVE}, "the candidate of then is the control of now"
+
+
+def test_too_little_is_not_kept_and_a_peer_that_failed_is_left_out() -> None:
+    assert kept(samples(Arm.OFF, rounds=2)) is None
+    failed = kept(samples(Arm.OFF) + samples(Arm.NGRAM, failures=1))
+    assert failed is not None
+    assert {s.arm for s in failed.samples} == {Arm.OFF}
+    assert failed.drafts == {}

@@ -1,0 +1,61 @@
+"""The validator measures no draft that a pod would refuse to load."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from aurora_runtime.errors import DraftRefused
+from aurora_runtime.validation.draft_fetch import fetch_draft
+from aurora_store import Registry
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return Registry(objects)
+
+
+def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
+    whole = safetensors(draft_tensors())
+    registered = publish_bytes(registry, tmp_path, 1, whole)
+    draft = fetch_draft(registry, registered, lineage(), tmp_path / "active")
+    assert (draft.version, draft.weights.read_bytes()) == (1, whole)
+
+
+@pytest.mark.parametrize(
+    ("data", "of_lineage", "words"),
+    [
+        (safetensors(draft_tensors()), 2, "of lineage 2, not of 1"),
+        (safetensors(draft_tensors(float("nan"))), 1, "not finite"),
+        (
+            safetensors(draft_tensors() | {"d2t": ("I64", [4], struct.pack("<4q", 0, 1, 2, 4))}),
+            1,
+            "t2d and d2t name different",
+        ),
+        (safetensors({"fc.weight": draft_tensors()["fc.weight"]}), 1, "tensors missing"),
+        (safetensors(draft_tensors())[:-1], 1, "the file is truncated"),
+        (b"", 1, "not a safetensors file"),
+    ],
+)
+def test_what_a_pod_would_refuse_is_not_measured(
+    registry: Registry, tmp_path: Path, data: bytes, of_lineage: int, words: str
+) -> None:
+    registered = publish_bytes(registry, tmp_path, 1, data, of_lineage=of_lineage)
+    with pytest.raises(DraftRefused, match=words):
+        fetch_draft(registry, registered, lineage(), tmp_path / "candidate")
+
+
+def test_files_that_are_damaged_or_missing_are_refused(registry: Registry, tmp_path: Path) -> None:
+    registered = publish_bytes(registry, tmp_path, 1, safetensors(draft_tensors()))
+    key = f"{registered.checkpoint}model.safetensors"
+    registry.objects.put(key, b"other bytes")
+    with pytest.raises(DraftRefused, match="not what its manifest says"):
+        fetch_draft(registry, registered, lineage(), tmp_path / "damaged")
+    registry.objects.delete(key)
+    with pytest.raises(DraftRefused, match="not what its manifest says"):
+        fetch_draft(registry, registered, lineage(), tmp_path / "missing")

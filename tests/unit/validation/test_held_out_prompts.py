@@ -1,0 +1,105 @@
+"""Which prompts a candidate is measured on."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+
+from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.traces import RequestTrace, encode, prompt_hash
+from aurora_runtime.validation.held_out_prompts import Prompt, digest, held_out_prompts
+from aurora_store import Registry
+from aurora_store.errors import ObjectMissing
+
+
+def trace(first: int, length: int = 6) -> RequestTrace:
+    """A trace without rounds; only its prompt matters here."""
+    prompt = [first + i for i in range(length)]
+    none = torch.zeros(0, dtype=torch.int32)
+    return RequestTrace(
+        request=prompt_hash(prompt),
+        prompt_length=length,
+        hidden_start=0,
+        tokens=torch.tensor([*prompt, 7, 8], dtype=torch.int32),
+        hidden=torch.zeros(0, 12, dtype=torch.float16),
+        root=none,
+        node_count=none,
+        accepted=none,
+        version=none,
+        node_token=none,
+        node_parent=torch.zeros(0, dtype=torch.int16),
+        node_accepted=torch.zeros(0, dtype=torch.bool),
+        top_ids=torch.zeros(0, 4, dtype=torch.int32),
+        top_logprobs=torch.zeros(0, 4, dtype=torch.float16),
+        rest=torch.zeros(0, dtype=torch.float16),
+    )
+
+
+class Shards:
+    """A registry's reading side over shards in memory, oldest first."""
+
+    def __init__(self, shards: dict[str, list[RequestTrace]]) -> None:
+        self.shards = shards
+        self.read: list[str] = []
+
+    def newest_shards(self, lineage: int, limit: int) -> list[str]:
+        return list(reversed(self.shards))[:limit]
+
+    def shard(self, key: str) -> tuple[ShardManifest | None, bytes]:
+        self.read.append(key)
+        if not self.shards[key]:
+            raise ObjectMissing(key)
+        return None, encode(self.shards[key])
+
+
+def registry(shards: Shards) -> Registry:
+    return cast(Registry, shards)
+
+
+OLD, NEW, NEWER = (
+    "traces/00000001/2026-01-01/05/pod-b-xx-00000000.json",
+    "traces/00000001/2026-01-01/06/pod-b-xx-00000001.json",
+    "traces/00000001/2026-01-01/06/pod-a-xx-00000002.json",
+)
+
+
+def test_only_held_out_prompts_newest_first_without_repeats() -> None:
+    traces = [trace(i) for i in range(400)]
+    held_out = [t for t in traces if t.held_out]
+    assert 20 < len(held_out) < 100
+    shards = Shards({OLD: traces[:200], NEW: traces[200:], NEWER: [traces[0], *traces[390:]]})
+    found = held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
+    assert {p.request for p in found} == {t.request for t in held_out}
+    assert len(found) == len(held_out)
+    assert shards.read == [NEWER, NEW, OLD]
+    assert all(len(p.tokens) == 6 for p in found), "the answer's tokens are no part of a prompt"
+    assert found == held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
+
+
+def test_older_shards_are_left_alone_when_the_newest_suffice() -> None:
+    traces = [trace(i) for i in range(400)]
+    shards = Shards({OLD: traces[:200], NEW: traces[200:]})
+    assert len(held_out_prompts(registry(shards), 1, wanted=5, needed=5)) == 5
+    assert shards.read == [NEW]
+
+
+def test_a_shard_that_the_trainer_deletes_meanwhile_is_passed_over() -> None:
+    traces = [trace(i) for i in range(400)]
+    shards = Shards({OLD: traces, NEW: [], NEWER: traces[:200]})
+    assert len(held_out_prompts(registry(shards), 1, wanted=1000, needed=1)) == sum(t.held_out for t in traces)
+    assert shards.read == [NEWER, NEW, OLD]
+
+
+def test_too_few_prompts_is_an_error() -> None:
+    with pytest.raises(MeasurementError, match="wait for traffic"):
+        held_out_prompts(registry(Shards({OLD: [trace(0)]})), 1, wanted=50, needed=50)
+    with pytest.raises(MeasurementError, match="0 distinct"):
+        held_out_prompts(registry(Shards({})), 1, wanted=1, needed=1)
+
+
+def test_the_digest_tells_prompt_sets_apart_whatever_their_order() -> None:
+    one, other = Prompt(1, (1,)), Prompt(2, (2,))
+    assert digest([one, other]) == digest([other, one]) != digest([one])

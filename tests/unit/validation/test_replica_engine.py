@@ -1,0 +1,242 @@
+"""The driver of a replica whose agent and engine are scripted: when it waits, gives up, and that it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_protocol.agent_api import (
+    MEASUREMENT_PREFIX,
+    PASS_HEADER,
+    Machine,
+    MeasurementPhase,
+    MeasurementRequest,
+    MeasurementStatus,
+    TrialRequest,
+    measurement_pass,
+)
+from aurora_protocol.evidence_records import Arm
+from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
+from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation import replica_engine as module
+from aurora_runtime.validation.load_client import Client
+from aurora_runtime.validation.replica_engine import ReplicaEngine
+from tests.unit.operator.worlds import agent, registration
+
+TOKEN = "the-agent-token"  # noqa: S105 - a test's
+MACHINE = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+
+
+class Scripted:
+    """An agent and an engine in one server."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.leases: list[int] = []
+        self.trials: list[int] = []  # statuses of the next trials; 200 afterwards
+        self.draining = 1
+        self.lost = False
+        self.broken = self.cut = False
+        self.boot = "b1"
+        self.port = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/v1/state", self._state)
+        app.router.add_put("/v1/measurement", self._lease)
+        app.router.add_put("/v1/measurement/trial", self._trial)
+        app.router.add_post("/generate", self._generate)
+        return app
+
+    def _authorized(self, request: web.Request) -> None:
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    async def _state(self, request: web.Request) -> web.Response:
+        self._authorized(request)
+        phase = MeasurementPhase.DRAINING if self.draining > 0 else MeasurementPhase.MEASURING
+        self.draining -= 1
+        away = MeasurementStatus(measurement="job", phase=phase, machine=MACHINE)
+        return web.Response(body=agent("p", 0, measurement=away).to_json())
+
+    async def _lease(self, request: web.Request) -> web.Response:
+        self._authorized(request)
+        wish = MeasurementRequest.from_json(await request.read())
+        assert (wish.measurement, wish.epoch, wish.begin) == ("job", 3, False)
+        self.leases.append(wish.lease_seconds)
+        return web.Response(status=409 if self.lost else 202, text="another")
+
+    async def _trial(self, request: web.Request) -> web.Response:
+        self._authorized(request)
+        wish = TrialRequest.from_json(await request.read())
+        status = self.trials.pop(0) if self.trials else 200
+        self.said.append(f"{wish.mode.value} {wish.version} {status}")
+        if status > 202:
+            return web.Response(status=status, text="why")
+        away = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
+        return web.Response(status=status, body=agent("p", 0, measurement=away).to_json())
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        assert request.headers[PASS_HEADER] == measurement_pass(TOKEN, "job")
+        assert "Authorization" not in request.headers, "clients' port: the token itself is for the agent"
+        body: dict[str, Any] = await request.json()
+        assert body["rid"].startswith(MEASUREMENT_PREFIX)
+        if self.cut:
+            assert request.transport is not None
+            request.transport.abort()
+        if self.broken:
+            return web.Response(status=500)
+        self.said.append(f"generate {body['sampling_params']['max_new_tokens']}")
+        return web.json_response({"output_ids": [7, 8], "meta_info": {"finish_reason": {"type": "length"}}})
+
+
+@pytest_asyncio.fixture
+async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "RENEW_S", 0.05)
+    made = Scripted()
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(TestServer(made.app()))
+        assert server.port is not None
+        made.port = server.port
+        yield made
+
+
+def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
+    place = Replica(
+        pod="p", ip="127.0.0.1", measurement="job", epoch=3, agent_port=scripted.port, engine_port=scripted.port
+    )
+    settings = ValidationSettings(
+        namespace="n",
+        name="s",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(),
+        validation=ValidationSpec(max_new_tokens=64),
+        store=StoreSettings(bucket="b", root="r"),
+        candidate=1,
+        active=0,
+        attempt=1,
+        replica=place,
+    )
+    drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
+    deadline = time.monotonic() + seconds
+    return ReplicaEngine(place, TOKEN, settings, drafts, warm_prompt=(1, 2), deadline=deadline)
+
+
+async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scripted) -> None:
+    scripted.draining, scripted.trials = 3, [202, 202, 200]
+    async with driver(scripted) as replica:
+        assert replica.machine == MACHINE
+        await replica.ready(Arm.OFF)
+        await replica.ready(Arm.OFF)
+        await replica.ready(Arm.CANDIDATE)
+        result = await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
+    assert (result.tokens, result.failures) == (4, 0)
+    assert scripted.said == [
+        *("off None 202", "off None 202", "off None 200", "generate 24", "off None 200"),
+        "off None 200",
+        *("draft 1 200", "generate 24", "draft 1 200"),
+        *("generate 64", "generate 64"),
+    ]
+    assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_S, 0)
+
+
+def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
+    engine = driver(scripted)
+    client = Client(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
+    for shown in (repr(engine), repr(client)):
+        assert TOKEN not in shown
+        assert measurement_pass(TOKEN, "job") not in shown
+
+
+async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.ACTIVE)
+        scripted.said.clear()
+        scripted.boot = "b2"
+        await replica.ready(Arm.ACTIVE)
+        await replica.ready(Arm.ACTIVE)
+    assert scripted.said == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
+
+
+async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        scripted.broken, scripted.boot = True, "b2"
+        with pytest.raises(MeasurementError, match="ended while it ran candidate"):
+            await replica.run(Arm.CANDIDATE, [(1,)], 1)
+
+
+async def test_a_network_that_fails_is_no_verdict(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        scripted.cut = True
+        with pytest.raises(MeasurementError, match="2 requests did not reach p while it ran candidate"):
+            await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
+
+
+async def test_a_lease_that_is_lost_behind_the_last_batch_is_no_verdict(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 60.0)
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        await replica.run(Arm.CANDIDATE, [(1,)], 1)
+        await replica.confirm()
+        scripted.lost = True
+        with pytest.raises(MeasurementError, match="was given back"):
+            await replica.confirm()
+
+
+async def test_a_lease_that_is_lost_is_no_verdict(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        scripted.lost = True
+        await asyncio.sleep(0.2)
+        with pytest.raises(MeasurementError, match="was given back"):
+            await replica.run(Arm.ACTIVE, [(1,)], 1)
+        with pytest.raises(MeasurementError, match="was given back"):
+            await replica.ready(Arm.ACTIVE)
+
+
+async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted) -> None:
+    scripted.lost = True
+    with pytest.raises(MeasurementError, match="was given back"):
+        async with driver(scripted):
+            raise AssertionError("entered")
+
+
+async def test_clients_that_never_end_cost_the_time_and_no_more(scripted: Scripted) -> None:
+    scripted.draining = 10**6
+    with pytest.raises(MeasurementError, match="timeoutSeconds"):
+        async with driver(scripted, seconds=0.1):
+            raise AssertionError("entered")
+    assert scripted.leases[-1] == 0
+
+
+async def test_what_the_agent_cannot_do_is_told(scripted: Scripted) -> None:
+    scripted.trials = [503]
+    async with driver(scripted) as replica:
+        with pytest.raises(MeasurementError, match="cannot run candidate: 503 why"):
+            await replica.ready(Arm.CANDIDATE)
+
+
+async def test_an_engine_that_ends_is_no_verdict_and_one_that_fails_requests_is(scripted: Scripted) -> None:
+    async with driver(scripted) as replica:
+        await replica.ready(Arm.CANDIDATE)
+        scripted.broken = True
+        assert (await replica.run(Arm.CANDIDATE, [(1,)], 1)).failures == 1
+        scripted.trials = [202]
+        with pytest.raises(MeasurementError, match="ended"):
+            await replica.run(Arm.CANDIDATE, [(1,)], 1)
+        with pytest.raises(EngineFault, match="warm-up"):
+            await replica.ready(Arm.ACTIVE)
