@@ -1,0 +1,296 @@
+"""``python -m tests.bench.plots``: redraws the plots of docs/results from the JSON files beside them.
+
+Each plot answers the question of one results page. Invariant: the same JSON gives the same bytes, so that a plot in the
+repository changes only when its figures do. Axes and text are of one grey and there is no background, so that a plot
+reads well on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+RESULTS: Final = Path(__file__).resolve().parents[2] / "docs/results"
+GREY: Final = "#808080"
+BLUE, GREEN, AMBER, RED = "#3b82f6", "#10b981", "#f59e0b", "#ef4444"
+TITLES: Final = {"json": "JSON extraction", "docstrings": "docstrings"}
+COLOUR_OF_CONCURRENCY: Final = {1: BLUE, 4: AMBER}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One estimate with its interval, drawn on the row ``label`` in the colour of its concurrency."""
+
+    label: str
+    concurrency: int
+    estimate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, label: str, concurrency: int, value: dict[str, float]) -> Interval:
+        """``value`` is a ratio with its interval, or a median with its quartiles."""
+        if "median" in value:
+            return cls(label, concurrency, value["median"], value["quartile1"], value["quartile3"])
+        return cls(label, concurrency, value["estimate"], value["low"], value["high"])
+
+
+def load(name: str) -> dict[str, Any]:
+    """The runs of ``docs/results/data/<name>.json``, by their names."""
+    runs: dict[str, Any] = json.loads((RESULTS / "data" / f"{name}.json").read_text())["runs"]
+    return runs
+
+
+def served_speedup() -> Figure:
+    figure, axes = _figure(2, height=3.9)
+    runs = load("served-speedup")
+    for panel, traffic in zip(axes, TITLES, strict=True):
+        measured = [row for row in runs[traffic]["rows"] if row["arm"] != "off"]
+        measured.sort(key=lambda row: (row["arm"].startswith("NGRAM"), _tokens_learned(row["arm"]), row["arm"]))
+        rows = [Interval.of(_arm_label(row["arm"]), row["concurrency"], row["against_off"]) for row in measured]
+        _intervals(panel, rows, baseline=1)
+        panel.set_title(TITLES[traffic])
+        panel.set_xlabel("speed against no speculation")
+    _concurrency_legend(figure)
+    return figure
+
+
+def _tokens_learned(arm: str) -> float:
+    """Thousands of answer tokens that the draft of ``arm`` has learned from: "EAGLE-3 after 4.6k, 5 steps" -> 4.6."""
+    return float(arm.split("after ")[1].split("k")[0]) if "after" in arm else 0.0
+
+
+def _arm_label(arm: str) -> str:
+    if arm.startswith("NGRAM"):
+        return f"SGLang's {arm}"
+    state, steps = arm.removeprefix("EAGLE-3 ").split(", ")
+    return f"draft, {state}{' tokens' if 'after' in state else ''}, {steps}"
+
+
+def learning() -> Figure:
+    figure, axes = _figure(2, height=3.4)
+    runs = load("learning")
+    shown = {
+        "fifo": ("Aurora's published loop", RED),
+        "map, replay 3, averaged": ("default, more traffic than time", BLUE),
+        "map, replay 15, averaged": ("default, waiting for traffic", GREEN),
+    }
+    for panel, traffic in zip(axes, TITLES, strict=True):
+        for row in runs[traffic]["rows"]:
+            name = next((n for n in shown if row["configuration"].split(":")[0].split(" (")[0] == n), None)
+            if name is None:
+                continue
+            label, colour = shown[name]
+            looks = [(float(key.removesuffix("k")), value) for key, value in row.items() if key[0].isdigit()]
+            tokens, means = [t for t, _ in looks], [v["mean"] for _, v in looks]
+            panel.plot(tokens, means, color=colour, marker="o", markersize=4, label=label)
+            low, high = ([v["mean"] + sign * v["sd"] for _, v in looks] for sign in (-1, 1))
+            panel.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.set_title(TITLES[traffic])
+        panel.set_xlabel("answer tokens of traffic, thousands")
+    axes[0].set_ylabel("acceptance length, held out")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def adaptation() -> Figure:
+    figure, (live, speed) = _figure(2, height=3.6)
+    run = load("adaptation")["served"]
+    looks = run["live_acceptance_length"]
+    before = run["live_acceptance_length_before_the_shift"]
+    tokens = [look["docstring_answer_tokens"] / 1000 for look in looks]
+    live.plot(tokens, [look["acceptance_length"] for look in looks], color=BLUE, marker="o", markersize=4)
+    live.plot(0, before, "o", color=AMBER, markersize=4)
+    live.annotate("JSON, before the shift", (0, before), xytext=(8, -3), textcoords="offset points")
+    live.annotate("docstrings", (tokens[-2], looks[-2]["acceptance_length"]), xytext=(0, 8), textcoords="offset points")
+    live.set_xlabel("answer tokens after the shift, thousands")
+    live.set_ylabel("acceptance length, live traffic")
+    live.set_ylim(bottom=0.8)
+    arms = {"untrained": "untrained", "static": "stopped learning", "went_on_learning": "went on learning"}
+    rows = [
+        Interval(
+            f"{row['asked_for'].split(',')[0]}: {label}",
+            row["concurrency"],
+            row[arm]["against_off"],
+            row[arm].get("low", row[arm]["against_off"]),
+            row[arm].get("high", row[arm]["against_off"]),
+        )
+        for traffic in ("docstrings", "JSON")
+        for arm, label in arms.items()
+        for row in run["rows"]
+        if row["asked_for"].startswith(traffic)
+    ]
+    _intervals(speed, rows, baseline=1)
+    speed.set_xlabel("speed against no speculation, after the shift")
+    _concurrency_legend(figure)
+    return figure
+
+
+def vocabulary_map() -> Figure:
+    figure, (chosen, cost) = _figure(2, height=3.3)
+    runs = load("vocabulary-map")
+    for row, colour in zip(runs["coverage"]["rows"], (BLUE, AMBER), strict=True):
+        looks = [(0, row["day_0"]), *((look["answer_tokens"] / 1000, look["coverage"]) for look in row["after"])]
+        chosen.plot(*zip(*looks, strict=True), color=colour, marker="o", markersize=4, label=row["traffic"])
+    chosen.set_xlabel("answer tokens that the map is chosen from, thousands")
+    chosen.set_ylabel("share of answer tokens in the map")
+    chosen.legend()
+    for concurrency, colour in COLOUR_OF_CONCURRENCY.items():
+        sizes = runs["sizes"]["rows"]
+        rounds = [row[f"milliseconds_per_round_at_{concurrency}"] for row in sizes]
+        medians = [r["median"] for r in rounds]
+        errors = [
+            [m - r["quartile1"] for m, r in zip(medians, rounds, strict=True)],
+            [r["quartile3"] - m for m, r in zip(medians, rounds, strict=True)],
+        ]
+        entries = [int(str(row["entries"])) / 1000 for row in sizes]
+        cost.errorbar(
+            entries, medians, errors, color=colour, marker="o", markersize=4, label=f"concurrency {concurrency}"
+        )
+    cost.set_xlabel("entries of the map, thousands")
+    cost.set_ylabel("milliseconds a round")
+    cost.set_ylim(bottom=0)
+    cost.legend()
+    return figure
+
+
+def costs() -> Figure:
+    figure, (engine, training) = _figure(2, height=3.4)
+    machines = {"engine_epyc": "EPYC", "engine_xeon": "Xeon", "engine_zen3": "Zen 3"}
+    runs = load("costs")
+    rows = [
+        Interval.of(f"{machine}: {label}", row["concurrency"], row[f"our_{part}_milliseconds"])
+        for name, machine in machines.items()
+        for part, label in (("step", "one token"), ("round", "round of 3 draft steps"))
+        for row in runs[name]["rows"]
+    ]
+    _intervals(engine, rows)
+    engine.set_xlabel("milliseconds, median and quartiles")
+    engine.set_xlim(left=0)
+    parts = [row for row in runs["training_step"]["rows"] if str(row.get("share", "")).endswith("%")]
+    parts = [row for row in parts if "sum" not in row["share"]]
+    labels = [row["part"].removeprefix("data: ").split(", and")[0] for row in parts]
+    training.barh(labels[::-1], [row["cpu_milliseconds"]["median"] for row in parts][::-1], color=GREEN, height=0.5)
+    training.set_xlabel("CPU milliseconds of a training step")
+    _concurrency_legend(figure)
+    return figure
+
+
+def faults() -> Figure:
+    figure, (panel,) = _figure(1, height=3.9)
+    rows = load("faults")["matrix"]["rows"]
+    states = list(rows[0]["seconds"])
+    colours = dict(zip(states, (BLUE, GREEN, AMBER, "#a855f7", RED), strict=True))
+    for place, row in enumerate(reversed(rows)):
+        for state, seconds in row["seconds"].items():
+            panel.plot(max(seconds, 0.1), place, "o", color=colours[state], alpha=0.8, markersize=6)
+    panel.set_yticks(range(len(rows)), [row["fault"].split(", a")[0].split(", until")[0] for row in reversed(rows)])
+    panel.set_xscale("log")
+    panel.set_xticks([0.1, 1, 10, 100], ["at once", "1", "10", "100"])
+    panel.set_xlabel("seconds until every pod is ready again")
+    handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in colours.items()]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=5, title="state of the draft when the fault struck"
+    )
+    return figure
+
+
+def demo() -> Figure:
+    figure, (panel,) = _figure(1, height=2.2)
+    labels = {"candidate/active": "trained / untrained draft", "candidate/off": "trained draft / no speculation"}
+    rows = [Interval.of(labels[row["ratio"]], row["concurrency"], row) for row in load("demo")["warm"]["rows"]]
+    _intervals(panel, rows, baseline=1)
+    panel.set_xlabel("ratio of tokens per second")
+    _concurrency_legend(figure)
+    return figure
+
+
+PLOTS: Final[dict[str, Callable[[], Figure]]] = {
+    "served-speedup": served_speedup,
+    "learning": learning,
+    "adaptation": adaptation,
+    "vocabulary-map": vocabulary_map,
+    "costs": costs,
+    "faults": faults,
+    "demo": demo,
+}
+
+
+def render(name: str) -> str:
+    """The SVG text of one plot."""
+    with _style():
+        figure = PLOTS[name]()
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # matplotlib leaves spaces at the ends of lines
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _style() -> contextlib.AbstractContextManager[None]:
+    grey = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    return mpl.rc_context(
+        {
+            **dict.fromkeys((*grey, "grid.color"), GREY),
+            "svg.hashsalt": "aurora",  # else ids are random
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "legend.frameon": False,
+        }
+    )
+
+
+def _figure(panels: int, *, height: float) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(9 if panels > 1 else 7, height), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for panel in axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _intervals(panel: Axes, rows: Sequence[Interval], *, baseline: float | None = None) -> None:
+    """One line per label, from the top; the concurrencies of a label lie just above each other."""
+    labels = list(dict.fromkeys(row.label for row in rows))
+    concurrencies = sorted({row.concurrency for row in rows})
+    for row in rows:
+        place = len(labels) - 1 - labels.index(row.label)
+        place += 0.18 * ((len(concurrencies) - 1) / 2 - concurrencies.index(row.concurrency))
+        error = [[row.estimate - row.low], [row.high - row.estimate]]
+        panel.errorbar(
+            row.estimate, place, xerr=error, fmt="o", markersize=4, color=COLOUR_OF_CONCURRENCY[row.concurrency]
+        )
+    panel.set_yticks(range(len(labels)), labels[::-1])
+    panel.set_ylim(-0.6, len(labels) - 0.4)
+    if baseline is not None:
+        panel.axvline(baseline, color=GREY, linestyle=":")
+        panel.set_xlim(left=0)
+
+
+def _concurrency_legend(figure: Figure) -> None:
+    handles = [
+        mpl.lines.Line2D([], [], marker="o", color=colour, label=f"concurrency {concurrency}")
+        for concurrency, colour in COLOUR_OF_CONCURRENCY.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+
+
+def main() -> None:
+    """Write every plot beside its page."""
+    for name in PLOTS:
+        (RESULTS / f"{name}.svg").write_text(render(name))
+        print(f"wrote docs/results/{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
