@@ -236,10 +236,15 @@ def render(name: str) -> str:
 
 
 def _style() -> contextlib.AbstractContextManager[None]:
-    grey = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     return mpl.rc_context(
         {
-            **dict.fromkeys((*grey, "grid.color"), GREY),
+            "text.color": GREY,
+            "axes.labelcolor": GREY,
+            "axes.edgecolor": GREY,
+            "axes.titlecolor": GREY,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "grid.color": GREY,
             "svg.hashsalt": "aurora",  # else ids are random
             "svg.fonttype": "none",
             "font.family": "sans-serif",
@@ -264,7 +269,7 @@ def _intervals(panel: Axes, rows: Sequence[Interval], *, baseline: float | None 
     labels = list(dict.fromkeys(row.label for row in rows))
     concurrencies = sorted({row.concurrency for row in rows})
     for row in rows:
-        place = len(labels) - 1 - labels.index(row.label)
+        place = float(len(labels) - 1 - labels.index(row.label))
         place += 0.18 * ((len(concurrencies) - 1) / 2 - concurrencies.index(row.concurrency))
         error = [[row.estimate - row.low], [row.high - row.estimate]]
         panel.errorbar(
