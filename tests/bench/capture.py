@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.server import Server, sglang_server
+from tests.assets.sglang_server import Server, sglang_server
 from tests.bench.engine import CONCURRENCIES, PROMPTS, generate, held
 
 from aurora_runtime.serving.capture.shard_writer import sampled

@@ -1,6 +1,6 @@
 """How much of the answers a vocabulary map holds that is chosen from so many answer tokens, as the trainer chooses it.
 
-Recorded requests to SmolLM2 (tests/assets/traces.py): counted are those that are trained on, in their order, covered
+Recorded requests to SmolLM2 (recorded_traces.py): counted are those that are trained on, in their order, covered
 are the answers of the held-out ones. Nothing is trained, so a run takes seconds, and recording a domain some minutes
 once.
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from tests.assets.model import ensure_model
-from tests.assets.traces import domain_traces
+from tests.assets.recorded_traces import domain_traces
 from tests.assets.trained_draft import day_0
 from tests.traffic.prompts import Domain
 

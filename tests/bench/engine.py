@@ -29,7 +29,7 @@ from typing import Any
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.server import NUM_STEPS, Server, sglang_server
+from tests.assets.sglang_server import NUM_STEPS, Server, sglang_server
 
 from aurora_runtime.cpu.launch_settings import STANDIN, environment, server_args
 from aurora_runtime.errors import EngineFault

@@ -33,9 +33,9 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from tests.assets.exact_scores import Margin, TargetScores, rounding
 from tests.assets.model import ensure_model
-from tests.assets.server import Server, sglang_server
+from tests.assets.sglang_server import Server, sglang_server
+from tests.assets.target_scores import Margin, TargetScores, rounding
 from tests.assets.trained_draft import write_untrained_and_trained
 from tests.bench.engine import held
 from tests.bench.swapping import SERVER_ARGUMENTS, UNTRAINED, SwappingEngine

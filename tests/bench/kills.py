@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 from tests.assets.model import ensure_model
+from tests.assets.recorded_traces import domain_traces
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.traces import domain_traces
 from tests.assets.trained_draft import day_0
-from tests.assets.trainer import put_shards, settings_for, stop, trainer, wait_for
+from tests.assets.trainer_process import put_shards, settings_for, stop, trainer, wait_for
 from tests.bench.learning.configurations import DRAFT_STEPS
 from tests.bench.learning.learner import Look
 from tests.bench.learning.matching import Match

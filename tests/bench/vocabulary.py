@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.server import sglang_server
-from tests.assets.traces import domain_traces
+from tests.assets.recorded_traces import domain_traces
+from tests.assets.sglang_server import sglang_server
 from tests.bench.coverage import row
 from tests.bench.engine import CONCURRENCIES, Timing, measure
 from tests.traffic.prompts import Domain

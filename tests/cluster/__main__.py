@@ -1,4 +1,4 @@
-"""python -m tests.cluster up|down|status|kubeconfig|load|build: see README.md."""
+"""`python -m tests.cluster up|down|status|kubeconfig|load|build|kubectl|helm`: see README.md."""
 
 from __future__ import annotations
 
@@ -7,63 +7,67 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster.build import BuildError, binaries
 from tests.cluster.cluster import Cluster
-from tests.cluster.command import CommandError, NotReadyError, environment, say
-from tests.cluster.layout import default_name
-from tests.cluster.local import LocalCluster
-from tests.cluster.prerequisites import MissingPrerequisitesError
+from tests.cluster.command import CommandError, NotReadyError, environment_without_proxies, print_progress
+from tests.cluster.local.build import BuildError, binaries
+from tests.cluster.local.cluster import LocalCluster
+from tests.cluster.local.layout import default_name
+from tests.cluster.local.prerequisites import MissingPrerequisitesError
 
-PASSED_ON = ("kubectl", "helm")
+FORWARDED_PROGRAMS = ("kubectl", "helm")
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Our own arguments, and the arguments that follow kubectl or helm."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.cluster", description="a local Kubernetes cluster, without Docker"
+        prog="python -m tests.cluster", description="A local Kubernetes cluster, without Docker."
     )
     parser.add_argument(
-        "--name", default=default_name(), help="several clusters can run side by side (default: CLUSTER_NAME)"
+        "--name",
+        default=default_name(),
+        help="the cluster's name; clusters of other names can run beside it (default: CLUSTER_NAME, else aurora)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build the programs if this machine has not yet, and print where they are")
-    commands.add_parser("up", help="start the cluster, or find it running")
-    down = commands.add_parser("down", help="end the cluster; imported images are kept for the next")
-    down.add_argument("--purge", action="store_true", help="remove the images and everything else too")
-    commands.add_parser("status", help="exit 0 when the cluster is up and healthy, 1 and say why when not")
+    commands.add_parser("build", help="build Kubernetes if this machine has no build yet, and print the directory")
+    commands.add_parser("up", help="start the cluster, or reuse the running one")
+    down = commands.add_parser("down", help="stop the cluster and keep its imported images for the next start")
+    down.add_argument("--purge", action="store_true", help="remove the images and all other files of the cluster too")
+    commands.add_parser("status", help="exit 0 when the cluster is healthy; otherwise exit 1 and print the reason")
     commands.add_parser("kubeconfig", help="print the path of the kubeconfig")
-    for program in PASSED_ON:
-        commands.add_parser(program, help=f"run the cluster's own {program}; works without a cluster too")
-    commands.add_parser("load", help="import a docker archive").add_argument("tar", type=Path)
-    # What follows kubectl and helm is theirs, options such as --help too.
+    for program in FORWARDED_PROGRAMS:
+        commands.add_parser(program, help=f"run the {program} of this build; needs no running cluster")
+    commands.add_parser("load", help="import a docker archive into the cluster").add_argument("tar", type=Path)
+    # kubectl and helm parse everything after their name, also options such as --help.
     words = sys.argv[1:]
-    end = next((index + 1 for index, word in enumerate(words) if word in PASSED_ON), len(words))
+    end = next((index + 1 for index, word in enumerate(words) if word in FORWARDED_PROGRAMS), len(words))
     return parser.parse_args(words[:end]), words[end:]
 
 
-def passed_on(local: LocalCluster, program: str, arguments: list[str]) -> int:
-    """Run one of the cluster's programs. helm lint needs no cluster, so none is asked for."""
+def run_forwarded(local: LocalCluster, program: str, arguments: list[str]) -> int:
+    """Run kubectl or helm and return its exit status. No cluster needs to run, because `helm lint` needs none."""
     access = local.access(created=False)
-    variables = environment({**access.environment, "KUBECONFIG": str(access.kubeconfig)})
+    variables = environment_without_proxies({**access.environment, "KUBECONFIG": str(access.kubeconfig)})
     command = [str(access.kubectl.parent / program), *arguments]
     return subprocess.run(command, env=variables, check=False).returncode
 
 
 def main() -> int:
-    arguments, passed = _arguments()
+    arguments, forwarded = _arguments()
     local = LocalCluster(arguments.name)
     if arguments.command == "build":
         print(binaries())
     elif arguments.command == "up":
         cluster = Cluster.up(arguments.name, kind="local")
-        say(f"cluster {cluster.name} is up" if cluster.access.created else f"cluster {cluster.name} was up")
+        action = "started" if cluster.access.created else "was already running"
+        print_progress(f"cluster {cluster.name} {action}")
         print(f"export KUBECONFIG={cluster.kubeconfig}")
         print(f'export PATH="{cluster.access.kubectl.parent}:$PATH"')
     elif arguments.command == "down":
         local.down(purge=arguments.purge)
-    elif arguments.command in PASSED_ON:
-        return passed_on(local, arguments.command, passed)
+    elif arguments.command in FORWARDED_PROGRAMS:
+        return run_forwarded(local, arguments.command, forwarded)
     elif problem := local.problem():
-        say(problem)
+        print_progress(problem)
         return 1
     elif arguments.command == "status":
         print(f"cluster {arguments.name} is up: KUBECONFIG={local.layout.kubeconfig}")
@@ -78,5 +82,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (BuildError, CommandError, MissingPrerequisitesError, NotReadyError) as error:
-        say(f"error: {error}")
+        print_progress(f"error: {error}")
         sys.exit(1)

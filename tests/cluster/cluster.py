@@ -1,4 +1,4 @@
-"""A Kubernetes cluster for tests and the demo, of whichever kind CLUSTER says."""
+"""One interface to a Kubernetes cluster for tests and the demo. The variable CLUSTER selects the kind of cluster."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.cluster import foreign
+from tests.cluster import external_clusters
 from tests.cluster.access import Access
 from tests.cluster.command import run
-from tests.cluster.layout import default_name
-from tests.cluster.local import LocalCluster
+from tests.cluster.local.cluster import LocalCluster
+from tests.cluster.local.layout import default_name
 
 
 class Cluster:
-    """One running cluster. As a context manager it ends the cluster if this object started it, and only then."""
+    """One running cluster.
+
+    As a context manager, the object stops the cluster at the end if, and only if, the object started the cluster.
+    """
 
     def __init__(self, access: Access) -> None:
         self.access = access
 
     @classmethod
     def up(cls, name: str | None = None, kind: str | None = None) -> Cluster:
-        """Start the cluster `name`, or find it running. `kind` is local, kind or existing.
+        """Start the cluster `name`, or reuse the cluster of that name that is running.
 
-        The defaults are CLUSTER_NAME's and CLUSTER's, so that two sessions on one machine can have one each.
+        Args:
+            name: Default: the variable CLUSTER_NAME. Two sessions on one machine can use a cluster each.
+            kind: `local`, `kind` or `existing`. Default: the variable CLUSTER, else `local`.
         """
         kinds: Mapping[str, Callable[[str], Access]] = {
             "local": lambda name: LocalCluster(name).up(),
-            "kind": foreign.kind,
-            "existing": foreign.existing,
+            "kind": external_clusters.kind_cluster,
+            "existing": external_clusters.existing_cluster,
         }
         chosen = kind or os.environ.get("CLUSTER") or "local"
         if chosen not in kinds:
-            raise ValueError(f"CLUSTER is one of {', '.join(kinds)}, not {chosen!r}")
+            raise ValueError(f"set CLUSTER to one of {', '.join(kinds)}; {chosen!r} is not a kind of cluster")
         return cls(kinds[chosen](name or default_name()))
 
     @property
@@ -53,32 +58,33 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For programs that a test starts itself, such as the operator on the host."""
+        """Variables for programs that a test starts itself, such as the operator on the host."""
         return {**self.access.environment, "KUBECONFIG": str(self.kubeconfig)}
 
-    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = 120) -> str:  # noqa: A002
-        """Run kubectl and return its stdout; CommandError, with stderr in it, when it fails."""
-        return self._run(self.access.kubectl, ("--context", self.access.context), arguments, input, timeout)
+    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 120) -> str:  # noqa: A002
+        """Run kubectl and return its stdout. A failure raises CommandError, which holds kubectl's stderr."""
+        return self._run(self.access.kubectl, ("--context", self.access.context), arguments, input, timeout_seconds)
 
-    def helm(self, *arguments: str | Path, input: str | None = None, timeout: float = 300) -> str:  # noqa: A002
-        """Run helm and return its stdout; CommandError, with stderr in it, when it fails."""
-        return self._run(self.access.helm, ("--kube-context", self.access.context), arguments, input, timeout)
+    def helm(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 300) -> str:  # noqa: A002
+        """Run helm and return its stdout. A failure raises CommandError, which holds helm's stderr."""
+        return self._run(self.access.helm, ("--kube-context", self.access.context), arguments, input, timeout_seconds)
 
     def get(self, *arguments: str) -> Any:
-        """`kubectl get ... -o json`, parsed."""
+        """The parsed output of `kubectl get ... -o json`."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def apply(self, *objects: Mapping[str, Any], namespace: str | None = None) -> str:
-        """Server-side apply of objects given as Python values."""
-        where = ("--namespace", namespace) if namespace else ()
-        everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-        return self.kubectl("apply", "--server-side", "--force-conflicts", *where, "-f", "-", input=everything)
+        """Server-side apply of objects that are given as Python values."""
+        namespace_option = ("--namespace", namespace) if namespace else ()
+        manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        return self.kubectl("apply", "--server-side", "--force-conflicts", *namespace_option, "-f", "-", input=manifest)
 
     def load_image(self, tar: Path) -> None:
         """Make the images of a docker archive available to pods (imagePullPolicy IfNotPresent or Never)."""
         self.access.load_image(tar)
 
     def down(self) -> None:
+        """Stop the cluster. Has no effect on a cluster of kind `existing`."""
         self.access.down()
 
     def __enter__(self) -> Cluster:
@@ -93,10 +99,11 @@ class Cluster:
     def _run(
         self,
         program: Path,
-        context: tuple[str, str | None],
+        context_option: tuple[str, str | None],
         arguments: tuple[str | Path, ...],
-        given: str | None,
-        timeout: float,
+        stdin: str | None,
+        timeout_seconds: float,
     ) -> str:
-        chosen = [context[0], context[1]] if context[1] else []
-        return run(program, *chosen, *arguments, env=self.environment, input=given, timeout=timeout)
+        option, context = context_option
+        selected = [option, context] if context else []
+        return run(program, *selected, *arguments, env=self.environment, input=stdin, timeout_seconds=timeout_seconds)

@@ -1,4 +1,4 @@
-"""Running a command so that a failure says everything needed to understand it."""
+"""Helpers that run commands and wait for conditions, with errors that explain a failure without further digging."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+POLL_SECONDS = 0.1
+
 
 class CommandError(RuntimeError):
-    """A command failed. The message holds the command and the end of what it printed; `stderr` holds all of it."""
+    """A command failed. The message holds the command and the end of its output; `stderr` holds all of stderr."""
 
     def __init__(self, arguments: Sequence[str], returncode: int, stdout: str, stderr: str) -> None:
         self.returncode = returncode
@@ -27,8 +29,11 @@ class NotReadyError(RuntimeError):
     """Something did not become ready in time."""
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The caller's environment less its proxies: everything that a cluster talks to is on this machine."""
+def environment_without_proxies(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The caller's environment and `extra`, without proxy variables.
+
+    Everything that a cluster talks to is on this machine, where a proxy would only get in the way.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {**kept, **(extra or {})}
 
@@ -36,37 +41,43 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,
-    input: str | None = None,  # noqa: A002  (subprocess calls it so)
-    timeout: float = 120,
+    input: str | None = None,  # noqa: A002  (the name that subprocess uses)
+    timeout_seconds: float = 120,
     cwd: Path | None = None,
 ) -> str:
-    """Run to the end and return stdout; raise CommandError on another exit status than 0."""
+    """Run a command to its end and return its stdout.
+
+    Raises:
+        CommandError: The exit status is not 0.
+    """
     texts = [str(argument) for argument in arguments]
-    done = subprocess.run(
+    completed = subprocess.run(
         texts,
-        env=environment(env),
+        env=environment_without_proxies(env),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=timeout_seconds,
         cwd=cwd,
         check=False,
         input=input or "",
     )
-    if done.returncode:
-        raise CommandError(texts, done.returncode, done.stdout, done.stderr)
-    return done.stdout
+    if completed.returncode:
+        raise CommandError(texts, completed.returncode, completed.stdout, completed.stderr)
+    return completed.stdout
 
 
-def attempt(*arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60) -> str | None:
-    """stdout, or None when the command failed: for questions whose answer may be no."""
+def run_or_none(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_seconds: float = 60
+) -> str | None:
+    """The command's stdout, or None when the command fails. For questions that a failing command answers with no."""
     try:
-        return run(*arguments, env=env, timeout=timeout)
+        return run(*arguments, env=env, timeout_seconds=timeout_seconds)
     except (CommandError, subprocess.TimeoutExpired, FileNotFoundError):
         return None
 
 
-def answers(url: str) -> bool:
-    """Whether a URL on this machine answers with success. No proxy, whatever the environment says."""
+def url_answers(url: str) -> bool:
+    """Whether a URL on this machine answers with success. The request never goes through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2):
@@ -75,15 +86,31 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_until(what: str, ready: Callable[[], bool], timeout: float, hint: Callable[[], str] | None = None) -> None:
-    """Poll until `ready`, gently: the machine is busy starting the very thing that is waited for."""
-    deadline = time.monotonic() + timeout
-    while not ready():
+def wait_until(
+    description: str,
+    condition: Callable[[], bool],
+    timeout_seconds: float,
+    diagnostics: Callable[[], str] | None = None,
+) -> None:
+    """Poll until `condition` holds.
+
+    The pause between two polls leaves the machine to the processes that are still starting.
+
+    Args:
+        description: Names the awaited thing in the error.
+        diagnostics: Called on a timeout; its text ends the error.
+
+    Raises:
+        NotReadyError: The condition did not hold within `timeout_seconds`.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
         if time.monotonic() > deadline:
-            raise NotReadyError(f"{what}: not ready after {timeout:.0f} s{hint() if hint else ''}")
-        time.sleep(0.1)
+            details = diagnostics() if diagnostics else ""
+            raise NotReadyError(f"{description}: not ready after {timeout_seconds:.0f} s{details}")
+        time.sleep(POLL_SECONDS)
 
 
-def say(message: str) -> None:
-    """Progress goes to stderr, so that stdout stays what was asked for."""
+def print_progress(message: str) -> None:
+    """Print to stderr, so that stdout holds only the command's result."""
     print(message, file=sys.stderr, flush=True)

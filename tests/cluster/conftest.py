@@ -1,4 +1,4 @@
-"""These tests' own cluster fixture; see fixture.py."""
+"""Makes the `cluster` fixture available to the tests of this folder; see fixture.py."""
 
 from tests.cluster.fixture import cluster
 

@@ -1,6 +1,7 @@
 """The pytest fixture `cluster`: one cluster for a whole test session.
 
-Use it by `pytest_plugins = ["tests.cluster.fixture"]` in the top conftest, or by importing the name into a conftest.
+To use the fixture, set `pytest_plugins = ["tests.cluster.fixture"]` in the top conftest, or import the name `cluster`
+into a conftest.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.foreign import ClusterChoiceError
-from tests.cluster.prerequisites import MissingPrerequisitesError
+from tests.cluster.external_clusters import ClusterChoiceError
+from tests.cluster.local.prerequisites import MissingPrerequisitesError
 
 __all__ = ["cluster"]
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A running cluster. One that was already up is reused and stays up; so does any when CLUSTER_KEEP is set.
+    """A running cluster.
 
-    On a developer's machine that cannot run one, its tests are skipped with the reason. In CI that is a failure: there
-    a skip would be a hole that nobody sees.
+    The fixture reuses a cluster that is already up and leaves that cluster running. It stops a cluster that it
+    started, unless CLUSTER_KEEP is set. Tests are skipped, with the reason, on a developer's machine that cannot run a
+    cluster. In CI the same problem is an error, because nobody would notice the skipped tests there.
     """
     try:
         running = Cluster.up()

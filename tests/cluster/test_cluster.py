@@ -1,4 +1,4 @@
-"""The cluster is a real one, and it leaves nothing behind."""
+"""The cluster behaves as a real Kubernetes cluster, and leaves nothing behind when it stops."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import host
-from tests.cluster.build import find_go
 from tests.cluster.cluster import Cluster
-from tests.cluster.command import CommandError, answers, wait_until
-from tests.cluster.host_python import host_python_volumes
-from tests.cluster.image import USER, python_image, shell_image
-from tests.cluster.images import identity
-from tests.cluster.layout import layout
-from tests.cluster.local import LocalCluster
+from tests.cluster.command import CommandError, url_answers, wait_until
+from tests.cluster.images.host_python import host_python_volumes
+from tests.cluster.images.image_build import USER_ID, python_image, shell_image
+from tests.cluster.images.image_import import digests_by_tag
+from tests.cluster.local import host_resources
+from tests.cluster.local.build import binaries, build_hash, find_go
+from tests.cluster.local.cluster import LocalCluster
+from tests.cluster.local.layout import layout
 
 NAMESPACE = "cluster-test"
 PYTHON_IMAGE = "aurora.test/python:1"
@@ -33,10 +33,10 @@ RESTRICTED = {
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
     "runAsNonRoot": True,
-    "runAsUser": USER,
+    "runAsUser": USER_ID,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-"""What the project's own pods are held to."""
+"""The security context of the project's own pods."""
 
 
 def fetch(url: str) -> str:
@@ -55,23 +55,25 @@ def pod(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_pod(cluster: Cluster, name: str, spec: dict[str, Any]) -> str:
-    """Run a pod to its end and return what it printed."""
+    """Run a pod until it ends and return its log."""
     cluster.apply(pod(name, {**spec, "restartPolicy": "Never"}))
     phase = "{.status.phase}"
 
-    def ended() -> bool:
+    def has_ended() -> bool:
         return cluster.kubectl("get", "pod", name, "-n", NAMESPACE, "-o", f"jsonpath={phase}") in (
             "Succeeded",
             "Failed",
         )
 
-    wait_until(f"pod {name}", ended, 60, lambda: cluster.kubectl("describe", "pod", name, "-n", NAMESPACE))
+    wait_until(
+        f"the end of pod {name}", has_ended, 60, lambda: cluster.kubectl("describe", "pod", name, "-n", NAMESPACE)
+    )
     return cluster.kubectl("logs", name, "-n", NAMESPACE)
 
 
 @pytest.fixture(scope="module")
 def namespace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A namespace, and both images imported."""
+    """A namespace for pods. Both test images are imported."""
     images = tmp_path_factory.mktemp("images")
     cluster.load_image(python_image(images / "python.tar", PYTHON_IMAGE, Path("/usr/bin/python3")))
     cluster.load_image(shell_image(images / "shell.tar", SHELL_IMAGE))
@@ -88,7 +90,7 @@ def namespace(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def web(cluster: Cluster, namespace: str) -> str:
-    """A Deployment of two and its Service; returns the ClusterIP."""
+    """The ClusterIP of a Service with two pods."""
     labels = {"app": "web"}
     server = container(
         PYTHON_IMAGE,
@@ -119,15 +121,15 @@ def web(cluster: Cluster, namespace: str) -> str:
     return str(cluster.get("service", "web", "-n", namespace)["spec"]["clusterIP"])
 
 
-def test_every_node_is_ready_and_current(cluster: Cluster) -> None:
+def test_every_node_is_ready_and_runs_a_released_kubelet(cluster: Cluster) -> None:
     for node in cluster.get("nodes")["items"]:
         assert {c["type"]: c["status"] for c in node["status"]["conditions"]}["Ready"] == "True"
         assert node["status"]["nodeInfo"]["kubeletVersion"].startswith("v1.")
 
 
-def test_a_cluster_ip_answers_from_the_host(web: str) -> None:
-    # kube-proxy hears of ready pods a moment after everyone else does
-    wait_until("the Service", lambda: answers(f"http://{web}/passwd"), 10)
+def test_the_host_reaches_a_cluster_ip(web: str) -> None:
+    # kube-proxy learns of ready pods a moment after the API server reports them.
+    wait_until("the Service", lambda: url_answers(f"http://{web}/passwd"), 10)
     assert "aurora:x:10001" in fetch(f"http://{web}/passwd")
 
 
@@ -141,13 +143,13 @@ def test_names_resolve_in_a_pod(cluster: Cluster, web: str, namespace: str) -> N
 
 
 def test_exec_and_logs_reach_the_container(cluster: Cluster, web: str, namespace: str) -> None:
-    assert cluster.kubectl("exec", "deploy/web", "-n", namespace, "--", "id", "-u").strip() == str(USER)
+    assert cluster.kubectl("exec", "deploy/web", "-n", namespace, "--", "id", "-u").strip() == str(USER_ID)
     with pytest.raises(CommandError, match="Read-only file system"):
         cluster.kubectl("exec", "deploy/web", "-n", namespace, "--", "touch", "/etc/new")
     assert "GET /passwd" in cluster.kubectl("logs", "deploy/web", "-n", namespace)
 
 
-def test_an_image_has_tls_and_users(cluster: Cluster, namespace: str) -> None:
+def test_an_image_has_certificates_and_a_user_name(cluster: Cluster, namespace: str) -> None:
     script = (
         "import getpass, hashlib, json, lzma, sqlite3, ssl\n"
         "print(json.dumps([getpass.getuser(), len(ssl.create_default_context().get_ca_certs())]))"
@@ -158,10 +160,10 @@ def test_an_image_has_tls_and_users(cluster: Cluster, namespace: str) -> None:
     assert authorities > 50
 
 
-def test_an_image_of_a_private_environment_runs_as_another_user(
+def test_an_image_of_an_environment_with_private_files_runs_as_another_user(
     cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    """The environment's modes, a linked checkout, a site directory and an extra file: all are there and readable."""
+    """The environment, a linked checkout, a site directory and an extra file are all in the image and readable."""
     environment, linked, site, extra = (tmp_path / name for name in ("env", "linked", "site", "extra.txt"))
     venv.create(environment, with_pip=False, symlinks=True)
     packages = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -176,9 +178,9 @@ def test_an_image_of_a_private_environment_runs_as_another_user(
     tag = "aurora.test/private:1"
     out = tmp_path / "image.tar"
     python_image(out, tag, environment, site_dirs=[site], extra={"/opt/extra.txt": extra})
-    first = identity(out)
+    first = digests_by_tag(out)
     python_image(out, tag, environment, site_dirs=[site], extra={"/opt/extra.txt": extra})
-    assert identity(out) == first, "the same content is the same image, so that it is not imported again"
+    assert digests_by_tag(out) == first, "the same content must give the same image, so that it is not imported again"
     cluster.load_image(out)
     script = (
         "import first, second, third, ssl; print(first.NAME, second.NAME, third.NAME, open('/opt/extra.txt').read())"
@@ -187,11 +189,11 @@ def test_an_image_of_a_private_environment_runs_as_another_user(
     assert run_pod(cluster, "private", spec).split() == ["first", "second", "third", "fourth"]
 
 
-def test_a_request_for_cpu_becomes_a_share_of_the_kernel(cluster: Cluster, web: str, namespace: str) -> None:
+def test_cpu_requests_and_memory_limits_reach_the_cgroup(cluster: Cluster, web: str, namespace: str) -> None:
     if os.environ.get("CLUSTER", "local") != "local":
-        pytest.skip("looks into the local cluster's control groups")
+        pytest.skip("reads the local cluster's control groups")
     uid = cluster.get("pods", "-n", namespace, "-l", "app=web")["items"][0]["metadata"]["uid"]
-    groups = [path for path in host.cgroup_directories(layout(cluster.name)) if path.name == f"pod{uid}"]
+    groups = [path for path in host_resources.cgroup_directories(layout(cluster.name)) if path.name == f"pod{uid}"]
     names = ("cpu.shares", "cpu.weight", "memory.limit_in_bytes", "memory.max")
     files = [group / name for group in groups for name in names if (group / name).exists()]
     values = {path.name: int(path.read_text()) for path in files}
@@ -201,9 +203,9 @@ def test_a_request_for_cpu_becomes_a_share_of_the_kernel(cluster: Cluster, web: 
 
 def test_a_pod_reaches_a_server_on_the_host(cluster: Cluster, namespace: str) -> None:
     if not cluster.host_address:
-        pytest.skip("set CLUSTER_HOST_ADDRESS to where pods reach this machine")
+        pytest.skip("set CLUSTER_HOST_ADDRESS to the address at which pods reach this machine")
     server = http.server.ThreadingHTTPServer((cluster.host_address, 0), http.server.SimpleHTTPRequestHandler)
-    server.RequestHandlerClass = _Hello
+    server.RequestHandlerClass = _HelloHandler
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -216,7 +218,7 @@ def test_a_pod_reaches_a_server_on_the_host(cluster: Cluster, namespace: str) ->
         thread.join()
 
 
-class _Hello(http.server.BaseHTTPRequestHandler):
+class _HelloHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "5")
@@ -224,11 +226,11 @@ class _Hello(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"hello")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Quiet."""
+        """Print nothing: the base class prints every request."""
 
 
 @pytest.mark.parametrize("image", [SHELL_IMAGE, PYTHON_IMAGE])
-def test_a_python_of_the_host_runs_in_a_pod(cluster: Cluster, namespace: str, image: str) -> None:
+def test_a_pod_runs_a_python_environment_of_the_host(cluster: Cluster, namespace: str, image: str) -> None:
     environment = Path(sys.prefix)
     volumes, mounts = host_python_volumes(environment)
     script = "import numpy, ssl, sys, os; print(sys.prefix, os.getuid(), int(numpy.ones((3, 3)).sum()))"
@@ -237,7 +239,7 @@ def test_a_python_of_the_host_runs_in_a_pod(cluster: Cluster, namespace: str, im
         "volumes": volumes,
     }
     name = "venv-" + image.split("/")[1].split(":")[0]
-    assert run_pod(cluster, name, spec).split() == [str(environment), str(USER), "9"]
+    assert run_pod(cluster, name, spec).split() == [str(environment), str(USER_ID), "9"]
 
 
 def test_helm_installs_a_chart_and_waits_for_it(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
@@ -268,11 +270,11 @@ def test_helm_installs_a_chart_and_waits_for_it(cluster: Cluster, namespace: str
     cluster.helm("uninstall", "tiny", "-n", namespace)
 
 
-def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing(
+def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing_behind(
     cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:
     if os.environ.get("CLUSTER", "local") != "local":
-        pytest.skip("about the local cluster's own ending")
+        pytest.skip("checks how the local cluster stops")
     local = LocalCluster("beside")
     shell = shell_image(tmp_path / "shell.tar", SHELL_IMAGE)
     with Cluster.up("beside", kind="local") as second:
@@ -283,35 +285,32 @@ def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing(
             | {"metadata": {"name": "sleeper", "namespace": "default"}}
         )
         second.kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=60s")
-        holder = local.sandbox.holder()
-        assert holder is not None
-        inside = os.readlink(f"/proc/{holder}/ns/pid")
-        assert len(_processes_in(inside)) > 8
+        holder_pid = local.sandbox.holder_pid()
+        assert holder_pid is not None
+        pid_namespace = os.readlink(f"/proc/{holder_pid}/ns/pid")
+        assert len(_processes_in(pid_namespace)) > 8
         assert LocalCluster("beside").problem() is None
-    assert _processes_in(inside) == []
-    assert host.cgroup_directories(local.layout) == []
-    assert not host.link_exists(local.layout)
+    assert _processes_in(pid_namespace) == []
+    assert host_resources.cgroup_directories(local.layout) == []
+    assert not host_resources.link_exists(local.layout)
     assert str(local.layout.directory) not in Path("/proc/mounts").read_text()
     assert not local.layout.kubeconfig.exists()
     assert LocalCluster("beside").problem() == "cluster beside is down"
-    assert LocalCluster(cluster.name).problem() is None, "the first cluster is untouched"
+    assert LocalCluster(cluster.name).problem() is None, "the first cluster must be untouched"
     local.down(purge=True)
     assert not local.layout.directory.exists()
 
 
 def _processes_in(pid_namespace: str) -> list[int]:
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/ns/pid"):
         try:
             if os.readlink(path) == pid_namespace:
-                found.append(int(path.parts[2]))
+                pids.append(int(path.parts[2]))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def test_the_programs_are_built_once() -> None:
-    """Asking again builds nothing: the hash names a finished directory."""
-    from tests.cluster.build import binaries, build_hash
-
     assert binaries().parent.name == build_hash(find_go())

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
-from tests.demo.story import evidence_table, progress_line, served_everywhere
+from tests.demo.progress import evidence_table, progress_line, served_everywhere
 from tests.rig.installation import RESOURCE, Installation
-from tests.rig.verify import check_objects, read_evidence
+from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Driver, Load
 
 NAME = "chat"

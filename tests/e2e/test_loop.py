@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
-from tests.demo.story import progress_line, served_everywhere
-from tests.rig.faults import evict_pod, kill_container, kill_operator
+from tests.demo.progress import progress_line, served_everywhere
+from tests.rig.fault_injection import evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, Installation
-from tests.rig.verify import check_objects, registry
+from tests.rig.store_inspection import check_objects, registry
 from tests.traffic.driver import Driver, Load
 from tests.traffic.report import Summary
 

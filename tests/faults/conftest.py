@@ -9,11 +9,12 @@ import pytest
 from kubernetes.config import new_client_from_config
 
 from aurora_operator.kubernetes_api import HttpKubernetesApi
-from tests.assets.model import cache_root, ensure_model
+from tests.assets.cache import cache_root
+from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
 from tests.cluster.cluster import Cluster
-from tests.faults.ledger import table
-from tests.faults.stage import NAME, SPEC, Stage
+from tests.faults.fault_rig import NAME, SPEC, Stage
+from tests.faults.results_table import table
 from tests.rig.installation import RESOURCE, Installation
 from tests.traffic.driver import Driver, Load
 from tests.traffic.prompts import Domain

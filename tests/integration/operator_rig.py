@@ -238,4 +238,4 @@ def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
     try:
         yield
     finally:
-        cluster.kubectl("delete", "namespace", name, "--wait=true", timeout=120)
+        cluster.kubectl("delete", "namespace", name, "--wait=true", timeout_seconds=120)

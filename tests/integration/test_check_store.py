@@ -11,8 +11,8 @@ import pytest
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
 from aurora_protocol.evidence_records import MeasuredBaseline, UsedBaseline
 from aurora_store import Keys, ObjectStore, Registry
-from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import Check, check, listing
 from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence

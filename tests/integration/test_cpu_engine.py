@@ -18,7 +18,7 @@ import pytest
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
-from tests.assets.server import Server, sglang_server
+from tests.assets.sglang_server import Server, sglang_server
 
 FP32 = ["--dtype", "float32"]
 PROMPTS = (

@@ -17,7 +17,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError, wait_until
 from tests.cluster.fixture import cluster
-from tests.cluster.image import python_image
+from tests.cluster.images.image_build import python_image
 from tests.integration.operator_rig import BAD_VERSION, DULL_VERSION, IMAGE, PYTHON, Rig, namespace, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 

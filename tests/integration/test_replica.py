@@ -32,9 +32,9 @@ from aurora_runtime.traces import decode
 from aurora_runtime.validation.validation_run import plan_of
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.pod import TOKEN, PodProcesses, call, initial_channel, status_of
-from tests.assets.published import publish
+from tests.assets.pod_processes import TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer_output import publish
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,

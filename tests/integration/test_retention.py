@@ -14,8 +14,8 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.retention import Limits, Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys, ObjectStore, Registry
-from tests.assets.published import put_trainer_state
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import check
 from tests.unit.training import tiny
 from tests.unit.training.test_store_side import SPEC

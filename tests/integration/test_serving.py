@@ -33,9 +33,9 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.pod import ADMIN, TOKEN, PodProcesses, call, initial_channel, status_of
-from tests.assets.published import publish
+from tests.assets.pod_processes import ADMIN, TOKEN, PodProcesses, call, initial_channel, status_of
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer_output import publish
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,

@@ -37,11 +37,11 @@ from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.nodes import Node, by_path, nodes_of
-from tests.assets.pod import PodProcesses, call
+from tests.assets.pod_processes import PodProcesses, call
+from tests.assets.recorded_traces import json_traces
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.traces import json_traces
 from tests.assets.trained_draft import learn
+from tests.assets.verify_nodes import Node, by_path, nodes_of
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3

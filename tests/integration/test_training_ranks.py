@@ -15,7 +15,7 @@ from aurora_operator.children.trainer_statefulset import program
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_store import ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer import put_shards, settings_for, state_of, stop, trainer, wait_for
+from tests.assets.trainer_process import put_shards, settings_for, state_of, stop, trainer, wait_for
 from tests.unit.training import tiny
 
 SHARD_REQUESTS = 20

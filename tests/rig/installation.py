@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
-from tests.rig.image import ROOT, local_image
-from tests.rig.speculator import speculator
+from tests.rig.local_image import ROOT, local_image
+from tests.rig.small_speculator import speculator
 
 SYSTEM = "aurora-system"
 RELEASE = "aurora"

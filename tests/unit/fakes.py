@@ -25,7 +25,7 @@ from aurora_runtime.serving.pod_files import Withdrawal
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
 from aurora_store.objects import Listed
-from tests.assets.published import publish
+from tests.assets.trainer_output import publish
 
 KEY = "the-admin-key"
 D2T = struct.pack("<4q", 0, 1, 2, 3)

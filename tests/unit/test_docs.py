@@ -10,7 +10,9 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
 def test_every_row_names_a_test_that_exists() -> None:
-    rows = [line for line in (ROOT / "docs/reference/failure-modes.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (ROOT / "docs/reference/failure-modes.md").read_text().splitlines() if line.startswith("| ")
+    ]
     rows = [row for row in rows if not row.startswith("| Failure")]
     assert len(rows) > 15
     for row in rows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.drafted import SHAPES, rounds_of
+from tests.assets.drafted_traces import SHAPES, rounds_of
 from tests.assets.proposals import propose
 from tests.assets.trained_draft import day_0, target
 from tests.bench.learning.configurations import Configuration

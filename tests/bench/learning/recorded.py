@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.assets.drafted import drafted_traces
+from tests.assets.drafted_traces import drafted_traces
 from tests.assets.model import ensure_model
 from tests.traffic.report import distinct_share
 
@@ -15,7 +15,7 @@ from aurora_runtime.traces import RequestTrace
 
 @dataclass(frozen=True)
 class Traffic:
-    """Recorded requests of one kind, by the shape of their rounds (tests/assets/drafted.py)."""
+    """Recorded requests of one kind, by the shape of their rounds (tests/assets/drafted_traces.py)."""
 
     name: str
     traces: Mapping[str, Sequence[RequestTrace]]

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.assets.model import ensure_model
-from tests.assets.pod import PodProcesses, initial_channel
+from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer import settings_for, trainer, wait_for
+from tests.assets.trainer_process import settings_for, trainer, wait_for
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Driver, Load
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.target import DType
-from tests.assets.exact_scores import Margin, margin_of
+from tests.assets.target_scores import Margin, margin_of
 from tests.bench.equality import Verdict, judge
 
 PROMPT, OFF = [7, 8], [1, 2, 3]

@@ -14,7 +14,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import Level, Trunk, unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from tests.assets.drafted import CHAINS, SHAPES, TREES, rounds_of
+from tests.assets.drafted_traces import CHAINS, SHAPES, TREES, rounds_of
 from tests.assets.proposals import Tree, propose
 from tests.unit.training import tiny
 

@@ -18,7 +18,7 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from aurora_store.registry import StoredShards
-from tests.assets.published import put_trainer_state
+from tests.assets.trainer_output import put_trainer_state
 from tests.unit.training import tiny
 
 SHARD = len(encode([tiny.trace(0)]))

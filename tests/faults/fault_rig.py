@@ -15,10 +15,10 @@ from aurora_protocol.draft_records import CheckpointManifest, FileRef
 from aurora_runtime.training.lineage import publish
 from aurora_store import Registry
 from aurora_store.objects import sha256_file
-from tests.faults.ledger import Entry
-from tests.rig.faults import OPERATOR_SELECTOR
+from tests.faults.results_table import Entry
+from tests.rig.fault_injection import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM, Installation
-from tests.rig.verify import registry
+from tests.rig.store_inspection import registry
 from tests.traffic.driver import Driver
 from tests.traffic.prompts import Domain
 

@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.assets.model import cache_root
-from tests.cluster.image import python_image
+from tests.assets.cache import cache_root
+from tests.cluster.images.image_build import python_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "/opt/aurora/site"
@@ -28,7 +28,7 @@ def _digest(light: Path) -> str:
                 digest.update(str(file.relative_to(ROOT)).encode())
                 digest.update(file.read_bytes())
     digest.update((ROOT / "pyproject.toml").read_bytes())
-    digest.update((ROOT / "tests/cluster/image.py").read_bytes())
+    digest.update((ROOT / "tests/cluster/images/image_build.py").read_bytes())
     return digest.hexdigest()[:12]
 
 

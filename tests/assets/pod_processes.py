@@ -23,7 +23,7 @@ from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapReques
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_runtime.serving.pod_files import EngineState, PodFolder
-from tests.assets.server import free_port
+from tests.assets.sglang_server import free_port
 
 ADMIN = "admin-key-of-the-test"
 TOKEN = "agent-token-of-the-test"  # noqa: S105 - a test's

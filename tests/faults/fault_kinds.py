@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_protocol.agent_api import AGENT_PORT
-from tests.faults.stage import Resource, Stage
-from tests.rig.faults import Cut, cut, kill_container, kill_operator, reboot_node
+from tests.faults.fault_rig import Resource, Stage
+from tests.rig.fault_injection import Cut, cut, kill_container, kill_operator, reboot_node
 from tests.rig.installation import SYSTEM
 
 CUT_SECONDS = 15.0

@@ -11,7 +11,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.host_python import host_python_volumes
+from tests.cluster.images.host_python import host_python_volumes
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 SERVING_CPU, TRAINING_CPU, VALIDATION_CPU = "300m", "50m", "1000m"

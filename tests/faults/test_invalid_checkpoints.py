@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.assets.trained_draft import nudge
-from tests.faults.ledger import Entry
-from tests.faults.stage import Stage
-from tests.rig.verify import check_objects
+from tests.faults.fault_rig import Stage
+from tests.faults.results_table import Entry
+from tests.rig.store_inspection import check_objects
 from tests.traffic.prompts import Domain
 from tests.traffic.report import Summary
 

@@ -23,7 +23,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose
-from tests.assets.traces import TOP_K, cached, domain_prompts, kept_as, prompts, recorded
+from tests.assets.recorded_traces import TOP_K, cached, domain_prompts, kept_as, prompts, recorded
 from tests.assets.trained_draft import day_0, learn
 from tests.traffic.prompts import Domain
 

@@ -13,9 +13,9 @@ import pytest
 
 from aurora_operator.kubernetes_api import Resource as Kind
 from tests.assets.trained_draft import nudge
-from tests.faults.ledger import Entry
-from tests.faults.stage import NAME, Stage
-from tests.rig.faults import kill_container, kill_operator
+from tests.faults.fault_rig import NAME, Stage
+from tests.faults.results_table import Entry
+from tests.rig.fault_injection import kill_container, kill_operator
 from tests.traffic.prompts import Domain
 
 pytestmark = pytest.mark.timeout(3600)

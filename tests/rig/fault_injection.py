@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
 
-from tests.cluster.build import binaries
-from tests.cluster.local import LocalCluster
+from tests.cluster.local.build import binaries
+from tests.cluster.local.cluster import LocalCluster
 from tests.rig.installation import SYSTEM, Installation
 
 OPERATOR_SELECTOR = "app.kubernetes.io/name=aurora-operator"

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
-from tests.assets.model import cache_root, causal_model, ensure_model
+from tests.assets.cache import cache_root
+from tests.assets.model import causal_model, ensure_model
 from tests.traffic.prompts import Domain
 from tests.traffic.prompts import prompts as traffic
 

@@ -1,7 +1,7 @@
-"""Where a cluster of a given name keeps its files, and which addresses it owns.
+"""The files and addresses of a cluster.
 
-Two clusters never share a directory, a 10.N network, a cgroup or an interface, and all four follow from the name, so
-that any process finds a running cluster again from its name alone.
+Invariant: two clusters never share a directory, a 10.N network, a cgroup or a network interface. All four follow from
+the cluster's name, so any process can find a running cluster by its name alone.
 """
 
 from __future__ import annotations
@@ -14,38 +14,27 @@ from pathlib import Path
 
 DEFAULT_NAME = "aurora"
 DEFAULT_NETWORK = 99
-_SOCKET_ROOM = 60
-"""A unix socket's path ends at 107 characters, and containerd's longest one adds up to 40 to the directory."""
+MAX_DIRECTORY_CHARACTERS = 60
+"""A unix socket's path ends at 107 characters, and containerd's longest socket adds up to 40 to the directory."""
 
 
 def default_name() -> str:
     return os.environ.get("CLUSTER_NAME") or DEFAULT_NAME
 
 
-def cache_dir() -> Path:
-    """Files that outlive a checkout: binaries and toolchains."""
-    base = os.environ.get("AURORA_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aurora"
-
-
 def state_root() -> Path:
-    """One directory per cluster lives here. It is on disk and outside the checkout: images are kept between runs."""
+    """The parent of all clusters' directories, on disk and outside the checkout: images are kept between runs."""
     return Path(os.environ.get("AURORA_CLUSTER_STATE", "/var/lib/aurora-cluster"))
-
-
-def checksum(path: Path) -> str:
-    return hashlib.sha256(str(path).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A cluster's directory and its /16, of which node, host, pods and services are parts."""
+    """A cluster's directory and its /16 network, which holds the addresses of node, host, pods and services."""
 
     name: str
     directory: Path
     network: int
+    """The second octet of the cluster's addresses: the N in 10.N."""
 
     @property
     def prefix(self) -> str:
@@ -60,7 +49,8 @@ class Layout:
         return f"{self.prefix}.0.254"
 
     @property
-    def whole_cidr(self) -> str:
+    def cluster_cidr(self) -> str:
+        """All addresses of the cluster. Pods and services are parts of it."""
         return f"{self.prefix}.0.0/16"
 
     @property
@@ -73,15 +63,17 @@ class Layout:
 
     @property
     def first_service_address(self) -> str:
+        """The ClusterIP of the Service `kubernetes`: the first address of the service network."""
         return f"{self.prefix}.128.1"
 
     @property
     def host_link(self) -> str:
+        """The name of the host's network interface to the cluster."""
         return f"aurora{self.network}"
 
     @property
     def cgroup(self) -> str:
-        return f"kube-{checksum(self.directory)}"
+        return f"kube-{hashlib.sha256(str(self.directory).encode()).hexdigest()[:10]}"
 
     @property
     def kubeconfig(self) -> Path:
@@ -101,35 +93,43 @@ class Layout:
 
     @property
     def containerd_root(self) -> Path:
-        """Kept between runs, unlike the rest, because importing an image is the slowest part of a small test."""
+        """containerd's data. It is kept between runs, because importing images is the slowest part of a small test."""
         return self.directory / "containerd"
 
 
-def network_of(name: str) -> int:
-    """The second octet. Default clusters keep a fixed one; others are spread by name over 100..249 and then claimed."""
+def preferred_network(name: str) -> int:
+    """The second octet that `name` gets if it is free: 99 for the default name, else one of 100 to 249 by hash."""
     return DEFAULT_NETWORK if name == DEFAULT_NAME else 100 + zlib.crc32(name.encode()) % 150
 
 
 def layout(name: str = DEFAULT_NAME) -> Layout:
-    """The layout of `name`. The network is claimed in a file, so that two names with one checksum do not collide."""
+    """The layout of the cluster `name`.
+
+    Each cluster records its network in a file (see `claim_network`). Two names with the same hash therefore get
+    different networks.
+
+    Raises:
+        ValueError: The name has other characters than letters, digits and dashes, or the directory's path is too long.
+    """
     if not name or not name.replace("-", "").isalnum() or not name.isascii():
-        raise ValueError(f"a cluster's name is letters, digits and dashes, not {name!r}")
+        raise ValueError(f"{name!r} is not a name for a cluster: use letters, digits and dashes")
     directory = state_root() / name
-    if len(str(directory)) > _SOCKET_ROOM:
+    if len(str(directory)) > MAX_DIRECTORY_CHARACTERS:
         raise ValueError(
-            f"{directory} is longer than {_SOCKET_ROOM} characters: set AURORA_CLUSTER_STATE to a shorter one"
+            f"the path {directory} is longer than {MAX_DIRECTORY_CHARACTERS} characters: "
+            "set AURORA_CLUSTER_STATE to a shorter path"
         )
     claim = directory / "network"
     if claim.exists():
         return Layout(name, directory, int(claim.read_text()))
     taken = {int(path.read_text()) for path in state_root().glob("*/network")}
-    network = network_of(name)
+    network = preferred_network(name)
     while network in taken:
         network = 100 + (network - 99) % 150
     return Layout(name, directory, network)
 
 
 def claim_network(cluster: Layout) -> None:
-    """Make the layout's network this name's own. Called with the state root's lock held."""
+    """Record that the layout's network belongs to this cluster. The caller holds the state root's lock."""
     cluster.directory.mkdir(parents=True, exist_ok=True)
     (cluster.directory / "network").write_text(str(cluster.network))

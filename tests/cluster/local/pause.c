@@ -1,4 +1,4 @@
-/* Waits, and reaps what is orphaned to it. PID 1 of the cluster's namespaces and of every pod. */
+/* Waits for a signal and reaps orphaned processes. It is process 1 of the cluster's namespaces and of every pod. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.assets.trained_draft import nudge
-from tests.faults.ledger import Entry
-from tests.faults.stage import Stage
+from tests.faults.fault_rig import Stage
+from tests.faults.results_table import Entry
 from tests.traffic.prompts import Domain
 
 pytestmark = pytest.mark.timeout(3600)

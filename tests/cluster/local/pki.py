@@ -1,7 +1,7 @@
-"""The cluster's certificates and kubeconfigs, made anew at every `up`.
+"""The cluster's certificates and kubeconfigs, created anew at every `up`.
 
-Elliptic keys make that cost a fraction of a second, and a kubeconfig of an earlier cluster can then never reach a later
-one by mistake: it trusts another authority.
+New keys make sure that a kubeconfig of an earlier cluster cannot reach a later one: it trusts another authority.
+Elliptic-curve keys keep the cost at a fraction of a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.command import run
-from tests.cluster.layout import Layout
+from tests.cluster.local.layout import Layout
 
 NODE = "node1"
 API_PORT = 6443
@@ -22,7 +22,7 @@ API_PORT = 6443
 
 @dataclass(frozen=True)
 class Identity:
-    """A client certificate: the file's name, and what Kubernetes reads as user and group."""
+    """A client certificate: the name of its file, and the user and group that Kubernetes reads from it."""
 
     file: str
     user: str
@@ -41,7 +41,30 @@ IDENTITIES = (
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "3650")
 
 
-def _authority(directory: Path, name: str) -> None:
+def create_pki(cluster: Layout) -> None:
+    """Create every key and certificate, and one kubeconfig per identity at pki/<identity>.kubeconfig."""
+    directory = cluster.pki
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
+    _create_authority(directory, "ca")
+    _create_authority(directory, "front-proxy-ca")
+    _create_certificate(directory, "front-proxy-ca", "front-proxy", "/CN=front-proxy-client")
+    dns = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", NODE)
+    addresses = ("127.0.0.1", cluster.first_service_address, cluster.node_address)
+    names = [f"DNS:{name}" for name in dns] + [f"IP:{address}" for address in addresses]
+    _create_certificate(directory, "ca", "kube-apiserver", "/CN=kube-apiserver", names)
+    for identity in IDENTITIES:
+        subject = (f"/O={identity.group}" if identity.group else "") + f"/CN={identity.user}"
+        serving = [f"DNS:{NODE}", f"IP:{cluster.node_address}"] if identity.file == "kubelet" else []
+        _create_certificate(directory, "ca", identity.file, subject, serving)
+        _write_kubeconfig(cluster, identity.file)
+    run("openssl", "genrsa", "-out", directory / "service-account.key", "2048")
+    run(
+        "openssl", "rsa", "-in", directory / "service-account.key", "-pubout", "-out", directory / "service-account.pub"
+    )
+
+
+def _create_authority(directory: Path, name: str) -> None:
     run(
         *("openssl", "req", "-x509", *_NEW_KEY, "-subj", f"/CN={name}"),
         *("-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"),
@@ -49,7 +72,8 @@ def _authority(directory: Path, name: str) -> None:
     )
 
 
-def _certificate(directory: Path, authority: str, file: str, subject: str, names: Sequence[str] = ()) -> None:
+def _create_certificate(directory: Path, authority: str, file: str, subject: str, names: Sequence[str] = ()) -> None:
+    """A key and a certificate that `authority` signs. `names` are subject alternative names, as `DNS:x` or `IP:x`."""
     extensions = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=clientAuth,serverAuth"]
     if names:
         extensions.append("subjectAltName=" + ",".join(names))
@@ -61,35 +85,12 @@ def _certificate(directory: Path, authority: str, file: str, subject: str, names
     )
 
 
-def make(cluster: Layout) -> None:
-    """Every key and certificate, and a kubeconfig per identity at pki/<identity>.kubeconfig."""
-    directory = cluster.pki
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True, mode=0o700)
-    _authority(directory, "ca")
-    _authority(directory, "front-proxy-ca")
-    _certificate(directory, "front-proxy-ca", "front-proxy", "/CN=front-proxy-client")
-    dns = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", NODE)
-    addresses = ("127.0.0.1", cluster.first_service_address, cluster.node_address)
-    names = [f"DNS:{name}" for name in dns] + [f"IP:{address}" for address in addresses]
-    _certificate(directory, "ca", "kube-apiserver", "/CN=kube-apiserver", names)
-    for identity in IDENTITIES:
-        subject = (f"/O={identity.group}" if identity.group else "") + f"/CN={identity.user}"
-        serving = [f"DNS:{NODE}", f"IP:{cluster.node_address}"] if identity.file == "kubelet" else []
-        _certificate(directory, "ca", identity.file, subject, serving)
-        _write_kubeconfig(cluster, identity.file)
-    run("openssl", "genrsa", "-out", directory / "service-account.key", "2048")
-    run(
-        "openssl", "rsa", "-in", directory / "service-account.key", "-pubout", "-out", directory / "service-account.pub"
-    )
-
-
-def _encoded(path: Path) -> str:
+def _base64_of(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
 def _write_kubeconfig(cluster: Layout, identity: str) -> None:
-    """Self-contained, so that the file can be copied anywhere. JSON is YAML too."""
+    """Write a kubeconfig that contains its certificates, so the file can be copied anywhere. JSON is valid YAML."""
     directory = cluster.pki
     context = f"aurora-{cluster.name}"
     config = {
@@ -101,7 +102,7 @@ def _write_kubeconfig(cluster: Layout, identity: str) -> None:
                 "name": context,
                 "cluster": {
                     "server": f"https://{cluster.node_address}:{API_PORT}",
-                    "certificate-authority-data": _encoded(directory / "ca.crt"),
+                    "certificate-authority-data": _base64_of(directory / "ca.crt"),
                 },
             }
         ],
@@ -109,8 +110,8 @@ def _write_kubeconfig(cluster: Layout, identity: str) -> None:
             {
                 "name": identity,
                 "user": {
-                    "client-certificate-data": _encoded(directory / f"{identity}.crt"),
-                    "client-key-data": _encoded(directory / f"{identity}.key"),
+                    "client-certificate-data": _base64_of(directory / f"{identity}.crt"),
+                    "client-key-data": _base64_of(directory / f"{identity}.key"),
                 },
             }
         ],

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.assets.trained_draft import nudge
-from tests.faults.kinds import FAULTS, Fault
-from tests.faults.ledger import Entry
-from tests.faults.stage import Stage
+from tests.faults.fault_kinds import FAULTS, Fault
+from tests.faults.fault_rig import Stage
+from tests.faults.results_table import Entry
 from tests.traffic.prompts import Domain
 
 pytestmark = pytest.mark.timeout(2400)

@@ -1,7 +1,7 @@
-"""Writing a docker-archive tar, the format that every container runtime imports, with nothing but tarfile.
+"""Writes docker archives, the format that every container runtime imports, with the standard library alone.
 
-The result depends on the content alone: entries are sorted, owned by root and readable by everyone, so the same input
-gives the same digest and is not imported twice.
+Invariant: the result depends on the content alone. Entries are sorted, owned by root and readable by everyone. The same
+input therefore gives the same digest, and is not imported twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Machine name -> the name that images use."""
+MAX_LINK_DEPTH = 20
 
 
 class Layer:
@@ -25,61 +27,61 @@ class Layer:
 
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
-        self._bytes: dict[str, tuple[bytes, int]] = {}
+        self._contents: dict[str, tuple[bytes, int]] = {}
         self._links: dict[str, str] = {}
         self._directories: dict[str, int] = {}
 
-    def file(self, path: str, source: Path) -> None:
-        self._put(path)
+    def add_file(self, path: str, source: Path) -> None:
+        self._make_room(path)
         self._files[path] = source
 
-    def content(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
-        self._put(path)
-        self._bytes[path] = (content.encode() if isinstance(content, str) else content, mode)
+    def add_content(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
+        self._make_room(path)
+        self._contents[path] = (content.encode() if isinstance(content, str) else content, mode)
 
-    def link(self, path: str, target: str) -> None:
-        self._put(path)
+    def add_link(self, path: str, target: str) -> None:
+        self._make_room(path)
         self._links[path] = target
 
-    def directory(self, path: str, mode: int = 0o755) -> None:
-        self._put(path)
+    def add_directory(self, path: str, mode: int = 0o755) -> None:
+        self._make_room(path)
         self._directories[path] = mode
 
     def files(self) -> dict[str, Path]:
         return dict(self._files)
 
-    def __contains__(self, path: str) -> bool:
-        return any(path in kind for kind in (self._files, self._bytes, self._links, self._directories))
-
-    def _put(self, path: str) -> None:
+    def _make_room(self, path: str) -> None:
         if not path.startswith("/") or os.path.normpath(path) != path:
-            raise ValueError(f"a path in an image is absolute and normal, not {path!r}")
+            raise ValueError(f"the image path {path!r} must be absolute and normal (without . and ..)")
         self._files.pop(path, None)
-        self._bytes.pop(path, None)
+        self._contents.pop(path, None)
         self._links.pop(path, None)
         self._directories.pop(path, None)
 
     def write(self, out: IO[bytes]) -> None:
-        """The layer's tar, parents before children. No entry may lie behind a link of this layer: a runtime would have
-        to follow it while unpacking, so such a path is moved to where the link leads."""
+        """Write the layer's tar, parents before children.
+
+        No entry lies behind a link of this layer, because a runtime would have to follow the link while unpacking. Such
+        an entry is written at the path that the link leads to.
+        """
         entries: dict[str, tarfile.TarInfo] = {}
         sources: dict[str, Path | bytes] = {}
         for path, mode in self._directories.items():
-            entries[self._real(path)] = _entry(self._real(path), tarfile.DIRTYPE, mode)
+            entries[self._resolve(path)] = _entry(self._resolve(path), tarfile.DIRTYPE, mode)
         for path, source in self._files.items():
             status = source.stat()
             mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
-            real = self._real(path)
-            entries[real] = _entry(real, tarfile.REGTYPE, mode, status.st_size, int(status.st_mtime))
-            sources[real] = source
-        for path, (content, mode) in self._bytes.items():
-            real = self._real(path)
-            entries[real] = _entry(real, tarfile.REGTYPE, mode, len(content))
-            sources[real] = content
+            resolved = self._resolve(path)
+            entries[resolved] = _entry(resolved, tarfile.REGTYPE, mode, status.st_size, int(status.st_mtime))
+            sources[resolved] = source
+        for path, (content, mode) in self._contents.items():
+            resolved = self._resolve(path)
+            entries[resolved] = _entry(resolved, tarfile.REGTYPE, mode, len(content))
+            sources[resolved] = content
         for path, target in self._links.items():
-            real = self._real(path)
-            entries[real] = _entry(real, tarfile.SYMTYPE, 0o777)
-            entries[real].linkname = target
+            resolved = self._resolve(path)
+            entries[resolved] = _entry(resolved, tarfile.SYMTYPE, 0o777)
+            entries[resolved].linkname = target
         for path in list(entries):
             for parent in list(PurePosixPath(path).parents)[:-1]:
                 entries.setdefault(str(parent), _entry(str(parent), tarfile.DIRTYPE, 0o755))
@@ -89,20 +91,20 @@ class Layer:
                 with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
                     tar.addfile(entry, stream)
 
-    def _real(self, path: str, depth: int = 0) -> str:
-        """`path` with the links among its parent directories followed."""
+    def _resolve(self, path: str, depth: int = 0) -> str:
+        """`path` after following the links of this layer among its parent directories."""
         for parent in reversed(PurePosixPath(path).parents):
             target = self._links.get(str(parent))
             if target is not None:
-                if depth > 20:
-                    raise ValueError(f"{path} lies behind a loop of links")
+                if depth > MAX_LINK_DEPTH:
+                    raise ValueError(f"the image path {path} lies behind a loop of links")
                 rest = path[len(str(parent)) :]
-                return self._real(os.path.normpath(os.path.join(parent.parent, target)) + rest, depth + 1)
+                return self._resolve(os.path.normpath(os.path.join(parent.parent, target)) + rest, depth + 1)
         return path
 
 
 def _entry(path: str, kind: bytes, mode: int, size: int = 0, modified: int = 0) -> tarfile.TarInfo:
-    """Modification times of files are kept, because Python trusts compiled code only beside a source of that time."""
+    """Files keep their modification times: Python uses compiled code only if its source still has the same time."""
     entry = tarfile.TarInfo(path.lstrip("/"))
     entry.type, entry.mode, entry.size, entry.mtime = kind, mode, size, modified
     return entry
@@ -119,13 +121,13 @@ def write_image(
     user: str = "",
     workdir: str = "/",
 ) -> Path:
-    """Write `layer` as a one-layer image. `out` appears whole or not at all."""
+    """Write `layer` as an image with one layer. The file `out` appears only when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".image-") as scratch:
-        packed = Path(scratch, "layer.tar")
-        with packed.open("wb") as file:
+        layer_tar = Path(scratch, "layer.tar")
+        with layer_tar.open("wb") as file:
             layer.write(file)
-        with packed.open("rb") as file:
+        with layer_tar.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         process = {
             "Env": [f"{name}={value}" for name, value in (env or {}).items()],
@@ -146,11 +148,11 @@ def write_image(
         ).encode()
         name = f"{hashlib.sha256(config).hexdigest()}.json"
         manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": ["layer.tar"]}]).encode()
-        whole = Path(scratch, "image.tar")
-        with tarfile.open(whole, "w") as tar:
+        unfinished = Path(scratch, "image.tar")
+        with tarfile.open(unfinished, "w") as tar:
             for path, content in (("manifest.json", manifest), (name, config)):
                 tar.addfile(_entry(path, tarfile.REGTYPE, 0o644, len(content)), io.BytesIO(content))
-            with packed.open("rb") as file:
-                tar.addfile(_entry("layer.tar", tarfile.REGTYPE, 0o644, packed.stat().st_size), file)
-        whole.rename(out)
+            with layer_tar.open("rb") as file:
+                tar.addfile(_entry("layer.tar", tarfile.REGTYPE, 0o644, layer_tar.stat().st_size), file)
+        unfinished.rename(out)
     return out

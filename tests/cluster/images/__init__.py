@@ -1,0 +1,1 @@
+"""Container images, built and imported without a container engine or a registry."""

@@ -1,0 +1,1 @@
+"""The local cluster: Kubernetes on this machine, without a container engine."""
