@@ -46,7 +46,7 @@ class Loop:
         self._actor = Actor(api, agents)
         self._woken = asyncio.Event()
         self._outcome = Outcome()
-        self._attention = ObservedTime()
+        self._observed_time = ObservedTime()
         self._written = 0.0
 
     def wake(self) -> None:
@@ -89,14 +89,14 @@ class Loop:
         now, steady = datetime.now(UTC), time.monotonic()
         observed = replace(
             look.observed,
-            resumed=self._attention.lapsed(now, steady),
+            observation_gap=self._observed_time.has_gap(now, steady),
             fenced=self._outcome.fenced,
-            problems=self._outcome.problems,
+            apply_errors=self._outcome.problems,
             refused_job=self._outcome.refused_job,
         )
         made = plan(observed, self._config, now, timedelta(seconds=min(steady - self._written, 1e6)))
         self._outcome = await self._actor.act(made, look, self._observer.records)
-        self._attention.looked(now, steady, decided=observed.store.ok)
+        self._observed_time.record(now, steady, decided=observed.store.ok)
         if self._outcome.wrote_status:
             self._written = time.monotonic()
         metrics.show(observed)

@@ -1,7 +1,7 @@
-"""What the operator sees of one speculator, as one frozen value: the whole input of planning.
+"""Everything that the operator observes about one speculator, as one frozen value: the whole input of planning.
 
-Invariant: everything that planning depends on is here. What could not be read is data too (``StoreView.error``,
-``PodView.agent`` is None), so that a fault outside never stops a plan from being made.
+Invariant: planning depends on nothing outside this value. A part that could not be read is data too
+(``StoreView.error`` is set, ``PodView.agent`` is None), so an outage never prevents planning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from aurora_protocol.training_records import TrainerStatus
 
 @dataclass(frozen=True)
 class UserRequests:
-    """What a person asks for by annotation, each for one version, so that an old wish says nothing about a new one."""
+    """Versions that a user asks to promote or to abort by annotation.
+
+    Each request names one version, so an old annotation has no effect on a newer version.
+    """
 
     promote: int | None = None
     abort: int | None = None
@@ -29,7 +32,7 @@ class UserRequests:
 
 @dataclass(frozen=True)
 class PodView:
-    """One inference pod: what Kubernetes says of it, and what its agent says (None: did not answer)."""
+    """One inference pod: its state in Kubernetes, and its agent's answer (None: the agent did not answer)."""
 
     name: str
     uid: str
@@ -39,13 +42,13 @@ class PodView:
     scheduled: bool = False
     agent: AgentState | None = None
     waiting: str = ""
-    """Why a container does not run, in Kubernetes' word: ImagePullBackOff, CrashLoopBackOff…"""
+    """Why a container does not run, in Kubernetes' word: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
     started_together: bool = False
-    """Its containers started together: what ended the engine before this one ended the agent too."""
+    """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
 
     @property
     def measurement(self) -> MeasurementStatus | None:
-        """Set while the pod is withdrawn to measure on it."""
+        """The measurement that the pod is withdrawn for, if any."""
         return self.agent.measurement if self.agent else None
 
 
@@ -54,22 +57,26 @@ class WorkloadView:
     """A Deployment or StatefulSet."""
 
     current: bool
-    """The controller has seen our last change and every pod has the current template."""
+    """The controller has seen our last change, and every pod has the current template."""
     replicas: int
     ready: int
     message: str = ""
+    """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
 
 
 @dataclass(frozen=True)
 class JobView:
+    """One validation Job."""
+
     name: str
     version: int
     attempt: int
     succeeded: bool = False
     failed: bool = False
     message: str = ""
+    """Why the Job failed."""
     waiting: str = ""
-    """Why its pod does not start."""
+    """Why the Job's pod does not start."""
 
     @property
     def finished(self) -> bool:
@@ -78,7 +85,7 @@ class JobView:
 
 @dataclass(frozen=True)
 class RefusedJob:
-    """A Job that the API server would not take, and why in its words."""
+    """A Job that the API server refused to create, and the API server's reason."""
 
     name: str
     message: str
@@ -86,14 +93,14 @@ class RefusedJob:
 
 @dataclass(frozen=True)
 class StoreView:
-    """The store's small records; ``error`` in plain words when they could not be read, and then nothing else holds."""
+    """The small records in the store. When ``error`` is set the store could not be read, and the rest is empty."""
 
     reason: str = "Ready"
     error: str = ""
     lineage: Lineage | None = None
     channel: Channel | None = None
     registrations: Mapping[int, Registration] = field(default_factory=dict)
-    """The versions that may matter now: newest, active, previous, candidate, rolled out."""
+    """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned."""
     evidence: tuple[Evidence, ...] = ()
     trainer: TrainerStatus | None = None
 
@@ -105,26 +112,26 @@ class StoreView:
     def newest(self) -> int | None:
         return max(self.registrations, default=None)
 
-    def proven(self, version: int) -> bool:
-        """Whether ``version`` may be pinned: the initial draft, or one that passed, against whatever version."""
+    def may_be_pinned(self, version: int) -> bool:
+        """Whether ``version`` is the initial draft, or ever passed the gate (against any active version)."""
         registration = self.registrations.get(version)
         if registration is None or self.channel is None or registration.lineage != self.channel.lineage:
             return False
         return version == INITIAL_VERSION or any(
             e.verdict.kind is VerdictKind.PASS and e.candidate_digest == registration.digest
-            for e in self.attempts(version)
+            for e in self.evidence_of(version)
         )
 
-    def attempts(self, version: int) -> tuple[Evidence, ...]:
+    def evidence_of(self, version: int) -> tuple[Evidence, ...]:
         """Evidence of ``version``, first attempt first."""
         return tuple(sorted((e for e in self.evidence if e.version == version), key=lambda e: e.attempt))
 
-    def earned(self, version: int) -> Evidence | None:
-        """The evidence that lets ``version`` follow the version that is active now (promise 1), if there is any."""
+    def promotion_evidence(self, version: int) -> Evidence | None:
+        """The evidence that allows ``version`` to replace the version that is active now (promise 1), if any."""
         if self.channel is None or version not in self.registrations:
             return None
         registration = self.registrations[version]
-        for evidence in reversed(self.attempts(version)):
+        for evidence in reversed(self.evidence_of(version)):
             if (
                 evidence.verdict.kind is VerdictKind.PASS
                 and evidence.active_version == self.channel.active
@@ -146,6 +153,8 @@ class LiveWindow:
 
 @dataclass(frozen=True)
 class Observed:
+    """One observation of one speculator."""
+
     owner: Owner
     spec: SpeculatorSpec
     status: SpeculatorStatus
@@ -155,16 +164,19 @@ class Observed:
     trainer: WorkloadView | None = None
     store: StoreView = StoreView()
     keys_exist: bool = False
+    """Whether the Secret with the generated keys exists and is ours."""
     disruptions_allowed: int | None = None
-    """How many more pods the disruption budget lets go now; None while that is not known."""
-    window: Mapping[str, LiveWindow] = field(default_factory=dict)
-    """By pod name. Only figures for people come from it, never a decision."""
-    resumed: bool = False
-    """Nobody looked for a while, or the clock was set (see ``observed_time``): deadlines count from now."""
+    """How many more pods the disruption budget allows to leave now; None while that is unknown."""
+    live_window: Mapping[str, LiveWindow] = field(default_factory=dict)
+    """By pod name. Only figures that are shown come from it; no decision depends on it."""
+    observation_gap: bool = False
+    """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
     fenced: bool = False
-    """An agent refused our last swap because it has seen a higher epoch."""
-    wishes: UserRequests = UserRequests()
-    problems: tuple[str, ...] = ()
-    """What the API server refused in the last act, in its words."""
+    """An agent refused our last swap because the agent has seen a higher epoch."""
+    user_requests: UserRequests = UserRequests()
+    apply_errors: tuple[str, ...] = ()
+    """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None
-    """Of the last act; a process that forgets it asks for that Job once more."""
+    """The Job refused in the last reconcile. A restarted operator has forgotten it and asks for that Job once more."""
+    name_taken: tuple[str, ...] = ()
+    """Children that were not applied because an object of that name belongs to somebody else: ``Service chat``."""

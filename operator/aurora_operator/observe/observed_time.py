@@ -1,31 +1,36 @@
-"""Whether time passed under the operator's eyes: only such time counts against a version.
+"""Tells whether the operator observed the pods without a gap, so that deadlines count only observed time.
 
-A clock may be set forwards, the process may stand still, the store may be out of reach: what a deadline measured until
-then says nothing about the pods. Invariant: a deadline strikes only after looks that decided, none further than
-:data:`GAP` from the next, by the wall clock and by one that only moves forwards.
+A wall clock may be set forwards, the process may stand still, and the store may be out of reach. Time that passed in
+such a gap says nothing about the pods.
+
+Invariant: a deadline expires only after a series of observations that led to decisions, each at most
+:data:`MAX_GAP` after the one before. Both the wall clock and a monotonic clock must agree on that.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-GAP = timedelta(seconds=60)
-"""More than a look and the pause after it take, less than any deadline that a user would set."""
+MAX_GAP = timedelta(seconds=60)
+"""Longer than one reconcile and the pause after it, shorter than any deadline that a user would set."""
 
 
 class ObservedTime:
-    """Remembers the last look that decided. Lost with the process, and then deadlines count anew too."""
+    """Remembers the last observation that led to decisions. A restart forgets it, and deadlines then restart too."""
 
     def __init__(self) -> None:
         self._last: tuple[datetime, float] | None = None
 
-    def lapsed(self, now: datetime, monotonic: float) -> bool:
-        """Whether nobody looked, or the clock was set, since the last look: deadlines count from now."""
+    def has_gap(self, now: datetime, monotonic_seconds: float) -> bool:
+        """Whether too much time passed since the last observation, or the clock was set: deadlines restart now."""
         if self._last is None:
             return True
-        wall, steady = now - self._last[0], timedelta(seconds=monotonic - self._last[1])
-        return max(abs(wall), steady) > GAP
+        wall, monotonic = now - self._last[0], timedelta(seconds=monotonic_seconds - self._last[1])
+        return max(abs(wall), monotonic) > MAX_GAP
 
-    def looked(self, now: datetime, monotonic: float, *, decided: bool) -> None:
-        """A look was acted upon. ``decided``: with the store in reach; else nothing was, and nobody waited for pods."""
-        self._last = (now, monotonic) if decided else None
+    def record(self, now: datetime, monotonic_seconds: float, *, decided: bool) -> None:
+        """Remember an observation that was acted upon.
+
+        ``decided`` is False when the store was out of reach: then nothing was decided, and nobody waited for the pods.
+        """
+        self._last = (now, monotonic_seconds) if decided else None

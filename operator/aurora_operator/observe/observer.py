@@ -88,8 +88,8 @@ class Observer:
             store=store,
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
-            window=self._window(pods, datetime.now(UTC)),
-            wishes=wishes(found),
+            live_window=self._window(pods, datetime.now(UTC)),
+            user_requests=user_requests(found),
         )
         return Look(observed, live, token)
 
@@ -160,7 +160,7 @@ class Observer:
         return {name: samples[0] for name, samples in kept.items()}
 
 
-def wishes(found: Object) -> UserRequests:
+def user_requests(found: Object) -> UserRequests:
     """The annotations by which a person decides; what is not a number is no wish."""
     annotations = found["metadata"].get("annotations") or {}
 

@@ -99,7 +99,7 @@ def _recalled(inputs: Inputs) -> CandidateStatus | None:
     if candidate is None or candidate.version <= channel.active:
         return None
     waiting = candidate.waiting
-    if waiting is not None and (waiting in inputs.rejected or not inputs.store.earned(waiting)):
+    if waiting is not None and (waiting in inputs.rejected or not inputs.store.promotion_evidence(waiting)):
         candidate = candidate.model_copy(update={"waiting": None})
     if candidate.version in inputs.rejected and candidate.phase not in TERMINAL:
         text = inputs.rollout.message if inputs.rollout.version == candidate.version else "rejected before"
@@ -137,7 +137,7 @@ def _decided(inputs: Inputs, candidate: CandidateStatus | None) -> Decision:
             return _begin(inputs, newer, candidate.waiting)
         return _measured(inputs, candidate)
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATED:
-        earned = inputs.store.earned(candidate.version) is not None
+        earned = inputs.store.promotion_evidence(candidate.version) is not None
         if newer is not None:
             return _begin(inputs, newer, candidate.version if earned else None)
         if earned:
@@ -167,7 +167,7 @@ def _patience(attempt: int) -> timedelta:
 
 def _begin(inputs: Inputs, version: int, waiting: int | None = None) -> Decision:
     """Take up ``version``: with what the store has about it already (a lost status), or with a first Job."""
-    made = inputs.store.attempts(version)
+    made = inputs.store.evidence_of(version)
     registration = inputs.store.registrations.get(version)
     attempt = made[-1].attempt if made else 1
     candidate = CandidateStatus(
@@ -188,7 +188,7 @@ def _begin(inputs: Inputs, version: int, waiting: int | None = None) -> Decision
 def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
     channel = inputs.store.channel
     assert channel is not None, "the caller waits for the channel"
-    evidence = next((e for e in inputs.store.attempts(candidate.version) if e.attempt == candidate.attempt), None)
+    evidence = next((e for e in inputs.store.evidence_of(candidate.version) if e.attempt == candidate.attempt), None)
     if evidence is not None:
         figures = {
             "evidence": Keys.evidence(evidence.version, evidence.attempt),
@@ -199,7 +199,7 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
         }
         candidate = candidate.model_copy(update=figures)
         kind = evidence.verdict.kind
-        if kind is VerdictKind.PASS and inputs.store.earned(candidate.version) is evidence:
+        if kind is VerdictKind.PASS and inputs.store.promotion_evidence(candidate.version) is evidence:
             validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED, "waiting": None})
             return Decision(validated, offer=candidate.version, event="Validated")
         if kind is VerdictKind.REJECT:
@@ -210,7 +210,7 @@ def _measured(inputs: Inputs, candidate: CandidateStatus) -> Decision:
             if (newer := _newer(inputs, candidate.version)) is not None:
                 return _begin(inputs, newer, candidate.waiting)
             why = "measured against a former version"
-        counted = [e for e in inputs.store.attempts(candidate.version) if e.active_version == channel.active]
+        counted = [e for e in inputs.store.evidence_of(candidate.version) if e.active_version == channel.active]
         if len(counted) >= MAX_MEASUREMENTS:
             return _end(candidate.model_copy(update={"message": why}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
         return _again(inputs, candidate.model_copy(update={"message": f"again, because: {why}"}))

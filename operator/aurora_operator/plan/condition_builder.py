@@ -82,10 +82,10 @@ def _rollout(status: SpeculatorStatus) -> Answer | None:
 
 
 def _degraded(observed: Observed, status: SpeculatorStatus) -> Answer:
-    if observed.problems:
-        return True, "ApplyRefused", "; ".join(observed.problems)
+    if observed.apply_errors:
+        return True, "ApplyRefused", "; ".join(observed.apply_errors)
     pin = observed.spec.draft.pin
-    if pin is not None and observed.store.ok and observed.store.channel and not observed.store.proven(pin):
+    if pin is not None and observed.store.ok and observed.store.channel and not observed.store.may_be_pinned(pin):
         return (
             True,
             "PinRefused",

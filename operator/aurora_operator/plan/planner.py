@@ -186,7 +186,7 @@ def _validation(observed: Observed, pods: tuple[Pod, ...], now: datetime) -> tup
         refused_job=observed.refused_job,
         primary=observed.spec.validation.concurrencies[0],
         ready=any(pod.ready for pod in pods) and observed.spec.draft.pin is None,
-        abort=observed.wishes.abort,
+        abort=observed.user_requests.abort,
     )
     decision = candidate.decide(inputs)
     return decision, rejected | (frozenset() if decision.reject is None else {decision.reject})
@@ -219,12 +219,12 @@ def _world(
         policy=observed.spec.rollout,
         offer=decision.offer if decision.offer not in rejected and not away else None,
         newer=newest if newer else None,
-        earned=frozenset(v for v in store.registrations if v not in rejected and store.earned(v)),
-        pin=pin if pin is not None and store.proven(pin) else None,
+        earned=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
+        pin=pin if pin is not None and store.may_be_pinned(pin) else None,
         hold=pin is not None,
-        promote=observed.wishes.promote,
-        abort=observed.wishes.abort,
-        resumed=observed.resumed,
+        promote=observed.user_requests.promote,
+        abort=observed.user_requests.abort,
+        resumed=observed.observation_gap,
         fenced=observed.fenced,
     )
 
@@ -257,7 +257,7 @@ def _repeats(old: SpeculatorStatus, event: str, version: int) -> bool:
 def _refusal(observed: Observed, decision: candidate.Decision) -> Advance | None:
     """A person's refusal of a candidate is remembered in the channel, as there is no evidence that says it."""
     channel = observed.store.channel
-    if channel is None or decision.reject is None or decision.reject != observed.wishes.abort:
+    if channel is None or decision.reject is None or decision.reject != observed.user_requests.abort:
         return None
     return Advance(channel.active, ChannelReason.REFUSED, reject=decision.reject)
 
@@ -269,7 +269,7 @@ def _advance(observed: Observed, step: Advance | None, message: str, now: dateti
         return None
     moved = step.active != former.active
     rejected = former.rejected if step.reject is None else (*former.rejected, step.reject)
-    proof = observed.store.earned(step.active) if step.reason is ChannelReason.PROMOTED else None
+    proof = observed.store.promotion_evidence(step.active) if step.reason is ChannelReason.PROMOTED else None
     assert proof is not None or step.reason is not ChannelReason.PROMOTED, "only what earned it is promoted"
     evidence = Keys.evidence(proof.version, proof.attempt) if proof else None if moved else former.evidence
     back = step.reason is ChannelReason.ROLLED_BACK

@@ -37,7 +37,7 @@ REFRESH = timedelta(seconds=5)
 def _version(store: StoreView, version: int, since: datetime | None, primary: int) -> VersionStatus:
     registration = store.registrations.get(version)
     status = VersionStatus(version=version, digest=registration.digest if registration else "", since=since)
-    if own := next((e for e in reversed(store.attempts(version))), None):
+    if own := next((e for e in reversed(store.evidence_of(version))), None):
         return status.model_copy(update=_figures(own, Arm.CANDIDATE, primary))
     # The initial draft has no evidence of its own; as the "active" arm it was measured beside its candidates.
     beside = [e for e in store.evidence if e.active_version == version]
@@ -60,7 +60,7 @@ def _live(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict
     tokens = rounds = 0
     each: dict[str, str | None] = {}
     for pod in pods:
-        start = observed.window.get(pod.name)
+        start = observed.live_window.get(pod.name)
         if pod.agent is None or start is None or start.boot != pod.agent.boot:
             continue
         more = pod.agent.live.answer_tokens - start.live.answer_tokens

@@ -87,7 +87,7 @@ class Promises(RuleBasedStateMachine):
         forward = asked - {channel.active}
         assert len(asked) <= 1
         for version in forward:  # promise 1
-            assert seen.store.earned(version), "not earned"
+            assert seen.store.promotion_evidence(version), "not earned"
             assert version not in refused, "refused before"
             assert phase in FORWARD
         if forward:  # promise 2
@@ -111,7 +111,7 @@ class Promises(RuleBasedStateMachine):
             offered = made.status.rollout.version if made.status is not None else None
             assert offered is not None
             assert offered not in {*channel.rejected, *seen.status.rejected}, "refused before"
-            assert seen.store.earned(offered), "promise 1"
+            assert seen.store.promotion_evidence(offered), "promise 1"
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)

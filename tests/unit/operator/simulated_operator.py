@@ -34,7 +34,7 @@ class SimulatedOperator:
 
     def die(self) -> None:
         """The next process takes its place."""
-        self._attention = ObservedTime()
+        self._observed_time = ObservedTime()
         self._fenced = self._next_fenced = False
         self._refused: RefusedJob | None = None
         self._next_refused: RefusedJob | None = None
@@ -54,7 +54,7 @@ class SimulatedOperator:
     def look(self) -> None:
         """The custom resource, the pods and the Jobs; the store comes last, perhaps later."""
         self._actions.clear()
-        wishes = UserRequests(
+        user_requests = UserRequests(
             promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort")
         )
         self._looked_at = self._cluster.version
@@ -70,7 +70,7 @@ class SimulatedOperator:
             status=SpeculatorStatus.model_validate_json(self._cluster.status),
             pods=tuple(pod.view() for pod in pods),
             jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),
-            wishes=wishes,
+            user_requests=user_requests,
         )
 
     def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:
@@ -81,7 +81,7 @@ class SimulatedOperator:
         seen = replace(
             self._seen,
             store=self._store.view(interesting),
-            resumed=self._attention.lapsed(now, steady),
+            observation_gap=self._observed_time.has_gap(now, steady),
             fenced=self._fenced,
             refused_job=self._refused,
         )
@@ -104,7 +104,7 @@ class SimulatedOperator:
                 self._actions.clear()
 
     def _done(self, now: datetime, steady: float, *, decided: bool) -> None:
-        self._attention.looked(now, steady, decided=decided)
+        self._observed_time.record(now, steady, decided=decided)
         self._fenced, self._refused = self._next_fenced, self._next_refused
 
     def _steps(self, seen: Observed, made: Plan) -> list[Callable[[], None]]:

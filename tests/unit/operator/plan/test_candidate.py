@@ -96,7 +96,7 @@ def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
 
 def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
     held = passed_and_waits()
-    refused = made(replace(held, status=status(held), wishes=UserRequests(abort=1)))
+    refused = made(replace(held, status=status(held), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
     assert refused.status.candidate is not None
     assert (refused.status.candidate.version, refused.status.candidate.waiting) == (2, None)

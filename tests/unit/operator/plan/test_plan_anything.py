@@ -162,13 +162,13 @@ def worlds(draw: st.DrawFn) -> Observed:
                 validation={"where": draw(st.sampled_from(["Job", "Replica"]))},
             )
         ),
-        wishes=draw(st.builds(UserRequests, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
+        user_requests=draw(st.builds(UserRequests, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
         pods=tuple(draw(pods(name)) for name in names),
         store=draw(stores()),
         status=draw(statuses()),
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
         disruptions_allowed=draw(st.sampled_from([None, 0, 1])),
-        resumed=draw(st.booleans()),
+        observation_gap=draw(st.booleans()),
         fenced=draw(st.booleans()),
     )
 
@@ -184,7 +184,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
     rejected = {*world.status.rejected, *store.channel.rejected}
     for swap in made.swaps:
         version = swap.request.version
-        assert version == store.channel.active or (store.earned(version) and version not in rejected)
+        assert version == store.channel.active or (store.promotion_evidence(version) and version not in rejected)
         assert swap.request.epoch >= max(world.status.rollout.epoch, store.channel.epoch)
         assert swap.ip
     lent = {view.name for view in world.pods if view.measurement is not None}
@@ -209,11 +209,11 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert made.advance.epoch == store.channel.epoch + 1
         active, reason = made.advance.active, made.advance.reason
         if reason is ChannelReason.PROMOTED:
-            assert store.earned(active)
+            assert store.promotion_evidence(active)
             assert active not in rejected
         elif reason is ChannelReason.PINNED:
             assert active == world.spec.draft.pin
-            assert store.proven(active)
+            assert store.may_be_pinned(active)
         else:
             back = reason is ChannelReason.ROLLED_BACK
             assert active == (store.channel.previous if back else store.channel.active)
@@ -234,7 +234,7 @@ def test_planning_again_from_its_own_status_is_possible_and_settles(world: Obser
     now, status = NOW, world.status
     for _ in range(30):
         now += timedelta(seconds=400)
-        made = plan(replace(world, status=status, resumed=False, fenced=False), CONFIG, now)
+        made = plan(replace(world, status=status, observation_gap=False, fenced=False), CONFIG, now)
         if made.status is None:
             return
         status = made.status

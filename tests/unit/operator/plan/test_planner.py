@@ -197,7 +197,7 @@ def test_a_pin_is_obeyed_only_for_what_once_passed() -> None:
 
 def test_a_person_refuses_a_candidate_before_it_is_measured_to_the_end() -> None:
     world = observed(store=store(0, 1))
-    refused = made(replace(world, status=status(world), wishes=UserRequests(abort=1)))
+    refused = made(replace(world, status=status(world), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
     assert refused.status.rejected == [1]
     assert [entry.event for entry in refused.status.history] == ["Rejected"]
@@ -218,7 +218,9 @@ def test_what_is_refused_changes_nothing_about_the_active_version() -> None:
         pods=(pod("chat-a", 1), pod("chat-b", 1)),
     )
     rolled = status(world)
-    refused = made(replace(world, status=rolled.model_copy(update={"active": old}), wishes=UserRequests(abort=2)))
+    refused = made(
+        replace(world, status=rolled.model_copy(update={"active": old}), user_requests=UserRequests(abort=2))
+    )
     assert refused.advance is not None
     assert (refused.advance.active, refused.advance.previous, refused.advance.evidence) == (1, 0, "evidence/1")
     assert refused.status is not None
@@ -235,7 +237,7 @@ def test_what_is_refused_changes_nothing_about_the_active_version() -> None:
     ],
 )
 def test_evidence_about_something_else_earns_nothing(changes: dict[str, Any], why: str) -> None:
-    assert store(0, 1, evidence=(evidence(1, **changes),)).earned(1) is None, why
+    assert store(0, 1, evidence=(evidence(1, **changes),)).promotion_evidence(1) is None, why
 
 
 def test_a_refused_candidate_is_never_offered_again() -> None:
@@ -391,7 +393,7 @@ def test_ready_is_about_this_generation_and_every_pod() -> None:
     assert condition(stray, ConditionType.READY).reason == "SwapsPending"
     hidden = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, agent=None)))
     assert condition(hidden, ConditionType.READY).reason == "PodsNotReady"
-    refused = observed(problems=("Deployment chat: no",))
+    refused = observed(apply_errors=("Deployment chat: no",))
     assert condition(refused, ConditionType.READY).reason == "ApplyRefused"
 
 
@@ -411,7 +413,7 @@ def test_an_idle_speculator_writes_nothing_and_running_figures_wait() -> None:
     busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
     counted = replace(
         busier,
-        window={
+        live_window={
             p.name: LiveWindow("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0})) for p in same.pods
         },
     )
@@ -423,7 +425,7 @@ def test_an_idle_speculator_writes_nothing_and_running_figures_wait() -> None:
 def test_live_acceptance_is_tokens_per_round_of_one_engine_start() -> None:
     start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
     window = {"chat-a": LiveWindow("b1", NOW, start), "chat-b": LiveWindow("former", NOW, start)}
-    shown = status(observed(window=window))
+    shown = status(observed(live_window=window))
     assert shown.accept_length == "2.25"
     assert [p.accept_length for p in shown.pods] == ["2.25", None]
 
