@@ -1,4 +1,4 @@
-"""What every fault cost, measured: the table that docs/measurements.md quotes."""
+"""What every fault cost, measured: the table that docs/results/faults.md quotes."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class DraftSpec(Model):
         ge=256,
         le=262144,
         description="Entries of the draft's vocabulary map, capped at the target's. On a CPU 4096 or 8192 make"
-        " cheaper rounds (docs/measurements.md).",
+        " cheaper rounds (docs/results/vocabulary-map.md).",
     )
     steps: int = Field(default=3, ge=1, le=16, description="Draft steps per verify round.")
     top_k: int = Field(default=1, ge=1, le=16, description="Branches per step; 1 is a chain.")

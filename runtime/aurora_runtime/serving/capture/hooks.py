@@ -77,7 +77,7 @@ def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``k`` most likely tokens of each row of [N, V]: ids, log-probabilities [N, k], and the mass outside [N].
 
     They lie in the ``k`` blocks with the highest maxima, so only those are sorted: on a CPU a sort of the whole
-    vocabulary was a third of what capture cost at concurrency 4 (docs/measurements.md).
+    vocabulary was a third of what capture cost at concurrency 4 (docs/results/costs.md).
     """
     scores = torch.log_softmax(logits.float(), dim=-1)
     vocabulary = scores.shape[-1]

@@ -11,7 +11,7 @@ from aurora_runtime.training.objective.losses import Loss, forward_kl
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults are measured by tests/bench/learning (docs/measurements.md)."""
+    """Defaults are measured by tests/bench/learning (docs/results/learning.md)."""
 
     learning_rate: float = 1e-3
     unroll_steps: int = 3
