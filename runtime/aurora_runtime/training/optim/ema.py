@@ -2,11 +2,11 @@
 
 A stream has no end towards which the rate could fall, and at a constant rate the weights never settle: they move about
 the place that the traffic draws them to, and their mean is nearer to it than they are (Polyak and Juditsky 1992;
-measured in docs/results/learning.md). The mean is exponential. It looks back over a share of the steps since it began, so
-that what it began with is soon forgotten (as in Karras et al., arXiv 2312.02696, section 3), and at most over a fixed
-number, so that it follows a shift of the traffic. With another vocabulary map it begins anew: a mean would trail behind
-the rows that come in, which nothing was learnt of yet; for some steps what is served is then little calmer than the
-weights.
+measured in docs/results/learning.md). The mean is exponential. It looks back over a share of the steps since it began,
+so that what it began with is soon forgotten (as in Karras et al., arXiv 2312.02696, section 3), and at most over a
+fixed number, so that it follows a shift of the traffic. With another vocabulary map it begins anew: a mean would trail
+behind the rows that come in, which nothing was learnt of yet; for some steps what is served is then little calmer than
+the weights.
 
 Invariants: it never teaches, training goes on with the weights themselves; it is stored as its distance from them,
 which is small, in bf16, and saving rounds the live one too, so that a resumed session continues identically.
