@@ -1,6 +1,6 @@
-"""The CPU engine on real servers: the same answers with speculation off, EAGLE-3 and NGRAM, and a swap that bites.
+"""The CPU engine on real servers: answers do not depend on speculation, and a swap of the draft takes effect.
 
-In fp32, so that answers can be compared for equality; in bf16 near ties may fall either way.
+The servers compute in fp32, so that answers can be compared for equality. In bf16, near ties may fall either way.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def answer(server: Server, prompt: str, tokens: int = 48) -> tuple[str, dict[str
 
 
 def answers(server: Server) -> list[str]:
-    """Alone first, then all at once: batching must not change them either."""
+    """The answers to all prompts. They are asked one by one and then at once, because batching must not change them."""
     alone = [answer(server, prompt)[0] for prompt in PROMPTS]
     with ThreadPoolExecutor(4) as pool:
         together = [text for text, _ in pool.map(lambda prompt: answer(server, prompt), PROMPTS)]
@@ -59,17 +59,17 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def off(model: Path) -> list[str]:
+def answers_without_speculation(model: Path) -> list[str]:
     with sglang_server(model, extra_args=FP32) as server:
         return answers(server)
 
 
-def checksums(server: Server) -> Any:
+def draft_checksums(server: Server) -> Any:
     return server.post("/weights_checker", {"action": "checksum", "selector": "draft"})["ranks"]
 
 
 def swap(server: Server, draft: Path, version: str) -> None:
-    """The five calls of a draft-only swap; SGLang reads the plain pickle with a restricted unpickler."""
+    """Swap the draft's weights with SGLang's five calls. SGLang reads the plain pickle with a restricted unpickler."""
     from safetensors.torch import load_file
 
     tensors = [(name, t) for name, t in load_file(draft / "model.safetensors").items() if name not in ("d2t", "t2d")]
@@ -87,52 +87,56 @@ def swap(server: Server, draft: Path, version: str) -> None:
     server.post("/continue_generation", {"torch_empty_cache": False})
 
 
-def test_off_is_sensible(off: list[str]) -> None:
-    assert "Paris" in off[0]
-    assert json.loads(off[2])["city"] == "Rome"
+def test_answers_without_speculation_are_sensible(answers_without_speculation: list[str]) -> None:
+    assert "Paris" in answers_without_speculation[0]
+    assert json.loads(answers_without_speculation[2])["city"] == "Rome"
 
 
-def test_eagle_answers_as_off_across_a_swap_that_takes_effect(model: Path, off: list[str], tmp_path: Path) -> None:
+def test_eagle_gives_the_same_answers_before_and_after_a_swap(
+    model: Path, answers_without_speculation: list[str], tmp_path: Path
+) -> None:
     first = write_random_draft(tmp_path / "first", model, seed=1)
     with sglang_server(model, first, extra_args=FP32) as server:
-        assert answers(server) == off
-        before, drafts_before = checksums(server), drafted(server)
-        swap_while_serving(server, write_repeating_draft(tmp_path / "repeating", model), off)
-        assert checksums(server) != before
-        assert answers(server) == off
-        assert drafts_before < 1.3
-        assert drafted(server) > 2.0
+        assert answers(server) == answers_without_speculation
+        before, length_before = draft_checksums(server), acceptance_length(server)
+        swap_while_serving(server, write_repeating_draft(tmp_path / "repeating", model), answers_without_speculation[3])
+        assert draft_checksums(server) != before
+        assert answers(server) == answers_without_speculation
+        assert length_before < 1.3
+        assert acceptance_length(server) > 2.0
         swap(server, first, "back")
-        assert checksums(server) == before
-        assert drafted(server) < 1.3
+        assert draft_checksums(server) == before
+        assert acceptance_length(server) < 1.3
 
 
-def drafted(server: Server) -> float:
+def acceptance_length(server: Server) -> float:
     """Acceptance length on a text that repeats one token."""
     sampling = {"temperature": 0, "max_new_tokens": 48, "ignore_eos": True}
     answered = server.post("/generate", {"text": REPEATING_TEXT, "sampling_params": sampling})
     return float(answered["meta_info"]["spec_accept_length"])
 
 
-def swap_while_serving(server: Server, draft: Path, off: list[str]) -> None:
-    """Swap with a request in flight, which must finish and answer as ever."""
-    got: list[str] = []
-    thread = threading.Thread(target=lambda: got.append(answer(server, PROMPTS[3])[0]))
+def swap_while_serving(server: Server, draft: Path, expected: str) -> None:
+    """Swap while a request is in flight. The request must finish with the `expected` answer."""
+    received: list[str] = []
+    thread = threading.Thread(target=lambda: received.append(answer(server, PROMPTS[3])[0]))
     thread.start()
     time.sleep(0.2)
     swap(server, draft, "second")
     thread.join(120)
-    assert got == [off[3]]
+    assert received == [expected]
 
 
-def test_ngram_answers_as_off(model: Path, off: list[str]) -> None:
+def test_ngram_gives_the_same_answers(model: Path, answers_without_speculation: list[str]) -> None:
     ngram = ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"]
     with sglang_server(model, extra_args=[*FP32, *ngram]) as server:
-        assert answers(server) == off
+        assert answers(server) == answers_without_speculation
 
 
-def test_a_tree_of_drafts_answers_as_off(model: Path, off: list[str], tmp_path: Path) -> None:
+def test_a_tree_of_drafts_gives_the_same_answers(
+    model: Path, answers_without_speculation: list[str], tmp_path: Path
+) -> None:
     draft = write_random_draft(tmp_path / "draft", model)
     tree = ["--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "6"]
     with sglang_server(model, draft, extra_args=[*FP32, *tree]) as server:
-        assert answers(server) == off
+        assert answers(server) == answers_without_speculation

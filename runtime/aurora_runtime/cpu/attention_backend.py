@@ -1,11 +1,16 @@
 """Attention over SGLang's paged KV cache on a CPU, for decoding, prefill and the verification of draft trees.
 
-One function, `attend`, does all three, so that decoding a token and verifying it inside a draft differ only in how many
-rows the same reductions run over: greedy output must not depend on whether speculation is on. What is the same for
-every layer of a forward pass (which slots a request reads, who sees whom) is a `Plan`, made once per pass.
+Why one function, `attend`, serves all three: greedy output must not depend on whether speculation is on. Decoding a
+token and verifying the same token inside a draft therefore run the same reductions, over more or fewer rows.
+
+A forward pass makes one `AttentionPlan` for all of its layers. The plan says which KV slots each request reads, and
+which keys each query sees.
 
 Grouped-query attention is folded into the query rows: the G query heads that share a KV head become G rows of that
-head, so keys are neither repeated nor expanded.
+head. Keys are neither repeated nor expanded.
+
+Letters in shapes: B requests, T query tokens, E queries per request, L keys, H query heads, Hk KV heads, G = H / Hk,
+D and Dv the widths of a key and of a value, R the query rows of one KV head.
 """
 
 from __future__ import annotations
@@ -16,59 +21,82 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-VECTOR = 16
-"""Lanes of a float32 vector: what PyTorch's attention kernel sums at a time."""
-LEAST_ROWS = 4
-"""With fewer query rows per KV head the kernel sums in another order, and a token decoded alone would differ from the
-same token verified inside a draft: enough to part a third of bf16's answers at near ties."""
+VECTOR_LANES = 16
+"""float32 values per vector register: PyTorch's attention kernel sums this many at a time."""
+MIN_QUERY_ROWS = 4
+"""Fewest query rows per KV head. With fewer rows the kernel sums in another order, and a token decoded alone would
+differ from the same token verified inside a draft. That was enough to change a third of the bf16 answers at near ties.
+"""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Requests that are attended together, padded to E queries and L keys each.
+class AttentionGroup:
+    """Requests that are attended together, padded to `queries` (E) queries and `keys` (L) keys each.
 
-    rows: [B*E] rows of the query tensor (None: all rows in order); padding repeats a valid row.
-    kept: [B*E] bool, False for padding (None: no padding).
-    slots: [B*L] slots of the KV buffers; padding repeats a valid slot.
-    visible: [B, 1, R, L] bool, True where a row sees a key; R are the rows that `attend` folds the queries into, or 1
-        where a request decodes a single one.
+    Attributes:
+        rows: [B*E] the rows of the query tensor; None means all rows in order. Padding repeats a valid row.
+        is_query: [B*E] bool, False for padding; None means no padding.
+        slots: [B*L] the slots of the KV buffers. Padding repeats a valid slot.
+        visible: [B, 1, R, L] bool, True where a query row sees a key. R is the number of rows that `attend` folds the
+            queries into, or 1 where every request decodes one query.
     """
 
     batch: int
     queries: int
     keys: int
     rows: torch.Tensor | None
-    kept: torch.Tensor | None
+    is_query: torch.Tensor | None
     slots: torch.Tensor
     visible: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything of a forward pass that its layers share. Groups cover every query exactly once."""
+class AttentionPlan:
+    """What all layers of one forward pass share. The groups cover every query exactly once."""
 
-    groups: tuple[Group, ...]
-
-
-def _padded(seq_lens: torch.Tensor, table: torch.Tensor) -> int:
-    """Keys to attend over: the longest request's, in whole vectors, so that sums do not depend on who is beside it."""
-    return min(-(-int(seq_lens.max()) // VECTOR) * VECTOR, table.shape[1])
+    groups: tuple[AttentionGroup, ...]
 
 
-def plan_decode(req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> Plan:
-    """One query per request, which sees the request's first `seq_lens[i]` slots.
+@dataclass(frozen=True)
+class _TreeMask:
+    """SGLang's flat tree mask, and where each request's part lies in it.
+
+    Attributes:
+        cells: flat bool; for each request, rows of new tokens by columns of keys.
+        starts: [B] index of the request's first cell.
+        widths: [B] columns per row: the request's new tokens only, or all of its keys.
+    """
+
+    cells: torch.Tensor
+    starts: torch.Tensor
+    widths: torch.Tensor
+
+    def of_requests(self, requests: torch.Tensor) -> _TreeMask:
+        return _TreeMask(self.cells, self.starts[requests], self.widths[requests])
+
+
+def _padded_keys(seq_lens: torch.Tensor, table: torch.Tensor) -> int:
+    """The number of keys to attend over: those of the longest request, rounded up to whole vectors.
+
+    Whole vectors keep a request's sums independent of the other requests in its batch.
+    """
+    return min(-(-int(seq_lens.max()) // VECTOR_LANES) * VECTOR_LANES, table.shape[1])
+
+
+def plan_decode(req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> AttentionPlan:
+    """Plan one query per request, which sees the first `seq_lens[i]` slots of request i.
 
     Args:
-        req_to_token: [pool, pool_len] slot of each position of each request.
-        req_pool_indices: [B] row of each request.
+        req_to_token: [pool, pool_len] the slot of each position of each request.
+        req_pool_indices: [B] the pool row of each request.
         seq_lens: [B] visible keys, at least 1.
     """
     batch = seq_lens.shape[0]
-    keys = _padded(seq_lens, req_to_token)
+    keys = _padded_keys(seq_lens, req_to_token)
     slots = req_to_token[req_pool_indices, :keys]
     valid = torch.arange(keys) < seq_lens[:, None]
     slots = torch.where(valid, slots, slots[:, :1])
-    return Plan((Group(batch, 1, keys, None, None, slots.flatten(), valid[:, None, None, :]),))
+    return AttentionPlan((AttentionGroup(batch, 1, keys, None, None, slots.flatten(), valid[:, None, None, :]),))
 
 
 def plan_extend(
@@ -79,33 +107,34 @@ def plan_extend(
     extend_start_loc: torch.Tensor,
     tree_mask: torch.Tensor | None,
     *,
-    fold: int,
+    heads_per_kv_head: int,
     causal: bool,
-) -> Plan:
-    """`extend_seq_lens[i]` new queries per request, whose keys are the last of the request's `seq_lens[i]` slots.
+) -> AttentionPlan:
+    """Plan `extend_seq_lens[i]` new queries of request i, whose own keys are the last of its `seq_lens[i]` slots.
 
-    Requests are grouped by the power of two above their number of queries, so that padding never more than doubles
-    the work, however unequal a prefill batch is.
+    Requests are grouped by the power of two at or above their number of queries. Padding then at most doubles the work,
+    however unequal a prefill batch is.
 
     Args:
-        extend_start_loc: [B] first query row of each request.
-        tree_mask: flat bool, for each request e x e (among the new tokens, prefix visible) or e x seq_len (all keys).
-        fold: query heads per KV head.
-        causal: without a mask, whether query j sees only keys up to its own.
+        req_to_token: [pool, pool_len] the slot of each position of each request.
+        req_pool_indices: [B] the pool row of each request.
+        seq_lens: [B] keys of each request, its new tokens included.
+        extend_seq_lens: [B] new tokens of each request, e.
+        extend_start_loc: [B] the first query row of each request.
+        tree_mask: flat bool; per request e x e (the new tokens among themselves, with the prefix visible) or
+            e x seq_len (all keys).
+        heads_per_kv_head: G, the query heads that share a KV head.
+        causal: without a mask, whether a query sees only the keys up to its own.
+
+    Raises:
+        ValueError: the mask has neither of the two sizes.
     """
     lengths = extend_seq_lens.tolist()
     buckets: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         if length > 0:
             buckets.setdefault(0 if len(set(lengths)) == 1 else (length - 1).bit_length(), []).append(index)
-    mask_starts = None
-    if tree_mask is not None:
-        new, total = extend_seq_lens.long(), seq_lens.long()
-        widths = new if tree_mask.numel() == int((new * new).sum()) else total
-        if tree_mask.numel() != int((new * widths).sum()):
-            raise ValueError(f"a tree mask of {tree_mask.numel()} entries fits neither the new tokens nor all keys")
-        cells = new * widths
-        mask_starts = (cells.cumsum(0) - cells, widths)
+    mask = None if tree_mask is None else _locate_masks(tree_mask, extend_seq_lens.long(), seq_lens.long())
     groups = []
     for members in buckets.values():
         chosen = torch.tensor(members)
@@ -115,14 +144,28 @@ def plan_extend(
                 seq_lens[chosen].long(),
                 extend_seq_lens[chosen].long(),
                 extend_start_loc[chosen].long(),
-                tree_mask,
-                None if mask_starts is None else (mask_starts[0][chosen], mask_starts[1][chosen]),
-                fold=fold,
+                None if mask is None else mask.of_requests(chosen),
+                heads_per_kv_head=heads_per_kv_head,
                 causal=causal,
-                everything=len(members) == len(lengths),
+                whole_batch=len(members) == len(lengths),
             )
         )
-    return Plan(tuple(groups))
+    return AttentionPlan(tuple(groups))
+
+
+def _locate_masks(cells: torch.Tensor, new: torch.Tensor, total: torch.Tensor) -> _TreeMask:
+    """Find each request's part of the flat mask.
+
+    Args:
+        cells: flat bool.
+        new: [B] new tokens.
+        total: [B] keys, the new tokens included.
+    """
+    widths = new if cells.numel() == int((new * new).sum()) else total
+    sizes = new * widths
+    if cells.numel() != int(sizes.sum()):
+        raise ValueError(f"a tree mask of {cells.numel()} entries fits neither the new tokens nor all keys")
+    return _TreeMask(cells, sizes.cumsum(0) - sizes, widths)
 
 
 def _extend_group(
@@ -130,35 +173,57 @@ def _extend_group(
     seq_lens: torch.Tensor,
     new: torch.Tensor,
     starts: torch.Tensor,
-    tree_mask: torch.Tensor | None,
-    mask_layout: tuple[torch.Tensor, torch.Tensor] | None,
+    mask: _TreeMask | None,
     *,
-    fold: int,
+    heads_per_kv_head: int,
     causal: bool,
-    everything: bool,
-) -> Group:
-    batch, queries, keys = seq_lens.shape[0], int(new.max()), _padded(seq_lens, table)
+    whole_batch: bool,
+) -> AttentionGroup:
+    """Plan the requests of one group.
+
+    Args:
+        table: [B, pool_len] slots.
+        seq_lens: [B] keys of each request.
+        new: [B] new queries of each request.
+        starts: [B] first query row of each request.
+        whole_batch: whether the group holds every request of the batch.
+    """
+    batch, queries, keys = seq_lens.shape[0], int(new.max()), _padded_keys(seq_lens, table)
     uniform = int(new.min()) == queries
     key = torch.arange(keys)
     query = torch.arange(queries)
     valid = key < seq_lens[:, None]
     slots = torch.where(valid, table[:, :keys], table[:, :1])
-    query_in = torch.minimum(query, new[:, None] - 1)
+    query_in_request = torch.minimum(query, new[:, None] - 1)
     prefix = seq_lens - new
-    if mask_layout is not None and tree_mask is not None:
-        begins, widths = mask_layout
-        shift = torch.where(widths == new, prefix, torch.zeros_like(prefix))
-        column = (key - shift[:, None]).clamp(min=0).minimum(widths[:, None] - 1)
-        cell = begins[:, None, None] + query_in[:, :, None] * widths[:, None, None] + column[:, None, :]
-        visible = tree_mask[cell].bool() | (key < shift[:, None])[:, None, :]
-        visible &= valid[:, None, :]
+    if mask is not None:
+        visible = _visible_in_tree(mask, query_in_request, key, new, prefix) & valid[:, None, :]
     elif causal:
-        visible = key <= (prefix[:, None] + query_in)[:, :, None]
+        visible = key <= (prefix[:, None] + query_in_request)[:, :, None]
     else:
         visible = valid[:, None, :].expand(batch, queries, keys)
-    rows = None if uniform and everything else (starts[:, None] + query_in).flatten()
-    kept = None if uniform else (query < new[:, None]).flatten()
-    return Group(batch, queries, keys, rows, kept, slots.flatten(), _enough(visible.repeat(1, fold, 1)[:, None]))
+    rows = None if uniform and whole_batch else (starts[:, None] + query_in_request).flatten()
+    is_query = None if uniform else (query < new[:, None]).flatten()
+    visible = _repeat_to_min_rows(visible.repeat(1, heads_per_kv_head, 1)[:, None])
+    return AttentionGroup(batch, queries, keys, rows, is_query, slots.flatten(), visible)
+
+
+def _visible_in_tree(
+    mask: _TreeMask, query: torch.Tensor, key: torch.Tensor, new: torch.Tensor, prefix: torch.Tensor
+) -> torch.Tensor:
+    """[B, E, L] bool: the keys that each query sees by the tree mask. Padded keys get arbitrary values.
+
+    Args:
+        query: [B, E] number of each query within its request.
+        key: [L] positions.
+        new: [B] new tokens.
+        prefix: [B] tokens before the new ones.
+    """
+    # A mask over the new tokens alone begins behind the prefix, and the whole prefix is visible.
+    shift = torch.where(mask.widths == new, prefix, torch.zeros_like(prefix))
+    column = (key - shift[:, None]).clamp(min=0).minimum(mask.widths[:, None] - 1)
+    cell = mask.starts[:, None, None] + query[:, :, None] * mask.widths[:, None, None] + column[:, None, :]
+    return mask.cells[cell].bool() | (key < shift[:, None])[:, None, :]
 
 
 def attend(
@@ -166,7 +231,7 @@ def attend(
     k_buffer: torch.Tensor,
     v_buffer: torch.Tensor,
     output: torch.Tensor,
-    plan: Plan,
+    plan: AttentionPlan,
     scaling: float,
     logit_cap: float,
 ) -> None:
@@ -174,11 +239,11 @@ def attend(
 
     Args:
         query: [T, H, D].
-        k_buffer: [slots, Hk, D], H a multiple of Hk.
+        k_buffer: [slots, Hk, D], where H is a multiple of Hk.
         v_buffer: [slots, Hk, Dv].
         output: [T, H, Dv], written in place.
-        plan: who reads what.
-        logit_cap: when positive, scores s become cap * tanh(s / cap).
+        plan: which slots each request reads, and which keys each query sees.
+        logit_cap: when positive, a score s becomes cap * tanh(s / cap).
     """
     heads, width = query.shape[1], query.shape[2]
     kv_heads = k_buffer.shape[1]
@@ -191,9 +256,9 @@ def attend(
         key = k_buffer.index_select(0, group.slots).view(*shape, width).transpose(1, 2)
         value = v_buffer.index_select(0, group.slots).view(*shape, v_buffer.shape[2]).transpose(1, 2)
         count = fold * group.queries
-        folded = _enough(folded)
+        folded = _repeat_to_min_rows(folded)
         if logit_cap > 0:
-            mixed = _capped(folded, key, value, group.visible, scaling, logit_cap)
+            mixed = _attend_capped(folded, key, value, group.visible, scaling, logit_cap)
         else:
             mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=group.visible, scale=scaling)
         unfolded = mixed[:, :, :count].view(group.batch, kv_heads, fold, group.queries, -1).permute(0, 3, 1, 2, 4)
@@ -202,19 +267,19 @@ def attend(
         else:
             flat = unfolded.reshape(group.batch * group.queries, heads, -1)
             target = group.rows
-            if group.kept is not None:
-                flat, target = flat[group.kept], target[group.kept]
+            if group.is_query is not None:
+                flat, target = flat[group.is_query], target[group.is_query]
             output.index_copy_(0, target, flat)
 
 
-def _enough(rows: torch.Tensor) -> torch.Tensor:
-    """[B, X, R, Y] -> [B, X, at least LEAST_ROWS, Y], rows over and over."""
-    if rows.shape[2] >= LEAST_ROWS:
+def _repeat_to_min_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Repeat the R rows of [B, X, R, Y] until there are at least MIN_QUERY_ROWS."""
+    if rows.shape[2] >= MIN_QUERY_ROWS:
         return rows
-    return rows.repeat(1, 1, -(-LEAST_ROWS // rows.shape[2]), 1)[:, :, :LEAST_ROWS]
+    return rows.repeat(1, 1, -(-MIN_QUERY_ROWS // rows.shape[2]), 1)[:, :, :MIN_QUERY_ROWS]
 
 
-def _capped(
+def _attend_capped(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -222,19 +287,30 @@ def _capped(
     scaling: float,
     logit_cap: float,
 ) -> torch.Tensor:
+    """Attention with capped scores: [B, Hk, R, D], [B, Hk, L, D], [B, Hk, L, Dv] -> [B, Hk, R, Dv]."""
     scores = logit_cap * torch.tanh(query.float() @ key.float().transpose(-1, -2) * (scaling / logit_cap))
     return (scores.masked_fill(~visible, -math.inf).softmax(-1) @ value.float()).to(query.dtype)
 
 
-def require_plain(*, cross: bool, sliding_window: int, sinks: torch.Tensor | None) -> None:
-    """Refuse the attention variants that no model of ours uses, instead of answering with something else."""
+def reject_unsupported_attention(*, cross: bool, sliding_window: int, sinks: torch.Tensor | None) -> None:
+    """Refuse attention variants that none of our models uses, rather than compute something else.
+
+    Raises:
+        NotImplementedError: the layer has cross attention, a sliding window or attention sinks.
+    """
     if cross or sliding_window > 0 or sinks is not None:
-        raise NotImplementedError("the CPU engine has no cross attention, sliding window or attention sinks")
+        raise NotImplementedError("the CPU engine does not support cross attention, sliding windows or attention sinks")
 
 
-def store(
+def store_keys_and_values(
     k_buffer: torch.Tensor, v_buffer: torch.Tensor, loc: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> None:
-    """Put the keys and values of [T] new tokens into their slots `loc`."""
+    """Write the keys and values of T new tokens into their slots.
+
+    Args:
+        k_buffer, v_buffer: [slots, Hk, D] and [slots, Hk, Dv], written in place.
+        loc: [T] the slot of each token.
+        key, value: T tokens of Hk heads, in any shape that holds them in this order.
+    """
     k_buffer.index_copy_(0, loc, key.view(-1, k_buffer.shape[1], k_buffer.shape[2]))
     v_buffer.index_copy_(0, loc, value.view(-1, v_buffer.shape[1], v_buffer.shape[2]))

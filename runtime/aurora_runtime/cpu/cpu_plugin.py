@@ -1,8 +1,10 @@
-"""What SGLang loads into each of its processes (entry point group `sglang.srt.plugins`) on the CPU engine.
+"""The plugin that SGLang loads into each of its processes (entry point group `sglang.srt.plugins`).
 
-Puts our operations in the place of SGLang's slow ones, for serving with and without speculation alike. Invariants: does
-nothing unless the CPU engine serves; either all hooks are registered or, when SGLang's signatures moved, none and an
-error says which.
+It replaces SGLang functions that are slow on a CPU by our own. Serving with and without speculation uses the same
+replacements, so that a comparison of the two stays fair.
+
+Invariants: the plugin does nothing unless the CPU engine serves. It registers all hooks or none: when a signature in
+SGLang has changed, it registers none and an error names the function.
 """
 
 from __future__ import annotations
@@ -23,14 +25,20 @@ _UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.Wei
 
 @dataclass(frozen=True)
 class Hook:
-    """A function of SGLang's, the parameters it must have, what wraps it: `around(original, *args, **kwargs)`."""
+    """One SGLang function and its wrapper.
+
+    Attributes:
+        target: the function's dotted name.
+        parameters: the parameter names that the function must have.
+        wrapper: called in the function's place as `wrapper(original, *args, **kwargs)`.
+    """
 
     target: str
     parameters: tuple[str, ...]
-    around: Callable[..., Any]
+    wrapper: Callable[..., Any]
 
 
-def hooks() -> tuple[Hook, ...]:
+def engine_hooks() -> tuple[Hook, ...]:
     """Every function that the CPU engine wraps."""
     from aurora_runtime.cpu import wrappers
 
@@ -51,11 +59,14 @@ def hooks() -> tuple[Hook, ...]:
         ),
         Hook("sglang.srt.models.llama.LlamaModel.forward", model, wrappers.target_forward),
         Hook("sglang.srt.models.llama_eagle3.LlamaModel.forward", model, wrappers.draft_forward),
-        *(Hook(f"{_UPDATER}.{name}", parameters, wrappers.weights_written) for name, parameters in _WRITERS),
+        *(
+            Hook(f"{_UPDATER}.{name}", parameters, wrappers.invalidate_derived_weights)
+            for name, parameters in _WEIGHT_WRITERS
+        ),
     )
 
 
-_WRITERS = (
+_WEIGHT_WRITERS = (
     ("begin_weight_update", ("self",)),
     ("end_weight_update", ("self", "run_post_load")),
     (
@@ -66,35 +77,38 @@ _WRITERS = (
     ("update_weights_from_tensor", ("self", "named_tensors", "load_format")),
     ("update_weights_from_ipc", ("self", "recv_req")),
 )
+"""Methods of SGLang's WeightUpdater that may write weights, with their parameters."""
 
 
-def check(hook: Hook) -> None:
-    """Raise unless SGLang has the hook's target with exactly the parameters that the wrapper was written for.
+def check_signature(hook: Hook) -> None:
+    """Check that SGLang has the hook's target, with exactly the parameters that the wrapper was written for.
 
     Raises:
-        EngineMismatch: it moved or changed.
+        EngineMismatch: the function is missing, or its parameters differ.
     """
     try:
         target = pkgutil.resolve_name(hook.target)
     except (ImportError, AttributeError) as error:
         raise EngineMismatch(f"this SGLang has no {hook.target}: {error}") from error
-    found = tuple(inspect.signature(target).parameters)
-    if found != hook.parameters:
-        raise EngineMismatch(f"{hook.target} takes {', '.join(found)}; the hook needs {', '.join(hook.parameters)}")
+    parameters = tuple(inspect.signature(target).parameters)
+    if parameters != hook.parameters:
+        raise EngineMismatch(
+            f"{hook.target} takes {', '.join(parameters)}; the hook needs {', '.join(hook.parameters)}"
+        )
 
 
 def install() -> None:
-    """Register the CPU engine's hooks with SGLang; does nothing when a GPU serves.
+    """Register the CPU engine's hooks with SGLang. Does nothing when a GPU serves.
 
     Raises:
-        EngineMismatch: SGLang changed in a place that is hooked. SGLang logs it and serves slowly without any hook.
+        EngineMismatch: a hooked SGLang function has changed. SGLang logs the error and serves slowly, without hooks.
     """
     if os.environ.get(ENGINE_SWITCH) != "1":
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    wanted = hooks()
-    for hook in wanted:
-        check(hook)
-    for hook in wanted:
-        HookRegistry.register(hook.target, hook.around, HookType.AROUND)
+    hooks = engine_hooks()
+    for hook in hooks:
+        check_signature(hook)
+    for hook in hooks:
+        HookRegistry.register(hook.target, hook.wrapper, HookType.AROUND)

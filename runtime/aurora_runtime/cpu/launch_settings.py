@@ -1,7 +1,7 @@
-"""How to start stock SGLang on a CPU: the environment and the flags that the launcher adds when there is no GPU.
+"""The environment variables and flags that start stock SGLang on a CPU. The launcher adds them when there is no GPU.
 
-Invariant: the flags that cost or save time are the same with and without speculation, so that "off" is an honest
-baseline. No torch here: launchers and agents import this.
+Invariant: every flag that costs or saves time is the same with and without speculation, so that a server without
+speculation is an honest baseline. This module does not import torch, because launchers and agents import it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ENGINE_SWITCH = "SGLANG_USE_CPU_ENGINE"
+"""The variable that switches the CPU engine on, when its value is "1"."""
 STANDIN = Path(__file__).resolve().parent / "standin"
+"""The folder whose `sgl_kernel` package stands in for SGLang's unpublished CPU kernels."""
 DEFAULT_KV_TOKENS = 16384
 PREFILL_CHUNK_TOKENS = 2048
 
 
 def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> dict[str, str]:
-    """Variables to add to a server's environment, for every one of its processes.
+    """The variables to add to a server's environment, for every one of its processes.
 
     Args:
-        base: the environment that will be extended (default: this process's); its PYTHONPATH is kept.
-        threads: OpenMP threads per process; more than one pays only where the cores are otherwise idle.
+        base: the environment that will be extended (default: the environment of this process). Its PYTHONPATH is kept.
+        threads: OpenMP threads per process. More than one pays only when cores are otherwise idle.
     """
     inherited = (os.environ if base is None else base).get("PYTHONPATH", "")
     entries = [str(STANDIN), *(entry for entry in inherited.split(os.pathsep) if entry and entry != str(STANDIN))]
@@ -29,21 +31,23 @@ def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> d
         ENGINE_SWITCH: "1",
         "PYTHONPATH": os.pathsep.join(entries),
         "OMP_NUM_THREADS": str(threads),
-        # SGLang compiles a few tiny functions otherwise: a C++ compiler in every pod, and half a minute of its start.
+        # Otherwise SGLang compiles a few tiny functions. Every pod would need a C++ compiler, and half a minute more to
+        # start.
         "TORCHDYNAMO_DISABLE": "1",
     }
 
 
 def server_args(speculative: bool, *, kv_tokens: int = DEFAULT_KV_TOKENS) -> list[str]:
-    """Flags for `sglang serve` on a CPU, to which the model, the port and the speculation itself are added.
+    """The flags of `sglang serve` on a CPU. Callers add the model, the port and the speculation flags.
 
-    The attention backend is named for prefill and decode separately, because SGLang swaps the combined name for
-    torch_native, which knows no speculation, on a CPU without AMX (sglang/srt/arg_groups/overrides.py:1302).
+    The attention backend is set for prefill and for decode separately. On a CPU without AMX, SGLang replaces the
+    combined setting by torch_native (sglang/srt/arg_groups/overrides.py:1302), which cannot speculate.
 
     Args:
-        speculative: whether a draft will be used. SGLang then turns overlap scheduling off by itself and warns; both
-            modes turn it off here, because on a CPU nothing overlaps and it only decodes one token too many.
-        kv_tokens: size of the KV cache; left to itself SGLang takes a share of the machine's memory.
+        speculative: whether a draft will be used. SGLang then turns overlap scheduling off by itself, with a warning.
+            This function turns it off in both modes: nothing overlaps on a CPU, and each request would decode one token
+            too many.
+        kv_tokens: size of the KV cache in tokens. Without this flag SGLang takes a share of the machine's memory.
     """
     arguments = ["--device", "cpu"]
     arguments += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]

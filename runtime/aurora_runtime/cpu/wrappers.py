@@ -1,6 +1,7 @@
-"""What the CPU engine does in the place of SGLang's functions; `plugin` says which and checks their signatures.
+"""The CPU engine's replacements for SGLang functions. `cpu_plugin` registers them and checks their signatures.
 
-Each wrapper gets the original first and falls back to it for anything that it was not made for.
+SGLang passes the original function as the first argument. A wrapper calls the original in every case that the
+replacement was not written for.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.cpu import attention_backend, llama, packed
+from aurora_runtime.cpu import attention_backend, lean_llama, packed_weights
 
 Original = Callable[..., Any]
 
-_PLAN = "_aurora_plan"
+_PLAN_ATTRIBUTE = "_aurora_plan"
 
 
 def apply_linear(
     original: Original, self: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """UnquantizedLinearMethod.apply on packed weights."""
-    return packed.module_linear(layer, x, bias)
+    """UnquantizedLinearMethod.apply on packed weights: [..., K] -> [..., N]."""
+    return packed_weights.module_linear(layer, x, bias)
 
 
 def compute_head(
@@ -33,24 +34,24 @@ def compute_head(
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """LogitsProcessor._compute_lm_head on packed weights, where the head is a plain matrix."""
+    """LogitsProcessor._compute_lm_head on packed weights, where the head is a plain matrix: [T, H] -> [T, vocab]."""
     method = type(getattr(lm_head, "quant_method", None)).__name__
     plain = method in ("NoneType", "UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
     if not plain or hasattr(lm_head, "set_lora") or self.use_fp32_lm_head or self.rl_on_policy_target is not None:
         result: torch.Tensor = original(self, hidden_states, lm_head, embedding_bias, out=out)
         return result
-    return packed.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
+    return packed_weights.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
 
 
-def _forward(
-    key_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int], attention_backend.Plan]
+def _attention_method(
+    metadata_of: Callable[[Any], object], plan_of: Callable[[Any, Any, int], attention_backend.AttentionPlan]
 ) -> Callable[..., Any]:
-    """A method of IntelAMXAttnBackend with one plan for all layers of a pass.
+    """Build a replacement for a forward method of IntelAMXAttnBackend that makes one plan for all layers of a pass.
 
     Args:
-        key_of: the backend's metadata of this pass: SGLang makes a new object for every pass, so the plan is kept as
-            long as the object is the same.
-        plan_of: makes the plan from the backend, the batch, and how many query heads share a KV head.
+        metadata_of: returns the backend's metadata of the current pass. SGLang makes a new metadata object for every
+            pass, so the plan stays valid as long as the object is the same.
+        plan_of: makes the plan from the backend, the batch and the number of query heads per KV head.
     """
 
     def forward(
@@ -64,28 +65,29 @@ def _forward(
         save_kv_cache: bool = True,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if not _ordinary(self, q, layer, sinks):
+        if not _is_plain_attention(self, q, layer, sinks):
             result: torch.Tensor = original(self, q, k, v, layer, forward_batch, save_kv_cache, sinks)
             return result
-        key = key_of(self)
-        kept: tuple[object, attention_backend.Plan] | None = getattr(self, _PLAN, None)
-        if kept is None or kept[0] is not key:
-            kept = key, plan_of(self, forward_batch, layer.tp_q_head_num // layer.tp_k_head_num)
-            setattr(self, _PLAN, kept)
+        metadata = metadata_of(self)
+        cached: tuple[object, attention_backend.AttentionPlan] | None = getattr(self, _PLAN_ATTRIBUTE, None)
+        if cached is None or cached[0] is not metadata:
+            cached = metadata, plan_of(self, forward_batch, layer.tp_q_head_num // layer.tp_k_head_num)
+            setattr(self, _PLAN_ATTRIBUTE, cached)
         pool = self.token_to_kv_pool
         k_buffer, v_buffer = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         if save_kv_cache and k is not None and v is not None:
-            attention_backend.store(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
+            attention_backend.store_keys_and_values(k_buffer, v_buffer, forward_batch.out_cache_loc, k, v)
         heads, width = layer.tp_q_head_num, layer.v_head_dim
         output = q.new_empty(q.shape[0], heads * width)
         query, rows = q.reshape(-1, heads, layer.qk_head_dim), output.view(-1, heads, width)
-        attention_backend.attend(query, k_buffer, v_buffer, rows, kept[1], layer.scaling, layer.logit_cap or 0.0)
+        attention_backend.attend(query, k_buffer, v_buffer, rows, cached[1], layer.scaling, layer.logit_cap or 0.0)
         return output
 
     return forward
 
 
-def _ordinary(backend: Any, q: torch.Tensor, layer: Any, sinks: torch.Tensor | None) -> bool:
+def _is_plain_attention(backend: Any, q: torch.Tensor, layer: Any, sinks: torch.Tensor | None) -> bool:
+    """Whether a layer is causal self-attention over the whole KV cache, in the cache's own dtype."""
     return (
         not backend.use_mla
         and not backend.use_sliding_window_kv_pool
@@ -97,12 +99,13 @@ def _ordinary(backend: Any, q: torch.Tensor, layer: Any, sinks: torch.Tensor | N
     )
 
 
-def _decode_key(backend: Any) -> object:
-    expanded = backend.draft_decode_metadata
-    return backend.forward_metadata if expanded is None else expanded
+def _decode_metadata(backend: Any) -> object:
+    """The metadata of a decoding pass. A draft with several branches has a table of its own."""
+    branches = backend.draft_decode_metadata
+    return backend.forward_metadata if branches is None else branches
 
 
-def _decode_plan(backend: Any, batch: Any, _: int) -> attention_backend.Plan:
+def _decode_plan(backend: Any, batch: Any, _: int) -> attention_backend.AttentionPlan:
     if backend.draft_decode_metadata is None:
         table = backend.req_to_token_pool.req_to_token
         return attention_backend.plan_decode(table, batch.req_pool_indices, batch.seq_lens)
@@ -110,17 +113,25 @@ def _decode_plan(backend: Any, batch: Any, _: int) -> attention_backend.Plan:
     return attention_backend.plan_decode(table, rows, lengths)
 
 
-def _extend_plan(backend: Any, batch: Any, fold: int) -> attention_backend.Plan:
+def _extend_plan(backend: Any, batch: Any, heads_per_kv_head: int) -> attention_backend.AttentionPlan:
     lengths, new, starts, tree_mask = backend.extend_metadata
     table = backend.req_to_token_pool.req_to_token
     return attention_backend.plan_extend(
-        table, batch.req_pool_indices, lengths, new, starts, tree_mask, fold=fold, causal=True
+        table,
+        batch.req_pool_indices,
+        lengths,
+        new,
+        starts,
+        tree_mask,
+        heads_per_kv_head=heads_per_kv_head,
+        causal=True,
     )
 
 
-forward_decode = _forward(_decode_key, _decode_plan)
-forward_extend = _forward(lambda backend: backend.extend_metadata, _extend_plan)
-"""Prefill and verification."""
+forward_decode = _attention_method(_decode_metadata, _decode_plan)
+"""IntelAMXAttnBackend.forward_decode: one token per request, or per branch of a draft."""
+forward_extend = _attention_method(lambda backend: backend.extend_metadata, _extend_plan)
+"""IntelAMXAttnBackend.forward_extend: prefill and verification."""
 
 
 def target_forward(
@@ -132,8 +143,15 @@ def target_forward(
     input_embeds: torch.Tensor | None = None,
     pp_proxy_tensors: Any = None,
 ) -> Any:
-    """LlamaModel.forward in its lean form, where the model has one."""
-    lean = None if input_ids.shape[0] == 0 else llama.lean_target(self)
+    """LlamaModel.forward in its lean form, where the model has one.
+
+    Args:
+        input_ids, positions: [T].
+
+    Returns:
+        The final states [T, H], and the captured states when layers are captured, as the original returns them.
+    """
+    lean = None if input_ids.shape[0] == 0 else lean_llama.lean_target(self)
     if lean is None:
         return original(self, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     hidden = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
@@ -150,18 +168,25 @@ def draft_forward(
     input_embeds: torch.Tensor | None = None,
     pp_proxy_tensors: Any = None,
 ) -> Any:
-    """The EAGLE-3 draft's LlamaModel.forward in its lean form, where the draft has one."""
+    """The EAGLE-3 draft's LlamaModel.forward in its lean form, where the draft has one.
+
+    Args:
+        input_ids, positions: [T].
+
+    Returns:
+        The states [T, H] for the head, and the states for the next draft step, as the original returns them.
+    """
     usable = input_ids.shape[0] > 0 and forward_batch.mm_input_embeds is None
-    lean = llama.lean_draft(self) if usable else None
+    lean = lean_llama.lean_draft(self) if usable else None
     if lean is None:
         return original(self, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     embeds = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
     return lean(embeds, forward_batch.spec_info.hidden_states, positions, forward_batch)
 
 
-def weights_written(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Any method of WeightUpdater that may write weights: afterwards nothing derived from the old ones is left."""
+def invalidate_derived_weights(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a WeightUpdater method that may write weights, then drop every copy derived from the old weights."""
     try:
         return original(self, *args, **kwargs)
     finally:
-        llama.forget(self.get_model())
+        lean_llama.forget(self.get_model())

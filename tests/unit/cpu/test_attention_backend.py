@@ -1,4 +1,4 @@
-"""Attention against loops: every query alone, in fp64, over exactly the slots that it may see."""
+"""Compares attention with a loop that computes every query alone, in fp64, over exactly the slots it may see."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.cpu import attention_backend, ops
+from aurora_runtime.cpu import attention_backend, attention_ops
 
 POOL_SLOTS = 64
 POOL_LEN = 24
 
 
-def one_query(
+def attend_one_query(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, logit_cap: float
 ) -> torch.Tensor:
-    """[H, D] over keys [L, Hk, D] and values [L, Hk, Dv], head by head."""
+    """Attend a query [H, D] over keys [L, Hk, D] and values [L, Hk, Dv], head by head: [H, Dv]."""
     fold = query.shape[0] // keys.shape[1]
     rows = []
     for head in range(query.shape[0]):
@@ -29,8 +29,8 @@ def one_query(
     return torch.stack(rows)
 
 
-class Case:
-    """Random requests in a random paged cache."""
+class PagedRequests:
+    """Random requests in a random paged KV cache."""
 
     def __init__(self, seed: int, batch: int, kv_heads: int, fold: int, width: int, dtype: torch.dtype) -> None:
         self.random = torch.Generator().manual_seed(seed)
@@ -50,13 +50,13 @@ class Case:
     def lengths(self, low: int, high: int, batch: int) -> torch.Tensor:
         return torch.randint(low, high + 1, (batch,), generator=self.random)
 
-    def seen(self, request: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_and_values(self, request: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         slots = self.table[self.rows[request], positions].long()
         return self.k[slots], self.v[slots]
 
 
 cases = st.builds(
-    Case,
+    PagedRequests,
     seed=st.integers(0, 2**31),
     batch=st.integers(1, 4),
     kv_heads=st.integers(1, 3),
@@ -73,7 +73,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
 
 @settings(max_examples=40, deadline=None)
 @given(cases, st.sampled_from([0.0, 5.0]))
-def test_decoding_equals_each_query_over_its_own_slots(case: Case, logit_cap: float) -> None:
+def test_decoding_equals_attention_of_each_query_over_its_own_slots(case: PagedRequests, logit_cap: float) -> None:
     batch = case.rows.shape[0]
     lengths = case.lengths(1, POOL_LEN, batch)
     query = case.normal(batch, case.heads, case.width)
@@ -81,14 +81,16 @@ def test_decoding_equals_each_query_over_its_own_slots(case: Case, logit_cap: fl
     plan = attention_backend.plan_decode(case.table, case.rows, lengths)
     attention_backend.attend(query, case.k, case.v, output, plan, 0.3, logit_cap)
     for request in range(batch):
-        keys, values = case.seen(request, torch.arange(int(lengths[request])))
-        expected = one_query(query[request], keys, values, 0.3, logit_cap)
+        keys, values = case.keys_and_values(request, torch.arange(int(lengths[request])))
+        expected = attend_one_query(query[request], keys, values, 0.3, logit_cap)
         assert_close(output[request].double(), expected, case.dtype)
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases, st.sampled_from(["causal", "open", "tree", "full tree"]), st.booleans())
-def test_extending_equals_each_query_over_what_it_may_see(case: Case, kind: str, uniform: bool) -> None:
+def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
+    case: PagedRequests, kind: str, uniform: bool
+) -> None:
     batch = case.rows.shape[0]
     new = torch.full((batch,), 4) if uniform else case.lengths(0, 9, batch)
     lengths = new + case.lengths(1, POOL_LEN - 9, batch)
@@ -111,20 +113,20 @@ def test_extending_equals_each_query_over_what_it_may_see(case: Case, kind: str,
     output = torch.zeros_like(query)
     causal = kind == "causal"
     plan = attention_backend.plan_extend(
-        case.table, case.rows, lengths, new.int(), starts.int(), mask, fold=case.fold, causal=causal
+        case.table, case.rows, lengths, new.int(), starts.int(), mask, heads_per_kv_head=case.fold, causal=causal
     )
     attention_backend.attend(query, case.k, case.v, output, plan, 0.3, 0.0)
     for request in range(batch):
         for index in range(int(new[request])):
-            keys, values = case.seen(request, visible[request][index].nonzero().flatten())
+            keys, values = case.keys_and_values(request, visible[request][index].nonzero().flatten())
             row = int(starts[request]) + index
-            expected = one_query(query[row], keys, values, 0.3, 0.0)
+            expected = attend_one_query(query[row], keys, values, 0.3, 0.0)
             assert_close(output[row].double(), expected, case.dtype)
 
 
 @settings(max_examples=30, deadline=None)
 @given(cases)
-def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> None:
+def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: PagedRequests) -> None:
     batch, new = case.rows.shape[0], 4
     lengths = case.lengths(1, POOL_LEN - new, batch) + new
     query = case.normal(batch * new, case.heads, case.width)
@@ -136,7 +138,7 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
         torch.full((batch,), new, dtype=torch.int32),
         torch.arange(0, batch * new, new, dtype=torch.int32),
         None,
-        fold=case.fold,
+        heads_per_kv_head=case.fold,
         causal=True,
     )
     attention_backend.attend(query, case.k, case.v, together, plan, 0.125, 0.0)
@@ -149,8 +151,8 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: Case) -> No
         torch.testing.assert_close(together[rows], alone, rtol=relative, atol=absolute)
 
 
-def test_decoding_alone_is_decoding_in_a_batch_bit_for_bit() -> None:
-    case = Case(seed=0, batch=4, kv_heads=3, fold=3, width=64, dtype=torch.bfloat16)
+def test_decoding_alone_equals_decoding_in_a_batch_bit_for_bit() -> None:
+    case = PagedRequests(seed=0, batch=4, kv_heads=3, fold=3, width=64, dtype=torch.bfloat16)
     for seed in range(20):
         case.random.manual_seed(seed)
         lengths = case.lengths(1, POOL_LEN, 4)
@@ -167,8 +169,8 @@ def test_decoding_alone_is_decoding_in_a_batch_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("kv_heads", "fold"), [(3, 3), (4, 1), (2, 8)])
-def test_verifying_a_token_is_decoding_it_bit_for_bit(dtype: torch.dtype, kv_heads: int, fold: int) -> None:
-    """Within a whole vector of keys; beyond it the padded keys may move the last bit of a float32 sum."""
+def test_verifying_a_token_equals_decoding_it_bit_for_bit(dtype: torch.dtype, kv_heads: int, fold: int) -> None:
+    """Holds where the keys fill whole vectors. Elsewhere padded keys may change the last bit of a float32 sum."""
     new, width, random = 4, 64, torch.Generator().manual_seed(0)
     table, rows = torch.randperm(512, generator=random)[None].int(), torch.zeros(1, dtype=torch.int64)
     k, v = (torch.randn(512, kv_heads, width, generator=random).to(dtype) for _ in range(2))
@@ -177,7 +179,9 @@ def test_verifying_a_token_is_decoding_it_bit_for_bit(dtype: torch.dtype, kv_hea
         together, alone = torch.zeros_like(query), torch.zeros_like(query)
         lengths, asked = torch.tensor([total]), torch.tensor([new], dtype=torch.int32)
         starts = torch.zeros_like(asked)
-        plan = attention_backend.plan_extend(table, rows, lengths, asked, starts, None, fold=fold, causal=True)
+        plan = attention_backend.plan_extend(
+            table, rows, lengths, asked, starts, None, heads_per_kv_head=fold, causal=True
+        )
         attention_backend.attend(query, k, v, together, plan, 0.125, 0.0)
         for index in range(new):
             one = slice(index, index + 1)
@@ -187,8 +191,8 @@ def test_verifying_a_token_is_decoding_it_bit_for_bit(dtype: torch.dtype, kv_hea
 
 
 def test_the_registered_operations_store_and_attend() -> None:
-    kept_alive = ops.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
-    case = Case(0, 2, 3, 3, 64, torch.bfloat16)
+    kept_alive = attention_ops.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
+    case = PagedRequests(0, 2, 3, 3, 64, torch.bfloat16)
     lengths = torch.tensor([5, 9])
     loc = case.table[case.rows, lengths - 1].long()
     key, value = case.normal(2, 3, 64), case.normal(2, 3, 64)
@@ -210,8 +214,8 @@ def test_the_registered_operations_store_and_attend() -> None:
     assert kept_alive is None or kept_alive.ns == "sgl_kernel"
 
 
-def test_a_mask_of_the_wrong_size_is_refused() -> None:
-    case = Case(0, 1, 1, 1, 16, torch.float32)
+def test_a_tree_mask_of_the_wrong_size_is_rejected() -> None:
+    case = PagedRequests(0, 1, 1, 1, 16, torch.float32)
     with pytest.raises(ValueError, match="fits neither"):
         attention_backend.plan_extend(
             case.table,
@@ -220,21 +224,21 @@ def test_a_mask_of_the_wrong_size_is_refused() -> None:
             torch.tensor([4]),
             torch.tensor([0]),
             torch.ones(17, dtype=torch.bool),
-            fold=1,
+            heads_per_kv_head=1,
             causal=True,
         )
 
 
-def test_unsupported_attention_is_refused_instead_of_answered() -> None:
+def test_unsupported_attention_is_rejected() -> None:
     with pytest.raises(NotImplementedError):
-        attention_backend.require_plain(cross=False, sliding_window=128, sinks=None)
+        attention_backend.reject_unsupported_attention(cross=False, sliding_window=128, sinks=None)
 
 
-def test_padding_is_bounded_however_unequal_a_prefill_batch_is() -> None:
+def test_padding_at_most_doubles_the_work_of_an_unequal_prefill_batch() -> None:
     new = torch.tensor([1, 1000, 3, 2, 900, 1])
     table = torch.arange(1024).repeat(6, 1).int()
     plan = attention_backend.plan_extend(
-        table, torch.arange(6), new, new, new.cumsum(0) - new, None, fold=1, causal=True
+        table, torch.arange(6), new, new, new.cumsum(0) - new, None, heads_per_kv_head=1, causal=True
     )
     assert sum(group.batch * group.queries for group in plan.groups) <= 2 * int(new.sum())
     assert math.prod(plan.groups[0].slots.shape) > 0

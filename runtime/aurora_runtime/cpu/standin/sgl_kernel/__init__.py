@@ -1,13 +1,14 @@
-"""Stands in for SGLang's CPU kernel package, which is published nowhere but imported by name.
+"""Stands in for SGLang's CPU kernel package `sgl_kernel`, which SGLang imports by name but which is not published.
 
-Only names: the operations live in `aurora_runtime.cpu`. This directory goes on PYTHONPATH when, and only when, the CPU
-engine serves (see `aurora_runtime.cpu.launch_settings`).
+This package only forwards names; `aurora_runtime.cpu` holds the operations. Its folder is on PYTHONPATH only while the
+CPU engine serves (see `aurora_runtime.cpu.launch_settings`).
 """
 
 from typing import NoReturn
 
-from aurora_runtime.cpu import ops
-from aurora_runtime.cpu.slots import (
+from aurora_runtime.cpu import attention_ops
+from aurora_runtime.cpu.draft_trees import build_tree_kernel_efficient_cpu, verify_tree_greedy_cpu
+from aurora_runtime.cpu.kv_slots import (
     assign_draft_cache_locs_contiguous_cpu,
     assign_extend_cache_locs_cpu,
     assign_req_to_token_pool_cpu,
@@ -16,7 +17,6 @@ from aurora_runtime.cpu.slots import (
     fill_accept_out_cache_loc_cpu,
     fill_bonus_tokens_cpu,
 )
-from aurora_runtime.cpu.trees import build_tree_kernel_efficient_cpu, verify_tree_greedy_cpu
 
 __all__ = [
     "assign_draft_cache_locs_contiguous_cpu",
@@ -31,9 +31,10 @@ __all__ = [
     "verify_tree_greedy_cpu",
 ]
 
-_registered = ops.register()
+# torch drops registered operations together with the library object, so the module holds on to it.
+_registered = attention_ops.register()
 
 
 def rotate_input_ids_cpu(*_: object) -> NoReturn:
-    """Multi-layer EAGLE's operation: SGLang imports the name in every mode, only that mode calls it."""
-    raise NotImplementedError("the CPU engine has no multi-layer EAGLE")
+    """An operation of multi-layer EAGLE. SGLang imports the name in every mode and calls it only in that one."""
+    raise NotImplementedError("the CPU engine does not support multi-layer EAGLE; use a one-layer EAGLE-3 draft")

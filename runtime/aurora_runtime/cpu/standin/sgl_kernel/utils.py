@@ -1,1 +1,1 @@
-"""SGLang imports this submodule by name on a CPU and uses nothing of it."""
+"""Empty on purpose: SGLang imports this submodule by name on a CPU and uses nothing from it."""

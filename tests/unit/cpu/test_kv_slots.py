@@ -1,4 +1,4 @@
-"""Slot bookkeeping against loops over requests and tokens."""
+"""Compares the KV slot bookkeeping with loops over requests and tokens."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.cpu import slots
+from aurora_runtime.cpu import kv_slots
 
-POOL, LENGTH = 6, 40
+POOL_ROWS, ROW_LENGTH = 6, 40
 
 
 class Pool:
-    """A table of distinct slots, and requests in random rows with random ranges."""
+    """A table of distinct slots, with requests in random rows and a random range of positions for each."""
 
     def __init__(self, seed: int, batch: int) -> None:
         self.random = torch.Generator().manual_seed(seed)
-        self.table = torch.randperm(POOL * LENGTH, generator=self.random).view(POOL, LENGTH).int()
-        self.rows = torch.randperm(POOL, generator=self.random)[:batch]
+        self.table = torch.randperm(POOL_ROWS * ROW_LENGTH, generator=self.random).view(POOL_ROWS, ROW_LENGTH).int()
+        self.rows = torch.randperm(POOL_ROWS, generator=self.random)[:batch]
         self.start = torch.randint(0, 15, (batch,), generator=self.random)
         self.end = self.start + torch.randint(0, 10, (batch,), generator=self.random)
 
@@ -27,7 +27,7 @@ pools = st.builds(Pool, seed=st.integers(0, 2**31), batch=st.integers(1, 5))
 
 @settings(max_examples=40, deadline=None)
 @given(pools)
-def test_ranges_are_written_and_read_back(pool: Pool) -> None:
+def test_assigned_slots_are_read_back(pool: Pool) -> None:
     total = int((pool.end - pool.start).sum())
     fresh = torch.arange(1000, 1000 + total)
     expected = pool.table.clone()
@@ -36,18 +36,18 @@ def test_ranges_are_written_and_read_back(pool: Pool) -> None:
         for position in range(start, end):
             expected[row, position] = fresh[taken]
             taken += 1
-    slots.assign_req_to_token_pool_cpu(pool.rows, pool.table, pool.start, pool.end, fresh, LENGTH)
+    kv_slots.assign_req_to_token_pool_cpu(pool.rows, pool.table, pool.start, pool.end, fresh, ROW_LENGTH)
     assert torch.equal(pool.table, expected)
     back = torch.zeros(total, dtype=torch.int64)
-    slots.assign_extend_cache_locs_cpu(pool.rows, pool.table, pool.start, pool.end, back, LENGTH)
+    kv_slots.assign_extend_cache_locs_cpu(pool.rows, pool.table, pool.start, pool.end, back, ROW_LENGTH)
     assert torch.equal(back, fresh)
 
 
 @settings(max_examples=40, deadline=None)
 @given(pools, st.integers(1, 3), st.integers(1, 4))
-def test_draft_slots_follow_the_prefix(pool: Pool, topk: int, columns: int) -> None:
+def test_draft_slots_begin_behind_the_prefix(pool: Pool, topk: int, columns: int) -> None:
     out = torch.zeros(pool.rows.shape[0] * topk * columns, dtype=torch.int64)
-    slots.assign_draft_cache_locs_contiguous_cpu(pool.rows, pool.table, pool.start, out, LENGTH, topk, columns)
+    kv_slots.assign_draft_cache_locs_contiguous_cpu(pool.rows, pool.table, pool.start, out, ROW_LENGTH, topk, columns)
     expected = [
         int(pool.table[row, start + offset])
         for row, start in zip(pool.rows.tolist(), pool.start.tolist(), strict=True)
@@ -59,8 +59,8 @@ def test_draft_slots_follow_the_prefix(pool: Pool, topk: int, columns: int) -> N
 @settings(max_examples=40, deadline=None)
 @given(pools, st.integers(1, 3), st.integers(2, 4))
 def test_each_draft_branch_sees_the_prefix_and_its_own_tokens(pool: Pool, topk: int, steps: int) -> None:
-    table = slots.build_draft_decode_metadata_cpu(pool.table, pool.rows, pool.start, topk, steps, LENGTH)
-    assert table.shape == (pool.rows.shape[0] * topk, LENGTH)
+    table = kv_slots.build_draft_decode_metadata_cpu(pool.table, pool.rows, pool.start, topk, steps, ROW_LENGTH)
+    assert table.shape == (pool.rows.shape[0] * topk, ROW_LENGTH)
     for index, (row, length) in enumerate(zip(pool.rows.tolist(), pool.start.tolist(), strict=True)):
         for branch in range(topk):
             own = [int(pool.table[row, length + branch * steps + step]) for step in range(steps)]
@@ -70,17 +70,17 @@ def test_each_draft_branch_sees_the_prefix_and_its_own_tokens(pool: Pool, topk: 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
-def test_bonus_tokens_and_accepted_slots_are_picked_in_order(seed: int, batch: int, stride: int) -> None:
+def test_bonus_tokens_and_accepted_slots_are_gathered_in_order(seed: int, batch: int, stride: int) -> None:
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 1000, (batch, stride), generator=random)
     lengths = torch.randint(1, stride + 1, (batch,), generator=random).int()
     bonus = torch.zeros(batch, dtype=torch.int32)
-    slots.fill_bonus_tokens_cpu(tokens, lengths, bonus, stride)
+    kv_slots.fill_bonus_tokens_cpu(tokens, lengths, bonus, stride)
     assert bonus.tolist() == [int(tokens[b, int(lengths[b]) - 1]) for b in range(batch)]
     index = torch.where(torch.rand(batch, stride, generator=random) < 0.5, -1, tokens % (batch * stride)).int()
     where = torch.arange(batch * stride) + 500
     out = torch.zeros(batch * stride, dtype=torch.int64)
-    slots.fill_accept_out_cache_loc_cpu(index, where, out)
+    kv_slots.fill_accept_out_cache_loc_cpu(index, where, out)
     expected = [500 + entry for entry in index.flatten().tolist() if entry > -1]
     assert out[: len(expected)].tolist() == expected
     assert not out[len(expected) :].any()
@@ -88,7 +88,7 @@ def test_bonus_tokens_and_accepted_slots_are_picked_in_order(seed: int, batch: i
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 8))
-def test_moving_accepted_entries_reads_all_sources_first(seed: int, moves: int) -> None:
+def test_copying_reads_all_sources_before_it_writes(seed: int, moves: int) -> None:
     random = torch.Generator().manual_seed(seed)
     buffers = [torch.randn(16, 2, 4, generator=random).to(dtype) for dtype in (torch.bfloat16, torch.float32)]
     target = torch.randperm(16, generator=random)[:moves]
@@ -99,6 +99,6 @@ def test_moving_accepted_entries_reads_all_sources_first(seed: int, moves: int) 
             after[to] = before[origin]
     pointers = torch.tensor([buffer.data_ptr() for buffer in buffers])
     strides = torch.tensor([buffer[0].numel() * buffer.element_size() for buffer in buffers])
-    slots.copy_all_layer_kv_cache_cpu(pointers, strides, target, source)
+    kv_slots.copy_all_layer_kv_cache_cpu(pointers, strides, target, source)
     for moved, wanted in zip(buffers, expected, strict=True):
         assert torch.equal(moved, wanted)

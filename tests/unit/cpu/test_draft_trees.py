@@ -1,4 +1,4 @@
-"""Draft trees against walks over explicit node lists."""
+"""Compares the draft tree functions with walks over explicit node lists."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.cpu import trees
+from aurora_runtime.cpu import draft_trees
 
 
 @dataclass
 class Tree:
-    """parents[i] < i for every node but the root."""
+    """A tree by the parents of its nodes: parents[i] < i for every node but the root."""
 
     parents: list[int]
 
@@ -54,13 +54,13 @@ def links_of(forest: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(forests(), st.integers(0, 50))
-def test_a_tree_is_read_from_its_mask(forest: list[Tree], seed: int) -> None:
+def test_a_tree_is_reconstructed_from_its_mask(forest: list[Tree], seed: int) -> None:
     batch, size = len(forest), len(forest[0].parents)
     lengths = torch.randint(1, 90, (batch,), generator=torch.Generator().manual_seed(seed))
     positions = torch.zeros(batch * size, dtype=torch.long)
     index, child, sibling = (torch.full((batch, size), -7) for _ in range(3))
     mask = torch.stack([tree.mask() for tree in forest]).flatten()
-    trees.reconstruct_indices_from_tree_mask(mask, lengths, positions, index, child, sibling, batch, size)
+    draft_trees.reconstruct_indices_from_tree_mask(mask, lengths, positions, index, child, sibling, batch, size)
     expected_child, expected_sibling = links_of(forest)
     assert torch.equal(child, expected_child)
     assert torch.equal(sibling, expected_sibling)
@@ -70,7 +70,7 @@ def test_a_tree_is_read_from_its_mask(forest: list[Tree], seed: int) -> None:
 
 
 def eagle_choice(seed: int, batch: int, topk: int, steps: int, nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parents and selected candidates as SGLang's draft makes them: by top scores along a beam of `topk`."""
+    """Random parents and selected candidates, as SGLang's draft makes them: the top scores along a beam of `topk`."""
     random = torch.Generator().manual_seed(seed)
     scores = torch.rand(batch, topk, generator=random)
     all_scores, parents = [scores], [torch.arange(-1, topk).expand(batch, -1)]
@@ -107,8 +107,8 @@ def test_a_tree_is_built_from_the_drafts_choices(
     mask = torch.ones(cells, dtype=torch.bool)
     positions = torch.zeros(batch * nodes, dtype=torch.long)
     index, child, sibling = (torch.full((batch, nodes), -1) for _ in range(3))
-    mode = trees.MaskMode.FULL if full else trees.MaskMode.QUERIES_ONLY
-    trees.build_tree_kernel_efficient_cpu(
+    mode = draft_trees.MaskMode.FULL if full else draft_trees.MaskMode.QUERIES_ONLY
+    draft_trees.build_tree_kernel_efficient_cpu(
         parent_list, selected, lengths, mask, positions, index, child, sibling, topk, steps, nodes, int(mode)
     )
     expected_child, expected_sibling = links_of(forest)
@@ -125,10 +125,10 @@ def test_a_tree_is_built_from_the_drafts_choices(
     assert torch.equal(mask, torch.cat(rows))
 
 
-def walk(tree: Tree, tokens: list[int], target: list[int], most: int) -> list[int]:
-    """The accepted nodes from the root on, at most `most` of them."""
+def accepted_path(tree: Tree, tokens: list[int], target: list[int], max_nodes: int) -> list[int]:
+    """The accepted nodes from the root on, at most `max_nodes` of them."""
     path = [0]
-    while len(path) < most:
+    while len(path) < max_nodes:
         matching = [kid for kid in tree.children(path[-1]) if tokens[kid] == target[path[-1]]]
         if not matching:
             break
@@ -138,7 +138,7 @@ def walk(tree: Tree, tokens: list[int], target: list[int], most: int) -> list[in
 
 @settings(max_examples=150, deadline=None)
 @given(forests(), st.integers(0, 2**31), st.integers(2, 6))
-def test_verification_walks_as_the_target_chooses(forest: list[Tree], seed: int, depth: int) -> None:
+def test_verification_follows_the_targets_choices(forest: list[Tree], seed: int, depth: int) -> None:
     batch, size = len(forest), len(forest[0].parents)
     random = torch.Generator().manual_seed(seed)
     candidates = torch.randint(0, 3, (batch, size), generator=random)
@@ -148,7 +148,7 @@ def test_verification_walks_as_the_target_chooses(forest: list[Tree], seed: int,
     predicts = torch.zeros(batch * size, dtype=torch.int32)
     accept_index = torch.full((batch, depth), -1, dtype=torch.int32)
     accepted = torch.empty(batch, dtype=torch.int32)
-    trees.verify_tree_greedy_cpu(
+    draft_trees.verify_tree_greedy_cpu(
         predicts=predicts,
         accept_index=accept_index,
         accept_token_num=accepted,
@@ -160,7 +160,7 @@ def test_verification_walks_as_the_target_chooses(forest: list[Tree], seed: int,
     )
     expected_predicts = [0] * (batch * size)
     for b, tree in enumerate(forest):
-        path = walk(tree, candidates[b].tolist(), target[b].tolist(), depth)
+        path = accepted_path(tree, candidates[b].tolist(), target[b].tolist(), depth)
         padded = [b * size + node for node in path] + [-1] * (depth - len(path))
         assert accept_index[b].tolist() == padded
         assert int(accepted[b]) == len(path) - 1

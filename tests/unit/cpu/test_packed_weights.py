@@ -1,4 +1,4 @@
-"""Packed linears and the lean layers against plain torch, and that changed weights are never missed."""
+"""Compares packed linears and lean layers with plain torch, and checks that changed weights take effect."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aurora_runtime.cpu import llama, packed
+from aurora_runtime.cpu import lean_llama, packed_weights
 
 DTYPES = [torch.bfloat16, torch.float32]
 
 
 class Linear(torch.nn.Module):
-    """As SGLang's layers are: a parameter that loaders write through `.data`."""
+    """Like SGLang's layers: loaders write the parameter through `.data`."""
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -26,78 +26,80 @@ def test_packed_linears_equal_plain_ones(dtype: torch.dtype, rows: int) -> None:
     layer, x, addend = Linear(96, 64, dtype), torch.randn(rows, 64).to(dtype), torch.randn(rows, 96).to(dtype)
     exact = x.double() @ layer.weight.double().T
     relative = 1e-2 if dtype is torch.bfloat16 else 1e-5
-    torch.testing.assert_close(packed.module_linear(layer, x).double(), exact, rtol=relative, atol=10 * relative)
-    added = packed.linear_add(x, packed.packed_weight(layer), addend)
+    torch.testing.assert_close(
+        packed_weights.module_linear(layer, x).double(), exact, rtol=relative, atol=10 * relative
+    )
+    added = packed_weights.linear_add(x, packed_weights.packed_weight(layer), addend)
     torch.testing.assert_close(added.double(), exact + addend.double(), rtol=relative, atol=10 * relative)
 
 
-@pytest.fixture(params=["as this machine multiplies", "without bfloat16"])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "without bfloat16":
-        monkeypatch.setattr(packed, "product_dtype", lambda _: torch.float32)
+@pytest.fixture(params=["product dtype of this machine", "no bfloat16 products"])
+def product_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "no bfloat16 products":
+        monkeypatch.setattr(packed_weights, "product_dtype", lambda _: torch.float32)
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("product_dtype")
 @pytest.mark.parametrize("rows", [1, 4, 33])
-def test_bf16_is_rounded_once(rows: int) -> None:
-    """Whatever the machine multiplies in: half a unit in the last place, and what summing in float32 adds to it."""
+def test_bf16_results_are_rounded_once(rows: int) -> None:
+    """The error is half a unit in the last place plus the error of summing in float32, on every kind of machine."""
     torch.manual_seed(rows)
     layer, x, addend = Linear(96, 576, torch.bfloat16), torch.randn(rows, 576), torch.randn(rows, 96)
     x, addend = x.bfloat16(), addend.bfloat16()
     exact = x.double() @ layer.weight.double().T
-    for found, wanted in (
-        (packed.module_linear(layer, x), exact),
-        (packed.linear_add(x, packed.packed_weight(layer), addend), exact + addend.double()),
+    for actual, expected in (
+        (packed_weights.module_linear(layer, x), exact),
+        (packed_weights.linear_add(x, packed_weights.packed_weight(layer), addend), exact + addend.double()),
     ):
-        assert found.dtype is torch.bfloat16
-        torch.testing.assert_close(found.double(), wanted, rtol=2**-8 * 1.01, atol=1e-3)
+        assert actual.dtype is torch.bfloat16
+        torch.testing.assert_close(actual.double(), expected, rtol=2**-8 * 1.01, atol=1e-3)
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("product_dtype")
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     torch.manual_seed(0)
-    weight = packed.pack(torch.randn(576, 1536).bfloat16())
+    weight = packed_weights.pack(torch.randn(576, 1536).bfloat16())
     x = torch.randn(256, 1536).bfloat16()
-    alone = torch.cat([packed.linear(row[None], weight) for row in x])
+    alone = torch.cat([packed_weights.linear(row[None], weight) for row in x])
     for rows in (2, 4, 6, 16):
-        assert torch.equal(torch.cat([packed.linear(part, weight) for part in torch.split(x, rows)]), alone)
+        assert torch.equal(torch.cat([packed_weights.linear(part, weight) for part in torch.split(x, rows)]), alone)
 
 
-def test_new_weights_are_used_after_forget_or_replacement() -> None:
+def test_new_weights_take_effect_after_forget_or_replacement() -> None:
     layer, x = Linear(8, 8, torch.float32), torch.randn(2, 8)
     model = torch.nn.ModuleDict({"layer": layer})
-    old = packed.module_linear(layer, x)
+    old = packed_weights.module_linear(layer, x)
     layer.weight.data.copy_(torch.eye(8))
-    llama.forget(model)
-    assert torch.equal(packed.module_linear(layer, x), x)
+    lean_llama.forget(model)
+    assert torch.equal(packed_weights.module_linear(layer, x), x)
     assert not torch.equal(old, x)
     layer.weight = torch.nn.Parameter(2 * torch.eye(8), requires_grad=False)
-    assert torch.equal(packed.module_linear(layer, x), 2 * x)
+    assert torch.equal(packed_weights.module_linear(layer, x), 2 * x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
-def test_what_onednn_does_not_take_is_not_packed(dtype: torch.dtype) -> None:
-    assert not packed.supported(torch.zeros(4, 4, dtype=dtype))
+def test_a_dtype_that_onednn_does_not_support_is_not_packed(dtype: torch.dtype) -> None:
+    assert not packed_weights.is_supported(torch.zeros(4, 4, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_norm_is_the_rms_norm(dtype: torch.dtype) -> None:
+def test_the_lean_norm_equals_the_rms_norm(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(5, 64).to(dtype), torch.randn(64).to(dtype)
-    norm = llama.Norm(weight.float(), torch.tensor(1e-5))
+    norm = lean_llama.Norm(weight.float(), torch.tensor(1e-5))
     exact = F.rms_norm(x.double(), (64,), weight.double(), 1e-5)
     relative = 8e-3 if dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(norm(x).double(), exact, rtol=relative, atol=relative)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rotation_turns_each_half_pair_by_its_position(dtype: torch.dtype) -> None:
+def test_rotation_turns_each_pair_of_halves_by_its_position(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     width, positions = 8, torch.tensor([0, 3, 11])
     angle = torch.arange(16)[:, None] * 0.5 ** torch.arange(width // 2)
     cache = torch.cat((angle.cos(), angle.sin()), -1)
     x = torch.randn(3, 2 * width).to(dtype)
-    turned = llama.Rotation.at(cache, positions, dtype)(x, width)
+    turned = lean_llama.Rotation.at(cache, positions, dtype)(x, width)
     relative = 2e-2 if dtype is torch.bfloat16 else 1e-5
     for row, position in enumerate(positions.tolist()):
         for head in range(2):

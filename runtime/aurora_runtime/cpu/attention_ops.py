@@ -1,7 +1,8 @@
-"""The two attention operations under the names and argument lists that SGLang calls (`torch.ops.sgl_kernel`).
+"""Registers our attention with torch under the operation names that SGLang calls (`torch.ops.sgl_kernel`).
 
-The argument lists are those of SGLang's unpublished CPU kernels, as its backend calls them
-(sglang/srt/layers/attention/intel_amx_backend.py); what they compute is in `attention`.
+SGLang's CPU attention backend looks both operations up when it is built, and calls them wherever the wrappers fall back
+to the original method (sglang/srt/layers/attention/intel_amx_backend.py:58). The argument lists are those of SGLang's
+unpublished CPU kernels, so some arguments are unused here. `attention_backend` computes the results.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.cpu.attention_backend import attend, plan_decode, plan_extend, require_plain, store
+from aurora_runtime.cpu.attention_backend import (
+    attend,
+    plan_decode,
+    plan_extend,
+    reject_unsupported_attention,
+    store_keys_and_values,
+)
 
 _LIBRARY = "sgl_kernel"
 _DECODE_SCHEMA = (
@@ -49,9 +56,10 @@ def _decode_attention(
     encoder_lens: torch.Tensor | None,
     sinks: torch.Tensor | None,
 ) -> None:
-    require_plain(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
+    """Store the new keys and values [B, Hk, D], then attend: one query [B, H, D] per request."""
+    reject_unsupported_attention(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
     if key is not None and value is not None:
-        store(k_buffer, v_buffer, loc, key, value)
+        store_keys_and_values(k_buffer, v_buffer, loc, key, value)
     plan = plan_decode(req_to_token, req_pool_indices, seq_lens)
     attend(query, k_buffer, v_buffer, output, plan, sm_scale, logit_cap)
 
@@ -80,7 +88,8 @@ def _extend_attention(
     tree_mask: torch.Tensor | None,
     is_causal: bool,
 ) -> None:
-    require_plain(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
+    """Attend over [T, H, D] queries of prefill or verification. SGLang has stored the keys and values already."""
+    reject_unsupported_attention(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
     plan = plan_extend(
         req_to_token,
         req_pool_indices,
@@ -88,14 +97,14 @@ def _extend_attention(
         extend_seq_lens,
         extend_start_loc,
         tree_mask,
-        fold=query.shape[1] // k_buffer.shape[1],
+        heads_per_kv_head=query.shape[1] // k_buffer.shape[1],
         causal=is_causal,
     )
     attend(query, k_buffer, v_buffer, output, plan, sm_scale, logit_cap)
 
 
 def register() -> Any:
-    """Register both operations under the names that SGLang calls (`torch.ops.sgl_kernel`); keep the result alive."""
+    """Register both operations. They last as long as the returned library object, so the caller must hold on to it."""
     create: Any = torch.library.Library
     library = create(_LIBRARY, "FRAGMENT")
     library.define(_DECODE_SCHEMA)

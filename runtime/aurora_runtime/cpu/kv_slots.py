@@ -1,9 +1,12 @@
-"""Bookkeeping of KV slots for speculative decoding: which slot belongs to which position, and moving accepted ones.
+"""Bookkeeping of KV slots for speculative decoding: which slot holds which position, and where accepted entries move.
 
-Stands in for the functions of the same names in SGLang's unpublished CPU kernels (call sites:
-sglang/kernels/ops/speculative/cache_locs.py, eagle.py, sglang/kernels/ops/kvcache/cache_move.py,
-sglang/srt/mem_cache/allocation.py). All are called positionally and write their results in place. Invariant: no
-loop over requests or tokens.
+The functions have the names and arguments of SGLang's unpublished CPU kernels. SGLang calls them with positional
+arguments in sglang/kernels/ops/speculative/cache_locs.py and eagle.py, sglang/kernels/ops/kvcache/cache_move.py and
+sglang/srt/mem_cache/allocation.py. All but `build_draft_decode_metadata_cpu` write their results in place.
+
+Every request has a row in the table `req_to_token` [pool, pool_len]: the KV slot of each of its positions.
+
+Invariant: no function loops over requests or tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +16,12 @@ import ctypes
 import torch
 
 
-def _ranges(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the ranges [start[i], end[i]) of row i, one after another: two [sum of lengths]."""
+def _range_cells(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows and the columns of the ranges [start[i], end[i]) of each row i, concatenated: [sum of lengths] each.
+
+    Args:
+        start, end: [B].
+    """
     lengths = (end - start).long()
     rows = torch.repeat_interleave(lengths)
     before = lengths.cumsum(0) - lengths
@@ -30,8 +37,14 @@ def assign_req_to_token_pool_cpu(
     out_cache_loc: torch.Tensor,
     pool_len: int,
 ) -> None:
-    """Give positions [start[i], end[i]) of request i the next `end[i] - start[i]` entries of `out_cache_loc`."""
-    rows, columns = _ranges(start_offset, end_offset)
+    """Assign the slots in `out_cache_loc`, in order, to the positions [start[i], end[i]) of each request i.
+
+    Args:
+        req_pool_indices, start_offset, end_offset: [B].
+        req_to_token: [pool, pool_len], written in place.
+        out_cache_loc: [sum of lengths].
+    """
+    rows, columns = _range_cells(start_offset, end_offset)
     req_to_token[req_pool_indices[rows], columns] = out_cache_loc[: rows.shape[0]].to(req_to_token.dtype)
 
 
@@ -43,8 +56,14 @@ def assign_extend_cache_locs_cpu(
     out_cache_loc: torch.Tensor,
     pool_len: int,
 ) -> None:
-    """Write the slots of positions [start[i], end[i]) of every request i into `out_cache_loc`, one after another."""
-    rows, columns = _ranges(start_offset, end_offset)
+    """Write the slots of the positions [start[i], end[i]) of every request i into `out_cache_loc`, concatenated.
+
+    Args:
+        req_pool_indices, start_offset, end_offset: [B].
+        req_to_token: [pool, pool_len].
+        out_cache_loc: [at least the sum of lengths], written in place.
+    """
+    rows, columns = _range_cells(start_offset, end_offset)
     out_cache_loc[: rows.shape[0]] = req_to_token[req_pool_indices[rows], columns].to(out_cache_loc.dtype)
 
 
@@ -57,7 +76,13 @@ def assign_draft_cache_locs_contiguous_cpu(
     topk: int,
     num_cols: int,
 ) -> None:
-    """Write, for every request, the `topk * num_cols` slots from position `seq_lens[i]` on into `out_cache_loc`."""
+    """Write into `out_cache_loc` the `topk * num_cols` slots of every request that begin at position `seq_lens[i]`.
+
+    Args:
+        req_pool_indices, seq_lens: [B].
+        req_to_token: [pool, pool_len].
+        out_cache_loc: [B * topk * num_cols] entries or more, written in place.
+    """
     columns = seq_lens[:, None] + torch.arange(topk * num_cols)
     slots = req_to_token[req_pool_indices[:, None], columns].flatten()
     out_cache_loc.view(-1)[: slots.shape[0]] = slots.to(out_cache_loc.dtype)
@@ -71,13 +96,17 @@ def build_draft_decode_metadata_cpu(
     num_steps: int,
     pool_len: int,
 ) -> torch.Tensor:
-    """A table of slots per draft branch: the request's prefix, then the slots of the branch.
+    """Build a slot table with a row per draft branch: the request's prefix, then the slots of the branch.
 
-    Branch t of request i keeps its `num_steps` draft tokens at positions `seq_lens[i] + t * num_steps` and on of the
-    request's row (sglang/srt/layers/attention/intel_amx_backend.py, IntelAMXMultiStepDraftBackend).
+    Branch t of request i keeps its `num_steps` draft tokens in the request's row, from position
+    `seq_lens[i] + t * num_steps` on (sglang/srt/layers/attention/intel_amx_backend.py, IntelAMXMultiStepDraftBackend).
+
+    Args:
+        req_to_token: [pool, pool_len].
+        req_pool_indices, seq_lens: [B].
 
     Returns:
-        [B * topk, pool_len], the dtype of `req_to_token`.
+        [B * topk, pool_len] in the dtype of `req_to_token`.
     """
     branches = req_to_token[req_pool_indices].repeat_interleave(topk, dim=0)
     if topk == 1:
@@ -93,7 +122,13 @@ def build_draft_decode_metadata_cpu(
 def fill_bonus_tokens_cpu(
     accept_tokens: torch.Tensor, accept_lens: torch.Tensor, bonus_tokens: torch.Tensor, accept_stride: int
 ) -> None:
-    """`bonus_tokens[i]` = the last accepted token of request i; `accept_lens` counts the bonus token itself."""
+    """Write the last accepted token of every request, its bonus token, into `bonus_tokens`.
+
+    Args:
+        accept_tokens: [B, accept_stride] or flat.
+        accept_lens: [B] accepted tokens, the bonus token included.
+        bonus_tokens: [B], written in place.
+    """
     index = torch.arange(accept_lens.shape[0]) * accept_stride + accept_lens - 1
     bonus_tokens.copy_(accept_tokens.flatten()[index])
 
@@ -101,7 +136,13 @@ def fill_bonus_tokens_cpu(
 def fill_accept_out_cache_loc_cpu(
     accept_index: torch.Tensor, out_cache_loc: torch.Tensor, accept_out_cache_loc: torch.Tensor
 ) -> None:
-    """Gather the slots of the accepted nodes (entries of `accept_index` above -1), in order, to the front."""
+    """Write the slots of the accepted nodes, in order, to the front of `accept_out_cache_loc`.
+
+    Args:
+        accept_index: flat numbers of the accepted nodes, in any shape; -1 where there is none.
+        out_cache_loc: [B*n] the slot of each node.
+        accept_out_cache_loc: [at least the number of accepted nodes], written in place.
+    """
     flat = accept_index.flatten()
     chosen = out_cache_loc[flat[flat > -1].long()]
     accept_out_cache_loc[: chosen.shape[0]] = chosen.to(accept_out_cache_loc.dtype)
@@ -110,11 +151,12 @@ def fill_accept_out_cache_loc_cpu(
 def copy_all_layer_kv_cache_cpu(
     data_ptrs: torch.Tensor, strides: torch.Tensor, tgt_loc: torch.Tensor, src_loc: torch.Tensor
 ) -> None:
-    """Copy slot `src_loc[j]` to slot `tgt_loc[j]` in every K and V buffer; sources and targets may overlap.
+    """Copy slot `src_loc[j]` to slot `tgt_loc[j]` in every K and V buffer. Sources and targets may overlap.
 
     Args:
-        data_ptrs: [buffers] addresses; the caller owns the memory for the length of the call.
+        data_ptrs: [buffers] addresses; the caller owns the memory during the call.
         strides: [buffers] bytes per slot.
+        tgt_loc, src_loc: [moves] slots.
     """
     if tgt_loc.numel() == 0:
         return
