@@ -45,10 +45,9 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def run_forwarded(local: LocalCluster, program: str, arguments: list[str]) -> int:
     """Run kubectl or helm and return its exit status. No cluster needs to run, because `helm lint` needs none."""
-    access = local.access(created=False)
-    variables = environment_without_proxies({**access.environment, "KUBECONFIG": str(access.kubeconfig)})
-    command = [str(access.kubectl.parent / program), *arguments]
-    return subprocess.run(command, env=variables, check=False).returncode
+    tools = local.access(created=False).tools
+    command = [str(tools.kubectl.parent / program), *arguments]
+    return subprocess.run(command, env=environment_without_proxies(tools.environment), check=False).returncode
 
 
 def main() -> int:
@@ -61,7 +60,7 @@ def main() -> int:
         action = "started" if cluster.access.created else "was already running"
         print_progress(f"cluster {cluster.name} {action}")
         print(f"export KUBECONFIG={cluster.kubeconfig}")
-        print(f'export PATH="{cluster.access.kubectl.parent}:$PATH"')
+        print(f'export PATH="{cluster.access.tools.kubectl.parent}:$PATH"')
     elif arguments.command == "down":
         local.down(purge=arguments.purge)
     elif arguments.command in FORWARDED_PROGRAMS:

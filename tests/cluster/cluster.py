@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def kubeconfig(self) -> Path:
-        return self.access.kubeconfig
+        return self.access.tools.kubeconfig
 
     @property
     def host_address(self) -> str:
@@ -59,15 +59,15 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Variables for programs that a test starts itself, such as the operator on the host."""
-        return {**self.access.environment, "KUBECONFIG": str(self.kubeconfig)}
+        return self.access.tools.environment
 
     def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 120) -> str:  # noqa: A002
         """Run kubectl and return its stdout. A failure raises CommandError, which holds kubectl's stderr."""
-        return self._run(self.access.kubectl, ("--context", self.access.context), arguments, input, timeout_seconds)
+        return self._run(self.access.tools.kubectl, "--context", arguments, input, timeout_seconds)
 
     def helm(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 300) -> str:  # noqa: A002
         """Run helm and return its stdout. A failure raises CommandError, which holds helm's stderr."""
-        return self._run(self.access.helm, ("--kube-context", self.access.context), arguments, input, timeout_seconds)
+        return self._run(self.access.tools.helm, "--kube-context", arguments, input, timeout_seconds)
 
     def get(self, *arguments: str) -> Any:
         """The parsed output of `kubectl get ... -o json`."""
@@ -99,11 +99,11 @@ class Cluster:
     def _run(
         self,
         program: Path,
-        context_option: tuple[str, str | None],
+        context_option: str,
         arguments: tuple[str | Path, ...],
         stdin: str | None,
         timeout_seconds: float,
     ) -> str:
-        option, context = context_option
-        selected = [option, context] if context else []
+        context = self.access.tools.context
+        selected = [context_option, context] if context else []
         return run(program, *selected, *arguments, env=self.environment, input=stdin, timeout_seconds=timeout_seconds)

@@ -9,7 +9,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.access import Access
+from tests.cluster.access import Access, Tools
 from tests.cluster.command import run, run_or_none
 
 KIND_GATEWAY = "172.18.0.1"
@@ -44,14 +44,11 @@ def kind_cluster(name: str) -> Access:
     gateway = next((address for address in addresses if "." in address), KIND_GATEWAY)
     return Access(
         name=name,
-        kubeconfig=kubeconfig,
-        kubectl=_program("kubectl"),
-        helm=_program("helm"),
+        tools=Tools(_program("kubectl"), _program("helm"), kubeconfig, context=f"kind-{full_name}"),
         host_address=os.environ.get("CLUSTER_HOST_ADDRESS") or gateway,
         load_image=partial(_load_into_kind, command, full_name),
         down=partial(_delete_kind, command, full_name),
         created=created,
-        context=f"kind-{full_name}",
     )
 
 
@@ -77,16 +74,14 @@ def existing_cluster(name: str) -> Access:
             f"the kubeconfig has no context {context!r}: set CLUSTER_CONTEXT to one of its contexts"
         )
     files = os.environ.get("KUBECONFIG", "").split(os.pathsep)
+    kubeconfig = Path(files[0]) if files[0] else Path.home() / ".kube" / "config"
     return Access(
         name=context,
-        kubeconfig=Path(files[0]) if files[0] else Path.home() / ".kube" / "config",
-        kubectl=kubectl,
-        helm=_program("helm"),
+        tools=Tools(kubectl, _program("helm"), kubeconfig, context=context),
         host_address=os.environ.get("CLUSTER_HOST_ADDRESS", ""),
         load_image=partial(_load_into_existing, context),
         down=lambda: None,
         created=False,
-        context=context,
     )
 
 

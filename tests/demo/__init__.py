@@ -1,1 +1,1 @@
-"""``make demo``: the main job end to end on this machine, told while it happens."""
+"""``make demo``: the whole loop on this machine, with one line of progress for each thing that happens."""

@@ -1,7 +1,8 @@
-"""``python -m tests.demo``: apply, serve, trace, train, measure, swap, on a real cluster with real parts.
+"""``python -m tests.demo``: runs the whole loop on a real cluster: serve, trace, train, measure, swap.
 
-It ends well only when a candidate was measured faster and serves on every pod. Environment: ``KEEP=1`` leaves the
-cluster running, ``BUDGET_SECONDS`` bounds the loop after the pods are up, ``CLUSTER`` chooses the cluster.
+The exit status is 0 only if a candidate was measured faster and every pod serves it, and no request failed.
+Environment variables: ``KEEP=1`` leaves the cluster running, ``BUDGET_SECONDS`` limits the time after the pods serve,
+and ``CLUSTER`` selects the kind of cluster (tests/cluster/README.md).
 """
 
 from __future__ import annotations
@@ -11,78 +12,96 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
-from tests.demo.progress import evidence_table, progress_line, served_everywhere
+from tests.demo.progress import evidence_table, learned_draft_serves_everywhere, progress_line
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.store_inspection import check_objects, read_evidence
-from tests.traffic.driver import Driver, Load
+from tests.traffic.driver import Load, RequestOptions, TrafficDriver
+from tests.traffic.report import Summary
 
 NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
-TELL_SECONDS = 15.0
+PROGRESS_SECONDS = 15.0
 STARTED = time.monotonic()
 
 
-def say(text: str) -> None:
-    """One line of the story, with the minutes since the start."""
+def log(text: str) -> None:
+    """Print one line of progress, with minutes and seconds since the start."""
     elapsed = int(time.monotonic() - STARTED)
     print(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {text}", flush=True)
 
 
 def main() -> int:
     keep = os.environ.get("KEEP") == "1"
-    say("preparing: a real model (SmolLM2-135M-Instruct), Kubernetes built from source, an image of this checkout")
+    log("preparing the model SmolLM2-135M-Instruct and Kubernetes (the first run builds it from source)")
     ensure_model()
     cluster = Cluster.up("demo")
     server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
-    say(f"cluster: one node, Kubernetes {server}")
+    log(f"cluster is up: one node, Kubernetes {server}")
     try:
-        return story(cluster)
+        return run_demo(cluster)
     finally:
         if keep:
-            say(f"KEEP=1: still running; export KUBECONFIG={cluster.kubeconfig}")
-            say("end it with: .venv/bin/python -m tests.cluster --name demo down")
+            log(f"KEEP=1: the cluster keeps running; export KUBECONFIG={cluster.kubeconfig}")
+            log("stop it with: .venv/bin/python -m tests.cluster --name demo down")
         elif cluster.access.created:
             cluster.down()
-            say("cleaned up: cluster, pods, mounts and networks are gone")
+            log("cluster stopped and removed")
 
 
-def story(cluster: Cluster) -> int:
-    """Install, apply, drive traffic until a validated swap reached every pod; returns the exit status."""
+def run_demo(cluster: Cluster) -> int:
+    """Install Aurora, send traffic until a learned draft serves on every pod, and print what happened.
+
+    Returns:
+        The exit status.
+    """
     aurora = Installation(cluster)
-    say("helm install aurora charts/aurora-operator (with the embedded S3 store)")
+    log("installing: helm install aurora charts/aurora-operator (with the embedded S3 store)")
     aurora.install()
     file = aurora.apply(NAME)
-    say(f"kubectl apply -f {file}: 2 replicas, a trainer; the draft starts untrained")
-    aurora.wait(
+    log(f"created the speculator: kubectl apply -f {file}")
+    aurora.wait_until(
         NAME,
         "both pods serve the initial draft",
         lambda cr: cr.get("status", {}).get("readyReplicas", 0) == cr["spec"]["serving"]["replicas"],
-        timeout=600,
+        timeout_seconds=600,
     )
-    say("both pods serve; sending chat requests (sentences to JSON) through the Service")
-    driver = Driver(Load(url=aurora.url(NAME), concurrency=4, max_tokens=64, progress_seconds=1e9))
+    log("both pods serve version 0, an untrained draft; sending chat requests (sentence to JSON)")
+    driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()
     deadline = time.monotonic() + BUDGET_SECONDS
-    done = False
+    succeeded = False
     try:
-        while not done and time.monotonic() < deadline:
-            time.sleep(TELL_SECONDS)
+        while not succeeded and time.monotonic() < deadline:
+            time.sleep(PROGRESS_SECONDS)
             resource = aurora.get(NAME)
-            say(progress_line(resource, driver.summary()))
-            done = served_everywhere(resource)
-        if done:
-            time.sleep(TELL_SECONDS)
+            log(progress_line(resource, driver.summary()))
+            succeeded = learned_draft_serves_everywhere(resource)
+        if succeeded:
+            time.sleep(PROGRESS_SECONDS)  # some traffic on the new draft
     finally:
         traffic = driver.stop()
     resource = aurora.get(NAME)
-    print(cluster.kubectl("get", RESOURCE, "-n", aurora.namespace))
-    print(cluster.kubectl("get", RESOURCE, "-n", aurora.namespace, "-o", "wide"))
-    version = resource["status"].get("active", {}).get("version", 0)
-    if done:
-        print(evidence_table(read_evidence(aurora, NAME, version)))
+    print_results(aurora, resource, traffic, succeeded)
+    if not succeeded:
+        log(f"failed: no candidate passed the gate within {BUDGET_SECONDS:.0f} s, so no draft was swapped")
+        return 1
+    if traffic.failed:
+        log(f"failed: {traffic.failed} requests failed, which breaks promise 2")
+        return 1
+    log(f"done: version {resource['status']['active']['version']} was measured faster and serves on every pod")
+    return 0
+
+
+def print_results(aurora: Installation, resource: dict[str, Any], traffic: Summary, succeeded: bool) -> None:
+    """Print what a sceptical reader wants to see: kubectl's view, the evidence, checksums, store and traffic."""
+    print(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace))
+    print(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace, "-o", "wide"))
+    if succeeded:
+        print(evidence_table(read_evidence(aurora, NAME, resource["status"]["active"]["version"])))
         for pod in resource["status"]["pods"]:
             print(f"  {pod['name']}: draft {pod['version']}, checksum {pod['checksum']}")
     print(check_objects(aurora, NAME))
@@ -91,14 +110,6 @@ def story(cluster: Cluster) -> int:
         f"  {traffic.answer_tokens} answer tokens, {traffic.tokens_per_second:.1f} tok/s, "
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
-    if not done:
-        say(f"no candidate earned a swap within {BUDGET_SECONDS:.0f} s: none was made")
-        return 1
-    if traffic.failed:
-        say("requests failed: that breaks promise 2")
-        return 1
-    say(f"draft {version} was measured faster and serves on every pod")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the demo tells: one line of progress from the custom resource, and the evidence behind a speedup."""
+"""The demo's output: one line of progress from the custom resource, and the evidence behind a speedup."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 from aurora_protocol.evidence_records import Evidence
 from tests.traffic.report import Summary
 
+MAX_MESSAGE_CHARACTERS = 80
 
-def served_everywhere(resource: dict[str, Any]) -> bool:
-    """Whether an earned draft is active and every replica serves it."""
+
+def learned_draft_serves_everywhere(resource: dict[str, Any]) -> bool:
+    """Whether a learned draft (version 1 or later) is active, every replica serves it, and no rollout is going on."""
     status = resource.get("status", {})
     version = status.get("active", {}).get("version", 0)
     pods = status.get("pods", [])
@@ -22,33 +24,46 @@ def served_everywhere(resource: dict[str, Any]) -> bool:
 
 
 def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
-    """One line: traffic, trainer, live acceptance, candidate, rollout."""
+    """One short line: the current activity, the version that serves, and the client's counts."""
     status = resource.get("status", {})
-    training, candidate = status.get("training", {}), status.get("candidate")
-    parts = [
-        f"{traffic.requests} requests ({traffic.failed} failed, {traffic.answer_tokens} tokens)",
-        f"trainer {training.get('phase') or 'Starting'}: step {training.get('step', 0)}, "
-        f"{training.get('trainedTokens', 0)} positions, "
-        f"held-out acceptance {training.get('heldOutAcceptLength') or '-'}, "
-        f"vocabulary coverage {training.get('vocabularyCoverage') or '-'}",
-        f"live acceptance {status.get('acceptLength') or '-'}",
-        f"active {status.get('active', {}).get('version', '-')}",
-    ]
-    if candidate:
-        parts.append(f"candidate {candidate['version']} {candidate['phase']} {candidate.get('message', '')}".rstrip())
-    rollout = status.get("rollout", {})
+    version = status.get("active", {}).get("version", "-")
+    serving = f"serving version {version}"
+    if status.get("acceptLength"):
+        serving += f", acceptance length {status['acceptLength']}"
+    return f"{_activity(status)} | {serving} | {traffic.requests} requests, {traffic.failed} failed"
+
+
+def _activity(status: dict[str, Any]) -> str:
+    """The activity that is furthest along the way of a draft: rollout, validation or training."""
+    rollout, candidate = status.get("rollout", {}), status.get("candidate")
     if rollout.get("phase", "Idle") != "Idle":
-        parts.append(f"rollout {rollout['phase']} {rollout.get('updated', 0)}/{rollout.get('total', 0)}")
-    return "; ".join(parts)
+        pods = f"{rollout.get('updated', 0)} of {rollout.get('total', 0)} pods"
+        return f"rollout of version {rollout.get('version', '-')}: {rollout['phase']}, {pods}"
+    if candidate and candidate["phase"] == "Validating":
+        active = status.get("active", {}).get("version", "-")
+        return f"measuring version {candidate['version']} against version {active}"
+    training = status.get("training", {})
+    trained = f"training: step {training.get('step', 0)}"
+    if training.get("heldOutAcceptLength"):
+        trained += f", held-out acceptance length {training['heldOutAcceptLength']}"
+    if candidate:
+        message = _shorten(candidate.get("message", ""))
+        trained += f" | version {candidate['version']} {candidate['phase']}" + (f": {message}" if message else "")
+    return trained
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[: MAX_MESSAGE_CHARACTERS - 1]}…"
 
 
 def evidence_table(evidence: Evidence) -> str:
-    """The measurement of a version, as a person would check it."""
-    where = evidence.environment
+    """The measurement behind a version's verdict, with everything that a reader needs to check the verdict."""
+    machine = evidence.environment
     lines = [
-        f"evidence for draft {evidence.version} against draft {evidence.active_version} and no speculation "
-        f"({where.device}: {where.hardware}, SGLang {where.engine}, {where.dtype}, load {where.load_average:.1f}):",
-        "  ratio                 concurrency  estimate  95% interval     rounds",
+        f"Evidence: draft {evidence.version} against draft {evidence.active_version} and against no speculation",
+        f"  machine: {machine.device}, {machine.hardware}, SGLang {machine.engine}, {machine.dtype}, "
+        f"load {machine.load_average:.1f}",
+        "  throughput ratio      concurrency  estimate  95% interval     rounds",
     ]
     lines += [
         f"  {f'{r.numerator}/{r.denominator}':<22}{r.concurrency:>11}{r.estimate:>9.2f}x  "
@@ -58,10 +73,9 @@ def evidence_table(evidence: Evidence) -> str:
     lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.accept_length.items()))
     lines.append(f"  acceptance length: {lengths}")
     lines += [
-        f"  greedy answers, {e.arm} against {e.reference}: {e.identical} of {e.prompts} identical, "
-        f"{e.near_ties} differ first at a near tie (largest margin {e.largest_margin:.3f}), "
-        f"{e.different} differ otherwise"
+        f"  greedy answers of {e.arm} and {e.reference}: {e.identical} of {e.prompts} identical, {e.near_ties} differ "
+        f"at a near tie (largest margin {e.largest_margin:.3f}), {e.different} differ for another reason"
         for e in evidence.equality
     ]
-    lines.append(f"  verdict {evidence.verdict.kind}: {'; '.join(evidence.verdict.reasons)}")
+    lines.append(f"  verdict: {evidence.verdict.kind}: {'; '.join(evidence.verdict.reasons)}")
     return "\n".join(lines)

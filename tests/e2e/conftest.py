@@ -1,4 +1,4 @@
-"""The installation that the end-to-end tests share."""
+"""The one installation of Aurora that all end-to-end tests share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The whole loop on a real cluster, while its parts are killed one at a time: promises 1 to 4 from outside.
+"""The whole loop on a real cluster while its parts are killed one at a time: promises 1 to 4, seen from outside.
 
-One run serves all assertions, because an earned swap takes minutes on two cores.
+All tests look at the same run, because it takes minutes on two cores until a draft passes the gate.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
-from tests.demo.progress import progress_line, served_everywhere
+from tests.demo.progress import learned_draft_serves_everywhere, progress_line
 from tests.rig.fault_injection import evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.store_inspection import check_objects, registry
-from tests.traffic.driver import Driver, Load
+from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3000)
@@ -26,12 +26,15 @@ BUDGET_SECONDS = 2400.0
 
 @dataclass
 class Run:
-    """What happened: the resource at the end, the client's counts, the checksums of the initial draft."""
+    """The outcome of the run."""
 
     resource: dict[str, object] = field(default_factory=dict)
+    """The custom resource at the end."""
     traffic: Summary | None = None
-    initial: set[str] = field(default_factory=set)
+    initial_checksums: set[str] = field(default_factory=set)
+    """The checksums that the pods reported for the initial draft."""
     killed: list[str] = field(default_factory=list)
+    """The parts that were killed, in order."""
 
 
 def _status(resource: dict[str, object]) -> dict[str, object]:
@@ -42,11 +45,11 @@ def _status(resource: dict[str, object]) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def run(aurora: Installation) -> Iterator[Run]:
-    done = Run()
+    outcome = Run()
     aurora.apply(NAME)
-    ready = aurora.wait(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
-    done.initial = {pod["checksum"] for pod in ready["status"]["pods"]}
-    driver = Driver(Load(url=aurora.url(NAME), concurrency=4, max_tokens=64, progress_seconds=1e9))
+    ready = aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
+    outcome.initial_checksums = {pod["checksum"] for pod in ready["status"]["pods"]}
+    driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()
     deadline = time.monotonic() + BUDGET_SECONDS
     try:
@@ -54,43 +57,43 @@ def run(aurora: Installation) -> Iterator[Run]:
             time.sleep(10)
             resource = aurora.get(NAME)
             print(progress_line(resource, driver.summary()), flush=True)
-            _kill_next(aurora, done, resource)
-            if served_everywhere(resource) and len(done.killed) == 4:
+            _kill_next(aurora, outcome, resource)
+            if learned_draft_serves_everywhere(resource) and len(outcome.killed) == 4:
                 break
         time.sleep(10)
     finally:
-        done.traffic = driver.stop()
-    done.resource = aurora.get(NAME)
-    yield done
+        outcome.traffic = driver.stop()
+    outcome.resource = aurora.get(NAME)
+    yield outcome
     aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 
 
-def _kill_next(aurora: Installation, done: Run, resource: dict[str, object]) -> None:
-    """One part at a time, each at a moment when it has work in hand."""
+def _kill_next(aurora: Installation, outcome: Run, resource: dict[str, object]) -> None:
+    """Kill the next part, at a moment when that part has work to do."""
     status = _status(resource)
     training, pods = status.get("training"), status.get("pods")
     assert isinstance(training, dict)
     assert isinstance(pods, list)
-    if "trainer" not in done.killed and training.get("step", 0) > 10:
+    if "trainer" not in outcome.killed and training.get("step", 0) > 10:
         kill_container(aurora, f"{NAME}-trainer-0", "trainer")
-        done.killed.append("trainer")
-    elif "agent" not in done.killed and "trainer" in done.killed:
+        outcome.killed.append("trainer")
+    elif "agent" not in outcome.killed and "trainer" in outcome.killed:
         kill_container(aurora, pods[0]["name"], "agent")
-        done.killed.append("agent")
-    elif "operator" not in done.killed and status.get("candidate"):
+        outcome.killed.append("agent")
+    elif "operator" not in outcome.killed and status.get("candidate"):
         kill_operator(aurora)
-        done.killed.append("operator")
-    elif "pod" not in done.killed and "operator" in done.killed and status.get("readyReplicas") == 2:
+        outcome.killed.append("operator")
+    elif "pod" not in outcome.killed and "operator" in outcome.killed and status.get("readyReplicas") == 2:
         evict_pod(aurora, pods[-1]["name"])
-        done.killed.append("pod")
+        outcome.killed.append("pod")
 
 
 def test_every_part_was_killed(run: Run) -> None:
     assert sorted(run.killed) == ["agent", "operator", "pod", "trainer"]
 
 
-def test_an_earned_draft_serves_on_every_pod(run: Run, aurora: Installation) -> None:
-    assert served_everywhere(run.resource), run.resource.get("status")
+def test_a_draft_that_passed_the_gate_serves_on_every_pod(run: Run, aurora: Installation) -> None:
+    assert learned_draft_serves_everywhere(run.resource), run.resource.get("status")
     status = _status(run.resource)
     active, pods = status["active"], status["pods"]
     assert isinstance(active, dict)
@@ -101,7 +104,7 @@ def test_an_earned_draft_serves_on_every_pod(run: Run, aurora: Installation) -> 
     assert active["speedup"]
     checksums = {pod["checksum"] for pod in pods}
     assert len(checksums) == 1
-    assert not checksums & run.initial
+    assert not checksums & run.initial_checksums
 
 
 def test_no_request_failed(run: Run) -> None:
@@ -111,11 +114,11 @@ def test_no_request_failed(run: Run) -> None:
     assert (run.traffic.distinct_4grams or 0) > 0.8
 
 
-def test_every_object_is_named_and_whole(run: Run, aurora: Installation) -> None:
+def test_every_object_of_the_store_is_valid(run: Run, aurora: Installation) -> None:
     print(check_objects(aurora, NAME))
 
 
-def test_kubectl_tells_the_story(run: Run, aurora: Installation) -> None:
+def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:
     table = aurora.cluster.kubectl("get", "aspec", NAME, "-n", aurora.namespace)
     header, row = table.splitlines()
     assert header.split() == ["NAME", "READY", "REASON", "ACTIVE", "SPEEDUP", "ACCEPT-LEN", "UPDATED", "ROLLOUT", "AGE"]

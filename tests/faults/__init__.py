@@ -1,1 +1,1 @@
-"""``make e2e-faults``: what fails on a real cluster under constant traffic, and how long each failure lasts."""
+"""``make e2e-faults``: causes faults on a real cluster under constant traffic, and measures how long each one lasts."""

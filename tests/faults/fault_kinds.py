@@ -1,4 +1,4 @@
-"""The faults: how each is made, and how one sees that what it hit is back."""
+"""The faults: how to cause each, and how to see that the part it hits has recovered."""
 
 from __future__ import annotations
 
@@ -7,125 +7,130 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_protocol.agent_api import AGENT_PORT
-from tests.faults.fault_rig import Resource, Stage
-from tests.rig.fault_injection import Cut, cut, kill_container, kill_operator, reboot_node
-from tests.rig.installation import SYSTEM
+from tests.faults.fault_rig import FaultRig, Resource
+from tests.rig.fault_injection import PacketFilter, drop_packets, kill_container, kill_operator, reboot_node
+from tests.rig.installation import SYSTEM_NAMESPACE
 
-CUT_SECONDS = 15.0
+DROP_SECONDS = 15.0
 STORE_PORT = 8333
+ENGINES_STARTED_SECONDS = 5.0
+"""From the start of a validator's pod until its engines run."""
 
-Back = Callable[[], bool]
-"""Whether what was hit is there again."""
+HasRecovered = Callable[[], bool]
+"""Whether the part that the fault hit is there again."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``strike`` makes it, and says how to see that it is over."""
+    """One kind of fault."""
 
     name: str
-    strike: Callable[[Stage], Back]
-    breaks: bool = False
-    """Answers under way break: the engine that gave them is gone."""
-    tolerated: int = 1
-    """``rollout.analysis.failureLimit`` for the draft's life: an engine that ends in every state of it is too much for
-    the default."""
+    cause: Callable[[FaultRig], HasRecovered]
+    """Causes the fault."""
+    breaks_requests: bool = False
+    """Whether requests in flight break, because the fault ends the engine that answers them."""
+    failure_limit: int = 1
+    """``rollout.analysis.failureLimit`` while this fault is tested. The default does not allow for an engine that
+    crashes in every state of a rollout."""
     validating_only: bool = False
 
 
-def _restarts(pod: Resource) -> dict[str, int]:
+def _restart_counts(pod: Resource) -> dict[str, int]:
     return {c["name"]: c["restartCount"] for c in pod["status"].get("containerStatuses", [])}
 
 
-def _find(stage: Stage, name: str) -> Resource | None:
-    return next((pod for pod in stage.pods() if pod["metadata"]["name"] == name), None)
+def _pod_named(rig: FaultRig, name: str) -> Resource | None:
+    return next((pod for pod in rig.pods() if pod["metadata"]["name"] == name), None)
 
 
-def _kill(stage: Stage, pod: Resource, container: str, namespace: str) -> Back:
-    name, before = pod["metadata"]["name"], _restarts(pod)[container]
-    kill_container(stage.aurora, name, container, namespace)
+def _kill_container(rig: FaultRig, pod: Resource, container: str, namespace: str) -> HasRecovered:
+    name, restarts_before = pod["metadata"]["name"], _restart_counts(pod)[container]
+    kill_container(rig.aurora, name, container, namespace)
 
-    def back() -> bool:
-        found = _find(stage, name)
-        return found is not None and _restarts(found).get(container, 0) > before
+    def has_restarted() -> bool:
+        current = _pod_named(rig, name)
+        return current is not None and _restart_counts(current).get(container, 0) > restarts_before
 
-    return back
-
-
-def _serving(stage: Stage, container: str) -> Resource:
-    """A pod that has the version being rolled out, if there is one, and of these the one that was hit least: kubelet
-    lets a container wait that ends again and again."""
-    status = stage.status()
-    rolled = status.get("rollout", {}).get("version")
-    having = {pod["name"] for pod in status["pods"] if pod.get("version") == rolled}
-    pods = stage.component("inference")
-    among = [pod for pod in pods if pod["metadata"]["name"] in having] or pods
-    return min(among, key=lambda pod: _restarts(pod).get(container, 0))
+    return has_restarted
 
 
-def _inference(container: str) -> Callable[[Stage], Back]:
-    return lambda stage: _kill(stage, _serving(stage, container), container, stage.aurora.namespace)
+def _inference_pod_to_hit(rig: FaultRig, container: str) -> Resource:
+    """The inference pod to hit: one with the version that is being rolled out, if there is one.
+
+    Among these, the pod whose container restarted least: the kubelet delays the restart of a container that often ends.
+    """
+    status = rig.status()
+    rolled_version = status.get("rollout", {}).get("version")
+    updated = {pod["name"] for pod in status["pods"] if pod.get("version") == rolled_version}
+    pods = rig.component_pods("inference")
+    candidates = [pod for pod in pods if pod["metadata"]["name"] in updated] or pods
+    return min(candidates, key=lambda pod: _restart_counts(pod).get(container, 0))
 
 
-def _trainer(stage: Stage) -> Back:
-    (pod,) = stage.component("trainer")
-    return _kill(stage, pod, "trainer", stage.aurora.namespace)
+def _kill_in_inference_pod(container: str) -> Callable[[FaultRig], HasRecovered]:
+    return lambda rig: _kill_container(rig, _inference_pod_to_hit(rig, container), container, rig.aurora.namespace)
 
 
-def _store(stage: Stage) -> Back:
-    return _kill(stage, stage.store_pod(), "weed", SYSTEM)
+def _kill_trainer(rig: FaultRig) -> HasRecovered:
+    (pod,) = rig.component_pods("trainer")
+    return _kill_container(rig, pod, "trainer", rig.aurora.namespace)
 
 
-def _operator(stage: Stage) -> Back:
-    before = {pod["metadata"]["uid"] for pod in stage.operator_pods()}
-    kill_operator(stage.aurora)
-    return lambda: bool({pod["metadata"]["uid"] for pod in stage.operator_pods()} - before)
+def _kill_store(rig: FaultRig) -> HasRecovered:
+    return _kill_container(rig, rig.store_pod(), "weed", SYSTEM_NAMESPACE)
 
 
-def _validator(stage: Stage) -> Back:
-    """Kill the measurement once its engines run; it is over when the next attempt begins."""
-    attempt = stage.status()["candidate"]["attempt"]
-    stage.wait("a validator that runs", lambda: bool(_running(stage)), 60)
-    time.sleep(5)
-    kill_container(stage.aurora, _running(stage)[0]["metadata"]["name"], "validator")
-    return lambda: stage.status()["candidate"]["attempt"] > attempt
+def _kill_operator(rig: FaultRig) -> HasRecovered:
+    before = {pod["metadata"]["uid"] for pod in rig.operator_pods()}
+    kill_operator(rig.aurora)
+    return lambda: bool({pod["metadata"]["uid"] for pod in rig.operator_pods()} - before)
 
 
-def _running(stage: Stage) -> list[Resource]:
-    return [pod for pod in stage.component("validator") if pod["status"]["phase"] == "Running"]
+def _kill_validator(rig: FaultRig) -> HasRecovered:
+    """Kill the measurement when its engines run. The fault is over when the next attempt begins."""
+    attempt = rig.status()["candidate"]["attempt"]
+    rig.wait_until("a validator runs", lambda: bool(_running_validators(rig)), 60)
+    time.sleep(ENGINES_STARTED_SECONDS)
+    kill_container(rig.aurora, _running_validators(rig)[0]["metadata"]["name"], "validator")
+    return lambda: rig.status()["candidate"]["attempt"] > attempt
 
 
-def _no_agents(stage: Stage) -> Back:
-    with cut(stage.aurora, stage.component("inference"), Cut("INPUT", AGENT_PORT)):
-        time.sleep(CUT_SECONDS)
+def _running_validators(rig: FaultRig) -> list[Resource]:
+    return [pod for pod in rig.component_pods("validator") if pod["status"]["phase"] == "Running"]
+
+
+def _cut_off_agents(rig: FaultRig) -> HasRecovered:
+    with drop_packets(rig.aurora, rig.component_pods("inference"), PacketFilter("INPUT", AGENT_PORT)):
+        time.sleep(DROP_SECONDS)
     return lambda: True
 
 
-def _no_store(stage: Stage) -> Back:
-    pods = [*stage.component("inference"), *stage.component("trainer"), *_running(stage)]
-    with cut(stage.aurora, [*pods, *stage.operator_pods()], Cut("OUTPUT", STORE_PORT)):
-        time.sleep(CUT_SECONDS)
+def _cut_off_store(rig: FaultRig) -> HasRecovered:
+    pods = [*rig.component_pods("inference"), *rig.component_pods("trainer"), *_running_validators(rig)]
+    with drop_packets(rig.aurora, [*pods, *rig.operator_pods()], PacketFilter("OUTPUT", STORE_PORT)):
+        time.sleep(DROP_SECONDS)
     return lambda: True
 
 
-def _reboot(stage: Stage) -> Back:
-    before = {pod["metadata"]["uid"]: sum(_restarts(pod).values()) for pod in stage.pods()}
-    reboot_node(stage.aurora)
+def _reboot_node(rig: FaultRig) -> HasRecovered:
+    before = {pod["metadata"]["uid"]: sum(_restart_counts(pod).values()) for pod in rig.pods()}
+    reboot_node(rig.aurora)
 
-    def back() -> bool:
-        now = {pod["metadata"]["uid"]: sum(_restarts(pod).values()) for pod in stage.pods()}
+    def every_pod_restarted() -> bool:
+        now = {pod["metadata"]["uid"]: sum(_restart_counts(pod).values()) for pod in rig.pods()}
         return all(count > before.get(uid, -1) for uid, count in now.items())
 
-    return back
+    return every_pod_restarted
 
 
 FAULTS = (
-    Fault("kill -9 operator", _operator),
-    Fault("kill -9 agent", _inference("agent")),
-    Fault("kill -9 trainer", _trainer),
-    Fault("kill -9 validator", _validator, validating_only=True),
-    Fault("kill -9 store", _store),
-    Fault("operator cut off from agents, 15 s", _no_agents),
-    Fault("everyone cut off from the store, 15 s", _no_store),
-    Fault("kill -9 sglang", _inference("sglang"), breaks=True, tolerated=9),
-    Fault("node reboot", _reboot, breaks=True),
+    Fault("kill -9 operator", _kill_operator),
+    Fault("kill -9 agent", _kill_in_inference_pod("agent")),
+    Fault("kill -9 trainer", _kill_trainer),
+    Fault("kill -9 validator", _kill_validator, validating_only=True),
+    Fault("kill -9 store", _kill_store),
+    Fault("no network from operator to agents, 15 s", _cut_off_agents),
+    Fault("no network to the store, 15 s", _cut_off_store),
+    Fault("kill -9 sglang", _kill_in_inference_pod("sglang"), breaks_requests=True, failure_limit=9),
+    Fault("node reboot", _reboot_node, breaks_requests=True),
 )

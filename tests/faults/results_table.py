@@ -1,31 +1,57 @@
-"""What every fault cost, measured: the table that docs/results/faults.md quotes."""
+"""The measured cost of every fault, and the table of them that docs/results quotes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.traffic.report import Summary
+
 
 @dataclass(frozen=True)
-class Entry:
-    """One fault at one moment of a draft's life, and what clients saw meanwhile."""
+class ClientCounts:
+    """What clients saw during a fault: requests that ended, attempts that were retried, and requests that failed."""
+
+    requests: int
+    retries: int
+    failed: int
+
+    @classmethod
+    def between(cls, before: Summary, after: Summary) -> ClientCounts:
+        return cls(
+            requests=after.requests - before.requests,
+            retries=sum(after.retries.values()) - sum(before.retries.values()),
+            failed=after.failed - before.failed,
+        )
+
+
+@dataclass(frozen=True)
+class FaultResult:
+    """One fault in one state of the speculator, and its cost."""
 
     fault: str
     state: str
-    seconds: float
-    """From the fault, or from the end of one that lasts, until every part was whole again."""
-    requests: int
-    broken: int
-    """Answers that broke and were asked for again."""
-    failed: int
-    end: str = ""
-    """The state that was reached."""
+    recovery_seconds: float
+    """Until every part is healthy again: from the fault, or from its end if the fault lasts."""
+    clients: ClientCounts
+    state_afterwards: str = ""
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """Markdown: one row per fault and state."""
-    lines = ["| fault | at | whole again, s | requests | asked again | failed | end |", "|---|---|---|---|---|---|---|"]
-    for e in entries:
-        cells = (e.fault, e.state, f"{e.seconds:.1f}", e.requests, e.broken, e.failed, e.end)
+def markdown_table(results: Sequence[FaultResult]) -> str:
+    """One row per fault and state."""
+    lines = [
+        "| fault | state | recovery, s | requests | retries | failed | afterwards |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        cells = (
+            result.fault,
+            result.state,
+            f"{result.recovery_seconds:.1f}",
+            result.clients.requests,
+            result.clients.retries,
+            result.clients.failed,
+            result.state_afterwards,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

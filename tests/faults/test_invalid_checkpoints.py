@@ -1,6 +1,6 @@
 """Bad checkpoints, offered as the trainer offers good ones: none is ever swapped into a pod.
 
-Runs after the matrix: what it damages in the store stays damaged.
+This module runs after the fault matrix, because the objects that it damages in the store stay damaged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.assets.trained_draft import nudge
-from tests.faults.fault_rig import Stage
-from tests.faults.results_table import Entry
+from tests.faults.fault_rig import FaultRig
+from tests.faults.results_table import ClientCounts, FaultResult
 from tests.rig.store_inspection import check_objects
 from tests.traffic.prompts import Domain
 from tests.traffic.report import Summary
@@ -24,29 +24,29 @@ pytestmark = pytest.mark.timeout(3600)
 WEIGHTS = "model.safetensors"
 
 
-def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def _change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
 
 
-def _not_a_number(tensors: dict[str, torch.Tensor]) -> None:
+def _insert_nan(tensors: dict[str, torch.Tensor]) -> None:
     tensors["fc.weight"][0, 0] = float("nan")
 
 
-def _other_shape(tensors: dict[str, torch.Tensor]) -> None:
+def _change_shape(tensors: dict[str, torch.Tensor]) -> None:
     tensors["fc.weight"] = tensors["fc.weight"][:-1].clone()
 
 
-def _impossible_map(tensors: dict[str, torch.Tensor]) -> None:
-    """Two draft tokens mean each other's target token: SGLang would load it and report success."""
+def _swap_two_map_entries(tensors: dict[str, torch.Tensor]) -> None:
+    """Give two draft tokens each other's target token. SGLang would load this map and report success."""
     ids = tensors["d2t"] + torch.arange(tensors["d2t"].shape[0])
     ids[[0, 1]] = ids[[1, 0]]
     tensors["d2t"] = ids - torch.arange(ids.shape[0])
 
 
-def _wrong_map(tensors: dict[str, torch.Tensor]) -> None:
-    """A map that is one, but not this head's: every draft token means what the one after it should."""
+def _shift_map(tensors: dict[str, torch.Tensor]) -> None:
+    """Give each draft token the target token of the next one: a valid map, but of another head."""
     ids = tensors["d2t"] + torch.arange(tensors["d2t"].shape[0])
     outside = (~tensors["t2d"]).nonzero()[-1]
     ids = torch.cat([ids[1:], outside]).sort().values
@@ -54,112 +54,117 @@ def _wrong_map(tensors: dict[str, torch.Tensor]) -> None:
     tensors["t2d"].zero_()[ids] = True
 
 
-def _slower(tensors: dict[str, torch.Tensor]) -> None:
-    """A head that proposes what the target never says."""
+def _negate_head(tensors: dict[str, torch.Tensor]) -> None:
+    """Make the head propose tokens that the target never chooses, so that the draft only costs time."""
     tensors["lm_head.weight"].neg_()
 
 
-def _flipped(data: bytes) -> bytes:
+def _flip_last_bit(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-def _truncated(data: bytes) -> bytes:
+def _truncate(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-MADE = {"not a number": _not_a_number, "other shapes": _other_shape, "impossible vocabulary map": _impossible_map}
-DAMAGED = {"a flipped bit": _flipped, "truncated": _truncated}
-SLOW = {"wrong vocabulary map": _wrong_map, "slower": _slower}
+INVALID_TENSORS = {
+    "NaN weight": _insert_nan,
+    "other shapes": _change_shape,
+    "impossible vocabulary map": _swap_two_map_entries,
+}
+DAMAGED_OBJECTS = {"flipped bit": _flip_last_bit, "truncated": _truncate}
+SLOWER_DRAFTS = {"wrong vocabulary map": _shift_map, "negated head": _negate_head}
 
 
-def _damage(stage: Stage, checkpoint: str, damage: Callable[[bytes], bytes]) -> None:
-    """Change the object behind a manifest that stays as it is."""
-    objects, key = stage.registry.objects, checkpoint + WEIGHTS
+def _damage_object(rig: FaultRig, checkpoint: str, damage: Callable[[bytes], bytes]) -> None:
+    """Change the weights in the store, but not the manifest that describes them."""
+    objects, key = rig.registry.objects, checkpoint + WEIGHTS
     objects.put(key, damage(objects.get(key)))
 
 
-def _note(stage: Stage, fault: str, state: str, before: Summary, began: float, end: str) -> None:
-    """What it took and cost; clients saw nothing of it."""
-    after = stage.driver.summary()
-    entry = Entry(
-        fault,
-        state,
-        time.monotonic() - began,
-        after.requests - before.requests,
-        sum(after.broken.values()) - sum(before.broken.values()),
-        after.failed - before.failed,
-        end[:160],
+def _record(rig: FaultRig, fault: str, state: str, before: Summary, started: float, outcome: str) -> None:
+    """Record a result. Clients must not have noticed anything."""
+    clients = ClientCounts.between(before, rig.driver.summary())
+    result = FaultResult(fault, state, time.monotonic() - started, clients, outcome[:160])
+    rig.results.append(result)
+    print(result, flush=True)
+    assert (clients.retries, clients.failed) == (0, 0)
+
+
+def test_every_object_of_the_store_is_valid_after_the_fault_matrix(rig: FaultRig) -> None:
+    print(check_objects(rig.aurora, "faults"))
+
+
+@pytest.mark.parametrize("defect", [*INVALID_TENSORS, "other lineage", *DAMAGED_OBJECTS])
+def test_a_checkpoint_that_no_pod_would_load_is_rejected_without_a_measurement(
+    defect: str, rig: FaultRig, draft_folder: Path
+) -> None:
+    nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=100)
+    if defect in INVALID_TENSORS:
+        _change_tensors(draft_folder, INVALID_TENSORS[defect])
+    damage = DAMAGED_OBJECTS.get(defect, bytes)
+    lineage = 2 if defect == "other lineage" else None
+    message = _offer_and_expect_rejection(
+        rig, defect, lambda: rig.offer(draft_folder, lineage, lambda key: _damage_object(rig, key, damage))
     )
-    stage.entries.append(entry)
-    print(entry, flush=True)
-    assert (entry.broken, entry.failed) == (0, 0)
-
-
-def test_every_object_of_the_store_was_named_and_whole(stage: Stage) -> None:
-    print(check_objects(stage.aurora, "faults"))
-
-
-@pytest.mark.parametrize("what", [*MADE, "other lineage", *DAMAGED])
-def test_a_checkpoint_that_no_pod_would_load_is_rejected_unmeasured(what: str, stage: Stage, folder: Path) -> None:
-    nudge(stage.specialists[Domain.EXTRACTION], folder, seed=100)
-    if what in MADE:
-        _change(folder, MADE[what])
-    damage = DAMAGED.get(what, bytes)
-    lineage = 2 if what == "other lineage" else None
-    message = _rejected(stage, what, lambda: stage.offer(folder, lineage, lambda key: _damage(stage, key, damage)))
     assert "no pod would load it" in message
 
 
-def test_a_checkpoint_that_is_damaged_behind_the_gate_is_refused_by_the_pod(stage: Stage, folder: Path) -> None:
-    stage.wait_active(0)
-    served = {pod["checksum"] for pod in stage.status()["pods"]}
-    version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=103))
-    stage.wait("it passed", lambda: bool(list(stage.registry.evidences(version))))
-    before, began = stage.driver.summary(), time.monotonic()
-    _damage(stage, stage.registry.registration(version).checkpoint, _truncated)
-    stage.wait("it is refused", lambda: version in stage.status()["rejected"])
-    stage.wait_active(0)
-    status = stage.status()
+def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: FaultRig, draft_folder: Path) -> None:
+    rig.wait_until_serving(0)
+    served = {pod["checksum"] for pod in rig.status()["pods"]}
+    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
+    rig.wait_until(f"version {version} is measured", lambda: bool(list(rig.registry.evidences(version))))
+    before, started = rig.driver.summary(), time.monotonic()
+    _damage_object(rig, rig.registry.registration(version).checkpoint, _truncate)
+    rig.wait_until(f"version {version} is rejected", lambda: version in rig.status()["rejected"])
+    rig.wait_until_serving(0)
+    status = rig.status()
     message = status["rollout"]["message"]
     assert "the digest differs from its manifest" in message
     assert {pod["checksum"] for pod in status["pods"]} == served
-    _note(stage, "damaged behind the gate", "Canary", before, began, f"former draft; {message}")
+    _record(rig, "damaged after the gate", "Canary", before, started, f"previous draft; {message}")
 
 
 @pytest.fixture(scope="module")
-def earned(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Pods serve a draft that is worth something: the untrained one is as slow as any."""
-    stage.wait_active(0)
-    folder = tmp_path_factory.mktemp("earned") / "draft"
-    version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=101))
+def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A draft that is worth something serves: against the untrained draft, no candidate would be slower."""
+    rig.wait_until_serving(0)
+    folder = tmp_path_factory.mktemp("useful") / "draft"
+    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], folder, seed=101))
     try:
-        stage.wait("it passed", lambda: bool(list(stage.registry.evidences(version))))
-        stage.wait_active(version)
+        rig.wait_until(f"version {version} is measured", lambda: bool(list(rig.registry.evidences(version))))
+        rig.wait_until_serving(version)
         yield
     finally:
-        stage.annotate("abort", version)
-    stage.wait_active(0)
+        rig.annotate("abort", version)
+    rig.wait_until_serving(0)
 
 
-@pytest.mark.usefixtures("earned")
-@pytest.mark.parametrize("what", SLOW)
-def test_a_slower_draft_is_rejected_by_measurement_and_never_served(what: str, stage: Stage, folder: Path) -> None:
-    nudge(stage.specialists[Domain.EXTRACTION], folder, seed=102)
-    _change(folder, SLOW[what])
-    message = _rejected(stage, what, lambda: stage.offer(folder))
+@pytest.mark.usefixtures("useful_active_draft")
+@pytest.mark.parametrize("defect", SLOWER_DRAFTS)
+def test_a_slower_draft_is_rejected_by_measurement_and_never_served(
+    defect: str, rig: FaultRig, draft_folder: Path
+) -> None:
+    nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=102)
+    _change_tensors(draft_folder, SLOWER_DRAFTS[defect])
+    message = _offer_and_expect_rejection(rig, defect, lambda: rig.offer(draft_folder))
     assert "no pod would load it" not in message
 
 
-def _rejected(stage: Stage, what: str, offer: Callable[[], int]) -> str:
-    """Offer a draft and see it rejected and served by nobody; returns why."""
-    served = {pod["checksum"] for pod in stage.status()["pods"]}
-    before, began = stage.driver.summary(), time.monotonic()
+def _offer_and_expect_rejection(rig: FaultRig, defect: str, offer: Callable[[], int]) -> str:
+    """Offer a draft, check that it is rejected and that no pod serves it, and return the reason."""
+    served = {pod["checksum"] for pod in rig.status()["pods"]}
+    before, started = rig.driver.summary(), time.monotonic()
     version = offer()
-    stage.wait(f"{what}: an end", lambda: stage.candidate(version) in ("Rejected", "Inconclusive", "Validated"))
-    status = stage.status()
+    rig.wait_until(
+        f"a verdict on version {version} ({defect})",
+        lambda: rig.candidate_phase(version) in ("Rejected", "Inconclusive", "Validated"),
+    )
+    status = rig.status()
     message = str(status["candidate"]["message"])
-    assert stage.candidate(version) == "Rejected", status["candidate"]
+    assert rig.candidate_phase(version) == "Rejected", status["candidate"]
     assert version in status["rejected"]
     assert {pod["checksum"] for pod in status["pods"]} == served
-    _note(stage, f"offered: {what}", "Validating", before, began, f"Rejected: {message}")
+    _record(rig, f"offered: {defect}", "Validating", before, started, f"Rejected: {message}")
     return message

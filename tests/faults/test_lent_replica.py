@@ -1,7 +1,7 @@
-"""A draft's life whose measurement borrows a replica (``validation.where: Replica``), on a real cluster under traffic.
+"""A draft's life when its measurement borrows a replica (``validation.where: Replica``), on a real cluster under load.
 
-The Service must lose the lent pod before a draft on trial is in it, and get it back with the draft that it served,
-whoever dies meanwhile. Clients see nothing of either.
+The Service must drop the lent pod before the pod loads the draft under test. The pod must return to the Service with
+the draft that it served before, whichever part dies meanwhile. Clients must notice nothing.
 """
 
 from __future__ import annotations
@@ -11,119 +11,115 @@ from pathlib import Path
 
 import pytest
 
-from aurora_operator.kubernetes_api import Resource as Kind
+from aurora_operator.kubernetes_api import Resource as ResourceKind
 from tests.assets.trained_draft import nudge
-from tests.faults.fault_rig import NAME, Stage
-from tests.faults.results_table import Entry
+from tests.faults.fault_rig import NAME, FaultRig
+from tests.faults.results_table import ClientCounts, FaultResult
 from tests.rig.fault_injection import kill_container, kill_operator
 from tests.traffic.prompts import Domain
 
 pytestmark = pytest.mark.timeout(3600)
-SLICE = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
+ENDPOINT_SLICE = ResourceKind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 
-REQUESTS = 300
-"""Of these enough are held out for a measurement: one that fails for the lack of prompts gives its replica back."""
+MIN_REQUESTS = 300
+"""After so many requests, enough are held out for a measurement. A measurement without prompts fails and returns the
+replica at once."""
 
-Strike = Callable[[Stage, str], None]
-
-
-def _agent(stage: Stage, lent: str) -> None:
-    kill_container(stage.aurora, lent, "agent")
+CauseFault = Callable[[FaultRig, str], None]
+"""Causes a fault, given the name of the lent pod."""
 
 
-def _engine(stage: Stage, lent: str) -> None:
-    kill_container(stage.aurora, lent, "sglang")
+def _kill_agent(rig: FaultRig, lent_pod: str) -> None:
+    kill_container(rig.aurora, lent_pod, "agent")
 
 
-def _driver(stage: Stage, lent: str) -> None:
-    del lent
-    (pod,) = stage.component("validator")
-    kill_container(stage.aurora, pod["metadata"]["name"], "validator")
+def _kill_engine(rig: FaultRig, lent_pod: str) -> None:
+    kill_container(rig.aurora, lent_pod, "sglang")
 
 
-def _operator(stage: Stage, lent: str) -> None:
-    del lent
-    kill_operator(stage.aurora)
+def _kill_validator(rig: FaultRig, lent_pod: str) -> None:
+    del lent_pod
+    (pod,) = rig.component_pods("validator")
+    kill_container(rig.aurora, pod["metadata"]["name"], "validator")
 
 
-FAULTS: dict[str, Strike | None] = {
+def _kill_operator(rig: FaultRig, lent_pod: str) -> None:
+    del lent_pod
+    kill_operator(rig.aurora)
+
+
+FAULTS: dict[str, CauseFault | None] = {
     "none": None,
-    "kill -9 operator": _operator,
-    "kill -9 driver": _driver,
-    "kill -9 agent": _agent,
-    "kill -9 sglang": _engine,
+    "kill -9 operator": _kill_operator,
+    "kill -9 validator": _kill_validator,
+    "kill -9 agent": _kill_agent,
+    "kill -9 sglang": _kill_engine,
 }
 
 
 @pytest.fixture
-def lending(stage: Stage) -> Iterator[Stage]:
-    stage.wait_active(0)
-    stage.wait("prompts to measure with", lambda: stage.driver.summary().requests > REQUESTS)
-    stage.patch(
+def lending_rig(rig: FaultRig) -> Iterator[FaultRig]:
+    """The rig, with measurements on a lent replica."""
+    rig.wait_until_serving(0)
+    rig.wait_until("enough held-out requests", lambda: rig.driver.summary().requests > MIN_REQUESTS)
+    rig.patch(
         {
-            # As in production, one life measures the engine without the draft for the next ones: else it is started
-            # anew twice in every life, and kubelet waits ever longer before it does.
+            # Measurements reuse the baseline without a draft, as in production. Otherwise each of them restarts the
+            # engine twice, and the kubelet delays each restart more than the last.
             "validation": {"where": "Replica", "baselineMaxAgeSeconds": 7200},
             "rollout": {"analysis": {"failureLimit": 9}},
         }
     )
-    yield stage
-    stage.patch({"validation": {"where": "Job", "baselineMaxAgeSeconds": 0}})
+    yield rig
+    rig.patch({"validation": {"where": "Job", "baselineMaxAgeSeconds": 0}})
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_draft_is_measured_on_a_lent_replica_and_rolls_out(name: str, lending: Stage, folder: Path) -> None:
-    stage, strike = lending, FAULTS[name]
-    before = stage.driver.summary()
-    version = stage.offer(nudge(stage.specialists[Domain.EXTRACTION], folder, seed=200 + len(stage.entries)))
-    stage.wait("a replica is lent", lambda: bool(_lent(stage)))
-    lent = _lent(stage)
-    stage.wait("it has left the Service", lambda: lent not in _served(stage))
-    assert len(_served(stage)) == 1
-    stage.wait("the driver measures on it", lambda: _runs(stage))
-    if strike is not None:
-        strike(stage, lent)
-    seconds = stage.wait("both replicas serve again", lambda: len(_served(stage)) == 2)
-    stage.wait_active(version)
-    after = stage.driver.summary()
-    stage.entries.append(
-        Entry(
-            f"measured on a replica, {name}",
-            "Validating",
-            seconds,
-            after.requests - before.requests,
-            sum(after.broken.values()) - sum(before.broken.values()),
-            after.failed - before.failed,
-            stage.state(),
-        )
-    )
-    print(stage.entries[-1], flush=True)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_draft_is_measured_on_a_lent_replica_and_rolls_out(
+    fault: str, lending_rig: FaultRig, draft_folder: Path
+) -> None:
+    rig, cause = lending_rig, FAULTS[fault]
+    before = rig.driver.summary()
+    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=200 + len(rig.results)))
+    rig.wait_until("a replica is lent", lambda: bool(_lent_pod(rig)))
+    lent_pod = _lent_pod(rig)
+    rig.wait_until(f"{lent_pod} has left the Service", lambda: lent_pod not in _endpoints(rig))
+    assert len(_endpoints(rig)) == 1
+    rig.wait_until("the validator has started", lambda: _validator_has_started(rig))
+    if cause is not None:
+        cause(rig, lent_pod)
+    seconds = rig.wait_until("both replicas serve again", lambda: len(_endpoints(rig)) == 2)
+    rig.wait_until_serving(version)
+    after = rig.driver.summary()
+    clients = ClientCounts.between(before, after)
+    result = FaultResult(f"measured on a replica, {fault}", "Validating", seconds, clients, rig.state())
+    rig.results.append(result)
+    print(result, flush=True)
     assert after.failed == before.failed
-    assert after.broken == before.broken, "a pod that is measured answers nobody, so nobody is cut off"
-    stage.annotate("abort", version)
-    stage.wait_active(0)
+    assert after.retries == before.retries, "a lent pod answers no client, so no client may lose its connection"
+    rig.annotate("abort", version)
+    rig.wait_until_serving(0)
 
 
-def _lent(stage: Stage) -> str:
-    candidate = stage.status().get("candidate") or {}
+def _lent_pod(rig: FaultRig) -> str:
+    candidate = rig.status().get("candidate") or {}
     return str(candidate.get("pod") or "")
 
 
-def _served(stage: Stage) -> list[str]:
+def _endpoints(rig: FaultRig) -> list[str]:
     """The pods to which the Service sends requests."""
-    found = stage.kube.list(SLICE, stage.aurora.namespace, f"kubernetes.io/service-name={NAME}")
+    slices = rig.kube.list(ENDPOINT_SLICE, rig.aurora.namespace, f"kubernetes.io/service-name={NAME}")
     return [
         endpoint["targetRef"]["name"]
-        for one in found
-        for endpoint in one.get("endpoints") or []
+        for endpoint_slice in slices
+        for endpoint in endpoint_slice.get("endpoints") or []
         if endpoint["conditions"].get("ready")
     ]
 
 
-def _runs(stage: Stage) -> bool:
-    """Whether the driver has begun: its container runs."""
+def _validator_has_started(rig: FaultRig) -> bool:
     return any(
         status.get("started")
-        for pod in stage.component("validator")
+        for pod in rig.component_pods("validator")
         for status in pod["status"].get("containerStatuses", [])
     )

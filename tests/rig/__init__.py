@@ -1,1 +1,1 @@
-"""A complete Aurora on a real cluster, as the demo and the end-to-end tests use it: image, chart, store, speculator."""
+"""A complete Aurora on a real cluster (image, chart, store, speculator), for the demo and the end-to-end tests."""

@@ -1,4 +1,4 @@
-"""Aurora installed on a cluster with helm, the embedded S3 store included, and the calls a user would make on it."""
+"""Aurora, installed on a cluster with helm and the embedded S3 store, and the calls that a user makes on it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import Any
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.rig.local_image import ROOT, local_image
-from tests.rig.small_speculator import speculator
+from tests.rig.small_speculator import small_speculator
 
-SYSTEM = "aurora-system"
+SYSTEM_NAMESPACE = "aurora-system"
 RELEASE = "aurora"
 RESOURCE = "auroraspeculators.aurora.dev"
 BUCKET = "aurora"
+POLL_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Store:
-    """The embedded store as seen from this machine."""
+class StoreAccess:
+    """How this machine reaches the embedded store."""
 
     endpoint: str
     access_key: str
@@ -32,14 +33,14 @@ class Store:
 
 
 class Installation:
-    """One helm release and what was applied beside it, in one namespace for speculators."""
+    """One helm release, and one namespace for speculators."""
 
     def __init__(self, cluster: Cluster, namespace: str = "default") -> None:
         self.cluster = cluster
         self.namespace = namespace
 
     def install(self) -> None:
-        """Load the image and install (or upgrade) the chart; returns when the operator and the store are ready."""
+        """Load the image and install or upgrade the chart. Returns when the operator and the store are ready."""
         tag, archive = local_image()
         self.cluster.load_image(archive)
         repository, _, version = tag.partition(":")
@@ -53,12 +54,12 @@ class Installation:
         settings = [f"--set-string={key}={value}" for key, value in images.items()]
         settings += [f"--set={key}={value}" for key, value in embedded.items()]
         self.cluster.helm(
-            *("upgrade", "--install", RELEASE, ROOT / "charts/aurora-operator", "--namespace", SYSTEM),
-            # Another test, or an earlier installation, may have left the resource's definition behind.
+            *("upgrade", "--install", RELEASE, ROOT / "charts/aurora-operator", "--namespace", SYSTEM_NAMESPACE),
+            # Another test or an earlier installation may have left the CRD behind.
             *("--take-ownership", "--force-conflicts"),
             *("--create-namespace", "--wait", "--timeout", "180s", *settings),
         )
-        secret = self.cluster.get("secret", f"{RELEASE}-store", "-n", SYSTEM)
+        secret = self.cluster.get("secret", f"{RELEASE}-store", "-n", SYSTEM_NAMESPACE)
         self.cluster.apply(
             {
                 "apiVersion": "v1",
@@ -68,26 +69,26 @@ class Installation:
             }
         )
 
-    def store(self) -> Store:
-        """The embedded store's endpoint by its ClusterIP, and its credentials."""
-        service = self.cluster.get("service", f"{RELEASE}-store", "-n", SYSTEM)
-        data = self.cluster.get("secret", f"{RELEASE}-store", "-n", SYSTEM)["data"]
+    def store(self) -> StoreAccess:
+        """The embedded store's endpoint (by ClusterIP) and credentials."""
+        service = self.cluster.get("service", f"{RELEASE}-store", "-n", SYSTEM_NAMESPACE)
+        data = self.cluster.get("secret", f"{RELEASE}-store", "-n", SYSTEM_NAMESPACE)["data"]
         port = service["spec"]["ports"][0]["port"]
-        return Store(
+        return StoreAccess(
             f"http://{service['spec']['clusterIP']}:{port}",
             base64.b64decode(data["AWS_ACCESS_KEY_ID"]).decode(),
             base64.b64decode(data["AWS_SECRET_ACCESS_KEY"]).decode(),
         )
 
     def apply(self, name: str, spec: dict[str, Any] | None = None) -> Path:
-        """``kubectl apply -f`` a speculator for SmolLM2; returns the file."""
-        resource = speculator(
+        """``kubectl apply -f`` a speculator for SmolLM2, and return the file."""
+        resource = small_speculator(
             name,
             model=ensure_model(),
             python=Path((ROOT / ".venv/base").read_text().strip()),
             store={
                 "bucket": BUCKET,
-                "endpoint": f"http://{RELEASE}-store.{SYSTEM}.svc:8333",
+                "endpoint": f"http://{RELEASE}-store.{SYSTEM_NAMESPACE}.svc:8333",
                 "credentials": {"secretRef": {"name": "aurora-store"}},
             },
             spec=spec,
@@ -98,35 +99,41 @@ class Installation:
         return file
 
     def get(self, name: str) -> dict[str, Any]:
-        """The custom resource as it is now."""
-        found: dict[str, Any] = self.cluster.get(RESOURCE, name, "-n", self.namespace)
-        return found
+        """The current state of the custom resource."""
+        resource: dict[str, Any] = self.cluster.get(RESOURCE, name, "-n", self.namespace)
+        return resource
 
     def url(self, name: str) -> str:
-        """The Service that clients use, by its ClusterIP."""
+        """The URL of the Service that clients use (by ClusterIP)."""
         service = self.cluster.get("service", name, "-n", self.namespace)
         return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
 
     def pods(self, name: str, component: str) -> list[dict[str, Any]]:
-        """Pods of a speculator that are not being deleted."""
+        """The pods of one component of a speculator, without pods that are being deleted."""
         selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component={component}"
         pods: list[dict[str, Any]] = self.cluster.get("pods", "-n", self.namespace, "-l", selector)["items"]
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def root(self, name: str) -> str:
-        """The speculator's root in the bucket."""
+        """The prefix of the speculator's objects in the bucket."""
         uid = self.get(name)["metadata"]["uid"]
         return f"aurora/{self.namespace}/{name}-{uid[:8]}"
 
-    def wait(self, name: str, what: str, true: Callable[[dict[str, Any]], bool], timeout: float) -> dict[str, Any]:
-        """Poll the resource until ``true(resource)``; raise TimeoutError with its conditions otherwise."""
-        deadline = time.monotonic() + timeout
+    def wait_until(
+        self, name: str, description: str, condition: Callable[[dict[str, Any]], bool], timeout_seconds: float
+    ) -> dict[str, Any]:
+        """Poll the resource until ``condition(resource)`` holds, and return the resource.
+
+        Raises:
+            TimeoutError: The condition did not hold in time. The message contains the resource's conditions.
+        """
+        deadline = time.monotonic() + timeout_seconds
         while True:
             resource = self.get(name)
-            if true(resource):
+            if condition(resource):
                 return resource
             if time.monotonic() > deadline:
                 conditions = resource.get("status", {}).get("conditions", [])
-                told = "; ".join(f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions)
-                raise TimeoutError(f"{what}: not within {timeout:.0f} s. {told}")
-            time.sleep(2)
+                texts = "; ".join(f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions)
+                raise TimeoutError(f"{name}: not within {timeout_seconds:.0f} s: {description}. Conditions: {texts}")
+            time.sleep(POLL_SECONDS)

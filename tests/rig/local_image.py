@@ -1,7 +1,8 @@
-"""The one image of the local cluster: this machine's light Python environment, this checkout's packages and SeaweedFS.
+"""The one image that all pods of the local cluster use.
 
-The Dockerfile is how users build; without a container engine or a registry the rig makes an equivalent image from
-files, in seconds, so that what runs in the pods is always this checkout.
+The image contains this machine's light Python environment, this checkout's packages and SeaweedFS. Users build images
+with the Dockerfile, which needs a container engine and a registry. The rig builds an equivalent image from files, in
+seconds. The tag is a hash of the code, so pods always run this checkout.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from tests.assets.cache import cache_root
 from tests.cluster.images.image_build import python_image
 
 ROOT = Path(__file__).resolve().parents[2]
-SITE = "/opt/aurora/site"
-PACKAGES = (ROOT / "crds", ROOT / "operator", ROOT / "runtime")
+SITE_IN_IMAGE = "/opt/aurora/site"
+PACKAGE_ROOTS = (ROOT / "crds", ROOT / "operator", ROOT / "runtime")
 
 
-def _digest(light: Path) -> str:
+def _content_digest(light: Path) -> str:
     digest = hashlib.sha256(str(light).encode())
-    for package in PACKAGES:
+    for package in PACKAGE_ROOTS:
         for file in sorted(package.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 digest.update(str(file.relative_to(ROOT)).encode())
@@ -33,9 +34,9 @@ def _digest(light: Path) -> str:
 
 
 def local_image() -> tuple[str, Path]:
-    """Tag and archive of the image, built when this checkout's code has none yet."""
+    """The image's tag and archive. The image is built if this checkout's code has none yet."""
     light = Path((ROOT / ".venv/light").read_text().strip())
-    tag = f"aurora-local:{_digest(light)}"
+    tag = f"aurora-local:{_content_digest(light)}"
     archive = cache_root() / "images" / f"{tag.replace(':', '-')}.tar"
     if not archive.exists():
         for old in archive.parent.glob("aurora-local-*.tar"):
@@ -49,7 +50,7 @@ def local_image() -> tuple[str, Path]:
                 archive,
                 tag,
                 light,
-                extra={"/usr/bin/weed": (ROOT / ".venv/bin/weed").resolve(), SITE: site},
-                env={"PYTHONPATH": SITE, "PATH": f"{light}/bin:/usr/local/bin:/usr/bin:/bin"},
+                extra={"/usr/bin/weed": (ROOT / ".venv/bin/weed").resolve(), SITE_IN_IMAGE: site},
+                env={"PYTHONPATH": SITE_IN_IMAGE, "PATH": f"{light}/bin:/usr/local/bin:/usr/bin:/bin"},
             )
     return tag, archive

@@ -1,8 +1,8 @@
 """The AuroraSpeculator of the demo and the end-to-end tests: SmolLM2 on two CPU cores.
 
-Everything that is not a default is here for one of two reasons: the machine is small (short intervals, one thread per
-process, CPU shares that let a measurement win over training), or its gigabytes of Python are mounted from the host
-instead of being copied into an image.
+Values differ from the defaults for one of two reasons. First, the machine is small: intervals are short, each process
+has one thread, and CPU shares prefer a measurement over training. Second, gigabytes of Python packages are mounted from
+the host instead of being copied into an image.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from tests.cluster.images.host_python import host_python_volumes
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 SERVING_CPU, TRAINING_CPU, VALIDATION_CPU = "300m", "50m", "1000m"
-"""CPU requests become CFS shares: under contention a measurement goes first, serving next, training last."""
+"""CPU requests become CFS shares. Under contention a measurement gets the most CPU, serving less, training least."""
 
 ONE_THREAD = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
 
-def speculator(
+def small_speculator(
     name: str, *, model: Path, python: Path, store: dict[str, Any], spec: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The custom resource; ``spec`` is merged over the rig's own, key by key.
+    """The custom resource.
 
     Args:
-        model: Directory of the target on this machine.
-        python: The virtual environment with torch and SGLang on this machine.
-        store: ``spec.store``.
+        model: Directory of the target model on this machine.
+        python: Virtual environment with torch and SGLang on this machine.
+        store: The value of ``spec.store``.
+        spec: Values that replace the rig's own, key by key.
     """
     base: dict[str, Any] = {
         "target": {"model": MODEL_PATH},
@@ -42,7 +43,7 @@ def speculator(
         "training": {
             "publishTokens": 10000,
             "publishSeconds": 240,
-            "passes": 4,  # then both cores are the pods' again
+            "passes": 4,  # a short burst of training; afterwards both cores serve
             "template": _template(("trainer",), model, python, TRAINING_CPU),
         },
         "validation": {
@@ -50,7 +51,7 @@ def speculator(
             "tolerance": "0.1",
             "promptsPerRound": 2,
             "maxNewTokens": 64,
-            "baselineMaxAgeSeconds": 0,  # how fast this machine is changes by the minute
+            "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
             "template": _template(("validator",), model, python, VALIDATION_CPU),
         },
         "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
@@ -84,9 +85,9 @@ def _template(containers: tuple[str, ...], model: Path, python: Path, cpu: str) 
     }
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+    for key, value in overrides.items():
+        both_are_dicts = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_are_dicts else value
     return merged

@@ -1,1 +1,1 @@
-"""Real traffic: prompts of two narrow domains and a load driver that counts every failure."""
+"""Client traffic: prompts of three narrow domains, and a load driver that counts every failed request."""

@@ -1,4 +1,4 @@
-"""`python -m tests.traffic`: see :mod:`tests.traffic.driver`."""
+"""`python -m tests.traffic`: the command line of :mod:`tests.traffic.driver`."""
 
 from tests.traffic.driver import main
 

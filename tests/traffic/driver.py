@@ -1,9 +1,9 @@
-"""Load driver: streamed ``/v1/chat/completions`` requests, closed loop or at a rate, in a thread of its own.
+"""Load driver: sends streamed ``/v1/chat/completions`` requests, in a closed loop or at a rate, from its own thread.
 
-It exists to prove promise 2 ("Unbroken") from a client's side. Invariant: a request ends as a success or as a failure
-of a named kind: a status other than 200, a broken or unfinished stream, a missing finish reason or usage, a timeout. It
-is sent once, unless ``again_seconds`` makes the client one that asks again when an answer breaks, as clients do whose
-server's machine may end; every answer that broke is counted then. Stopping lets requests under way finish.
+The driver proves promise 2 ("Unbroken") from a client's side. Invariant: every request ends as a success or as a
+failure of a named kind. Kinds are a status other than 200, a broken or unfinished stream, a missing finish reason or
+usage, and a timeout. By default a request is sent once. With ``retry_seconds`` the driver retries a failed attempt, as
+a client does whose server may lose its machine, and counts every failed attempt. A stop lets requests in flight finish.
 """
 
 from __future__ import annotations
@@ -22,43 +22,64 @@ from typing import Any
 import aiohttp
 
 from tests.traffic.prompts import Domain, prompts
-from tests.traffic.report import Summary, VocabularyCoverage
+from tests.traffic.report import RequestCounts, Summary
 
-Progress = Callable[[str], None]
-AGAIN_S = 0.2
+RETRY_INTERVAL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How each request is sent."""
+
+    max_tokens: int = 96
+    """The longest answer, in tokens."""
+    timeout_seconds: float = 120.0
+    """For one attempt, from connecting to the end of the stream."""
+    retry_seconds: float = 0.0
+    """How long a request whose attempt failed is sent again. After that, the request counts as failed."""
+    model: str = "default"
+    """The name of the model in each request."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a load ends by itself: after the first limit that is reached. None: no limit."""
+
+    duration_seconds: float | None = None
+    max_requests: int | None = None
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent where. ``rate`` (requests per second) replaces the closed loop of ``concurrency`` workers."""
+    """Which requests are sent, where, and for how long."""
 
     url: str
+    """Base URL of the server, without ``/v1``."""
     domain: Domain = Domain.EXTRACTION
-    concurrency: int = 2
-    rate: float | None = None
-    seconds: float | None = None
-    requests: int | None = None
-    max_tokens: int = 96
-    timeout: float = 120.0
-    again_seconds: float = 0.0
-    """A request whose answer breaks is sent again for this long; then it has failed."""
     seed: int = 0
-    model: str = "default"
-    progress_seconds: float = 10.0
+    """Selects the prompts of the domain."""
+    concurrency: int = 2
+    """Workers of the closed loop: each sends its next request when its last one has ended."""
+    requests_per_second: float | None = None
+    """Sends requests at this rate instead of in a closed loop."""
+    options: RequestOptions = RequestOptions()
+    limit: Limit = Limit()
 
 
 @dataclass
-class Driver:
-    """One run of a load. ``start`` returns at once; ``stop`` lets requests under way finish and returns the summary."""
+class TrafficDriver:
+    """One run of a load. ``start`` returns at once. ``stop`` lets requests in flight finish and returns the summary."""
 
     load: Load
-    progress: Progress | None = None
+    print_progress: Callable[[str], None] | None = None
+    """Gets one line of counts every ``progress_seconds``."""
+    progress_seconds: float = 10.0
     messages: Iterator[str] | None = None
-    """What is asked instead of the domain's prompts; the run ends with them."""
-    _tally: VocabularyCoverage = field(default_factory=VocabularyCoverage, init=False)
+    """User messages to send instead of the domain's prompts. The run ends after the last one."""
+    _counts: RequestCounts = field(default_factory=RequestCounts, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
-    _began: float = field(default=0.0, init=False)
+    _started: float = field(default=0.0, init=False)
     _ended: float | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
     _prompts: Iterator[str] = field(init=False)
@@ -67,92 +88,93 @@ class Driver:
         self._prompts = self.messages or prompts(self.load.domain, self.load.seed)
 
     def start(self) -> None:
-        """Begin sending from a thread of this driver's own."""
+        """Start to send, from a thread of this driver."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self.run()), name="traffic", daemon=True)
         self._thread.start()
 
     @property
     def running(self) -> bool:
-        """Whether more may be sent, or something is under way."""
+        """Whether requests are being sent or still in flight."""
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> Summary:
-        """Send no more, wait for the requests under way (each has a timeout), and sum up."""
+        """Stop sending, wait for the requests in flight (each has a timeout), and return the summary."""
         self.request_stop()
         if self._thread is not None:
             self._thread.join()
         return self.summary()
 
-    def switch(self, domain: Domain) -> None:
-        """From the next request on, ask for something else: traffic drifts."""
+    def switch_domain(self, domain: Domain) -> None:
+        """Send prompts of another domain, from the next request on."""
         self._prompts = prompts(domain, self.load.seed)
 
-    def wait(self) -> Summary:
-        """Wait until the load's own end (``seconds`` or ``requests``)."""
+    def wait_until_done(self) -> Summary:
+        """Wait until the load reaches its limit (duration, requests or messages), and return the summary."""
         if self._thread is not None:
             self._thread.join()
         return self.summary()
 
     def request_stop(self) -> None:
-        """Send no more; safe from a signal handler."""
+        """Stop sending. A signal handler may call this."""
         self._stopping.set()
 
     def summary(self) -> Summary:
-        """The account so far; also while running."""
+        """The results so far. May be called while requests are being sent."""
         end = time.monotonic() if self._ended is None else self._ended
-        return self._tally.summary(self.load.domain, max(0.0, end - self._began) if self._began else 0.0)
+        return self._counts.summary(self.load.domain, max(0.0, end - self._started) if self._started else 0.0)
 
     async def run(self) -> Summary:
-        """Send until the load ends or a stop is asked for."""
-        self._began = time.monotonic()
-        timeout = aiohttp.ClientTimeout(total=self.load.timeout)
-        # A connection per request: a Service spreads connections, not requests, over its pods.
+        """Send requests until the load reaches its limit or a stop is requested."""
+        self._started = time.monotonic()
+        timeout = aiohttp.ClientTimeout(total=self.load.options.timeout_seconds)
+        # One connection per request, because a Service distributes connections, not requests, over its pods.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             reporter = asyncio.create_task(self._report())
             try:
-                if self.load.rate is None:
+                if self.load.requests_per_second is None:
                     await asyncio.gather(*(self._worker(session) for _ in range(self.load.concurrency)))
                 else:
-                    await self._open_loop(session, self.load.rate)
+                    await self._open_loop(session, self.load.requests_per_second)
             finally:
                 self._ended = time.monotonic()
                 reporter.cancel()
         return self.summary()
 
-    def _may_send(self) -> bool:
-        """Whether another request may be sent; counts it when so."""
-        load = self.load
-        over_time = load.seconds is not None and time.monotonic() - self._began >= load.seconds
-        over_count = load.requests is not None and self._sent >= load.requests
-        if self._stopping.is_set() or over_time or over_count:
+    def _take_turn(self) -> bool:
+        """Whether another request may be sent. If so, this counts the request as sent."""
+        limit = self.load.limit
+        out_of_time = limit.duration_seconds is not None and time.monotonic() - self._started >= limit.duration_seconds
+        all_sent = limit.max_requests is not None and self._sent >= limit.max_requests
+        if self._stopping.is_set() or out_of_time or all_sent:
             return False
         self._sent += 1
         return True
 
     async def _worker(self, session: aiohttp.ClientSession) -> None:
-        while self._may_send() and (prompt := next(self._prompts, None)) is not None:
+        while self._take_turn() and (prompt := next(self._prompts, None)) is not None:
             await self._send(session, prompt)
 
-    async def _open_loop(self, session: aiohttp.ClientSession, rate: float) -> None:
+    async def _open_loop(self, session: aiohttp.ClientSession, requests_per_second: float) -> None:
         async with asyncio.TaskGroup() as group:
             due = time.monotonic()
-            while self._may_send() and (prompt := next(self._prompts, None)) is not None:
+            while self._take_turn() and (prompt := next(self._prompts, None)) is not None:
                 group.create_task(self._send(session, prompt))
-                due += 1 / rate
+                due += 1 / requests_per_second
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _send(self, session: aiohttp.ClientSession, prompt: str) -> None:
-        deadline = time.monotonic() + self.load.again_seconds
-        while (broken := await self._ask(session, prompt)) is not None:
-            await asyncio.sleep(AGAIN_S)  # a refused connection must not become a busy loop
+        """Send one request, with retries as the load allows, and count its outcome."""
+        deadline = time.monotonic() + self.load.options.retry_seconds
+        while (failure := await self._attempt(session, prompt)) is not None:
+            await asyncio.sleep(RETRY_INTERVAL_SECONDS)  # a refused connection must not become a busy loop
             if time.monotonic() >= deadline:
-                self._tally.failures[broken] += 1
+                self._counts.failures[failure] += 1
                 return
-            self._tally.broken[broken] += 1
+            self._counts.retries[failure] += 1
 
-    async def _ask(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
-        """One attempt; why its answer broke, or None."""
+    async def _attempt(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
+        """Send a request once. Returns the kind of its failure, or None after a success."""
         try:
             return await self._stream(session, prompt)
         except TimeoutError:
@@ -163,17 +185,17 @@ class Driver:
             return "malformed stream"
 
     async def _stream(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
-        """One request; the kind of its failure, or None."""
+        """Send a request once and read its stream. Returns the kind of failure that the stream shows, or None."""
         body: dict[str, Any] = {
-            "model": self.load.model,
+            "model": self.load.options.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
-            "max_tokens": self.load.max_tokens,
+            "max_tokens": self.load.options.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        began = time.monotonic()
-        times: list[float] = []
+        started = time.monotonic()
+        piece_times: list[float] = []
         text: list[str] = []
         finish: str | None = None
         tokens: int | None = None
@@ -196,7 +218,7 @@ class Driver:
                 for choice in event.get("choices", ()):
                     finish = choice.get("finish_reason") or finish
                     if piece := choice.get("delta", {}).get("content"):
-                        times.append(time.monotonic())
+                        piece_times.append(time.monotonic())
                         text.append(piece)
         if not done:
             return "stream ended early"
@@ -204,45 +226,57 @@ class Driver:
             return f"finish reason {finish}"
         if tokens is None:
             return "no usage"
-        self._tally.success(tokens=tokens, times=times, began=began, answer="".join(text))
+        self._counts.count_success(tokens=tokens, piece_times=piece_times, started=started, answer="".join(text))
         return None
 
     async def _report(self) -> None:
-        while self.progress is not None:
-            await asyncio.sleep(self.load.progress_seconds)
+        while self.print_progress is not None:
+            await asyncio.sleep(self.progress_seconds)
             now = self.summary()
             share = "-" if now.distinct_4grams is None else f"{now.distinct_4grams:.2f}"
-            self.progress(
+            self.print_progress(
                 f"traffic: {now.requests} requests, {now.failed} failed, {now.answer_tokens} tokens, "
                 f"{now.tokens_per_second:.1f} tok/s, distinct 4-grams {share}"
             )
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 
 def main() -> None:
-    """Command line; exit status 1 when a request failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.traffic", description=__doc__)
-    parser.add_argument("--url", required=True, help="base URL, without /v1")
-    parser.add_argument("--domain", type=Domain, choices=list(Domain), default=Domain.EXTRACTION)
-    parser.add_argument("--concurrency", type=int, default=2)
-    parser.add_argument("--rate", type=float, help="requests per second, instead of a closed loop")
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--requests", type=int)
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--timeout", type=float, default=120.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the summary")
-    options = vars(parser.parse_args())
-    destination: Path | None = options.pop("json")
-    driver = Driver(Load(**options), progress=_say)
+    """The command line. The exit status is 1 if a request failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.traffic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", required=True, help="base URL of the server, without /v1")
+    parser.add_argument(
+        "--domain", type=Domain, choices=list(Domain), default=Domain.EXTRACTION, help="the kind of prompts"
+    )
+    parser.add_argument("--concurrency", type=int, default=2, help="workers of the closed loop (default: %(default)s)")
+    parser.add_argument("--requests-per-second", type=float, help="send at this rate instead of in a closed loop")
+    parser.add_argument("--duration-seconds", type=float, help="stop after this time (default: no limit)")
+    parser.add_argument("--max-requests", type=int, help="stop after so many requests (default: no limit)")
+    parser.add_argument("--max-tokens", type=int, default=96, help="the longest answer (default: %(default)s)")
+    parser.add_argument("--timeout-seconds", type=float, default=120.0, help="per request (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="selects the prompts (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the summary to")
+    arguments = parser.parse_args()
+    load = Load(
+        url=arguments.url,
+        domain=arguments.domain,
+        seed=arguments.seed,
+        concurrency=arguments.concurrency,
+        requests_per_second=arguments.requests_per_second,
+        options=RequestOptions(max_tokens=arguments.max_tokens, timeout_seconds=arguments.timeout_seconds),
+        limit=Limit(duration_seconds=arguments.duration_seconds, max_requests=arguments.max_requests),
+    )
+    driver = TrafficDriver(load, print_progress=_print_line)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: driver.request_stop())
     driver.start()
-    summary = driver.wait()
-    if destination is not None:
-        destination.write_bytes(summary.to_json())
-    _say(summary.to_json().decode())
+    summary = driver.wait_until_done()
+    if arguments.json is not None:
+        arguments.json.write_bytes(summary.to_json())
+    _print_line(summary.to_json().decode())
     raise SystemExit(1 if summary.failed else 0)

@@ -1,9 +1,9 @@
-"""Prompts of narrow domains, because a narrow service is where a draft learns within minutes.
+"""Prompts of narrow domains: with traffic this uniform, a draft learns within minutes.
 
-``extraction`` asks for the facts of a made-up sentence as JSON, ``sql`` for an INSERT statement with the same facts;
-``docstrings`` asks for a docstring of a short function of the running interpreter's own standard library (read when
-needed, never copied here). One is the drift after another. Invariant: the same domain and seed give the same prompts in
-the same order.
+``extraction`` asks for the facts of an invented sentence as JSON. ``sql`` asks for an INSERT statement with the same
+facts. ``docstrings`` asks for the docstring of a short function from the running interpreter's standard library, whose
+source is read when needed and never copied here. A switch between domains simulates a shift of traffic.
+Invariant: the same domain and seed give the same prompts in the same order.
 """
 
 from __future__ import annotations
@@ -53,21 +53,19 @@ _SENTENCES = (
     "{name}, who lives in {city}, returned {count} {colour} {product}s.",
     "{name} of {city} asked for {count} {colour} {product}s.",
 )
-_INSTRUCTION = (
+_EXTRACTION_TASK = (
     "Extract the facts from the sentence as one JSON object with the keys name, city, item and quantity. "
     "Answer with the JSON only.\nSentence: "
 )
-
-
-_INSERT = (
+_SQL_TASK = (
     "Write one SQL statement that inserts the facts of the sentence into the table orders with the columns name, city, "
     "item and quantity. Answer with the statement only.\nSentence: "
 )
 
 
 def _sentences(seed: int) -> Iterator[str]:
-    """Endless; distinct but for rare chance, as the space has more than 10^8 sentences."""
-    rng = random.Random(seed)  # noqa: S311 - made-up facts, not secrets
+    """Endless sentences. Repetitions are rare, because there are more than 10^8 different sentences."""
+    rng = random.Random(seed)  # noqa: S311 - invented facts, not secrets
     while True:
         sentence = rng.choice(_SENTENCES).format(
             name=f"{rng.choice(_FIRST)} {rng.choice(_LAST)}",
@@ -80,13 +78,13 @@ def _sentences(seed: int) -> Iterator[str]:
 
 
 def extraction(seed: int = 0) -> Iterator[str]:
-    """Endless requests for a sentence's facts as JSON."""
-    return (_INSTRUCTION + sentence for sentence in _sentences(seed))
+    """Endless prompts that ask for a sentence's facts as JSON."""
+    return (_EXTRACTION_TASK + sentence for sentence in _sentences(seed))
 
 
 def sql(seed: int = 0) -> Iterator[str]:
-    """Endless requests for an INSERT statement with a sentence's facts."""
-    return (_INSERT + sentence for sentence in _sentences(seed))
+    """Endless prompts that ask for an INSERT statement with a sentence's facts."""
+    return (_SQL_TASK + sentence for sentence in _sentences(seed))
 
 
 _MODULES = _words("""
@@ -106,41 +104,45 @@ _MODULES = _words("""
     unittest.suite unittest.util urllib.parse urllib.request uuid warnings wave weakref xml.dom.minidom
     xml.sax.saxutils xmlrpc.client xmlrpc.server zipfile
 """)
-_LINES = range(3, 16)
-_TASK = "Write the docstring of this Python function: say in one or two sentences what it does. Do not repeat the code."
+_FUNCTION_LINES = range(3, 16)
+_MAX_FUNCTION_CHARACTERS = 700
+_DOCSTRING_TASK = (
+    "Write the docstring of this Python function: say in one or two sentences what it does. Do not repeat the code."
+)
 
 
 @functools.cache
-def _functions() -> tuple[str, ...]:
-    """Sources of the short functions and methods of the standard library that have no docstring yet, sorted."""
-    found: dict[str, None] = {}
+def _undocumented_functions() -> tuple[str, ...]:
+    """The sources of short functions and methods of the standard library that have no docstring, sorted."""
+    sources: dict[str, None] = {}
     for name in _MODULES:
         module = importlib.import_module(name)
         owners: list[object] = [module, *(v for v in vars(module).values() if inspect.isclass(v))]
         for owner in owners:
             for value in list(vars(owner).values()):
                 if isinstance(value, types.FunctionType) and value.__module__ == name:
-                    found.update(dict.fromkeys(_source(value)))
-    return tuple(sorted(found))
+                    sources.update(dict.fromkeys(_usable_source(value)))
+    return tuple(sorted(sources))
 
 
-def _source(function: types.FunctionType) -> list[str]:
+def _usable_source(function: types.FunctionType) -> list[str]:
+    """The function's source, or nothing if the function is too long or has a docstring."""
     try:
         source = textwrap.dedent(inspect.getsource(function)).strip()
     except (OSError, TypeError, IndentationError):
         return []
-    short = source.count("\n") + 1 in _LINES and len(source) < 700
+    short = source.count("\n") + 1 in _FUNCTION_LINES and len(source) < _MAX_FUNCTION_CHARACTERS
     return [source] if short and source.startswith("def ") and '"""' not in source else []
 
 
 def docstrings(seed: int = 0) -> Iterator[str]:
-    """Endless; the interpreter's functions in a shuffled order, again and again in other orders."""
-    sources = list(_functions())
+    """Endless prompts that ask for docstrings: all functions in a random order, then again in another order."""
+    sources = list(_undocumented_functions())
     rng = random.Random(seed)  # noqa: S311 - an order, not a secret
     while True:
         rng.shuffle(sources)
         for source in sources:
-            yield f"{_TASK}\n\n{source}"
+            yield f"{_DOCSTRING_TASK}\n\n{source}"
 
 
 def prompts(domain: Domain, seed: int = 0) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""What the load driver counts, and how it sums up.
+"""The load driver's counts, and the summary that it reports.
 
-Invariant: every request that was sent is in exactly one of ``succeeded`` and ``failures``; answers are kept as numbers
-only, never as text.
+Invariant: every request that ended is counted in exactly one of ``succeeded`` and ``failures``. Answers
+are kept as numbers only, never as text.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pydantic import Field
 from aurora_protocol.record import Record
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-GRAM = 4
+GRAM_WORDS = 4
 
 
 class Percentiles(Record):
-    """Seconds."""
+    """Percentiles of times, in seconds."""
 
     p50: float
     p95: float
@@ -29,26 +29,30 @@ class Percentiles(Record):
 
 
 class Summary(Record):
-    """The driver's account of one run."""
+    """The result of one run of the load driver."""
 
     domain: str
-    seconds: float
+    duration_seconds: float
     requests: int = Field(description="Requests that ended: succeeded or failed.")
     succeeded: int
     failed: int
-    failures: dict[str, int] = Field(description="Failed requests by kind.")
-    broken: dict[str, int] = Field(description="Answers that broke and were asked for again, by kind.")
+    failures: dict[str, int] = Field(description="Failed requests, by kind of failure.")
+    retries: dict[str, int] = Field(description="Failed attempts that were retried, by kind of failure.")
     answer_tokens: int
     tokens_per_second: float
-    ttft: Percentiles | None = Field(description="Time to the first piece of the answer.")
-    gap: Percentiles | None = Field(description="Time between two pieces of a stream, of one or more tokens each.")
-    per_token: Percentiles | None = Field(description="Per request: time after the first piece, per further token.")
-    distinct_4grams: float | None = Field(description="Distinct 4-grams of an answer over all its 4-grams, mean.")
-    distinct_answers: float | None = Field(description="Share of answers that no other answer equals.")
+    ttft_seconds: Percentiles | None = Field(description="Time to the first piece of the answer.")
+    gap_seconds: Percentiles | None = Field(
+        description="Time between two pieces of a stream. A piece has 1 or more tokens."
+    )
+    per_token_seconds: Percentiles | None = Field(description="Time per token after the first piece, for each request.")
+    distinct_4grams: float | None = Field(
+        description="Share of an answer's 4-grams that are distinct; mean over answers."
+    )
+    distinct_answers: float | None = Field(description="Share of answers that differ from every other answer.")
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Nearest-rank percentiles; None without values."""
+    """Nearest-rank percentiles of ``values``, or None if there are none."""
     if not values:
         return None
     ordered = sorted(values)
@@ -60,59 +64,67 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def distinct_share(answer: str) -> float | None:
-    """Distinct 4-grams of words and signs over all: near 1 for prose, near 0 for a loop; None when too short."""
+    """The share of distinct 4-grams among all 4-grams of words and punctuation.
+
+    Near 1 for prose and near 0 for text that repeats itself. None for an answer with fewer than 4 words.
+    """
     words = _WORD.findall(answer)
-    grams = [tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
+    grams = [tuple(words[i : i + GRAM_WORDS]) for i in range(len(words) - GRAM_WORDS + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
-class VocabularyCoverage:
-    """Counts of one run; not thread-safe, owned by the driver's loop."""
+class RequestCounts:
+    """The counts of one run. Not thread-safe: only the driver's event loop writes to them."""
 
     def __init__(self) -> None:
         self.succeeded = 0
         self.failures: Counter[str] = Counter()
-        self.broken: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
         self.answer_tokens = 0
-        self.ttft: list[float] = []
-        self.gaps: list[float] = []
-        self.per_token: list[float] = []
-        self._shares: list[float] = []
-        self._answers: Counter[int] = Counter()
+        self.ttft_seconds: list[float] = []
+        self.gap_seconds: list[float] = []
+        self.per_token_seconds: list[float] = []
+        self._distinct_shares: list[float] = []
+        self._answer_hashes: Counter[int] = Counter()
 
-    def success(self, *, tokens: int, times: Sequence[float], began: float, answer: str) -> None:
-        """A finished stream: ``times`` of its pieces on the clock of ``began``, and its text, which is not kept."""
+    def count_success(self, *, tokens: int, piece_times: Sequence[float], started: float, answer: str) -> None:
+        """Count a finished stream.
+
+        Args:
+            piece_times: When each piece of the stream arrived, on the clock of ``started``.
+            answer: The text of the answer. It is not kept.
+        """
         self.succeeded += 1
         self.answer_tokens += tokens
-        if times:
-            self.ttft.append(times[0] - began)
-            self.gaps += [b - a for a, b in itertools.pairwise(times)]
+        if piece_times:
+            self.ttft_seconds.append(piece_times[0] - started)
+            self.gap_seconds += [b - a for a, b in itertools.pairwise(piece_times)]
             if tokens > 1:
-                self.per_token.append((times[-1] - times[0]) / (tokens - 1))
+                self.per_token_seconds.append((piece_times[-1] - piece_times[0]) / (tokens - 1))
         share = distinct_share(answer)
         if share is not None:
-            self._shares.append(share)
-        self._answers[hash(answer)] += 1
+            self._distinct_shares.append(share)
+        self._answer_hashes[hash(answer)] += 1
 
     @property
     def ended(self) -> int:
         return self.succeeded + self.failures.total()
 
-    def summary(self, domain: str, seconds: float) -> Summary:
-        alone = sum(1 for count in self._answers.values() if count == 1)
+    def summary(self, domain: str, duration_seconds: float) -> Summary:
+        unique = sum(1 for count in self._answer_hashes.values() if count == 1)
         return Summary(
             domain=domain,
-            seconds=seconds,
+            duration_seconds=duration_seconds,
             requests=self.ended,
             succeeded=self.succeeded,
             failed=self.failures.total(),
             failures=dict(self.failures),
-            broken=dict(self.broken),
+            retries=dict(self.retries),
             answer_tokens=self.answer_tokens,
-            tokens_per_second=self.answer_tokens / seconds if seconds > 0 else 0.0,
-            ttft=percentiles(self.ttft),
-            gap=percentiles(self.gaps),
-            per_token=percentiles(self.per_token),
-            distinct_4grams=sum(self._shares) / len(self._shares) if self._shares else None,
-            distinct_answers=alone / self.succeeded if self.succeeded else None,
+            tokens_per_second=self.answer_tokens / duration_seconds if duration_seconds > 0 else 0.0,
+            ttft_seconds=percentiles(self.ttft_seconds),
+            gap_seconds=percentiles(self.gap_seconds),
+            per_token_seconds=percentiles(self.per_token_seconds),
+            distinct_4grams=sum(self._distinct_shares) / len(self._distinct_shares) if self._distinct_shares else None,
+            distinct_answers=unique / self.succeeded if self.succeeded else None,
         )

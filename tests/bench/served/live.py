@@ -27,7 +27,7 @@ from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_process import settings_for, trainer, wait_for
 from tests.bench.served.messages import traffic
-from tests.traffic.driver import Driver, Load
+from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
@@ -172,9 +172,9 @@ class Service:
 
     def serve(self, part: Part) -> None:
         """Send the traffic of ``part`` and swap to every version that is offered, until all of it is learnt."""
-        load = Load(self.pod.engine_url, concurrency=CONCURRENCY, max_tokens=self.longest)
+        load = Load(self.pod.engine_url, concurrency=CONCURRENCY, options=RequestOptions(max_tokens=self.longest))
         messages = self._messages.setdefault(part.domain, iter(traffic(part.domain)))
-        driver = Driver(load, messages=messages)
+        driver = TrafficDriver(load, messages=messages)
         driver.start()
         deadline = time.monotonic() + LONGEST_S
         enough = part.tokens - 2 * CONCURRENCY * self.longest  # until it is seen, and those under way come to their end

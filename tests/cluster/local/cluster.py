@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.access import Access
+from tests.cluster.access import Access, Tools
 from tests.cluster.command import NotReadyError, run, url_answers, wait_until
 from tests.cluster.file_lock import exclusive_lock
 from tests.cluster.images.image_build import pause_image
@@ -63,6 +63,16 @@ class LocalCluster:
 
     def access(self, created: bool) -> Access:
         """How to reach this cluster. `created` says whether the calling process started the cluster."""
+        return Access(
+            name=self.layout.name,
+            tools=self._tools(),
+            host_address=self.layout.host_address,
+            load_image=self.load_image,
+            down=self.down,
+            created=created,
+        )
+
+    def _tools(self) -> Tools:
         built = binaries()
         directory = self.layout.directory
         caches = {
@@ -72,17 +82,7 @@ class LocalCluster:
             "HELM_CONFIG_HOME": str(directory / "cache" / "helm-config"),
             "HELM_DATA_HOME": str(directory / "cache" / "helm-data"),
         }
-        return Access(
-            name=self.layout.name,
-            kubeconfig=self.layout.kubeconfig,
-            kubectl=built / "kubectl",
-            helm=built / "helm",
-            host_address=self.layout.host_address,
-            load_image=self.load_image,
-            down=self.down,
-            created=created,
-            environment=caches,
-        )
+        return Tools(built / "kubectl", built / "helm", self.layout.kubeconfig, variables=caches)
 
     # -- up and down --------------------------------------------------------------------------------------------------
 
@@ -212,8 +212,8 @@ class LocalCluster:
         return "\n" + "\n".join(lines[-15:])
 
     def _kubectl(self, *arguments: str) -> str:
-        access = self.access(created=False)
-        return run(access.kubectl, "--kubeconfig", access.kubeconfig, *arguments, env=access.environment)
+        tools = self._tools()
+        return run(tools.kubectl, "--kubeconfig", tools.kubeconfig, *arguments, env=tools.environment)
 
     def _kubectl_or_none(self, *arguments: str) -> str | None:
         try:
