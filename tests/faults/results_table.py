@@ -1,4 +1,4 @@
-"""The measured cost of every fault, and the table of them that docs/results quotes."""
+"""The measured cost of every fault, and the table of them that docs/results/faults.md quotes."""
 
 from __future__ import annotations
 
