@@ -1,14 +1,34 @@
-"""Base model and scalar types of the custom resource."""
+"""Base model and scalar types of the custom resource.
+
+Invariant: models are frozen, reject unknown fields and use camelCase names in YAML and JSON. A field that is renamed on
+one side therefore fails at the boundary, with its name, and not three steps later.
+"""
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-RATIO_PATTERN = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,4})?$"
+RATIO_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,4})?$"
+QUANTITY_PATTERN: Final = r"^[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
+COUNT_OR_PERCENT_PATTERN: Final = r"^(0|[1-9][0-9]{0,2})%?$"
+_UNIT_BYTES: Final = {
+    "": 1,
+    "Ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+    "Pi": 1 << 50,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "P": 10**15,
+}
 
 
 def _decimal(text: str) -> str:
@@ -16,16 +36,47 @@ def _decimal(text: str) -> str:
     return text
 
 
-Ratio = Annotated[str, Field(pattern=RATIO_PATTERN), AfterValidator(_decimal)]
-"""A decimal number >= 0 kept as a string: Kubernetes APIs carry no floats (API conventions, Primitive types)."""
+def _integer_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+
+def _count_or_percent(value: Any) -> Any:
+    text = _integer_as_text(value)
+    if not isinstance(text, str) or re.fullmatch(COUNT_OR_PERCENT_PATTERN, text) is None:
+        raise ValueError("a number of pods, such as 1, or a percentage, such as 25%")
+    return text if text.endswith("%") else int(text)
+
+
+Ratio = Annotated[str, Field(pattern=RATIO_PATTERN), AfterValidator(_decimal)]
+"""A decimal number >= 0, kept as a string: Kubernetes APIs carry no floats (API conventions, "Primitive types")."""
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(_integer_as_text),
+    Field(pattern=QUANTITY_PATTERN),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+]
+"""A number of bytes as Kubernetes writes it: ``64Gi``, ``500M``, ``1073741824``."""
+
+CountOrPercent = Annotated[
+    int | str,
+    BeforeValidator(_count_or_percent),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": COUNT_OR_PERCENT_PATTERN}),
+]
+"""A number of pods (``1``) or a share of them (``25%``), as in a Deployment's ``rollingUpdate``."""
 
 Timestamp = AwareDatetime
 """A point in time with its zone; written as RFC 3339."""
 
 
+def quantity_bytes(quantity: str) -> int:
+    """The number of bytes that a :data:`Quantity` stands for."""
+    digits = quantity.rstrip("KMGTPik")
+    return int(digits) * _UNIT_BYTES[quantity[len(digits) :]]
+
+
 class Model(BaseModel):
-    """A frozen value with camelCase names on the wire; unknown fields are errors."""
+    """A frozen value with camelCase names on the wire. Unknown fields are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True

@@ -38,7 +38,7 @@ TRAFFIC: Final[dict[str, Callable[[int], list[str]]]] = {
 """The first so many messages of a kind."""
 CHAINS: Final = "drafted"
 TREES: Final = "treed"
-SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, top_k=3, draft_tokens=8)}
+SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, branching=3, draft_tokens=8)}
 """How a round is drafted, by its name in the cache: chains, and trees as wide as the CPU engine is tested with."""
 
 

@@ -40,7 +40,7 @@ class _Offered:
 
 @torch.inference_mode()
 def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, spec: DraftSpec) -> list[Tree]:
-    """What the draft proposes behind each answer token but the last: ``spec.draft_tokens`` nodes, the root included."""
+    """The draft's proposals after each answer token but the last: ``tokens_per_round`` nodes, the root included."""
     first, slots = trace.prompt_length, trace.tokens.shape[0] - 1
     root = torch.arange(first - 1, slots - 1)
     trunk = Trunk(
@@ -50,12 +50,12 @@ def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, s
         root=root[None],
     )
     offered = _grow(draft, vocabulary, Unrolling(draft, trunk), root.numel(), spec)
-    return _pruned(offered, trace.tokens[first:-1].tolist(), spec.draft_tokens)
+    return _pruned(offered, trace.tokens[first:-1].tolist(), spec.tokens_per_round)
 
 
 def _grow(draft: DraftModel, vocabulary: VocabularyMap, unrolling: Unrolling, places: int, spec: DraftSpec) -> _Offered:
     """All candidates of all steps, a step's behind those of the steps before."""
-    k, parts, before = spec.top_k, list[_Offered](), 0
+    k, parts, before = spec.branching, list[_Offered](), 0
     beam, score = torch.full((places, 1), -1), torch.ones(places, 1)  # the nodes that offer, and their likelihood
     while True:
         likely = draft.logits(unrolling.outputs)[0].float().softmax(-1).topk(k)  # [A * beam, k]

@@ -102,7 +102,7 @@ def plan_state(machine: PlanMachine) -> Hashable:
         pod_kind(p, active, rolled, up=p.up, silent=p.silent, asked=p.asked.version if p.asked else None)
         for p in machine.cluster.pods
     )
-    pin = machine.cluster.spec.get("draft", {}).get("pin")
+    pin = machine.pinned().get("pin")
     return (
         roll(status.rollout),
         relative(rolled, active, None),

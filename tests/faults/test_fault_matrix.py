@@ -76,9 +76,9 @@ def _cause_in_each_rollout_state(rig: FaultRig, fault: Fault, version: int) -> N
         elif rig.is_active(version):
             rollouts += 1
             assert rollouts < MAX_ROLLOUTS, f"states that were never seen: {missing}"
-            rig.patch({"draft": {"pin": 0}})
+            rig.patch({"rollout": {"pin": 0}})
             rig.wait_until_serving(0)
-            rig.patch({"draft": {"pin": None}})
+            rig.patch({"rollout": {"pin": None}})
 
 
 def test_every_state_had_a_fault(rig: FaultRig) -> None:

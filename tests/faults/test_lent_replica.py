@@ -1,4 +1,4 @@
-"""A draft's life when its measurement borrows a replica (``validation.where: Replica``), on a real cluster under load.
+"""A draft's life when its measurement borrows a replica (``measureOn: Replica``), on a real cluster under load.
 
 The Service must drop the lent pod before the pod loads the draft under test. The pod must return to the Service with
 the draft that it served before, whichever part dies meanwhile. Clients must notice nothing.
@@ -66,12 +66,12 @@ def lending_rig(rig: FaultRig) -> Iterator[FaultRig]:
         {
             # Measurements reuse the baseline without a draft, as in production. Otherwise each of them restarts the
             # engine twice, and the kubelet delays each restart more than the last.
-            "validation": {"where": "Replica", "baselineMaxAgeSeconds": 7200},
+            "validation": {"measureOn": "Replica", "baselineMaxAgeSeconds": 7200},
             "rollout": {"analysis": {"failureLimit": 9}},
         }
     )
     yield rig
-    rig.patch({"validation": {"where": "Job", "baselineMaxAgeSeconds": 0}})
+    rig.patch({"validation": {"measureOn": "Job", "baselineMaxAgeSeconds": 0}})
 
 
 @pytest.mark.parametrize("fault", FAULTS)

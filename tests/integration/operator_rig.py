@@ -152,7 +152,7 @@ def spec(s3: S3, replicas: int = 2, *, where: str = "Job") -> dict[str, Any]:
             },
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
-        "validation": {"where": where, "template": {"spec": {"containers": [validator]}}},
+        "validation": {"measureOn": where, "template": {"spec": {"containers": [validator]}}},
         "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
     }
 

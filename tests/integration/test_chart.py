@@ -31,7 +31,7 @@ ADOPT = ("--take-ownership", "--force-conflicts")
 
 @pytest.fixture(name="earlier")
 def _earlier(tmp_path: Path) -> Path:
-    """A chart of an earlier version, which does not know ``spec.draft.pin`` yet."""
+    """A chart of an earlier version, which does not know ``spec.rollout.pin`` yet."""
     folder = tmp_path / CHART.name
     shutil.copytree(CHART, folder)
     template = folder / TEMPLATE.relative_to(CHART)
@@ -67,10 +67,10 @@ def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
 
 
 def fields(cluster: Cluster) -> dict[str, Any]:
-    """What the API server knows of ``spec.draft``."""
+    """What the API server knows of ``spec.rollout``."""
     (version,) = cluster.get("crd", CRD)["spec"]["versions"]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    found: dict[str, Any] = spec["draft"]["properties"]
+    found: dict[str, Any] = spec["rollout"]["properties"]
     return found
 
 
@@ -82,7 +82,7 @@ def speculator() -> dict[str, Any]:
         "spec": {
             "target": {"model": "m"},
             "store": {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}},
-            "draft": {"pin": 3},
+            "rollout": {"pin": 3},
         },
     }
 
@@ -107,11 +107,11 @@ def test_an_upgrade_brings_the_new_schema_and_uninstalling_keeps_what_users_made
     assert fields(place)["pin"]["type"] == "integer"
     place.apply(speculator())
     place.helm("uninstall", PLACE, "-n", PLACE)
-    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["draft"] == {
+    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["rollout"] == {
         "pin": 3, **{k: v["default"] for k, v in fields(place).items() if "default" in v}
     }  # fmt: skip
     upgrade(place, CHART)
-    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["draft"]["pin"] == 3
+    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["rollout"]["pin"] == 3
 
 
 def test_a_definition_that_helm_did_not_install_is_adopted_only_when_told(place: Cluster) -> None:

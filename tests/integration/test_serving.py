@@ -67,7 +67,7 @@ def _settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> Serving
         name="spec",
         target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
-        capture=CaptureSpec(shard_seconds=2, top_k=16, **capture),
+        capture=CaptureSpec(shard_seconds=2, top_tokens=16, **capture),
         extra_args=["--chunked-prefill-size", str(CHUNK)],
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )
@@ -99,9 +99,7 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     registry.create_lineage(lineage_of(drafts[0], target))
     versions = {number: publish(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
-    settings = _settings(
-        store, target, DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=1, draft_tokens=STEPS + 1)
-    )
+    settings = _settings(store, target, DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS))
     pod = PodProcesses(base / "pod", settings, store.environment())
     staged = pod.stage()
     assert staged.returncode == 0, staged.stderr.decode()
@@ -384,7 +382,7 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
 
 
 def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
-    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, top_k=3, draft_tokens=8)
+    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, branching=3, draft_tokens=8)
     settings = _settings(store, world.target, draft)
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
     pod = PodProcesses(tmp_path / "pod", settings, store.environment())

@@ -45,8 +45,8 @@ from tests.assets.verify_nodes import Node, by_path, nodes_of
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3
-CHAIN = DraftSpec(steps=STEPS, top_k=1, draft_tokens=STEPS + 1)
-TREE = DraftSpec(steps=STEPS, top_k=3, draft_tokens=8)
+CHAIN = DraftSpec(steps=STEPS)
+TREE = DraftSpec(steps=STEPS, branching=3, draft_tokens=8)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
     for node in nodes_of(trace, spec.steps):
         # The last round may reach beyond the answer's end, where nothing is trained.
         if node.children and (node.slot, node.path) in unrolled:
-            best = draft.logits(unrolled[node.slot, node.path].output).topk(spec.top_k).indices
+            best = draft.logits(unrolled[node.slot, node.path].output).topk(spec.branching).indices
             yield node, set(vocabulary.to_target[best].tolist())
 
 
@@ -176,7 +176,7 @@ def test_simulated_acceptance_is_the_served_one(served: Served) -> None:
     simulated = evaluate(served.draft, examples, served.vocabulary, STEPS).accept_length
     print(f"acceptance length served {length:.3f}, simulated {simulated:.3f}")
     assert length > 1.5
-    if served.spec.top_k == 1:
+    if served.spec.branching == 1:
         assert simulated == pytest.approx(length, rel=0.1)
     else:
         assert length > 0.9 * simulated  # the simulation is a chain's, and a tree mostly holds the chain

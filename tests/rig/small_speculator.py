@@ -48,7 +48,7 @@ def small_speculator(
         },
         "validation": {
             "concurrencies": [1, 4],
-            "tolerance": "0.1",
+            "tolerance": {"default": "0.1"},
             "promptsPerRound": 2,
             "maxNewTokens": 64,
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute

@@ -9,15 +9,34 @@ from aurora_api.v1alpha1.template import rules
 
 
 class CaptureSpec(Model):
-    """Traces of live requests. They hold token ids: user data. Lower ``sampleRatio``, or set it to 0, to keep less."""
+    """Traces of live requests. A trace holds token ids, which are user data: lower `sampleRatio` to store less."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.sampleRatio) <= 1.0", "sampleRatio is a share: at most 1"))
     }
 
-    sample_ratio: Ratio = Field(default="1", description="Share of requests that are traced.")
-    top_k: int = Field(
-        default=32, ge=1, le=256, description="Target probabilities kept per node; the rest as one mass."
+    sample_ratio: Ratio = Field(
+        default="1",
+        description="Share of requests that are traced, from 0 (none) to 1 (all). Start a busy service at 0.05: a draft"
+        " needs thousands of answer tokens, not all of them.",
     )
-    shard_seconds: int = Field(default=20, ge=1, le=3600, description="A shard is closed after this time…")
-    shard_tokens: int = Field(default=16384, ge=64, le=1048576, description="…or this many positions.")
+    top_tokens: int = Field(
+        default=32,
+        ge=1,
+        le=256,
+        description="How many of the target's most likely tokens a trace keeps per position, with their probabilities."
+        " More of them make larger traces.",
+    )
+    shard_seconds: int = Field(
+        default=20,
+        ge=1,
+        le=3600,
+        description="A pod closes and uploads a shard of traces after this many seconds, or when `shardTokens` is"
+        " reached. Lower it to train on newer traffic, at the price of more objects.",
+    )
+    shard_tokens: int = Field(
+        default=16384,
+        ge=64,
+        le=1048576,
+        description="A pod closes and uploads a shard of traces at this many token positions, or after `shardSeconds`.",
+    )

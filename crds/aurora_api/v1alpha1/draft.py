@@ -1,50 +1,83 @@
-"""``spec.draft``: the draft model's architecture and shape."""
+"""``spec.draft``: the draft model's architecture and how many tokens it proposes."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.template import rules
 
 
 class Architecture(StrEnum):
+    """Draft architectures that the trainer can train and SGLang can serve."""
+
     EAGLE3 = "EAGLE3"
 
 
+_CHAIN = ("draftTokens of a chain (branching 1) is steps + 1: leave draftTokens unset", "a tree needs draftTokens")
+
+
 class DraftSpec(Model):
-    """The draft model. ``architecture`` and ``vocabSize`` define the lineage; the rest is how it is used."""
+    """The draft model. `architecture` and `vocabSize` define the lineage and are immutable."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             ("self.architecture == oldSelf.architecture", "architecture is immutable: it defines the lineage"),
             ("self.vocabSize == oldSelf.vocabSize", "vocabSize is immutable: it defines the lineage"),
+            ("self.branching > 1 || !has(self.draftTokens) || self.draftTokens == self.steps + 1", _CHAIN[0]),
+            ("self.branching == 1 || has(self.draftTokens)", _CHAIN[1]),
             (
-                "self.topK == 1 ? self.draftTokens == self.steps + 1 : true",
-                "a chain (topK 1) has draftTokens = steps + 1",
-            ),
-            (
-                "self.draftTokens <= 1 + self.steps * self.topK * self.topK",
-                "draftTokens exceeds what the tree can hold",
+                "!has(self.draftTokens) || self.draftTokens <= 1 + self.steps * self.branching * self.branching",
+                "draftTokens exceeds the nodes of the tree: 1 + steps * branching * branching",
             ),
         )
     }
 
-    architecture: Architecture = Architecture.EAGLE3
+    architecture: Architecture = Field(
+        default=Architecture.EAGLE3, description="Architecture of the draft. Immutable. EAGLE3 is the only one today."
+    )
     vocab_size: int = Field(
         default=16384,
         ge=256,
         le=262144,
-        description="Entries of the draft's vocabulary map, capped at the target's. On a CPU 4096 or 8192 make"
-        " cheaper rounds (docs/results/vocabulary-map.md).",
+        description="Number of target tokens that the draft can propose (the size of its vocabulary map), capped at the"
+        " target's vocabulary. Immutable. A smaller map makes cheaper rounds and covers fewer answers: choose 4096 or"
+        " 8192 on a CPU.",
     )
-    steps: int = Field(default=3, ge=1, le=16, description="Draft steps per verify round.")
-    top_k: int = Field(default=1, ge=1, le=16, description="Branches per step; 1 is a chain.")
-    draft_tokens: int = Field(default=4, ge=2, le=64, description="Nodes verified per round, the root included.")
-    pin: int | None = Field(
+    steps: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="Tokens that the draft proposes one after another in a verify round. Raise it where answers follow"
+        " a form (JSON, code) and acceptance is high. Pods restart one by one when it changes.",
+    )
+    branching: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Alternatives per proposed token, as SGLang's --speculative-eagle-topk. 1 proposes a chain, more"
+        " propose a tree.",
+    )
+    draft_tokens: int | None = Field(
         default=None,
-        ge=0,
-        description="Serve this version, at once and whatever comes after it, until unset. It must once have passed.",
+        ge=2,
+        le=64,
+        description="Tokens that the target verifies in a round, the last accepted one included. Leave it unset for a"
+        " chain, where it is steps + 1. A tree needs a value.",
     )
+
+    @model_validator(mode="after")
+    def _shape_is_possible(self) -> Self:
+        if self.branching == 1 and self.draft_tokens not in (None, self.steps + 1):
+            raise ValueError(_CHAIN[0])
+        if self.branching > 1 and self.draft_tokens is None:
+            raise ValueError(_CHAIN[1])
+        return self
+
+    @property
+    def tokens_per_round(self) -> int:
+        """Tokens that the target verifies in a round, the root included."""
+        return self.steps + 1 if self.draft_tokens is None else self.draft_tokens

@@ -1,4 +1,4 @@
-"""``spec.rollout``: how a validated draft reaches the pods."""
+"""``spec.rollout``: how a validated draft reaches the pods, and when live traffic takes it back."""
 
 from __future__ import annotations
 
@@ -9,58 +9,100 @@ from aurora_api.v1alpha1.template import rules
 
 
 class AnalysisSpec(Model):
-    """Live traffic's word on a swapped draft: what swapped pods do, against their peers, or what all did before."""
-
-    settle_seconds: int = Field(
-        default=20,
-        ge=0,
-        le=3600,
-        description="Wait after a swap, so that requests end that the former draft began: set it above how long your"
-        " longest usual requests take, as those that outlast it count for the new draft.",
-    )
-    interval_seconds: int = Field(
-        default=10, ge=1, le=3600, description="One judgement per interval, which grows until there is enough traffic."
-    )
-    min_requests: int = Field(
-        default=50, ge=1, le=1000000, description="Requests that a judgement needs on either side."
-    )
-    max_accept_loss: Ratio = Field(default="0.1", description="Share of the acceptance length that may be lost.")
-    max_latency_increase: Ratio = Field(
-        default="0.5",
-        description="Share by which the time between answer tokens may exceed the peers'; bad is only what exceeds it,"
-        " beyond chance, in three windows in a row.",
-    )
-    max_abort_increase: Ratio = Field(
-        default="0.02", description="Share of requests that clients may give up beyond the other side's."
-    )
-    failure_limit: int = Field(
-        default=1, ge=0, le=100, description="Bad judgements, and engines that end, that are tolerated each."
-    )
-    consecutive_success_limit: int = Field(
-        default=2, ge=0, le=100, description="Good judgements in a row that let a canary pass; 0: at once."
-    )
-    watch_seconds: int = Field(
-        default=300, ge=0, le=86400, description="How long a promoted version is judged on; then it stays."
-    )
+    """How live traffic judges a new draft: its pods are compared with their peers, or with the time before."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.maxAcceptLoss) < 1.0", "maxAcceptLoss is a share below 1"))
     }
 
+    settle_seconds: int = Field(
+        default=20,
+        ge=0,
+        le=3600,
+        description="Wait after a swap, so that requests which the former draft began can end. Set it above the"
+        " duration of your longest usual requests, because longer ones count for the new draft.",
+    )
+    interval_seconds: int = Field(
+        default=10,
+        ge=1,
+        le=3600,
+        description="Shortest time between two judgements. An interval is extended until it holds `minRequests`.",
+    )
+    min_requests: int = Field(
+        default=50,
+        ge=1,
+        le=1000000,
+        description="Requests that each side needs before it is judged. Lower it for services with little traffic.",
+    )
+    max_accept_loss: Ratio = Field(
+        default="0.1", description="Share of the acceptance length that the new draft may lose: 0.1 is 10 %."
+    )
+    max_latency_increase: Ratio = Field(
+        default="0.5",
+        description="Share by which the time between answer tokens may exceed that of the peers: 0.5 is 50 %. A"
+        " judgement is bad when the excess is beyond chance in three intervals in a row.",
+    )
+    max_abort_increase: Ratio = Field(
+        default="0.02", description="How much the share of requests that clients abort may rise: 0.02 is two points."
+    )
+    failure_limit: int = Field(
+        default=1,
+        ge=0,
+        le=100,
+        description="How many failed judgements, and separately how many engine crashes, to tolerate before rolling"
+        " back.",
+    )
+    consecutive_success_limit: int = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="Good judgements in a row that the canary needs before the other pods follow. 0 does not wait.",
+    )
+    watch_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=86400,
+        description="How long a promoted version is judged before it stays. 0 stops judging at the promotion.",
+    )
+
 
 class RolloutSpec(Model):
-    """How an earned draft reaches the pods."""
+    """How a validated draft reaches the pods: a canary first, then pod by pod."""
 
     paused: bool = Field(
         default=False,
-        description="Start no swap; a roll in progress stops before its next pod. What was refused is taken back.",
+        description="Start no roll, and stop a roll in progress before its next pod. A rejected version is rolled back"
+        " all the same.",
     )
-    canary: int = Field(default=1, ge=1, le=100, description="Pods swapped and judged first.")
+    pin: int | None = Field(
+        default=None,
+        ge=0,
+        description="Serve this version, now and until `pin` is unset, whatever newer versions pass. The version must"
+        " have passed validation once.",
+    )
+    canary: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Pods that take a new version first and are judged by live traffic. At most `serving.replicas`.",
+    )
     analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
-    max_swapping: int = Field(default=1, ge=1, le=100, description="Pods swapped at the same time after the canary.")
-    max_unavailable: int = Field(
-        default=1, ge=0, le=1000, description="Swap no further pod while more pods than these are not ready."
+    max_swapping: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Pods that swap at the same time after the canary. A swap pauses a pod for a fraction of a second.",
+    )
+    max_not_ready: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Hold a roll while more pods than this are not ready, whatever the reason.",
     )
     progress_deadline_seconds: int = Field(
-        default=600, ge=10, le=86400, description="Without progress for this long, roll back."
+        default=600,
+        ge=10,
+        le=86400,
+        description="Roll back when no pod changed version for this many seconds. The clock stands while a roll is"
+        " paused or held, and while the canary waits for traffic.",
     )

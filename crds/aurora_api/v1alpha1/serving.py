@@ -1,4 +1,4 @@
-"""``spec.serving``: the inference pods."""
+"""``spec.serving``: the inference pods, and which arguments SGLang may be given."""
 
 from __future__ import annotations
 
@@ -7,71 +7,118 @@ from typing import Annotated
 
 from pydantic import Field
 
-from aurora_api.base import Model
-from aurora_api.v1alpha1.template import PodTemplate, rules
+from aurora_api.base import CountOrPercent, Model
+from aurora_api.v1alpha1.template import PodTemplate, matches, pod_template, rules
 
 
 class Device(StrEnum):
+    """Where the engine computes."""
+
     AUTO = "auto"
     CUDA = "cuda"
     CPU = "cpu"
 
 
-def _refused(*names: str) -> str:
-    """A CEL rule over arguments: none is one of ``names``, or short for one, as argparse takes it."""
-    return f"self.all(a, !a.startsWith('--') || !{list(names)}.exists(o, o.startsWith(a.split('=')[0])))"
+def _refuse(*flags: str) -> str:
+    """A CEL rule over arguments: none is one of ``flags``, nor an abbreviation of one, which argparse accepts."""
+    return f"self.all(a, !a.startsWith('--') || !{list(flags)}.exists(o, o.startsWith(a.split('=')[0])))"
 
 
 class UpdateSpec(Model):
-    """How pods are replaced when how they serve changes: another image, other arguments. A draft replaces none."""
+    """How pods are replaced when their image or arguments change, as in a Deployment. A draft swap replaces no pod."""
 
     model_config = Model.model_config | {
-        "json_schema_extra": rules(("self.maxSurge + self.maxUnavailable > 0", "one of them must not be 0"))
+        "json_schema_extra": rules(
+            (
+                "!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])",
+                "maxSurge and maxUnavailable must not both be 0: no pod could be replaced",
+            ),
+            (
+                "!string(self.maxSurge).startsWith('-') && !string(self.maxUnavailable).startsWith('-')",
+                "maxSurge and maxUnavailable must not be negative",
+            ),
+            (
+                "!string(self.maxUnavailable).endsWith('%') || int(string(self.maxUnavailable).split('%')[0]) <= 100",
+                "maxUnavailable is at most 100%",
+            ),
+        )
     }
 
-    max_surge: int = Field(
-        default=1, ge=0, le=1000, description="Pods beyond replicas meanwhile: each needs a machine of its own."
+    max_surge: CountOrPercent = Field(
+        default=1,
+        description="Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs"
+        " a machine of its own.",
     )
-    max_unavailable: int = Field(
+    max_unavailable: CountOrPercent = Field(
         default=0,
-        ge=0,
-        le=1000,
-        description="Pods that may be missing meanwhile: 1 where there is no machine to spare.",
+        description="Pods, or a percentage of `replicas`, that may be missing during an update. Set it to 1, and"
+        " `maxSurge` to 0, where no machine is to spare.",
     )
 
 
 class ServingSpec(Model):
-    """The inference pods."""
+    """The inference pods: stock SGLang with a sidecar that swaps drafts and uploads traces."""
 
-    replicas: int = Field(default=1, ge=0, le=1000)
-    image: str | None = Field(
-        default=None, max_length=512, description="Runtime image; the operator's default if unset."
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Number of inference pods. Autoscalers set it through the scale subresource.",
     )
-    device: Device = Field(default=Device.AUTO, description="auto: CUDA when the pod sees a GPU, else the CPU engine.")
+    image: str | None = Field(
+        default=None,
+        max_length=512,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+        json_schema_extra=matches(
+            r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+            "an image is a reference such as registry.example/aurora-runtime:0.1.0",
+        ),
+        description="Runtime image of the pods, the trainer and the validator. Unset: the image that the operator was"
+        " installed with.",
+    )
+    device: Device = Field(
+        default=Device.AUTO,
+        description="`auto` computes on CUDA when the pod sees a GPU, else on the CPU. Set `cuda` to make a pod without"
+        " a GPU fail instead.",
+    )
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Further arguments for SGLang's server.",
+        description="Further arguments for SGLang's server, such as `--tp` and `2`. Arguments that `spec` sets, or that"
+        " break draft swaps, are refused.",
         json_schema_extra=rules(
             (
-                _refused("--api-key", "--admin-api-key"),
+                _refuse("--api-key", "--admin-api-key"),
                 "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
                 " them; authenticate clients in front of the Service",
             ),
             (
-                _refused(
+                _refuse(
                     *("--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version", "--config"),
                     *("--speculative-algorithm", "--speculative-draft-model-path", "--speculative-num-steps"),
                     *("--speculative-eagle-topk", "--speculative-num-draft-tokens", "--custom-weight-loader"),
                 ),
-                "extraArgs cannot set what spec.target and spec.draft say, nor what the agent relies on: address,"
-                " version and how weights are loaded",
+                "extraArgs cannot set what spec.target and spec.draft set, nor the address, version and weight loader"
+                " that the agent relies on",
             ),
             (
-                _refused("--dp-size", "--data-parallel-size"),
+                _refuse("--dp-size", "--data-parallel-size"),
                 "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
+            ),
+            (
+                _refuse("--quantization", "--load-format"),
+                "extraArgs cannot set --quantization or --load-format: they apply to the draft too, and a swap would"
+                " load it only in part; serve a checkpoint that is quantized already",
+            ),
+            (
+                _refuse("--enable-lora", "--lora-paths"),
+                "extraArgs cannot enable LoRA: traces would mix the hidden states of several targets",
+            ),
+            (
+                _refuse("--nnodes", "--node-rank", "--dist-init-addr"),
+                "extraArgs cannot spread an engine over several nodes: each pod runs a whole engine",
             ),
         ),
     )
     update: UpdateSpec = Field(default_factory=UpdateSpec)
-    template: PodTemplate = Field(default_factory=PodTemplate)
+    template: PodTemplate = pod_template("an inference pod", ["sglang", "agent"], ["stage"])

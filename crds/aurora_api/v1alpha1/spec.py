@@ -17,7 +17,7 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 
 
 class SpeculatorSpec(Model):
-    """Desired state."""
+    """What the operator should bring about: a served target, and a draft that learns from its traffic."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(

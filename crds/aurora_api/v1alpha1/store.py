@@ -1,23 +1,29 @@
-"""``spec.store``: the S3 bucket."""
+"""``spec.store``: the S3 bucket that holds traces, checkpoints and records."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
 from aurora_api.base import Model
-from aurora_api.v1alpha1.template import rules
+from aurora_api.v1alpha1.template import matches, rules
 
-_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+_HOST: Final = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:[0-9]{{1,5}})?(/[A-Za-z0-9._~/-]*)?$"
+"""No user information, no query, no underscore in the host: botocore refuses such a host only at the first call."""
+_SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
+_OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class SecretRef(Model):
-    name: _NAME = Field(description="Secret with keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    """A Secret in the speculator's namespace."""
+
+    name: _OBJECT_NAME = Field(description="Secret with keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
 
 
 class Credentials(Model):
-    """Exactly one kind."""
+    """How pods and the operator authenticate to the store. Set exactly one of the fields."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
@@ -28,9 +34,11 @@ class Credentials(Model):
         )
     }
 
-    secret_ref: SecretRef | None = None
-    service_account_name: _NAME | None = Field(
-        default=None, description="Existing ServiceAccount whose pods obtain credentials (workload identity)."
+    secret_ref: SecretRef | None = Field(default=None, description="Access keys from a Secret.")
+    service_account_name: _OBJECT_NAME | None = Field(
+        default=None,
+        description="Existing ServiceAccount whose pods obtain credentials from the cloud (workload identity)."
+        " Kubernetes gives the identity to every container of the pods.",
     )
 
     @model_validator(mode="after")
@@ -41,12 +49,59 @@ class Credentials(Model):
 
 
 class StoreSpec(Model):
-    """The S3 bucket for traces and checkpoints. Moving it is a new speculator: state lives there."""
+    """The S3 bucket for traces, checkpoints and records. `bucket` and `prefix` are immutable: the history is there."""
 
-    bucket: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")
-    prefix: str = Field(default="aurora", max_length=256, pattern=r"^[A-Za-z0-9._/-]*$")
-    endpoint: str | None = Field(
-        default=None, max_length=512, pattern=r"^https?://[^\s]+$", description="Unset: AWS S3."
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            ("!self.bucket.matches('^[0-9]+([.][0-9]+){3}$')", "bucket: S3 allows no IP address as a name"),
+            (
+                "!has(self.endpoint) || !self.endpoint.matches('^https?://(169[.]254[.]|[[][fF][eE][89abAB])')",
+                "endpoint: link-local addresses are refused, because they reach a node's metadata service",
+            ),
+        )
+    }
+
+    bucket: str = Field(
+        min_length=3,
+        max_length=63,
+        pattern=r"^[a-z0-9]([a-z0-9-]|[.][a-z0-9])*[a-z0-9]$|^[a-z0-9]+$",
+        json_schema_extra=matches(
+            r"^[a-z0-9]([a-z0-9-]|[.][a-z0-9])*[a-z0-9]$|^[a-z0-9]+$",
+            "a bucket's name has 3 to 63 lower-case letters, digits, '-' and single dots",
+        ),
+        description="Name of the bucket. Immutable. It must honour `PutObject If-None-Match: *`, which the operator"
+        " checks.",
     )
-    region: str | None = Field(default=None, max_length=64)
+    prefix: str = Field(
+        default="aurora",
+        max_length=256,
+        pattern=rf"^({_SEGMENT}(/{_SEGMENT})*/?)?$",
+        json_schema_extra=matches(
+            rf"^({_SEGMENT}(/{_SEGMENT})*/?)?$",
+            "a prefix is a relative path such as team/aurora: no leading '/', and no segment begins with '.'",
+        ),
+        description="Folder in the bucket, without a leading slash. Immutable. Each speculator has a folder of its own"
+        " below it.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        max_length=512,
+        pattern=ENDPOINT_PATTERN,
+        json_schema_extra=matches(
+            ENDPOINT_PATTERN,
+            "an endpoint is a URL such as http://minio.storage:9000: a host name or address, perhaps a port and a path,"
+            " and no user, password or query",
+        ),
+        description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3.",
+    )
+    region: str | None = Field(
+        default=None,
+        max_length=64,
+        pattern=r"^[a-z0-9-]+$",
+        json_schema_extra=matches(
+            r"^[a-z0-9-]+$",
+            "a region has lower-case letters, digits and '-', such as eu-central-1",
+        ),
+        description="Region of the bucket. Unset: the environment's AWS_REGION, else us-east-1.",
+    )
     credentials: Credentials

@@ -7,9 +7,12 @@ from enum import StrEnum
 from pydantic import Field
 
 from aurora_api.base import Model
+from aurora_api.v1alpha1.template import matches
 
 
 class DType(StrEnum):
+    """Computation types of SGLang's ``--dtype``."""
+
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
@@ -17,8 +20,30 @@ class DType(StrEnum):
 
 
 class TargetSpec(Model):
-    """The model that is served. Another target is another speculator."""
+    """The model that is served. Immutable: create another AuroraSpeculator for another target."""
 
-    model: str = Field(min_length=1, max_length=512, description="Hugging Face id, or a path inside the pods.")
-    revision: str | None = Field(default=None, max_length=128, description="Git revision of a Hugging Face model.")
-    dtype: DType = Field(default=DType.AUTO, description="Computation type, as SGLang's --dtype.")
+    model: str = Field(
+        min_length=1,
+        max_length=512,
+        pattern=r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$",
+        json_schema_extra=matches(
+            r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$",
+            "a model is a Hugging Face id or a path: it has no spaces and does not begin with '-'",
+        ),
+        description="Hugging Face id (`Qwen/Qwen3-8B`), or a path inside the pods.",
+    )
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
+        json_schema_extra=matches(
+            r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
+            "a revision is a git branch, tag or commit: letters, digits, '.', '_', '/' and '-', not '-' first",
+        ),
+        description="Git branch, tag or commit of a Hugging Face model. Unset: its main branch. Set a commit to make"
+        " sure that every pod serves the same weights.",
+    )
+    dtype: DType = Field(
+        default=DType.AUTO,
+        description="Computation type, as SGLang's --dtype. `auto` takes the type of the checkpoint.",
+    )

@@ -1,32 +1,90 @@
-"""Pod templates, and how CEL rules are attached to a model."""
+"""Pod templates of users, and how CEL rules and container names are attached to a field.
+
+Invariant: a template changes the operator's own containers and adds none, so a misspelt container name is refused by
+``kubectl apply`` instead of starting a pod that nobody expects.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
 
 from aurora_api.base import Model
 
+MAX_CONTAINERS: Final = 8
+
 
 def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
-    """JSON-schema extras carrying CEL rules as ``(rule, message)``."""
+    """JSON-schema extras that carry CEL rules, given as ``(rule, message)``."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs], **extra}
 
 
-OpenObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
-"""An object whose schema belongs to Kubernetes: checked by the API server when the child is applied."""
+def matches(pattern: str, message: str) -> dict[str, Any]:
+    """JSON-schema extras that let the API server answer ``message`` to text that does not match ``pattern``."""
+    return rules((f"self.matches(r'{pattern}')", message))
+
+
+_CONTAINERS: Final = {
+    "type": "array",
+    "maxItems": MAX_CONTAINERS,
+    "items": {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "maxLength": 63, "description": "Which container to change."}},
+    },
+}
+
+PartialPodSpec = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "x-kubernetes-preserve-unknown-fields": True,
+            "properties": {
+                "containers": _CONTAINERS | {"description": "Changes to the pod's containers, merged by name."},
+                "initContainers": _CONTAINERS | {"description": "Changes to its init containers, merged by name."},
+            },
+        }
+    ),
+]
+"""Part of a Kubernetes PodSpec. The API server checks the rest when the operator applies the child."""
 
 
 class TemplateMetadata(Model):
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    """Labels and annotations to add to the pods."""
+
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels to add. The operator's own labels win, because selectors use them."
+    )
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations to add.")
 
 
 class PodTemplate(Model):
-    """A partial pod template merged over the operator's own: lists of named things merge by name (strategic merge)."""
+    """A partial pod template, merged over the operator's own as `kubectl patch --type=strategic` would do."""
 
     metadata: TemplateMetadata = Field(default_factory=TemplateMetadata)
-    spec: OpenObject = Field(
-        default_factory=dict, description="Partial PodSpec: resources, nodeSelector, volumes, env…"
+    spec: PartialPodSpec = Field(
+        default_factory=dict,
+        description="Part of a PodSpec: resources, nodeSelector, tolerations, volumes, env, … Lists of named items"
+        " merge by name, and null removes a field.",
+    )
+
+
+def pod_template(whose: str, containers: Sequence[str], init_containers: Sequence[str] = ()) -> Any:
+    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``whose``."""
+
+    def only(field: str, names: Sequence[str]) -> tuple[str, str]:
+        known = f"self.spec.{field}.all(c, c.name in {list(names)})" if names else f"size(self.spec.{field}) == 0"
+        exist = f"has only {', '.join(names)}" if names else "has none"
+        kind = "init containers" if field == "initContainers" else "containers"
+        return f"!has(self.spec) || !has(self.spec.{field}) || {known}", f"of {kind}, {whose} {exist}"
+
+    names = ", ".join(f"`{name}`" for name in (*init_containers, *containers))
+    return Field(
+        default_factory=PodTemplate,
+        description=f"Changes to {whose}: resources, node placement, volumes, environment. Containers: {names}.",
+        json_schema_extra=rules(only("containers", containers), only("initContainers", init_containers)),
     )

@@ -1,4 +1,4 @@
-"""``spec.training``: the trainer."""
+"""``spec.training``: how the trainer learns, when it offers a candidate, and how many traces it keeps."""
 
 from __future__ import annotations
 
@@ -6,50 +6,84 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.template import PodTemplate
+from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
+from aurora_api.v1alpha1.template import PodTemplate, pod_template, rules
 
 MAX_UNROLL_STEPS: Final = 8
 
 
 class TrainingSpec(Model):
-    """The trainer."""
+    """The trainer: how it learns, when it offers a candidate, and how many traces it keeps."""
 
-    suspended: bool = Field(default=False, description="Stop training; serving goes on with the active draft.")
-    learning_rate: Ratio = Field(default="0.001")
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            (
+                "double(self.learningRate) > 0.0 && double(self.learningRate) <= 0.1",
+                "learningRate is above 0 and at most 0.1",
+            ),
+            (
+                "quantity(string(self.traceStorageLimit)).compareTo(quantity('2Gi')) >= 0",
+                "traceStorageLimit is at least 2Gi",
+            ),
+        )
+    }
+
+    suspended: bool = Field(
+        default=False,
+        description="Stop training. Pods go on serving the active draft, and the trainer goes on deleting old traces.",
+    )
+    learning_rate: Ratio = Field(
+        default="0.001",
+        description="Step size of the optimizer (AdamW). It stays constant, because live traffic has no end. Lower it"
+        " for targets much wider than a few thousand hidden units.",
+    )
     replay: int = Field(
         default=3,
         ge=0,
         le=8,
-        description="Replayed batches per fresh batch. More of them need less traffic for the same draft, and as many"
-        " times the computation: lower it for a trainer that falls behind. 0 trains every position once.",
+        description="Batches of older examples that are trained beside each fresh batch. More need less traffic for the"
+        " same draft and as many times the computation: lower it for a trainer that falls behind. 0 trains every"
+        " position once.",
     )
     passes: int = Field(
         default=16,
         ge=1,
         le=64,
-        description="A position is trained at most this often on average, replays included: beyond 1 + replay a trainer"
-        " replays while it would wait for traces, and then rests. Without replay it counts for nothing.",
+        description="How often a traced position is trained on average, replay included. Beyond 1 + `replay` the"
+        " trainer replays only while it waits for traces. Lower it to let the trainer's device rest sooner. It has no"
+        " effect when `replay` is 0.",
     )
     unroll_steps: int | None = Field(
         default=None,
         ge=1,
         le=MAX_UNROLL_STEPS,
-        description="Draft steps that training unrolls (EAGLE-3's training-time test); as many as draft.steps, at most"
-        f" {MAX_UNROLL_STEPS}, if unset. Deeper than it was trained a draft guesses worse.",
+        description="Draft steps that training unrolls (the training-time test of EAGLE-3). Unset: as many as"
+        f" `draft.steps`, at most {MAX_UNROLL_STEPS}, which is best: a draft guesses worse deeper than it was trained.",
     )
     publish_tokens: int = Field(
-        default=20000, ge=256, description="Offer a candidate after this many new traced positions, when it improved."
+        default=20000,
+        ge=256,
+        description="The trainer compares the draft with the last version after this many new traced positions, and"
+        " offers a candidate when it gained `minGain`.",
     )
-    publish_seconds: int = Field(default=900, ge=10, description="…or after this time.")
+    publish_seconds: int = Field(
+        default=900,
+        ge=10,
+        description="The trainer also compares after this many seconds, however few positions came.",
+    )
     min_gain: Ratio = Field(
-        default="0.02", description="Held-out acceptance length a candidate must gain to be offered."
+        default="0.02",
+        description="Gain in acceptance length on held-out requests that a candidate needs. Raise it to measure fewer"
+        " candidates.",
     )
-    keep_gibibytes: int = Field(
-        default=64,
-        ge=2,
-        le=1048576,
-        description="Traces kept in the store, and their number: one shard per MiB, at least 4096. Beyond either the"
-        " oldest are deleted, learnt from or not. Replay and held-out prompts come from what is kept.",
+    trace_storage_limit: Quantity = Field(
+        default="64Gi",
+        description="Bytes of traces that the store keeps, at least 2Gi. It also bounds their number: one shard per"
+        " MiB, at least 4096. The trainer deletes the oldest beyond either bound, trained or not.",
     )
-    template: PodTemplate = Field(default_factory=PodTemplate)
+    template: PodTemplate = pod_template("the trainer's pod", ["trainer"])
+
+    @property
+    def trace_storage_bytes(self) -> int:
+        """:attr:`trace_storage_limit` in bytes."""
+        return quantity_bytes(self.trace_storage_limit)

@@ -1,4 +1,4 @@
-"""``spec.validation``: the gate that measures candidates."""
+"""``spec.validation``: the gate that measures each candidate on the real engine."""
 
 from __future__ import annotations
 
@@ -8,79 +8,144 @@ from typing import Annotated
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.template import PodTemplate, rules
+from aurora_api.v1alpha1.template import PodTemplate, pod_template, rules
 
 
 class Baseline(StrEnum):
+    """Speculation without a draft model, measured beside the drafts for comparison."""
+
     NGRAM = "NGRAM"
 
 
 class MeasureOn(StrEnum):
+    """Which engines a candidate is measured on."""
+
     JOB = "Job"
     REPLICA = "Replica"
 
 
 class ConcurrencyTolerance(Model):
-    """What may be lost at one concurrency."""
+    """The tolerance at one concurrency."""
 
-    concurrency: int = Field(ge=1, le=1024)
-    tolerance: Ratio = Field(description="Loss allowed there.")
+    concurrency: int = Field(ge=1, le=1024, description="One of `validation.concurrencies`, not the primary one.")
+    tolerance: Ratio = Field(description="Share of throughput that may be lost at this concurrency.")
+
+
+class Tolerance(Model):
+    """Share of throughput that a candidate may lose against the active draft, except at the primary concurrency."""
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            ("double(self.default) < 1.0", "tolerance.default is a share below 1"),
+            (
+                "!has(self.perConcurrency) || self.perConcurrency.all(t, double(t.tolerance) < 1.0)",
+                "tolerance.perConcurrency: a tolerance is a share below 1",
+            ),
+        )
+    }
+
+    default: Ratio = Field(default="0.05", description="Tolerance where `perConcurrency` names no other.")
+    per_concurrency: list[ConcurrencyTolerance] | None = Field(
+        default=None,
+        max_length=7,
+        description="Tolerances that replace `default` at some concurrencies.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["concurrency"]},
+    )
+
+    def at(self, concurrency: int) -> float:
+        """The share of throughput that may be lost at ``concurrency``."""
+        replaced = {one.concurrency: one.tolerance for one in self.per_concurrency or ()}
+        return float(replaced.get(concurrency, self.default))
 
 
 class ValidationSpec(Model):
-    """The gate: candidates are measured on the real engine, beside the replicas or on one of them."""
+    """The gate: how a candidate is measured on the real engine, and how much better it must be."""
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            ("self.minRounds <= self.maxRounds", "minRounds must not exceed maxRounds"),
+            (
+                "!has(self.primaryConcurrency) || self.primaryConcurrency in self.concurrencies",
+                "primaryConcurrency must be one of concurrencies",
+            ),
+            (
+                "!has(self.tolerance) || !has(self.tolerance.perConcurrency) || self.tolerance.perConcurrency.all(t,"
+                " t.concurrency in self.concurrencies && (has(self.primaryConcurrency)"
+                " ? t.concurrency != self.primaryConcurrency : self.concurrencies.exists(c, c < t.concurrency)))",
+                "tolerance.perConcurrency is for declared concurrencies other than the primary one, where a candidate"
+                " must improve",
+            ),
+        )
+    }
 
     concurrencies: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
         default_factory=lambda: [1, 4],
         min_length=1,
         max_length=8,
-        description="The first is the primary: there an improvement must show.",
+        description="Numbers of requests under way at which throughput is measured. Choose what your pods see: the"
+        " usual load and the peak.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    min_improvement: Ratio = Field(default="0.05", description="Candidate over active at the primary concurrency.")
-    tolerance: Ratio = Field(default="0.05", description="Loss allowed at the other concurrencies.")
-    tolerances: list[ConcurrencyTolerance] | None = Field(
+    primary_concurrency: int | None = Field(
         default=None,
-        max_length=7,
-        description="…and where one of them is allowed another.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["concurrency"]},
+        ge=1,
+        le=1024,
+        description="The concurrency at which a candidate must improve. Unset: the lowest of `concurrencies`.",
     )
-    min_rounds: int = Field(default=5, ge=3, le=100)
-    max_rounds: int = Field(default=12, ge=3, le=1000)
-    prompts_per_round: int = Field(default=4, ge=1, le=1024, description="Held-out prompts per arm, round and worker.")
-    max_new_tokens: int = Field(default=128, ge=1, le=8192)
+    min_improvement: Ratio = Field(
+        default="0.05",
+        description="Gain in throughput over the active draft that a candidate must show at the primary concurrency:"
+        " 0.05 is 5 %. The lower bound of the 95 % interval must reach it.",
+    )
+    tolerance: Tolerance = Field(default_factory=Tolerance)
+    min_rounds: int = Field(
+        default=5, ge=3, le=100, description="Rounds of measurement before speed can decide about a candidate."
+    )
+    max_rounds: int = Field(
+        default=12,
+        ge=3,
+        le=1000,
+        description="Rounds after which an undecided measurement ends. Raise it where intervals stay wide.",
+    )
+    prompts_per_round: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="Held-out prompts per arm and round, for each unit of concurrency. More make narrower intervals and"
+        " longer rounds.",
+    )
+    max_new_tokens: int = Field(
+        default=128, ge=1, le=8192, description="Longest answer in tokens. Choose the usual length of your answers."
+    )
     baselines: list[Baseline] = Field(
         default_factory=list,
         max_length=1,
-        description="Peers reported beside the gate. NGRAM begins every batch with an empty corpus here, because caches"
-        " are emptied in between: where traffic repeats itself it does better in service.",
+        description="What to measure beside the drafts, for comparison only. NGRAM needs no draft; it starts every"
+        " batch without earlier answers here, so it does better in service where traffic repeats itself.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_max_age_seconds: int = Field(
         default=86400,
         ge=0,
         le=31536000,
-        description="How long a measurement without speculation, and of peers, may serve later candidates; 0: never.",
+        description="How many seconds a measurement without speculation, and of `baselines`, is reused for later"
+        " candidates on the same machine and settings. 0 measures anew each time.",
     )
-    where: MeasureOn = Field(
+    measure_on: MeasureOn = Field(
         default=MeasureOn.JOB,
-        description="Job: in an extra pod shaped like an inference pod. "
-        "Replica: on one of at least two replicas, which leaves the Service meanwhile.",
+        description="`Job` measures in an extra pod shaped like an inference pod. `Replica` measures on one of at least"
+        " two replicas, which leaves the Service meanwhile: choose it where no machine is to spare.",
     )
-    timeout_seconds: int = Field(default=3600, ge=60, le=86400)
-    template: PodTemplate = Field(default_factory=PodTemplate)
+    timeout_seconds: int = Field(
+        default=3600,
+        ge=60,
+        le=86400,
+        description="How many seconds a measurement may take. Raise it for targets that load slowly.",
+    )
+    template: PodTemplate = pod_template("the validation pod", ["validator"])
 
-    model_config = Model.model_config | {
-        "json_schema_extra": rules(
-            ("self.minRounds <= self.maxRounds", "minRounds must not exceed maxRounds"),
-            ("self.concurrencies.all(c, self.concurrencies.exists_one(d, d == c))", "concurrencies must be distinct"),
-            ("double(self.tolerance) < 1.0", "tolerance is a share below 1"),
-            (
-                "!has(self.tolerances) || self.tolerances.all(t, double(t.tolerance) < 1.0)",
-                "tolerances are shares below 1",
-            ),
-            (
-                "!has(self.tolerances) || self.tolerances.all(t, self.concurrencies.exists(c, c == t.concurrency)"
-                " && t.concurrency != self.concurrencies[0])",
-                "tolerances are for declared concurrencies but the first, where an improvement must show",
-            ),
-        )
-    }
+    @property
+    def concurrencies_primary_first(self) -> tuple[int, ...]:
+        """The declared concurrencies, the primary one first and the others in ascending order."""
+        primary = min(self.concurrencies) if self.primary_concurrency is None else self.primary_concurrency
+        return (primary, *sorted(set(self.concurrencies) - {primary}))

@@ -55,7 +55,7 @@ def settings(owner: Owner, spec: SpeculatorSpec) -> str:
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft.model_copy(update={"pin": None}),
+        draft=spec.draft,
         capture=spec.capture,
         device=spec.serving.device,
         extra_args=spec.serving.extra_args,

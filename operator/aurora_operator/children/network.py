@@ -56,7 +56,7 @@ def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "aurora-operator"}},
     }
     drivers = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}]
-    if spec.validation.where is not MeasureOn.REPLICA:
+    if spec.validation.measure_on is not MeasureOn.REPLICA:
         drivers = []
     serve = {
         "podSelector": {"matchLabels": selector(owner, INFERENCE)},

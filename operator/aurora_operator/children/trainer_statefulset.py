@@ -50,7 +50,7 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> 
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft.model_copy(update={"pin": None}),
+        draft=spec.draft,
         training=spec.training.model_copy(update={"template": type(spec.training.template)()}),
         store=store_settings(owner, spec),
     )

@@ -60,9 +60,9 @@ def shape(spec: SpeculatorSpec) -> str:
     """Digest of what decides how fast an engine is measured to be, beside the draft and the target."""
     pods = [
         spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
-        spec.validation.where.value,
+        spec.validation.measure_on.value,
     ]
-    if spec.validation.where is MeasureOn.JOB:
+    if spec.validation.measure_on is MeasureOn.JOB:
         pods.append(spec.validation.template.model_dump_json())
     return hashlib.sha256("\n".join(pods).encode()).hexdigest()[:12]
 
@@ -84,7 +84,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, made: Valida
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft.model_copy(update={"pin": None}),
+        draft=spec.draft,
         validation=spec.validation.model_copy(update={"template": PodTemplate()}),
         device=spec.serving.device,
         extra_args=spec.serving.extra_args,

@@ -136,7 +136,7 @@ class Observer:
         )
         if self.records is None or self.records.config != config:
             self.records = await asyncio.to_thread(StoreReader, config)
-        pinned = frozenset[int]() if spec.draft.pin is None else {spec.draft.pin}
+        pinned = frozenset[int]() if spec.rollout.pin is None else {spec.rollout.pin}
         return await self._read(self.records, status.versions() | pinned)
 
     async def _read(self, records: StoreReader, interesting: frozenset[int]) -> StoreView:

@@ -15,7 +15,7 @@ trainer that publishes faster than one can measure would keep every version from
 starts with what passed as soon as it may, and not with the next verdict. One whose roll ended without blame is offered
 again when the newer one is decided upon, or after :data:`RETRY_LAST`.
 
-With ``validation.where: Replica`` the Job of a candidate in Validating waits until a replica is lent (plan/replica.py).
+With ``validation.measureOn: Replica`` the Job of a candidate in Validating waits for a replica (plan/lending.py).
 
 Invariants: one Job at a time; a verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version;
 a measurement that could not be made, also because the API server refused its Job, says nothing about the candidate, so

@@ -84,12 +84,12 @@ def _rollout(status: SpeculatorStatus) -> Answer | None:
 def _degraded(observed: Observed, status: SpeculatorStatus) -> Answer:
     if observed.apply_errors:
         return True, "ApplyRefused", "; ".join(observed.apply_errors)
-    pin = observed.spec.draft.pin
+    pin = observed.spec.rollout.pin
     if pin is not None and observed.store.ok and observed.store.channel and not observed.store.may_be_pinned(pin):
         return (
             True,
             "PinRefused",
-            f"draft.pin: version {pin} never passed the gate; nothing is rolled out until unset",
+            f"rollout.pin: version {pin} never passed the gate; nothing is rolled out until unset",
         )
     if status.rollout.phase is RolloutPhase.IDLE:
         sums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}

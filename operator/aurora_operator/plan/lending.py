@@ -1,4 +1,4 @@
-"""Which replica is lent to a measurement (``validation.where: Replica``), and when it goes back. Pure.
+"""Which replica is lent to a measurement (``validation.measureOn: Replica``), and when it goes back. Pure.
 
 The pod is chosen in the status first, then withdrawn, and only when its agent says so the Job is created, which renews
 the lease. Whatever is withdrawn and is not the measurement that is wanted now is given back, also after a lost status.
@@ -89,9 +89,9 @@ def _wanted(observed: Observed, candidate: CandidateStatus | None) -> CandidateS
     """The candidate, while a replica is to be lent to it."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return None
-    if observed.spec.draft.pin is not None:
+    if observed.spec.rollout.pin is not None:
         return None
-    return candidate if observed.spec.validation.where is MeasureOn.REPLICA else None
+    return candidate if observed.spec.validation.measure_on is MeasureOn.REPLICA else None
 
 
 def _loan(view: PodView, measurement: str, epoch: int, *, lease: int) -> Loan:

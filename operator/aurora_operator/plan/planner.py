@@ -184,8 +184,8 @@ def _validation(observed: Observed, pods: tuple[Pod, ...], now: datetime) -> tup
         rollout=old.rollout,
         jobs=observed.jobs,
         refused_job=observed.refused_job,
-        primary=observed.spec.validation.concurrencies[0],
-        ready=any(pod.ready for pod in pods) and observed.spec.draft.pin is None,
+        primary=observed.spec.validation.concurrencies_primary_first[0],
+        ready=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None,
         abort=observed.user_requests.abort,
     )
     decision = candidate.decide(inputs)
@@ -200,7 +200,7 @@ def _world(
     now: datetime,
 ) -> World:
     """Without the pods that are withdrawn: they are neither missing nor to be asked for anything."""
-    store, pin, away = observed.store, observed.spec.draft.pin, lending.away(observed)
+    store, pin, away = observed.store, observed.spec.rollout.pin, lending.away(observed)
     assert store.channel is not None, "the caller holds without a channel"
     rolled, newest = observed.status.rollout.version, store.newest
     candidate = decision.candidate
@@ -234,7 +234,7 @@ def _shape(observed: Observed) -> str:
     spec = observed.spec
     parts = (
         spec.target.model_dump_json(),
-        spec.draft.model_copy(update={"pin": None}).model_dump_json(),
+        spec.draft.model_dump_json(),
         spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
     )
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
@@ -295,7 +295,7 @@ def _job(
         return None
     version, attempt = wanted
     where = None
-    if observed.spec.validation.where is MeasureOn.REPLICA:
+    if observed.spec.validation.measure_on is MeasureOn.REPLICA:
         if lending.pod is None:
             return None
         name = job_name(observed.owner.name, version, attempt)

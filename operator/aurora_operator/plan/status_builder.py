@@ -110,7 +110,7 @@ def status_of(
 ) -> SpeculatorStatus:
     """The new status. ``history`` holds the new entries, oldest first."""
     old, store, spec = observed.status, observed.store, observed.spec
-    primary = spec.validation.concurrencies[0]
+    primary = spec.validation.concurrencies_primary_first[0]
     active, previous, lineage = old.active, old.previous, old.lineage
     allowed = frozenset[int]()
     if store.channel is not None:

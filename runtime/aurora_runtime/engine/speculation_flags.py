@@ -22,8 +22,8 @@ class Eagle3:
             *("--speculative-algorithm", self.spec.architecture.value),
             *("--speculative-draft-model-path", str(self.folder)),
             *("--speculative-num-steps", str(self.spec.steps)),
-            *("--speculative-eagle-topk", str(self.spec.top_k)),
-            *("--speculative-num-draft-tokens", str(self.spec.draft_tokens)),
+            *("--speculative-eagle-topk", str(self.spec.branching)),
+            *("--speculative-num-draft-tokens", str(self.spec.tokens_per_round)),
             *("--custom-weight-loader", LOADER, "--weight-version", str(self.version)),
         ]
 

@@ -82,7 +82,7 @@ def capture_settings(
         pod=os.environ.get("POD_NAME", "pod"),
         boot=boot,
         sample_ratio=settings.capture.sample_ratio,
-        top_k=settings.capture.top_k,
+        top_k=settings.capture.top_tokens,
         shard_seconds=settings.capture.shard_seconds,
         shard_tokens=settings.capture.shard_tokens,
         hooks=mode is EngineMode.DRAFT,

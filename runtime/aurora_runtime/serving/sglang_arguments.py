@@ -37,7 +37,7 @@ def engine_arguments(
     speculation = {
         EngineMode.DRAFT: Eagle3(draft, version, settings.draft).arguments(),
         EngineMode.OFF: [],
-        EngineMode.NGRAM: Ngram(settings.draft.draft_tokens).arguments(),
+        EngineMode.NGRAM: Ngram(settings.draft.tokens_per_round).arguments(),
     }
     arguments += [*device_args, *speculation[mode], "--enable-metrics"]
     return [*arguments, *settings.extra_args]

@@ -59,7 +59,7 @@ def recipe_of(settings: TrainerSettings) -> Recipe:
 
 def limits_of(settings: TrainerSettings) -> Limits:
     """What of the traces is kept, from the custom resource."""
-    return Limits.of(settings.training.keep_gibibytes << 30, REPLAY_BYTES)
+    return Limits.of(settings.training.trace_storage_bytes, REPLAY_BYTES)
 
 
 def build(

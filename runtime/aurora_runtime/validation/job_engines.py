@@ -60,7 +60,7 @@ class Engines:
         speculation: dict[str, Eagle3 | Ngram | None] = {
             "off": None,
             "draft": Eagle3(active.folder, active.version, self.draft_spec),
-            "ngram": Ngram(self.draft_spec.draft_tokens),
+            "ngram": Ngram(self.draft_spec.tokens_per_round),
         }
         for arm in {Arm.OFF, Arm.NGRAM} - set(self.apart):
             del speculation[arm.value]

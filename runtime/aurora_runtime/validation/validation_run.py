@@ -95,11 +95,11 @@ def plan_of(settings: ValidationSettings) -> MeasurePlan:
     """The measurement that the spec asks for."""
     asked = settings.validation
     policy = GatePolicy(
-        concurrencies=tuple(asked.concurrencies),
+        concurrencies=asked.concurrencies_primary_first,
         min_improvement=float(asked.min_improvement),
-        tolerance=float(asked.tolerance),
+        tolerance=float(asked.tolerance.default),
         min_rounds=asked.min_rounds,
-        tolerances={one.concurrency: float(one.tolerance) for one in asked.tolerances or ()},
+        tolerances={one.concurrency: float(one.tolerance) for one in asked.tolerance.per_concurrency or ()},
     )
     arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
     if Baseline.NGRAM in asked.baselines:

@@ -44,12 +44,12 @@ def shape(text: str) -> DraftSpec:
     if not tree:
         return DraftSpec(steps=first, draft_tokens=first + 1)
     top_k, draft_tokens = tree
-    return DraftSpec(steps=first, top_k=top_k, draft_tokens=draft_tokens)
+    return DraftSpec(steps=first, branching=top_k, draft_tokens=draft_tokens)
 
 
 def said(one: DraftSpec) -> str:
     """A shape in words."""
-    tree = f", {one.top_k} branches, {one.draft_tokens} tokens" if one.top_k > 1 else ""
+    tree = f", {one.branching} branches, {one.tokens_per_round} tokens" if one.branching > 1 else ""
     return f"{one.steps} steps{tree}"
 
 

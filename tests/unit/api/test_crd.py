@@ -42,9 +42,24 @@ def test_no_text_of_the_models_is_taken_for_an_action_of_helm(monkeypatch: pytes
 
 def test_every_node_is_structural(schema: dict[str, Any]) -> None:
     for path, node in nodes(schema):
-        assert "type" in node, path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
         assert not FORBIDDEN & node.keys(), path
         assert node.get("additionalProperties") is not False, path
+
+
+def test_every_field_of_the_spec_says_what_it_does(schema: dict[str, Any]) -> None:
+    for path, node in nodes(schema["properties"]["spec"]):
+        if not path.endswith("[]"):
+            text = node.get("description", "")
+            assert len(text) > 15, path
+            assert text[0].isupper() or text[0] == "`", f"{path}: {text}"
+            assert text.endswith("."), f"{path}: {text}"
+
+
+def test_descriptions_name_the_defaults(schema: dict[str, Any]) -> None:
+    for path, node in nodes(schema["properties"]["spec"]):
+        if "default" in node and node.get("type") != "object":
+            assert "Default: " in node["description"], path
 
 
 def test_status_has_no_defaults(schema: dict[str, Any]) -> None:
@@ -53,7 +68,7 @@ def test_status_has_no_defaults(schema: dict[str, Any]) -> None:
 
 def defaulted(schema: dict[str, Any], value: Any) -> Any:
     """What the API server stores: defaults filled in, level by level."""
-    if schema["type"] != "object" or "properties" not in schema:
+    if schema.get("type") != "object" or "properties" not in schema:
         return value
     out = dict(value)
     for name, child in schema["properties"].items():
@@ -64,7 +79,7 @@ def defaulted(schema: dict[str, Any], value: Any) -> Any:
     return out
 
 
-@pytest.mark.parametrize("extra", [{}, {"serving": {"replicas": 3}}, {"draft": {"steps": 5, "draftTokens": 6}}])
+@pytest.mark.parametrize("extra", [{}, {"serving": {"replicas": 3}}, {"draft": {"steps": 5}}])
 def test_server_and_models_fill_in_the_same_defaults(schema: dict[str, Any], extra: dict[str, Any]) -> None:
     minimal = {"target": {"model": "m"}, "store": {"bucket": "bucket", "credentials": {"secretRef": {"name": "s"}}}}
     stored = defaulted(schema["properties"]["spec"], minimal | extra)
@@ -76,5 +91,12 @@ def test_server_and_models_fill_in_the_same_defaults(schema: dict[str, Any], ext
 
 def test_rules_of_the_models_are_in_the_schema(schema: dict[str, Any]) -> None:
     messages = {rule["message"] for _, node in nodes(schema) for rule in node.get("x-kubernetes-validations", ())}
-    for part in ("immutable", "canary must not exceed", "exactly one of", "distinct", "at most 40", "draftTokens"):
+    for part in (
+        "immutable",
+        "canary must not exceed",
+        "exactly one of",
+        "primaryConcurrency",
+        "at most 40",
+        "draftTokens",
+    ):
         assert any(part in message for message in messages), part

@@ -52,12 +52,12 @@ def grown(made: Made, at: int, spec: DraftSpec) -> dict[tuple[int, ...], float]:
     for _ in range(spec.steps):
         offered = dict[tuple[int, ...], float]()
         for path, likely in beam.items():
-            top = likelihoods(made, at, path).topk(spec.top_k)
+            top = likelihoods(made, at, path).topk(spec.branching)
             for value, token in zip(top.values.tolist(), vocabulary.to_target[top.indices].tolist(), strict=True):
                 offered[(*path, token)] = likely * value
         every |= offered
-        beam = dict(sorted(offered.items(), key=lambda item: -item[1])[: spec.top_k])
-    return dict(sorted(every.items(), key=lambda item: -item[1])[: spec.draft_tokens - 1])
+        beam = dict(sorted(offered.items(), key=lambda item: -item[1])[: spec.branching])
+    return dict(sorted(every.items(), key=lambda item: -item[1])[: spec.tokens_per_round - 1])
 
 
 def paths(tree: Tree) -> list[tuple[int, ...]]:

@@ -49,7 +49,7 @@ def test_further_shapes_have_servers_of_their_own_and_the_last_draft() -> None:
     assert line.trained == tuple(arm.name for arm in line.arms[-3:])
     kinds = [line.servers[arm.server] for arm in line.arms[-3:]]
     specs = [kind.spec for kind in kinds if isinstance(kind, Eagle3)]
-    assert [(spec.steps, spec.top_k, spec.draft_tokens) for spec in specs] == [(3, 1, 4), (5, 1, 6), (2, 3, 8)]
+    assert [(spec.steps, spec.branching, spec.tokens_per_round) for spec in specs] == [(3, 1, 4), (5, 1, 6), (2, 3, 8)]
     assert unrolled(specs) == 5
     assert unrolled([shape("16")]) == 8
 

@@ -95,7 +95,7 @@ class Promises(RuleBasedStateMachine):
             busy = sum(a is not None and a.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) for a in agents)
             down = sum(not pod.ready or agent is None for pod, agent in zip(seen.pods, agents, strict=True))
             assert len(made.swaps) + busy <= rules.max_swapping
-            assert down <= rules.max_unavailable
+            assert down <= rules.max_not_ready
         elif phase is RolloutPhase.IDLE and not rules.paused:
             assert len(made.swaps) <= max(rules.max_swapping, 1)
 
@@ -115,7 +115,7 @@ class Promises(RuleBasedStateMachine):
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
-        if made.job is not None and seen.spec.validation.where is MeasureOn.REPLICA:
+        if made.job is not None and seen.spec.validation.measure_on is MeasureOn.REPLICA:
             assert away, "first withdrawn, then measured on"
         if left:
             staying = [view for view in seen.pods if view.name not in left]
@@ -146,7 +146,7 @@ class Promises(RuleBasedStateMachine):
             answering = [view.agent.version if view.agent else None for view in seen.pods if view.ready]
             assert set(answering) == {channel.active}, "a pod that may answer requests was not seen to serve it"
         elif channel.reason is ChannelReason.PINNED:
-            assert channel.active == seen.spec.draft.pin
+            assert channel.active == seen.spec.rollout.pin
             assert self.store.passed(channel.active)
         else:
             back = channel.reason is ChannelReason.ROLLED_BACK

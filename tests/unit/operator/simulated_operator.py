@@ -60,7 +60,7 @@ class SimulatedOperator:
         self._looked_at = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
         if (
-            given.validation.where is MeasureOn.REPLICA
+            given.validation.measure_on is MeasureOn.REPLICA
         ):  # pods come and go here by themselves: as many as wanted are there
             serving = given.serving.model_copy(update={"replicas": len(pods)})
             given = given.model_copy(update={"serving": serving})
@@ -76,7 +76,7 @@ class SimulatedOperator:
     def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:
         """Read the store and plan; what follows are the actions."""
         assert self._seen is not None, "look first"
-        status, pin = self._seen.status, self._seen.spec.draft.pin
+        status, pin = self._seen.status, self._seen.spec.rollout.pin
         interesting = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,

@@ -25,7 +25,7 @@ def settings(**options: object) -> ServingSettings:
         namespace="n",
         name="s",
         target=TargetSpec(model="org/model", revision="abc"),
-        draft=DraftSpec(steps=2, top_k=4, draft_tokens=8),
+        draft=DraftSpec(steps=2, branching=4, draft_tokens=8),
         capture=CaptureSpec(),
         store=StoreSettings(bucket="bucket", root="root"),
         **options,  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ class World:
 
     def short(self) -> bool:
         """More pods than the policy allows are not ready: those that serve must not be touched."""
-        return sum(not pod.ready for pod in self.pods) > self.policy.max_unavailable
+        return sum(not pod.ready for pod in self.pods) > self.policy.max_not_ready
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _forward(world: World, rollout: RolloutStatus, version: int) -> Step:
     if rollout.phase is RolloutPhase.PAUSED:
         return Step(_with(rollout, phase=RolloutPhase.CANARY, progressed=world.now, message="resumed"), event="Resumed")
     if world.short():
-        held = f"held: more than {world.policy.max_unavailable} pod(s) are not ready"
+        held = f"held: more than {world.policy.max_not_ready} pod(s) are not ready"
         return Step(_with(rollout, progressed=None, message=held))
     if rollout.progressed is None:
         rollout = _with(rollout, progressed=world.now)

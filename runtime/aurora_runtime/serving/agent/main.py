@@ -75,7 +75,7 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         engine = SGLangClient(http, f"http://127.0.0.1:{options.engine_port}", key)
         swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
         name = os.environ.get("POD_NAME", "pod")
-        tokens = settings.draft.draft_tokens
+        tokens = settings.draft.tokens_per_round
         measuring = MeasurementLease(engine, swapper, drafts, folder, draft_tokens=tokens, token=token)
         pod = Pod(name, folder, engine, drafts, swapper, uploader, measuring, draft_tokens=tokens)
         runner = web.AppRunner(application(pod, swapper, measuring, metrics, token), access_log=None)

@@ -153,7 +153,7 @@ def _expected(e: Example, slot: Tensor, steps: int, vocabulary: VocabularyMap) -
 
 
 def _teachers(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:
-    """All teachers, as wide as the widest: shards of another ``capture.topK`` are filled up with ids of nothing."""
+    """All teachers, as wide as the widest: shards of another ``topTokens`` are filled up with ids of nothing."""
     parts = [part for e in examples for part in (e, e.branches)]
     width = max(part.teacher_ids.shape[-1] for part in parts)
     ids = torch.cat([F.pad(p.teacher_ids, (0, width - p.teacher_ids.shape[-1]), value=-1) for p in parts])

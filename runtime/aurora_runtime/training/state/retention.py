@@ -102,7 +102,7 @@ class Retention:
             self.unread += len(keys)
             log.warning(
                 "%d shards go unread, %d since the start: traces came faster than they were learnt from, and"
-                " training.keepGibibytes allows %s",
+                " training.traceStorageLimit allows %s",
                 len(keys),
                 self.unread,
                 bound,

@@ -117,7 +117,7 @@ def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, 
         {"validation": {"minImprovement": "0.2"}},
         {"rollout": {"paused": True}},
         {"training": {"suspended": True}},
-        {"draft": {"pin": 1}},
+        {"rollout": {"pin": 1}},
     ],
 )
 def test_what_serving_does_not_obey_does_not_restart_it(change: dict[str, Any]) -> None:
@@ -214,7 +214,9 @@ def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_a
     secrets = [{"name": "registry"}]
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = secrets
-    given = spec(serving=serving, validation={"template": {"spec": {"priorityClassName": "low"}}, "where": "Replica"})
+    given = spec(
+        serving=serving, validation={"template": {"spec": {"priorityClassName": "low"}}, "measureOn": "Replica"}
+    )
     where = Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3)
     made = job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1, replica=where))
     pod = made["spec"]["template"]["spec"]
@@ -235,7 +237,7 @@ def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_a
     [
         {"serving": {"template": {"spec": {"containers": [{"name": "sglang", "resources": GPU}]}}}},
         {"serving": {"extraArgs": ["--tp-size", "2"]}},
-        {"validation": {"where": "Replica"}},
+        {"validation": {"measureOn": "Replica"}},
         {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
     ],
 )
@@ -274,7 +276,7 @@ def test_only_the_operator_may_reach_agents_and_the_driver_where_replicas_are_me
     assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "aurora-system"}
     assert "podSelector" in peer
     assert "ingress" not in closed["spec"]
-    lent, _ = policies(OWNER, spec(validation={"where": "Replica"}), CONFIG)
+    lent, _ = policies(OWNER, spec(validation={"measureOn": "Replica"}), CONFIG)
     (rule,) = (r for r in lent["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
     assert rule["from"][0] == peer
     (driver,) = rule["from"][1:]

@@ -113,7 +113,7 @@ def test_what_has_to_be_measured_anew_gives_way_to_the_newest() -> None:
         known = CandidateStatus(version=1, phase=phase, job="chat-validate-v1-1")
         world = observed(status=SpeculatorStatus(candidate=known), store=stale)
         assert validating(world) == 2
-        pinned = replace(world, spec=spec(serving={"replicas": 2}, draft={"pin": 0}))
+        pinned = replace(world, spec=spec(serving={"replicas": 2}, rollout={"pin": 0}))
         assert validating(pinned) in (None, 1), "nothing new is measured against a version that is to stay"
     alone = replace(stale, registrations={v: registration(v) for v in (0, 1)})
     assert validating(observed(status=SpeculatorStatus(candidate=known), store=alone)) == 1

@@ -30,7 +30,7 @@ def withdrawn(name: str, phase: MeasurementPhase = MeasurementPhase.DRAINING, me
 
 def world(**more: Any) -> Observed:
     """Version 1 is to be measured on one of two replicas."""
-    given = spec(serving={"replicas": 2}, validation={"where": "Replica"})
+    given = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"})
     return observed(**({"spec": given, "store": store(0, 1)} | more))
 
 
@@ -108,7 +108,7 @@ def test_a_replica_is_chosen_withdrawn_and_only_then_measured_on() -> None:
         ({"pods": (pod("chat-a", 0), pod("chat-b", 3))}, "1 of 2 pods serve the active version"),
         ({"pods": (pod("chat-a", 0), withdrawn("chat-b", measurement="another"))}, "chat-b is not back"),
         (
-            {"spec": spec(serving={"replicas": 1}, validation={"where": "Replica"}), "pods": (pod("chat-a", 0),)},
+            {"spec": spec(serving={"replicas": 1}, validation={"measureOn": "Replica"}), "pods": (pod("chat-a", 0),)},
             "below 2",
         ),
     ],
@@ -137,7 +137,7 @@ def test_a_withdrawn_pod_is_no_fault_and_shows_what_it_does() -> None:
 
 def test_no_swap_is_asked_of_a_withdrawn_pod_and_it_does_not_hold_up_the_others() -> None:
     """A pin comes while the pod is away: the others go, and it follows once it is back."""
-    pinned = spec(serving={"replicas": 3}, validation={"where": "Replica"}, rollout={"maxUnavailable": 0})
+    pinned = spec(serving={"replicas": 3}, validation={"measureOn": "Replica"}, rollout={"maxNotReady": 0})
     stray = replace(
         lent(),
         spec=pinned,
@@ -240,7 +240,7 @@ def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later
 
 def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version() -> None:
     """A person pauses rolls: version 1, which passed, waits, and version 2 is measured. The pause ends before that."""
-    paused = spec(serving={"replicas": 2}, validation={"where": "Replica"}, rollout={"paused": True})
+    paused = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"paused": True})
     proven = store(0, 1, 2, evidence=(evidence(1),))
     seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
     first = replace(seen, status=status(seen), store=proven)
@@ -254,7 +254,7 @@ def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version
 
 
 def test_no_replica_leaves_for_a_measurement_against_a_pinned_version() -> None:
-    pinned = spec(serving={"replicas": 2}, validation={"where": "Replica"}, draft={"pin": 0})
+    pinned = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"pin": 0})
     assert made(replace(chosen(), spec=pinned)).loans == ()
 
 

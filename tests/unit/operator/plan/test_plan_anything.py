@@ -157,9 +157,8 @@ def worlds(draw: st.DrawFn) -> Observed:
         observed(
             spec=spec(
                 serving={"replicas": 3},
-                rollout={"paused": draw(st.booleans())},
-                draft={"pin": draw(st.none() | VERSIONS)},
-                validation={"where": draw(st.sampled_from(["Job", "Replica"]))},
+                rollout={"paused": draw(st.booleans()), "pin": draw(st.none() | VERSIONS)},
+                validation={"measureOn": draw(st.sampled_from(["Job", "Replica"]))},
             )
         ),
         user_requests=draw(st.builds(UserRequests, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
@@ -203,7 +202,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert made.job is None, "first withdrawn, then measured on"
     for loan in made.loans:
         assert loan.request.begin or loan.pod in lent
-    if made.job is not None and world.spec.validation.where is MeasureOn.REPLICA:
+    if made.job is not None and world.spec.validation.measure_on is MeasureOn.REPLICA:
         assert lent
     if made.advance is not None:
         assert made.advance.epoch == store.channel.epoch + 1
@@ -212,7 +211,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
             assert store.promotion_evidence(active)
             assert active not in rejected
         elif reason is ChannelReason.PINNED:
-            assert active == world.spec.draft.pin
+            assert active == world.spec.rollout.pin
             assert store.may_be_pinned(active)
         else:
             back = reason is ChannelReason.ROLLED_BACK

@@ -57,7 +57,7 @@ class PlanMachine(Promises):
     def pods_start(self, count: int, *, end: str, where: str, kind: str, looks: int, pace: int) -> None:
         """Pods serve the initial draft, and the first candidate is somewhere in its life."""
         self.end = end
-        self.edit(validation={"where": where})
+        self.edit(validation={"measureOn": where})
         self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
         self.store.register(INITIAL_VERSION)
         self.look_and_act(0)
@@ -144,12 +144,14 @@ class PlanMachine(Promises):
         self, *, paused: bool, canary: int, judged: bool, swapping: int, unavailable: int
     ) -> None:
         rules = {"analysis": JUDGED if judged else UNJUDGED, "progressDeadlineSeconds": DEADLINE, "paused": paused}
-        self.edit(rollout=rules | {"canary": canary, "maxSwapping": swapping, "maxUnavailable": unavailable})
+        self.edit(
+            rollout=self.pinned() | rules | {"canary": canary, "maxSwapping": swapping, "maxNotReady": unavailable}
+        )
 
     @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
     def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
         """A to B, and often back to A before anybody looked; and where candidates are measured."""
-        self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"where": where})
+        self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"measureOn": where})
 
     @rule(back=st.none() | st.integers(0, 3), known=st.booleans())
     def person_changes_the_pin(self, *, back: int | None, known: bool) -> None:
@@ -164,8 +166,14 @@ class PlanMachine(Promises):
         self.time_goes_on(looks=looks)
         self.person_pins(pin=None)
 
+    def pinned(self) -> dict[str, int]:
+        """The part of ``spec.rollout`` that pins a version."""
+        pin = self.cluster.spec.get("rollout", {}).get("pin")
+        return {} if pin is None else {"pin": pin}
+
     def person_pins(self, *, pin: int | None) -> None:
-        self.edit(draft={} if pin is None else {"pin": pin})
+        kept = {key: value for key, value in self.cluster.spec.get("rollout", {}).items() if key != "pin"}
+        self.edit(rollout=kept | ({} if pin is None else {"pin": pin}))
         self.forgive_late()
         if pin is not None:
             self.vouched.add(pin)
@@ -352,9 +360,9 @@ class PlanMachine(Promises):
         if not self.store.channels:
             return
         rules = UNJUDGED if self.end == "unjudged" else JUDGED
-        self.edit(rollout={"analysis": rules, "progressDeadlineSeconds": DEADLINE})
+        self.edit(rollout=self.pinned() | {"analysis": rules, "progressDeadlineSeconds": DEADLINE})
         self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
-        if not self.store.passed(self.cluster.spec.get("draft", {}).get("pin", INITIAL_VERSION)):
+        if not self.store.passed(self.pinned().get("pin", INITIAL_VERSION)):
             self.person_pins(pin=None)  # nothing goes on while what cannot be had is asked for
         self.cluster.edited()
         if not self.cluster.pods:
@@ -363,7 +371,7 @@ class PlanMachine(Promises):
             pod.salt = ""
         self.faults_end()
         self.cluster.refuses_jobs, self.lent = False, {}
-        if self.cluster.spec["validation"]["where"] == "Replica" and len(self.cluster.pods) < 2:
+        if self.cluster.spec["validation"]["measureOn"] == "Replica" and len(self.cluster.pods) < 2:
             self.pod_joins(slow=False)
         if self.end == "unjudged":
             self.candidate_is_registered(kind="deadly")
@@ -378,7 +386,7 @@ class PlanMachine(Promises):
         )
 
     def converged(self) -> bool:
-        active, pin, status = self.channel.active, self.cluster.spec.get("draft", {}).get("pin"), self.status
+        active, pin, status = self.channel.active, self.pinned().get("pin"), self.status
         if self.kinds[active] == "deadly" and active in self.vouched:
             return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
         if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:

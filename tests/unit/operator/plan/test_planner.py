@@ -182,7 +182,7 @@ def test_live_traffic_takes_a_promoted_draft_back_and_the_store_remembers() -> N
 
 def test_a_pin_is_obeyed_only_for_what_once_passed() -> None:
     def pinned(version: int, *proofs: Evidence) -> Observed:
-        given = spec(serving={"replicas": 2}, draft={"pin": version})
+        given = spec(serving={"replicas": 2}, rollout={"pin": version})
         return observed(spec=given, store=store(0, 1, 2, evidence=proofs))
 
     proven = made(pinned(1, evidence(1, active=7)))

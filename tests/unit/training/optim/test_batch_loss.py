@@ -71,9 +71,9 @@ def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path
 @pytest.mark.parametrize(
     ("draft", "training", "want"),
     [
-        (DraftSpec(steps=5, draft_tokens=6), TrainingSpec(), Recipe(unroll_steps=5)),
-        (DraftSpec(steps=16, draft_tokens=17), TrainingSpec(), Recipe(unroll_steps=8)),
-        (DraftSpec(steps=5, draft_tokens=6), TrainingSpec(unroll_steps=2), Recipe(unroll_steps=2)),
+        (DraftSpec(steps=5), TrainingSpec(), Recipe(unroll_steps=5)),
+        (DraftSpec(steps=16), TrainingSpec(), Recipe(unroll_steps=8)),
+        (DraftSpec(steps=5), TrainingSpec(unroll_steps=2), Recipe(unroll_steps=2)),
         (DraftSpec(), TrainingSpec(replay=1, passes=3), Recipe(replay=1, passes=3)),
         (DraftSpec(), TrainingSpec(replay=0), Recipe(replay=0)),
     ],

@@ -227,12 +227,12 @@ def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptu
     scene = Scene(Limits(total=100 << 30, replay=0, shards=8))
     scene.put(6)
     scene.retention.pending()
-    assert "keepGibibytes allows 8 shards" in caplog.text
+    assert "traceStorageLimit allows 8 shards" in caplog.text
     scene.limits = Limits(total=3 << 29, replay=0, shards=100)
     scene.start()
     scene.ledger.size = lambda key: 1 << 30  # type: ignore[method-assign]
     scene.retention.pending()
-    assert "keepGibibytes allows 1.5 GiB" in caplog.text
+    assert "traceStorageLimit allows 1.5 GiB" in caplog.text
 
 
 def test_a_suspended_trainer_that_learnt_nothing_keeps_as_many_as_may_be() -> None:

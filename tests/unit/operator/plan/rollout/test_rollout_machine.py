@@ -241,7 +241,7 @@ class RolloutMachine(RuleBasedStateMachine):
             canary=canary,
             analysis=analysis,
             max_swapping=swapping,
-            max_unavailable=unavailable,
+            max_not_ready=unavailable,
             progress_deadline_seconds=60,
         )
 

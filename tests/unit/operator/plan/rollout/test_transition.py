@@ -158,7 +158,7 @@ def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_
         (waiting(DEADLINE + 1, 6), "traffic is thin, but a judgement comes within ten deadlines"),
         (waiting(5 * DEADLINE, 0, resumed=True), "nobody looked meanwhile"),
         (waiting(5 * DEADLINE, 0, policy={"paused": True}), "a person holds it"),
-        (waiting(5 * DEADLINE, 0, policy={"max_unavailable": 0}, extra=True), "pods are missing"),
+        (waiting(5 * DEADLINE, 0, policy={"max_not_ready": 0}, extra=True), "pods are missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -246,7 +246,7 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -
     late: dict[str, Any] = {"now": NOW + timedelta(hours=1)}
     assert step(world(pod(A, 1), pod(B), *down, **late), held.rollout).rollout.phase is RolloutPhase.ROLLING
     assert step(world(pod(A, 1), pod(B), **late), held.rollout).swaps == {B: 1}
-    assert step(world(pod(A, 1), pod(B), *down, policy={"max_unavailable": 2}), rolling()).swaps == {B: 1}
+    assert step(world(pod(A, 1), pod(B), *down, policy={"max_not_ready": 2}), rolling()).swaps == {B: 1}
     assert step(world(pod(A, 1), *down), rolling()).advance is None, "nor promoted"
     assert step(world(pod(A), *down, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE, "nor started"
 

@@ -1,0 +1,264 @@
+"""What the API server refuses, in which words, and what it accepts: a corpus on the real API server."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aurora_api.crd import FILE
+from tests.cluster.cluster import Cluster
+from tests.cluster.command import CommandError
+from tests.cluster.fixture import cluster
+
+__all__ = ["cluster"]
+
+SAMPLES = Path(__file__).parents[2] / "docs/samples"
+TARGET = {"model": "m"}
+STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
+
+
+@pytest.fixture(scope="module", name="crd")
+def _crd(cluster: Cluster) -> Cluster:
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
+    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    return cluster
+
+
+def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
+    """A minimal resource, with ``parts`` in place of the sections of its spec."""
+    made: dict[str, Any] = {
+        "apiVersion": "aurora.dev/v1alpha1",
+        "kind": "AuroraSpeculator",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": copy.deepcopy({"target": TARGET, "store": STORE}),
+    }
+    made["spec"] |= parts
+    return made
+
+
+def dry_run(cluster: Cluster, obj: dict[str, Any]) -> str:
+    return cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=json.dumps(obj))
+
+
+def arguments(*extra: str) -> dict[str, Any]:
+    return {"serving": {"extraArgs": list(extra)}}
+
+
+def containers(part: str, value: Any, kind: str = "containers") -> dict[str, Any]:
+    return {part: {"template": {"spec": {kind: value}}}}
+
+
+def tolerances(*pairs: tuple[int, str]) -> dict[str, Any]:
+    return {"tolerance": {"perConcurrency": [{"concurrency": c, "tolerance": t} for c, t in pairs]}}
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    # target
+    ({"target": {}}, "spec.target.model: Required"),
+    ({"target": {"model": ""}}, "spec.target.model"),
+    ({"target": {"model": "a\nb"}}, "no spaces and does not begin with '-'"),
+    ({"target": {"model": "a b"}}, "no spaces and does not begin with '-'"),
+    ({"target": {"model": "--model-path"}}, "no spaces and does not begin with '-'"),
+    ({"target": {"model": "m\x00"}}, "no spaces and does not begin with '-'"),
+    ({"target": {"model": "m" * 513}}, "spec.target.model: Too long"),
+    ({"target": TARGET | {"revision": "--evil"}}, "a revision is a git branch, tag or commit"),
+    ({"target": TARGET | {"revision": "a b"}}, "a revision is a git branch, tag or commit"),
+    ({"target": TARGET | {"dtype": "fp8"}}, "spec.target.dtype: Unsupported value"),
+    # store
+    ({"store": STORE | {"bucket": "A_b"}}, "a bucket's name has 3 to 63 lower-case letters"),
+    ({"store": STORE | {"bucket": "a..b"}}, "a bucket's name has 3 to 63 lower-case letters"),
+    ({"store": STORE | {"bucket": "ab"}}, "spec.store.bucket"),
+    ({"store": STORE | {"bucket": "-ab"}}, "a bucket's name has 3 to 63 lower-case letters"),
+    ({"store": STORE | {"bucket": "10.0.0.1"}}, "S3 allows no IP address"),
+    ({"store": STORE | {"prefix": "../../other"}}, "a prefix is a relative path"),
+    ({"store": STORE | {"prefix": "/abs"}}, "a prefix is a relative path"),
+    ({"store": STORE | {"prefix": "a//b"}}, "a prefix is a relative path"),
+    ({"store": STORE | {"prefix": "a/./b"}}, "a prefix is a relative path"),
+    ({"store": STORE | {"endpoint": "minio:9000"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "ftp://minio"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://user:secret@minio"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://[::1"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://minio_svc:9000"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://minio?x=1"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://169.254.169.254"}}, "link-local addresses are refused"),
+    ({"store": STORE | {"endpoint": "http://[fe80::1]:9000"}}, "link-local addresses are refused"),
+    ({"store": STORE | {"region": "eu central"}}, "a region has lower-case letters"),
+    ({"store": STORE | {"credentials": {}}}, "exactly one of secretRef and serviceAccountName"),
+    (
+        {"store": STORE | {"credentials": {"secretRef": {"name": "a"}, "serviceAccountName": "b"}}},
+        "exactly one of secretRef and serviceAccountName",
+    ),
+    ({"store": STORE | {"credentials": {"secretRef": {"name": "A B"}}}}, "secretRef.name"),
+    # draft
+    ({"draft": {"steps": 5, "draftTokens": 4}}, "leave draftTokens unset"),
+    ({"draft": {"branching": 2}}, "a tree needs draftTokens"),
+    ({"draft": {"branching": 2, "draftTokens": 40}}, "draftTokens exceeds the nodes of the tree"),
+    ({"draft": {"steps": 0}}, "spec.draft.steps"),
+    ({"draft": {"steps": 17}}, "spec.draft.steps"),
+    ({"draft": {"vocabSize": 100}}, "spec.draft.vocabSize"),
+    ({"draft": {"architecture": "MEDUSA"}}, "spec.draft.architecture: Unsupported value"),
+    ({"draft": {"topK": 2}}, "unknown field|field not declared"),
+    ({"draft": {"pin": 2}}, "unknown field|field not declared"),
+    # serving
+    ({"serving": {"replicas": -1}}, "spec.serving.replicas"),
+    ({"serving": {"replicas": 1001}}, "spec.serving.replicas"),
+    ({"serving": {"device": "tpu"}}, "spec.serving.device: Unsupported value"),
+    ({"serving": {"image": "a b"}}, "an image is a reference"),
+    ({"serving": {"update": {"maxSurge": 0, "maxUnavailable": 0}}}, "must not both be 0"),
+    ({"serving": {"update": {"maxSurge": "0%", "maxUnavailable": 0}}}, "must not both be 0"),
+    ({"serving": {"update": {"maxUnavailable": "101%"}}}, "at most 100%"),
+    ({"serving": {"update": {"maxSurge": "some"}}}, "spec.serving.update.maxSurge"),
+    ({"serving": {"update": {"maxSurge": -1}}}, "must not be negative"),
+    (arguments("--api-key=secret"), "extraArgs cannot set SGLang's keys"),
+    (arguments("--api=secret"), "extraArgs cannot set SGLang's keys"),
+    (arguments("--tp-size", "2", "--port=1"), "nor the address, version and weight loader"),
+    (arguments("--speculative-draft-model", "/d"), "what spec.target and spec.draft set"),
+    (arguments("--speculative-num-steps", "5"), "what spec.target and spec.draft set"),
+    (arguments("--dp", "2"), "raise replicas instead"),
+    (arguments("--quantization", "fp8"), "extraArgs cannot set --quantization"),
+    (arguments("--load-format", "dummy"), "extraArgs cannot set --quantization or --load-format"),
+    (arguments("--enable-lora"), "extraArgs cannot enable LoRA"),
+    (arguments("--nnodes", "2"), "each pod runs a whole engine"),
+    (arguments("x" * 513), "spec.serving.extraArgs"),
+    # templates
+    (containers("serving", "a string"), "spec.serving.template.spec.containers"),
+    (containers("serving", [{"image": "i"}]), "containers\\[0\\].name: Required"),
+    (containers("serving", [{"name": "server"}]), "of containers, an inference pod has only sglang, agent"),
+    (
+        containers("serving", [{"name": "warm"}], "initContainers"),
+        "of init containers, an inference pod has only stage",
+    ),
+    (containers("training", [{"name": "sglang"}]), "of containers, the trainer's pod has only trainer"),
+    (containers("training", [{"name": "x"}], "initContainers"), "of init containers, the trainer's pod has none"),
+    (containers("validation", [{"name": "validate"}]), "of containers, the validation pod has only validator"),
+    # capture and training
+    ({"capture": {"sampleRatio": "1.5"}}, "sampleRatio is a share"),
+    ({"capture": {"sampleRatio": "1,5"}}, "spec.capture.sampleRatio"),
+    ({"capture": {"sampleRatio": 0.5}}, "spec.capture.sampleRatio"),
+    ({"capture": {"topTokens": 0}}, "spec.capture.topTokens"),
+    ({"training": {"learningRate": "0"}}, "learningRate is above 0 and at most 0.1"),
+    ({"training": {"learningRate": "100"}}, "learningRate is above 0 and at most 0.1"),
+    ({"training": {"traceStorageLimit": "1Gi"}}, "traceStorageLimit is at least 2Gi"),
+    ({"training": {"traceStorageLimit": "64 GiB"}}, "spec.training.traceStorageLimit"),
+    ({"training": {"replay": 9}}, "spec.training.replay"),
+    ({"training": {"unrollSteps": 9}}, "spec.training.unrollSteps"),
+    # validation
+    ({"validation": {"concurrencies": [1, 1]}}, "duplicate entries|Duplicate value"),
+    ({"validation": {"concurrencies": []}}, "spec.validation.concurrencies"),
+    ({"validation": {"primaryConcurrency": 2}}, "primaryConcurrency must be one of concurrencies"),
+    ({"validation": {"minRounds": 20}}, "minRounds must not exceed maxRounds"),
+    ({"validation": {"tolerance": {"default": "1"}}}, "tolerance.default is a share below 1"),
+    ({"validation": {"tolerance": "0.05"}}, "spec.validation.tolerance"),
+    ({"validation": tolerances((4, "1"))}, "a tolerance is a share below 1"),
+    ({"validation": tolerances((1, "0.1"))}, "other than the primary one"),
+    ({"validation": tolerances((8, "0.1"))}, "other than the primary one"),
+    ({"validation": {"primaryConcurrency": 4} | tolerances((4, "0.1"))}, "other than the primary one"),
+    ({"validation": {"measureOn": "Elsewhere"}}, "spec.validation.measureOn: Unsupported value"),
+    ({"validation": {"baselines": ["LOOKUP"]}}, "spec.validation.baselines"),
+    ({"validation": {"baselineMaxAgeSeconds": -1}}, "spec.validation.baselineMaxAgeSeconds"),
+    ({"validation": {"timeoutSeconds": 59}}, "spec.validation.timeoutSeconds"),
+    # rollout
+    ({"rollout": {"canary": 3}}, "rollout.canary must not exceed serving.replicas"),
+    ({"rollout": {"pin": -1}}, "spec.rollout.pin"),
+    ({"rollout": {"maxUnavailable": 1}}, "unknown field|field not declared"),
+    ({"rollout": {"analysis": {"maxAcceptLoss": "1"}}}, "maxAcceptLoss is a share below 1"),
+    ({"rollout": {"analysis": {"minRequests": 0}}}, "spec.rollout.analysis.minRequests"),
+    ({"rollout": {"progressDeadlineSeconds": "10m"}}, "spec.rollout.progressDeadlineSeconds"),
+    ({"surprise": {}}, "surprise"),
+]
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"target": {"model": "Qwen/Qwen3-8B", "revision": "refs/pr/1", "dtype": "bfloat16"}},
+    {"target": {"model": "/models/llama"}},
+    {"store": STORE | {"prefix": ""}},
+    {"store": STORE | {"prefix": "team/a.b/"}},
+    {"store": STORE | {"bucket": "my.bucket-1", "region": "eu-central-1"}},
+    {"store": STORE | {"endpoint": "http://minio.storage:9000"}},
+    {"store": STORE | {"endpoint": "https://[2001:db8::1]:443/s3"}},
+    {"store": STORE | {"credentials": {"serviceAccountName": "s3-writer"}}},
+    {"draft": {"steps": 5}},
+    {"draft": {"steps": 5, "draftTokens": 6}},
+    {"draft": {"steps": 3, "branching": 2, "draftTokens": 8}},
+    {"serving": {"replicas": 0}},
+    {"serving": {"update": {"maxSurge": "25%", "maxUnavailable": "25%"}}},
+    {"serving": {"update": {"maxSurge": 0, "maxUnavailable": 1}}},
+    {"serving": {"image": "registry.example:5000/aurora@sha256:abc", "device": "cuda"}},
+    arguments("--tp", "2", "--log-level", "info", "--context-length", "8192"),
+    containers("serving", [{"name": "sglang", "resources": {"limits": {"nvidia.com/gpu": 1}}}, {"name": "agent"}]),
+    containers("training", [{"name": "trainer", "env": [{"name": "A", "value": "b"}]}]),
+    {"serving": {"template": {"spec": {"nodeSelector": {"gpu": "a100"}}, "metadata": {"labels": {"team": "a"}}}}},
+    {"capture": {"sampleRatio": "0"}},
+    {"training": {"suspended": True, "traceStorageLimit": "500G", "learningRate": "0.0001"}},
+    {"training": {"traceStorageLimit": 68719476736}},
+    {"validation": {"concurrencies": [4, 1], "primaryConcurrency": 4} | tolerances((1, "0.1"))},
+    {"validation": {"concurrencies": [1, 4, 16]} | tolerances((4, "0.1"), (16, "0"))},
+    {"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}},
+    {"rollout": {"paused": True, "pin": 0, "maxNotReady": 0}},
+    {"serving": {"replicas": 5}, "rollout": {"canary": 5}},
+]
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(BAD) >= 80
+    assert len(GOOD) >= 20
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD, ids=[f"{json.dumps(p)[:70]}" for p, _ in BAD])
+def test_a_bad_resource_is_refused_in_plain_words(crd: Cluster, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        dry_run(crd, speculator(**parts))
+
+
+@pytest.mark.parametrize("parts", GOOD, ids=[f"{json.dumps(p)[:70]}" for p in GOOD])
+def test_a_good_resource_is_accepted(crd: Cluster, parts: dict[str, Any]) -> None:
+    assert "serverside-applied" in dry_run(crd, speculator(**parts))
+
+
+def test_a_name_that_cannot_name_a_service_is_refused(crd: Cluster) -> None:
+    for name in ("a" * 41, "4chat", "chat.v1"):
+        with pytest.raises(CommandError, match=r"metadata\.name"):
+            dry_run(crd, speculator(name))
+
+
+def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
+    crd.apply(speculator())
+    try:
+        for part, value, message in (
+            ("target", {"model": "other"}, "target is immutable"),
+            ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
+            ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
+        ):
+            with pytest.raises(CommandError, match=message):
+                dry_run(crd, speculator("rules", **{part: value}))
+        assert dry_run(crd, speculator(rollout={"paused": True}))
+    finally:
+        crd.kubectl("delete", "auroraspeculator", "rules", "-n", "default")
+
+
+def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
+    sample = SAMPLES / "quickstart.yaml"
+    assert len(sample.read_text().splitlines()) < 12
+    made = json.loads(crd.kubectl("create", "--dry-run=server", "-n", "default", "-f", sample, "-o", "json"))
+    assert made["spec"]["draft"] == {"architecture": "EAGLE3", "vocabSize": 16384, "steps": 3, "branching": 1}
+    assert made["spec"]["rollout"]["canary"] == 1
+    assert made["spec"]["validation"]["concurrencies"] == [1, 4]
+    assert made["spec"]["validation"]["tolerance"] == {"default": "0.05"}
+
+
+@pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_sample_in_the_documentation_is_accepted(crd: Cluster, sample: Path) -> None:
+    assert "created" in crd.kubectl("apply", "--dry-run=server", "-n", "default", "-f", sample)
+
+
+def test_kubectl_explain_describes_every_field(crd: Cluster) -> None:
+    (version,) = yaml.safe_load(FILE.read_text())["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    for section in spec:
+        text = crd.kubectl("explain", f"auroraspeculators.spec.{section}")
+        assert "<no description>" not in text, section
