@@ -1,12 +1,13 @@
 """Errors of the operator.
 
 OperatorError
-├── KubeError         the API server refused a call or could not be reached
-│   ├── NotFound      no such object
+├── KubernetesError   the API server refused a call or could not be reached
+│   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
 ├── AgentError        an agent refused a call or could not be reached
 │   └── Fenced        an agent has seen a higher epoch
-└── InvalidSpec       a stored custom resource does not satisfy its model
+├── ConfigError       the operator's own settings are incomplete
+└── InvalidSpec       a stored spec does not satisfy its model (in ``observe.stored_resource``)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class OperatorError(Exception):
 
 
 class KubernetesError(OperatorError):
-    """The API server refused a call (``status``) or could not be reached (``status`` 0)."""
+    """The API server refused a call (``status``: the HTTP status) or could not be reached (``status`` 0)."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -25,11 +26,11 @@ class KubernetesError(OperatorError):
 
 
 class NotFound(KubernetesError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class Conflict(KubernetesError):
-    """The object exists already, or its resourceVersion moved on."""
+    """The object exists already, or its resourceVersion changed."""
 
 
 class AgentError(OperatorError):
@@ -40,5 +41,5 @@ class Fenced(AgentError):
     """An agent has seen a higher epoch than the one sent."""
 
 
-class InvalidSpec(OperatorError):
-    """A stored custom resource does not satisfy its model."""
+class ConfigError(OperatorError):
+    """The operator's own settings are incomplete."""

@@ -1,8 +1,9 @@
-"""The API server, as the operator needs it: get, list, server-side apply, create, delete, events.
+"""The calls of the API server that the operator needs: get, list, server-side apply, create and delete.
 
-Invariants: every call has a timeout; callers see :class:`KubernetesError` only; objects are plain
-JSON, because server-side apply sends only the fields that we own and typed models would send the rest as null.
-The calls block: async code runs them in threads.
+Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
+fields as null. The calls block, so async code runs them in threads.
+
+Invariants: every call has a timeout. Every failure is a :class:`KubernetesError`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.operator_config import FIELD_MANAGER
 
 Object = dict[str, Any]
-TIMEOUT = (5.0, 30.0)
-APPLY = "application/apply-patch+yaml"
+TIMEOUT_SECONDS = (5.0, 30.0)
+"""To connect, and to read."""
+APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 
 
 @dataclass(frozen=True)
 class Resource:
-    """Where objects of a kind live."""
+    """A kind of object and its place in the API."""
 
     kind: str
     api_version: str
@@ -52,16 +54,17 @@ NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolic
 EVENT = Resource("Event", "v1", "events")
 
 CHILDREN = (DEPLOYMENT, STATEFUL_SET, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
-"""Kinds applied as they are planned. Jobs and Secrets are created once and never changed."""
+"""Kinds that are applied in every reconcile. Jobs and Secrets are created once and never changed."""
 _BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, SPECULATOR)}
 
 
 def resource_of(obj: Mapping[str, Any]) -> Resource:
+    """The resource of an object's kind."""
     return _BY_KIND[obj["kind"]]
 
 
 class KubernetesApi(Protocol):
-    """The calls that observing and acting need; tests of faults stand in for it."""
+    """The calls that observing and acting need. Tests replace it with a fake that injects faults."""
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object: ...
 
@@ -75,14 +78,14 @@ class KubernetesApi(Protocol):
 
 
 class HttpKubernetesApi:
-    """:class:`KubernetesApi` over the official client's connection, authentication and TLS."""
+    """:class:`KubernetesApi` over the official client, which brings connection, authentication and TLS."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
 
     @classmethod
     def connect(cls) -> HttpKubernetesApi:
-        """In a pod: its ServiceAccount; elsewhere: the current kubeconfig."""
+        """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig."""
         try:
             kube_config.load_incluster_config()
         except kube_config.ConfigException:
@@ -94,13 +97,13 @@ class HttpKubernetesApi:
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
-        what = f"{method} {path.split('?')[0]}"
+        call = f"{method} {path.split('?')[0]}"
         try:
-            response = self._api.call_api(*request, _request_timeout=TIMEOUT)
+            response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
             data = response.read()
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
             raise KubernetesError(
-                f"{what}: {type(error).__name__}; check that the API server can be reached"
+                f"{call}: {type(error).__name__}; check that the API server can be reached"
             ) from error
         if 200 <= response.status < 300:
             return json.loads(data)
@@ -109,7 +112,7 @@ class HttpKubernetesApi:
         except (ValueError, AttributeError):
             message = ""
         kind = {404: NotFound, 409: Conflict}.get(response.status, KubernetesError)
-        raise kind(message or f"{what}: HTTP {response.status}", response.status)
+        raise kind(message or f"{call}: HTTP {response.status}", response.status)
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         found: Object = self._call("GET", resource.path(namespace, name))
@@ -123,14 +126,14 @@ class HttpKubernetesApi:
         ]
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
-        """Server-side apply; fields that others set and we do not name stay theirs.
+        """Server-side apply. Fields that others set and that ``obj`` does not contain are left alone.
 
         Raises :class:`Conflict` when ``obj`` carries a resourceVersion that is no longer the object's.
         """
         path = resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])
         query = urlencode({"fieldManager": FIELD_MANAGER, "force": "true"})
         suffix = f"/{subresource}" if subresource else ""
-        applied: Object = self._call("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY)
+        applied: Object = self._call("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
         return applied
 
     def create(self, obj: Object) -> Object:
@@ -140,7 +143,7 @@ class HttpKubernetesApi:
         return created
 
     def delete(self, resource: Resource, namespace: str, name: str) -> None:
-        """Delete in the background; deleting what is not there is no error."""
+        """Delete in the background. Deleting an object that does not exist is no error."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         try:
             self._call("DELETE", resource.path(namespace, name), options)

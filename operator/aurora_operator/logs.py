@@ -1,19 +1,19 @@
-"""Logs as one JSON object a line, so that a message with quotes or a traceback stays one event."""
+"""Writes logs as one JSON object per line, so that a message with quotes or a traceback stays one record."""
 
 from __future__ import annotations
 
 import json
 import logging
 
-_CHATTY = ("kopf", "urllib3", "botocore", "boto3", "aiohttp")
+_VERBOSE_LIBRARIES = ("kopf", "urllib3", "botocore", "boto3", "aiohttp")
 
 
-class _Formatter(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
             "level": record.levelname,
-            "from": record.name,
+            "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -22,9 +22,9 @@ class _Formatter(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Log to stderr; libraries only what is wrong."""
+    """Log to stderr from ``level`` on; verbose libraries only from WARNING on."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _CHATTY:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""One task per speculator: observe, plan, act, wait for an event or for time to pass.
+"""Keeps one speculator reconciled until it is deleted: reconcile, then wait for an event or for time to pass.
 
-Invariants: a task holds no truth, so it may end and start anywhere; the loop's handler is the one place that catches
-everything: it logs and comes back with growing, jittered delay, because a speculator must never be given up.
+Invariant: the loop never gives up on a speculator. Its handler is the one place that catches every exception. The
+handler logs the exception and retries with exponential, jittered backoff.
 """
 
 from __future__ import annotations
@@ -9,141 +9,69 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
-from aurora_operator.act.actor import Actor, Outcome
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.errors import Conflict, NotFound, OperatorError
-from aurora_operator.kubernetes_api import KubernetesApi
-from aurora_operator.observe.observed_time import ObservedTime
-from aurora_operator.observe.observer import Observer
-from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan import plan
+from aurora_operator.reconciler import Reconciler
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
-MOVING_SECONDS = 2.0
-IDLE_SECONDS = 15.0
-SETTLE_SECONDS = 0.2
-"""Events come in bursts: one look answers all that arrive within this time."""
-FIRST_BACKOFF, LAST_BACKOFF = 1.0, 60.0
+DEBOUNCE_SECONDS = 0.2
+"""Events come in bursts: one reconcile answers all events that arrive within this time."""
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 
 
-class Loop:
+class SpeculatorLoop:
     """The loop of one speculator."""
 
-    def __init__(
-        self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig, namespace: str, name: str
-    ) -> None:
-        self._config = config
-        self._who = f"{namespace}/{name}"
+    def __init__(self, reconciler: Reconciler, namespace: str, name: str) -> None:
+        self._reconciler = reconciler
+        self._speculator = f"{namespace}/{name}"
         self._labels = (namespace, name)
-        self._observer = Observer(api, agents, namespace, name)
-        self._actor = Actor(api, agents)
-        self._woken = asyncio.Event()
-        self._outcome = Outcome()
-        self._observed_time = ObservedTime()
-        self._written = 0.0
+        self._wake = asyncio.Event()
+        self._failures = 0
 
     def wake(self) -> None:
-        """Something changed: look soon."""
-        self._woken.set()
+        """Something changed: reconcile soon."""
+        self._wake.set()
 
     async def run(self) -> None:
-        """Until the speculator is gone."""
-        failures = 0
+        """Reconcile until the speculator is gone."""
         while True:
-            self._woken.clear()
-            outcome = "done"
+            self._wake.clear()
             try:
-                delay = await self.once()
-                failures = 0
+                delay_seconds = await self._reconciler.reconcile()
+                outcome, self._failures = "done", 0
             except NotFound as error:
-                if await self._gone():
+                if await self._reconciler.is_gone():
+                    metrics.forget(*self._labels)
                     return
-                log.info("%s: %s; looking again", self._who, error)
-                delay, outcome = FIRST_BACKOFF, "error"
+                log.info("%s: %s; retrying", self._speculator, error)
+                delay_seconds, outcome = MIN_BACKOFF_SECONDS, "error"
             except (Conflict, ObjectExists) as error:
-                log.info("%s: somebody else was first; looking again (%s)", self._who, error)
-                delay, outcome = random.uniform(0.1, 0.5), "conflict"  # noqa: S311 - jitter
+                log.info("%s: somebody else wrote first, retrying: %s", self._speculator, error)
+                delay_seconds, outcome = random.uniform(0.1, 0.5), "conflict"  # noqa: S311 - jitter
             except Exception as error:
-                failures += 1
-                known = isinstance(error, (OperatorError, StoreError))
-                if known:
-                    log.warning("%s: %s", self._who, error)
-                else:
-                    log.exception("%s: not expected", self._who)
-                limit = min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** min(failures - 1, 10))
-                delay, outcome = random.uniform(limit / 2, limit), "error"  # noqa: S311 - jitter
+                delay_seconds, outcome = self._backoff(error), "error"
             metrics.RECONCILES.labels(*self._labels, outcome).inc()
-            await self._pause(delay)
+            await self._pause(delay_seconds)
 
-    async def once(self) -> float:
-        """One look, plan and act; how long to wait for the next."""
-        started = time.monotonic()
-        look = await self._observer.look()
-        now, steady = datetime.now(UTC), time.monotonic()
-        observed = replace(
-            look.observed,
-            observation_gap=self._observed_time.has_gap(now, steady),
-            fenced=self._outcome.fenced,
-            apply_errors=self._outcome.problems,
-            refused_job=self._outcome.refused_job,
-        )
-        made = plan(observed, self._config, now, timedelta(seconds=min(steady - self._written, 1e6)))
-        self._outcome = await self._actor.act(made, look, self._observer.records)
-        self._observed_time.record(now, steady, decided=observed.store.ok)
-        if self._outcome.wrote_status:
-            self._written = time.monotonic()
-        metrics.show(observed)
-        metrics.SECONDS.labels(*self._labels).observe(time.monotonic() - started)
-        return MOVING_SECONDS if made.moving or self._outcome.problems else IDLE_SECONDS
-
-    async def _gone(self) -> bool:
-        try:
-            await self._observer.look()
-        except NotFound:
-            metrics.forget(*self._labels)
-            return True
-        except OperatorError:
-            return False
-        return False
+    def _backoff(self, error: Exception) -> float:
+        """Log ``error``, and return the seconds to wait before the next attempt."""
+        self._failures += 1
+        if isinstance(error, (OperatorError, StoreError)):
+            log.warning("%s: reconcile failed: %s", self._speculator, error)
+        else:
+            log.error("%s: reconcile failed unexpectedly", self._speculator, exc_info=error)
+        limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
+        return random.uniform(limit / 2, limit)  # noqa: S311 - jitter
 
     async def _pause(self, seconds: float) -> None:
         try:
-            # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes together with the end.
+            # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that arrives together with the result.
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
+                await self._wake.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(SETTLE_SECONDS)
-
-
-class Loops:
-    """All loops of this process."""
-
-    def __init__(self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig) -> None:
-        self._api, self._agents, self._config = api, agents, config
-        self._loops: dict[tuple[str, str], tuple[Loop, asyncio.Task[None]]] = {}
-
-    def wake(self, namespace: str, name: str, *, start: bool = False) -> None:
-        """Wake a speculator's loop; with ``start``, begin one where there is none."""
-        key = (namespace, name)
-        known = self._loops.get(key)
-        if known is not None and not known[1].done():
-            known[0].wake()
-        elif start:
-            loop = Loop(self._api, self._agents, self._config, namespace, name)
-            self._loops[key] = (loop, asyncio.create_task(loop.run(), name=f"{namespace}/{name}"))
-
-    async def stop(self) -> None:
-        """End all tasks. An act that is cut short is continued by the next process."""
-        tasks = [task for _, task in self._loops.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._loops.clear()
+        await asyncio.sleep(DEBOUNCE_SECONDS)

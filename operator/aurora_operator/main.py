@@ -1,13 +1,14 @@
-"""kopf wiring and nothing else: events wake loops.
+"""Connects kopf to the loops: events wake loops, and nothing else happens here.
 
-Invariant: no handler here writes: kopf keeps no progress, annotation or finalizer on our objects, so that a speculator
-can be deleted while the operator is down.
+Invariant: no handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can be
+deleted while the operator is down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,38 +18,46 @@ from prometheus_client import start_http_server
 
 from aurora_api import GROUP, PLURAL, VERSION
 from aurora_operator.agent_client import AgentClient
-from aurora_operator.children.common import INSTANCE, MANAGED
+from aurora_operator.children.metadata import INSTANCE_LABEL, MANAGED_BY
+from aurora_operator.errors import ConfigError
 from aurora_operator.kubernetes_api import HttpKubernetesApi
 from aurora_operator.logs import configure_logs
-from aurora_operator.loop import Loops
+from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.operator_config import OperatorConfig
 
 log = logging.getLogger(__name__)
-CHILDREN = (("", "v1", "pods"), ("apps", "v1", "deployments"), ("apps", "v1", "statefulsets"), ("batch", "v1", "jobs"))
-THREADS = 64
+WATCHED_CHILDREN = (
+    ("", "v1", "pods"),
+    ("apps", "v1", "deployments"),
+    ("apps", "v1", "statefulsets"),
+    ("batch", "v1", "jobs"),
+)
+IO_THREADS = 64
+"""Calls of the API server and the store block a thread. A store that hangs must not occupy all threads."""
 
 
-def build(config: OperatorConfig) -> kopf.OperatorRegistry:
-    """The handlers, in a registry of their own."""
+def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
+    """kopf's registry with our handlers."""
     registry = kopf.OperatorRegistry()
-    wiring = _Wiring(config)
+    handlers = EventHandlers(config)
     kopf.on.login(registry=registry)(kopf.login_via_client)
-    kopf.on.startup(registry=registry)(wiring.start)
-    kopf.on.cleanup(registry=registry)(wiring.stop)
-    kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(wiring.speculator)
-    for resource in CHILDREN:
-        kopf.on.event(*resource, registry=registry, labels=MANAGED)(wiring.child)
+    kopf.on.startup(registry=registry)(handlers.start)
+    kopf.on.cleanup(registry=registry)(handlers.stop)
+    kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(handlers.on_speculator)
+    for resource in WATCHED_CHILDREN:
+        kopf.on.event(*resource, registry=registry, labels=MANAGED_BY)(handlers.on_child)
     return registry
 
 
-class _Wiring:
-    """kopf's callbacks. They share the loops, which exist between start and stop."""
+class EventHandlers:
+    """kopf's callbacks. The loops exist between :meth:`start` and :meth:`stop`."""
 
     def __init__(self, config: OperatorConfig) -> None:
         self._config = config
-        self._seen: dict[str, tuple[int, dict[str, str]]] = {}
+        self._last_seen: dict[str, tuple[int, dict[str, str]]] = {}
+        """Speculator's uid -> its generation and annotations."""
         self._session: aiohttp.ClientSession
-        self._loops: Loops
+        self._loops: LoopRegistry
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False
@@ -57,37 +66,44 @@ class _Wiring:
         settings.watching.client_timeout = 360
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
-        for resource in CHILDREN:
-            settings.watching.label_selectors[resource] = ",".join(f"{key}={value}" for key, value in MANAGED.items())
-        # The API server's and the store's calls block; a store that hangs must not take all threads.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="io"))
+        labels = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+        for resource in WATCHED_CHILDREN:
+            settings.watching.label_selectors[resource] = labels
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
         self._session = aiohttp.ClientSession()
-        self._loops = Loops(HttpKubernetesApi.connect(), AgentClient(self._session), self._config)
+        self._loops = LoopRegistry(HttpKubernetesApi.connect(), AgentClient(self._session), self._config)
         log.info("started, watching %s", ", ".join(self._config.watch_namespaces) or "all namespaces")
 
     async def stop(self, **_: Any) -> None:
         await self._loops.stop()
         await self._session.close()
 
-    async def speculator(self, namespace: str, name: str, uid: str, meta: kopf.Meta, **event: Any) -> None:
-        """Our own status writes come back as events; only what a user changed is worth a look."""
+    async def on_speculator(self, namespace: str, name: str, uid: str, meta: kopf.Meta, **event: Any) -> None:
+        """Wake the loop when a user changed the spec or an annotation. Our own status writes come here too."""
         if event["type"] == "DELETED":
-            self._seen.pop(uid, None)
+            self._last_seen.pop(uid, None)
             self._loops.wake(namespace, name)
-        elif self._seen.get(uid) != (wanted := (meta["generation"], dict(meta.get("annotations") or {}))):
-            self._seen[uid] = wanted
+            return
+        current = (meta["generation"], dict(meta.get("annotations") or {}))
+        if self._last_seen.get(uid) != current:
+            self._last_seen[uid] = current
             self._loops.wake(namespace, name, start=True)
 
-    async def child(self, namespace: str, labels: kopf.Labels, **_: Any) -> None:
-        self._loops.wake(namespace, labels.get(INSTANCE, ""))
+    async def on_child(self, namespace: str, labels: kopf.Labels, **_: Any) -> None:
+        """Wake the loop of the speculator that a child belongs to."""
+        self._loops.wake(namespace, labels.get(INSTANCE_LABEL, ""))
 
 
 def main() -> None:
-    config = OperatorConfig.from_env()
+    """Run the operator until it is stopped. Exits with an error message when a setting is missing."""
+    try:
+        config = OperatorConfig.from_env()
+    except ConfigError as error:
+        sys.exit(f"aurora-operator: {error}")
     configure_logs(config.log_level)
     start_http_server(config.metrics_port)
     kopf.run(
-        registry=build(config),
+        registry=handler_registry(config),
         standalone=True,
         clusterwide=not config.watch_namespaces,
         namespaces=config.watch_namespaces,

@@ -1,38 +1,55 @@
-"""Prometheus metrics of the operator itself. No label carries user text: only namespace and name of the speculator."""
+"""Prometheus metrics of the operator itself.
+
+Invariant: no label carries user text other than the namespace and the name of the speculator.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_operator.observe.observed import Observed
 
-_WHO = ("namespace", "name")
+_SPECULATOR = ("namespace", "name")
 
-RECONCILES = Counter("aurora_reconciles", "Looks at a speculator, by how they ended.", (*_WHO, "outcome"))
-SECONDS = Histogram("aurora_reconcile_seconds", "Time of one look, plan and act.", _WHO)
-READY = Gauge("aurora_speculator_ready", "1 when the condition Ready is True.", _WHO)
-ACTIVE = Gauge("aurora_speculator_active_version", "The active draft version.", _WHO)
-POD_VERSION = Gauge("aurora_speculator_pods", "Inference pods by what their engine serves.", (*_WHO, "version"))
+RECONCILES = Counter(
+    "aurora_reconciles",
+    "Reconciles of a speculator, by outcome: done, conflict (somebody else wrote first) or error.",
+    (*_SPECULATOR, "outcome"),
+)
+RECONCILE_SECONDS = Histogram(
+    "aurora_reconcile_seconds", "Duration of a successful reconcile (observe, plan, act), in seconds.", _SPECULATOR
+)
+READY = Gauge("aurora_speculator_ready", "1 while the condition Ready is True, otherwise 0.", _SPECULATOR)
+ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version of the draft.", _SPECULATOR)
+PODS = Gauge(
+    "aurora_speculator_pods",
+    "Inference pods, by the draft version that their engine serves (unknown: the agent did not answer).",
+    (*_SPECULATOR, "version"),
+)
 
 
-def show(observed: Observed) -> None:
-    """Set the gauges from one look."""
-    who = (observed.owner.namespace, observed.owner.name)
-    ready = any(c.type == "Ready" and c.status == "True" for c in observed.status.conditions)
-    READY.labels(*who).set(int(ready))
+def record_observation(observed: Observed, seconds: float) -> None:
+    """Set the gauges from one observation, whose reconcile took ``seconds``."""
+    labels = (observed.owner.namespace, observed.owner.name)
+    RECONCILE_SECONDS.labels(*labels).observe(seconds)
+    conditions = observed.status.conditions
+    ready = any(c.type is ConditionType.READY and c.status is ConditionStatus.TRUE for c in conditions)
+    READY.labels(*labels).set(int(ready))
     if observed.store.channel is not None:
-        ACTIVE.labels(*who).set(observed.store.channel.active)
-    forget_pods(*who)
+        ACTIVE_VERSION.labels(*labels).set(observed.store.channel.active)
+    # A version that no pod serves any more must not keep its last count.
+    _remove(PODS, *labels)
     for pod in observed.pods:
         version = pod.agent.version if pod.agent else None
-        POD_VERSION.labels(*who, "unknown" if version is None else str(version)).inc()
-
-
-def forget_pods(namespace: str, name: str) -> None:
-    POD_VERSION.remove_by_labels({"namespace": namespace, "name": name})
+        PODS.labels(*labels, "unknown" if version is None else str(version)).inc()
 
 
 def forget(namespace: str, name: str) -> None:
     """Drop the series of a speculator that is gone."""
-    for metric in (RECONCILES, SECONDS, READY, ACTIVE, POD_VERSION):
-        metric.remove_by_labels({"namespace": namespace, "name": name})
+    for metric in (RECONCILES, RECONCILE_SECONDS, READY, ACTIVE_VERSION, PODS):
+        _remove(metric, namespace, name)
+
+
+def _remove(metric: Counter | Gauge | Histogram, namespace: str, name: str) -> None:
+    metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -1,6 +1,6 @@
-"""What the chart tells the operator, read once from the environment.
+"""The operator's own settings, which the chart passes in environment variables.
 
-Invariant: nothing else in the package reads the environment.
+Invariant: no other module of the package reads the environment.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from aurora_operator.errors import ConfigError
+
 FIELD_MANAGER = "aurora-operator"
+_IMAGES = {"AURORA_RUNTIME_IMAGE": "images.runtime", "AURORA_AGENT_IMAGE": "images.agent"}
+"""Variable -> the chart's value that sets it."""
 
 
 @dataclass(frozen=True)
 class OperatorConfig:
-    """The operator's own settings; a speculator's are in its spec."""
+    """Settings of the operator. A speculator's settings are in its spec."""
 
     runtime_image: str
     agent_image: str
@@ -30,10 +34,11 @@ class OperatorConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> OperatorConfig:
+        """Raises :class:`ConfigError` when an image is not set."""
         env = os.environ if env is None else env
         return cls(
-            runtime_image=env.get("AURORA_RUNTIME_IMAGE", "aurora-runtime:latest"),
-            agent_image=env.get("AURORA_AGENT_IMAGE", "aurora-agent:latest"),
+            runtime_image=_image(env, "AURORA_RUNTIME_IMAGE"),
+            agent_image=_image(env, "AURORA_AGENT_IMAGE"),
             operator_namespace=env.get("POD_NAMESPACE", "default"),
             watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
@@ -42,6 +47,17 @@ class OperatorConfig:
             liveness_port=int(env.get("AURORA_LIVENESS_PORT", "8081")),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
         )
+
+
+def _image(env: Mapping[str, str], variable: str) -> str:
+    """An image has no default: an operator that guessed one would roll every pod to another version of the code."""
+    image = env.get(variable, "")
+    if not image:
+        raise ConfigError(
+            f"the environment variable {variable} is not set; set it to an image, "
+            f"or set {_IMAGES[variable]} in the values of the Helm chart"
+        )
+    return image
 
 
 def _names(text: str) -> tuple[str, ...]:

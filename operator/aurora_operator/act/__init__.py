@@ -1,1 +1,1 @@
-"""Does what a plan says. Every action is idempotent."""
+"""Execution of plans. Every action is idempotent."""

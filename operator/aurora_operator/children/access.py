@@ -1,7 +1,7 @@
-"""Identity and keys: the pods' ServiceAccount, without a token, and the Secret with generated keys.
+"""The pods' ServiceAccount, without a token, and the Secret with the generated keys.
 
-Invariant: the keys are generated once. The Secret is created, never applied, so that a restarted operator cannot
-replace keys that running pods use.
+Invariant: the keys are generated once. The Secret is created and never applied, so a restarted operator cannot replace
+keys that running pods use.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import secrets
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.common import child, keys_name
+from aurora_operator.children.metadata import child, keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
 
 
 def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
-    """Ours, unless the user names one that carries the store's identity."""
+    """Our own ServiceAccount; none when the user names one that carries the store's identity."""
     if spec.store.credentials.service_account_name:
         return []
     return [child(owner, "v1", "ServiceAccount", owner.name, automountServiceAccountToken=False)]
 
 
 def new_keys(owner: Owner) -> Object:
-    """A fresh Secret: not pure, for it draws random keys."""
+    """A Secret with newly generated random keys; every call returns other keys."""
     data = {ADMIN_KEY: secrets.token_urlsafe(32), AGENT_TOKEN: secrets.token_urlsafe(32)}
     return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)

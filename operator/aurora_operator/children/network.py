@@ -1,17 +1,27 @@
 """Services, NetworkPolicies and the disruption budget.
 
-Invariant: nothing but the operator's pods may reach the agents' port, and where replicas are measured their validators,
-whose token the agents demand of both; the engine's port is for the speculator's own
-namespace and for namespaces labelled ``aurora.dev/client=true``; trainer and validators accept no connection at all.
+Invariants:
+
+- Only the operator's pods reach the agents' port, and the validators too where replicas are measured. The agents
+  demand their token from both.
+- The engine's port is open to the speculator's own namespace and to namespaces labelled ``aurora.dev/client=true``.
+- The trainer and the validators accept no connection.
 """
 
 from __future__ import annotations
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.children.common import COMPONENT, INFERENCE, TRAINER, VALIDATOR, child, selector
+from aurora_operator.children.metadata import (
+    COMPONENT_LABEL,
+    INFERENCE,
+    TRAINER,
+    VALIDATOR,
+    child,
+    selector,
+    trainer_name,
+)
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.trainer_statefulset import trainer_name
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
@@ -20,7 +30,7 @@ CLIENT_LABEL = {"aurora.dev/client": "true"}
 
 
 def services(owner: Owner) -> list[Object]:
-    """``<name>``: where clients send requests; ``<name>-trainer``: what a StatefulSet needs, without addresses."""
+    """``<name>``, where clients send requests, and ``<name>-trainer``, a headless one that the StatefulSet needs."""
     serve = {
         "type": "ClusterIP",
         "selector": selector(owner, INFERENCE),
@@ -34,7 +44,7 @@ def services(owner: Owner) -> list[Object]:
 
 
 def disruption_budget(owner: Owner) -> Object:
-    """One pod at a time may be drained; pods that do not serve anyway never block a drain."""
+    """Lets one pod at a time be evicted. Pods that do not serve anyway never block an eviction."""
     return child(
         owner,
         "policy/v1",
@@ -50,14 +60,13 @@ def disruption_budget(owner: Owner) -> Object:
 
 
 def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list[Object]:
-    """Ingress only: what pods must reach (the store, a model hub) is the cluster's to decide."""
+    """Policies for ingress only. The cluster's administrator decides what pods may reach (the store, a model hub)."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": config.operator_namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "aurora-operator"}},
     }
-    drivers = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}]
-    if spec.validation.measure_on is not MeasureOn.REPLICA:
-        drivers = []
+    on_replica = spec.validation.measure_on is MeasureOn.REPLICA
+    validators = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}] if on_replica else []
     serve = {
         "podSelector": {"matchLabels": selector(owner, INFERENCE)},
         "policyTypes": ["Ingress"],
@@ -66,13 +75,13 @@ def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list
                 "from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": CLIENT_LABEL}}],
                 "ports": [{"port": ENGINE_PORT, "protocol": "TCP"}],
             },
-            {"from": [operator, *drivers], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
+            {"from": [operator, *validators], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
         ],
     }
     closed = {
         "podSelector": {
             "matchLabels": selector(owner),
-            "matchExpressions": [{"key": COMPONENT, "operator": "In", "values": [TRAINER, VALIDATOR]}],
+            "matchExpressions": [{"key": COMPONENT_LABEL, "operator": "In", "values": [TRAINER, VALIDATOR]}],
         },
         "policyTypes": ["Ingress"],
     }

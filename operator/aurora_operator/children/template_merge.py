@@ -1,8 +1,10 @@
-"""Merging a user's partial pod template over ours. Pure.
+"""Merges a user's partial pod template over ours. Pure.
 
-Invariants: merging nothing changes nothing; merging twice is merging once; our own items keep their order; what the
-user did not name stays ours. Lists merge as strategic merge does, by the key that Kubernetes declares for the field;
-lists without such a key are replaced. ``null`` removes a key.
+Lists merge as in Kubernetes' strategic merge patch, by the key that Kubernetes declares for the field. A list without
+such a key is replaced. ``null`` removes a key.
+
+Invariants: merging an empty template changes nothing. Merging twice gives the same as merging once. Our own items keep
+their order. Everything that the user does not name stays ours.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_KEYS: dict[str, tuple[str, ...]] = {
+_MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),
     "initContainers": ("name",),
     "volumes": ("name",),
@@ -22,8 +24,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "hostAliases": ("ip",),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
-_WHOLE = frozenset({"volumes", "env"})
-"""Items that are unions: merging two kinds of volume, or a value and a valueFrom, would make neither."""
+_REPLACED_ITEMS = frozenset({"volumes", "env"})
+"""Fields whose items are unions: two kinds of volume, or a ``value`` and a ``valueFrom``, cannot be merged."""
 
 
 def _identity(item: Any, keys: tuple[str, ...]) -> Any:
@@ -31,17 +33,17 @@ def _identity(item: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _merge_list(field: str, base: list[Any], override: list[Any]) -> list[Any]:
-    keys = _KEYS[field]
+    keys = _MERGE_KEYS[field]
     out = {_identity(item, keys): item for item in base}
     for item in override:
         identity = _identity(item, keys)
-        mergeable = identity in out and isinstance(item, Mapping) and field not in _WHOLE
+        mergeable = identity in out and isinstance(item, Mapping) and field not in _REPLACED_ITEMS
         out[identity] = merge(out[identity], item) if mergeable else item
     return list(out.values())
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """``override`` over ``base``; neither is changed."""
+    """``override`` merged over ``base``. Neither argument is changed."""
     out = dict(base)
     for key, value in override.items():
         if value is None:
@@ -49,7 +51,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
         elif isinstance(value, Mapping):
             below = out.get(key)
             out[key] = merge(below if isinstance(below, Mapping) else {}, value)
-        elif isinstance(value, list) and key in _KEYS:
+        elif isinstance(value, list) and key in _MERGE_KEYS:
             below = out.get(key)
             out[key] = _merge_list(key, below if isinstance(below, list) else [], value)
         else:

@@ -1,1 +1,1 @@
-"""Reads one speculator's resource, children, agents and store records into one frozen ``Observed``."""
+"""Observation: reads one speculator's resource, children, agents and store records into one frozen ``Observed``."""

@@ -1,7 +1,11 @@
-"""Reads the store's small records of one speculator into a :class:`StoreView`.
+"""Reads the store's small records about one speculator into a :class:`StoreView`.
 
-Invariants: never raises for what the store does (an outage is data); records that are create-once are read once; a
-store is trusted only after it has proved, once per process and again after every fault, that it keeps create-once.
+Invariants:
+
+- A fault of the store never raises; the view carries the error.
+- Create-once records are read once.
+- The store is used only after a probe showed that it keeps create-once. The probe runs once per process, and again
+  after every fault.
 """
 
 from __future__ import annotations
@@ -18,25 +22,25 @@ from aurora_store.errors import ObjectMissing, StoreError, StoreUnsupported
 from aurora_store.keys import number_of
 
 R = TypeVar("R", bound=Record)
-ATTEMPTS = 2
+REQUEST_ATTEMPTS = 2
 
 
 class StoreReader:
-    """One speculator's store. Not thread-safe: one look at a time."""
+    """One speculator's store. Not thread-safe: only one call at a time."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
-        self._objects = ObjectStore(config, attempts=ATTEMPTS)
+        self._objects = ObjectStore(config, attempts=REQUEST_ATTEMPTS)
         self._registry = Registry(self._objects)
         self._cache: dict[str, Record] = {}
         self._probed = False
-        self._newest = ""
+        self._newest_key = ""
 
-    def read(self, interesting: frozenset[int]) -> StoreView:
-        """The records about the newest version, the active and previous ones, and those in ``interesting``. Blocks."""
+    def read(self, versions: frozenset[int]) -> StoreView:
+        """The records about the newest, the active and the previous version, and about ``versions``. Blocks."""
         try:
-            self._prove()
-            return self._read(interesting)
+            self._probe_once()
+            return self._read(versions)
         except StoreUnsupported as error:
             self._probed = False
             return StoreView(reason="ConditionalWritesUnsupported", error=str(error))
@@ -47,53 +51,36 @@ class StoreReader:
             return StoreView(reason="InvalidRecord", error=f"a record in the store is not valid: {error}")
 
     def advance(self, channel: Channel) -> None:
-        """Write the channel's next record. Raises :class:`StoreError`; ``ObjectExists`` when another was first."""
+        """Write the channel's next record. Blocks.
+
+        Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
+        """
         self._registry.advance_channel(channel)
 
-    def _prove(self) -> None:
+    def _probe_once(self) -> None:
         if self._probed:
             return
         if self.config.endpoint:
-            # A store of one's own starts empty; on AWS a missing bucket is a typing error.
+            # A self-hosted store starts empty, so the bucket is created. On AWS a missing bucket is a typing error.
             self._objects.ensure_bucket()
         self._objects.probe()
         self._probed = True
 
-    def _once(self, model: type[R], key: str) -> R:
-        known = self._cache.get(key)
-        if not isinstance(known, model):
-            known = self._cache[key] = model.from_json(self._objects.get(key))
-        return known
-
-    def _last(self, prefix: str, after: str = "") -> str | None:
-        return max((key for key in self._objects.list(prefix, after=after) if key.endswith(".json")), default=None)
-
-    def _read(self, interesting: frozenset[int]) -> StoreView:
-        lineage_key, channel_key = self._last(Keys.LINEAGE), self._last(Keys.CHANNEL)
-        lineage = self._once(Lineage, lineage_key) if lineage_key else None
-        channel = self._once(Channel, channel_key) if channel_key else None
-        self._newest = self._last(Keys.REGISTRY, after=self._newest) or self._newest
-        wanted = set(interesting) | {INITIAL_VERSION}
-        if self._newest:
-            wanted.add(number_of(self._newest))
+    def _read(self, versions: frozenset[int]) -> StoreView:
+        lineage_key, channel_key = self._last_key(Keys.LINEAGE), self._last_key(Keys.CHANNEL)
+        lineage = self._cached(Lineage, lineage_key) if lineage_key else None
+        channel = self._cached(Channel, channel_key) if channel_key else None
+        self._newest_key = self._last_key(Keys.REGISTRY, after=self._newest_key) or self._newest_key
+        wanted = set(versions) | {INITIAL_VERSION}
+        if self._newest_key:
+            wanted.add(number_of(self._newest_key))
         if channel is not None:
             wanted |= {channel.active} | ({channel.previous} if channel.previous is not None else set())
-        registrations = {}
-        for version in sorted(wanted):
-            try:
-                registrations[version] = self._once(Registration, Keys.registration(version))
-            except ObjectMissing:
-                continue
-        evidence = tuple(
-            self._once(Evidence, key)
-            for version in registrations
-            if version != INITIAL_VERSION
-            for key in self._objects.list(Keys.evidence_of(version))
-            if key.endswith(".json")
-        )
-        kept = {Keys.registration(v) for v in registrations} | {Keys.evidence(e.version, e.attempt) for e in evidence}
-        kept |= {key for key in (lineage_key, channel_key) if key}
-        self._cache = {key: value for key, value in self._cache.items() if key in kept}
+        registrations = self._registrations(wanted)
+        evidence = self._evidence(registrations)
+        used = {Keys.registration(v) for v in registrations} | {Keys.evidence(e.version, e.attempt) for e in evidence}
+        used |= {key for key in (lineage_key, channel_key) if key}
+        self._cache = {key: value for key, value in self._cache.items() if key in used}
         return StoreView(
             lineage=lineage,
             channel=channel,
@@ -101,3 +88,31 @@ class StoreReader:
             evidence=evidence,
             trainer=self._registry.trainer_status(),
         )
+
+    def _registrations(self, versions: set[int]) -> dict[int, Registration]:
+        found = {}
+        for version in sorted(versions):
+            try:
+                found[version] = self._cached(Registration, Keys.registration(version))
+            except ObjectMissing:
+                continue
+        return found
+
+    def _evidence(self, registrations: dict[int, Registration]) -> tuple[Evidence, ...]:
+        return tuple(
+            self._cached(Evidence, key)
+            for version in registrations
+            if version != INITIAL_VERSION
+            for key in self._objects.list(Keys.evidence_of(version))
+            if key.endswith(".json")
+        )
+
+    def _cached(self, model: type[R], key: str) -> R:
+        """The create-once record at ``key``. Raises :class:`ObjectMissing`."""
+        known = self._cache.get(key)
+        if not isinstance(known, model):
+            known = self._cache[key] = model.from_json(self._objects.get(key))
+        return known
+
+    def _last_key(self, prefix: str, after: str = "") -> str | None:
+        return max((key for key in self._objects.list(prefix, after=after) if key.endswith(".json")), default=None)

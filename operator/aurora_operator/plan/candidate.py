@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
-from aurora_operator.children.common import job_name
+from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.formatting import ratio_text, source_text
 from aurora_protocol.evidence_records import VerdictKind

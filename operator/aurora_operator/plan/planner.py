@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.children.common import job_name
+from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed, PodView

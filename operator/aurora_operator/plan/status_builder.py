@@ -22,7 +22,7 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_operator.children.common import INFERENCE, selector_text
+from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text

@@ -1,4 +1,4 @@
-"""Acting: the order that makes an interruption harmless, and what a fault in the middle leaves undone."""
+"""The order of actions makes an interruption harmless, and a fault in the middle leaves the rest undone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from aurora_operator.act.actor import Actor
 from aurora_operator.children.network import services
 from aurora_operator.errors import AgentError, Conflict, Fenced, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.loop import Loop
 from aurora_operator.observe.observed import RefusedJob, StoreView
-from aurora_operator.observe.observer import Look
+from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.plan import Loan, Note, Plan, Swap
+from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
 from aurora_store.errors import ObjectExists
@@ -25,16 +25,16 @@ from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, li
 
 @dataclass
 class Journal:
-    """Stands in for the API server, the agents and the store; notes what was asked, fails where it is told to."""
+    """Fake API server, agents and store. Records every call, and raises the configured faults."""
 
-    said: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
     faults: dict[str, Exception] = field(default_factory=dict)
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
 
-    def note(self, what: str) -> None:
-        self.said.append(what)
-        if what in self.faults:
-            raise self.faults[what]
+    def record(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.faults:
+            raise self.faults[call]
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
@@ -43,32 +43,32 @@ class Journal:
         return []
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
-        self.note("status" if subresource else f"apply {obj['kind']}")
+        self.record("status" if subresource else f"apply {obj['kind']}")
         key = (obj["kind"], obj["metadata"]["name"])
         stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
         self.objects[key] = stored
         return stored
 
     def create(self, obj: Object) -> Object:
-        self.note(f"create {obj['kind']}")
+        self.record(f"create {obj['kind']}")
         return obj
 
     def delete(self, resource: Resource, namespace: str, name: str) -> None:
-        self.note(f"delete {resource.kind} {name}")
+        self.record(f"delete {resource.kind} {name}")
 
     async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
-        self.note(f"swap {ip}")
+        self.record(f"swap {ip}")
         return agent(ip, request.version)
 
     async def measure(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
-        self.note(f"{'withdraw' if request.begin else 'give back'} {ip}")
+        self.record(f"{'withdraw' if request.begin else 'give back'} {ip}")
         return agent(ip, 0)
 
     async def state(self, ip: str, token: str) -> AgentState:
         raise AgentError(ip)
 
     def advance(self, made: Channel) -> None:
-        self.note("channel")
+        self.record("channel")
 
 
 def swap(pod: str) -> Swap:
@@ -93,15 +93,15 @@ FULL = Plan(
 
 
 async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
-    look = Look(observed(), journal.objects, "token")
-    made = actor or Actor(journal, journal)  # type: ignore[arg-type]
-    return await made.act(plan, look, journal)  # type: ignore[arg-type]
+    snapshot = Snapshot(observed(), journal.objects, "token")
+    actor = actor or Actor(journal, journal)  # type: ignore[arg-type]
+    return await actor.act(plan, snapshot, journal)  # type: ignore[arg-type]
 
 
 async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() -> None:
     journal = Journal()
     outcome = await act(journal, FULL)
-    assert journal.said == [
+    assert journal.calls == [
         "create Secret",
         "apply Service",
         "apply Service",
@@ -115,7 +115,7 @@ async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() ->
         "withdraw d",
         "create Event",
     ]
-    assert (outcome.fenced, outcome.problems, outcome.wrote_status) == (False, (), True)
+    assert (outcome.fenced, outcome.apply_errors, outcome.wrote_status) == (False, (), True)
 
 
 @pytest.mark.parametrize(
@@ -126,92 +126,93 @@ async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() ->
         ("status", KubernetesError("down")),
     ],
 )
-async def test_who_loses_a_race_asks_no_agent(where: str, error: Exception) -> None:
+async def test_an_operator_that_loses_a_race_asks_no_agent(where: str, error: Exception) -> None:
     journal = Journal(faults={where: error})
     with pytest.raises(type(error)):
         await act(journal, FULL)
-    assert journal.said[-1] == where
+    assert journal.calls[-1] == where
 
 
-async def test_a_refused_child_does_not_hold_up_the_rest() -> None:
+async def test_a_refused_child_does_not_delay_the_other_actions() -> None:
     journal = Journal(faults={"apply Service": KubernetesError("bad port", 422)})
     outcome = await act(journal, FULL)
-    assert outcome.problems == ("Service chat: bad port", "Service chat-trainer: bad port")
-    assert "swap b" in journal.said
+    assert outcome.apply_errors == ("Service chat: bad port", "Service chat-trainer: bad port")
+    assert "swap b" in journal.calls
 
 
-async def test_a_job_that_is_refused_is_told_to_the_next_look_and_holds_up_nothing() -> None:
+async def test_a_refused_job_is_reported_to_the_next_observation_and_delays_nothing() -> None:
     refused = await act(Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)}), FULL)
     assert refused.refused_job == RefusedJob("j", "exceeded quota: jobs")
-    assert refused.problems == (), "how pods serve is no worse for it"
+    assert refused.apply_errors == (), "a refused Job does not affect serving"
     verbose = await act(Journal(faults={"create Job": KubernetesError("no! " * 20_000, 400)}), FULL)
     assert verbose.refused_job is not None
     assert len(verbose.refused_job.message) < 2000, "a condition holds no more than 32 KiB"
     for error in (KubernetesError("away", 503), Conflict("exists", 409)):
         journal = Journal(faults={"create Job": error})
-        assert (await act(journal, FULL)).refused_job is None, "nobody decided about it"
-        assert "swap b" in journal.said
+        assert (await act(journal, FULL)).refused_job is None, "the API server did not decide about the Job"
+        assert "swap b" in journal.calls
 
 
 @dataclass
-class Watcher:
-    """Looks at what the journal was told to keep, and at a store with a candidate."""
+class FakeObserver:
+    """Observes the status that the journal stored, and a store with a candidate."""
 
     journal: Journal
-    records: None = None
+    store_reader: None = None
 
-    async def look(self) -> Look:
-        kept = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
+    async def observe(self) -> Snapshot:
+        stored = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
         known = {version: registration(version) for version in (0, 1)}
         store = StoreView(lineage=lineage(), channel=channel(0), registrations=known)
-        return Look(observed(store=store, status=SpeculatorStatus.model_validate(kept)), self.journal.objects, "token")
+        world = observed(store=store, status=SpeculatorStatus.model_validate(stored))
+        return Snapshot(world, self.journal.objects, "token")
 
 
-async def test_a_refused_job_is_known_to_the_next_look_and_not_asked_for_again() -> None:
+async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -> None:
     journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
-    loop = Loop(journal, journal, CONFIG, "team", "chat")  # type: ignore[arg-type]
-    loop._observer = Watcher(journal)  # type: ignore[assignment]
+    reconciler = Reconciler(journal, journal, CONFIG, "team", "chat")  # type: ignore[arg-type]
+    reconciler._observer = FakeObserver(journal)  # type: ignore[assignment]
     for _ in range(3):
-        await loop.once()
-    assert journal.said.count("create Job") == 1
-    candidate = (await Watcher(journal).look()).observed.status.candidate
+        await reconciler.reconcile()
+    assert journal.calls.count("create Job") == 1
+    candidate = (await FakeObserver(journal).observe()).observed.status.candidate
     assert candidate is not None
     assert candidate.phase is CandidatePhase.FAILED
     assert "exceeded quota: jobs" in candidate.message
 
 
-async def test_an_api_server_that_is_away_ends_the_act() -> None:
+async def test_an_unavailable_api_server_ends_the_reconcile() -> None:
     journal = Journal(faults={"apply Service": KubernetesError("away", 0)})
     with pytest.raises(KubernetesError):
         await act(journal, FULL)
-    assert "status" not in journal.said
+    assert "status" not in journal.calls
 
 
-async def test_one_silent_agent_does_not_hold_up_the_others_and_a_fence_is_reported() -> None:
+async def test_a_silent_agent_does_not_delay_the_others_and_a_fence_is_reported() -> None:
     silent = await act(Journal(faults={"swap a": AgentError("no answer")}), FULL)
     assert not silent.fenced
     journal = Journal(faults={"swap a": Fenced("higher epoch")})
     assert (await act(journal, FULL)).fenced
-    assert "swap b" in journal.said
+    assert "swap b" in journal.calls
     journal = Journal(faults={"give back c": Fenced("higher epoch")})
     assert (await act(journal, FULL)).fenced
-    assert "withdraw d" in journal.said
+    assert "withdraw d" in journal.calls
 
 
-async def test_what_is_as_we_left_it_costs_no_call_and_what_others_changed_is_put_right() -> None:
+async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_reverted() -> None:
     journal = Journal()
     actor = Actor(journal, journal)  # type: ignore[arg-type]
     quiet = replace(
         FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), loans=(), notes=()
     )
     await act(journal, quiet, actor)
-    journal.said.clear()
+    journal.calls.clear()
     await act(journal, quiet, actor)
-    assert journal.said == []
+    assert journal.calls == []
     journal.objects["Service", "chat"]["metadata"]["resourceVersion"] = "2"
     await act(journal, quiet, actor)
-    assert journal.said == ["apply Service"]
-    journal.said.clear()
+    assert journal.calls == ["apply Service"]
+    journal.calls.clear()
     del journal.objects["Service", "chat-trainer"]
     await act(journal, quiet, actor)
-    assert journal.said == ["apply Service"]
+    assert journal.calls == ["apply Service"]

@@ -1,4 +1,4 @@
-"""The children: held to the restricted profile, told what they need and no more, open to the user's template."""
+"""The children pass the restricted profile, get only the settings they need, and take the user's template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import policies
 from aurora_operator.children.trainer_statefulset import stateful_set
-from aurora_operator.children.validation_job import ValidationAttempt, job, shape
+from aurora_operator.children.validation_job import ValidationAttempt, job, measurement_shape
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
@@ -55,7 +55,7 @@ def test_every_pod_is_restricted(name: str) -> None:
         assert mounts <= {volume["name"] for volume in pod["volumes"]}
 
 
-def test_settings_are_what_the_roles_parse() -> None:
+def test_settings_parse_in_every_role() -> None:
     made = pods(spec())
     texts = {name: variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"] for name in made}
     assert ServingSettings.from_json(texts["inference"]).store.root == "aurora/team/chat-01234567"
@@ -64,7 +64,7 @@ def test_settings_are_what_the_roles_parse() -> None:
     assert (measured.candidate, measured.active, measured.attempt) == (2, 1, 1)
 
 
-def test_a_pinned_older_image_meets_no_field_that_nobody_set() -> None:
+def test_settings_hold_no_field_that_the_user_did_not_set_so_an_older_image_can_parse_them() -> None:
     def training(**given: Any) -> dict[str, Any]:
         text = variables(containers(pods(spec(training=given))["trainer"])[0])["AURORA_SETTINGS"]["value"]
         settings: dict[str, Any] = json.loads(text)["training"]
@@ -81,7 +81,7 @@ def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
 
 
 @pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1")])
-def test_an_agent_has_what_is_left_of_the_grace_period(grace: int | None, within: str) -> None:
+def test_an_agent_must_stop_within_the_rest_of_the_grace_period(grace: int | None, within: str) -> None:
     given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
     template = pods(spec(**given))["inference"]
     (agent,) = [c for c in containers(template) if c["name"] == "agent"]
@@ -104,7 +104,7 @@ def exec_hook(*command: str) -> dict[str, Any]:
         ({"preStop": {"sleep": {"seconds": "soon"}}}, {"preStop": "no object"}, "110", "7"),
     ],
 )
-def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, within: str, settle: str) -> None:
+def test_an_agent_waits_for_its_engines_pre_stop_hook(engine: Any, agent: Any, within: str, settle: str) -> None:
     given = [{"name": "sglang", "lifecycle": engine}, {"name": "agent", "lifecycle": agent}]
     template = pods(spec(serving={"template": {"spec": {"containers": given}}}))["inference"]
     (made,) = [c for c in containers(template) if c["name"] == "agent"]
@@ -120,7 +120,7 @@ def test_an_agent_knows_when_its_engine_is_told_to_end(engine: Any, agent: Any, 
         {"rollout": {"pin": 1}},
     ],
 )
-def test_what_serving_does_not_obey_does_not_restart_it(change: dict[str, Any]) -> None:
+def test_a_change_that_serving_does_not_depend_on_restarts_no_pod(change: dict[str, Any]) -> None:
     assert deployment(OWNER, spec(**change), CONFIG) == deployment(OWNER, spec(), CONFIG)
 
 
@@ -190,10 +190,10 @@ def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]
     own["command"] = ["mine"]
     given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
     container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
-    assert container["command"] == ["mine"], "the user's template has the last word"
+    assert container["command"] == ["mine"], "the user's template wins"
 
 
-def test_pods_pull_as_the_chart_says_and_a_template_adds_to_it() -> None:
+def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None:
     config = dataclasses.replace(CONFIG, pull_policy="Always", pull_secrets=("registry",))
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
@@ -210,7 +210,7 @@ def test_pods_pull_as_the_chart_says_and_a_template_adds_to_it() -> None:
         assert set(found.values()) <= {None}, "a container of the user's own keeps Kubernetes' default"
 
 
-def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_and_one_token() -> None:
+def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_token() -> None:
     secrets = [{"name": "registry"}]
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = secrets
@@ -241,9 +241,10 @@ def test_a_driver_on_a_replica_takes_nothing_of_the_serving_pods_but_the_image_a
         {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
     ],
 )
-def test_what_decides_speed_is_in_the_shape_that_baselines_are_kept_for(change: dict[str, Any]) -> None:
-    assert shape(spec(**change)) != shape(spec())
-    assert shape(spec(serving={"replicas": 5}, rollout={"paused": True})) == shape(spec())
+def test_the_measurement_shape_changes_with_everything_that_decides_speed(change: dict[str, Any]) -> None:
+    assert measurement_shape(spec(**change)) != measurement_shape(spec())
+    unrelated = spec(serving={"replicas": 5}, rollout={"paused": True})
+    assert measurement_shape(unrelated) == measurement_shape(spec())
 
 
 def test_building_children_does_not_change_the_spec() -> None:
@@ -260,7 +261,7 @@ def test_keys_are_random_and_long() -> None:
     assert all(len(value) >= 40 for value in first.values())
 
 
-def test_a_users_service_account_is_used_and_none_is_made() -> None:
+def test_a_users_service_account_is_used_and_none_is_created() -> None:
     store = {"bucket": "bucket", "credentials": {"serviceAccountName": "cloud"}}
     given = spec(store=store)
     assert service_accounts(OWNER, given) == []
@@ -269,7 +270,7 @@ def test_a_users_service_account_is_used_and_none_is_made() -> None:
         assert all("AWS_ACCESS_KEY_ID" not in variables(c) for c in containers(template))
 
 
-def test_only_the_operator_may_reach_agents_and_the_driver_where_replicas_are_measured() -> None:
+def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_measured() -> None:
     serve, closed = policies(OWNER, spec(), CONFIG)
     (rule,) = (r for r in serve["spec"]["ingress"] if r["ports"][0]["port"] == 8471)
     (peer,) = rule["from"]

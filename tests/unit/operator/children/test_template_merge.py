@@ -1,4 +1,4 @@
-"""Merging the user's pod template: laws first, then the cases that bit others."""
+"""Merging the user's pod template: general laws first, then cases that caused bugs in other projects."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PODS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 
 @given(PODS)
-def test_nothing_changes_nothing(base: dict[str, Any]) -> None:
+def test_an_empty_template_changes_nothing(base: dict[str, Any]) -> None:
     assert merge(base, {}) == base
     assert merge({}, base) == base
 
 
 @given(PODS, PODS)
-def test_merging_twice_is_merging_once(base: dict[str, Any], override: dict[str, Any]) -> None:
+def test_merging_twice_equals_merging_once(base: dict[str, Any], override: dict[str, Any]) -> None:
     once = merge(base, override)
     assert merge(once, override) == once
 
 
 @given(PODS, PODS)
-def test_ours_keep_their_order_and_names_stay_unique(base: dict[str, Any], override: dict[str, Any]) -> None:
+def test_our_items_keep_their_order_and_names_stay_unique(base: dict[str, Any], override: dict[str, Any]) -> None:
     names = [c["name"] for c in merge(base, override).get("containers", [])]
     ours = [c["name"] for c in base.get("containers", [])]
     assert names[: len(ours)] == ours
@@ -42,7 +42,7 @@ def test_ours_keep_their_order_and_names_stay_unique(base: dict[str, Any], overr
 
 
 @given(PODS, PODS)
-def test_the_user_wins_and_what_they_did_not_name_is_ours(base: dict[str, Any], override: dict[str, Any]) -> None:
+def test_the_user_wins_and_everything_else_stays_ours(base: dict[str, Any], override: dict[str, Any]) -> None:
     made = merge(base, override)
     for key in ("x", "nodeSelector"):
         if key in override:
@@ -52,7 +52,7 @@ def test_the_user_wins_and_what_they_did_not_name_is_ours(base: dict[str, Any], 
             assert made.get(key) == base.get(key)
 
 
-def test_a_volume_and_a_variable_are_replaced_whole() -> None:
+def test_a_volume_or_a_variable_is_replaced_as_a_whole() -> None:
     base = {"volumes": [{"name": "tmp", "emptyDir": {}}], "env": [{"name": "A", "value": "1"}]}
     override = {
         "volumes": [{"name": "tmp", "hostPath": {"path": "/t"}}],

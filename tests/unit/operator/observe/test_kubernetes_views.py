@@ -1,4 +1,4 @@
-"""What is read from Kubernetes' JSON."""
+"""The facts that are read from Kubernetes' JSON."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ def container(name: str, started: str | None) -> dict[str, Any]:
     ],
     ids=["a node that came back", "the engine ended", "the agent ended", "the engine does not run", "nothing runs"],
 )
-def test_a_pod_whose_containers_started_together_is_told_from_one_whose_engine_ended(
+def test_containers_that_started_together_are_distinguished_from_an_engine_that_crashed_alone(
     engine: str | None, agent: str | None, together: bool
 ) -> None:
     statuses = [container("sglang", engine), container("agent", agent)]
-    found = kubernetes_views.pod({"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": statuses}})
+    found = kubernetes_views.pod_view(
+        {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": statuses}}
+    )
     assert found.started_together is together
 
 
-def test_a_pod_without_containers_has_started_nothing_together() -> None:
-    assert not kubernetes_views.pod({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
+def test_a_pod_without_containers_did_not_start_together() -> None:
+    assert not kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
 
 
 def of_job(status: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def of_job(status: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["no room", "no image", "on its way", "just made"],
 )
-def test_why_the_pod_of_a_job_does_not_start(status: dict[str, Any], waiting: str) -> None:
+def test_a_job_says_why_its_pod_does_not_start(status: dict[str, Any], waiting: str) -> None:
     job = {"metadata": {"name": "j"}, "status": {}}
-    assert kubernetes_views.job(job, [of_job(status)]).waiting == waiting
-    assert kubernetes_views.job({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", "another Job's pod"
+    assert kubernetes_views.job_view(job, [of_job(status)]).waiting == waiting
+    assert kubernetes_views.job_view({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", (
+        "another Job's pod"
+    )

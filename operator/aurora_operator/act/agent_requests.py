@@ -1,0 +1,60 @@
+"""Sends a plan's requests to the agents: swaps, and the start and end of a replica's lending.
+
+Invariant: an agent that does not answer never holds up the others. The next reconcile repeats the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from aurora_operator.agent_client import AgentClient
+from aurora_operator.errors import AgentError, Fenced
+from aurora_operator.observe.snapshot import Snapshot
+from aurora_operator.plan import Loan, Swap
+
+log = logging.getLogger(__name__)
+
+
+class AgentRequests:
+    """Requests to the agents of one speculator."""
+
+    def __init__(self, agents: AgentClient) -> None:
+        self._agents = agents
+
+    async def swap(self, swaps: Sequence[Swap], snapshot: Snapshot) -> bool:
+        """Ask all pods at once to swap. Returns whether an agent has seen a higher epoch."""
+        answers = await asyncio.gather(
+            *(self._agents.swap(swap.ip, snapshot.agent_token, swap.request) for swap in swaps), return_exceptions=True
+        )
+        speculator = snapshot.observed.owner.full_name
+        fenced = False
+        for swap, answer in zip(swaps, answers, strict=True):
+            request = swap.request
+            if isinstance(answer, AgentError):
+                fenced |= isinstance(answer, Fenced)
+                log.warning("%s: pod %s was not asked to swap to version %d: %s", speculator, swap.pod,
+                            request.version, answer)  # fmt: skip
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                log.info("%s: asked pod %s to swap to version %d (epoch %d)", speculator, swap.pod, request.version,
+                         request.epoch)  # fmt: skip
+        return fenced
+
+    async def lend(self, loans: Sequence[Loan], snapshot: Snapshot) -> bool:
+        """Withdraw pods from the Service and return them. Returns whether an agent has seen a higher epoch."""
+        speculator = snapshot.observed.owner.full_name
+        fenced = False
+        for loan in loans:
+            action = "withdraw" if loan.request.begin else "return"
+            measurement = loan.request.measurement
+            try:
+                await self._agents.measure(loan.ip, snapshot.agent_token, loan.request)
+            except AgentError as error:
+                fenced |= isinstance(error, Fenced)
+                log.warning("%s: could not %s pod %s for %s: %s", speculator, action, loan.pod, measurement, error)
+            else:
+                log.info("%s: asked pod %s to %s for %s", speculator, loan.pod, action, measurement)
+        return fenced

@@ -1,0 +1,70 @@
+"""Posts Kubernetes Events on the custom resource.
+
+Invariant: the same Event is posted at most once an hour, so a state that flaps does not flood the namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from datetime import UTC, datetime
+
+from aurora_api import API_VERSION, KIND
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.kubernetes_api import KubernetesApi, Object
+from aurora_operator.operator_config import FIELD_MANAGER
+from aurora_operator.plan import Note
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_CHARACTERS = 1024
+"""The API server's limit for an Event's message."""
+
+
+class EventRecorder:
+    """Posts the Events of one speculator."""
+
+    def __init__(self, api: KubernetesApi) -> None:
+        self._api = api
+
+    async def post(self, note: Note, owner: Owner) -> None:
+        """Log ``note`` and post it as an Event. A refused Event is logged and otherwise ignored."""
+        log.info("%s: %s: %s", owner.full_name, note.reason, note.message)
+        event = _event(note, owner, datetime.now(UTC))
+        try:
+            await asyncio.to_thread(self._api.create, event)
+        except Conflict:
+            return
+        except KubernetesError as error:
+            log.warning("%s: the Event %s was not posted: %s", owner.full_name, note.reason, error)
+
+
+def _event(note: Note, owner: Owner, now: datetime) -> Object:
+    """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict."""
+    timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    hour = timestamp[:13]
+    text = f"{owner.uid}/{owner.generation}/{note.reason}/{note.message}/{hour}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{owner.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+            "namespace": owner.namespace,
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": owner.name,
+            "namespace": owner.namespace,
+            "uid": owner.uid,
+        },
+        "type": "Warning" if note.warning else "Normal",
+        "reason": note.reason,
+        "message": note.message[:MAX_MESSAGE_CHARACTERS],
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": timestamp,
+        "lastTimestamp": timestamp,
+        "count": 1,
+    }

@@ -1,0 +1,78 @@
+"""Names, labels and owner references of the children.
+
+Invariant: a child's name and labels follow from the custom resource alone, so a restarted operator finds its children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aurora_api import API_VERSION, KIND
+from aurora_operator.children.owner import Owner
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.operator_config import FIELD_MANAGER
+
+INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
+"""Values of the component label."""
+VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
+INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
+MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+
+
+def selector(owner: Owner, component: str = "") -> dict[str, str]:
+    """Labels that find a speculator's objects, or those of one component.
+
+    Workloads' selectors are immutable, so labels can never be added here.
+    """
+    labels = {"app.kubernetes.io/name": "aurora", INSTANCE_LABEL: owner.name}
+    return labels | ({COMPONENT_LABEL: component} if component else {})
+
+
+def selector_text(owner: Owner, component: str = "") -> str:
+    """:func:`selector` in the form that the API server's ``labelSelector`` takes."""
+    return ",".join(f"{key}={value}" for key, value in selector(owner, component).items())
+
+
+def component_of(obj: Mapping[str, Any]) -> str:
+    """The component label of a child; empty when there is none."""
+    return str(obj["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
+
+
+def keys_name(owner: Owner) -> str:
+    """The name of the Secret with the generated admin key and agent token."""
+    return f"{owner.name}-keys"
+
+
+def trainer_name(owner: Owner) -> str:
+    """The name of the trainer's StatefulSet and Service."""
+    return f"{owner.name}-trainer"
+
+
+def job_name(name: str, version: int, attempt: int) -> str:
+    """The name of one attempt's validation Job: at most 63 characters, because a Job's name becomes a label."""
+    return f"{name}-validate-v{version}-{attempt}"
+
+
+def child(owner: Owner, api_version: str, kind: str, name: str, component: str = "", **body: Any) -> Object:
+    """An owned object: Kubernetes deletes it with the custom resource."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": selector(owner, component) | MANAGED_BY,
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    "name": owner.name,
+                    "uid": owner.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        **body,
+    }

@@ -1,0 +1,121 @@
+"""The pods that the operator makes: containers, environment, security context, and the user's template on top.
+
+Invariant: without a user's template, every pod passes Pod Security's ``restricted`` profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.template import PodTemplate
+from aurora_operator.children.metadata import MANAGED_BY, selector
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.template_merge import merge
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.operator_config import OperatorConfig
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
+from aurora_store.keys import root
+
+USER_ID = 10001
+_MOUNTS = (
+    {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own emptyDir
+    {"name": "state", "mountPath": STATE_FOLDER},
+)
+_VOLUMES = ({"name": "tmp", "emptyDir": {}}, {"name": "state", "emptyDir": {}})
+
+
+def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
+    """Where the speculator's objects lie in the store; credentials are not part of it."""
+    return StoreSettings(
+        bucket=spec.store.bucket,
+        root=root(spec.store.prefix, owner.namespace, owner.name, owner.uid),
+        endpoint=spec.store.endpoint,
+        region=spec.store.region,
+    )
+
+
+def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> list[Object]:
+    """Environment variables of one of our containers; with ``store``, the store's credentials among them."""
+    out: list[Object] = [
+        {"name": SETTINGS_VARIABLE, "value": settings},
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the pod's own emptyDir
+        {"name": "USER", "value": "aurora"},
+    ]
+    reference = spec.store.credentials.secret_ref
+    if store and reference is not None:
+        out += [
+            {"name": key, "valueFrom": {"secretKeyRef": {"name": reference.name, "key": key}}}
+            for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        ]
+    return out
+
+
+def container(name: str, image: str, module: list[str], env: list[Object], **more: Any) -> Object:
+    """A container that Pod Security's ``restricted`` profile admits, with a read-only root filesystem.
+
+    ``module`` holds the arguments of ``python -m``.
+    """
+    return {
+        "name": name,
+        "image": image,
+        "command": ["python", "-m", *module],
+        "env": env,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **more,
+        "volumeMounts": [*_MOUNTS, *more.get("volumeMounts", [])],
+    }
+
+
+def pod_template(
+    owner: Owner,
+    spec: SpeculatorSpec,
+    config: OperatorConfig,
+    component: str,
+    pod: Mapping[str, Any],
+    *overrides: PodTemplate,
+    **labels: str,
+) -> Object:
+    """Our pod template with the users' templates merged over it.
+
+    Our own labels win over the users', because Services and selectors rely on them.
+    """
+    merged = _base_pod(owner, spec, config, pod)
+    metadata: dict[str, Any] = {}
+    for override in overrides:
+        merged = merge(merged, override.spec)
+        metadata = merge(metadata, override.metadata.model_dump(exclude_defaults=True))
+    metadata["labels"] = metadata.get("labels", {}) | selector(owner, component) | MANAGED_BY | labels
+    return {"metadata": metadata, "spec": merged}
+
+
+def _base_pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, pod: Mapping[str, Any]) -> dict[str, Any]:
+    """``pod`` with everything that is the same in all our pods."""
+    containers = {
+        kind: [{"imagePullPolicy": config.pull_policy, **item} for item in pod[kind]]
+        for kind in ("initContainers", "containers")
+        if kind in pod
+    }
+    secrets = {"imagePullSecrets": [{"name": name} for name in config.pull_secrets]} if config.pull_secrets else {}
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "serviceAccountName": spec.store.credentials.service_account_name or owner.name,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        **pod,
+        **containers,
+        **secrets,
+        "volumes": [*_VOLUMES, *pod.get("volumes", [])],
+    }

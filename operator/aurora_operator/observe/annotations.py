@@ -1,0 +1,20 @@
+"""The annotations by which a user decides about a version: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
+
+from __future__ import annotations
+
+from aurora_api import GROUP
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.observed import UserRequests
+
+PROMOTE_ANNOTATION, ABORT_ANNOTATION = f"{GROUP}/promote", f"{GROUP}/abort"
+
+
+def user_requests(speculator: Object) -> UserRequests:
+    """The requests in a speculator's annotations. A value that is not a version number is ignored."""
+    annotations = speculator["metadata"].get("annotations") or {}
+
+    def version(key: str) -> int | None:
+        text = annotations.get(key, "")
+        return int(text) if text.isdecimal() else None
+
+    return UserRequests(promote=version(PROMOTE_ANNOTATION), abort=version(ABORT_ANNOTATION))

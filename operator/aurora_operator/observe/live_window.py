@@ -1,0 +1,36 @@
+"""Remembers recent counters of each pod's engine, so that the status can show the live acceptance length.
+
+Invariant: the samples may be lost at any time. Only figures that are shown come from them, never a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from aurora_operator.observe.observed import LiveWindow, PodView
+
+WINDOW = timedelta(seconds=60)
+"""The live acceptance length is computed over about this time."""
+
+
+class LiveWindowTracker:
+    """The samples of all pods of one speculator."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[LiveWindow]] = {}
+
+    def update(self, pods: Iterable[PodView], now: datetime) -> dict[str, LiveWindow]:
+        """Add a sample for each pod, and return each pod's oldest sample within :data:`WINDOW`, by pod name.
+
+        Samples of an earlier engine start are dropped, because its counters began at zero.
+        """
+        kept: dict[str, list[LiveWindow]] = {}
+        for pod in pods:
+            if pod.agent is None:
+                continue
+            sample = LiveWindow(boot=pod.agent.boot, time=now, live=pod.agent.live)
+            past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot and now - s.time <= WINDOW]
+            kept[pod.name] = [*past, sample]
+        self._samples = kept
+        return {name: samples[0] for name, samples in kept.items()}

@@ -1,0 +1,49 @@
+"""Parses a stored AuroraSpeculator into typed values."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import OperatorError
+from aurora_operator.kubernetes_api import Object
+
+
+class InvalidSpec(OperatorError):
+    """A stored custom resource's spec does not satisfy its model; the message names each field and its fault.
+
+    Carries the parts that did parse, so that the operator can still report the fault in the status.
+    """
+
+    def __init__(self, owner: Owner, status: SpeculatorStatus, message: str) -> None:
+        super().__init__(message)
+        self.owner = owner
+        self.status = status
+
+
+def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
+    """The parts of a stored custom resource. Raises :class:`InvalidSpec`."""
+    metadata = stored["metadata"]
+    owner = Owner(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+    )
+    status = _status(stored)
+    try:
+        return owner, SpeculatorSpec.model_validate(stored["spec"]), status
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}") from None
+
+
+def _status(stored: Object) -> SpeculatorStatus:
+    """A status that does not parse (an older operator's) counts as empty: the store and the pods rebuild it."""
+    try:
+        return SpeculatorStatus.model_validate(stored.get("status") or {})
+    except ValidationError:
+        return SpeculatorStatus()

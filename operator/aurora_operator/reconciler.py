@@ -1,0 +1,72 @@
+"""One reconcile of one speculator: observe, plan, act.
+
+Invariant: a reconciler may be lost at any time. Everything it remembers between two reconciles either is observed again
+or only makes the next decision more careful.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from aurora_operator import metrics
+from aurora_operator.act.actor import Actor, Outcome
+from aurora_operator.agent_client import AgentClient
+from aurora_operator.kubernetes_api import KubernetesApi
+from aurora_operator.observe.observed_time import ObservedTime
+from aurora_operator.observe.observer import Observer
+from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan import plan
+
+BUSY_POLL_SECONDS = 2.0
+"""Time until the next reconcile while something is under way."""
+IDLE_POLL_SECONDS = 15.0
+
+
+class Reconciler:
+    """Reconciles one speculator."""
+
+    def __init__(
+        self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig, namespace: str, name: str
+    ) -> None:
+        self._config = config
+        self._observer = Observer(api, agents, namespace, name)
+        self._actor = Actor(api, agents)
+        self._observed_time = ObservedTime()
+        self._last = Outcome()
+        self._status_written_seconds = 0.0
+
+    async def reconcile(self) -> float:
+        """Reconcile once. Returns the seconds to wait before the next reconcile.
+
+        Raises :class:`NotFound` when the speculator is gone, :class:`InvalidSpec`, :class:`Conflict` or
+        :class:`ObjectExists` when somebody else wrote first, :class:`OperatorError`, :class:`StoreError`.
+        """
+        started_seconds = time.monotonic()
+        snapshot = await self._observer.observe()
+        now, monotonic_seconds = datetime.now(UTC), time.monotonic()
+        before = self._last
+        observed = replace(
+            snapshot.observed,
+            observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
+            fenced=before.fenced,
+            apply_errors=before.apply_errors,
+            refused_job=before.refused_job,
+            name_taken=before.name_taken,
+        )
+        status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
+        decided = plan(observed, self._config, now, status_age)
+        self._last = await self._actor.act(decided, snapshot, self._observer.store_reader)
+        self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
+        if self._last.wrote_status:
+            self._status_written_seconds = time.monotonic()
+        metrics.record_observation(observed, time.monotonic() - started_seconds)
+        # The next reconcile reports in the status what this one could not apply.
+        unreported = self._last.name_taken != before.name_taken
+        busy = decided.moving or bool(self._last.apply_errors) or unreported
+        return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+
+    async def is_gone(self) -> bool:
+        """Whether the speculator was deleted. False when the API server cannot tell."""
+        return await self._observer.is_gone()
