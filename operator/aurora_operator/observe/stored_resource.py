@@ -9,6 +9,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import OperatorError
 from aurora_operator.kubernetes_api import Object
+from aurora_protocol.sglang_flags import unknown_flags
 
 
 class InvalidSpec(OperatorError):
@@ -35,10 +36,15 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
     )
     status = _status(stored)
     try:
-        return owner, SpeculatorSpec.model_validate(stored["spec"]), status
+        spec = SpeculatorSpec.model_validate(stored["spec"])
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
         raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}") from None
+    # The list is of the operator's own SGLang: nothing is known of the one in a user's image.
+    if spec.serving.image is None and (unknown := unknown_flags(spec.serving.extra_args)):
+        text = f"spec.serving.extraArgs: SGLang has no flag {', '.join(unknown)}: correct or remove it"
+        raise InvalidSpec(owner, status, text)
+    return owner, spec, status
 
 
 def _status(stored: Object) -> SpeculatorStatus:
