@@ -30,7 +30,7 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import Arm, Evidence, MeasuredBaseline, VerdictKind
+from aurora_protocol.evidence_records import Arm, CachedBaseline, Evidence, VerdictKind
 from aurora_protocol.record import Record
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, StoreConfig
@@ -62,7 +62,7 @@ class Check:
         channels = self._records("channel", Keys.CHANNEL, Channel, lambda r: Keys.channel(r.epoch))
         evidence = self._records("evidence", Keys.EVIDENCE, Evidence, lambda r: Keys.evidence(r.version, r.attempt))
         baselines = self._records(
-            "baseline", Keys.BASELINES, MeasuredBaseline, lambda r: Keys.baseline(r.lineage, r.version, r.attempt)
+            "baseline", Keys.BASELINES, CachedBaseline, lambda r: Keys.baseline(r.lineage, r.version, r.attempt)
         )
         self._contiguous("lineage", sorted(r.number for r in lineages.values()), 1)
         self._contiguous("version", sorted(r.version for r in versions.values()), INITIAL_VERSION)

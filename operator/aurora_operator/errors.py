@@ -4,8 +4,6 @@ OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
 │   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
-├── AgentError        an agent refused a call or could not be reached
-│   └── Fenced        an agent has seen a higher epoch
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model (in ``observe.stored_resource``)
 """
@@ -31,14 +29,6 @@ class NotFound(KubernetesError):
 
 class Conflict(KubernetesError):
     """The object exists already, or its resourceVersion changed."""
-
-
-class AgentError(OperatorError):
-    """An agent refused a call or could not be reached."""
-
-
-class Fenced(AgentError):
-    """An agent has seen a higher epoch than the one sent."""
 
 
 class ConfigError(OperatorError):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconciler import Reconciler
+from aurora_protocol.agent_client import AgentClient
 
 
 class LoopRegistry:

@@ -17,13 +17,13 @@ import kopf
 from prometheus_client import start_http_server
 
 from aurora_api import GROUP, PLURAL, VERSION
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.children.metadata import INSTANCE_LABEL, MANAGED_BY
 from aurora_operator.errors import ConfigError
 from aurora_operator.kubernetes_api import HttpKubernetesApi
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.operator_config import OperatorConfig
+from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
 WATCHED_CHILDREN = (

@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, Outcome
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import plan
+from aurora_protocol.agent_client import AgentClient
 
 BUSY_POLL_SECONDS = 2.0
 """Time until the next reconcile while something is under way."""

@@ -1,14 +1,25 @@
-"""The agent's HTTP API: bodies exchanged between the operator and the sidecar of an inference pod.
+"""The agent's HTTP API: bodies exchanged between the agent of an inference pod and its callers.
 
-``GET /v1/state`` -> :class:`AgentState`; ``PUT /v1/draft`` :class:`SwapRequest` -> 202 with :class:`AgentState`.
-All need ``Authorization: Bearer <agent token>``. A swap request is idempotent: asking for the version in force, or
-for the one being swapped, changes nothing; the operator polls the state for the outcome.
+The operator orders swaps and lends replicas. A validator that measures on a lent replica renews the lease and orders
+trials. Every call needs ``Authorization: Bearer <agent token>``.
 
-A pod can be *withdrawn* to measure drafts on its engine: it is not ready, so that it leaves the Service, and goes back
-to the draft that it served when the lease ends, whoever dies. ``PUT /v1/measurement`` :class:`MeasurementRequest` ->
-202 withdraws it, renews the lease or gives the pod back; ``PUT /v1/measurement/trial`` :class:`TrialRequest` -> 200
-once the engine holds what is asked for and its prefix cache is empty, 202 while it is on the way: ask again. Only a
-withdrawn pod loads a draft for trial, and swap requests are refused (503) meanwhile.
+======  =========================  ==========================  ==================================================
+method  path                       body                        answer
+======  =========================  ==========================  ==================================================
+GET     ``/v1/state``                                          200 with :class:`AgentState`
+PUT     ``/v1/draft``              :class:`SwapRequest`        202 with :class:`AgentState`
+PUT     ``/v1/measurement``        :class:`MeasurementRequest` 202 with :class:`AgentState`
+PUT     ``/v1/measurement/trial``  :class:`TrialRequest`       200 with :class:`AgentState` once the engine is
+                                                               ready for the trial, 202 before: ask again
+======  =========================  ==========================  ==================================================
+
+Invariants:
+
+- A swap request is idempotent. Asking for the version that is served, or is being swapped in, changes nothing. The
+  caller polls the state for the outcome.
+- A pod is *withdrawn* while a validator measures on its engine: the pod is not ready, so it leaves the Service. When
+  the lease ends, the pod returns to the draft that it served before, even if the validator or the operator died.
+- Only a withdrawn pod loads a draft on trial. A withdrawn pod refuses swap requests (503).
 """
 
 from __future__ import annotations
@@ -25,73 +36,86 @@ from aurora_protocol.record import Record, Sha256
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
 MEASUREMENT_HEADER = "x-aurora-measurement"
-"""In answers of a withdrawn pod's engine: the guard stands, for this measurement."""
+"""Header in answers of a withdrawn pod's engine: names the measurement for which the pod refuses clients."""
 PASS_HEADER = "x-aurora-pass"  # noqa: S105 - a header's name
-"""In requests to a withdrawn pod's engine: :func:`measurement_pass`, which alone reaches a draft on trial."""
+"""Header in requests to a withdrawn pod's engine. Carries the :func:`measurement_pass`; others are refused."""
 MEASUREMENT_PREFIX = "aurora-measure-"
-"""Ids of requests that start so are no traffic, and are not traced."""
+"""Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
 MAX_COUNT = 2**48
-"""Of any counter: sums over all pods of a speculator still fit the 64 bits that Kubernetes gives an integer."""
-T = TypeVar("T", "LiveCounters", "CaptureCounters")
+"""Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
+Counters = TypeVar("Counters", "LiveCounters", "CaptureCounters")
 
 
 def measurement_pass(token: str, measurement: str) -> str:
-    """What lets a request of ``measurement`` through the guard: only who holds the agents' token can make it."""
+    """The value of :data:`PASS_HEADER` for ``measurement``. Only a holder of the agent token can compute it."""
     return hmac.new(token.encode(), f"aurora-measurement/{measurement}".encode(), "sha256").hexdigest()
 
 
 class SwapPhase(StrEnum):
+    """Progress of the last swap."""
+
     IDLE = "Idle"
     STAGING = "Staging"
+    """The draft is downloaded and checked."""
     SWAPPING = "Swapping"
+    """The engine loads the draft."""
     FAILED = "Failed"
 
 
 class SwapRequest(Record):
-    """Ask the pod to serve ``version``. ``epoch`` fences: a request of a lower epoch than one seen is refused (409)."""
+    """Order the pod to serve ``version``."""
 
-    version: int = Field(ge=0)
-    digest: Sha256
-    epoch: int = Field(ge=1)
+    version: int = Field(ge=0, description="The version to serve.")
+    digest: Sha256 = Field(description="Digest of the version's weights.")
+    epoch: int = Field(ge=1, description="Fence: the agent refuses an epoch lower than one that it has seen (409).")
 
 
 class SwapStatus(Model):
-    phase: SwapPhase = SwapPhase.IDLE
-    version: int | None = Field(default=None, description="The version asked for last.")
-    error: str = Field(default="", max_length=1000)
-    transient: bool = Field(default=False, description="The failure says nothing about the draft: asking again is due.")
-    pause_seconds: float | None = Field(default=None, description="How long generation was paused by the last swap.")
-    finished: Timestamp | None = None
+    """The last swap of a pod."""
+
+    phase: SwapPhase = Field(default=SwapPhase.IDLE, description="Progress of the swap.")
+    version: int | None = Field(default=None, description="The version that was ordered last.")
+    error: str = Field(default="", max_length=1000, description="Why the swap failed.")
+    transient: bool = Field(
+        default=False, description="Whether the failure has nothing to do with the draft, so that a retry may succeed."
+    )
+    pause_seconds: float | None = Field(
+        default=None, description="How long the last swap paused generation, in seconds."
+    )
+    finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
 
 class LiveCounters(Model):
-    """Counters of the engine since it started; the reader takes differences."""
+    """Counters of live traffic since the engine started. A reader takes differences of two readings."""
 
-    requests: int = 0
-    aborted: int = Field(default=0, description="Requests that their clients gave up.")
-    answer_tokens: int = 0
-    verify_rounds: int = 0
-    proposed: int = 0
-    accepted: int = 0
+    requests: int = Field(default=0, description="Requests that ended.")
+    aborted: int = Field(default=0, description="Requests that their clients cancelled.")
+    answer_tokens: int = Field(default=0, description="Answer tokens.")
+    verify_rounds: int = Field(default=0, description="Verify rounds.")
+    proposed: int = Field(default=0, description="Draft tokens proposed.")
+    accepted: int = Field(default=0, description="Draft tokens accepted, without bonus tokens.")
     gap_milliseconds: int = Field(
-        default=0, description="Sum over ended requests of their mean time between answer tokens."
+        default=0, description="Sum, over ended requests, of each request's mean time between answer tokens, in ms."
     )
-    gaps: int = Field(default=0, description="How many requests were summed.")
+    gaps: int = Field(default=0, description="Number of requests in gap_milliseconds.")
     gap_squares: int = Field(
-        default=0, description="Upper bound of the sum of their squares, in ms²: it bounds what chance explains."
+        default=0,
+        description="Upper bound of the sum of the squared means, in ms². Bounds how much chance can explain.",
     )
 
 
 class CaptureCounters(Model):
-    captured_records: int = 0
-    dropped_records: int = 0
-    shards_uploaded: int = 0
-    shards_dropped: int = 0
-    answer_tokens: int = 0
+    """Counters of trace capture since the engine started."""
+
+    captured_records: int = Field(default=0, description="Rounds and prompts captured.")
+    dropped_records: int = Field(default=0, description="Rounds and prompts dropped under load.")
+    shards_uploaded: int = Field(default=0, description="Shards uploaded to the store.")
+    shards_dropped: int = Field(default=0, description="Shards deleted before they were uploaded.")
+    answer_tokens: int = Field(default=0, description="Answer tokens in captured traces.")
 
 
 class EngineMode(StrEnum):
-    """What an engine speculates with."""
+    """How an engine speculates: with a draft, not at all, or with SGLang's NGRAM."""
 
     DRAFT = "draft"
     OFF = "off"
@@ -99,77 +123,86 @@ class EngineMode(StrEnum):
 
 
 class Machine(Model):
-    """Where an engine runs, for the environment of what is measured on it."""
+    """The machine and the software that an engine runs on, for the environment of a measurement."""
 
-    hardware: str
-    device: Literal["cpu", "cuda"]
-    engine: str = Field(description="SGLang's version.")
-    torch: str
+    hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
+    device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
+    engine: str = Field(description="Version of SGLang.")
+    torch: str = Field(description="Version of torch.")
 
 
 class MeasurementRequest(Record):
-    """Ask for the pod, for more time, or give it back. ``epoch`` fences as in :class:`SwapRequest`."""
+    """Withdraw the pod for a measurement, renew the lease, or give the pod back."""
 
-    measurement: str = Field(min_length=1, max_length=63, description="The validation Job's name.")
-    epoch: int = Field(ge=1)
-    lease_seconds: int = Field(ge=0, le=3600, description="From now; 0: give it back.")
-    begin: bool = Field(default=False, description="Withdraw the pod. Only the operator may: it knows the others.")
+    measurement: str = Field(min_length=1, max_length=63, description="Name of the validation Job.")
+    epoch: int = Field(ge=1, description="Fence, as in :class:`SwapRequest`.")
+    lease_seconds: int = Field(ge=0, le=3600, description="Length of the lease from now on. 0 gives the pod back.")
+    begin: bool = Field(
+        default=False, description="Withdraw the pod. Only the operator may, because it knows the other pods."
+    )
 
 
 class TrialRequest(Record):
-    """What the engine of a withdrawn pod is to run next."""
+    """The way in which the engine of a withdrawn pod shall speculate next."""
 
-    measurement: str
-    mode: EngineMode
-    version: int | None = Field(default=None, ge=0)
-    digest: Sha256 | None = None
+    measurement: str = Field(description="Name of the validation Job.")
+    mode: EngineMode = Field(description="How the engine shall speculate.")
+    version: int | None = Field(default=None, ge=0, description="The draft to load. Set if and only if mode is draft.")
+    digest: Sha256 | None = Field(default=None, description="Digest of the draft's weights. Set with version.")
 
     @model_validator(mode="after")
     def _draft_is_named(self) -> Self:
-        named = self.version is not None and self.digest is not None
-        if named != (self.mode is EngineMode.DRAFT):
-            raise ValueError("version and digest name a draft, and a draft is named by both")
+        names_draft = self.version is not None and self.digest is not None
+        if names_draft != (self.mode is EngineMode.DRAFT):
+            raise ValueError("mode draft needs both version and digest, and other modes need neither")
         return self
 
 
 class MeasurementPhase(StrEnum):
+    """Progress of a withdrawn pod."""
+
     DRAINING = "Draining"
+    """Requests of clients are still running."""
     MEASURING = "Measuring"
+    """The engine is free for trials."""
     RETURNING = "Returning"
+    """The pod reloads the draft that it served before."""
 
 
 class MeasurementStatus(Model):
-    """A pod that is withdrawn: for which measurement, and whether requests have ended yet."""
+    """A withdrawn pod: its measurement and its progress."""
 
-    measurement: str
-    phase: MeasurementPhase
-    machine: Machine | None = None
-    boot: str = Field(default="", max_length=128, description="Of the engine; empty while it is down.")
+    measurement: str = Field(description="Name of the validation Job.")
+    phase: MeasurementPhase = Field(description="Progress of the withdrawn pod.")
+    machine: Machine | None = Field(default=None, description="Where the engine runs.")
+    boot: str = Field(
+        default="", max_length=128, description="Random id of the engine's start. Empty while it is down."
+    )
 
 
 class AgentState(Record):
-    """What one inference pod serves. ``version`` and ``checksum`` come from the engine itself, never from memory.
+    """The state of one inference pod. ``version`` and ``checksum`` come from the engine itself, never from memory.
 
-    Everything is bounded, because much of it is copied into the custom resource's status: a pod that answers nonsense
-    must not make a status that the API server refuses.
+    Every field is bounded. The operator copies many of them into the custom resource's status, and a faulty pod must
+    not cause a status that the API server refuses.
     """
 
-    pod: str = Field(max_length=253)
-    boot: str = Field(max_length=128, description="Random id of this engine start; empty while the engine is down.")
-    engine_ready: bool
-    lineage: int | None = None
-    version: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    pod: str = Field(max_length=253, description="Name of the pod.")
+    boot: str = Field(max_length=128, description="Random id of the engine's start. Empty while the engine is down.")
+    engine_ready: bool = Field(description="Whether the engine answers requests.")
+    lineage: int | None = Field(default=None, description="Number of the lineage of the served draft.")
+    version: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="The served version.")
     checksum: str | None = Field(
-        default=None, max_length=256, description="SGLang's checksum of the draft weights, all ranks."
+        default=None, max_length=256, description="SGLang's checksum of the draft's weights over all ranks."
     )
-    swap: SwapStatus = SwapStatus()
-    live: LiveCounters = LiveCounters()
-    capture: CaptureCounters = CaptureCounters()
-    measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod serves nobody.")
+    swap: SwapStatus = Field(default=SwapStatus(), description="The last swap.")
+    live: LiveCounters = Field(default=LiveCounters(), description="Counters of live traffic.")
+    capture: CaptureCounters = Field(default=CaptureCounters(), description="Counters of trace capture.")
+    measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
 
     @field_validator("live", "capture")
     @classmethod
-    def _countable(cls, counters: T) -> T:
+    def _within_limits(cls, counters: Counters) -> Counters:
         if not all(0 <= count <= MAX_COUNT for count in counters.model_dump().values()):
             raise ValueError(f"a counter is below 0 or above {MAX_COUNT}")
         return counters

@@ -1,4 +1,11 @@
-"""Store records about drafts: the lineage, checkpoints, registered versions and the channel."""
+"""Store records about drafts: the lineage, checkpoints, registered versions and the channel.
+
+Why: the trainer, the validator, the pods and the operator agree through these records on which drafts exist and which
+one is served.
+
+Invariants: every record is create-once. A later fact is a new record with a higher number (lineage number, version,
+epoch); the highest number wins. Data is written before the record that names it.
+"""
 
 from __future__ import annotations
 
@@ -11,100 +18,108 @@ from aurora_api.base import Model, Timestamp
 from aurora_protocol.record import Record, Sha256
 
 INITIAL_VERSION = 0
-"""The lineage's initial draft: the only version served without evidence."""
+"""Version of the lineage's initial draft, the only version that is served without evidence."""
 
 
 class FileRef(Model):
-    """One data object named by a manifest."""
+    """One data object that a record names."""
 
-    name: str = Field(description="Name relative to the manifest's own folder.")
-    sha256: Sha256
-    size: int = Field(ge=0, description="Bytes.")
+    name: str = Field(description="File name, relative to the folder of the record that names it.")
+    sha256: Sha256 = Field(description="Digest of the file.")
+    size: int = Field(ge=0, description="Size of the file in bytes.")
 
 
 class TensorSpec(Model):
-    """Shape and dtype (safetensors spelling: BF16, F32, I64, BOOL) of one tensor of a draft checkpoint."""
+    """Shape and number format of one tensor of a draft checkpoint."""
 
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...] = Field(description="Sizes of the tensor's dimensions.")
+    dtype: str = Field(description="Number format as safetensors spells it: BF16, F32, I64 or BOOL.")
 
 
 class TargetIdentity(Model):
-    """Which target a draft belongs to: a draft of another target, or of another tokenizer, is another lineage."""
+    """The target that a draft belongs to. Another target or another tokenizer needs another lineage."""
 
-    model: str
-    revision: str | None = None
+    model: str = Field(description="Hugging Face name or path of the target.")
+    revision: str | None = Field(default=None, description="Revision of the target's repository.")
     config_sha256: Sha256 = Field(description="Digest of the target's config.json.")
     tokenizer_sha256: Sha256 = Field(description="Digest of the target's tokenizer.json.")
-    hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, description="Width of the target's hidden states.")
+    vocab_size: int = Field(gt=0, description="Number of tokens in the target's vocabulary.")
 
 
 class Lineage(Record):
-    """What all drafts of one line of descent share, and what a running SGLang cannot change: shapes and types. Of the
-    vocabulary map the size is fixed, not what it holds."""
+    """All that the drafts of one line of descent share and that a running SGLang cannot change: shapes and types.
+
+    The size of the vocabulary map is fixed. The tokens that the map holds may change from version to version.
+    """
 
     schema_version: Literal[1] = 1
-    number: int = Field(ge=1)
-    target: TargetIdentity
-    architecture: str
-    draft_vocab_size: int = Field(gt=0)
-    aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang numbering).")
+    number: int = Field(ge=1, description="Number of the lineage, from 1.")
+    target: TargetIdentity = Field(description="The target of all drafts of this lineage.")
+    architecture: str = Field(description="Architecture of the drafts, for example EAGLE3.")
+    draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
+    aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang's numbering).")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
-    created: Timestamp
+    created: Timestamp = Field(description="When the lineage was created.")
 
 
 class CheckpointManifest(Record):
-    """One draft checkpoint; written after its files."""
+    """The files of one draft checkpoint. Written after the files."""
 
     schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1)
-    version: int = Field(ge=0)
-    parent: int | None = None
-    digest: Sha256 = Field(description="Digest of model.safetensors: the identity of the weights.")
-    files: tuple[FileRef, ...]
+    lineage: int = Field(ge=1, description="Number of the lineage.")
+    version: int = Field(ge=0, description="Version of the draft.")
+    parent: int | None = Field(default=None, description="The version that the trainer had registered before, if any.")
+    digest: Sha256 = Field(description="Digest of model.safetensors, which identifies the weights.")
+    files: tuple[FileRef, ...] = Field(description="All files of the checkpoint.")
     step: int = Field(ge=0, description="Optimizer steps behind these weights.")
-    trained_tokens: int = Field(ge=0, description="Traced positions seen for the first time.")
+    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
     provenance: dict[str, str] = Field(default_factory=dict, description="Versions and settings of the trainer.")
-    created: Timestamp
+    created: Timestamp = Field(description="When the checkpoint was written.")
 
 
 class Registration(Record):
-    """A version offered for validation; the number in its key is the lock."""
+    """A version offered for validation. The number in the record's key is the lock: one writer can take a version."""
 
     schema_version: Literal[1] = 1
-    version: int = Field(ge=0)
-    lineage: int = Field(ge=1)
+    version: int = Field(ge=0, description="The version, unique within the speculator.")
+    lineage: int = Field(ge=1, description="Number of the lineage.")
     checkpoint: str = Field(description="Key of the checkpoint's folder, relative to the speculator's root.")
-    digest: Sha256
-    held_out_accept_length: float | None = Field(
-        default=None, description="Simulated on held-out traces, bonus included."
+    digest: Sha256 = Field(description="Digest of the weights, as in the checkpoint's manifest.")
+    held_out_acceptance_length: float | None = Field(
+        default=None, description="Acceptance length simulated on held-out traces, bonus token included."
     )
-    trained_tokens: int = Field(ge=0)
-    created: Timestamp
+    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    created: Timestamp = Field(description="When the version was registered.")
 
 
 class ChannelReason(StrEnum):
+    """Why the channel advanced to a new epoch."""
+
     INITIAL = "Initial"
+    """The first epoch: the initial draft is served."""
     PROMOTED = "Promoted"
+    """A candidate passed the gate and its rollout."""
     ROLLED_BACK = "RolledBack"
+    """Live traffic rejected the active version."""
     PINNED = "Pinned"
+    """A person chose the version."""
     REFUSED = "Refused"
-    """Nothing changed but ``rejected``."""
+    """Only ``rejected`` changed: a version must not be offered again."""
 
 
 class Channel(Record):
-    """Which version is active. The highest epoch wins; only the operator writes it."""
+    """Which version is active. The record with the highest epoch wins. Only the operator writes this record."""
 
     schema_version: Literal[1] = 1
-    epoch: int = Field(ge=1)
-    lineage: int = Field(ge=1)
-    active: int = Field(ge=0)
-    previous: int | None = None
-    reason: ChannelReason
+    epoch: int = Field(ge=1, description="Number of the channel record, from 1. Pods refuse orders of a lower epoch.")
+    lineage: int = Field(ge=1, description="Number of the active version's lineage.")
+    active: int = Field(ge=0, description="The version that pods serve.")
+    previous: int | None = Field(default=None, description="The version to roll back to.")
+    reason: ChannelReason = Field(description="Why this epoch began.")
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
     rejected: tuple[int, ...] = Field(
-        default=(), description="Versions that live traffic or a person refused, whatever their evidence says."
+        default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."
     )
-    message: str = Field(default="", description="Why, in plain words.")
-    created: Timestamp
+    message: str = Field(default="", description="Why this epoch began, in plain words.")
+    created: Timestamp = Field(description="When the epoch began.")

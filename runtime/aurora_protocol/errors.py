@@ -1,15 +1,45 @@
-"""Errors of the contract package.
+"""Errors of the protocol package.
 
-ContractError
-└── InvalidRecord   a stored or received record does not satisfy its model
+ProtocolError
+├── InvalidRecord             a stored or received record does not satisfy its model
+└── AgentError                a call to an agent failed
+    ├── AgentUnreachable      the agent gave no answer in time
+    ├── InvalidAgentAnswer    the agent's answer is too long or not a valid record
+    └── AgentRefused          the agent refused the call
+        └── Fenced            the agent has seen a higher epoch, or another order is under way
 """
 
 from __future__ import annotations
 
 
 class ProtocolError(Exception):
-    """Base of every error raised by :mod:`aurora_api`."""
+    """Base of every error raised by :mod:`aurora_protocol`."""
 
 
 class InvalidRecord(ProtocolError):
     """A record read from the store or the wire does not satisfy its model."""
+
+
+class AgentError(ProtocolError):
+    """A call to an agent failed."""
+
+
+class AgentUnreachable(AgentError):
+    """The agent gave no answer in time, so nobody knows whether the agent obeyed the call."""
+
+
+class InvalidAgentAnswer(AgentError):
+    """The agent's answer is too long or not a valid record."""
+
+
+class AgentRefused(AgentError):
+    """The agent refused the call. ``status`` is the HTTP status, ``reason`` the agent's own text."""
+
+    def __init__(self, message: str, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class Fenced(AgentRefused):
+    """The agent has seen a higher epoch than the one sent, or another order is under way (HTTP 409)."""

@@ -1,9 +1,16 @@
-"""Store records about measurements: samples, verdicts, evidence and cached baselines."""
+"""Store records about measurements: samples, verdicts, evidence and cached baselines.
+
+Why: a promotion must be explainable later. The records keep the raw samples, so that an auditor can compute the verdict
+again with :func:`aurora_protocol.gate.judge`.
+
+Invariants: :class:`Evidence` and :class:`CachedBaseline` are create-once. A new measurement writes a new record with a
+higher attempt number. A baseline is written before the evidence that names it. No record holds token ids.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,135 +19,158 @@ from aurora_protocol.record import Record, Sha256
 
 
 class Arm(StrEnum):
-    """One side of a comparison."""
+    """One side of a comparison, as in a trial with several arms: the way in which an engine answers the prompts."""
 
     OFF = "off"
+    """Without speculation."""
     ACTIVE = "active"
+    """With the active draft."""
     CANDIDATE = "candidate"
+    """With the candidate draft."""
     NGRAM = "ngram"
+    """With SGLang's NGRAM speculation, which needs no draft."""
 
 
 class Sample(Model):
-    """One measured batch: ``requests`` prompts answered at a fixed concurrency."""
+    """One measured batch: ``requests`` prompts answered by one arm at a fixed concurrency."""
 
-    arm: Arm
-    concurrency: int = Field(ge=1)
-    round: int = Field(ge=0)
-    requests: int = Field(ge=1)
-    tokens: int = Field(ge=0, description="Answer tokens.")
-    seconds: float = Field(gt=0)
+    arm: Arm = Field(description="The arm that answered the batch.")
+    concurrency: int = Field(ge=1, description="Requests in flight at any time.")
+    round: int = Field(ge=0, description="Number of the measurement round, from 0.")
+    requests: int = Field(ge=1, description="Prompts in the batch.")
+    tokens: int = Field(ge=0, description="Answer tokens of the batch.")
+    seconds: float = Field(gt=0, description="Wall time of the batch.")
     verify_rounds: int | None = Field(
-        default=None, description="Verify rounds of the engine; None when speculation is off."
+        default=None, description="Verify rounds of the engine during the batch. None without speculation."
     )
-    failures: int = Field(default=0, ge=0)
+    failures: int = Field(default=0, ge=0, description="Requests that ended without a valid answer.")
 
     @property
     def tokens_per_second(self) -> float:
+        """Throughput of the batch."""
         return self.tokens / self.seconds
 
 
-class Equality(Model):
-    """Greedy answers of one arm compared with those without speculation, in the end (promise 2)."""
+class AnswerEquality(Model):
+    """How one arm's greedy answers compare with those of a reference arm (promise 2).
 
-    arm: Arm
-    reference: Arm = Field(
-        default=Arm.OFF, description="What was compared with: off, or an active draft whose own answers were off's."
+    The active draft may be the reference only when its own answers are known to equal those without speculation.
+    """
+
+    arm: Arm = Field(description="The arm whose answers were compared.")
+    reference: Arm = Field(default=Arm.OFF, description="The arm whose answers were compared with: off or active.")
+    prompts: int = Field(ge=0, description="Prompts whose answers were compared.")
+    identical: int = Field(ge=0, description="Prompts with identical answers.")
+    near_ties: int = Field(
+        ge=0,
+        description="Prompts whose answers first differ between two tokens with logits closer than the near-tie bound.",
     )
-    prompts: int = Field(ge=0)
-    identical: int = Field(ge=0)
-    near_ties: int = Field(ge=0, description="First difference between two tokens whose logits lie within the bound.")
-    different: int = Field(ge=0)
-    largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap at a first difference.")
+    different: int = Field(ge=0, description="Prompts whose answers differ beyond a near tie.")
+    largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap seen at a first difference.")
 
 
 class Environment(Model):
-    """Where a measurement was taken; figures of different environments are never compared."""
+    """The machine, engine and settings of a measurement. Figures of different environments are never compared."""
 
-    hardware: str
-    device: Literal["cpu", "cuda"]
-    engine: str = Field(description="SGLang's version.")
-    torch: str
-    dtype: str
-    draft_steps: int
-    draft_topk: int
-    draft_tokens: int
-    image: str = ""
-    shape: str = Field(
-        default="", description="Digest of what else decides speed: the engine's arguments, the pod's resources."
+    hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
+    device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
+    engine: str = Field(description="Version of SGLang.")
+    torch: str = Field(description="Version of torch.")
+    dtype: str = Field(description="Number format of the target.")
+    draft_steps: int = Field(description="Draft steps per verify round.")
+    draft_topk: int = Field(description="Branches per draft step.")
+    draft_tokens: int = Field(description="Draft tokens per verify round.")
+    image: str = Field(default="", description="Container image of the engine.")
+    pod_digest: str = Field(
+        default="", description="Digest of all other settings that decide speed: engine arguments and pod resources."
     )
-    load_average: float = 0.0
+    load_average: float = Field(
+        default=0.0, description="The machine's load average over one minute. Ignored when environments are compared."
+    )
 
-    def same_as(self, other: Environment) -> bool:
-        """Whether figures of both may be compared: all is equal but how busy the machine was."""
+    def is_comparable_with(self, other: Environment) -> bool:
+        """Whether figures of both environments may be compared: all fields but the load average are equal."""
         return self.model_copy(update={"load_average": other.load_average}) == other
 
 
 class VerdictKind(StrEnum):
+    """The outcome of the gate. Only ``PASS`` promotes."""
+
     PASS = "Pass"  # noqa: S105 - a verdict, not a password
     REJECT = "Reject"
     INCONCLUSIVE = "Inconclusive"
 
 
 class RatioEstimate(Model):
-    """A ratio of throughputs with its interval. Paired: arm beside arm in the same rounds."""
+    """The throughput of one arm divided by that of another, with a confidence interval."""
 
-    numerator: Arm
-    denominator: Arm
-    concurrency: int
-    rounds: int
-    paired: bool = True
-    estimate: float
-    low: float
-    high: float
+    numerator: Arm = Field(description="The arm whose throughput is divided.")
+    denominator: Arm = Field(description="The arm whose throughput divides.")
+    concurrency: int = Field(description="Requests in flight at any time.")
+    rounds: int = Field(description="Rounds behind the estimate. For an unpaired ratio, the smaller number of the two.")
+    paired: bool = Field(default=True, description="Whether both arms were measured in the same rounds.")
+    estimate: float = Field(description="Geometric mean of the ratio.")
+    low: float = Field(description="Lower bound of the interval.")
+    high: float = Field(description="Upper bound of the interval.")
 
 
 class Verdict(Model):
-    kind: VerdictKind
-    reasons: tuple[str, ...]
-    ratios: tuple[RatioEstimate, ...]
+    """What the gate concludes from a measurement."""
+
+    kind: VerdictKind = Field(description="The outcome.")
+    reasons: tuple[str, ...] = Field(description="One readable reason for each bar of the gate.")
+    ratios: tuple[RatioEstimate, ...] = Field(description="All estimated ratios, those that decide nothing included.")
 
 
-class MeasuredBaseline(Record):
-    """What the target does without a draft of ours, measured once to serve the measurements of later candidates."""
+class CachedBaseline(Record):
+    """Measurements of the target without a draft of ours, kept so that later candidates need not repeat them."""
 
     schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1)
-    version: int = Field(ge=1, description="The candidate whose measurement left this record.")
-    attempt: int = Field(ge=1)
-    environment: Environment
-    concurrencies: tuple[int, ...]
-    per_worker: int = Field(ge=1, description="Prompts per round and unit of concurrency.")
-    max_new_tokens: int = Field(ge=1)
-    samples: tuple[Sample, ...] = Field(description="Of off, of peers that were asked for, and of drafts beside them.")
-    drafts: dict[Arm, Sha256] = Field(default_factory=dict, description="The drafts among the samples.")
-    same_answers: tuple[Sha256, ...] = Field(description="Drafts whose greedy answers were found the same as off's.")
-    created: Timestamp
+    lineage: int = Field(ge=1, description="Number of the lineage.")
+    version: int = Field(ge=1, description="The candidate whose measurement wrote this record.")
+    attempt: int = Field(ge=1, description="The attempt at measuring that candidate, from 1.")
+    environment: Environment = Field(description="Where the samples were taken.")
+    concurrencies: tuple[int, ...] = Field(description="Concurrencies of the samples.")
+    prompts_per_worker: int = Field(ge=1, description="Prompts per round for each concurrent worker.")
+    max_new_tokens: int = Field(ge=1, description="Limit of an answer, in tokens.")
+    samples: tuple[Sample, ...] = Field(
+        description="Batches of off, of the other baselines asked for, and of the drafts measured beside them."
+    )
+    draft_digests: dict[Arm, Sha256] = Field(
+        default_factory=dict, description="Digests of the drafts that are among the samples."
+    )
+    drafts_answering_as_off: tuple[Sha256, ...] = Field(
+        description="Digests of the drafts whose greedy answers were found equal to those without speculation."
+    )
+    created: Timestamp = Field(description="When the baseline was measured.")
 
 
-class UsedBaseline(Model):
-    """A baseline that was measured apart from the candidate, as its verdict used it."""
+class BaselineSamples(Model):
+    """The samples of a baseline that a verdict used, copied so that the evidence is complete."""
 
-    key: str = Field(description="Where its record lies.")
-    samples: tuple[Sample, ...]
-    created: Timestamp
+    key: str = Field(description="Key of the :class:`CachedBaseline` record, relative to the speculator's root.")
+    samples: tuple[Sample, ...] = Field(description="The samples that were used.")
+    created: Timestamp = Field(description="When the baseline was measured.")
 
 
 class Evidence(Record):
-    """Why a candidate was, or was not, let through; raw samples included so that the verdict can be recomputed."""
+    """Why a candidate was promoted or not. Holds the raw samples, so that the verdict can be computed again."""
 
     schema_version: Literal[1] = 1
-    version: int = Field(ge=1)
-    attempt: int = Field(ge=1)
-    lineage: int
-    candidate_digest: Sha256
-    active_version: int
-    active_digest: Sha256
-    samples: tuple[Sample, ...]
-    baseline: UsedBaseline | None = Field(default=None, description="Where the arm off was not among the samples.")
-    equality: tuple[Equality, ...]
-    accept_length: Annotated[dict[Arm, float], Field(description="Answer tokens per verify round, all samples.")]
-    environment: Environment
-    prompts_sha256: Sha256 = Field(description="Digest of the held-out prompts' hashes, so that runs can be compared.")
-    verdict: Verdict
-    started: Timestamp
-    finished: Timestamp
+    version: int = Field(ge=1, description="The candidate.")
+    attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")
+    lineage: int = Field(description="Number of the candidate's lineage.")
+    candidate_digest: Sha256 = Field(description="Digest of the candidate's weights.")
+    active_version: int = Field(description="The version that was active during the measurement.")
+    active_digest: Sha256 = Field(description="Digest of the active version's weights.")
+    samples: tuple[Sample, ...] = Field(description="All batches that were measured together with the candidate.")
+    baseline: BaselineSamples | None = Field(
+        default=None, description="Set when the arm off was measured at another time than the candidate."
+    )
+    equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
+    acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")
+    environment: Environment = Field(description="Where the candidate was measured.")
+    prompts_sha256: Sha256 = Field(description="Digest of the prompts' hashes, equal for runs with equal prompts.")
+    verdict: Verdict = Field(description="The gate's conclusion.")
+    started: Timestamp = Field(description="When the measurement began.")
+    finished: Timestamp = Field(description="When the measurement ended.")

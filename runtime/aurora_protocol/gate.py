@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 
-from aurora_protocol.evidence_records import Arm, Equality, RatioEstimate, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.evidence_records import (
+    AnswerEquality,
+    Arm,
+    BaselineSamples,
+    RatioEstimate,
+    Sample,
+    Verdict,
+    VerdictKind,
+)
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -171,9 +179,9 @@ def _bar(ratio: RatioEstimate | None, bar: float, what: str) -> tuple[VerdictKin
 
 def judge(
     samples: Sequence[Sample],
-    equality: Sequence[Equality],
+    equality: Sequence[AnswerEquality],
     policy: GatePolicy,
-    baseline: UsedBaseline | None = None,
+    baseline: BaselineSamples | None = None,
 ) -> Verdict:
     """Apply every bar; the worst outcome decides, and every bar leaves a readable reason.
 

@@ -1,7 +1,10 @@
-"""What the operator tells a pod: one JSON value in the environment variable ``AURORA_SETTINGS``, per role.
+"""Settings that the operator gives to a pod: one JSON value in the environment variable ``AURORA_SETTINGS``.
 
-A role gets only the parts of the spec that it obeys, so that a change to, say, the gate does not restart serving pods.
-Credentials are never here: the store's come as ``AWS_*``, the keys of the admin API and the agent as files.
+Why one model per role: a role gets only the parts of the spec that it uses. A change of the gate, say, then does not
+restart the serving pods.
+
+Invariant: no credentials. The store's credentials come as ``AWS_*`` variables; the keys of the engine's admin API and
+of the agent come as files.
 """
 
 from __future__ import annotations
@@ -23,39 +26,44 @@ from aurora_protocol.record import Record
 
 SETTINGS_VARIABLE = "AURORA_SETTINGS"
 KEYS_FOLDER = "/etc/aurora/keys"
-"""Folder of the generated Secret's files: :data:`ADMIN_KEY` and :data:`AGENT_TOKEN`."""
+"""Folder with the files of the generated Secret: :data:`ADMIN_KEY` and :data:`AGENT_TOKEN`."""
 ADMIN_KEY = "admin-key"
 AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
 STATE_FOLDER = "/var/lib/aurora"
-"""Folder shared by the containers of an inference pod: ``drafts/``, ``spool/``."""
+"""Folder that the containers of an inference pod share. Holds ``drafts/`` and ``spool/``."""
 
 
 class StoreSettings(Record):
-    """Where the speculator's root is."""
+    """The bucket and the root of one speculator."""
 
-    bucket: str
-    root: str
-    endpoint: str | None = None
-    region: str | None = None
+    bucket: str = Field(description="Name of the bucket.")
+    root: str = Field(description="Prefix of all keys of the speculator.")
+    endpoint: str | None = Field(default=None, description="URL of the store. None: AWS S3.")
+    region: str | None = Field(default=None, description="Region of the bucket.")
 
 
-class _Settings(Record):
+class _PodSettings(Record):
     @classmethod
     def from_env(cls) -> Self:
-        """Parse ``AURORA_SETTINGS``; raise :class:`InvalidRecord` when it is missing or wrong."""
+        """Parse ``AURORA_SETTINGS``. Raises :class:`InvalidRecord` when the variable is missing or wrong."""
         value = os.environ.get(SETTINGS_VARIABLE)
         if value is None:
             raise InvalidRecord(f"{SETTINGS_VARIABLE} is not set: the operator sets it in every pod of a speculator")
         return cls.from_json(value)
 
     def to_variable(self) -> str:
-        """The value of ``AURORA_SETTINGS``. What is as by default stays away: a pinned older image refuses fields
-        that it does not know, and must not meet them before somebody uses them."""
+        """The value of ``AURORA_SETTINGS``, without fields at their default.
+
+        A pinned older image refuses fields that it does not know, so it must not meet a new field before that is used.
+        """
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
-class ServingSettings(_Settings):
-    """Containers ``stage``, ``sglang`` and ``agent`` of an inference pod. The pod's name is in ``POD_NAME``."""
+class ServingSettings(_PodSettings):
+    """Settings of the containers ``stage``, ``sglang`` and ``agent`` of an inference pod.
+
+    The pod's name is in ``POD_NAME``.
+    """
 
     namespace: str
     name: str
@@ -63,11 +71,13 @@ class ServingSettings(_Settings):
     draft: DraftSpec
     capture: CaptureSpec
     device: Device = Device.AUTO
-    extra_args: list[str] = Field(default_factory=list)
+    extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings
 
 
-class TrainerSettings(_Settings):
+class TrainerSettings(_PodSettings):
+    """Settings of the trainer."""
+
     namespace: str
     name: str
     target: TargetSpec
@@ -77,22 +87,18 @@ class TrainerSettings(_Settings):
 
 
 class Replica(Record):
-    """The withdrawn inference pod to measure on, and the name and fence of its measurement."""
+    """The withdrawn inference pod to measure on, with the name and the fence of the measurement."""
 
-    pod: str
-    ip: str
-    measurement: str
-    epoch: int = Field(ge=1)
+    pod: str = Field(description="Name of the pod.")
+    ip: str = Field(description="Address of the pod.")
+    measurement: str = Field(description="Name of the validation Job.")
+    epoch: int = Field(ge=1, description="Fence of the calls to the agent.")
     agent_port: int = AGENT_PORT
     engine_port: int = ENGINE_PORT
 
 
-class ValidationSettings(_Settings):
-    """One measurement: ``candidate`` against ``active`` and against no speculation.
-
-    ``shape`` is a digest of what decides the engine's speed and is not in the other fields: the pod's resources above
-    all. Figures of different shapes are never compared.
-    """
+class ValidationSettings(_PodSettings):
+    """Settings of one measurement: ``candidate`` against ``active`` and against no speculation."""
 
     namespace: str
     name: str
@@ -100,11 +106,17 @@ class ValidationSettings(_Settings):
     draft: DraftSpec
     validation: ValidationSpec
     device: Device = Device.AUTO
-    extra_args: list[str] = Field(default_factory=list)
+    extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings
-    candidate: int = Field(ge=1)
-    active: int = Field(ge=0)
-    attempt: int = Field(ge=1)
-    image: str = ""
-    shape: str = ""
-    replica: Replica | None = Field(default=None, description="Measure there; unset: on engines of one's own.")
+    candidate: int = Field(ge=1, description="The version to measure.")
+    active: int = Field(ge=0, description="The version to compare with.")
+    attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")
+    image: str = Field(default="", description="Container image of the engine.")
+    pod_digest: str = Field(
+        default="",
+        description="Digest of all that decides the engine's speed and is in no other field, above all the pod's "
+        "resources. Figures with different digests are never compared.",
+    )
+    replica: Replica | None = Field(
+        default=None, description="The withdrawn pod to measure on. None: start engines in the Job's own pod."
+    )

@@ -1,4 +1,10 @@
-"""Base of every record that crosses a process boundary as JSON."""
+"""Base of every record that crosses a process boundary as JSON.
+
+Why: the writer and the reader of a record run in different images, so the reader must check what it reads.
+
+Invariant: a record that was parsed satisfies its model. An error message names wrong fields but never shows values,
+because a value may be private.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 
 class Record(Model):
-    """A model stored as one JSON object."""
+    """A model stored or sent as one JSON object."""
 
     def to_json(self) -> bytes:
         """The canonical bytes of this record."""
@@ -25,7 +31,7 @@ class Record(Model):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
-        """Parse ``data``; raise :class:`InvalidRecord` naming the fields (never the values) that are wrong."""
+        """Parse ``data``. Raises :class:`InvalidRecord`, which names the wrong fields but not their values."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:

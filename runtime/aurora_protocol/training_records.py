@@ -1,4 +1,12 @@
-"""Store records about traces and the trainer."""
+"""Store records about traces and the trainer.
+
+Why: a trainer that restarts must neither lose a shard nor train on a shard twice. Its state lists the shards behind the
+weights that it holds.
+
+Invariants: every record is create-once except :class:`TrainerStatus`, which is overwritten in place and decides
+nothing. A later fact is a new record with a higher number. Data is written before the record that names it. Token ids
+live only in shards, never in a record.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +21,28 @@ from aurora_protocol.record import Record
 
 
 class ShardManifest(Record):
-    """One shard of traces; written after the shard's safetensors object, which lies beside it."""
+    """One shard, a file of traces. Written after the shard's safetensors file, which lies beside the manifest."""
 
     schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1)
-    pod: str
-    boot: str = Field(description="Random id of one engine start; with pod and seq it makes the key unique.")
-    seq: int = Field(ge=0)
-    file: FileRef
-    requests: int = Field(ge=0)
+    lineage: int = Field(ge=1, description="Number of the lineage whose drafts were served.")
+    pod: str = Field(description="The inference pod that wrote the shard.")
+    boot: str = Field(description="Random id of one engine start. Pod, boot and seq make the shard's key unique.")
+    seq: int = Field(ge=0, description="Number of the shard within one engine start, from 0.")
+    file: FileRef = Field(description="The shard's data.")
+    requests: int = Field(ge=0, description="Requests with a trace in the shard.")
     tokens: int = Field(ge=0, description="Positions with hidden states, prompts included.")
     answer_tokens: int = Field(ge=0, description="Tokens committed by verify rounds.")
-    rounds: int = Field(ge=0)
+    rounds: int = Field(ge=0, description="Verify rounds.")
     proposed: int = Field(ge=0, description="Draft tokens proposed.")
     accepted: int = Field(ge=0, description="Draft tokens accepted, without bonus tokens.")
-    dropped_records: int = Field(ge=0, description="Rounds and prompts lost to back-pressure since the previous shard.")
-    draft_versions: tuple[int, ...]
-    created: Timestamp
+    dropped_records: int = Field(ge=0, description="Rounds and prompts dropped under load since the previous shard.")
+    draft_versions: tuple[int, ...] = Field(description="Versions of the draft that were served during the traces.")
+    created: Timestamp = Field(description="When the shard was written.")
 
 
 class TrainerPhase(StrEnum):
+    """The trainer's current activity."""
+
     STARTING = "Starting"
     WAITING_FOR_TRACES = "WaitingForTraces"
     TRAINING = "Training"
@@ -40,40 +50,50 @@ class TrainerPhase(StrEnum):
 
 
 class TrainerStatus(Record):
-    """The trainer's progress, overwritten in place: the one mutable record, and nothing is decided from it."""
+    """The trainer's progress, for people. Overwritten in place, so nothing is decided from this record."""
 
     schema_version: Literal[1] = 1
-    lineage: int | None = None
-    phase: TrainerPhase
-    step: int = Field(ge=0)
-    shards: int = Field(ge=0)
-    trained_tokens: int = Field(ge=0)
-    loss: float | None = None
-    held_out_accept_length: float | None = None
+    lineage: int | None = Field(default=None, description="Number of the lineage. None before the lineage exists.")
+    phase: TrainerPhase = Field(description="The trainer's current activity.")
+    step: int = Field(ge=0, description="Optimizer steps so far.")
+    shards: int = Field(ge=0, description="Shards trained on so far.")
+    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    loss: float | None = Field(default=None, description="Recent training loss.")
+    held_out_acceptance_length: float | None = Field(
+        default=None, description="Acceptance length simulated on held-out traces, bonus token included."
+    )
     vocabulary_coverage: float | None = Field(
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
     )
-    last_registered: int | None = None
-    message: str = ""
-    updated: Timestamp
+    last_registered: int | None = Field(default=None, description="The version registered last.")
+    message: str = Field(default="", description="Details in plain words.")
+    updated: Timestamp = Field(description="When this record was written.")
 
 
 class TrainerState(Record):
-    """A resumable trainer state; the highest epoch wins. Consumed shards are listed so that none is trained twice.
+    """A state from which training can resume. The record with the highest epoch wins.
 
-    A consumed shard is there; a retired one may be gone, whole or in part, and its trainer is deleting it.
+    A consumed shard still exists. The trainer deletes retired shards, so a retired shard may be gone, whole or in part.
     """
 
     schema_version: Literal[1] = 1
-    epoch: int = Field(ge=1)
-    lineage: int = Field(ge=1)
-    step: int = Field(ge=0)
-    trained_tokens: int = Field(ge=0)
-    consumed: tuple[str, ...] = Field(description="Manifest keys, relative to the speculator's root.")
-    retired: tuple[str, ...] = Field(default=(), description="Consumed once, and needed no more.")
-    forgotten: int = Field(default=0, ge=0, description="How many consumed shards were deleted and are listed no more.")
-    file: FileRef
-    best_accept_length: float | None = None
-    registered_tokens: int = Field(default=0, ge=0)
-    last_registered: int | None = None
-    created: Timestamp
+    epoch: int = Field(ge=1, description="Number of the saved state, from 1.")
+    lineage: int = Field(ge=1, description="Number of the lineage.")
+    step: int = Field(ge=0, description="Optimizer steps so far.")
+    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    consumed: tuple[str, ...] = Field(
+        description="Manifest keys of the shards trained on, relative to the speculator's root. None is trained twice."
+    )
+    retired: tuple[str, ...] = Field(
+        default=(), description="Manifest keys of the consumed shards that are no longer needed."
+    )
+    forgotten: int = Field(
+        default=0, ge=0, description="Number of consumed shards that were deleted and are no longer listed."
+    )
+    file: FileRef = Field(description="Weights and optimizer state.")
+    registered_acceptance_length: float | None = Field(
+        default=None, description="Acceptance length on held-out traces of the version registered last."
+    )
+    registered_tokens: int = Field(default=0, ge=0, description="Value of trained_tokens at the last registration.")
+    last_registered: int | None = Field(default=None, description="The version registered last.")
+    created: Timestamp = Field(description="When the state was saved.")

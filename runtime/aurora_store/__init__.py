@@ -1,7 +1,9 @@
-"""The S3-backed store that serving, training, validation and the operator share.
+"""The S3 store that serving, training, validation and the operator share.
 
-Invariants: data first, manifest last; records are create-once by ``If-None-Match: *``; every read of data is checked
-against the digest in the manifest that names it.
+Why a package of its own: the operator uses the store without importing torch or SGLang.
+
+Invariants: data is written first, the record that names it last. Records are create-once (``If-None-Match: *``). Every
+read of data is checked against the digest in the record that names it.
 """
 
 from aurora_store.keys import Keys

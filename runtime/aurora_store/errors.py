@@ -1,9 +1,9 @@
 """Errors of the store package.
 
 StoreError              the object store refused a call, or cannot be reached
-├── ObjectMissing       there is no such object
-├── ObjectExists        a create-once object exists already
-├── DigestMismatch      the bytes differ from the digest in the manifest
+├── ObjectMissing       there is no object at the key
+├── ObjectExists        another writer created the object first
+├── DigestMismatch      the bytes differ from the digest in the record that names them
 └── StoreUnsupported    the store lacks conditional writes
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class StoreError(Exception):
-    """The object store refused a call or could not be reached; the message says which call and what to check."""
+    """The object store refused a call or could not be reached. The message names the call and says what to check."""
 
 
 class ObjectMissing(StoreError):
@@ -23,7 +23,7 @@ class ObjectExists(StoreError):
 
 
 class DigestMismatch(StoreError):
-    """The bytes at a key differ from the digest in the manifest that names them."""
+    """The bytes at a key differ from the digest in the record that names them."""
 
 
 class StoreUnsupported(StoreError):

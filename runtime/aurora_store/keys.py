@@ -1,4 +1,4 @@
-"""Names in the store. The only module that spells a key, so that the layout can be read in one place.
+"""Keys in the store. Only this module spells keys, so that the layout can be read in one place.
 
 ::
 
@@ -6,15 +6,16 @@
       lineage/<n>.json                               create-once
       traces/<lineage>/<date>/<hour>/<pod>-<boot>-<seq>.safetensors, then .json
       checkpoints/<version>-<digest12>/...           files, then manifest.json
-      registry/<version>.json                        create-once; the number is the lock
+      registry/<version>.json                        create-once: one writer can take a version
       evidence/<version>/<attempt>.json              create-once
-      baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that left it
+      baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that wrote it
       channel/<epoch>.json                           create-once; the highest epoch wins
-      trainer/status.json                            progress, overwritten
-      trainer/state/<epoch>/state-<sha12>.safetensors  then trainer/state/<epoch>.json, create-once: of two trainers
-                                                     that save one epoch neither touches the other's data
+      trainer/status.json                            overwritten in place
+      trainer/state/<epoch>/state-<sha12>.safetensors, then trainer/state/<epoch>.json, create-once
 
-Numbers are zero-padded, so that the lexical order of a listing is their order.
+The digest in the name of a trainer state's data keeps the data of two trainers apart that save the same epoch.
+
+Invariant: numbers are zero-padded, so the lexical order of a listing is the order of the numbers.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ def _number(value: int) -> str:
 
 
 def number_of(key: str) -> int:
-    """The number that ends a numbered record's key: ``registry/00000003.json`` -> 3."""
+    """The number at the end of a record's key: ``registry/00000003.json`` -> 3."""
     return int(key.rsplit("/", 1)[-1].removesuffix(".json"))
 
 
 def root(prefix: str, namespace: str, name: str, uid: str) -> str:
-    """The root of one speculator; the uid keeps a re-created object of the same name apart from the old one's data."""
+    """The root of one speculator.
+
+    The uid separates a speculator from an earlier one of the same name, so that no old data is taken over.
+    """
     return "/".join(part for part in (prefix.strip("/"), namespace, f"{name}-{uid[:8]}") if part)
 
 
@@ -64,12 +68,12 @@ class Keys:
 
     @staticmethod
     def shard(lineage: int, pod: str, boot: str, seq: int, created: datetime) -> str:
-        """The stem of a shard: append ``.safetensors`` for its data, ``.json`` for its manifest."""
+        """The stem of a shard's keys: append ``.safetensors`` for the data, ``.json`` for the manifest."""
         return f"traces/{_number(lineage)}/{created:%Y-%m-%d}/{created:%H}/{pod}-{boot}-{_number(seq)}"
 
     @staticmethod
     def checkpoint(version: int, digest: str) -> str:
-        """The folder of a checkpoint, with its closing slash."""
+        """The folder of a checkpoint, with a closing slash."""
         return f"checkpoints/{_number(version)}-{digest[:12]}/"
 
     @staticmethod
@@ -106,5 +110,5 @@ class Keys:
 
     @staticmethod
     def trainer_state_file(sha256: str) -> str:
-        """The name of a trainer state's data in the folder of its epoch."""
+        """The name of a trainer state's data file in the folder of its epoch."""
         return f"state-{sha256[:12]}.safetensors"

@@ -1,7 +1,7 @@
 """Objects in S3 below one root: create-once writes, verified reads, bounded retries.
 
-Invariant: a caller never sees botocore's exceptions, and never bytes whose digest was promised and not checked.
-Only ``PutObject If-None-Match: *`` is relied upon; many S3-compatible stores lack the rest.
+Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. Of the
+conditional requests only ``PutObject If-None-Match: *`` is used, because many S3-compatible stores lack the others.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, Sto
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-CHUNK = 1 << 20
-SINGLE = 4 << 30
-"""Bytes that are put at once: S3 takes 5 GiB, and what is put in parts may leave some of them behind."""
-PARTS = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=2)
+CHUNK_BYTES = 1 << 20
+MAX_SINGLE_PUT_BYTES = 4 << 30
+"""Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
+MULTIPART = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=2)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where a speculator's root is. Credentials come from ``access_key``/``secret_key`` or boto3's own chain."""
+    """The bucket and the root of one speculator.
+
+    Without ``access_key`` and ``secret_key``, boto3 looks for credentials itself. ``repr`` never shows them.
+    """
 
     bucket: str
     root: str
@@ -51,13 +54,13 @@ class StoreConfig:
 
     @classmethod
     def of(cls, settings: StoreSettings) -> StoreConfig:
-        """A pod's store; credentials are boto3's own (``AWS_*`` or workload identity)."""
+        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity)."""
         return cls(settings.bucket, settings.root, settings.endpoint, settings.region)
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One object of a listing; ``modified`` is the time of its last write by the store's clock."""
+class ObjectInfo:
+    """One object of a listing. ``size`` is in bytes; ``modified`` is the last write by the store's clock."""
 
     key: str
     size: int
@@ -68,13 +71,17 @@ def sha256_file(path: Path) -> str:
     """The hexadecimal SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 class ObjectStore:
-    """Objects of one speculator. All keys are relative to the root. Thread-safe, as boto3's clients are."""
+    """Objects of one speculator. All keys are relative to its root. Thread-safe, because boto3's clients are.
+
+    Every method raises :class:`StoreError` when the store refuses the call or cannot be reached. A call is tried
+    ``attempts`` times.
+    """
 
     def __init__(self, config: StoreConfig, *, attempts: int = 5) -> None:
         self.config = config
@@ -96,79 +103,86 @@ class ObjectStore:
             ),
         )
 
-    def _key(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return f"{self.config.root}/{key}"
 
-    def _fault(self, error: BotoCoreError | ClientError, what: str) -> StoreError:
+    def _store_error(self, error: BotoCoreError | ClientError, call: str) -> StoreError:
+        """The typed error for botocore's ``error``. ``call`` names the operation and the key."""
         if isinstance(error, ClientError):
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
-                return ObjectMissing(f"{what}: no such object")
+                return ObjectMissing(f"{call}: no such object")
             if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return ObjectExists(f"{what}: exists already")
+                return ObjectExists(f"{call}: another writer created the object first")
             hint = {
                 "NoSuchBucket": "create the bucket",
                 "AccessDenied": "check the credentials' rights on the bucket",
                 "InvalidAccessKeyId": "check the access key",
                 "SignatureDoesNotMatch": "check the secret key",
             }.get(code, "see the store's log")
-            return StoreError(f"{what}: {code or status}; {hint}")
-        return StoreError(f"{what}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
+            return StoreError(f"{call}: {code or status}; {hint}")
+        return StoreError(f"{call}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` at ``key`` (in parts beyond :data:`SINGLE`), replacing what is there."""
+        """Write ``data`` at ``key``, replacing an older object. Beyond :data:`MAX_SINGLE_PUT_BYTES` in parts."""
         try:
-            if len(data) <= SINGLE:
-                self._s3.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data)
+            if len(data) <= MAX_SINGLE_PUT_BYTES:
+                self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data)
             else:
-                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._key(key), Config=PARTS)
+                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._full_key(key), Config=MULTIPART)
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"put {key}") from error
+            raise self._store_error(error, f"put {key}") from error
         except boto3.exceptions.Boto3Error as error:
-            raise StoreError(f"put {key}: {type(error).__name__}") from error
+            raise StoreError(f"put {key}: {type(error).__name__}; see the store's log") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
 
-        Raises :class:`ObjectExists` when other bytes are there. When the very same bytes are there the call succeeds:
-        a retry after a lost answer must not look like a lost race.
+        Raises :class:`ObjectExists` when the key holds other bytes. The call succeeds when the key holds the same
+        bytes, because a retry after a lost answer must not look like a lost race.
         """
         try:
-            self._s3.put_object(Bucket=self.config.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+            self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data, IfNoneMatch="*")
         except (BotoCoreError, ClientError) as error:
-            fault = self._fault(error, f"create {key}")
-            if isinstance(fault, ObjectExists) and self.get(key) == data:
+            store_error = self._store_error(error, f"create {key}")
+            if isinstance(store_error, ObjectExists) and self.get(key) == data:
                 return
-            raise fault from error
+            raise store_error from error
 
     def upload(self, key: str, path: Path) -> None:
-        """Upload a file (multipart when it is large), replacing what is there."""
+        """Upload a file, replacing an older object. A large file is uploaded in parts."""
         try:
-            self._s3.upload_file(str(path), self.config.bucket, self._key(key))
+            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key))
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"upload {key}") from error
+            raise self._store_error(error, f"upload {key}") from error
         except boto3.exceptions.Boto3Error as error:
-            raise StoreError(f"upload {key}: {type(error).__name__}") from error
+            raise StoreError(f"upload {key}: {type(error).__name__}; see the store's log") from error
 
     def get(self, key: str, sha256: str | None = None) -> bytes:
-        """The bytes at ``key``; with ``sha256``, verified. Raises :class:`ObjectMissing`, :class:`DigestMismatch`."""
+        """The bytes at ``key``, verified when ``sha256`` is given.
+
+        Raises :class:`ObjectMissing` and :class:`DigestMismatch`.
+        """
         try:
-            data = self._s3.get_object(Bucket=self.config.bucket, Key=self._key(key))["Body"].read()
+            data = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))["Body"].read()
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"get {key}") from error
+            raise self._store_error(error, f"get {key}") from error
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DigestMismatch(f"get {key}: the digest differs from its manifest")
         return data
 
     def download(self, key: str, path: Path, sha256: str) -> None:
-        """Fetch ``key`` into ``path``, world-readable and only when its digest is right (atomic rename)."""
+        """Download ``key`` to ``path``, readable for all users. The file appears only when its digest is right.
+
+        Raises :class:`ObjectMissing` and :class:`DigestMismatch`.
+        """
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         digest = hashlib.sha256()
         try:
-            body = self._s3.get_object(Bucket=self.config.bucket, Key=self._key(key))["Body"]
+            body = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))["Body"]
             with part.open("wb") as file:
-                for chunk in body.iter_chunks(CHUNK):
+                for chunk in body.iter_chunks(CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
             if digest.hexdigest() != sha256:
@@ -176,66 +190,66 @@ class ObjectStore:
             part.chmod(0o644)
             part.rename(path)
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"download {key}") from error
+            raise self._store_error(error, f"download {key}") from error
         finally:
             part.unlink(missing_ok=True)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys below ``prefix`` in lexical order, those greater than ``after``."""
-        return (item.key for item in self.listed(prefix, after=after))
+        """Keys below ``prefix``, in lexical order, that are greater than ``after``."""
+        return (item.key for item in self.list_objects(prefix, after=after))
 
-    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
-        """What :meth:`list` gives the keys of."""
-        arguments: dict[str, Any] = {"Bucket": self.config.bucket, "Prefix": self._key(prefix)}
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose keys :meth:`list` returns."""
+        arguments: dict[str, Any] = {"Bucket": self.config.bucket, "Prefix": self._full_key(prefix)}
         if after:
-            arguments["StartAfter"] = self._key(after)
+            arguments["StartAfter"] = self._full_key(after)
         try:
             for page in self._s3.get_paginator("list_objects_v2").paginate(**arguments):
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self.config.root + "/")
-                    yield Listed(key, item["Size"], item["LastModified"])
+                    yield ObjectInfo(key, item["Size"], item["LastModified"])
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"list {prefix}") from error
+            raise self._store_error(error, f"list {prefix}") from error
 
     def delete(self, key: str) -> None:
-        """Delete ``key``; deleting what is not there is no error."""
+        """Delete ``key``. A missing object is no error."""
         try:
-            self._s3.delete_object(Bucket=self.config.bucket, Key=self._key(key))
+            self._s3.delete_object(Bucket=self.config.bucket, Key=self._full_key(key))
         except (BotoCoreError, ClientError) as error:
-            raise self._fault(error, f"delete {key}") from error
+            raise self._store_error(error, f"delete {key}") from error
 
     def ensure_bucket(self) -> None:
-        """Create the bucket when it is missing (embedded stores start empty)."""
+        """Create the bucket when it is missing: an embedded store starts empty."""
         try:
             self._s3.head_bucket(Bucket=self.config.bucket)
         except ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
-                raise self._fault(error, f"bucket {self.config.bucket}") from error
+                raise self._store_error(error, f"look for bucket {self.config.bucket}") from error
             try:
                 self._s3.create_bucket(Bucket=self.config.bucket)
-            except (BotoCoreError, ClientError) as again:
-                raise self._fault(again, f"create bucket {self.config.bucket}") from again
+            except (BotoCoreError, ClientError) as create_error:
+                raise self._store_error(create_error, f"create bucket {self.config.bucket}") from create_error
         except BotoCoreError as error:
-            raise self._fault(error, f"bucket {self.config.bucket}") from error
+            raise self._store_error(error, f"look for bucket {self.config.bucket}") from error
 
     def probe(self) -> None:
-        """Prove that the store can be written, deletes, and keeps create-once.
+        """Prove that the store writes, deletes and keeps create-once.
 
-        Raises :class:`StoreUnsupported` when it does not keep the last, :class:`StoreError` otherwise. Safe to repeat:
-        one that never deletes is left with a single object, however often it is asked.
+        Raises :class:`StoreUnsupported` when the store overwrites a create-once object. Safe to repeat: the probe
+        always uses the same key, so a store that cannot delete is left with a single object.
         """
         key = self._probe
         self.create(key, b"1")
         try:
             self.create(key, b"2")
-            once = False
+            keeps_create_once = False
         except ObjectExists:
-            once = True
+            keeps_create_once = True
         try:
             self.delete(key)
         except StoreError as error:
-            raise StoreError(f"{error}; without deletes (s3:DeleteObject) the store would grow for ever") from error
-        if not once:
+            raise StoreError(f"{error}; allow s3:DeleteObject, or the store grows without limit") from error
+        if not keeps_create_once:
             raise StoreUnsupported(
                 f"bucket {self.config.bucket} ignores If-None-Match on PutObject; use a store with conditional writes"
             )

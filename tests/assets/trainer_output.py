@@ -52,7 +52,7 @@ def put_trainer_state(
     data = b"state"
     digest = hashlib.sha256(data).hexdigest()
     state = TrainerState(
-        epoch=epoch or registry.trainer_epoch() + 1,
+        epoch=epoch or registry.last_trainer_state_epoch() + 1,
         lineage=1,
         step=0,
         trained_tokens=0,

@@ -93,7 +93,7 @@ class Watch:
 
     def look(self) -> None:
         """Take over the newest state, if it is new."""
-        newest = self.registry.trainer_epoch()
+        newest = self.registry.last_trainer_state_epoch()
         if newest == self._newest:
             return
         with contextlib.suppress(ObjectMissing):  # older states are deleted while this one looks

@@ -70,7 +70,7 @@ def evidence_table(evidence: Evidence) -> str:
         f"[{r.low:.2f}, {r.high:.2f}]{r.rounds:>10}{'' if r.paired else '  unpaired'}"
         for r in evidence.verdict.ratios
     ]
-    lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.accept_length.items()))
+    lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.acceptance_length.items()))
     lines.append(f"  acceptance length: {lengths}")
     lines += [
         f"  greedy answers of {e.arm} and {e.reference}: {e.identical} of {e.prompts} identical, {e.near_ties} differ "

@@ -114,7 +114,7 @@ def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: 
     rig.wait_until_serving(0)
     served = {pod["checksum"] for pod in rig.status()["pods"]}
     version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
-    rig.wait_until(f"version {version} is measured", lambda: bool(list(rig.registry.evidences(version))))
+    rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
     before, started = rig.driver.summary(), time.monotonic()
     _damage_object(rig, rig.registry.registration(version).checkpoint, _truncate)
     rig.wait_until(f"version {version} is rejected", lambda: version in rig.status()["rejected"])
@@ -133,7 +133,7 @@ def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("useful") / "draft"
     version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], folder, seed=101))
     try:
-        rig.wait_until(f"version {version} is measured", lambda: bool(list(rig.registry.evidences(version))))
+        rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
         rig.wait_until_serving(version)
         yield
     finally:

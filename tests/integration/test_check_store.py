@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
-from aurora_protocol.evidence_records import MeasuredBaseline, UsedBaseline
+from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
@@ -145,19 +145,19 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
 def test_evidence_with_a_baseline_that_is_not_there_is_found(registry: Registry) -> None:
     digests = {version: registry.registration(version).digest for version in (0, 1)}
     proof = evidence(1, candidate_digest=digests[1], active_digest=digests[0])
-    kept = MeasuredBaseline(
+    kept = CachedBaseline(
         lineage=1,
         version=1,
         attempt=1,
         environment=proof.environment,
         concurrencies=(1,),
-        per_worker=1,
+        prompts_per_worker=1,
         max_new_tokens=8,
         samples=proof.samples,
-        same_answers=(),
+        drafts_answering_as_off=(),
         created=proof.started,
     )
-    used = UsedBaseline(key=Keys.baseline(1, 1, 1), samples=proof.samples, created=proof.started)
+    used = BaselineSamples(key=Keys.baseline(1, 1, 1), samples=proof.samples, created=proof.started)
     registry.put_evidence(proof.model_copy(update={"baseline": used}))
     assert "its baseline baselines/00000001/00000001-00000001.json is not there" in "\n".join(
         audit(registry).violations

@@ -178,7 +178,7 @@ def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tm
     arms = (Arm.ACTIVE, Arm.OFF, Arm.NGRAM)
     assert {(s.arm, s.round) for s in kept.samples} == {(arm, number) for arm in arms for number in range(ROUNDS)}
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
-    assert set(kept.same_answers) == {world.versions[0].digest, world.versions[1].digest}
+    assert set(kept.drafts_answering_as_off) == {world.versions[0].digest, world.versions[1].digest}
     for equality in evidence.equality:
         assert equality.reference is Arm.OFF
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"

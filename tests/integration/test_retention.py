@@ -58,7 +58,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
         retention.tick()
         sound()
         if turn % 5 == 4:  # a trainer that ends after it deleted and before it saved
-            ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_record())
+            ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_state_record())
             retention = Retention(registry, ledger, limits)
     assert read == written, "each was learnt from once"
     left = list(registry.shard_keys(1))

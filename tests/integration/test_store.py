@@ -16,7 +16,7 @@ from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, Linea
 from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig, objects
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
-from aurora_store.objects import PARTS
+from aurora_store.objects import MULTIPART
 from tests.assets.s3 import S3, seaweedfs
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -129,8 +129,8 @@ def test_a_large_file_survives_the_way_there_and_back(store: ObjectStore, tmp_pa
 def test_a_state_that_is_larger_than_s3_takes_at_once_goes_in_parts(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = bytes(range(256)) * (PARTS.multipart_threshold // 256 + 1)
-    monkeypatch.setattr(objects, "SINGLE", 1 << 20)
+    data = bytes(range(256)) * (MULTIPART.multipart_threshold // 256 + 1)
+    monkeypatch.setattr(objects, "MAX_SINGLE_PUT_BYTES", 1 << 20)
     store.put("large", data)
     assert store.get("large", sha(data)) == data
     found = store._s3.head_object(Bucket=store.config.bucket, Key=f"{store.config.root}/large")

@@ -67,8 +67,8 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     assert status.phase in (TrainerPhase.TRAINING, TrainerPhase.WAITING_FOR_TRACES)
 
     registration = registry.registration(1)
-    assert registration.held_out_accept_length is not None
-    assert registration.held_out_accept_length > 1.5
+    assert registration.held_out_acceptance_length is not None
+    assert registration.held_out_acceptance_length > 1.5
     manifest = registry.fetch_checkpoint(registration, tmp_path / "v1")  # digests verified
     assert manifest.parent == 0
     lineage = registry.lineage()

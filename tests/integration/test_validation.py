@@ -109,7 +109,7 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
     assert evidence.environment.device == "cpu"
     assert evidence.environment.dtype == "float32"
     for arm in (Arm.ACTIVE, Arm.CANDIDATE):
-        assert 1.0 <= evidence.accept_length[arm] < 1.5
+        assert 1.0 <= evidence.acceptance_length[arm] < 1.5
     peer = [r for r in evidence.verdict.ratios if r.denominator is Arm.NGRAM]
     assert {r.concurrency for r in peer} == {1, 2}, "NGRAM is reported beside the arms that decide"
 

@@ -24,7 +24,7 @@ from aurora_protocol.draft_records import Lineage, Registration, TargetIdentity,
 from aurora_runtime.serving.pod_files import Withdrawal
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
-from aurora_store.objects import Listed
+from aurora_store.objects import ObjectInfo
 from tests.assets.trainer_output import publish
 
 KEY = "the-admin-key"
@@ -73,12 +73,12 @@ class FolderObjects(ObjectStore):
     def download(self, key: str, path: Path, sha256: str) -> None:
         path.write_bytes(self.get(key, sha256))
 
-    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         self._file("")
         files = sorted((str(file.relative_to(self.path)), file) for file in self.path.rglob("*") if file.is_file())
         found = [(key, file) for key, file in files if key.startswith(prefix) and key > after]
         stats = [(key, file.stat()) for key, file in found]
-        return iter([Listed(key, s.st_size, datetime.fromtimestamp(s.st_mtime, UTC)) for key, s in stats])
+        return iter([ObjectInfo(key, s.st_size, datetime.fromtimestamp(s.st_mtime, UTC)) for key, s in stats])
 
     def delete(self, key: str) -> None:
         self._file(key).unlink(missing_ok=True)

@@ -18,13 +18,13 @@ from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.children.access import new_keys
 from aurora_operator.kubernetes_api import JOB, KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store_reader import StoreReader
 from aurora_operator.plan import Plan
+from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
 

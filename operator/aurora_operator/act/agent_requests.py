@@ -9,10 +9,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from aurora_operator.agent_client import AgentClient
-from aurora_operator.errors import AgentError, Fenced
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.plan import Loan, Swap
+from aurora_protocol.agent_client import AgentClient
+from aurora_protocol.errors import AgentError, Fenced
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class AgentRequests:
             action = "withdraw" if loan.request.begin else "return"
             measurement = loan.request.measurement
             try:
-                await self._agents.measure(loan.ip, snapshot.agent_token, loan.request)
+                await self._agents.lease(loan.ip, snapshot.agent_token, loan.request)
             except AgentError as error:
                 fenced |= isinstance(error, Fenced)
                 log.warning("%s: could not %s pod %s for %s: %s", speculator, action, loan.pod, measurement, error)

@@ -82,7 +82,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         active=attempt.active,
         attempt=attempt.attempt,
         image=engine_image(spec, config),
-        shape=measurement_shape(spec),
+        pod_digest=measurement_shape(spec),
         replica=attempt.replica,
     )
     return value.to_variable()

@@ -16,7 +16,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from aurora_operator import kubernetes_api
-from aurora_operator.agent_client import AgentClient
 from aurora_operator.children.metadata import (
     INFERENCE,
     VALIDATOR,
@@ -26,7 +25,7 @@ from aurora_operator.children.metadata import (
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import AgentError, KubernetesError, NotFound
+from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.annotations import user_requests
@@ -38,6 +37,8 @@ from aurora_operator.observe.store_access import StoreAccess
 from aurora_operator.observe.store_reader import StoreReader
 from aurora_operator.observe.stored_resource import parse
 from aurora_protocol.agent_api import AgentState
+from aurora_protocol.agent_client import AgentClient
+from aurora_protocol.errors import AgentError
 from aurora_protocol.pod_settings import AGENT_TOKEN
 
 LiveChildren = dict[tuple[str, str], Object]

@@ -88,7 +88,7 @@ def _training(observed: Observed) -> TrainingStatus:
     record = observed.store.trainer
     if record is None:
         return observed.status.training
-    held_out, coverage = record.held_out_accept_length, record.vocabulary_coverage
+    held_out, coverage = record.held_out_acceptance_length, record.vocabulary_coverage
     return TrainingStatus(
         phase=record.phase,
         step=record.step,

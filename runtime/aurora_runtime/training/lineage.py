@@ -107,7 +107,7 @@ def publish(
         lineage=manifest.lineage,
         checkpoint=Keys.checkpoint(manifest.version, manifest.digest),
         digest=manifest.digest,
-        held_out_accept_length=accept_length,
+        held_out_acceptance_length=accept_length,
         trained_tokens=manifest.trained_tokens,
         created=manifest.created,
     )

@@ -114,7 +114,7 @@ def build(
         janitor=patience.call("looking for orphans", lambda: OrphanCleanup(registry)),
         retention=Retention(registry, ledger, limits_of(settings)),
         patience=patience,
-        epoch=patience.call("reading the trainer's state", registry.trainer_epoch),
+        epoch=patience.call("reading the trainer's state", registry.last_trainer_state_epoch),
         trained_tokens=state.record.trained_tokens if state else last.trained_tokens,
     )
 

@@ -59,7 +59,7 @@ class Progress:
                 shards=shards,
                 trained_tokens=tokens,
                 loss=session.loss,
-                held_out_accept_length=self._accept_length,
+                held_out_acceptance_length=self._accept_length,
                 vocabulary_coverage=self._coverage,
                 last_registered=last.version,
                 message=self._message,

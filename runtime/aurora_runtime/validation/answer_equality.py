@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from aurora_api.v1alpha1.target import DType
-from aurora_protocol.evidence_records import Arm, Equality
+from aurora_protocol.evidence_records import AnswerEquality, Arm
 
 NEAR_TIE = 0.25
 """Largest gap of two logits that counts as a tie, in exact arithmetic."""
@@ -75,8 +75,8 @@ class EqualityCount:
         else:
             self.different += 1
 
-    def record(self) -> Equality:
-        return Equality(
+    def record(self) -> AnswerEquality:
+        return AnswerEquality(
             arm=self.arm,
             reference=self.reference,
             prompts=self.identical + self.near_ties + self.different,

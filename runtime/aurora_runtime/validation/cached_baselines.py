@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aurora_protocol.draft_records import Registration
-from aurora_protocol.evidence_records import Arm, Environment, MeasuredBaseline, Sample, UsedBaseline, VerdictKind
+from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Sample, VerdictKind
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.measure import Measurement, MeasurePlan
 from aurora_store import Keys, Registry
@@ -44,15 +44,18 @@ def _rounds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> int:
     return len({s.round for s in samples if s.arm is arm and s.concurrency == concurrency and s.tokens > 0})
 
 
-def refusal(baseline: MeasuredBaseline, wanted: Wanted) -> str:
+def refusal(baseline: CachedBaseline, wanted: Wanted) -> str:
     """Why ``baseline`` cannot stand for a measurement of its own; empty when it can."""
     policy = wanted.plan.policy
     age = wanted.now - baseline.created
     if not timedelta(0) <= age < wanted.max_age:
         return f"it is {age.total_seconds():.0f} s old"
-    if not baseline.environment.same_as(wanted.environment):
+    if not baseline.environment.is_comparable_with(wanted.environment):
         return "it was measured on another machine, engine or setting"
-    if (baseline.per_worker, baseline.max_new_tokens) != (wanted.plan.per_worker, wanted.max_new_tokens):
+    if (baseline.prompts_per_worker, baseline.max_new_tokens) != (
+        wanted.plan.prompts_per_worker,
+        wanted.max_new_tokens,
+    ):
         return "its batches were of another size"
     for arm in wanted.plan.apart:
         for concurrency in policy.concurrencies:
@@ -61,18 +64,18 @@ def refusal(baseline: MeasuredBaseline, wanted: Wanted) -> str:
     return ""
 
 
-def answers_as_off(registry: Registry, active: Registration, baseline: MeasuredBaseline) -> bool:
+def answers_as_off(registry: Registry, active: Registration, baseline: CachedBaseline) -> bool:
     """Whether the active draft's greedy answers are known to be off's: seen with the baseline, or when it passed."""
-    return active.digest in baseline.same_answers or any(
+    return active.digest in baseline.drafts_answering_as_off or any(
         evidence.verdict.kind is VerdictKind.PASS
         and evidence.candidate_digest == active.digest
         and evidence.lineage == baseline.lineage
-        and evidence.environment.same_as(baseline.environment)
-        for evidence in registry.evidences(active.version)
+        and evidence.environment.is_comparable_with(baseline.environment)
+        for evidence in registry.evidence_of_all_attempts(active.version)
     )
 
 
-def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted) -> UsedBaseline | None:
+def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted) -> BaselineSamples | None:
     """The newest usable baseline, reduced to what the plan asks for."""
     for key, baseline in itertools.islice(registry.baselines(lineage), LOOKED_AT):
         why = refusal(baseline, wanted)
@@ -89,20 +92,20 @@ def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted)
             continue
         log.info("baseline %s of %s is used", key, baseline.created.isoformat())
         samples = tuple(s for s in baseline.samples if s.arm in wanted.plan.apart and s.concurrency in concurrencies)
-        return UsedBaseline(key=key, samples=samples + control, created=baseline.created)
+        return BaselineSamples(key=key, samples=samples + control, created=baseline.created)
     return None
 
 
-def _control(baseline: MeasuredBaseline, active: Registration) -> tuple[Sample, ...]:
+def _control(baseline: CachedBaseline, active: Registration) -> tuple[Sample, ...]:
     """What the draft that is active now did beside the baseline, whatever it was then."""
-    arm = next((arm for arm, digest in baseline.drafts.items() if digest == active.digest), None)
+    arm = next((arm for arm, digest in baseline.draft_digests.items() if digest == active.digest), None)
     return tuple(s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is arm)
 
 
-def used(settings: ValidationSettings, lineage: int, samples: Sequence[Sample], created: datetime) -> UsedBaseline:
+def used(settings: ValidationSettings, lineage: int, samples: Sequence[Sample], created: datetime) -> BaselineSamples:
     """A baseline just measured apart, under the key that its record will have."""
     key = Keys.baseline(lineage, settings.candidate, settings.attempt)
-    return UsedBaseline(key=key, samples=tuple(samples), created=created)
+    return BaselineSamples(key=key, samples=tuple(samples), created=created)
 
 
 def keep(
@@ -114,7 +117,7 @@ def keep(
     *,
     drafts: dict[Arm, Registration],
     created: datetime,
-) -> MeasuredBaseline | None:
+) -> CachedBaseline | None:
     """The record to leave for later candidates; None when ``samples`` are too few to be of use to any.
 
     Args:
@@ -130,16 +133,16 @@ def keep(
         for e in measurement.equalities()
         if e.arm in drafts and e.reference is Arm.OFF and e.prompts > 0 and e.different == 0
     )
-    return MeasuredBaseline(
+    return CachedBaseline(
         lineage=drafts[Arm.CANDIDATE].lineage,
         version=settings.candidate,
         attempt=settings.attempt,
         environment=where,
         concurrencies=policy.concurrencies,
-        per_worker=plan.per_worker,
+        prompts_per_worker=plan.prompts_per_worker,
         max_new_tokens=settings.validation.max_new_tokens,
         samples=kept,
-        drafts={arm: draft.digest for arm, draft in drafts.items() if any(s.arm is arm for s in kept)},
-        same_answers=tuple(dict.fromkeys(same)),
+        draft_digests={arm: draft.digest for arm, draft in drafts.items() if any(s.arm is arm for s in kept)},
+        drafts_answering_as_off=tuple(dict.fromkeys(same)),
         created=created,
     )

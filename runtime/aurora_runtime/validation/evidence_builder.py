@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from aurora_protocol.agent_api import Machine
 from aurora_protocol.draft_records import Registration
-from aurora_protocol.evidence_records import Environment, Evidence, UsedBaseline
+from aurora_protocol.evidence_records import BaselineSamples, Environment, Evidence
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.measure import Measurement
 
@@ -27,7 +27,7 @@ def environment(settings: ValidationSettings, where: Machine) -> Environment:
         draft_topk=settings.draft.branching,
         draft_tokens=settings.draft.tokens_per_round,
         image=settings.image,
-        shape=settings.shape,
+        pod_digest=settings.pod_digest,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),
     )
 
@@ -41,7 +41,7 @@ def build(
     where: Environment,
     prompts_sha256: str,
     started: datetime,
-    baseline: UsedBaseline | None = None,
+    baseline: BaselineSamples | None = None,
 ) -> Evidence:
     """The evidence record of a finished measurement; its verdict is the last round's."""
     return Evidence(
@@ -54,7 +54,7 @@ def build(
         samples=tuple(measurement.samples),
         baseline=baseline,
         equality=measurement.equalities(),
-        accept_length=measurement.accept_length(),
+        acceptance_length=measurement.acceptance_length(),
         environment=where,
         prompts_sha256=prompts_sha256,
         verdict=measurement.verdicts[-1],

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aurora_protocol.evidence_records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.answer_equality import NEAR_TIE, EqualityCount
@@ -52,7 +52,7 @@ class MeasurePlan:
     policy: GatePolicy
     arms: tuple[Arm, ...]
     max_rounds: int
-    per_worker: int
+    prompts_per_worker: int
     near_tie: float = NEAR_TIE
     """Largest gap of two logits at which greedy answers may part."""
 
@@ -64,27 +64,27 @@ class MeasurePlan:
     @property
     def prompts_needed(self) -> int:
         """Distinct prompts without which a batch would ask the same twice."""
-        return self.per_worker * max(self.policy.concurrencies)
+        return self.prompts_per_worker * max(self.policy.concurrencies)
 
     @property
     def prompts_wanted(self) -> int:
         """Distinct prompts with which no two rounds would share one."""
-        return self.per_worker * sum(self.policy.concurrencies) * self.max_rounds
+        return self.prompts_per_worker * sum(self.policy.concurrencies) * self.max_rounds
 
 
 @dataclass
 class Measurement:
-    """What was measured. ``accept_length`` is answer tokens per verify round over all samples."""
+    """What was measured. ``acceptance_length`` is answer tokens per verify round over all samples."""
 
     arms: tuple[Arm, ...] = ()
     samples: list[Sample] = field(default_factory=list)
     equality: dict[Arm, EqualityCount] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
 
-    def equalities(self) -> tuple[Equality, ...]:
+    def equalities(self) -> tuple[AnswerEquality, ...]:
         return tuple(count.record() for count in self.equality.values())
 
-    def accept_length(self) -> dict[Arm, float]:
+    def acceptance_length(self) -> dict[Arm, float]:
         lengths = {}
         for arm in self.arms:
             taken = [s for s in self.samples if s.arm is arm and s.verify_rounds]
@@ -138,7 +138,7 @@ async def measure(
     *,
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
-    baseline: UsedBaseline | None = None,
+    baseline: BaselineSamples | None = None,
     known: Answers | None = None,
 ) -> Measurement:
     """Measure round by round. ``deadline`` is on ``clock``, in seconds.
@@ -189,7 +189,7 @@ async def _round(
 ) -> tuple[list[Sample], dict[Batch[Arm], BatchResult]] | None:
     """One round of ``arms``: its samples and answers; None when time ran out."""
     concurrencies = plan.policy.concurrencies
-    turns = batches(number, arms, concurrencies, per_worker=plan.per_worker, available=len(prompts))
+    turns = batches(number, arms, concurrencies, prompts_per_worker=plan.prompts_per_worker, available=len(prompts))
     samples: list[Sample] = []
     answers: dict[Batch[Arm], BatchResult] = {}
     for turn in turns:

@@ -1,8 +1,13 @@
-"""The engine of a withdrawn inference pod as a bench: its agent changes what it holds, its lease is renewed meanwhile.
+"""Measures on the engine of a replica that has been taken out of the Service, and guarantees that the replica returns.
 
-Invariants: nothing is said of a candidate once the lease was lost, or the engine ended or was not reached while it
-answered: that is a measurement that could not be made. Every engine start is warmed up before it is measured, whoever
-ordered it. The pod is asked to go back on every way out; where that asking fails, the lease runs out.
+The pod's agent changes how the engine speculates. A background task renews the lease meanwhile.
+
+Invariants:
+
+- A lost lease, an engine that ended, or a request that did not reach the engine is a measurement that could not be
+  made. It never becomes a verdict about the candidate.
+- Every engine start is warmed up before it is measured, whoever ordered the start.
+- Every way out asks the agent to give the pod back. Where that call fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -20,7 +25,6 @@ import aiohttp
 
 from aurora_protocol.agent_api import (
     PASS_HEADER,
-    AgentState,
     EngineMode,
     Machine,
     MeasurementPhase,
@@ -28,7 +32,9 @@ from aurora_protocol.agent_api import (
     TrialRequest,
     measurement_pass,
 )
+from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.draft_records import Registration
+from aurora_protocol.errors import AgentError, AgentRefused, Fenced
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import session
@@ -37,40 +43,42 @@ from aurora_runtime.validation.load_client import BatchResult, Client
 
 log = logging.getLogger(__name__)
 
-LEASE_S: Final = 60
-RENEW_S: Final = 10.0
-POLL_S: Final = 1.0
-CALL_S: Final = 30.0
-TRIAL_S: Final = 900.0
-"""An agent answers once the draft is downloaded, checked and swapped in."""
-REQUEST_S: Final = 300.0
-WARM_TOKENS: Final = 24
+LEASE_SECONDS: Final = 60
+RENEW_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 1.0
+CALL_SECONDS: Final = 30.0
+REQUEST_SECONDS: Final = 300.0
+WARM_UP_TOKENS: Final = 24
 MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 
 @dataclass
 class ReplicaEngine:
-    """Implements :class:`aurora_runtime.validation.measure.Bench`. An async context manager."""
+    """Implements :class:`aurora_runtime.validation.measure.Bench`. An async context manager.
 
-    place: Replica
+    ``deadline`` is on :func:`time.monotonic`, in seconds.
+    """
+
+    replica: Replica
     token: str = field(repr=False)
     settings: ValidationSettings
     drafts: dict[Arm, Registration]
-    warm_prompt: tuple[int, ...]
+    warm_up_prompt: tuple[int, ...]
     deadline: float
     _http: aiohttp.ClientSession | None = None
-    _renewing: asyncio.Task[None] | None = None
+    _renewal: asyncio.Task[None] | None = None
     _machine: Machine | None = None
-    _lost: str = ""
-    _at: tuple[Arm, str] | None = None
-    """The arm that was warmed up last, and in which engine."""
+    _lease_lost: str = ""
+    """Why the lease was lost; empty while the lease is valid."""
+    _warmed_up: tuple[Arm, str] | None = None
+    """The arm that was warmed up last, and the id of the engine start in which that happened."""
 
     async def __aenter__(self) -> Self:
         self._http = session()
         try:
-            await self._renew()
-            self._renewing = asyncio.create_task(self._keep())
-            await self._drained()
+            await self._renew_lease()
+            self._renewal = asyncio.create_task(self._renew_until_lost())
+            await self._wait_until_drained()
         except BaseException:
             await self.close()
             raise
@@ -82,148 +90,159 @@ class ReplicaEngine:
         await self.close()
 
     async def close(self) -> None:
-        """Let the pod go back; safe to call twice."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-            self._renewing = None
+        """Give the pod back. Safe to call twice."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+            self._renewal = None
         if self._http is not None:
             with contextlib.suppress(EngineFault, MeasurementError):
-                await self._lease(0)
+                await self._set_lease(0)
             await self._http.close()
             self._http = None
 
     @property
     def machine(self) -> Machine:
-        """Where the engine runs; known once entered."""
+        """Where the engine runs. Known once the context is entered."""
         if self._machine is None:
-            raise EngineFault("the replica has not said yet where it runs")
+            raise EngineFault(f"the agent of {self.replica.pod} has not reported its machine yet")
         return self._machine
 
     # the agent -----------------------------------------------------------------------------------------------------
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            raise EngineFault("the replica was given back")
+            raise EngineFault(f"{self.replica.pod} was given back already")
         return self._http
 
-    def _url(self, port: int) -> str:
-        host = f"[{self.place.ip}]" if ":" in self.place.ip else self.place.ip
-        return f"http://{host}:{port}"
+    def _agent(self) -> AgentClient:
+        return AgentClient(self._session(), self.replica.agent_port, call_seconds=CALL_SECONDS)
 
-    async def _ask(
-        self, method: str, path: str, body: bytes | None = None, *, limit: float = CALL_S
-    ) -> tuple[int, str]:
-        """The agent's status and answer; raises :class:`EngineFault` when there is none."""
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        timeout = aiohttp.ClientTimeout(total=limit)
+    async def _set_lease(self, seconds: int) -> None:
+        """Renew the lease, or give the pod back (0).
+
+        Raises :class:`MeasurementError` when the pod is no longer withdrawn for this measurement, and
+        :class:`EngineFault` when the call fails for another reason.
+        """
+        replica = self.replica
+        request = MeasurementRequest(measurement=replica.measurement, epoch=replica.epoch, lease_seconds=seconds)
         try:
-            async with self._session().request(
-                method, self._url(self.place.agent_port) + path, data=body, headers=headers, timeout=timeout
-            ) as response:
-                return response.status, await response.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineFault(f"the agent of {self.place.pod}: {path}: {type(error).__name__}") from error
-
-    async def _lease(self, seconds: int) -> None:
-        request = MeasurementRequest(measurement=self.place.measurement, epoch=self.place.epoch, lease_seconds=seconds)
-        status, text = await self._ask("PUT", "/v1/measurement", request.to_json())
-        if status == 409:
+            await self._agent().lease(replica.ip, self.token, request)
+        except Fenced as error:
             raise MeasurementError(
-                f"{self.place.pod} was given back before the measurement ended: {text.strip()[:300]}"
-            )
-        if status != 202:
-            raise EngineFault(f"the agent of {self.place.pod}: {status} {text.strip()[:300]}")
+                f"{replica.pod} was given back before the measurement ended: {error.reason}"
+            ) from error
+        except AgentError as error:
+            raise EngineFault(f"the agent of {replica.pod}: {error}") from error
 
-    async def _renew(self) -> None:
-        await self._lease(LEASE_S)
+    async def _renew_lease(self) -> None:
+        await self._set_lease(LEASE_SECONDS)
 
-    async def _keep(self) -> None:
-        """Renew the lease until cancelled, or until it is lost; then leave the reason."""
-        good = time.monotonic()
-        while not self._lost:
-            await asyncio.sleep(RENEW_S)
+    async def _renew_until_lost(self) -> None:
+        """Renew the lease until cancelled, or until the lease is lost; then keep the reason."""
+        last_renewal = time.monotonic()
+        while not self._lease_lost:
+            await asyncio.sleep(RENEW_SECONDS)
             try:
-                await self._renew()
-                good = time.monotonic()
+                await self._renew_lease()
+                last_renewal = time.monotonic()
             except MeasurementError as error:
-                self._lost = str(error)
+                self._lease_lost = str(error)
             except EngineFault as error:
-                if time.monotonic() - good > LEASE_S:
-                    self._lost = str(error)
+                if time.monotonic() - last_renewal > LEASE_SECONDS:
+                    self._lease_lost = str(error)
 
-    def _check(self) -> None:
-        if self._lost:
-            raise MeasurementError(self._lost)
+    def _check_lease(self) -> None:
+        if self._lease_lost:
+            raise MeasurementError(self._lease_lost)
 
-    async def _drained(self) -> None:
-        """Wait until the pod has left its Service and requests have ended."""
+    async def _wait_until_drained(self) -> None:
+        """Wait until the pod has left its Service and the requests of clients have ended."""
         while True:
-            self._check()
-            status, text = await self._ask("GET", "/v1/state")
-            if status != 200:
-                raise EngineFault(f"the agent of {self.place.pod}: {status}")
-            found = AgentState.from_json(text).measurement
-            if found is not None and found.phase is MeasurementPhase.MEASURING and found.machine is not None:
-                self._machine = found.machine
+            self._check_lease()
+            try:
+                measurement = (await self._agent().state(self.replica.ip, self.token)).measurement
+            except AgentError as error:
+                raise EngineFault(f"the agent of {self.replica.pod}: {error}") from error
+            if (
+                measurement is not None
+                and measurement.phase is MeasurementPhase.MEASURING
+                and measurement.machine is not None
+            ):
+                self._machine = measurement.machine
                 return
-            await self._pause("requests of clients did not end")
+            await self._wait_to_poll("requests of clients did not end")
 
-    async def _pause(self, what: str) -> None:
+    async def _wait_to_poll(self, unfinished: str) -> None:
+        """Sleep before the next poll. Raises :class:`MeasurementError` with ``unfinished`` when time is up."""
         if time.monotonic() > self.deadline:
-            raise MeasurementError(f"{what} in time on {self.place.pod}: raise validation.timeoutSeconds")
-        await asyncio.sleep(POLL_S)
+            raise MeasurementError(f"{unfinished} in time on {self.replica.pod}: raise validation.timeoutSeconds")
+        await asyncio.sleep(POLL_SECONDS)
 
-    async def _trial(self, arm: Arm) -> str | None:
-        """Ask for the engine to hold ``arm``, flushed: the boot of the one that does; None while that is on the way."""
+    async def _order_trial(self, arm: Arm) -> str | None:
+        """Order the engine to run ``arm`` with an empty prefix cache.
+
+        Returns the id of the engine start that does so, None while the change is under way.
+        """
         draft = self.drafts.get(arm)
         request = TrialRequest(
-            measurement=self.place.measurement,
+            measurement=self.replica.measurement,
             mode=MODES.get(arm, EngineMode.DRAFT),
             version=draft.version if draft else None,
             digest=draft.digest if draft else None,
         )
-        status, text = await self._ask("PUT", "/v1/measurement/trial", request.to_json(), limit=TRIAL_S)
-        if status not in (200, 202):
-            raise MeasurementError(f"{self.place.pod} cannot run {arm}: {status} {text.strip()[:300]}")
-        if status == 202:
-            return None
-        found = AgentState.from_json(text).measurement
-        return found.boot if found is not None else None
+        try:
+            state = await self._agent().trial(self.replica.ip, self.token, request)
+        except AgentRefused as error:
+            raise MeasurementError(f"{self.replica.pod} cannot run {arm}: {error.status} {error.reason}") from error
+        except AgentError as error:
+            raise EngineFault(f"the agent of {self.replica.pod}: {error}") from error
+        return state.measurement.boot if state is not None and state.measurement is not None else None
 
-    # the bench -----------------------------------------------------------------------------------------------------
+    # the engine ----------------------------------------------------------------------------------------------------
 
     def _client(self) -> Client:
-        headers = {PASS_HEADER: measurement_pass(self.token, self.place.measurement)}
-        return Client(self._session(), self._url(self.place.engine_port), REQUEST_S, headers)
+        host = f"[{self.replica.ip}]" if ":" in self.replica.ip else self.replica.ip
+        headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
+        return Client(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
 
     async def ready(self, arm: Arm) -> None:
-        """Bring the arm in place, which for another mode takes a start of the engine; warm it up, empty its cache."""
+        """Make the engine run ``arm``, warmed up and with an empty prefix cache.
+
+        A change between drafts is a swap. A change of the mode restarts the engine.
+        """
         while True:
-            self._check()
-            if boot := await self._trial(arm):
-                if self._at == (arm, boot):
+            self._check_lease()
+            if boot := await self._order_trial(arm):
+                if self._warmed_up == (arm, boot):
                     return
-                if await self._client().answer(self.warm_prompt, WARM_TOKENS) is None:
-                    raise EngineFault(f"the warm-up request failed on {arm}")
-                self._at = (arm, boot)
-                continue
-            await self._pause(f"the engine did not come to run {arm}")
+                if await self._client().answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
+                    raise EngineFault(
+                        f"the warm-up request failed on {arm}: see the engine's log on {self.replica.pod}"
+                    )
+                self._warmed_up = (arm, boot)
+                continue  # the warm-up filled the prefix cache: order the trial again, which empties it
+            await self._wait_to_poll(f"the engine did not come to run {arm}")
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
+        """Answer ``prompts``. Raises :class:`MeasurementError` when the lease, the engine or the network failed."""
         result = await self._client().batch(prompts, concurrency, self.settings.validation.max_new_tokens)
-        self._check()
-        if result.failures and (arm, await self._trial(arm)) != self._at:
-            raise MeasurementError(f"the engine of {self.place.pod} ended while it ran {arm}")
+        self._check_lease()
+        if result.failures and (arm, await self._order_trial(arm)) != self._warmed_up:
+            raise MeasurementError(f"the engine of {self.replica.pod} ended while it ran {arm}")
         if result.unreached:
-            raise MeasurementError(f"{result.unreached} requests did not reach {self.place.pod} while it ran {arm}")
+            raise MeasurementError(f"{result.unreached} requests did not reach {self.replica.pod} while it ran {arm}")
         return result
 
-    async def confirm(self) -> None:
-        """Raises :class:`MeasurementError` when the lease was lost since the last batch, and :class:`EngineFault` when
-        the agent does not say."""
-        self._check()
-        await self._renew()
+    async def confirm_lease(self) -> None:
+        """Make sure that the lease held until now.
+
+        Raises :class:`MeasurementError` when the lease was lost, and :class:`EngineFault` when the agent does not
+        answer.
+        """
+        self._check_lease()
+        await self._renew_lease()
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
+        """Gap between the log-probabilities of two next tokens after ``prefix``."""
         return await self._client().margin(prefix, one, other)

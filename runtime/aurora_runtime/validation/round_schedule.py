@@ -29,20 +29,20 @@ def rotated(items: Sequence[T], by: int) -> list[T]:
 
 
 def batches(
-    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, per_worker: int, available: int
+    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, prompts_per_worker: int, available: int
 ) -> list[Batch[T]]:
     """The batches of round ``number``.
 
     Args:
-        per_worker: prompts per unit of concurrency.
-        available: distinct prompts there are, at least ``per_worker`` times the highest concurrency. Successive
+        prompts_per_worker: prompts per unit of concurrency.
+        available: distinct prompts there are, at least ``prompts_per_worker`` times the highest concurrency. Successive
             batches walk through them in a circle, so that rounds share as few prompts as possible.
     """
-    per_round = per_worker * sum(concurrencies)
+    per_round = prompts_per_worker * sum(concurrencies)
     chosen: dict[int, tuple[int, ...]] = {}
     at = number * per_round
     for concurrency in concurrencies:
-        count = per_worker * concurrency
+        count = prompts_per_worker * concurrency
         chosen[concurrency] = tuple((at + i) % available for i in range(count))
         at += count
     return [

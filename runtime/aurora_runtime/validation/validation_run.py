@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aurora_api.v1alpha1.validation import Baseline
 from aurora_protocol.draft_records import Lineage, Registration
-from aurora_protocol.evidence_records import Arm, Environment, Evidence, MeasuredBaseline, Sample, UsedBaseline
+from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Evidence, Sample
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
 from aurora_runtime.engine.machine import machine
@@ -48,7 +48,7 @@ class Outcome:
     """What a measurement leaves in the store."""
 
     evidence: Evidence
-    baseline: MeasuredBaseline | None = None
+    baseline: CachedBaseline | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Task:
     started: datetime
     deadline: float
 
-    def baseline(self, where: Environment) -> UsedBaseline | None:
+    def baseline(self, where: Environment) -> BaselineSamples | None:
         """A kept one that stands for off and peers in ``where``."""
         wanted = Wanted.of(self.settings, self.plan, where, self.started)
         return find(self.registry, self.lineage.number, self.registered[Arm.ACTIVE], wanted)
@@ -73,7 +73,7 @@ class Task:
         where: Environment,
         measurement: Measurement,
         prompts: tuple[Prompt, ...] = (),
-        baseline: UsedBaseline | None = None,
+        baseline: BaselineSamples | None = None,
         fresh: tuple[Sample, ...] = (),
     ) -> Outcome:
         """``fresh``: samples from which a baseline is kept, when they hold enough of off."""
@@ -184,11 +184,11 @@ async def _on_replica(task: Task, prompts: tuple[Prompt, ...], place: Replica, t
     """One engine, so one kind of speculation after the other: first those of the baseline, unless one is kept."""
     settings, plan = task.settings, task.plan
     replica = ReplicaEngine(
-        place=place,
+        replica=place,
         token=token,
         settings=settings,
         drafts=task.registered,
-        warm_prompt=prompts[-1].tokens,
+        warm_up_prompt=prompts[-1].tokens,
         deadline=task.deadline,
     )
     async with replica:
@@ -199,5 +199,5 @@ async def _on_replica(task: Task, prompts: tuple[Prompt, ...], place: Replica, t
             fresh = tuple(samples)
             baseline = used(settings, task.lineage.number, fresh, task.started)
         measurement = await measure(replica, prompts, plan, deadline=task.deadline, baseline=baseline, known=known)
-        await replica.confirm()
+        await replica.confirm_lease()
     return task.outcome(where, measurement, prompts, baseline, fresh)

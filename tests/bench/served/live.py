@@ -222,7 +222,7 @@ class Service:
         while time.monotonic() - since < SETTLE_S:
             if time.monotonic() - began > STEADY_S:
                 raise MeasurementError(f"the trainer did not finish in {STEADY_S:.0f} s")
-            state, status = self.registry.trainer_record(), self.registry.trainer_status()
+            state, status = self.registry.trainer_state_record(), self.registry.trainer_status()
             idle = status is not None and status.phase is TrainerPhase.WAITING_FOR_TRACES
             if not idle or state is None or {*self.registry.shard_keys(state.lineage)} != {*state.consumed}:
                 since = time.monotonic()

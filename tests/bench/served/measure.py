@@ -17,7 +17,7 @@ from tests.bench.served.servers import OFF, Arm
 from tests.traffic.report import distinct_share
 
 from aurora_protocol import evidence_records
-from aurora_protocol.evidence_records import Equality, RatioEstimate
+from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 from aurora_protocol.gate import estimate_ratio
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.answer_equality import EqualityCount
@@ -43,7 +43,9 @@ class Plan:
 
     def turns(self, number: int) -> list[Batch[Arm]]:
         """The batches of round ``number`` in their order."""
-        return batches(number, self.arms, self.concurrencies, per_worker=self.per_worker, available=self.prompts_needed)
+        return batches(
+            number, self.arms, self.concurrencies, prompts_per_worker=self.per_worker, available=self.prompts_needed
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Measured:
     """All samples, and what became of the answers: compared with off's, and off's own variety."""
 
     samples: tuple[Sample, ...]
-    equality: Mapping[str, Equality]
+    equality: Mapping[str, AnswerEquality]
     distinct_4grams: float | None
     distinct_answers: float
 

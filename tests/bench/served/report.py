@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.bench.served.live import Checkpoint, Seen
 from tests.bench.served.measure import Cell, Measured, Plan
 
-from aurora_protocol.evidence_records import Equality, RatioEstimate
+from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def explained(draft: Cell, ngram: Cell) -> str:
     )
 
 
-def equality_table(equality: Mapping[str, Equality]) -> str:
+def equality_table(equality: Mapping[str, AnswerEquality]) -> str:
     """Answers compared with those without speculation."""
     lines = ["| answers compared with off's | prompts | identical | near ties | different |", "|---|---|---|---|---|"]
     for name, one in equality.items():

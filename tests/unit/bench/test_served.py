@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from aurora_protocol.evidence_records import AnswerEquality
 from aurora_protocol.evidence_records import Arm as GateArm
-from aurora_protocol.evidence_records import Equality
 from aurora_protocol.gate import estimate_ratio
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import MeasurementError
@@ -138,7 +138,7 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
                 wobble = 1 + noise * chance.uniform(-1, 1)
                 seconds = 100 / (speeds[arm.name] * wobble)
                 samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
-    same = Equality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
+    same = AnswerEquality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
     live = [Seen(0, 1_400, 1.004), Seen(1, 9_000, None), Seen(2, 19_950, 2.71)]
     return Outcome("json", PLAN, measured, DRAFTS, live, "off", LINE.ngrams, LINE.trained, 16_384, 3)

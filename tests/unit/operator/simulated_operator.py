@@ -13,10 +13,11 @@ from functools import partial
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.errors import AgentError, Conflict, Fenced
+from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import Loan, Plan, Swap, plan
+from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from aurora_operator.errors import AgentError, Conflict, Fenced
+from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import JobView, PodView, StoreView
 from aurora_protocol.agent_api import (
     AgentState,
@@ -23,6 +23,7 @@ from aurora_protocol.agent_api import (
     SwapStatus,
 )
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
+from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.worlds import digest, evidence, lineage, registration

@@ -16,9 +16,9 @@ from aurora_operator.plan import Plan, plan
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, Registration, TargetIdentity
 from aurora_protocol.evidence_records import (
+    AnswerEquality,
     Arm,
     Environment,
-    Equality,
     Evidence,
     RatioEstimate,
     Sample,
@@ -109,8 +109,8 @@ def evidence(
         active_version=active,
         active_digest=digest(active),
         samples=(Sample(arm=Arm.OFF, concurrency=1, round=0, requests=1, tokens=10, seconds=1.0),),
-        equality=(Equality(arm=Arm.CANDIDATE, prompts=1, identical=1, near_ties=0, different=0),),
-        accept_length={Arm.CANDIDATE: 2.0},
+        equality=(AnswerEquality(arm=Arm.CANDIDATE, prompts=1, identical=1, near_ties=0, different=0),),
+        acceptance_length={Arm.CANDIDATE: 2.0},
         environment=Environment(
             hardware="two cores",
             device="cpu",

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_protocol.evidence_records import Arm, Equality, Sample, UsedBaseline, Verdict, VerdictKind
+from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, estimate_ratio, estimate_unpaired, judge
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
-SAME = (Equality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
+SAME = (AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
 
 
@@ -49,7 +49,9 @@ def scaled(samples: Sequence[Sample], arm: Arm, factor: float) -> list[Sample]:
     return [s.model_copy(update={"seconds": s.seconds / factor}) if s.arm is arm else s for s in samples]
 
 
-def kind(samples: Sequence[Sample], equality: Sequence[Equality] = SAME, policy: GatePolicy = POLICY) -> VerdictKind:
+def kind(
+    samples: Sequence[Sample], equality: Sequence[AnswerEquality] = SAME, policy: GatePolicy = POLICY
+) -> VerdictKind:
     return judge(samples, equality, policy).kind
 
 
@@ -113,14 +115,14 @@ def test_too_few_rounds_never_decide(candidate: float) -> None:
 
 
 def test_uncompared_answers_are_inconclusive() -> None:
-    nobody = Equality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
-    other = Equality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
+    nobody = AnswerEquality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
+    other = AnswerEquality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
     for equality in ((), (nobody,), (other,)):
         assert kind(measured(FAST), equality) is VerdictKind.INCONCLUSIVE
 
 
 def test_different_answers_are_rejected_and_near_ties_are_not() -> None:
-    tie = Equality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0, largest_margin=0.1)
+    tie = AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0, largest_margin=0.1)
     wrong = tie.model_copy(update={"near_ties": 1, "different": 1, "largest_margin": 3.0})
     assert kind(measured(FAST), (tie,)) is VerdictKind.PASS
     assert kind(measured(FAST), (wrong,)) is VerdictKind.REJECT
@@ -196,8 +198,10 @@ def test_intervals_cover_as_often_as_they_claim() -> None:
     assert passed / trials <= 0.045
 
 
-def apart(samples: Sequence[Sample]) -> UsedBaseline:
-    return UsedBaseline(key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC))
+def apart(samples: Sequence[Sample]) -> BaselineSamples:
+    return BaselineSamples(
+        key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC)
+    )
 
 
 def drafts(samples: Sequence[Sample]) -> list[Sample]:

@@ -370,11 +370,11 @@ def test_a_trainer_that_cannot_read_its_target_says_so_and_keeps_what_was_reache
         "reading the target failed: set HF_TOKEN",
         0,
     )
-    registry.put_trainer_status(told.model_copy(update={"step": 7, "held_out_accept_length": 2.5}))
+    registry.put_trainer_status(told.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
     Progress(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
     told = registry.trainer_status()
     assert told is not None
-    assert (told.phase, told.step, told.held_out_accept_length, told.lineage) == (TrainerPhase.SUSPENDED, 7, 2.5, 1)
+    assert (told.phase, told.step, told.held_out_acceptance_length, told.lineage) == (TrainerPhase.SUSPENDED, 7, 2.5, 1)
 
 
 def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
-from aurora_store.objects import Listed
+from aurora_store.objects import ObjectInfo
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 
@@ -173,9 +173,9 @@ class MemoryObjects(ObjectStore):
     def download(self, key: str, path: Path, sha256: str) -> None:
         path.write_bytes(self.get(key, sha256))
 
-    def listed(self, prefix: str, *, after: str = "") -> Iterator[Listed]:
+    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         keys = sorted(key for key in self.data if key.startswith(prefix) and key > after)
-        yield from [Listed(key, len(self.data[key]), self.written[key]) for key in keys]
+        yield from [ObjectInfo(key, len(self.data[key]), self.written[key]) for key in keys]
 
     def delete(self, key: str) -> None:
         self._fail()

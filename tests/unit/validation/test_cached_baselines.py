@@ -13,7 +13,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.draft_records import Registration
-from aurora_protocol.evidence_records import Arm, Environment, MeasuredBaseline, Sample, VerdictKind
+from aurora_protocol.evidence_records import Arm, CachedBaseline, Environment, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.validation.answer_equality import EqualityCount
@@ -35,7 +35,7 @@ HERE = Environment(
     draft_tokens=4,
 )
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=3)
-PLAN = MeasurePlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, per_worker=2)
+PLAN = MeasurePlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, prompts_per_worker=2)
 WANTED = Wanted(PLAN, HERE, max_new_tokens=64, max_age=timedelta(hours=1), now=NOW)
 
 
@@ -44,18 +44,18 @@ def samples(arm: Arm, rounds: int = 3, **more: Any) -> list[Sample]:
     return [one.model_copy(update={"concurrency": c, "round": r}) for r in range(rounds) for c in (1, 4)]
 
 
-def baseline(**more: Any) -> MeasuredBaseline:
-    made = MeasuredBaseline(
+def baseline(**more: Any) -> CachedBaseline:
+    made = CachedBaseline(
         lineage=1,
         version=3,
         attempt=1,
         environment=HERE,
         concurrencies=(1, 4),
-        per_worker=2,
+        prompts_per_worker=2,
         max_new_tokens=64,
         samples=tuple(sample for arm in (Arm.OFF, Arm.NGRAM, Arm.ACTIVE, Arm.CANDIDATE) for sample in samples(arm)),
-        drafts={Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(7)},
-        same_answers=(digest(2),),
+        draft_digests={Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(7)},
+        drafts_answering_as_off=(digest(2),),
         created=NOW - timedelta(minutes=30),
     )
     return made.model_copy(update=more)
@@ -79,9 +79,9 @@ def test_the_same_place_a_while_ago_will_do_however_busy_it_is_now() -> None:
         ({"environment": place(engine="0.5.24")}, "another machine"),
         ({"environment": place(image="other")}, "another machine"),
         ({"environment": place(dtype="bfloat16")}, "another machine"),
-        ({"environment": place(shape="more memory")}, "another machine"),
+        ({"environment": place(pod_digest="more memory")}, "another machine"),
         ({"max_new_tokens": 32}, "another size"),
-        ({"per_worker": 1}, "another size"),
+        ({"prompts_per_worker": 1}, "another size"),
         ({"samples": tuple(samples(Arm.NGRAM))}, "few rounds of off"),
         ({"samples": tuple(samples(Arm.OFF, rounds=2))}, "few rounds of off"),
         ({"samples": tuple(s for s in samples(Arm.OFF) if s.concurrency == 1)}, "concurrency 4"),
@@ -115,7 +115,7 @@ def active(version: int) -> Registration:
 def test_the_newest_usable_one_is_found_and_reduced_to_what_is_asked_for(registry: Registry) -> None:
     for version, hours in ((3, 0.5), (4, 0.1), (5, 0.2)):
         made = baseline(version=version, created=NOW - timedelta(hours=hours))
-        registry.put_baseline(made.model_copy(update={"per_worker": 9} if version == 5 else {}))
+        registry.put_baseline(made.model_copy(update={"prompts_per_worker": 9} if version == 5 else {}))
     found = find(registry, 1, active(2), WANTED)
     assert found is not None
     assert found.key == "baselines/00000001/00000004-00000001.json"
@@ -144,7 +144,7 @@ def test_an_active_draft_of_unknown_answers_is_no_reference(registry: Registry, 
 def test_without_the_active_draft_beside_it_nothing_tells_whether_the_machine_changed(
     registry: Registry, drafts: dict[Arm, str]
 ) -> None:
-    registry.put_baseline(baseline(drafts=drafts))
+    registry.put_baseline(baseline(draft_digests=drafts))
     assert find(registry, 1, active(2), WANTED) is None
 
 
@@ -162,7 +162,7 @@ def settings() -> ValidationSettings:
     )
 
 
-def kept(found: list[Sample], *, near_ties: int = 0, different: int = 0) -> MeasuredBaseline | None:
+def kept(found: list[Sample], *, near_ties: int = 0, different: int = 0) -> CachedBaseline | None:
     equality = {
         Arm.ACTIVE: EqualityCount(Arm.ACTIVE, 0.25, identical=3),
         Arm.CANDIDATE: EqualityCount(Arm.CANDIDATE, 0.25, near_ties=near_ties, different=different),
@@ -179,9 +179,9 @@ def test_what_is_kept_names_the_drafts_that_answered_as_off_did(registry: Regist
     assert good is not None
     assert bad is not None
     assert unseen is not None
-    assert good.same_answers == (digest(2), digest(5))
-    assert bad.same_answers == unseen.same_answers == (digest(2),)
-    assert good.drafts == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
+    assert good.drafts_answering_as_off == (digest(2), digest(5))
+    assert bad.drafts_answering_as_off == unseen.drafts_answering_as_off == (digest(2),)
+    assert good.draft_digests == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
     registry.put_baseline(good)
     later = find(registry, 1, active(5), WANTED)
     assert later is not None
@@ -193,4 +193,4 @@ def test_too_little_is_not_kept_and_a_peer_that_failed_is_left_out() -> None:
     failed = kept(samples(Arm.OFF) + samples(Arm.NGRAM, failures=1))
     assert failed is not None
     assert {s.arm for s in failed.samples} == {Arm.OFF}
-    assert failed.drafts == {}
+    assert failed.draft_digests == {}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aurora_protocol.evidence_records import Arm, UsedBaseline, VerdictKind
+from aurora_protocol.evidence_records import Arm, BaselineSamples, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.held_out_prompts import Prompt
@@ -22,7 +22,7 @@ ANSWER = tuple(range(10, 30))
 
 def plan(max_rounds: int = 9) -> MeasurePlan:
     policy = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=4)
-    return MeasurePlan(policy, ARMS, max_rounds, per_worker=2)
+    return MeasurePlan(policy, ARMS, max_rounds, prompts_per_worker=2)
 
 
 @dataclass
@@ -74,7 +74,7 @@ async def test_a_clear_winner_stops_early_and_is_recorded() -> None:
     rounds = {s.round for s in result.samples}
     assert rounds == set(range(5)), "min_rounds is 4, and a verdict must be seen twice"
     assert len(result.samples) == 5 * len(ARMS) * 2
-    assert result.accept_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
+    assert result.acceptance_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
     (active, candidate) = result.equalities()
     assert candidate.identical == candidate.prompts == active.prompts > 0
 
@@ -140,9 +140,9 @@ async def test_a_shortened_answer_is_different() -> None:
     assert result.verdicts[-1].kind is VerdictKind.REJECT
 
 
-async def apart(simulated: Bench) -> UsedBaseline:
+async def apart(simulated: Bench) -> BaselineSamples:
     samples, _ = await measure_apart(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
-    return UsedBaseline(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
+    return BaselineSamples(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
 
 
 async def test_with_a_baseline_only_the_drafts_are_measured_and_the_active_one_is_compared_with() -> None:
@@ -156,13 +156,13 @@ async def test_with_a_baseline_only_the_drafts_are_measured_and_the_active_one_i
     (candidate,) = result.equalities()
     assert (candidate.arm, candidate.reference) == (Arm.CANDIDATE, Arm.ACTIVE)
     assert candidate.identical == candidate.prompts > 0
-    assert result.accept_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
+    assert result.acceptance_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
 
 
 async def test_answers_of_off_that_were_just_seen_are_compared_with_both_drafts() -> None:
     simulated = bench(40.0, answers={Arm.CANDIDATE: (*ANSWER[:5], 99, *ANSWER[6:])}, gap=3.0)
     samples, known = await measure_apart(simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock)
-    baseline = UsedBaseline(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
+    baseline = BaselineSamples(key="k", samples=tuple(samples), created=datetime(2026, 1, 1, tzinfo=UTC))
     result = await measure(
         simulated, PROMPTS, plan(), deadline=1e9, clock=simulated.clock, baseline=baseline, known=known
     )

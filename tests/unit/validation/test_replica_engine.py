@@ -42,7 +42,7 @@ class Scripted:
     """An agent and an engine in one server."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.leases: list[int] = []
         self.trials: list[int] = []  # statuses of the next trials; 200 afterwards
         self.draining = 1
@@ -74,13 +74,15 @@ class Scripted:
         wish = MeasurementRequest.from_json(await request.read())
         assert (wish.measurement, wish.epoch, wish.begin) == ("job", 3, False)
         self.leases.append(wish.lease_seconds)
-        return web.Response(status=409 if self.lost else 202, text="another")
+        if self.lost:
+            return web.Response(status=409, text="another")
+        return web.Response(status=202, body=agent("p", 0).to_json())
 
     async def _trial(self, request: web.Request) -> web.Response:
         self._authorized(request)
         wish = TrialRequest.from_json(await request.read())
         status = self.trials.pop(0) if self.trials else 200
-        self.said.append(f"{wish.mode.value} {wish.version} {status}")
+        self.calls.append(f"{wish.mode.value} {wish.version} {status}")
         if status > 202:
             return web.Response(status=status, text="why")
         away = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
@@ -96,14 +98,14 @@ class Scripted:
             request.transport.abort()
         if self.broken:
             return web.Response(status=500)
-        self.said.append(f"generate {body['sampling_params']['max_new_tokens']}")
+        self.calls.append(f"generate {body['sampling_params']['max_new_tokens']}")
         return web.json_response({"output_ids": [7, 8], "meta_info": {"finish_reason": {"type": "length"}}})
 
 
 @pytest_asyncio.fixture
 async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
-    monkeypatch.setattr(module, "POLL_S", 0.01)
-    monkeypatch.setattr(module, "RENEW_S", 0.05)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.05)
     made = Scripted()
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(TestServer(made.app()))
@@ -130,7 +132,7 @@ def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
     )
     drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
     deadline = time.monotonic() + seconds
-    return ReplicaEngine(place, TOKEN, settings, drafts, warm_prompt=(1, 2), deadline=deadline)
+    return ReplicaEngine(place, TOKEN, settings, drafts, warm_up_prompt=(1, 2), deadline=deadline)
 
 
 async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scripted) -> None:
@@ -142,13 +144,13 @@ async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scri
         await replica.ready(Arm.CANDIDATE)
         result = await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
     assert (result.tokens, result.failures) == (4, 0)
-    assert scripted.said == [
+    assert scripted.calls == [
         *("off None 202", "off None 202", "off None 200", "generate 24", "off None 200"),
         "off None 200",
         *("draft 1 200", "generate 24", "draft 1 200"),
         *("generate 64", "generate 64"),
     ]
-    assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_S, 0)
+    assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_SECONDS, 0)
 
 
 def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
@@ -162,11 +164,11 @@ def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
 async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         await replica.ready(Arm.ACTIVE)
-        scripted.said.clear()
+        scripted.calls.clear()
         scripted.boot = "b2"
         await replica.ready(Arm.ACTIVE)
         await replica.ready(Arm.ACTIVE)
-    assert scripted.said == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
+    assert scripted.calls == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
 
 
 async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: Scripted) -> None:
@@ -188,14 +190,14 @@ async def test_a_network_that_fails_is_no_verdict(scripted: Scripted) -> None:
 async def test_a_lease_that_is_lost_behind_the_last_batch_is_no_verdict(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RENEW_S", 60.0)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 60.0)
     async with driver(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         await replica.run(Arm.CANDIDATE, [(1,)], 1)
-        await replica.confirm()
+        await replica.confirm_lease()
         scripted.lost = True
         with pytest.raises(MeasurementError, match="was given back"):
-            await replica.confirm()
+            await replica.confirm_lease()
 
 
 async def test_a_lease_that_is_lost_is_no_verdict(scripted: Scripted) -> None:

@@ -17,16 +17,16 @@ concurrencies = st.lists(st.integers(1, 8), min_size=1, max_size=4, unique=True)
 
 @given(st.integers(0, 50), arms, concurrencies, st.integers(1, 5), st.integers(0, 60))
 def test_a_round_treats_all_arms_alike(
-    number: int, arms: tuple[Arm, ...], concurrencies: list[int], per_worker: int, spare: int
+    number: int, arms: tuple[Arm, ...], concurrencies: list[int], prompts_per_worker: int, spare: int
 ) -> None:
-    available = per_worker * max(concurrencies) + spare
-    turns = batches(number, arms, concurrencies, per_worker=per_worker, available=available)
+    available = prompts_per_worker * max(concurrencies) + spare
+    turns = batches(number, arms, concurrencies, prompts_per_worker=prompts_per_worker, available=available)
     assert Counter((t.arm, t.concurrency) for t in turns) == Counter((a, c) for a in arms for c in concurrencies)
     for concurrency in concurrencies:
         of_it = [t for t in turns if t.concurrency == concurrency]
         assert len({t.prompts for t in of_it}) == 1
         prompts = of_it[0].prompts
-        assert len(set(prompts)) == len(prompts) == per_worker * concurrency
+        assert len(set(prompts)) == len(prompts) == prompts_per_worker * concurrency
         assert all(0 <= p < available for p in prompts)
         at = turns.index(of_it[0])
         assert turns[at : at + len(arms)] == of_it, "arms of one concurrency follow each other"
@@ -36,7 +36,7 @@ def test_a_round_treats_all_arms_alike(
 def test_every_arm_is_first_equally_often(arms: tuple[Arm, ...], concurrencies: list[int]) -> None:
     first: Counter[tuple[int, Arm]] = Counter()
     for number in range(len(arms) * len(concurrencies)):
-        turns = batches(number, arms, concurrencies, per_worker=1, available=100)
+        turns = batches(number, arms, concurrencies, prompts_per_worker=1, available=100)
         for concurrency in concurrencies:
             first[concurrency, next(t.arm for t in turns if t.concurrency == concurrency)] += 1
     assert len(set(first.values())) == 1
@@ -45,7 +45,7 @@ def test_every_arm_is_first_equally_often(arms: tuple[Arm, ...], concurrencies: 
 def test_rounds_share_no_prompt_when_there_are_enough() -> None:
     used: list[int] = []
     for number in range(4):
-        turns = batches(number, ARMS, [1, 4], per_worker=2, available=40)
+        turns = batches(number, ARMS, [1, 4], prompts_per_worker=2, available=40)
         used += {p for t in turns for p in t.prompts}
     assert len(used) == len(set(used)) == 40
 

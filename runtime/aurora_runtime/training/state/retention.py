@@ -27,7 +27,7 @@ from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Registry
 from aurora_store.errors import StoreError
-from aurora_store.registry import KEPT_TRAINER_STATES
+from aurora_store.trainer_store import KEPT_TRAINER_STATES
 
 LEAST_SHARDS: Final = 4096
 """May be kept whatever their size. Many more than a measurement looks through for its prompts."""
@@ -93,7 +93,7 @@ class Retention:
         new = new[len(new) - kept :]
         if not self._suspended:
             self._retire(limits.total - sum(ledger.size(key) for key in new), limits.shards - kept)
-        self._sweep(ledger.stored.bare)
+        self._sweep(ledger.stored.orphans)
         return list(new)
 
     def _leave_out(self, keys: tuple[str, ...], bound: str) -> None:
@@ -129,7 +129,9 @@ class Retention:
         """``state`` is stored now: what all stored states call retired may go."""
         try:
             others = {
-                epoch: self._retired_by(epoch) for epoch in self._registry.trainer_epochs() if epoch != state.epoch
+                epoch: self._retired_by(epoch)
+                for epoch in self._registry.trainer_state_epochs()
+                if epoch != state.epoch
             }
         except StoreError as error:
             log.warning("old traces stay until the next save: %s", error)
@@ -144,7 +146,7 @@ class Retention:
         if epoch in self._states:
             return self._states[epoch]
         try:
-            found = self._registry.trainer_record(epoch)
+            found = self._registry.trainer_state_record(epoch)
         except InvalidRecord:
             found = None
         return frozenset(found.retired if found else ())
@@ -170,7 +172,7 @@ class Retention:
         """One that cannot be deleted waits behind the others, or for the next look: it may be this one alone."""
         modified = self._abandoned.pop(key, None)
         if modified is not None:
-            if self._registry.bare_shard(key) == modified:
+            if self._registry.orphan_written_at(key) == modified:
                 self._registry.delete_shard(key)
             return
         del self._going[key]

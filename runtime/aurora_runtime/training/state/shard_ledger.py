@@ -12,7 +12,7 @@ from typing import Final
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.registry import StoredShards
+from aurora_store.shard_store import ShardListing
 
 FREE_LOOK_S: Final = 0.1
 """A look that took less may be repeated as often as the trainer polls."""
@@ -38,7 +38,7 @@ class ShardLedger:
         self.forgotten = state.forgotten if state else 0
         self.changes = 0
         """How often anything of what is saved changed since the start."""
-        self.stored = StoredShards()
+        self.stored = ShardListing()
         """As of the last look."""
         self.looked, self._due, self._clock = 0.0, 0.0, clock
 
@@ -61,18 +61,18 @@ class ShardLedger:
         """What is not consumed, oldest hour first, as the store has it now, or had it when looking is costly."""
         if self._clock() >= self._due:
             self._look()
-        return [key for key in self.stored.sizes if key not in self._consumed and key not in self._retired]
+        return [key for key in self.stored.data_bytes if key not in self._consumed and key not in self._retired]
 
     def _look(self) -> None:
         began = self._clock()
-        self.stored = self._patience.call("listing shards", lambda: self._registry.stored_shards(self._lineage))
+        self.stored = self._patience.call("listing shards", lambda: self._registry.list_shards(self._lineage))
         self.looked = self._clock()
         took = self.looked - began
         self._due = self.looked + (took / LOOK_SHARE if took > FREE_LOOK_S else 0.0)
 
     def size(self, key: str) -> int:
         """Bytes of the shard's data; 0 when the last look did not find it."""
-        return self.stored.sizes.get(key, 0)
+        return self.stored.data_bytes.get(key, 0)
 
     def newest(self, keys: tuple[str, ...], limit: int) -> int:
         """How many of the last of ``keys`` it takes to reach ``limit`` bytes."""
@@ -95,7 +95,7 @@ class ShardLedger:
 
     def forget(self, key: str) -> None:
         """A shard is deleted."""
-        self.stored.sizes.pop(key, None)
+        self.stored.data_bytes.pop(key, None)
         if key in self._retired:
             del self._retired[key]
             self.forgotten += 1

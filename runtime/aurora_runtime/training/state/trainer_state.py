@@ -41,7 +41,7 @@ class StoredState:
 
 def record_of(registry: Registry, lineage: int) -> TrainerState | None:
     """What :func:`read` gives, without its tensors."""
-    found = _newest(registry, registry.trainer_record)
+    found = _newest(registry, registry.trainer_state_record)
     return found if found is not None and found.lineage == lineage else None
 
 
@@ -57,7 +57,7 @@ def read(registry: Registry, lineage: int) -> StoredState | None:
 
 
 def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
-    for epoch in reversed(registry.trainer_epochs()):
+    for epoch in reversed(registry.trainer_state_epochs()):
         try:
             return read(epoch)
         except (DigestMismatch, ObjectMissing, InvalidRecord, SafetensorError) as error:
@@ -91,7 +91,7 @@ def build(
         retired=ledger.retired,
         forgotten=ledger.forgotten,
         file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
-        best_accept_length=last.held_out_accept_length,
+        registered_acceptance_length=last.held_out_acceptance_length,
         registered_tokens=last.trained_tokens,
         last_registered=last.version,
         created=utc_now(),

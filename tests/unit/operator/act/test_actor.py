@@ -11,7 +11,7 @@ import pytest
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.act.actor import Actor
 from aurora_operator.children.network import services
-from aurora_operator.errors import AgentError, Conflict, Fenced, KubernetesError, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob, StoreView
 from aurora_operator.observe.snapshot import Snapshot
@@ -19,6 +19,7 @@ from aurora_operator.plan import Loan, Note, Plan, Swap
 from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
+from aurora_protocol.errors import AgentError, Fenced
 from aurora_store.errors import ObjectExists
 from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, lineage, observed, registration
 
@@ -60,7 +61,7 @@ class Journal:
         self.record(f"swap {ip}")
         return agent(ip, request.version)
 
-    async def measure(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+    async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
         self.record(f"{'withdraw' if request.begin else 'give back'} {ip}")
         return agent(ip, 0)
 

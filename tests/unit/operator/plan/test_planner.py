@@ -66,7 +66,7 @@ def test_the_status_tells_how_the_draft_learns_and_what_share_of_the_answers_it_
         step=7,
         shards=2,
         trained_tokens=900,
-        held_out_accept_length=1.604,
+        held_out_acceptance_length=1.604,
         vocabulary_coverage=0.8456,
         updated=NOW,
     )

@@ -92,7 +92,7 @@ def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real)
 
 def damage_the_newest_state(real: Real, *, data: bool) -> int:
     """In its data or in its manifest; returns its epoch."""
-    epoch = real.registry.trainer_epoch()
+    epoch = real.registry.last_trainer_state_epoch()
     key = Keys.trainer_state(epoch)
     if data:
         (key,) = real.objects.list(f"{key.removesuffix('.json')}/")
@@ -106,7 +106,7 @@ def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_highe
 ) -> None:
     first = Traffic(real.registry, 4)
     real.trainer(first).run()
-    before = real.registry.trainer_record(real.registry.trainer_epochs()[-2])
+    before = real.registry.trainer_state_record(real.registry.trainer_state_epochs()[-2])
     assert before is not None
     damaged = damage_the_newest_state(real, data=data)
     again = real.trainer(Traffic(real.registry, 2))
@@ -114,7 +114,7 @@ def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_highe
     assert again.session.steps == before.step
     assert f"epoch {damaged} is damaged" in caplog.text
     again.run()
-    epochs = real.registry.trainer_epochs()
+    epochs = real.registry.trainer_state_epochs()
     assert epochs[0] > damaged
     assert again.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
     assert trainer_state.read(real.registry, 1) is not None
@@ -126,7 +126,7 @@ def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Re
     again = real.trainer(Traffic(real.registry, 1))
     assert again.ledger.consumed == ()
     again.run()
-    assert real.registry.trainer_epoch() > damaged
+    assert real.registry.last_trainer_state_epoch() > damaged
 
 
 def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(real: Real) -> None:
@@ -167,9 +167,9 @@ def test_what_is_held_is_read_again_after_a_restart_but_for_what_retired(real: R
 
 def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
-    epoch = real.registry.trainer_epoch()
+    epoch = real.registry.last_trainer_state_epoch()
     real.trainer(Traffic(real.registry, 0)).run()
-    assert real.registry.trainer_epoch() == epoch
+    assert real.registry.last_trainer_state_epoch() == epoch
 
 
 def test_the_trainer_itself_keeps_its_store_bounded(real: Real) -> None:

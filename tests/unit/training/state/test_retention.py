@@ -17,7 +17,7 @@ from aurora_runtime.training.state.retention import BARE_S, Limits, Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys
 from aurora_store.errors import StoreError
-from aurora_store.registry import StoredShards
+from aurora_store.shard_store import ShardListing
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.training import tiny
 
@@ -39,8 +39,8 @@ class Scene:
 
     def start(self) -> None:
         """A trainer that resumes from the store."""
-        state = self.registry.trainer_record()
-        self.epoch = self.registry.trainer_epoch()
+        state = self.registry.trainer_state_record()
+        self.epoch = self.registry.last_trainer_state_epoch()
         self.ledger = ShardLedger(self.registry, 1, Retrier(), state, clock=lambda: self.now)
         self.retention = Retention(
             self.registry, self.ledger, self.limits, suspended=self.suspended, clock=lambda: self.now
@@ -131,7 +131,7 @@ def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -
     assert scene.retention.tick() == 1
     assert scene.written[0] not in scene.there()
     scene.save()
-    record = scene.registry.trainer_record()
+    record = scene.registry.trainer_state_record()
     assert record is not None
     assert (record.retired, record.forgotten, scene.ledger.total) == ((), 1, 7)
 
@@ -243,13 +243,13 @@ def test_a_suspended_trainer_that_learnt_nothing_keeps_as_many_as_may_be() -> No
 
 def test_the_longer_a_look_takes_the_later_is_the_next() -> None:
     scene = Scene(ROOMY)
-    real = scene.registry.stored_shards
+    real = scene.registry.list_shards
 
-    def slow(lineage: int) -> StoredShards:
+    def slow(lineage: int) -> ShardListing:
         scene.now += 3.0
         return real(lineage)
 
-    scene.registry.stored_shards = slow  # type: ignore[method-assign]
+    scene.registry.list_shards = slow  # type: ignore[method-assign]
     scene.put(1)
     scene.learn()
     scene.put(1)
@@ -327,14 +327,14 @@ def test_a_state_that_the_store_does_not_let_go_delays_saving_by_nothing_and_kee
     monkeypatch.setattr(scene.objects, "delete", refuse)
     for _ in range(6):
         scene.turn(1)
-    assert scene.registry.trainer_epoch() == 10
-    assert len(scene.registry.trainer_epochs()) == 8
-    assert "old trainer states stay" in caplog.text
+    assert scene.registry.last_trainer_state_epoch() == 10
+    assert len(scene.registry.trainer_state_epochs()) == 8
+    assert "old trainer states were not deleted" in caplog.text
     monkeypatch.setattr(scene.objects, "delete", real)
     scene.now += module.RETRY_S
     assert scene.retention.tick() == 0, "the state of epoch 3 names every shard"
     scene.turn(1)
-    assert scene.registry.trainer_epochs() == [10, 11]
+    assert scene.registry.trainer_state_epochs() == [10, 11]
     scene.is_sound()
     scene.now += module.RETRY_S
     scene.turn(1)
@@ -346,14 +346,14 @@ def test_what_another_trainer_saved_has_a_say_too() -> None:
     scene = Scene(ROOMY)
     scene.turn(4)
     scene.save()
-    other = ShardLedger(scene.registry, 1, Retrier(), scene.registry.trainer_record())
+    other = ShardLedger(scene.registry, 1, Retrier(), scene.registry.trainer_state_record())
     late = Retention(scene.registry, other, scene.limits, clock=lambda: scene.now)
     scene.put(3)
     for key in late.pending():
         other.consume(key)
     late.pending()
     assert other.retired == (scene.written[0],)
-    record = scene.registry.trainer_record()
+    record = scene.registry.trainer_state_record()
     assert record is not None
     late.saved(record.model_copy(update={"epoch": 1, "retired": other.retired}))
     assert late.tick() == 0, "the trainer of the newest epoch still calls it consumed"

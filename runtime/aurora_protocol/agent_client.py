@@ -1,0 +1,98 @@
+"""The client of the agent's HTTP API, for the operator and for a validator that measures on a replica.
+
+Why: both callers need the same limits and the same typed errors, so one client serves both.
+
+Invariants: a call ends within its deadline. A call returns a validated record or raises an
+:class:`~aurora_protocol.errors.AgentError`. The client never retries: the operator's next look repeats its calls, and
+the validator knows best which of its calls may be repeated.
+"""
+
+from __future__ import annotations
+
+import aiohttp
+
+from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, SwapRequest, TrialRequest
+from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer, InvalidRecord
+
+CALL_SECONDS = 3.0
+"""Default deadline of a call, which an agent answers from memory."""
+TRIAL_SECONDS = 900.0
+"""Deadline of a trial request: the agent answers after the draft is downloaded, checked and swapped in."""
+MAX_BODY_BYTES = 1 << 20
+MAX_REASON_BYTES = 300
+
+
+class AgentClient:
+    """Calls agents over one HTTP session. Every call carries the token of its own speculator.
+
+    Every method raises :class:`AgentUnreachable` when the agent does not answer in time, :class:`InvalidAgentAnswer`
+    when the answer is not a valid record, :class:`Fenced` on HTTP 409 and :class:`AgentRefused` on other errors.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, port: int = AGENT_PORT, *, call_seconds: float = CALL_SECONDS
+    ) -> None:
+        self._session = session
+        self._port = port
+        self._call_seconds = call_seconds
+
+    async def state(self, ip: str, token: str) -> AgentState:
+        """The state of the pod at ``ip``."""
+        return (await self._call("GET", ip, "/v1/state", token))[1]
+
+    async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
+        """Order the pod to serve a version. The agent answers at once; its state shows the outcome later.
+
+        Raises :class:`Fenced` when another operator, or this one before losing its status, used a higher epoch.
+        """
+        return (await self._call("PUT", ip, "/v1/draft", token, request.to_json()))[1]
+
+    async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+        """Withdraw the pod for a measurement, renew the lease, or give the pod back. The state shows the outcome.
+
+        Raises :class:`Fenced` when the pod is not, or no longer, withdrawn for this measurement.
+        """
+        return (await self._call("PUT", ip, "/v1/measurement", token, request.to_json()))[1]
+
+    async def trial(self, ip: str, token: str, request: TrialRequest) -> AgentState | None:
+        """Order a withdrawn pod's engine to run ``request``, with an empty prefix cache.
+
+        Returns the state once the engine does so, None while the change is under way: ask again then.
+        """
+        status, state = await self._call(
+            "PUT", ip, "/v1/measurement/trial", token, request.to_json(), seconds=TRIAL_SECONDS
+        )
+        return state if status == 200 else None
+
+    async def _call(
+        self, method: str, ip: str, path: str, token: str, body: bytes | None = None, *, seconds: float | None = None
+    ) -> tuple[int, AgentState]:
+        """The HTTP status, below 300, and the state in the answer."""
+        host = f"[{ip}]" if ":" in ip else ip
+        url = f"http://{host}:{self._port}{path}"
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=seconds or self._call_seconds)
+        try:
+            async with self._session.request(method, url, headers=headers, data=body, timeout=timeout) as response:
+                status = response.status
+                if status >= 300:
+                    reason = (await response.content.read(MAX_REASON_BYTES)).decode(errors="replace").strip()
+                    refusal = Fenced if status == 409 else AgentRefused
+                    raise refusal(f"{method} {url}: HTTP {status}: {reason}", status, reason)
+                answer = await _read(response)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise AgentUnreachable(f"{method} {url}: {type(error).__name__}; check that the pod runs") from error
+        try:
+            return status, AgentState.from_json(answer)
+        except InvalidRecord as error:
+            raise InvalidAgentAnswer(f"{method} {url}: {error}; check that the agent's image fits") from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body. Raises :class:`InvalidAgentAnswer` when it is longer than any state can be."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise InvalidAgentAnswer(f"{response.method} {response.url}: the answer exceeds {MAX_BODY_BYTES} bytes")
+    return bytes(body)

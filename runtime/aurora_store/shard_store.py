@@ -1,0 +1,87 @@
+"""Shards of traces: data and manifests, and the listings by which the trainer bounds them.
+
+Invariants: a shard's data is written before its manifest, and the manifest is deleted before the data. So a manifest
+never names missing data. Data without a manifest (an *orphan*) is an upload under way or one that never finished.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from aurora_protocol.training_records import ShardManifest
+from aurora_store.keys import Keys
+from aurora_store.records import RecordStore
+
+
+@dataclass(frozen=True)
+class ShardListing:
+    """All shards of a lineage, by the keys of their manifests, oldest hour first."""
+
+    data_bytes: dict[str, int] = field(default_factory=dict)
+    """Size of the data of each shard that has a manifest."""
+    orphans: dict[str, datetime] = field(default_factory=dict)
+    """When the data of each shard without a manifest was written."""
+
+
+class ShardStore(RecordStore):
+    """Shards of traces."""
+
+    def put_shard(self, manifest: ShardManifest, data: bytes) -> str:
+        """Write a shard, data first. Returns the manifest's key.
+
+        A retry is harmless, because pod, boot and seq make the key unique.
+        """
+        stem = Keys.shard(manifest.lineage, manifest.pod, manifest.boot, manifest.seq, manifest.created)
+        self.objects.put(f"{stem}.safetensors", data)
+        self.objects.create(f"{stem}.json", manifest.to_json())
+        return f"{stem}.json"
+
+    def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
+        """A shard's manifest and its verified data. Raises :class:`ObjectMissing` and :class:`DigestMismatch`."""
+        manifest = ShardManifest.from_json(self.objects.get(manifest_key))
+        data_key = f"{manifest_key.rsplit('/', 1)[0]}/{manifest.file.name}"
+        return manifest, self.objects.get(data_key, manifest.file.sha256)
+
+    def delete_shard(self, manifest_key: str) -> None:
+        """Delete a shard, its manifest first. Safe to repeat."""
+        self.objects.delete(manifest_key)
+        self.objects.delete(_data_key(manifest_key))
+
+    def shard_keys(self, lineage: int) -> Iterator[str]:
+        """Keys of the manifests of a lineage's shards, oldest hour first."""
+        return (key for key in self.objects.list(Keys.traces(lineage)) if key.endswith(".json"))
+
+    def newest_shards(self, lineage: int, limit: int) -> list[str]:
+        """Keys of the ``limit`` manifests written last, newest first.
+
+        The order is by the store's clock. Names do not tell, because each engine start counts from 0.
+        """
+        objects = self.objects.list_objects(Keys.traces(lineage))
+        manifests = ((item.modified, item.key) for item in objects if item.key.endswith(".json"))
+        return [key for _, key in heapq.nlargest(limit, manifests)]
+
+    def list_shards(self, lineage: int) -> ShardListing:
+        """Every shard of a lineage with its size, and every orphan."""
+        objects = {item.key: item for item in self.objects.list_objects(Keys.traces(lineage))}
+        listing = ShardListing()
+        for key, item in objects.items():
+            stem, _, extension = key.rpartition(".")
+            if extension == "json":
+                data = objects.get(f"{stem}.safetensors")
+                listing.data_bytes[key] = data.size if data else 0
+            elif f"{stem}.json" not in objects:
+                listing.orphans[f"{stem}.json"] = item.modified
+        return listing
+
+    def orphan_written_at(self, manifest_key: str) -> datetime | None:
+        """When the data of an orphan was written. None when the shard has a manifest, or has no data."""
+        prefix = manifest_key.removesuffix("json")
+        modified = {item.key: item.modified for item in self.objects.list_objects(prefix)}
+        return None if manifest_key in modified else modified.get(_data_key(manifest_key))
+
+
+def _data_key(manifest_key: str) -> str:
+    return f"{manifest_key.removesuffix('.json')}.safetensors"

@@ -1,0 +1,73 @@
+"""The trainer's progress and its resumable states.
+
+Invariants: the states are create-once and the highest epoch wins. The newest :data:`KEPT_TRAINER_STATES` are kept. A
+state's record is deleted before its data, so a record never names missing data.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from aurora_protocol.training_records import TrainerState, TrainerStatus
+from aurora_store.errors import ObjectMissing, StoreError
+from aurora_store.keys import Keys, number_of
+from aurora_store.records import RecordStore
+
+KEPT_TRAINER_STATES = 2
+log = logging.getLogger(__name__)
+
+
+class TrainerStore(RecordStore):
+    """The trainer's status and states."""
+
+    def put_trainer_status(self, status: TrainerStatus) -> None:
+        """Overwrite the trainer's status."""
+        self.objects.put(Keys.TRAINER_STATUS, status.to_json())
+
+    def trainer_status(self) -> TrainerStatus | None:
+        """The trainer's status. None before the trainer has started for the first time."""
+        try:
+            return TrainerStatus.from_json(self.objects.get(Keys.TRAINER_STATUS))
+        except ObjectMissing:
+            return None
+
+    def put_trainer_state(self, state: TrainerState, data: bytes) -> None:
+        """Write a resumable state, data first, and delete all but the newest :data:`KEPT_TRAINER_STATES`.
+
+        Raises :class:`ObjectExists` when another trainer saved this epoch first. A failure to delete old states is
+        only logged: the new state is stored, and the next call deletes the old ones again.
+        """
+        self.objects.put(Keys.trainer_state_folder(state.epoch) + state.file.name, data)
+        self.objects.create(Keys.trainer_state(state.epoch), state.to_json())
+        try:
+            for epoch in self.trainer_state_epochs()[:-KEPT_TRAINER_STATES]:
+                self._delete_trainer_state(epoch)
+        except StoreError as error:
+            log.warning("old trainer states were not deleted, so the shards that they name stay too: %s", error)
+
+    def _delete_trainer_state(self, epoch: int) -> None:
+        """Delete a state's record, then its folder, with the data of trainers that lost the race for this epoch."""
+        self.objects.delete(Keys.trainer_state(epoch))
+        for key in list(self.objects.list(Keys.trainer_state_folder(epoch))):
+            self.objects.delete(key)
+
+    def trainer_state(self, epoch: int | None = None) -> tuple[TrainerState, bytes] | None:
+        """The state of ``epoch``, or the newest one, and its verified data. None when no state is stored."""
+        state = self.trainer_state_record(epoch)
+        if state is None:
+            return None
+        key = Keys.trainer_state_folder(state.epoch) + state.file.name
+        return state, self.objects.get(key, state.file.sha256)
+
+    def trainer_state_record(self, epoch: int | None = None) -> TrainerState | None:
+        """The record of the state of ``epoch``, or of the newest one, without its data."""
+        epoch = epoch or self.last_trainer_state_epoch()
+        return TrainerState.from_json(self.objects.get(Keys.trainer_state(epoch))) if epoch else None
+
+    def last_trainer_state_epoch(self) -> int:
+        """The highest epoch of a stored state, readable or not. 0 when no state is stored."""
+        return max(self.trainer_state_epochs(), default=0)
+
+    def trainer_state_epochs(self) -> list[int]:
+        """The epochs of all stored states, readable or not, oldest first."""
+        return sorted(number_of(key) for key in self._record_keys(Keys.TRAINER_STATE))

@@ -1,0 +1,173 @@
+"""The agent's API as its callers meet it: which answers are accepted, and which error each other answer becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aurora_protocol.agent_api import (
+    CaptureCounters,
+    EngineMode,
+    LiveCounters,
+    MeasurementRequest,
+    SwapPhase,
+    SwapRequest,
+    SwapStatus,
+    TrialRequest,
+)
+from aurora_protocol.agent_client import CALL_SECONDS, MAX_BODY_BYTES, AgentClient
+from aurora_protocol.errors import AgentError, AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer
+from tests.unit.operator.worlds import agent, digest
+
+REQUEST = SwapRequest(version=1, digest=digest(1), epoch=4)
+LEASE = MeasurementRequest(measurement="job", epoch=4, lease_seconds=60)
+TRIAL = TrialRequest(measurement="job", mode=EngineMode.OFF)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Serve = Callable[..., Awaitable[AgentClient]]
+
+
+@pytest.fixture(name="serve")
+async def _serve() -> AsyncIterator[Serve]:
+    servers: list[TestServer] = []
+    async with aiohttp.ClientSession() as session:
+
+        async def start(handler: Handler, call_seconds: float = CALL_SECONDS) -> AgentClient:
+            app = web.Application()
+            app.router.add_get("/v1/state", handler)
+            app.router.add_put("/v1/draft", handler)
+            app.router.add_put("/v1/measurement", handler)
+            app.router.add_put("/v1/measurement/trial", handler)
+            server = TestServer(app)
+            await server.start_server()
+            servers.append(server)
+            assert server.port is not None
+            return AgentClient(session, server.port, call_seconds=call_seconds)
+
+        yield start
+    for server in servers:
+        await server.close()
+
+
+async def test_state_and_swap_carry_the_token_and_the_contract(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer secret"
+        version = 0
+        if request.method == "PUT":
+            version = SwapRequest.from_json(await request.read()).version
+        return web.Response(body=agent("p", version).to_json(), status=202 if request.method == "PUT" else 200)
+
+    agents = await serve(answer)
+    assert (await agents.state("127.0.0.1", "secret")).version == 0
+    assert (await agents.swap("127.0.0.1", "secret", REQUEST)).version == 1
+
+
+async def test_lease_and_trial_carry_their_requests_and_a_trial_under_way_has_no_state(serve: Serve) -> None:
+    received: list[object] = []
+    status = 202
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer secret"
+        model = TrialRequest if request.path.endswith("/trial") else MeasurementRequest
+        received.append(model.from_json(await request.read()))
+        return web.Response(body=agent("p", 3).to_json(), status=status)
+
+    agents = await serve(answer)
+    assert (await agents.lease("127.0.0.1", "secret", LEASE)).version == 3
+    assert await agents.trial("127.0.0.1", "secret", TRIAL) is None
+    status = 200
+    state = await agents.trial("127.0.0.1", "secret", TRIAL)
+    assert state is not None
+    assert state.version == 3
+    assert received == [LEASE, TRIAL, TRIAL]
+
+
+def invalid_state(**fields: Any) -> bytes:
+    """A state with values that the API server would refuse in a status or a condition."""
+    return agent("p", 0).model_copy(update=fields).to_json()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (409, b"{}", Fenced),
+        (401, b"{}", AgentError),
+        (500, b"oops", AgentError),
+        (200, b"not json", AgentError),
+        (200, b'{"pod": "p", "surprise": 1}', AgentError),
+        (200, invalid_state(version=-1), AgentError),
+        (200, invalid_state(checksum="x" * 10_000), AgentError),
+        (200, invalid_state(live=LiveCounters(requests=2**70)), AgentError),
+        (200, invalid_state(capture=CaptureCounters(answer_tokens=-5)), AgentError),
+        (
+            200,
+            invalid_state(swap=SwapStatus(phase=SwapPhase.FAILED).model_copy(update={"error": "x" * 10_000})),
+            AgentError,
+        ),
+    ],
+)
+async def test_every_other_answer_is_an_agent_error(
+    serve: Serve, status: int, body: bytes, error: type[Exception]
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, status=status)
+
+    agents = await serve(answer)
+    with pytest.raises(error) as raised:
+        await agents.swap("127.0.0.1", "secret", REQUEST)
+    assert isinstance(raised.value, InvalidAgentAnswer if status == 200 else AgentRefused)
+
+
+async def test_a_refusal_carries_the_status_and_the_agents_own_text(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="a higher epoch was seen\n" + "x" * 10_000, status=409)
+
+    agents = await serve(answer)
+    with pytest.raises(Fenced, match="HTTP 409: a higher epoch was seen") as raised:
+        await agents.lease("127.0.0.1", "secret", LEASE)
+    assert raised.value.status == 409
+    assert raised.value.reason.startswith("a higher epoch was seen")
+    assert len(raised.value.reason) <= 300
+
+
+async def test_an_answer_in_pieces_is_one_answer_and_an_endless_one_is_cut(serve: Serve) -> None:
+    endless = False
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        body = b" " * (2 * MAX_BODY_BYTES) if endless else agent("p", 0).to_json()
+        for piece in (body[:10], body[10:]):
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    agents = await serve(answer)
+    assert (await agents.state("127.0.0.1", "secret")).version == 0
+    endless = True
+    with pytest.raises(InvalidAgentAnswer):
+        await agents.state("127.0.0.1", "secret")
+
+
+async def test_an_agent_that_hangs_costs_its_deadline_only(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"{")
+        await asyncio.sleep(5)
+        return response
+
+    agents = await serve(answer, call_seconds=0.2)
+    with pytest.raises(AgentUnreachable, match="TimeoutError"):
+        await agents.state("127.0.0.1", "secret")
+
+
+async def test_an_agent_that_does_not_listen_is_unreachable() -> None:
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(AgentUnreachable):
+            await AgentClient(session, 1).state("127.0.0.1", "secret")
