@@ -1,8 +1,8 @@
-"""The operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
+"""Runs the operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
 
-The stand-in agent keeps the contract's HTTP API and swaps at once; it refuses :data:`BAD_VERSION`, it says that
-:data:`DULL_VERSION` accepts nothing, and it always starts on version 0. It can be withdrawn, and its lease runs out. So
-the operator's part of the loop is tested in seconds; the end-to-end tests have the real engine.
+The stand-in agent has the real agent's HTTP API and swaps at once. It always starts on version 0. It fails to load
+:data:`BAD_VERSION`, and reports that no drafted token of :data:`DULL_VERSION` is accepted. It can be withdrawn, and its
+lease runs out. The operator is thereby tested in seconds; the end-to-end tests use the real engine.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8471), Handler).serve_forever()
 """
 
 VALIDATOR = "open('/dev/termination-log', 'w').write('3 of 8 prompts: wait for traffic'); sys.exit(1)"
-"""It cannot measure. Tests that want a verdict leave its evidence in the store first, and that is what counts."""
+"""Always fails. A test that wants a verdict puts the evidence into the store first, and the operator then uses it."""
 
 DRIVER = """
 import json, os, pathlib, time, urllib.request
@@ -124,10 +124,10 @@ for _ in range(15):
 open("/dev/termination-log", "w").write("the stand-in measures nothing")
 sys.exit(1)
 """
-"""Holds the replica that it was given for a while, as long as the agent lets it."""
+"""Keeps its replica withdrawn for 15 s, or until the agent refuses to renew the lease."""
 
 STOPS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
-"""Process 1 ignores SIGTERM otherwise."""
+"""Without a handler, process 1 ignores SIGTERM."""
 
 
 def _container(name: str, program: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _container(name: str, program: str) -> dict[str, Any]:
 
 
 def spec(s3: S3, replicas: int = 2, *, where: str = "Job") -> dict[str, Any]:
-    """A speculator whose pods hold the stand-ins."""
+    """The spec of a speculator whose pods run the stand-ins."""
     validator = _container("validator", VALIDATOR if where == "Job" else DRIVER)
     return {
         "target": {"model": "org/model"},
@@ -165,7 +165,7 @@ def _free_port() -> int:
 
 @dataclass
 class Rig:
-    """One namespace with an operator, and what a test wants to see and do there."""
+    """One namespace with an operator, and helpers to change and read objects there."""
 
     cluster: Cluster
     namespace: str
@@ -174,7 +174,7 @@ class Rig:
     operator: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
-        """Start the operator; it watches this namespace only."""
+        """Start the operator, which watches only this namespace."""
         ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_LIVENESS_PORT": str(_free_port())}
         environment = {
             **self.cluster.environment,
@@ -190,7 +190,7 @@ class Rig:
             )
 
     def kill(self) -> None:
-        """As ``kill -9``: no chance to finish anything."""
+        """Kill the operator with SIGKILL, so it cannot finish anything."""
         if self.operator is not None:
             self.operator.kill()
             self.operator.wait(10)
@@ -200,27 +200,28 @@ class Rig:
         kind = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
         self.cluster.apply({**kind, "metadata": {"name": name, "namespace": self.namespace}, "spec": body})
 
-    def get(self, *what: str) -> Any:
-        return self.cluster.get(*what, "-n", self.namespace)
+    def get(self, *arguments: str) -> Any:
+        """What ``kubectl get`` prints for ``arguments`` in this namespace, parsed."""
+        return self.cluster.get(*arguments, "-n", self.namespace)
 
     def status(self, name: str) -> SpeculatorStatus:
         return SpeculatorStatus.model_validate(self.get("auroraspeculator", name).get("status") or {})
 
     def wait(
-        self, name: str, what: str, true: Callable[[SpeculatorStatus], bool], timeout: float = 60
+        self, name: str, expected: str, holds: Callable[[SpeculatorStatus], bool], timeout: float = 60
     ) -> SpeculatorStatus:
         deadline = time.monotonic() + timeout
         while True:
             status = self.status(name)
-            if true(status):
+            if holds(status):
                 return status
             if time.monotonic() > deadline:
                 shown = status.model_dump_json(by_alias=True, exclude_none=True, indent=1)
-                raise TimeoutError(f"{what}: not within {timeout} s\n{shown}\n{self.log.read_text()[-3000:]}")
+                raise TimeoutError(f"{expected}: not within {timeout} s\n{shown}\n{self.log.read_text()[-3000:]}")
             time.sleep(0.3)
 
     def registry(self, name: str) -> Registry:
-        """The speculator's store, as the trainer and the validator use it."""
+        """The speculator's registry in the store, as the trainer and the validator use it."""
         uid = self.get("auroraspeculator", name)["metadata"]["uid"]
         config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
         objects = ObjectStore(StoreConfig(**vars(config)))
@@ -230,7 +231,7 @@ class Rig:
 
 @contextlib.contextmanager
 def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
-    """A namespace that admits only pods of the ``restricted`` profile, with the store's Secret in it."""
+    """A namespace with the store's Secret, which admits only pods that pass the ``restricted`` profile."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": name}}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})

@@ -1,6 +1,6 @@
-"""The chart's hold on the definition of AuroraSpeculator: upgrades change it, and uninstalling costs users nothing.
+"""The chart and the definition of AuroraSpeculator: upgrades change the definition, uninstalling deletes nothing.
 
-No operator runs: what happens to the definition and to users' resources is between helm and the API server.
+No operator runs here. Only Helm and the API server handle the definition and the users' resources.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CRD = "auroraspeculators.aurora.dev"
 PLACE = "chart-test"
 """Release and namespace."""
 ADOPT = ("--take-ownership", "--force-conflicts")
-"""As the README says. The definition may be there already, another test's or another release's."""
+"""The options that the README names. Another test or another release may have installed the definition already."""
 
 
 @pytest.fixture(name="earlier")
 def _earlier(tmp_path: Path) -> Path:
-    """A chart of an earlier version, which does not know ``spec.rollout.pin`` yet."""
+    """A chart of an earlier version, without ``spec.rollout.pin``."""
     folder = tmp_path / CHART.name
     shutil.copytree(CHART, folder)
     template = folder / TEMPLATE.relative_to(CHART)
@@ -67,7 +67,7 @@ def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
 
 
 def fields(cluster: Cluster) -> dict[str, Any]:
-    """What the API server knows of ``spec.rollout``."""
+    """The schema of ``spec.rollout`` in the installed definition."""
     (version,) = cluster.get("crd", CRD)["spec"]["versions"]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
     found: dict[str, Any] = spec["rollout"]["properties"]
@@ -87,7 +87,7 @@ def speculator() -> dict[str, Any]:
     }
 
 
-def test_helm_prints_what_the_models_say(cluster: Cluster) -> None:
+def test_the_charts_definition_equals_the_models_schema(cluster: Cluster) -> None:
     def printed(*options: str) -> dict[str, Any]:
         made: dict[str, Any] = yaml.safe_load(
             cluster.helm("template", "x", CHART, "-s", str(TEMPLATE.relative_to(CHART)), *options)
@@ -100,7 +100,9 @@ def test_helm_prints_what_the_models_say(cluster: Cluster) -> None:
     assert "CustomResourceDefinition" not in cluster.helm("template", "x", CHART, "--set=crds.enabled=false")
 
 
-def test_an_upgrade_brings_the_new_schema_and_uninstalling_keeps_what_users_made(place: Cluster, earlier: Path) -> None:
+def test_an_upgrade_installs_the_new_schema_and_uninstalling_keeps_users_resources(
+    place: Cluster, earlier: Path
+) -> None:
     upgrade(place, earlier, *ADOPT)
     assert "pin" not in fields(place)
     upgrade(place, CHART)
@@ -114,9 +116,9 @@ def test_an_upgrade_brings_the_new_schema_and_uninstalling_keeps_what_users_made
     assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["rollout"]["pin"] == 3
 
 
-def test_a_definition_that_helm_did_not_install_is_adopted_only_when_told(place: Cluster) -> None:
+def test_a_definition_that_helm_did_not_install_is_adopted_only_on_request(place: Cluster) -> None:
     text = place.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "json")
-    if text:  # not deleted: another test's resources would go with it
+    if text:  # The definition is not deleted, because another test's resources would be deleted with it.
         bare = json.loads(text)["metadata"]
         unset = [f"{key}-" for key in bare.get("annotations", {}) if key.startswith("meta.helm.sh/")]
         if unset:

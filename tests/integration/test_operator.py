@@ -1,9 +1,10 @@
-"""The CRD and the operator on a real API server, a real S3 store and real pods (see ``operator_rig``)."""
+"""The operator on a real API server, with a real S3 store and real pods (see ``operator_rig``)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def ready(rig: Rig) -> None:
-    """A speculator with two pods that serve the initial draft."""
+    """Wait for a speculator with two pods that serve the initial draft. Create the speculator if there is none."""
     rig.apply(NAME, spec(rig.s3))
     registry = rig.registry(NAME)
     if registry.lineage() is None:
@@ -61,13 +62,13 @@ def ready(rig: Rig) -> None:
 
 
 def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
-    """As trainer and validator would: the evidence is there when the Job ends."""
+    """Register a version, as the trainer does, with evidence that the store has before the Job ends."""
     registry = rig.registry(NAME)
     registry.put_evidence(evidence(version, verdict, active=active))
     registry.register(registration(version))
 
 
-def test_children_are_there_owned_and_ready(rig: Rig) -> None:
+def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     ready(rig)
     uid = rig.get("auroraspeculator", NAME)["metadata"]["uid"]
     kinds = "deployments,statefulsets,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
@@ -99,7 +100,7 @@ def test_keys_are_generated_once(rig: Rig) -> None:
     assert rig.get("secret", f"{NAME}-keys")["data"] == before
 
 
-def test_columns_tell_the_story(rig: Rig) -> None:
+def test_kubectl_get_shows_the_documented_columns(rig: Rig) -> None:
     ready(rig)
     table = rig.cluster.kubectl("get", "aspec", "-n", rig.namespace, "-o", "wide")
     header, row = table.strip().splitlines()
@@ -127,7 +128,7 @@ def test_the_scale_subresource_scales(rig: Rig) -> None:
 
 
 def promoted(rig: Rig) -> SpeculatorStatus:
-    """Version 1 is active; the operator was killed in the middle of its roll."""
+    """Wait for version 1 to be active. The operator is killed in the middle of that rollout."""
     ready(rig)
     if rig.registry(NAME).last_version() == 0:
         offer(rig, 1, VerdictKind.PASS, active=0)
@@ -137,7 +138,7 @@ def promoted(rig: Rig) -> SpeculatorStatus:
     return rig.wait(NAME, "version 1 active", lambda s: s.active is not None and s.active.version == 1)
 
 
-def test_a_draft_that_passes_is_rolled_out_although_the_operator_is_killed(rig: Rig) -> None:
+def test_a_draft_that_passes_is_rolled_out_despite_a_killed_operator(rig: Rig) -> None:
     status = promoted(rig)
     assert status.active is not None
     assert status.active.speedup == "1.62x (1.57-1.67)"
@@ -149,7 +150,7 @@ def test_a_draft_that_passes_is_rolled_out_although_the_operator_is_killed(rig: 
 
 
 def test_a_new_pod_is_brought_to_the_active_version(rig: Rig) -> None:
-    """The stand-in starts on version 0, as a pod does that chose its version before a promotion."""
+    """The stand-in starts on version 0, like a pod that chose its version before a promotion."""
     promoted(rig)
     victim = rig.status(NAME).pods[0].name
     rig.cluster.kubectl("delete", "pod", victim, "-n", rig.namespace, "--wait=false")
@@ -157,7 +158,7 @@ def test_a_new_pod_is_brought_to_the_active_version(rig: Rig) -> None:
     assert {pod.version for pod in rig.status(NAME).pods} == {1}
 
 
-def test_a_refused_draft_is_never_swapped_in(rig: Rig) -> None:
+def test_a_rejected_draft_is_never_swapped_in(rig: Rig) -> None:
     promoted(rig)
     offer(rig, 2, VerdictKind.REJECT, active=1)
     status = rig.wait(NAME, "rejection", lambda s: 2 in s.rejected)
@@ -166,7 +167,7 @@ def test_a_refused_draft_is_never_swapped_in(rig: Rig) -> None:
     assert {pod.version for pod in status.pods} == {1}, status.pods
 
 
-def test_a_draft_that_pods_cannot_take_is_taken_back(rig: Rig) -> None:
+def test_a_draft_that_pods_cannot_load_is_rolled_back(rig: Rig) -> None:
     promoted(rig)
     offer(rig, BAD_VERSION, VerdictKind.PASS, active=1)
     status = rig.wait(NAME, "rolled back", lambda s: BAD_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
@@ -176,7 +177,7 @@ def test_a_draft_that_pods_cannot_take_is_taken_back(rig: Rig) -> None:
     assert status.active.version == 1
 
 
-def test_a_measurement_that_fails_is_told_in_its_own_words_and_rejects_nothing(rig: Rig) -> None:
+def test_a_failed_measurement_shows_its_termination_message_and_rejects_nothing(rig: Rig) -> None:
     promoted(rig)
     rig.registry(NAME).register(registration(BAD_VERSION + 1))
     status = rig.wait(
@@ -187,10 +188,12 @@ def test_a_measurement_that_fails_is_told_in_its_own_words_and_rejects_nothing(r
     assert BAD_VERSION + 1 not in status.rejected
 
 
-def test_a_draft_that_passed_and_that_live_traffic_refuses_is_taken_back(rig: Rig) -> None:
+def test_a_draft_that_fails_on_live_traffic_is_rolled_back(rig: Rig) -> None:
     promoted(rig)
     offer(rig, DULL_VERSION, VerdictKind.PASS, active=1)
-    status = rig.wait(NAME, "taken back", lambda s: DULL_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
+    status = rig.wait(
+        NAME, "rolled back", lambda s: DULL_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE
+    )
     assert "live traffic disagrees: acceptance length 1.00 against 2.00" in status.rollout.message
     assert {pod.version for pod in status.pods} == {1}, status.pods
     channel = rig.registry(NAME).channel()
@@ -198,7 +201,7 @@ def test_a_draft_that_passed_and_that_live_traffic_refuses_is_taken_back(rig: Ri
     assert (channel.active, channel.rejected[-1]) == (1, DULL_VERSION)
 
 
-def test_a_person_pins_a_version_and_lets_go(rig: Rig) -> None:
+def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
     promoted(rig)
 
     def pin(version: int | None) -> None:
@@ -217,13 +220,13 @@ def test_a_person_pins_a_version_and_lets_go(rig: Rig) -> None:
     pin(None)
 
 
-def test_a_person_aborts_a_roll(rig: Rig) -> None:
+def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     promoted(rig)
     version = DULL_VERSION + 1
     offer(rig, version, VerdictKind.PASS, active=1)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.version == version)
-    wish = f"aurora.dev/abort={version}"
-    rig.cluster.kubectl("annotate", "aspec", NAME, wish, "-n", rig.namespace)
+    annotation = f"aurora.dev/abort={version}"
+    rig.cluster.kubectl("annotate", "aspec", NAME, annotation, "-n", rig.namespace)
     status = rig.wait(NAME, "aborted", lambda s: version in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
     assert "aborted by a person" in status.rollout.message
     assert {pod.version for pod in status.pods} == {1}, status.pods
@@ -233,12 +236,12 @@ LENT = "lent"
 
 
 def lent_pod(status: SpeculatorStatus) -> str:
-    """The pod that is being measured on, if there is one."""
+    """The pod that a measurement runs on; empty when there is none."""
     return next((pod.name for pod in status.pods if pod.state == "Measuring"), "")
 
 
-def measured(rig: Rig, version: int) -> SpeculatorStatus:
-    """A version was registered, and one of two replicas was withdrawn for its Job, which runs."""
+def start_measurement(rig: Rig, version: int) -> SpeculatorStatus:
+    """Register a version, and wait until one of two replicas is withdrawn for the version's Job."""
     rig.registry(LENT).register(registration(version))
     status = rig.wait(LENT, "a withdrawn replica", lambda s: bool(lent_pod(s)) and s.ready_replicas == 1)
     job = f"{LENT}-validate-v{version}-1"
@@ -247,18 +250,18 @@ def measured(rig: Rig, version: int) -> SpeculatorStatus:
 
 
 def endpoints(rig: Rig) -> dict[str, bool]:
-    """Addresses of the Service's pods by name, and whether they get requests."""
+    """The Service's pods by name, and whether they get requests."""
     slices = rig.get("endpointslices", "-l", f"kubernetes.io/service-name={LENT}")["items"]
     return {e["targetRef"]["name"]: e["conditions"]["ready"] for found in slices for e in found.get("endpoints") or ()}
 
 
-def test_a_replica_is_lent_to_a_measurement_although_the_operator_is_killed(rig: Rig) -> None:
+def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) -> None:
     rig.apply(LENT, spec(rig.s3, where="Replica"))
     registry = rig.registry(LENT)
     registry.create_lineage(lineage())
     registry.register(registration(0))
     rig.wait(LENT, "ready", lambda s: s.updated == "2/2", timeout=90)
-    status = measured(rig, 1)
+    status = start_measurement(rig, 1)
     pod = lent_pod(status)
     wait_until("the pod leaves the Service", lambda: endpoints(rig).get(pod) is False, 30)
     assert [ready for name, ready in endpoints(rig).items() if name != pod] == [True]
@@ -266,8 +269,8 @@ def test_a_replica_is_lent_to_a_measurement_although_the_operator_is_killed(rig:
     assert budget["disruptionsAllowed"] == 0, "nothing else may be drained meanwhile"
     job = rig.get("job", f"{LENT}-validate-v1-1")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    told = json.loads(next(v["value"] for v in container["env"] if v["name"] == "AURORA_SETTINGS"))
-    assert told["replica"]["ip"] == rig.get("pod", pod)["status"]["podIP"]
+    settings = json.loads(next(v["value"] for v in container["env"] if v["name"] == "AURORA_SETTINGS"))
+    assert settings["replica"]["ip"] == rig.get("pod", pod)["status"]["podIP"]
     assert (status.candidate and status.candidate.pod) == pod
     assert any(c.type == "Ready" and c.status == "True" and c.reason == "Measuring" for c in status.conditions)
     rig.kill()
@@ -279,8 +282,8 @@ def test_a_replica_is_lent_to_a_measurement_although_the_operator_is_killed(rig:
     assert {p.version for p in status.pods} == {1}
 
 
-def test_a_replica_is_given_back_when_its_measurement_fails(rig: Rig) -> None:
-    pod = lent_pod(measured(rig, 2))
+def test_a_replica_returns_when_its_measurement_fails(rig: Rig) -> None:
+    pod = lent_pod(start_measurement(rig, 2))
     status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and not lent_pod(s))
     assert pod in {p.name for p in status.pods}
     assert status.candidate is not None
@@ -289,22 +292,74 @@ def test_a_replica_is_given_back_when_its_measurement_fails(rig: Rig) -> None:
     wait_until("the pod is in the Service again", lambda: endpoints(rig).get(pod) is True, 30)
 
 
-def test_a_replica_is_given_back_when_its_job_vanishes_and_a_person_refuses_the_candidate(rig: Rig) -> None:
-    measured(rig, 3)
+def test_a_replica_returns_when_a_user_aborts_the_candidate_and_its_job_is_deleted(rig: Rig) -> None:
+    start_measurement(rig, 3)
     rig.cluster.kubectl("annotate", "aspec", LENT, "aurora.dev/abort=3", "-n", rig.namespace)
     status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and 3 in s.rejected)
     assert not lent_pod(status)
     rig.cluster.kubectl("delete", "auroraspeculator", LENT, "-n", rig.namespace)
 
 
-def test_a_template_that_the_cluster_refuses_is_told(rig: Rig) -> None:
-    """The container's port is text: the API server says so, and the status repeats it."""
+def test_a_template_that_the_api_server_refuses_is_reported(rig: Rig) -> None:
+    """The container's port is text. The status repeats the API server's refusal."""
     body = spec(rig.s3)
     body["serving"]["template"]["spec"]["containers"][0]["ports"] = [{"containerPort": "many"}]
     rig.apply("refused", body)
-    told = rig.wait("refused", "the refusal", lambda s: any(c.reason == "ApplyRefused" for c in s.conditions))
-    assert any("containerPort" in c.message for c in told.conditions)
+    status = rig.wait("refused", "the refusal", lambda s: any(c.reason == "ApplyRefused" for c in s.conditions))
+    assert any("containerPort" in c.message for c in status.conditions)
     rig.cluster.kubectl("delete", "auroraspeculator", "refused", "-n", rig.namespace)
+
+
+TAKEN = "web"
+FOREIGN_KINDS = ("service", "serviceaccount")
+
+
+def foreign_versions(rig: Rig) -> dict[str, str]:
+    """The resourceVersion of each object named ``web`` that is not the speculator's."""
+    return {kind: rig.get(kind, TAKEN)["metadata"]["resourceVersion"] for kind in FOREIGN_KINDS}
+
+
+def name_taken(status: SpeculatorStatus) -> str:
+    """The message of the condition NameTaken; empty unless the condition is True."""
+    return next((c.message for c in status.conditions if c.type == "NameTaken" and c.status == "True"), "")
+
+
+def test_objects_of_other_owners_are_reported_and_never_changed(rig: Rig) -> None:
+    """A Service and a ServiceAccount have the speculator's name before the speculator exists."""
+
+    def delete(kind: str) -> None:
+        rig.cluster.kubectl("delete", kind, TAKEN, "-n", rig.namespace, "--timeout=30s")
+
+    def owners(kind: str) -> list[str]:
+        listed = rig.get(kind, "-l", f"app.kubernetes.io/instance={TAKEN}")["items"]
+        return [reference["uid"] for obj in listed for reference in obj["metadata"].get("ownerReferences", [])]
+
+    metadata = {"name": TAKEN, "namespace": rig.namespace}
+    service: dict[str, Any] = {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
+    rig.cluster.apply(service | {"spec": {"ports": [{"port": 80}], "selector": {"app": "another"}}})
+    rig.cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    before = foreign_versions(rig)
+
+    rig.apply(TAKEN, spec(rig.s3, replicas=1))
+    message = name_taken(rig.wait(TAKEN, "NameTaken", lambda s: bool(name_taken(s))))
+    assert f"Service {TAKEN}" in message
+    assert f"ServiceAccount {TAKEN}" in message
+    assert owners("deployments"), "the other children exist"
+    assert foreign_versions(rig) == before
+
+    delete("auroraspeculator")
+    wait_until("garbage collection", lambda: not owners("deployments"), 60)
+    assert foreign_versions(rig) == before
+
+    rig.apply(TAKEN, spec(rig.s3, replicas=1))
+    rig.wait(TAKEN, "NameTaken", lambda s: bool(name_taken(s)))
+    assert foreign_versions(rig) == before
+    for kind in FOREIGN_KINDS:
+        delete(kind)
+    uid = rig.get("auroraspeculator", TAKEN)["metadata"]["uid"]
+    wait_until("our own children", lambda: uid in owners("services") and uid in owners("serviceaccounts"), 60)
+    rig.wait(TAKEN, "free names", lambda s: not name_taken(s))
+    delete("auroraspeculator")
 
 
 def test_deleting_the_speculator_deletes_everything_even_without_an_operator(rig: Rig) -> None:
@@ -316,8 +371,8 @@ def test_deleting_the_speculator_deletes_everything_even_without_an_operator(rig
     wait_until("garbage collection", lambda: not rig.get(kinds, "-l", labels)["items"], 60)
 
 
-def test_the_operator_said_nothing_unexpected(rig: Rig) -> None:
-    """After all of the above, kills included: no line of level ERROR."""
+def test_the_operator_logged_no_error(rig: Rig) -> None:
+    """Holds after all tests above, kills included."""
     lines = [json.loads(line) for line in rig.log.read_text().splitlines() if line.startswith("{")]
     assert lines
     assert [line for line in lines if line["level"] == "ERROR"] == []
