@@ -1,21 +1,25 @@
-"""How much of the answers a vocabulary map holds that is chosen from so many answer tokens, as the trainer chooses it.
+"""How many answer tokens must the trainer count until its vocabulary map covers a domain?
 
-Recorded requests to SmolLM2 (recorded_traces.py): counted are those that are trained on, in their order, covered
-are the answers of the held-out ones. Nothing is trained, so a run takes seconds, and recording a domain some minutes
-once.
+The bench counts the answer tokens of recorded requests to SmolLM2 (tests/assets/recorded_traces.py) in their order, as
+the trainer does, and chooses a map from the counts. Coverage is the share of the answer tokens of held-out requests
+that the map holds. Nothing is trained.
 
-    python -m tests.bench.coverage [--traffic extraction sql docstrings] [--tokens 500 1000 2000 4000]
+Prints, per domain, the coverage of the map of day 0 and of the map after each number of tokens, with the number of
+entries that were replaced.
+
+Takes seconds per domain, after recording the domain once, which takes some minutes. Needs a CPU only.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 from tests.assets.model import ensure_model
 from tests.assets.recorded_traces import domain_traces
 from tests.assets.trained_draft import day_0
+from tests.bench.bench_command import bench_parser
+from tests.bench.markdown import markdown_row, markdown_table
 from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.target import TargetSpec
@@ -26,39 +30,56 @@ from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap, better, coverage
 
 
-def row(
-    traces: Sequence[RequestTrace], current: VocabularyMap, special: Sequence[int], budgets: Sequence[int]
+def coverage_by_budget(
+    traces: Sequence[RequestTrace], initial: VocabularyMap, special: Sequence[int], budgets: Sequence[int]
 ) -> list[tuple[float, int]]:
-    """What ``current`` and then the better map by each of ``budgets`` covers, and how many tokens were replaced."""
-    vocab = current.to_draft.numel()
+    """The coverage of ``initial`` and of the map chosen after each of ``budgets``, with the entries replaced.
+
+    Args:
+        traces: requests of one domain. The held-out ones measure coverage, the others are counted.
+        initial: the map to begin with.
+        special: tokens that every map must hold.
+        budgets: answer tokens to count, ascending.
+    """
+    vocab = initial.to_draft.numel()
     held_out = counts_of([e for t in traces if t.held_out for e in examples_of(t, vocab)], vocab)
-    found = [(coverage(current, held_out), 0)]
+    results = [(coverage(initial, held_out), 0)]
     counts, fresh = torch.zeros_like(held_out), iter([t for t in traces if not t.held_out])
     for budget in budgets:
         while int(counts.sum()) < budget and (trace := next(fresh, None)):
             counts += counts_of(examples_of(trace, vocab), vocab)
-        ids = better(current, counts, special)
-        after = current if ids is None else VocabularyMap.of(ids, vocab)
-        new = (after.to_draft >= 0) & (current.to_draft < 0)
-        found.append((coverage(after, held_out), int(new.sum())))
-    return found
+        ids = better(initial, counts, special)
+        chosen = initial if ids is None else VocabularyMap.of(ids, vocab)
+        replaced = (chosen.to_draft >= 0) & (initial.to_draft < 0)
+        results.append((coverage(chosen, held_out), int(replaced.sum())))
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traffic", nargs="+", type=Domain, choices=list(Domain), default=list(Domain))
-    parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[500, 1000, 2000, 4000])
+    parser = bench_parser("tests.bench.coverage", __doc__)
+    parser.add_argument(
+        "--traffic", nargs="+", type=Domain, choices=list(Domain), default=list(Domain), help="domains to measure"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[500, 1000, 2000, 4000],
+        help="answer tokens to count before a map is chosen, ascending",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    _, first = day_0()
+    _, initial = day_0()
     special = load_target(TargetSpec(model=str(ensure_model()))).special_tokens
-    head = ["traffic", "day 0", *(f"{n} tokens counted" for n in options.tokens)]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    print(markdown_table(["traffic", "day 0", *(f"{n} tokens counted" for n in options.tokens)], []))
     for domain in options.traffic:
-        before, *after = row(domain_traces(domain, options.requests), first, special, options.tokens)
-        cells = [f"{before[0]:.3f}", *(f"{share:.3f} ({replaced} replaced)" for share, replaced in after)]
-        print("| " + " | ".join([domain, *cells]) + " |", flush=True)
+        traces = domain_traces(domain, options.requests)
+        (first, _), *after = coverage_by_budget(traces, initial, special, options.tokens)
+        cells = [f"{first:.3f}", *(f"{share:.3f} ({replaced} replaced)" for share, replaced in after)]
+        print(markdown_row([domain, *cells]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,25 @@
-"""Whether speculation and swaps leave greedy answers alone: promise 2 ("Unbroken"), counted.
+"""Do greedy answers stay the same with speculation and across swaps of the draft? (Promise 2, "Unbroken".)
 
-The same chat prompts are answered by a server without speculation (off), then by one with EAGLE-3: with the untrained
-draft (on), while that draft is swapped for a trained one and back without end (across swaps), and with the trained one
-(after). Every answer is compared, token by token, with the one that "off" gave first: identical; parted at a near tie,
-as bf16 logits cannot be told apart across batch shapes; or different. In bf16 the tie is judged by the target in fp32;
-in float32 nothing but identical will do. Two yardsticks belong to it: "off" in a batch is compared too (what batching
-alone does), and bf16's rounding is measured by transformers (how far it moves the gap of the two best tokens).
+The same chat prompts are answered in four phases:
 
-The prefix cache is never flushed, because a swap does not flush it: where a prompt was cached under the other draft,
-its stale draft keys cost acceptance and must not cost correctness.
+- off: by a server without speculation;
+- on, untrained draft: by a server with EAGLE-3 and its untrained draft;
+- across swaps: by that server while the untrained and a trained draft are swapped back and forth without end;
+- after, trained draft: by that server with the trained draft.
 
-    python -m tests.bench.equality [--prompts 64] [--tokens 64] [--concurrency 1 4] [--dtype bfloat16] [--lock FILE]
+Every answer is compared, token by token, with the first answer without speculation. An answer is identical, or parts at
+a near tie, or is different. Near ties exist because bf16 logits cannot be told apart across batch shapes. In bf16, the
+target computes in fp32 whether the two tokens are a near tie. With --dtype float32 only identical answers pass.
 
-Exits non-zero when an answer is different or a request or a swap failed.
+Two yardsticks stand beside the verdicts: "off" at the other concurrencies shows what batching alone changes, and
+transformers measures how far bf16 rounding alone moves the gap of the two best tokens.
+
+The prefix cache is never flushed, because a swap does not flush it. A prompt may have been cached under the other
+draft. Its stale draft keys cost acceptance and must not cost correctness.
+
+Exits with 1 when an answer is different, or when a request or a swap failed.
+
+Takes about ten minutes on two quiet cores (estimated), training included. Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -21,10 +28,6 @@ import argparse
 import asyncio
 import itertools
 import os
-import platform
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +40,9 @@ from tests.assets.model import ensure_model
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.target_scores import Margin, TargetScores, rounding
 from tests.assets.trained_draft import write_untrained_and_trained
-from tests.bench.engine import held
-from tests.bench.swapping import SERVER_ARGUMENTS, UNTRAINED, SwappingEngine
+from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.markdown import markdown_table
+from tests.bench.swap_loop import SERVER_ARGUMENTS, UNTRAINED, SwapLoop
 from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
@@ -47,16 +51,16 @@ from aurora_runtime.engine.sglang_client import SGLangClient, session
 from aurora_runtime.validation.answer_equality import NEAR_TIE, first_difference
 from aurora_runtime.validation.load_client import Answer, BatchResult, Client
 
-SEED = 2
-REQUEST_TIMEOUT_S = 300.0
+PROMPT_SEED = 2
+REQUEST_TIMEOUT_SECONDS = 300.0
 ROUNDING_PROMPTS = 64
-"""Answers on which bf16's own rounding is measured: two passes of the target over each."""
+"""Answers on which bf16's own rounding is measured. Each takes two passes of the target."""
 
 
 class Phase(StrEnum):
     OFF = "off"
     ON = "on, untrained draft"
-    ACROSS = "across swaps"
+    ACROSS_SWAPS = "across swaps"
     AFTER = "after, trained draft"
 
 
@@ -67,8 +71,8 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Pass:
-    """All prompts answered once."""
+class PromptPass:
+    """All prompts, answered once."""
 
     phase: Phase
     concurrency: int
@@ -76,34 +80,45 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One answer against the one without speculation: where they part and how far apart the two tokens are."""
+class Comparison:
+    """One answer compared with the answer without speculation.
+
+    Attributes:
+        at: the place of the first token that differs.
+        margin: how far apart the two tokens lie at that place, by the target in fp32.
+    """
 
     verdict: Verdict
     at: int | None = None
     margin: Margin | None = None
 
 
-Weigh = Callable[[Sequence[int], int, int], Margin]
+MarginOf = Callable[[Sequence[int], int, int], Margin]
+"""The margin between two next tokens after a prefix."""
 
 
-def judge(prompt: Sequence[int], off: Sequence[int], answer: Sequence[int], dtype: DType, weigh: Weigh) -> Judged:
-    """A near tie is one in half precision only, between tokens that lie within the bound of the best one."""
+def compare(
+    prompt: Sequence[int], off: Sequence[int], answer: Sequence[int], dtype: DType, margin_of: MarginOf
+) -> Comparison:
+    """Compare ``answer`` with ``off``, the answer without speculation.
+
+    A near tie exists in half precision only, and only between tokens that lie within the bound of the best token.
+    """
     at = first_difference(off, answer)
     if at is None:
-        return Judged(Verdict.IDENTICAL)
-    if at >= min(len(off), len(answer)):  # one is the other's beginning: there is no second token to weigh
-        return Judged(Verdict.DIFFERENT, at)
-    margin = weigh((*prompt, *off[:at]), off[at], answer[at])
-    tie = dtype is not DType.FLOAT32 and margin.gap <= NEAR_TIE
-    return Judged(Verdict.NEAR_TIE if tie else Verdict.DIFFERENT, at, margin)
+        return Comparison(Verdict.IDENTICAL)
+    if at >= min(len(off), len(answer)):  # one answer is the beginning of the other: there is no second token
+        return Comparison(Verdict.DIFFERENT, at)
+    margin = margin_of((*prompt, *off[:at]), off[at], answer[at])
+    is_tie = dtype is not DType.FLOAT32 and margin.gap <= NEAR_TIE
+    return Comparison(Verdict.NEAR_TIE if is_tie else Verdict.DIFFERENT, at, margin)
 
 
 def chat_prompts(model: Path, count: int) -> list[list[int]]:
-    """Token ids of ``count`` distinct chat requests, JSON extraction and docstrings in turn."""
+    """Token ids of ``count`` distinct chat requests: JSON extraction and docstrings in turn."""
     from transformers import AutoTokenizer
 
-    streams = [prompts(domain, SEED) for domain in (Domain.EXTRACTION, Domain.DOCSTRINGS)]
+    streams = [prompts(domain, PROMPT_SEED) for domain in (Domain.EXTRACTION, Domain.DOCSTRINGS)]
     texts = list(itertools.islice((text for pair in zip(*streams, strict=True) for text in pair), count))
     assert len(set(texts)) == count, "the prompts are not distinct"
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -117,180 +132,188 @@ def chat_prompts(model: Path, count: int) -> list[list[int]]:
     ]
 
 
-async def answers(
+async def answer_all(
     server: Server,
     phase: Phase,
-    asked: Sequence[Sequence[int]],
+    token_prompts: Sequence[Sequence[int]],
     options: argparse.Namespace,
-    swapping: SwappingEngine | None = None,
-) -> list[Pass]:
-    """Ask every prompt once at each concurrency, swapping meanwhile where there is something to swap."""
+    swap_loop: SwapLoop | None = None,
+) -> list[PromptPass]:
+    """Have the server answer every prompt once at each concurrency, while ``swap_loop`` swaps its draft."""
     passes = []
     async with session() as http:
-        client = Client(http, server.url, REQUEST_TIMEOUT_S)
+        client = Client(http, server.url, REQUEST_TIMEOUT_SECONDS)
         for concurrency in options.concurrency:
             began = time.monotonic()
-            batch = asyncio.ensure_future(client.batch(asked, concurrency, options.tokens))
-            if swapping is not None:
-                await swapping.swap_until(batch, concurrency)
-            passes.append(Pass(phase, concurrency, await batch))
+            batch = asyncio.ensure_future(client.batch(token_prompts, concurrency, options.tokens))
+            if swap_loop is not None:
+                await swap_loop.swap_until(batch, concurrency)
+            passes.append(PromptPass(phase, concurrency, await batch))
             print(f"{phase}, concurrency {concurrency}: {time.monotonic() - began:.0f} s", flush=True)
     return passes
 
 
-async def speculating(
-    server: Server, drafts: Sequence[Path], asked: Sequence[Sequence[int]], options: argparse.Namespace
-) -> tuple[list[Pass], SwappingEngine]:
-    """On, across swaps and, unless it is left out, after, on one server that starts with the untrained draft."""
+async def answer_with_speculation(
+    server: Server, drafts: Sequence[Path], token_prompts: Sequence[Sequence[int]], options: argparse.Namespace
+) -> tuple[list[PromptPass], SwapLoop]:
+    """The three phases with speculation, on one server that starts with the untrained draft."""
     async with session() as http:
-        swapping = SwappingEngine(SGLangClient(http, server.url), drafts)
-        passes = await answers(server, Phase.ON, asked, options)
-        await swapping.learn_checksums()
-        passes += await answers(server, Phase.ACROSS, asked, options, swapping)
+        swap_loop = SwapLoop(SGLangClient(http, server.url), drafts)
+        passes = await answer_all(server, Phase.ON, token_prompts, options)
+        await swap_loop.learn_checksums()
+        passes += await answer_all(server, Phase.ACROSS_SWAPS, token_prompts, options, swap_loop)
         if not options.no_after:
-            passes += await answers(server, Phase.AFTER, asked, options)
-        await swapping.check_trained()
-    return passes, swapping
+            passes += await answer_all(server, Phase.AFTER, token_prompts, options)
+        await swap_loop.check_trained()
+    return passes, swap_loop
 
 
 def measure(
-    model: Path, work: Path, asked: Sequence[Sequence[int]], options: argparse.Namespace
-) -> tuple[list[Pass], SwappingEngine]:
-    """All passes; one server at a time, so that each has the machine to itself."""
+    model: Path, folder: Path, token_prompts: Sequence[Sequence[int]], options: argparse.Namespace
+) -> tuple[list[PromptPass], SwapLoop]:
+    """Run all phases. One server runs at a time, so that each has the machine to itself."""
     began = time.monotonic()
-    drafts = write_untrained_and_trained(model, work)
+    drafts = write_untrained_and_trained(model, folder)
     print(f"trained for {time.monotonic() - began:.0f} s", flush=True)
     dtype = ("--dtype", options.dtype.value)
-    with sglang_server(model, extra_args=dtype, log=work / "off.log") as server:
-        passes = asyncio.run(answers(server, Phase.OFF, asked, options))
-    with sglang_server(model, drafts[UNTRAINED], (*dtype, *SERVER_ARGUMENTS), log=work / "eagle.log") as server:
-        more, swapping = asyncio.run(speculating(server, drafts, asked, options))
-    return passes + more, swapping
+    with sglang_server(model, extra_args=dtype, log=folder / "off.log") as server:
+        off = asyncio.run(answer_all(server, Phase.OFF, token_prompts, options))
+    with sglang_server(model, drafts[UNTRAINED], (*dtype, *SERVER_ARGUMENTS), log=folder / "eagle.log") as server:
+        speculative, swap_loop = asyncio.run(answer_with_speculation(server, drafts, token_prompts, options))
+    return off + speculative, swap_loop
 
 
-def compared(
-    passes: Sequence[Pass], asked: Sequence[Sequence[int]], dtype: DType, weigh: Weigh
-) -> Iterator[tuple[Pass, dict[int, Judged]]]:
-    """Every pass with its verdicts by prompt; a prompt that failed, here or when asked first, has none."""
+def compare_passes(
+    passes: Sequence[PromptPass], token_prompts: Sequence[Sequence[int]], dtype: DType, margin_of: MarginOf
+) -> Iterator[tuple[PromptPass, dict[int, Comparison]]]:
+    """Every pass with its comparisons, by prompt. A prompt that failed, here or in the first pass, has none."""
     reference: Sequence[Answer | None] = passes[0].result.answers
-    for done in passes:
-        judged = {}
-        for number, (off, answer) in enumerate(zip(reference, done.result.answers, strict=True)):
+    for each in passes:
+        comparisons = {}
+        for number, (off, answer) in enumerate(zip(reference, each.result.answers, strict=True)):
             if off is not None and answer is not None:
-                judged[number] = judge(asked[number], off.tokens, answer.tokens, dtype, weigh)
-        yield done, judged
+                comparisons[number] = compare(token_prompts[number], off.tokens, answer.tokens, dtype, margin_of)
+        yield each, comparisons
 
 
-def table(rows: Sequence[tuple[Pass, dict[int, Judged]]]) -> str:
-    """Markdown: one row per pass."""
-    lines = [
-        "| | concurrency | prompts | identical | near ties | different | largest fp32 margin "
-        "| acceptance length | failed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for done, judged in rows:
-        verdicts = [one.verdict for one in judged.values()]
-        margins = [one.margin for one in judged.values() if one.margin is not None]
-        rounds = done.result.verify_rounds
-        cells = [
-            done.phase,
-            done.concurrency,
-            len(done.result.answers),
-            *(verdicts.count(verdict) for verdict in Verdict),
-            f"{max(margin.gap for margin in margins):.3f}" if margins else "-",
-            f"{done.result.tokens / rounds:.2f}" if rounds else "-",
-            done.result.failures,
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+def verdict_table(rows: Sequence[tuple[PromptPass, dict[int, Comparison]]]) -> str:
+    """One row per pass."""
+    head = ["phase", "concurrency", "prompts", "identical", "near ties", "different"]
+    head += ["largest fp32 margin", "acceptance length", "failed requests"]
+    cells = []
+    for each, comparisons in rows:
+        verdicts = [one.verdict for one in comparisons.values()]
+        margins = [one.margin for one in comparisons.values() if one.margin is not None]
+        rounds = each.result.verify_rounds
+        cells.append(
+            [
+                each.phase,
+                each.concurrency,
+                len(each.result.answers),
+                *(verdicts.count(verdict) for verdict in Verdict),
+                f"{max(margin.gap for margin in margins):.3f}" if margins else "-",
+                f"{each.result.tokens / rounds:.2f}" if rounds else "-",
+                each.result.failures,
+            ]
+        )
+    return markdown_table(head, cells)
 
 
-def pauses_table(pauses: dict[int, list[float]]) -> str:
-    """Markdown: swaps and their pauses per concurrency."""
-    lines = ["| swaps at concurrency | done | pause p50, ms | p99 | max |", "|---|---|---|---|---|"]
+def pause_table(pauses: dict[int, list[float]]) -> str:
+    """The swaps and their pauses, a row per concurrency."""
+    rows = []
     for concurrency, seconds in pauses.items():
-        found = percentiles([1000 * second for second in seconds])
-        if found is not None:
-            cells = f"{found.p50:.0f} | {found.p99:.0f} | {found.largest:.0f}"
-            lines.append(f"| {concurrency} | {len(seconds)} | {cells} |")
-    return "\n".join(lines)
+        milliseconds = percentiles([1000 * second for second in seconds])
+        if milliseconds is not None:
+            cells = [f"{value:.0f}" for value in (milliseconds.p50, milliseconds.p99, milliseconds.largest)]
+            rows.append([str(concurrency), str(len(seconds)), *cells])
+    return markdown_table(["concurrency", "swaps", "pause p50, ms", "p99, ms", "max, ms"], rows)
 
 
-def differences(rows: Sequence[tuple[Pass, dict[int, Judged]]]) -> list[str]:
+def describe_differences(rows: Sequence[tuple[PromptPass, dict[int, Comparison]]]) -> list[str]:
     """A line for each answer that is different."""
     lines = []
-    for done, judged in rows:
-        for number, one in judged.items():
+    for each, comparisons in rows:
+        for number, one in comparisons.items():
             if one.verdict is not Verdict.DIFFERENT:
                 continue
-            where = f"{done.phase}, concurrency {done.concurrency}, prompt {number}, token {one.at}"
+            place = f"{each.phase}, concurrency {each.concurrency}, prompt {number}, token {one.at}"
             if one.margin is None:
-                lines.append(f"different: {where}: one answer is the other's beginning")
+                lines.append(f"different: {place}: one answer is the beginning of the other")
             else:
-                far = (
-                    f"off's token leads by {one.margin.lead:.3f}, and the weaker is {one.margin.gap:.3f} below the best"
+                lines.append(
+                    f"different: {place}: in fp32 off's token leads by {one.margin.lead:.3f}, "
+                    f"and the weaker token is {one.margin.gap:.3f} below the best"
                 )
-                lines.append(f"different: {where}: in fp32 {far}")
     return lines
 
 
-def rounding_line(exact: TargetScores, model: Path, asked: Sequence[Sequence[int]], off: BatchResult) -> str:
-    """How far bf16 arithmetic by itself moves the gap of the two best tokens along the answers without speculation."""
+def describe_rounding(
+    exact: TargetScores, model: Path, token_prompts: Sequence[Sequence[int]], off: BatchResult
+) -> str:
+    """A line about how far bf16 arithmetic alone moves the gap of the two best tokens along the answers of ``off``."""
     coarse = TargetScores(model, torch.bfloat16)
-    moved = [
-        by
-        for prompt, answer in zip(asked, off.answers, strict=False)
+    shifts = [
+        shift
+        for prompt, answer in zip(token_prompts, off.answers, strict=False)
         if answer is not None
-        for by in rounding(exact, coarse, prompt, answer.tokens)
+        for shift in rounding(exact, coarse, prompt, answer.tokens)
     ]
-    found = percentiles(moved)
-    if found is None:
-        return "no answers to measure rounding on"
+    summary = percentiles(shifts)
+    if summary is None:
+        return "there are no answers to measure bf16 rounding on"
     return (
-        f"bf16 by itself moves the gap of the two best tokens by p50 {found.p50:.3f}, p99 {found.p99:.3f}, "
-        f"at most {found.largest:.3f} ({len(moved)} tokens)"
+        f"bf16 alone moves the gap of the two best tokens by p50 {summary.p50:.3f}, p99 {summary.p99:.3f}, "
+        f"at most {summary.largest:.3f} ({len(shifts)} tokens)"
     )
 
 
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = models[0].split(":", 1)[1].strip() if models else platform.machine()
-    return f"{os.cpu_count()} x {name}"
-
-
-def commit() -> str:
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.equality", __doc__)
+    parser.add_argument("--prompts", type=int, default=64, help="distinct chat requests")
+    parser.add_argument("--tokens", type=int, default=64, help="largest number of tokens of an answer")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        default=[1, 4],
+        help="requests in flight; each phase runs at every one, and the first gives the reference answers",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=DType,
+        choices=(DType.BFLOAT16, DType.FLOAT32),
+        default=DType.BFLOAT16,
+        help="precision of the servers; float32 allows no near ties",
+    )
+    parser.add_argument("--no-after", action="store_true", help="leave out the last phase, which no swap disturbs")
+    add_lock_option(parser)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=64, help="longest answer")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="the first gives the reference")
-    parser.add_argument("--dtype", type=DType, choices=(DType.BFLOAT16, DType.FLOAT32), default=DType.BFLOAT16)
-    parser.add_argument("--no-after", action="store_true", help="leave out the last pass, which no swap disturbs")
-    parser.add_argument("--lock", type=Path, default=None, help="hold this lock file while training and measuring")
-    options = parser.parse_args()
+    options = _options()
+    exit_on_sigterm()
     torch.set_num_threads(1)
-    # A plain SIGTERM would end this process without ending the servers.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    model, at = ensure_model(), commit()
-    asked = chat_prompts(model, options.prompts)
-    with tempfile.TemporaryDirectory(prefix="equality-bench-") as work, held(options.lock):
-        before = os.getloadavg()[0]
-        passes, swapping = measure(model, Path(work), asked, options)
-        after = os.getloadavg()[0]
+    model, code = ensure_model(), commit()
+    token_prompts = chat_prompts(model, options.prompts)
+    with tempfile.TemporaryDirectory(prefix="equality-bench-") as folder, hold_lock(options.lock):
+        load_before = os.getloadavg()[0]
+        passes, swap_loop = measure(model, Path(folder), token_prompts, options)
+        load_after = os.getloadavg()[0]
         exact = TargetScores(model, torch.float32)
-        rows = list(compared(passes, asked, options.dtype, exact.margin))
-        half = options.dtype is not DType.FLOAT32
-        noise = rounding_line(exact, model, asked[:ROUNDING_PROMPTS], passes[0].result) if half else ""
-    print(f"\n{machine()}; {options.dtype}; commit {at}; load before {before:.1f}, after {after:.1f}\n")
-    different = differences(rows)
-    problems = "\n".join([*different, *(f"swap failed: {failure}" for failure in swapping.failures)])
-    print("\n\n".join(part for part in (table(rows), pauses_table(swapping.pauses), noise, problems) if part))
-    failed = sum(done.result.failures for done in passes)
-    raise SystemExit(1 if different or failed or swapping.failures else 0)
+        rows = list(compare_passes(passes, token_prompts, options.dtype, exact.margin))
+        rounding_line = ""
+        if options.dtype is not DType.FLOAT32:
+            rounding_line = describe_rounding(exact, model, token_prompts[:ROUNDING_PROMPTS], passes[0].result)
+    load = f"load before {load_before:.1f}, after {load_after:.1f}"
+    print(f"\n{machine()}; {options.dtype}; commit {code}; {load}\n")
+    different = describe_differences(rows)
+    problems = "\n".join([*different, *(f"swap failed: {failure}" for failure in swap_loop.failures)])
+    sections = (verdict_table(rows), pause_table(swap_loop.pauses), rounding_line, problems)
+    print("\n\n".join(section for section in sections if section))
+    failed = sum(each.result.failures for each in passes)
+    raise SystemExit(1 if different or failed or swap_loop.failures else 0)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
-"""What the size of a vocabulary map costs and covers: the figures by which ``draft.vocabSize`` is chosen.
+"""How large should a draft's vocabulary map be? The cost and the coverage of sizes, for choosing ``draft.vocabSize``.
 
-Cost: servers with untrained drafts of each size stand side by side and are asked in turn (tests/bench/engine.py); a
-round costs the same whatever a draft has learnt. Coverage: of day 0's map, and of the one that the trainer would choose
-from the first answers (tests/bench/coverage.py).
+Cost: one server per size, each with an untrained draft, is asked in turn (tests/bench/stream_timing.py). A round costs
+the same however well a draft is trained. Coverage: that of the map of day 0, and of the map that the trainer would
+choose from the first answers (tests/bench/coverage.py).
 
-    python -m tests.bench.vocabulary [--sizes 4096 8192 16384 32768 49152] [--counted 2000] [--rounds 6]
-                                     [--traffic extraction docstrings]
+Prints a row per size: milliseconds per round, median [quartiles], and coverage per domain.
+
+Takes about ten minutes on two quiet cores (estimated), after recording each domain once, which takes some minutes.
+Needs a CPU only; every server uses one thread, in bf16.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import signal
-import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +23,10 @@ from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.recorded_traces import domain_traces
 from tests.assets.sglang_server import sglang_server
-from tests.bench.coverage import row
-from tests.bench.engine import CONCURRENCIES, Timing, measure
+from tests.bench.bench_command import bench_parser, exit_on_sigterm
+from tests.bench.coverage import coverage_by_budget
+from tests.bench.markdown import markdown_table, median_and_quartiles
+from tests.bench.stream_timing import CONCURRENCIES, StepTiming, time_in_turn
 from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.target import TargetSpec
@@ -37,57 +37,65 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 ANSWER_TOKENS = 48
 
 
-def covered(domain: Domain, requests: int, sizes: Sequence[int], counted: int) -> list[list[str]]:
-    """Per size: the coverage of day 0's map, and of the one chosen from ``counted`` answer tokens."""
+def coverage_by_size(domain: Domain, requests: int, sizes: Sequence[int], counted: int) -> list[list[str]]:
+    """Two cells per size: the coverage of the map of day 0, and of the map chosen from ``counted`` answer tokens."""
     target, traces = load_target(TargetSpec(model=str(ensure_model()))), domain_traces(domain, requests)
     vocab, special = target.identity.vocab_size, target.special_tokens
     maps = [VocabularyMap.of(initial_draft.vocabulary(size, vocab, special), vocab) for size in sizes]
-    return [[f"{share:.3f}" for share, _ in row(traces, each, special, [counted])] for each in maps]
+    return [[f"{share:.3f}" for share, _ in coverage_by_budget(traces, each, special, [counted])] for each in maps]
 
 
-def costs(sizes: Sequence[int], rounds: int) -> dict[tuple[str, int], list[Timing]]:
-    """Milliseconds per round, by size and concurrency."""
+def round_timings(sizes: Sequence[int], rounds: int) -> dict[tuple[str, int], list[StepTiming]]:
+    """The timings of all requests, by size and concurrency."""
     model = ensure_model()
-    with tempfile.TemporaryDirectory(prefix="vocabulary-bench-") as work, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="vocabulary-bench-") as folder, contextlib.ExitStack() as stack:
         servers = []
         for size in sizes:
-            draft = write_random_draft(Path(work) / str(size), model, draft_vocabulary=size)
-            log = Path(work) / f"{size}.log"
+            draft = write_random_draft(Path(folder) / str(size), model, draft_vocabulary=size)
+            log = Path(folder) / f"{size}.log"
             servers.append((str(size), stack.enter_context(sglang_server(model, draft, log=log))))
-        return measure(servers, rounds, ANSWER_TOKENS)
+        return time_in_turn(servers, rounds, ANSWER_TOKENS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 8192, 16384, 32768, 49152])
-    parser.add_argument("--counted", type=int, default=2000, help="answer tokens that the chosen map is made of")
+    parser = bench_parser("tests.bench.vocabulary", __doc__)
     parser.add_argument(
-        "--traffic", nargs="+", type=Domain, choices=list(Domain), default=[Domain.EXTRACTION, Domain.DOCSTRINGS]
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[4096, 8192, 16384, 32768, 49152],
+        help="entries of the maps; one server runs for each",
     )
-    parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--counted", type=int, default=2000, help="answer tokens that the trainer's map is chosen from")
+    parser.add_argument(
+        "--traffic",
+        nargs="+",
+        type=Domain,
+        choices=list(Domain),
+        default=[Domain.EXTRACTION, Domain.DOCSTRINGS],
+        help="domains whose coverage is measured",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="measured rounds, at least 2; one more warms up")
     options = parser.parse_args()
     if options.rounds < 2:
-        parser.error("quartiles take two rounds at least")
-    # A plain SIGTERM would end this process without ending the servers.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        parser.error(f"--rounds {options.rounds} is too few: quartiles need at least 2 rounds")
+    exit_on_sigterm()
     torch.set_num_threads(1)
-    shares = [covered(domain, options.requests, options.sizes, options.counted) for domain in options.traffic]
-    before = os.getloadavg()[0]
-    timings = costs(options.sizes, options.rounds)
-    print(f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}; one thread per process; bf16\n")
-    head = ["entries", *(f"ms/round at {c}" for c in CONCURRENCIES)]
-    head += [f"{domain}, {kind}" for domain in options.traffic for kind in ("day 0", f"{options.counted:,} counted")]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    shares = [coverage_by_size(domain, options.requests, options.sizes, options.counted) for domain in options.traffic]
+    load_before = os.getloadavg()[0]
+    timings = round_timings(options.sizes, options.rounds)
+    print(f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; one thread per process; bf16\n")
+    head = ["entries", *(f"ms per round at concurrency {c}" for c in CONCURRENCIES)]
+    maps = ("day 0", f"{options.counted:,} tokens counted")
+    head += [f"coverage of {domain}, {each}" for domain in options.traffic for each in maps]
+    rows = []
     for place, size in enumerate(options.sizes):
-        cells = [_cell([t.milliseconds for t in timings[str(size), c]]) for c in CONCURRENCIES]
-        cells += [share for each in shares for share in each[place]]
-        print("| " + " | ".join([f"{size:,}", *cells]) + " |")
-
-
-def _cell(values: Sequence[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.1f} [{low:.1f}-{high:.1f}]"
+        cells = [median_and_quartiles([t.milliseconds_per_step for t in timings[str(size), c]]) for c in CONCURRENCIES]
+        rows.append([f"{size:,}", *cells, *(share for each in shares for share in each[place])])
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":

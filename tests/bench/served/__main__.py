@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from tests.bench.engine import held
-from tests.bench.equality import commit, machine
+from tests.bench.bench_command import commit, machine
+from tests.bench.bench_command import hold_lock as held
 from tests.bench.served.line import LONGEST_ANSWER, SHAPES, line_of, said, serve, shape, unrolled
 from tests.bench.served.live import Part, checkpoints
 from tests.bench.served.measure import Plan

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tests.bench.engine import Timing
 from tests.bench.served.servers import OFF, Arm
+from tests.bench.stream_timing import StepTiming as Timing
 from tests.traffic.report import distinct_share
 
 from aurora_protocol import evidence_records
@@ -165,7 +165,7 @@ def _sample(number: int, turn: Batch[Arm], result: BatchResult, timings: Sequenc
         seconds=result.seconds,
         verify_rounds=result.verify_rounds,
         failures=result.failures,
-        round_ms=tuple(timing.milliseconds for timing in timings),
+        round_ms=tuple(timing.milliseconds_per_step for timing in timings),
     )
 
 

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from tests.bench.engine import Timing, generate
+from tests.bench.stream_timing import StepTiming as Timing
+from tests.bench.stream_timing import time_stream as generate
 
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError

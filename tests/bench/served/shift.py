@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tests.bench.equality import commit, machine
+from tests.bench.bench_command import commit, machine
 from tests.bench.served.line import LONGEST_ANSWER, line_of, said, serve, shape, unrolled
 from tests.bench.served.live import Checkpoint, Part, checkpoints
 from tests.bench.served.measure import Plan

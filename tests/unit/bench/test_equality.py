@@ -1,4 +1,4 @@
-"""What counts as the same answer."""
+"""When two answers count as the same: identical, or parted at a near tie."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 from aurora_api.v1alpha1.target import DType
 from tests.assets.target_scores import Margin, margin_of
-from tests.bench.equality import Verdict, judge
+from tests.bench.equality import Verdict, compare
 
 PROMPT, OFF = [7, 8], [1, 2, 3]
 
 
-def verdict(answer: Sequence[int], margin: Margin, dtype: DType = DType.BFLOAT16) -> Verdict:
-    def weigh(prefix: Sequence[int], one: int, other: int) -> Margin:
+def verdict_of(answer: Sequence[int], margin: Margin, dtype: DType = DType.BFLOAT16) -> Verdict:
+    def check_and_return_margin(prefix: Sequence[int], one: int, other: int) -> Margin:
         assert [*prefix] == [*PROMPT, 1]
         assert (one, other) == (2, 9)
         return margin
 
-    return judge(PROMPT, OFF, answer, dtype, weigh).verdict
+    return compare(PROMPT, OFF, answer, dtype, check_and_return_margin).verdict
 
 
 @pytest.mark.parametrize(
@@ -33,20 +33,20 @@ def verdict(answer: Sequence[int], margin: Margin, dtype: DType = DType.BFLOAT16
         (Margin(lead=0.01, gap=3.0), Verdict.DIFFERENT),
     ],
 )
-def test_a_near_tie_is_between_tokens_that_are_nearly_the_best(margin: Margin, expected: Verdict) -> None:
-    assert verdict([1, 9, 3], margin) is expected
+def test_a_near_tie_needs_two_tokens_near_the_best(margin: Margin, expected: Verdict) -> None:
+    assert verdict_of([1, 9, 3], margin) is expected
 
 
-def test_fp32_knows_no_near_tie() -> None:
-    assert verdict([1, 9, 3], Margin(0.0, 0.0), DType.FLOAT32) is Verdict.DIFFERENT
+def test_there_are_no_near_ties_in_fp32() -> None:
+    assert verdict_of([1, 9, 3], Margin(0.0, 0.0), DType.FLOAT32) is Verdict.DIFFERENT
 
 
-def test_an_answer_cut_short_is_different() -> None:
-    assert verdict([1, 2], Margin(0.0, 0.0)) is Verdict.DIFFERENT
-    assert verdict(OFF, Margin(9.0, 9.0)) is Verdict.IDENTICAL
+def test_a_shorter_answer_is_different() -> None:
+    assert verdict_of([1, 2], Margin(0.0, 0.0)) is Verdict.DIFFERENT
+    assert verdict_of(OFF, Margin(9.0, 9.0)) is Verdict.IDENTICAL
 
 
-def test_a_margin_is_seen_from_the_best_of_all() -> None:
+def test_the_gap_of_a_margin_is_measured_from_the_best_of_all_tokens() -> None:
     logits = torch.tensor([1.0, 3.0, 2.5, 2.5])
     assert margin_of(logits, 1, 0) == Margin(lead=2.0, gap=2.0)
     assert margin_of(logits, 2, 1) == Margin(lead=-0.5, gap=0.5)

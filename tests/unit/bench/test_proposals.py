@@ -75,7 +75,7 @@ def test_a_tree_holds_the_likeliest_nodes(made: Made, shape: str) -> None:
     for at, tree in enumerate(trees):
         assert tree.tokens[0] == int(trace.tokens[trace.prompt_length + at])
         assert tree.parents[0] == -1
-        assert len(tree.tokens) == spec.draft_tokens
+        assert len(tree.tokens) == spec.tokens_per_round
         assert {*paths(tree)[1:]} == grown(made, at, spec).keys()
     if shape == TREES:
         assert len({tree.parents for tree in trees}) > 1

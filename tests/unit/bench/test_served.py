@@ -17,13 +17,13 @@ from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.load_client import Answer, BatchResult
-from tests.bench.engine import Timing
 from tests.bench.served import messages
 from tests.bench.served.line import line_of, shape, unrolled
 from tests.bench.served.live import Checkpoint, Learnt, Seen
 from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
 from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines
 from tests.bench.served.servers import OFF, Arm
+from tests.bench.stream_timing import StepTiming as Timing
 
 DRAFTS = [
     Checkpoint(FetchedDraft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0, 0, 0.0)),

@@ -1,7 +1,7 @@
-"""A running server whose draft goes back and forth while it answers: the most that swaps can do to its requests.
+"""Swaps a running server's draft back and forth while the server answers: the hardest test of swaps on requests.
 
-Invariant: a swap counts only when the engine was seen, by checksum, to hold the draft that it was given, and only when
-answers were under way as it began.
+Invariant: a swap counts only when answers were in flight as it began, and when the engine's checksum has shown that the
+engine holds the draft it was given.
 """
 
 from __future__ import annotations
@@ -18,54 +18,59 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 
 UNTRAINED, TRAINED = 0, 1
-"""The drafts' versions, and their places among :attr:`SwappingEngine.drafts`."""
+"""The versions of the two drafts, which are also their places in :attr:`SwapLoop.drafts`."""
 SERVER_ARGUMENTS = ("--weight-version", str(UNTRAINED), "--custom-weight-loader", LOADER)
-"""What a server needs for a swap, besides the untrained draft itself."""
-SERVING_S = 1.0
-"""Between two swaps, so that answers go on under either draft."""
+"""The flags that a server needs for swaps, besides its untrained draft."""
+SECONDS_BETWEEN_SWAPS = 1.0
+"""Long enough for answers to make progress under either draft."""
 
 
 @dataclass
-class SwappingEngine:
-    """An engine that started with the first of two drafts of one lineage."""
+class SwapLoop:
+    """Swaps the two drafts of one lineage on an engine that started with the first."""
 
     engine: SGLangClient
     drafts: Sequence[Path]
     current: int = UNTRAINED
     pauses: dict[int, list[float]] = field(default_factory=dict)
-    """Seconds of each swap, by the concurrency of the answers under way."""
+    """The pause of each swap in seconds, by the concurrency of the answers in flight."""
     failures: list[str] = field(default_factory=list)
     _checksums: dict[int, str] = field(default_factory=dict)
 
     async def learn_checksums(self) -> None:
-        """Load both drafts once, to know them again. Raises :class:`EngineFault` when the engine did not."""
+        """Load each draft once and remember its checksum; end with the untrained draft.
+
+        Raises:
+            EngineFault: a swap failed, or both drafts have the same checksum.
+        """
         for version in (UNTRAINED, TRAINED):
             await self.engine.swap(self.drafts[version] / WEIGHTS, version)
             self._checksums[version] = await self.engine.checksum()
         if len({*self._checksums.values()}) != 2:
-            raise EngineFault("two drafts gave one checksum")
-        await self._go_to(UNTRAINED)
+            raise EngineFault("both drafts have the same checksum, so a swap between them cannot be confirmed")
+        await self._swap_to(UNTRAINED)
 
     async def swap_until(self, done: asyncio.Future[Any], concurrency: int) -> None:
-        """Swap until ``done``, and end with the trained draft; stops at the first failure."""
+        """Swap back and forth until ``done``, and end with the trained draft. Stops at the first failure."""
         pauses = self.pauses.setdefault(concurrency, [])
         while not done.done() or self.current != TRAINED:
-            under_way = not done.done()
+            in_flight = not done.done()
             try:
-                pause = await self._go_to(TRAINED if self.current == UNTRAINED else UNTRAINED)
+                pause = await self._swap_to(TRAINED if self.current == UNTRAINED else UNTRAINED)
             except EngineFault as error:
                 self.failures.append(str(error))
                 return
-            if under_way:
+            if in_flight:
                 pauses.append(pause)
-            await asyncio.wait([done], timeout=SERVING_S)
+            await asyncio.wait([done], timeout=SECONDS_BETWEEN_SWAPS)
 
     async def check_trained(self) -> None:
-        """Count a failure unless the engine holds the trained draft."""
+        """Record a failure unless the engine holds the trained draft."""
         if await self.engine.checksum() != self._checksums[TRAINED]:
             self.failures.append("the engine does not hold the trained draft")
 
-    async def _go_to(self, version: int) -> float:
+    async def _swap_to(self, version: int) -> float:
+        """Swap to draft ``version`` and confirm it; returns the pause in seconds."""
         pause = await self.engine.swap(self.drafts[version] / WEIGHTS, version)
         if await self.engine.checksum() != self._checksums[version]:
             raise EngineFault(f"the engine does not hold draft {version} after its swap")

@@ -1,0 +1,69 @@
+"""What the benches' command lines share: the help page, the lock, the stop signal and the provenance of a figure."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of the description, and shows an option's default where the option has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.help or action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        values = action.default if isinstance(action.default, list) else [action.default]
+        shown = " ".join(f'"{value}"' if " " in str(value) else str(value) for value in values)
+        return f"{action.help} (default: {shown})"
+
+
+def bench_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for ``python -m module`` whose help page shows ``description`` and every option with its default."""
+    text = (description or "").replace("``", "")
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=text, formatter_class=_HelpFormatter)
+
+
+def add_lock_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lock",
+        type=Path,
+        metavar="FILE",
+        help="hold a lock on this file while measuring, so that benches on one machine take turns",
+    )
+
+
+@contextlib.contextmanager
+def hold_lock(lock: Path | None) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``lock``; None locks nothing."""
+    if lock is None:
+        yield
+        return
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into an ordinary exit. A plain SIGTERM would end this process and leave its servers running."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def machine() -> str:
+    """The number of CPUs and the model of this machine."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = models[0].split(":", 1)[1].strip() if models else platform.machine()
+    return f"{os.cpu_count()} x {name}"
+
+
+def commit() -> str:
+    """The commit of the working tree, marked when files differ from the commit."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"

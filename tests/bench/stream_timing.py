@@ -1,0 +1,102 @@
+"""Times streamed requests: milliseconds per model step without speculation, per verify round with it.
+
+Servers that are compared are asked in turn, so that a noisy machine is equally noisy to all of them. The prefill is not
+timed: the clock runs from a request's first output to its last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import http.client
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tests.assets.sglang_server import Server
+
+from aurora_runtime.errors import EngineFault
+
+CONCURRENCIES = (1, 4)
+REQUEST_TIMEOUT_SECONDS = 300
+PROMPTS = (
+    "Write a short story about a lighthouse keeper who finds a map.",
+    "Explain how a bicycle stays upright, for a child.",
+    "List some ways in which a small town could save water.",
+    "Describe a walk through a market early in the morning.",
+)
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Means over one request. A step is a model step without speculation and a verify round with it."""
+
+    milliseconds_per_step: float
+    tokens_per_step: float
+
+
+def time_stream(port: int, prompt: str, tokens: int, request_id: str | None = None) -> StepTiming:
+    """Stream a greedy answer of exactly ``tokens`` tokens from the server on ``port``.
+
+    Raises:
+        EngineFault: the request failed, streamed nothing, or sent its whole answer at once.
+    """
+    body = {
+        "text": prompt,
+        "rid": request_id,
+        "stream": True,
+        "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
+    }
+    first_time, first_meta = 0.0, dict[str, Any]()
+    last_time, last_meta = 0.0, dict[str, Any]()
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_SECONDS)
+    ) as connection:
+        connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise EngineFault(f"/generate on port {port} answered with status {response.status}")
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            last_time, last_meta = time.perf_counter(), json.loads(line[6:])["meta_info"]
+            if not first_meta:
+                first_time, first_meta = last_time, last_meta
+    if not first_meta:
+        raise EngineFault(f"/generate on port {port} streamed nothing")
+    made = last_meta["completion_tokens"] - first_meta["completion_tokens"]
+    steps = made
+    if "spec_verify_ct" in last_meta:
+        steps = last_meta["spec_verify_ct"] - first_meta.get("spec_verify_ct", 0)
+    if not steps:
+        raise EngineFault(f"/generate on port {port} sent the whole answer at once, so there is nothing to time")
+    return StepTiming(1000 * (last_time - first_time) / steps, made / steps)
+
+
+def time_in_turn(
+    servers: Sequence[tuple[str, Server]], rounds: int, tokens: int
+) -> dict[tuple[str, int], list[StepTiming]]:
+    """Ask every server in turn, ``rounds`` times at each concurrency. One more round before them warms up.
+
+    Args:
+        servers: names and servers.
+        tokens: length of every answer.
+
+    Returns:
+        The timings of all requests, by the server's name and the concurrency.
+    """
+    timings: dict[tuple[str, int], list[StepTiming]] = {}
+    with ThreadPoolExecutor(max(CONCURRENCIES)) as pool:
+        for number in range(rounds + 1):
+            for concurrency in CONCURRENCIES:
+                prompts = [PROMPTS[(number + offset) % len(PROMPTS)] for offset in range(concurrency)]
+                for name, server in servers:
+                    measured = list(
+                        pool.map(lambda prompt, port=server.port: time_stream(port, prompt, tokens), prompts)
+                    )
+                    if number > 0:
+                        timings.setdefault((name, concurrency), []).extend(measured)
+    return timings
