@@ -1,11 +1,11 @@
-"""Recorded requests with the verify rounds that a draft of ours would have caused, rejected proposals included.
+"""Recorded requests with the verify rounds that one of our drafts would have caused, rejected draft tokens included.
 
-The recorded traces hold roots only, because no draft took part. Here one does: it proposes chains or trees as it would
-in the engine (greedily, on its own states; tests/integration/test_trained_as_served.py shows that SGLang proposes the
-same), the answer decides what is accepted, and the target is asked for its distribution at every node, the rejected
-ones included. As in service the draft begins untrained and is replaced by one that learnt from what came before.
+Recorded traces contain only the rounds' roots, because no draft took part. Here a draft takes part. It proposes chains
+or trees greedily on its own states, as in the engine (tests/integration/test_trained_as_served.py shows that SGLang
+proposes the same). The recorded answer decides which nodes are accepted. The target gives its distribution at every
+node, rejected nodes included. As in service, the draft begins untrained, and later drafts learn from earlier requests.
 
-Invariant: a rejected node's distribution is the target's for the prefix that ends with it.
+Invariant: a rejected node's distribution is the target's distribution after the prefix that ends with this node.
 """
 
 from __future__ import annotations
@@ -23,51 +23,66 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.proposals import Tree, propose
-from tests.assets.recorded_traces import TOP_K, cached, domain_prompts, kept_as, prompts, recorded
-from tests.assets.trained_draft import day_0, learn
+from tests.assets.recorded_traces import (
+    TOP_K,
+    cache_name,
+    cached_traces,
+    domain_messages,
+    json_messages,
+    recorded,
+)
+from tests.assets.trained_draft import train_draft, untrained_draft
 from tests.traffic.prompts import Domain
 
 REVISION: Final = 1
-"""Part of the cache's name: raise it when the generation below changes."""
-PHASE: Final = 40
-"""Requests that one draft serves."""
-TRAFFIC: Final[dict[str, Callable[[int], list[str]]]] = {
-    "json": prompts,
-    "docstrings": partial(domain_prompts, Domain.DOCSTRINGS),
+"""A part of the cached files' names. Raise it when the generation below changes."""
+REQUESTS_PER_DRAFT: Final = 40
+MESSAGES_BY_DOMAIN: Final[dict[str, Callable[[int], list[str]]]] = {
+    "json": json_messages,
+    "docstrings": partial(domain_messages, Domain.DOCSTRINGS),
 }
-"""The first so many messages of a kind."""
+"""Name of a domain -> a function that returns the domain's first messages, as many as asked for."""
 CHAINS: Final = "drafted"
 TREES: Final = "treed"
-SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, branching=3, draft_tokens=8)}
-"""How a round is drafted, by its name in the cache: chains, and trees as wide as the CPU engine is tested with."""
+DRAFT_SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, branching=3, draft_tokens=8)}
+"""Name of a shape in the cache -> the draft settings: chains, and trees as wide as in the tests of the CPU engine."""
 
 
 def drafted_traces(domain: str, count: int = 160, shape: str = CHAINS) -> list[RequestTrace]:
-    """The first ``count`` requests of ``domain`` with rounds; made once (some minutes of one core) and cached."""
-    messages = TRAFFIC[domain](count)
-    name = kept_as(f"{domain}-{shape}", messages, REVISION)
-    return cached(name, lambda: serve(recorded(domain, messages), SHAPES[shape]))
+    """The first ``count`` requests of ``domain`` with verify rounds.
+
+    The first call takes some minutes of one core. Later calls read the cache.
+    """
+    messages = MESSAGES_BY_DOMAIN[domain](count)
+    name = cache_name(f"{domain}-{shape}", messages, REVISION)
+    return cached_traces(name, lambda: simulate_service(recorded(domain, messages), DRAFT_SHAPES[shape]))
 
 
-def serve(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:
-    """Each trace with the rounds of the draft in force; a new draft every :data:`PHASE` requests."""
+def simulate_service(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:
+    """Each trace with the verify rounds of the draft that serves it.
+
+    A new draft serves every :data:`REQUESTS_PER_DRAFT` requests. It has been trained on all requests before.
+    """
     model = causal_model()
-    draft, vocabulary = day_0()
-    for version, start in enumerate(range(0, len(traces), PHASE)):
+    draft, vocabulary = untrained_draft()
+    for version, start in enumerate(range(0, len(traces), REQUESTS_PER_DRAFT)):
         if start:
-            draft, _ = day_0()
-            learn(draft, vocabulary, traces[:start])
-        for trace in traces[start : start + PHASE]:
-            yield with_rounds(trace, propose(draft, vocabulary, trace, spec), model, version)
+            draft, _ = untrained_draft()
+            train_draft(draft, vocabulary, traces[:start])
+        for trace in traces[start : start + REQUESTS_PER_DRAFT]:
+            yield with_verify_rounds(trace, propose(draft, vocabulary, trace, spec), model, version)
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """A tree below the token at ``root``; ``path`` are the nodes that were right, from the root, which always is."""
+    """One verify round."""
 
     root: int
+    """The position of the root in the request's tokens."""
     tree: Tree
+    """The nodes below the token at ``root``."""
     path: tuple[int, ...]
+    """The nodes that verification accepts, from the root (which is always accepted) downwards."""
 
     @property
     def accepted(self) -> int:
@@ -75,67 +90,88 @@ class Round:
 
 
 def rounds_of(trace: RequestTrace, proposals: Sequence[Tree]) -> list[Round]:
-    """Greedy verification along the answer; ``proposals`` are those behind each answer token but the last."""
+    """Verify the proposals greedily along the answer. ``proposals`` has a tree for each answer token but the last."""
     tokens, rounds = trace.tokens.tolist(), list[Round]()
-    at = trace.prompt_length
-    while at < len(tokens) - 1:
-        tree = proposals[at - trace.prompt_length]
+    root = trace.prompt_length
+    while root < len(tokens) - 1:
+        tree = proposals[root - trace.prompt_length]
         path = [0]
-        for following in tokens[at + 1 :]:
-            right = [n for n, up in enumerate(tree.parents) if up == path[-1] and tree.tokens[n] == following]
-            if not right:
+        for next_token in tokens[root + 1 :]:
+            matching = [
+                node for node, up in enumerate(tree.parents) if up == path[-1] and tree.tokens[node] == next_token
+            ]
+            if not matching:
                 break
-            path.append(right[0])
-        rounds.append(Round(at, tree, tuple(path)))
-        at += len(path)
+            path.append(matching[0])
+        rounds.append(Round(root, tree, tuple(path)))
+        root += len(path)
     return rounds
 
 
-@torch.inference_mode()
-def with_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: Any, version: int) -> RequestTrace:
-    """``trace`` with the rounds that ``proposals`` cause, and what ``model`` says at every node.
+@dataclasses.dataclass
+class _Layout:
+    """The request's tokens, followed by all rejected nodes, as one input of ``T`` tokens for the target."""
 
-    One pass over the request with the rejected nodes behind it, each seeing the request up to its round's root, its
-    ancestors and itself, at the position where it was proposed.
-    """
-    rounds, length = rounds_of(trace, proposals), trace.tokens.shape[0]
-    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    tokens: list[int]
+    positions: list[int]
+    """The position of each token. A rejected node has the position at which it was proposed."""
+    node_rows: list[int]
+    """The row of each node of each round, in the order of the rounds. An accepted node is a token of the request."""
+    visible: Tensor
+    """``[T, T]`` bool: whether a row attends to a column."""
+
+
+def _lay_out(trace: RequestTrace, rounds: Sequence[Round]) -> _Layout:
+    """A rejected node attends to the request up to the root of its round, to its ancestors and to itself."""
+    length = trace.tokens.shape[0]
     tokens, positions = trace.tokens.tolist(), list(range(length))
-    views, where = list[Tensor](), list[int]()  # what each rejected node sees; the row of every node in its order
     total = length + sum(len(r.tree.tokens) - len(r.path) for r in rounds)
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    visible[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
+    node_rows = list[int]()
     for r in rounds:
         rows, depths = list[int](), list[int]()
-        for node, (token, up) in enumerate(zip(r.tree.tokens, r.tree.parents, strict=True)):
-            depths.append(depths[up] + 1 if node else 0)
+        for node, (token, parent) in enumerate(zip(r.tree.tokens, r.tree.parents, strict=True)):
+            depths.append(depths[parent] + 1 if node else 0)
             if node in r.path:
                 rows.append(r.root + depths[node])
                 continue
-            rows.append(len(tokens))
-            view = torch.zeros(total, dtype=torch.bool)
-            view[: r.root + 1] = True
+            row = len(tokens)
+            rows.append(row)
+            visible[row, : r.root + 1] = True
             ancestor = node
             while ancestor:
-                view[rows[ancestor]] = True
+                visible[row, rows[ancestor]] = True
                 ancestor = r.tree.parents[ancestor]
-            views.append(view)
             tokens.append(token)
             positions.append(r.root + depths[node])
-        where += rows
-    wide = torch.nn.functional.pad(seen, (0, total - length))
-    mask = torch.zeros(1, 1, total, total, dtype=model.dtype)
-    mask.masked_fill_(~torch.cat([wide, *(view[None] for view in views)]), torch.finfo(model.dtype).min)
-    ids, places = torch.tensor([tokens], dtype=torch.int64), torch.tensor([positions], dtype=torch.int64)
-    logits = model(ids, attention_mask=mask, position_ids=places).logits[0]
-    top = logits[where].float().log_softmax(-1).topk(TOP_K)
+        node_rows += rows
+    return _Layout(tokens, positions, node_rows, visible)
+
+
+@torch.inference_mode()
+def with_verify_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: Any, version: int) -> RequestTrace:
+    """``trace`` with the verify rounds that ``proposals`` cause, and the distribution of ``model`` at every node.
+
+    One forward pass computes all distributions.
+    """
+    rounds = rounds_of(trace, proposals)
+    layout = _lay_out(trace, rounds)
+    mask = torch.zeros(1, 1, *layout.visible.shape, dtype=model.dtype)
+    mask.masked_fill_(~layout.visible, torch.finfo(model.dtype).min)
+    tokens = torch.tensor([layout.tokens], dtype=torch.int64)
+    positions = torch.tensor([layout.positions], dtype=torch.int64)
+    logits = model(tokens, attention_mask=mask, position_ids=positions).logits[0]
+    top = logits[layout.node_rows].float().log_softmax(-1).topk(TOP_K)
     return dataclasses.replace(
         trace,
         root=torch.tensor([r.root for r in rounds], dtype=torch.int32),
         node_count=torch.tensor([len(r.tree.tokens) for r in rounds], dtype=torch.int32),
         accepted=torch.tensor([r.accepted for r in rounds], dtype=torch.int32),
         version=torch.full((len(rounds),), version, dtype=torch.int32),
-        node_token=torch.tensor([t for r in rounds for t in r.tree.tokens], dtype=torch.int32),
-        node_parent=torch.tensor([up for r in rounds for up in r.tree.parents], dtype=torch.int16),
-        node_accepted=torch.tensor([n in r.path for r in rounds for n in range(len(r.tree.tokens))]),
+        node_token=torch.tensor([token for r in rounds for token in r.tree.tokens], dtype=torch.int32),
+        node_parent=torch.tensor([parent for r in rounds for parent in r.tree.parents], dtype=torch.int16),
+        node_accepted=torch.tensor([node in r.path for r in rounds for node in range(len(r.tree.tokens))]),
         top_ids=top.indices.to(torch.int32),
         top_logprobs=top.values.to(torch.float16),
         rest=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
@@ -143,9 +179,9 @@ def with_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: Any, vers
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("domain", choices=sorted(TRAFFIC))
-    parser.add_argument("--shape", choices=list(SHAPES), default=CHAINS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=sorted(MESSAGES_BY_DOMAIN), help="the kind of requests")
+    parser.add_argument("--shape", choices=list(DRAFT_SHAPES), default=CHAINS, help="chains (drafted) or trees (treed)")
     options = parser.parse_args()
-    for served in drafted_traces(options.domain, shape=options.shape)[::PHASE]:
-        print(f"version {int(served.version[0])}: {served.answer_tokens} tokens in {served.root.shape[0]} rounds")
+    for drafted in drafted_traces(options.domain, shape=options.shape)[::REQUESTS_PER_DRAFT]:
+        print(f"version {int(drafted.version[0])}: {drafted.answer_tokens} tokens in {drafted.root.shape[0]} rounds")

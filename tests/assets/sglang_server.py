@@ -1,7 +1,7 @@
-"""A real SGLang server on the CPU engine, started for a test and surely stopped after it.
+"""A real SGLang server on the CPU engine that lives as long as a test's context.
 
-Invariant: when the context ends, whatever way, no process of the server is left; the server runs in a process group of
-its own and is asked first (SIGTERM to the main process only, as SGLang demands) and killed as a group after a bound.
+Invariant: no process of the server is left when the context ends, also after an error. The server runs in its own
+process group. It first gets SIGTERM (only the main process, as SGLang demands). After a timeout the group is killed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ from typing import Any
 
 from aurora_runtime.cpu.launch_settings import environment, server_args
 
-START_TIMEOUT_S = 480.0
-STOP_TIMEOUT_S = 60.0
-NUM_STEPS = 3
+START_TIMEOUT_SECONDS = 480.0
+STOP_TIMEOUT_SECONDS = 60.0
+DRAFT_STEPS = 3
+MAX_PORT = 45000
+PORT_ATTEMPTS = 200
 
 
 class ServerFailed(RuntimeError):
-    """The server died or did not become ready in time; the message ends with the tail of its log."""
+    """The server ended, answered with an error, or was not ready in time. Most messages contain the end of its log."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its base URL, main process and log file, and how long it took to become ready."""
+    """A running server."""
 
     url: str
     port: int
     pid: int
+    """The main process."""
     log: Path
-    startup_s: float
+    startup_seconds: float
+    """From the start of the process until the server was ready."""
 
-    def post(self, path: str, body: dict[str, Any], *, timeout_s: float = 300.0) -> Any:
+    def post(self, path: str, body: dict[str, Any], *, timeout_seconds: float = 300.0) -> Any:
         """POST JSON and return the JSON answer.
 
         Raises:
-            ServerFailed: the server answered with an error.
+            ServerFailed: The server answered with another status than 200.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_seconds)
         with contextlib.closing(connection):
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -59,20 +63,20 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port that is free now. Only ports below 45000: SGLang derives others by adding to it."""
-    for _ in range(200):
+    """A TCP port that is free now. It is below 45000, because SGLang derives further ports by adding to it."""
+    for _ in range(PORT_ATTEMPTS):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port < 45000:
+        if port < MAX_PORT:
             return port
-    raise RuntimeError("no free port below 45000")
+    raise RuntimeError(f"found no free port below {MAX_PORT} in {PORT_ATTEMPTS} attempts")
 
 
-def speculation(
-    draft: Path | None, *, num_steps: int = NUM_STEPS, topk: int = 1, tokens: int | None = None
+def speculation_flags(
+    draft: Path | None, *, num_steps: int = DRAFT_STEPS, topk: int = 1, tokens: int | None = None
 ) -> list[str]:
-    """EAGLE-3 flags for a draft; none without one."""
+    """SGLang's flags for speculation with an EAGLE-3 draft. Without a draft there are none."""
     if draft is None:
         return []
     return [
@@ -90,38 +94,38 @@ def sglang_server(
     env: Mapping[str, str] | None = None,
     *,
     log: Path | None = None,
-    num_steps: int = NUM_STEPS,
+    num_steps: int = DRAFT_STEPS,
     plugins: str = "aurora_cpu,aurora_vocabulary",
     engine_args: Sequence[str] | None = None,
 ) -> Iterator[Server]:
-    """Start a server, wait until it is ready, stop it.
+    """Start a server, wait until it is ready, and stop it when the context ends.
 
     Args:
-        draft: EAGLE-3 draft directory; None serves without speculation (or with what `extra_args` says).
-        env: variables on top of the CPU engine's.
-        plugins: which SGLang plugins may load (`SGLANG_PLUGINS`), comma-separated.
-        engine_args: replaces the CPU engine's flags.
+        draft: Directory of an EAGLE-3 draft. None: no speculation, unless `extra_args` ask for it.
+        env: Variables that are added to the CPU engine's.
+        plugins: The SGLang plugins that may load (`SGLANG_PLUGINS`), separated by commas.
+        engine_args: Replaces the CPU engine's flags.
 
     Raises:
-        ServerFailed: it did not come up.
+        ServerFailed: The server did not become ready.
     """
     port = free_port()
-    logfile = log or Path(tempfile.mkdtemp(prefix="sglang-")) / "server.log"
+    log_file = log or Path(tempfile.mkdtemp(prefix="sglang-")) / "server.log"
     speculative = draft is not None or any(str(a).startswith("--speculative-algorithm") for a in extra_args)
     command = [
         *(str(Path(sys.executable).with_name("sglang")), "serve", "--model-path", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
         *(server_args(speculative) if engine_args is None else engine_args),
-        *speculation(draft, num_steps=num_steps),
+        *speculation_flags(draft, num_steps=num_steps),
         *map(str, extra_args),
     ]
-    # Compiled code is written, whatever this process was told: without it every start costs a minute of two cores.
+    # SGLang may write compiled code, even if this process may not: otherwise every start takes a minute of two cores.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     variables |= {"HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": plugins}
     variables |= {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "TOKENIZERS_PARALLELISM": "false"}
     variables |= environment(variables)
     variables |= dict(env or {})
-    with logfile.open("wb") as sink:
+    with log_file.open("wb") as sink:
         process = subprocess.Popen(
             command,
             env=variables,
@@ -130,24 +134,24 @@ def sglang_server(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_ready(process, port, logfile)
-        yield Server(url, port, process.pid, logfile, time.monotonic() - began)
+        _wait_ready(process, port, log_file)
+        yield Server(url, port, process.pid, log_file, time.monotonic() - started)
     finally:
         _stop(process)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerFailed(f"the server exited with {process.returncode}\n{_tail(log)}")
+            raise ServerFailed(f"the server exited with {process.returncode} before it was ready\n{_tail(log)}")
         if _ready(port):
             return
         time.sleep(0.25)
-    raise ServerFailed(f"not ready within {START_TIMEOUT_S:.0f} s\n{_tail(log)}")
+    raise ServerFailed(f"the server was not ready within {START_TIMEOUT_SECONDS:.0f} s\n{_tail(log)}")
 
 
 def _ready(port: int) -> bool:
@@ -164,11 +168,11 @@ def _tail(log: Path, lines: int = 40, width: int = 300) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Terminate the main process; then kill what is left of its group."""
+    """Terminate the main process, then kill the rest of its group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
+            process.wait(STOP_TIMEOUT_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

@@ -1,7 +1,7 @@
-"""The target's own opinion of next tokens, by transformers: what tells a near tie from an error.
+"""The target's logits, computed by transformers, to tell a near tie from an error.
 
-It exists so that the engine under test is not asked about itself. Invariant: plain forward passes over whole texts,
-with no cache, no draft and none of our operators.
+The engine under test must not judge itself. Invariant: the logits come from plain forward passes over whole texts,
+without a cache, a draft or any operator of this project.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Margin:
-    """By how much one token's logit exceeds another's (negative: falls short), and how far the best lies above both.
-
-    ``gap`` is from the best of all tokens to the weaker of the two, so three tokens may share a tie.
-    """
+    """How two tokens compare under the target's logits."""
 
     lead: float
+    """The logit of the first token minus the logit of the second."""
     gap: float
+    """The highest logit of all tokens minus the lower logit of the two. It is small if both tokens take part in a tie,
+    which may have more than two members."""
 
 
 def margin_of(logits: Tensor, one: int, other: int) -> Margin:
-    """The margin of two token ids under ``logits`` ``[V]``."""
+    """The margin of two token ids under ``logits``, ``[V]``."""
     weaker = torch.minimum(logits[one], logits[other])
     return Margin(lead=float(logits[one] - logits[other]), gap=float(logits.max() - weaker))
 
 
 class TargetScores:
-    """The model in ``path``, computed in ``dtype``."""
+    """Logits of the model in the directory ``path``, computed in ``dtype``."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
@@ -42,19 +42,21 @@ class TargetScores:
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int], last: int = 1) -> Tensor:
-        """Of the tokens after each of the ``last`` positions of ``tokens``: ``[last, V]`` fp32."""
+        """The logits for the token after each of the ``last`` positions of ``tokens``: ``[last, V]``, float32."""
         scores: Tensor = self._model(torch.tensor([list(tokens)]), logits_to_keep=last, use_cache=False).logits[0]
         return scores.float()
 
     def margin(self, prefix: Sequence[int], one: int, other: int) -> Margin:
-        """The margin of two tokens as the next one after ``prefix``."""
+        """The margin of two tokens as continuations of ``prefix``."""
         return margin_of(self.logits(prefix)[0], one, other)
 
 
-def rounding(exact: TargetScores, coarse: TargetScores, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-    """How far coarse arithmetic moves the gap between the two best tokens, at each token of ``answer``."""
+def rounding_effects(
+    exact: TargetScores, coarse: TargetScores, prompt: Sequence[int], answer: Sequence[int]
+) -> list[float]:
+    """How much coarse arithmetic changes the gap between the two best tokens, at each token of ``answer``."""
     tokens = [*prompt, *answer[:-1]]
-    fine, rough = exact.logits(tokens, len(answer)), coarse.logits(tokens, len(answer))
-    best = fine.topk(2).indices
-    moved = (rough.gather(1, best) - fine.gather(1, best)).diff(dim=1)
-    return [float(x) for x in moved.abs().flatten()]
+    exact_logits, coarse_logits = exact.logits(tokens, len(answer)), coarse.logits(tokens, len(answer))
+    best = exact_logits.topk(2).indices
+    change = (coarse_logits.gather(1, best) - exact_logits.gather(1, best)).diff(dim=1)
+    return [float(x) for x in change.abs().flatten()]

@@ -1,8 +1,8 @@
-"""A draft that has learned something, within about a minute of one core and without a serving engine.
+"""Trained drafts, made within about a minute of one core and without a serving engine.
 
-It exists for what a random draft cannot show: rounds in which drafts are accepted. Invariant: the trained draft and the
-one it began as are of one lineage (the same vocabulary map and tensors), so they may be swapped for one another in a
-running server.
+Tests need them for verify rounds in which draft tokens are accepted, which a random draft cannot produce. Invariant: a
+trained draft and its untrained start belong to one lineage (same vocabulary map, same tensor shapes). They may
+therefore replace each other in a running server.
 """
 
 from __future__ import annotations
@@ -33,19 +33,24 @@ from tests.traffic.prompts import Domain
 
 HELD_OUT_LIMIT = 48
 SPECIALIST_PASSES = 2
-NUDGE = 1e-3
+PERTURBATION = 1e-3
+"""Standard deviation of the relative change of a weight."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A session after one pass over the training side of some traces, what was held out, and the tokens it saw."""
+class TrainingResult:
+    """A training session after its last step."""
 
     session: Session
     held_out: HeldOutSet
+    """The requests that were not trained on."""
     trained_tokens: int
+    """Tokens of one pass."""
 
 
-def learn(draft: DraftModel, vocabulary: VocabularyMap, traces: Sequence[RequestTrace], passes: int = 1) -> Lesson:
+def train_draft(
+    draft: DraftModel, vocabulary: VocabularyMap, traces: Sequence[RequestTrace], passes: int = 1
+) -> TrainingResult:
     """Train ``draft`` in place on every trace that is not held out."""
     session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
     held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
@@ -57,58 +62,69 @@ def learn(draft: DraftModel, vocabulary: VocabularyMap, traces: Sequence[Request
     for _ in range(passes):
         for group in pack(examples, session.recipe.batch_slots):
             session.step(group)
-    return Lesson(session, held_out, sum(e.fresh for e in examples))
+    return TrainingResult(session, held_out, sum(e.fresh for e in examples))
 
 
-def target(model: Path | None = None) -> TargetModel:
-    """What the trainer takes of the model in ``model`` (SmolLM2)."""
+def load_small_target(model: Path | None = None) -> TargetModel:
+    """The parts of the target that the trainer needs, from the directory ``model`` (default: SmolLM2)."""
     return load_target(TargetSpec(model=str(model or ensure_model())))
 
 
-def day_0(model: Path | None = None) -> tuple[DraftModel, VocabularyMap]:
-    """The first draft of a lineage for the model in ``model`` (SmolLM2), as the trainer makes it."""
-    base, size = target(model), DraftSpec().vocab_size
-    ids = initial_draft.vocabulary(size, base.identity.vocab_size, base.special_tokens)
-    draft = initial_draft.initial_draft(base, initial_draft.draft_config(base, size), ids)
-    return draft, VocabularyMap.of(ids, base.identity.vocab_size)
+def untrained_draft(model: Path | None = None) -> tuple[DraftModel, VocabularyMap]:
+    """The first draft of a lineage, as the trainer makes it, for the target in ``model`` (default: SmolLM2)."""
+    target, size = load_small_target(model), DraftSpec().vocab_size
+    ids = initial_draft.vocabulary(size, target.identity.vocab_size, target.special_tokens)
+    draft = initial_draft.initial_draft(target, initial_draft.draft_config(target, size), ids)
+    return draft, VocabularyMap.of(ids, target.identity.vocab_size)
 
 
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
-    """Write what the trainer's initial draft becomes on one domain's requests alone, below ``folder``, once.
+    """The directory of a draft that was trained on one domain only. The first call writes it, below ``folder``.
 
-    On held-out requests: acceptance length 2.5 on JSON extraction and 1.05 on SQL after the first, 2.1 on SQL and 1.1
-    on JSON extraction after the second (4-token rounds, simulated).
+    Simulated acceptance length on held-out requests, with 4-token rounds:
+
+    ===================  ===============  ====
+    trained on           JSON extraction  SQL
+    ===================  ===============  ====
+    JSON extraction      2.5              1.05
+    SQL                  1.1              2.1
+    ===================  ===============  ====
     """
-    done = folder / f"only-{domain}"
-    if not done.exists():
-        draft, vocabulary = day_0(model)
-        learn(draft, vocabulary, domain_traces(domain), passes=SPECIALIST_PASSES)
-        part = folder / f".only-{domain}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        checkpoint.export(draft, vocabulary.to_target, part)
-        part.rename(done)
-    return done
+    specialist = folder / f"only-{domain}"
+    if not specialist.exists():
+        draft, vocabulary = untrained_draft(model)
+        train_draft(draft, vocabulary, domain_traces(domain), passes=SPECIALIST_PASSES)
+        unfinished = folder / f".only-{domain}.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoint.export(draft, vocabulary.to_target, unfinished)
+        unfinished.rename(specialist)
+    return specialist
 
 
-def nudge(draft: Path, folder: Path, seed: int) -> Path:
-    """Another draft that is as good: every weight moved by about a thousandth, as by a further step of training."""
+def write_perturbed_copy(draft: Path, folder: Path, seed: int) -> Path:
+    """Write another draft that is as good as ``draft``, and return ``folder``.
+
+    Every weight changes by about a thousandth, which is as much as a further training step would change it.
+    """
     shutil.copytree(draft, folder)
     file = folder / "model.safetensors"
-    tensors, random = load_file(file), torch.Generator().manual_seed(seed)
+    tensors, generator = load_file(file), torch.Generator().manual_seed(seed)
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            moved = tensor.float() * (1 + NUDGE * torch.randn(tensor.shape, generator=random))
-            tensors[name] = moved.to(tensor.dtype)
+            perturbed = tensor.float() * (1 + PERTURBATION * torch.randn(tensor.shape, generator=generator))
+            tensors[name] = perturbed.to(tensor.dtype)
     save_file(tensors, file)
     return folder
 
 
 def write_untrained_and_trained(model: Path, folder: Path) -> tuple[Path, Path]:
-    """Write the trainer's initial draft for the model in ``model``, and what it becomes on the recorded JSON requests,
-    as checkpoints in SGLang's format below ``folder``; returns their directories."""
-    draft, vocabulary = day_0(model)
+    """Write the trainer's initial draft for the target in ``model``, untrained and trained on recorded JSON requests.
+
+    Both are checkpoints in SGLang's format, below ``folder``. Returns the two directories.
+    """
+    draft, vocabulary = untrained_draft(model)
     untrained, trained = folder / "untrained", folder / "trained"
     checkpoint.export(draft, vocabulary.to_target, untrained)
-    learn(draft, vocabulary, json_traces())
+    train_draft(draft, vocabulary, json_traces())
     checkpoint.export(draft, vocabulary.to_target, trained)
     return untrained, trained

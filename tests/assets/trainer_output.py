@@ -1,4 +1,4 @@
-"""What the trainer leaves in a store, without training: draft versions (files, manifest, registration), its states."""
+"""Writes to a store what a trainer would write, without training: draft versions and trainer states."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from aurora_protocol.training_records import TrainerState
 from aurora_store import Keys, Registry
 from aurora_store.objects import sha256_file
 
-FILES = ("config.json", "model.safetensors")
+DRAFT_FILES = ("config.json", "model.safetensors")
 
 
-def publish(registry: Registry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
-    """Upload the folder ``draft`` and register it as ``version``, whatever is in it."""
+def publish_draft(registry: Registry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
+    """Upload the folder ``draft`` and register it as ``version``. The content is not checked."""
     files = tuple(
-        FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size) for name in FILES
+        FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size) for name in DRAFT_FILES
     )
     manifest = CheckpointManifest(
         lineage=lineage,
@@ -48,7 +48,11 @@ def put_trainer_state(
     forgotten: int = 0,
     epoch: int | None = None,
 ) -> TrainerState:
-    """Store a state that lists these shards, as the next epoch unless told which; its data are no tensors."""
+    """Store a trainer state that lists these shards. Its data file contains no tensors.
+
+    Args:
+        epoch: Default: the epoch after the newest one in the store.
+    """
     data = b"state"
     digest = hashlib.sha256(data).hexdigest()
     state = TrainerState(

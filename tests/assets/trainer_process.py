@@ -1,4 +1,4 @@
-"""The trainer as a process of its own against a real S3, and shards for it to find there."""
+"""Runs the trainer as its own process against a real S3, and writes shards for it to that S3."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from aurora_runtime.training.lineage import utc_now
 from aurora_store import Registry
 from tests.assets.s3 import S3
 
-MODULE = "aurora_runtime.training"
-WAIT_S = 600.0
+TRAINER_MODULE = "aurora_runtime.training"
+WAIT_SECONDS = 600.0
 
 
-def settings_for(
+def trainer_settings(
     registry: Registry, target: Path, training: TrainingSpec, draft: DraftSpec | None = None
 ) -> TrainerSettings:
     config = registry.objects.config
@@ -42,10 +42,10 @@ def settings_for(
 
 
 @contextlib.contextmanager
-def trainer(
-    s3: S3, settings: TrainerSettings, log: Path, program: Sequence[str] = (MODULE,)
+def running_trainer(
+    s3: S3, settings: TrainerSettings, log: Path, program: Sequence[str] = (TRAINER_MODULE,)
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A trainer process; killed at the end, with all that it started, if it is still there."""
+    """A trainer process. When the context ends, the process and its children are killed if they still run."""
     environment = os.environ | s3.environment() | {SETTINGS_VARIABLE: settings.to_json().decode()}
     with log.open("ab") as sink:
         process = subprocess.Popen(
@@ -64,25 +64,31 @@ def trainer(
         process.wait(10)
 
 
-def wait_for(what: str, probe: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raises :class:`AssertionError`, with the end of the log, when the process ends or it takes too long."""
-    deadline = time.monotonic() + WAIT_S
-    while not probe():
+def wait_for(description: str, condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until ``condition()`` is true.
+
+    Raises:
+        AssertionError: The process ended, or the condition did not hold in time. The message has the end of the log.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"{what}: exit {process.poll()}\n{log.read_text()[-4000:]}")
+            raise AssertionError(
+                f"{description}: not reached; the trainer's exit status: {process.poll()}\n{log.read_text()[-4000:]}"
+            )
         time.sleep(0.5)
 
 
-def stop(process: subprocess.Popen[bytes]) -> float:
-    """SIGTERM; returns how long the process took to leave."""
-    began = time.monotonic()
+def stop_trainer(process: subprocess.Popen[bytes]) -> float:
+    """Send SIGTERM, wait for the end, and return the seconds that it took."""
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.wait(30)
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, first: int = 0) -> list[str]:
-    """Shards of ``requests`` requests, numbered from ``first``; returns their keys."""
+    """Store the traces as shards of ``requests`` requests each, numbered from ``first``. Returns the shards' keys."""
     keys = []
     for seq, start in enumerate(range(0, len(traces), requests), first):
         part = traces[start : start + requests]
@@ -108,6 +114,6 @@ def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, fi
     return keys
 
 
-def state_of(registry: Registry) -> TrainerState | None:
+def stored_trainer_state(registry: Registry) -> TrainerState | None:
     stored = registry.trainer_state()
     return stored[0] if stored else None

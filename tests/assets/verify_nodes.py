@@ -1,6 +1,7 @@
-"""Verify nodes by where they were proposed and the tokens down to them: in a trace, and in a batch of the trainer.
+"""Reads the nodes of verify rounds, once from a trace and once from a batch of the trainer, so that tests compare them.
 
-Tests compare the two. Both are walked one node at a time, so that they share nothing with the code that they check.
+A node is identified by the place where its round was proposed and by the tokens on the path to the node. Both readers
+visit one node at a time. They share no code with the vectorized code that they check.
 """
 
 from __future__ import annotations
@@ -16,51 +17,59 @@ from aurora_runtime.training.data.batch import Batch
 
 @dataclass(frozen=True)
 class Node:
-    """One verify node: where its round was proposed, and the tokens from below the round's root down to it."""
+    """One node of a verify round."""
 
-    index: int  # among the trace's nodes
-    slot: int  # absolute
+    index: int
+    """The node's index among all nodes of the trace."""
+    slot: int
+    """The absolute slot at which the round was proposed."""
     path: tuple[int, ...]
+    """The tokens on the path from below the round's root to the node, the node's own token included."""
     accepted: bool
-    children: tuple[int, ...]  # tokens
+    children: tuple[int, ...]
+    """The tokens of the node's children."""
 
 
 def nodes_of(trace: RequestTrace, steps: int) -> Iterator[Node]:
-    """The nodes above depth ``steps``, round by round."""
+    """The trace's nodes whose depth is less than ``steps``, round by round."""
     first = 0
     for root, count in zip(trace.root.tolist(), trace.node_count.tolist(), strict=True):
         for i in range(count):
             path: list[int] = []
-            at = i
-            while at:
-                path.insert(0, int(trace.node_token[first + at]))
-                at = int(trace.node_parent[first + at])
-            below = [n for n in range(first, first + count) if int(trace.node_parent[n]) == i]
-            children = tuple(int(trace.node_token[n]) for n in below)
+            ancestor = i
+            while ancestor:
+                path.insert(0, int(trace.node_token[first + ancestor]))
+                ancestor = int(trace.node_parent[first + ancestor])
+            child_nodes = [n for n in range(first, first + count) if int(trace.node_parent[n]) == i]
+            children = tuple(int(trace.node_token[n]) for n in child_nodes)
             if len(path) < steps:
                 yield Node(first + i, root - 1, tuple(path), bool(trace.node_accepted[first + i]), children)
         first += count
 
 
 @dataclass(frozen=True)
-class Unrolled:
-    """One node of a batch: the draft's output there, and the row of its teacher (-1: none)."""
+class BatchNode:
+    """One node of a batch: the draft's output ``[H]``, and the row of its target distribution (-1: it has none)."""
 
     output: Tensor
     row: int
 
 
-def by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple[int, tuple[int, ...]], Unrolled]:
-    """Nodes of sequence ``i`` by absolute slot of their root and tokens down to them."""
+def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple[int, tuple[int, ...]], BatchNode]:
+    """The nodes of sequence ``i``, by the absolute slot of their root and the tokens on the path to the node.
+
+    Args:
+        outputs: The draft's output for each depth, ``[B, N, H]``.
+    """
     slots = batch.trunk.root[i] + batch.trunk.start[i]
     paths: list[tuple[int, tuple[int, ...]]] = [(int(slot), ()) for slot in slots]
-    found = {}
+    nodes = {}
     for depth, (output, row) in enumerate(zip(outputs, batch.rows, strict=True)):
         if depth:
             level = batch.levels[depth - 1]
-            above = [paths[up] for up in level.parent[i].tolist()]
-            paths = [(slot, (*path, t)) for (slot, path), t in zip(above, level.token[i].tolist(), strict=True)]
+            parents = [paths[parent] for parent in level.parent[i].tolist()]
+            paths = [(slot, (*path, t)) for (slot, path), t in zip(parents, level.token[i].tolist(), strict=True)]
         for n, path in enumerate(paths):
-            if path not in found or int(row[i, n]) >= 0:  # padding repeats a root
-                found[path] = Unrolled(output[i, n], int(row[i, n]))
-    return found
+            if path not in nodes or int(row[i, n]) >= 0:  # padding repeats a root
+                nodes[path] = BatchNode(output[i, n], int(row[i, n]))
+    return nodes

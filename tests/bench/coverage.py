@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from tests.assets.model import ensure_model
 from tests.assets.recorded_traces import domain_traces
-from tests.assets.trained_draft import day_0
+from tests.assets.trained_draft import untrained_draft
 from tests.bench.bench_command import bench_parser
 from tests.bench.markdown import markdown_row, markdown_table
 from tests.traffic.prompts import Domain
@@ -72,7 +72,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    _, initial = day_0()
+    _, initial = untrained_draft()
     special = load_target(TargetSpec(model=str(ensure_model()))).special_tokens
     print(markdown_table(["traffic", "day 0", *(f"{n} tokens counted" for n in options.tokens)], []))
     for domain in options.traffic:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.sglang_server import NUM_STEPS, Server, sglang_server
+from tests.assets.sglang_server import DRAFT_STEPS, Server, sglang_server
 from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sigterm, hold_lock
 from tests.bench.markdown import markdown_table, median_and_quartiles
 from tests.bench.stream_timing import CONCURRENCIES, StepTiming, time_in_turn
@@ -85,7 +85,7 @@ def table(timings: dict[tuple[str, int], list[StepTiming]]) -> str:
         "concurrency",
         "stock, ms per step",
         "ours, ms per step",
-        f"ours with a draft, ms per round of {NUM_STEPS} draft steps",
+        f"ours with a draft, ms per round of {DRAFT_STEPS} draft steps",
         "break-even acceptance length",
         "requests per server",
     ]
@@ -110,7 +110,7 @@ def main() -> None:
     exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder, three_servers(Path(folder)) as servers:
         for name, server in servers:
-            print(f"{name}: ready after {server.startup_s:.0f} s", flush=True)
+            print(f"{name}: ready after {server.startup_seconds:.0f} s", flush=True)
         with hold_lock(options.lock):
             load_before = os.getloadavg()[0]
             timings = time_in_turn(servers, options.rounds, options.tokens)

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from tests.assets.model import ensure_model
 from tests.assets.sglang_server import Server, sglang_server
-from tests.assets.target_scores import Margin, TargetScores, rounding
+from tests.assets.target_scores import Margin, TargetScores, rounding_effects
 from tests.assets.trained_draft import write_untrained_and_trained
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
 from tests.bench.markdown import markdown_table
@@ -257,7 +257,7 @@ def describe_rounding(
         shift
         for prompt, answer in zip(token_prompts, off.answers, strict=False)
         if answer is not None
-        for shift in rounding(exact, coarse, prompt, answer.tokens)
+        for shift in rounding_effects(exact, coarse, prompt, answer.tokens)
     ]
     summary = percentiles(shifts)
     if summary is None:

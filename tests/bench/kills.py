@@ -25,8 +25,8 @@ import torch
 from tests.assets.model import ensure_model
 from tests.assets.recorded_traces import domain_traces
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trained_draft import day_0
-from tests.assets.trainer_process import put_shards, settings_for, stop, trainer, wait_for
+from tests.assets.trained_draft import untrained_draft
+from tests.assets.trainer_process import put_shards, running_trainer, stop_trainer, trainer_settings, wait_for
 from tests.bench.learning.configurations import DRAFT_STEPS
 from tests.bench.learning.learner import Look
 from tests.bench.learning.matching import Match
@@ -83,7 +83,7 @@ class Watch:
     _newest: int = 0
 
     def __post_init__(self) -> None:
-        self._session = Session(*day_0(), Recipe(), torch.device("cpu"))
+        self._session = Session(*untrained_draft(), Recipe(), torch.device("cpu"))
         vocab = self._session.draft.config.vocab_size
         self._examples = [e for trace in self.held_out for e in examples_of(trace, vocab)]
 
@@ -143,7 +143,9 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
     registry, chance = Registry(objects), random.Random(options.seed)  # noqa: S311 - reproducible moments
     watch = Watch(registry, [t for t in traces if t.held_out])
     total = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = settings_for(registry, ensure_model(), TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES))
+    settings = trainer_settings(
+        registry, ensure_model(), TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES)
+    )
     cuts = [len(traces) * i // (options.kills + 1) for i in range(options.kills + 2)]
     fresh, kills, began = dict[str, int](), list[str](), time.monotonic()
 
@@ -162,7 +164,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
         log = Path(scratch) / "trainer.log"
         for number in range(options.kills if killed else 0):
             arrive(number)
-            with trainer(s3, settings, log) as process:
+            with running_trainer(s3, settings, log) as process:
                 end = time.monotonic() + chance.uniform(0, options.within)
                 while time.monotonic() < end:
                     if process.poll() is not None:
@@ -177,7 +179,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
                 f"{status.phase if status else 'starting'}, {len(watch.consumed)} of {len(fresh)} shards saved"
             )
             print(f"{root}, kill {number + 1}: {kills[-1]}", flush=True)
-        with trainer(s3, settings, log) as process:
+        with running_trainer(s3, settings, log) as process:
             for number in range(options.kills if killed else 0, options.kills + 1):
                 arrive(number)
                 wait_for("all shards", saved_all, process, log)
@@ -187,7 +189,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
                 return status is not None and status.phase is TrainerPhase.WAITING_FOR_TRACES
 
             wait_for("the last replay", done, process, log)
-            stop(process)
+            stop_trainer(process)
         watch.look()
         wrong = audit(watch.states, fresh)
         for version in range((registry.last_version() or 0) + 1):

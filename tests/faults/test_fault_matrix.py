@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.trained_draft import nudge
+from tests.assets.trained_draft import write_perturbed_copy
 from tests.faults.fault_kinds import FAULTS, Fault
 from tests.faults.fault_rig import FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
@@ -43,7 +43,7 @@ def _cause_and_measure(rig: FaultRig, fault: Fault, state: str) -> None:
 def test_a_draft_lives_through_a_fault_in_every_state(fault: Fault, rig: FaultRig, draft_folder: Path) -> None:
     rig.wait_until_serving(0)
     rig.patch({"rollout": {"analysis": {"failureLimit": fault.failure_limit}}})
-    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=len(rig.results)))
+    version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=len(rig.results)))
     rig.wait_until(f"version {version} is measured", lambda: rig.candidate_phase(version) == "Validating")
     _cause_and_measure(rig, fault, "Validating")
     if not fault.validating_only:

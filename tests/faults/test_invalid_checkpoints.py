@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.assets.trained_draft import nudge
+from tests.assets.trained_draft import write_perturbed_copy
 from tests.faults.fault_rig import FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
 from tests.rig.store_inspection import check_objects
@@ -99,7 +99,7 @@ def test_every_object_of_the_store_is_valid_after_the_fault_matrix(rig: FaultRig
 def test_a_checkpoint_that_no_pod_would_load_is_rejected_without_a_measurement(
     defect: str, rig: FaultRig, draft_folder: Path
 ) -> None:
-    nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=100)
+    write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=100)
     if defect in INVALID_TENSORS:
         _change_tensors(draft_folder, INVALID_TENSORS[defect])
     damage = DAMAGED_OBJECTS.get(defect, bytes)
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_no_pod_would_load_is_rejected_without_a_measurement(
 def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: FaultRig, draft_folder: Path) -> None:
     rig.wait_until_serving(0)
     served = {pod["checksum"] for pod in rig.status()["pods"]}
-    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
+    version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
     rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
     before, started = rig.driver.summary(), time.monotonic()
     _damage_object(rig, rig.registry.registration(version).checkpoint, _truncate)
@@ -131,7 +131,7 @@ def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory)
     """A draft that is worth something serves: against the untrained draft, no candidate would be slower."""
     rig.wait_until_serving(0)
     folder = tmp_path_factory.mktemp("useful") / "draft"
-    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], folder, seed=101))
+    version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], folder, seed=101))
     try:
         rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
         rig.wait_until_serving(version)
@@ -146,7 +146,7 @@ def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory)
 def test_a_slower_draft_is_rejected_by_measurement_and_never_served(
     defect: str, rig: FaultRig, draft_folder: Path
 ) -> None:
-    nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=102)
+    write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=102)
     _change_tensors(draft_folder, SLOWER_DRAFTS[defect])
     message = _offer_and_expect_rejection(rig, defect, lambda: rig.offer(draft_folder))
     assert "no pod would load it" not in message

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aurora_operator.kubernetes_api import Resource as ResourceKind
-from tests.assets.trained_draft import nudge
+from tests.assets.trained_draft import write_perturbed_copy
 from tests.faults.fault_rig import NAME, FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
 from tests.rig.fault_injection import kill_container, kill_operator
@@ -80,7 +80,9 @@ def test_a_draft_is_measured_on_a_lent_replica_and_rolls_out(
 ) -> None:
     rig, cause = lending_rig, FAULTS[fault]
     before = rig.driver.summary()
-    version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder, seed=200 + len(rig.results)))
+    version = rig.offer(
+        write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=200 + len(rig.results))
+    )
     rig.wait_until("a replica is lent", lambda: bool(_lent_pod(rig)))
     lent_pod = _lent_pod(rig)
     rig.wait_until(f"{lent_pod} has left the Service", lambda: lent_pod not in _endpoints(rig))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.trained_draft import nudge
+from tests.assets.trained_draft import write_perturbed_copy
 from tests.faults.fault_rig import FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
 from tests.traffic.prompts import Domain
@@ -36,10 +36,10 @@ def test_a_validated_draft_that_a_shift_degrades_is_rolled_back_within_a_minute(
     rig.wait_until_serving(0)
     rig.patch({"rollout": {"analysis": {"failureLimit": 1}}})
     _shift_traffic(rig, Domain.SQL)
-    sql_version = rig.offer(nudge(rig.specialists[Domain.SQL], draft_folder / "sql", seed=1))
+    sql_version = rig.offer(write_perturbed_copy(rig.specialists[Domain.SQL], draft_folder / "sql", seed=1))
     rig.wait_until_serving(sql_version)
     _shift_traffic(rig, Domain.EXTRACTION)
-    json_version = rig.offer(nudge(rig.specialists[Domain.EXTRACTION], draft_folder / "json", seed=2))
+    json_version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder / "json", seed=2))
     rig.wait_until(f"the canary serves version {json_version}", lambda: rig.rollout_phase(json_version) == "Canary")
     before, shifted = rig.driver.summary(), time.monotonic()
     rig.driver.switch_domain(Domain.SQL)

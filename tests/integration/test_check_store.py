@@ -13,7 +13,7 @@ from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
-from tests.check_store import Check, check, listing
+from tests.check_store import StoreCheck, check_store, object_ages
 from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence
 
@@ -53,8 +53,8 @@ def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry
     return registry
 
 
-def audit(registry: Registry, grace: timedelta = NONE) -> Check:
-    return check(registry.objects.config, grace)
+def audit(registry: Registry, grace: timedelta = NONE) -> StoreCheck:
+    return check_store(registry.objects.config, grace)
 
 
 def test_a_store_in_order_has_no_violation(registry: Registry) -> None:
@@ -125,9 +125,9 @@ def test_a_manifest_without_its_data_is_found_even_of_a_retired_shard(registry: 
 def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
     config = registry.objects.config
-    seen = listing(config)
+    seen = object_ages(config)
     registry.delete_shard(shard)
-    late = Check(ObjectStore(config), seen, NONE)
+    late = StoreCheck(ObjectStore(config), seen, NONE)
     late.run()
     assert late.violations == []
 

@@ -44,7 +44,7 @@ def test_every_node_carries_the_targets_word_for_its_prefix(
         for depth, place in enumerate(right.get(at, ()), 1):
             tokens[place] = answer[at + depth]
         trees.append(Tree(tuple(tokens), parents))
-    trace = drafted.with_rounds(bare, trees, model, version=7)
+    trace = drafted.with_verify_rounds(bare, trees, model, version=7)
     assert trace.root.tolist() == [5, 8, 9, 10, 12, 13, 14]
     assert trace.accepted.tolist() == [2, 0, 0, 1, 0, 0, 3]
     assert set(trace.version.tolist()) == {7}

@@ -32,9 +32,9 @@ from aurora_runtime.traces import decode
 from aurora_runtime.validation.validation_run import plan_of
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.pod_processes import TOKEN, PodProcesses, call, initial_channel, status_of
+from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer_output import publish
+from tests.assets.trainer_output import publish_draft
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
@@ -91,12 +91,12 @@ class World:
     def held(self) -> str:
         """The version that the engine says it holds, whatever the pod serves; empty while it is away."""
         with contextlib.suppress(OSError):
-            return str(json.loads(call(f"{self.pod.engine_url}/model_info"))["weight_version"])
+            return str(json.loads(http_body(f"{self.pod.engine_url}/model_info"))["weight_version"])
         return ""
 
     def is_back(self) -> None:
         """Serves what it served before, to the bit, and would start with it."""
-        self.wait("back in the Service", lambda: status_of(f"{self.pod.agent_url}/readyz") == 200)
+        self.wait("back in the Service", lambda: http_status(f"{self.pod.agent_url}/readyz") == 200)
         state = self.pod.state()
         assert (state.version, state.checksum, state.measurement) == (0, self.before.checksum, None)
         assert self.held() == "0"
@@ -106,7 +106,7 @@ class World:
 
 def generate(url: str) -> dict[str, Any]:
     body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}}
-    answer: dict[str, Any] = json.loads(call(f"{url}/generate", body))
+    answer: dict[str, Any] = json.loads(http_body(f"{url}/generate", body))
     return answer
 
 
@@ -124,7 +124,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             write_draft(base / "random", model, first, seed=7),
         ]
         registry.create_lineage(lineage_of(drafts[0], model))
-        versions = {number: publish(registry, folder, number) for number, folder in enumerate(drafts)}
+        versions = {number: publish_draft(registry, folder, number) for number, folder in enumerate(drafts)}
         registry.advance_channel(initial_channel())
         put_traces(registry, held_out_traces(model, 6))
         store = StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1")
@@ -155,7 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         pod = PodProcesses(base / "pod", serving, s3.environment())
         staged = pod.stage()
         assert staged.returncode == 0, staged.stderr.decode()
-        with pod.kept_engine():
+        with pod.restarting_engine():
             answer = generate(pod.engine_url)["output_ids"]
             with pod.agent():
                 before = pod.state()
@@ -164,8 +164,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tmp_path: Path) -> None:
     with world.pod.agent():
-        assert world.pod.lend("job-1", 120, begin=True) == 202
-        assert status_of(f"{world.pod.agent_url}/readyz") == 503
+        assert world.pod.request_measurement("job-1", 120, begin=True) == 202
+        assert http_status(f"{world.pod.agent_url}/readyz") == 503
         with world.driver(1, tmp_path / "driver.log") as driver:
             assert driver.wait(1500) == 0, (tmp_path / "driver.log").read_text()[-3000:]
         world.is_back()
@@ -194,20 +194,20 @@ def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tm
 def test_a_driver_that_dies_leaves_no_draft_on_trial_behind(world: World, tmp_path: Path) -> None:
     """Killed while the candidate is loaded: clients are refused, and when the lease is over the pod serves its own."""
     with world.pod.agent():
-        assert world.pod.lend("job-2", 120, begin=True) == 202
+        assert world.pod.request_measurement("job-2", 120, begin=True) == 202
         with world.driver(2, tmp_path / "driver.log") as driver:
             world.wait("the candidate on trial", lambda: world.held() == "1" or driver.poll() is not None)
             driver.kill()
         assert world.held() == "1", (tmp_path / "driver.log").read_text()[-3000:]
-        assert status_of(f"{world.pod.agent_url}/readyz") == 503
+        assert http_status(f"{world.pod.agent_url}/readyz") == 503
         body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
-        assert status_of(f"{world.pod.engine_url}/generate", body) == 503
+        assert http_status(f"{world.pod.engine_url}/generate", body) == 503
         guessed = {PASS_HEADER: "job-2", MEASUREMENT_HEADER: "job-2"}
-        assert status_of(f"{world.pod.engine_url}/generate", body, headers=guessed) == 503, "a name is no pass"
-        earned = {PASS_HEADER: measurement_pass(TOKEN, "job-2")}
-        assert status_of(f"{world.pod.engine_url}/generate", body, headers=earned) == 200
+        assert http_status(f"{world.pod.engine_url}/generate", body, headers=guessed) == 503, "a name is no pass"
+        earned = {PASS_HEADER: measurement_pass(AGENT_TOKEN, "job-2")}
+        assert http_status(f"{world.pod.engine_url}/generate", body, headers=earned) == 200
         chat = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-        assert status_of(f"{world.pod.engine_url}/v1/chat/completions", chat) == 503
+        assert http_status(f"{world.pod.engine_url}/v1/chat/completions", chat) == 503
         log = (tmp_path / "driver.log").read_text()
         assert "is used" in log, "the baseline of the first measurement spares the starts of the engine"
         world.is_back()
@@ -216,7 +216,7 @@ def test_a_driver_that_dies_leaves_no_draft_on_trial_behind(world: World, tmp_pa
 def test_an_agent_that_restarts_while_its_pod_is_measured_brings_it_back(world: World, tmp_path: Path) -> None:
     with contextlib.ExitStack() as drivers:
         with world.pod.agent() as agent:
-            assert world.pod.lend("job-3", 600, begin=True) == 202
+            assert world.pod.request_measurement("job-3", 600, begin=True) == 202
             driver = drivers.enter_context(world.driver(3, tmp_path / "driver.log"))
             world.wait("the candidate on trial", lambda: world.held() == "1" or driver.poll() is not None)
             agent.kill()

@@ -16,7 +16,7 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
-from tests.check_store import check
+from tests.check_store import check_store
 from tests.unit.training import tiny
 from tests.unit.training.test_store_side import SPEC
 
@@ -41,7 +41,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     read: list[str] = []
 
     def sound() -> None:
-        assert check(config, timedelta(0)).violations == []
+        assert check_store(config, timedelta(0)).violations == []
 
     ledger = ShardLedger(registry, 1, Retrier())
     retention = Retention(registry, ledger, limits)

@@ -33,9 +33,9 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.pod_processes import ADMIN, TOKEN, PodProcesses, call, initial_channel, status_of
+from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer_output import publish
+from tests.assets.trainer_output import publish_draft
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
@@ -97,7 +97,7 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     tensors = load_file(weights)
     save_file(with_map(tensors, target_ids(tensors).flip(0)), weights)
     registry.create_lineage(lineage_of(drafts[0], target))
-    versions = {number: publish(registry, folder, number) for number, folder in drafts.items()}
+    versions = {number: publish_draft(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
     settings = _settings(store, target, DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS))
     pod = PodProcesses(base / "pod", settings, store.environment())
@@ -141,7 +141,7 @@ def _prompts(target: Path) -> list[list[int]]:
 
 def _generate(url: str, prompt: list[int], tokens: int = 32) -> dict[str, Any]:
     body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
-    answer: dict[str, Any] = json.loads(call(f"{url}/generate", body))
+    answer: dict[str, Any] = json.loads(http_body(f"{url}/generate", body))
     return answer
 
 
@@ -237,18 +237,18 @@ def test_traces_are_the_requests_that_were_served(world: World) -> None:
 
 
 def test_no_key_is_shown(world: World) -> None:
-    assert ADMIN not in call(f"{world.pod.engine_url}/server_info").decode()
-    assert ADMIN not in world.pod.log.read_text(errors="replace")
-    assert status_of(f"{world.pod.engine_url}/pause_generation", body={"mode": "in_place"}) == 401
-    assert status_of(f"{world.pod.agent_url}/v1/state") == 401
-    assert status_of(f"{world.pod.agent_url}/v1/state", token=ADMIN) == 401
-    assert TOKEN not in call(f"{world.pod.agent_url}/metrics").decode()
+    assert ADMIN_KEY not in http_body(f"{world.pod.engine_url}/server_info").decode()
+    assert ADMIN_KEY not in world.pod.log.read_text(errors="replace")
+    assert http_status(f"{world.pod.engine_url}/pause_generation", body={"mode": "in_place"}) == 401
+    assert http_status(f"{world.pod.agent_url}/v1/state") == 401
+    assert http_status(f"{world.pod.agent_url}/v1/state", token=ADMIN_KEY) == 401
+    assert AGENT_TOKEN not in http_body(f"{world.pod.agent_url}/metrics").decode()
 
 
 def _stream(url: str, prompt: list[int], tokens: int) -> list[int]:
     body = {"input_ids": prompt, "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
     last: dict[str, Any] = {}
-    for line in call(f"{url}/generate", body).decode().splitlines():
+    for line in http_body(f"{url}/generate", body).decode().splitlines():
         if line.startswith("data: {"):
             last = json.loads(line.removeprefix("data: "))
     ids: list[int] = last["output_ids"]
@@ -266,8 +266,8 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
         time.sleep(0.5)
-        assert pod.ask(wish) == 202
-        new = pod.settled()
+        assert pod.request_swap(wish) == 202
+        new = pod.wait_until_swap_ends()
         during = [future.result() for future in running]
     assert during == before
     assert [_stream(url, prompt, 48) for prompt in prompts] == before
@@ -276,23 +276,25 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     assert new.swap.pause_seconds is not None
     print(f"swap under load: generation paused for {new.swap.pause_seconds:.3f} s")
     assert pod.folder.current.resolve().name.startswith("00000001-")
-    assert pod.ask(wish) == 202, "asking again changes nothing"
-    assert pod.settled().checksum == new.checksum
-    assert pod.ask(SwapRequest(version=0, digest=world.versions[0].digest, epoch=1)) == 409, "an older epoch is refused"
-    text = call(f"{pod.agent_url}/metrics").decode()
+    assert pod.request_swap(wish) == 202, "asking again changes nothing"
+    assert pod.wait_until_swap_ends().checksum == new.checksum
+    assert pod.request_swap(SwapRequest(version=0, digest=world.versions[0].digest, epoch=1)) == 409, (
+        "an older epoch is refused"
+    )
+    text = http_body(f"{pod.agent_url}/metrics").decode()
     assert "aurora_draft_version 1.0" in text
     assert 'aurora_swaps_total{result="success"} 1.0' in text
 
 
 def test_back_to_the_first_draft_gives_its_checksum_again(world: World) -> None:
     pod = world.pod
-    assert pod.ask(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
-    one = pod.settled()
-    assert pod.ask(SwapRequest(version=0, digest=world.versions[0].digest, epoch=3)) == 202
-    zero = pod.settled()
+    assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
+    one = pod.wait_until_swap_ends()
+    assert pod.request_swap(SwapRequest(version=0, digest=world.versions[0].digest, epoch=3)) == 202
+    zero = pod.wait_until_swap_ends()
     assert (zero.version, zero.swap.phase) == (0, SwapPhase.IDLE)
-    assert pod.ask(SwapRequest(version=1, digest=world.versions[1].digest, epoch=4)) == 202
-    assert pod.settled().checksum == one.checksum != zero.checksum
+    assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=4)) == 202
+    assert pod.wait_until_swap_ends().checksum == one.checksum != zero.checksum
 
 
 def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
@@ -300,8 +302,8 @@ def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
     pod, prompt = world.pod, _prompts(world.target)[0]
     accepted = []
     for epoch, version in enumerate((0, 2, 0), start=5):
-        assert pod.ask(SwapRequest(version=version, digest=world.versions[version].digest, epoch=epoch)) == 202
-        state = pod.settled()
+        assert pod.request_swap(SwapRequest(version=version, digest=world.versions[version].digest, epoch=epoch)) == 202
+        state = pod.wait_until_swap_ends()
         assert (state.version, state.swap.phase, state.swap.error) == (version, SwapPhase.IDLE, "")
         answer = _generate(pod.engine_url, prompt)
         accepted.append((state.checksum, answer["output_ids"], answer["meta_info"]["spec_num_correct_drafts"]))
@@ -315,8 +317,8 @@ def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
 def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(world: World) -> None:
     pod = world.pod
     before = pod.state()
-    assert pod.ask(SwapRequest(version=3, digest=world.versions[3].digest, epoch=8)) == 202
-    after = pod.settled()
+    assert pod.request_swap(SwapRequest(version=3, digest=world.versions[3].digest, epoch=8)) == 202
+    after = pod.wait_until_swap_ends()
     assert after.swap.phase is SwapPhase.FAILED
     assert "d2t does not name" in after.swap.error
     assert (after.version, after.checksum, after.engine_ready) == (before.version, before.checksum, True)
@@ -325,7 +327,7 @@ def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(worl
 def test_the_engine_outlives_a_file_that_cannot_be_loaded(world: World) -> None:
     async def push() -> tuple[str, str]:
         async with ClientSession() as session:
-            engine = SGLangClient(session, world.pod.engine_url, ADMIN)
+            engine = SGLangClient(session, world.pod.engine_url, ADMIN_KEY)
             before = await engine.checksum()
             await engine.swap(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
             return before, await engine.checksum()
@@ -347,7 +349,7 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
 
     async def pause_and_begin() -> bool:
         async with ClientSession() as session:
-            engine = SGLangClient(session, pod.engine_url, ADMIN)
+            engine = SGLangClient(session, pod.engine_url, ADMIN_KEY)
             await engine.pause()
             await engine.begin()
             return await engine.ready()
@@ -364,7 +366,7 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
 
     async def retract() -> None:
         async with ClientSession() as session:
-            engine = SGLangClient(session, world.pod.engine_url, ADMIN)
+            engine = SGLangClient(session, world.pod.engine_url, ADMIN_KEY)
             await engine._order("/pause_generation", {"mode": "retract"}, limit=60)
             await engine.resume()
 
@@ -401,7 +403,7 @@ def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "told to end, it ends well"
         assert pod.folder.ending.exists(), "and says so to those who carry its traces away"
-        assert status_of(f"{pod.agent_url}/readyz") == 503
+        assert http_status(f"{pod.agent_url}/readyz") == 503
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(60) == 0
         assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
@@ -422,6 +424,6 @@ def test_when_the_engine_dies_so_does_its_container(world: World) -> None:
     (scheduler,) = _schedulers_of(world.engine.pid)
     os.kill(scheduler, signal.SIGKILL)
     assert world.engine.wait(120) != 0
-    assert status_of(f"{world.pod.agent_url}/readyz") == 503
+    assert http_status(f"{world.pod.agent_url}/readyz") == 503
     state = world.pod.state()
     assert (state.boot, state.engine_ready, state.version) == ("", False, None)

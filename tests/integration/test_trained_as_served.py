@@ -37,11 +37,11 @@ from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.pod_processes import PodProcesses, call
+from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.recorded_traces import json_traces
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trained_draft import learn
-from tests.assets.verify_nodes import Node, by_path, nodes_of
+from tests.assets.trained_draft import train_draft
+from tests.assets.verify_nodes import Node, nodes_by_path, nodes_of
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3
@@ -96,7 +96,7 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
     with pod.engine():
         for prompt in trained.prompts:
             body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 48}}
-            call(f"{pod.engine_url}/generate", body)
+            http_body(f"{pod.engine_url}/generate", body)
         bank = PrefixBank()  # the chat template's start and the example come from the engine's prefix cache
         traces = [bank.complete(t) for t in collect(pod.folder.spool, trained.prompts)]
     assert all(t.hidden_start == 0 for t in traces)
@@ -111,7 +111,7 @@ def train(registry: Registry, base: Path) -> list[list[int]]:
     draft, vocabulary = lineage.fetch(registry, 0, target)
     untrained = lineage.fetch(registry, 0, target)
     traces = json_traces()
-    lesson = learn(draft, vocabulary, traces)
+    lesson = train_draft(draft, vocabulary, traces)
     candidates = Candidates(registry, 1, TrainingSpec(), STEPS, registry.registration(0), untrained)
     offered = candidates.offer(lesson.session, lesson.held_out, lesson.trained_tokens)
     assert offered.registration is not None, offered.message
@@ -144,7 +144,7 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
     draft, vocabulary, spec = served.draft, served.vocabulary, served.spec
     (example,) = examples_of(trace, draft.config.vocab_size)
     batch = collate([example], spec.steps, vocabulary, Follow.PROPOSED, branches=True)
-    unrolled = by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
+    unrolled = nodes_by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
     for node in nodes_of(trace, spec.steps):
         # The last round may reach beyond the answer's end, where nothing is trained.
         if node.children and (node.slot, node.path) in unrolled:

@@ -15,7 +15,14 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.recorded_traces import json_traces
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer_process import put_shards, settings_for, state_of, stop, trainer, wait_for
+from tests.assets.trainer_process import (
+    put_shards,
+    running_trainer,
+    stop_trainer,
+    stored_trainer_state,
+    trainer_settings,
+    wait_for,
+)
 
 SHARD_REQUESTS = 30
 
@@ -36,28 +43,32 @@ def registry(s3: S3, request: pytest.FixtureRequest) -> Registry:
 def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, registry: Registry, tmp_path: Path) -> None:
     traces = json_traces()
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = settings_for(registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000, publish_seconds=3600))
+    settings = trainer_settings(
+        registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000, publish_seconds=3600)
+    )
     log = tmp_path / "trainer.log"
 
-    with trainer(s3, settings, log) as process:
+    with running_trainer(s3, settings, log) as process:
         wait_for("day 0", registry.lineage, process, log)
         assert registry.last_version() == 0
         keys = put_shards(registry, traces, SHARD_REQUESTS)
-        wait_for("a first state", lambda: state_of(registry), process, log)
+        wait_for("a first state", lambda: stored_trainer_state(registry), process, log)
         process.kill()
         process.wait(10)
-    before = state_of(registry)
+    before = stored_trainer_state(registry)
     assert before is not None
     assert 0 < len(before.consumed) < len(keys)
 
-    with trainer(s3, settings, log) as process:
+    with running_trainer(s3, settings, log) as process:
         wait_for("a candidate", lambda: registry.last_version() == 1, process, log)
-        wait_for("all shards", lambda: (s := state_of(registry)) and len(s.consumed) == len(keys), process, log)
+        wait_for(
+            "all shards", lambda: (s := stored_trainer_state(registry)) and len(s.consumed) == len(keys), process, log
+        )
         status = registry.trainer_status()
-        assert stop(process) < 10
+        assert stop_trainer(process) < 10
         assert process.returncode == 0, log.read_text()[-4000:]
 
-    after = state_of(registry)
+    after = stored_trainer_state(registry)
     assert after is not None
     assert sorted(after.consumed) == sorted(keys)
     assert after.consumed[: len(before.consumed)] == before.consumed
@@ -78,13 +89,13 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
 
 
 def test_suspended_creates_the_lineage_and_trains_nothing(s3: S3, registry: Registry, tmp_path: Path) -> None:
-    settings = settings_for(registry, ensure_model(), TrainingSpec(suspended=True))
+    settings = trainer_settings(registry, ensure_model(), TrainingSpec(suspended=True))
     log = tmp_path / "trainer.log"
-    with trainer(s3, settings, log) as process:
+    with running_trainer(s3, settings, log) as process:
         wait_for("a status", lambda: registry.trainer_status(), process, log)
         status = registry.trainer_status()
         assert status is not None
         assert status.phase is TrainerPhase.SUSPENDED
         assert registry.registration(0).trained_tokens == 0
-        assert stop(process) < 10
+        assert stop_trainer(process) < 10
         assert process.returncode == 0

@@ -15,7 +15,14 @@ from aurora_operator.children.trainer_statefulset import program
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_store import ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer_process import put_shards, settings_for, state_of, stop, trainer, wait_for
+from tests.assets.trainer_process import (
+    put_shards,
+    running_trainer,
+    stop_trainer,
+    stored_trainer_state,
+    trainer_settings,
+    wait_for,
+)
 from tests.unit.training import tiny
 
 SHARD_REQUESTS = 20
@@ -50,24 +57,26 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
         DraftSpec(vocab_size=tiny.DRAFT_VOCAB),
         TrainingSpec(publish_tokens=fresh // 2, publish_seconds=3600),
     )
-    settings = settings_for(registry, tmp_path / "target", training, draft)
+    settings = trainer_settings(registry, tmp_path / "target", training, draft)
     log = tmp_path / "trainer.log"
 
-    with trainer(s3, settings, log, program(2)) as process:
+    with running_trainer(s3, settings, log, program(2)) as process:
         wait_for("day 0", registry.lineage, process, log)
         keys = put_shards(registry, traces, SHARD_REQUESTS)
-        wait_for("a first state", lambda: state_of(registry), process, log)
+        wait_for("a first state", lambda: stored_trainer_state(registry), process, log)
         ranks = ranks_below(process.pid)
         os.kill(ranks[dying], signal.SIGKILL)
         assert process.wait(60) != 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    before = state_of(registry)
+    before = stored_trainer_state(registry)
     assert before is not None
 
-    with trainer(s3, settings, log, program(2)) as process:
-        wait_for("all shards", lambda: (s := state_of(registry)) and len(s.consumed) == len(keys), process, log)
-        stop(process)
-    after = state_of(registry)
+    with running_trainer(s3, settings, log, program(2)) as process:
+        wait_for(
+            "all shards", lambda: (s := stored_trainer_state(registry)) and len(s.consumed) == len(keys), process, log
+        )
+        stop_trainer(process)
+    after = stored_trainer_state(registry)
     assert after is not None
     assert sorted(after.consumed) == sorted(keys)
     assert after.consumed[: len(before.consumed)] == before.consumed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aurora_protocol.evidence_records import Evidence
 from aurora_store import ObjectStore, Registry, StoreConfig
-from tests.check_store import check
+from tests.check_store import check_store
 from tests.rig.installation import BUCKET, Installation
 
 
@@ -24,7 +24,7 @@ def check_objects(aurora: Installation, name: str) -> str:
     Raises:
         AssertionError: Objects break the promise. The message names each of them.
     """
-    result = check(_store_config(aurora, name))
+    result = check_store(_store_config(aurora, name))
     assert not result.violations, "\n".join(result.violations)
     assert result.counts, "the store holds no object of this speculator"
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.counts.items()))

@@ -25,7 +25,7 @@ from aurora_runtime.serving.pod_files import Withdrawal
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
 from aurora_store.objects import ObjectInfo
-from tests.assets.trainer_output import publish
+from tests.assets.trainer_output import publish_draft
 
 KEY = "the-admin-key"
 D2T = struct.pack("<4q", 0, 1, 2, 3)
@@ -127,7 +127,7 @@ def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(data)
     (source / "config.json").write_text("{}")
-    return publish(registry, source, version, lineage=of_lineage)
+    return publish_draft(registry, source, version, lineage=of_lineage)
 
 
 class FakeEngine:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.assets.drafted_traces import TRAFFIC
+from tests.assets.drafted_traces import MESSAGES_BY_DOMAIN
 from tests.bench.learning.configurations import CONFIGURATIONS
 from tests.bench.learning.matching import Match
 from tests.bench.learning.plot import plot
@@ -35,7 +35,7 @@ from tests.bench.learning.report import as_json, from_json, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traffic", nargs="+", choices=sorted(TRAFFIC), default=["json"])
+    parser.add_argument("--traffic", nargs="+", choices=sorted(MESSAGES_BY_DOMAIN), default=["json"])
     parser.add_argument("--match", nargs="+", choices=list(Match), default=list(Match), help="what is held equal")
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
     parser.add_argument("--tokens", type=int, default=None, help="answer tokens of traffic per run (default: all)")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.drafted_traces import SHAPES, rounds_of
+from tests.assets.drafted_traces import DRAFT_SHAPES, rounds_of
 from tests.assets.proposals import propose
-from tests.assets.trained_draft import day_0, target
+from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches
 from tests.bench.learning.remapping import Remapping
@@ -59,12 +59,12 @@ class Learner:
     @classmethod
     def from_day_0(cls, how: Configuration, match: Match, seed: int, memory: int = REPLAY_BYTES) -> Learner:
         """``memory`` bounds what is kept for replay, in bytes."""
-        draft, vocabulary = day_0()
+        draft, vocabulary = untrained_draft()
         if not how.as_target:
             randomise(draft, seed)
         session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
         session.generator.manual_seed(seed)
-        return cls(session, how, match, Remapping(session, target()) if how.remap else None, memory)
+        return cls(session, how, match, Remapping(session, load_small_target()) if how.remap else None, memory)
 
     @property
     def draft(self) -> DraftModel:
@@ -87,7 +87,7 @@ class Learner:
         found = examples_of(kept, self.session.draft.config.vocab_size, recipe.prompt_weight)
         if recipe.choice is not Choice.SURPRISING:
             return found
-        return met(self.draft, self.session.vocabulary, trace, found, SHAPES[self._how.shape])
+        return met(self.draft, self.session.vocabulary, trace, found, DRAFT_SHAPES[self._how.shape])
 
     def look(self, held_out: Sequence[Example], answers: int) -> Look:
         """How the draft does after ``answers`` tokens; each request alone, because they are drawn again later."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tests.assets.drafted_traces import CHAINS, SHAPES, TRAFFIC
+from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, MESSAGES_BY_DOMAIN
 from tests.assets.model import ensure_model
 from tests.assets.recorded_traces import MAX_NEW_TOKENS
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED
@@ -84,7 +84,7 @@ async def serve(folders: Sequence[Path], prompts: Sequence[Sequence[int]], work:
     """:func:`ask` of a server that is started for it with the first draft."""
     spec = EngineSpec(str(ensure_model()), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
     async with Servers(
-        EngineSet(spec, work), {DRAFT: Eagle3(folders[0], 0, SHAPES[CHAINS])}, (), MAX_NEW_TOKENS
+        EngineSet(spec, work), {DRAFT: Eagle3(folders[0], 0, DRAFT_SHAPES[CHAINS])}, (), MAX_NEW_TOKENS
     ) as servers:
         return await ask(servers, folders, prompts)
 
@@ -110,13 +110,13 @@ def table(rows: Sequence[Served]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traffic", choices=sorted(TRAFFIC), default="json")
+    parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json")
     parser.add_argument("--match", type=Match, choices=list(Match), default=Match.TRAFFIC, help="what is held equal")
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
     parser.add_argument("--tokens", type=int, default=None, help="answer tokens of traffic per run (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     chosen = [PUBLISHED, *(name for name, how in CONFIGURATIONS.items() if how.is_default)]
-    servable = [name for name, how in CONFIGURATIONS.items() if how.steps == SHAPES[CHAINS].steps]
+    servable = [name for name, how in CONFIGURATIONS.items() if how.steps == DRAFT_SHAPES[CHAINS].steps]
     parser.add_argument("--only", nargs="+", choices=servable, default=chosen)
     parser.add_argument("--looks", type=int, nargs="+", choices=range(LOOKS + 1), default=[0, 2, 4, 6, 8])
     parser.add_argument("--out", type=Path, default=None, help="directory for served.md and served.svg")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.drafted_traces import TRAFFIC
+from tests.assets.drafted_traces import MESSAGES_BY_DOMAIN
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.curve import Curve, mean, spread, thousands
 from tests.bench.learning.learner import REPLAY_BYTES, Learner
@@ -135,7 +135,7 @@ def recovery(seeds: Sequence[Curve], goal: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", nargs=2, choices=sorted(TRAFFIC), default=["json", "docstrings"])
+    parser.add_argument("--domains", nargs=2, choices=sorted(MESSAGES_BY_DOMAIN), default=["json", "docstrings"])
     parser.add_argument(
         "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
     )

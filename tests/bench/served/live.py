@@ -25,7 +25,7 @@ from typing import Final
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.trainer_process import settings_for, trainer, wait_for
+from tests.assets.trainer_process import running_trainer, trainer_settings, wait_for
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 
@@ -145,7 +145,7 @@ class Service:
         objects.ensure_bucket()
         registry = Registry(objects)
         recipe = TrainingSpec(unroll_steps=unroll, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
-        training = settings_for(registry, ensure_model(), recipe, spec)
+        training = trainer_settings(registry, ensure_model(), recipe, spec)
         settings = ServingSettings(
             namespace=training.namespace,
             name=training.name,
@@ -160,7 +160,7 @@ class Service:
     def running(self) -> Iterator[None]:
         """Start the trainer, then the pod with the untrained draft; stop both."""
         log = self.work / TRAINER_LOG
-        with trainer(self.s3, self.training, log) as process:
+        with running_trainer(self.s3, self.training, log) as process:
             self._trainer = process
             wait_for("day 0", lambda: self.registry.last_version() is not None, process, log)
             self.registry.advance_channel(initial_channel())
@@ -200,8 +200,8 @@ class Service:
         if newest is None or newest == self._version:
             return
         digest = self.registry.registration(newest).digest
-        status = self.pod.ask(SwapRequest(version=newest, digest=digest, epoch=1))
-        state = self.pod.settled()
+        status = self.pod.request_swap(SwapRequest(version=newest, digest=digest, epoch=1))
+        state = self.pod.wait_until_swap_ends()
         if state.swap.phase is not SwapPhase.IDLE or state.version != newest:
             raise MeasurementError(f"no swap to version {newest}: status {status}, {state.swap.error}")
         self._account(tokens, state.live)

@@ -30,7 +30,7 @@ def reserved(domain: str) -> list[str]:
 
 def _messages(domain: str) -> list[str]:
     if domain == "json":
-        return traces.prompts(MOST)
+        return traces.json_messages(MOST)
     seen = dict[str, None]()
     for text in endless(Domain(domain), traces.DOMAIN_SEED):
         if text in seen:  # the standard library's functions have all been asked about and begin again

@@ -15,7 +15,7 @@ from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.session import Session
-from tests.assets.drafted_traces import CHAINS, SHAPES, TREES
+from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, TREES
 from tests.bench.learning import learner as learner_module
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.learner import Learner, met, narrowed
@@ -80,7 +80,7 @@ def test_the_rounds_that_a_draft_meets_are_its_own(tmp_path: Path, shape: str) -
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     trace = tree_trace(3, answer=40)
     recorded = examples_of(trace, tiny.VOCAB)
-    (example,) = met(draft, vocabulary, trace, recorded, SHAPES[shape])
+    (example,) = met(draft, vocabulary, trace, recorded, DRAFT_SHAPES[shape])
     assert example.accepted.shape == recorded[0].accepted.shape
     served = example.accepted[example.accepted >= 0]
     assert int((served + 1).sum()) == trace.answer_tokens - 1, "rounds follow one another to the answer's end"
@@ -102,7 +102,7 @@ def test_a_learner_keeps_the_rounds_that_its_own_draft_meets_only_where_they_dec
     monkeypatch.setattr(learner_module, "met", seen)
     for name in ("recent", "surprising"):
         learner_of(tmp_path, CONFIGURATIONS[name], Match.STEPS).learn([tree_trace(1, answer=8)], [])
-    assert asked == [SHAPES[CHAINS]]
+    assert asked == [DRAFT_SHAPES[CHAINS]]
 
 
 def test_a_narrow_capture_loses_no_mass() -> None:

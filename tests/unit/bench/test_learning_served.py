@@ -26,10 +26,10 @@ from tests.unit.training.trees import tree_trace
 
 @pytest.fixture
 def traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Traffic:
-    def day_0() -> tuple[DraftModel, VocabularyMap]:
+    def untrained_draft() -> tuple[DraftModel, VocabularyMap]:
         return tiny.draft_of(tiny.target(tmp_path / "target"))
 
-    monkeypatch.setattr(learner, "day_0", day_0)
+    monkeypatch.setattr(learner, "untrained_draft", untrained_draft)
     traces = [tree_trace(seed, answer=6) for seed in range(16)]
     assert 0 < sum(t.held_out for t in traces) < 10
     return Traffic("json", {CHAINS: traces, TREES: traces}, 1.0)

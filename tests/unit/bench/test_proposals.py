@@ -14,7 +14,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import Level, Trunk, unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from tests.assets.drafted_traces import CHAINS, SHAPES, TREES, rounds_of
+from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, TREES, rounds_of
 from tests.assets.proposals import Tree, propose
 from tests.unit.training import tiny
 
@@ -69,7 +69,7 @@ def paths(tree: Tree) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("shape", [CHAINS, TREES])
 def test_a_tree_holds_the_likeliest_nodes(made: Made, shape: str) -> None:
-    trace, spec = made[2], SHAPES[shape]
+    trace, spec = made[2], DRAFT_SHAPES[shape]
     trees = propose(*made, spec)
     assert len(trees) == trace.answer_tokens - 1
     for at, tree in enumerate(trees):
@@ -84,7 +84,7 @@ def test_a_tree_holds_the_likeliest_nodes(made: Made, shape: str) -> None:
 def test_what_is_accepted_is_a_path_of_committed_tokens(made: Made) -> None:
     trace = made[2]
     tokens = trace.tokens.tolist()
-    trees = propose(*made, SHAPES[TREES])
+    trees = propose(*made, DRAFT_SHAPES[TREES])
     for at, tree in enumerate(trees):  # let one node at depth 1 and one below it be right
         below = [n for n, up in enumerate(tree.parents) if tree.parents[up] == 0 and n > 0 and up > 0]
         if at % 2 or not below:

@@ -24,11 +24,11 @@ class ObedientPod:
     def __init__(self) -> None:
         self.version, self.counters, self.broken = 0, LiveCounters(), False
 
-    def ask(self, wish: SwapRequest) -> int:
+    def request_swap(self, wish: SwapRequest) -> int:
         self.version = self.version if self.broken else wish.version
         return 202
 
-    def settled(self) -> AgentState:
+    def wait_until_swap_ends(self) -> AgentState:
         return self.state()
 
     def state(self) -> AgentState:

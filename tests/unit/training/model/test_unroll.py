@@ -18,7 +18,7 @@ from aurora_runtime.training.model.tree_attention import SCORES
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
-from tests.assets.verify_nodes import by_path, nodes_of
+from tests.assets.verify_nodes import nodes_by_path, nodes_of
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -102,7 +102,7 @@ def test_the_batched_pass_equals_decoding_node_by_node(
     batch = collate(examples, STEPS, vocabulary, Follow.PROPOSED, branches=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, trace in enumerate(traces):
-        unrolled = by_path(batch, outputs, i)
+        unrolled = nodes_by_path(batch, outputs, i)
         nodes = list(nodes_of(trace, STEPS))
         assert {(n.slot, n.path) for n in nodes} == {path for path, node in unrolled.items() if node.row >= 0}
         for node in nodes:
@@ -123,7 +123,7 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
     batch = collate(examples, STEPS, vocabulary, branches=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
-        unrolled, tokens = by_path(batch, outputs, i), trace.tokens.tolist()
+        unrolled, tokens = nodes_by_path(batch, outputs, i), trace.tokens.tolist()
         for slot in range(example.start + example.first_root, len(tokens) - 1 - STEPS):
             for depth in range(STEPS):
                 path = tuple(tokens[slot + 2 : slot + 2 + depth])
@@ -149,8 +149,8 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     short, long = (examples_of(t, tiny.VOCAB)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
     one, two = (collate(group, 3, vocabulary, branches=True) for group in ([short], [short, long]))
-    alone = by_path(one, unroll(draft, one.trunk, one.levels), 0)
-    padded = by_path(two, unroll(draft, two.trunk, two.levels), 0)
+    alone = nodes_by_path(one, unroll(draft, one.trunk, one.levels), 0)
+    padded = nodes_by_path(two, unroll(draft, two.trunk, two.levels), 0)
     for path, node in alone.items():
         torch.testing.assert_close(node.output, padded[path].output, atol=1e-5, rtol=1e-5)
         assert node.row == padded[path].row
