@@ -1,6 +1,6 @@
-# Three images of one checkout, each with only what it needs: operator, agent, runtime.
+# Three images from one checkout: operator, agent and runtime. Each contains only the packages that it needs.
 #   docker build --target operator -t aurora-operator .
-# They run as uid 10001 with a read-only root: whatever is written goes to /tmp and /var/lib/aurora, which are volumes.
+# The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes.
 
 ARG BASE=docker.io/library/python:3.11-slim
 
@@ -32,7 +32,7 @@ RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --n
 COPY --from=wheel /wheels /wheels
 RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 
-# An entry in passwd, because libraries ask for the user's name and home.
+# The entry in passwd is for libraries that ask for the user's name and home.
 FROM ${BASE} AS rootless
 RUN echo 'aurora:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd \
  && echo 'aurora:x:10001:' >> /etc/group
@@ -48,9 +48,10 @@ FROM rootless AS agent
 COPY --from=agent-packages /opt/aurora /opt/aurora
 CMD ["python", "-m", "aurora_runtime.serving.agent", "serve"]
 
-# Triton compiles small launchers when a kernel is first used, and SGLang whole kernels, hence the compilers; SGLang pins
-# memory with libnuma. CUDA's come as Python packages, which name no library without its version and have no stub of the
-# driver's; the last step proves that what is needed is there.
+# Compilers: Triton compiles small launchers when a kernel is first used, and SGLang compiles whole kernels.
+# libnuma: SGLang pins memory with it.
+# CUDA comes as Python packages. They have no library names without a version and no stub of the driver's library, so
+# links are made for both. The last step compiles and links a kernel to prove that everything needed is there.
 FROM rootless AS runtime
 USER root
 RUN apt-get update \

@@ -1,4 +1,4 @@
-# The README's two commands are `make demo` and `make test`; `make check` is the fast loop.
+# `make demo` and `make test` are the README's two commands. `make check` is the fast check while you develop.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -8,13 +8,13 @@ export TQDM_DISABLE := 1
 
 .PHONY: help env check format test unit integration e2e e2e-faults demo bench crd lock images clean
 
-help: ## Show the targets
+help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-env: ## Install Python packages into the cache and a thin .venv here
+env: ## Install Python packages in the cache, and a thin .venv in this checkout
 	@tests/setup/python.sh
 
-check: env ## Format, lint, types, import contracts, unit tests, CRD drift, helm lint: the fast loop
+check: env ## Fast checks: format, lint, types, import rules, generated CRD, helm lint, unit tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -30,21 +30,21 @@ format: env ## Format the code
 unit: env ## Unit tests
 	$(PY) -m pytest -q tests/unit
 
-integration: env ## Real S3, real SGLang on CPU, real API server
+integration: env ## Tests against a real S3, SGLang on CPU and an API server
 	$(PY) -m pytest -q tests/integration tests/cluster
 
-e2e: env ## The whole loop on a real cluster
+e2e: env ## Test the whole loop on a real cluster
 	$(PY) -m pytest -q tests/e2e
 
-e2e-faults: env ## Every fault at every moment of a draft's life on a real cluster under traffic, measured: two hours
+e2e-faults: env ## Test every fault in every state of a rollout, on a real cluster under traffic (two hours)
 	$(PY) -m pytest -q -s tests/faults
 
-test: check integration e2e ## Everything
+test: check integration e2e ## All tests but e2e-faults
 
-demo: env ## The main job end to end on a real cluster: apply, serve, trace, train, measure, swap
+demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
 	$(PY) -m tests.demo
 
-bench: env ## What steps, rounds, capture and training cost, that swaps and kills change nothing, what learning is worth
+bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.engine
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.equality
@@ -58,14 +58,14 @@ bench: env ## What steps, rounds, capture and training cost, that swaps and kill
 	$(PY) -m tests.bench.served
 	$(PY) -m tests.bench.served.shift
 
-crd: env ## Regenerate the CRD from the models
+crd: env ## Generate the CRD from the models
 	$(PY) -m aurora_api.crd
 
-lock: env ## Recompile the lock files from pyproject.toml
+lock: env ## Compile the lock files from pyproject.toml
 	@tests/setup/lock.sh
 
-images: env ## Build the Dockerfile's targets with buildah against a local base image
+images: env ## Build the operator and agent images with buildah, without a registry
 	$(PY) -m tests.rig.buildah
 
-clean: ## Remove what this checkout made (the cache stays: AURORA_CACHE)
+clean: ## Remove .venv and tool caches of this checkout (the shared cache stays, see AURORA_CACHE)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

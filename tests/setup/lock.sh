@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Recompile the lock files. cpu.txt leaves out SGLang's GPU kernels (cpu.overrides.txt), which its CPU device never imports.
+# Compile the lock files. cpu.txt omits SGLang's GPU kernels (see cpu.overrides.txt): its CPU device never imports them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 uv="${AURORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/aurora}/bootstrap/bin/uv"

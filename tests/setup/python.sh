@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepare Python for this checkout: one shared environment per lock file in the cache, and a thin `.venv` here that
-# layers this checkout's packages over it, so that several checkouts share gigabytes and none sees another's code.
+# Prepare Python for this checkout. The cache holds one shared environment per lock file. A thin `.venv` in this checkout
+# adds the checkout's packages to it. Several checkouts share gigabytes this way, and none sees another's code.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache="${AURORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/aurora}"
@@ -11,7 +11,7 @@ umask 022
 say() { printf '%s\n' "$*" >&2; }
 
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-  { say "Python 3.11 is needed (SGLang's wheel and the lock file are for it): set PYTHON=/path/to/python3.11"; exit 1; }
+  { say "setup: error: this project needs Python 3.11 (for SGLang's wheel and the lock files): set PYTHON=/path/to/python3.11"; exit 1; }
 
 exec 9>"$cache/.setup.lock"
 flock 9
@@ -21,7 +21,7 @@ if [ ! -x "$uv" ]; then
   say "setup: installing uv"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
-      { say "this Python has no ensurepip: install python3-venv"; exit 1; }
+      { say "setup: error: this Python has no ensurepip: install the package python3-venv"; exit 1; }
     apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv >/dev/null
   fi
   rm -rf "$cache/bootstrap"
@@ -31,16 +31,17 @@ fi
 
 interpreter="$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')"
 
-# shared_environment NAME LOCKFILE: prints the folder of the environment that holds exactly LOCKFILE.
+# shared_environment NAME LOCKFILE: prints the directory of the environment with exactly the packages of LOCKFILE. The
+# environment is installed if the cache has none yet.
 shared_environment() {
   local key target
   key="$( (cat "$2"; "$interpreter" -VV; echo "$interpreter") | sha256sum | cut -c1-12)"
   target="$cache/python-$1-$key"
   if [ ! -e "$target/.complete" ]; then
-    say "setup: installing $2 (once)"
+    say "setup: installing the packages of $2 into the cache (once per machine)"
     rm -rf "$target"
     "$uv" venv -q --python "$interpreter" "$target"
-    # Compiled here, because pods mount it read-only and would compile a million lines at every start.
+    # Compile all modules now. Pods mount the environment read-only and would compile a million lines at every start.
     "$uv" pip install -q --no-deps --compile-bytecode --python "$target/bin/python" -r "$2"
     touch "$target/.complete"
   fi
@@ -50,9 +51,9 @@ shared_environment() {
 base="$(shared_environment cpu requirements/cpu.txt)"
 light="$(shared_environment light requirements/light.txt)"
 
-# Entry points are written down when the package is installed: another pyproject.toml may name others.
-made="$base $(sha256sum <pyproject.toml)"
-if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
+# Entry points are written when the package is installed, so a changed pyproject.toml needs a new .venv.
+stamp="$base $(sha256sum <pyproject.toml)"
+if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
   rm -rf .venv
   "$uv" venv -q --python "$interpreter" .venv
   echo "$base/lib/python3.11/site-packages" >.venv/lib/python3.11/site-packages/_shared.pth
@@ -62,5 +63,5 @@ if [ "$(cat .venv/made 2>/dev/null)" != "$made" ]; then
   "$uv" pip install -q --no-deps --python .venv/bin/python -e .
   echo "$light" >.venv/light
   echo "$base" >.venv/base
-  echo "$made" >.venv/made
+  echo "$stamp" >.venv/stamp
 fi

@@ -1,3 +1,4 @@
+{{/* The name of the operator's objects: the release's name, with "operator" in it. */}}
 {{- define "aurora.fullname" -}}
 {{- if contains "operator" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-operator{{ end -}}
 {{- end }}
@@ -22,11 +23,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
+{{/* A full image name. An empty tag means the chart's appVersion. */}}
 {{- define "aurora.image" -}}
 {{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end }}
 
-{{/* What Pod Security's "restricted" profile asks of a container. */}}
+{{/* The securityContext of every container. Pod Security's profile "restricted" accepts it. */}}
 {{- define "aurora.container" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -34,6 +36,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{/* The securityContext of every pod. */}}
 {{- define "aurora.pod" -}}
 runAsNonRoot: true
 runAsUser: 10001
