@@ -18,7 +18,7 @@ from tests.traffic.report import distinct_share
 
 from aurora_protocol import evidence_records
 from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
-from aurora_protocol.gate import estimate_ratio
+from aurora_protocol.gate import paired_ratio
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.answer_equality import EqualityCount
 from aurora_runtime.validation.load_client import Answer, BatchResult
@@ -106,7 +106,7 @@ class Measured:
             for s in self.samples
             if s.arm in sides
         ]
-        return estimate_ratio(paired, evidence_records.Arm.CANDIDATE, evidence_records.Arm.OFF, concurrency)
+        return paired_ratio(paired, evidence_records.Arm.CANDIDATE, evidence_records.Arm.OFF, concurrency)
 
 
 class Bench(Protocol):

@@ -12,7 +12,7 @@ import pytest
 
 from aurora_protocol.evidence_records import AnswerEquality
 from aurora_protocol.evidence_records import Arm as GateArm
-from aurora_protocol.gate import estimate_ratio
+from aurora_protocol.gate import paired_ratio
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
@@ -213,7 +213,7 @@ def test_a_ratio_is_paired_by_round() -> None:
     ratio = dataclasses.replace(found, samples=uneven).ratio("EAGLE-3 after 19.9k", "off", 1)
     assert ratio is not None
     assert ratio.low == pytest.approx(2.25) == ratio.high
-    assert estimate_ratio([], GateArm.CANDIDATE, GateArm.OFF, 1) is None
+    assert paired_ratio([], GateArm.CANDIDATE, GateArm.OFF, 1) is None
 
 
 def test_one_without_rounds_explains_nothing() -> None:

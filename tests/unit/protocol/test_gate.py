@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
-from aurora_protocol.gate import GatePolicy, estimate_ratio, estimate_unpaired, judge
+from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 SAME = (AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
@@ -173,8 +173,8 @@ def test_intervals_hold_their_estimate_and_verdicts_repeat(samples: list[Sample]
 @given(noisy)
 @settings(deadline=None, max_examples=20)
 def test_swapping_arms_inverts_the_ratio(samples: list[Sample]) -> None:
-    ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
-    inverse = estimate_ratio(samples, Arm.ACTIVE, Arm.CANDIDATE, 1)
+    ratio = paired_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+    inverse = paired_ratio(samples, Arm.ACTIVE, Arm.CANDIDATE, 1)
     assert ratio is not None
     assert inverse is not None
     assert ratio.estimate * inverse.estimate == pytest.approx(1.0)
@@ -192,7 +192,7 @@ def test_intervals_cover_as_often_as_they_claim() -> None:
             seed=rng.randrange(1 << 30),
             concurrencies=(1,),
         )
-        ratio = estimate_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
+        ratio = paired_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
         assert ratio is not None
         passed += ratio.low >= 1.0
     assert passed / trials <= 0.045
@@ -250,17 +250,17 @@ def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_par
     samples: list[Sample], seed: int, noise: float, rounds: int
 ) -> None:
     off = measured({Arm.OFF: 20.0}, seed=seed, noise=noise, rounds=rounds)
-    ratio = estimate_unpaired(samples, Arm.CANDIDATE, off, Arm.OFF, 1)
+    ratio = unpaired_ratio(samples, Arm.CANDIDATE, off, Arm.OFF, 1)
     assert ratio is not None
     assert ratio.low <= ratio.estimate * (1 + 1e-9)
     assert ratio.estimate <= ratio.high * (1 + 1e-9)
     assert ratio.rounds == min(rounds, len({s.round for s in samples}))
-    assert ratio == estimate_unpaired(list(reversed(samples)), Arm.CANDIDATE, list(reversed(off)), Arm.OFF, 1)
-    doubled = estimate_unpaired(scaled(samples, Arm.CANDIDATE, 2.0), Arm.CANDIDATE, off, Arm.OFF, 1)
+    assert ratio == unpaired_ratio(list(reversed(samples)), Arm.CANDIDATE, list(reversed(off)), Arm.OFF, 1)
+    doubled = unpaired_ratio(scaled(samples, Arm.CANDIDATE, 2.0), Arm.CANDIDATE, off, Arm.OFF, 1)
     assert doubled is not None
     assert doubled.estimate == pytest.approx(2 * ratio.estimate)
     assert doubled.high / doubled.low == pytest.approx(ratio.high / ratio.low)
-    back = estimate_unpaired(off, Arm.OFF, samples, Arm.CANDIDATE, 1)
+    back = unpaired_ratio(off, Arm.OFF, samples, Arm.CANDIDATE, 1)
     assert back is not None
     assert back.estimate * ratio.estimate == pytest.approx(1.0)
 
@@ -274,7 +274,7 @@ def test_the_speed_of_the_machine_cannot_let_a_candidate_pass(faster: float, noi
         s.model_copy(update={"arm": Arm.OFF}) for s in now if s.arm is Arm.CANDIDATE
     ]
     then = [s.model_copy(update={"seconds": s.seconds * faster}) for s in scaled(then, Arm.OFF, 1 / 0.9)]
-    ratio = estimate_unpaired(now, Arm.CANDIDATE, then, Arm.OFF, 1)
+    ratio = unpaired_ratio(now, Arm.CANDIDATE, then, Arm.OFF, 1)
     assert ratio is not None
     assert ratio.low <= 0.9 + 1e-9
     assert ratio.high >= 0.9 - 1e-9
@@ -291,7 +291,7 @@ def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:
     for _ in range(trials):
         one = measured({Arm.CANDIDATE: 20.0}, rounds=5, noise=0.2, seed=rng.randrange(1 << 30), concurrencies=(1,))
         off = measured({Arm.OFF: 20.0}, rounds=12, noise=0.05, seed=rng.randrange(1 << 30), concurrencies=(1,))
-        ratio = estimate_unpaired(one, Arm.CANDIDATE, off, Arm.OFF, 1)
+        ratio = unpaired_ratio(one, Arm.CANDIDATE, off, Arm.OFF, 1)
         assert ratio is not None
         passed += ratio.low >= 1.0
     assert passed / trials <= 0.045

@@ -1,0 +1,16 @@
+"""The gate: from raw samples to a verdict.
+
+Why in the protocol: the validator computes the verdict, and an auditor computes the same verdict from the evidence.
+
+Invariants: pure and deterministic. A candidate passes only when the lower bound of the interval clears every bar
+(promise 1, "Earned").
+
+- :mod:`~aurora_protocol.gate.intervals`: confidence intervals of means.
+- :mod:`~aurora_protocol.gate.throughput_ratios`: ratios of the throughput of two arms.
+- :mod:`~aurora_protocol.gate.verdict`: the bars, and the verdict.
+"""
+
+from aurora_protocol.gate.throughput_ratios import paired_ratio, unpaired_ratio
+from aurora_protocol.gate.verdict import GatePolicy, judge
+
+__all__ = ["GatePolicy", "judge", "paired_ratio", "unpaired_ratio"]

@@ -1,0 +1,81 @@
+"""Confidence intervals of a mean and of a difference of two means.
+
+Each interval is the wider of two: the percentile bootstrap's, and the one of a t-test. With few rounds the bootstrap
+alone is too narrow. In 600 simulated measurements whose true ratio lay on the bar, 15 % passed with 3 rounds and 6.5 %
+with 5, where 2.5 % may; Student's t gives 3 % and 1.5 %. The bootstrap stays for skewed samples.
+
+Invariant: the bootstrap is seeded, so the same values always give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided quantiles of Student's t at :data:`CONFIDENCE`, for 1 to 9 degrees of freedom."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval at :data:`CONFIDENCE`."""
+
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float], seed: int) -> Interval:
+    """An interval for the mean of ``values``: the bootstrap's, or Student's where that is wider."""
+    mean = sum(values) / len(values)
+    rng = random.Random(seed)  # noqa: S311 - resampling, not security
+    bootstrap = _percentile_interval(
+        [sum(rng.choices(values, k=len(values))) / len(values) for _ in range(RESAMPLES)],
+    )
+    half_width = 0.0
+    if len(values) > 1:
+        half_width = _t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(min(bootstrap.low, mean - half_width), max(bootstrap.high, mean + half_width))
+
+
+def difference_interval(first: Sequence[float], second: Sequence[float], seed: int) -> Interval:
+    """An interval for mean(``first``) - mean(``second``), which were measured independently.
+
+    The bootstrap's interval, or Welch's where that is wider. Welch (1947): the variances differ, so the degrees of
+    freedom are estimated; they are rounded down.
+    """
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    rng = random.Random(seed)  # noqa: S311 - resampling, not security
+    bootstrap = _percentile_interval(
+        [
+            statistics.fmean(rng.choices(first, k=len(first))) - statistics.fmean(rng.choices(second, k=len(second)))
+            for _ in range(RESAMPLES)
+        ]
+    )
+    # For each side: the variance of its mean, and its degrees of freedom. A side of one value has no variance.
+    sides = [(statistics.variance(side) / len(side), len(side) - 1) for side in (first, second) if len(side) > 1]
+    variance = sum(side_variance for side_variance, _ in sides)
+    half_width = 0.0
+    if variance > 0:
+        # The squares are of shares of the variance, so that they neither overflow nor vanish.
+        degrees = 1 / sum((side_variance / variance) ** 2 / side_degrees for side_variance, side_degrees in sides)
+        half_width = _t_quantile(max(1, int(degrees))) * math.sqrt(variance)
+    return Interval(min(bootstrap.low, difference - half_width), max(bootstrap.high, difference + half_width))
+
+
+def _percentile_interval(resampled: Sequence[float]) -> Interval:
+    ordered = sorted(resampled)
+    tail = (1 - CONFIDENCE) / 2
+    return Interval(ordered[int(tail * RESAMPLES)], ordered[min(RESAMPLES - 1, int((1 - tail) * RESAMPLES))])
+
+
+def _t_quantile(degrees: int) -> float:
+    """The two-sided quantile of Student's t at :data:`CONFIDENCE`."""
+    if degrees <= len(_T_QUANTILES):
+        return _T_QUANTILES[degrees - 1]
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    # Cornish-Fisher expansion, within 0.003 from 10 degrees of freedom on.
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

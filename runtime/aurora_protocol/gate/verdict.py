@@ -1,0 +1,206 @@
+"""The bars of the gate, and the verdict.
+
+Rules, each of which leaves a readable reason:
+
+====================================================  =======================  =========================
+rule                                                  violated                 cannot be decided
+====================================================  =======================  =========================
+each ratio of :func:`bars` reaches its minimum        Reject                   Inconclusive
+no request failed on the candidate                    Reject
+no request failed on an arm that it is compared with                           Inconclusive
+greedy answers were compared                                                   Inconclusive
+no greedy answer differs beyond a near tie            Reject
+====================================================  =======================  =========================
+
+Invariant (promise 1, "Earned"): the worst outcome decides. A ratio reaches its minimum only when the *lower* bound of
+its interval does. A bar inside the interval cannot be decided, and ``Inconclusive`` never promotes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+
+from aurora_protocol.evidence_records import (
+    AnswerEquality,
+    Arm,
+    BaselineSamples,
+    RatioEstimate,
+    Sample,
+    Verdict,
+    VerdictKind,
+)
+from aurora_protocol.gate.throughput_ratios import log_speed_change, paired_ratio, unpaired_ratio
+
+_ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
+"""Arms that are always measured in the same rounds. A baseline never stands for them."""
+_WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
+
+
+@dataclass(frozen=True)
+class GatePolicy:
+    """What the gate demands. Values are shares of throughput: 0.05 means five percent."""
+
+    concurrencies: tuple[int, ...]
+    min_improvement: float
+    """Share by which the candidate must be faster than the active draft at the primary concurrency."""
+    tolerance: float
+    """Share by which the candidate may be slower than the active draft at the other concurrencies."""
+    min_rounds: int
+    """Rounds without which no ratio is decided."""
+    tolerances: Mapping[int, float] = field(default_factory=dict)
+    """Tolerances of single concurrencies, which replace :attr:`tolerance`."""
+
+    @property
+    def primary(self) -> int:
+        """The first declared concurrency, at which the candidate must be faster."""
+        return self.concurrencies[0]
+
+    def tolerance_at(self, concurrency: int) -> float:
+        """The tolerance at ``concurrency``."""
+        return self.tolerances.get(concurrency, self.tolerance)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The throughput of ``numerator`` over that of ``denominator`` must be at least ``minimum_ratio``."""
+
+    numerator: Arm
+    denominator: Arm
+    concurrency: int
+    minimum_ratio: float
+
+
+def bars(policy: GatePolicy) -> tuple[Bar, ...]:
+    """The ratios that decide."""
+    return (
+        Bar(Arm.CANDIDATE, Arm.ACTIVE, policy.primary, 1 + policy.min_improvement),
+        Bar(Arm.CANDIDATE, Arm.OFF, policy.primary, 1.0),
+        *(
+            Bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance_at(concurrency))
+            for concurrency in policy.concurrencies[1:]
+        ),
+    )
+
+
+def reported_ratios(policy: GatePolicy) -> Iterator[tuple[Arm, Arm, int]]:
+    """Numerator, denominator and concurrency of the ratios that are reported but decide nothing."""
+    for concurrency in policy.concurrencies:
+        yield Arm.ACTIVE, Arm.OFF, concurrency
+        yield Arm.CANDIDATE, Arm.NGRAM, concurrency
+        if concurrency != policy.primary:
+            yield Arm.CANDIDATE, Arm.OFF, concurrency
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rule concludes, and why."""
+
+    kind: VerdictKind
+    reason: str
+
+
+def judge(
+    samples: Sequence[Sample],
+    equality: Sequence[AnswerEquality],
+    policy: GatePolicy,
+    baseline: BaselineSamples | None = None,
+) -> Verdict:
+    """Apply every rule. The worst outcome decides.
+
+    Args:
+        samples: all batches measured together with the candidate. Candidate and active are always among them.
+        equality: comparisons of greedy answers, one for each arm.
+        baseline: off, and NGRAM where asked for, when they were measured at another time. Its samples of the active
+            draft only show how the machine's speed changed since.
+    """
+    measured = _Measured(samples, baseline)
+    decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
+    reported = [measured.ratio(*names) for names in reported_ratios(policy)]
+    outcomes = [
+        *(_judge_bar(bar, ratio, policy.min_rounds, measured.describe(bar)) for bar, ratio in decided),
+        *_judge_failures(measured.all_samples()),
+        *_judge_answers(equality),
+    ]
+    kinds = {outcome.kind for outcome in outcomes}
+    return Verdict(
+        kind=next(kind for kind in _WORST_FIRST if kind in kinds),
+        reasons=tuple(outcome.reason for outcome in outcomes),
+        ratios=tuple(ratio for ratio in (*(ratio for _, ratio in decided), *reported) if ratio is not None),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """All samples of a measurement: those taken together, and those of a baseline taken at another time."""
+
+    samples: Sequence[Sample]
+    baseline: BaselineSamples | None
+
+    def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
+        """The baseline, when it stands for ``arm``."""
+        if self.baseline is None or arm in _ALWAYS_PAIRED:
+            return None
+        return self.baseline if any(sample.arm is arm for sample in self.baseline.samples) else None
+
+    def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
+        """The throughput ratio of two arms, paired where possible. None when it was not measured."""
+        if baseline := self._baseline_for(denominator):
+            return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency)
+        return paired_ratio(self.samples, numerator, denominator, concurrency)
+
+    def describe(self, bar: Bar) -> str:
+        """The name of the bar's ratio, and how old the baseline in it is."""
+        name = f"{bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
+        baseline = self._baseline_for(bar.denominator)
+        if baseline is None:
+            return name
+        age = f"{bar.denominator} cached from {baseline.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        change = log_speed_change(self.samples, baseline.samples, bar.concurrency)
+        if change is not None:
+            age += f"; the active draft became {math.exp(change):.2f}x as fast since"
+        return f"{name} ({age})"
+
+    def all_samples(self) -> tuple[Sample, ...]:
+        """The samples taken together, and those of the baseline for which it stands."""
+        cached = self.baseline.samples if self.baseline else ()
+        return (*self.samples, *(sample for sample in cached if sample.arm not in _ALWAYS_PAIRED))
+
+
+def _judge_bar(bar: Bar, ratio: RatioEstimate | None, min_rounds: int, name: str) -> Outcome:
+    if ratio is None:
+        return Outcome(VerdictKind.INCONCLUSIVE, f"{name}: not measured")
+    if ratio.rounds < min_rounds:
+        return Outcome(VerdictKind.INCONCLUSIVE, f"{name}: {ratio.rounds} of {min_rounds} rounds")
+    text = f"{name} {ratio.estimate:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
+    if ratio.low >= bar.minimum_ratio:
+        return Outcome(VerdictKind.PASS, f"{text} >= {bar.minimum_ratio:.3f}")
+    if ratio.high < bar.minimum_ratio:
+        return Outcome(VerdictKind.REJECT, f"{text} < {bar.minimum_ratio:.3f}")
+    return Outcome(VerdictKind.INCONCLUSIVE, f"{text} straddles {bar.minimum_ratio:.3f}")
+
+
+def _judge_failures(samples: Sequence[Sample]) -> Iterator[Outcome]:
+    """Failed requests reject the candidate. On an arm that it is compared with, they would flatter the candidate."""
+    for arm, kind in (
+        (Arm.CANDIDATE, VerdictKind.REJECT),
+        (Arm.ACTIVE, VerdictKind.INCONCLUSIVE),
+        (Arm.OFF, VerdictKind.INCONCLUSIVE),
+    ):
+        if failures := sum(sample.failures for sample in samples if sample.arm is arm):
+            yield Outcome(kind, f"{failures} requests failed on {arm}")
+
+
+def _judge_answers(equality: Sequence[AnswerEquality]) -> Iterator[Outcome]:
+    """The candidate's greedy answers must have been compared and must not differ beyond a near tie."""
+    compared = [comparison for comparison in equality if comparison.arm is Arm.CANDIDATE]
+    if not any(comparison.prompts for comparison in compared):
+        yield Outcome(VerdictKind.INCONCLUSIVE, "greedy answers were not compared")
+    for comparison in compared:
+        if comparison.different:
+            yield Outcome(
+                VerdictKind.REJECT,
+                f"{comparison.different} of {comparison.prompts} greedy answers differ beyond a near tie",
+            )
