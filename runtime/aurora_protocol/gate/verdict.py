@@ -44,6 +44,7 @@ class GatePolicy:
     """What the gate demands. Values are shares of throughput: 0.05 means five percent."""
 
     concurrencies: tuple[int, ...]
+    """The primary concurrency first."""
     min_improvement: float
     """Share by which the candidate must be faster than the active draft at the primary concurrency."""
     tolerance: float
@@ -55,7 +56,7 @@ class GatePolicy:
 
     @property
     def primary(self) -> int:
-        """The first declared concurrency, at which the candidate must be faster."""
+        """The first of the concurrencies, at which the candidate must be faster."""
         return self.concurrencies[0]
 
     def tolerance_at(self, concurrency: int) -> float:
