@@ -28,7 +28,7 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from tests.assets.model import ensure_model
-from tests.assets.recorded_traces import domain_traces, json_traces
+from tests.assets.traces.recorded import domain_traces, json_traces
 from tests.traffic.prompts import Domain
 
 HELD_OUT_LIMIT = 48

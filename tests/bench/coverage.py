@@ -1,6 +1,6 @@
 """How many answer tokens must the trainer count until its vocabulary map covers a domain?
 
-The bench counts the answer tokens of recorded requests to SmolLM2 (tests/assets/recorded_traces.py) in their order, as
+The bench counts the answer tokens of recorded requests to SmolLM2 (tests/assets/traces/recorded.py) in their order, as
 the trainer does, and chooses a map from the counts. Coverage is the share of the answer tokens of held-out requests
 that the map holds. Nothing is trained.
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from tests.assets.model import ensure_model
-from tests.assets.recorded_traces import domain_traces
+from tests.assets.traces.recorded import domain_traces
 from tests.assets.trained_draft import untrained_draft
 from tests.bench.bench_command import bench_parser
 from tests.bench.markdown import markdown_row, markdown_table

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 from tests.assets.model import ensure_model
-from tests.assets.recorded_traces import domain_traces
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.traces.recorded import domain_traces
 from tests.assets.trained_draft import untrained_draft
 from tests.assets.trainer_process import put_shards, running_trainer, stop_trainer, trainer_settings, wait_for
 from tests.bench.learning.configurations import DRAFT_STEPS

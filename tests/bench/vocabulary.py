@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.recorded_traces import domain_traces
 from tests.assets.sglang_server import sglang_server
+from tests.assets.traces.recorded import domain_traces
 from tests.bench.bench_command import bench_parser, exit_on_sigterm
 from tests.bench.coverage import coverage_by_budget
 from tests.bench.markdown import markdown_table, median_and_quartiles

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from aurora_runtime.traces import RequestTrace
-from tests.assets import drafted_traces as drafted
-from tests.assets.proposals import Tree
-from tests.assets.verify_nodes import nodes_of
+from tests.assets.traces import drafted
+from tests.assets.traces.proposals import Tree
+from tests.assets.traces.verify_nodes import nodes_of
 from tests.unit.training import tiny
 
 DEPTHS = 4

@@ -38,10 +38,10 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
-from tests.assets.recorded_traces import json_traces
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.traces.recorded import json_traces
+from tests.assets.traces.verify_nodes import Node, nodes_by_path, nodes_of
 from tests.assets.trained_draft import train_draft
-from tests.assets.verify_nodes import Node, nodes_by_path, nodes_of
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3

@@ -13,8 +13,8 @@ from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
-from tests.assets.recorded_traces import json_traces
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.traces.recorded import json_traces
 from tests.assets.trainer_process import (
     put_shards,
     running_trainer,

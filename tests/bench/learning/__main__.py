@@ -1,7 +1,7 @@
 """How fast a draft learns, by recipe: the same recorded traffic, at matched optimizer steps and at matched traffic.
 
 Traffic are real requests to SmolLM2 and its answers, with the rounds that a draft of ours caused
-(drafted_traces.py). Acceptance length is simulated on held-out requests (chains of 3 drafts); CPU seconds, not
+(tests/assets/traces). Acceptance length is simulated on held-out requests (chains of 3 drafts); CPU seconds, not
 wall-clock time, are reported, because other work shares the machine.
 
     python -m tests.bench.learning [--traffic json docstrings] [--match steps traffic] [--seeds 0 1 2] [--tokens 2400]
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.assets.drafted_traces import MESSAGES_BY_DOMAIN
+from tests.assets.traces.drafted import MESSAGES_BY_DOMAIN
 from tests.bench.learning.configurations import CONFIGURATIONS
 from tests.bench.learning.matching import Match
 from tests.bench.learning.plot import plot

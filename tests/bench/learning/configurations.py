@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from tests.assets.drafted_traces import CHAINS, TREES
+from tests.assets.traces.drafted import CHAINS, TREES
 from tests.bench.learning.matching import SHARE, Match
 
 from aurora_runtime.training.data.batch import Follow

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.drafted_traces import DRAFT_SHAPES, rounds_of
-from tests.assets.proposals import propose
+from tests.assets.traces.drafted import DRAFT_SHAPES, rounds_of
+from tests.assets.traces.proposals import propose
 from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.assets.drafted_traces import drafted_traces
 from tests.assets.model import ensure_model
+from tests.assets.traces.drafted import drafted_traces
 from tests.traffic.report import distinct_share
 
 from aurora_runtime.traces import RequestTrace
@@ -15,7 +15,7 @@ from aurora_runtime.traces import RequestTrace
 
 @dataclass(frozen=True)
 class Traffic:
-    """Recorded requests of one kind, by the shape of their rounds (tests/assets/drafted_traces.py)."""
+    """Recorded requests of one kind, by the shape of their rounds (tests/assets/traces/drafted.py)."""
 
     name: str
     traces: Mapping[str, Sequence[RequestTrace]]

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, MESSAGES_BY_DOMAIN
 from tests.assets.model import ensure_model
-from tests.assets.recorded_traces import MAX_NEW_TOKENS
+from tests.assets.traces.drafted import CHAINS, DRAFT_SHAPES, MESSAGES_BY_DOMAIN
+from tests.assets.traces.recorded import MAX_NEW_TOKENS
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED
 from tests.bench.learning.curve import Curve, thousands
 from tests.bench.learning.matching import Match

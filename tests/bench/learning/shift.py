@@ -1,6 +1,6 @@
 """What a draft keeps and how fast it turns when traffic goes from one domain to another and back, by recipe.
 
-Three phases on the recorded requests of drafted_traces.py: the first half of the first domain's, all of the
+Three phases on the recorded requests of tests/assets/traces: the first half of the first domain's, all of the
 second's, and the first domain's second half. Held-out requests of both are asked at every look, so that recovery and
 forgetting stand side by side; the first look of a phase is before its first step: what a draft that stays as it is
 would go on with. The memory has room for all of it, so what is compared is what is replayed; with a small ``--memory``
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.drafted_traces import MESSAGES_BY_DOMAIN
+from tests.assets.traces.drafted import MESSAGES_BY_DOMAIN
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.curve import Curve, mean, spread, thousands
 from tests.bench.learning.learner import REPLAY_BYTES, Learner

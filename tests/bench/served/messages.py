@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.assets import recorded_traces as traces
+from tests.assets.traces import recorded as traces
 from tests.traffic.prompts import Domain
 from tests.traffic.prompts import prompts as endless
 

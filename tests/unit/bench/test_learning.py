@@ -15,7 +15,7 @@ from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.session import Session
-from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, TREES
+from tests.assets.traces.drafted import CHAINS, DRAFT_SHAPES, TREES
 from tests.bench.learning import learner as learner_module
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.learner import Learner, met, narrowed

@@ -14,8 +14,8 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import Level, Trunk, unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from tests.assets.drafted_traces import CHAINS, DRAFT_SHAPES, TREES, rounds_of
-from tests.assets.proposals import Tree, propose
+from tests.assets.traces.drafted import CHAINS, DRAFT_SHAPES, TREES, rounds_of
+from tests.assets.traces.proposals import Tree, propose
 from tests.unit.training import tiny
 
 Made = tuple[DraftModel, VocabularyMap, RequestTrace]

@@ -18,7 +18,7 @@ from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
 from aurora_runtime.training.data.replay import ReplayBuffer, pack
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
-from tests.assets.verify_nodes import nodes_of
+from tests.assets.traces.verify_nodes import nodes_of
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 

@@ -18,7 +18,7 @@ from aurora_runtime.training.model.tree_attention import SCORES
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
-from tests.assets.verify_nodes import nodes_by_path, nodes_of
+from tests.assets.traces.verify_nodes import nodes_by_path, nodes_of
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 

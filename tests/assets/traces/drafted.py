@@ -22,8 +22,8 @@ from torch import Tensor
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
-from tests.assets.proposals import Tree, propose
-from tests.assets.recorded_traces import (
+from tests.assets.traces.proposals import Tree, propose
+from tests.assets.traces.recorded import (
     TOP_K,
     cache_name,
     cached_traces,

@@ -1,0 +1,1 @@
+"""Traces of real requests for tests and benches, with and without a draft, and readers of their verify rounds."""
