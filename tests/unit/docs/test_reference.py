@@ -1,0 +1,63 @@
+"""The reference pages list what the code has: metrics, events, conditions and keys of the store."""
+
+from __future__ import annotations
+
+import re
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_operator import metrics as operator_metrics
+from aurora_protocol.agent_api import AgentState
+from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_store import Keys
+from tests.unit.docs.markdown import ROOT, page
+
+WORD = re.compile(r"`([A-Z][A-Za-z]+)`")
+
+
+def _source(*folders: str) -> str:
+    return "".join(file.read_text() for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))
+
+
+def _first_column(name: str, start: str) -> set[str]:
+    rows = page(name).table_rows
+    return {row[0].strip("`") for row in rows if re.fullmatch(rf"`{start}\w*`", row[0])}
+
+
+def test_the_metrics_page_lists_all_metrics() -> None:
+    own = [value for value in vars(operator_metrics).values() if isinstance(value, Counter | Gauge | Histogram)]
+    exposed = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for metric in own
+        for family in metric.describe()
+    }
+    agents = Metrics()
+    agents.swap_finished("success", 0.1)
+    text = agents.render(AgentState(pod="p", boot="b", engine_ready=True, version=1)).decode()
+    exposed |= {name for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
+    assert _first_column("docs/reference/metrics.md", "aurora_") == exposed
+
+
+def test_the_events_page_lists_the_events_of_the_operator() -> None:
+    documented = _first_column("docs/reference/events.md", "[A-Z]")
+    source = _source("operator")
+    assert {event for event in documented if f'"{event}"' not in source} == set()
+    assert set(re.findall(r'\bevent="(\w+)"', source)) <= documented
+
+
+def test_the_conditions_page_lists_all_types_and_no_invented_reason() -> None:
+    document = page("docs/reference/conditions.md")
+    rows = list(document.table_rows)
+    types = {word for row in rows for word in WORD.findall(row[0])}
+    assert {kind.value for kind in ConditionType} <= types
+    source = _source("operator", "crds", "runtime/aurora_protocol")
+    reasons = {row[0].strip("`") for row in rows if row[1].split()[0] in ("True", "False", "Unknown")}
+    assert {reason for reason in reasons if f'"{reason}"' not in source} == set()
+
+
+def test_the_store_page_lists_every_kind_of_key() -> None:
+    text = page("docs/reference/store-layout.md").path.read_text()
+    prefixes = {value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str)}
+    assert len(prefixes) > 5
+    assert {prefix for prefix in prefixes - {Keys.PROBE} if f"`{prefix}" not in text} == set()
