@@ -1,8 +1,11 @@
-"""``python -m tests.bench.plots``: redraws the plots of docs/results from the JSON files beside them.
+"""Redraws the plots of docs/results from the JSON files in docs/results/data.
 
-Each plot answers the question of one results page. Invariant: the same JSON gives the same bytes, so that a plot in the
-repository changes only when its figures do. Axes and text are of one grey and there is no background, so that a plot
-reads well on a light page and on a dark one.
+Each plot answers the question of one results page. Axes and text have the same grey and there is no background, so that
+a plot is readable on a light page and on a dark one.
+
+Invariant: the same JSON gives the same bytes, so that a plot in the repository changes only when its figures do.
+
+Takes seconds, and measures nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tests.bench.bench_command import bench_parser
 
 RESULTS: Final = Path(__file__).resolve().parents[2] / "docs/results"
 GREY: Final = "#808080"
@@ -28,7 +32,7 @@ COLOUR_OF_CONCURRENCY: Final = {1: BLUE, 4: AMBER}
 
 @dataclass(frozen=True)
 class Interval:
-    """One estimate with its interval, drawn on the row ``label`` in the colour of its concurrency."""
+    """One estimate with its interval. It is drawn on the row ``label``, in the colour of its concurrency."""
 
     label: str
     concurrency: int
@@ -38,7 +42,7 @@ class Interval:
 
     @classmethod
     def of(cls, label: str, concurrency: int, value: dict[str, float]) -> Interval:
-        """``value`` is a ratio with its interval, or a median with its quartiles."""
+        """From ``value``, which is a ratio with its interval, or a median with its quartiles."""
         if "median" in value:
             return cls(label, concurrency, value["median"], value["quartile1"], value["quartile3"])
         return cls(label, concurrency, value["estimate"], value["low"], value["high"])
@@ -51,6 +55,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def served_speedup() -> Figure:
+    """How much faster than no speculation are the drafts and NGRAM?"""
     figure, axes = _figure(2, height=3.9)
     runs = load("served-speedup")
     for panel, traffic in zip(axes, TITLES, strict=True):
@@ -77,6 +82,7 @@ def _arm_label(arm: str) -> str:
 
 
 def learning() -> Figure:
+    """How does the acceptance length grow with traffic, by recipe?"""
     figure, axes = _figure(2, height=3.4)
     runs = load("learning")
     shown = {
@@ -103,6 +109,7 @@ def learning() -> Figure:
 
 
 def adaptation() -> Figure:
+    """How does a draft fare when traffic moves to another domain?"""
     figure, (live, speed) = _figure(2, height=3.6)
     run = load("adaptation")["served"]
     looks = run["live_acceptance_length"]
@@ -136,6 +143,7 @@ def adaptation() -> Figure:
 
 
 def vocabulary_map() -> Figure:
+    """What does the size of the vocabulary map cost, and how fast does a map cover a domain?"""
     figure, (chosen, cost) = _figure(2, height=3.3)
     runs = load("vocabulary-map")
     for row, colour in zip(runs["coverage"]["rows"], (BLUE, AMBER), strict=True):
@@ -164,6 +172,7 @@ def vocabulary_map() -> Figure:
 
 
 def costs() -> Figure:
+    """What do an engine step, a verify round and a training step cost?"""
     figure, (engine, training) = _figure(2, height=3.4)
     machines = {"engine_epyc": "EPYC", "engine_xeon": "Xeon", "engine_zen3": "Zen 3"}
     runs = load("costs")
@@ -186,6 +195,7 @@ def costs() -> Figure:
 
 
 def faults() -> Figure:
+    """How long does each fault last?"""
     figure, (panel,) = _figure(1, height=3.9)
     rows = load("faults")["matrix"]["rows"]
     states = list(rows[0]["seconds"])
@@ -205,6 +215,7 @@ def faults() -> Figure:
 
 
 def demo() -> Figure:
+    """How much faster is the demo's draft?"""
     figure, (panel,) = _figure(1, height=2.2)
     labels = {"candidate/active": "trained / untrained draft", "candidate/off": "trained draft / no speculation"}
     rows = [Interval.of(labels[row["ratio"]], row["concurrency"], row) for row in load("demo")["warm"]["rows"]]
@@ -231,7 +242,7 @@ def render(name: str) -> str:
         figure = PLOTS[name]()
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    # matplotlib leaves spaces at the ends of lines
+    # matplotlib leaves spaces at the ends of lines.
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -245,7 +256,7 @@ def _style() -> contextlib.AbstractContextManager[None]:
             "xtick.color": GREY,
             "ytick.color": GREY,
             "grid.color": GREY,
-            "svg.hashsalt": "aurora",  # else ids are random
+            "svg.hashsalt": "aurora",  # without a salt, ids are random
             "svg.fonttype": "none",
             "font.family": "sans-serif",
             "font.size": 10,
@@ -292,6 +303,7 @@ def _concurrency_legend(figure: Figure) -> None:
 
 def main() -> None:
     """Write every plot beside its page."""
+    bench_parser("tests.bench.plots", __doc__).parse_args()
     for name in PLOTS:
         (RESULTS / f"{name}.svg").write_text(render(name))
         print(f"wrote docs/results/{name}.svg")

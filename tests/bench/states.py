@@ -1,19 +1,23 @@
-"""How much of the rollout hypothesis has seen: examples, steps, plans and distinct abstract states of both machines.
+"""How much of the operator's rollout do the randomised tests see, and does a longer run break a promise?
 
-``python -m tests.bench.states --examples 3000`` runs the machines of the unit tests, only longer, so it is also the
-deep check of the five promises: it fails as they do. A state is abstract: versions are named by what they are now
-(active, rolled, other), pods are a set, and times and counters are left out but for what they decide. So two states
-differ only where an operator of a service would say so:
+Runs the two hypothesis state machines of the unit tests for longer: the rollout alone, and the whole plan. It fails as
+the unit tests do, so it is also the deep check of the five promises.
 
-- the roll's phase, how far its judgement is, and what the rolled version is now (earned, refused, newer one there);
-- which kinds of pods there are: the version held, and serving, down, silent, lying, swapping to what, or failed;
-- what people and the world do: paused, pin, wishes, traffic; for the whole plan also the candidate's phase, whether its
-  Job runs, whether the store is in reach, and whether the second operator is in the midst of something.
+Prints, per machine, the examples, steps, plans and distinct abstract states, and the changes of phase. A state is
+abstract: versions are named by their role (active, rolled, other), pods are a set, and times and counters count only
+where they decide something. Two states differ only where the operator of a service would call them different:
+
+- the rollout: its phase, the progress of its live analysis, and the rolled version's standing (has evidence, rejected,
+  a newer version exists);
+- the pods: the version each holds, and whether it serves, is down, silent, lying, swapping or failed;
+- people and the world: paused, pin, promote and abort requests, traffic. For the whole plan also the candidate's phase,
+  whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of an action.
+
+Takes minutes for a few hundred examples, and grows with --examples. Needs a CPU only, and no server.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Hashable
@@ -22,6 +26,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
+from tests.bench.bench_command import bench_parser
 from tests.unit.operator.plan.rollout.test_rollout_machine import RolloutMachine
 from tests.unit.operator.plan.test_plan_machine import PlanMachine
 
@@ -30,62 +35,67 @@ from aurora_protocol.agent_api import SwapPhase
 
 
 @dataclass
-class Seen:
+class StateCounts:
     """What one machine went through."""
 
     examples: int = 0
     steps: int = 0
     plans: int = 0
     states: Counter[Hashable] = field(default_factory=Counter)
-    turns: Counter[str] = field(default_factory=Counter)
-    late: int = 0
-    """States that were new in the last tenth of the examples: few, when little is left to find."""
+    phase_changes: Counter[str] = field(default_factory=Counter)
+    new_in_last_tenth: int = 0
+    """States that were first seen in the last tenth of the examples. The number is small when little is left to find.
+    """
 
-    def note(self, state: Hashable, *, last_tenth: bool) -> None:
-        self.late += last_tenth and state not in self.states
+    def count_state(self, state: Hashable, *, last_tenth: bool) -> None:
+        self.new_in_last_tenth += last_tenth and state not in self.states
         self.states[state] += 1
 
 
-def relative(version: int | None, active: int, rolled: int | None) -> str:
+def role_of(version: int | None, active: int, rolled: int | None) -> str:
+    """A version by its role: the active version, the version that is rolled out, another one, or none."""
     if version is None:
         return "none"
     return "active" if version == active else "rolled" if version == rolled else "other"
 
 
-def judgement(state: AnalysisStatus | None) -> Hashable:
+def analysis_state(state: AnalysisStatus | None) -> Hashable:
+    """How far the live analysis is, without its counters."""
     if state is None:
         return None
     stage = "baseline" if state.baseline is None else "settling" if state.settling else "judging"
     return stage, state.missing_since is not None, state.successes > 0, state.failures > 0
 
 
-def roll(status: RolloutStatus) -> Hashable:
-    return status.phase, judgement(status.analysis), status.restarts > 0, status.progressed is None
+def rollout_status_state(status: RolloutStatus) -> Hashable:
+    return status.phase, analysis_state(status.analysis), status.restarts > 0, status.progressed is None
 
 
-def pod_kind(pod: Any, active: int, rolled: int | None, *, up: bool, silent: bool, asked: int | None) -> Hashable:
+def pod_state(pod: Any, active: int, rolled: int | None, *, up: bool, silent: bool, asked: int | None) -> Hashable:
+    """A pod without its name. ``asked`` is the version that the operator asked it to swap to."""
     busy = pod.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
-    going = relative(asked, active, rolled) if busy else "failed" if pod.phase is SwapPhase.FAILED else ""
-    held = relative(pod.version, active, rolled)
-    return held, going, up, silent, pod.slow, bool(pod.salt), getattr(pod, "lie", "")
+    swap = role_of(asked, active, rolled) if busy else "failed" if pod.phase is SwapPhase.FAILED else ""
+    version = role_of(pod.version, active, rolled)
+    return version, swap, up, silent, pod.slow, bool(pod.salt), getattr(pod, "lie", "")
 
 
 def rollout_state(machine: RolloutMachine) -> Hashable:
+    """The abstract state of the machine that tests the rollout alone."""
     status, active = machine.status, machine.active
     rolled = status.version
     pods = frozenset(
-        pod_kind(p, active, rolled, up=p.ready, silent=not p.reachable, asked=p.asked) for p in machine.pods
+        pod_state(p, active, rolled, up=p.ready, silent=not p.reachable, asked=p.asked) for p in machine.pods
     )
-    offers = [v for v, against in machine.evidence.items() if against == active and v > active]
+    offered = [v for v, against in machine.evidence.items() if against == active and v > active]
     return (
-        roll(status),
-        relative(rolled, active, None),
+        rollout_status_state(status),
+        role_of(rolled, active, None),
         rolled in machine.rejected,
-        rolled in offers,
-        bool(offers),
+        rolled in offered,
+        bool(offered),
         pods,
         machine.policy.paused,
-        None if machine.pin is None else relative(machine.pin, active, rolled),
+        None if machine.pin is None else role_of(machine.pin, active, rolled),
         machine.promote == rolled,
         machine.abort == rolled,
         machine.traffic,
@@ -93,19 +103,20 @@ def rollout_state(machine: RolloutMachine) -> Hashable:
 
 
 def plan_state(machine: PlanMachine) -> Hashable:
+    """The abstract state of the machine that tests the whole plan; None before the first version."""
     channel = machine.store.channel
     if channel is None:
         return None
     status, active = machine.status, channel.active
     rolled, candidate = status.rollout.version, status.candidate
     pods = frozenset(
-        pod_kind(p, active, rolled, up=p.up, silent=p.silent, asked=p.asked.version if p.asked else None)
+        pod_state(p, active, rolled, up=p.up, silent=p.silent, asked=p.asked.version if p.asked else None)
         for p in machine.cluster.pods
     )
     pin = machine.pinned().get("pin")
     return (
-        roll(status.rollout),
-        relative(rolled, active, None),
+        rollout_status_state(status.rollout),
+        role_of(rolled, active, None),
         rolled in channel.rejected,
         None if candidate is None else (candidate.phase, min(candidate.attempt, 3), candidate.version == rolled),
         frozenset(job.ended for job in machine.cluster.jobs.values()),
@@ -114,58 +125,60 @@ def plan_state(machine: PlanMachine) -> Hashable:
         pods,
         machine.store.down,
         machine.cluster.spec["rollout"].get("paused", False),
-        None if pin is None else relative(pin, active, rolled),
+        None if pin is None else role_of(pin, active, rolled),
         frozenset(key for key, version in machine.cluster.annotations.items() if version == rolled),
         machine.traffic,
         tuple((operator.looking, operator.acting) for operator in machine.operators),
     )
 
 
-def counted(examples: int, seen: Seen) -> tuple[type[RuleBasedStateMachine], type[RuleBasedStateMachine]]:
-    """Both machines, which note in ``seen`` where they are after every step and before every plan."""
+def counting_machines(
+    examples: int, counts: StateCounts
+) -> tuple[type[RuleBasedStateMachine], type[RuleBasedStateMachine]]:
+    """Both machines, made to count their state in ``counts`` after every step and before every plan."""
 
     def last_tenth() -> bool:
-        return seen.examples > 0.9 * examples
+        return counts.examples > 0.9 * examples
 
-    class CountedRollout(RolloutMachine):
+    class CountingRollout(RolloutMachine):
         def __init__(self) -> None:
             super().__init__()
-            seen.examples += 1
+            counts.examples += 1
 
         def check_step(self, world: Any, made: Any) -> None:
-            seen.plans += 1
-            seen.turns[f"{self.status.phase} -> {made.rollout.phase}"] += 1
-            seen.note(rollout_state(self), last_tenth=last_tenth())
+            counts.plans += 1
+            counts.phase_changes[f"{self.status.phase} -> {made.rollout.phase}"] += 1
+            counts.count_state(rollout_state(self), last_tenth=last_tenth())
             super().check_step(world, made)
 
         @invariant()
-        def counts(self) -> None:
-            seen.steps += 1
-            seen.note(rollout_state(self), last_tenth=last_tenth())
+        def count_step(self) -> None:
+            counts.steps += 1
+            counts.count_state(rollout_state(self), last_tenth=last_tenth())
 
-    class CountedPlan(PlanMachine):
+    class CountingPlan(PlanMachine):
         def __init__(self) -> None:
             super().__init__()
-            seen.examples += 1
+            counts.examples += 1
 
         def check_plan(self, observed: Any, made: Any) -> None:
-            seen.plans += 1
+            counts.plans += 1
             if made.status is not None:
-                seen.turns[f"{observed.status.rollout.phase} -> {made.status.rollout.phase}"] += 1
-            seen.note(plan_state(self), last_tenth=last_tenth())
+                counts.phase_changes[f"{observed.status.rollout.phase} -> {made.status.rollout.phase}"] += 1
+            counts.count_state(plan_state(self), last_tenth=last_tenth())
             super().check_plan(observed, made)
 
         @invariant()
-        def counts(self) -> None:
-            seen.steps += 1
-            seen.note(plan_state(self), last_tenth=last_tenth())
+        def count_step(self) -> None:
+            counts.steps += 1
+            counts.count_state(plan_state(self), last_tenth=last_tenth())
 
-    return CountedRollout, CountedPlan
+    return CountingRollout, CountingPlan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.states", description=__doc__)
-    parser.add_argument("--examples", type=int, default=3000)
+    parser = bench_parser("tests.bench.states", __doc__)
+    parser.add_argument("--examples", type=int, default=3000, help="examples per machine")
     parser.add_argument("--steps", type=int, default=40, help="rules per example")
     options = parser.parse_args()
     deep = settings(
@@ -176,15 +189,15 @@ def main() -> None:
         suppress_health_check=list(HealthCheck),
     )
     for number, name in enumerate(("rollout", "plan")):
-        seen, started = Seen(), time.monotonic()
-        run_state_machine_as_test(counted(options.examples, seen)[number], settings=deep)
+        counts, began = StateCounts(), time.monotonic()
+        run_state_machine_as_test(counting_machines(options.examples, counts)[number], settings=deep)
         print(
-            f"{name}: {seen.examples} examples, {seen.steps} steps, {seen.plans} plans, "
-            f"{len(seen.states)} distinct states ({seen.late} of them in the last tenth), "
-            f"{len(seen.turns)} turns of phase, {time.monotonic() - started:.0f} s"
+            f"{name}: {counts.examples} examples, {counts.steps} steps, {counts.plans} plans, "
+            f"{len(counts.states)} distinct states ({counts.new_in_last_tenth} of them new in the last tenth), "
+            f"{len(counts.phase_changes)} kinds of phase change, {time.monotonic() - began:.0f} s"
         )
-        for turn, count in sorted(seen.turns.items()):
-            print(f"    {turn}: {count}")
+        for change, count in sorted(counts.phase_changes.items()):
+            print(f"    {change}: {count}")
 
 
 if __name__ == "__main__":
