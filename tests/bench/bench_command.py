@@ -18,7 +18,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the layout of the description, and shows an option's default where the option has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if not action.help or action.default in (None, False, argparse.SUPPRESS):
+        if not action.help or "(default: " in action.help or action.default in (None, False, argparse.SUPPRESS):
             return action.help
         values = action.default if isinstance(action.default, list) else [action.default]
         shown = " ".join(f'"{value}"' if " " in str(value) else str(value) for value in values)

@@ -13,7 +13,7 @@ where they decide something. Two states differ only where the operator of a serv
 - people and the world: paused, pin, promote and abort requests, traffic. For the whole plan also the candidate's phase,
   whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of an action.
 
-Takes minutes for a few hundred examples, and grows with --examples. Needs a CPU only, and no server.
+Takes about 30 seconds per 100 examples. Needs a CPU only, and no server.
 """
 
 from __future__ import annotations

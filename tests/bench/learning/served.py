@@ -74,7 +74,7 @@ async def ask(servers: Servers, folders: Sequence[Path], prompts: Sequence[Seque
     await servers.learn_checksums(arms)
     found = list[float]()
     for arm in arms:
-        await servers.ready(arm, CONCURRENCY)
+        await servers.prepare(arm, CONCURRENCY)
         found.append(accept_length(await servers.run(arm, prompts, CONCURRENCY)))
         print(f"{arm.name}: {found[-1]:.2f}", flush=True)
     return found

@@ -1,16 +1,16 @@
-"""What a draft that learnt from live traffic alone is worth in service: against no speculation, and against NGRAM.
+"""How much faster are drafts that learned from live traffic than no speculation, and than SGLang's NGRAM?
 
-A draft of day 0 learns from one domain's requests, live (tests/bench/served/live.py): of a pod that drafts in the first
-of ``--shapes``, each the steps of a chain or, as a tree, steps x branches x verified tokens. Then servers stand side by
-side: without speculation, with SGLang's NGRAM, which has answered the same requests, and with EAGLE-3, untrained and
-after so many answer tokens of traffic (one server, swapped as pods swap it; the last draft also on one per further
-shape). In every round all of them answer the same prompts, which none has seen, in turn and at each concurrency.
+First a draft of day 0 learns from one domain's live requests (tests/bench/served/live_training.py). Its pod drafts in
+the first of --shapes. Then servers run side by side: without speculation, with NGRAM, which has answered the same
+requests, and with EAGLE-3. One EAGLE-3 server swaps between the drafts, untrained and after each number of answer
+tokens, as pods swap. The last draft also runs on one more server per further shape. In every round all arms answer the
+same fresh prompts in turn, at each concurrency.
 
-    python -m tests.bench.served [--traffic json docstrings] [--tokens 5000 20000] [--rounds 8]
-                                  [--shapes 3 5 2x2x6] [--vocabulary 16384] [--out DIR]
+A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
 
-On two quiet cores JSON extraction takes about 15 minutes and docstrings about 40. With ``--out`` the drafts are kept
-for another run of the same commit. Exits non-zero when an answer differs beyond a near tie or a request failed.
+Prints one section per domain. Exits with 1 when an answer differs beyond a near tie, or when a request failed.
+
+On two quiet cores JSON extraction takes about 15 minutes and docstrings about 40. Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -20,90 +20,107 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
 import torch
-from tests.bench.bench_command import commit, machine
-from tests.bench.bench_command import hold_lock as held
-from tests.bench.served.line import LONGEST_ANSWER, SHAPES, line_of, said, serve, shape, unrolled
-from tests.bench.served.live import Part, checkpoints
-from tests.bench.served.measure import Plan
+from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup
+from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, RESERVED, traffic
-from tests.bench.served.report import Outcome, as_json, section
+from tests.bench.served.paired_rounds import MeasurementPlan
+from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
+from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.validation.answer_equality import near_tie
 
-MARKS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
-"""Answer tokens of traffic at which a draft is measured."""
+CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
+"""Answer tokens of traffic after which a draft is measured, by domain."""
 NGRAM_TOKENS: Final = (4, 12)
-"""As many as our draft's, and SGLang's own default."""
+"""Draft tokens of the NGRAM arms: as many as our draft verifies, and SGLang's own default."""
 
 
-def outcome_of(domain: str, options: argparse.Namespace, work: Path, code: str) -> Outcome:
+def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str) -> Outcome:
     """Learn from live traffic, then measure: one domain from beginning to end. ``code`` is the commit."""
-    marks = sorted(options.tokens or MARKS[domain])
-    parts = [Part(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
-    spec, depth = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unrolled(options.shapes)
-    kept = "-".join(map(str, ("drafts", domain, said(spec), spec.vocab_size, depth, *marks, code))).replace(" ", "")
-    drafts, history = checkpoints(parts, (options.out or work) / kept, spec, depth, LONGEST_ANSWER)
-    line = line_of(drafts, options.ngram, options.shapes)
-    plan = Plan(line.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16))
-    seen = traffic(domain)[: drafts[-1].learnt.requests]
-    measured = asyncio.run(serve(domain, line, plan, seen, work))
-    return Outcome(
-        domain, plan, measured, drafts, history, line.arms[0].name, line.ngrams, line.trained, spec.vocab_size, depth
+    marks = sorted(options.tokens or CHECKPOINT_TOKENS[domain])
+    parts = [TrafficPart(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
+    spec, unroll = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unroll_steps(options.shapes)
+    run = "-".join(map(str, ("drafts", domain, describe_shape(spec), spec.vocab_size, unroll, *marks, code)))
+    training = train_on_live_traffic(
+        parts, (options.out or folder) / run.replace(" ", ""), spec, unroll, MAX_ANSWER_TOKENS
     )
+    lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
+    plan = MeasurementPlan(
+        lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16)
+    )
+    learned_from = traffic(domain)[: training.checkpoints[-1].record.requests]
+    measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))
+    return Outcome(domain, plan, measured, lineup, training)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traffic", nargs="+", choices=DOMAINS, default=list(DOMAINS))
-    parser.add_argument("--tokens", type=int, nargs="+", default=None, help=f"marks (default: {MARKS})")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.served", __doc__)
+    parser.add_argument("--traffic", nargs="+", choices=DOMAINS, default=list(DOMAINS), help="domains to measure")
+    defaults = "; ".join(f"{domain} {' '.join(map(str, marks))}" for domain, marks in CHECKPOINT_TOKENS.items())
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        help=f"answer tokens of traffic after which the draft is measured (default: {defaults})",
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="rounds in which every arm answers fresh prompts")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
     parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
-    parser.add_argument("--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM")
+    parser.add_argument(
+        "--ngram", type=int, nargs="+", default=list(NGRAM_TOKENS), help="draft tokens of each NGRAM arm"
+    )
     parser.add_argument(
         "--shapes",
-        type=shape,
+        type=parse_shape,
         nargs="+",
-        default=list(SHAPES),
-        metavar="STEPS[xBRANCHESxTOKENS]",
-        help="how a round is drafted; in the further ones the last draft is measured too",
+        default=list(DEFAULT_SHAPES),
+        metavar=SHAPE_METAVAR,
+        help="shapes of a verify round: the live pod drafts in the first, and the last draft is measured in all "
+        f"(default: a chain of {DEFAULT_SHAPES[0].steps} steps)",
     )
     parser.add_argument(
         "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
     )
     parser.add_argument(
-        "--out", type=Path, default=None, help="directory for served-*.md, served-*.json and the drafts"
+        "--out",
+        type=Path,
+        help="directory for served-DOMAIN.md, served-DOMAIN.json and the drafts; another run at the same commit "
+        "measures these drafts again instead of training new ones",
     )
-    parser.add_argument("--lock", type=Path, default=None, help="hold this lock file while training and measuring")
+    add_lock_option(parser)
     options = parser.parse_args()
     if (needed := options.rounds * options.per_worker * sum(options.concurrency)) > RESERVED:
-        parser.error(f"{needed} prompts are needed, and {RESERVED} are reserved: fewer rounds, or fewer per worker")
+        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED}: lower --rounds or --per-worker")
+    return options
+
+
+def main() -> None:
+    options = _options()
     torch.set_num_threads(1)
-    # A plain SIGTERM would end this process without ending the servers.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    wrong, code = 0, commit()
+    exit_on_sigterm()
+    failures, code = 0, commit()
     for domain in options.traffic:
-        with tempfile.TemporaryDirectory(prefix="served-bench-") as work, held(options.lock):
-            before = os.getloadavg()[0]
-            outcome = outcome_of(domain, options, Path(work), code)
-            load = f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}"
-        where = f"`python -m tests.bench.served {' '.join(sys.argv[1:])}`; {machine()}; commit {code}; {load}"
-        print(f"\n{where}\n\n{section(outcome)}\n", flush=True)
+        with tempfile.TemporaryDirectory(prefix="served-bench-") as folder, hold_lock(options.lock):
+            load_before = os.getloadavg()[0]
+            outcome = run_domain(domain, options, Path(folder), code)
+            load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
+        command = f"python -m tests.bench.served {' '.join(sys.argv[1:])}"
+        provenance = f"`{command}`; {machine()}; commit {code}; {load}"
+        print(f"\n{provenance}\n\n{section(outcome)}\n", flush=True)
         if options.out:
-            (options.out / f"served-{domain}.md").write_text(f"{where}\n\n{section(outcome)}\n")
-            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, where), indent=1))
-        wrong += sum(one.different for one in outcome.measured.equality.values())
-        wrong += sum(sample.failures for sample in outcome.measured.samples)
-    raise SystemExit(1 if wrong else 0)
+            (options.out / f"served-{domain}.md").write_text(f"{provenance}\n\n{section(outcome)}\n")
+            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, provenance), indent=1))
+        failures += count_failures(outcome)
+    raise SystemExit(1 if failures else 0)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""What is asked: the traffic that drafts learn from, and the messages that they are measured with.
+"""The chat messages of a domain: the traffic that drafts learn from, and reserved messages that measure them.
 
-Invariants: no two messages of a domain are the same; the last :data:`RESERVED` of them are no traffic, so whoever
-measures with those asks what no draft has learnt from.
+Invariants: no two messages of a domain are the same. The last :data:`RESERVED` messages are never traffic, so a
+measurement with them asks what no draft has learned from.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from tests.assets.traces import recorded as traces
-from tests.traffic.prompts import Domain
-from tests.traffic.prompts import prompts as endless
+from tests.assets.traces import recorded
+from tests.traffic import prompts
 
 DOMAINS: Final = ("json", "docstrings")
 RESERVED: Final = 160
-MOST: Final = 4000
-"""Messages of the domain that has no end of its own."""
+MAX_JSON_MESSAGES: Final = 4000
+"""JSON extraction has no end of its own."""
 
 
 def traffic(domain: str) -> list[str]:
@@ -24,16 +23,16 @@ def traffic(domain: str) -> list[str]:
 
 
 def reserved(domain: str) -> list[str]:
-    """The messages that it is not."""
+    """The messages that are kept for measurements."""
     return _messages(domain)[-RESERVED:]
 
 
 def _messages(domain: str) -> list[str]:
     if domain == "json":
-        return traces.json_messages(MOST)
-    seen = dict[str, None]()
-    for text in endless(Domain(domain), traces.DOMAIN_SEED):
-        if text in seen:  # the standard library's functions have all been asked about and begin again
+        return recorded.json_messages(MAX_JSON_MESSAGES)
+    distinct = dict[str, None]()
+    for text in prompts.prompts(prompts.Domain(domain), recorded.DOMAIN_SEED):
+        if text in distinct:  # all functions of the standard library have been asked about, and the stream begins again
             break
-        seen[text] = None
-    return list(seen)
+        distinct[text] = None
+    return list(distinct)

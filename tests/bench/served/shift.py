@@ -1,13 +1,15 @@
-"""A domain shift in service: the draft that stays as it was before, and the one that goes on learning.
+"""When live traffic moves to another domain, how much faster is a draft that goes on learning than one that stops?
 
-One pod is asked by one domain and then by another, live (tests/bench/served/live.py). Then the draft of day 0, the one
-from before the shift and the one from its end are measured side by side on unseen prompts of both domains: what a
-service would have if its draft had stayed as it was, and what is left of the first domain afterwards.
+One pod serves one domain and then another, live, while the trainer goes on (tests/bench/served/live_training.py). Then
+three drafts are measured side by side on fresh prompts of both domains: the draft of day 0, the one from before the
+shift, and the one from its end. The draft from before the shift is what a service would have if its draft had stopped
+learning. The first domain shows what the last draft has forgotten.
 
-    python -m tests.bench.served.shift [--domains json docstrings] [--tokens 20000 60000] [--rounds 6] [--shape 3]
-                                       [--vocabulary 16384] [--out DIR]
+A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
 
-Exits non-zero when an answer differs beyond a near tie or a request failed.
+Prints one table per domain. Exits with 1 when an answer differs beyond a near tie, or when a request failed.
+
+Takes about an hour on two quiet cores (estimated). Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -17,91 +19,129 @@ import asyncio
 import dataclasses
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tests.bench.bench_command import commit, machine
-from tests.bench.served.line import LONGEST_ANSWER, line_of, said, serve, shape, unrolled
-from tests.bench.served.live import Checkpoint, Part, checkpoints
-from tests.bench.served.measure import Plan
+from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, machine
+from tests.bench.served.lineup import MAX_ANSWER_TOKENS, lineup_of, measure_lineup
+from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, RESERVED
-from tests.bench.served.report import Outcome, as_json, equality_table, live_line, ratio_of, said_ratio, table
+from tests.bench.served.paired_rounds import MeasurementPlan
+from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
+from tests.bench.served.speed_report import (
+    Outcome,
+    as_json,
+    count_failures,
+    describe_ratio,
+    equality_table,
+    period_line,
+    ratio_of,
+    speed_table,
+)
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.validation.answer_equality import near_tie
 
 CONCURRENCIES = (1, 4)
-PER_WORKER = 4
+PROMPTS_PER_WORKER = 4
 
 
-def report(drafts: Sequence[Checkpoint], outcomes: Sequence[Outcome]) -> str:
-    """Each domain's table, and the two drafts beside each other."""
-    static, adapted = drafts[1:]
-    parts = [f"- {live_line(outcomes[0].live)}"]
+def report(outcomes: Sequence[Outcome]) -> str:
+    """Each domain's table, and the two trained drafts beside each other."""
+    training = outcomes[0].training
+    _, stopped, adapted = training.checkpoints
+    parts = [f"- {period_line(training.periods)}"]
     for outcome in outcomes:
         lines = list[str]()
         for concurrency in outcome.plan.concurrencies:
-            cells = [outcome.measured.cell(one.name, concurrency).accept_length or 0.0 for one in (static, adapted)]
-            found = ratio_of(outcome, adapted.name, static.name, concurrency)
+            before, after = (
+                outcome.measured.summary(one.name, concurrency).acceptance_length or 0.0 for one in (stopped, adapted)
+            )
+            ratio = ratio_of(outcome, adapted.name, stopped.name, concurrency)
             lines.append(
                 f"- {outcome.traffic}, concurrency {concurrency}: the draft that went on learning is "
-                f"{said_ratio(found)} as fast as the one from before the shift; acceptance length {cells[1]:.2f} "
-                f"against {cells[0]:.2f}"
+                f"{describe_ratio(ratio)} as fast as the one from before the shift; acceptance length {after:.2f} "
+                f"against {before:.2f}"
             )
-        parts += [f"**{outcome.traffic}**", table(outcome), "\n".join(lines), equality_table(outcome.measured.equality)]
+        equality = equality_table(outcome.measured.equality)
+        parts += [f"**{outcome.traffic}**", speed_table(outcome), "\n".join(lines), equality]
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", nargs=2, choices=DOMAINS, default=list(DOMAINS))
-    parser.add_argument("--tokens", type=int, nargs=2, default=[20_000, 60_000], help="answer tokens of each")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--shape", type=shape, default=DraftSpec(), metavar="STEPS[xBRANCHESxTOKENS]")
-    parser.add_argument("--vocabulary", type=int, default=DraftSpec().vocab_size)
-    parser.add_argument("--out", type=Path, default=None, help="directory for shift.md, shift-*.json and the drafts")
-    options = parser.parse_args()
-    if (needed := options.rounds * PER_WORKER * sum(CONCURRENCIES)) > RESERVED:
-        parser.error(f"{needed} prompts are needed, and {RESERVED} are reserved: fewer rounds")
-    torch.set_num_threads(1)
-    # A plain SIGTERM would end this process without ending the servers.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    code = commit()
+def run_shift(options: argparse.Namespace, folder: Path, code: str) -> list[Outcome]:
+    """Learn from both domains, then measure the drafts on each. ``code`` is the commit."""
     spec = options.shape.model_copy(update={"vocab_size": options.vocabulary})
-    parts = [Part(domain, tokens) for domain, tokens in zip(options.domains, options.tokens, strict=True)]
-    with tempfile.TemporaryDirectory(prefix="shift-bench-") as work:
-        before = os.getloadavg()[0]
-        told = [f"{part.domain}-{part.tokens}" for part in parts]
-        kept = "-".join(("shift", *told, said(spec), str(spec.vocab_size), code)).replace(" ", "")
-        depth = unrolled([spec])
-        drafts, live = checkpoints(parts, (options.out or Path(work)) / kept, spec, depth, LONGEST_ANSWER)
-        line = line_of(drafts, (), (spec,))
-        plan = Plan(line.arms, CONCURRENCIES, options.rounds, PER_WORKER, near_tie(DType.BFLOAT16))
-        outcomes = list[Outcome]()
-        for domain in options.domains:
-            measured = asyncio.run(serve(domain, line, plan, (), Path(work)))
-            outcomes.append(
-                Outcome(
-                    domain, plan, measured, drafts, live, line.arms[0].name, (), line.trained, spec.vocab_size, depth
-                )
-            )
-        load = f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}"
-    where = f"`python -m tests.bench.served.shift {' '.join(sys.argv[1:])}`; {machine()}; commit {code}; {load}"
-    learnt = "\n".join(f"- {one.name}: {dataclasses.asdict(one.learnt)}" for one in drafts)
-    text = f"{where}\n\n{learnt}\n{report(drafts, outcomes)}\n"
+    parts = [TrafficPart(domain, tokens) for domain, tokens in zip(options.domains, options.tokens, strict=True)]
+    traffic = [f"{part.domain}-{part.tokens}" for part in parts]
+    run = "-".join(("shift", *traffic, describe_shape(spec), str(spec.vocab_size), code)).replace(" ", "")
+    training = train_on_live_traffic(
+        parts, (options.out or folder) / run, spec, unroll_steps([spec]), MAX_ANSWER_TOKENS
+    )
+    lineup = lineup_of(training.checkpoints, (), (spec,))
+    plan = MeasurementPlan(lineup.arms, CONCURRENCIES, options.rounds, PROMPTS_PER_WORKER, near_tie(DType.BFLOAT16))
+    outcomes = list[Outcome]()
+    for domain in options.domains:
+        measured = asyncio.run(measure_lineup(domain, lineup, plan, (), folder))
+        outcomes.append(Outcome(domain, plan, measured, lineup, training))
+    return outcomes
+
+
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.served.shift", __doc__)
+    parser.add_argument(
+        "--domains", nargs=2, choices=DOMAINS, default=list(DOMAINS), help="the domains before and after the shift"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs=2, default=[20_000, 60_000], help="answer tokens of traffic in each domain"
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="rounds in which every arm answers fresh prompts")
+    parser.add_argument(
+        "--shape",
+        type=parse_shape,
+        default=DraftSpec(),
+        metavar=SHAPE_METAVAR,
+        help=f"shape of a verify round (default: a chain of {DraftSpec().steps} steps)",
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="directory for shift.md, shift-DOMAIN.json and the drafts; another run at the same commit measures these "
+        "drafts again instead of training new ones",
+    )
+    options = parser.parse_args()
+    if (needed := options.rounds * PROMPTS_PER_WORKER * sum(CONCURRENCIES)) > RESERVED:
+        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED}: lower --rounds")
+    return options
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    exit_on_sigterm()
+    code = commit()
+    with tempfile.TemporaryDirectory(prefix="shift-bench-") as folder:
+        load_before = os.getloadavg()[0]
+        outcomes = run_shift(options, Path(folder), code)
+        load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
+    command = f"python -m tests.bench.served.shift {' '.join(sys.argv[1:])}"
+    provenance = f"`{command}`; {machine()}; commit {code}; {load}"
+    checkpoints = outcomes[0].training.checkpoints
+    records = "\n".join(f"- {one.name}: {dataclasses.asdict(one.record)}" for one in checkpoints)
+    text = f"{provenance}\n\n{records}\n{report(outcomes)}\n"
     print(f"\n{text}", flush=True)
     if options.out:
         (options.out / "shift.md").write_text(text)
         for outcome in outcomes:
-            (options.out / f"shift-{outcome.traffic}.json").write_text(json.dumps(as_json(outcome, where), indent=1))
-    wrong = sum(one.different for outcome in outcomes for one in outcome.measured.equality.values())
-    wrong += sum(sample.failures for outcome in outcomes for sample in outcome.measured.samples)
-    raise SystemExit(1 if wrong else 0)
+            path = options.out / f"shift-{outcome.traffic}.json"
+            path.write_text(json.dumps(as_json(outcome, provenance), indent=1))
+    raise SystemExit(1 if sum(map(count_failures, outcomes)) else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The comparison in service is fair: everyone is asked the same, once, and the tables say what the samples say."""
+"""The comparison in service is fair: every arm is asked the same prompts, once, and the tables match the samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import AnswerEquality
 from aurora_protocol.evidence_records import Arm as GateArm
 from aurora_protocol.gate import paired_ratio
@@ -18,82 +19,90 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.load_client import Answer, BatchResult
 from tests.bench.served import messages
-from tests.bench.served.line import line_of, shape, unrolled
-from tests.bench.served.live import Checkpoint, Learnt, Seen
-from tests.bench.served.measure import Cell, Measured, Plan, Sample, measure
-from tests.bench.served.report import Outcome, explained, ngram_lines, section, table, target_lines
+from tests.bench.served.lineup import lineup_of
+from tests.bench.served.live_training import Checkpoint, LiveTraining, TrainingRecord, VersionPeriod
+from tests.bench.served.paired_rounds import ArmSummary, BatchCounts, Measured, MeasurementPlan, Sample, measure
+from tests.bench.served.round_shapes import parse_shape, unroll_steps
 from tests.bench.served.servers import OFF, Arm
-from tests.bench.stream_timing import StepTiming as Timing
+from tests.bench.served.speed_report import (
+    Outcome,
+    explain_difference,
+    goal_lines,
+    ngram_lines,
+    section,
+    speed_table,
+)
+from tests.bench.stream_timing import StepTiming
 
-DRAFTS = [
-    Checkpoint(FetchedDraft(Path("0"), 0), Learnt(0, 0, 0, 0, 0.0, 0, 0.0)),
-    Checkpoint(FetchedDraft(Path("1"), 1), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)),
+CHECKPOINTS = [
+    Checkpoint(FetchedDraft(Path("0"), 0), TrainingRecord(0, 0, 0, 0, 0.0, 0, 0.0)),
+    Checkpoint(FetchedDraft(Path("1"), 1), TrainingRecord(19_950, 600, 700, 340_000, 350.0, 4, 90.0)),
 ]
-LINE = line_of(DRAFTS, (4, 12))
-PLAN = Plan(LINE.arms, (1, 4), rounds=8, per_worker=4, near_tie=0.5)
+LINEUP = lineup_of(CHECKPOINTS, (4, 12))
+PLAN = MeasurementPlan(LINEUP.arms, (1, 4), rounds=8, prompts_per_worker=4, near_tie_gap=0.5)
 
 
 def test_the_draft_server_starts_untrained_and_is_shared() -> None:
-    assert [arm.name for arm in LINE.arms] == [
+    assert [arm.name for arm in LINEUP.arms] == [
         "off", "NGRAM, 4 tokens", "NGRAM, 12 tokens", "EAGLE-3 untrained", "EAGLE-3 after 19.9k",
     ]  # fmt: skip
-    assert list(LINE.servers) == ["off", "ngram-4", "ngram-12", "draft"]
-    assert {arm.server for arm in LINE.arms[3:]} == {"draft"}
+    assert list(LINEUP.servers) == ["off", "ngram-4", "ngram-12", "draft"]
+    assert {arm.server for arm in LINEUP.arms[3:]} == {"draft"}
 
 
 def test_further_shapes_have_servers_of_their_own_and_the_last_draft() -> None:
-    line = line_of(DRAFTS, (4,), [shape(text) for text in ("3", "5", "2x3x8")])
-    assert [arm.name for arm in line.arms[-3:]] == [
+    lineup = lineup_of(CHECKPOINTS, (4,), [parse_shape(text) for text in ("3", "5", "2x3x8")])
+    assert [arm.name for arm in lineup.arms[-3:]] == [
         "EAGLE-3 after 19.9k", "EAGLE-3 after 19.9k, 5 steps", "EAGLE-3 after 19.9k, 2 steps, 3 branches, 8 tokens",
     ]  # fmt: skip
-    assert line.trained == tuple(arm.name for arm in line.arms[-3:])
-    kinds = [line.servers[arm.server] for arm in line.arms[-3:]]
+    assert lineup.trained == tuple(arm.name for arm in lineup.arms[-3:])
+    kinds = [lineup.servers[arm.server] for arm in lineup.arms[-3:]]
     specs = [kind.spec for kind in kinds if isinstance(kind, Eagle3)]
     assert [(spec.steps, spec.branching, spec.tokens_per_round) for spec in specs] == [(3, 1, 4), (5, 1, 6), (2, 3, 8)]
-    assert unrolled(specs) == 5
-    assert unrolled([shape("16")]) == 8
+    assert unroll_steps(specs) == 5
+    assert unroll_steps([parse_shape("16")]) == 8
 
 
 @pytest.mark.parametrize("text", ["", "x", "3x2", "2x3x8x1", "three"])
-def test_a_shape_is_steps_or_a_whole_tree(text: str) -> None:
+def test_a_shape_that_is_neither_a_chain_nor_a_tree_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        shape(text)
+        parse_shape(text)
 
 
-def test_everyone_is_asked_the_same_and_nothing_twice() -> None:
+def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
     asked = Counter[tuple[str, int]]()
     first = Counter[str]()
     for number in range(PLAN.rounds):
-        turns = PLAN.turns(number)
+        turns = PLAN.batches_of(number)
         assert len({t.prompts for t in turns}) == len(PLAN.concurrencies)
         asked.update((turn.arm.name, prompt) for turn in turns for prompt in turn.prompts)
         first[turns[0].arm.name] += 1
     assert PLAN.prompts_needed <= messages.RESERVED
     assert set(asked) == {(arm.name, prompt) for arm in PLAN.arms for prompt in range(PLAN.prompts_needed)}
     assert set(asked.values()) == {1}
-    assert len(first) == len(PLAN.arms), "nobody is always first"
+    assert len(first) == len(PLAN.arms), "no arm is always first"
 
 
 @pytest.mark.parametrize("domain", messages.DOMAINS)
-def test_what_is_asked_was_no_traffic(domain: str) -> None:
+def test_reserved_messages_are_never_traffic(domain: str) -> None:
     seen, asked = messages.traffic(domain), messages.reserved(domain)
     assert len(asked) == messages.RESERVED
     assert len({*seen, *asked}) == len(seen) + len(asked) > 1000
 
 
-class Spoken:
-    """Answers without servers: tokens are the prompt's; ``odd`` says something else."""
+class FakeServers:
+    """Answers without servers: a prompt's own tokens and one more. The arm ``odd`` ends with another token."""
 
     def __init__(self, odd: str = "", failing: str = "") -> None:
         self.odd, self.failing = odd, failing
-        self.ready_for = list[tuple[str, int]]()
+        self.prepared_for = list[tuple[str, int]]()
 
-    async def ready(self, arm: Arm, concurrency: int) -> list[Timing]:
-        self.ready_for.append((arm.name, concurrency))
-        return [Timing(20.0, 1.0)] * concurrency
+    async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]:
+        self.prepared_for.append((arm.name, concurrency))
+        return [StepTiming(20.0, 1.0)] * concurrency
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
-        assert self.ready_for[-1] == (arm.name, concurrency)
+        assert self.prepared_for[-1] == (arm.name, concurrency)
         rounds = None if arm.server == OFF else 2
         last = 9 if arm.name == self.odd else 5
         answers = [None if arm.name == self.failing else Answer((*prompt, last), rounds) for prompt in prompts]
@@ -107,41 +116,44 @@ def decode(tokens: Sequence[int]) -> str:
     return " ".join(map(str, tokens))
 
 
-async def test_a_different_answer_is_seen() -> None:
+async def test_a_different_answer_is_counted() -> None:
     prompts = [[number, 1, 2, 3] for number in range(PLAN.prompts_needed)]
-    measured = await measure(Spoken(odd="NGRAM, 4 tokens"), PLAN, prompts, decode)
+    measured = await measure(FakeServers(odd="NGRAM, 4 tokens"), PLAN, prompts, decode)
     assert measured.equality["NGRAM, 4 tokens"].different == PLAN.prompts_needed
     assert measured.equality["EAGLE-3 untrained"].identical == PLAN.prompts_needed
     assert "off" not in measured.equality
     assert (measured.distinct_4grams, measured.distinct_answers) == (1.0, 1.0)
-    assert measured.cell("off", 4) == Cell(16 * 5, None, 20.0)
-    assert measured.cell("EAGLE-3 untrained", 1) == Cell(4 * 5, 2.0, 20.0)
+    assert measured.summary("off", 4) == ArmSummary(16 * 5, None, 20.0)
+    assert measured.summary("EAGLE-3 untrained", 1) == ArmSummary(4 * 5, 2.0, 20.0)
 
 
-async def test_failures_of_off_end_the_measurement_and_others_are_counted() -> None:
+async def test_failures_without_speculation_end_the_measurement_and_others_are_counted() -> None:
     prompts = [[number] for number in range(PLAN.prompts_needed)]
     with pytest.raises(MeasurementError, match="without speculation"):
-        await measure(Spoken(failing="off"), PLAN, prompts, decode)
-    measured = await measure(Spoken(failing="NGRAM, 4 tokens"), dataclasses.replace(PLAN, rounds=1), prompts, decode)
-    assert sum(s.failures for s in measured.samples) == 20
+        await measure(FakeServers(failing="off"), PLAN, prompts, decode)
+    measured = await measure(
+        FakeServers(failing="NGRAM, 4 tokens"), dataclasses.replace(PLAN, rounds=1), prompts, decode
+    )
+    assert sum(s.counts.failures for s in measured.samples) == 20
 
 
 def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
-    """Arms with about the given tok/s at concurrency 1 and 4: ``noise`` is the largest deviation."""
+    """Arms with about the given tok/s at concurrency 1 and 4. ``noise`` is the largest deviation, as a share."""
     chance = random.Random(1)  # noqa: S311 - made-up samples
     costs = {"off": (20.0, None), "NGRAM, 4 tokens": (22.0, 40), "NGRAM, 12 tokens": (44.0, 40)}
     samples = []
     for number in range(8):
-        for arm in LINE.arms:
+        for arm in LINEUP.arms:
             for concurrency in PLAN.concurrencies:
                 ms, rounds = costs.get(arm.name, (30.0, 36))
                 wobble = 1 + noise * chance.uniform(-1, 1)
                 seconds = 100 / (speeds[arm.name] * wobble)
-                samples.append(Sample(arm.name, concurrency, number, 4, 100, seconds, rounds, 0, (ms, ms, ms)))
+                counts = BatchCounts(4, 100, seconds, rounds, 0)
+                samples.append(Sample(arm.name, concurrency, number, counts, (ms, ms, ms)))
     same = AnswerEquality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
-    live = [Seen(0, 1_400, 1.004), Seen(1, 9_000, None), Seen(2, 19_950, 2.71)]
-    return Outcome("json", PLAN, measured, DRAFTS, live, "off", LINE.ngrams, LINE.trained, 16_384, 3)
+    periods = [VersionPeriod(0, 1_400, 1.004), VersionPeriod(1, 9_000, None), VersionPeriod(2, 19_950, 2.71)]
+    return Outcome("json", PLAN, measured, LINEUP, LiveTraining(DraftSpec(), 3, CHECKPOINTS, periods))
 
 
 SPEEDS = {
@@ -153,7 +165,7 @@ SPEEDS = {
 }
 
 
-def test_ngram_wins_in_figures() -> None:
+def test_the_report_says_why_ngram_wins() -> None:
     first, second = ngram_lines(outcome(SPEEDS))
     assert first.startswith("concurrency 1: NGRAM, 4 tokens still wins, EAGLE-3 after 19.9k is 0.82x [")
     assert "acceptance length 2.67 against 2.40 (1.11x), a round costs 30.0 against 22.0 ms (1.36x)" in first
@@ -168,34 +180,34 @@ def test_a_draft_that_is_faster_beats_the_fastest_ngram() -> None:
     assert "cannot be told apart" in ngram_lines(outcome(alike, noise=0.2))[0]
 
 
-def test_a_target_is_met_only_where_the_interval_says_so() -> None:
-    fast, slow = target_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 110.0})), target_lines(outcome(SPEEDS))
-    assert "target 2.5x within 20000 answer tokens, concurrency 1: met" in fast[0]
+def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:
+    fast, slow = goal_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 110.0})), goal_lines(outcome(SPEEDS))
+    assert "goal 2.5x within 20000 answer tokens, concurrency 1: met" in fast[0]
     assert "concurrency 1: missed" in slow[0]
     assert "concurrency 4: met" in slow[1]
-    noisy = target_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 95.0}, noise=0.2))
+    noisy = goal_lines(outcome(SPEEDS | {"EAGLE-3 after 19.9k": 95.0}, noise=0.2))
     assert "undecided" in noisy[0]
 
 
-def test_a_draft_that_learnt_from_more_answers_no_target() -> None:
-    more = dataclasses.replace(DRAFTS[1], learnt=dataclasses.replace(DRAFTS[1].learnt, tokens=20_001))
+def test_a_draft_that_learned_from_more_traffic_answers_no_goal() -> None:
+    more = dataclasses.replace(CHECKPOINTS[1], record=dataclasses.replace(CHECKPOINTS[1].record, tokens=20_001))
     found = outcome(SPEEDS | {"EAGLE-3 after 20.0k": 90.0})
-    line = line_of([DRAFTS[0], more], (4, 12))
+    lineup = lineup_of([CHECKPOINTS[0], more], (4, 12))
     renamed = tuple(dataclasses.replace(s, arm=s.arm.replace("19.9k", "20.0k")) for s in found.measured.samples)
     changed = dataclasses.replace(
         found,
-        plan=dataclasses.replace(PLAN, arms=line.arms),
-        checkpoints=[DRAFTS[0], more],
-        trained=line.trained,
+        plan=dataclasses.replace(PLAN, arms=lineup.arms),
+        lineup=lineup,
+        training=dataclasses.replace(found.training, checkpoints=[CHECKPOINTS[0], more]),
         measured=dataclasses.replace(found.measured, samples=renamed),
     )
-    assert all("no answer" in text for text in target_lines(changed))
+    assert all("no answer" in text for text in goal_lines(changed))
 
 
 def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
     found = outcome(SPEEDS, noise=0.0)
-    rows = table(found).splitlines()
-    assert len(rows) == 2 + 2 * len(LINE.arms)
+    rows = speed_table(found).splitlines()
+    assert len(rows) == 2 + 2 * len(LINEUP.arms)
     assert {row.count("|") for row in rows} == {8}
     assert rows[2] == "| 1 | off | 40.0 |  |  | 20.0 |  |"
     assert rows[6].startswith("| 1 | EAGLE-3 after 19.9k | 90.0 | 2.25x [")
@@ -207,14 +219,19 @@ def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
 
 
 def test_a_ratio_is_paired_by_round() -> None:
-    """A machine that is twice as slow in every other round says nothing about the arms."""
+    """A machine that is twice as slow in every other round does not change the ratio."""
     found = outcome(SPEEDS, noise=0.0).measured
-    uneven = tuple(dataclasses.replace(s, seconds=s.seconds * (1 + s.round % 2)) for s in found.samples)
+    uneven = tuple(
+        dataclasses.replace(s, counts=dataclasses.replace(s.counts, seconds=s.counts.seconds * (1 + s.round % 2)))
+        for s in found.samples
+    )
     ratio = dataclasses.replace(found, samples=uneven).ratio("EAGLE-3 after 19.9k", "off", 1)
     assert ratio is not None
     assert ratio.low == pytest.approx(2.25) == ratio.high
     assert paired_ratio([], GateArm.CANDIDATE, GateArm.OFF, 1) is None
 
 
-def test_one_without_rounds_explains_nothing() -> None:
-    assert explained(Cell(1.0, None, 1.0), Cell(1.0, 2.0, 1.0)) == "one of them had no rounds"
+def test_without_verify_rounds_nothing_is_explained() -> None:
+    assert (
+        explain_difference(ArmSummary(1.0, None, 1.0), ArmSummary(1.0, 2.0, 1.0)) == "one of them had no verify rounds"
+    )

@@ -1,4 +1,4 @@
-"""Live traffic is accounted for version by version, and a checkpoint is what the pod serves."""
+"""Live traffic is counted version by version, and a checkpoint is the version that the pod serves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.agent_api import AgentState, LiveCounters, SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from tests.bench.served import live
-from tests.bench.served.live import FACTS, Checkpoint, Learnt, Part, Seen, Service
+from tests.bench.served import live_training
+from tests.bench.served.live_training import (
+    PERIODS_FILE,
+    RECORD_FILE,
+    Checkpoint,
+    LiveService,
+    TrafficPart,
+    TrainingRecord,
+    VersionPeriod,
+    train_on_live_traffic,
+)
 
 
-class ObedientPod:
-    """Stands in for a pod that swaps to whatever it is told, or fails to."""
+class FakePod:
+    """Stands in for a pod. It swaps to the version it is asked for, or fails when ``broken``."""
 
     def __init__(self) -> None:
         self.version, self.counters, self.broken = 0, LiveCounters(), False
@@ -37,8 +46,8 @@ class ObedientPod:
         return AgentState(pod="pod-0", boot="b", engine_ready=True, version=self.version, live=self.counters, swap=swap)
 
 
-class Versions:
-    """Stands in for the registry: ``newest`` is what the trainer offered last."""
+class FakeRegistry:
+    """Stands in for the registry. ``newest`` is the version that the trainer registered last."""
 
     newest: int | None = None
 
@@ -49,52 +58,55 @@ class Versions:
         return SimpleNamespace(digest=f"{version:064x}")
 
 
-def service(tmp_path: Path) -> tuple[Service, ObedientPod, Versions]:
-    pod, versions = ObedientPod(), Versions()
-    return Service(cast(Any, None), cast(Any, versions), cast(Any, pod), cast(Any, None), tmp_path, 64), pod, versions
+def live_service(tmp_path: Path) -> tuple[LiveService, FakePod, FakeRegistry]:
+    pod, registry = FakePod(), FakeRegistry()
+    service = LiveService(cast(Any, None), cast(Any, registry), cast(Any, pod), cast(Any, None), tmp_path, 64)
+    return service, pod, registry
 
 
-def test_every_version_has_its_own_account(tmp_path: Path) -> None:
-    made, pod, versions = service(tmp_path)
-    made._follow(10)
-    assert (pod.version, made.seen) == (0, []), "nothing was offered"
-    versions.newest = 2
+def test_every_version_has_its_own_period(tmp_path: Path) -> None:
+    service, pod, registry = live_service(tmp_path)
+    service._swap_to_newest(10)
+    assert (pod.version, service.periods) == (0, []), "no version was registered"
+    registry.newest = 2
     pod.counters = LiveCounters(verify_rounds=100, accepted=1)
-    made._follow(1_400)
+    service._swap_to_newest(1_400)
     assert pod.version == 2
     pod.counters = LiveCounters(verify_rounds=300, accepted=401)
-    made._follow(3_000)
-    assert len(made.seen) == 1, "the newest is served already"
-    made._account(3_500, pod.counters)
-    assert made.seen == [Seen(0, 1_400, 1.01), Seen(2, 3_500, 3.0)]
-    made._account(3_500, pod.counters)
-    assert made.seen[-1].accept_length is None, "no rounds since"
+    service._swap_to_newest(3_000)
+    assert len(service.periods) == 1, "the newest version is served already"
+    service._end_period(3_500, pod.counters)
+    assert service.periods == [VersionPeriod(0, 1_400, 1.01), VersionPeriod(2, 3_500, 3.0)]
+    service._end_period(3_500, pod.counters)
+    assert service.periods[-1].acceptance_length is None, "there was no round since"
 
 
 def test_a_swap_that_fails_ends_the_bench(tmp_path: Path) -> None:
-    made, pod, versions = service(tmp_path)
-    versions.newest, pod.broken = 1, True
-    with pytest.raises(MeasurementError, match="no swap to version 1: status 202, of the test"):
-        made._follow(0)
+    service, pod, registry = live_service(tmp_path)
+    registry.newest, pod.broken = 1, True
+    with pytest.raises(MeasurementError, match="did not swap to version 1: the agent answered 202, then: of the test"):
+        service._swap_to_newest(0)
 
 
-def test_what_was_served_is_not_served_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "seaweedfs", lambda: pytest.fail("served again"))
-    facts, told = (
-        [Learnt(0, 0, 0, 0, 0.5, 0, 0.0), Learnt(19_950, 600, 700, 340_000, 350.0, 4, 90.0)],
-        [Seen(0, 19_950, 1.5)],
+def test_a_kept_run_is_read_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_training, "seaweedfs", lambda: pytest.fail("the run was repeated"))
+    records, periods = (
+        [TrainingRecord(0, 0, 0, 0, 0.5, 0, 0.0), TrainingRecord(19_950, 600, 700, 340_000, 350.0, 4, 90.0)],
+        [VersionPeriod(0, 19_950, 1.5)],
     )
-    for number, one in enumerate(facts):
+    for number, one in enumerate(records):
         (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / FACTS).write_text(json.dumps(dataclasses.asdict(one)))
-    (tmp_path / "live.json").write_text(json.dumps([dataclasses.asdict(one) for one in told]))
-    drafts, seen = live.checkpoints([Part("json", 20_000)], tmp_path, DraftSpec(), 3, 64)
-    assert drafts == [Checkpoint(FetchedDraft(tmp_path / str(n), n), one) for n, one in enumerate(facts)]
-    assert seen == told
+        (tmp_path / str(number) / RECORD_FILE).write_text(json.dumps(dataclasses.asdict(one)))
+    (tmp_path / PERIODS_FILE).write_text(json.dumps([dataclasses.asdict(one) for one in periods]))
+    training = train_on_live_traffic([TrafficPart("json", 20_000)], tmp_path, DraftSpec(), 3, 64)
+    assert training.checkpoints == [
+        Checkpoint(FetchedDraft(tmp_path / str(n), n), one) for n, one in enumerate(records)
+    ]
+    assert training.periods == periods
 
 
-def test_traffic_that_taught_nothing_ends_the_bench(tmp_path: Path) -> None:
-    made, _, _ = service(tmp_path)
-    made._kept = made._version = 3
-    with pytest.raises(MeasurementError, match="no version was offered after 3"):
-        made.keep(tmp_path / "1")
+def test_traffic_without_a_new_version_ends_the_bench(tmp_path: Path) -> None:
+    service, _, _ = live_service(tmp_path)
+    service._kept_version = service._served_version = 3
+    with pytest.raises(MeasurementError, match="registered no version after 3"):
+        service.keep_checkpoint(tmp_path / "1")

@@ -1,4 +1,4 @@
-"""The servers of the comparison, on engines that only say who asked them what: whom they flush, feed, swap and stop."""
+"""Which engines the servers of the comparison flush, feed, swap and stop. Fake engines record their requests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from aurora_runtime.validation import server_set
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.server_set import EngineSet
 from tests.bench.learning.served import ask
-from tests.bench.served.line import line_of
-from tests.bench.served.live import Checkpoint, Learnt
-from tests.bench.served.measure import Plan, measure
+from tests.bench.served.lineup import lineup_of
+from tests.bench.served.live_training import Checkpoint, TrainingRecord
+from tests.bench.served.paired_rounds import MeasurementPlan, measure
 from tests.bench.served.servers import DRAFT, Servers
 from tests.unit.fakes import FakeEngine
 
@@ -30,8 +30,8 @@ SPEC = EngineSpec("model", "cpu", 1024)
 WARM = ["warm one", "warm two"]
 
 
-class Engine(FakeEngine):
-    """Also answers: a prompt's tokens come back, and the draft in force is noted beside it."""
+class AnsweringEngine(FakeEngine):
+    """Also answers: a prompt's own tokens come back. Every prompt is recorded with the draft that is loaded."""
 
     def __init__(self) -> None:
         super().__init__(key=None)
@@ -63,8 +63,8 @@ class Engine(FakeEngine):
         return response
 
 
-class Process:
-    """An engine's process, already running at a known address."""
+class FakeProcess:
+    """Stands in for an engine's process. The engine runs already, at a known address."""
 
     urls: ClassVar[dict[str, str]] = {}
     started: ClassVar[dict[str, Eagle3 | Ngram | None]] = {}
@@ -102,41 +102,41 @@ def checkpoint(folder: Path, version: int, weights: bytes) -> Checkpoint:
     place = folder / str(version)
     place.mkdir()
     (place / "model.safetensors").write_bytes(weights)
-    return Checkpoint(FetchedDraft(place, version), Learnt(1000 * version, 0, 0, 0, 0.0, version, 0.0))
+    return Checkpoint(FetchedDraft(place, version), TrainingRecord(1000 * version, 0, 0, 0, 0.0, version, 0.0))
 
 
 @pytest.fixture
-async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Engine]]:
-    monkeypatch.setattr(server_set, "EngineProcess", Process)
-    for shared in (Process.urls, Process.started, Process.stopped, Process.dead):
+async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, AnsweringEngine]]:
+    monkeypatch.setattr(server_set, "EngineProcess", FakeProcess)
+    for shared in (FakeProcess.urls, FakeProcess.started, FakeProcess.stopped, FakeProcess.dead):
         shared.clear()
-    running = {name: Engine() for name in ("off", "ngram-4", "ngram-12", "draft")}
+    running = {name: AnsweringEngine() for name in ("off", "ngram-4", "ngram-12", "draft")}
     async with contextlib.AsyncExitStack() as stack:
         for name, engine in running.items():
             engine.ranks = 1
-            Process.urls[name] = await stack.enter_async_context(engine.running())
+            FakeProcess.urls[name] = await stack.enter_async_context(engine.running())
         yield running
 
 
-async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
-    engines: dict[str, Engine], tmp_path: Path
+async def test_every_arm_is_asked_the_same_prompts_and_each_draft_under_its_own_version(
+    engines: dict[str, AnsweringEngine], tmp_path: Path
 ) -> None:
     drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(3)]
-    line = line_of(drafts, (4, 12))
-    plan = Plan(line.arms, (1, 2), rounds=2, per_worker=2, near_tie=0.5)
+    lineup = lineup_of(drafts, (4, 12))
+    plan = MeasurementPlan(lineup.arms, (1, 2), rounds=2, prompts_per_worker=2, near_tie_gap=0.5)
     prompts = [[number, number] for number in range(plan.prompts_needed)]
-    seen = [[100 + number] for number in range(10)]
-    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-        await running.learn_checksums(line.arms)
-        await running.feed(seen)
+    learned = [[100 + number] for number in range(10)]
+    async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
+        await running.learn_checksums(lineup.arms)
+        await running.feed_ngram(learned)
         measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
-    assert Process.started == dict(line.servers)
-    assert sorted(Process.stopped) == sorted(engines)
+    assert FakeProcess.started == dict(lineup.servers)
+    assert sorted(FakeProcess.stopped) == sorted(engines)
     asked = {tuple(prompt) for prompt in prompts}
     for name in ("ngram-4", "ngram-12"):
-        told = [prompt for _, prompt in engines[name].asked]
-        assert Counter(told) == Counter([*map(tuple, seen), *asked])
-        assert set(told[: len(seen)]) == set(map(tuple, seen)), "the traffic comes first"
+        received = [prompt for _, prompt in engines[name].asked]
+        assert Counter(received) == Counter([*map(tuple, learned), *asked])
+        assert set(received[: len(learned)]) == set(map(tuple, learned)), "the traffic comes first"
     assert {prompt for _, prompt in engines["off"].asked} == asked
     assert Counter(engines["draft"].asked) == Counter((str(v), prompt) for v in range(3) for prompt in asked)
     swaps = engines["draft"].calls.count("update_weights_from_tensor")
@@ -148,47 +148,49 @@ async def test_everyone_is_asked_the_same_each_draft_under_its_own_version(
     assert all(one.identical == plan.prompts_needed for one in measured.equality.values())
 
 
-async def test_a_draft_that_the_engine_did_not_load_is_not_measured(engines: dict[str, Engine], tmp_path: Path) -> None:
+async def test_a_draft_that_the_engine_did_not_load_is_not_measured(
+    engines: dict[str, AnsweringEngine], tmp_path: Path
+) -> None:
     drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(2)]
-    line = line_of(drafts, (4,))
-    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-        await running.learn_checksums(line.arms)
+    lineup = lineup_of(drafts, (4,))
+    async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
+        await running.learn_checksums(lineup.arms)
         engines["draft"].faults = {"update_weights_from_tensor": "silent"}
         with pytest.raises(EngineFault, match="does not hold draft 0"):
-            await running.ready(line.arms[2], 1)
+            await running.prepare(lineup.arms[2], 1)
 
 
-async def test_drafts_that_are_alike_are_refused(engines: dict[str, Engine], tmp_path: Path) -> None:
+async def test_drafts_with_the_same_checksum_are_rejected(engines: dict[str, AnsweringEngine], tmp_path: Path) -> None:
     drafts = [checkpoint(tmp_path, version, b"the same") for version in range(2)]
-    line = line_of(drafts, (4,))
+    lineup = lineup_of(drafts, (4,))
     with pytest.raises(EngineFault, match="one checksum"):
-        async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-            await running.learn_checksums(line.arms)
+        async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
+            await running.learn_checksums(lineup.arms)
 
 
-async def test_what_was_started_is_stopped_when_a_server_does_not_come_up(
-    engines: dict[str, Engine], tmp_path: Path
+async def test_started_servers_are_stopped_when_another_does_not_start(
+    engines: dict[str, AnsweringEngine], tmp_path: Path
 ) -> None:
-    line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
-    Process.dead.add("ngram-4")
+    lineup = lineup_of([checkpoint(tmp_path, 0, b"0")], (4,))
+    FakeProcess.dead.add("ngram-4")
     with pytest.raises(EngineFault, match="ngram-4 exited"):
-        async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8):
+        async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8):
             pass
-    assert Process.stopped == ["off", "ngram-4"]
+    assert FakeProcess.stopped == ["off", "ngram-4"]
 
 
-async def test_a_server_that_dies_is_no_slow_server(engines: dict[str, Engine], tmp_path: Path) -> None:
-    line = line_of([checkpoint(tmp_path, 0, b"0")], (4,))
-    async with Servers(EngineSet(SPEC, tmp_path), line.servers, WARM, 8) as running:
-        Process.dead.add("off")
+async def test_a_server_that_dies_ends_the_measurement(engines: dict[str, AnsweringEngine], tmp_path: Path) -> None:
+    lineup = lineup_of([checkpoint(tmp_path, 0, b"0")], (4,))
+    async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
+        FakeProcess.dead.add("off")
         with pytest.raises(MeasurementError, match="server off died"):
-            await running.run(line.arms[0], [[1]], 1)
+            await running.run(lineup.arms[0], [[1]], 1)
 
 
-async def test_the_draft_of_every_look_is_asked_and_equal_weights_are_one(
-    engines: dict[str, Engine], tmp_path: Path
+async def test_the_draft_of_every_evaluation_is_measured_and_equal_weights_count_as_one_draft(
+    engines: dict[str, AnsweringEngine], tmp_path: Path
 ) -> None:
-    """Of tests/bench/learning/served.py: rows begin with the same draft, which is no fault of the engine."""
+    """Tests tests/bench/learning/served.py. Runs begin with the same draft, so equal checksums are no fault there."""
     folders = [tmp_path / row / look for row in ("fifo", "replay") for look in ("0", "1")]
     for folder, weights in zip(folders, (b"day 0", b"fifo", b"day 0", b"replay"), strict=True):
         folder.mkdir(parents=True)
@@ -196,7 +198,7 @@ async def test_the_draft_of_every_look_is_asked_and_equal_weights_are_one(
     prompts = [[1, 2, 3], [4, 5, 6]]
     async with Servers(EngineSet(SPEC, tmp_path), {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, (), 8) as running:
         lengths = await ask(running, folders, prompts)
-    assert lengths == [2.0] * 4, "an answer's first token is no round's"
+    assert lengths == [2.0] * 4, "an answer's first token belongs to no round"
     asked = engines["draft"].asked
     assert [{version for version, _ in asked[at : at + 2]} for at in range(0, 8, 2)] == [{"0"}, {"1"}, {"0"}, {"2"}]
     assert Counter(prompt for _, prompt in asked) == {(1, 2, 3): 4, (4, 5, 6): 4}

@@ -1,0 +1,107 @@
+"""The arms of the comparison and the servers behind them: no speculation, NGRAM, and the drafts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.assets.model import ensure_model
+from tests.bench.served.live_training import Checkpoint
+from tests.bench.served.messages import reserved, traffic
+from tests.bench.served.paired_rounds import Measured, MeasurementPlan, measure
+from tests.bench.served.round_shapes import describe_shape
+from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import DType
+from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
+from aurora_runtime.engine.server_process import EngineSpec
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.validation.server_set import EngineSet
+
+MAX_ANSWER_TOKENS: Final = 64
+DEFAULT_SHAPES: Final = (DraftSpec(),)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The arms, and the servers behind them.
+
+    Attributes:
+        arms: the arm without speculation comes first.
+        servers: how each server speculates, by its name; None does not speculate.
+        ngrams: names of the NGRAM arms.
+        trained: names of the arms with the last draft, which learned from the most traffic, one per shape.
+    """
+
+    arms: tuple[Arm, ...]
+    servers: dict[str, Eagle3 | Ngram | None]
+    ngrams: tuple[str, ...]
+    trained: tuple[str, ...]
+
+    @property
+    def off(self) -> str:
+        """The name of the arm without speculation."""
+        return self.arms[0].name
+
+
+def lineup_of(
+    checkpoints: Sequence[Checkpoint], ngram_tokens: Sequence[int], shapes: Sequence[DraftSpec] = DEFAULT_SHAPES
+) -> Lineup:
+    """No speculation, NGRAM at each of ``ngram_tokens``, and the drafts: the order of the first round.
+
+    All drafts share one server in the first of ``shapes``. The last draft also gets one server per further shape.
+    """
+    arms, servers = [Arm("off", OFF)], dict[str, Eagle3 | Ngram | None]({OFF: None})
+    for tokens in ngram_tokens:
+        arms.append(Arm(f"NGRAM, {tokens} tokens", f"ngram-{tokens}"))
+        servers[arms[-1].server] = Ngram(tokens)
+    ngrams = tuple(arm.name for arm in arms[1:])
+    first, last = checkpoints[0], checkpoints[-1]
+    servers[DRAFT] = Eagle3(first.draft.folder, first.draft.version, shapes[0])
+    arms += [Arm(one.name, DRAFT, one.draft) for one in checkpoints]
+    for shape in shapes[1:]:
+        arms.append(Arm(f"{last.name}, {describe_shape(shape)}", f"{DRAFT}-{len(servers)}", last.draft))
+        servers[arms[-1].server] = Eagle3(last.draft.folder, last.draft.version, shape)
+    trained = tuple(arm.name for arm in arms if arm.draft == last.draft)
+    return Lineup(tuple(arms), servers, ngrams, trained)
+
+
+def chat_texts(tokenizer: Any, messages: Sequence[str]) -> list[str]:
+    """Each message as the text of a chat request."""
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": m}], tokenize=False, add_generation_prompt=True)
+        for m in messages
+    ]
+
+
+async def measure_lineup(
+    domain: str, lineup: Lineup, plan: MeasurementPlan, learned_from: Sequence[str], folder: Path
+) -> Measured:
+    """Start the servers, measure, and stop the servers.
+
+    Args:
+        learned_from: the messages that the drafts learned from. NGRAM answers them before it is measured.
+        folder: for the servers' logs.
+    """
+    from transformers import AutoTokenizer
+
+    model = ensure_model()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    fresh_prompts, learned_prompts = (
+        [tokenizer(text)["input_ids"] for text in chat_texts(tokenizer, messages)]
+        for messages in (reserved(domain)[: plan.prompts_needed], learned_from)
+    )
+    warmup = chat_texts(tokenizer, traffic(domain)[: max(plan.concurrencies)])
+    spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
+    async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
+        await servers.learn_checksums(lineup.arms)
+        if lineup.ngrams:
+            began = time.monotonic()
+            await servers.feed_ngram(learned_prompts)
+            seconds = time.monotonic() - began
+            print(f"{domain}: NGRAM answered {len(learned_from)} requests in {seconds:.0f} s", flush=True)
+        return await measure(servers, plan, fresh_prompts, tokenizer.decode)
