@@ -2,16 +2,16 @@
 
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
-├── CaptureRefused          SGLang is not the one whose internals capture knows
 ├── EngineFault             SGLang refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended, or it hangs
+│       └── EngineUnreachable   the connection to SGLang failed
 ├── DraftRefused            a draft checkpoint is not one that an engine may load
 ├── SwapRefused             a swap request must not be obeyed
 ├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
 ├── TargetUnavailable       the target's files are missing or out of reach
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
-└── EngineMismatch          SGLang is not the one whose functions the CPU engine wraps
+└── EngineMismatch          SGLang is not the version whose functions our plugins wrap
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class TraceFormatError(RuntimeFault):
     """A shard's tensors contradict each other."""
 
 
-class CaptureRefused(RuntimeFault):
-    """SGLang is not the version, or its functions do not have the parameters, that capture knows."""
-
-
 class EngineFault(RuntimeFault):
     """SGLang did not start, or refused a call of its admin API."""
 
 
 class EngineGone(EngineFault):
     """SGLang gave no answer, so nothing is known of what it was asked: it ended, or it hangs."""
+
+
+class EngineUnreachable(EngineGone):
+    """The connection to SGLang could not be made, or broke before the answer: this may be the network's fault."""
 
 
 class DraftRefused(RuntimeFault):

@@ -22,7 +22,7 @@ from typing import Any
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
-from aurora_runtime.serving.pod_files import EngineState, PodFolder
+from aurora_runtime.serving.pod_files import PodFolder
 from tests.assets.sglang_server import free_port
 
 ADMIN_KEY = "admin-key-of-the-test"
@@ -118,7 +118,7 @@ class PodProcesses:
         }
 
     def stage(self, *, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
-        command = self._command("aurora_runtime.serving.agent", "stage", "--stage-timeout", "10")
+        command = self._command("aurora_runtime.serving.agent", "stage", "--stage-timeout-seconds", "10")
         return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout)
 
     @contextlib.contextmanager
@@ -172,9 +172,8 @@ class PodProcesses:
             keeper.join(2 * STOP_TIMEOUT_SECONDS)
 
     def _engine_ready(self) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return EngineState.from_json(self.folder.engine.read_bytes()).ready
-        return False
+        state = self.folder.read_engine_state()
+        return state is not None and state.ready
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[subprocess.Popen[bytes]]:

@@ -29,6 +29,7 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from aurora_store import ObjectStore, Registry
@@ -199,7 +200,7 @@ def _check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any])
     assert torch.allclose(mass, torch.ones_like(mass), atol=5e-3)
 
 
-def _same_states(trace: RequestTrace, target: Path) -> None:
+def _check_states(trace: RequestTrace, target: Path) -> None:
     """The captured states are those of these positions: compared with transformers' own forward pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -230,13 +231,13 @@ def test_traces_are_the_requests_that_were_served(world: World) -> None:
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
-    _same_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
+    _check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
     manifests = [world.registry.shard(key)[0] for key in world.registry.shard_keys(1)]
     assert all(manifest.draft_versions == (0,) for manifest in manifests)
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
 
 
-def test_no_key_is_shown(world: World) -> None:
+def test_keys_are_never_shown(world: World) -> None:
     assert ADMIN_KEY not in http_body(f"{world.pod.engine_url}/server_info").decode()
     assert ADMIN_KEY not in world.pod.log.read_text(errors="replace")
     assert http_status(f"{world.pod.engine_url}/pause_generation", body={"mode": "in_place"}) == 401
@@ -262,11 +263,11 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     before = [_stream(url, prompt, 48) for prompt in prompts]
     old = pod.state()
     assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
-    wish = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
+    swap = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
         time.sleep(0.5)
-        assert pod.request_swap(wish) == 202
+        assert pod.request_swap(swap) == 202
         new = pod.wait_until_swap_ends()
         during = [future.result() for future in running]
     assert during == before
@@ -276,17 +277,17 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     assert new.swap.pause_seconds is not None
     print(f"swap under load: generation paused for {new.swap.pause_seconds:.3f} s")
     assert pod.folder.current.resolve().name.startswith("00000001-")
-    assert pod.request_swap(wish) == 202, "asking again changes nothing"
+    assert pod.request_swap(swap) == 202, "a repeated request changes nothing"
     assert pod.wait_until_swap_ends().checksum == new.checksum
     assert pod.request_swap(SwapRequest(version=0, digest=world.versions[0].digest, epoch=1)) == 409, (
         "an older epoch is refused"
     )
     text = http_body(f"{pod.agent_url}/metrics").decode()
-    assert "aurora_draft_version 1.0" in text
-    assert 'aurora_swaps_total{result="success"} 1.0' in text
+    assert "aurora_agent_draft_version 1.0" in text
+    assert 'aurora_agent_swaps_total{result="success"} 1.0' in text
 
 
-def test_back_to_the_first_draft_gives_its_checksum_again(world: World) -> None:
+def test_a_swap_back_gives_the_first_checksum_again(world: World) -> None:
     pod = world.pod
     assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
     one = pod.wait_until_swap_ends()
@@ -324,13 +325,13 @@ def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(worl
     assert (after.version, after.checksum, after.engine_ready) == (before.version, before.checksum, True)
 
 
-def test_the_engine_outlives_a_file_that_cannot_be_loaded(world: World) -> None:
+def test_the_engine_survives_a_file_that_cannot_be_loaded(world: World) -> None:
     async def push() -> tuple[str, str]:
         async with ClientSession() as session:
             engine = SGLangClient(session, world.pod.engine_url, ADMIN_KEY)
-            before = await engine.checksum()
-            await engine.swap(Path("/nonexistent.safetensors"), world.pod.state().version or 0)
-            return before, await engine.checksum()
+            before = await engine.draft_checksum()
+            await load_in_pause(engine, Path("/nonexistent.safetensors"), world.pod.state().version or 0)
+            return before, await engine.draft_checksum()
 
     before, after = asyncio.run(push())
     assert before == after
@@ -350,9 +351,9 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
     async def pause_and_begin() -> bool:
         async with ClientSession() as session:
             engine = SGLangClient(session, pod.engine_url, ADMIN_KEY)
-            await engine.pause()
-            await engine.begin()
-            return await engine.ready()
+            await engine.pause_generation()
+            await engine.begin_weight_update()
+            return await engine.is_ready()
 
     assert asyncio.run(pause_and_begin()) is False
     with second.agent():
@@ -361,14 +362,14 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
         assert _generate(pod.engine_url, [1, 2, 3], 4)["output_ids"]
 
 
-def test_a_retracted_request_is_traced_whole(world: World) -> None:
+def test_a_retracted_request_is_traced_completely(world: World) -> None:
     """Retracting throws the running request back into the queue: it is prefilled again, with its answer so far."""
 
     async def retract() -> None:
         async with ClientSession() as session:
             engine = SGLangClient(session, world.pod.engine_url, ADMIN_KEY)
-            await engine._order("/pause_generation", {"mode": "retract"}, limit=60)
-            await engine.resume()
+            await engine._command("/pause_generation", {"mode": "retract"}, timeout_seconds=60)
+            await engine.resume_generation()
 
     prompt = _chat(world.target, "Tell me a story about a lighthouse.")
     with ThreadPoolExecutor(1) as client:
@@ -380,7 +381,7 @@ def test_a_retracted_request_is_traced_whole(world: World) -> None:
     wanted = tuple(prompt + answer["output_ids"])
     trace = _collect(world.registry, {wanted})[wanted]
     _check_trace(trace, prompt, answer)
-    _same_states(trace, world.target)
+    _check_states(trace, world.target)
 
 
 def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
@@ -399,10 +400,10 @@ def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
             _check_trace(trace, prompt, answer)
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
-        _same_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
+        _check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, "told to end, it ends well"
-        assert pod.folder.ending.exists(), "and says so to those who carry its traces away"
+        assert process.wait(60) == 0, "a launcher that is asked to stop exits with success"
+        assert pod.folder.stopping.exists(), "and tells capture and the agent"
         assert http_status(f"{pod.agent_url}/readyz") == 503
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(60) == 0
@@ -419,7 +420,7 @@ def _schedulers_of(launcher: int) -> list[int]:
     return [pid for pid, parent, name in rows if parent in engines and name.startswith("sglang::sched")]
 
 
-def test_when_the_engine_dies_so_does_its_container(world: World) -> None:
+def test_the_container_ends_with_an_error_when_the_engine_dies(world: World) -> None:
     """Last in this module: it ends the world's engine. SGLang's own exit code may be 0 even then."""
     (scheduler,) = _schedulers_of(world.engine.pid)
     os.kill(scheduler, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Stand-ins for faults that the real store and the real engine cannot be made to show.
+"""Stand-ins for the store and the engine that show faults which the real ones cannot be made to show.
 
-``FolderObjects`` keeps objects as files; ``FakeEngine`` speaks SGLang's admin API and can be told where to fail.
+``FolderObjects`` keeps objects as files. ``FakeEngine`` answers SGLang's admin API and fails where a test says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiohttp.test_utils import TestServer
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import Lineage, Registration, TargetIdentity, TensorSpec
-from aurora_runtime.serving.pod_files import Withdrawal
+from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
 from aurora_store.objects import ObjectInfo
@@ -131,26 +131,27 @@ def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *
 
 
 class FakeEngine:
-    """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to what goes wrong there:
+    """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to the fault there.
 
-    ``before``: 500, nothing done; ``after``: done, then 500; ``silent``: 200, nothing done; ``version``: the weights
-    load under another version; ``slow``: 200 after a while, nothing done; ``gone``: the connection ends instead of an
-    answer. A fault is used up by one call, unless it is in ``lasting``. Started without a ``key``, none must be shown.
+    ``before``: status 500, nothing done. ``after``: done, then status 500. ``silent``: status 200, nothing done.
+    ``unloaded``: the version changes, the weights stay. ``version``: the weights load under another version. ``slow``:
+    status 200 after a while, nothing done. ``gone``: the connection ends instead of an answer. One call uses up a
+    fault, unless ``faults_persist`` is set. An engine that was started without a ``key`` must be sent none.
     """
 
     def __init__(self, key: str | None = KEY) -> None:
         self.key = key
         self.ranks: int | None = 2
-        self.busy = False
+        self.has_running_requests = False
         self.weights = b""
         self.version = "0"
         self.paused = False
         self.updating = False
         self.faults: dict[str, str] = {}
-        self.lasting = False
+        self.faults_persist = False
         self.calls: list[str] = []
-        self.unfenced: list[str] = []
-        self.withdrawal: Path | None = None  # the file by which the real engine's guard goes
+        self.unpaused_updates: list[str] = []
+        self.withdrawal_file: Path | None = None  # the file that the real engine's guard reads
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -161,7 +162,7 @@ class FakeEngine:
                 web.get("/server_info", self._server),
                 web.get("/metrics/", self._metrics),
                 web.post("/flush_cache", self._flush),
-                *(web.post(f"/{name}", self._order) for name in self.ORDERS),
+                *(web.post(f"/{name}", self._admin_call) for name in self.ADMIN_ROUTES),
             ]
         )
         return app
@@ -170,9 +171,9 @@ class FakeEngine:
         return web.Response(status=503 if self.paused else 200)
 
     async def _info(self, _: web.Request) -> web.Response:
-        guarded = self.withdrawal is not None and self.withdrawal.exists()
-        held = Withdrawal.from_json(self.withdrawal.read_bytes()) if guarded and self.withdrawal else None
-        headers = {MEASUREMENT_HEADER: held.measurement} if held else {}
+        file = self.withdrawal_file
+        withdrawal = Withdrawal.from_json(file.read_bytes()) if file is not None and file.exists() else None
+        headers = {MEASUREMENT_HEADER: withdrawal.measurement} if withdrawal else {}
         return web.json_response({"weight_version": self.version}, headers=headers)
 
     async def _server(self, _: web.Request) -> web.Response:
@@ -180,12 +181,16 @@ class FakeEngine:
 
     async def _flush(self, request: web.Request) -> web.Response:
         assert int(request.query["timeout"]) > 0
-        return web.Response(status=400, text="not at rest") if self.busy else web.Response(text="Cache flushed.")
+        return (
+            web.Response(status=400, text="requests are running")
+            if self.has_running_requests
+            else web.Response(text="Cache flushed.")
+        )
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(text='# HELP x\nsglang:num_requests_total{a="b"} 2.0\n')
 
-    ORDERS = (
+    ADMIN_ROUTES = (
         "pause_generation",
         "begin_weight_update",
         "update_weights_from_tensor",
@@ -194,13 +199,13 @@ class FakeEngine:
         "weights_checker",
     )
 
-    async def _order(self, request: web.Request) -> web.Response:
+    async def _admin_call(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != (None if self.key is None else f"Bearer {self.key}"):
             return web.Response(status=401)
         name = request.path.removeprefix("/")
         body = await request.json()
         self.calls.append(name)
-        fault = self.faults.get(name, "") if self.lasting else self.faults.pop(name, "")
+        fault = self.faults.get(name, "") if self.faults_persist else self.faults.pop(name, "")
         if fault == "before":
             return web.json_response({"success": False, "message": "told to fail"}, status=500)
         if fault == "gone":
@@ -209,11 +214,11 @@ class FakeEngine:
             return web.Response()
         if fault == "slow":
             await asyncio.sleep(0.2)
-        idle = fault in ("silent", "slow")
-        answer = web.json_response({"success": True}) if idle else self._do(name, body, fault)
+        ignored = fault in ("silent", "slow")
+        answer = web.json_response({"success": True}) if ignored else self._apply(name, body, fault)
         return web.json_response({"success": False}, status=500) if fault == "after" else answer
 
-    def _do(self, name: str, body: dict[str, object], fault: str) -> web.Response:
+    def _apply(self, name: str, body: dict[str, object], fault: str) -> web.Response:
         if name == "pause_generation":
             assert body == {"mode": "in_place"}
             self.paused = True
@@ -224,7 +229,7 @@ class FakeEngine:
             self.updating = True
         elif name == "update_weights_from_tensor":
             if not (self.paused and self.updating):
-                self.unfenced.append(name)
+                self.unpaused_updates.append(name)
             self._load(body, fault)
         elif name == "end_weight_update":
             if not self.updating:
@@ -244,7 +249,8 @@ class FakeEngine:
         payloads = body["serialized_named_tensors"]
         assert isinstance(payloads, list)
         assert len(payloads) == self.ranks, "one per tensor-parallel rank"
-        self.weights = Path(path_of(payloads[0])).read_bytes()
+        if fault != "unloaded":
+            self.weights = Path(path_of(payloads[0])).read_bytes()
         self.version = "99" if fault == "version" else str(body["weight_version"])
 
     def checksum(self) -> str:

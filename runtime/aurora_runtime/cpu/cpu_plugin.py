@@ -9,15 +9,13 @@ SGLang has changed, it registers none and an error names the function.
 
 from __future__ import annotations
 
-import inspect
 import os
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aurora_runtime.cpu.launch_settings import ENGINE_SWITCH
-from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.sglang_version import require_parameters
 
 _BACKEND = "sglang.srt.layers.attention.intel_amx_backend.IntelAMXAttnBackend"
 _UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
@@ -80,23 +78,6 @@ _WEIGHT_WRITERS = (
 """Methods of SGLang's WeightUpdater that may write weights, with their parameters."""
 
 
-def check_signature(hook: Hook) -> None:
-    """Check that SGLang has the hook's target, with exactly the parameters that the wrapper was written for.
-
-    Raises:
-        EngineMismatch: the function is missing, or its parameters differ.
-    """
-    try:
-        target = pkgutil.resolve_name(hook.target)
-    except (ImportError, AttributeError) as error:
-        raise EngineMismatch(f"this SGLang has no {hook.target}: {error}") from error
-    parameters = tuple(inspect.signature(target).parameters)
-    if parameters != hook.parameters:
-        raise EngineMismatch(
-            f"{hook.target} takes {', '.join(parameters)}; the hook needs {', '.join(hook.parameters)}"
-        )
-
-
 def install() -> None:
     """Register the CPU engine's hooks with SGLang. Does nothing when a GPU serves.
 
@@ -109,6 +90,6 @@ def install() -> None:
 
     hooks = engine_hooks()
     for hook in hooks:
-        check_signature(hook)
+        require_parameters(hook.target, hook.parameters)
     for hook in hooks:
         HookRegistry.register(hook.target, hook.wrapper, HookType.AROUND)

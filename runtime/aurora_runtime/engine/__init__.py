@@ -1,10 +1,5 @@
-"""Stock SGLang as a process and an HTTP API, for whoever starts or serves one: launch, ask, swap a draft.
+"""Stock SGLang as a process and as an HTTP API: start a server, ask it, load another draft into it.
 
-Invariant: knows neither Kubernetes nor the store; imports neither sglang nor torch, but for `loader` and `vocabulary`,
-which SGLang itself imports inside its scheduler.
+Invariant: this package knows neither Kubernetes nor the store. It imports neither sglang nor torch, except in
+``weight_loader`` and ``vocabulary_plugin``, which SGLang itself imports inside its scheduler.
 """
-
-from typing import Final
-
-SGLANG_VERSION: Final = "0.5.23"
-"""The SGLang that this runtime knows from inside."""

@@ -1,7 +1,7 @@
-"""What SGLang's own metrics say of speculation: pure, on the text of its ``/metrics``.
+"""Reads counters of speculation from the text of SGLang's ``/metrics``. Pure.
 
-SGLang counts answer tokens, verify calls and requests when a request ends, and neither proposals nor acceptances: those
-are derived here, and only here.
+SGLang counts answer tokens, verify calls and requests when a request ends. It counts neither proposed nor accepted
+draft tokens: this module alone derives them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import re
 
 from aurora_protocol.agent_api import MAX_COUNT, LiveCounters
 
-_PACE = "sglang:request_time_per_output_token_seconds"
+_GAP_HISTOGRAM = "sglang:request_time_per_output_token_seconds"
 """One value per request that ended by itself: tokens of one request resemble each other, so requests are counted."""
-BEYOND = 60.0
-"""Seconds between tokens that a value after a histogram's last edge counts as."""
-_EDGE = re.compile(r'[{,]le="([^"]+)"')
+OVERFLOW_SECONDS = 60.0
+"""The time between tokens for which a value after the histogram's last edge counts."""
+_BUCKET_EDGE = re.compile(r'[{,]le="([^"]+)"')
 
 
 def parse_counters(text: str) -> dict[str, float]:
-    """Sum of each counter's series in Prometheus text, by name."""
+    """Each counter's value in Prometheus text by its name, summed over its series."""
     sums: dict[str, float] = {}
     for line in text.splitlines():
         if not line or line.startswith("#"):
@@ -32,31 +32,32 @@ def parse_counters(text: str) -> dict[str, float]:
     return sums
 
 
-def squares(text: str, histogram: str) -> float:
-    """Upper bound of the sum of squares of what a Prometheus ``histogram`` observed, in its unit squared.
+def sum_of_squares_bound(text: str, histogram: str) -> float:
+    """Upper bound of the sum of squares of the values in a Prometheus ``histogram``, in its unit squared.
 
-    A value counts as its bucket's upper edge, and as :data:`BEYOND` after the last edge, so a difference of the bound
-    is a bound for what came between. It holds for values up to :data:`BEYOND`.
+    A value counts as its bucket's upper edge, and as :data:`OVERFLOW_SECONDS` after the last edge. So the difference of
+    two bounds is a bound for the values between them. The bound holds for values up to :data:`OVERFLOW_SECONDS`.
     """
-    below: dict[float, float] = {}
-    start = f"{histogram}_bucket{{"
+    cumulative: dict[float, float] = {}
+    prefix = f"{histogram}_bucket{{"
     for line in text.splitlines():
-        found = _EDGE.search(line) if line.startswith(start) else None
-        if found is not None:
-            edge = float(found[1])
-            below[edge] = below.get(edge, 0.0) + float(line.rsplit(" ", 1)[1])
-    total, former = 0.0, 0.0
-    for edge, count in sorted(below.items()):
-        total += (count - former) * min(edge, BEYOND) ** 2
-        former = count
+        match = _BUCKET_EDGE.search(line) if line.startswith(prefix) else None
+        if match is not None:
+            edge = float(match[1])
+            cumulative[edge] = cumulative.get(edge, 0.0) + float(line.rsplit(" ", 1)[1])
+    total, previous_count = 0.0, 0.0
+    for edge, count in sorted(cumulative.items()):
+        total += (count - previous_count) * min(edge, OVERFLOW_SECONDS) ** 2
+        previous_count = count
     return total
 
 
 def live_counters(text: str, draft_tokens: int) -> LiveCounters:
-    """Speculation since the engine's start.
+    """Counters of speculation since the engine's start.
 
-    A round proposes ``draft_tokens - 1``; the first answer token comes from the prefill, and each round adds its
-    accepted drafts and one bonus token. A request cut short by its end token makes the estimate a little low.
+    A verify round proposes ``draft_tokens - 1`` tokens. The first answer token comes from the prefill, and each round
+    adds its accepted tokens and one bonus token. A request cut short by its end token makes the count of accepted
+    tokens a little too low.
     """
     sums = parse_counters(text)
     requests = int(sums.get("sglang:num_requests_total", 0))
@@ -69,8 +70,8 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
         "verify_rounds": rounds,
         "proposed": rounds * (draft_tokens - 1),
         "accepted": max(0, tokens - requests - rounds),
-        "gap_milliseconds": round(1000 * sums.get(f"{_PACE}_sum", 0.0)),
-        "gaps": int(sums.get(f"{_PACE}_count", 0)),
-        "gap_squares": math.ceil(1e6 * squares(text, _PACE)),
+        "gap_milliseconds": round(1000 * sums.get(f"{_GAP_HISTOGRAM}_sum", 0.0)),
+        "gaps": int(sums.get(f"{_GAP_HISTOGRAM}_count", 0)),
+        "gap_squares": math.ceil(1e6 * sum_of_squares_bound(text, _GAP_HISTOGRAM)),
     }
     return LiveCounters(**{name: min(count, MAX_COUNT) for name, count in counted.items()})

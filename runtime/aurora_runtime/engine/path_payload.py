@@ -1,8 +1,8 @@
-"""The body of SGLang's tensor update, written without torch: the path of a draft, for our loader.
+"""Writes the body of SGLang's tensor update without torch: a tensor that holds the path of a draft, for our loader.
 
-SGLang takes ``[(name, tensor)]`` as pickle, read by an unpickler that admits tensor types only
-(sglang/srt/utils/common.py:3144). We send exactly one value of one fixed shape, so its opcodes are written here rather
-than carrying torch into the sidecar. We only ever send pickle, because that API asks for it; none is read.
+SGLang takes ``[(name, tensor)]`` as pickle and reads it with an unpickler that admits tensor types only
+(sglang/srt/utils/common.py:3144). We send exactly one value of one fixed shape, so this module writes its opcodes
+itself and the agent does without torch. We send pickle because SGLang's API asks for it, and never read any.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Final
 
 LOADER: Final = "aurora_runtime.engine.weight_loader.load_draft"
-"""By this name SGLang is started with the loader (``--custom-weight-loader``) and told to use it (``load_format``)."""
+"""The loader's name, both at SGLang's start (``--custom-weight-loader``) and in an update (``load_format``)."""
 PATH_TENSOR: Final = "aurora.path"
 """Name of the uint8 tensor that carries the path of a draft file to the loader."""
 
 
-def _text(value: str) -> bytes:
+def _pickled_text(value: str) -> bytes:
     data = value.encode()
     return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
 
 
 def path_payload(path: Path) -> str:
-    """An entry of ``serialized_named_tensors``, which takes one per tensor-parallel rank.
+    """One entry of ``serialized_named_tensors``, which takes one entry per tensor-parallel rank.
 
     Base64 of a pickle (protocol 2) of ``[("aurora.path", torch.ByteTensor([*path]))]``, the path in UTF-8.
     """
@@ -37,6 +37,6 @@ def path_payload(path: Path) -> str:
             *(pickle.TUPLE1, pickle.REDUCE),
         ]
     )
-    entry = _text(PATH_TENSOR) + tensor + pickle.TUPLE2
+    entry = _pickled_text(PATH_TENSOR) + tensor + pickle.TUPLE2
     whole = pickle.PROTO + b"\x02" + pickle.EMPTY_LIST + pickle.MARK + entry + pickle.APPENDS + pickle.STOP
     return base64.b64encode(whole).decode()

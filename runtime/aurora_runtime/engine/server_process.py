@@ -1,12 +1,14 @@
-"""A stock SGLang server as a child process: its command line, its environment, its start and its certain end.
+"""A stock SGLang server as a child process: command line, environment, start, readiness and stop.
 
-Invariant: a server that was started is gone when :meth:`EngineProcess.stop` returns. It runs in a process group of its
-own and is asked first, by SIGTERM to the main process only: SGLang's scheduler dies of a signal to the whole group.
-Servers that are compared are built from one :class:`EngineSpec`, so that they differ in their speculation alone.
+Invariants: a server that was started is gone when :meth:`EngineProcess.stop` returns. The server runs in a process
+group of its own. It is first asked to stop by SIGTERM to the main process only, because SGLang's scheduler dies of a
+signal to the whole group. Servers that are compared are built from one :class:`EngineSpec`, so that they differ in
+their speculation alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -16,29 +18,31 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aurora_runtime.cpu import launch_settings as cpu
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 8.0
+"""How long a server may take to end after SIGTERM before it is killed."""
+READY_POLL_SECONDS = 0.25
+LOG_TAIL_BYTES = 16384
 PORTS = range(20000, 32000)
 """Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
-_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception|Exhausted): ")
+_ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Exhausted): ")
 """The last line of a traceback."""
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_STORE_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What all compared servers have in common. ``kv_tokens`` bounds the KV cache of each."""
+    """What all compared servers have in common. ``kv_tokens`` is the size of each KV cache."""
 
     model: str
     device: str  # "cpu" or "cuda"
@@ -48,7 +52,7 @@ class EngineSpec:
     extra_args: tuple[str, ...] = ()
 
     def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
-        """The command line. ``memory_share`` is of the GPU memory free when the server starts."""
+        """The command line. ``memory_share`` is the share of the GPU memory that is free when the server starts."""
         command = [
             *(
                 str(Path(sys.executable).with_name("sglang")),
@@ -72,7 +76,7 @@ class EngineSpec:
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """The server's environment: ``base`` without the store's credentials, with no trace capture."""
-        variables = {name: value for name, value in base.items() if name not in _SECRETS}
+        variables = {name: value for name, value in base.items() if name not in _STORE_CREDENTIALS}
         variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
         variables |= {"TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cpu":
@@ -82,7 +86,7 @@ class EngineSpec:
 
 @dataclass
 class EngineProcess:
-    """One server. Use :meth:`start`, :meth:`wait_ready`, and :meth:`stop` in a ``finally``."""
+    """One server. Call :meth:`start`, then :meth:`wait_ready`, and :meth:`stop` in a ``finally``."""
 
     name: str
     log_file: Path
@@ -111,36 +115,43 @@ class EngineProcess:
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait for ``/ready`` until ``deadline`` (monotonic). Raises :class:`EngineFault` with the end of the log."""
+        """Wait for ``/ready`` until ``deadline`` (monotonic); call it from a thread without an event loop.
+
+        Raises :class:`EngineFault` with the end of the log.
+        """
+        asyncio.run(self._wait_ready(deadline))
+
+    async def _wait_ready(self, deadline: float) -> None:
         began = time.monotonic()
-        while time.monotonic() < deadline:
-            if not self.alive():
-                why = cause(self.tail(lines=200))
-                raise EngineFault(f"engine {self.name} exited while starting{why}; the end of its log:\n{self.tail()}")
-            with (
-                contextlib.suppress(OSError, urllib.error.URLError),
-                urllib.request.urlopen(f"{self.url}/ready", timeout=5),  # noqa: S310 - our own http URL
-            ):
-                log.info("engine %s: ready after %.0f s", self.name, time.monotonic() - began)
-                return
-            time.sleep(0.25)
+        async with open_session() as session:
+            client = SGLangClient(session, self.url)
+            while time.monotonic() < deadline:
+                if not self.alive():
+                    why = error_in_log(self.tail(lines=200))
+                    raise EngineFault(
+                        f"engine {self.name} exited while starting{why}; the end of its log:\n{self.tail()}"
+                    )
+                if await client.is_ready():
+                    log.info("engine %s: ready after %.0f s", self.name, time.monotonic() - began)
+                    return
+                await asyncio.sleep(READY_POLL_SECONDS)
         raise EngineFault(f"engine {self.name} was not ready in time; the end of its log:\n{self.tail()}")
 
     def tail(self, lines: int = 15) -> str:
         """The end of the server's log. SGLang does not log requests' texts unless told to."""
         with self.log_file.open("rb") as file:
-            file.seek(max(0, self.log_file.stat().st_size - 16384))
+            file.seek(max(0, self.log_file.stat().st_size - LOG_TAIL_BYTES))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
     def ask_to_stop(self) -> None:
-        """Ask the server to end and return at once, so that several can end at the same time before :meth:`stop`."""
+        """Ask the server to stop and return at once, so that several servers can end at the same time."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """End the server and whatever is left of its group; harmless when it is gone already.
+        """End the server and the rest of its process group; harmless when the server is gone already.
 
-        The callers' requests are over: it is killed when it has not ended within :data:`STOP_SECONDS`.
+        A server that has not ended within :data:`STOP_SECONDS` is killed: no caller waits for an answer any more.
         """
         process = self._process
         if process is None:
@@ -155,14 +166,14 @@ class EngineProcess:
         self._process = None
 
 
-def cause(log_text: str) -> str:
-    """``: `` and the last error that a server's log names; empty when it names none."""
-    found = [line.strip() for line in log_text.splitlines() if _ERROR.match(line.strip())]
-    return f": {found[-1][:300]}" if found else ""
+def error_in_log(log_text: str) -> str:
+    """``: `` and the last error that a server's log names; empty when the log names none."""
+    errors = [line.strip() for line in log_text.splitlines() if _ERROR_LINE.match(line.strip())]
+    return f": {errors[-1][:300]}" if errors else ""
 
 
 def free_port() -> int:
-    """A TCP port free now."""
+    """A TCP port that is free now."""
     start = PORTS.start + (os.getpid() * 37 + time.monotonic_ns()) % len(PORTS)
     for offset in range(len(PORTS)):
         port = PORTS.start + (start - PORTS.start + offset) % len(PORTS)

@@ -1,9 +1,9 @@
-"""A client of SGLang's admin API: what one engine holds, and the draft-only swap of a running one.
+"""The one HTTP client of SGLang: requests for answers, and the admin API of one engine.
 
-Invariants: a pause that may have begun is always ended, whatever an answer said; every call has a time limit and fails
-as an :class:`EngineFault` with the route and the reason, never with the key; fields with dangerous defaults are always
-sent: pausing aborts requests by default, and an update touches the target by default and flushes the cache. Routes and
-fields as of SGLang 0.5.23 (sglang/srt/managers/io_struct.py:1927-2230).
+Invariants: every call has a time limit; a failed call raises :class:`EngineFault` with the route and the reason, never
+with the key. Fields with dangerous defaults are always sent: by default SGLang aborts requests when it pauses, and an
+update touches the target and flushes the cache. Routes and fields are those of SGLang 0.5.23
+(sglang/srt/managers/io_struct.py:1927-2230).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,148 +22,166 @@ import aiohttp
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, LiveCounters
 from aurora_runtime.engine.live_counters import live_counters
 from aurora_runtime.engine.path_payload import LOADER, path_payload
-from aurora_runtime.errors import EngineFault, EngineGone
+from aurora_runtime.errors import EngineFault, EngineGone, EngineUnreachable
 
-SHORT_S: Final = 5.0
-CONTROL_S: Final = 60.0
-UPDATE_S: Final = 300.0
-FLUSH_S: Final = 10
+QUERY_SECONDS: Final = 5.0
+"""Time limit of calls that only read a value."""
+CONTROL_SECONDS: Final = 60.0
+"""Time limit of admin calls."""
+UPDATE_SECONDS: Final = 300.0
+"""Time limit of a weight update."""
+FLUSH_SECONDS: Final = 10
 """How long SGLang may wait for its last requests to end before it refuses to flush."""
 RESUME_RETRIES: Final = 2
+RESUME_BACKOFF_SECONDS: Final = 0.2
 
 
-def session() -> aiohttp.ClientSession:
-    """For calls to engines, each on a connection of its own.
+def open_session() -> aiohttp.ClientSession:
+    """A session for calls to engines, each call on a connection of its own.
 
-    SGLang closes one that idles for 5 s (``SGLANG_TIMEOUT_KEEP_ALIVE``), aiohttp keeps it for 15, and an order that
-    meets the end of it is lost: a swap or a measurement failed for nothing.
+    SGLang closes a connection that idles for 5 s (``SGLANG_TIMEOUT_KEEP_ALIVE``), while aiohttp keeps it for 15 s. A
+    call sent on a connection that SGLang is closing is lost, and a swap or a measurement failed for no other reason.
     """
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
 
 @dataclass(frozen=True)
 class SGLangClient:
-    """Calls to the engine at ``url``. The session is the caller's; a server started without a key needs none."""
+    """Calls to the engine at ``url``. The caller owns the session.
+
+    Every method raises :class:`EngineFault` when the engine refuses, :class:`EngineGone` when there is no answer, and
+    :class:`EngineUnreachable` when the connection failed.
+
+    Args:
+        key: the admin key; a server that was started without one needs none.
+        headers: further headers of every request.
+    """
 
     session: aiohttp.ClientSession
     url: str
     key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None, *, limit: float) -> bytes:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of the answer."""
+        headers = dict(self.headers) | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         try:
             async with self.session.request(
-                method, self.url + path, json=body, headers=headers, timeout=aiohttp.ClientTimeout(total=limit)
+                method, self.url + path, json=body, headers=headers, timeout=timeout
             ) as answer:
                 data = await answer.read()
+        except aiohttp.ClientConnectionError as error:
+            raise EngineUnreachable(f"{path}: {type(error).__name__}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineGone(f"{path}: {type(error).__name__}") from error
         if answer.status != 200:
             raise EngineFault(f"{path}: {answer.status} {data[:300].decode(errors='replace')}")
-        return data
+        return data, answer.headers
 
-    async def _json(self, method: str, path: str, body: dict[str, Any] | None = None, *, limit: float) -> Any:
-        data = await self._call(method, path, body, limit=limit)
+    async def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
+    ) -> Any:
+        data, _ = await self._call(method, path, body, timeout_seconds=timeout_seconds)
         try:
             return json.loads(data)
         except ValueError as error:
             raise EngineFault(f"{path}: the answer is not JSON") from error
 
-    async def _order(self, path: str, body: dict[str, Any], *, limit: float) -> None:
-        answer = await self._json("POST", path, body, limit=limit)
+    async def _command(self, path: str, body: Mapping[str, Any], *, timeout_seconds: float) -> None:
+        """A call of the admin API; its answer may report a failure with status 200."""
+        answer = await self._json("POST", path, body, timeout_seconds=timeout_seconds)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise EngineFault(f"{path}: {str(answer.get('message'))[:300]}")
 
-    async def ready(self) -> bool:
-        """Whether the engine takes requests now; false while it is paused, starts or is gone."""
+    # questions and answers -----------------------------------------------------------------------------------------
+
+    async def is_ready(self) -> bool:
+        """Whether the engine takes requests now; false while it is paused, starting or gone."""
         try:
-            await self._call("GET", "/ready", limit=SHORT_S)
+            await self._call("GET", "/ready", timeout_seconds=QUERY_SECONDS)
         except EngineFault:
             return False
         return True
 
-    async def guarded(self) -> str:
-        """The measurement for which the engine's guard stands; empty when it does not."""
-        try:
-            async with self.session.get(
-                f"{self.url}/model_info", timeout=aiohttp.ClientTimeout(total=SHORT_S)
-            ) as answer:
-                return answer.headers.get(MEASUREMENT_HEADER, "")
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineFault(f"/model_info: {type(error).__name__}") from error
+    async def generate(self, body: Mapping[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
+        """SGLang's answer to one ``/generate`` request."""
+        answer = await self._json("POST", "/generate", body, timeout_seconds=timeout_seconds)
+        if not isinstance(answer, dict):
+            raise EngineFault("/generate: the answer is not an object")
+        return answer
 
-    async def version(self) -> int:
-        """The draft version that the engine holds."""
-        info = await self._json("GET", "/model_info", limit=SHORT_S)
-        text = str(info.get("weight_version", ""))
-        if not text.isdecimal():
-            raise EngineFault(f"/model_info: weight_version {text!r} is not a version of ours")
-        return int(text)
+    async def guarding_measurement(self) -> str:
+        """The measurement for which the engine's guard is in place; empty when there is no guard."""
+        _, headers = await self._call("GET", "/model_info", timeout_seconds=QUERY_SECONDS)
+        return headers.get(MEASUREMENT_HEADER, "")
 
-    async def counters(self, draft_tokens: int) -> LiveCounters:
-        text = await self._call("GET", "/metrics/", limit=SHORT_S)
-        return live_counters(text.decode(), draft_tokens)
+    async def server_info(self) -> str:
+        """SGLang's resolved arguments, as it shows them to everybody."""
+        data, _ = await self._call("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
+        return data.decode(errors="replace")
 
-    async def checksum(self) -> str:
-        """One digest over the checksums of the draft's weights on every rank, in the order of ranks.
-
-        Not SGLang's ``per_engine_checksum``: that is one of nothing, and still a checksum, when there is no draft.
-        """
-        answer = await self._json(
-            "POST", "/weights_checker", {"action": "checksum", "selector": "draft"}, limit=CONTROL_S
-        )
-        try:
-            essence = [rank["checksums"] for rank in answer["ranks"]]
-        except (KeyError, TypeError) as error:
-            raise EngineFault("/weights_checker: no checksums in the answer") from error
-        if not essence or not all(essence):
-            raise EngineFault("/weights_checker: no draft weights in the answer")
-        return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
-
-    async def flush(self) -> None:
-        """Empty the prefix cache; raises :class:`EngineFault` when the engine does not come to rest."""
-        await self._call("POST", f"/flush_cache?timeout={FLUSH_S}", {}, limit=CONTROL_S)
-
-    async def ranks(self) -> int:
-        """Tensor-parallel ranks: an update carries one payload for each."""
-        info = await self._json("GET", "/server_info", limit=CONTROL_S)
+    async def tensor_parallel_ranks(self) -> int:
+        """How many tensor-parallel ranks there are: an update carries one payload for each."""
+        info = await self._json("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
         try:
             return int(info["tp_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise EngineFault("/server_info: no tp_size in the answer") from error
 
-    async def swap(self, weights: Path, version: int) -> float:
-        """Load the draft in the file ``weights`` (as the engine sees it) in a pause, and call it ``version``.
+    async def live_counters(self, draft_tokens: int) -> LiveCounters:
+        """Speculation since the engine's start; see :func:`aurora_runtime.engine.live_counters.live_counters`."""
+        text, _ = await self._call("GET", "/metrics/", timeout_seconds=QUERY_SECONDS)
+        return live_counters(text.decode(), draft_tokens)
 
-        Requests under way keep their state and go on afterwards. Success means that the engine said so: it also does
-        for a file that it could not load, so the caller compares :meth:`version` and :meth:`checksum`.
+    # the draft -----------------------------------------------------------------------------------------------------
 
-        Returns: seconds that generation stood still.
+    async def draft_version(self) -> int:
+        """The version of the draft that the engine holds."""
+        info = await self._json("GET", "/model_info", timeout_seconds=QUERY_SECONDS)
+        text = str(info.get("weight_version", ""))
+        if not text.isdecimal():
+            raise EngineFault(f"/model_info: weight_version {text!r} is not the number of a draft version")
+        return int(text)
+
+    async def draft_checksum(self) -> str:
+        """One digest over the checksums of the draft's weights on every rank, in the order of ranks.
+
+        SGLang's own ``per_engine_checksum`` is not used: without a draft it is still a checksum, of nothing.
         """
-        ranks = await self.ranks()  # before the pause: this answer may take the engine a while
-        began = time.monotonic()
-        ended = False
+        body = {"action": "checksum", "selector": "draft"}
+        answer = await self._json("POST", "/weights_checker", body, timeout_seconds=CONTROL_SECONDS)
         try:
-            await self.pause()
-            await self.begin()
-            await self.update(weights, version, ranks)
-            await self.end()
-            ended = True
-        finally:  # whatever an answer said, the call may have had its effect
-            if not ended:
-                with contextlib.suppress(EngineFault):
-                    await self.end()
-            await self.resume()
-        return time.monotonic() - began
+            checksums = [rank["checksums"] for rank in answer["ranks"]]
+        except (KeyError, TypeError) as error:
+            raise EngineFault("/weights_checker: no checksums in the answer") from error
+        if not checksums or not all(checksums):
+            raise EngineFault("/weights_checker: no draft weights in the answer")
+        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
-    async def pause(self) -> None:
+    async def flush_prefix_cache(self) -> None:
+        """Empty the prefix cache; raises :class:`EngineFault` while requests are running."""
+        await self._call("POST", f"/flush_cache?timeout={FLUSH_SECONDS}", {}, timeout_seconds=CONTROL_SECONDS)
+
+    async def is_idle(self) -> bool:
+        """Whether no request is running; the prefix cache is empty then."""
+        try:
+            await self.flush_prefix_cache()
+        except EngineFault:
+            return False
+        return True
+
+    async def pause_generation(self) -> None:
         """Stop generation where it is: running requests keep their state, new ones wait."""
-        await self._order("/pause_generation", {"mode": "in_place"}, limit=CONTROL_S)
+        await self._command("/pause_generation", {"mode": "in_place"}, timeout_seconds=CONTROL_SECONDS)
 
-    async def begin(self) -> None:
-        await self._order("/begin_weight_update", {"selector": "draft"}, limit=CONTROL_S)
+    async def begin_weight_update(self) -> None:
+        await self._command("/begin_weight_update", {"selector": "draft"}, timeout_seconds=CONTROL_SECONDS)
 
-    async def update(self, weights: Path, version: int, ranks: int) -> None:
+    async def update_draft(self, weights: Path, version: int, ranks: int) -> None:
+        """Load the draft in the file ``weights`` (as the engine sees it) and call it ``version``."""
         body = {
             "serialized_named_tensors": [path_payload(weights)] * ranks,
             "selector": "draft",
@@ -172,19 +190,25 @@ class SGLangClient:
             "weight_version": str(version),
             "abort_all_requests": False,
         }
-        await self._order("/update_weights_from_tensor", body, limit=UPDATE_S)
+        await self._command("/update_weights_from_tensor", body, timeout_seconds=UPDATE_SECONDS)
 
-    async def end(self) -> None:
-        await self._order("/end_weight_update", {}, limit=CONTROL_S)
+    async def end_weight_update(self) -> None:
+        await self._command("/end_weight_update", {}, timeout_seconds=CONTROL_SECONDS)
 
-    async def resume(self) -> None:
-        """Go on; retried, because an engine left paused serves nobody. Harmless when nothing is paused."""
-        order = {"torch_empty_cache": False}
+    async def resume_generation(self) -> None:
+        """Continue generation; harmless when nothing is paused. Retried, because a paused engine serves nobody."""
+        body = {"torch_empty_cache": False}
         for attempt in range(RESUME_RETRIES):
             try:
-                await self._order("/continue_generation", order, limit=CONTROL_S)
+                await self._command("/continue_generation", body, timeout_seconds=CONTROL_SECONDS)
             except EngineFault:
-                await asyncio.sleep(0.2 * (attempt + 1))
+                await asyncio.sleep(RESUME_BACKOFF_SECONDS * (attempt + 1))
             else:
                 return
-        await self._order("/continue_generation", order, limit=CONTROL_S)
+        await self._command("/continue_generation", body, timeout_seconds=CONTROL_SECONDS)
+
+    async def close_interrupted_update(self) -> None:
+        """End an update that a caller who died left open, and resume generation."""
+        with contextlib.suppress(EngineFault):  # refused when no update was begun
+            await self.end_weight_update()
+        await self.resume_generation()

@@ -1,4 +1,4 @@
-"""SGLang's flags of speculative decoding: pure, and spelt once, so that what is measured is what is served."""
+"""SGLang's flags of speculative decoding, written once so that the validator measures what pods serve. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aurora_runtime.engine.path_payload import LOADER
 
 @dataclass(frozen=True)
 class Eagle3:
-    """A draft in ``folder``, used as ``spec`` says and swappable; ``version`` is what the engine will report."""
+    """A swappable draft in ``folder``, used as ``spec`` says; the engine will report ``version``."""
 
     folder: Path
     version: int
@@ -30,7 +30,7 @@ class Eagle3:
 
 @dataclass(frozen=True)
 class Ngram:
-    """No draft model: continuations of what was seen before."""
+    """SGLang's NGRAM: no draft model, proposals are continuations of text seen before."""
 
     draft_tokens: int
 

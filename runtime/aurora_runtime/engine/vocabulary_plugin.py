@@ -1,59 +1,59 @@
-"""The entry point ``sglang.srt.plugins: aurora_vocabulary``: a running engine takes another vocabulary map.
+"""The entry point ``sglang.srt.plugins: aurora_vocabulary``: lets a running engine take another vocabulary map.
 
 Stock SGLang copies a draft's map (draft id to target id) into its worker once, at the start
-(sglang/srt/speculative/eagle_worker_v2.py:365-369). The hook makes worker and model share one tensor, a buffer of the
-model's, so that a swap can write another map into it; captured CUDA graphs read the same memory. Being a buffer it is
-part of the checksum that is compared after a swap.
+(sglang/srt/speculative/eagle_worker_v2.py:365-369). The hook makes the worker and the model share one tensor, a buffer
+of the model, so that a swap can write another map into this tensor. Captured CUDA graphs read the same memory. As a
+buffer the map is part of the checksum that is compared after a swap.
 
-Invariant: a map changes only together with the weights that speak it. Drafts that were proposed with the former pair
-and mapped by the new one are at most the first of each running request, and the target rejects what is wrong.
+Invariant: a map changes only together with the weights that were trained with it. Tokens that were proposed under the
+old pair and mapped by the new one are at most the first of each running request, and the target rejects wrong ones.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version as version_of
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from aurora_runtime.engine import SGLANG_VERSION
 from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.sglang_version import require_sglang
 
 PLUGIN: Final = "aurora_vocabulary"
 """The entry point's name, for ``SGLANG_PLUGINS``."""
-START: Final = "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker.init_lm_head"
-_BUFFER: Final = "hot_token_id"
+HOOKED_FUNCTION: Final = "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker.init_lm_head"
+_MAP_BUFFER: Final = "hot_token_id"
 
 
-def join(result: None, worker: Any, *args: object, **kwargs: object) -> None:
-    """After :data:`START`: the model's map becomes the worker's tensor, on the worker's device."""
+def share_map(result: None, worker: Any, *args: object, **kwargs: object) -> None:
+    """Runs after :data:`HOOKED_FUNCTION`: the worker's tensor, on the worker's device, becomes the model's map."""
     model, ids = worker.draft_runner.model, worker.hot_token_id
-    if ids is None or not hasattr(model, _BUFFER):
+    if ids is None or not hasattr(model, _MAP_BUFFER):
         return
-    delattr(model, _BUFFER)  # a plain attribute in SGLang, which no checksum sees
-    model.register_buffer(_BUFFER, ids, persistent=False)
+    delattr(model, _MAP_BUFFER)  # a plain attribute in SGLang, which no checksum sees
+    model.register_buffer(_MAP_BUFFER, ids, persistent=False)
 
 
-def replace(model: torch.nn.Module, offsets: Tensor) -> None:
-    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id less draft id) in place of the model's.
+def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
+    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id less draft id) over the model's map.
 
-    Raises :class:`EngineMismatch` when it is another map and this engine was started without the hook.
+    Raises :class:`EngineMismatch` when the map differs and this engine was started without the hook.
     """
     ids = offsets + torch.arange(offsets.shape[0])
-    held = getattr(model, _BUFFER, None)
-    if held is not None and held.shape == ids.shape and torch.equal(held.cpu(), ids):
+    current = getattr(model, _MAP_BUFFER, None)
+    if current is not None and current.shape == ids.shape and torch.equal(current.cpu(), ids):
         return
-    if _BUFFER not in dict(model.named_buffers(recurse=False)):
-        raise EngineMismatch(f"another vocabulary map needs the plugin {PLUGIN}: is it in SGLANG_PLUGINS?")
-    assert isinstance(held, Tensor)
-    held.copy_(ids)
+    if _MAP_BUFFER not in dict(model.named_buffers(recurse=False)):
+        raise EngineMismatch(
+            f"this draft has another vocabulary map, which needs the plugin {PLUGIN}: add it to SGLANG_PLUGINS"
+        )
+    assert isinstance(current, Tensor)
+    current.copy_(ids)
 
 
 def install() -> None:
-    """Register the hook; it does nothing where no draft is served. Raises :class:`EngineMismatch`."""
-    if (found := version_of("sglang")) != SGLANG_VERSION:
-        raise EngineMismatch(f"SGLang {found} is installed; {PLUGIN} knows {SGLANG_VERSION}")
+    """Register the hook, which does nothing where no draft is served. Raises :class:`EngineMismatch`."""
+    require_sglang(f"the plugin {PLUGIN}")
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(START, join, HookType.AFTER)
+    HookRegistry.register(HOOKED_FUNCTION, share_map, HookType.AFTER)

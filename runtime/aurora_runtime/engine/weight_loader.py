@@ -1,9 +1,10 @@
-"""SGLang's custom weight loader: the draft's weights from a file in the pod, its path sent as one small tensor.
+"""SGLang's custom weight loader: reads the draft's weights from a file in the pod, whose path arrives as a tensor.
 
-Imported by SGLang alone, inside its scheduler: it needs torch. Called as ``fn(model, named_tensors)``
-(sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: never raises, because SGLang does
-not catch here and would end. When the file cannot be loaded the old weights stay, and the checksum that the caller
-compares tells. Names, shapes, dtypes, digest and map were checked before (:mod:`aurora_runtime.engine.draft_check`).
+Only SGLang imports this module, inside its scheduler, because it needs torch. SGLang calls ``fn(model, named_tensors)``
+(sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: the loader never raises, because
+SGLang does not catch here and would end. When the file cannot be loaded the old weights stay, and the caller sees the
+failure by the checksum. Names, shapes, dtypes, digest and map were checked before
+(:mod:`aurora_runtime.engine.draft_check`).
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ log = logging.getLogger(__name__)
 
 
 def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
-    """Load the safetensors file whose path the tensor ``aurora.path`` [bytes] uint8 spells into ``model``.
+    """Load into ``model`` the safetensors file whose path is in the tensor ``aurora.path`` ``[bytes]`` uint8.
 
-    Left out are the embedding, which in SGLang is the target's own parameter (sglang/srt/models/llama.py:910), and the
-    inverse map, for which it has no use (sglang/srt/models/llama_eagle3.py:355).
+    Two tensors are left out: the embedding, which in SGLang is the target's own parameter
+    (sglang/srt/models/llama.py:910), and the inverse map, which SGLang does not use
+    (sglang/srt/models/llama_eagle3.py:355).
     """
     try:
         path = bytes(dict(named_tensors)[PATH_TENSOR].tolist()).decode()
         tensors = load_file(path)
         offsets = tensors.pop(VOCABULARY_MAP)
         tensors.pop(INVERSE_MAP, None)
-        vocabulary_plugin.replace(model, offsets)  # first: it may refuse
+        vocabulary_plugin.replace_map(model, offsets)  # first, because it may refuse
         model.load_weights([(n, t) for n, t in tensors.items() if "embed_tokens" not in n])
-    except Exception:  # whatever it is: past this frame it would end the engine
-        log.exception("aurora: the draft was not loaded, the old weights stay")
+    except Exception:  # any error that left this frame would end the engine
+        log.exception("aurora: the draft was not loaded; the engine keeps the old weights")

@@ -1,34 +1,25 @@
-"""The entry point ``sglang.srt.plugins: aurora_capture``: checks what it hooks, refuses loudly, then hooks.
+"""The entry point ``sglang.srt.plugins: aurora_capture``: installs the redaction, the guard and the trace hooks.
 
 SGLang only logs a plugin that fails, and serves without it. So a refusal is also written to ``capture.json``, where the
-launcher, which demands a captured probe before the pod is ready, finds the reason. Without ``AURORA_CAPTURE`` in the
-environment nothing is done: the package may be installed beside any SGLang.
+launcher finds the reason: the pod is not ready before a probe request was captured. Without ``AURORA_CAPTURE`` in the
+environment the plugin does nothing, so that the package may be installed beside any SGLang.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import operator
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from aurora_runtime.engine import SGLANG_VERSION
-from aurora_runtime.errors import CaptureRefused
-from aurora_runtime.serving.pod_files import (
-    CAPTURE_VARIABLE,
-    CaptureSettings,
-    CaptureState,
-    PodFolder,
-    write_atomically,
-)
+from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.sglang_version import require_parameters, require_sglang
 
-SAMPLE: Final = "sglang.srt.speculative.eagle_utils:eagle_sample"
-PREFILL: Final = "sglang.srt.speculative.eagle_worker_v2:EAGLEWorkerV2._forward_prefill_batch"
+SAMPLE: Final = "sglang.srt.speculative.eagle_utils.eagle_sample"
+PREFILL: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2._forward_prefill_batch"
 SIGNATURES: Final = {
     SAMPLE: (
         "verify_input",
@@ -41,34 +32,21 @@ SIGNATURES: Final = {
     ),
     PREFILL: ("self", "batch", "on_publish", "pp_proxy_tensors", "coordination_plan"),
 }
-"""Parameters, in order, of the functions hooked, as of SGLang 0.5.23."""
+"""Parameters, in order, of the hooked functions in SGLang 0.5.23."""
 
 
-def _resolve(target: str) -> Callable[..., Any]:
-    module, _, path = target.partition(":")
-    found: Callable[..., Any] = operator.attrgetter(path)(importlib.import_module(module))
-    return found
-
-
-def check() -> None:
-    """Raise :class:`CaptureRefused` unless this is the SGLang whose internals the hooks know."""
-    found = version_of("sglang")
-    if found != SGLANG_VERSION:
-        raise CaptureRefused(f"SGLang {found} is installed; capture knows {SGLANG_VERSION}")
-    for target, expected in SIGNATURES.items():
-        try:
-            parameters = tuple(inspect.signature(_resolve(target)).parameters)
-        except (ImportError, AttributeError) as error:
-            raise CaptureRefused(f"{target} cannot be had: {error}") from error
-        if parameters != expected:
-            raise CaptureRefused(f"{target} takes {parameters}, expected {expected}")
+def check_sglang() -> None:
+    """Raise :class:`EngineMismatch` unless this is the SGLang whose internals the hooks know."""
+    require_sglang("trace capture")
+    for target, parameters in SIGNATURES.items():
+        require_parameters(target, parameters)
 
 
 def install() -> None:
     """Register the hooks in this process.
 
     Raises:
-        CaptureRefused: SGLang is not what the hooks know; ``capture.json`` says why.
+        EngineMismatch: this is not the SGLang that the hooks know; ``capture.json`` holds the reason.
     """
     text = os.environ.get(CAPTURE_VARIABLE)
     if not text:
@@ -78,18 +56,22 @@ def install() -> None:
 
     from aurora_runtime.serving import log_redaction, measurement_guard
 
-    HookRegistry.register(measurement_guard.AUTHENTICATION, measurement_guard.install(settings), HookType.AFTER)
+    HookRegistry.register(measurement_guard.AUTHENTICATION, measurement_guard.guard_hook(settings), HookType.AFTER)
     HookRegistry.register(log_redaction.SECRETS, log_redaction.after_secrets, HookType.AFTER)
     HookRegistry.register(log_redaction.COMMAND_LINE, log_redaction.after_command_line, HookType.AFTER)
-    if not settings.hooks:
-        return
+    if settings.trace:
+        _install_trace_hooks(settings)
+
+
+def _install_trace_hooks(settings: CaptureSettings) -> None:
     try:
-        check()
-    except CaptureRefused as refusal:
-        state = CaptureState(boot=settings.boot, ok=False, error=str(refusal), updated=datetime.now(UTC))
-        write_atomically(PodFolder(Path(settings.state)).capture, state.to_json())
+        check_sglang()
+    except EngineMismatch as mismatch:
+        state = CaptureState(boot=settings.boot, ok=False, error=str(mismatch), updated_at=datetime.now(UTC))
+        write_atomically(PodFolder(Path(settings.state_folder)).capture, state.to_json())
         raise
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.runtime_context import get_parallel, get_serving
 
     from aurora_runtime.serving.capture.hooks import Hooks
@@ -100,5 +82,5 @@ def install() -> None:
         rank=lambda: int(get_parallel().tp_rank),
         version=lambda: str(get_serving().weight_version),
     )
-    HookRegistry.register(SAMPLE.replace(":", "."), hooks.after_sample, HookType.AFTER)
-    HookRegistry.register(PREFILL.replace(":", "."), hooks.around_prefill, HookType.AROUND)
+    HookRegistry.register(SAMPLE, hooks.after_sample, HookType.AFTER)
+    HookRegistry.register(PREFILL, hooks.around_prefill, HookType.AROUND)

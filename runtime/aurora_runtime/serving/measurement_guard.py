@@ -1,10 +1,10 @@
-"""Keeps clients away from an engine that may hold a draft on trial (promise 1), inside SGLang's own HTTP server.
+"""Keeps clients away from an engine that may hold a trial draft (promise 1), inside SGLang's own HTTP server.
 
-A pod that is not ready gets no new connections, but a client's open one lives on for as long as it is busy. So every
-answer of a withdrawn pod closes its connection; and once a draft was loaded for trial, requests that do not belong to
-the measurement are refused (503), so that the client asks another pod. What belongs to it carries a pass that driver
-and agent derive from the agents' token; the guard knows its digest alone. The agent loads nothing for trial unless
-this guard answered with the measurement's name.
+A pod that is not ready gets no new connections, but a client's open connection lives on for as long as it is busy. So
+every answer of a withdrawn pod closes its connection. Once a trial draft was loaded, the guard refuses requests that do
+not belong to the measurement (503), so that the client asks another pod. A request of the measurement carries a pass
+that the validator and the agent derive from the agents' token; the guard knows only its digest. The agent loads no
+trial draft unless this guard answered with the measurement's name.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER
-from aurora_runtime.serving.pod_files import CaptureSettings, PodFolder, Withdrawal
+from aurora_runtime.serving.capture.settings import CaptureSettings
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_records import Withdrawal
 
 AUTHENTICATION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
-"""Called once with the application, before it starts: we always set an admin key (sglang/srt/utils/auth.py:154)."""
+"""SGLang calls it once with the application, before it starts, because an admin key is set
+(sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()
 _PASS: Final = PASS_HEADER.encode()
-_REFUSAL: Final = b"this replica is being measured: ask another\n"
+_REFUSAL: Final = b"this replica is withdrawn for a measurement: ask another replica\n"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,29 +45,29 @@ class Guard:
         if scope["type"] != "http" or not os.path.exists(self._folder.withdrawal):  # noqa: ASYNC240 - a stat, not a read
             await self._app(scope, receive, send)
             return
-        withdrawal = self._folder.withdrawn()
+        withdrawal = self._folder.read_withdrawal()
         if withdrawal is None:
             await self._app(scope, receive, send)
             return
-        marks = [(b"connection", b"close"), (_HEADER, withdrawal.measurement.encode())]
+        guard_headers = [(b"connection", b"close"), (_HEADER, withdrawal.measurement.encode())]
 
-        async def marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *marks]
+                message["headers"] = [*message.get("headers", ()), *guard_headers]
             await send(message)
 
-        belongs = self._belongs(scope, withdrawal)
-        # What lies behind may log what it was sent.
+        admitted = self._admits(scope, withdrawal)
+        # SGLang behind this guard may log the headers of a request.
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != _PASS]
-        if withdrawal.trial_boot == self._boot and not belongs:
+        if withdrawal.trial_boot == self._boot and not admitted:
             headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(_REFUSAL)).encode())]
-            await marked({"type": "http.response.start", "status": 503, "headers": headers})
+            await send_with_headers({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": _REFUSAL})
             return
-        await self._app(scope, receive, marked)
+        await self._app(scope, receive, send_with_headers)
 
-    def _belongs(self, scope: MutableMapping[str, Any], withdrawal: Withdrawal) -> bool:
-        """The measurement's own requests, the agent's, and questions that no draft answers."""
+    def _admits(self, scope: MutableMapping[str, Any], withdrawal: Withdrawal) -> bool:
+        """Whether a request is the measurement's or the agent's, or one that no draft answers."""
         headers = dict(scope["headers"])
         return (
             scope["method"] in ("GET", "HEAD")
@@ -73,9 +76,9 @@ class Guard:
         )
 
 
-def install(settings: CaptureSettings) -> Callable[..., Any]:
+def guard_hook(settings: CaptureSettings) -> Callable[..., Any]:
     """The hook that puts the guard before SGLang's routes."""
-    folder = PodFolder(Path(settings.state))
+    folder = PodFolder(Path(settings.state_folder))
 
     def after(result: Any, app: Any, *_: Any, admin_api_key: str | None = None, **__: Any) -> Any:
         app.add_middleware(Guard, folder=folder, boot=settings.boot, admin_key=admin_api_key or "")

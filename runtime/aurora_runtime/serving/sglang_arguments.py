@@ -1,4 +1,4 @@
-"""SGLang's command line for an inference pod: pure, so that it can be read and tested without running it."""
+"""SGLang's command line for an inference pod. Pure, so that a test can check it without running SGLang."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def engine_arguments(
     config: Path | None = None,
     mode: EngineMode = EngineMode.DRAFT,
 ) -> list[str]:
-    """Arguments for ``sglang serve``; the user's come last, so that they win.
+    """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
     Args:
-        draft: folder of the draft to start with, of version ``version``.
-        device_args: what the device needs (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
-        mode: without the draft only to measure what it is worth.
-        config: YAML file with further arguments: secrets go there and not into a command line that anyone can list.
+        draft: folder of the draft to start with, which has version ``version``.
+        device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
+        config: YAML file with further arguments. It holds the secrets, because anybody can list a command line.
+        mode: with the draft, except to measure what the draft is worth.
     """
     target = settings.target
     arguments = ["--config", str(config)] if config else []

@@ -6,6 +6,7 @@ Invariant: a draft is measured only if an inference pod would load it, by the ve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from aurora_protocol.draft_records import Lineage, Registration
@@ -13,6 +14,7 @@ from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
 from aurora_runtime.errors import DraftRefused
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
+from aurora_store.objects import sha256_file
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class FetchedDraft:
     @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file."""
+        return sha256_file(self.weights)
 
 
 def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage, folder: Path) -> FetchedDraft:

@@ -14,6 +14,7 @@ from typing import Self
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
+from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
@@ -37,7 +38,7 @@ class Engines:
     warm_prompt: tuple[int, ...]
     max_new_tokens: int
     deadline: float
-    _checksums: dict[Arm, str] = field(default_factory=dict)
+    _draft_swap: DraftSwap | None = None
     _loaded: Arm = Arm.ACTIVE
     _warm: set[Arm] = field(default_factory=set)
 
@@ -80,32 +81,19 @@ class Engines:
         return self.servers.client(_server(arm))
 
     async def _verify_drafts(self) -> None:
-        """Swap to the candidate and back: proves that both load, and what their checksums are."""
-        booted = await self._admin(Arm.ACTIVE).checksum()
+        """Load the candidate and the active draft once: proves that both load, and learns their checksums."""
+        swap = self._draft_swap = DraftSwap(self._admin(Arm.ACTIVE))
+        await swap.learn(self.drafts[Arm.ACTIVE])
         for arm in (Arm.CANDIDATE, Arm.ACTIVE):
-            self._checksums[arm] = await self._swap(arm)
-        if self._checksums[Arm.ACTIVE] != booted:
-            raise MeasurementError("the active draft's checksum differs after a swap away and back")
-        if (self._checksums[Arm.CANDIDATE] == booted) != self._same_weights():
-            raise MeasurementError("the engine did not load the candidate: its checksum is the active draft's")
+            await swap.load(self.drafts[arm])
         self._loaded = Arm.ACTIVE
-
-    async def _swap(self, arm: Arm) -> str:
-        """Load an arm's draft; the engine's checksum of what it holds then."""
-        draft, admin = self.drafts[arm], self._admin(arm)
-        await admin.swap(draft.weights, draft.version)
-        return await admin.checksum()
-
-    def _same_weights(self) -> bool:
-        one, other = (self.drafts[arm].weights.read_bytes() for arm in (Arm.ACTIVE, Arm.CANDIDATE))
-        return one == other
 
     async def ready(self, arm: Arm) -> None:
         """Swap when needed, answer one discarded prompt, empty the prefix cache."""
         if arm in self.drafts and arm is not self._loaded:
-            if await self._swap(arm) != self._checksums[arm]:
-                version = self.drafts[arm].version
-                raise MeasurementError(f"the engine's checksum after a swap to version {version} is wrong")
+            if self._draft_swap is None:
+                raise MeasurementError("the engines were not started")
+            await self._draft_swap.load(self.drafts[arm])
             self._loaded = arm
             self._warm.discard(Arm.ACTIVE)
             self._warm.discard(Arm.CANDIDATE)
@@ -114,7 +102,7 @@ class Engines:
                 self.servers.check(_server(arm))
                 raise EngineFault(f"the warm-up request failed on {arm}")
             self._warm.add(arm)
-        await self._admin(arm).flush()
+        await self._admin(arm).flush_prefix_cache()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         result = await self._client(arm).batch(prompts, concurrency, self.max_new_tokens)

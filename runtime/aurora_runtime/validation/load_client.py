@@ -7,7 +7,6 @@ the model's own end of text, as served traffic does.
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
-from aurora_runtime.errors import EngineFault
+from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.errors import EngineFault, EngineUnreachable
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,15 @@ class Client:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=self.timeout)
+        engine = SGLangClient(self.session, self.url, headers=self.headers)
         body = {"rid": MEASUREMENT_PREFIX + secrets.token_hex(8), **body}
-        async with self.session.post(
-            f"{self.url}/generate", json=body, headers=self.headers, timeout=timeout
-        ) as response:
-            if response.status != 200:
-                raise EngineFault(f"/generate: status {response.status}")
-            answer: dict[str, Any] = await response.json()
-            return answer
+        return await engine.generate(body, timeout_seconds=self.timeout)
 
     async def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
         """The greedy answer to ``prompt``; None when the request failed."""
         try:
             return await self._answer(prompt, max_new_tokens)
-        except aiohttp.ClientConnectionError:
+        except EngineUnreachable:
             return None
 
     async def _answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
@@ -87,9 +81,9 @@ class Client:
             body = await self._generate({"input_ids": list(prompt), "sampling_params": parameters})
             finish = body["meta_info"]["finish_reason"]["type"]
             tokens = tuple(body["output_ids"])
-        except aiohttp.ClientConnectionError:
+        except EngineUnreachable:
             raise
-        except (aiohttp.ClientError, TimeoutError, EngineFault, KeyError, TypeError, json.JSONDecodeError):
+        except (EngineFault, KeyError, TypeError):
             return None
         if finish not in ("stop", "length"):
             return None
@@ -106,7 +100,7 @@ class Client:
             for index, prompt in todo:
                 try:
                     answers[index] = await self._answer(prompt, max_new_tokens)
-                except aiohttp.ClientConnectionError:
+                except EngineUnreachable:
                     unreached += 1
 
         began = time.perf_counter()
@@ -128,5 +122,5 @@ class Client:
             rows = (await self._generate(body))["meta_info"]["output_token_ids_logprobs"][0]
             found = {int(row[1]): float(row[0]) for row in rows}
             return abs(found[one] - found[other])
-        except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, IndexError) as error:
+        except (EngineFault, KeyError, TypeError, IndexError) as error:
             raise EngineFault(f"re-scoring: {type(error).__name__}") from error

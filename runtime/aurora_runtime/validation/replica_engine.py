@@ -37,7 +37,7 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.errors import AgentError, AgentRefused, Fenced
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
-from aurora_runtime.engine.sglang_client import session
+from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.load_client import BatchResult, Client
 
@@ -74,7 +74,7 @@ class ReplicaEngine:
     """The arm that was warmed up last, and the id of the engine start in which that happened."""
 
     async def __aenter__(self) -> Self:
-        self._http = session()
+        self._http = open_session()
         try:
             await self._renew_lease()
             self._renewal = asyncio.create_task(self._renew_until_lost())

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
-from aurora_runtime.engine.sglang_client import SGLangClient, session
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.load_client import Client
@@ -74,5 +74,5 @@ class EngineSet:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = session()
+            self._session = open_session()
         return self._session

@@ -16,7 +16,7 @@ from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Evidence, Sample
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
-from aurora_runtime.engine.machine import machine
+from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.validation.answer_equality import near_tie
@@ -137,7 +137,7 @@ async def run(settings: ValidationSettings, registry: Registry, place: Place) ->
     try:
         candidate = fetch_draft(registry, task.registered[Arm.CANDIDATE], lineage, place.scratch / "candidate")
     except DraftRefused as refusal:
-        where = environment(settings, await asyncio.to_thread(machine, settings.device))
+        where = environment(settings, await asyncio.to_thread(detect_machine, settings.device))
         return task.outcome(where, refused(str(refusal)))
     plan = task.plan
     prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
@@ -154,7 +154,7 @@ async def _on_own_engines(task: Task, prompts: tuple[Prompt, ...], candidate: Fe
         serving = fetch_draft(task.registry, active, task.lineage, scratch / "active")
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
-    on = await asyncio.to_thread(machine, settings.device)
+    on = await asyncio.to_thread(detect_machine, settings.device)
     where = environment(settings, on)
     baseline = task.baseline(where)
     spec = EngineSpec(

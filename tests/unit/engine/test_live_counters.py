@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.agent_api import MAX_COUNT, LiveCounters
-from aurora_runtime.engine.live_counters import live_counters, squares
+from aurora_runtime.engine.live_counters import live_counters, sum_of_squares_bound
 
 
 def test_live_counters_are_read_from_what_sglang_publishes() -> None:
@@ -46,13 +46,18 @@ VALUES = st.lists(st.floats(0.001, 30.0), max_size=20)
 def test_the_bound_of_squares_holds_for_all_values_and_for_those_that_came_since(
     first: list[float], since: list[float]
 ) -> None:
-    before, after = squares(histogram(first), "h_seconds"), squares(histogram(first + since), "h_seconds")
+    before, after = (
+        sum_of_squares_bound(histogram(first), "h_seconds"),
+        sum_of_squares_bound(histogram(first + since), "h_seconds"),
+    )
     assert before >= sum(v * v for v in first) * (1 - 1e-9)
     assert after - before >= sum(v * v for v in since) * (1 - 1e-9) - 1e-6
 
 
 def test_one_value_beyond_the_last_edge_does_not_blind_later_windows() -> None:
-    before, after = (squares(histogram([*values]), "h_seconds") for values in ([9.0] * 3, [9.0] * 3 + [0.4] * 100))
+    before, after = (
+        sum_of_squares_bound(histogram([*values]), "h_seconds") for values in ([9.0] * 3, [9.0] * 3 + [0.4] * 100)
+    )
     assert after - before == pytest.approx(100 * 0.25)
 
 
@@ -62,7 +67,7 @@ def test_no_counter_outgrows_what_an_agent_may_say() -> None:
 
 
 def test_the_bound_is_tight_within_a_bucket() -> None:
-    assert squares(histogram([0.05, 0.4, 0.4]), "h_seconds") == pytest.approx(0.01 + 2 * 0.25)
+    assert sum_of_squares_bound(histogram([0.05, 0.4, 0.4]), "h_seconds") == pytest.approx(0.01 + 2 * 0.25)
     text = """sglang:request_time_per_output_token_seconds_bucket{is_streaming="true",le="0.02"} 3.0
 sglang:request_time_per_output_token_seconds_bucket{is_streaming="true",le="+Inf"} 3.0
 sglang:request_time_per_output_token_seconds_count{is_streaming="true"} 3.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.engine.server_process import EngineProcess, EngineSpec, cause
+from aurora_runtime.engine.server_process import EngineProcess, EngineSpec, error_in_log
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
@@ -52,8 +52,8 @@ def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Path, mon
 def test_the_first_line_names_the_error_that_an_engine_died_of() -> None:
     """Kubernetes shows a container's last words, and of ours only the first line."""
     log = "[rank 0] loading\nTraceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: 2 GiB\nkilled\nbye"
-    assert cause(log) == ": torch.OutOfMemoryError: 2 GiB"
-    assert cause("no such model") == ""
+    assert error_in_log(log) == ": torch.OutOfMemoryError: 2 GiB"
+    assert error_in_log("no such model") == ""
 
 
 def test_stop_leaves_no_process_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The client against an engine that can be told to fail at any call: never left paused, never a false checksum."""
+"""The client reports faults by route, never shows the key, and never makes a checksum of nothing."""
 
 from __future__ import annotations
 
@@ -14,22 +14,16 @@ import pytest_asyncio
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.engine.sglang_client import session as session_of_its_own
-from aurora_runtime.errors import EngineFault
+from aurora_runtime.engine.draft_swap import load_in_pause
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.errors import EngineFault, EngineUnreachable
 from tests.unit.fakes import KEY, FakeEngine
-
-SWAP = FakeEngine.ORDERS[:5]
 
 
 @dataclass
 class Scene:
     engine: FakeEngine
-    admin: SGLangClient
-    file: Path
-
-    def calm(self) -> bool:
-        return not (self.engine.paused or self.engine.updating or self.engine.unfenced)
+    client: SGLangClient
 
 
 @pytest_asyncio.fixture
@@ -39,106 +33,54 @@ async def session() -> AsyncIterator[ClientSession]:
 
 
 @pytest_asyncio.fixture
-async def scene(session: ClientSession, tmp_path: Path) -> AsyncIterator[Scene]:
-    engine, file = FakeEngine(), tmp_path / "model.safetensors"
-    engine.weights = b"old"
-    file.write_bytes(b"new")
+async def scene(session: ClientSession) -> AsyncIterator[Scene]:
+    engine = FakeEngine()
     async with engine.running() as url:
-        yield Scene(engine, SGLangClient(session, url, KEY), file)
+        yield Scene(engine, SGLangClient(session, url, KEY))
 
 
-async def test_a_swap_loads_the_draft_in_a_pause(scene: Scene) -> None:
-    before = await scene.admin.checksum()
-    scene.engine.calls.clear()
-    assert await scene.admin.swap(scene.file, 7) > 0
-    assert scene.engine.calls == [*SWAP]
-    assert scene.calm()
-    assert await scene.admin.version() == 7
-    assert await scene.admin.checksum() != before
-    assert scene.engine.weights == b"new"
-
-
-@pytest.mark.parametrize("fault", ["before", "after"])
-@pytest.mark.parametrize("route", SWAP)
-async def test_a_swap_that_fails_leaves_nothing_open(scene: Scene, route: str, fault: str) -> None:
-    scene.engine.faults = {route: fault}
-    if route == "continue_generation":
-        await scene.admin.swap(scene.file, 7)
-    else:
-        with pytest.raises(EngineFault, match=route):
-            await scene.admin.swap(scene.file, 7)
-    assert scene.calm()
-    await scene.admin.swap(scene.file, 8)
-    assert (await scene.admin.version(), scene.calm()) == (8, True)
-
-
-async def test_a_swap_that_is_cancelled_leaves_nothing_open(scene: Scene) -> None:
-    scene.engine.faults = {"update_weights_from_tensor": "slow"}
-    task = asyncio.create_task(scene.admin.swap(scene.file, 7))
-    async with asyncio.timeout(10):
-        while "update_weights_from_tensor" not in scene.engine.calls:  # noqa: ASYNC110 - the calls are all there is
-            await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert scene.engine.calls == [*SWAP]
-    assert scene.calm()
-
-
-async def test_an_engine_that_cannot_be_resumed_is_said(scene: Scene) -> None:
-    scene.engine.faults, scene.engine.lasting = {"continue_generation": "before"}, True
-    with pytest.raises(EngineFault, match="continue_generation"):
-        await scene.admin.swap(scene.file, 7)
-    assert scene.engine.calls.count("continue_generation") == 3
-
-
-async def test_an_engine_whose_ranks_are_unknown_is_not_paused(scene: Scene) -> None:
-    scene.engine.ranks = None
-    with pytest.raises(EngineFault, match="tp_size"):
-        await scene.admin.swap(scene.file, 7)
-    assert scene.engine.calls == []
-
-
-async def test_a_server_without_a_key_is_shown_none(session: ClientSession, tmp_path: Path) -> None:
+async def test_a_server_without_a_key_is_sent_none(session: ClientSession, tmp_path: Path) -> None:
     engine, file = FakeEngine(key=None), tmp_path / "model.safetensors"
     file.write_bytes(b"new")
     async with engine.running() as url:
-        await SGLangClient(session, url).swap(file, 1)
+        await load_in_pause(SGLangClient(session, url), file, 1)
         assert engine.weights == b"new"
 
 
 async def test_faults_name_the_route_and_never_the_key(scene: Scene, session: ClientSession) -> None:
     scene.engine.key = "another"
     with pytest.raises(EngineFault, match="/weights_checker: 401") as refused:
-        await scene.admin.checksum()
-    nobody = SGLangClient(session, "http://127.0.0.1:1", KEY)
-    with pytest.raises(EngineFault, match="/pause_generation: ClientConnectorError") as unreachable:
-        await nobody.pause()
-    assert KEY not in f"{refused.value}{unreachable.value}{nobody!r}"
+        await scene.client.draft_checksum()
+    unreachable = SGLangClient(session, "http://127.0.0.1:1", KEY)
+    with pytest.raises(EngineUnreachable, match="/pause_generation: ClientConnectorError") as connection:
+        await unreachable.pause_generation()
+    assert KEY not in f"{refused.value}{connection.value}{unreachable!r}"
 
 
-async def test_ready_is_the_engines_word(scene: Scene, session: ClientSession) -> None:
-    assert await scene.admin.ready()
-    await scene.admin.pause()
-    assert not await scene.admin.ready()
-    assert not await SGLangClient(session, "http://127.0.0.1:1", KEY).ready()
+async def test_a_paused_or_missing_engine_is_not_ready(scene: Scene, session: ClientSession) -> None:
+    assert await scene.client.is_ready()
+    await scene.client.pause_generation()
+    assert not await scene.client.is_ready()
+    assert not await SGLangClient(session, "http://127.0.0.1:1", KEY).is_ready()
 
 
-async def test_a_version_that_is_not_ours_is_a_fault(scene: Scene) -> None:
+async def test_a_weight_version_that_is_no_number_is_a_fault(scene: Scene) -> None:
     scene.engine.version = "default"
-    with pytest.raises(EngineFault, match="'default' is not a version of ours"):
-        await scene.admin.version()
+    with pytest.raises(EngineFault, match="'default' is not the number of a draft version"):
+        await scene.client.draft_version()
 
 
-async def test_a_cache_that_cannot_be_flushed_is_said(scene: Scene) -> None:
-    await scene.admin.flush()
-    scene.engine.busy = True
-    with pytest.raises(EngineFault, match="not at rest"):
-        await scene.admin.flush()
+async def test_an_engine_with_running_requests_does_not_flush_its_cache(scene: Scene) -> None:
+    await scene.client.flush_prefix_cache()
+    assert await scene.client.is_idle()
+    scene.engine.has_running_requests = True
+    assert not await scene.client.is_idle()
+    with pytest.raises(EngineFault, match="requests are running"):
+        await scene.client.flush_prefix_cache()
 
 
 async def checksum_of(session: ClientSession, answer: dict[str, Any]) -> str:
-    """What the client makes of one answer of ``/weights_checker``."""
+    """The client's checksum of one answer of ``/weights_checker``."""
 
     async def answers(_: web.Request) -> web.Response:
         return web.json_response(answer)
@@ -146,11 +88,11 @@ async def checksum_of(session: ClientSession, answer: dict[str, Any]) -> str:
     app = web.Application()
     app.add_routes([web.post("/weights_checker", answers)])
     async with TestServer(app) as server:
-        return await SGLangClient(session, str(server.make_url("")).rstrip("/")).checksum()
+        return await SGLangClient(session, str(server.make_url("")).rstrip("/")).draft_checksum()
 
 
 @pytest.mark.parametrize("ranks", [{}, {"ranks": []}, {"ranks": [{"checksums": {}}]}, {"ranks": [{}]}])
-async def test_no_draft_has_no_checksum(session: ClientSession, ranks: dict[str, Any]) -> None:
+async def test_an_engine_without_a_draft_has_no_checksum(session: ClientSession, ranks: dict[str, Any]) -> None:
     with pytest.raises(EngineFault, match="/weights_checker: no"):
         await checksum_of(session, {"success": True, "per_engine_checksum": "e3b0c442"} | ranks)
 
@@ -166,8 +108,8 @@ async def test_a_checksum_covers_every_tensor_of_every_rank(session: ClientSessi
     assert whole != await checksum_of(session, ranks({"a": "1", "b": "2"}))
 
 
-async def test_an_engine_that_ends_idle_connections_loses_no_order() -> None:
-    """As uvicorn does after five seconds, here after each answer, without a word in it."""
+async def test_no_call_is_lost_on_an_idle_connection_that_the_engine_closes() -> None:
+    """Uvicorn closes an idle connection after five seconds; this server closes it after each answer, unannounced."""
     served = list[asyncio.Task[None]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,9 +126,9 @@ async def test_an_engine_that_ends_idle_connections_loses_no_order() -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, session_of_its_own() as http:
-        admin = SGLangClient(http, url)
+    async with server, open_session() as http:
+        client = SGLangClient(http, url)
         for _ in range(3):
-            await admin.begin()
+            await client.begin_weight_update()
     await asyncio.gather(*served)
     assert len(served) == 3

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from aurora_runtime import sglang_version
 from aurora_runtime.engine import vocabulary_plugin
 from aurora_runtime.errors import EngineMismatch
 
@@ -21,11 +22,11 @@ def started() -> SimpleNamespace:
 def test_the_worker_reads_what_is_written_into_the_model() -> None:
     worker = started()
     held = worker.hot_token_id
-    vocabulary_plugin.join(None, worker)
+    vocabulary_plugin.share_map(None, worker)
     model = worker.draft_runner.model
     assert dict(model.named_buffers()).keys() == {"hot_token_id"}, "part of the checksum"
     assert not model.state_dict(), "no part of what is loaded by name"
-    vocabulary_plugin.replace(model, torch.tensor([1, 2, 5]))
+    vocabulary_plugin.replace_map(model, torch.tensor([1, 2, 5]))
     assert worker.hot_token_id is held, "captured graphs read this very memory"
     assert held.tolist() == [1, 3, 7]
 
@@ -33,27 +34,27 @@ def test_the_worker_reads_what_is_written_into_the_model() -> None:
 @pytest.mark.parametrize("worker", [SimpleNamespace(hot_token_id=None), SimpleNamespace(hot_token_id=torch.ones(1))])
 def test_a_draft_without_a_map_is_left_alone(worker: SimpleNamespace) -> None:
     worker.draft_runner = SimpleNamespace(model=torch.nn.Module())
-    vocabulary_plugin.join(None, worker)
+    vocabulary_plugin.share_map(None, worker)
     assert not list(worker.draft_runner.model.named_buffers())
 
 
 def test_a_map_of_another_size_is_refused_and_changes_nothing() -> None:
     worker = started()
-    vocabulary_plugin.join(None, worker)
+    vocabulary_plugin.share_map(None, worker)
     with pytest.raises(RuntimeError):
-        vocabulary_plugin.replace(worker.draft_runner.model, torch.tensor([1, 2]))
+        vocabulary_plugin.replace_map(worker.draft_runner.model, torch.tensor([1, 2]))
     assert worker.hot_token_id.tolist() == [0, 2, 5]
 
 
 def test_an_engine_that_was_not_hooked_keeps_its_map_and_says_what_is_missing() -> None:
     model = started().draft_runner.model
-    vocabulary_plugin.replace(model, torch.tensor([0, 1, 3]))
+    vocabulary_plugin.replace_map(model, torch.tensor([0, 1, 3]))
     with pytest.raises(EngineMismatch, match="SGLANG_PLUGINS"):
-        vocabulary_plugin.replace(model, torch.tensor([0, 1, 4]))
+        vocabulary_plugin.replace_map(model, torch.tensor([0, 1, 4]))
     assert model.hot_token_id.tolist() == [0, 2, 5]
 
 
 def test_another_sglang_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary_plugin, "version_of", lambda _: "0.5.24")
+    monkeypatch.setattr(sglang_version, "installed_version", lambda _: "0.5.24")
     with pytest.raises(EngineMismatch, match=r"0\.5\.24"):
         vocabulary_plugin.install()

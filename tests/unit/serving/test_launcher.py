@@ -1,4 +1,4 @@
-"""What SGLang is started with, what it may show, and what makes capture refuse."""
+"""SGLang's command line, the redaction of its keys, and when capture refuses to install its hooks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
-from aurora_runtime.engine import SGLANG_VERSION
-from aurora_runtime.errors import CaptureRefused
+from aurora_runtime import sglang_version
+from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import capture_plugin, log_redaction
 from aurora_runtime.serving.pod_files import new_boot
 from aurora_runtime.serving.sglang_arguments import engine_arguments
+from aurora_runtime.sglang_version import SGLANG_VERSION
 
 
 def settings(**options: object) -> ServingSettings:
@@ -32,7 +33,7 @@ def settings(**options: object) -> ServingSettings:
     )
 
 
-def test_the_command_line_says_what_the_spec_says() -> None:
+def test_the_command_line_follows_the_spec() -> None:
     arguments = engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=30000)
     for flag, value in {
         "--model-path": "org/model",
@@ -91,56 +92,57 @@ def test_boots_sort_by_age() -> None:
 
 
 def test_capture_refuses_another_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_plugin, "version_of", lambda _: "0.5.24")
-    with pytest.raises(CaptureRefused, match=r"0\.5\.24"):
-        capture_plugin.check()
+    monkeypatch.setattr(sglang_version, "installed_version", lambda _: "0.5.24")
+    with pytest.raises(EngineMismatch, match=r"0\.5\.24"):
+        capture_plugin.check_sglang()
 
 
-def test_capture_refuses_a_function_that_moved_or_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_plugin, "version_of", lambda _: SGLANG_VERSION)
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"json:dumpz": ("obj",)})
-    with pytest.raises(CaptureRefused, match="cannot be had"):
-        capture_plugin.check()
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex:quote": ("s", "more")})
-    with pytest.raises(CaptureRefused, match="expected"):
-        capture_plugin.check()
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex:quote": ("s",)})
-    capture_plugin.check()
+def test_capture_refuses_a_moved_or_changed_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sglang_version, "installed_version", lambda _: SGLANG_VERSION)
+    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"json.dumpz": ("obj",)})
+    with pytest.raises(EngineMismatch, match=r"no json\.dumpz"):
+        capture_plugin.check_sglang()
+    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex.quote": ("s", "more")})
+    with pytest.raises(EngineMismatch, match="the hook needs s, more"):
+        capture_plugin.check_sglang()
+    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex.quote": ("s",)})
+    capture_plugin.check_sglang()
 
 
 def test_without_settings_the_plugin_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AURORA_CAPTURE", raising=False)
-    monkeypatch.setattr(capture_plugin, "check", lambda: pytest.fail("nothing may be checked"))
+    monkeypatch.setattr(capture_plugin, "check_sglang", lambda: pytest.fail("nothing may be checked"))
     capture_plugin.install()
 
 
-def test_the_agent_is_light() -> None:
+def test_the_agent_imports_neither_torch_nor_sglang() -> None:
     code = "import sys, aurora_runtime.serving.agent.main; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_call_that_hangs_does_not_keep_an_agent_that_was_told_to_end() -> None:
+def test_a_call_that_hangs_does_not_keep_a_signalled_agent_running() -> None:
     code = """if True:
         import asyncio, time
         from aurora_runtime.serving.agent import main
         async def hang():
-            main._stop(asyncio.Event(), 0)
+            main._begin_shutdown(asyncio.Event(), 0)
             await asyncio.to_thread(time.sleep, 3600)
-        main.SPARE_S = 0.1
+        main.EXIT_MARGIN_SECONDS = 0.1
         asyncio.run(hang())
         """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 1
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_an_agent_that_ends_alone_waits_for_no_upload(tmp_path: Path, told: bool) -> None:
+@pytest.mark.parametrize("signalled", [True, False])
+def test_an_agent_that_ends_waits_for_no_upload_that_hangs(tmp_path: Path, signalled: bool) -> None:
     code = f"""if True:
         import argparse, asyncio, os, signal, time
         from datetime import UTC, datetime
         from pathlib import Path
         from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
         from aurora_runtime.serving.agent import main
-        from aurora_runtime.serving.pod_files import EngineState, PodFolder, write_atomically
+        from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+        from aurora_runtime.serving.pod_records import EngineState
         from aurora_store import Registry
         from tests.unit.fakes import FolderObjects
         from tests.unit.serving.agent.test_agent import shard
@@ -149,14 +151,14 @@ def test_an_agent_that_ends_alone_waits_for_no_upload(tmp_path: Path, told: bool
 
         class Slow(FolderObjects):
             def put(self, key, data):
-                if {told}:
+                if {signalled}:
                     os.kill(os.getpid(), signal.SIGTERM)
                 loop.call_soon_threadsafe(began.set)
                 time.sleep(3600)
 
         async def fail(self):
             await began.wait()
-            if not {told}:
+            if not {signalled}:
                 raise OSError("a part of the agent fails")
             await asyncio.sleep(3600)
 
@@ -165,23 +167,25 @@ def test_an_agent_that_ends_alone_waits_for_no_upload(tmp_path: Path, told: bool
             loop = asyncio.get_running_loop()
             await main.serve(settings(), options)
 
-        main._registry = lambda _: Registry(Slow(path / "store"))
-        main.Measuring.run = fail
-        main.SPARE_S = 0.2
+        main._open_registry = lambda _: Registry(Slow(path / "store"))
+        main.MeasurementLease.run = fail
+        main.EXIT_MARGIN_SECONDS = 0.2
         folder = PodFolder(path)
         folder.spool.mkdir()
         shard(folder.spool, 0)
-        write_atomically(folder.engine, EngineState(boot="b", ready=True, started=datetime.now(UTC)).to_json())
+        state = EngineState(boot="b", ready=True, started_at=datetime.now(UTC))
+        write_atomically(folder.engine, state.to_json())
         for name in (ADMIN_KEY, AGENT_TOKEN):
             (path / name).write_text("secret")
         options = argparse.Namespace(
-            state=path, keys=path, port=0, host="127.0.0.1", engine_port=1, stop_within=3600.0, settle=0.1
+            state=path, keys=path, port=0, host="127.0.0.1", engine_port=1,
+            shutdown_seconds=3600.0, signal_skew_seconds=0.1,
         )
         asyncio.run(serve())
         """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 1
 
 
-def test_the_launcher_is_light() -> None:
+def test_the_launcher_imports_neither_torch_nor_sglang() -> None:
     code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

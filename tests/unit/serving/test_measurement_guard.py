@@ -1,4 +1,4 @@
-"""The guard before SGLang's routes: invisible while the pod serves, closed while a draft is on trial."""
+"""The guard before SGLang's routes changes nothing while the pod serves, and refuses clients during a trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, measurement_pass
 from aurora_runtime.serving.measurement_guard import Guard
-from aurora_runtime.serving.pod_files import PodFolder, Withdrawal, write_atomically
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import Withdrawal
 
 KEY = "the-admin-key"
 PASS = measurement_pass("the-agent-token", "job-1")
@@ -31,29 +32,29 @@ class Scene:
         await send({"type": "http.response.body", "body": b"answer"})
 
     def withdraw(self, trial_boot: str = "") -> None:
-        made = Withdrawal(
+        withdrawal = Withdrawal(
             measurement="job-1",
             boot="b1",
-            version=0,
-            digest="0" * 64,
-            checksum="sum",
+            current_version=0,
+            current_digest="0" * 64,
+            current_checksum="sum",
             trial_boot=trial_boot,
             pass_sha256=hashlib.sha256(PASS.encode()).hexdigest(),
         )
-        write_atomically(self.folder.withdrawal, made.to_json())
+        write_atomically(self.folder.withdrawal, withdrawal.to_json())
 
     async def ask(self, method: str = "POST", **headers: str) -> tuple[int, dict[bytes, bytes]]:
-        said: list[MutableMapping[str, Any]] = []
+        messages: list[MutableMapping[str, Any]] = []
 
         async def send(message: MutableMapping[str, Any]) -> None:
-            said.append(message)
+            messages.append(message)
 
         async def receive() -> MutableMapping[str, Any]:
             return {"type": "http.disconnect"}
 
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         await self.guard({"type": "http", "method": method, "headers": raw}, receive, send)
-        return said[0]["status"], dict(said[0]["headers"])
+        return messages[0]["status"], dict(messages[0]["headers"])
 
 
 @pytest.fixture
@@ -61,11 +62,11 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-async def test_a_pod_that_serves_is_not_touched(scene: Scene) -> None:
+async def test_requests_of_a_serving_pod_pass_unchanged(scene: Scene) -> None:
     assert await scene.ask() == (200, {b"x": b"y"})
 
 
-async def test_a_withdrawn_pod_still_answers_with_its_own_draft_and_says_goodbye(scene: Scene) -> None:
+async def test_a_withdrawn_pod_answers_with_its_current_draft_and_closes_the_connection(scene: Scene) -> None:
     scene.withdraw()
     status, headers = await scene.ask()
     assert status == 200
@@ -73,7 +74,7 @@ async def test_a_withdrawn_pod_still_answers_with_its_own_draft_and_says_goodbye
     assert headers[MEASUREMENT_HEADER.encode()] == b"job-1"
 
 
-async def test_with_a_draft_on_trial_only_the_measurement_is_answered(scene: Scene) -> None:
+async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene) -> None:
     scene.withdraw(trial_boot="b1")
     for headers in (
         {},
@@ -87,15 +88,15 @@ async def test_with_a_draft_on_trial_only_the_measurement_is_answered(scene: Sce
     ):
         assert (await scene.ask(**headers))[0] == 503
     assert scene.reached == 0
-    _, told = await scene.ask()
-    assert told[b"connection"] == b"close"
+    _, refusal = await scene.ask()
+    assert refusal[b"connection"] == b"close"
     assert (await scene.ask(x_aurora_pass=PASS, x_other="1"))[0] == 200
     assert scene.seen == [(b"x-other", b"1")], f"{PASS_HEADER} may be logged behind the guard"
     assert (await scene.ask(authorization=f"Bearer {KEY}"))[0] == 200
     assert (await scene.ask("GET"))[0] == 200, "health and metrics"
 
 
-async def test_an_engine_started_after_the_trial_holds_no_such_draft(scene: Scene) -> None:
+async def test_an_engine_started_after_the_trial_answers_clients(scene: Scene) -> None:
     """SGLang warms itself up through its own port."""
     scene.withdraw(trial_boot="b0")
     assert (await scene.ask())[0] == 200

@@ -1,6 +1,8 @@
-"""When the last client of a withdrawn pod has gone: its endpoints do not say, so time and the engine's counter do.
+"""Tells when the last client has left a withdrawn pod.
 
-Invariant: never before every proxy has had the time to see that the pod is not ready.
+No API says so: a pod cannot see when every proxy has removed its endpoint. So the drain is complete after the time that
+the removal takes, once the engine's counter of answered requests has stopped. Invariant: a drain is never complete
+before every proxy has had the time to see that the pod is not ready.
 """
 
 from __future__ import annotations
@@ -9,28 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-LEAVE_S: Final = 15.0
-"""Within this time a pod that is not ready is seen as such (6 s of probes) and gone from every endpoint."""
-QUIET_S: Final = 5.0
-"""Requests have ended when none came for so long: more than the engine keeps an idle connection open."""
+ENDPOINT_REMOVAL_SECONDS: Final = 15.0
+"""Within this time a pod that is not ready is seen as such (6 s of probes) and is gone from every endpoint."""
+QUIET_SECONDS: Final = 5.0
+"""No request for this long means that requests have ended: the engine keeps no idle connection open for longer."""
 
 
 @dataclass
 class Drain:
-    """One withdrawal from the Service."""
+    """The drain of one pod that was just withdrawn from its Service."""
 
     clock: Callable[[], float]
-    leave: float = LEAVE_S
-    quiet: float = QUIET_S
+    endpoint_removal_seconds: float = ENDPOINT_REMOVAL_SECONDS
+    quiet_seconds: float = QUIET_SECONDS
     _began: float = field(init=False)
-    _seen: tuple[int, float] | None = None  # requests that the engine had answered, and since when
+    _last_change: tuple[int, float] | None = None  # answered requests, and since when their number is the same
 
     def __post_init__(self) -> None:
         self._began = self.clock()
 
-    def over(self, requests: int) -> bool:
-        """Whether clients have gone, with ``requests`` answered by the engine so far."""
+    def is_complete(self, answered_requests: int) -> bool:
+        """Whether all clients have left; ``answered_requests`` is the engine's counter now."""
         now = self.clock()
-        if self._seen is None or self._seen[0] != requests:
-            self._seen = (requests, now)
-        return now - self._began >= self.leave and now - self._seen[1] >= self.quiet
+        if self._last_change is None or self._last_change[0] != answered_requests:
+            self._last_change = (answered_requests, now)
+        quiet = now - self._last_change[1] >= self.quiet_seconds
+        return quiet and now - self._began >= self.endpoint_removal_seconds

@@ -1,4 +1,4 @@
-"""The agent's HTTP API (``agent_api``): probes and metrics are open, the rest needs the agent's token."""
+"""The agent's HTTP API (:mod:`aurora_protocol.agent_api`). Probes and metrics are open, the rest needs the token."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_state import Pod
+from aurora_runtime.serving.agent.pod_state import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_store.errors import StoreError
 
-OPEN = frozenset({"/healthz", "/readyz", "/metrics"})
-BODY_LIMIT = 64 << 10
+OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+MAX_BODY_BYTES = 64 << 10
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def authorize(token: str) -> Middleware:
-    """A middleware that lets the open routes pass and demands ``Bearer token`` elsewhere, compared in constant time."""
+    """Middleware that demands ``Bearer token`` except on the open routes, compared in constant time."""
     expected = f"Bearer {token}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode()
-        if request.path not in OPEN and not hmac.compare_digest(given, expected):
-            raise web.HTTPUnauthorized(text="a bearer token is needed\n")
+        if request.path not in OPEN_ROUTES and not hmac.compare_digest(given, expected):
+            raise web.HTTPUnauthorized(text="this route needs the agent's bearer token\n")
         return await handler(request)
 
     return check
 
 
 @contextlib.contextmanager
-def _answered() -> Iterator[None]:
-    """Our faults as the statuses that the contract names."""
+def _faults_as_statuses() -> Iterator[None]:
+    """Turn our errors into the statuses that the API names."""
     try:
         yield
     except InvalidRecord as error:
@@ -51,7 +51,7 @@ def _answered() -> Iterator[None]:
 
 
 def application(
-    pod: Pod, swapper: Swapper, measuring: MeasurementLease, metrics: Metrics, token: str
+    pod: PodObserver, swapper: Swapper, lease: MeasurementLease, metrics: Metrics, token: str
 ) -> web.Application:
     """The application; ``token`` must not be empty."""
     if not token:
@@ -64,41 +64,41 @@ def application(
         ready = await pod.ready()
         return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the engine is not ready\n")
 
-    async def scrape(_: web.Request) -> web.Response:
+    async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(await pod.state()), content_type="text/plain", charset="utf-8")
 
-    async def state(_: web.Request) -> web.Response:
-        return web.Response(body=(await pod.state()).to_json(), content_type="application/json")
-
-    async def put_draft(request: web.Request) -> web.Response:
-        with _answered():
-            wish = SwapRequest.from_json(await request.read())
-            await pod.ready()  # takes a new engine over, should no probe have done so yet
-            await swapper.request(wish)
-        return await told(202)
-
-    async def put_measurement(request: web.Request) -> web.Response:
-        with _answered():
-            wish = MeasurementRequest.from_json(await request.read())
-            await pod.ready()
-            await measuring.order(wish)
-        return await told(202)
-
-    async def put_trial(request: web.Request) -> web.Response:
-        with _answered():
-            held = await measuring.trial(TrialRequest.from_json(await request.read()))
-        return await told(200 if held else 202)
-
-    async def told(status: int) -> web.Response:
+    async def state_response(status: int) -> web.Response:
         return web.Response(status=status, body=(await pod.state()).to_json(), content_type="application/json")
 
-    app = web.Application(middlewares=[authorize(token)], client_max_size=BODY_LIMIT)
+    async def get_state(_: web.Request) -> web.Response:
+        return await state_response(200)
+
+    async def put_draft(request: web.Request) -> web.Response:
+        with _faults_as_statuses():
+            swap = SwapRequest.from_json(await request.read())
+            await pod.ready()  # recovers a new engine start, if no probe has done so yet
+            await swapper.request(swap)
+        return await state_response(202)
+
+    async def put_measurement(request: web.Request) -> web.Response:
+        with _faults_as_statuses():
+            measurement = MeasurementRequest.from_json(await request.read())
+            await pod.ready()
+            await lease.request(measurement)
+        return await state_response(202)
+
+    async def put_trial(request: web.Request) -> web.Response:
+        with _faults_as_statuses():
+            in_place = await lease.request_trial(TrialRequest.from_json(await request.read()))
+        return await state_response(200 if in_place else 202)
+
+    app = web.Application(middlewares=[authorize(token)], client_max_size=MAX_BODY_BYTES)
     app.add_routes(
         [
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
-            web.get("/metrics", scrape),
-            web.get("/v1/state", state),
+            web.get("/metrics", get_metrics),
+            web.get("/v1/state", get_state),
             web.put("/v1/draft", put_draft),
             web.put("/v1/measurement", put_measurement),
             web.put("/v1/measurement/trial", put_trial),

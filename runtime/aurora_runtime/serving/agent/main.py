@@ -9,20 +9,24 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 from aiohttp import web
 
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
-from aurora_runtime.engine.sglang_client import SGLangClient, session
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
-from aurora_runtime.serving.agent.draft_cache import DraftCache, stage_start
+from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.http_api import application
+from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_state import Pod
+from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.pod_state import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
@@ -31,101 +35,150 @@ from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-STAGE_TIMEOUT_S: Final = 3600.0
-STOP_WITHIN_S: Final = 30.0
-SETTLE_S: Final = 2.0
-"""Where agent and launcher are told to end at the same moment, they are not in the same instant."""
-SPARE_S: Final = 3.0
-"""To leave in order: a call that hangs in a thread would hold the process for as long as it likes."""
+STAGE_TIMEOUT_SECONDS: Final = 3600.0
+SHUTDOWN_SECONDS: Final = 30.0
+SIGNAL_SKEW_SECONDS: Final = 2.0
+"""Kubernetes signals the agent and the launcher of a pod together, but not in the same instant."""
+EXIT_MARGIN_SECONDS: Final = 3.0
+"""Time for an orderly exit. Without this limit a call that hangs in a thread would hold the process indefinitely."""
 
 
-def _registry(settings: ServingSettings) -> Registry:
+@dataclass(frozen=True)
+class Agent:
+    """The parts of a running agent that :func:`serve` starts and stops."""
+
+    folder: PodFolder
+    observer: PodObserver
+    swapper: Swapper
+    lease: MeasurementLease
+    uploader: Uploader
+    application: web.Application
+
+
+def _open_registry(settings: ServingSettings) -> Registry:
     return Registry(ObjectStore(StoreConfig.of(settings.store)))
 
 
-def _stop(stopping: asyncio.Event, within: float) -> None:
-    stopping.set()
-    _leave_within(within + SPARE_S)
+def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
+    """The agent of one pod; its calls to the engine go over ``session``."""
+    folder, registry, metrics = PodFolder(options.state), _open_registry(settings), Metrics()
+    admin_key = (options.keys / ADMIN_KEY).read_text().strip()
+    token = (options.keys / AGENT_TOKEN).read_text().strip()
+    pod = PodContext(
+        name=os.environ.get("POD_NAME", "pod"),
+        folder=folder,
+        engine=SGLangClient(session, f"http://127.0.0.1:{options.engine_port}", admin_key),
+        drafts=DraftCache(folder, registry),
+        draft_tokens=settings.draft.tokens_per_round,
+    )
+    swapper = Swapper(pod, on_finished=metrics.record_swap)
+    lease = MeasurementLease(pod, swapper, token=token)
+    uploader = Uploader(folder.spool, registry)
+    observer = PodObserver(pod, swapper, uploader, lease)
+    return Agent(folder, observer, swapper, lease, uploader, application(observer, swapper, lease, metrics, token))
 
 
-def _leave_within(seconds: float) -> None:
+def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
+    shutdown.set()
+    _exit_within(within_seconds + EXIT_MARGIN_SECONDS)
+
+
+def _exit_within(seconds: float) -> None:
+    """End the process after ``seconds``, whatever its threads do."""
     deadline = threading.Timer(seconds, os._exit, (1,))
     deadline.daemon = True
     deadline.start()
 
 
 async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM; then finish a swap in progress and the uploads, within ``stop_within`` seconds of it.
+    """Serve until SIGTERM; then finish a running swap and the uploads, within ``options.shutdown_seconds``.
 
-    Ends, to be restarted, when a part of it does.
+    When a part of the agent ends, the agent ends with its error, and Kubernetes starts it again.
     """
-    folder = PodFolder(options.state)
-    registry = _registry(settings)
-    drafts = DraftCache(folder, registry)
-    uploader = Uploader(folder.spool, registry)
-    metrics = Metrics()
-    stopping = asyncio.Event()
+    shutdown = asyncio.Event()
     loop = asyncio.get_running_loop()
-    within: float = options.stop_within
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, stopping, within)
-    key = (options.keys / ADMIN_KEY).read_text().strip()
-    token = (options.keys / AGENT_TOKEN).read_text().strip()
-    async with session() as http:
-        engine = SGLangClient(http, f"http://127.0.0.1:{options.engine_port}", key)
-        swapper = Swapper(engine, drafts, folder, finished=metrics.swap_finished)
-        name = os.environ.get("POD_NAME", "pod")
-        tokens = settings.draft.tokens_per_round
-        measuring = MeasurementLease(engine, swapper, drafts, folder, draft_tokens=tokens, token=token)
-        pod = Pod(name, folder, engine, drafts, swapper, uploader, measuring, draft_tokens=tokens)
-        runner = web.AppRunner(application(pod, swapper, measuring, metrics, token), access_log=None)
+        loop.add_signal_handler(number, _begin_shutdown, shutdown, options.shutdown_seconds)
+    async with open_session() as session:
+        agent = build_agent(settings, options, session)
+        runner = web.AppRunner(agent.application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
-        tasks = [asyncio.create_task(uploader.run()), asyncio.create_task(measuring.run())]
+        tasks = [asyncio.create_task(agent.uploader.run()), asyncio.create_task(agent.lease.run())]
         log.info("the agent listens on port %d", options.port)
         try:
-            told = asyncio.create_task(stopping.wait())
-            await asyncio.wait({told, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            if told.done():
-                serving, ending = lambda: bool(pod.boot()), folder.ending.exists
-                last = uploader.finish(within, settle=options.settle, serving=serving, ending=ending)
-                finishing = asyncio.create_task(last)
-                await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-                finishing.cancel()
-            else:
-                _leave_within(within + SPARE_S)
-            await swapper.wait()
-            await asyncio.gather(*(task for task in tasks if task.done()))  # raises what ended it
+            await _run_until_shutdown(agent, options, shutdown, tasks)
         finally:
-            uploader.enough()
-            _leave_within(SPARE_S)  # asyncio joins the thread of an upload, and a slow store may hold that for minutes
+            agent.uploader.stop()
+            # asyncio joins the thread of an upload, which a slow store may hold for minutes.
+            _exit_within(EXIT_MARGIN_SECONDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
 
 
-def main(arguments: list[str] | None = None) -> int:
+async def _run_until_shutdown(
+    agent: Agent, options: argparse.Namespace, shutdown: asyncio.Event, tasks: list[asyncio.Task[None]]
+) -> None:
+    """Wait for the shutdown or for the end of a task; then finish uploads and a running swap."""
+    signalled = asyncio.create_task(shutdown.wait())
+    await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        uploads = agent.uploader.finish(
+            options.shutdown_seconds,
+            signal_skew_seconds=options.signal_skew_seconds,
+            engine_is_up=lambda: bool(agent.observer.boot()),
+            launcher_is_stopping=agent.folder.stopping.exists,
+        )
+        finishing = asyncio.create_task(uploads)
+        await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finishing.cancel()
+    else:
+        _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
+    await agent.swapper.wait()
+    await asyncio.gather(*(task for task in tasks if task.done()))  # raises the error of a task that ended
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The agent of an inference pod of an AuroraSpeculator.")
-    parser.add_argument("command", choices=["stage", "serve"])
-    parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
-    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the keys")
-    parser.add_argument("--port", type=int, default=AGENT_PORT)
-    parser.add_argument("--host", default="0.0.0.0")  # noqa: S104 - the operator calls it by the pod's address
-    parser.add_argument("--engine-port", type=int, default=ENGINE_PORT)
-    parser.add_argument("--stop-within", type=float, default=STOP_WITHIN_S, help="seconds from SIGTERM to the end")
     parser.add_argument(
-        "--settle", type=float, default=SETTLE_S, help="seconds within which the launcher is told to end, too"
+        "command", choices=["stage", "serve"], help="stage the draft to start with, or serve as the pod's sidecar"
     )
-    parser.add_argument("--stage-timeout", type=float, default=STAGE_TIMEOUT_S, help="seconds to wait for a draft")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
+    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the admin key and the token")
+    parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
+    # The operator calls the agent by the pod's address.
+    parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
+    parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of SGLang in this pod")
+    parser.add_argument(
+        "--shutdown-seconds", type=float, default=SHUTDOWN_SECONDS, help="longest time from SIGTERM to the exit"
+    )
+    parser.add_argument(
+        "--signal-skew-seconds",
+        type=float,
+        default=SIGNAL_SKEW_SECONDS,
+        help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
+    )
+    parser.add_argument(
+        "--stage-timeout-seconds",
+        type=float,
+        default=STAGE_TIMEOUT_SECONDS,
+        help="longest time that `stage` waits for a draft",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = ServingSettings.from_env()
     try:
         if options.command == "stage":
             # The first process of a container ignores a signal that it does not handle.
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-            stage_start(PodFolder(options.state), _registry(settings), timeout=options.stage_timeout)
+            registry = _open_registry(settings)
+            stage_initial_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:
             asyncio.run(serve(settings, options))
     except (RuntimeFault, StoreError, OSError) as error:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import AgentState
 
-PAUSES_S: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+PAUSE_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class _StateCollector(Collector):
@@ -27,23 +27,24 @@ class _StateCollector(Collector):
         state = self.state
         if state is None:
             return
-        yield GaugeMetricFamily("aurora_engine_ready", "Whether the engine takes requests.", state.engine_ready)
+        yield GaugeMetricFamily("aurora_agent_engine_ready", "1 if the pod takes requests, else 0.", state.engine_ready)
         if state.version is not None:
-            yield GaugeMetricFamily("aurora_draft_version", "Draft version that the engine holds.", state.version)
+            help_text = "Version of the draft that the engine holds."
+            yield GaugeMetricFamily("aurora_agent_draft_version", help_text, state.version)
         live, capture = state.live, state.capture
-        for name, text, value in (
-            ("aurora_requests", "Requests answered by this engine.", live.requests),
-            ("aurora_answer_tokens", "Answer tokens generated.", live.answer_tokens),
-            ("aurora_verify_rounds", "Verify rounds.", live.verify_rounds),
-            ("aurora_draft_tokens_proposed", "Draft tokens proposed.", live.proposed),
-            ("aurora_draft_tokens_accepted", "Draft tokens accepted.", live.accepted),
-            ("aurora_captured_records", "Prompts and verify rounds captured.", capture.captured_records),
-            ("aurora_dropped_records", "Prompts and verify rounds lost.", capture.dropped_records),
-            ("aurora_captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
-            ("aurora_shards_uploaded", "Shards uploaded.", capture.shards_uploaded),
-            ("aurora_shards_dropped", "Shards dropped before their upload.", capture.shards_dropped),
+        for name, help_text, value in (
+            ("requests", "Requests answered since the engine started.", live.requests),
+            ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
+            ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
+            ("proposed_draft_tokens", "Draft tokens proposed since the engine started.", live.proposed),
+            ("accepted_draft_tokens", "Draft tokens accepted since the engine started.", live.accepted),
+            ("captured_records", "Prompts and verify rounds captured for traces.", capture.captured_records),
+            ("dropped_records", "Prompts and verify rounds lost before they became traces.", capture.dropped_records),
+            ("captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
+            ("uploaded_shards", "Shards uploaded to the store.", capture.shards_uploaded),
+            ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
         ):
-            yield CounterMetricFamily(name, text, value)
+            yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
 
 
 class Metrics:
@@ -53,18 +54,20 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._states = _StateCollector()
         self._registry.register(self._states)
-        self._swaps = Counter("aurora_swaps", "Swaps, by result.", ["result"], registry=self._registry)
+        self._swaps = Counter(
+            "aurora_agent_swaps", "Swaps by result: success or failure.", ["result"], registry=self._registry
+        )
         self._pauses = Histogram(
-            "aurora_swap_pause_seconds",
-            "How long a swap paused generation.",
-            buckets=PAUSES_S,
+            "aurora_agent_swap_pause_seconds",
+            "Seconds for which a swap paused generation.",
+            buckets=PAUSE_BUCKETS_SECONDS,
             registry=self._registry,
         )
 
-    def swap_finished(self, result: str, pause: float | None) -> None:
+    def record_swap(self, result: str, pause_seconds: float | None) -> None:
         self._swaps.labels(result).inc()
-        if pause is not None:
-            self._pauses.observe(pause)
+        if pause_seconds is not None:
+            self._pauses.observe(pause_seconds)
 
     def render(self, state: AgentState) -> bytes:
         self._states.state = state

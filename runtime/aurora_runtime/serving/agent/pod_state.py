@@ -1,7 +1,7 @@
-"""What one pod serves, observed: the engine's word, the launcher's, capture's counters, the swap's status.
+"""Observes what one pod serves: from the engine, the launcher, the capture plugin and the swapper.
 
-Invariant: version and checksum are the engine's answers; the version is asked for every time, the checksum, which costs
-the engine a pass over the draft, once per boot and swap.
+Invariant: version and checksum are answers of the engine. The version is asked for every time; the checksum, which
+costs the engine a pass over the draft, once per engine start and swap.
 """
 
 from __future__ import annotations
@@ -10,107 +10,81 @@ import logging
 from typing import Final
 
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
-from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import DraftRefused, EngineFault
-from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import CaptureState, PodFolder
 
 log = logging.getLogger(__name__)
 
 NO_BOOT: Final = ""
 
 
-class Pod:
+class PodObserver:
     """Observations of one inference pod."""
 
-    def __init__(
-        self,
-        name: str,
-        folder: PodFolder,
-        engine: SGLangClient,
-        drafts: DraftCache,
-        swapper: Swapper,
-        uploader: Uploader,
-        measuring: MeasurementLease,
-        *,
-        draft_tokens: int,
-    ) -> None:
-        self._name = name
-        self._folder = folder
-        self._engine = engine
-        self._drafts = drafts
+    def __init__(self, pod: PodContext, swapper: Swapper, uploader: Uploader, lease: MeasurementLease) -> None:
+        self._pod = pod
         self._swapper = swapper
         self._uploader = uploader
-        self._measuring = measuring
-        self._draft_tokens = draft_tokens
+        self._lease = lease
 
     def boot(self) -> str:
-        """The boot that the launcher declared ready, or nothing."""
-        state = self._folder.engine_state()
+        """The engine start that the launcher reported ready; empty when there is none."""
+        state = self._pod.folder.read_engine_state()
         return state.boot if state is not None and state.ready else NO_BOOT
 
     async def ready(self) -> bool:
-        """Whether the pod takes requests: its engine is up, captures, and is not half way through a dead agent's swap.
+        """Whether the pod takes requests: its engine is up, captures, and is in no update that a dead agent left open.
 
         A pause of our own does not count: requests wait inside the engine for less than a second. A withdrawn pod is
-        not ready, whatever its engine holds.
+        not ready, whichever draft its engine holds.
         """
         boot = self.boot()
-        if boot == NO_BOOT or self._measuring.withdrawn:
+        if boot == NO_BOOT or self._lease.withdrawn:
             return False
         try:
-            await self._swapper.take_over(boot)
+            await self._swapper.recover(boot)
         except EngineFault as error:
-            log.warning("the engine cannot be taken over yet: %s", error)
+            log.warning("the engine's draft is not known yet: %s", error)
             return False
-        ready = self._swapper.pausing or await self._engine.ready() or self._swapper.pausing
-        return ready and not self._measuring.withdrawn
-
-    def capture(self) -> CaptureState | None:
-        try:
-            return CaptureState.from_json(self._folder.capture.read_bytes())
-        except FileNotFoundError:
-            return None
+        swapper = self._swapper
+        ready = swapper.generation_is_paused or await self._pod.engine.is_ready() or swapper.generation_is_paused
+        return ready and not self._lease.withdrawn
 
     def capture_counters(self) -> CaptureCounters:
-        uploads, state = self._uploader.counters, self.capture()
+        uploads, state = self._uploader.counters, self._pod.folder.read_capture_state()
         if state is None:
             return CaptureCounters(shards_uploaded=uploads.uploaded, shards_dropped=uploads.dropped)
         return CaptureCounters(
             captured_records=state.captured_records,
-            dropped_records=state.dropped_records + state.errors,
+            dropped_records=state.dropped_records + state.hook_errors,
             shards_uploaded=uploads.uploaded,
             shards_dropped=uploads.dropped + state.shards_dropped,
-            answer_tokens=state.answer_tokens,
+            answer_tokens=state.traced_answer_tokens,
         )
 
     async def state(self) -> AgentState:
         ready = await self.ready()
-        measurement = self._measuring.status()
+        measurement = self._lease.status()
         version: int | None = None
         checksum: str | None = None
         live = LiveCounters()
-        boot = self.boot() if measurement is None else NO_BOOT  # what it holds then, it serves nobody
+        boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
-                version = await self._engine.version()
-                live = await self._engine.counters(self._draft_tokens)
-                checksum = None if self._swapper.busy else await self._swapper.checksum(version)
+                version = await self._pod.engine.draft_version()
+                live = await self._pod.engine.live_counters(self._pod.draft_tokens)
+                checksum = None if self._swapper.is_swapping else await self._swapper.checksum(version)
             except EngineFault as error:
                 log.warning("the engine does not answer: %s", error)
                 ready = False
-        try:
-            lineage: int | None = self._drafts.lineage().number
-        except DraftRefused:
-            lineage = None
         return AgentState(
-            pod=self._name,
+            pod=self._pod.name,
             boot=boot,
             engine_ready=ready,
-            lineage=lineage,
+            lineage=self._lineage(),
             version=version,
             checksum=checksum,
             swap=self._swapper.status,
@@ -118,3 +92,9 @@ class Pod:
             capture=self.capture_counters(),
             measurement=measurement,
         )
+
+    def _lineage(self) -> int | None:
+        try:
+            return self._pod.drafts.lineage().number
+        except DraftRefused:
+            return None

@@ -1,130 +1,125 @@
-"""One swap after another: stage, pause, update, resume, confirm; and back to the previous draft when anything fails.
+"""Swaps the draft that a pod serves: stage the new draft, load and confirm it, restore the previous one on failure.
 
-Invariants: generation is never left paused; ``current`` moves only to a draft that the engine was seen to hold, by
-version and by checksum; a swap that fails leaves the engine with the draft that it had, or says that it could not;
-a request of an older epoch than one obeyed is refused, also after a restart of the agent.
+Invariants: generation is never left paused; ``current`` moves only to a draft that the engine was confirmed to hold, by
+version and by checksum; a failed swap leaves the engine with the previous draft, or reports that it could not be
+restored; a request of an older epoch than an accepted one is refused, also after a restart of the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
-from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.pod_files import write_atomically
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
 
-EPOCH_FILE: Final = "swap.json"
 
-
-def _transient(error: Exception) -> bool:
-    """Whether a swap failed for what is around the draft: the store, the disk, an engine that ended meanwhile."""
+def _is_transient(error: Exception) -> bool:
+    """Whether a swap failed for a reason outside the draft: the store, the disk, or an engine that ended meanwhile."""
     if isinstance(error, StoreError):
         return not isinstance(error, (ObjectMissing, DigestMismatch))
     return isinstance(error, (EngineGone, OSError))
 
 
 class Swapper:
-    """The swaps of one pod. All methods run on one event loop."""
+    """The swaps of one pod. All methods run on one event loop.
+
+    Args:
+        on_finished: called with the result of each swap (``success`` or ``failure``) and the seconds of its pause.
+    """
 
     def __init__(
         self,
-        engine: SGLangClient,
-        drafts: DraftCache,
-        folder: PodFolder,
+        pod: PodContext,
         *,
-        finished: Callable[[str, float | None], None] = lambda _result, _pause: None,
+        on_finished: Callable[[str, float | None], None] = lambda _result, _pause_seconds: None,
     ) -> None:
-        self._engine = engine
-        self._drafts = drafts
-        self._epoch_file = folder.path / EPOCH_FILE
-        self._withdrawal = folder.withdrawal
-        self._finished = finished
+        self._pod = pod
+        self._on_finished = on_finished
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-        self._boot = ""
-        self._sums: dict[str, str] = {}  # what each file gave in this engine, by the file's digest
-        self._held: tuple[int, str] | None = None
+        self._recovered_boot = ""
+        self.draft_swap = DraftSwap(pod.engine)
+        """Of the running engine start."""
         self.status = SwapStatus()
-        self.pausing = False
 
     @property
-    def busy(self) -> bool:
+    def is_swapping(self) -> bool:
         return self._task is not None and not self._task.done()
 
+    @property
+    def generation_is_paused(self) -> bool:
+        """Whether a swap of this agent pauses generation."""
+        return self.draft_swap.paused
+
     def last_request(self) -> SwapRequest | None:
-        """The last request that was obeyed, from disk: the fence outlives the agent."""
+        """The last request that was accepted, read from disk: the fence outlives the agent."""
         try:
-            return SwapRequest.from_json(self._epoch_file.read_bytes())
+            return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
         except FileNotFoundError:
             return None
 
-    async def take_over(self, boot: str) -> None:
-        """Once per boot of the engine: end what an agent that died left open, and let ``current`` follow the engine.
+    async def checksum(self, version: int) -> str:
+        """The engine's checksum of the draft ``version`` that it holds; the engine computes it once."""
+        return await self.draft_swap.checksum(version)
 
-        Raises :class:`EngineFault` while the engine is not there yet.
+    async def recover(self, boot: str) -> None:
+        """Once per engine start: close an update that a dead agent left open; make the engine's draft ``current``.
+
+        Raises :class:`EngineFault` while the engine does not answer.
         """
         async with self._lock:
-            # The engine of a withdrawn pod may hold a draft that `current` must never follow.
-            if boot != self._boot and not self.busy and not self._withdrawal.exists():
+            # The engine of a withdrawn pod may hold a trial draft, which `current` must never follow.
+            if boot != self._recovered_boot and not self.is_swapping and not self._pod.folder.withdrawal.exists():
                 await self._recover()
-                self._boot = boot
+                self._recovered_boot = boot
 
     async def _recover(self) -> None:
-        version = await self._engine.version()
-        with contextlib.suppress(EngineFault):  # refused when no update was begun
-            await self._engine.end()
-        await self._engine.resume()
-        current = self._drafts.current()
-        held = self._drafts.find(version)
+        engine, drafts = self._pod.engine, self._pod.drafts
+        version = await engine.draft_version()
+        await engine.close_interrupted_update()
+        current, held = drafts.current(), drafts.find_staged(version)
         if held is not None and (current is None or current.version != version):
-            self._drafts.make_current(held)
+            drafts.make_current(held)
             current = held
-        self._sums, self._held = {}, None
-        checksum = await self.checksum(version)
+        self.draft_swap = DraftSwap(engine)
+        await self.draft_swap.checksum(version)
         if current is not None and current.version == version:
-            self._sums = {current.digest: checksum}
-
-    async def checksum(self, version: int) -> str:
-        """The engine's checksum of the draft ``version`` that it holds; asked for once: it costs the engine time."""
-        if self._held is None or self._held[0] != version:
-            self._held = version, await self._engine.checksum()
-        return self._held[1]
+            await self.draft_swap.learn(current)
 
     async def request(self, request: SwapRequest) -> None:
-        """Start a swap, unless there is nothing to do.
+        """Start a swap, unless the pod serves this draft already.
 
         Raises:
-            SwapRefused: an older epoch, or another swap is going on.
-            EngineFault: the engine is not there.
+            SwapRefused: the epoch is too old, or another swap is running.
+            EngineFault: the engine is not up, or the pod is withdrawn.
         """
         async with self._lock:
-            await self._admit(request)
+            await self._accept(request)
 
-    async def _admit(self, request: SwapRequest) -> None:
+    async def _accept(self, request: SwapRequest) -> None:
         last = self.last_request()
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
-        if self.busy:
+        if self.is_swapping:
             if last is not None and (request.version, request.digest) == (last.version, last.digest):
                 return
-            raise SwapRefused(f"a swap to version {self.status.version} is going on")
-        if not self._boot:
+            raise SwapRefused(f"a swap to version {self.status.version} is running")
+        if not self._recovered_boot:
             raise EngineFault("the engine is not up yet")
-        version = await self._engine.version()
-        current = self._drafts.current()
-        if self._withdrawal.exists():
+        version = await self._pod.engine.draft_version()
+        current = self._pod.drafts.current()
+        if self._pod.folder.withdrawal.exists():
             raise EngineFault("the pod is withdrawn for a measurement")
-        write_atomically(self._epoch_file, request.to_json())
+        write_atomically(self._pod.folder.swap_request, request.to_json())
         if version == request.version and current is not None and current.digest == request.digest:
             self.status = SwapStatus(version=version, finished=self.status.finished)
             return
@@ -132,87 +127,41 @@ class Swapper:
         self._task = asyncio.create_task(self._swap(request))
 
     async def wait(self) -> None:
-        """Until no swap is going on: a pod that ends must not leave one half done."""
+        """Wait until no swap is running: a pod that ends must not leave one unfinished."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def _swap(self, request: SwapRequest) -> None:
-        pause: float | None = None
-        of_the_draft = False  # whether what fails now may be its doing
+        drafts = self._pod.drafts
+        draft_may_be_at_fault = False
         try:
-            previous = await asyncio.to_thread(self._drafts.holding, await self._engine.version())
-            before = await self.checksum(previous.version)
-            of_the_draft = True
-            draft = await asyncio.to_thread(self._drafts.stage, request.version, request.digest, keep=(previous,))
+            held_version = await self._pod.engine.draft_version()
+            previous = await asyncio.to_thread(drafts.find_or_stage, held_version)
+            await self.draft_swap.learn(previous)
+            draft_may_be_at_fault = True
+            draft = await asyncio.to_thread(drafts.stage, request.version, request.digest, keep=(previous,))
             self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
-            pause = await self._replace(draft, previous, before)
+            pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
+            drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
-            self._fail(request, str(error), pause, transient=not of_the_draft or _transient(error))
-        except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
+            self._fail(request, str(error), transient=not draft_may_be_at_fault or _is_transient(error))
+        except (
+            Exception
+        ) as error:  # the task's outermost frame: a swap with an unseen failure would seem to run forever
             log.exception("swap to version %d failed", request.version)
-            self._fail(request, type(error).__name__, pause)
+            self._fail(request, type(error).__name__, transient=False)
         else:
-            self.status = SwapStatus(version=request.version, pause_seconds=pause, finished=datetime.now(UTC))
-            self._finished("success", pause)
-            log.info("serving draft version %d after a pause of %.3f s", request.version, pause)
+            self.status = SwapStatus(version=request.version, pause_seconds=pause_seconds, finished=datetime.now(UTC))
+            self._on_finished("success", pause_seconds)
+            log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
 
-    def _fail(self, request: SwapRequest, error: str, pause: float | None, *, transient: bool = False) -> None:
+    def _fail(self, request: SwapRequest, error: str, *, transient: bool) -> None:
         self.status = SwapStatus(
             phase=SwapPhase.FAILED,
             version=request.version,
             error=error[:1000],
             transient=transient,
-            pause_seconds=pause,
             finished=datetime.now(UTC),
         )
-        self._finished("failure", pause)
+        self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)
-
-    async def _replace(self, draft: StagedDraft, previous: StagedDraft, before: str) -> float:
-        self._sums[previous.digest] = before
-        try:
-            pause = await self._apply(draft)
-            await self._confirm(draft, previous, before)
-        except EngineFault as error:
-            await self._restore(previous, before, error)
-            raise
-        self._drafts.make_current(draft)
-        return pause
-
-    async def _apply(self, draft: StagedDraft) -> float:
-        """Load ``draft`` in a pause, known as our own; seconds that generation stood still."""
-        self.pausing = True
-        try:
-            return await self._engine.swap(draft.weights, draft.version)
-        finally:
-            self.pausing = False
-
-    async def _confirm(self, draft: StagedDraft, previous: StagedDraft, before: str) -> None:
-        """Raise :class:`EngineFault` unless the engine holds exactly ``draft``."""
-        version, checksum = await self._engine.version(), await self._engine.checksum()
-        if version != draft.version:
-            raise EngineFault(f"the engine says version {version} after the update")
-        known = self._sums.get(draft.digest)
-        if known is not None and checksum != known:
-            raise EngineFault("the draft's checksum is not the one that this file gave before")
-        if known is None and checksum == before and draft.digest != previous.digest:
-            raise EngineFault("the draft's checksum did not change: the engine did not load the file")
-        self._sums[draft.digest] = checksum
-        self._held = version, checksum
-
-    async def _restore(self, previous: StagedDraft, before: str, cause: EngineFault) -> None:
-        """Bring ``previous`` back, unless the engine still holds it; raises when that cannot be confirmed."""
-        self._held = None
-        problem = ""
-        try:
-            if await self._engine.version() == previous.version and await self.checksum(previous.version) == before:
-                return
-            await self._apply(previous)
-            self._held = None
-            if await self.checksum(previous.version) != before:
-                problem = "its checksum is not what it was"
-        except EngineFault as error:
-            problem = str(error)
-        if problem:
-            text = f"{cause}; and version {previous.version} could not be restored: {problem}"
-            raise type(cause)(text) from cause

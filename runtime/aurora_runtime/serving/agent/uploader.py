@@ -1,8 +1,8 @@
-"""Carries shards from the spool to the store.
+"""Uploads shards from the spool to the store.
 
 Invariants: a shard is deleted only after the store has its data and its manifest; a shard that differs from its
-manifest is dropped and counted, never uploaded; a store that is down costs waiting here and nothing elsewhere (the
-writer bounds the spool). A pod that ends waits for the store no longer than it may, and what is left is counted.
+manifest is dropped and counted, never uploaded; a store outage delays uploads and nothing else, because the writer
+bounds the spool. A pod that stops waits for the store no longer than its grace period, and counts the shards it loses.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
-POLL_S: Final = 1.0
-FIRST_BACKOFF_S: Final = 1.0
-LAST_BACKOFF_S: Final = 60.0
+POLL_SECONDS: Final = 1.0
+FIRST_BACKOFF_SECONDS: Final = 1.0
+MAX_BACKOFF_SECONDS: Final = 60.0
 
 
 @dataclass
@@ -46,79 +46,97 @@ class Uploader:
         self._spool = spool
         self._registry = registry
         self.counters = UploadCounters()
-        self._hurry = asyncio.Event()
-        self._enough = threading.Event()
+        self._shutting_down = asyncio.Event()
+        self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """Until cancelled: upload what there is, wait for more; back off with jitter while the store is down."""
-        backoff = FIRST_BACKOFF_S
+        """Until cancelled: upload all shards, wait for more; back off with jitter while the store is down."""
+        backoff_seconds = FIRST_BACKOFF_SECONDS
         while True:
             try:
-                await asyncio.to_thread(self.drain)
-                backoff = FIRST_BACKOFF_S
-                await self._rest(POLL_S)
+                await asyncio.to_thread(self.upload_spool)
+                backoff_seconds = FIRST_BACKOFF_SECONDS
+                await self._sleep(POLL_SECONDS)
             except (StoreError, OSError) as error:
                 log.warning("traces wait in the spool: %s", error)
-                await self._rest(backoff * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                backoff = min(backoff * 2, LAST_BACKOFF_S)
+                await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 
-    async def _rest(self, seconds: float) -> None:
-        """Sleep; not for long once the pod ends."""
-        if self._hurry.is_set():
-            await asyncio.sleep(min(seconds, POLL_S))
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep; a pod that shuts down wakes the uploader and lets it sleep only briefly."""
+        if self._shutting_down.is_set():
+            await asyncio.sleep(min(seconds, POLL_SECONDS))
             return
-        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes together with the end.
+        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that arrives together with the event.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._hurry.wait()
+                await self._shutting_down.wait()
 
-    def enough(self) -> None:
-        """Begin no other upload: whoever joins the thread of :meth:`run` waits for one at most."""
-        self._enough.set()
+    def stop(self) -> None:
+        """Begin no other upload: a caller that joins the thread of :meth:`run` waits for one upload at most."""
+        self._stopped.set()
 
     async def finish(
-        self, seconds: float, *, settle: float, serving: Callable[[], bool], ending: Callable[[], bool]
+        self,
+        timeout_seconds: float,
+        *,
+        signal_skew_seconds: float,
+        engine_is_up: Callable[[], bool],
+        launcher_is_stopping: Callable[[], bool],
     ) -> None:
-        """What the agent does last, beside :meth:`run`: see the spool emptied, while the engine drains and behind it.
+        """The agent's last work, beside :meth:`run`: let the spool empty while the engine finishes and afterwards.
 
-        An agent that ends alone leaves the spool to its successor. Returns within ``seconds``.
+        An agent that stops alone leaves the spool to its successor. Returns within ``timeout_seconds``.
 
         Args:
-            settle: seconds within which the launcher of a pod that ends is told, too.
-            serving: whether the engine is up.
-            ending: whether the launcher, too, was told to end.
+            signal_skew_seconds: in a pod that stops, the launcher gets its SIGTERM within this time, too.
+            engine_is_up: whether the engine still writes shards.
+            launcher_is_stopping: whether the launcher got SIGTERM, too.
         """
-        began = served = time.monotonic()
-        deadline = began + seconds
-        while not ending() and (now := time.monotonic()) < deadline:
-            if serving():
-                served = now
-                if now > began + settle:
-                    log.info("%d shards wait in the spool for the next agent", len(self._left()))
-                    return
-            elif now > served + 2 * settle:  # a launcher that died says nothing; one that still loads may yet serve
-                break
-            await asyncio.sleep(POLL_S / 10)
-        self._hurry.set()
-        while (serving() or self._left()) and time.monotonic() < deadline:  # noqa: ASYNC110 - files are all there is
-            await asyncio.sleep(POLL_S / 5)
-        self.enough()
-        left = self._left()
-        if left:
-            self.counters.dropped += len(left)
+        deadline = time.monotonic() + timeout_seconds
+        if not await self._pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
+            log.info("%d shards wait in the spool for the next agent", len(self._waiting_shard_bytes()))
+            return
+        self._shutting_down.set()
+        # Files are all there is to see.
+        while (engine_is_up() or self._waiting_shard_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS / 5)
+        self.stop()
+        lost = self._waiting_shard_bytes()
+        if lost:
+            self.counters.dropped += len(lost)
             log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
-                        len(left), sum(left), seconds)  # fmt: skip
+                        len(lost), sum(lost), timeout_seconds)  # fmt: skip
 
-    def _left(self) -> list[int]:
-        """Bytes of each shard that waits."""
-        return [_size(path.with_suffix(".safetensors")) for path in self._spool.glob("*.json")]
+    async def _pod_stops(
+        self,
+        deadline: float,
+        signal_skew_seconds: float,
+        engine_is_up: Callable[[], bool],
+        launcher_is_stopping: Callable[[], bool],
+    ) -> bool:
+        """Wait until it is known whether the whole pod stops, or the agent alone."""
+        began = last_up = time.monotonic()
+        while not launcher_is_stopping() and (now := time.monotonic()) < deadline:
+            if engine_is_up():
+                last_up = now
+                if now > began + signal_skew_seconds:
+                    return False
+            elif now > last_up + 2 * signal_skew_seconds:
+                break  # a launcher that died reports nothing; an engine that still loads may come up within this time
+            await asyncio.sleep(POLL_SECONDS / 10)
+        return True
 
-    def drain(self) -> None:
-        """Upload every complete shard; raises :class:`StoreError` at the first that the store does not take."""
+    def _waiting_shard_bytes(self) -> list[int]:
+        """The size of each shard in the spool."""
+        return [_size_bytes(path.with_suffix(".safetensors")) for path in self._spool.glob("*.json")]
+
+    def upload_spool(self) -> None:
+        """Upload every complete shard; raises :class:`StoreError` at the first one that the store does not take."""
         if not self._spool.is_dir():
             return
         for path in sorted(self._spool.glob("*.json"), key=lambda path: path.name.rsplit("-", 2)[1:]):
-            if self._enough.is_set():
+            if self._stopped.is_set():
                 return
             self._upload(path)
 
@@ -128,7 +146,7 @@ class Uploader:
             manifest = ShardManifest.from_json(path.read_bytes())
             data = data_path.read_bytes()
         except FileNotFoundError:
-            path.unlink(missing_ok=True)  # the writer dropped it, and counted it
+            path.unlink(missing_ok=True)  # the writer dropped this shard and counted it
             return
         except InvalidRecord as error:
             self._drop(path, str(error))
@@ -145,14 +163,14 @@ class Uploader:
         data_path.unlink(missing_ok=True)
         self.counters.uploaded += 1
 
-    def _drop(self, path: Path, why: str) -> None:
-        log.error("shard %s is dropped: %s", path.stem, why)
+    def _drop(self, path: Path, reason: str) -> None:
+        log.error("shard %s is dropped: %s", path.stem, reason)
         path.unlink(missing_ok=True)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
         self.counters.dropped += 1
 
 
-def _size(path: Path) -> int:
+def _size_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:

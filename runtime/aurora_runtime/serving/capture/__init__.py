@@ -1,1 +1,1 @@
-"""Capture: from SGLang's verify rounds to shards of traces in the spool."""
+"""Capture: turns SGLang's verify rounds into shards of traces in the spool."""

@@ -1,8 +1,9 @@
-"""Writes safetensors without holding the interpreter's lock.
+"""Writes safetensors files without holding the interpreter's lock.
 
-``safetensors.torch.save`` copies every tensor twice while it holds the lock (60 MB: 0.12 s of CPU measured), and the
-scheduler that serves requests runs in the same process. Here each tensor's own memory goes to ``write`` and to the
-digest, both of which release the lock. Invariant: the bytes are a valid safetensors file, aligned as its readers like.
+``safetensors.torch.save`` copies every tensor twice while it holds the lock (measured: 0.12 s of CPU for 60 MB), and
+the scheduler that serves requests runs in the same process. This module passes each tensor's own memory to ``write``
+and to the digest, and both release the lock. Invariant: the file is valid safetensors, and every tensor is aligned to
+its element size.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ DTYPES: Final = {
     torch.bfloat16: "BF16",
     torch.bool: "BOOL",
 }
-ALIGNMENT: Final = 8
-CHUNK: Final = 4 << 20
+HEADER_ALIGNMENT_BYTES: Final = 8
+WRITE_CHUNK_BYTES: Final = 4 << 20
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Write contiguous CPU tensors to ``path``, synced to disk; returns SHA-256 and size in bytes.
+    """Write contiguous CPU tensors to ``path``, synced to disk; returns the SHA-256 and the size in bytes.
 
     Wider types come first, so that every tensor starts at a multiple of its element's size.
     """
@@ -43,7 +44,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, i
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-len(text) % HEADER_ALIGNMENT_BYTES)
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
         _write(file.fileno(), digest, memoryview(struct.pack("<Q", len(text)) + text))
@@ -55,8 +56,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, i
 
 
 def _write(descriptor: int, digest: hashlib._Hash, data: memoryview) -> None:
-    for at in range(0, len(data), CHUNK):
-        chunk = data[at : at + CHUNK]
+    for at in range(0, len(data), WRITE_CHUNK_BYTES):
+        chunk = data[at : at + WRITE_CHUNK_BYTES]
         digest.update(chunk)
         while chunk:
             chunk = chunk[os.write(descriptor, chunk) :]

@@ -1,15 +1,14 @@
-"""From the engine's batches to whole requests: prompt chunks, verify rounds and commits become a ``RequestTrace``.
+"""Assembles the records of a request (prompt chunks, verify rounds, commits) into a ``RequestTrace``.
 
-Positions, which everything hangs on: a request is prompt + answer. Prefilling ``n`` prompt tokens yields the hidden
-states of those positions and the first answer token. A verify round starts when ``c`` answer tokens are committed; its
-root (node 0) is the last of them, at position ``prompt + c - 1``, and has no hidden state yet. The states of the
-accepted path [root, accepted drafts…] are those of positions root, root + 1, …; the round's last committed token, the
-bonus token, gets its state as the root of the next round. So the last answer token has no state unless an end token
-cut the round short.
+How positions are counted: a request is its prompt followed by its answer. Prefilling ``n`` prompt tokens yields the
+hidden states of those positions and the first answer token. A verify round starts when ``c`` answer tokens are
+committed. Its root (node 0) is the last of these tokens, at position ``prompt + c - 1``, and has no hidden state yet.
+The states of the accepted path (root, then accepted draft tokens) belong to positions root, root + 1, and so on. The
+round's last committed token, the bonus token, gets its state as the root of the next round. So the last answer token
+has no state, unless an end token cut the round short.
 
-Invariants: a trace holds only what was committed to the client; a request any of whose records is missing or
-contradicts another is dropped whole and counted; what is held for unfinished requests is bounded. Pure: no clock, no
-files.
+Invariants: a trace holds only tokens that were committed to the client; a request with a missing or contradicting
+record is dropped completely and counted; memory for unfinished requests is bounded. Pure: no clock, no files.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace, prompt_hash
 
-STALE_EVENTS: Final = 100_000
-"""A request that saw none of so many later records has lost its end."""
+STALE_AFTER_RECORDS: Final = 100_000
+"""A request without a record among this many later ones has lost its end."""
+STALE_CHECK_RECORDS: Final = 1000
+"""Stale requests are looked for once per this many records."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """A prefill: hidden states of positions ``start``, ``start + 1``, …
+    """A prefill: hidden states of positions ``start``, ``start + 1`` and so on.
 
     ``prompt`` holds the whole prompt's ids. A retracted request is prefilled again, answer tokens included.
     """
@@ -88,7 +89,7 @@ class _Round:
 
 
 @dataclass
-class _Open:
+class _OpenRequest:
     prompt: list[int]
     answer: list[int] = field(default_factory=list)
     states: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -97,35 +98,35 @@ class _Open:
     seen: int = 0
 
 
-class Assembler:
-    """Requests in progress. ``add`` returns the trace of a request when its last record arrives.
+class TraceAssembler:
+    """The unfinished requests. ``add`` returns the trace of a request when its last record arrives.
 
     Args:
-        top_k: width of ``top_ids``.
-        max_tokens: a longer request is cut there: its trace is written and the rest of it ignored.
-        open_bytes: hidden states held for unfinished requests; a request that would exceed it is dropped.
+        top_tokens: width of ``top_ids``.
+        max_tokens: a longer request is cut at this length: its trace is written and its further records are ignored.
+        max_open_bytes: limit of hidden states of unfinished requests; a request that exceeds it is dropped.
 
-    ``dropped`` counts requests dropped, by reason.
+    ``dropped`` counts dropped requests by reason.
     """
 
-    def __init__(self, *, top_k: int, max_tokens: int, open_bytes: int) -> None:
-        self.top_k = top_k
+    def __init__(self, *, top_tokens: int, max_tokens: int, max_open_bytes: int) -> None:
+        self.top_tokens = top_tokens
         self.max_tokens = max_tokens
-        self.open_bytes = open_bytes
+        self.max_open_bytes = max_open_bytes
         self.dropped: Counter[str] = Counter()
-        self._open: dict[str, _Open] = {}
-        self._size = 0
+        self._open: dict[str, _OpenRequest] = {}
+        self._open_bytes = 0
         self._events = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, event: PromptChunk | VerifyRound) -> RequestTrace | None:
-        """Take one record in; the finished trace, if this was the request's last."""
+        """Add one record; returns the finished trace if this was the request's last record."""
         self._events += 1
-        if self._events % 1000 == 0:
-            self._forget_stale()
-        problem = self._prompt(event) if isinstance(event, PromptChunk) else self._round(event)
+        if self._events % STALE_CHECK_RECORDS == 0:
+            self._drop_stale()
+        problem = self._add_prompt(event) if isinstance(event, PromptChunk) else self._add_round(event)
         request = self._open.get(event.rid)
         if request is None:
             return None
@@ -135,29 +136,29 @@ class Assembler:
             return None
         length = len(request.prompt) + len(request.answer)
         if not event.finished and length < self.max_tokens:
-            if self._size > self.open_bytes:
+            if self._open_bytes > self.max_open_bytes:
                 self._drop(event.rid, "memory")
             return None
         self._close(event.rid)
         if not request.rounds:
             return None
-        trace = self._trace(request)
+        trace = self._build_trace(request)
         if trace is None:
             self.dropped["gap"] += 1
         return trace
 
-    def _prompt(self, event: PromptChunk) -> str:
+    def _add_prompt(self, event: PromptChunk) -> str:
         request = self._open.get(event.rid)
         if request is None:
             if event.commit is not None and event.commit.output_index > 0:
                 return ""  # a retracted request whose beginning was dropped or cut
-            request = self._open[event.rid] = _Open(list(event.prompt))
+            request = self._open[event.rid] = _OpenRequest(list(event.prompt))
         if len(request.prompt) >= self.max_tokens:
             return "long prompt"
-        self._keep(request, event.start, event.hidden)
-        return self._commit(request, event.commit)
+        self._add_states(request, event.start, event.hidden)
+        return self._add_commit(request, event.commit)
 
-    def _round(self, event: VerifyRound) -> str:
+    def _add_round(self, event: VerifyRound) -> str:
         request = self._open.get(event.rid)
         if request is None or event.commit is None:
             return ""  # not traced, or computed ahead for a request that had ended
@@ -165,16 +166,16 @@ class Assembler:
         drafts, path = event.draft_tokens.tolist(), event.path.tolist()
         tokens = event.commit.token_ids
         accepted = min(len(path) - 1, len(tokens))
-        if problem := self._commit(request, event.commit):
+        if problem := self._add_commit(request, event.commit):
             return problem
         previous = request.answer[event.commit.output_index - 1] if event.commit.output_index else request.prompt[-1]
         if drafts[0] != previous or any(drafts[path[i + 1]] != tokens[i] for i in range(accepted)):
             return "path"
-        self._keep(request, root, event.hidden[: accepted + 1])
+        self._add_states(request, root, event.hidden[: accepted + 1])
         request.rounds.append(_Round(root, accepted, path[: accepted + 1], event))
         return ""
 
-    def _commit(self, request: _Open, commit: Commit | None) -> str:
+    def _add_commit(self, request: _OpenRequest, commit: Commit | None) -> str:
         if commit is None:
             return ""
         if commit.output_index != len(request.answer):
@@ -182,24 +183,24 @@ class Assembler:
         request.answer.extend(commit.token_ids)
         return ""
 
-    def _keep(self, request: _Open, start: int, hidden: Tensor) -> None:
-        own = hidden.clone()  # a view would hold the whole batch's memory
+    def _add_states(self, request: _OpenRequest, start: int, hidden: Tensor) -> None:
+        own = hidden.clone()  # a view would keep the whole batch's memory
         request.states.append((start, own))
         request.size += own.nbytes
-        self._size += own.nbytes
+        self._open_bytes += own.nbytes
 
     def _close(self, rid: str) -> None:
-        self._size -= self._open.pop(rid).size
+        self._open_bytes -= self._open.pop(rid).size
 
     def _drop(self, rid: str, reason: str) -> None:
         self._close(rid)
         self.dropped[reason] += 1
 
-    def _forget_stale(self) -> None:
-        for rid in [rid for rid, request in self._open.items() if request.seen < self._events - STALE_EVENTS]:
+    def _drop_stale(self) -> None:
+        for rid in [rid for rid, request in self._open.items() if request.seen < self._events - STALE_AFTER_RECORDS]:
             self._drop(rid, "stale")
 
-    def _trace(self, request: _Open) -> RequestTrace | None:
+    def _build_trace(self, request: _OpenRequest) -> RequestTrace | None:
         tokens = request.prompt + request.answer
         start = min(at for at, _ in request.states)
         end = max(at + part.shape[0] for at, part in request.states)

@@ -23,10 +23,11 @@ from aurora_runtime.serving.agent import uploader as uploader_module
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_state import Pod
+from aurora_runtime.serving.agent.pod_state import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import CaptureState, EngineState, write_atomically
+from aurora_runtime.serving.pod_files import write_atomically
+from aurora_runtime.serving.pod_records import CaptureState, EngineState
 from aurora_store import Registry
 from tests.unit.fakes import KEY, FolderObjects
 from tests.unit.serving.agent.test_swapper import Rig
@@ -39,11 +40,12 @@ class AgentRig(Rig):
     client: SGLangClient
     http: TestClient  # type: ignore[type-arg]
     metrics: Metrics
-    measuring: MeasurementLease
+    lease: MeasurementLease
     uploader: Uploader
 
     def engine_is(self, *, ready: bool, boot: str = "b1") -> None:
-        write_atomically(self.folder.engine, EngineState(boot=boot, ready=ready, started=datetime.now(UTC)).to_json())
+        state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC))
+        write_atomically(self.folder.engine, state.to_json())
 
     async def state(self) -> AgentState:
         answer = await self.http.get("/v1/state", headers=AUTH)
@@ -57,11 +59,12 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         url = await stack.enter_async_context(rig.engine.running())
         rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.metrics = Metrics()
-        rig.swapper = Swapper(rig.client, rig.drafts, rig.folder, finished=rig.metrics.swap_finished)
+        pod = rig.context()
+        rig.swapper = Swapper(pod, on_finished=rig.metrics.record_swap)
         rig.uploader = Uploader(rig.folder.spool, rig.registry)
-        rig.measuring = MeasurementLease(rig.client, rig.swapper, rig.drafts, rig.folder, draft_tokens=4, token=TOKEN)
-        pod = Pod("pod-0", rig.folder, rig.client, rig.drafts, rig.swapper, rig.uploader, rig.measuring, draft_tokens=4)
-        app = application(pod, rig.swapper, rig.measuring, rig.metrics, TOKEN)
+        rig.lease = MeasurementLease(pod, rig.swapper, token=TOKEN)
+        observer = PodObserver(pod, rig.swapper, rig.uploader, rig.lease)
+        app = application(observer, rig.swapper, rig.lease, rig.metrics, TOKEN)
         rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
         yield rig
 
@@ -70,7 +73,7 @@ async def test_only_probes_and_metrics_are_open(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await rig.http.get(path)).status == 200
-    wish = rig.wish(1, 2).to_json()
+    swap = rig.swap_request(1, 2).to_json()
     for headers in (
         {},
         {"Authorization": "Bearer wrong"},
@@ -78,26 +81,26 @@ async def test_only_probes_and_metrics_are_open(rig: AgentRig) -> None:
         {"Authorization": f"Bearer {KEY}"},
     ):
         assert (await rig.http.get("/v1/state", headers=headers)).status == 401
-        assert (await rig.http.put("/v1/draft", data=wish, headers=headers)).status == 401
+        assert (await rig.http.put("/v1/draft", data=swap, headers=headers)).status == 401
     assert rig.serves(0)
     assert rig.engine.calls.count("pause_generation") == 0
 
 
-async def test_a_swap_over_http(rig: AgentRig) -> None:
+async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
-    answer = await rig.http.put("/v1/draft", data=rig.wish(1, 2).to_json(), headers=AUTH)
+    answer = await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)
     assert answer.status == 202
     await rig.swapper.wait()
     state = await rig.state()
     assert (state.version, state.pod, state.boot, state.engine_ready, state.lineage) == (1, "pod-0", "b1", True, 1)
-    assert state.checksum == await rig.client.checksum()
-    assert (await rig.http.put("/v1/draft", data=rig.wish(0, 1).to_json(), headers=AUTH)).status == 409
+    assert state.checksum == await rig.client.draft_checksum()
+    assert (await rig.http.put("/v1/draft", data=rig.swap_request(0, 1).to_json(), headers=AUTH)).status == 409
     assert (await rig.http.put("/v1/draft", data=b'{"version": 1}', headers=AUTH)).status == 400
     text = await (await rig.http.get("/metrics")).text()
-    assert "aurora_draft_version 1.0" in text
-    assert 'aurora_swaps_total{result="success"} 1.0' in text
-    assert "aurora_swap_pause_seconds_count 1.0" in text
-    assert "aurora_requests_total 2.0" in text
+    assert "aurora_agent_draft_version 1.0" in text
+    assert 'aurora_agent_swaps_total{result="success"} 1.0' in text
+    assert "aurora_agent_swap_pause_seconds_count 1.0" in text
+    assert "aurora_agent_requests_total 2.0" in text
     assert KEY not in text
     assert TOKEN not in text
 
@@ -106,16 +109,16 @@ async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) ->
     assert (await rig.http.get("/readyz")).status == 503
     rig.engine_is(ready=False)
     assert (await rig.http.get("/readyz")).status == 503
-    assert (await rig.http.put("/v1/draft", data=rig.wish(1, 2).to_json(), headers=AUTH)).status == 503
+    assert (await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)).status == 503
     rig.engine_is(ready=True)
     assert (await rig.http.get("/readyz")).status == 200
     rig.engine.paused = True
     assert (await rig.http.get("/readyz")).status == 503, "a pause that is not ours"
-    rig.swapper.pausing = True
+    rig.swapper.draft_swap.paused = True
     assert (await rig.http.get("/readyz")).status == 200, "our own pause is too short to leave the Service"
 
 
-async def test_a_new_boot_of_the_engine_is_taken_over(rig: AgentRig) -> None:
+async def test_a_new_start_of_the_engine_is_recovered(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
     first = await rig.state()
     rig.engine.weights = b"another engine"
@@ -127,7 +130,7 @@ async def test_a_new_boot_of_the_engine_is_taken_over(rig: AgentRig) -> None:
     assert not rig.engine.paused
 
 
-async def test_the_checksum_is_asked_for_once(rig: AgentRig) -> None:
+async def test_the_engine_computes_its_checksum_once(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
     for _ in range(5):
         await rig.state()
@@ -144,9 +147,15 @@ async def test_an_engine_that_does_not_answer_is_not_ready(rig: AgentRig) -> Non
 
 async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
     counters = CaptureState(
-        boot="b1", ok=True, captured_records=9, dropped_records=2, errors=1, answer_tokens=7, shards_dropped=4,
-        updated=datetime.now(UTC),
-    )  # fmt: skip
+        boot="b1",
+        ok=True,
+        captured_records=9,
+        dropped_records=2,
+        hook_errors=1,
+        traced_answer_tokens=7,
+        shards_dropped=4,
+        updated_at=datetime.now(UTC),
+    )
     write_atomically(rig.folder.capture, counters.to_json())
     capture = (await rig.state()).capture
     assert (capture.captured_records, capture.dropped_records) == (9, 3)
@@ -168,7 +177,7 @@ def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
         draft_versions=(0,), created=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     stem.with_suffix(".safetensors").write_bytes(data)
-    stem.with_suffix(".json").write_bytes(manifest.to_json())
+    write_atomically(stem.with_suffix(".json"), manifest.to_json())  # as the writer does: the uploader may be looking
     return stem.with_suffix(".safetensors")
 
 
@@ -181,10 +190,10 @@ def uploads(tmp_path: Path) -> tuple[Uploader, FolderObjects, Path]:
 
 def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
     uploader, objects, spool = uploads
-    uploader.drain()
+    uploader.upload_spool()
     for seq in range(3):
         shard(spool, seq)
-    uploader.drain()
+    uploader.upload_spool()
     registry = Registry(objects)
     keys = list(registry.shard_keys(1))
     assert [registry.shard(key)[0].seq for key in keys] == [0, 1, 2]
@@ -192,7 +201,7 @@ def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader,
     assert uploader.counters.uploaded == 3
 
 
-def test_a_shard_whose_manifest_was_not_written_is_sent_again(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+def test_a_shard_whose_manifest_was_not_stored_is_uploaded_again(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
     uploader, objects, spool = uploads
     shard(spool, 0)
     real = objects.create
@@ -204,9 +213,9 @@ def test_a_shard_whose_manifest_was_not_written_is_sent_again(uploads: tuple[Upl
 
     objects.create = lost  # type: ignore[method-assign]
     with pytest.raises(Exception, match="refuses"):
-        uploader.drain()
+        uploader.upload_spool()
     assert list(Registry(objects).shard_keys(1)) == [], "no manifest, no shard"
-    uploader.drain()
+    uploader.upload_spool()
     assert len(list(Registry(objects).shard_keys(1))) == 1
     assert uploader.counters.uploaded == 1
 
@@ -217,18 +226,18 @@ def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Upload
     shard(spool, 1).with_suffix(".json").write_bytes(b"{}")
     shard(spool, 2).unlink()
     shard(spool, 3)
-    uploader.drain()
+    uploader.upload_spool()
     assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
     assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the third was the writer's to count"
     assert list(spool.iterdir()) == []
 
 
-async def test_a_store_outage_is_waited_out(
+async def test_uploads_continue_after_a_store_outage(
     uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploader, objects, spool = uploads
-    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.POLL_S", 0.01)
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.POLL_SECONDS", 0.01)
     shard(spool, 0)
     objects.down = True
     task = asyncio.create_task(uploader.run())
@@ -248,54 +257,58 @@ async def uploading(
     uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Uploader, FolderObjects, Path]]:
     """The uploader at work, with short waits."""
-    monkeypatch.setattr(uploader_module, "POLL_S", 0.02)
+    monkeypatch.setattr(uploader_module, "POLL_SECONDS", 0.02)
     task = asyncio.create_task(uploads[0].run())
     yield uploads
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_pod_that_ends_uploads_what_its_engine_writes_to_the_last(
+async def test_a_pod_that_stops_uploads_the_last_shards_of_its_engine(
     uploading: tuple[Uploader, FolderObjects, Path],
 ) -> None:
     uploader, objects, spool = uploading
-    drains = True
+    engine_runs = True
     shard(spool, 0)
-    finishing = asyncio.create_task(uploader.finish(600, settle=0.1, serving=lambda: drains, ending=lambda: True))
+    finishing = asyncio.create_task(
+        uploader.finish(
+            600, signal_skew_seconds=0.1, engine_is_up=lambda: engine_runs, launcher_is_stopping=lambda: True
+        )
+    )
     await asyncio.sleep(0.1)
     assert not finishing.done(), "the engine still answers, and traces"
     shard(spool, 1)
-    drains = False
+    engine_runs = False
     await finishing
     assert len(list(Registry(objects).shard_keys(1))) == 2
     assert list(spool.iterdir()) == []
     assert uploader.counters.dropped == 0
 
 
-async def test_a_pod_that_ends_waits_for_no_store_longer_than_it_may_and_counts_what_is_lost(
+async def test_a_pod_that_stops_waits_for_the_store_no_longer_than_allowed_and_counts_lost_shards(
     uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     uploader, objects, spool = uploading
     objects.down = True
     for seq in range(3):
         shard(spool, seq)
-    await uploader.finish(0.2, settle=0.1, serving=lambda: False, ending=lambda: True)
+    await uploader.finish(0.2, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
     assert uploader.counters.dropped == 3
     assert "3 shards (12 bytes) are lost with the pod" in caplog.text
     objects.down = False
-    uploader.drain()
+    uploader.upload_spool()
     assert uploader.counters.uploaded == 0, "what was counted as lost is not uploaded after all"
 
 
-async def test_what_was_given_up_is_in_the_metric(rig: AgentRig) -> None:
+async def test_lost_shards_are_in_the_metric(rig: AgentRig) -> None:
     rig.objects.down = True
     shard(rig.folder.spool, 0)
-    await rig.uploader.finish(0, settle=0.1, serving=lambda: False, ending=lambda: True)
-    assert "aurora_shards_dropped_total 1.0" in await (await rig.http.get("/metrics")).text()
+    await rig.uploader.finish(0, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
+    assert "aurora_agent_dropped_shards_total 1.0" in await (await rig.http.get("/metrics")).text()
 
 
-@pytest.mark.parametrize("loading", [0, 3], ids=["serving", "loading: no end of the pod either"])
-async def test_an_agent_that_ends_alone_leaves_the_spool_to_the_next(
+@pytest.mark.parametrize("loading", [0, 3], ids=["engine serves", "engine still loads"])
+async def test_an_agent_that_stops_alone_leaves_the_spool_to_the_next_agent(
     loading: int, uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     uploader, objects, spool = uploading
@@ -303,43 +316,50 @@ async def test_an_agent_that_ends_alone_leaves_the_spool_to_the_next(
     objects.down = True
     shard(spool, 0)
     loads = iter([False] * loading)
-    await uploader.finish(600, settle=2.0, serving=lambda: next(loads, True), ending=lambda: False)
+    await uploader.finish(
+        600, signal_skew_seconds=2.0, engine_is_up=lambda: next(loads, True), launcher_is_stopping=lambda: False
+    )
     assert uploader.counters.dropped == 0
     assert "1 shards wait in the spool for the next agent" in caplog.text
 
 
-async def test_an_engine_that_died_without_a_word_ends_the_pod_after_a_while(
+async def test_an_engine_that_died_silently_counts_as_a_pod_that_stops(
     uploading: tuple[Uploader, FolderObjects, Path],
 ) -> None:
     uploader, _, spool = uploading
     shard(spool, 0)
-    await uploader.finish(600, settle=0.1, serving=lambda: False, ending=lambda: False)
+    await uploader.finish(600, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: False)
     assert list(spool.iterdir()) == []
 
 
-async def test_a_launcher_that_is_told_a_moment_later_is_waited_for(
+async def test_a_launcher_that_is_signalled_a_moment_later_is_waited_for(
     uploading: tuple[Uploader, FolderObjects, Path],
 ) -> None:
     uploader, _, spool = uploading
-    told = iter([False, False])
+    stopping = iter([False, False])
     states = iter([True] * 4)
-    finishing = uploader.finish(600, settle=0.1, serving=lambda: next(states, False), ending=lambda: next(told, True))
+    finishing = uploader.finish(
+        600,
+        signal_skew_seconds=0.1,
+        engine_is_up=lambda: next(states, False),
+        launcher_is_stopping=lambda: next(stopping, True),
+    )
     shard(spool, 0)
     await finishing
     assert list(spool.iterdir()) == []
 
 
-async def test_the_end_of_a_pod_ends_a_long_wait_for_the_store(
+async def test_a_pod_that_stops_ends_a_long_backoff(
     uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploader, objects, spool = uploads
-    monkeypatch.setattr(uploader_module, "FIRST_BACKOFF_S", 3600.0)
+    monkeypatch.setattr(uploader_module, "FIRST_BACKOFF_SECONDS", 3600.0)
     objects.down = True
     shard(spool, 0)
     task = asyncio.create_task(uploader.run())
     await asyncio.sleep(0.2)
     objects.down = False
-    await uploader.finish(60, settle=0.1, serving=lambda: False, ending=lambda: True)
+    await uploader.finish(60, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
     assert uploader.counters.uploaded == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

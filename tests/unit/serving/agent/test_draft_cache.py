@@ -1,4 +1,4 @@
-"""A draft folder exists only whole and verified; what must not be served is refused before the engine sees it."""
+"""Staged drafts are complete and verified; a bad draft is refused before the engine sees it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_runtime.errors import DraftRefused
-from aurora_runtime.serving.agent.draft_cache import DraftCache, stage_start
+from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, StoreError
@@ -45,7 +46,9 @@ def staged(folder: PodFolder) -> list[str]:
     return sorted(path.name[:8] for path in folder.drafts.iterdir() if not path.is_symlink())
 
 
-def test_current_previous_and_the_one_asked_for_are_kept(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+def test_the_current_the_previous_and_the_requested_draft_are_kept(
+    registry: Registry, folder: PodFolder, tmp_path: Path
+) -> None:
     drafts = DraftCache(folder, registry)
     one = drafts.stage(1, add(registry, tmp_path, 1))
     drafts.make_current(one)
@@ -79,7 +82,7 @@ def test_a_draft_damaged_on_disk_is_fetched_again(registry: Registry, folder: Po
     assert drafts.stage(1, digest).weights.read_bytes() == whole
 
 
-def test_refusals_leave_nothing_behind(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+def test_a_refused_draft_leaves_nothing_on_disk(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
     with pytest.raises(DraftRefused, match="not registered"):
         drafts.stage(1, "0" * 64)
@@ -118,7 +121,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
         DraftCache(folder, registry).stage(1, digest)
 
 
-def test_a_full_disk_is_the_pods_fault_not_the_drafts(
+def test_a_full_disk_is_not_reported_as_a_bad_draft(
     registry: Registry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = add(registry, tmp_path, 1)
@@ -136,17 +139,17 @@ def channel(epoch: int, active: int) -> Channel:
 def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path / "fresh")
     with pytest.raises(StoreError, match="the trainer to create the lineage"):
-        stage_start(folder, registry, timeout=0, poll=0)
+        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     registry.create_lineage(lineage())
     with pytest.raises(StoreError, match="register draft version 0"):
-        stage_start(folder, registry, timeout=0, poll=0)
+        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     add(registry, tmp_path, 0)
-    assert stage_start(folder, registry, timeout=0).version == 0
+    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0
     add(registry, tmp_path, 5)
     registry.advance_channel(channel(2, 5))
-    for torn in (folder.withdrawal, folder.mode):
-        torn.write_text("")  # as a node leaves it that lost its power while the pod was measured
-    assert stage_start(folder, registry, timeout=0).version == 5
+    for leftover in (folder.withdrawal, folder.mode):
+        leftover.write_text("")  # empty, as after a power failure of the node during a measurement
+    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 5
     assert not folder.withdrawal.exists()
     assert not folder.mode.exists()
     assert folder.current.resolve().name.startswith("00000005-")
@@ -159,10 +162,10 @@ def test_a_pod_that_has_a_draft_starts_without_the_store(
     folder = PodFolder(tmp_path / "fresh")
     objects.down = True
     with pytest.raises(StoreError, match="the store is down"):
-        stage_start(folder, registry, timeout=0, poll=0)
+        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     objects.down = False
     registry.create_lineage(lineage())
     add(registry, tmp_path, 0)
-    stage_start(folder, registry, timeout=0)
+    stage_initial_draft(folder, registry, timeout_seconds=0)
     objects.down = True
-    assert stage_start(folder, registry, timeout=0).version == 0
+    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0

@@ -1,4 +1,4 @@
-"""Swaps against an engine that can be told to fail at any call: never left paused, never left with a wrong draft."""
+"""Swaps against an engine that fails at any call: never left paused, never left with a wrong draft."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
+from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_store import Registry
@@ -45,24 +46,26 @@ class Rig:
         self.swapper: Swapper
         self.client: SGLangClient
 
-    def new_swapper(self) -> Swapper:
-        return Swapper(
-            self.client, self.drafts, self.folder, finished=lambda result, pause: self.results.append((result, pause))
-        )
+    def context(self) -> PodContext:
+        return PodContext("pod-0", self.folder, self.client, self.drafts, draft_tokens=4)
 
-    def wish(self, version: int, epoch: int) -> SwapRequest:
+    def new_swapper(self) -> Swapper:
+        return Swapper(self.context(), on_finished=lambda result, pause: self.results.append((result, pause)))
+
+    def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
     async def swap(self, version: int, epoch: int = 2) -> None:
-        await self.swapper.request(self.wish(version, epoch))
+        await self.swapper.request(self.swap_request(version, epoch))
         await self.swapper.wait()
 
     def serves(self, version: int) -> bool:
-        """The engine runs, unpaused, with exactly this version, and a restart would start with it."""
-        held = safetensors(draft_tensors(version + 1.0)) == self.engine.weights and self.engine.version == str(version)
+        """Whether the engine generates with exactly this version, and a restart would start with it."""
+        expected = safetensors(draft_tensors(version + 1.0))
+        holds = expected == self.engine.weights and self.engine.version == str(version)
         current = self.drafts.current()
-        calm = not (self.engine.paused or self.engine.updating or self.engine.unfenced)
-        return held and calm and current is not None and current.version == version
+        generates = not (self.engine.paused or self.engine.updating or self.engine.unpaused_updates)
+        return holds and generates and current is not None and current.version == version
 
 
 @pytest_asyncio.fixture
@@ -72,7 +75,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         url = await stack.enter_async_context(rig.engine.running())
         rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.swapper = rig.new_swapper()
-        await rig.swapper.take_over("boot")
+        await rig.swapper.recover("boot")
         rig.engine.calls.clear()
         yield rig
 
@@ -80,7 +83,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 async def test_a_swap_pauses_updates_the_draft_only_and_resumes(rig: Rig) -> None:
     await rig.swap(1)
     assert rig.serves(1)
-    assert rig.engine.calls == [*FakeEngine.ORDERS]
+    assert rig.engine.calls == [*FakeEngine.ADMIN_ROUTES]
     status = rig.swapper.status
     assert (status.phase, status.version, status.error) == (SwapPhase.IDLE, 1, "")
     assert status.pause_seconds is not None
@@ -88,11 +91,11 @@ async def test_a_swap_pauses_updates_the_draft_only_and_resumes(rig: Rig) -> Non
     assert [result for result, _ in rig.results] == ["success"]
 
 
-ORDERS = [name for name in FakeEngine.ORDERS if name != "weights_checker"]
+SWAP_ROUTES = [name for name in FakeEngine.ADMIN_ROUTES if name != "weights_checker"]
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-@pytest.mark.parametrize("route", ORDERS)
+@pytest.mark.parametrize("route", SWAP_ROUTES)
 async def test_a_failure_at_any_call_ends_with_one_of_the_two_drafts(rig: Rig, route: str, fault: str) -> None:
     rig.engine.faults = {route: fault}
     await rig.swap(1)
@@ -106,44 +109,44 @@ async def test_a_failure_at_any_call_ends_with_one_of_the_two_drafts(rig: Rig, r
     assert rig.serves(2), "the next swap works"
 
 
-@pytest.mark.parametrize("fault", ["silent", "version"])
-async def test_an_update_that_did_not_happen_as_asked_is_undone(rig: Rig, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["silent", "version", "unloaded"])
+async def test_an_update_that_did_not_load_the_draft_is_undone(rig: Rig, fault: str) -> None:
     rig.engine.faults = {"update_weights_from_tensor": fault}
     await rig.swap(1)
     assert rig.swapper.status.phase is SwapPhase.FAILED
     assert rig.serves(0)
 
 
-async def test_a_draft_that_cannot_be_restored_is_said(rig: Rig) -> None:
+async def test_a_draft_that_cannot_be_restored_is_reported(rig: Rig) -> None:
     rig.engine.faults = {"update_weights_from_tensor": "after"}
-    rig.engine.lasting = True
+    rig.engine.faults_persist = True
     await rig.swap(1)
-    rig.engine.lasting = False
+    rig.engine.faults_persist = False
     assert rig.swapper.status.phase is SwapPhase.FAILED
     assert "could not be restored" in rig.swapper.status.error
     assert not rig.engine.paused
     current = rig.drafts.current()
     assert current is not None
-    assert current.version == 0, "a restart starts with the draft that was earned"
+    assert current.version == 0, "a restart starts with the draft that passed its gate"
 
 
-async def test_an_engine_that_ends_in_a_swap_says_nothing_about_the_draft(rig: Rig) -> None:
-    rig.engine.faults = dict.fromkeys(FakeEngine.ORDERS, "gone")
-    rig.engine.lasting = True
+async def test_a_swap_that_fails_because_the_engine_ended_is_transient(rig: Rig) -> None:
+    rig.engine.faults = dict.fromkeys(FakeEngine.ADMIN_ROUTES, "gone")
+    rig.engine.faults_persist = True
     await rig.swap(1)
     assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
     current = rig.drafts.current()
     assert current is not None
-    assert current.version == 0, "the next engine starts with the draft that was earned"
+    assert current.version == 0, "the next engine starts with the draft that passed its gate"
 
 
-async def test_what_is_wrong_with_the_former_draft_is_not_held_against_the_new_one(
+async def test_a_swap_that_fails_because_of_the_previous_draft_is_transient(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(version: int) -> StagedDraft:
         raise ObjectMissing(f"checkpoint {version}")
 
-    monkeypatch.setattr(rig.drafts, "holding", gone)
+    monkeypatch.setattr(rig.drafts, "find_or_stage", gone)
     await rig.swap(1)
     assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
     assert rig.serves(0)
@@ -158,7 +161,7 @@ async def test_a_draft_that_is_refused_never_touches_the_engine(rig: Rig, tmp_pa
     assert rig.serves(0)
 
 
-async def test_a_store_that_is_down_costs_the_swap_only(rig: Rig) -> None:
+async def test_a_swap_that_fails_because_the_store_is_down_is_transient(rig: Rig) -> None:
     rig.objects.down = True
     await rig.swap(1)
     assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
@@ -168,7 +171,7 @@ async def test_a_store_that_is_down_costs_the_swap_only(rig: Rig) -> None:
     assert rig.serves(1)
 
 
-async def test_asking_for_what_is_served_does_nothing(rig: Rig) -> None:
+async def test_a_request_for_the_served_draft_changes_nothing(rig: Rig) -> None:
     await rig.swap(0, epoch=2)
     assert rig.engine.calls == []
     await rig.swap(1, epoch=3)
@@ -181,20 +184,20 @@ async def test_asking_for_what_is_served_does_nothing(rig: Rig) -> None:
 async def test_an_older_epoch_is_refused_even_by_a_new_agent(rig: Rig) -> None:
     await rig.swap(1, epoch=5)
     with pytest.raises(SwapRefused, match="older"):
-        await rig.swapper.request(rig.wish(2, 4))
+        await rig.swapper.request(rig.swap_request(2, 4))
     rig.swapper = rig.new_swapper()
-    await rig.swapper.take_over("boot")
+    await rig.swapper.recover("boot")
     with pytest.raises(SwapRefused, match="older"):
-        await rig.swapper.request(rig.wish(2, 4))
+        await rig.swapper.request(rig.swap_request(2, 4))
     await rig.swap(2, epoch=5)
     assert rig.serves(2)
 
 
-async def test_one_swap_at_a_time(rig: Rig) -> None:
-    await rig.swapper.request(rig.wish(1, 2))
-    await rig.swapper.request(rig.wish(1, 2))
-    with pytest.raises(SwapRefused, match="going on"):
-        await rig.swapper.request(rig.wish(2, 3))
+async def test_only_one_swap_runs_at_a_time(rig: Rig) -> None:
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await rig.swapper.request(rig.swap_request(1, 2))
+    with pytest.raises(SwapRefused, match="is running"):
+        await rig.swapper.request(rig.swap_request(2, 3))
     await rig.swapper.wait()
     assert rig.serves(1)
     assert rig.engine.calls.count("pause_generation") == 1
@@ -202,7 +205,7 @@ async def test_one_swap_at_a_time(rig: Rig) -> None:
 
 async def test_many_requests_at_once_make_one_swap(rig: Rig) -> None:
     answers = await asyncio.gather(
-        *(rig.swapper.request(rig.wish(1 + i % 2, 2)) for i in range(6)), return_exceptions=True
+        *(rig.swapper.request(rig.swap_request(1 + i % 2, 2)) for i in range(6)), return_exceptions=True
     )
     await rig.swapper.wait()
     assert rig.engine.calls.count("pause_generation") == 1
@@ -211,27 +214,32 @@ async def test_many_requests_at_once_make_one_swap(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 4])
-async def test_a_new_agent_ends_what_a_dead_one_left_open(rig: Rig, calls: int) -> None:
+async def test_a_new_agent_closes_the_update_that_a_dead_one_left_open(rig: Rig, calls: int) -> None:
     """The dead agent got through the first ``calls`` of a swap's five."""
     draft = rig.drafts.stage(1, rig.digests[1])
-    steps = [rig.client.pause, rig.client.begin, lambda: rig.client.update(draft.weights, 1, 2), rig.client.end]
+    steps = [
+        rig.client.pause_generation,
+        rig.client.begin_weight_update,
+        lambda: rig.client.update_draft(draft.weights, 1, 2),
+        rig.client.end_weight_update,
+    ]
     for step in steps[:calls]:
         await step()
     rig.swapper = rig.new_swapper()
-    await rig.swapper.take_over("boot")
+    await rig.swapper.recover("boot")
     assert rig.serves(1 if calls >= 3 else 0), "current follows what the engine holds"
     await rig.swap(2)
     assert rig.serves(2)
 
 
-async def test_before_the_engine_is_up_nothing_is_promised(rig: Rig) -> None:
+async def test_a_request_before_the_engine_is_up_is_not_accepted(rig: Rig) -> None:
     fresh = rig.new_swapper()
     with pytest.raises(EngineFault, match="not up"):
-        await fresh.request(rig.wish(1, 2))
+        await fresh.request(rig.swap_request(1, 2))
     assert fresh.last_request() is None
 
 
-async def test_the_way_back_is_fetched_when_the_disk_lost_it(rig: Rig) -> None:
+async def test_a_previous_draft_that_the_disk_lost_is_fetched_again(rig: Rig) -> None:
     await rig.swap(1)
     rig.drafts.make_current(rig.drafts.stage(2, rig.digests[2], keep=()))
     for path in rig.folder.drafts.glob("00000001-*"):

@@ -1,4 +1,4 @@
-"""The hooks on stand-ins for SGLang's batch objects: what they clone, what they skip, and that they never raise."""
+"""The hooks on stand-ins for SGLang's batches clone traced requests, skip others, and never raise."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_runtime.serving.capture.hooks import Hooks, top
+from aurora_runtime.serving.capture.hooks import Hooks
+from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.capture.top_tokens import top_tokens
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
-from aurora_runtime.serving.pod_files import PROBE_PREFIX, CaptureSettings
 
 NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
 
 
 class Recorder:
-    """In the writer's place: keeps what is offered."""
+    """Stands in for the writer and keeps the offered batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[PromptChunk | VerifyRound]] = []
@@ -32,7 +33,7 @@ class Recorder:
         assert len(events) == records
         self.batches.append(events)
 
-    def failed(self) -> None:
+    def count_hook_error(self) -> None:
         self.errors += 1
 
 
@@ -52,7 +53,9 @@ def batch_of(*reqs: Any, idle: bool = False, **fields: Any) -> Any:
 
 
 def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, ratio: str = "1") -> tuple[Hooks, Recorder]:
-    settings = CaptureSettings(state=str(tmp_path), lineage=1, pod="p", boot="b", sample_ratio=ratio, top_k=3)
+    settings = CaptureSettings(
+        state_folder=str(tmp_path), lineage=1, pod="p", boot="b", sample_ratio=ratio, top_tokens=3
+    )
     recorder = Recorder()
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ShardWriter", lambda _settings: recorder)
     hooks = Hooks(settings, append=lambda _current, output: output, rank=lambda: rank, version=lambda: "7")
@@ -84,8 +87,8 @@ def commit(index: int, *tokens: int) -> Any:
     return SimpleNamespace(output_index=index, token_ids=tokens)
 
 
-def open_gate(hooks: Hooks) -> None:
-    """The launcher's probe comes through."""
+def capture_probe(hooks: Hooks) -> None:
+    """Capture the launcher's probe."""
     batch = batch_of(request(PROBE_PREFIX + "x"))
     result, verify_input, logits = verify(1)
     hooks.after_sample(result, verify_input, batch, logits)
@@ -97,13 +100,13 @@ def test_before_the_probe_only_the_probe_is_captured(monkeypatch: pytest.MonkeyP
     result, verify_input, logits = verify(1)
     hooks.after_sample(result, verify_input, batch_of(request("warm-up")), logits)
     assert logits.auxiliary_device_output is None
-    open_gate(hooks)
+    capture_probe(hooks)
     assert [event.rid for event in recorder.batches[0]] == [PROBE_PREFIX + "x"]
 
 
 def test_a_verify_batch_becomes_one_round_per_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hooks, recorder = make(monkeypatch, tmp_path)
-    open_gate(hooks)
+    capture_probe(hooks)
     batch = batch_of(request("a"), request("HEALTH_CHECK_1"), request("c", finished=True))
     result, verify_input, logits = verify(3)
     expected = torch.log_softmax(logits.next_token_logits, -1).topk(3)
@@ -131,7 +134,7 @@ def test_a_verify_batch_becomes_one_round_per_request(monkeypatch: pytest.Monkey
 
 def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hooks, recorder = make(monkeypatch, tmp_path)
-    open_gate(hooks)
+    capture_probe(hooks)
     lengths = [2, 3]
     batch = batch_of(request("a"), request("b"), prefix_lens=[5, 0], extend_lens=lengths)
     logits = SimpleNamespace(hidden_states=torch.arange(5.0).unsqueeze(1), auxiliary_device_output=None)
@@ -156,7 +159,7 @@ def test_a_hook_that_fails_costs_one_batch_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
 ) -> None:
     hooks, recorder = make(monkeypatch, tmp_path)
-    open_gate(hooks)
+    capture_probe(hooks)
     result, verify_input, logits = verify(1)
     arguments = {"result": result, "verify_input": verify_input, "logits": logits} | {broken: object()}
     hooks.after_sample(arguments["result"], arguments["verify_input"], batch_of(request("a")), arguments["logits"])
@@ -169,7 +172,7 @@ def test_a_batch_that_changed_before_its_commit_is_not_captured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hooks, recorder = make(monkeypatch, tmp_path)
-    open_gate(hooks)
+    capture_probe(hooks)
     result, verify_input, logits = verify(1)
     hooks.after_sample(result, verify_input, batch_of(request("a")), logits)
     logits.auxiliary_device_output.copy_to_host(lambda t: t).consume(batch_of(request("b")), [commit(1, 5)])
@@ -188,7 +191,7 @@ def test_other_ranks_and_idle_batches_do_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_requests_without_token_ids_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hooks, _ = make(monkeypatch, tmp_path)
-    open_gate(hooks)
+    capture_probe(hooks)
     picture = request("picture")
     picture.multimodal_inputs = object()
     result, verify_input, logits = verify(1)
@@ -200,7 +203,7 @@ def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
     logits = torch.full((2, VOCAB), float("-inf"))
     logits[0, 3] = 1.0
     logits[1] = torch.randn(VOCAB)
-    ids, logprobs, rest = top(logits, 5)
+    ids, logprobs, rest = top_tokens(logits, 5)
     assert ids[0, 0] == 3
     assert bool(torch.isfinite(logprobs).all())
     assert torch.allclose(logprobs.float().exp().sum(-1) + rest.float(), torch.ones(2), atol=2e-3)
@@ -211,7 +214,7 @@ def test_the_most_likely_tokens_are_those_of_a_whole_sort(vocabulary: int) -> No
     logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 5
     logits[1, vocabulary // 2 :] = float("-inf")
     logits[2, 2:] = float("-inf")
-    ids, logprobs, _ = top(logits, 32)
+    ids, logprobs, _ = top_tokens(logits, 32)
     k = min(32, vocabulary)
     expected = logits.log_softmax(-1).topk(k, dim=-1)
     assert torch.equal(logprobs, expected.values.clamp(min=-1e4).half())

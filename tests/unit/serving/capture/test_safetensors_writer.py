@@ -1,4 +1,4 @@
-"""What is streamed to disk is what safetensors reads back, whatever the shapes and types."""
+"""safetensors reads back what was written, for all shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_safetensors_reads_it_back(
             assert torch.equal(loaded[name], tensor)
 
 
-def test_a_tensor_larger_than_a_chunk_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_writer, "CHUNK", 7)
+def test_a_tensor_larger_than_a_chunk_is_written_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_writer, "WRITE_CHUNK_BYTES", 7)
     tensor = torch.arange(1000).to(torch.int16)
     sha256, _ = safetensors_writer.write_safetensors(tmp_path / "file", {"a": tensor})
     assert torch.equal(load_file(tmp_path / "file")["a"], tensor)

@@ -1,4 +1,4 @@
-"""The writer: what is due is written, what cannot be kept goes oldest first and is counted, nothing is half there."""
+"""The writer writes complete shards on time, drops the oldest first, and counts every loss."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.serving.capture.shard_writer import ENDING_SHARD_S, ShardWriter, sampled
+from aurora_runtime.serving.capture.request_filter import is_sampled
+from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
-from aurora_runtime.serving.pod_files import PROBE_PREFIX, CaptureSettings, CaptureState
+from aurora_runtime.serving.pod_records import CaptureState
 from aurora_runtime.traces import decode
 from aurora_store import Keys
 from aurora_store.objects import sha256_file
-from tests.unit.serving.capture.test_trace_assembler import TOP_K, long_request
+from tests.unit.serving.capture.test_trace_assembler import TOP_TOKENS, long_request
 
 
 class Clock:
-    """Time that moves when told."""
+    """Time that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -28,8 +30,15 @@ class Clock:
 
 
 def make(path: Path, clock: Clock, **options: object) -> ShardWriter:
-    values = {"lineage": 1, "pod": "pod-0", "boot": "0b", "top_k": TOP_K, "shard_seconds": 10, "shard_tokens": 50}
-    writer = ShardWriter(CaptureSettings.model_validate(values | {"state": str(path)} | options), clock=clock)
+    values = {
+        "lineage": 1,
+        "pod": "pod-0",
+        "boot": "0b",
+        "top_tokens": TOP_TOKENS,
+        "shard_seconds": 10,
+        "shard_tokens": 50,
+    }
+    writer = ShardWriter(CaptureSettings.model_validate(values | {"state_folder": str(path)} | options), clock=clock)
     (path / "spool").mkdir()
     return writer
 
@@ -38,7 +47,7 @@ def offer(writer: ShardWriter, events: list[PromptChunk | VerifyRound]) -> None:
     writer.offer(lambda: events, len(events))
 
 
-def finish(writer: ShardWriter, clock: Clock) -> None:
+def write_one_shard(writer: ShardWriter, clock: Clock) -> None:
     """One request, then the time of a shard."""
     offer(writer, long_request("r", prompt=3, answer=4))
     writer.step()
@@ -51,7 +60,7 @@ def shards(path: Path) -> list[Path]:
     return sorted((path / "spool").glob("*.safetensors"))
 
 
-def test_a_shard_closes_after_its_time_and_its_manifest_says_what_is_in_it(tmp_path: Path) -> None:
+def test_a_shard_is_written_after_its_time_with_a_manifest_of_its_content(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock)
     offer(writer, long_request("r", prompt=3, answer=4))
@@ -73,16 +82,16 @@ def test_a_shard_closes_after_its_time_and_its_manifest_says_what_is_in_it(tmp_p
     assert stem.rsplit("/", 1)[1] == data.stem, "the file is named as its object will be"
 
 
-def test_an_engine_that_is_told_to_end_holds_no_shard_open(tmp_path: Path) -> None:
+def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock, shard_seconds=3600)
-    (tmp_path / "ending").touch()
+    (tmp_path / "stopping").touch()
     offer(writer, [])
-    writer.step()  # sees it with its heartbeat
+    writer.step()  # the heartbeat looks for the file
     offer(writer, long_request("r", prompt=3, answer=4))
     writer.step()
     assert shards(tmp_path) == [], "not one for each request: the spool is bounded"
-    clock.now += ENDING_SHARD_S
+    clock.now += STOPPING_SHARD_SECONDS
     offer(writer, [])
     writer.step()
     assert len(shards(tmp_path)) == 1
@@ -97,11 +106,11 @@ def test_a_full_shard_does_not_wait(tmp_path: Path) -> None:
     assert len(shards(tmp_path)) == 1
 
 
-def test_a_spool_that_nobody_empties_keeps_the_newest(tmp_path: Path) -> None:
+def test_a_full_spool_keeps_the_newest_shards(tmp_path: Path) -> None:
     clock = Clock()
-    writer = make(tmp_path, clock, spool_shards=3)
+    writer = make(tmp_path, clock, max_spool_shards=3)
     for _ in range(5):
-        finish(writer, clock)
+        write_one_shard(writer, clock)
     assert [path.stem[-1] for path in shards(tmp_path)] == ["2", "3", "4"]
     assert len(list((tmp_path / "spool").iterdir())) == 6
     assert writer.state().shards_dropped == 2
@@ -110,27 +119,27 @@ def test_a_spool_that_nobody_empties_keeps_the_newest(tmp_path: Path) -> None:
 
 def test_the_spool_is_bounded_by_bytes_too(tmp_path: Path) -> None:
     clock = Clock()
-    writer = make(tmp_path, clock, spool_bytes=1)
+    writer = make(tmp_path, clock, max_spool_bytes=1)
     for _ in range(3):
-        finish(writer, clock)
+        write_one_shard(writer, clock)
     assert [path.stem[-1] for path in shards(tmp_path)] == ["2"]
 
 
-def test_a_writer_that_lags_costs_records_and_never_a_wait(tmp_path: Path) -> None:
-    writer = make(tmp_path, Clock(), queue_records=2)
+def test_a_writer_that_lags_loses_records_and_never_blocks(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock(), max_queued_batches=2)
     for _ in range(5):
         offer(writer, long_request("r", prompt=3, answer=4))
     assert writer.state().dropped_records == 3 * 4
 
 
-def test_losses_are_told_in_the_next_manifest_once(tmp_path: Path) -> None:
+def test_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -> None:
     clock = Clock()
-    writer = make(tmp_path, clock, queue_records=1)
+    writer = make(tmp_path, clock, max_queued_batches=1)
     offer(writer, long_request("a", prompt=3, answer=4))
     offer(writer, long_request("b", prompt=3, answer=4))
     writer.step()
     writer.flush()
-    finish(writer, clock)
+    write_one_shard(writer, clock)
     manifests = [ShardManifest.from_json(path.with_suffix(".json").read_bytes()) for path in shards(tmp_path)]
     assert [manifest.dropped_records for manifest in manifests] == [4, 0]
 
@@ -144,14 +153,14 @@ def test_the_probe_is_counted_and_not_written(tmp_path: Path) -> None:
     assert (writer.state().probe_records, writer.state().captured_records) == (3, 0)
 
 
-def test_what_a_dead_engine_left_half_written_is_removed(tmp_path: Path) -> None:
+def test_incomplete_shards_of_a_dead_engine_are_removed(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock)
-    finish(writer, clock)
+    write_one_shard(writer, clock)
     spool = tmp_path / "spool"
     (spool / "pod-0-0a-00000000.safetensors.tmp").write_bytes(b"half")
     (spool / "pod-0-0a-00000001.safetensors").write_bytes(b"no manifest")
-    writer.tidy()
+    writer.remove_incomplete_shards()
     assert sorted(path.suffix for path in spool.iterdir()) == [".json", ".safetensors"]
 
 
@@ -167,13 +176,13 @@ def test_a_batch_that_fails_is_counted_and_the_thread_goes_on(tmp_path: Path, ca
     writer.stop()
     assert len(shards(tmp_path)) == 1
     state = CaptureState.from_json((tmp_path / "capture.json").read_bytes())
-    assert (state.ok, state.errors, state.requests) == (True, 1, 1)
+    assert (state.ok, state.hook_errors, state.traced_requests) == (True, 1, 1)
 
 
 def test_the_sample_follows_the_ratio_and_the_id_alone() -> None:
     rids = [f"request-{i}" for i in range(4000)]
-    kept = [rid for rid in rids if sampled(rid, Decimal("0.25"))]
+    kept = [rid for rid in rids if is_sampled(rid, Decimal("0.25"))]
     assert 850 < len(kept) < 1150
-    assert all(sampled(rid, Decimal("0.5")) for rid in kept), "a higher ratio keeps what a lower one keeps"
-    assert all(sampled(rid, Decimal(1)) for rid in rids)
-    assert not any(sampled(rid, Decimal(0)) for rid in rids)
+    assert all(is_sampled(rid, Decimal("0.5")) for rid in kept), "a higher ratio keeps what a lower one keeps"
+    assert all(is_sampled(rid, Decimal(1)) for rid in rids)
+    assert not any(is_sampled(rid, Decimal(0)) for rid in rids)

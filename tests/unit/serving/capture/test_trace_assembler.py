@@ -1,4 +1,4 @@
-"""Assembly against a simulated engine that knows, for every position, which token and which state belong there."""
+"""Assembly against a simulated engine that knows the right token and state of every position."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aurora_runtime.serving.capture.trace_assembler import Assembler, Commit, PromptChunk, VerifyRound, parents_of
+from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
 from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
 
-TOP_K = 3
+TOP_TOKENS = 3
 VOCAB = 50
 
 
 def states(tokens: list[int], start: int, end: int) -> Tensor:
-    """The state of a position says which position and which token it belongs to: [end - start, 2]."""
+    """States that encode their position and token: ``[end - start, 2]``."""
     return torch.tensor([[at, tokens[at]] for at in range(start, end)], dtype=torch.bfloat16).reshape(-1, 2)
 
 
@@ -38,7 +38,7 @@ def links(parents: list[int]) -> tuple[list[int], list[int]]:
 
 @dataclass
 class Simulated:
-    """One request as the engine would serve it: its events, in order, and what the client got."""
+    """One request as the engine would serve it: its records in order, and the client's tokens."""
 
     events: list[PromptChunk | VerifyRound]
     prompt: list[int]
@@ -98,8 +98,8 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
                 next_sibling=torch.tensor(sibling),
                 path=torch.tensor(path),
                 hidden=torch.cat([known, torch.tensor(beyond, dtype=torch.bfloat16).reshape(-1, 2)]),
-                top_ids=torch.arange(TOP_K).expand(len(tokens), -1),
-                top_logprobs=torch.full((len(tokens), TOP_K), -1.0),
+                top_ids=torch.arange(TOP_TOKENS).expand(len(tokens), -1),
+                top_logprobs=torch.full((len(tokens), TOP_TOKENS), -1.0),
                 rest=torch.zeros(len(tokens)),
                 commit=Commit(done - len(committed), tuple(committed)),
                 finished=done == len(answer),
@@ -110,16 +110,16 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
     return Simulated(events, prompt, answer, cached, paths, all_parents)
 
 
-def assembler(**options: int) -> Assembler:
-    return Assembler(**{"top_k": TOP_K, "max_tokens": 10_000, "open_bytes": 1 << 30} | options)
+def assembler(**options: int) -> TraceAssembler:
+    return TraceAssembler(**{"top_tokens": TOP_TOKENS, "max_tokens": 10_000, "max_open_bytes": 1 << 30} | options)
 
 
-def feed(target: Assembler, events: list[PromptChunk | VerifyRound]) -> list[RequestTrace]:
+def feed(target: TraceAssembler, events: list[PromptChunk | VerifyRound]) -> list[RequestTrace]:
     return [trace for event in events if (trace := target.add(event)) is not None]
 
 
 @given(simulated())
-def test_a_trace_is_what_the_client_got(request: Simulated) -> None:
+def test_a_trace_holds_the_tokens_that_the_client_received(request: Simulated) -> None:
     target = assembler()
     traces = feed(target, request.events)
     assert not target.dropped
@@ -160,11 +160,11 @@ def test_requests_in_one_batch_do_not_mix(a: Simulated, b: Simulated, order: obj
 
 
 @given(simulated(), st.data())
-def test_a_request_that_lost_a_record_is_dropped_whole(request: Simulated, data: st.DataObject) -> None:
+def test_a_request_that_lost_a_record_is_dropped_completely(request: Simulated, data: st.DataObject) -> None:
     lost = data.draw(st.integers(0, len(request.events) - 1))
     target = assembler()
     traces = feed(target, request.events[:lost] + request.events[lost + 1 :])
-    for trace in traces:  # what may be missing without harm: a chunk that a retraction computed again
+    for trace in traces:  # a missing chunk does no harm when a retraction computed it again
         full = request.prompt + request.answer
         assert trace.tokens.tolist() == full
         end = trace.hidden_start + trace.hidden.shape[0]
@@ -204,8 +204,8 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
                 next_sibling=torch.tensor([-1]),
                 path=torch.tensor([0]),
                 hidden=states(tokens, root, root + 1),
-                top_ids=torch.zeros(1, TOP_K, dtype=torch.int32),
-                top_logprobs=torch.zeros(1, TOP_K),
+                top_ids=torch.zeros(1, TOP_TOKENS, dtype=torch.int32),
+                top_logprobs=torch.zeros(1, TOP_TOKENS),
                 rest=torch.zeros(1),
                 commit=Commit(i, (tokens[root + 1],)),
                 finished=i == answer - 1,
@@ -214,7 +214,7 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
     return events
 
 
-def test_a_long_request_is_cut_and_its_rest_ignored() -> None:
+def test_a_long_request_is_cut_and_its_further_records_are_ignored() -> None:
     target = assembler(max_tokens=10)
     traces = feed(target, long_request("r", prompt=4, answer=20))
     assert [trace.tokens.shape[0] for trace in traces] == [10]
@@ -229,7 +229,7 @@ def test_a_prompt_beyond_the_limit_is_dropped() -> None:
 
 
 def test_memory_for_unfinished_requests_is_bounded() -> None:
-    target = assembler(open_bytes=100)
+    target = assembler(max_open_bytes=100)
     for i in range(20):
         feed(target, long_request(f"r{i}", prompt=10, answer=5)[:2])
     assert target.dropped["memory"] == 18

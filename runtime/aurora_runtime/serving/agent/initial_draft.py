@@ -1,0 +1,73 @@
+"""The init container's work: wait for the draft to start with, stage it, and make it current.
+
+Invariant: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
+the store is out of reach.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from aurora_protocol.draft_records import INITIAL_VERSION, Lineage, Registration
+from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_store import Registry
+from aurora_store.errors import ObjectMissing, StoreError
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 2.0
+
+
+def find_initial_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
+    """The lineage and the version to start with; text that says what is still missing, if anything."""
+    lineage = registry.lineage()
+    if lineage is None:
+        return "the trainer to create the lineage"
+    channel = registry.channel()
+    version = INITIAL_VERSION if channel is None else channel.active
+    try:
+        return lineage, registry.registration(version)
+    except ObjectMissing:
+        return f"the trainer to register draft version {version}"
+
+
+def stage_initial_draft(
+    folder: PodFolder, registry: Registry, *, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
+) -> StagedDraft:
+    """Wait for the active draft, stage it, make it current.
+
+    Raises:
+        DraftRefused: no engine may load the draft.
+        StoreError: the time is over; the message says what was waited for.
+    """
+    folder.drafts.mkdir(parents=True, exist_ok=True)
+    for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``
+        leftover.unlink(missing_ok=True)
+    drafts = DraftCache(folder, registry)
+    deadline = time.monotonic() + timeout_seconds
+    logged = ""
+    while True:
+        try:
+            initial = find_initial_draft(registry)
+            if not isinstance(initial, str):
+                lineage, registration = initial
+                write_atomically(folder.lineage, lineage.to_json())
+                draft = drafts.stage(registration.version, registration.digest)
+                drafts.make_current(draft)
+                return draft
+            missing = initial
+        except StoreError as error:
+            current = drafts.current()
+            if current is not None and folder.lineage.exists():
+                log.warning("starting with draft version %d from disk: %s", current.version, error)
+                return current
+            missing = f"the store: {error}"
+        if time.monotonic() >= deadline:
+            raise StoreError(f"gave up waiting for {missing}")
+        if missing != logged:
+            log.info("waiting for %s", missing)
+            logged = missing
+        time.sleep(poll_seconds)

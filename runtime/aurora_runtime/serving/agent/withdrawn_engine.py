@@ -1,0 +1,156 @@
+"""Changes the engine of a withdrawn pod: loads trial drafts, orders other modes, and restores the current draft.
+
+Invariants (promise 1): a trial draft is loaded only while ``withdrawal.json`` exists and the engine's guard answers
+with the name of its measurement; a trial draft never becomes ``current``. The engine counts as restored only when it
+was seen to hold exactly ``current``, by version and by checksum, or was started again, which is always with
+``current``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Final
+
+from aurora_protocol.agent_api import EngineMode
+from aurora_runtime.engine.draft_swap import DraftSwap
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.agent.draft_cache import StagedDraft
+from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.pod_files import write_atomically
+from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawal
+
+log = logging.getLogger(__name__)
+
+GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
+"""The scheduler sees a request that the guard let in within this time."""
+MAX_RESTORE_ATTEMPTS: Final = 3
+"""A slow engine may fail to answer; after this many failed restores the engine is started again."""
+
+
+class WithdrawnEngine:
+    """The engine of one pod while the pod is withdrawn. All methods run on one event loop."""
+
+    def __init__(self, pod: PodContext) -> None:
+        self._pod = pod
+        self._draft_swap: DraftSwap | None = None
+        self._draft_swap_boot = ""
+        self._last_trial: StagedDraft | None = None  # stays staged, because two drafts are measured in turns
+        self._failed_restores = 0
+
+    def begin(self, withdrawal: Withdrawal) -> None:
+        """Withdraw the pod: from now on it is not ready."""
+        self._forget()
+        self.write(withdrawal)
+
+    def write(self, withdrawal: Withdrawal) -> None:
+        write_atomically(self._pod.folder.withdrawal, withdrawal.to_json())
+
+    def running(self) -> EngineState:
+        """The engine, ready and started as ordered last; raises :class:`EngineFault`."""
+        state = self._pod.folder.read_engine_state()
+        if state is None or not state.ready or state.order_id != self._pod.folder.read_mode_order().order_id:
+            raise EngineFault("the engine is not up")
+        return state
+
+    def order_start(self, mode: EngineMode) -> None:
+        """Order the launcher to start the engine again in ``mode``."""
+        order = ModeOrder(mode=mode, order_id=secrets.token_hex(8))
+        write_atomically(self._pod.folder.mode, order.to_json())
+        self._failed_restores = 0
+
+    async def load_trial(self, version: int, digest: str, boot: str, withdrawal: Withdrawal) -> bool:
+        """Load a trial draft, unless the engine holds it; False while a client's request is running: ask again.
+
+        Raises:
+            RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored then if possible, and
+                otherwise when the pod returns.
+        """
+        if boot == self._draft_swap_boot and self._draft_swap is not None and self._draft_swap.has_confirmed(digest):
+            return True
+        if boot != withdrawal.boot:
+            withdrawal = await self._record_restart(withdrawal, boot)
+        current = self._current_draft(withdrawal)
+        draft = await self._stage(version, digest, current)
+        if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
+            raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
+        if withdrawal.trial_boot != boot:
+            self.write(withdrawal.model_copy(update={"trial_boot": boot}))
+            await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
+        if not await self._pod.engine.is_idle():
+            return False  # a client's request, let in before the guard closed
+        if self.running().boot != boot:
+            raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
+        await self._draft_swap_of(withdrawal, boot).load_or_restore(draft, current)
+        return True
+
+    async def _stage(self, version: int, digest: str, current: StagedDraft) -> StagedDraft:
+        keep = (current,) if self._last_trial is None else (current, self._last_trial)
+        draft = await asyncio.to_thread(self._pod.drafts.stage, version, digest, keep=keep)
+        if digest != current.digest:
+            self._last_trial = draft
+        return draft
+
+    async def restore_or_restart(self, withdrawal: Withdrawal) -> bool:
+        """Bring the engine to hold ``current``; True once it does, False while it is being started.
+
+        Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
+        engine is started again.
+        """
+        if self._pod.folder.read_mode_order().mode is not EngineMode.DRAFT:
+            self.order_start(EngineMode.DRAFT)
+        try:
+            engine = self.running()
+        except EngineFault:
+            return False
+        try:
+            await self._restore(withdrawal, engine.boot)
+        except EngineFault as error:
+            self._failed_restores += 1
+            if self._failed_restores < MAX_RESTORE_ATTEMPTS:
+                raise
+            if self._pod.folder.read_engine_state() == engine:
+                text = "the engine did not restore version %d and is started again: %s"
+                log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message says it all
+                self.order_start(EngineMode.DRAFT)
+            return False
+        self._forget()
+        self._pod.folder.withdrawal.unlink()
+        return True
+
+    async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
+        """See that the engine holds ``current`` and generates; raises :class:`EngineFault` when it does not."""
+        await self._pod.engine.close_interrupted_update()
+        current = self._current_draft(withdrawal)
+        if boot != withdrawal.boot:
+            await self._record_restart(withdrawal, boot)
+        else:
+            await self._draft_swap_of(withdrawal, boot).restore(current)
+
+    async def _record_restart(self, withdrawal: Withdrawal, boot: str) -> Withdrawal:
+        """Record the checksum of ``current`` in an engine that was started again and holds no other draft yet."""
+        version = await self._pod.engine.draft_version()
+        if version != withdrawal.current_version:
+            raise EngineFault(f"the engine started with version {version}, not with {withdrawal.current_version}")
+        checksum = await self._pod.engine.draft_checksum()
+        recorded = withdrawal.model_copy(update={"boot": boot, "current_checksum": checksum})
+        self.write(recorded)
+        return recorded
+
+    def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
+        current = self._pod.drafts.current()
+        if current is None or current.digest != withdrawal.current_digest:
+            raise EngineFault("the pod's current draft is not the one that the pod was withdrawn with")
+        return current
+
+    def _draft_swap_of(self, withdrawal: Withdrawal, boot: str) -> DraftSwap:
+        """The swaps of one engine start, in which the withdrawal's checksum was read."""
+        if self._draft_swap is None or self._draft_swap_boot != boot:
+            known = {withdrawal.current_digest: withdrawal.current_checksum}
+            self._draft_swap, self._draft_swap_boot = DraftSwap(self._pod.engine, known), boot
+        return self._draft_swap
+
+    def _forget(self) -> None:
+        self._draft_swap, self._draft_swap_boot = None, ""
+        self._last_trial, self._failed_restores = None, 0

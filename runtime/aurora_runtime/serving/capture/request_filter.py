@@ -1,0 +1,53 @@
+"""Decides which requests of a batch are traced.
+
+Invariant: warm-ups, health checks and measurements are never traced. Before the launcher's probe was captured, only the
+probe is traced, because earlier requests are no traffic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from aurora_protocol.agent_api import MEASUREMENT_PREFIX
+from aurora_runtime.serving.capture.settings import PROBE_PREFIX
+
+HEALTH_CHECK_PREFIX: Final = "HEALTH_CHECK"
+
+
+@dataclass(frozen=True)
+class TracedRequest:
+    """One traced request of a batch: its index in ``batch.reqs`` and its id."""
+
+    index: int
+    rid: str
+
+
+def is_sampled(rid: str, ratio: Decimal) -> bool:
+    """Whether a request is in the sample: a pure function of its id, so that all ranks and batches agree."""
+    draw = int.from_bytes(hashlib.sha256(rid.encode()).digest()[:8], "big")
+    return Decimal(draw) < ratio * (1 << 64)
+
+
+class RequestFilter:
+    """The requests that are traced at the sample ratio ``ratio``."""
+
+    def __init__(self, ratio: Decimal) -> None:
+        self._ratio = ratio
+        self.probe_captured = False
+
+    def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:
+        return tuple(TracedRequest(index, req.rid) for index, req in enumerate(reqs) if self._is_traced(req))
+
+    def _is_traced(self, req: Any) -> bool:
+        rid = req.rid
+        if not isinstance(rid, str) or rid.startswith((HEALTH_CHECK_PREFIX, MEASUREMENT_PREFIX)):
+            return False
+        if rid.startswith(PROBE_PREFIX):
+            return True
+        if not self.probe_captured or req.multimodal_inputs is not None or req.input_embeds is not None:
+            return False  # a position without a token id cannot be trained on
+        return req.beam_group is None and is_sampled(rid, self._ratio)

@@ -1,0 +1,32 @@
+"""The capture plugin's settings, which the launcher passes to SGLang's processes in ``AURORA_CAPTURE``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from aurora_api.base import Ratio
+from aurora_protocol.record import Record
+
+CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
+PROBE_PREFIX: Final = "aurora-probe-"
+"""Prefix of the ids of the launcher's requests, which prove that capture works and are never written to a shard."""
+
+
+class CaptureSettings(Record):
+    """The value of ``AURORA_CAPTURE``."""
+
+    state_folder: str = Field(description="The pod's shared folder.")
+    lineage: int = Field(ge=1)
+    pod: str
+    boot: str = Field(description="Random id of this engine start.")
+    sample_ratio: Ratio = "1"
+    top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
+    shard_seconds: float = Field(default=20, gt=0)
+    shard_tokens: int = Field(default=16384, ge=1)
+    max_spool_shards: int = Field(default=64, ge=1, description="Shards that may wait before the oldest is dropped.")
+    max_spool_bytes: int = Field(default=4 << 30, ge=1)
+    max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
+    max_open_bytes: int = Field(default=2 << 30, ge=1, description="Hidden states kept for unfinished requests.")
+    trace: bool = Field(default=True, description="False: only hide keys and guard the engine; there is no draft.")

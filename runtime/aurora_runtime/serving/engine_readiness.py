@@ -1,0 +1,85 @@
+"""Decides whether an engine that was just started may take requests.
+
+Invariant: a pod is not ready before SGLang is ready, hides its admin key, and has captured one probe request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from aurora_protocol.agent_api import EngineMode
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.capture.settings import PROBE_PREFIX
+from aurora_runtime.serving.engine_start import EngineStart
+
+READY_POLL_SECONDS: Final = 0.5
+PROBE_POLL_SECONDS: Final = 0.1
+PROBE_TIMEOUT_SECONDS: Final = 120.0
+PROBE_TOKENS: Final = 8
+
+
+@dataclass(frozen=True)
+class ReadinessCheck:
+    """The checks of one engine start."""
+
+    start: EngineStart
+    process: subprocess.Popen[bytes]
+
+    def run(self) -> None:
+        """Return once the engine may take requests; call it from a thread without an event loop.
+
+        Raises :class:`EngineFault` when a check fails; the message names the reason that the capture plugin left.
+        """
+        try:
+            asyncio.run(self._check())
+        except EngineFault as error:
+            capture = self.start.options.folder.read_capture_state()
+            if capture is None or capture.ok:
+                raise
+            raise EngineFault(f"{error}; the capture plugin refused: {capture.error}") from error
+
+    async def _check(self) -> None:
+        async with open_session() as session:
+            client = SGLangClient(session, f"http://127.0.0.1:{self.start.options.port}")
+            await self._wait_ready(client)
+            await self._check_redaction(client)
+            if self.start.state.mode is EngineMode.DRAFT:
+                await self._check_capture(client)
+
+    async def _wait_ready(self, client: SGLangClient) -> None:
+        """Wait without a limit: the startup probe of the pod says how long a model may take to load."""
+        while self.process.poll() is None:
+            if await client.is_ready():
+                return
+            await asyncio.sleep(READY_POLL_SECONDS)
+        raise EngineFault(f"SGLang ended with {self.process.returncode} before it was ready")
+
+    async def _check_redaction(self, client: SGLangClient) -> None:
+        """Raise :class:`EngineFault` when SGLang shows its admin key to everybody."""
+        if self.start.files.admin_key in await client.server_info():
+            raise EngineFault("SGLang shows the admin key in /server_info: the redaction hook is not in place")
+
+    async def _check_capture(self, client: SGLangClient) -> None:
+        """Send one request and wait until the plugin has captured its verify rounds; raises :class:`EngineFault`."""
+        body = {
+            "rid": PROBE_PREFIX + secrets.token_hex(8),
+            "input_ids": [1, 2, 3, 4],
+            "sampling_params": {"temperature": 0, "max_new_tokens": PROBE_TOKENS, "ignore_eos": True},
+        }
+        deadline = time.monotonic() + PROBE_TIMEOUT_SECONDS
+        await client.generate(body, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        while time.monotonic() < deadline and self.process.poll() is None:
+            capture = self.start.options.folder.read_capture_state()
+            if capture is not None and capture.boot == self.start.state.boot:
+                if capture.probe_records > 0:
+                    return
+                if not capture.ok:
+                    break
+            await asyncio.sleep(PROBE_POLL_SECONDS)
+        raise EngineFault("no verify round of the probe request was captured: is the capture plugin loaded?")

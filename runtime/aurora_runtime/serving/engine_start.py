@@ -1,0 +1,125 @@
+"""One start of SGLang in an inference pod: its draft, mode, command line and environment.
+
+Invariants: the admin key is not in the command line; ``engine.json`` says "not ready" before anything else happens, so
+that an engine that was killed is not called ready for long.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.draft_records import CheckpointManifest, Lineage
+from aurora_protocol.pod_settings import ADMIN_KEY, ServingSettings
+from aurora_runtime.cpu import launch_settings as cpu
+from aurora_runtime.engine.machine import detect_machine
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
+from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
+from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.sglang_arguments import engine_arguments
+
+
+@dataclass(frozen=True)
+class LauncherOptions:
+    """The launcher's command line."""
+
+    folder: PodFolder
+    keys: Path
+    port: int
+    host: str
+
+
+@dataclass(frozen=True)
+class StartFiles:
+    """What a start reads from the pod's folders."""
+
+    draft: Path
+    version: int
+    lineage: int
+    admin_key: str
+
+    @classmethod
+    def read(cls, options: LauncherOptions) -> StartFiles:
+        draft = options.folder.current.resolve(strict=True)
+        manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())
+        lineage = Lineage.from_json(options.folder.lineage.read_bytes())
+        return cls(draft, manifest.version, lineage.number, (options.keys / ADMIN_KEY).read_text().strip())
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """One start of SGLang. ``state`` is what ``engine.json`` says of it, apart from ``ready``."""
+
+    settings: ServingSettings
+    options: LauncherOptions
+    state: EngineState
+    files: StartFiles
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.state.machine is not None and self.state.machine.device == "cpu"
+
+    def report(self, *, ready: bool) -> None:
+        """Write ``engine.json``."""
+        _report(self.options.folder, self.state, ready=ready)
+
+    def command(self, config: Path) -> list[str]:
+        """SGLang's command line. ``config`` holds the admin key."""
+        speculative = self.state.mode is not EngineMode.OFF
+        arguments = engine_arguments(
+            self.settings,
+            draft=self.files.draft,
+            version=self.files.version,
+            port=self.options.port,
+            host=self.options.host,
+            device_args=cpu.server_args(speculative=speculative) if self.on_cpu else [],
+            config=config,
+            mode=self.state.mode,
+        )
+        return [str(Path(sys.executable).with_name("sglang")), "serve", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """SGLang's environment: this process's, the capture settings, and the CPU engine's variables on a CPU."""
+        environment = dict(os.environ)
+        if self.on_cpu:
+            environment |= cpu.environment(environment)
+        if plugins := environment.get("SGLANG_PLUGINS"):
+            environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture,aurora_vocabulary"
+        environment.setdefault("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "0")
+        environment[CAPTURE_VARIABLE] = self._capture_settings().to_json().decode()
+        return environment
+
+    def _capture_settings(self) -> CaptureSettings:
+        capture = self.settings.capture
+        return CaptureSettings(
+            state_folder=str(self.options.folder.path),
+            lineage=self.files.lineage,
+            pod=os.environ.get("POD_NAME", "pod"),
+            boot=self.state.boot,
+            sample_ratio=capture.sample_ratio,
+            top_tokens=capture.top_tokens,
+            shard_seconds=capture.shard_seconds,
+            shard_tokens=capture.shard_tokens,
+            trace=self.state.mode is EngineMode.DRAFT,
+        )
+
+
+def prepare_start(settings: ServingSettings, options: LauncherOptions) -> EngineStart:
+    """Report the start as not ready, remove the files of the previous start, and read what the new one needs."""
+    order = options.folder.read_mode_order()
+    state = EngineState(
+        boot=new_boot(), ready=False, started_at=datetime.now(UTC), mode=order.mode, order_id=order.order_id
+    )
+    _report(options.folder, state, ready=False)
+    state = state.model_copy(update={"machine": detect_machine(settings.device)})
+    for leftover in (options.folder.capture, options.folder.stopping):
+        leftover.unlink(missing_ok=True)
+    return EngineStart(settings, options, state, StartFiles.read(options))
+
+
+def _report(folder: PodFolder, state: EngineState, *, ready: bool) -> None:
+    write_atomically(folder.engine, state.model_copy(update={"ready": ready}).to_json())

@@ -1,0 +1,181 @@
+"""Loading a draft against an engine that fails at any call: never left paused, never a false confirmation."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import ClientSession
+
+from aurora_runtime.engine.draft_swap import DraftSwap, load_in_pause
+from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.errors import EngineFault, EngineGone
+from tests.unit.fakes import KEY, FakeEngine
+
+SWAP_ROUTES = FakeEngine.ADMIN_ROUTES[:5]
+UPDATE = "update_weights_from_tensor"
+
+
+@dataclass(frozen=True)
+class File:
+    version: int
+    weights: Path
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+
+@dataclass
+class Scene:
+    engine: FakeEngine
+    client: SGLangClient
+    folder: Path
+
+    def file(self, version: int, data: bytes) -> File:
+        path = self.folder / f"{version}.safetensors"
+        path.write_bytes(data)
+        return File(version, path)
+
+    def runs_normally(self) -> bool:
+        return not (self.engine.paused or self.engine.updating or self.engine.unpaused_updates)
+
+
+@pytest_asyncio.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    engine = FakeEngine()
+    engine.weights = b"old"
+    async with engine.running() as url, ClientSession() as session:
+        yield Scene(engine, SGLangClient(session, url, KEY), tmp_path)
+
+
+async def test_a_draft_is_loaded_in_a_pause(scene: Scene) -> None:
+    before = await scene.client.draft_checksum()
+    scene.engine.calls.clear()
+    assert await load_in_pause(scene.client, scene.file(7, b"new").weights, 7) > 0
+    assert scene.engine.calls == [*SWAP_ROUTES]
+    assert scene.runs_normally()
+    assert await scene.client.draft_version() == 7
+    assert await scene.client.draft_checksum() != before
+    assert scene.engine.weights == b"new"
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("route", SWAP_ROUTES)
+async def test_a_load_that_fails_leaves_nothing_open(scene: Scene, route: str, fault: str) -> None:
+    weights = scene.file(7, b"new").weights
+    scene.engine.faults = {route: fault}
+    if route == "continue_generation":
+        await load_in_pause(scene.client, weights, 7)
+    else:
+        with pytest.raises(EngineFault, match=route):
+            await load_in_pause(scene.client, weights, 7)
+    assert scene.runs_normally()
+    await load_in_pause(scene.client, weights, 8)
+    assert (await scene.client.draft_version(), scene.runs_normally()) == (8, True)
+
+
+async def test_a_load_that_is_cancelled_leaves_nothing_open(scene: Scene) -> None:
+    scene.engine.faults = {UPDATE: "slow"}
+    task = asyncio.create_task(load_in_pause(scene.client, scene.file(7, b"new").weights, 7))
+    async with asyncio.timeout(10):
+        while UPDATE not in scene.engine.calls:  # noqa: ASYNC110 - the calls are all there is
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert scene.engine.calls == [*SWAP_ROUTES]
+    assert scene.runs_normally()
+
+
+async def test_an_engine_that_cannot_be_resumed_is_reported(scene: Scene) -> None:
+    scene.engine.faults, scene.engine.faults_persist = {"continue_generation": "before"}, True
+    with pytest.raises(EngineFault, match="continue_generation"):
+        await load_in_pause(scene.client, scene.file(7, b"new").weights, 7)
+    assert scene.engine.calls.count("continue_generation") == 3
+
+
+async def test_an_engine_whose_ranks_are_unknown_is_not_paused(scene: Scene) -> None:
+    scene.engine.ranks = None
+    with pytest.raises(EngineFault, match="tp_size"):
+        await load_in_pause(scene.client, scene.file(7, b"new").weights, 7)
+    assert scene.engine.calls == []
+
+
+async def test_a_load_is_confirmed_by_version_and_checksum(scene: Scene) -> None:
+    swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
+    await swap.learn(old)
+    assert await swap.load(new) > 0
+    assert swap.has_confirmed(new.digest)
+    assert not swap.paused
+    await swap.load(old)
+    assert swap.has_confirmed(old.digest)
+    assert not swap.has_confirmed(new.digest)
+    assert await swap.checksum(0) == await scene.client.draft_checksum()
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("silent", "holds version 0 after the update to version 1"),
+        ("version", "holds version 99"),
+        ("unloaded", "version 1: the engine did not load the file"),
+    ],
+)
+async def test_a_load_that_did_not_happen_is_not_confirmed(scene: Scene, fault: str, why: str) -> None:
+    swap, new = DraftSwap(scene.client), scene.file(1, b"new")
+    scene.engine.faults = {UPDATE: fault}
+    with pytest.raises(EngineFault, match=why):
+        await swap.load(new)
+    assert not swap.has_confirmed(new.digest)
+    assert scene.runs_normally()
+
+
+async def test_a_file_must_give_the_checksum_that_it_gave_before(scene: Scene) -> None:
+    old, new = scene.file(0, b"old"), scene.file(1, b"new")
+    swap = DraftSwap(scene.client, {new.digest: "another checksum"})
+    with pytest.raises(EngineFault, match="not the one that this file gave before"):
+        await swap.load(new)
+    swap = DraftSwap(scene.client)
+    await swap.load(old)
+    await swap.load(new)
+    scene.engine.faults = {UPDATE: "unloaded"}
+    with pytest.raises(EngineFault, match="not the one that this file gave before"):
+        await swap.load(old)
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "silent", "version", "unloaded"])
+async def test_a_failed_load_restores_the_fallback(scene: Scene, fault: str) -> None:
+    swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
+    await swap.learn(old)
+    scene.engine.faults = {UPDATE: fault}
+    with pytest.raises(EngineFault):
+        await swap.load_or_restore(new, old)
+    assert (scene.engine.weights, scene.engine.version) == (b"old", "0")
+    assert scene.runs_normally()
+    await swap.load_or_restore(new, old)
+    assert (scene.engine.weights, scene.engine.version) == (b"new", "1")
+
+
+async def test_a_fallback_that_cannot_be_restored_is_reported_with_the_cause(scene: Scene) -> None:
+    swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
+    await swap.learn(old)
+    scene.engine.faults, scene.engine.faults_persist = {UPDATE: "after"}, True
+    with pytest.raises(EngineFault, match="version 0 could not be restored"):
+        await swap.load_or_restore(new, old)
+    scene.engine.faults = dict.fromkeys(FakeEngine.ADMIN_ROUTES, "gone")
+    with pytest.raises(EngineGone, match="could not be restored"):
+        await swap.load_or_restore(new, old)
+
+
+async def test_an_engine_that_still_holds_the_draft_is_not_loaded_again(scene: Scene) -> None:
+    swap, old = DraftSwap(scene.client), scene.file(0, b"old")
+    await swap.learn(old)
+    scene.engine.calls.clear()
+    await swap.restore(old)
+    assert scene.engine.calls == ["weights_checker"]
