@@ -30,15 +30,16 @@ from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sig
 from tests.bench.markdown import markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
-from aurora_runtime.serving.capture.shard_writer import sampled
-from aurora_runtime.serving.pod_files import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings, CaptureState, PodFolder
+from aurora_runtime.serving.capture.request_filter import is_sampled
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.pod_files import PodFolder
 
 SAMPLE_RATIO = Decimal("0.5")
 
 
 def request_ids(traced: bool) -> Iterator[str]:
     """Fresh request ids, all of which capture traces, or none of which it does."""
-    return (rid for _ in itertools.count() if sampled(rid := uuid.uuid4().hex, SAMPLE_RATIO) is traced)
+    return (rid for _ in itertools.count() if is_sampled(rid := uuid.uuid4().hex, SAMPLE_RATIO) is traced)
 
 
 def milliseconds_per_round(
@@ -83,7 +84,12 @@ def main() -> None:
     exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="capture-bench-") as folder, hold_lock(options.lock):
         settings = CaptureSettings(
-            state=folder, lineage=1, pod="bench", boot="bench", sample_ratio=str(SAMPLE_RATIO), shard_seconds=20
+            state_folder=folder,
+            lineage=1,
+            pod="bench",
+            boot="bench",
+            sample_ratio=str(SAMPLE_RATIO),
+            shard_seconds=20,
         )
         model = ensure_model()
         draft = write_random_draft(Path(folder, "draft"), model)
@@ -97,10 +103,11 @@ def main() -> None:
             for concurrency in CONCURRENCIES:
                 speeds = traced_speeds(server, concurrency, options.pairs, options.tokens)
                 print(markdown_row(cells(concurrency, speeds)), flush=True)
-        state = CaptureState.from_json(PodFolder(Path(folder)).capture.read_bytes())
+        state = PodFolder(Path(folder)).read_capture_state()
+        assert state is not None
         load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
         print(f"{load}; one thread; bf16; {options.tokens} tokens per answer")
-        print(f"{state.captured_records} records captured, {state.dropped_records} dropped, {state.errors} errors")
+        print(f"{state.captured_records} records captured, {state.dropped_records} dropped, {state.hook_errors} errors")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.engine.sglang_client import SGLangClient, session
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.validation.answer_equality import NEAR_TIE, first_difference
 from aurora_runtime.validation.load_client import Answer, BatchResult, Client
 
@@ -141,7 +141,7 @@ async def answer_all(
 ) -> list[PromptPass]:
     """Have the server answer every prompt once at each concurrency, while ``swap_loop`` swaps its draft."""
     passes = []
-    async with session() as http:
+    async with open_session() as http:
         client = Client(http, server.url, REQUEST_TIMEOUT_SECONDS)
         for concurrency in options.concurrency:
             began = time.monotonic()
@@ -157,7 +157,7 @@ async def answer_with_speculation(
     server: Server, drafts: Sequence[Path], token_prompts: Sequence[Sequence[int]], options: argparse.Namespace
 ) -> tuple[list[PromptPass], SwapLoop]:
     """The three phases with speculation, on one server that starts with the untrained draft."""
-    async with session() as http:
+    async with open_session() as http:
         swap_loop = SwapLoop(SGLangClient(http, server.url), drafts)
         passes = await answer_all(server, Phase.ON, token_prompts, options)
         await swap_loop.learn_checksums()

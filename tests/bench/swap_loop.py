@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_runtime.engine.draft_check import WEIGHTS
+from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.path_payload import LOADER
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
@@ -44,8 +45,8 @@ class SwapLoop:
             EngineFault: a swap failed, or both drafts have the same checksum.
         """
         for version in (UNTRAINED, TRAINED):
-            await self.engine.swap(self.drafts[version] / WEIGHTS, version)
-            self._checksums[version] = await self.engine.checksum()
+            await load_in_pause(self.engine, self.drafts[version] / WEIGHTS, version)
+            self._checksums[version] = await self.engine.draft_checksum()
         if len({*self._checksums.values()}) != 2:
             raise EngineFault("both drafts have the same checksum, so a swap between them cannot be confirmed")
         await self._swap_to(UNTRAINED)
@@ -66,13 +67,13 @@ class SwapLoop:
 
     async def check_trained(self) -> None:
         """Record a failure unless the engine holds the trained draft."""
-        if await self.engine.checksum() != self._checksums[TRAINED]:
+        if await self.engine.draft_checksum() != self._checksums[TRAINED]:
             self.failures.append("the engine does not hold the trained draft")
 
     async def _swap_to(self, version: int) -> float:
         """Swap to draft ``version`` and confirm it; returns the pause in seconds."""
-        pause = await self.engine.swap(self.drafts[version] / WEIGHTS, version)
-        if await self.engine.checksum() != self._checksums[version]:
+        pause = await load_in_pause(self.engine, self.drafts[version] / WEIGHTS, version)
+        if await self.engine.draft_checksum() != self._checksums[version]:
             raise EngineFault(f"the engine does not hold draft {version} after its swap")
         self.current = version
         return pause

@@ -49,6 +49,6 @@ def agent_shutdown_arguments(pod: Mapping[str, Any]) -> list[str]:
     """The agent's command-line arguments for its two deadlines. ``pod`` has the user's template merged over it."""
     grace = pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE_PERIOD_SECONDS)
     agent, engine = pre_stop_seconds(pod, "agent"), pre_stop_seconds(pod, "sglang")
-    stop_within = max(1, (grace if isinstance(grace, int) else GRACE_PERIOD_SECONDS) - agent - RESERVED_SECONDS)
-    settle = max(0, engine - agent) + SIGTERM_SPREAD_SECONDS
-    return ["--stop-within", str(stop_within), "--settle", str(settle)]
+    shutdown_seconds = max(1, (grace if isinstance(grace, int) else GRACE_PERIOD_SECONDS) - agent - RESERVED_SECONDS)
+    signal_skew_seconds = max(0, engine - agent) + SIGTERM_SPREAD_SECONDS
+    return ["--shutdown-seconds", str(shutdown_seconds), "--signal-skew-seconds", str(signal_skew_seconds)]

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from tests.bench.stream_timing import StepTiming, time_stream
 
+from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
@@ -101,7 +102,7 @@ class Servers:
         for arm in arms:
             if arm.draft is not None:
                 await self._swap(arm.server, arm.draft)
-                self._checksums[arm] = await self.engines.admin(arm.server).checksum()
+                self._checksums[arm] = await self.engines.admin(arm.server).draft_checksum()
         for server in {arm.server for arm in self._checksums}:
             by_draft = {arm.draft: checksum for arm, checksum in self._checksums.items() if arm.server == server}
             if len({*by_draft.values()}) < len(by_draft):
@@ -118,7 +119,7 @@ class Servers:
         """
         if arm.draft is not None and arm.draft != self._loaded.get(arm.server):
             await self._swap(arm.server, arm.draft)
-            if await self.engines.admin(arm.server).checksum() != self._checksums[arm]:
+            if await self.engines.admin(arm.server).draft_checksum() != self._checksums[arm]:
                 raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
         port = urlsplit(self.engines.url(arm.server)).port
         assert port is not None
@@ -144,6 +145,7 @@ class Servers:
 
         The cache holds keys of the previous draft, and the same prompts come again.
         """
-        await self.engines.admin(server).swap(draft.weights, draft.version)
-        await self.engines.admin(server).flush()
+        engine = self.engines.admin(server)
+        await load_in_pause(engine, draft.weights, draft.version)
+        await engine.flush_prefix_cache()
         self._loaded[server] = draft

@@ -34,7 +34,7 @@ def test_the_metrics_page_lists_all_metrics() -> None:
         for family in metric.describe()
     }
     agents = Metrics()
-    agents.swap_finished("success", 0.1)
+    agents.record_swap("success", 0.1)
     text = agents.render(AgentState(pod="p", boot="b", engine_ready=True, version=1)).decode()
     exposed |= {name for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
     assert _first_column("docs/reference/metrics.md", "aurora_") == exposed

@@ -85,7 +85,7 @@ def test_an_agent_must_stop_within_the_rest_of_the_grace_period(grace: int | Non
     given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
     template = pods(spec(**given))["inference"]
     (agent,) = [c for c in containers(template) if c["name"] == "agent"]
-    assert agent["command"][-4:] == ["--stop-within", within, "--settle", "2"]
+    assert agent["command"][-4:] == ["--shutdown-seconds", within, "--signal-skew-seconds", "2"]
     assert template["spec"]["terminationGracePeriodSeconds"] == (grace or 120)
 
 
@@ -108,7 +108,7 @@ def test_an_agent_waits_for_its_engines_pre_stop_hook(engine: Any, agent: Any, w
     given = [{"name": "sglang", "lifecycle": engine}, {"name": "agent", "lifecycle": agent}]
     template = pods(spec(serving={"template": {"spec": {"containers": given}}}))["inference"]
     (made,) = [c for c in containers(template) if c["name"] == "agent"]
-    assert made["command"][-4:] == ["--stop-within", within, "--settle", settle]
+    assert made["command"][-4:] == ["--shutdown-seconds", within, "--signal-skew-seconds", settle]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ async def test_two_trial_drafts_take_turns_from_the_pods_own_disk(rig: PodRig) -
         f"{version:08d}" for version in range(3)
     ], "the last two trial drafts, and current"
     assert await rig.trial(0)
-    assert rig.drafts.find(1) is None, "the cache is bounded"
+    assert rig.drafts.find_staged(1) is None, "the cache is bounded"
 
 
 async def test_a_client_request_admitted_late_is_not_answered_by_a_trial_draft(rig: PodRig) -> None:
