@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.client import HTTPResponse
@@ -29,23 +29,31 @@ ADMIN_KEY = "admin-key-of-the-test"
 AGENT_TOKEN = "agent-token-of-the-test"  # noqa: S105 - used by tests only
 START_TIMEOUT_SECONDS = 900.0
 STOP_TIMEOUT_SECONDS = 60.0
+ENGINE_POLL_SECONDS = 0.3
 NO_HEADERS: Mapping[str, str] = {}
 
 
 def http_body(
-    url: str, body: Any = None, *, method: str | None = None, token: str | None = None, timeout: float = 300
+    url: str, body: Any = None, *, method: str | None = None, token: str | None = None, timeout_seconds: float = 300
 ) -> bytes:
-    with _open(url, body, method=method, token=token, timeout=timeout) as answer:
+    """Send a request and return the answer's body. An answer with an error status raises HTTPError."""
+    with _open(url, body, method=method, token=token, timeout_seconds=timeout_seconds) as answer:
         return bytes(answer.read())
 
 
 def _open(
-    url: str, body: Any, *, method: str | None, token: str | None, timeout: float, extra: Mapping[str, str] = NO_HEADERS
+    url: str,
+    body: Any,
+    *,
+    method: str | None,
+    token: str | None,
+    timeout_seconds: float,
+    extra: Mapping[str, str] = NO_HEADERS,
 ) -> HTTPResponse:
     headers = {"Content-Type": "application/json", **extra} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - servers of this process
-    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310 - servers of this process
+    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout_seconds)  # noqa: S310 - servers of this process
     return answer
 
 
@@ -57,8 +65,9 @@ def http_status(
     token: str | None = None,
     headers: Mapping[str, str] = NO_HEADERS,
 ) -> int:
+    """Send a request and return the answer's status, errors included."""
     try:
-        with _open(url, body, method=method, token=token, timeout=60, extra=headers) as answer:
+        with _open(url, body, method=method, token=token, timeout_seconds=60, extra=headers) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         with error:
@@ -117,9 +126,10 @@ class PodProcesses:
             "OMP_NUM_THREADS": "1",
         }
 
-    def stage(self, *, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+    def stage(self, *, timeout_seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
+        """Run the init container, which downloads the draft to serve."""
         command = self._command("aurora_runtime.serving.agent", "stage", "--stage-timeout-seconds", "10")
-        return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout)
+        return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout_seconds)
 
     @contextlib.contextmanager
     def engine(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -127,11 +137,7 @@ class PodProcesses:
         with self.log.open("ab") as sink:
             process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + START_TIMEOUT_SECONDS
-            while not self._engine_ready():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
-                time.sleep(0.3)
+            self._wait_for_engine(may_still_start=lambda: process.poll() is None)
             yield process
         finally:
             if process.poll() is None:
@@ -152,7 +158,7 @@ class PodProcesses:
             while not stopping.is_set():
                 with self.log.open("ab") as sink:
                     process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
-                while process.poll() is None and not stopping.wait(0.3):
+                while process.poll() is None and not stopping.wait(ENGINE_POLL_SECONDS):
                     pass
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
@@ -161,15 +167,18 @@ class PodProcesses:
         keeper = threading.Thread(target=keep_running)
         keeper.start()
         try:
-            deadline = time.monotonic() + START_TIMEOUT_SECONDS
-            while not self._engine_ready():
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
-                time.sleep(0.3)
+            self._wait_for_engine(may_still_start=lambda: True)
             yield
         finally:
             stopping.set()
             keeper.join(2 * STOP_TIMEOUT_SECONDS)
+
+    def _wait_for_engine(self, may_still_start: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self._engine_ready():
+            if not may_still_start() or time.monotonic() > deadline:
+                raise TimeoutError(f"the engine did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+            time.sleep(ENGINE_POLL_SECONDS)
 
     def _engine_ready(self) -> bool:
         state = self.folder.read_engine_state()

@@ -94,9 +94,9 @@ def _head_size(target_config: dict[str, Any]) -> int:
 def write_repeating_draft(directory: Path, target: Path, *, seed: int = 0) -> Path:
     """Write a draft that proposes the most frequent token so far. Returns `directory`.
 
-    The draft's attention averages a projection of the embeddings, its head is the target's embedding matrix, and all
-    other weights are zero. On text that repeats one token, all its proposals are accepted; those of a random draft
-    never are. On other text the draft is useless.
+    The draft's attention carries a projection of the embeddings, its head is the target's embedding matrix, and all
+    other parts of the draft contribute zero. On text that repeats one token, all its proposals are accepted. A random
+    draft's proposals never are. On other text the repeating draft is useless.
     """
     import torch
     from safetensors import safe_open

@@ -1,6 +1,6 @@
 """The chains and trees that a draft proposes after every token of an answer, grown as SGLang 0.5.23 grows them.
 
-Each step keeps the ``top_k`` likeliest nodes and proposes ``top_k`` tokens below each of them
+Each step keeps the ``branching`` likeliest nodes and proposes ``branching`` tokens below each of them
 (sglang/srt/speculative/spec_utils.py, ``select_top_k_tokens``). The likeliest of all proposed nodes form the tree
 (eagle_utils.py, ``organize_draft_results``). The likelihood of a node is the product of the draft's probabilities along
 its path. Invariant: parents come before children, because a node is at most as likely as its parent and ties go to the

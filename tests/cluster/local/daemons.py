@@ -51,6 +51,7 @@ def extra_environment(name: str, binaries: Path) -> dict[str, str]:
 
 
 def _containerd_config(cluster: Layout) -> str:
+    """containerd without plugins that nothing here uses, and with cgroups that need no systemd."""
     return f"""version = 3
 root = "{cluster.containerd_root}"
 state = "/run/containerd"
@@ -66,7 +67,7 @@ disabled_plugins = [
   sandbox = "{PAUSE_IMAGE}"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true         # lowering the score needs CAP_SYS_RESOURCE
-  netns_mounts_under_state_dir = true
+  netns_mounts_under_state_dir = true   # inside the sandbox's own /run
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
@@ -84,7 +85,7 @@ def _cni_network(cluster: Layout) -> dict[str, Any]:
         "bridge": "cni0",
         "isGateway": True,
         "ipMasq": False,
-        "hairpinMode": True,
+        "hairpinMode": True,  # a pod may reach itself through its Service
         "ipam": {"type": "host-local", "ranges": [[{"subnet": cluster.pod_cidr}]], "routes": [{"dst": "0.0.0.0/0"}]},
     }
     return {
@@ -103,18 +104,19 @@ def _kubelet_config(cluster: Layout) -> dict[str, Any]:
         "tlsCertFile": str(cluster.pki / "kubelet.crt"),
         "tlsPrivateKeyFile": str(cluster.pki / "kubelet.key"),
         "failCgroupV1": False,  # the machine may have cgroup v1
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": "cgroupfs",  # the sandbox runs no systemd
         "cgroupRoot": f"/{cluster.cgroup}",
         "failSwapOn": False,  # the machine may have swap
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "clusterDomain": "cluster.local",
         "clusterDNS": [cluster.node_address],
-        "resolvConf": str(cluster.etc / "resolv.conf"),  # the host's names servers that the sandbox cannot reach
+        "resolvConf": str(cluster.etc / "resolv.conf"),  # the host's file lists servers that pods cannot reach
         "maxPods": 250,
         "nodeStatusUpdateFrequency": "1s",  # the node is Ready seconds earlier
         "imageGCHighThresholdPercent": 100,  # a deleted image could not be pulled again: no registry
         "imageGCLowThresholdPercent": 99,
         "imagePullCredentialsVerificationPolicy": "NeverVerify",  # images were imported, not pulled
+        # Lower limits than the defaults: a developer's disk may be nearly full.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "podLogsDir": "/var/log/pods",
         "volumePluginDir": str(cluster.directory / "volume-plugins"),
@@ -128,7 +130,7 @@ def _proxy_config(cluster: Layout) -> dict[str, Any]:
         "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": str(cluster.pki / "kube-proxy.kubeconfig")},
         "mode": "nftables",
-        "nftables": {"minSyncPeriod": "100ms"},  # Services follow their pods sooner; a small cluster affords it
+        "nftables": {"minSyncPeriod": "100ms"},  # Services follow their pods sooner, which is cheap in a small cluster
         "clusterCIDR": cluster.pod_cidr,
         "hostnameOverride": NODE,
         "metricsBindAddress": "127.0.0.1:10249",
