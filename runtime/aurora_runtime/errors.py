@@ -2,16 +2,16 @@
 
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
-├── EngineFault             SGLang refused an admin call
-│   └── EngineGone          SGLang did not answer: it ended, or it hangs
+├── EngineFault             SGLang did not start, or refused an admin call
+│   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
-├── DraftRefused            a draft checkpoint is not one that an engine may load
-├── SwapRefused             a swap request must not be obeyed
-├── CheckpointFormatError   a draft checkpoint is not what SGLang loads
+├── DraftRefused            a draft checkpoint must not be loaded by an engine
+├── SwapRefused             a swap request must not be carried out
+├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing or out of reach
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
-└── EngineMismatch          SGLang is not the version whose functions our plugins wrap
+└── EngineMismatch          this SGLang is not the version whose functions our plugins wrap
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RuntimeFault(Exception):
 
 
 class TraceFormatError(RuntimeFault):
-    """A shard's tensors contradict each other."""
+    """A shard's tensors contradict each other. The trainer skips the shard."""
 
 
 class EngineFault(RuntimeFault):
@@ -30,27 +30,27 @@ class EngineFault(RuntimeFault):
 
 
 class EngineGone(EngineFault):
-    """SGLang gave no answer, so nothing is known of what it was asked: it ended, or it hangs."""
+    """SGLang gave no answer, because it ended or hangs. Whether it carried out the call is unknown."""
 
 
 class EngineUnreachable(EngineGone):
-    """The connection to SGLang could not be made, or broke before the answer: this may be the network's fault."""
+    """The connection to SGLang could not be made, or broke before the answer. The network may be at fault."""
 
 
 class DraftRefused(RuntimeFault):
-    """A checkpoint's files differ from its manifest or its lineage: no engine may load it."""
+    """A checkpoint's files differ from its manifest or its lineage. No engine may load it."""
 
 
 class SwapRefused(RuntimeFault):
-    """A swap request is older than one already seen, or asks for what is not registered."""
+    """A swap request is older than one already seen, or names a version that is not registered."""
 
 
 class TargetUnavailable(RuntimeFault):
-    """The target's files are missing, damaged or out of reach; the message says which file and where it was sought."""
+    """The target's files are missing, damaged or out of reach. The message names the file and its place."""
 
 
 class Interrupted(RuntimeFault):
-    """The process was asked to stop while it waited for something."""
+    """The process was asked to stop while it waited."""
 
 
 class CheckpointFormatError(RuntimeFault):
@@ -58,8 +58,8 @@ class CheckpointFormatError(RuntimeFault):
 
 
 class MeasurementError(RuntimeFault):
-    """A validation could not measure: no held-out prompts, no engine, no time. Never a verdict about the candidate."""
+    """A validation could not measure: no held-out prompts, no engine, or no time. Says nothing about the candidate."""
 
 
 class EngineMismatch(RuntimeFault):
-    """SGLang differs from the version that a hook was written for; the message names the function."""
+    """SGLang differs from the version that a hook was written for. The message names the function."""

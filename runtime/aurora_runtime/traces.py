@@ -1,10 +1,10 @@
-"""The trace of one request, and shards of them as safetensors bytes: what capture writes and training reads.
+"""The trace of one request, and shards of traces as safetensors bytes: written by capture, read by training.
 
 Invariants:
-- a shard holds whole requests: prompt, answer, every verify round, so that a reader never joins shards;
+- a shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards;
 - every position with hidden states and every verify node is one that the engine really computed;
 - the split into training and held-out requests depends on the prompt alone, so that the same prompt never lies on
-  both sides, on whichever pod it was served.
+  both sides, whichever pod served it.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 
-HELD_OUT_SHARE: Final = 8
-"""One request in this many is held out: never trained on; used to evaluate drafts and to measure candidates."""
+REQUESTS_PER_HELD_OUT: Final = 8
+"""One request in this many is held out: never trained on, used to evaluate drafts and to measure candidates."""
 
 
 def prompt_hash(tokens: Sequence[int]) -> int:
@@ -34,24 +34,24 @@ def prompt_hash(tokens: Sequence[int]) -> int:
 
 
 def is_held_out(request: int) -> bool:
-    """Whether a request with this prompt hash belongs to the held-out side."""
-    return request % HELD_OUT_SHARE == 0
+    """Whether a request with this prompt hash is held out."""
+    return request % REQUESTS_PER_HELD_OUT == 0
 
 
 @dataclass(frozen=True)
 class RequestTrace:
     """One request as it was served.
 
-    ``L`` tokens (prompt, then committed answer), ``S`` positions with hidden states, ``R`` verify rounds with ``M``
-    nodes in all. Round ``r`` verified ``node_count[r]`` nodes; node 0 is the root: the token at ``root[r]``, verified
-    in the round before. Nodes of all rounds are concatenated.
+    The trace holds ``L`` tokens (prompt, then committed answer), ``S`` positions with hidden states, and ``R`` verify
+    rounds with ``M`` nodes in all. Round ``r`` verified ``node_count[r]`` nodes. Its node 0 is the root: the token at
+    position ``root[r]``, which the round before verified. The nodes of all rounds are concatenated.
     """
 
-    request: int
+    request: int  # hash of the prompt
     prompt_length: int
     hidden_start: int  # first position with hidden states: a prefix-cache hit skips those before it
     tokens: Tensor  # [L] int32
-    hidden: Tensor  # [S, H3] float16 or bfloat16; position hidden_start + i
+    hidden: Tensor  # [S, H3] float16 or bfloat16; row i belongs to position hidden_start + i
     root: Tensor  # [R] int32: position of the round's root in ``tokens``
     node_count: Tensor  # [R] int32
     accepted: Tensor  # [R] int32: drafts accepted, without the bonus token
@@ -68,12 +68,9 @@ class RequestTrace:
         problems = []
         if self.hidden_start + self.hidden.shape[0] > self.tokens.shape[0]:
             problems.append("more hidden states than tokens")
-        if any(t.shape[0] != rounds for t in (self.node_count, self.accepted, self.version)):
+        if any(getattr(self, name).shape[0] != rounds for name in _BY_ROUNDS):
             problems.append("round tensors differ in length")
-        if any(
-            t.shape[0] != nodes
-            for t in (self.node_parent, self.node_accepted, self.top_ids, self.top_logprobs, self.rest)
-        ) or nodes != int(self.node_count.sum()):
+        if any(getattr(self, name).shape[0] != nodes for name in _BY_NODES) or nodes != int(self.node_count.sum()):
             problems.append("node tensors differ in length")
         if problems:
             raise TraceFormatError("; ".join(problems))
@@ -87,26 +84,13 @@ class RequestTrace:
         return is_held_out(self.request)
 
 
-_FLAT = (
-    "tokens",
-    "hidden",
-    "root",
-    "node_count",
-    "accepted",
-    "version",
-    "node_token",
-    "node_parent",
-    "node_accepted",
-    "top_ids",
-    "top_logprobs",
-    "rest",
-)
-_BY_TOKENS, _BY_HIDDEN = {"tokens"}, {"hidden"}
-_BY_ROUNDS = {"root", "node_count", "accepted", "version"}
+_BY_ROUNDS: Final = ("root", "node_count", "accepted", "version")
+_BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "rest")
+_CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
 
 
 def columns(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
-    """Concatenate traces into a shard's tensors; ``index [Q, 7]`` int64 says where each request's rows end."""
+    """Concatenate traces into a shard's tensors; ``index [Q, 7]`` int64 holds each request's numbers and lengths."""
     if not traces:
         raise TraceFormatError("a shard holds at least one request")
     index = torch.tensor(
@@ -124,7 +108,8 @@ def columns(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
         ],
         dtype=torch.int64,
     )
-    return {"index": index, **{name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _FLAT}}
+    concatenated = {name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _CONCATENATED}
+    return {"index": index, **concatenated}
 
 
 def encode(traces: Sequence[RequestTrace]) -> bytes:
@@ -133,25 +118,19 @@ def encode(traces: Sequence[RequestTrace]) -> bytes:
 
 
 def decode(data: bytes) -> Iterator[RequestTrace]:
-    """The traces of a shard, in order; tensors are views. Raises :class:`TraceFormatError`."""
+    """The traces of a shard, in order; their tensors are views. Raises :class:`TraceFormatError`."""
     tensors = load(data)
-    if missing := {"index", *_FLAT} - tensors.keys():
+    if missing := {"index", *_CONCATENATED} - tensors.keys():
         raise TraceFormatError(f"tensors missing: {', '.join(sorted(missing))}")
-    at = {"tokens": 0, "hidden": 0, "rounds": 0, "nodes": 0}
+    first = dict.fromkeys(_CONCATENATED, 0)
     for request, prompt_length, hidden_start, n_tokens, n_hidden, n_rounds, n_nodes in tensors["index"].tolist():
-        size = {"tokens": n_tokens, "hidden": n_hidden, "rounds": n_rounds, "nodes": n_nodes}
-        parts = {}
-        for name in _FLAT:
-            axis = (
-                "tokens"
-                if name in _BY_TOKENS
-                else "hidden"
-                if name in _BY_HIDDEN
-                else "rounds"
-                if name in _BY_ROUNDS
-                else "nodes"
-            )
-            parts[name] = tensors[name][at[axis] : at[axis] + size[axis]]
+        lengths = {
+            "tokens": n_tokens,
+            "hidden": n_hidden,
+            **dict.fromkeys(_BY_ROUNDS, n_rounds),
+            **dict.fromkeys(_BY_NODES, n_nodes),
+        }
+        parts = {name: tensors[name][first[name] : first[name] + length] for name, length in lengths.items()}
         yield RequestTrace(request=request, prompt_length=prompt_length, hidden_start=hidden_start, **parts)
-        for axis, count in size.items():
-            at[axis] += count
+        for name, length in lengths.items():
+            first[name] += length

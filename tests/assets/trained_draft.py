@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out import HeldOutSet
-from aurora_runtime.training.data.replay import pack
+from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel, load_target
@@ -60,7 +60,7 @@ def train_draft(
         else:
             examples += examples_of(trace, draft.config.vocab_size)
     for _ in range(passes):
-        for group in pack(examples, session.recipe.batch_slots):
+        for group in batch_by_slots(examples, session.recipe.batch_slots):
             session.step(group)
     return TrainingResult(session, held_out, sum(e.fresh for e in examples))
 
@@ -73,7 +73,7 @@ def load_small_target(model: Path | None = None) -> TargetModel:
 def untrained_draft(model: Path | None = None) -> tuple[DraftModel, VocabularyMap]:
     """The first draft of a lineage, as the trainer makes it, for the target in ``model`` (default: SmolLM2)."""
     target, size = load_small_target(model), DraftSpec().vocab_size
-    ids = initial_draft.vocabulary(size, target.identity.vocab_size, target.special_tokens)
+    ids = initial_draft.initial_vocabulary(size, target.identity.vocab_size, target.special_tokens)
     draft = initial_draft.initial_draft(target, initial_draft.draft_config(target, size), ids)
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
 

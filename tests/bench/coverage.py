@@ -27,7 +27,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.token_counts import counts_of
 from aurora_runtime.training.model.target import load_target
-from aurora_runtime.training.model.vocabulary_map import VocabularyMap, better, coverage
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
 
 
 def coverage_by_budget(
@@ -48,7 +48,7 @@ def coverage_by_budget(
     for budget in budgets:
         while int(counts.sum()) < budget and (trace := next(fresh, None)):
             counts += counts_of(examples_of(trace, vocab), vocab)
-        ids = better(initial, counts, special)
+        ids = best_map(initial, counts, special)
         chosen = initial if ids is None else VocabularyMap.of(ids, vocab)
         replaced = (chosen.to_draft >= 0) & (initial.to_draft < 0)
         results.append((coverage(chosen, held_out), int(replaced.sum())))

@@ -27,10 +27,10 @@ import torch
 
 from aurora_runtime.traces import RequestTrace, decode, encode
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.data.replay import pack
+from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftConfig, DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from aurora_runtime.training.optim.batch_loss import states, taught_loss
+from aurora_runtime.training.optim.batch_loss import draft_outputs, loss_of_outputs
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 
@@ -107,7 +107,7 @@ def shards(shape: DraftConfig, batches: int, prompt: int, answer: int) -> list[b
         traces.append(request(shape, seed, prompt, answer))
         seed += 1
         examples = [e for trace in traces for e in examples_of(trace, shape.vocab_size)]
-        if len(pack(examples, Recipe().batch_slots)) > 1 and len(traces) > 1:
+        if len(batch_by_slots(examples, Recipe().batch_slots)) > 1 and len(traces) > 1:
             found.append(encode(traces[:-1]))
             traces = traces[-1:]
     return found
@@ -158,14 +158,14 @@ def measured_step(session: Session, data: bytes, meter: Meter) -> None:
     with meter.part(BATCH):
         batch = session.batch(examples)
     with meter.part(FORWARD):
-        outputs = states(session.draft, batch)
+        outputs = draft_outputs(session.draft, batch)
     with meter.part(LOSS):
-        loss = taught_loss(session.draft, outputs, batch, session.recipe, lambda own: own)
+        loss = loss_of_outputs(session.draft, outputs, batch, session.recipe, lambda own: own)
     del outputs
     with meter.part(BACKWARD):
         loss.backward()  # type: ignore[no-untyped-call]
     with meter.part(OPTIMISER):
-        session.update(float(loss.detach()))
+        session.apply_gradients(float(loss.detach()))
     meter.positions.append(batch.positions)
     del batch, loss
     with meter.part(WHOLE):

@@ -41,7 +41,7 @@ def coverage_by_size(domain: Domain, requests: int, sizes: Sequence[int], counte
     """Two cells per size: the coverage of the map of day 0, and of the map chosen from ``counted`` answer tokens."""
     target, traces = load_target(TargetSpec(model=str(ensure_model()))), domain_traces(domain, requests)
     vocab, special = target.identity.vocab_size, target.special_tokens
-    maps = [VocabularyMap.of(initial_draft.vocabulary(size, vocab, special), vocab) for size in sizes]
+    maps = [VocabularyMap.of(initial_draft.initial_vocabulary(size, vocab, special), vocab) for size in sizes]
     return [[f"{share:.3f}" for share, _ in coverage_by_budget(traces, each, special, [counted])] for each in maps]
 
 

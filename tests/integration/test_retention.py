@@ -11,7 +11,7 @@ import pytest
 from aurora_runtime.traces import encode
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
-from aurora_runtime.training.state.retention import Limits, Retention
+from aurora_runtime.training.state.retention import Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
@@ -36,7 +36,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     open_lineage(registry, tiny.target(tmp_path / "target"), SPEC, utc_now)
     trace = tiny.trace(0)
     size = len(encode([trace]))
-    limits = Limits(total=KEPT * size, replay=2 * size, shards=100)
+    limits = RetentionLimits(total_bytes=KEPT * size, replay_bytes=2 * size, shards=100)
     written: list[str] = []
     read: list[str] = []
 
@@ -54,8 +54,8 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
             registry, consumed=ledger.consumed, retired=ledger.retired, forgotten=ledger.forgotten
         )
         sound()
-        retention.saved(state)
-        retention.tick()
+        retention.state_saved(state)
+        retention.delete_some()
         sound()
         if turn % 5 == 4:  # a trainer that ends after it deleted and before it saved
             ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_state_record())

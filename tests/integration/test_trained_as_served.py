@@ -25,7 +25,7 @@ from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.data.batch import UnrollPath, collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.prefix_bank import PrefixBank
 from aurora_runtime.training.evaluation import evaluate
@@ -97,7 +97,7 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
         for prompt in trained.prompts:
             body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 48}}
             http_body(f"{pod.engine_url}/generate", body)
-        bank = PrefixBank()  # the chat template's start and the example come from the engine's prefix cache
+        bank = PrefixBank(1 << 28, 256)  # the chat template's start and the example come from the engine's prefix cache
         traces = [bank.complete(t) for t in collect(pod.folder.spool, trained.prompts)]
     assert all(t.hidden_start == 0 for t in traces)
     target = load_target(TargetSpec(model=str(ensure_model())))
@@ -108,8 +108,8 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
 def train(registry: Registry, base: Path) -> list[list[int]]:
     """Train on the recorded traces, register and activate the result; returns held-out prompts."""
     target = load_target(TargetSpec(model=str(ensure_model())))
-    draft, vocabulary = lineage.fetch(registry, 0, target)
-    untrained = lineage.fetch(registry, 0, target)
+    draft, vocabulary = lineage.fetch_draft(registry, 0, target)
+    untrained = lineage.fetch_draft(registry, 0, target)
     traces = json_traces()
     lesson = train_draft(draft, vocabulary, traces)
     candidates = Candidates(registry, 1, TrainingSpec(), STEPS, registry.registration(0), untrained)
@@ -143,7 +143,7 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
     the batched pass that trains on this trace."""
     draft, vocabulary, spec = served.draft, served.vocabulary, served.spec
     (example,) = examples_of(trace, draft.config.vocab_size)
-    batch = collate([example], spec.steps, vocabulary, Follow.PROPOSED, branches=True)
+    batch = collate([example], spec.steps, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
     unrolled = nodes_by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
     for node in nodes_of(trace, spec.steps):
         # The last round may reach beyond the answer's end, where nothing is trained.
@@ -173,7 +173,7 @@ def test_simulated_acceptance_is_the_served_one(served: Served) -> None:
     rounds = sum(t.root.shape[0] for t in served.traces)
     length = sum(t.answer_tokens - 1 for t in served.traces) / rounds
     examples = [e for t in served.traces for e in examples_of(t, served.draft.config.vocab_size)]
-    simulated = evaluate(served.draft, examples, served.vocabulary, STEPS).accept_length
+    simulated = evaluate(served.draft, examples, served.vocabulary, STEPS).acceptance_length
     print(f"acceptance length served {length:.3f}, simulated {simulated:.3f}")
     assert length > 1.5
     if served.spec.branching == 1:

@@ -1,7 +1,8 @@
-"""How long a draft's guesses would have been: simulated acceptance length on held-out requests.
+"""Simulated acceptance length of a draft on held-out requests.
 
-Invariant: it counts as serving counts (answer tokens per verify round, the bonus token included), on tokens that the
-target really said. Every root is tried in one unrolled pass; rounds are then walked over the hits.
+Invariant: the simulation counts as serving does (answer tokens per verify round, the bonus token included), on tokens
+that the target really generated. Every root is tried in one unrolled pass; greedy verification is then simulated on the
+correct proposals.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.precision import autocast
-from aurora_runtime.training.data.batch import collate
+from aurora_runtime.training.data.batch import UNKNOWN_ID, Batch, collate
 from aurora_runtime.training.data.examples import Example
-from aurora_runtime.training.data.replay import pack
+from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The outcome of an evaluation."""
+class HeldOutResult:
+    """The result of simulating a draft on held-out requests."""
 
     requests: int
     rounds: int
     tokens: int
-    first_hits: float  # share of roots whose first guess was right
-    coverage: float  # share of the answers' tokens that the draft's vocabulary map holds: no draft can say the others
+    first_proposal_accuracy: float  # share of roots whose first proposal was correct
+    coverage: float  # share of the answers' tokens that the draft's vocabulary map holds; no draft can propose others
 
     @property
-    def accept_length(self) -> float:
+    def acceptance_length(self) -> float:
         return self.tokens / max(self.rounds, 1)
 
 
@@ -44,39 +45,52 @@ def evaluate(
     vocabulary: VocabularyMap,
     steps: int,
     *,
-    slots: int = 1024,
-    seconds: float = 20.0,
-) -> HeldOut:
-    """Greedy chains of ``steps`` guesses along each example's answer; stops early when ``seconds`` have passed, so the
-    examples should come in the order of their importance."""
+    batch_slots: int = 1024,
+    max_seconds: float = 20.0,
+) -> HeldOutResult:
+    """Propose greedy chains of ``steps`` tokens along each example's answer.
+
+    Stops after the batch with which ``max_seconds`` have passed, so the most important examples should come first.
+    """
     device = draft.lm_head.weight.device
-    deadline = time.monotonic() + seconds
-    requests = rounds = tokens = hits = roots = inside = 0
-    for group in pack(list(examples), slots):
+    deadline = time.monotonic() + max_seconds
+    requests = rounds = tokens = first_correct = roots = covered = 0
+    for group in batch_by_slots(examples, batch_slots):
         batch = collate(group, steps, vocabulary).to(device)
-        known = batch.expected != -1
-        right = torch.zeros_like(known)
-        with autocast(device.type):
-            for step, out in enumerate(unroll(draft, batch.trunk, batch.levels)):
-                chosen = known[:, :, step]
-                right[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == batch.expected[:, :, step][chosen]
+        correct = _correct_proposals(draft, batch)
         for i, example in enumerate(group):
-            n = int(known[i, : example.roots, 0].sum())
-            r, t = walk(right[i, :n].cpu())
-            requests, rounds, tokens = requests + 1, rounds + r, tokens + t
-            hits, roots = hits + int(right[i, :n, 0].sum()), roots + n
-            inside += int((batch.expected[i, :n, 0] >= 0).sum())
+            expected = batch.expected_ids[i, : example.roots, 0]
+            n = int((expected != UNKNOWN_ID).sum())
+            example_rounds, example_tokens = simulate_verification(correct[i, :n].cpu())
+            requests, rounds, tokens = requests + 1, rounds + example_rounds, tokens + example_tokens
+            first_correct, roots = first_correct + int(correct[i, :n, 0].sum()), roots + n
+            covered += int((expected[:n] >= 0).sum())
         if time.monotonic() > deadline:
             break
-    return HeldOut(requests, rounds, tokens, hits / max(roots, 1), inside / max(roots, 1))
+    return HeldOutResult(requests, rounds, tokens, first_correct / max(roots, 1), covered / max(roots, 1))
 
 
-def walk(right: Tensor) -> tuple[int, int]:
-    """Rounds and tokens of greedy verification over ``right`` ``[N, J]``: whether guess ``j`` at root ``n`` is what the
-    target said. A round at ``n`` commits its leading right guesses and one bonus token, within the answer."""
-    leading = right.long().cumprod(-1).sum(-1).tolist()
-    at = rounds = 0
-    while at < len(leading):
-        at += leading[at] + 1
+def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:
+    """Whether the draft's greedy proposal is the token that followed ``[B, R, J]``; false where that is unknown."""
+    known = batch.expected_ids != UNKNOWN_ID
+    correct = torch.zeros_like(known)
+    with autocast(known.device.type):
+        for step, out in enumerate(unroll(draft, batch.trunk, batch.levels)):
+            chosen = known[:, :, step]
+            expected = batch.expected_ids[:, :, step][chosen]
+            correct[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == expected
+    return correct
+
+
+def simulate_verification(correct: Tensor) -> tuple[int, int]:
+    """Rounds and committed tokens of greedy verification along ``N`` roots.
+
+    ``correct`` ``[N, J]`` says whether proposal ``j`` at root ``n`` is the token that followed. A round at ``n``
+    commits the leading correct proposals and one bonus token, within the answer.
+    """
+    accepted = correct.long().cumprod(-1).sum(-1).tolist()
+    position = rounds = 0
+    while position < len(accepted):
+        position += accepted[position] + 1
         rounds += 1
-    return rounds, len(leading)
+    return rounds, len(accepted)

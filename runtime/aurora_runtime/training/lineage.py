@@ -1,7 +1,8 @@
-"""Day 0: the lineage and its initial draft, version 0, so that serving can start before any traffic.
+"""Creates the lineage with its initial draft, version 0, so that serving can start before any traffic.
 
-Invariant: whoever sees the lineage's record finds version 0 behind it. The order is checkpoint, registration, lineage;
-a crash in between is healed by running this again: the draft is deterministic, and what is registered already wins.
+Invariant: wherever the lineage's record exists, version 0 exists too. The order is checkpoint, registration, lineage. A
+crash in between is repaired by running this again: the initial draft is deterministic, and a draft that is already
+registered is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
 from aurora_runtime.errors import CheckpointFormatError
 from aurora_runtime.training.model import checkpoint, initial_draft
-from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.draft import DraftConfig, DraftModel
 from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import Keys, Registry
@@ -38,10 +39,10 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
     lineage = registry.lineage()
     if lineage is None:
         lineage = _create(registry, target, spec, now)
-    for what in ("config_sha256", "tokenizer_sha256"):
-        if getattr(lineage.target, what) != getattr(target.identity, what):
+    for digest in ("config_sha256", "tokenizer_sha256"):
+        if getattr(lineage.target, digest) != getattr(target.identity, digest):
             raise CheckpointFormatError(
-                f"lineage {lineage.number} was made for another target: {what} differs; the model at "
+                f"lineage {lineage.number} was made for another target: {digest} differs; the model at "
                 f"{target.identity.model} has changed, create another AuroraSpeculator for it"
             )
     return lineage
@@ -49,38 +50,13 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
 
 def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        try:
-            registration = registry.registration(INITIAL_VERSION)
-            registry.fetch_checkpoint(registration, folder)
-            draft, ids = checkpoint.load(folder, target.embedding)
-        except ObjectMissing:
-            config = initial_draft.draft_config(target, spec.vocab_size)
-            ids = initial_draft.vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
-            draft = initial_draft.initial_draft(target, config, ids)
-            registration = None
-        exported = checkpoint.export(draft, ids, folder)
-        if registration is None:
-            publish(
-                registry,
-                folder,
-                CheckpointManifest(
-                    lineage=FIRST_LINEAGE,
-                    version=INITIAL_VERSION,
-                    digest=exported.digest,
-                    files=exported.files,
-                    step=0,
-                    trained_tokens=0,
-                    provenance=provenance(),
-                    created=now(),
-                ),
-            )
+        config, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
     lineage = Lineage(
         number=FIRST_LINEAGE,
         target=target.identity,
         architecture=spec.architecture,
-        draft_vocab_size=draft.config.draft_vocab_size,
-        aux_layers=draft.config.aux_layers,
+        draft_vocab_size=config.draft_vocab_size,
+        aux_layers=config.aux_layers,
         tensors=exported.tensors,
         created=now(),
     )
@@ -95,24 +71,56 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
     return lineage
 
 
+def _ensure_version_0(
+    registry: Registry, target: TargetModel, spec: DraftSpec, folder: Path, now: Callable[[], datetime]
+) -> tuple[DraftConfig, checkpoint.ExportedCheckpoint]:
+    """Register the initial draft unless version 0 is registered; returns the config and files of version 0."""
+    try:
+        registry.fetch_checkpoint(registry.registration(INITIAL_VERSION), folder)
+    except ObjectMissing:
+        draft, ids = _new_draft(target, spec)
+        exported = checkpoint.export(draft, ids, folder)
+        manifest = CheckpointManifest(
+            lineage=FIRST_LINEAGE,
+            version=INITIAL_VERSION,
+            digest=exported.digest,
+            files=exported.files,
+            step=0,
+            trained_tokens=0,
+            provenance=provenance(),
+            created=now(),
+        )
+        publish(registry, folder, manifest)
+        return draft.config, exported
+    draft, ids = checkpoint.load(folder, target.embedding)
+    return draft.config, checkpoint.export(draft, ids, folder)
+
+
+def _new_draft(target: TargetModel, spec: DraftSpec) -> tuple[DraftModel, torch.Tensor]:
+    """The initial draft and the target ids of its tokens."""
+    config = initial_draft.draft_config(target, spec.vocab_size)
+    ids = initial_draft.initial_vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
+    return initial_draft.initial_draft(target, config, ids), ids
+
+
 def publish(
-    registry: Registry, folder: Path, manifest: CheckpointManifest, accept_length: float | None = None
+    registry: Registry, folder: Path, manifest: CheckpointManifest, acceptance_length: float | None = None
 ) -> Registration:
     """Upload a checkpoint and register its version; idempotent for the same weights under the same version.
 
-    Raises :class:`~aurora_runtime.errors.ObjectExists` when the number is taken by other weights.
+    Raises :class:`~aurora_store.errors.ObjectExists` when the version is taken by other weights.
     """
     registration = Registration(
         version=manifest.version,
         lineage=manifest.lineage,
         checkpoint=Keys.checkpoint(manifest.version, manifest.digest),
         digest=manifest.digest,
-        held_out_acceptance_length=accept_length,
+        held_out_acceptance_length=acceptance_length,
         trained_tokens=manifest.trained_tokens,
         created=manifest.created,
     )
     try:
-        registry.checkpoint(registration)  # left by a run that died before it registered: its files are complete
+        registry.checkpoint(registration)  # uploaded whole by a run that died before it registered the version
     except ObjectMissing:
         registry.put_checkpoint(manifest, folder)
     try:
@@ -125,8 +133,8 @@ def publish(
     return registration
 
 
-def fetch(registry: Registry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
-    """A registered version's draft."""
+def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
+    """The draft of a registered version, and its vocabulary map."""
     with tempfile.TemporaryDirectory() as scratch:
         registry.fetch_checkpoint(registry.registration(number), Path(scratch))
         draft, ids = checkpoint.load(Path(scratch), target.embedding)
@@ -134,9 +142,10 @@ def fetch(registry: Registry, number: int, target: TargetModel) -> tuple[DraftMo
 
 
 def provenance() -> dict[str, str]:
-    """Versions behind a checkpoint."""
+    """Versions of the software that made a checkpoint."""
     return {"torch": str(torch.__version__), "aurora": version("aurora-operator")}
 
 
 def utc_now() -> datetime:
+    """The time in whole seconds, as records keep it."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -1,88 +1,102 @@
-"""The trainer's progress for people and for the custom resource's status: the one record that is overwritten.
+"""The trainer's status, for people and for the custom resource: the one store record that is overwritten.
 
-Invariant: telling costs little and never stops the telling process: a write that fails is dropped, the next one says
-more. Nothing is decided from it, and it holds no user text.
+Invariants: writing the status costs little and never stops the trainer. A write that fails is dropped, because the next
+one replaces it. No decision depends on the status, and it holds no user text.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Final
+from typing import Any
 
-from aurora_protocol.draft_records import Registration
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_runtime.training.candidates import Evaluation
+from aurora_runtime.training.candidates import Candidates, Evaluation
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
+from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange
 from aurora_store import Registry
 from aurora_store.errors import StoreError
 
-INTERVAL_S: Final = 4.0
-IDLE_INTERVAL_S: Final = 15.0
 log = logging.getLogger(__name__)
 
 
-class Progress:
-    """Writes :class:`TrainerStatus` every few seconds."""
+class StatusWriter:
+    """Writes :class:`TrainerStatus` records, and drops writes that fail."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+
+    def write(self, status: TrainerStatus) -> None:
+        try:
+            self._registry.put_trainer_status(status)
+        except StoreError as error:
+            log.warning("status not written: %s", error)
+
+    def announce(self, phase: TrainerPhase, **changed: Any) -> None:
+        """Write the phase of a trainer that does not train. All other fields but ``changed`` keep their values."""
+        try:
+            former = self._registry.trainer_status()
+        except StoreError as error:
+            log.warning("status not written: %s", error)
+            return
+        fields = former.model_dump() if former else {"step": 0, "shards": 0, "trained_tokens": 0}
+        self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
+
+
+class Progress:
+    """Writes the status of a trainer in training every few seconds."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        learning: LearningState,
+        candidates: Candidates,
+        policy: TrainingPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self._writer, self._learning, self._candidates = StatusWriter(registry), learning, candidates
+        self._policy = policy
         self._phase: TrainerPhase | None = None
-        self._next = 0.0
-        self._accept_length: float | None = None
+        self._next_write = 0.0
+        self._acceptance_length: float | None = None
         self._coverage: float | None = None
         self._message = ""
 
-    def evaluated(self, outcome: Evaluation) -> None:
-        """Take over what an evaluation showed; the next status says it."""
-        if outcome.candidate is not None:
-            self._accept_length, self._coverage = outcome.candidate.accept_length, outcome.candidate.coverage
-        self._message = outcome.message
-        self._next = 0.0
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Put the result of a comparison into the next status, which is written at once."""
+        if evaluation.candidate is not None:
+            self._acceptance_length = evaluation.candidate.acceptance_length
+            self._coverage = evaluation.candidate.coverage
+        self._message = evaluation.message
+        self._next_write = 0.0
 
-    def remapped(self, change: VocabularyChange) -> None:
-        """Take over a change of the vocabulary map; the next status says it."""
+    def vocabulary_changed(self, change: VocabularyChange) -> None:
+        """Put a change of the vocabulary map into the next status, which is written at once."""
         self._coverage, self._message = change.after, str(change)
-        self._next = 0.0
+        self._next_write = 0.0
 
-    def tick(self, phase: TrainerPhase, session: Session, *, shards: int, tokens: int, last: Registration) -> None:
-        """Write the status when it is time, or when the phase changed."""
-        if phase == self._phase and time.monotonic() < self._next:
+    def report(self, phase: TrainerPhase) -> None:
+        """Write the status when it is due, or when the phase changed."""
+        if phase == self._phase and time.monotonic() < self._next_write:
             return
-        self.write(
+        learning, last = self._learning, self._candidates.last
+        self._writer.write(
             TrainerStatus(
                 lineage=last.lineage,
                 phase=phase,
-                step=session.steps,
-                shards=shards,
-                trained_tokens=tokens,
-                loss=session.loss,
-                held_out_acceptance_length=self._accept_length,
+                step=learning.session.steps,
+                shards=learning.ledger.total,
+                trained_tokens=learning.trained_tokens,
+                loss=learning.session.loss,
+                held_out_acceptance_length=self._acceptance_length,
                 vocabulary_coverage=self._coverage,
                 last_registered=last.version,
                 message=self._message,
                 updated=utc_now(),
             )
         )
-
-    def announce(self, phase: TrainerPhase, **told: Any) -> None:
-        """Say now what a trainer does that does not train; what was reached before stays in the status."""
-        try:
-            before = self._registry.trainer_status()
-        except StoreError as error:
-            log.warning("status not written: %s", error)
-            return
-        known = before.model_dump() if before else {"step": 0, "shards": 0, "trained_tokens": 0}
-        self.write(TrainerStatus.model_validate(known | told | {"phase": phase, "updated": utc_now()}))
-
-    def write(self, status: TrainerStatus) -> None:
-        """Write ``status`` now."""
-        try:
-            self._registry.put_trainer_status(status)
-        except StoreError as error:
-            log.warning("status not written: %s", error)
-        self._phase = status.phase
-        busy = status.phase is TrainerPhase.TRAINING
-        self._next = time.monotonic() + (INTERVAL_S if busy else IDLE_INTERVAL_S)
+        self._phase = phase
+        trains, policy = phase is TrainerPhase.TRAINING, self._policy
+        interval = policy.status_interval_seconds if trains else policy.idle_status_interval_seconds
+        self._next_write = time.monotonic() + interval

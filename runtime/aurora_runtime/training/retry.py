@@ -1,6 +1,7 @@
-"""Waiting that ends: retries through outages, and a stop request that wakes every wait.
+"""Retries with exponential backoff, and a stop request that ends every wait.
 
-Invariant: an outage of the store or the hub delays the trainer and never ends it; a stop request ends any wait at once.
+Invariant: an outage of the store or of the Hugging Face hub delays the trainer and never ends it. A stop request ends
+any wait at once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, Sto
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-FIRST_WAIT_S: Final = 0.5
-LONGEST_WAIT_S: Final = 30.0
-_ANSWERS: Final = (DigestMismatch, ObjectExists, ObjectMissing, StoreUnsupported)
-"""What the store says when it is well: a retry would hear it again."""
+INITIAL_BACKOFF_SECONDS: Final = 0.5
+MAX_BACKOFF_SECONDS: Final = 30.0
+_DEFINITE_ERRORS: Final = (DigestMismatch, ObjectExists, ObjectMissing, StoreUnsupported)
+"""Errors that a working store answers with. A retry would get the same answer."""
 
 
 class Retrier:
@@ -29,6 +30,7 @@ class Retrier:
         self._stop = threading.Event()
 
     def stop(self) -> None:
+        """End the current wait and all later ones."""
         self._stop.set()
 
     @property
@@ -36,26 +38,27 @@ class Retrier:
         return self._stop.is_set()
 
     def sleep(self, seconds: float) -> None:
-        """Wait, or return at once when asked to stop."""
+        """Wait ``seconds``, or return at once when :meth:`stop` is called."""
         self._stop.wait(seconds)
 
-    def call(self, what: str, function: Callable[[], T], failed: Callable[[str], None] | None = None) -> T:
-        """``function()``, again with growing, jittered waits while the store or the hub is out of reach.
+    def call(self, action: str, function: Callable[[], T], on_failure: Callable[[str], None] | None = None) -> T:
+        """Call ``function`` until it succeeds, with jittered exponential backoff while store or hub are unreachable.
 
-        ``failed`` is told each time what failed and why. Raises :class:`Interrupted` when asked to stop before it
-        succeeded, and whatever the store *answers*.
+        ``action`` names the call in logs. ``on_failure`` receives a message for each failed attempt. Raises
+        :class:`Interrupted` when stopped before the call succeeded, and at once every error that a working store
+        answers with.
         """
-        wait = FIRST_WAIT_S
+        backoff = INITIAL_BACKOFF_SECONDS
         while True:
             try:
                 return function()
-            except _ANSWERS:
+            except _DEFINITE_ERRORS:
                 raise
             except (StoreError, TargetUnavailable) as error:
-                log.warning("%s failed, next try in about %.0f s: %s", what, wait, error)
-                if failed is not None:
-                    failed(f"{what} failed: {error}")
-            self._stop.wait(wait * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+                log.warning("%s failed, retrying in about %.0f s: %s", action, backoff, error)
+                if on_failure is not None:
+                    on_failure(f"{action} failed: {error}")
+            self._stop.wait(backoff * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
             if self._stop.is_set():
-                raise Interrupted(f"asked to stop while waiting: {what}")
-            wait = min(2 * wait, LONGEST_WAIT_S)
+                raise Interrupted(f"asked to stop while retrying: {action}")
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)

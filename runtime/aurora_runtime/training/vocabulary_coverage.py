@@ -1,9 +1,9 @@
-"""When another vocabulary map is worth a change: what answers are made of, counted as they come.
+"""Decides when the draft changes its vocabulary map, from counts of the answers' tokens.
 
-A change costs: every engine takes another map with the next version, and the rows of the tokens that come in start
+A change has a cost: every engine loads another map with the next version, and the rows of the tokens that come in start
 untrained. So a map changes rarely, and only for a gain that is no accident. Invariants: a map is chosen by requests
-that are trained on and judged by held-out ones, so that it is not judged by what it was fitted to; what was counted is
-saved with the weights, so that a trainer that resumes decides as one that was not stopped.
+that are trained on and judged by held-out ones, so that it is not judged by the data that it was fitted to. The counts
+are saved with the weights, so that a resumed trainer decides as one that was not stopped.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor
 
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.data.token_counts import counts_of
-from aurora_runtime.training.model.vocabulary_map import VocabularyMap, better, coverage
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
 
-LEAST: Final = 2_048
-"""Answer tokens before the first change: so few already name 0.96 of the answers to come (tests/bench/coverage.py)."""
-APART: Final = 8_192
-"""Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that a map is tried before the
-next one comes."""
-WINDOW: Final = 65_536
-"""Answer tokens that count. Beyond it all counts are halved, so that traffic of long ago gives way."""
-ENOUGH: Final = 0.98
-"""Coverage that is left alone: three guesses in a row then meet a token that the map lacks once in seventeen times."""
-GAIN: Final = 0.01
-"""Coverage that a change must gain: less is less than the candidates' own least gain in acceptance length."""
-CERTAIN: Final = 3.0
-"""Standard errors that the gain must exceed: a few held-out requests say little."""
-_COUNTS, _WAIT = "tally.counts", "tally.wait"
+MIN_TOKENS_BEFORE_CHANGE: Final = 2_048
+"""Answer tokens before the first change: so few already cover 0.96 of later answers (tests/bench/coverage.py)."""
+TOKENS_BETWEEN_CHANGES: Final = 8_192
+"""Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that each map is tried before
+the next one comes."""
+COUNT_WINDOW_TOKENS: Final = 65_536
+"""Bound of the counted answer tokens. Beyond it all counts are halved, so that old traffic loses its weight."""
+TARGET_COVERAGE: Final = 0.98
+"""Coverage from which on the map stays: three proposals in a row then meet a token outside the map once in 17 times."""
+MIN_GAIN: Final = 0.01
+"""Coverage that a change must gain. Less is below the candidates' own least gain in acceptance length."""
+MIN_Z_SCORE: Final = 3.0
+"""Standard errors that the gain must exceed, because a few held-out requests prove little."""
+_COUNTS, _TOKENS_UNTIL_CHANGE = "coverage.counts", "coverage.tokens_until_change"
 
 
 @dataclass(frozen=True)
 class VocabularyChange:
-    """A map that is worth changing to, and what it covers of the held-out answers."""
+    """A map that is worth changing to, and the share of held-out answers covered before and after."""
 
     ids: Tensor  # [draft_vocab] int64, ascending
     replaced: int
@@ -53,57 +53,62 @@ class VocabularyChange:
 
 
 class VocabularyCoverage:
-    """Counts the tokens of answers that are trained on. ``special`` are the target's special tokens."""
+    """Counts the tokens of the answers that are trained on. ``special_tokens`` are the target's."""
 
-    def __init__(self, vocab: int, special: Sequence[int]) -> None:
-        self._special = tuple(special)
-        self._counts = torch.zeros(vocab, dtype=torch.float64)
-        self._wait = LEAST  # answer tokens until a change may come
-        self._news = False
+    def __init__(self, vocab_size: int, special_tokens: Sequence[int]) -> None:
+        self._special_tokens = tuple(special_tokens)
+        self._counts = torch.zeros(vocab_size, dtype=torch.float64)
+        self._tokens_until_change = MIN_TOKENS_BEFORE_CHANGE
+        self._counted_since_review = False
 
     def add(self, examples: Sequence[Example]) -> None:
         """Count fresh examples, once each."""
         new = counts_of(examples, self._counts.numel())
         self._counts += new
-        while float(self._counts.sum()) > WINDOW:
+        while float(self._counts.sum()) > COUNT_WINDOW_TOKENS:
             self._counts /= 2
-        self._wait = max(0, self._wait - int(new.sum()))
-        self._news = True
+        self._tokens_until_change = max(0, self._tokens_until_change - int(new.sum()))
+        self._counted_since_review = True
 
     def review(self, vocabulary: VocabularyMap, held_out: Sequence[Example]) -> VocabularyChange | None:
-        """The change that is due, which is then taken for made; looks only when something was counted since."""
-        if self._wait or not self._news:
+        """The change that is due, which the caller must then make. None when nothing was counted since."""
+        if self._tokens_until_change or not self._counted_since_review:
             return None
-        self._news = False
-        change = worth(vocabulary, self._counts, counts_of(held_out, self._counts.numel()), self._special)
+        self._counted_since_review = False
+        held_out_counts = counts_of(held_out, self._counts.numel())
+        change = worthwhile_change(vocabulary, self._counts, held_out_counts, self._special_tokens)
         if change is not None:
-            self._wait = APART
+            self._tokens_until_change = TOKENS_BETWEEN_CHANGES
         return change
 
     def state(self) -> dict[str, Tensor]:
-        """What outlives the process."""
-        return {_COUNTS: self._counts.clone(), _WAIT: torch.tensor(self._wait)}
+        """The tensors that outlive the process."""
+        return {
+            _COUNTS: self._counts.clone(),
+            _TOKENS_UNTIL_CHANGE: torch.tensor(self._tokens_until_change),
+        }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state`; a state from before there was a tally leaves it empty."""
-        if _COUNTS in tensors:
-            self._counts, self._wait = tensors[_COUNTS].clone(), int(tensors[_WAIT])
+        """The inverse of :meth:`state`."""
+        self._counts = tensors[_COUNTS].clone()
+        self._tokens_until_change = int(tensors[_TOKENS_UNTIL_CHANGE])
 
 
-def worth(
-    vocabulary: VocabularyMap, counts: Tensor, held_out: Tensor, special: Sequence[int]
+def worthwhile_change(
+    vocabulary: VocabularyMap, counts: Tensor, held_out_counts: Tensor, special_tokens: Sequence[int]
 ) -> VocabularyChange | None:
-    """The change of ``vocabulary`` that ``counts`` suggest, if the counts of ``held_out`` (both ``[vocab]``) agree."""
-    before = coverage(vocabulary, held_out)
-    ids = better(vocabulary, counts, special) if before < ENOUGH else None
+    """The best map by ``counts`` ``[vocab]``, if ``held_out_counts`` ``[vocab]`` show a large and certain gain."""
+    before = coverage(vocabulary, held_out_counts)
+    ids = best_map(vocabulary, counts, special_tokens) if before < TARGET_COVERAGE else None
     if ids is None:
         return None
     after = VocabularyMap.of(ids, counts.numel())
-    comes, goes = after.to_draft >= 0, vocabulary.to_draft >= 0
-    gained, lost = (int(held_out[part].sum()) for part in (comes & ~goes, goes & ~comes))
-    # Each of these tokens is said for or against the change: if it were indifferent, their difference would have a
-    # standard error of the root of their sum.
-    bar = max(GAIN * int(held_out.sum()), CERTAIN * math.sqrt(gained + lost))
-    if gained - lost < bar:
+    inside_after, inside_before = after.to_draft >= 0, vocabulary.to_draft >= 0
+    added, removed = inside_after & ~inside_before, inside_before & ~inside_after
+    gained, lost = int(held_out_counts[added].sum()), int(held_out_counts[removed].sum())
+    # Each of these tokens votes for or against the change. If the change made no difference, the standard error of
+    # gained - lost would be the root of their sum.
+    threshold = max(MIN_GAIN * int(held_out_counts.sum()), MIN_Z_SCORE * math.sqrt(gained + lost))
+    if gained - lost < threshold:
         return None
-    return VocabularyChange(ids, int((comes & ~goes).sum()), before, coverage(after, held_out))
+    return VocabularyChange(ids, int(added.sum()), before, coverage(after, held_out_counts))

@@ -64,7 +64,7 @@ def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple
     slots = batch.trunk.root[i] + batch.trunk.start[i]
     paths: list[tuple[int, tuple[int, ...]]] = [(int(slot), ()) for slot in slots]
     nodes = {}
-    for depth, (output, row) in enumerate(zip(outputs, batch.rows, strict=True)):
+    for depth, (output, row) in enumerate(zip(outputs, batch.target_rows, strict=True)):
         if depth:
             level = batch.levels[depth - 1]
             parents = [paths[parent] for parent in level.parent[i].tolist()]

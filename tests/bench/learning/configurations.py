@@ -17,8 +17,8 @@ from typing import Any, Final
 from tests.assets.traces.drafted import CHAINS, TREES
 from tests.bench.learning.matching import SHARE, Match
 
-from aurora_runtime.training.data.batch import Follow
-from aurora_runtime.training.data.replay import Choice
+from aurora_runtime.training.data.batch import UnrollPath
+from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.losses import LOSSES
 from aurora_runtime.training.optim.recipe import Recipe
 
@@ -67,9 +67,9 @@ def _row(
 
 PUBLISHED: Final = "fifo"
 REFERENCE: Final = "replay"
-PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "follow": Follow.COMMITTED})
+PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "unroll_path": UnrollPath.COMMITTED})
 AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe.average_horizon})
-PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"follow": Follow.PROPOSED})
+PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
     PUBLISHED: _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
@@ -79,8 +79,10 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
         "replay, batches twice as large, so half of the steps", **PLAIN, batch_slots=2 * Recipe.batch_slots
     ),
     "batches 4": _row("replay, batches four times as large", **PLAIN, batch_slots=4 * Recipe.batch_slots),
-    "recent": _row("replay, what came lately more often", **PLAIN, choice=Choice.RECENT),
-    "surprising": _row("replay, what took more rounds per token more often", **PLAIN, choice=Choice.SURPRISING),
+    "recent": _row("replay, what came lately more often", **PLAIN, replay_sampling=ReplaySampling.RECENT),
+    "surprising": _row(
+        "replay, what took more rounds per token more often", **PLAIN, replay_sampling=ReplaySampling.PRIORITIZED
+    ),
     "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),

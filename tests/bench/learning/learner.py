@@ -19,7 +19,8 @@ from tests.bench.learning.start import randomise
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.data.replay import Choice, ReplayBuffer
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -85,7 +86,7 @@ class Learner:
         recipe = self._how.recipe
         kept = narrowed(trace, self._how.top_k)
         found = examples_of(kept, self.session.draft.config.vocab_size, recipe.prompt_weight)
-        if recipe.choice is not Choice.SURPRISING:
+        if recipe.replay_sampling is not ReplaySampling.PRIORITIZED:
             return found
         return met(self.draft, self.session.vocabulary, trace, found, DRAFT_SHAPES[self._how.shape])
 

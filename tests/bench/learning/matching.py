@@ -14,7 +14,8 @@ from typing import Final
 import torch
 
 from aurora_runtime.training.data.examples import Example
-from aurora_runtime.training.data.replay import ReplayBuffer, pack
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.optim.recipe import Recipe
 
 STEP_REQUESTS: Final = 2
@@ -37,13 +38,13 @@ def batches(
 ) -> Iterator[list[Example]]:
     """The batches that ``recipe`` takes from fresh ``examples``, which ``memory`` already holds, a step each."""
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    groups = _equal_steps(order, recipe) if match is Match.STEPS else pack(order, recipe.batch_slots)
+    groups = _equal_steps(order, recipe) if match is Match.STEPS else batch_by_slots(order, recipe.batch_slots)
     for group in groups:
         yield group
         widest = max(example.slots for example in group)
         slots = len(group) * widest if match is Match.STEPS else recipe.batch_slots
         for _ in range(recipe.replay):
-            yield memory.sample(slots, generator, recipe.choice)
+            yield memory.sample(slots, generator, recipe.replay_sampling)
 
 
 def _equal_steps(order: Sequence[Example], recipe: Recipe) -> list[list[Example]]:

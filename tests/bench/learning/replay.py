@@ -71,4 +71,4 @@ def run(
         cpu += time.process_time() - began
         answers += sum(t.answer_tokens for t in shard)
         look()
-    return Run(traffic.name, match, name, seed, tuple(looks), learner.session.seen, cpu)
+    return Run(traffic.name, match, name, seed, tuple(looks), learner.session.trained_positions, cpu)

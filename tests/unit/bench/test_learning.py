@@ -60,7 +60,7 @@ def test_with_matched_traffic_a_replayed_batch_is_a_further_step_as_in_the_train
 
 
 def test_the_map_follows_the_traffic_as_the_trainers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary_coverage, "LEAST", 300)
+    monkeypatch.setattr(vocabulary_coverage, "MIN_TOKENS_BEFORE_CHANGE", 300)
     target, how = tiny.target(tmp_path), CONFIGURATIONS["map"]
     session = Session(*tiny.draft_of(target), how.recipe, CPU)
     learner = Learner(session, how, Match.STEPS, Remapping(session, target))

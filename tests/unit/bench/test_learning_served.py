@@ -47,7 +47,7 @@ def test_a_run_keeps_the_draft_of_every_look(tmp_path: Path, traffic: Traffic, n
     vocabulary = VocabularyMap.of(ids, tiny.VOCAB)
     held_out = [e for t in traffic.traces[CHAINS] if t.held_out for e in examples_of(t, tiny.VOCAB)]
     seen = evaluate(draft, held_out, vocabulary, DRAFT_STEPS)
-    assert seen.accept_length == pytest.approx(done.looks[-1].accept_length, rel=0.1)  # exported in bf16
+    assert seen.acceptance_length == pytest.approx(done.looks[-1].accept_length, rel=0.1)  # exported in bf16
     (row,) = beside([done], [0, LOOKS], [1.0, 2.0])
     assert row.served.tokens == row.simulated.tokens == (0.0, float(done.looks[-1].tokens))
     assert table([row]).splitlines()[-1].startswith(f"| {name} | 1.00 (")

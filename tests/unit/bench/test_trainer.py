@@ -19,7 +19,7 @@ def test_the_parts_in_their_order_are_one_step() -> None:
     examples = [e for trace in decode(data) for e in examples_of(trace, SHAPE.vocab_size)]
     assert len(examples) > 1
     assert len(examples) * max(e.slots for e in examples) <= whole.recipe.batch_slots
-    assert sum(len(e.branches) for e in examples) > 0
+    assert sum(len(e.rejected) for e in examples) > 0
     meter = Meter(CPU, memory=False)
     measured_step(by_parts, data, meter)
     for _ in range(2):  # the bench's own step follows its parts

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.optim.ranks import Ranks, SharedSession, follow
+from aurora_runtime.training.optim.ranks import Ranks, SharedSession, run_follower
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
@@ -56,9 +56,9 @@ def main() -> None:
         session, batches = prepared(folder, ranks)
         losses = learn(session, batches)
         state = session.state()
-        ranks.dismiss()
+        ranks.stop_followers()
     else:
-        followed = follow(ranks, CPU)
+        followed = run_follower(ranks, CPU)
         assert followed is not None
         state = followed.state()
     save_file({**state, "losses": torch.tensor(losses)}, folder / f"rank{rank}.safetensors")

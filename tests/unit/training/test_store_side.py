@@ -32,7 +32,7 @@ from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
-from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup, orphans
 from aurora_runtime.training.state.shard_ledger import ShardLedger
@@ -165,7 +165,7 @@ def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_
     shared = torch.cat([first.tokens[:8], other.tokens[8:]])
     states = torch.cat([first.hidden[:8], other.hidden[8:]])
     second = dataclasses.replace(other, tokens=shared, hidden=states)
-    bank = PrefixBank()
+    bank = PrefixBank(1 << 28, 256)
     assert bank.complete(first) is first
     whole = bank.complete(cached(second, 8))
     assert whole.hidden_start == 0
@@ -176,12 +176,12 @@ def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_
     # No state is borrowed across a different token, or where none is known.
     stranger = dataclasses.replace(second, tokens=torch.cat([shared[:3] + 1, shared[3:]]))
     assert bank.complete(cached(stranger, 8)).hidden_start == 8
-    assert PrefixBank().complete(cached(second, 8)).hidden_start == 8
+    assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).hidden_start == 8
 
 
 def test_borrowed_states_do_not_count_as_fresh() -> None:
     trace = tiny.trace(1, prompt=12)
-    (example,) = examples_of(trace, tiny.VOCAB, known=7)
+    (example,) = examples_of(trace, tiny.VOCAB, counted_positions=7)
     assert example.fresh == trace.hidden.shape[0] - 7
 
 
@@ -226,8 +226,8 @@ def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
 def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
     """A session that learnt its own held-out set by heart, so that a gain is certain."""
     open_at(registry, model, clock())
-    draft, vocabulary = lineage.fetch(registry, 0, model)
-    held_draft = lineage.fetch(registry, 0, model)
+    draft, vocabulary = lineage.fetch_draft(registry, 0, model)
+    held_draft = lineage.fetch_draft(registry, 0, model)
     session = Session(draft, vocabulary, Recipe(learning_rate=5e-3), torch.device("cpu"))
     held = HeldOutSet(8)
     for seed in range(6):
@@ -261,7 +261,7 @@ def test_what_is_measured_and_registered_is_the_mean_of_the_weights(model: Targe
     served = evaluate(session.served, held.newest_first(), session.vocabulary, 3)
     offered = candidates.offer(session, held, 300)
     assert offered.candidate == served != trained
-    registered, _ = lineage.fetch(registry, 1, model)
+    registered, _ = lineage.fetch_draft(registry, 1, model)
     heads = [draft.lm_head.weight.bfloat16() for draft in (registered, session.served, session.draft)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
@@ -273,19 +273,19 @@ def test_each_draft_is_measured_with_its_own_map_and_registered_with_it(model: T
     ids = torch.arange(tiny.VOCAB - tiny.DRAFT_VOCAB, tiny.VOCAB)
     session.restore(remapped(session.state(), ids, model.head))
     session.step(held.newest_first())
-    first, vocabulary = lineage.fetch(registry, 0, model)
+    first, vocabulary = lineage.fetch_draft(registry, 0, model)
     before = evaluate(first, held.newest_first(), vocabulary, 3)
     offered = candidates.offer(session, held, 300)
     assert offered.registration is not None
     assert offered.registration.lineage == 1
-    assert f"version 0 has {before.accept_length:.2f}" in offered.message
-    draft, registered = lineage.fetch(registry, 1, model)
+    assert f"version 0 has {before.acceptance_length:.2f}" in offered.message
+    draft, registered = lineage.fetch_draft(registry, 1, model)
     assert registered.to_target.tolist() == ids.tolist()
     after = evaluate(draft, held.newest_first(), registered, 3)
     assert after.coverage == offered.candidate.coverage  # type: ignore[union-attr]
     session.restore(remapped(session.state(), vocabulary.to_target, model.head))
     again = candidates.offer(session, held, 600)
-    assert f"version 1 has {after.accept_length:.2f}" in again.message
+    assert f"version 1 has {after.acceptance_length:.2f}" in again.message
 
 
 def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model: TargetModel) -> None:
@@ -302,7 +302,7 @@ def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model
     # A crash right after registering: the state forgets, the registry knows.
     del registry.last_version
     before = set(objects.data)
-    held_draft = lineage.fetch(registry, 0, model)
+    held_draft = lineage.fetch_draft(registry, 0, model)
     reborn = Candidates(registry, 1, TrainingSpec(), 3, registry.registration(0), held_draft)
     again = reborn.offer(session, held, 300)
     assert again.registration == offered.registration
@@ -317,10 +317,10 @@ def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> 
     objects.put("trainer/state/00000003/state.safetensors", b"half")
     objects.put("trainer/state/00000002/state.safetensors", b"whole")
     objects.put(Keys.trainer_state(2), b"{}")
-    assert OrphanCleanup(registry, grace=3600).tick() == 0
-    janitor = OrphanCleanup(registry, grace=0)
+    assert OrphanCleanup(registry, grace_seconds=3600).delete_due() == 0
+    cleanup = OrphanCleanup(registry, grace_seconds=0)
     objects.put("checkpoints/00000008-def/model.safetensors", b"being uploaded since the first look")
-    assert janitor.tick() == 2
+    assert cleanup.delete_due() == 2
     kept = {"checkpoints/00000008-def/model.safetensors", "trainer/state/00000002/state.safetensors"}
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
 
@@ -329,7 +329,7 @@ def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monke
     registry, objects = tiny.memory_registry()
     for name in "ab":
         objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
-    janitor, real = OrphanCleanup(registry, grace=0), objects.delete
+    cleanup, real = OrphanCleanup(registry, grace_seconds=0), objects.delete
 
     def delete(key: str) -> None:
         if "-a/" in key:
@@ -337,7 +337,7 @@ def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monke
         real(key)
 
     monkeypatch.setattr(objects, "delete", delete)
-    assert janitor.tick() == 1
+    assert cleanup.delete_due() == 1
     assert list(objects.data) == ["checkpoints/00000007-a/model.safetensors"]
 
 
@@ -362,7 +362,7 @@ def test_a_store_that_never_deletes_is_told_at_the_start_and_left_with_one_objec
 
 def test_a_trainer_that_cannot_read_its_target_says_so_and_keeps_what_was_reached() -> None:
     registry, _ = tiny.memory_registry()
-    Progress(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
+    StatusWriter(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
     told = registry.trainer_status()
     assert told is not None
     assert (told.phase, told.message, told.step) == (
@@ -371,7 +371,7 @@ def test_a_trainer_that_cannot_read_its_target_says_so_and_keeps_what_was_reache
         0,
     )
     registry.put_trainer_status(told.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
-    Progress(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
+    StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
     told = registry.trainer_status()
     assert told is not None
     assert (told.phase, told.step, told.held_out_acceptance_length, told.lineage) == (TrainerPhase.SUSPENDED, 7, 2.5, 1)
@@ -387,8 +387,8 @@ def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPa
 
 
 def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_runtime.training.retry.FIRST_WAIT_S", 0.001)
-    patience = Retrier()
+    monkeypatch.setattr("aurora_runtime.training.retry.INITIAL_BACKOFF_SECONDS", 0.001)
+    retrier = Retrier()
     outages = iter(range(2))
 
     def flaky() -> int:
@@ -397,12 +397,12 @@ def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.Mon
         return 7
 
     told = list[str]()
-    assert patience.call("testing", flaky, told.append) == 7
+    assert retrier.call("testing", flaky, told.append) == 7
     assert told == ["testing failed: down"] * 2
 
     def down() -> int:
-        patience.stop()
+        retrier.stop()
         raise StoreError("down")
 
     with pytest.raises(Interrupted):
-        patience.call("testing", down)
+        retrier.call("testing", down)

@@ -10,7 +10,7 @@ import torch
 from aurora_runtime.training import vocabulary_coverage as module
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage, worth
+from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage, worthwhile_change
 from tests.unit.training import tiny
 
 FIRST = VocabularyMap.of(torch.arange(tiny.DRAFT_VOCAB), tiny.VOCAB)
@@ -39,13 +39,13 @@ SMALL = VocabularyMap.of(torch.arange(10), 20)
 
 def test_a_gain_must_be_seen_on_held_out_requests() -> None:
     trained = counts(t0=500, t12=300)
-    change = worth(SMALL, trained, counts(t0=600, t12=400), [])
+    change = worthwhile_change(SMALL, trained, counts(t0=600, t12=400), [])
     assert change is not None
     assert (change.before, change.after, change.replaced) == (0.6, 1.0, 1)
     assert str(change) == "vocabulary map changed: covers 1.00 of answers, was 0.60; 1 tokens replaced"
-    assert worth(SMALL, trained, counts(t0=600, t13=400), []) is None, "what is missed was never trained on"
-    assert worth(SMALL, trained, counts(t0=600, t9=400), []) is None, "held-out answers need what would go"
-    assert worth(SMALL, trained, counts(), []) is None
+    assert worthwhile_change(SMALL, trained, counts(t0=600, t13=400), []) is None, "what is missed was never trained on"
+    assert worthwhile_change(SMALL, trained, counts(t0=600, t9=400), []) is None, "held-out answers need what would go"
+    assert worthwhile_change(SMALL, trained, counts(), []) is None
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_gain_must_be_seen_on_held_out_requests() -> None:
 )
 def test_a_gain_must_be_large_and_beyond_chance(held_out: torch.Tensor, changes: bool) -> None:
     trained = counts(t12=100, **{f"t{i}": 200 for i in range(9)})  # so that 9 gives way to 12
-    assert (worth(SMALL, trained, held_out, []) is not None) == changes
+    assert (worthwhile_change(SMALL, trained, held_out, []) is not None) == changes
 
 
 def test_a_change_waits_for_enough_answers_and_the_next_one_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST", 1500)
-    monkeypatch.setattr(module, "APART", 3000)
+    monkeypatch.setattr(module, "MIN_TOKENS_BEFORE_CHANGE", 1500)
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHANGES", 3000)
     tally, held_out = VocabularyCoverage(tiny.VOCAB, (399,)), answers(range(100, 110), LATE)
     tally.add(answers(range(10), LATE))
     assert tally.review(FIRST, held_out) is None, "990 are too few"
@@ -90,7 +90,7 @@ def test_a_change_waits_for_enough_answers_and_the_next_one_for_more(monkeypatch
 
 
 def test_nothing_is_looked_at_again_until_something_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST", 0)
+    monkeypatch.setattr(module, "MIN_TOKENS_BEFORE_CHANGE", 0)
     tally, held_out = VocabularyCoverage(tiny.VOCAB, ()), answers(range(100, 110), LATE)
     assert tally.review(FIRST, held_out) is None
     tally.add(answers(range(3)))
@@ -101,21 +101,21 @@ def test_nothing_is_looked_at_again_until_something_was_counted(monkeypatch: pyt
 
 
 def test_traffic_of_long_ago_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 2000)
-    monkeypatch.setattr(module, "LEAST", 0)
+    monkeypatch.setattr(module, "COUNT_WINDOW_TOKENS", 2000)
+    monkeypatch.setattr(module, "MIN_TOKENS_BEFORE_CHANGE", 0)
     tally = VocabularyCoverage(tiny.VOCAB, ())
     for start in range(0, 200, 10):
         tally.add(answers(range(start, start + 10)))
     for start in range(200, 300, 10):
         tally.add(answers(range(start, start + 10), LATE))
-    assert float(tally.state()["tally.counts"].sum()) <= 2000
+    assert float(tally.state()["coverage.counts"].sum()) <= 2000
     change = tally.review(FIRST, answers(range(400, 410), LATE))
     assert change is not None
     assert change.after > 0.99
 
 
 def test_a_tally_goes_on_where_it_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST", 1500)
+    monkeypatch.setattr(module, "MIN_TOKENS_BEFORE_CHANGE", 1500)
     first, second = VocabularyCoverage(tiny.VOCAB, ()), VocabularyCoverage(tiny.VOCAB, ())
     first.add(answers(range(10), LATE))
     second.restore(first.state())
@@ -125,6 +125,4 @@ def test_a_tally_goes_on_where_it_was_saved(monkeypatch: pytest.MonkeyPatch) -> 
     assert found[0] is not None
     assert found[1] is not None
     assert torch.equal(found[0].ids, found[1].ids)
-    assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))
-    second.restore({})  # a state from before there was a tally
     assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))

@@ -77,7 +77,7 @@ def target(folder: Path) -> TargetModel:
 
 
 def draft_of(model: TargetModel) -> tuple[DraftModel, VocabularyMap]:
-    ids = initial_draft.vocabulary(DRAFT_VOCAB, VOCAB, model.special_tokens)
+    ids = initial_draft.initial_vocabulary(DRAFT_VOCAB, VOCAB, model.special_tokens)
     draft = initial_draft.initial_draft(model, initial_draft.draft_config(model, DRAFT_VOCAB), ids)
     return draft, VocabularyMap.of(ids, VOCAB)
 

@@ -1,9 +1,10 @@
-"""Examples as one padded batch of trees: what the draft is unrolled along, and who teaches which node.
+"""Examples as one padded batch of trees: the paths that the draft is unrolled along, and each node's distribution.
 
-Here the target's ids become the draft's: what the vocabulary map does not hold is told apart from what nobody knows.
+Here the target's token ids become the draft's. Captured tokens outside the vocabulary map get the id -1, and their
+probability becomes 0.
 
-Nodes of one depth are ordered: first the path that each root follows, at the root's own index, then rejected branches.
-So ``outputs[depth][:, :roots]`` are the outputs along the paths.
+Nodes of one depth are ordered: first the path below each root, at the root's own index, then rejected nodes. So
+``outputs[depth][:, :roots]`` are the outputs along the paths.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from aurora_runtime.training.model.unroll import Level, Trunk
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 
+UNKNOWN_ID = -1
+"""Stands in :attr:`Batch.expected_ids` where the token that followed is not known."""
+OUTSIDE_VOCABULARY_ID = -2
+"""Stands in :attr:`Batch.expected_ids` where the draft's vocabulary lacks the token that followed."""
 
-class Follow(StrEnum):
-    """Where the draft is unrolled, and along what."""
 
-    COMMITTED = "committed"  # from every root, along the tokens that were committed: as if all of them were accepted
-    PROPOSED = "proposed"  # from the roots where serving drafted, along what was accepted of the proposal
+class UnrollPath(StrEnum):
+    """The roots that the draft is unrolled from, and the tokens along the way."""
+
+    COMMITTED = "committed"  # from every root, along the committed tokens, as if all of them had been accepted
+    PROPOSED = "proposed"  # from the roots where serving drafted, along the accepted part of the proposal
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,16 @@ class Batch:
 
     trunk: Trunk
     levels: tuple[Level, ...]  # J - 1, from depth 1
-    rows: tuple[Tensor, ...]  # J x [B, N[d]] int64: row of the node's teacher, -1 where there is none
+    target_rows: tuple[Tensor, ...]  # J x [B, N[d]] int64: the node's row in targets, -1 where there is none
     roots: int
-    teacher: TargetDistribution  # M rows
+    targets: TargetDistribution  # M rows
     weight: Tensor  # [M] float32
-    expected: Tensor  # [B, R, J] int64: draft id of the token that followed; -1 unknown, -2 outside the vocabulary
+    expected_ids: Tensor  # [B, R, J] int64: draft id of the token that followed, or one of the two constants above
     positions: int  # slots without padding
 
     def to(self, device: torch.device) -> Batch:
+        """This batch on ``device``."""
+
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
@@ -51,11 +59,11 @@ class Batch:
         return Batch(
             trunk=Trunk(**moved(vars(self.trunk))),
             levels=tuple(Level(**moved(vars(level))) for level in self.levels),
-            rows=tuple(row.to(device, non_blocking=True) for row in self.rows),
+            target_rows=tuple(rows.to(device, non_blocking=True) for rows in self.target_rows),
             roots=self.roots,
-            teacher=TargetDistribution(**moved(vars(self.teacher))),
+            targets=TargetDistribution(**moved(vars(self.targets))),
             weight=self.weight.to(device, non_blocking=True),
-            expected=self.expected.to(device, non_blocking=True),
+            expected_ids=self.expected_ids.to(device, non_blocking=True),
             positions=self.positions,
         )
 
@@ -64,101 +72,161 @@ def collate(
     examples: Sequence[Example],
     steps: int,
     vocabulary: VocabularyMap,
-    follow: Follow = Follow.COMMITTED,
+    path: UnrollPath = UnrollPath.COMMITTED,
     *,
-    branches: bool = False,
+    with_rejected: bool = False,
 ) -> Batch:
-    """Pad ``examples`` into one batch of ``steps`` depths, with the rejected ``branches`` if asked for."""
-    b, slots, width = len(examples), max(e.slots for e in examples), examples[0].aux.shape[1]
-    followed = [_followed(e, follow) for e in examples]
-    roots = max(1, *(f.numel() for f in followed))
-    hung = [_depths(e, f, steps, roots, branches) for e, f in zip(examples, followed, strict=True)]
-    widths = [roots] + [roots + max(h[d].token.numel() for h in hung) for d in range(steps - 1)]
-    aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)
-    after = torch.zeros(b, slots, dtype=torch.int64)
-    root = torch.zeros(b, roots, dtype=torch.int64)
-    rows = [torch.full((b, n), -1, dtype=torch.int64) for n in widths]
-    token = [torch.zeros(b, n, dtype=torch.int64) for n in widths[1:]]
-    parent = [torch.zeros(b, n, dtype=torch.int64) for n in widths[1:]]
-    expected = torch.full((b, roots, steps), -1, dtype=torch.int64)
-    base = 0
-    for i, e in enumerate(examples):
-        aux[i, : e.slots] = e.aux
-        after[i, : e.slots] = e.tokens[1:]
-        slot, n = e.first_root + followed[i], followed[i].numel()
-        root[i, :n] = slot
-        expected[i, :n] = _expected(e, slot, steps, vocabulary)
-        for d in range(steps):
-            at = slot + 1 + d  # position whose distribution teaches
-            present = (at <= e.slots) & (e.weight[at.clamp(max=e.slots)] > 0)
-            if follow is Follow.PROPOSED:
-                present &= e.accepted[followed[i]] >= d
-            rows[d][i, :n] = torch.where(present, base + at, -1)
-            if d:
-                token[d - 1][i, :n] = e.tokens[at.clamp(max=e.slots)].long()
-                parent[d - 1][i, :n] = torch.arange(n)
-                more = hung[i][d - 1]
-                span = slice(roots, roots + more.token.numel())
-                token[d - 1][i, span], parent[d - 1][i, span] = more.token, more.parent
-                rows[d][i, span] = base + e.slots + 1 + more.node
-        base += e.slots + 1 + len(e.branches)
+    """Pad ``examples`` into one batch of ``steps`` depths, optionally with the rejected nodes."""
+    followed = [_followed_roots(example, path) for example in examples]
+    roots = max(1, *(each.numel() for each in followed))
+    trees = [
+        _ExampleTrees(e, path, each, _rejected_levels(e, each, roots, steps if with_rejected else 1))
+        for e, each in zip(examples, followed, strict=True)
+    ]
+    padded = _PaddedBatch(trees, roots, steps)
+    first_row = 0
+    for index, each in enumerate(trees):
+        padded.put(index, each, first_row)
+        first_row += each.target_row_count
     return Batch(
-        trunk=Trunk(aux=aux, tokens=after, start=torch.tensor([e.start for e in examples]), root=root),
-        levels=tuple(Level(t, p) for t, p in zip(token, parent, strict=True)),
-        rows=tuple(rows),
+        trunk=Trunk(padded.aux, padded.next_token, torch.tensor([e.start for e in examples]), padded.root),
+        levels=tuple(Level(token, parent) for token, parent in zip(padded.token, padded.parent, strict=True)),
+        target_rows=tuple(padded.target_rows),
         roots=roots,
-        teacher=_teachers(examples, vocabulary),
-        weight=torch.cat([part for e in examples for part in (e.weight.float(), torch.ones(len(e.branches)))]),
-        expected=expected,
+        targets=_draft_distributions(examples, vocabulary),
+        weight=torch.cat([part for e in examples for part in (e.weight.float(), torch.ones(len(e.rejected)))]),
+        expected_ids=_expected_ids(trees, padded.root.shape, steps, vocabulary),
         positions=sum(e.slots for e in examples),
     )
 
 
-def _followed(e: Example, follow: Follow) -> Tensor:
-    """Roots that are unrolled, counted from the example's first one."""
-    if follow is Follow.PROPOSED:
-        return (e.accepted >= 0).nonzero().flatten()
-    return torch.arange(e.roots)
+def _followed_roots(example: Example, path: UnrollPath) -> Tensor:
+    """The roots ``[n]`` that are unrolled, counted from the example's first one."""
+    if path is UnrollPath.PROPOSED:
+        return (example.accepted >= 0).nonzero().flatten()
+    return torch.arange(example.roots)
 
 
 @dataclass(frozen=True)
-class _Hung:
-    """Rejected nodes of one example at one depth."""
+class _RejectedLevel:
+    """The ``x`` rejected nodes of one example at one depth."""
 
-    node: Tensor  # index among the example's branches
-    token: Tensor
-    parent: Tensor  # index among the nodes of the depth before
-
-
-def _depths(e: Example, followed: Tensor, steps: int, roots: int, branches: bool) -> list[_Hung]:
-    """The example's branches at depths 1…``steps - 1``."""
-    own = e.branches
-    place = torch.zeros(e.slots, dtype=torch.int64)
-    place[e.first_root + followed] = torch.arange(followed.numel())
-    index = torch.zeros(len(own), dtype=torch.int64)
-    found = []
-    for depth in range(1, steps):
-        node = (own.depth == depth).nonzero().flatten() if branches else index[:0]
-        index[node] = roots + torch.arange(node.numel())
-        up = own.parent[node].long()
-        parent = torch.where(up >= 0, index[up.clamp(min=0)], place[own.slot[node].long()])
-        found.append(_Hung(node, own.token[node].long(), parent))
-    return found
+    node: Tensor  # [x] index among the example's rejected nodes
+    token: Tensor  # [x]
+    parent: Tensor  # [x] index among the batch's nodes of the depth before
 
 
-def _expected(e: Example, slot: Tensor, steps: int, vocabulary: VocabularyMap) -> Tensor:
-    at = slot[:, None] + 1 + torch.arange(steps)
-    follows = vocabulary.drafted(e.tokens[(at + 1).clamp(max=e.slots)])
-    return torch.where(at < e.slots, torch.where(follows < 0, -2, follows), -1)
+def _rejected_levels(example: Example, followed: Tensor, roots: int, depths: int) -> list[_RejectedLevel]:
+    """The example's rejected nodes at depths 1 to ``depths - 1``, in a batch of ``roots`` roots."""
+    rejected = example.rejected
+    path_index = torch.zeros(example.slots, dtype=torch.int64)
+    path_index[example.first_root + followed] = torch.arange(followed.numel())
+    node_index = torch.zeros(len(rejected), dtype=torch.int64)
+    levels = []
+    for depth in range(1, depths):
+        node = (rejected.depth == depth).nonzero().flatten()
+        node_index[node] = roots + torch.arange(node.numel())
+        above = rejected.parent[node].long()
+        parent = torch.where(above >= 0, node_index[above.clamp(min=0)], path_index[rejected.slot[node].long()])
+        levels.append(_RejectedLevel(node, rejected.token[node].long(), parent))
+    return levels
 
 
-def _teachers(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:
-    """All teachers, as wide as the widest: shards of another ``topTokens`` are filled up with ids of nothing."""
-    parts = [part for e in examples for part in (e, e.branches)]
-    width = max(part.teacher_ids.shape[-1] for part in parts)
-    ids = torch.cat([F.pad(p.teacher_ids, (0, width - p.teacher_ids.shape[-1]), value=-1) for p in parts])
-    probs = torch.cat([F.pad(p.teacher_probs, (0, width - p.teacher_probs.shape[-1])) for p in parts])
-    ids = vocabulary.drafted(ids)
-    return TargetDistribution(
-        ids, probs.float().masked_fill(ids < 0, 0.0), torch.cat([part.teacher_rest for part in parts]).float()
-    )
+@dataclass(frozen=True)
+class _ExampleTrees:
+    """The trees of one example: paths below ``n`` followed roots, and rejected nodes beside them."""
+
+    example: Example
+    path: UnrollPath
+    followed: Tensor  # [n] int64: roots counted from the example's first one
+    rejected: list[_RejectedLevel]  # from depth 1; empty when rejected nodes are left out
+
+    @property
+    def root_slots(self) -> Tensor:
+        """``[n]``."""
+        return self.example.first_root + self.followed
+
+    @property
+    def target_row_count(self) -> int:
+        """Rows of the example in the batch's targets: its positions, then its rejected nodes."""
+        return self.example.slots + 1 + len(self.example.rejected)
+
+    def path_target_rows(self, depth: int) -> Tensor:
+        """The example's target row of each path node at ``depth`` ``[n]``, -1 where there is none."""
+        e = self.example
+        position = self.root_slots + 1 + depth
+        present = (position <= e.slots) & (e.weight[position.clamp(max=e.slots)] > 0)
+        if self.path is UnrollPath.PROPOSED:
+            present &= e.accepted[self.followed] >= depth
+        return torch.where(present, position, -1)
+
+    def path_tokens(self, depth: int) -> Tensor:
+        """The token of each path node at ``depth`` ``[n]`` int64."""
+        return self.example.tokens[(self.root_slots + 1 + depth).clamp(max=self.example.slots)].long()
+
+    def rejected_count(self, depth: int) -> int:
+        return self.rejected[depth - 1].node.numel() if depth and self.rejected else 0
+
+
+class _PaddedBatch:
+    """The tensors of a batch, filled one example at a time."""
+
+    def __init__(self, trees: Sequence[_ExampleTrees], roots: int, steps: int) -> None:
+        examples = [each.example for each in trees]
+        b, slots, width = len(trees), max(e.slots for e in examples), examples[0].aux.shape[1]
+        node_counts = [roots + max(each.rejected_count(depth) for each in trees) for depth in range(steps)]
+        self.aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)  # [B, T, 3H]
+        self.next_token = torch.zeros(b, slots, dtype=torch.int64)  # [B, T]
+        self.root = torch.zeros(b, roots, dtype=torch.int64)  # [B, R]
+        self.target_rows = [torch.full((b, n), -1, dtype=torch.int64) for n in node_counts]  # J x [B, N[d]]
+        self.token = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
+        self.parent = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
+
+    def put(self, index: int, trees: _ExampleTrees, first_row: int) -> None:
+        """Fill row ``index`` of every tensor; the example's targets start at ``first_row``."""
+        e, n = trees.example, trees.followed.numel()
+        self.aux[index, : e.slots] = e.aux
+        self.next_token[index, : e.slots] = e.tokens[1:]
+        self.root[index, :n] = trees.root_slots
+        for depth, target_rows in enumerate(self.target_rows):
+            rows = trees.path_target_rows(depth)
+            target_rows[index, :n] = torch.where(rows >= 0, first_row + rows, -1)
+            if depth:
+                self.token[depth - 1][index, :n] = trees.path_tokens(depth)
+                self.parent[depth - 1][index, :n] = torch.arange(n)
+        for depth, level in enumerate(trees.rejected, start=1):
+            self._put_rejected(index, depth, level, first_row + e.slots + 1)
+
+    def _put_rejected(self, index: int, depth: int, level: _RejectedLevel, first_row: int) -> None:
+        """Put rejected nodes behind the paths; the targets of rejected nodes start at ``first_row``."""
+        roots = self.root.shape[1]
+        span = slice(roots, roots + level.node.numel())
+        self.token[depth - 1][index, span] = level.token
+        self.parent[depth - 1][index, span] = level.parent
+        self.target_rows[depth][index, span] = first_row + level.node
+
+
+def _expected_ids(trees: Sequence[_ExampleTrees], shape: torch.Size, steps: int, vocabulary: VocabularyMap) -> Tensor:
+    """``[B, R, J]`` for roots of ``shape`` ``[B, R]``; see :attr:`Batch.expected_ids`."""
+    expected = torch.full((*shape, steps), UNKNOWN_ID, dtype=torch.int64)
+    for index, each in enumerate(trees):
+        e = each.example
+        position = each.root_slots[:, None] + 1 + torch.arange(steps)  # [n, J]
+        following = vocabulary.to_draft_ids(e.tokens[(position + 1).clamp(max=e.slots)])
+        ids = torch.where(following < 0, OUTSIDE_VOCABULARY_ID, following)
+        expected[index, : each.followed.numel()] = torch.where(position < e.slots, ids, UNKNOWN_ID)
+    return expected
+
+
+def _draft_distributions(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:
+    """All distributions of ``examples`` ``[M, K]``: of each, its positions, then its rejected nodes.
+
+    ``K`` is the widest. Shards of another ``capture.topTokens`` are padded with ids of -1.
+    """
+    captured = [part for e in examples for part in (e.targets, e.rejected.targets)]
+    k = max(part.target_ids.shape[-1] for part in captured)
+    ids = torch.cat([F.pad(p.target_ids, (0, k - p.target_ids.shape[-1]), value=-1) for p in captured])
+    probs = torch.cat([F.pad(p.target_probs, (0, k - p.target_probs.shape[-1])) for p in captured])
+    ids = vocabulary.to_draft_ids(ids)
+    uncaptured = torch.cat([part.uncaptured_mass for part in captured]).float()
+    return TargetDistribution(ids, probs.float().masked_fill(ids < 0, 0.0), uncaptured)

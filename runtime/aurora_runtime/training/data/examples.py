@@ -1,15 +1,16 @@
-"""From traces to examples: which slots are trained, on which teachers.
+"""From traces to examples: the slots that are trained, and the target distributions that they are trained on.
 
-Invariant: every root is one that serving can draft from (the slot of the last prompt token or later), every teacher a
-distribution that the target really had there. Prompt slots only lend their keys and values, unless prompt positions
-are given a weight. All ids are the target's, so that an example outlives the draft's vocabulary map.
+Invariants: serving can draft from every root, which is the slot of the last prompt token or a later one. Every training
+target is a distribution that the target really had at that position. Prompt slots only lend their keys and values,
+unless prompt positions are given a weight.
 
-Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t+2``, so step
-``j`` at root ``t`` is taught by the target's distribution at position ``t+1+j``.
+Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t + 2``, so step
+``j`` at root ``t`` is trained on the target's distribution at position ``t + 1 + j``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.data.rejected_nodes import MAX_STEPS, Branches, branches_of, said
+from aurora_runtime.training.data.captured import CapturedDistributions, captured_at
+from aurora_runtime.training.data.rejected_nodes import MAX_STEPS, RejectedNodes, rejected_nodes_of
 
 MAX_ROOTS: Final = 512
 MAX_SLOTS: Final = 4096
@@ -27,20 +29,18 @@ MAX_SLOTS: Final = 4096
 
 @dataclass(frozen=True)
 class Example:
-    """Up to :data:`MAX_ROOTS` consecutive roots of one request, with the slots that they may attend to."""
+    """Up to :data:`MAX_ROOTS` consecutive roots of one request, with the ``T`` slots that they may attend to."""
 
     start: int  # absolute position of slot 0
     first_root: int
     roots: int
     fresh: int  # positions that count as seen for the first time with this example
     tokens: Tensor  # [T + 1] int32: tokens at slots 0…T; the state at T itself is not needed
-    aux: Tensor  # [T, 3H]
-    teacher_ids: Tensor  # [T + 1, K] int32, target ids, -1 where there is none; rows by position
-    teacher_probs: Tensor  # [T + 1, K] float16
-    teacher_rest: Tensor  # [T + 1] float16
-    weight: Tensor  # [T + 1] float16: 0 where there is no teacher
-    accepted: Tensor  # [roots] int8: drafts accepted of the round that was proposed at the root, -1 where none was
-    branches: Branches
+    aux: Tensor  # [T, 3H]: the target's auxiliary hidden states
+    targets: CapturedDistributions  # T + 1 rows, by position
+    weight: Tensor  # [T + 1] float16: weight of the position's loss, 0 where no distribution is known
+    accepted: Tensor  # [roots] int8: drafts accepted of the round proposed at the root, -1 where no round began
+    rejected: RejectedNodes
 
     @property
     def slots(self) -> int:
@@ -48,58 +48,95 @@ class Example:
 
     @property
     def nbytes(self) -> int:
-        own = sum(t.numel() * t.element_size() for t in vars(self).values() if isinstance(t, Tensor))
-        return own + self.branches.nbytes
+        own = sum(t.numel() * t.element_size() for t in (self.tokens, self.aux, self.weight, self.accepted))
+        return own + self.targets.nbytes + self.rejected.nbytes
 
 
-def examples_of(trace: RequestTrace, vocab: int, prompt_weight: float = 0.0, known: int = 0) -> list[Example]:
-    """A trace's examples, of which the first ``known`` positions do not count as fresh; none when no root has both a
-    state and a teacher. Raises :class:`TraceFormatError` for token ids outside the target's ``vocab``."""
-    tokens = trace.tokens[trace.hidden_start :]
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
-        raise TraceFormatError("token ids outside the target's vocabulary")
-    ids, probs, rest, weight = _teachers(trace, vocab, prompt_weight)
-    taught = weight.nonzero().flatten()
-    last_slot = min(trace.hidden.shape[0], tokens.numel() - 1) - 1
-    first = 0 if prompt_weight else max(trace.prompt_length - 1 - trace.hidden_start, 0)
-    if not taught.numel():
-        return []
-    last = min(last_slot, int(taught[-1]) - 1)
-    first = max(first, int(taught[0]) - 1)
-    accepted, branches = _rounds(trace), branches_of(trace, vocab)
-    cut = []
-    counted = known
-    for root in range(first, last + 1, MAX_ROOTS):
-        end = min(root + MAX_ROOTS, last + 1)
-        begin = max(0, end - MAX_SLOTS)
-        # One slot beyond the roots keeps the tokens and teachers of later steps within reach.
-        stop = min(end + MAX_STEPS, last_slot + 1)
-        final = end == last + 1
-        fresh = max((trace.hidden.shape[0] if final else end) - counted, 0)
-        counted += fresh
-        rows = slice(begin, stop + 1)
-        cut.append(
-            Example(
-                start=trace.hidden_start + begin,
-                first_root=root - begin,
-                roots=end - root,
-                fresh=fresh,
-                tokens=tokens[rows].clone(),
-                aux=trace.hidden[begin:stop].clone(),
-                teacher_ids=ids[rows].clone(),
-                teacher_probs=probs[rows].clone(),
-                teacher_rest=rest[rows].clone(),
-                weight=weight[rows].clone(),
-                accepted=accepted[root:end].clone(),
-                branches=branches.within(root, end, begin),
-            )
+def examples_of(
+    trace: RequestTrace, vocab_size: int, prompt_weight: float = 0.0, counted_positions: int = 0
+) -> list[Example]:
+    """The examples of ``trace``; none when no root has both a state and a target distribution.
+
+    The first ``counted_positions`` positions do not count as fresh. Raises :class:`TraceFormatError` for token ids
+    outside the target's vocabulary.
+    """
+    request = _Request.of(trace, vocab_size, prompt_weight)
+    return list(request.cut(counted_positions)) if request else []
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A whole request in the layout of an example, before it is cut. ``S`` states, ``L`` tokens."""
+
+    start: int  # absolute position of slot 0
+    roots: range  # slots
+    last_slot: int
+    tokens: Tensor  # [L] int32
+    aux: Tensor  # [S, 3H]
+    targets: CapturedDistributions  # L rows
+    weight: Tensor  # [L] float16
+    accepted: Tensor  # [S] int8
+    rejected: RejectedNodes
+
+    @classmethod
+    def of(cls, trace: RequestTrace, vocab_size: int, prompt_weight: float) -> _Request | None:
+        tokens = trace.tokens[trace.hidden_start :]
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+            raise TraceFormatError("token ids outside the target's vocabulary")
+        targets, weight = _targets_by_position(trace, vocab_size, prompt_weight)
+        trained = weight.nonzero().flatten()
+        if not trained.numel():
+            return None
+        last_slot = min(trace.hidden.shape[0], tokens.numel() - 1) - 1
+        first_served = 0 if prompt_weight else max(trace.prompt_length - 1 - trace.hidden_start, 0)
+        first, last = max(first_served, int(trained[0]) - 1), min(last_slot, int(trained[-1]) - 1)
+        return cls(
+            start=trace.hidden_start,
+            roots=range(first, last + 1),
+            last_slot=last_slot,
+            tokens=tokens,
+            aux=trace.hidden,
+            targets=targets,
+            weight=weight,
+            accepted=_accepted_by_slot(trace),
+            rejected=rejected_nodes_of(trace, vocab_size),
         )
-    return cut
+
+    def cut(self, counted_positions: int) -> Iterator[Example]:
+        """Examples of at most :data:`MAX_ROOTS` roots, which together hold every root once."""
+        counted = counted_positions
+        for first in self.roots[::MAX_ROOTS]:
+            end = min(first + MAX_ROOTS, self.roots.stop)
+            seen_positions = self.aux.shape[0] if end == self.roots.stop else end
+            fresh = max(seen_positions - counted, 0)
+            counted += fresh
+            yield self._example(first, end, fresh)
+
+    def _example(self, first: int, end: int, fresh: int) -> Example:
+        """The example of the roots ``first`` to ``end - 1``, with memory of its own."""
+        begin = max(0, end - MAX_SLOTS)
+        # Slots beyond the roots keep the tokens and distributions of later draft steps within reach.
+        stop = min(end + MAX_STEPS, self.last_slot + 1)
+        rows = slice(begin, stop + 1)
+        return Example(
+            start=self.start + begin,
+            first_root=first - begin,
+            roots=end - first,
+            fresh=fresh,
+            tokens=self.tokens[rows].clone(),
+            aux=self.aux[begin:stop].clone(),
+            targets=self.targets[rows].clone(),
+            weight=self.weight[rows].clone(),
+            accepted=self.accepted[first:end].clone(),
+            rejected=self.rejected.proposed_within(first, end, begin),
+        )
 
 
-def _rounds(trace: RequestTrace) -> Tensor:
-    """Drafts accepted of the round proposed at each slot ``[S]`` int8, -1 where none was: the state at ``t`` is the
-    first to propose in the round whose root is token ``t + 1``."""
+def _accepted_by_slot(trace: RequestTrace) -> Tensor:
+    """Drafts accepted of the round proposed at each slot ``[S]`` int8, -1 where no round began.
+
+    The state at slot ``t`` is the first to propose in the round whose root is token ``t + 1``.
+    """
     accepted = torch.full((trace.hidden.shape[0],), -1, dtype=torch.int8)
     slot = trace.root.long() - 1 - trace.hidden_start
     inside = (slot >= 0) & (slot < accepted.numel())
@@ -107,29 +144,32 @@ def _rounds(trace: RequestTrace) -> Tensor:
     return accepted
 
 
-def _teachers(trace: RequestTrace, vocab: int, prompt_weight: float) -> tuple[Tensor, ...]:
-    """Teachers by position relative to ``hidden_start``: ids ``[L, K]``, probs ``[L, K]``, rest, weight ``[L]``."""
-    length = trace.tokens.shape[0] - trace.hidden_start
+def _accepted_positions(trace: RequestTrace) -> Tensor:
+    """Position of each accepted node relative to ``hidden_start`` ``[M]`` int64; other nodes get one of no meaning."""
     count = trace.node_count.long()
     round_of = torch.repeat_interleave(torch.arange(count.numel()), count)
-    path = trace.node_accepted.long()
-    # Depth on the accepted path: accepted nodes of the round up to this one, the root being 0.
-    before = torch.cat([path.new_zeros(1), path.cumsum(0)])
-    offset = before[count.cumsum(0) - count] if count.numel() else before[:0]
-    depth = before[1:] - offset[round_of] - 1
-    position = trace.root.long()[round_of] + depth - trace.hidden_start
+    # The depth on the accepted path is the number of accepted nodes of the round up to this one, the root being 0.
+    accepted_before = torch.cat([torch.zeros(1, dtype=torch.int64), trace.node_accepted.long().cumsum(0)])
+    first = count.cumsum(0) - count
+    depth = accepted_before[1:] - accepted_before[first][round_of] - 1
+    return trace.root.long()[round_of] + depth - trace.hidden_start
+
+
+def _targets_by_position(
+    trace: RequestTrace, vocab_size: int, prompt_weight: float
+) -> tuple[CapturedDistributions, Tensor]:
+    """The target's distribution at each of the ``L`` positions from ``hidden_start`` on, and its weight ``[L]``
+    float16."""
+    length = trace.tokens.shape[0] - trace.hidden_start
+    targets = CapturedDistributions.empty(length, trace.top_ids.shape[1])
+    weight = torch.zeros(length, dtype=torch.float16)
+    position = _accepted_positions(trace)
     kept = trace.node_accepted & (position >= 0) & (position < length)
-    at = position[kept]
-    k = trace.top_ids.shape[1]
-    ids = torch.full((length, k), -1, dtype=torch.int32)
-    probs = torch.zeros(length, k, dtype=torch.float16)
-    rest, weight = torch.zeros(length, dtype=torch.float16), torch.zeros(length, dtype=torch.float16)
-    ids[at], probs[at], rest[at] = said(trace, kept.nonzero().flatten(), vocab)
-    weight[at] = 1.0
+    targets.put(position[kept], captured_at(trace, kept.nonzero().flatten(), vocab_size))
+    weight[position[kept]] = 1.0
     if prompt_weight:
-        # In the prompt only the next token is known: a distribution with all its mass there.
+        # In the prompt only the next token is known, so all mass lies on that token.
         prompt = torch.arange(max(0, min(trace.prompt_length - trace.hidden_start, length - 1)))
-        ids[prompt, 0] = trace.tokens[trace.hidden_start :][prompt + 1].to(torch.int32)
-        probs[prompt, 0] = 1.0
+        targets.put_certain(prompt, trace.tokens[trace.hidden_start :][prompt + 1])
         weight[prompt] = prompt_weight
-    return ids, probs, rest, weight
+    return targets, weight

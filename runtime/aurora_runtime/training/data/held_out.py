@@ -16,7 +16,7 @@ class HeldOutSet:
         return len(self._requests)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
-        """Keep a request of ``shard``. Without its name it is not found again after a restart."""
+        """Keep ``request`` (a prompt's hash) of ``shard``. Without a shard's name it cannot be restored."""
         if not examples:
             return
         self._requests.pop(request, None)
@@ -25,8 +25,9 @@ class HeldOutSet:
             del self._requests[next(iter(self._requests))]
 
     def newest_first(self) -> list[Example]:
+        """All examples, those of the newest request first."""
         return [example for _, examples in reversed(self._requests.values()) for example in examples]
 
     def shards(self) -> set[str]:
-        """Where the requests are from."""
+        """The shards that the requests came from."""
         return {shard for shard, _ in self._requests.values()}

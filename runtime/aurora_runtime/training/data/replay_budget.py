@@ -1,9 +1,9 @@
-"""How often what was learnt is learnt again: fresh positions earn replay, and replay spends it.
+"""How many positions may be replayed: fresh positions credit the budget, and replay debits it.
 
-Beside a fresh batch up to ``Recipe.replay`` batches are replayed; what positions earn beyond that is replayed while the
+Beside each fresh batch up to ``Recipe.replay`` batches are replayed. The credit beyond that is replayed while the
 trainer would wait for traces. Invariants: a position is trained ``Recipe.passes`` times on average at most, the first
-included; what is owed is never more than the memory could be asked for, so that a trainer that was busy for long does
-not wear out the little that it remembers; what is owed is saved with the weights.
+time included. The budget never exceeds what one buffer could be asked for, so that a trainer that was busy for long
+does not overtrain on the little that the buffer holds. The budget is saved with the weights.
 """
 
 from __future__ import annotations
@@ -14,40 +14,39 @@ from typing import Final
 import torch
 from torch import Tensor
 
-_OWED: Final = "owed"
+_BUDGET: Final = "replay.budget"
 
 
 class ReplayBudget:
-    """Positions that may be replayed: at all, and of these beside fresh batches."""
+    """Positions that may be replayed: in all, and of these beside fresh batches."""
 
     def __init__(self, *, replay: int, passes: int) -> None:
-        self._again = passes - 1 if replay else 0
-        self._beside_again = min(replay, self._again)
-        self._positions = self._beside = 0
+        """``replay`` and ``passes`` as in :class:`~aurora_runtime.training.optim.recipe.Recipe`."""
+        self._per_fresh = passes - 1 if replay else 0
+        self._beside_per_fresh = min(replay, self._per_fresh)
+        self._positions = self._beside_positions = 0
 
-    def earn(self, fresh: int, held: int) -> None:
-        """``fresh`` positions were trained once, and the memory holds ``held``."""
-        self._positions = min(self._positions + self._again * fresh, self._again * held)
-        self._beside = min(self._beside + self._beside_again * fresh, self._positions)
+    def credit(self, fresh: int, buffered: int) -> None:
+        """Count ``fresh`` positions that were trained once, while the buffer holds ``buffered`` positions."""
+        self._positions = min(self._positions + self._per_fresh * fresh, self._per_fresh * buffered)
+        self._beside_positions = min(self._beside_positions + self._beside_per_fresh * fresh, self._positions)
 
-    def spend(self, positions: int, *, beside: bool) -> None:
-        """They were replayed. A batch may be larger than what was left: the next one waits for that."""
+    def debit(self, positions: int, *, beside_fresh: bool) -> None:
+        """Count ``positions`` that were replayed. A batch may overdraw the budget; the next one waits for credit."""
         self._positions -= positions
-        if beside:
-            self._beside -= positions
+        if beside_fresh:
+            self._beside_positions -= positions
 
-    def any(self, *, beside: bool) -> bool:
-        """Whether a batch may be replayed, ``beside`` a fresh one or for want of one."""
-        return self._positions > 0 and (self._beside > 0 or not beside)
+    def can_replay(self, *, beside_fresh: bool) -> bool:
+        """Whether a batch may be replayed, either ``beside_fresh`` batches or while there is nothing fresh."""
+        return self._positions > 0 and (self._beside_positions > 0 or not beside_fresh)
 
     def state(self) -> dict[str, Tensor]:
-        """What outlives the process."""
-        return {_OWED: torch.tensor([self._positions, self._beside])}
+        """The tensors that outlive the process."""
+        return {_BUDGET: torch.tensor([self._positions, self._beside_positions])}
 
-    def restore(self, tensors: Mapping[str, Tensor], held: int) -> None:
-        """The inverse of :meth:`state`, as far as the recipe of now and a memory that holds ``held`` positions allow; a
-        state from before this was counted owes nothing."""
-        if _OWED in tensors:
-            positions, beside = (int(x) for x in tensors[_OWED])
-            self._positions = min(positions, self._again * held)
-            self._beside = min(beside, self._positions)
+    def restore(self, tensors: Mapping[str, Tensor], buffered: int) -> None:
+        """The inverse of :meth:`state`, as far as the present recipe and ``buffered`` positions allow."""
+        positions, beside = (int(x) for x in tensors[_BUDGET])
+        self._positions = min(positions, self._per_fresh * buffered)
+        self._beside_positions = min(beside, self._positions)

@@ -1,7 +1,7 @@
-"""What is in shards, and on which side of the held-out split each request lies.
+"""Reads shards and splits their requests into training and held-out examples.
 
-Invariants: a damaged shard is counted, logged and left out, because another look would find the same; no held-out
-request reaches the training side.
+Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. No
+held-out request reaches the training side.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.prefetch import ShardPrefetcher
 from aurora_runtime.training.data.prefix_bank import PrefixBank
 from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
-_DAMAGE: Final = (
+_DAMAGE_ERRORS: Final = (
     DigestMismatch,
     ObjectMissing,
     InvalidRecord,
@@ -34,7 +35,7 @@ _DAMAGE: Final = (
     IndexError,
     RuntimeError,
 )
-"""What reading a shard raises when its bytes, or its record's, are wrong (the last three: tensors that do not fit)."""
+"""Errors of a shard whose bytes, or whose record's bytes, are wrong; the last three when tensors do not fit."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +48,39 @@ class Shard:
 
 
 class ShardReader:
-    """Reads shards, and remembers prefixes across them."""
+    """Reads shards of a target with ``vocab_size`` tokens and auxiliary states ``aux_width`` wide.
+
+    Remembers prefixes across shards.
+    """
 
     def __init__(
         self,
         registry: Registry,
-        vocab: int,
+        vocab_size: int,
         aux_width: int,
-        patience: Retrier,
+        retrier: Retrier,
         *,
+        policy: TrainingPolicy = DEFAULT_POLICY,
         prompt_weight: float = 0.0,
     ) -> None:
-        self._registry, self._vocab = registry, vocab
-        self._aux_width, self._patience, self._prompt_weight = aux_width, patience, prompt_weight
-        self._prefixes = PrefixBank()
-        self._ahead = ShardPrefetcher(self._fetch)
+        self._registry, self._vocab_size = registry, vocab_size
+        self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
+        self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
+        self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards)
         self.damaged = 0
 
     def _fetch(self, key: str) -> bytes:
-        return self._patience.call(f"reading {key}", lambda: self._registry.shard(key))[1]
+        return self._retrier.call(f"reading {key}", lambda: self._registry.shard(key))[1]
 
-    def expect(self, keys: Sequence[str]) -> None:
-        """``keys`` will be read next, in this order: the first of them are fetched meanwhile."""
-        self._ahead.expect(keys)
+    def prefetch(self, keys: Sequence[str]) -> None:
+        """Begin to fetch the first of ``keys``, which are read next and in this order."""
+        self._prefetcher.prefetch(keys)
 
     def read(self, key: str) -> Shard | None:
-        """The shard's examples, or None when it is damaged."""
+        """The shard's examples, or None when the shard is damaged."""
         try:
-            return self._split(key, decode(self._ahead.take(key)))
-        except _DAMAGE as error:
+            return self._split(key, decode(self._prefetcher.get(key)))
+        except _DAMAGE_ERRORS as error:
             self.damaged += 1
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
             return None
@@ -84,15 +89,21 @@ class ShardReader:
         train: list[Example] = []
         held_out: list[tuple[int, tuple[Example, ...]]] = []
         for trace in traces:
-            if trace.hidden.shape[1] != self._aux_width:
-                raise TraceFormatError(f"hidden states are {trace.hidden.shape[1]} wide, expected {self._aux_width}")
-            if not bool(trace.hidden.isfinite().all()):
-                raise TraceFormatError("hidden states are not finite")
-            whole = self._prefixes.complete(trace)
-            weight = 0.0 if trace.held_out else self._prompt_weight
-            examples = examples_of(whole, self._vocab, weight, trace.hidden_start - whole.hidden_start)
+            examples = self._examples(trace)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:
                 train += examples
         return Shard(key, tuple(train), tuple(held_out))
+
+    def _examples(self, trace: RequestTrace) -> list[Example]:
+        width = trace.hidden.shape[1]
+        if width != self._aux_width:
+            raise TraceFormatError(f"hidden states are {width} wide, expected {self._aux_width}")
+        if not bool(trace.hidden.isfinite().all()):
+            raise TraceFormatError("hidden states are not finite")
+        completed = self._prefixes.complete(trace)
+        prompt_weight = 0.0 if trace.held_out else self._prompt_weight
+        # Borrowed states were counted as fresh with the trace that they come from.
+        borrowed = trace.hidden_start - completed.hidden_start
+        return examples_of(completed, self._vocab_size, prompt_weight, borrowed)

@@ -1,4 +1,4 @@
-"""Counts the answer tokens of examples: what a draft could have guessed."""
+"""Counts the answer tokens of examples: the tokens that a draft could have proposed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from torch import Tensor
 from aurora_runtime.training.data.examples import Example
 
 
-def counts_of(examples: Sequence[Example], vocab: int) -> Tensor:
-    """How often the target said each token behind a trained root, ``[vocab]`` int64: what a draft could have guessed.
+def counts_of(examples: Sequence[Example], vocab_size: int) -> Tensor:
+    """How often each token followed a trained root, ``[vocab]`` int64.
 
-    The state at slot ``t`` proposes token ``t + 2``, and roots of a request's examples are distinct, so each token of
-    an answer counts once.
+    The state at slot ``t`` proposes token ``t + 2``, and the roots of a request's examples are distinct, so each token
+    of an answer counts once.
     """
-    said = [e.tokens[e.first_root + 2 :][: e.roots] for e in examples]
-    return torch.bincount(torch.cat(said), minlength=vocab) if said else torch.zeros(vocab, dtype=torch.int64)
+    answers = [e.tokens[e.first_root + 2 :][: e.roots] for e in examples]
+    return (
+        torch.bincount(torch.cat(answers), minlength=vocab_size)
+        if answers
+        else torch.zeros(vocab_size, dtype=torch.int64)
+    )

@@ -1,7 +1,7 @@
-"""A draft's checkpoint, in the format that SGLang 0.5.23 loads (models/llama_eagle3.py), and back.
+"""Writes and reads a draft's checkpoint in the format that SGLang 0.5.23 loads (models/llama_eagle3.py).
 
-Invariant: the same weights give the same bytes, so a checkpoint's digest is the identity of its weights; files are
-world-readable (safetensors itself writes 0600, and the engine runs as another user).
+Invariants: the same weights give the same bytes, so a checkpoint's digest identifies its weights. Files are
+world-readable, because the engine runs as another user and safetensors itself writes mode 0600.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _DTYPES: Final = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I6
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The files of one checkpoint as they lie in a folder."""
+class ExportedCheckpoint:
+    """The files of one checkpoint in a folder."""
 
     digest: str  # of model.safetensors
     files: tuple[FileRef, ...]
@@ -35,7 +35,7 @@ class Exported:
 
 
 def config_json(config: DraftConfig) -> dict[str, Any]:
-    """``config.json`` for SGLang. The rope is written in transformers' old and new spelling."""
+    """The content of ``config.json``. The rope is written under transformers' old and new field names."""
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
@@ -81,8 +81,11 @@ def config_from_json(data: dict[str, Any]) -> DraftConfig:
         raise CheckpointFormatError(f"{CONFIG_FILE} lacks {error.args[0]}") from error
 
 
-def export(draft: DraftModel, ids: Tensor, folder: Path) -> Exported:
-    """Write ``draft`` in bf16 with its vocabulary map into ``folder``; ``ids`` ``[draft_vocab]`` are target ids."""
+def export(draft: DraftModel, ids: Tensor, folder: Path) -> ExportedCheckpoint:
+    """Write ``draft`` in bf16 with its vocabulary map into ``folder``.
+
+    ``ids`` ``[draft_vocab]`` are the target ids of the draft's tokens.
+    """
     tensors = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in draft.state_dict().items()}
     tensors[D2T] = ids - torch.arange(ids.numel())
     tensors[T2D] = torch.zeros(draft.config.vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
@@ -94,7 +97,7 @@ def export(draft: DraftModel, ids: Tensor, folder: Path) -> Exported:
         (folder / name).write_bytes(data)
         (folder / name).chmod(0o644)
         files.append(FileRef(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data)))
-    return Exported(
+    return ExportedCheckpoint(
         digest=files[-1].sha256,
         files=tuple(files),
         tensors={n: TensorSpec(shape=tuple(t.shape), dtype=_DTYPES[t.dtype]) for n, t in sorted(tensors.items())},
@@ -102,7 +105,10 @@ def export(draft: DraftModel, ids: Tensor, folder: Path) -> Exported:
 
 
 def load(folder: Path, embedding: Tensor) -> tuple[DraftModel, Tensor]:
-    """The draft in ``folder`` and the target ids of its tokens. Raises :class:`CheckpointFormatError`."""
+    """The draft in ``folder`` and the target ids of its tokens ``[draft_vocab]``.
+
+    Raises :class:`CheckpointFormatError` when fields or tensors are missing or have wrong shapes.
+    """
     config = config_from_json(json.loads((folder / CONFIG_FILE).read_bytes()))
     tensors = load_file(folder / WEIGHTS_FILE)
     offsets = tensors.pop(D2T, None)

@@ -18,7 +18,7 @@ ARCHITECTURE = "LlamaForCausalLMEagle3"
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """Sizes of a draft. ``aux_layers`` are the target layers whose *outputs* feed it (eagle_config's numbering)."""
+    """Sizes of a draft. It reads the *outputs* of the target layers ``aux_layers`` (eagle_config's numbering)."""
 
     hidden_size: int
     intermediate_size: int
@@ -75,9 +75,9 @@ class _Layer(nn.Module):
 
 
 class DraftModel(nn.Module):
-    """The trainable draft in float32 masters; callers choose the compute dtype by autocast.
+    """The trainable draft with float32 master weights; callers choose the compute dtype by autocast.
 
-    ``embedding`` ``[vocab, H]`` is the target's and is neither trained nor part of the state dict.
+    ``embedding`` ``[vocab, H]`` is the target's. It is not trained and not part of the state dict.
     """
 
     embedding: Tensor
@@ -92,12 +92,12 @@ class DraftModel(nn.Module):
         self.register_buffer("embedding", embedding, persistent=False)
 
     def fuse(self, aux: Tensor) -> Tensor:
-        """The target's auxiliary states ``[..., 3H]`` as one hidden state ``[..., H]``."""
+        """Reduce the target's auxiliary states ``[..., 3H]`` to one hidden state ``[..., H]``."""
         fused: Tensor = self.fc(aux.to(self.fc.weight.dtype))
         return fused
 
     def inputs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """What the attention reads, ``[..., 2H]``, from hidden states ``[..., H]`` and token ids ``[...]``."""
+        """The attention's inputs ``[..., 2H]`` from hidden states ``[..., H]`` and token ids ``[...]``."""
         embedded = functional.embedding(tokens, self.embedding)
         return torch.cat([self.midlayer.input_layernorm(embedded), self.midlayer.hidden_norm(hidden)], dim=-1)
 
@@ -114,8 +114,10 @@ class DraftModel(nn.Module):
         return self._split(self.midlayer.self_attn.v_proj(inputs))
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output ``[B, R, H]`` before the last norm, from its input state and the attention's result
-        ``[B, heads, R, D]``: the state that the next draft step reads."""
+        """The layer's output ``[B, R, H]`` before the last norm, which the next draft step reads.
+
+        ``hidden`` ``[B, R, H]`` is the layer's input, ``attended`` ``[B, heads, R, D]`` the attention's output.
+        """
         flat = attended.transpose(1, 2).flatten(2)
         residual = hidden.float() + self.midlayer.self_attn.o_proj(flat)
         out: Tensor = residual + self.midlayer.mlp(self.midlayer.post_attention_layernorm(residual))

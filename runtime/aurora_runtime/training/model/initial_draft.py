@@ -1,11 +1,11 @@
-"""The first draft of a lineage: the shape and the weights that a target suggests.
+"""The initial draft of a lineage: a shape and weights taken from the target.
 
-Invariant: deterministic. The same target and the same vocabulary size give the same bytes, so that a crash on day 0 is
-healed by doing it again.
+Invariant: the same target and the same vocabulary size give the same bytes, so that creating a lineage can be repeated
+after a crash.
 
-Where shapes allow, the layer starts as the target's last one and the head as the target's head: with ``fc`` passing the
-topmost auxiliary state through, an untrained draft continues the target's own computation. The embedding half of the
-attention's inputs starts small and random: the target's layer says nothing about it.
+Where shapes allow, the layer starts as the target's last layer and the head as the target's head. ``fc`` passes the
+topmost auxiliary state through, so an untrained draft continues the target's own computation. The embedding half of the
+attention's inputs starts small and random, because the target's layer has no such half.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from aurora_runtime.training.model.draft import DraftConfig, DraftModel
 from aurora_runtime.training.model.target import TargetModel
 
 SEED: Final = 20_260_206
-_SPREAD: Final = 0.02
-_SPECIAL_SHARE: Final = 64
-"""At most one draft token in this many is kept for special tokens beyond those among the first ids."""
+_INITIAL_STD: Final = 0.02
+_TOKENS_PER_SPECIAL_TOKEN: Final = 64
+"""At most one draft token in this many is reserved for special tokens beyond those among the first ids."""
 
 
 def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
-    """A draft like one layer of the target. The rope is the plain one: a draft needs no long-context scaling, and
-    SGLang reads the draft's own config."""
+    """The config of a draft that looks like one layer of the target.
+
+    The rope has no long-context scaling: a draft does not need it, and SGLang reads the draft's own config.
+    """
     c = target.config
     heads = c["num_attention_heads"]
     layers = c["num_hidden_layers"]
@@ -47,36 +49,40 @@ def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
 
 
 def aux_layers(layers: int) -> tuple[int, ...]:
-    """SGLang's default choice (models/llama.py:936: inputs of 2, n/2, n-3) as layers whose output is taken; a target
-    too shallow for three distinct ones gets its first, middle and last-but-one."""
+    """The target layers whose outputs the draft reads: SGLang's default (models/llama.py:936: inputs of 2, n/2, n-3).
+
+    A target too shallow for three distinct layers gets its first, middle and last-but-one layer.
+    """
     default = (1, layers // 2 - 1, layers - 4)
     if len(set(default)) == 3 and min(default) >= 0:
         return default
     return tuple(sorted({0, max(layers // 2 - 1, 0), max(layers - 2, 0)}))
 
 
-def vocabulary(size: int, vocab: int, special: tuple[int, ...]) -> Tensor:
-    """Target ids of the draft's tokens, ascending ``[size]`` int64: the first ids, because the order of BPE merges is a
-    frequency prior that needs no data, and the special tokens, because an answer must be able to end."""
-    ids = torch.arange(min(size, vocab), dtype=torch.int64)
-    room = max(1, ids.numel() // _SPECIAL_SHARE)
-    outside = [i for i in special if i >= ids.numel()][:room]
+def initial_vocabulary(size: int, vocab_size: int, special_tokens: tuple[int, ...]) -> Tensor:
+    """Target ids of the draft's tokens, ascending ``[size]`` int64.
+
+    The first ids are taken, because the order of BPE merges is a frequency prior that needs no data, and the special
+    tokens, because an answer must be able to end.
+    """
+    ids = torch.arange(min(size, vocab_size), dtype=torch.int64)
+    room = max(1, ids.numel() // _TOKENS_PER_SPECIAL_TOKEN)
+    outside = [i for i in special_tokens if i >= ids.numel()][:room]
     if outside:
-        inside = set(special)
-        free = [i for i in reversed(ids.tolist()) if i not in inside][: len(outside)]
-        kept = sorted((set(ids.tolist()) - set(free)) | set(outside))
-        ids = torch.tensor(kept, dtype=torch.int64)
+        ordinary = [i for i in reversed(ids.tolist()) if i not in set(special_tokens)]
+        kept = (set(ids.tolist()) - set(ordinary[: len(outside)])) | set(outside)
+        ids = torch.tensor(sorted(kept), dtype=torch.int64)
     return ids
 
 
 def initial_draft(target: TargetModel, config: DraftConfig, ids: Tensor) -> DraftModel:
-    """The untrained draft; ``ids`` ``[draft_vocab]`` are the target ids of its tokens."""
+    """The untrained draft of the vocabulary ``ids`` ``[draft_vocab]`` (target ids)."""
     generator = torch.Generator().manual_seed(SEED)
     draft = DraftModel(config, target.embedding)
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if parameter.dim() == 2:
-                parameter.normal_(0.0, _SPREAD, generator=generator)
+                parameter.normal_(0.0, _INITIAL_STD, generator=generator)
             source = target.last_layer.get(name.removeprefix("midlayer."))
             if source is None or not name.startswith("midlayer."):
                 continue

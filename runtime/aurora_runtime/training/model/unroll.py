@@ -1,12 +1,12 @@
 """The draft unrolled over trees: all nodes of one depth at once, each on the draft's own state of its parent.
 
-Invariant: the outputs equal those of decoding node by node, as SGLang does it. The trunk are the committed tokens, with
-the target's states. A root is a slot of the trunk: its output is the draft's first step there. A node at depth ``d``
-reads its own token and its parent's output, sits at rope position ``root + d``, and attends over the trunk up to its
-root, its ancestors and itself. That is EAGLE-3's training-time test (arXiv 2503.01840: causal plus own diagonal) where
-trees are chains, and SGLang's draft decoding where they branch.
+Invariant: the outputs equal those of decoding node by node, as SGLang does. The trunk is the sequence of committed
+tokens, with the target's states. A root is a slot of the trunk; its output is the draft's first step there. A node at
+depth ``d`` reads its own token and its parent's output, sits at rope position ``root + d``, and attends to the trunk up
+to its root, to its ancestors and to itself. Where trees are chains this is EAGLE-3's training-time test (arXiv
+2503.01840: causal plus own diagonal); where they branch it is SGLang's draft decoding.
 
-Depths follow one another because a state at depth ``d`` is made from one at ``d - 1``; everything else, all nodes of
+Depths follow one another, because a state at depth ``d`` is made from one at ``d - 1``. Everything else, all nodes of
 all trees of all sequences, is one batch.
 """
 
@@ -41,7 +41,7 @@ class Level:
 
 
 class Unrolling:
-    """One pass, a depth at a time; ``outputs`` are the layer's, ``[B, N, H]`` before the last norm, of the newest."""
+    """One pass, a depth at a time. ``outputs`` ``[B, N, H]`` are the newest depth's, before the last norm."""
 
     def __init__(self, draft: DraftModel, trunk: Trunk) -> None:
         self._draft, self._start = draft, trunk.start
@@ -50,24 +50,24 @@ class Unrolling:
         inputs = draft.inputs(fused, trunk.tokens)
         positions = trunk.start[:, None] + slots
         self._trunk = draft.keys(inputs, positions), draft.values(inputs)
-        self._own: list[tuple[Tensor, Tensor]] = []
+        self._ancestors: list[tuple[Tensor, Tensor]] = []
         self._root = trunk.root
-        queries = draft.queries(_rows(inputs, trunk.root), trunk.start[:, None] + trunk.root)
-        self.outputs = self._finish(_rows(fused, trunk.root).float(), queries)
+        queries = draft.queries(_gather_rows(inputs, trunk.root), trunk.start[:, None] + trunk.root)
+        self.outputs = self._finish(_gather_rows(fused, trunk.root).float(), queries)
 
     def descend(self, level: Level) -> Tensor:
-        """The outputs ``[B, N, H]`` of ``level``, which hangs below the newest one."""
+        """The outputs ``[B, N, H]`` of ``level``, whose parents are the nodes of the newest depth."""
         draft, parent = self._draft, level.parent
-        hidden, self._root = _rows(self.outputs, parent), self._root.gather(1, parent)
-        positions = self._start[:, None] + self._root + len(self._own) + 1
+        hidden, self._root = _gather_rows(self.outputs, parent), self._root.gather(1, parent)
+        positions = self._start[:, None] + self._root + len(self._ancestors) + 1
         inputs = draft.inputs(hidden, level.token)
-        above = [(_nodes(k, parent), _nodes(v, parent)) for k, v in self._own]
-        self._own = [*above, (draft.keys(inputs, positions), draft.values(inputs))]
+        above = [(_gather_nodes(k, parent), _gather_nodes(v, parent)) for k, v in self._ancestors]
+        self._ancestors = [*above, (draft.keys(inputs, positions), draft.values(inputs))]
         self.outputs = self._finish(hidden, draft.queries(inputs, positions))
         return self.outputs
 
     def _finish(self, hidden: Tensor, queries: Tensor) -> Tensor:
-        return self._draft.finish(hidden, tree_attention(queries, self._trunk, self._root, self._own))
+        return self._draft.finish(hidden, tree_attention(queries, self._trunk, self._root, self._ancestors))
 
 
 def unroll(draft: DraftModel, trunk: Trunk, levels: Sequence[Level]) -> list[Tensor]:
@@ -76,10 +76,11 @@ def unroll(draft: DraftModel, trunk: Trunk, levels: Sequence[Level]) -> list[Ten
     return [unrolling.outputs, *(unrolling.descend(level) for level in levels)]
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """``[B, P, H] -> [B, N, H]`` by ``index`` ``[B, N]``."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
-def _nodes(x: Tensor, index: Tensor) -> Tensor:
-    """``[B, kv, P, D] -> [B, kv, N, D]``."""
+def _gather_nodes(x: Tensor, index: Tensor) -> Tensor:
+    """``[B, kv, P, D] -> [B, kv, N, D]`` by ``index`` ``[B, N]``."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

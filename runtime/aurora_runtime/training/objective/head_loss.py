@@ -1,8 +1,8 @@
-"""Loss of the draft's head without keeping logits: the step's largest matrix products, done once each.
+"""Loss of the draft's head without keeping logits: the step's largest matrix products, each done once.
 
 The head (``[V, H]``) outweighs the rest of an EAGLE-3 draft. Autograd would keep ``[N, V]`` logits, probabilities and
-their gradients in float32; here rows pass in chunks, and the gradients of the hidden states and of the head are formed
-on the way forward. Invariant: the gradients equal autograd's up to the rounding of the compute dtype.
+their gradients in float32. Here rows pass in chunks, and the gradients of the hidden states and of the head are formed
+during the forward pass. Invariant: the gradients equal autograd's up to the rounding of the compute dtype.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from aurora_runtime.training.objective.losses import Loss
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 
-ROWS = 1024
-"""Rows per chunk: 1024 x 16384 probabilities in float32 are 64 MB."""
+ROWS_PER_CHUNK = 1024
+"""1024 x 16384 probabilities in float32 are 64 MB."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden: Tensor,
         head: Tensor,
         loss: Loss,
-        teacher: TargetDistribution,
+        target: TargetDistribution,
         weight: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
@@ -34,15 +34,15 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(rows)
         head_grad = torch.zeros_like(head, dtype=torch.float32)
-        for start in range(0, rows.shape[0], ROWS):
-            part = slice(start, start + ROWS)
+        for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
+            chunk = slice(start, start + ROWS_PER_CHUNK)
             with torch.enable_grad():
-                logits = (rows[part] @ matrix.T).requires_grad_()
-                value = (loss(logits, teacher[part]) * weight[part]).sum()
+                logits = (rows[chunk] @ matrix.T).requires_grad_()
+                value = (loss(logits, target[chunk]) * weight[chunk]).sum()
                 (grad,) = torch.autograd.grad(value, logits)
             total += value.detach()
-            hidden_grad[part] = grad @ matrix
-            head_grad += grad.T @ rows[part]
+            hidden_grad[chunk] = grad @ matrix
+            head_grad += grad.T @ rows[chunk]
         ctx.save_for_backward(hidden_grad, head_grad)
         return total
 
@@ -53,9 +53,11 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    hidden: Tensor, head: Tensor, loss: Loss, teacher: TargetDistribution, weight: Tensor, dtype: torch.dtype
+    hidden: Tensor, head: Tensor, loss: Loss, target: TargetDistribution, weight: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """``sum_n weight[n] * loss(hidden @ head.T, teacher)[n]`` for hidden ``[N, H]``, head ``[V, H]``, weight ``[N]``;
-    matrix products in ``dtype``, the loss in float32."""
-    result: Tensor = _HeadLoss.apply(hidden, head, loss, teacher, weight, dtype)
+    """``sum_n weight[n] * loss(hidden @ head.T, target)[n]``, a scalar in float32.
+
+    Shapes: hidden ``[N, H]``, head ``[V, H]``, weight ``[N]``. Matrix products are in ``dtype``, the loss in float32.
+    """
+    result: Tensor = _HeadLoss.apply(hidden, head, loss, target, weight, dtype)
     return result

@@ -1,11 +1,11 @@
-"""How far the draft is from the target at one position: small functions over ``[N, V]`` with one signature.
+"""How far the draft is from the target at one position: functions over ``[N, V]`` with one signature.
 
-Every loss is a formula over the outcomes of :func:`buckets`: the captured tokens
-``i`` (target ``p_i``, draft ``q_i``) and the rest (``r``, ``q_rest``), so that a top-k-truncated teacher is treated
-exactly, as one outcome for all that was not kept; with k = V the bucket is empty and the loss is the full one.
+Every loss is a formula over the outcomes of :func:`bucket_logprobs`: the captured tokens ``i`` (target ``p_i``, draft
+``q_i``) and the uncaptured bucket (``p_u``, ``q_u``). So a target truncated to its top k is treated exactly, with one
+outcome for all tokens that were not kept. With k = V the bucket is empty and the loss is the full one.
 
-Invariant: a loss is never negative, and 0 where the draft says what the target says; mass of the target outside the
-draft vocabulary conditions p on the vocabulary and scales the row by the mass inside.
+Invariant: a loss is never negative, and 0 where the two distributions agree. Where the target has mass outside the
+draft's vocabulary, p is conditioned on the vocabulary and the row is scaled by the mass inside.
 """
 
 from __future__ import annotations
@@ -16,76 +16,84 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.objective.target_distribution import TINY, TargetDistribution, buckets
+from aurora_runtime.training.objective.target_distribution import TINY, TargetDistribution, bucket_logprobs
 
 Loss = Callable[[Tensor, TargetDistribution], Tensor]
-"""``(logits [N, V], teacher) -> [N]`` in float32, differentiable in the logits, never negative."""
+"""``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative."""
 
-FLOOR: Final = 1e-6
-"""Least probability of an outcome where the draft's is divided by it: half precision, in which capture keeps the
-target's, tells less from 0."""
+MIN_TARGET_PROB: Final = 1e-6
+"""Least target probability where the draft's is divided by it. Capture keeps the target's in half precision, which
+does not resolve smaller ones."""
 
 
 def _entropy_term(p: Tensor) -> Tensor:
     return p * p.clamp(min=TINY).log()
 
 
-def forward_kl(logits: Tensor, teacher: TargetDistribution) -> Tensor:
-    """KL(target || draft) = ``sum_i p_i log(p_i / q_i) + r log(r / q_rest)``: cover what the target may say.
+def forward_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
+    """KL(target || draft) = ``sum_i p_i log(p_i / q_i) + p_u log(p_u / q_u)``: cover all that the target may say.
 
     The divergence of knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) and of Aurora on accepted and on
     rejected positions (arXiv 2602.06932).
     """
-    known, rest = buckets(logits, teacher)
-    p, r = teacher.probs, teacher.rest
-    own = _entropy_term(p).sum(-1) + _entropy_term(r) - _entropy_term(teacher.mass())
-    return (own - (p * known).sum(-1) - r * rest).clamp(min=0)
+    captured, uncaptured = bucket_logprobs(logits, target)
+    p, p_u = target.probs, target.uncaptured_mass
+    entropy_terms = _entropy_term(p).sum(-1) + _entropy_term(p_u) - _entropy_term(target.mass())
+    return (entropy_terms - (p * captured).sum(-1) - p_u * uncaptured).clamp(min=0)
 
 
-def reverse_kl(logits: Tensor, teacher: TargetDistribution) -> Tensor:
-    """KL(draft || target) = ``sum_i q_i log(q_i / p_i) + q_rest log(q_rest / r)``: say only what the target may say
-    (mode seeking; MiniLLM, arXiv 2306.08543; one of Aurora's ablations). Target probabilities below :data:`FLOOR` are
-    raised to it, and p is normalised again."""
-    known, rest = buckets(logits, teacher)
-    inside = teacher.ids >= 0
-    # Without a captured token in the vocabulary nothing is told apart, and with all of them there is no rest.
-    complete = inside.sum(-1) == logits.shape[-1]
-    p = teacher.probs.clamp(min=FLOOR).masked_fill(~inside, 0.0)
-    r = torch.where(complete, 0.0, teacher.rest.clamp(min=FLOOR))
-    total = p.sum(-1) + r
-    gaps = known.exp() * (known - (p / total[:, None]).clamp(min=TINY).log())
-    gap = gaps.masked_fill(~inside, 0.0).sum(-1)
-    gap = gap + torch.where(complete, 0.0, rest.exp() * (rest - (r / total).clamp(min=TINY).log()))
-    return teacher.mass() * gap.clamp(min=0)
+def reverse_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
+    """KL(draft || target) = ``sum_i q_i log(q_i / p_i) + q_u log(q_u / p_u)``: say only what the target may say.
 
-
-def cross_entropy(logits: Tensor, teacher: TargetDistribution) -> Tensor:
-    """``-log q(argmax p)``; 0 where the target's most likely token is outside the draft vocabulary.
-
-    The most likely token is the row's first: capture sorts by probability. Greedy verification asks for nothing else
-    (the loss of Medusa's heads, arXiv 2401.10774). 0 only where the draft is certain.
+    The divergence is mode seeking (MiniLLM, arXiv 2306.08543; one of Aurora's ablations). Target probabilities below
+    :data:`MIN_TARGET_PROB` are raised to it, and p is normalised again.
     """
-    known, _ = buckets(logits, teacher)
-    return torch.where(teacher.ids[:, 0] >= 0, -known[:, 0], 0.0)
+    captured, uncaptured = bucket_logprobs(logits, target)
+    inside = target.ids >= 0
+    # Without a captured token in the vocabulary no outcomes differ, and with all of them nothing is uncaptured.
+    complete = inside.sum(-1) == logits.shape[-1]
+    p = target.probs.clamp(min=MIN_TARGET_PROB).masked_fill(~inside, 0.0)
+    p_u = torch.where(complete, 0.0, target.uncaptured_mass.clamp(min=MIN_TARGET_PROB))
+    total = p.sum(-1) + p_u
+    gaps = captured.exp() * (captured - (p / total[:, None]).clamp(min=TINY).log())
+    gap = gaps.masked_fill(~inside, 0.0).sum(-1)
+    bucket_gap = uncaptured.exp() * (uncaptured - (p_u / total).clamp(min=TINY).log())
+    gap = gap + torch.where(complete, 0.0, bucket_gap)
+    return target.mass() * gap.clamp(min=0)
 
 
-def total_variation(logits: Tensor, teacher: TargetDistribution) -> Tensor:
-    """TV = ``sum_i (p_i - q_i)+ + (r - q_rest)+``: one minus the expected acceptance ``sum_v min(p_v, q_v)`` under
-    speculative sampling (Leviathan et al., arXiv 2211.17192, Theorem 3.5; as a distillation loss: DistillSpec, arXiv
-    2310.08461), less the mass that the draft vocabulary cannot reach."""
-    known, rest = buckets(logits, teacher)
-    p, r = teacher.probs, teacher.rest
-    return (p - known.exp()).clamp(min=0).sum(-1) + (r - rest.exp()).clamp(min=0)
+def cross_entropy(logits: Tensor, target: TargetDistribution) -> Tensor:
+    """``-log q(argmax p)``; 0 where the target's most likely token is outside the draft's vocabulary.
+
+    The most likely token is the row's first, because capture sorts by probability. Greedy verification asks for no
+    other (the loss of Medusa's heads, arXiv 2401.10774). The loss is 0 only where the draft is certain.
+    """
+    captured, _ = bucket_logprobs(logits, target)
+    return torch.where(target.ids[:, 0] >= 0, -captured[:, 0], 0.0)
 
 
-def log_acceptance(logits: Tensor, teacher: TargetDistribution) -> Tensor:
-    """``-log sum_v min(p_v, q_v)``: the logarithm of the expected acceptance, whose gradient does not fade where hardly
-    anything is accepted, as total variation's does (LK losses, arXiv 2602.23881)."""
-    known, rest = buckets(logits, teacher)
-    mass = teacher.mass().clamp(min=TINY)
-    p, r = teacher.probs / mass[:, None], teacher.rest / mass
-    accepted = torch.minimum(p, known.exp()).sum(-1) + torch.minimum(r, rest.exp())
-    return teacher.mass() * -accepted.clamp(TINY, 1.0).log()
+def total_variation(logits: Tensor, target: TargetDistribution) -> Tensor:
+    """TV = ``sum_i (p_i - q_i)+ + (p_u - q_u)+``, less the mass that the draft's vocabulary cannot reach.
+
+    This is one minus the expected acceptance ``sum_v min(p_v, q_v)`` under speculative sampling (Leviathan et al.,
+    arXiv 2211.17192, Theorem 3.5; as a distillation loss: DistillSpec, arXiv 2310.08461).
+    """
+    captured, uncaptured = bucket_logprobs(logits, target)
+    p, p_u = target.probs, target.uncaptured_mass
+    return (p - captured.exp()).clamp(min=0).sum(-1) + (p_u - uncaptured.exp()).clamp(min=0)
+
+
+def log_acceptance(logits: Tensor, target: TargetDistribution) -> Tensor:
+    """``-log sum_v min(p_v, q_v)``: the logarithm of the expected acceptance.
+
+    Its gradient does not fade where hardly anything is accepted, as total variation's does (LK losses, arXiv
+    2602.23881).
+    """
+    captured, uncaptured = bucket_logprobs(logits, target)
+    mass = target.mass().clamp(min=TINY)
+    p, p_u = target.probs / mass[:, None], target.uncaptured_mass / mass
+    accepted = torch.minimum(p, captured.exp()).sum(-1) + torch.minimum(p_u, uncaptured.exp())
+    return target.mass() * -accepted.clamp(TINY, 1.0).log()
 
 
 LOSSES: Final[dict[str, Loss]] = {

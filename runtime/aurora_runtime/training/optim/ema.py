@@ -1,15 +1,16 @@
-"""The weights that are served: a running mean of the weights in training.
+"""Served weights are an exponential moving average of the weights in training.
 
-A stream has no end towards which the rate could fall, and at a constant rate the weights never settle: they move about
-the place that the traffic draws them to, and their mean is nearer to it than they are (Polyak and Juditsky 1992;
-measured in docs/results/learning.md). The mean is exponential. It looks back over a share of the steps since it began,
-so that what it began with is soon forgotten (as in Karras et al., arXiv 2312.02696, section 3), and at most over a
-fixed number, so that it follows a shift of the traffic. With another vocabulary map it begins anew: a mean would trail
-behind the rows that come in, which nothing was learnt of yet; for some steps what is served is then little calmer than
-the weights.
+Traffic has no end towards which the learning rate could decay. At a constant rate the weights never settle: they move
+around an optimum, and their average is nearer to it than they are (Polyak and Juditsky 1992; measured in
+docs/results/learning.md). The averaging window is a share of the steps since the average began, so that its start is
+soon forgotten (as in Karras et al., arXiv 2312.02696, section 3). The window is bounded, so that the average follows
+shifts of the traffic.
 
-Invariants: it never teaches, training goes on with the weights themselves; it is stored as its distance from them,
-which is small, in bf16, and saving rounds the live one too, so that a resumed session continues identically.
+A new vocabulary map restarts the average, because it would trail behind the untrained rows that come in. For some steps
+after that, the served weights are little calmer than the trained ones.
+
+Invariants: the average never influences training. It is stored as its offset from the trained weights, which is small,
+in bf16. Saving rounds the live average too, so that a resumed session continues identically.
 """
 
 from __future__ import annotations
@@ -23,50 +24,55 @@ from torch import Tensor
 
 from aurora_runtime.training.model.draft import DraftModel
 
-DISTANCE: Final = "mean"
-"""Prefix of its tensors in a state, beside those of the moments."""
-AGE: Final = "mean_steps"
-"""In a state: steps since the mean began."""
-SHARE: Final = 0.2
-"""Of the steps since it began, while that is less than the horizon."""
+EMA_OFFSET: Final = "ema_offset"
+"""Prefix of the average's tensors in a state, beside those of the moments."""
+EMA_STEPS: Final = "ema_steps"
+"""Key in a state: steps since the average began."""
+WINDOW_SHARE: Final = 0.2
+"""The averaging window as a share of the steps since the average began, up to the horizon."""
 
 
 class WeightEma:
-    """The mean of ``draft`` over ``horizon`` steps: the weight of a step has then fallen to 1/e. Shares the draft's
-    embedding, which torch's ``AveragedModel`` would copy: the target's whole ``[vocab, H]``."""
+    """The average of ``draft``'s weights over ``horizon`` steps, after which a step's weight has fallen to 1/e.
+
+    Shares the draft's embedding, the target's whole ``[vocab, H]``, which torch's ``AveragedModel`` would copy.
+    """
 
     def __init__(self, draft: DraftModel, horizon: int) -> None:
         self.draft: DraftModel = copy.deepcopy(draft, {id(draft.embedding): draft.embedding})
         self.draft.requires_grad_(False)
-        self._trained, self._horizon, self._age = draft, horizon, 0
+        self._trained, self._horizon, self._steps = draft, horizon, 0
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Take in what a step made of the draft."""
-        self._age += 1
-        weight = 1 / min(self._horizon, max(1.0, SHARE * self._age))
-        for _, mine, theirs in self._pairs():
-            mine.lerp_(theirs, weight)
+    def update(self) -> None:
+        """Add the draft's weights after a step to the average."""
+        self._steps += 1
+        weight = 1 / min(self._horizon, max(1.0, WINDOW_SHARE * self._steps))
+        for _, averaged, trained in self._parameter_pairs():
+            averaged.lerp_(trained, weight)
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """Its distance from the draft, on the CPU, and its age; the live mean is rounded to what is returned."""
-        tensors = {AGE: torch.tensor(self._age)}
-        for name, mine, theirs in self._pairs():
-            distance = (mine - theirs).to(torch.bfloat16)
-            mine.copy_(theirs + distance)
-            tensors[f"{DISTANCE}.{name}"] = distance.cpu()
+        """The offset from the draft and the number of steps, on the CPU. Rounds the live average likewise."""
+        tensors = {EMA_STEPS: torch.tensor(self._steps)}
+        for name, averaged, trained in self._parameter_pairs():
+            offset = (averaged - trained).to(torch.bfloat16)
+            averaged.copy_(trained + offset)
+            tensors[f"{EMA_OFFSET}.{name}"] = offset.cpu()
         return tensors
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state`, beside the draft's restored weights; from a state that has no mean it begins at
-        the weights."""
-        self._age = int(tensors.get(AGE, 0))
-        for name, mine, theirs in self._pairs():
-            distance = tensors.get(f"{DISTANCE}.{name}")
-            mine.copy_(theirs if distance is None else theirs + distance.to(theirs.device))
+        """The inverse of :meth:`state`, after the draft's weights were restored.
 
-    def _pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for (name, theirs), mine in zip(self._trained.named_parameters(), self.draft.parameters(), strict=True):
-            yield name, mine, theirs
+        From a state without an average, the average starts at the weights.
+        """
+        self._steps = int(tensors.get(EMA_STEPS, 0))
+        for name, averaged, trained in self._parameter_pairs():
+            offset = tensors.get(f"{EMA_OFFSET}.{name}")
+            averaged.copy_(trained if offset is None else trained + offset.to(trained.device))
+
+    def _parameter_pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, averaged and trained parameter."""
+        for (name, trained), averaged in zip(self._trained.named_parameters(), self.draft.parameters(), strict=True):
+            yield name, averaged, trained

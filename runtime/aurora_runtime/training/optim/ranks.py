@@ -1,11 +1,11 @@
 """One session on several processes of one machine: rank 0 leads, the others compute their share of its steps.
 
-Invariants: rank 0 alone knows the store, the memory, the clock and the mean of the weights, which is served, so that
-nothing it does depends on how many help it; all ranks hold the same weights and moments, bit for bit, because all apply
-the same summed gradients; a step on given examples is the same on any number of ranks up to rounding, because its
-losses are averaged over the positions of all.
+Invariants: only rank 0 knows the store, the replay buffer, the clock and the served average of the weights, so nothing
+that it does depends on the number of ranks. All ranks hold the same weights and moments, bit for bit, because all apply
+the same summed gradients. A step on given examples is the same on any number of ranks up to rounding, because its
+losses are averaged over the positions of all ranks.
 
-A rank that dies ends the others: what they exchange fails, and torchrun stops those that wait for nothing.
+A rank that dies ends the others: their collective calls fail, and torchrun stops the ranks that wait for nothing.
 """
 
 from __future__ import annotations
@@ -33,103 +33,105 @@ from aurora_runtime.training.optim.session import Session
 
 log = logging.getLogger(__name__)
 LEADER: Final = 0
-PATIENCE: Final = timedelta(days=365)
-"""A rank waits this long for the leader's next word: while there are no traces there is nothing to say."""
+ORDER_TIMEOUT: Final = timedelta(days=365)
+"""How long a rank waits for the leader's next order: while there are no traces, the leader sends none."""
 
 
 class Order(StrEnum):
-    """What the leader tells the others."""
+    """What the leader asks of the other ranks."""
 
     START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
-    STEP = "step"  # with the rank's share
-    ROUND = "round"  # the moments, because the leader saves
+    STEP = "step"  # with the rank's examples
+    ROUND_MOMENTS = "round-moments"  # because the leader saves
     STOP = "stop"
 
 
-def processes() -> int:
-    """How many processes torchrun started, this one included; 1 without torchrun."""
+def world_size() -> int:
+    """The number of processes that torchrun started, this one included; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Ranks:
-    """This process among those that torchrun started. Orders and shares travel over the loopback interface, gradients
-    as the device does it best."""
+    """This process among those that torchrun started.
+
+    Orders and examples travel over the loopback interface, gradients over the device's own backend.
+    """
 
     def __init__(self, device: torch.device) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # orders are pickled: no other machine may send any
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=ORDER_TIMEOUT)
         self.size, self.leads = dist.get_world_size(), dist.get_rank() == LEADER
         gradients = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
         assert isinstance(gradients, dist.ProcessGroup)  # every rank is in it
         self.gradients = gradients
 
-    def tell(self, order: Order, what: Any = None) -> None:
-        """The leader's ``order``, the same to all."""
-        self._scatter([(order, what)] * self.size)
+    def broadcast(self, order: Order, payload: Any = None) -> None:
+        """As the leader: send the same ``order`` to all ranks."""
+        self._scatter([(order, payload)] * self.size)
 
-    def share(self, shares: Sequence[Sequence[Example]]) -> Sequence[Example]:
-        """Order a step on ``shares``, one per rank; returns the leader's own."""
+    def scatter_step(self, shares: Sequence[Sequence[Example]]) -> Sequence[Example]:
+        """As the leader: order a step on ``shares``, one per rank; returns the leader's own."""
         _, own = self._scatter([(Order.STEP, share) for share in shares])
         share: Sequence[Example] = own
         return share
 
-    def hear(self) -> tuple[Order, Any]:
-        """The leader's next order."""
+    def receive(self) -> tuple[Order, Any]:
+        """Wait for the leader's next order; returns the order and its payload."""
         return self._scatter(None)
 
     def _scatter(self, orders: list[tuple[Order, Any]] | None) -> tuple[Order, Any]:
-        heard: list[Any] = [None]
-        dist.scatter_object_list(heard, orders, src=LEADER)
-        order: tuple[Order, Any] = heard[0]
+        received: list[Any] = [None]
+        dist.scatter_object_list(received, orders, src=LEADER)
+        order: tuple[Order, Any] = received[0]
         return order
 
-    def spread(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The leader's ``tensors``, on the CPU of every rank."""
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The leader's ``tensors``, on the CPU of every rank. Other ranks pass None."""
         shapes = [{n: (t.shape, t.dtype) for n, t in tensors.items()} if tensors is not None else None]
         dist.broadcast_object_list(shapes, src=LEADER)
-        out = {}
+        received = {}
         for name, (shape, dtype) in (shapes[0] or {}).items():
             tensor = tensors[name].cpu().contiguous() if tensors is not None else torch.empty(shape, dtype=dtype)
             dist.broadcast(tensor.view(-1).view(torch.uint8), src=LEADER)
-            out[name] = tensor
-        return out
+            received[name] = tensor
+        return received
 
-    def total(self, own: Tensor) -> Tensor:
-        """The sum of all ranks' ``own``."""
+    def all_reduce_sum(self, own: Tensor) -> Tensor:
+        """The sum of ``own`` over all ranks."""
         summed = own.detach().clone()
         dist.all_reduce(summed, group=self.gradients)
         return summed
 
-    def dismiss(self) -> None:
-        """The leader's last word."""
-        self.tell(Order.STOP)
+    def stop_followers(self) -> None:
+        """As the leader: end the other ranks and leave the process group."""
+        self.broadcast(Order.STOP)
         dist.destroy_process_group()
 
 
 class _Objective(nn.Module):
-    """The loss as a module, as DDP wants it: its backward then sums gradients while it is still at work."""
+    """The loss as a module, as DDP requires: DDP then sums gradients while the backward pass still runs."""
 
     def __init__(self, draft: DraftModel, recipe: Recipe, ranks: Ranks) -> None:
         super().__init__()
         self.draft, self._recipe, self._ranks = draft, recipe, ranks
 
     def forward(self, batch: Batch) -> Tensor:
-        return batch_loss(self.draft, batch, self._recipe, self._ranks.total)
+        return batch_loss(self.draft, batch, self._recipe, self._ranks.all_reduce_sum)
 
 
 class SharedSession(Session):
-    """A session whose steps all ranks compute. The leader drives it like any other; the others :func:`follow`."""
+    """A session whose steps all ranks compute. The leader drives it; the other ranks call :func:`run_follower`."""
 
     def __init__(
         self, draft: DraftModel, vocabulary: VocabularyMap, recipe: Recipe, device: torch.device, ranks: Ranks
     ) -> None:
-        super().__init__(draft, vocabulary, recipe, device, offers=ranks.leads)
+        super().__init__(draft, vocabulary, recipe, device, averages=ranks.leads)
         self._ranks = ranks
         if ranks.leads:
-            ranks.tell(Order.START, (draft.config, draft.embedding.dtype, recipe))
-            ranks.spread(vars(vocabulary))
-        # This copies the leader's weights, and the target's embedding, to all.
+            ranks.broadcast(Order.START, (draft.config, draft.embedding.dtype, recipe))
+            ranks.broadcast_tensors(vars(vocabulary))
+        # This copies the leader's weights, and the target's embedding, to all ranks.
         self._model = DistributedDataParallel(
             _Objective(self.draft, recipe, ranks),
             process_group=ranks.gradients,
@@ -139,56 +141,60 @@ class SharedSession(Session):
 
     def _backward(self, examples: Sequence[Example]) -> Tensor:
         if self._ranks.leads:
-            examples = self._ranks.share(deal(examples, self._ranks.size))
+            examples = self._ranks.scatter_step(shard_among_ranks(examples, self._ranks.size))
         loss: Tensor = self._model(self.batch(examples))
         (self._ranks.size * loss).backward()  # type: ignore[no-untyped-call]  # DDP averages; the step's is the sum
-        return self._ranks.total(loss)
+        return self._ranks.all_reduce_sum(loss)
 
     def round_moments(self) -> None:
         if self._ranks.leads:
             try:
-                self._ranks.tell(Order.ROUND)
+                self._ranks.broadcast(Order.ROUND_MOMENTS)
             except RuntimeError:
-                log.warning("another rank has ended: what was learnt is saved, and the next step ends this one too")
+                log.warning("another rank has ended: this rank saves its state and ends at the next step")
         super().round_moments()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         if self._ranks.leads:
-            self._ranks.tell(Order.RESTORE)
-            self._ranks.spread(tensors)
+            self._ranks.broadcast(Order.RESTORE)
+            self._ranks.broadcast_tensors(tensors)
         super().restore(tensors)
 
 
-def follow(ranks: Ranks, device: torch.device) -> SharedSession | None:
-    """Do what the leader says until it says stop; returns the session, if there was one."""
+def run_follower(ranks: Ranks, device: torch.device) -> SharedSession | None:
+    """Carry out the leader's orders until :attr:`Order.STOP`; returns the session, if one was started."""
     session: SharedSession | None = None
     while True:
-        order, what = ranks.hear()
+        order, payload = ranks.receive()
         if order is Order.STOP:
             dist.destroy_process_group()
             return session
         if session is None:
-            config, dtype, recipe = what
+            config, dtype, recipe = payload
             draft = DraftModel(config, torch.empty(config.vocab_size, config.hidden_size, dtype=dtype))
-            session = SharedSession(draft, VocabularyMap(**ranks.spread()), recipe, device, ranks)
+            vocabulary = VocabularyMap(**ranks.broadcast_tensors())
+            session = SharedSession(draft, vocabulary, recipe, device, ranks)
         elif order is Order.STEP:
-            session.step(what)
+            session.step(payload)
         elif order is Order.RESTORE:
-            session.restore(ranks.spread())
-        elif order is Order.ROUND:
+            session.restore(ranks.broadcast_tensors())
+        elif order is Order.ROUND_MOMENTS:
             session.round_moments()
 
 
-def deal(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
-    """Shares of about equal slots: the largest example first, to who has least. Who gets none gets one that teaches
-    nothing, because every rank takes part in every sum."""
+def shard_among_ranks(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
+    """Shares of about equal slots: each example, the largest first, goes to the rank with the fewest slots.
+
+    A rank without examples gets one of weight zero, because every rank takes part in every sum.
+    """
     shares: list[list[Example]] = [[] for _ in range(ranks)]
     for example in sorted(examples, key=lambda e: e.slots, reverse=True):
         min(shares, key=lambda share: sum(e.slots for e in share)).append(example)
-    return [share or [_silent(min(examples, key=lambda e: e.slots))] for share in shares]
+    return [share or [_without_loss(min(examples, key=lambda e: e.slots))] for share in shares]
 
 
-def _silent(example: Example) -> Example:
+def _without_loss(example: Example) -> Example:
+    """``example`` with weight zero and without rejected nodes."""
     return dataclasses.replace(
-        example, weight=torch.zeros_like(example.weight), branches=example.branches.within(0, 0, 0)
+        example, weight=torch.zeros_like(example.weight), rejected=example.rejected.proposed_within(0, 0, 0)
     )

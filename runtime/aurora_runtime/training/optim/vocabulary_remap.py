@@ -1,9 +1,9 @@
-"""A session's state under another vocabulary map: the head's rows change places, and nothing else changes.
+"""Moves a session's state to another vocabulary map: the head's rows are reordered, and all else stays.
 
-Invariant: what was learnt of a token that both maps hold stays, bit for bit, weights, moments and mean alike, so the
-draft scores it as before; a token that comes in starts as on day 0, from the target's own head, with moments of zero
-and its mean at its weights. The optimizer's step count is shared, so such a row's first steps are shorter than the
-rate, never longer. With the next step the mean begins anew (``average``).
+Invariant: a token that both maps hold keeps its weights, moments and average, bit for bit, so the draft scores it as
+before. A token that comes in starts as in the initial draft: from the target's own head, with moments of zero and its
+average at its weights. The optimizer's step count is shared, so the first steps of such a row are shorter than the
+learning rate, never longer. With the next step the average starts again (:mod:`aurora_runtime.training.optim.ema`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.optim.ema import AGE, DISTANCE
+from aurora_runtime.training.optim.ema import EMA_OFFSET, EMA_STEPS
 from aurora_runtime.training.optim.session import MOMENTS, VOCABULARY
 
 HEAD: Final = "lm_head.weight"
 
 
-def remapped(state: Mapping[str, Tensor], ids: Tensor, head: Tensor) -> dict[str, Tensor]:
-    """``state``, as :meth:`Session.state` gives it, with a draft whose tokens are the target's ``ids``
-    ``[draft_vocab]``; ``head`` ``[vocab, H]`` is the target's."""
-    place = torch.full((head.shape[0],), -1, dtype=torch.int64)
-    place[state[VOCABULARY]] = torch.arange(ids.numel())
-    source = place[ids]
+def remapped(state: Mapping[str, Tensor], ids: Tensor, target_head: Tensor) -> dict[str, Tensor]:
+    """``state``, as :meth:`Session.state` returns it, for a draft whose tokens are the target ids ``ids``.
+
+    Shapes: ``ids`` ``[draft_vocab]``, ``target_head`` ``[vocab, H]``.
+    """
+    old_row = torch.full((target_head.shape[0],), -1, dtype=torch.int64)
+    old_row[state[VOCABULARY]] = torch.arange(ids.numel())
+    source = old_row[ids]
     shared = source >= 0
-    rows = {f"weight.{HEAD}": head[ids].to(state[f"weight.{HEAD}"].dtype)}
-    beside = (f"{part}.{HEAD}" for part in (*MOMENTS, DISTANCE))
-    rows |= {key: torch.zeros_like(state[key]) for key in beside if key in state}
-    for key, fresh in rows.items():
-        fresh[shared] = state[key][source[shared]]
-    return {**state, **rows, VOCABULARY: ids} | ({AGE: torch.tensor(0)} if AGE in state else {})
+    head_rows = {f"weight.{HEAD}": target_head[ids].to(state[f"weight.{HEAD}"].dtype)}
+    other_keys = (f"{part}.{HEAD}" for part in (*MOMENTS, EMA_OFFSET))
+    head_rows |= {key: torch.zeros_like(state[key]) for key in other_keys if key in state}
+    for key, rows in head_rows.items():
+        rows[shared] = state[key][source[shared]]
+    restarted_average = {EMA_STEPS: torch.tensor(0)} if EMA_STEPS in state else {}
+    return {**state, **head_rows, VOCABULARY: ids, **restarted_average}

@@ -1,15 +1,16 @@
-"""Keeps the store bounded: traces beyond the limit are deleted, oldest first, by the one who knows what was learnt.
+"""Keeps the store bounded: deletes traces beyond the limit, oldest first.
 
-The held-out set, the prompts of measurements and most of what is replayed come from the newest shards, so those are
-kept. Invariants:
+The trainer does this, because only the trainer knows which shards are part of the weights. The held-out set, the
+prompts of measurements and most of the replay buffer come from the newest shards, so those are kept. Invariants:
 
-- a consumed shard is deleted only once every stored trainer state lists it as retired: a trainer that resumes from any
-  of them neither learns from it twice nor misses it;
-- whatever moment a kill chooses, no manifest names data that are gone, and what is half deleted is named by the state;
-- the newest consumed shards stay, as many as replay holds, whatever else has to go;
-- data without a manifest go only when nobody touched them for long, and a look just before finds them so. An agent that
-  finishes such an upload in the instant between that look and the deletion loses it: a damaged shard, which is skipped;
-- deleting is done in small portions, and a store that refuses delays it and nothing else.
+- a consumed shard is deleted only once every stored trainer state lists it as retired. A trainer that resumes from any
+  of these states neither trains on the shard twice nor misses it;
+- whenever a kill comes, no manifest names data that are gone, and the state names every half-deleted shard;
+- the newest consumed shards stay, as many bytes as the replay buffer holds, whatever else must go;
+- data without a manifest are deleted only when they were untouched for long, and are still so just before the deletion.
+  An agent that finishes such an upload in the instant between that check and the deletion loses it: the shard is then
+  damaged, and skipped;
+- shards are deleted in small portions, and a store that refuses a deletion only delays it.
 """
 
 from __future__ import annotations
@@ -29,156 +30,178 @@ from aurora_store import Registry
 from aurora_store.errors import StoreError
 from aurora_store.trainer_store import KEPT_TRAINER_STATES
 
-LEAST_SHARDS: Final = 4096
-"""May be kept whatever their size. Many more than a measurement looks through for its prompts."""
-PORTION: Final = 32
-RETRY_S: Final = 60.0
-BARE_S: Final = 3600.0
-"""Data that got no manifest for so long never will: an agent that lives tries again every few minutes."""
+MIN_SHARD_LIMIT: Final = 4096
+"""So many shards may be kept whatever their size: many more than a measurement searches for its prompts."""
+DELETIONS_PER_CALL: Final = 32
+RETRY_SECONDS: Final = 60.0
+"""Pause after the store refused a deletion."""
+ABANDONED_UPLOAD_SECONDS: Final = 3600.0
+"""Data without a manifest for so long never get one: a living agent retries every few minutes."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RetentionLimits:
     """How much is kept, in bytes of shards and in their number.
 
-    ``replay`` of it, and half of their number, are consumed shards, so that a long backlog does not cost the memory of
-    what was learnt. Their number counts because each costs a place in listings and in the trainer's state.
+    ``replay_bytes`` of the bytes, and half of the number, are reserved for consumed shards, so that a long backlog does
+    not cost the replay buffer. The number counts because each shard takes space in listings and in the trainer's state.
     """
 
-    total: int
-    replay: int
+    total_bytes: int
+    replay_bytes: int
     shards: int
 
     @classmethod
-    def of(cls, total: int, replay: int) -> Limits:
-        """One shard per MiB: a pod that is asked a little closes small ones, three a minute."""
-        return cls(total, replay, max(LEAST_SHARDS, total >> 20))
+    def of(cls, total_bytes: int, replay_bytes: int) -> RetentionLimits:
+        """One shard per MiB: a pod with little traffic closes small shards, three a minute."""
+        return cls(total_bytes, replay_bytes, max(MIN_SHARD_LIMIT, total_bytes >> 20))
+
+
+class AbandonedUploads:
+    """Finds data without a manifest that stayed untouched for :data:`ABANDONED_UPLOAD_SECONDS`.
+
+    The age counts between two listings by this process's clock.
+    """
+
+    def __init__(self) -> None:
+        self._first_seen: dict[str, tuple[datetime, float]] = {}
+        self.abandoned: dict[str, datetime] = {}
+        """Manifest keys, and when the data were written."""
+
+    def update(self, without_manifest: dict[str, datetime], listed_at: float) -> None:
+        """Take in a listing: manifest keys, and when the data were written."""
+        self._first_seen = {
+            key: self._first_seen[key]
+            if key in self._first_seen and self._first_seen[key][0] == modified
+            else (modified, listed_at)
+            for key, modified in without_manifest.items()
+        }
+        self.abandoned = {
+            key: modified
+            for key, (modified, since) in self._first_seen.items()
+            if listed_at - since >= ABANDONED_UPLOAD_SECONDS
+        }
 
 
 class Retention:
-    """Decides what goes at each look into the store, and deletes it bit by bit between pieces of work."""
+    """Decides at each listing which shards must go, and deletes them bit by bit between pieces of work."""
 
     def __init__(
         self,
         registry: Registry,
         ledger: ShardLedger,
-        limits: Limits,
+        limits: RetentionLimits,
         *,
         suspended: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``suspended``: no state is saved, so what was consumed stays."""
+        """``suspended``: no state is saved, so consumed shards stay."""
         self._registry, self._ledger, self._limits = registry, ledger, limits
         self._suspended, self._clock = suspended, clock
-        self._states: dict[int, frozenset[str]] = {}
-        self._going: dict[str, None] = {}
-        self._bare: dict[str, tuple[datetime, float]] = {}
-        self._abandoned: dict[str, datetime] = {}
+        self._retired_by_epoch: dict[int, frozenset[str]] = {}
+        self._deletable: dict[str, None] = {}
+        self._uploads = AbandonedUploads()
         self._wait_until = 0.0
-        self.unread = 0
+        self.skipped = 0
+        """Shards that are deleted untrained, since the start."""
 
     def pending(self) -> list[str]:
-        """Look: the shards to learn from, oldest first, without those for which there is no room."""
+        """The shards to train on, oldest first, without those for which there is no room."""
         ledger, limits = self._ledger, self._limits
-        new = tuple(key for key in ledger.pending() if key not in self._going)
-        standing, number = limits.replay, limits.shards // 2
+        new = tuple(key for key in ledger.pending() if key not in self._deletable)
+        reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2
         if self._suspended:
-            standing = max(standing, sum(ledger.size(key) for key in ledger.consumed))
-            number = max(number, limits.shards - len(ledger.consumed))
-        fit = ledger.newest(new, max(limits.total - standing, limits.replay))
-        kept = min(fit, number)
-        bound = f"{limits.total / (1 << 30):g} GiB" if fit <= number else f"{limits.shards} shards"
-        self._leave_out(new[: len(new) - kept], bound)
+            reserved_bytes = max(reserved_bytes, sum(ledger.size(key) for key in ledger.consumed))
+            max_new = max(max_new, limits.shards - len(ledger.consumed))
+        fitting = ledger.count_newest(new, max(limits.total_bytes - reserved_bytes, limits.replay_bytes))
+        kept = min(fitting, max_new)
+        limit = f"{limits.total_bytes / (1 << 30):g} GiB" if fitting <= max_new else f"{limits.shards} shards"
+        self._skip(new[: len(new) - kept], limit)
         new = new[len(new) - kept :]
         if not self._suspended:
-            self._retire(limits.total - sum(ledger.size(key) for key in new), limits.shards - kept)
-        self._sweep(ledger.stored.orphans)
+            self._retire(limits.total_bytes - sum(ledger.size(key) for key in new), limits.shards - kept)
+        self._uploads.update(ledger.listing.orphans, ledger.listed_at)
         return list(new)
 
-    def _leave_out(self, keys: tuple[str, ...], bound: str) -> None:
-        """No state names them, so they may go at once. ``bound`` is what they are beyond."""
+    def _skip(self, keys: tuple[str, ...], limit: str) -> None:
+        """Delete ``keys`` untrained. No state names them, so they may go at once."""
         if keys:
-            self.unread += len(keys)
+            self.skipped += len(keys)
             log.warning(
-                "%d shards go unread, %d since the start: traces came faster than they were learnt from, and"
+                "%d shards are deleted untrained, %d since the start: traces arrive faster than the trainer learns, and"
                 " training.traceStorageLimit allows %s",
                 len(keys),
-                self.unread,
-                bound,
+                self.skipped,
+                limit,
             )
-            self._going |= dict.fromkeys(keys)
+            self._deletable |= dict.fromkeys(keys)
 
-    def _retire(self, room: int, shards: int) -> None:
+    def _retire(self, room_bytes: int, room_shards: int) -> None:
+        """Retire the oldest consumed shards beyond ``room_bytes`` and ``room_shards``."""
         ledger, consumed = self._ledger, self._ledger.consumed
-        kept = min(ledger.newest(consumed, max(room, self._limits.replay)), shards)
+        kept = min(ledger.count_newest(consumed, max(room_bytes, self._limits.replay_bytes)), room_shards)
         for key in consumed[: len(consumed) - kept]:
             ledger.retire(key)
 
-    def _sweep(self, bare: dict[str, datetime]) -> None:
-        """Uploads that nobody will finish: untouched between two looks that lie far apart by this process's clock."""
-        now = self._ledger.looked
-        seen = {key: (modified, now) for key, modified in bare.items()}
-        self._bare = {
-            key: self._bare[key] if key in self._bare and self._bare[key][0] == modified else (modified, since)
-            for key, (modified, since) in seen.items()
-        }
-        self._abandoned = {key: modified for key, (modified, since) in self._bare.items() if now - since >= BARE_S}
-
-    def saved(self, state: TrainerState) -> None:
-        """``state`` is stored now: what all stored states call retired may go."""
+    def state_saved(self, state: TrainerState) -> None:
+        """``state`` is stored now: shards that all stored states list as retired may be deleted."""
         try:
             others = {
-                epoch: self._retired_by(epoch)
+                epoch: self._retired_in(epoch)
                 for epoch in self._registry.trainer_state_epochs()
                 if epoch != state.epoch
             }
         except StoreError as error:
-            log.warning("old traces stay until the next save: %s", error)
+            log.warning("old traces stay until the next save, because the stored states cannot be read: %s", error)
             return
-        self._states = others | {state.epoch: frozenset(state.retired)}
-        if len(self._states) >= KEPT_TRAINER_STATES:
-            settled = frozenset.intersection(*self._states.values())
-            self._going |= {key: None for key in self._ledger.retired if key in settled}
+        self._retired_by_epoch = others | {state.epoch: frozenset(state.retired)}
+        if len(self._retired_by_epoch) >= KEPT_TRAINER_STATES:
+            retired_by_all = frozenset.intersection(*self._retired_by_epoch.values())
+            self._deletable |= {key: None for key in self._ledger.retired if key in retired_by_all}
 
-    def _retired_by(self, epoch: int) -> frozenset[str]:
-        """A damaged state calls nothing retired, so that it delays until the store is rid of it."""
-        if epoch in self._states:
-            return self._states[epoch]
+    def _retired_in(self, epoch: int) -> frozenset[str]:
+        """A damaged state lists nothing as retired, so deletions wait until the damaged state is deleted."""
+        if epoch in self._retired_by_epoch:
+            return self._retired_by_epoch[epoch]
         try:
-            found = self._registry.trainer_state_record(epoch)
+            record = self._registry.trainer_state_record(epoch)
         except InvalidRecord:
-            found = None
-        return frozenset(found.retired if found else ())
+            record = None
+        return frozenset(record.retired if record else ())
 
-    def tick(self, stopping: Callable[[], bool] = lambda: False) -> int:
-        """Delete a few of those that may go, none once ``stopping``: the last save comes first; how many went."""
-        if not (self._going or self._abandoned) or self._clock() < self._wait_until:
+    def delete_some(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Delete a portion of the deletable shards; returns how many.
+
+        Nothing more is deleted once ``stopping`` returns true, because the last save comes first.
+        """
+        abandoned = self._uploads.abandoned
+        if not (self._deletable or abandoned) or self._clock() < self._wait_until:
             return 0
-        portion = list(islice(chain(self._going, self._abandoned), PORTION))
+        portion = list(islice(chain(self._deletable, abandoned), DELETIONS_PER_CALL))
         for number, key in enumerate(portion):
             if stopping():
                 return number
             try:
                 self._delete(key)
             except StoreError as error:
-                log.warning("old traces are not deleted now: %s", error)
-                self._wait_until = self._clock() + RETRY_S
+                log.warning("shard %s is not deleted now: %s", key, error)
+                self._wait_until = self._clock() + RETRY_SECONDS
                 return number
-        log.info("deleted %d shards, %d are left to go", len(portion), len(self._going) + len(self._abandoned))
+        log.info("deleted %d shards, %d remain to be deleted", len(portion), len(self._deletable) + len(abandoned))
         return len(portion)
 
     def _delete(self, key: str) -> None:
-        """One that cannot be deleted waits behind the others, or for the next look: it may be this one alone."""
-        modified = self._abandoned.pop(key, None)
+        """Delete a shard. One that cannot be deleted waits behind the others: the refusal may concern it alone."""
+        modified = self._uploads.abandoned.pop(key, None)
         if modified is not None:
             if self._registry.orphan_written_at(key) == modified:
                 self._registry.delete_shard(key)
             return
-        del self._going[key]
+        del self._deletable[key]
         try:
             self._registry.delete_shard(key)
         except StoreError:
-            self._going[key] = None
+            self._deletable[key] = None
             raise
         self._ledger.forget(key)

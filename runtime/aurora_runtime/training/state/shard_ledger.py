@@ -1,6 +1,6 @@
-"""Which shards of a lineage are new, which were learnt from, and which of those may go.
+"""Tracks which shards of a lineage are new, which were consumed, and which of those may be deleted.
 
-Invariant: a shard is offered until it is marked consumed, and never after, whether it is still there or not.
+Invariant: a shard is offered until it is marked consumed, and never after, whether its objects still exist or not.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
 from aurora_store.shard_store import ShardListing
 
-FREE_LOOK_S: Final = 0.1
-"""A look that took less may be repeated as often as the trainer polls."""
-LOOK_SHARE: Final = 0.05
-"""Longer looks, into many shards, take no more than this share of the time."""
+CHEAP_LISTING_SECONDS: Final = 0.1
+"""A listing that took less may be repeated at every poll of the trainer."""
+MAX_LISTING_TIME_SHARE: Final = 0.05
+"""Longer listings, of many shards, take no more than this share of the time."""
 
 
 class ShardLedger:
-    """The shards of one lineage by their manifest keys. What outlives the process is in the trainer's state."""
+    """The shards of one lineage by their manifest keys. The trainer's state holds what outlives the process."""
 
     def __init__(
         self,
         registry: Registry,
         lineage: int,
-        patience: Retrier,
+        retrier: Retrier,
         state: TrainerState | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry, self._lineage, self._patience = registry, lineage, patience
+        self._registry, self._lineage, self._retrier = registry, lineage, retrier
         self._consumed = dict.fromkeys(state.consumed if state else ())
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
+        """Consumed shards that were deleted and are listed no more."""
         self.changes = 0
-        """How often anything of what is saved changed since the start."""
-        self.stored = ShardListing()
-        """As of the last look."""
-        self.looked, self._due, self._clock = 0.0, 0.0, clock
+        """How often any saved part changed since the start."""
+        self.listing = ShardListing()
+        """The last listing."""
+        self.listed_at, self._next_listing, self._clock = 0.0, 0.0, clock
 
     @property
     def consumed(self) -> tuple[str, ...]:
-        """In the order of their consumption."""
+        """Consumed shards, in the order of their consumption."""
         return tuple(self._consumed)
 
     @property
     def retired(self) -> tuple[str, ...]:
-        """Consumed, needed no more, and deleted once every stored state says so."""
+        """Consumed shards that are no longer needed. They are deleted once every stored state lists them here."""
         return tuple(self._retired)
 
     @property
@@ -58,44 +59,46 @@ class ShardLedger:
         return len(self._consumed) + len(self._retired) + self.forgotten
 
     def pending(self) -> list[str]:
-        """What is not consumed, oldest hour first, as the store has it now, or had it when looking is costly."""
-        if self._clock() >= self._due:
-            self._look()
-        return [key for key in self.stored.data_bytes if key not in self._consumed and key not in self._retired]
+        """Shards that are not consumed, oldest hour first. The listing may be older where listings take long."""
+        if self._clock() >= self._next_listing:
+            self._list()
+        return [key for key in self.listing.data_bytes if key not in self._consumed and key not in self._retired]
 
-    def _look(self) -> None:
+    def _list(self) -> None:
         began = self._clock()
-        self.stored = self._patience.call("listing shards", lambda: self._registry.list_shards(self._lineage))
-        self.looked = self._clock()
-        took = self.looked - began
-        self._due = self.looked + (took / LOOK_SHARE if took > FREE_LOOK_S else 0.0)
+        self.listing = self._retrier.call("listing shards", lambda: self._registry.list_shards(self._lineage))
+        self.listed_at = self._clock()
+        seconds = self.listed_at - began
+        pause = seconds / MAX_LISTING_TIME_SHARE if seconds > CHEAP_LISTING_SECONDS else 0.0
+        self._next_listing = self.listed_at + pause
 
     def size(self, key: str) -> int:
-        """Bytes of the shard's data; 0 when the last look did not find it."""
-        return self.stored.data_bytes.get(key, 0)
+        """Bytes of the shard's data; 0 when the last listing lacks the shard."""
+        return self.listing.data_bytes.get(key, 0)
 
-    def newest(self, keys: tuple[str, ...], limit: int) -> int:
-        """How many of the last of ``keys`` it takes to reach ``limit`` bytes."""
+    def count_newest(self, keys: tuple[str, ...], limit_bytes: int) -> int:
+        """How many of the last of ``keys`` are needed to reach ``limit_bytes``."""
         total = 0
         for number, key in enumerate(reversed(keys)):
-            if total >= limit:
+            if total >= limit_bytes:
                 return number
             total += self.size(key)
         return len(keys)
 
     def consume(self, key: str) -> None:
+        """The shard is part of the weights now, or damaged."""
         self._consumed.setdefault(key)
         self.changes += 1
 
     def retire(self, key: str) -> None:
-        """A consumed shard is needed no more."""
+        """A consumed shard is no longer needed."""
         del self._consumed[key]
         self._retired.setdefault(key)
         self.changes += 1
 
     def forget(self, key: str) -> None:
-        """A shard is deleted."""
-        self.stored.data_bytes.pop(key, None)
+        """A shard was deleted."""
+        self.listing.data_bytes.pop(key, None)
         if key in self._retired:
             del self._retired[key]
             self.forgotten += 1

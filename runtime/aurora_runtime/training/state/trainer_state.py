@@ -1,14 +1,14 @@
 """The trainer's resumable state in the store.
 
-Invariant: weights and the list of shards that they have learnt from travel in one record, written after its data. So
-whatever moment a kill chooses, no shard is part of the weights twice.
+Invariant: the weights and the list of shards that they were trained on travel in one record, written after its data. So
+whenever a kill comes, no shard is trained into the weights twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,11 +19,8 @@ from torch import Tensor
 from aurora_protocol.draft_records import FileRef, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
-from aurora_runtime.training.data.replay_budget import ReplayBudget
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.optim.session import Session
-from aurora_runtime.training.state.shard_ledger import ShardLedger
-from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
+from aurora_runtime.training.state.learning_state import LearningState
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
@@ -39,21 +36,24 @@ class StoredState:
     tensors: dict[str, Tensor]
 
 
-def record_of(registry: Registry, lineage: int) -> TrainerState | None:
-    """What :func:`read` gives, without its tensors."""
-    found = _newest(registry, registry.trainer_state_record)
-    return found if found is not None and found.lineage == lineage else None
+def read_record(registry: Registry, lineage: int) -> TrainerState | None:
+    """The record of the state that :func:`read` returns, without its tensors."""
+    record = _newest(registry, registry.trainer_state_record)
+    return record if record is not None and record.lineage == lineage else None
 
 
 def read(registry: Registry, lineage: int) -> StoredState | None:
-    """The newest whole state if it is of this lineage. A damaged one, told in the log, costs what it alone knew."""
+    """The newest undamaged state, if it belongs to ``lineage``.
 
-    def saved(epoch: int) -> StoredState | None:
-        found = registry.trainer_state(epoch)
-        return StoredState(found[0], load(found[1])) if found else None
+    A damaged state is logged and skipped. What only that state held must then be trained again.
+    """
 
-    found = _newest(registry, saved)
-    return found if found is not None and found.record.lineage == lineage else None
+    def stored(epoch: int) -> StoredState | None:
+        state = registry.trainer_state(epoch)
+        return StoredState(state[0], load(state[1])) if state else None
+
+    state = _newest(registry, stored)
+    return state if state is not None and state.record.lineage == lineage else None
 
 
 def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
@@ -65,28 +65,19 @@ def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
     return None
 
 
-def build(
-    session: Session,
-    ledger: ShardLedger,
-    tally: VocabularyCoverage,
-    owed: ReplayBudget,
-    held: Mapping[str, Tensor],
-    *,
-    epoch: int,
-    lineage: int,
-    trained_tokens: int,
-    last: Registration,
-) -> tuple[TrainerState, bytes]:
-    """A state ready to be stored; ``held`` is what :func:`recall.state` tells. Built once per save, so that a repeated
-    upload sends the very same bytes."""
-    tensors = {**session.state(), **tally.state(), **owed.state(), **held}
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+def encode(learning: LearningState, *, epoch: int, lineage: int, last: Registration) -> tuple[TrainerState, bytes]:
+    """The record and data of a state to store; ``last`` is the last registered version.
+
+    Encode once per save, so that a repeated upload sends the same bytes.
+    """
+    data = save({name: tensor.contiguous() for name, tensor in learning.tensors().items()})
     digest = hashlib.sha256(data).hexdigest()
+    ledger = learning.ledger
     record = TrainerState(
         epoch=epoch,
         lineage=lineage,
-        step=session.steps,
-        trained_tokens=trained_tokens,
+        step=learning.session.steps,
+        trained_tokens=learning.trained_tokens,
         consumed=ledger.consumed,
         retired=ledger.retired,
         forgotten=ledger.forgotten,

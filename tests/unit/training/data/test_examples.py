@@ -15,7 +15,8 @@ from aurora_runtime.training.data import rejected_nodes as module_branches
 from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
-from aurora_runtime.training.data.replay import ReplayBuffer, pack
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 from tests.assets.traces.verify_nodes import nodes_of
@@ -46,12 +47,12 @@ def test_shards_of_another_top_k_share_a_batch(vocabulary: VocabularyMap) -> Non
     wide = tiny.trace(5, prompt=8, answer=15)
     narrow = dataclasses.replace(wide, top_ids=wide.top_ids[:, :2], top_logprobs=wide.top_logprobs[:, :2])
     examples = [e for trace in (wide, narrow) for e in examples_of(trace, tiny.VOCAB)]
-    teacher = collate(examples, 3, vocabulary).teacher
-    assert teacher.ids.shape == teacher.probs.shape
-    assert teacher.ids.shape[-1] == wide.top_ids.shape[-1]
-    filled = teacher.ids[len(teacher.ids) // 2 :, 2:]
+    target = collate(examples, 3, vocabulary).targets
+    assert target.ids.shape == target.probs.shape
+    assert target.ids.shape[-1] == wide.top_ids.shape[-1]
+    filled = target.ids[len(target.ids) // 2 :, 2:]
     assert bool((filled == -1).all())
-    assert bool((teacher.probs[len(teacher.probs) // 2 :, 2:] == 0).all())
+    assert bool((target.probs[len(target.probs) // 2 :, 2:] == 0).all())
 
 
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
@@ -59,16 +60,16 @@ def test_a_batch_holds_what_examples_mapped_beforehand_held(vocabulary: Vocabula
     """The map is applied to a batch; the same bits come out as when each trace was read through it."""
     traces = [tree_trace(1), tiny.trace(2, prompt=9, hidden_start=4), tree_trace(3, prompt=11, answer=20)]
     examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB, prompt_weight)]
-    teacher = collate(examples, 3, vocabulary, branches=True).teacher
-    parts = [part for e in examples for part in (e, e.branches)]
-    said = torch.cat([part.teacher_ids for part in parts]).long()
+    target = collate(examples, 3, vocabulary, with_rejected=True).targets
+    parts = [part for e in examples for part in (e.targets, e.rejected.targets)]
+    said = torch.cat([part.target_ids for part in parts]).long()
     inside = (said >= vocabulary.to_target[0]) & (said <= vocabulary.to_target[-1])  # a range, in this fixture
     assert 0.05 < inside[said >= 0].float().mean() < 0.95
-    assert torch.equal(teacher.ids, torch.where(inside, said - vocabulary.to_target[0], -1))
-    probs = torch.cat([part.teacher_probs for part in parts])
-    assert torch.equal(teacher.probs, torch.where(inside, probs, 0.0).float())
-    assert torch.equal(teacher.rest, torch.cat([part.teacher_rest for part in parts]).float())
-    whole = TargetDistribution(said, probs.float(), teacher.rest).mass()[(said >= 0).any(-1)]
+    assert torch.equal(target.ids, torch.where(inside, said - vocabulary.to_target[0], -1))
+    probs = torch.cat([part.target_probs for part in parts])
+    assert torch.equal(target.probs, torch.where(inside, probs, 0.0).float())
+    assert torch.equal(target.uncaptured_mass, torch.cat([part.uncaptured_mass for part in parts]).float())
+    whole = TargetDistribution(said, probs.float(), target.uncaptured_mass).mass()[(said >= 0).any(-1)]
     torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # no captured mass is lost before
 
 
@@ -90,7 +91,7 @@ def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: VocabularyM
     for r in range(example.roots):
         root = hidden_start + example.first_root + r
         for j in range(3):
-            position, row = root + 1 + j, int(batch.rows[j][0, r])
+            position, row = root + 1 + j, int(batch.target_rows[j][0, r])
             assert (row >= 0) == (position in nodes)
             if row < 0:
                 continue
@@ -98,16 +99,16 @@ def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: VocabularyM
             node = nodes[position]
             target_ids = trace.top_ids[node].long()
             want = vocabulary.to_draft[target_ids].long()
-            assert batch.teacher.ids[row].tolist() == want.tolist()
+            assert batch.targets.ids[row].tolist() == want.tolist()
             inside = want >= 0
             torch.testing.assert_close(
-                batch.teacher.probs[row], trace.top_logprobs[node].float().exp() * inside, atol=1e-3, rtol=1e-3
+                batch.targets.probs[row], trace.top_logprobs[node].float().exp() * inside, atol=1e-3, rtol=1e-3
             )
             if j:
                 assert int(batch.levels[j - 1].token[0, r]) == int(trace.tokens[position])
             if position + 1 < trace.tokens.shape[0]:
                 follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
-                assert int(batch.expected[0, r, j]) == (follows if follows >= 0 else -2)
+                assert int(batch.expected_ids[0, r, j]) == (follows if follows >= 0 else -2)
     assert taught >= 3 * (trace.answer_tokens - 4)
 
 
@@ -129,8 +130,8 @@ def test_prompt_positions_are_taught_only_when_they_have_a_weight() -> None:
     (with_prompt,) = examples_of(trace, tiny.VOCAB, prompt_weight=0.25)
     assert with_prompt.first_root == 0
     assert with_prompt.weight[:10].tolist() == [0.25] * 10
-    assert int(with_prompt.teacher_ids[3, 0]) == int(trace.tokens[4])
-    assert float(with_prompt.teacher_probs[3].sum()) == 1
+    assert int(with_prompt.targets.target_ids[3, 0]) == int(trace.tokens[4])
+    assert float(with_prompt.targets.target_probs[3].sum()) == 1
 
 
 def test_branches_are_the_rejected_nodes_of_their_roots() -> None:
@@ -149,7 +150,7 @@ def test_a_cut_request_keeps_each_branch_with_its_root(monkeypatch: pytest.Monke
 
 
 def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_branches, "ROUND_BRANCHES", 3)
+    monkeypatch.setattr(module_branches, "MAX_REJECTED_PER_ROUND", 3)
     trace = tree_trace(11, answer=30, nodes=12)
     kept = paths_of(examples_of(trace, tiny.VOCAB))
     for slot in {slot for slot, _ in kept}:
@@ -177,10 +178,10 @@ def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:
     for e in examples:
         paths: list[tuple[int, ...]] = []
         for slot, depth, up, token in zip(
-            e.branches.slot.tolist(),
-            e.branches.depth.tolist(),
-            e.branches.parent.tolist(),
-            e.branches.token.tolist(),
+            e.rejected.slot.tolist(),
+            e.rejected.depth.tolist(),
+            e.rejected.parent.tolist(),
+            e.rejected.token.tolist(),
             strict=True,
         ):
             above = paths[up] if up >= 0 else tuple(e.tokens[slot + 2 : slot + 1 + depth].tolist())
@@ -224,7 +225,7 @@ def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
         memory.add([example])
         assert memory.nbytes <= 20 * size + size // 2
     place = {id(e): i for i, e in enumerate(examples)}
-    ages = [place[id(e)] for e in memory.all()]
+    ages = [place[id(e)] for e in memory.examples()]
     assert len(ages) == 20
     assert ages == sorted(ages)
     assert ages[-1] == 199
@@ -233,13 +234,13 @@ def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
     again = ReplayBuffer(20 * size + size // 2)
     for example in examples:
         again.add([example])
-    assert [id(e) for e in again.all()] == [id(e) for e in memory.all()]
+    assert [id(e) for e in again.examples()] == [id(e) for e in memory.examples()]
 
 
 def test_pack_bounds_the_padded_size() -> None:
     examples = [
         examples_of(tiny.trace(seed, prompt=4 + seed % 13, answer=6 + seed % 5), tiny.VOCAB)[0] for seed in range(50)
     ]
-    groups = pack(examples, 64)
+    groups = batch_by_slots(examples, 64)
     assert [id(e) for g in groups for e in g] == [id(e) for e in examples]
     assert all(len(g) * max(e.slots for e in g) <= 64 for g in groups)

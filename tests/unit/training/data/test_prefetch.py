@@ -6,10 +6,11 @@ from threading import Event, Lock
 
 import pytest
 
-from aurora_runtime.training.data.prefetch import AHEAD, ShardPrefetcher
+from aurora_runtime.training.data.prefetch import ShardPrefetcher
 
 KEYS = [f"shard-{i}" for i in range(6)]
-PATIENCE_S = 10.0
+DEPTH = 3
+TIMEOUT_SECONDS = 10.0
 
 
 class Store:
@@ -23,7 +24,7 @@ class Store:
         with self._lock:
             self.asked.append(key)
         self.begun[key].set()
-        assert self.open.wait(PATIENCE_S)
+        assert self.open.wait(TIMEOUT_SECONDS)
         if key == self._broken:
             raise OSError(key)
         return key.encode()
@@ -31,11 +32,11 @@ class Store:
 
 def taken(store: Store) -> list[str]:
     """What a trainer gets that takes every shard in turn."""
-    ahead, found = ShardPrefetcher(store.fetch), list[str]()
+    prefetcher, found = ShardPrefetcher(store.fetch, DEPTH), list[str]()
     for place, key in enumerate(KEYS):
-        ahead.expect(KEYS[place:])
+        prefetcher.prefetch(KEYS[place:])
         try:
-            found.append(ahead.take(key).decode())
+            found.append(prefetcher.get(key).decode())
         except OSError as error:
             found.append(f"no {error}")
     return found
@@ -56,28 +57,28 @@ def test_a_shard_that_cannot_be_had_fails_in_its_turn_and_stops_no_other() -> No
 
 def test_no_more_are_on_their_way_than_allowed() -> None:
     store = Store()
-    ahead = ShardPrefetcher(store.fetch)
-    ahead.expect(KEYS)
-    ahead.expect(KEYS)
-    for key in KEYS[:AHEAD]:
-        assert store.begun[key].wait(PATIENCE_S)
-    assert sorted(store.asked) == KEYS[:AHEAD]
+    prefetcher = ShardPrefetcher(store.fetch, DEPTH)
+    prefetcher.prefetch(KEYS)
+    prefetcher.prefetch(KEYS)
+    for key in KEYS[:DEPTH]:
+        assert store.begun[key].wait(TIMEOUT_SECONDS)
+    assert sorted(store.asked) == KEYS[:DEPTH]
     store.open.set()
-    assert [ahead.take(key) for key in KEYS[:AHEAD]] == [key.encode() for key in KEYS[:AHEAD]]
+    assert [prefetcher.get(key) for key in KEYS[:DEPTH]] == [key.encode() for key in KEYS[:DEPTH]]
 
 
 def test_what_was_not_expected_is_fetched_when_it_is_taken() -> None:
     store = Store()
     store.open.set()
-    ahead = ShardPrefetcher(store.fetch)
-    assert ahead.take(KEYS[3]) == KEYS[3].encode()
+    prefetcher = ShardPrefetcher(store.fetch, DEPTH)
+    assert prefetcher.get(KEYS[3]) == KEYS[3].encode()
 
 
 def test_what_will_not_be_taken_after_all_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     store = Store(broken=KEYS[0])
-    ahead = ShardPrefetcher(store.fetch)
-    ahead.expect(KEYS[:1])
-    ahead.expect(KEYS[1:2])
+    prefetcher = ShardPrefetcher(store.fetch, DEPTH)
+    prefetcher.prefetch(KEYS[:1])
+    prefetcher.prefetch(KEYS[1:2])
     store.open.set()
-    assert ahead.take(KEYS[1]) == KEYS[1].encode()
+    assert prefetcher.get(KEYS[1]) == KEYS[1].encode()
     assert not caplog.records

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.training import TrainingSpec
-from aurora_runtime.training import main
-from aurora_runtime.training.data import replay
+from aurora_runtime.training.data import replay_sampling
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.data.replay import Choice, ReplayBuffer, surprise
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_sampling import ReplaySampling, priority
 from aurora_runtime.training.optim.recipe import Recipe
 from tests.unit.training import tiny
 from tests.unit.training.state.test_bounded_store import Real, Traffic
 
 DRAWS = 4000
 ROOTS = 6
-choices = pytest.mark.parametrize("choice", list(Choice))
+choices = pytest.mark.parametrize("choice", list(ReplaySampling))
 
 
 @cache
@@ -55,9 +55,9 @@ def identities(examples: Sequence[Example]) -> list[int]:
     return [id(each) for each in examples]
 
 
-def shares(memory: ReplayBuffer, choice: Choice, drawn: int = 1) -> dict[tuple[int, ...], float]:
+def shares(memory: ReplayBuffer, choice: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
     """How often the first ``drawn`` examples of a draw were which, by their places in the memory."""
-    place, g = {id(each): i for i, each in enumerate(memory.all())}, generator()
+    place, g = {id(each): i for i, each in enumerate(memory.examples())}, generator()
     found: dict[tuple[int, ...], float] = {}
     for _ in range(DRAWS):
         first = tuple(place[id(each)] for each in memory.sample(8 * drawn, g, choice))
@@ -72,60 +72,60 @@ def near(share: float, probability: float) -> bool:
 
 
 def test_all_are_alike_in_a_uniform_draw() -> None:
-    found = shares(memory_of([example(i % 4) for i in range(8)]), Choice.UNIFORM)
+    found = shares(memory_of([example(i % 4) for i in range(8)]), ReplaySampling.UNIFORM)
     assert all(near(found[i,], 1 / 8) for i in range(8))
 
 
 def test_a_recent_examples_weight_halves_with_the_half_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "HALF_LIFE", 2)
-    found = shares(memory_of([example() for _ in range(6)]), Choice.RECENT)
+    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 2)
+    found = shares(memory_of([example() for _ in range(6)]), ReplaySampling.RECENT)
     weights = [2 ** (i / 2) for i in range(6)]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(6))
 
 
 def test_age_counts_what_made_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A survivor is as old as what came after it, kept or not."""
-    monkeypatch.setattr(replay, "HALF_LIFE", 4)
+    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 4)
     every = [example() for _ in range(30)]
     memory = memory_of(every, 4 * every[0].nbytes)
     number = {id(each): i for i, each in enumerate(every)}
-    weights = [2 ** (number[id(each)] / 4) for each in memory.all()]
-    assert number[id(memory.all()[0])] < 26, "some that came later are gone"
-    found = shares(memory, Choice.RECENT)
+    weights = [2 ** (number[id(each)] / 4) for each in memory.examples()]
+    assert number[id(memory.examples()[0])] < 26, "some that came later are gone"
+    found = shares(memory, ReplaySampling.RECENT)
     assert all(near(found.get((i,), 0.0), weights[i] / sum(weights)) for i in range(4))
 
 
 def test_what_took_twice_the_rounds_per_token_is_drawn_twice_as_often() -> None:
-    found = shares(memory_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), Choice.SURPRISING)
+    found = shares(memory_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), ReplaySampling.PRIORITIZED)
     weights = [1, 1 / 2, 1 / 4, 1 / 4]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(4))
 
 
 def test_what_is_not_known_counts_as_the_mean_of_what_is() -> None:
-    found = shares(memory_of([example(0, 0), example(), example(3, 3)]), Choice.SURPRISING)
+    found = shares(memory_of([example(0, 0), example(), example(3, 3)]), ReplaySampling.PRIORITIZED)
     weights = [1, 5 / 8, 1 / 4]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(3))
-    unknown = shares(memory_of([example() for _ in range(4)]), Choice.SURPRISING)
+    unknown = shares(memory_of([example() for _ in range(4)]), ReplaySampling.PRIORITIZED)
     assert all(near(unknown[i,], 1 / 4) for i in range(4))
 
 
 def test_the_next_is_drawn_by_the_weights_of_what_is_left() -> None:
     weights = [1, 1 / 2, 1 / 4]
-    found = shares(memory_of([example(0), example(1), example(3)]), Choice.SURPRISING, drawn=2)
+    found = shares(memory_of([example(0), example(1), example(3)]), ReplaySampling.PRIORITIZED, drawn=2)
     for i, j in itertools.permutations(range(3), 2):
         assert near(found[i, j], weights[i] / sum(weights) * weights[j] / (sum(weights) - weights[i]))
 
 
 def test_what_is_very_old_is_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a weight itself would be 0 in every floating-point format."""
-    monkeypatch.setattr(replay, "HALF_LIFE", 1e-6)
+    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 1e-6)
     memory = memory_of([example() for _ in range(20)])
-    assert identities(memory.sample(8 * 20, generator(), Choice.RECENT)) == identities(memory.all())[::-1]
+    assert identities(memory.sample(8 * 20, generator(), ReplaySampling.RECENT)) == identities(memory.examples())[::-1]
 
 
 @given(st.lists(st.integers(0, 127), max_size=ROOTS))
 def test_surprise_is_rounds_per_token_and_never_nothing(accepted: list[int]) -> None:
-    found = surprise(example(*accepted))
+    found = priority(example(*accepted))
     if not accepted:
         assert found is None
         return
@@ -137,16 +137,18 @@ def test_surprise_is_rounds_per_token_and_never_nothing(accepted: list[int]) -> 
 sizes = st.lists(st.integers(1, 40), max_size=25)
 
 
-@given(sizes, st.integers(1, 200), st.sampled_from(Choice), st.integers(0, 9))
-def test_a_draw_is_distinct_and_within_its_slots(sizes: list[int], slots: int, choice: Choice, seed: int) -> None:
+@given(sizes, st.integers(1, 200), st.sampled_from(ReplaySampling), st.integers(0, 9))
+def test_a_draw_is_distinct_and_within_its_slots(
+    sizes: list[int], slots: int, choice: ReplaySampling, seed: int
+) -> None:
     memory = memory_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
     drawn = memory.sample(slots, generator(seed), choice)
     assert bool(drawn) == bool(sizes)
     assert len(set(identities(drawn))) == len(drawn)
-    assert set(identities(drawn)) <= set(identities(memory.all()))
+    assert set(identities(drawn)) <= set(identities(memory.examples()))
     assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
     everything = memory.sample(40 * len(sizes), generator(seed), choice)
-    assert sorted(identities(everything)) == sorted(identities(memory.all()))
+    assert sorted(identities(everything)) == sorted(identities(memory.examples()))
 
 
 @given(sizes, st.integers(1, 30))
@@ -155,17 +157,17 @@ def test_the_memory_keeps_its_bound(sizes: list[int], room: int) -> None:
     every, memory = [example(slots=n) for n in sizes], ReplayBuffer(limit)
     for each in every:
         memory.add([each])
-        assert memory.nbytes == sum(kept.nbytes for kept in memory.all())
+        assert memory.nbytes == sum(kept.nbytes for kept in memory.examples())
         assert memory.nbytes <= limit or len(memory) == 1
-        assert memory.all()[-1] is each
+        assert memory.examples()[-1] is each
     place = {id(each): i for i, each in enumerate(every)}
-    ages = [place[id(each)] for each in memory.all()]
+    ages = [place[id(each)] for each in memory.examples()]
     assert ages == sorted(ages)
 
 
-@given(sizes, st.integers(1, 30), st.sampled_from(Choice), st.integers(1, 25))
+@given(sizes, st.integers(1, 30), st.sampled_from(ReplaySampling), st.integers(1, 25))
 def test_a_memory_that_was_rebuilt_draws_what_it_would_have_drawn(
-    sizes: list[int], room: int, choice: Choice, killed: int
+    sizes: list[int], room: int, choice: ReplaySampling, killed: int
 ) -> None:
     """As a trainer that is killed and resumed: what came before is added again, the generator is as it was saved."""
     limit = room * example(slots=8).nbytes
@@ -193,7 +195,7 @@ def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) 
     memory = memory_of([a] * held, held * a.nbytes)
 
     def left() -> float:
-        return sum(each is a for each in memory.all()) / held
+        return sum(each is a for each in memory.examples()) / held
 
     assert left() == 1.0
     for memories, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
@@ -207,55 +209,55 @@ def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) 
 
 @choices
 def test_a_resumed_trainer_replays_what_the_one_before_would_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Choice
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: ReplaySampling
 ) -> None:
-    monkeypatch.setattr(main, "recipe_of", lambda *_: Recipe(replay=3, passes=2, choice=choice, batch_slots=40))
-    asked, sample = list[Choice](), ReplayBuffer.sample
+    asked, sample = list[ReplaySampling](), ReplayBuffer.sample
 
-    def seen(memory: ReplayBuffer, slots: int, g: torch.Generator, choice: Choice = Choice.UNIFORM) -> list[Example]:
+    def seen(
+        memory: ReplayBuffer, slots: int, g: torch.Generator, choice: ReplaySampling = ReplaySampling.UNIFORM
+    ) -> list[Example]:
         asked.append(choice)
         return sample(memory, slots, g, choice)
 
     monkeypatch.setattr(ReplayBuffer, "sample", seen)
     states = []
     for lives in ((3,), (2, 1)):
-        real = Real(tmp_path / str(len(lives)), monkeypatch)
+        real = Real(tmp_path / str(len(lives)))
+        real.recipe = Recipe(replay=3, passes=2, replay_sampling=choice, batch_slots=40)
         for shards in lives:
             trainer = real.trainer(Traffic(real.registry, shards))
             trainer.run()
-        assert trainer.ledger.total == 3
-        states.append(trainer.session.state())
+        assert trainer.learning.ledger.total == 3
+        states.append(trainer.learning.session.state())
     assert set(asked) == {choice}
     whole, resumed = states
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
-def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path: Path) -> None:
     """A replayed batch is full whatever a shard holds, so that three beside each would be many passes."""
-    real = Real(tmp_path, monkeypatch)
+    real = Real(tmp_path)
     real.settings = real.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
     trainer = real.trainer(Traffic(real.registry, 8))
     trainer.run()
-    recipe, session = trainer.session.recipe, trainer.session
+    recipe, session = trainer.learning.session.recipe, trainer.learning.session
     assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
     assert session.steps > 8
-    assert session.seen < recipe.passes * trainer.trained_tokens + recipe.batch_slots
+    assert session.trained_positions < recipe.passes * trainer.learning.trained_tokens + recipe.batch_slots
 
 
 def test_a_backlog_is_replayed_as_often_as_is_replayed_beside_fresh_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Further passes are for a trainer that would wait."""
-    real = Real(tmp_path, monkeypatch)
+    real = Real(tmp_path)
     for seq in range(4):
         tiny.put_shard(real.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])
     trainer = real.trainer(Traffic(real.registry, 0))
-    monkeypatch.setattr(trainer, "_may_replay", lambda: False)
+    monkeypatch.setattr(trainer.stages.replay, "possible_while_waiting", lambda: False)
     trainer.run()
-    recipe, session = trainer.session.recipe, trainer.session
-    assert trainer.ledger.total == 4
-    most = (1 + recipe.replay) * trainer.trained_tokens
-    assert most - recipe.batch_slots < session.seen < most + recipe.batch_slots
+    recipe, session = trainer.learning.session.recipe, trainer.learning.session
+    assert trainer.learning.ledger.total == 4
+    most = (1 + recipe.replay) * trainer.learning.trained_tokens
+    assert most - recipe.batch_slots < session.trained_positions < most + recipe.batch_slots

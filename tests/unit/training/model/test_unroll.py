@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from aurora_runtime.traces import RequestTrace
-from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.data.batch import UnrollPath, collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.model import tree_attention
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.tree_attention import SCORES
+from aurora_runtime.training.model.tree_attention import MAX_SCORES_PER_CHUNK
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
@@ -84,12 +84,12 @@ def decoded(draft: DraftModel, trace: RequestTrace, slot: int, path: tuple[int, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scores", [SCORES, 50])  # in one piece, and node by node or so
+@pytest.mark.parametrize("scores", [MAX_SCORES_PER_CHUNK, 50])  # in one piece, and node by node or so
 def test_the_batched_pass_equals_decoding_node_by_node(
     tmp_path: Path, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chains and trees, from every round's root: each verify node above the leaves is there, once, with its teacher."""
-    monkeypatch.setattr(tree_attention, "SCORES", scores)
+    """Chains and trees, from every round's root: each verify node above the leaves is there, once, with its target."""
+    monkeypatch.setattr(tree_attention, "MAX_SCORES_PER_CHUNK", scores)
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     randomised(draft)
     traces = [
@@ -99,7 +99,7 @@ def test_the_batched_pass_equals_decoding_node_by_node(
         tiny.trace(4, steps=3),
     ]
     examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, Follow.PROPOSED, branches=True)
+    batch = collate(examples, STEPS, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, trace in enumerate(traces):
         unrolled = nodes_by_path(batch, outputs, i)
@@ -110,8 +110,8 @@ def test_the_batched_pass_equals_decoding_node_by_node(
             want = decoded(draft, trace, node.slot, node.path)
             torch.testing.assert_close(mine.output, want, atol=2e-4, rtol=2e-4)
             ids = vocabulary.to_draft[trace.top_ids[node.index].long()].long()
-            assert batch.teacher.ids[mine.row].tolist() == ids.tolist()
-            assert float(batch.teacher.rest[mine.row]) == float(trace.rest[node.index])
+            assert batch.targets.ids[mine.row].tolist() == ids.tolist()
+            assert float(batch.targets.uncaptured_mass[mine.row]) == float(trace.rest[node.index])
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
     randomised(draft)
     traces = [tiny.trace(1), tiny.trace(3, prompt=11, hidden_start=4), tree_trace(2)]
     examples = [e for t in traces for e in examples_of(t, tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, branches=True)
+    batch = collate(examples, STEPS, vocabulary, with_rejected=True)
     outputs = unroll(draft, batch.trunk, batch.levels)
     for i, (trace, example) in enumerate(zip(traces, examples, strict=True)):
         unrolled, tokens = nodes_by_path(batch, outputs, i), trace.tokens.tolist()
@@ -134,10 +134,10 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
 def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
-    batch = collate(examples, 3, vocabulary, branches=True)
+    batch = collate(examples, 3, vocabulary, with_rejected=True)
     found = []
-    for scores in (SCORES, 300):
-        monkeypatch.setattr(tree_attention, "SCORES", scores)
+    for scores in (MAX_SCORES_PER_CHUNK, 300):
+        monkeypatch.setattr(tree_attention, "MAX_SCORES_PER_CHUNK", scores)
         loss = batch_loss(draft, batch, Recipe(discard=0.5))
         found.append(torch.autograd.grad(loss, list(draft.parameters())))
     for whole, cut in zip(*found, strict=True):
@@ -148,7 +148,7 @@ def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeyp
 def test_padding_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     short, long = (examples_of(t, tiny.VOCAB)[0] for t in (tree_trace(1), tree_trace(2, prompt=30, answer=20)))
-    one, two = (collate(group, 3, vocabulary, branches=True) for group in ([short], [short, long]))
+    one, two = (collate(group, 3, vocabulary, with_rejected=True) for group in ([short], [short, long]))
     alone = nodes_by_path(one, unroll(draft, one.trunk, one.levels), 0)
     padded = nodes_by_path(two, unroll(draft, two.trunk, two.levels), 0)
     for path, node in alone.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 from aurora_runtime.training.data import examples as module
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.token_counts import counts_of
-from aurora_runtime.training.model.vocabulary_map import VocabularyMap, better, coverage
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
 from tests.unit.training import tiny
 
 VOCAB = 24
@@ -31,7 +31,7 @@ def situations(draw: st.DrawFn) -> tuple[VocabularyMap, Tensor, list[int]]:
 def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[VocabularyMap, Tensor, list[int]]) -> None:
     current, counts, special = situation
     before = set(current.to_target.tolist())
-    ids = better(current, counts, special)
+    ids = best_map(current, counts, special)
     kept = set(special) & before
     free = sorted(counts[[i for i in range(VOCAB) if i not in kept]].tolist(), reverse=True)
     most = float(counts[sorted(kept)].sum()) + sum(free[: len(before) - len(kept)])
@@ -47,13 +47,13 @@ def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[Vocabul
     assert coverage(VocabularyMap.of(ids, VOCAB), counts) > coverage(current, counts)
     comes, goes = counts[sorted(after - before)], counts[sorted(before - after)]
     assert float(comes.min()) > float(goes.max()), "a token gives way only to one that was seen more often"
-    assert better(VocabularyMap.of(ids, VOCAB), counts, special) is None
+    assert best_map(VocabularyMap.of(ids, VOCAB), counts, special) is None
 
 
 def test_what_was_seen_equally_often_stays_and_the_rest_comes_in_the_order_of_its_ids() -> None:
     current = VocabularyMap.of(torch.tensor([0, 1, 5, 7]), 10)
     counts = torch.tensor([0, 3, 9, 9, 9, 9, 0, 0, 0, 0])
-    found = better(current, counts, [7])
+    found = best_map(current, counts, [7])
     assert found is not None
     assert found.tolist() == [2, 3, 5, 7]
 
@@ -81,4 +81,4 @@ def test_each_token_of_an_answer_counts_once_however_the_request_is_cut(
 
 def test_ids_of_nothing_stay_ids_of_nothing() -> None:
     vocabulary = VocabularyMap.of(torch.tensor([2, 4]), 6)
-    assert vocabulary.drafted(torch.tensor([[-1, 4], [0, 2]], dtype=torch.int32)).tolist() == [[-1, 1], [-1, 0]]
+    assert vocabulary.to_draft_ids(torch.tensor([[-1, 4], [0, 2]], dtype=torch.int32)).tolist() == [[-1, 1], [-1, 0]]

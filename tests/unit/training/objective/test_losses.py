@@ -19,7 +19,7 @@ every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 
 
 def case(seed: int, outside: float, sharp: float) -> tuple[Tensor, TargetDistribution]:
-    """Random logits and a teacher with a share of tokens outside the draft vocabulary."""
+    """Random logits and a target with a share of tokens outside the draft vocabulary."""
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(N, V, generator=g, dtype=torch.float32) * sharp
     ids = torch.stack([torch.randperm(V, generator=g)[:K] for _ in range(N)])
@@ -47,16 +47,16 @@ def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
     return gap[name]()
 
 
-def bucketed(name: str, logits: Tensor, teacher: TargetDistribution, n: int) -> Tensor:
+def bucketed(name: str, logits: Tensor, target: TargetDistribution, n: int) -> Tensor:
     """Row ``n`` by the formula over (known tokens…, everything else); logits in double, differentiable."""
     q = logits[n].softmax(-1)
-    inside = teacher.ids[n] >= 0
-    ids = teacher.ids[n][inside]
+    inside = target.ids[n] >= 0
+    ids = target.ids[n][inside]
     if name == "cross_entropy":
-        return -q[teacher.ids[n, 0]].log() if inside[0] else q.sum() * 0
+        return -q[target.ids[n, 0]].log() if inside[0] else q.sum() * 0
     if not ids.numel():
-        return q.sum() * (teacher.rest[n] * 0)
-    p = torch.cat([teacher.probs[n][inside], teacher.rest[n : n + 1]]).double()
+        return q.sum() * (target.uncaptured_mass[n] * 0)
+    p = torch.cat([target.probs[n][inside], target.uncaptured_mass[n : n + 1]]).double()
     if name == "total_variation":
         draft = torch.cat([q[ids], (1 - q[ids].sum())[None]])
         return (p - draft).clamp(min=0).sum()
@@ -68,13 +68,13 @@ def bucketed(name: str, logits: Tensor, teacher: TargetDistribution, n: int) -> 
 @given(seed=seeds, outside=outsides, sharp=sharpness)
 @settings(max_examples=25, deadline=None)
 def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, seed: int, outside: float, sharp: float) -> None:
-    logits, teacher = case(seed, outside, sharp)
+    logits, target = case(seed, outside, sharp)
     if name == "total_variation":
         logits = logits + 1e-4 * torch.arange(V)  # off the kinks, where gradients may differ
     weight = torch.rand(N, generator=torch.Generator().manual_seed(seed))
     leaf, plain = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    got = LOSSES[name](leaf, teacher)
-    want = torch.stack([bucketed(name, plain, teacher, n) for n in range(N)])
+    got = LOSSES[name](leaf, target)
+    want = torch.stack([bucketed(name, plain, target, n) for n in range(N)])
     torch.testing.assert_close(got, want.float(), atol=3e-5, rtol=1e-4)
     (got_grad,) = torch.autograd.grad((got * weight).sum(), leaf)
     (want_grad,) = torch.autograd.grad((want * weight).sum(), plain)
@@ -142,8 +142,8 @@ def test_total_variation_is_one_minus_the_acceptance_that_sampling_shows(seed: i
 @every_loss
 def test_a_target_that_speaks_outside_the_vocabulary_moves_nothing(name: str) -> None:
     logits = torch.randn(1, V, requires_grad=True)
-    teacher = TargetDistribution(torch.full((1, K), -1), torch.zeros(1, K), torch.zeros(1))
-    value = LOSSES[name](logits, teacher).sum()
+    target = TargetDistribution(torch.full((1, K), -1), torch.zeros(1, K), torch.zeros(1))
+    value = LOSSES[name](logits, target).sum()
     (grad,) = torch.autograd.grad(value, logits)
     assert float(value.detach()) == 0.0
     assert float(grad.abs().max()) == 0.0
@@ -156,8 +156,8 @@ def test_gradients_are_finite_with_extreme_logits(name: str, rest: float, size: 
     logits = torch.full((1, V), -size)
     logits[0, 3] = size
     logits.requires_grad_()
-    teacher = TargetDistribution(torch.tensor([[3, 4, -1]]), torch.tensor([[0.5, 0.2, 0.0]]), torch.tensor([rest]))
-    value = LOSSES[name](logits, teacher)
+    target = TargetDistribution(torch.tensor([[3, 4, -1]]), torch.tensor([[0.5, 0.2, 0.0]]), torch.tensor([rest]))
+    value = LOSSES[name](logits, target)
     (grad,) = torch.autograd.grad(value.sum(), logits)
     assert bool(value.isfinite().all())
     assert bool(grad.isfinite().all())
@@ -166,13 +166,13 @@ def test_gradients_are_finite_with_extreme_logits(name: str, rest: float, size: 
 
 @every_loss
 def test_head_loss_has_autograds_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_runtime.training.objective.head_loss.ROWS", 2)  # several chunks
-    _, teacher = case(7, 0.3, 1.0)
+    monkeypatch.setattr("aurora_runtime.training.objective.head_loss.ROWS_PER_CHUNK", 2)  # several chunks
+    _, target = case(7, 0.3, 1.0)
     hidden = torch.randn(N, 16, requires_grad=True)
     head = torch.randn(V, 16, requires_grad=True)
     weight = torch.rand(N)
-    fused = head_loss(hidden, head, LOSSES[name], teacher, weight, torch.float32)
-    plain = (LOSSES[name](hidden @ head.T, teacher) * weight).sum()
+    fused = head_loss(hidden, head, LOSSES[name], target, weight, torch.float32)
+    plain = (LOSSES[name](hidden @ head.T, target) * weight).sum()
     assert float(fused.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
     for got, want in zip(
         torch.autograd.grad(fused, (hidden, head)), torch.autograd.grad(plain, (hidden, head)), strict=True

@@ -11,9 +11,9 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
-from aurora_runtime.training.data.batch import Follow, collate
+from aurora_runtime.training.build import TrainingConfig
+from aurora_runtime.training.data.batch import UnrollPath, collate
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.main import recipe_of
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.objective.losses import forward_kl
 from aurora_runtime.training.optim.batch_loss import batch_loss
@@ -26,19 +26,19 @@ STEPS = 3
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("follow", list(Follow))
+@pytest.mark.parametrize("path", list(UnrollPath))
 @pytest.mark.parametrize("discard", [0.3, 1.0])
-def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Follow, discard: float) -> None:
+def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, path: UnrollPath, discard: float) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, follow, branches=True)
-    recipe = Recipe(unroll_steps=STEPS, follow=follow, discard=discard, step_decay=0.7)
+    batch = collate(examples, STEPS, vocabulary, path, with_rejected=True)
+    recipe = Recipe(unroll_steps=STEPS, unroll_path=path, discard=discard, step_decay=0.7)
     want = 0.0
-    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.rows, strict=True)):
+    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.target_rows, strict=True)):
         weight = 0.7**depth / (1 + 0.7 + 0.7**2)
         for share, part in ((1.0, slice(0, batch.roots)), (discard, slice(batch.roots, None))):
             row = rows[:, part]
-            losses = forward_kl(draft.logits(out[:, part][row >= 0]), batch.teacher[row[row >= 0]])
+            losses = forward_kl(draft.logits(out[:, part][row >= 0]), batch.targets[row[row >= 0]])
             want += share * weight * float(losses.mean()) if losses.numel() else 0.0
     assert float(batch_loss(draft, batch, recipe)) == pytest.approx(want, rel=0.02)  # products in bf16
 
@@ -47,7 +47,7 @@ def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, follow: Fo
 def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(3) for e in examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, branches=True)
+    batch = collate(examples, STEPS, vocabulary, with_rejected=True)
     assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
 
 
@@ -56,7 +56,7 @@ def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
 
     def behind() -> float:
-        batch = collate(examples, STEPS, vocabulary, branches=True)
+        batch = collate(examples, STEPS, vocabulary, with_rejected=True)
         with torch.no_grad():
             whole, followed = (batch_loss(session.draft, batch, Recipe(discard=d)) for d in (1.0, 0.0))
         return float(whole - followed)
@@ -85,4 +85,4 @@ def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_told_otherwise(
     settings = TrainerSettings(
         namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store
     )
-    assert recipe_of(settings) == want
+    assert TrainingConfig.of(settings).recipe == want

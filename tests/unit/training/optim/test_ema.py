@@ -9,7 +9,7 @@ import torch
 
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.optim.ema import DISTANCE, WeightEma
+from aurora_runtime.training.optim.ema import EMA_OFFSET, WeightEma
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from tests.unit.training import tiny
@@ -29,7 +29,7 @@ def mean_after(average: WeightEma, draft: DraftModel, values: range) -> float:
     """The mean of a weight that takes ``values`` one after the other, a step each."""
     for value in values:
         fill(draft, float(value))
-        average.follow()
+        average.update()
     found = average.draft.norm.weight
     assert bool((found == found[0]).all())
     return float(found[0])
@@ -52,18 +52,18 @@ def test_what_is_stored_is_what_lives_on(draft: DraftModel) -> None:
         with torch.no_grad():
             for parameter in draft.parameters():
                 parameter.add_(1e-3 * torch.randn(parameter.shape, generator=random))
-        average.follow()
+        average.update()
     exact = {name: p.detach().clone() for name, p in average.draft.named_parameters()}
     stored = average.state()
     other = WeightEma(draft, 20)
     other.restore(stored)
     for name, mine in average.draft.named_parameters():
-        assert stored[f"{DISTANCE}.{name}"].dtype is torch.bfloat16
+        assert stored[f"{EMA_OFFSET}.{name}"].dtype is torch.bfloat16
         assert torch.equal(mine, dict(other.draft.named_parameters())[name])
         apart = (exact[name] - dict(draft.named_parameters())[name]).abs()
         assert bool(((mine - exact[name]).abs() <= apart / 200 + 1e-7).all()), "only the distance was rounded"
-    average.follow()
-    other.follow()
+    average.update()
+    other.update()
     assert all(torch.equal(a, b) for a, b in zip(average.state().values(), other.state().values(), strict=True))
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from aurora_runtime.precision import product_dtype
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.evaluation import evaluate, walk
+from aurora_runtime.training.evaluation import evaluate, simulate_verification
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
@@ -55,8 +55,8 @@ def test_training_on_a_few_requests_learns_them(tmp_path: Path) -> None:
     losses = [session.step(examples[:6]) for _ in range(60)]
     after = evaluate(session.draft, examples[:6], session.vocabulary, 3)
     assert losses[-1] < 0.3 * losses[0]
-    assert before.accept_length < 1.3
-    assert after.accept_length > 1.8  # a quarter of the random tokens is outside the draft's vocabulary
+    assert before.acceptance_length < 1.3
+    assert after.acceptance_length > 1.8  # a quarter of the random tokens is outside the draft's vocabulary
 
 
 def test_coverage_is_the_share_of_answer_tokens_that_the_map_holds(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_a_step_changes_is_not_lost_to_the_dtype_of_its_products(tmp_path: 
 
 def test_walk_counts_rounds_and_tokens_as_serving_does() -> None:
     hit = torch.tensor
-    assert walk(hit([[False] * 3] * 5)) == (5, 5)  # nothing accepted: one bonus token per round
-    assert walk(hit([[True] * 3] * 8)) == (2, 8)
-    assert walk(hit([[True, False, True]] * 6)) == (3, 6)  # what follows a wrong guess does not count
-    assert walk(torch.zeros(0, 3, dtype=torch.bool)) == (0, 0)
+    assert simulate_verification(hit([[False] * 3] * 5)) == (5, 5)  # nothing accepted: one bonus token per round
+    assert simulate_verification(hit([[True] * 3] * 8)) == (2, 8)
+    assert simulate_verification(hit([[True, False, True]] * 6)) == (3, 6)  # what follows a wrong guess does not count
+    assert simulate_verification(torch.zeros(0, 3, dtype=torch.bool)) == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,16 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
 from aurora_runtime.traces import encode
-from aurora_runtime.training import loop, main
-from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training import main
+from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.lineage import open_lineage, utc_now
+from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state import trainer_state
-from aurora_runtime.training.state.retention import Limits
+from aurora_runtime.training.state.retention import RetentionLimits
 from aurora_store import Keys, Registry
 from aurora_store.errors import ObjectExists
 from tests.unit.training import tiny
@@ -48,15 +52,11 @@ class Traffic(Retrier):
 class Real:
     """The real trainer, but for a store in memory and small limits; it saves between any two shards."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         size = len(encode([tiny.trace(seed) for seed in range(3)]))
-        monkeypatch.setattr(main, "limits_of", lambda _: Limits(6 * size, 2 * size, shards=100))
-        monkeypatch.setattr(main, "REPLAY_BYTES", 2 * size)
-        monkeypatch.setattr(loop, "SAVE_S", 0.0)
-        monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
-        monkeypatch.setattr(
-            main, "ReplayBuffer", lambda _: ReplayBuffer(1 << 30)
-        )  # examples are larger than their shards
+        self.limits = RetentionLimits(6 * size, 2 * size, shards=100)
+        self.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e9)
+        self.recipe: Recipe | None = None  # None: that of the settings
         self.registry, self.objects = tiny.memory_registry()
         self.target = tiny.target(folder)
         self.lineage = open_lineage(self.registry, self.target, SPEC, utc_now)
@@ -69,25 +69,30 @@ class Real:
             store=StoreSettings(bucket="b", root="r"),
         )
 
-    def trainer(self, patience: Retrier) -> loop.Trainer:
-        device = torch.device("cpu")
-        return main.build(self.settings, self.registry, self.target, self.lineage, patience, device)
+    @property
+    def config(self) -> TrainingConfig:
+        config = TrainingConfig.of(self.settings, self.policy)
+        return dataclasses.replace(config, limits=self.limits, recipe=self.recipe or config.recipe)
+
+    def trainer(self, retrier: Retrier) -> Trainer:
+        context = TrainerContext(self.registry, self.target, self.lineage, retrier)
+        return build_trainer(self.config, context, torch.device("cpu"))
 
 
 @pytest.fixture
-def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Real:
-    return Real(tmp_path, monkeypatch)
+def real(tmp_path: Path) -> Real:
+    return Real(tmp_path)
 
 
 def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real) -> None:
     traffic = Traffic(real.registry, 14, damaged=True)
     trainer = real.trainer(traffic)
     trainer.run()
-    assert trainer.session.steps == 0
+    assert trainer.learning.session.steps == 0
     assert 6 <= len(list(real.registry.shard_keys(1))) <= 10
     again = real.trainer(Retrier())
-    assert again.ledger.total == 14
-    assert again.retention.pending() == []
+    assert again.learning.ledger.total == 14
+    assert again.stages.retention.pending() == []
 
 
 def damage_the_newest_state(real: Real, *, data: bool) -> int:
@@ -110,13 +115,13 @@ def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_highe
     assert before is not None
     damaged = damage_the_newest_state(real, data=data)
     again = real.trainer(Traffic(real.registry, 2))
-    assert again.ledger.consumed == before.consumed == tuple(first.written[:3])
-    assert again.session.steps == before.step
+    assert again.learning.ledger.consumed == before.consumed == tuple(first.written[:3])
+    assert again.learning.session.steps == before.step
     assert f"epoch {damaged} is damaged" in caplog.text
     again.run()
     epochs = real.registry.trainer_state_epochs()
     assert epochs[0] > damaged
-    assert again.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
+    assert again.learning.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
     assert trainer_state.read(real.registry, 1) is not None
 
 
@@ -124,7 +129,7 @@ def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Re
     real.trainer(Traffic(real.registry, 1)).run()
     damaged = damage_the_newest_state(real, data=False)
     again = real.trainer(Traffic(real.registry, 1))
-    assert again.ledger.consumed == ()
+    assert again.learning.ledger.consumed == ()
     again.run()
     assert real.registry.last_trainer_state_epoch() > damaged
 
@@ -132,26 +137,26 @@ def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Re
 def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
     winner, zombie = (real.trainer(Traffic(real.registry, 1)) for _ in range(2))
-    winner.session.generator.manual_seed(7)
+    winner.learning.session.generator.manual_seed(7)
     winner.run()
     with pytest.raises(ObjectExists):
         zombie.run()
     kept = trainer_state.read(real.registry, 1)
     assert kept is not None
-    assert kept.record.epoch == winner.epoch
+    assert kept.record.epoch == winner.stages.saver.epoch
     for _ in range(2):
         real.trainer(Traffic(real.registry, 1)).run()
     names = {key.split("/")[2] for key in real.objects.list(Keys.TRAINER_STATE)}
-    assert f"{winner.epoch:08d}" not in names, "the loser's data go with the epoch"
+    assert f"{winner.stages.saver.epoch:08d}" not in names, "the loser's data go with the epoch"
 
 
 def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
     real: Real, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PORTION", 2)
+    monkeypatch.setattr(module, "DELETIONS_PER_CALL", 2)
     for seq in range(14):
         tiny.put_shard(real.registry, seq, [tiny.trace(seed) for seed in range(3)])
-    main.wait_suspended(real.settings, real.registry, real.lineage, Traffic(real.registry, 0))
+    main.wait_suspended(real.config, real.registry, real.lineage, Traffic(real.registry, 0))
     assert len(list(real.registry.shard_keys(1))) == 4
 
 
@@ -159,10 +164,10 @@ def test_what_is_held_is_read_again_after_a_restart_but_for_what_retired(real: R
     trainer = real.trainer(Traffic(real.registry, 9))
     trainer.run()
     again = real.trainer(Retrier())
-    kept = [place for place in trainer.memory.places() if place.shard in trainer.ledger.consumed]
-    assert again.memory.places() == kept
-    assert 0 < len(kept) < len(trainer.memory.places())
-    assert again.reader.damaged == 0
+    kept = [place for place in trainer.learning.replay.spans() if place.shard in trainer.learning.ledger.consumed]
+    assert again.learning.replay.spans() == kept
+    assert 0 < len(kept) < len(trainer.learning.replay.spans())
+    assert again.stages.reader.damaged == 0
 
 
 def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
@@ -180,8 +185,8 @@ def test_the_trainer_itself_keeps_its_store_bounded(real: Real) -> None:
     assert left == traffic.written[-len(left) :]
     assert 6 <= len(left) <= 10
     again = real.trainer(Retrier())
-    assert again.ledger.total == 14
-    assert again.retention.pending() == []
+    assert again.learning.ledger.total == 14
+    assert again.stages.retention.pending() == []
     status = registry.trainer_status()
     assert status is not None
     assert status.shards == 14, "what was deleted was consumed all the same"
@@ -197,7 +202,7 @@ def test_the_trainer_passes_the_word_on(real: Real, monkeypatch: pytest.MonkeyPa
         seen.append(stopping())
         return 0
 
-    monkeypatch.setattr(trainer.retention, "tick", tick)
-    monkeypatch.setattr(trainer.janitor, "tick", tick)
+    monkeypatch.setattr(trainer.stages.retention, "delete_some", tick)
+    monkeypatch.setattr(trainer.stages.orphans, "delete_due", tick)
     trainer.run()
     assert seen == [True, True]

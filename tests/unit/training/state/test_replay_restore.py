@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out import HeldOutSet
-from aurora_runtime.training.data.replay import Choice, ReplayBuffer
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.data.shards import Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
@@ -52,14 +53,14 @@ class Holder:
     def killed(self, limit: int, retired: int = 0) -> Holder:
         """Its successor, which has its state."""
         consumed = self.consumed[retired:]
-        tensors = replay_restore.state(self.memory, self.held_out, consumed)
+        tensors = replay_restore.spans_state(self.memory, self.held_out, consumed)
         new = Holder(self.registry, ReplayBuffer(limit), consumed=consumed)
-        replay_restore.refill(tensors, consumed, reader_of(self.registry), new.memory, new.held_out)
+        replay_restore.restore(tensors, consumed, reader_of(self.registry), new.memory, new.held_out)
         return new
 
     def held(self) -> tuple[list[list[int]], list[list[int]]]:
         return (
-            [example.tokens.tolist() for example in self.memory.all()],
+            [example.tokens.tolist() for example in self.memory.examples()],
             [example.tokens.tolist() for example in self.held_out.newest_first()],
         )
 
@@ -84,9 +85,9 @@ def request(seed: int) -> RequestTrace:
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.sampled_from([1, 5, 70, 300, 10_000]),
     st.integers(0, 12),
-    st.sampled_from(Choice),
+    st.sampled_from(ReplaySampling),
 )
-def test_what_is_held_survives_any_restart(sizes: list[int], room: int, at: int, choice: Choice) -> None:
+def test_what_is_held_survives_any_restart(sizes: list[int], room: int, at: int, choice: ReplaySampling) -> None:
     """The memory has room for one example, for a few of one shard each, for spans of several, or for all."""
     registry, keys = stored(sizes)
     live = Holder(registry, ReplayBuffer(room * SIZE))
@@ -111,7 +112,7 @@ def test_shards_that_are_small_beside_the_memory_come_and_go_whole(parts: int, w
     live.learn(keys)
     assert live.memory.evicted > 0
     reader = reader_of(registry)
-    shards = {key: reader.read(key) for key in {place.shard for place in live.memory.places()}}
+    shards = {key: reader.read(key) for key in {place.shard for place in live.memory.spans()}}
     held = sum(len(shard.train) for shard in shards.values() if shard)
     assert (held == len(live.memory)) is whole
 
@@ -125,11 +126,11 @@ def test_of_retired_shards_nothing_is_told() -> None:
     reader = reader_of(registry)
     consumed = keys[2:]
     memory, held_out = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT)
-    replay_restore.refill(
-        replay_restore.state(live.memory, live.held_out, consumed), consumed, reader, memory, held_out
+    replay_restore.restore(
+        replay_restore.spans_state(live.memory, live.held_out, consumed), consumed, reader, memory, held_out
     )
     assert reader.damaged == 0, "none was looked for in vain"
-    assert {place.shard for place in memory.places()} == set(consumed)
+    assert {place.shard for place in memory.spans()} == set(consumed)
 
 
 class Watched(ShardReader):
@@ -156,9 +157,11 @@ def test_refilling_reads_what_is_held_shard_by_shard() -> None:
     watched = Watched(registry)
     held_out = HeldOutSet(HELD_OUT)
     memory = ReplayBuffer(8 * SIZE)
-    replay_restore.refill(replay_restore.state(live.memory, live.held_out, keys), keys, watched, memory, held_out)
+    replay_restore.restore(
+        replay_restore.spans_state(live.memory, live.held_out, keys), keys, watched, memory, held_out
+    )
     assert max(watched.alive) <= 1, "the one before goes when the next is there"
-    needed = {place.shard for place in live.memory.places()} | live.held_out.shards()
+    needed = {place.shard for place in live.memory.spans()} | live.held_out.shards()
     assert watched.keys == [key for key in keys if key in needed]
     assert watched.keys != keys[-len(watched.keys) :], "older ones that survived are among them"
 
@@ -170,12 +173,5 @@ def test_a_damaged_shard_costs_what_was_in_it(caplog: pytest.LogCaptureFixture) 
     registry.delete_shard(keys[1])
     resumed = live.killed(1 << 30)
     assert "damaged" in caplog.text
-    assert {place.shard for place in resumed.memory.places()} <= {keys[0], *keys[2:]}
+    assert {place.shard for place in resumed.memory.spans()} <= {keys[0], *keys[2:]}
     assert len(resumed.memory) >= len(live.memory) - 2
-
-
-def test_a_state_that_tells_nothing_leaves_nothing_held() -> None:
-    registry, keys = stored([2])
-    memory, held_out = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT)
-    replay_restore.refill({}, keys, reader_of(registry), memory, held_out)
-    assert (len(memory), len(held_out)) == (0, 0)

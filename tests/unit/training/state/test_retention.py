@@ -13,7 +13,7 @@ from aurora_runtime.traces import encode
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
-from aurora_runtime.training.state.retention import BARE_S, Limits, Retention
+from aurora_runtime.training.state.retention import ABANDONED_UPLOAD_SECONDS, Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Keys
 from aurora_store.errors import StoreError
@@ -29,7 +29,7 @@ class Scene:
 
     TRACE = tiny.trace(0)
 
-    def __init__(self, limits: Limits, *, suspended: bool = False) -> None:
+    def __init__(self, limits: RetentionLimits, *, suspended: bool = False) -> None:
         self.registry, self.objects = tiny.memory_registry()
         self.limits, self.suspended = limits, suspended
         self.now = 0.0
@@ -65,14 +65,14 @@ class Scene:
             forgotten=ledger.forgotten,
             epoch=self.epoch + 1,
         )
-        self.retention.saved(record)
+        self.retention.state_saved(record)
         self.epoch += 1
 
     def turn(self, new: int = 0) -> None:
         self.put(new)
         self.learn()
         self.save()
-        self.retention.tick()
+        self.retention.delete_some()
 
     def there(self) -> list[str]:
         return list(self.registry.shard_keys(1))
@@ -95,7 +95,7 @@ class Scene:
                 assert manifest in keys or manifest in explained, "nothing names this"
 
 
-ROOMY = Limits(total=6 * SHARD, replay=2 * SHARD, shards=100)
+ROOMY = RetentionLimits(total_bytes=6 * SHARD, replay_bytes=2 * SHARD, shards=100)
 
 
 def test_the_oldest_consumed_shards_go_and_the_newest_stay() -> None:
@@ -124,11 +124,11 @@ def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -
     scene.put(3)
     scene.learn()
     assert scene.ledger.retired == (scene.written[0],)
-    assert scene.retention.tick() == 0
+    assert scene.retention.delete_some() == 0
     scene.save()
-    assert scene.retention.tick() == 0, "the state before this one still calls it consumed"
+    assert scene.retention.delete_some() == 0, "the state before this one still calls it consumed"
     scene.save()
-    assert scene.retention.tick() == 1
+    assert scene.retention.delete_some() == 1
     assert scene.written[0] not in scene.there()
     scene.save()
     record = scene.registry.trainer_state_record()
@@ -156,7 +156,7 @@ def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing() -> None:
             try:
                 scene.learn()
                 scene.save()
-                scene.retention.tick()
+                scene.retention.delete_some()
             except KeyboardInterrupt:
                 scene.objects.fail_at = None
                 scene.is_sound()
@@ -183,11 +183,11 @@ def test_a_backlog_that_has_no_room_goes_unread_and_is_counted(caplog: pytest.Lo
     scene.put(12)
     pending = scene.retention.pending()
     assert pending == scene.written[-4:], "the newest"
-    assert scene.retention.unread == 8
-    assert "8 shards go unread" in caplog.text
+    assert scene.retention.skipped == 8
+    assert "8 shards are deleted untrained" in caplog.text
     assert scene.retention.pending() == pending
-    assert scene.retention.unread == 8, "counted once"
-    assert scene.retention.tick() == 8
+    assert scene.retention.skipped == 8, "counted once"
+    assert scene.retention.delete_some() == 8
     assert len(scene.there()) == 8
     assert set(scene.ledger.consumed) == set(scene.written[2:4]), "replay keeps its share"
     assert scene.ledger.total == 4, "what was not read is not counted as consumed"
@@ -202,7 +202,7 @@ def test_while_training_is_suspended_traces_are_bounded_too() -> None:
     for _ in range(10):
         scene.put(1)
         scene.retention.pending()
-        scene.retention.tick()
+        scene.retention.delete_some()
         scene.is_sound()
     assert set(scene.there()) == {*scene.written[:4], *scene.written[-2:]}, "no state is saved: consumed ones stay"
     scene.suspended = False
@@ -211,7 +211,7 @@ def test_while_training_is_suspended_traces_are_bounded_too() -> None:
 
 
 def test_the_number_of_shards_is_bounded_too() -> None:
-    scene = Scene(replace(ROOMY, total=100 * SHARD, shards=10))
+    scene = Scene(replace(ROOMY, total_bytes=100 * SHARD, shards=10))
     for _ in range(20):
         scene.turn(1)
     assert len(scene.ledger.consumed) <= 10
@@ -219,16 +219,16 @@ def test_the_number_of_shards_is_bounded_too() -> None:
 
 
 def test_small_shards_are_not_fewer_than_one_per_mebibyte() -> None:
-    assert Limits.of(64 << 30, 1 << 30).shards == 65536
-    assert Limits.of(2 << 30, 1 << 30).shards == 4096
+    assert RetentionLimits.of(64 << 30, 1 << 30).shards == 65536
+    assert RetentionLimits.of(2 << 30, 1 << 30).shards == 4096
 
 
 def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    scene = Scene(Limits(total=100 << 30, replay=0, shards=8))
+    scene = Scene(RetentionLimits(total_bytes=100 << 30, replay_bytes=0, shards=8))
     scene.put(6)
     scene.retention.pending()
     assert "traceStorageLimit allows 8 shards" in caplog.text
-    scene.limits = Limits(total=3 << 29, replay=0, shards=100)
+    scene.limits = RetentionLimits(total_bytes=3 << 29, replay_bytes=0, shards=100)
     scene.start()
     scene.ledger.size = lambda key: 1 << 30  # type: ignore[method-assign]
     scene.retention.pending()
@@ -236,7 +236,7 @@ def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptu
 
 
 def test_a_suspended_trainer_that_learnt_nothing_keeps_as_many_as_may_be() -> None:
-    scene = Scene(replace(ROOMY, total=100 * SHARD, shards=10), suspended=True)
+    scene = Scene(replace(ROOMY, total_bytes=100 * SHARD, shards=10), suspended=True)
     scene.put(12)
     assert scene.retention.pending() == scene.written[-10:]
 
@@ -260,11 +260,11 @@ def test_the_longer_a_look_takes_the_later_is_the_next() -> None:
 
 
 def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PORTION", 3)
+    monkeypatch.setattr(module, "DELETIONS_PER_CALL", 3)
     scene = Scene(ROOMY)
     scene.put(12)
     scene.retention.pending()
-    assert [scene.retention.tick() for _ in range(4)] == [3, 3, 2, 0]
+    assert [scene.retention.delete_some() for _ in range(4)] == [3, 3, 2, 0]
     scene.put(3)
     scene.retention.pending()
     real = scene.registry.delete_shard
@@ -273,11 +273,11 @@ def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monk
         raise StoreError("AccessDenied")
 
     monkeypatch.setattr(scene.registry, "delete_shard", refuse)
-    assert scene.retention.tick() == 0
+    assert scene.retention.delete_some() == 0
     monkeypatch.setattr(scene.registry, "delete_shard", real)
-    assert scene.retention.tick() == 0, "not at once"
-    scene.now += module.RETRY_S
-    assert scene.retention.tick() == 3
+    assert scene.retention.delete_some() == 0, "not at once"
+    scene.now += module.RETRY_SECONDS
+    assert scene.retention.delete_some() == 3
 
 
 def test_a_trainer_that_was_told_to_stop_deletes_nothing_more() -> None:
@@ -285,11 +285,11 @@ def test_a_trainer_that_was_told_to_stop_deletes_nothing_more() -> None:
     scene.put(12)
     scene.retention.pending()
     told = iter([False, False])
-    assert scene.retention.tick(lambda: next(told, True)) == 2
+    assert scene.retention.delete_some(lambda: next(told, True)) == 2
     assert len(scene.there()) == 10
     for name in "ab":
         scene.objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
-    assert OrphanCleanup(scene.registry, grace=0).tick(lambda: True) == 0
+    assert OrphanCleanup(scene.registry, grace_seconds=0).delete_due(lambda: True) == 0
 
 
 def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,12 +304,12 @@ def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.Monk
         real(key)
 
     monkeypatch.setattr(scene.objects, "delete", delete)
-    assert scene.retention.tick() == 0
-    scene.now += module.RETRY_S
-    assert scene.retention.tick() == 7, "all but the one"
+    assert scene.retention.delete_some() == 0
+    scene.now += module.RETRY_SECONDS
+    assert scene.retention.delete_some() == 7, "all but the one"
     monkeypatch.setattr(scene.objects, "delete", real)
-    scene.now += module.RETRY_S
-    assert scene.retention.tick() == 1
+    scene.now += module.RETRY_SECONDS
+    assert scene.retention.delete_some() == 1
     assert scene.there() == scene.written[-4:]
 
 
@@ -331,12 +331,12 @@ def test_a_state_that_the_store_does_not_let_go_delays_saving_by_nothing_and_kee
     assert len(scene.registry.trainer_state_epochs()) == 8
     assert "old trainer states were not deleted" in caplog.text
     monkeypatch.setattr(scene.objects, "delete", real)
-    scene.now += module.RETRY_S
-    assert scene.retention.tick() == 0, "the state of epoch 3 names every shard"
+    scene.now += module.RETRY_SECONDS
+    assert scene.retention.delete_some() == 0, "the state of epoch 3 names every shard"
     scene.turn(1)
     assert scene.registry.trainer_state_epochs() == [10, 11]
     scene.is_sound()
-    scene.now += module.RETRY_S
+    scene.now += module.RETRY_SECONDS
     scene.turn(1)
     assert len(scene.there()) <= 8
     scene.is_sound()
@@ -355,8 +355,8 @@ def test_what_another_trainer_saved_has_a_say_too() -> None:
     assert other.retired == (scene.written[0],)
     record = scene.registry.trainer_state_record()
     assert record is not None
-    late.saved(record.model_copy(update={"epoch": 1, "retired": other.retired}))
-    assert late.tick() == 0, "the trainer of the newest epoch still calls it consumed"
+    late.state_saved(record.model_copy(update={"epoch": 1, "retired": other.retired}))
+    assert late.delete_some() == 0, "the trainer of the newest epoch still calls it consumed"
 
 
 def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
@@ -366,13 +366,13 @@ def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
     scene.objects.put(left, b"left by a pod that ended")
     scene.objects.put(slow, b"under way")
     scene.retention.pending()
-    scene.now += BARE_S - 1
+    scene.now += ABANDONED_UPLOAD_SECONDS - 1
     scene.objects.put(slow, b"under way")  # its agent tries again
     scene.retention.pending()
-    assert scene.retention.tick() == 0
+    assert scene.retention.delete_some() == 0
     scene.now += 1
     scene.retention.pending()
-    assert scene.retention.tick() == 1
+    assert scene.retention.delete_some() == 1
     assert left not in scene.objects.data
     assert slow in scene.objects.data
     assert scene.there() == scene.written
@@ -388,13 +388,13 @@ def test_an_upload_that_goes_on_after_all_is_left_alone(looks: bool, finished: b
     whole = scene.objects.data[manifest]
     scene.objects.delete(manifest)
     scene.retention.pending()
-    scene.now += BARE_S
+    scene.now += ABANDONED_UPLOAD_SECONDS
     assert scene.retention.pending() == []
     scene.objects.put(data, scene.objects.data[data])
     if finished:
         scene.objects.create(manifest, whole)
     if looks:
         assert scene.retention.pending() == scene.written * finished
-    scene.retention.tick()
+    scene.retention.delete_some()
     assert data in scene.objects.data
     assert scene.there() == scene.written * finished

@@ -1,0 +1,161 @@
+"""Builds a trainer from its settings and from the stored state."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
+from aurora_protocol.draft_records import INITIAL_VERSION, Lineage
+from aurora_protocol.pod_settings import TrainerSettings
+from aurora_runtime.training.candidates import Candidates
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_budget import ReplayBudget
+from aurora_runtime.training.data.shards import ShardReader
+from aurora_runtime.training.lineage import fetch_draft
+from aurora_runtime.training.loop import Stages, Trainer
+from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.optim.ranks import Ranks, SharedSession
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
+from aurora_runtime.training.stages.fresh_training import FreshTraining
+from aurora_runtime.training.stages.offering import Offering
+from aurora_runtime.training.stages.replay_training import ReplayTraining
+from aurora_runtime.training.stages.saving import StateSaver
+from aurora_runtime.training.stages.vocabulary_review import VocabularyReview
+from aurora_runtime.training.state import trainer_state
+from aurora_runtime.training.state.learning_state import LearningState
+from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
+from aurora_runtime.training.state.retention import Retention, RetentionLimits
+from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
+from aurora_store import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one trainer trains: derived from the custom resource and the policy."""
+
+    spec: TrainingSpec
+    draft_steps: int  # of the served draft
+    recipe: Recipe
+    limits: RetentionLimits
+    policy: TrainingPolicy = DEFAULT_POLICY
+
+    @classmethod
+    def of(cls, settings: TrainerSettings, policy: TrainingPolicy = DEFAULT_POLICY) -> TrainingConfig:
+        """The config that the custom resource asks for."""
+        spec, steps = settings.training, settings.draft.steps
+        recipe = Recipe(
+            learning_rate=float(spec.learning_rate),
+            unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),
+            replay=spec.replay,
+            passes=spec.passes,
+        )
+        limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes)
+        return cls(spec, steps, recipe, limits, policy)
+
+
+@dataclass(frozen=True)
+class TrainerContext:
+    """The store, the target and the lineage that a trainer works on."""
+
+    registry: Registry
+    target: TargetModel
+    lineage: Lineage
+    retrier: Retrier
+
+
+def build_trainer(
+    config: TrainingConfig, context: TrainerContext, device: torch.device, ranks: Ranks | None = None
+) -> Trainer:
+    """A trainer that continues from the stored state, or from the last version when there is none."""
+    registry, retrier = context.registry, context.retrier
+    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage.number))
+    record = stored.record if stored else None
+    newest = retrier.call("reading the registry", registry.last_version) or INITIAL_VERSION
+    last = retrier.call("reading the registry", lambda: registry.registration(newest))
+    last_draft = retrier.call("fetching the last version", lambda: fetch_draft(registry, newest, context.target))
+    ledger = ShardLedger(registry, context.lineage.number, retrier, record)
+    session = _session(config, context, newest, device, ranks)
+    trained_tokens = record.trained_tokens if record else last.trained_tokens
+    learning = _empty_learning_state(config, context.target, session, ledger, trained_tokens)
+    reader = _reader(config, context)
+    if stored is not None:
+        # The state brings its own weights and vocabulary map.
+        learning.restore(stored.tensors, reader)
+        log.info("resumed at step %d, %d positions", session.steps, learning.trained_tokens)
+    candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
+    progress = Progress(registry, learning, candidates, config.policy)
+    stages = _stages(config, context, learning, reader, candidates, progress)
+    return Trainer(learning, stages, progress, retrier, config.policy)
+
+
+def _session(
+    config: TrainingConfig, context: TrainerContext, version: int, device: torch.device, ranks: Ranks | None
+) -> Session:
+    """A session that starts from the draft of ``version``."""
+    draft, vocabulary = context.retrier.call(
+        "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
+    )
+    if ranks:
+        return SharedSession(draft, vocabulary, config.recipe, device, ranks)
+    return Session(draft, vocabulary, config.recipe, device)
+
+
+def _empty_learning_state(
+    config: TrainingConfig, target: TargetModel, session: Session, ledger: ShardLedger, trained_tokens: int
+) -> LearningState:
+    return LearningState(
+        session=session,
+        ledger=ledger,
+        replay=ReplayBuffer(config.policy.replay_bytes),
+        budget=ReplayBudget(replay=config.recipe.replay, passes=config.recipe.passes),
+        held_out=HeldOutSet(config.policy.held_out_requests),
+        coverage=VocabularyCoverage(target.identity.vocab_size, target.special_tokens),
+        trained_tokens=trained_tokens,
+    )
+
+
+def _reader(config: TrainingConfig, context: TrainerContext) -> ShardReader:
+    identity = context.target.identity
+    return ShardReader(
+        context.registry,
+        identity.vocab_size,
+        len(context.lineage.aux_layers) * identity.hidden_size,
+        context.retrier,
+        policy=config.policy,
+        prompt_weight=config.recipe.prompt_weight,
+    )
+
+
+def _stages(
+    config: TrainingConfig,
+    context: TrainerContext,
+    learning: LearningState,
+    reader: ShardReader,
+    candidates: Candidates,
+    progress: Progress,
+) -> Stages:
+    registry, retrier = context.registry, context.retrier
+    retention = Retention(registry, learning.ledger, config.limits)
+    replay = ReplayTraining(learning, progress, retrier)
+    epoch = retrier.call("reading the trainer's state", registry.last_trainer_state_epoch)
+    return Stages(
+        retention=retention,
+        reader=reader,
+        fresh=FreshTraining(learning, replay, progress, retrier),
+        replay=replay,
+        offering=Offering(learning, candidates, progress, retrier),
+        vocabulary=VocabularyReview(learning, context.target.head, progress),
+        saver=StateSaver(registry, learning, candidates, retention, retrier, config.policy, epoch),
+        orphans=retrier.call("looking for orphans", lambda: OrphanCleanup(registry)),
+    )

@@ -1,0 +1,26 @@
+"""Evaluates the draft when that is due, and offers it as a candidate when it gained enough."""
+
+from __future__ import annotations
+
+from aurora_runtime.training.candidates import Candidates
+from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.state.learning_state import LearningState
+
+
+class Offering:
+    """Drives :class:`Candidates` between two shards, through outages of the store."""
+
+    def __init__(self, learning: LearningState, candidates: Candidates, progress: Progress, retrier: Retrier) -> None:
+        self._learning, self.candidates, self._progress, self._retrier = learning, candidates, progress, retrier
+
+    def offer_if_due(self) -> None:
+        """Compare the draft with the last version, register it if it gained, and report the result."""
+        learning, candidates = self._learning, self.candidates
+        if not candidates.due(learning.trained_tokens, learning.session.steps):
+            return
+        evaluation = self._retrier.call(
+            "offering a candidate",
+            lambda: candidates.offer(learning.session, learning.held_out, learning.trained_tokens),
+        )
+        self._progress.evaluated(evaluation)

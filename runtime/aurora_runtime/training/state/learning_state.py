@@ -1,0 +1,59 @@
+"""Everything that training changes and that a stored trainer state holds.
+
+Invariant: between two shards this is all that decides how training goes on, so that a trainer restored from it learns
+what an undisturbed one would have learnt. Between two batches nothing is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_budget import ReplayBudget
+from aurora_runtime.training.data.shards import Shard, ShardReader
+from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.state import replay_restore
+from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
+
+
+@dataclass
+class LearningState:
+    """The session, what is kept of the traces, and which shards were consumed."""
+
+    session: Session
+    ledger: ShardLedger
+    replay: ReplayBuffer
+    budget: ReplayBudget
+    held_out: HeldOutSet
+    coverage: VocabularyCoverage
+    trained_tokens: int  # fresh positions, each counted once
+
+    def hold_out(self, shard: Shard) -> None:
+        """Add the shard's held-out requests to the held-out set."""
+        for request, examples in shard.held_out:
+            self.held_out.add(request, examples, shard.key)
+
+    @property
+    def change_count(self) -> tuple[int, int]:
+        """Differs after any change worth saving: shards may be consumed, and retired, without a step."""
+        return self.session.steps, self.ledger.changes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a stored state. Rounds the session's live moments and average."""
+        return {
+            **self.session.state(),
+            **self.coverage.state(),
+            **self.budget.state(),
+            **replay_restore.spans_state(self.replay, self.held_out, self.ledger.consumed),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], reader: ShardReader) -> None:
+        """The inverse of :meth:`tensors`; reads again the shards that replay and the held-out set came from."""
+        replay_restore.restore(tensors, self.ledger.consumed, reader, self.replay, self.held_out)
+        self.session.restore(tensors)
+        self.coverage.restore(tensors)
+        self.budget.restore(tensors, self.replay.slots)
