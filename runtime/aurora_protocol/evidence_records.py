@@ -78,8 +78,8 @@ class Environment(Model):
     torch: str = Field(description="Version of torch.")
     dtype: str = Field(description="Number format of the target.")
     draft_steps: int = Field(description="Draft steps per verify round.")
-    draft_topk: int = Field(description="Branches per draft step.")
-    draft_tokens: int = Field(description="Draft tokens per verify round.")
+    draft_branching: int = Field(description="Candidates per draft step. 1 drafts a chain, more a tree.")
+    draft_tokens: int = Field(description="Tokens verified per round.")
     image: str = Field(default="", description="Container image of the engine.")
     pod_digest: str = Field(
         default="", description="Digest of all other settings that decide speed: engine arguments and pod resources."

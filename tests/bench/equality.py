@@ -48,7 +48,7 @@ from tests.traffic.report import percentiles
 
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
-from aurora_runtime.validation.answer_equality import NEAR_TIE, first_difference
+from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, first_difference
 from aurora_runtime.validation.load_client import Answer, BatchResult, Client
 
 PROMPT_SEED = 2
@@ -110,7 +110,7 @@ def compare(
     if at >= min(len(off), len(answer)):  # one answer is the beginning of the other: there is no second token
         return Comparison(Verdict.DIFFERENT, at)
     margin = margin_of((*prompt, *off[:at]), off[at], answer[at])
-    is_tie = dtype is not DType.FLOAT32 and margin.gap <= NEAR_TIE
+    is_tie = dtype is not DType.FLOAT32 and margin.gap <= NEAR_TIE_LOGIT_GAP
     return Comparison(Verdict.NEAR_TIE if is_tie else Verdict.DIFFERENT, at, margin)
 
 

@@ -29,7 +29,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
 from aurora_runtime.traces import decode
-from aurora_runtime.validation.validation_run import plan_of
+from aurora_runtime.validation.measurement_plan import measurement_plan
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -184,7 +184,7 @@ def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tm
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
     assert evidence.environment.device == "cpu"
     assert evidence.environment.engine == "0.5.23"
-    policy = plan_of(world.settings).policy
+    policy = measurement_plan(world.settings).policy
     assert judge(evidence.samples, evidence.equality, policy, evidence.baseline) == evidence.verdict
     captured = [world.registry.shard(key)[1] for key in world.registry.shard_keys(1)]
     lengths = [trace.prompt_length for data in captured for trace in decode(data) if trace.root.shape[0]]

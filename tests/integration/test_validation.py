@@ -22,7 +22,7 @@ from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
 from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
-from aurora_runtime.validation.validation_run import plan_of
+from aurora_runtime.validation.measurement_plan import measurement_plan
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
@@ -101,7 +101,7 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
     assert evidence.verdict.kind is not VerdictKind.PASS
     assert (evidence.active_digest, evidence.candidate_digest) == scene.digests
     _samples_are_whole(evidence)
-    again = judge(evidence.samples, evidence.equality, plan_of(scene.settings).policy)
+    again = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy)
     assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
 
     for equality in evidence.equality:
@@ -135,7 +135,7 @@ def test_a_later_candidate_is_measured_without_the_engines_of_the_baseline(scene
     assert (evidence.attempt, evidence.baseline.key) == (2, kept[0])
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
     assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM, Arm.ACTIVE}
-    again = judge(evidence.samples, evidence.equality, plan_of(scene.settings).policy, evidence.baseline)
+    again = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy, evidence.baseline)
     assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
     (equality,) = evidence.equality
     assert (equality.arm, equality.reference) == (Arm.CANDIDATE, Arm.ACTIVE)

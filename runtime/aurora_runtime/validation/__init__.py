@@ -1,4 +1,4 @@
-"""The validator: measures one candidate on the real engine and leaves evidence in the store.
+"""The validator: measures one candidate on the real engine and writes evidence to the store.
 
-Invariant (promise 1): it reports what it saw, whatever the verdict; it fails only when it could not measure.
+Invariant (promise 1): the validator writes evidence whatever the verdict. It fails only when it could not measure.
 """

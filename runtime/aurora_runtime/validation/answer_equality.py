@@ -1,10 +1,14 @@
-"""Greedy answers compared with those without speculation, or with those of a draft that answers so (promise 2).
+"""Compares greedy answers with those of a reference arm (promise 2).
 
-Identical, or the first difference is a near tie: two tokens whose logits, re-scored by the server on the common prefix,
-lie within a bound. Where no server without speculation runs, the one with the draft re-scores: a first token comes from
-the target's prefill, which no draft touches. Half-precision logits between 16 and 32 step by 0.125 (bf16), so equality
-across batch shapes is not to be had there; in fp32 answers are identical. The re-score is as coarse as the engine:
-seen on SmolLM2 in bf16, margins are multiples of 0.125, hence the slack.
+The reference is off, or a draft that is known to answer as off does.
+
+Two answers are equal when they are identical, or when their first difference is a near tie: two tokens whose logits lie
+within a bound. The engine computes both logits again on the common prefix. Where no engine without speculation runs,
+the one with the draft computes them: the first token of an answer comes from the target's prefill, which uses no draft.
+
+Half-precision logits between 16 and 32 have steps of 0.125 (bf16), so answers cannot be identical across batch shapes.
+In fp32 they are identical. The second computation is as coarse as the engine: margins seen on SmolLM2 in bf16 are
+multiples of 0.125, hence the slack.
 """
 
 from __future__ import annotations
@@ -15,17 +19,17 @@ from dataclasses import dataclass, field
 from aurora_api.v1alpha1.target import DType
 from aurora_protocol.evidence_records import AnswerEquality, Arm
 
-NEAR_TIE = 0.25
+NEAR_TIE_LOGIT_GAP = 0.25
 """Largest gap of two logits that counts as a tie, in exact arithmetic."""
 HALF_PRECISION_SLACK = 0.25
-"""What re-scoring in half precision may add: one step of 0.125 for each of the two logits."""
-ROUNDING = 0.01
-"""What sums in another order may move float32 logits by, with room: answers are otherwise the same."""
+"""What computing again in half precision may add to a gap: one step of 0.125 for each of the two logits."""
+FLOAT32_LOGIT_GAP = 0.01
+"""How far sums in another order may move float32 logits, with room to spare. Answers are otherwise identical."""
 
 
-def near_tie(dtype: DType) -> float:
-    """The bound for a server that computes in ``dtype``."""
-    return ROUNDING if dtype is DType.FLOAT32 else NEAR_TIE + HALF_PRECISION_SLACK
+def near_tie_bound(dtype: DType) -> float:
+    """The largest gap of two logits that counts as a tie on an engine that computes in ``dtype``."""
+    return FLOAT32_LOGIT_GAP if dtype is DType.FLOAT32 else NEAR_TIE_LOGIT_GAP + HALF_PRECISION_SLACK
 
 
 Margin = Callable[[Sequence[int], int, int], Awaitable[float]]
@@ -33,7 +37,7 @@ Margin = Callable[[Sequence[int], int, int], Awaitable[float]]
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first index at which the answers part; None when they are equal. It may lie at the end of the shorter one."""
+    """The first index at which two answers differ, possibly the shorter one's end. None when they are equal."""
     for index, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return index
@@ -41,34 +45,34 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 @dataclass
-class EqualityCount:
-    """Running comparison of one arm. A prompt counts once: its first answers decide."""
+class EqualityCounter:
+    """Counts how the answers of one arm compare. A prompt counts once: its first answers decide."""
 
     arm: Arm
     bound: float
-    """Largest gap that counts as a near tie."""
+    """Largest gap of two logits that counts as a near tie."""
     reference: Arm = Arm.OFF
     identical: int = 0
     near_ties: int = 0
     different: int = 0
     largest_margin: float = 0.0
-    _seen: set[int] = field(default_factory=set)
+    _counted_requests: set[int] = field(default_factory=set)
 
     async def compare(
-        self, request: int, prompt: Sequence[int], base: Sequence[int], answer: Sequence[int], margin: Margin
+        self, request: int, prompt: Sequence[int], expected: Sequence[int], answer: Sequence[int], margin: Margin
     ) -> None:
-        """Compare one answer with the reference's."""
-        if request in self._seen:
+        """Compare one answer with the reference arm's, ``expected``."""
+        if request in self._counted_requests:
             return
-        self._seen.add(request)
-        at = first_difference(base, answer)
-        if at is None:
+        self._counted_requests.add(request)
+        index = first_difference(expected, answer)
+        if index is None:
             self.identical += 1
             return
-        if at >= min(len(base), len(answer)):  # one is the other's beginning: neither token to weigh, nor a tie
+        if index >= min(len(expected), len(answer)):  # one answer ends earlier, so there are no two tokens to compare
             self.different += 1
             return
-        gap = await margin([*prompt, *base[:at]], base[at], answer[at])
+        gap = await margin([*prompt, *expected[:index]], expected[index], answer[index])
         self.largest_margin = max(self.largest_margin, gap)
         if gap <= self.bound:
             self.near_ties += 1
@@ -76,6 +80,7 @@ class EqualityCount:
             self.different += 1
 
     def record(self) -> AnswerEquality:
+        """The counts so far."""
         return AnswerEquality(
             arm=self.arm,
             reference=self.reference,

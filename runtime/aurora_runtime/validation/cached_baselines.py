@@ -1,7 +1,9 @@
-"""Baselines kept for later candidates: what the target does without a draft of ours changes seldom.
+"""Baselines that later candidates reuse: the target without a draft of ours changes seldom.
 
-Invariant: a baseline is used only where everything that decides speed is the same, while it is younger than the limit,
-and only beside an active draft that is known to answer as off does: the candidate is compared with that draft then.
+Invariants: a cached baseline is used only where everything that decides speed is the same, and while it is younger than
+the limit. The active draft must be known to answer as off does, because the candidate's answers are then compared with
+the active draft's. The active draft must have been measured beside the baseline, because only that shows whether the
+machine's speed has changed.
 """
 
 from __future__ import annotations
@@ -14,58 +16,80 @@ from datetime import datetime, timedelta
 
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Sample, VerdictKind
-from aurora_protocol.pod_settings import ValidationSettings
-from aurora_runtime.validation.measure import Measurement, MeasurePlan
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.measure import Measurement
+from aurora_runtime.validation.measurement_plan import MeasurementPlan
 from aurora_store import Keys, Registry
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 8
-"""The newest baselines; older ones are of other machines or too old."""
+MAX_BASELINES_READ = 8
+"""How many of the newest baselines are looked at. Older ones are of other machines, or too old."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a measurement needs of a baseline."""
+class BaselineRequirements:
+    """What a measurement needs of a cached baseline."""
 
-    plan: MeasurePlan
+    plan: MeasurementPlan
     environment: Environment
     max_new_tokens: int
     max_age: timedelta
     now: datetime
 
     @classmethod
-    def of(cls, settings: ValidationSettings, plan: MeasurePlan, where: Environment, now: datetime) -> Wanted:
-        asked = settings.validation
-        return cls(plan, where, asked.max_new_tokens, timedelta(seconds=asked.baseline_max_age_seconds), now)
+    def of(cls, attempt: Attempt, environment: Environment) -> BaselineRequirements:
+        """The requirements of ``attempt`` in ``environment``."""
+        spec = attempt.settings.validation
+        max_age = timedelta(seconds=spec.baseline_max_age_seconds)
+        return cls(attempt.plan, environment, spec.max_new_tokens, max_age, attempt.started)
 
 
-def _rounds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> int:
-    return len({s.round for s in samples if s.arm is arm and s.concurrency == concurrency and s.tokens > 0})
+def find_baseline(
+    registry: Registry, lineage: int, active: Registration, requirements: BaselineRequirements
+) -> BaselineSamples | None:
+    """The newest usable baseline, reduced to the samples that the plan asks for and those of the active draft."""
+    concurrencies = requirements.plan.policy.concurrencies
+    for key, baseline in itertools.islice(registry.baselines(lineage), MAX_BASELINES_READ):
+        control = [s for s in _samples_of_active(baseline, active) if s.concurrency in concurrencies]
+        reason = reason_not_usable(baseline, requirements)
+        if not reason and not answers_as_off(registry, active, baseline):
+            reason = f"version {active.version} was never seen to answer as off does"
+        if not reason and {s.concurrency for s in control} != set(concurrencies):
+            reason = f"version {active.version} was not measured beside it, so a change of the machine would not show"
+        if reason:
+            log.info("baseline %s is not used: %s", key, reason)
+            continue
+        log.info("baseline %s of %s is used", key, baseline.created.isoformat())
+        arms = requirements.plan.baseline_arms
+        samples = [s for s in baseline.samples if s.arm in arms and s.concurrency in concurrencies]
+        return BaselineSamples(key=key, samples=(*samples, *control), created=baseline.created)
+    return None
 
 
-def refusal(baseline: CachedBaseline, wanted: Wanted) -> str:
-    """Why ``baseline`` cannot stand for a measurement of its own; empty when it can."""
-    policy = wanted.plan.policy
-    age = wanted.now - baseline.created
-    if not timedelta(0) <= age < wanted.max_age:
+def reason_not_usable(baseline: CachedBaseline, requirements: BaselineRequirements) -> str:
+    """Why ``baseline`` cannot replace a measurement. Empty when it can."""
+    plan = requirements.plan
+    age = requirements.now - baseline.created
+    if not timedelta(0) <= age < requirements.max_age:
         return f"it is {age.total_seconds():.0f} s old"
-    if not baseline.environment.is_comparable_with(wanted.environment):
+    if not baseline.environment.is_comparable_with(requirements.environment):
         return "it was measured on another machine, engine or setting"
-    if (baseline.prompts_per_worker, baseline.max_new_tokens) != (
-        wanted.plan.prompts_per_worker,
-        wanted.max_new_tokens,
-    ):
+    batch_size = (baseline.prompts_per_worker, baseline.max_new_tokens)
+    if batch_size != (plan.prompts_per_worker, requirements.max_new_tokens):
         return "its batches were of another size"
-    for arm in wanted.plan.apart:
-        for concurrency in policy.concurrencies:
-            if _rounds(baseline.samples, arm, concurrency) < policy.min_rounds:
+    for arm in plan.baseline_arms:
+        for concurrency in plan.policy.concurrencies:
+            if _rounds(baseline.samples, arm, concurrency) < plan.policy.min_rounds:
                 return f"it has too few rounds of {arm} at concurrency {concurrency}"
     return ""
 
 
 def answers_as_off(registry: Registry, active: Registration, baseline: CachedBaseline) -> bool:
-    """Whether the active draft's greedy answers are known to be off's: seen with the baseline, or when it passed."""
+    """Whether the active draft's greedy answers are known to equal those without speculation.
+
+    They were compared when the baseline was measured, or when the draft passed the gate in the same environment.
+    """
     return active.digest in baseline.drafts_answering_as_off or any(
         evidence.verdict.kind is VerdictKind.PASS
         and evidence.candidate_digest == active.digest
@@ -75,74 +99,54 @@ def answers_as_off(registry: Registry, active: Registration, baseline: CachedBas
     )
 
 
-def find(registry: Registry, lineage: int, active: Registration, wanted: Wanted) -> BaselineSamples | None:
-    """The newest usable baseline, reduced to what the plan asks for."""
-    for key, baseline in itertools.islice(registry.baselines(lineage), LOOKED_AT):
-        why = refusal(baseline, wanted)
-        concurrencies = wanted.plan.policy.concurrencies
-        control = tuple(s for s in _control(baseline, active) if s.concurrency in concurrencies)
-        if not why and not answers_as_off(registry, active, baseline):
-            why = f"version {active.version} was never seen to answer as off does"
-        if not why and {s.concurrency for s in control} != set(concurrencies):
-            why = (
-                f"version {active.version} was not measured beside it, and only that tells whether the machine changed"
-            )
-        if why:
-            log.info("baseline %s is not used: %s", key, why)
-            continue
-        log.info("baseline %s of %s is used", key, baseline.created.isoformat())
-        samples = tuple(s for s in baseline.samples if s.arm in wanted.plan.apart and s.concurrency in concurrencies)
-        return BaselineSamples(key=key, samples=samples + control, created=baseline.created)
-    return None
+def _samples_of_active(baseline: CachedBaseline, active: Registration) -> list[Sample]:
+    """The samples of the draft that is active now, whichever arm it was then."""
+    then = next((arm for arm, digest in baseline.draft_digests.items() if digest == active.digest), None)
+    return [s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is then]
 
 
-def _control(baseline: CachedBaseline, active: Registration) -> tuple[Sample, ...]:
-    """What the draft that is active now did beside the baseline, whatever it was then."""
-    arm = next((arm for arm, digest in baseline.draft_digests.items() if digest == active.digest), None)
-    return tuple(s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is arm)
+def _rounds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> int:
+    return len({s.round for s in samples if s.arm is arm and s.concurrency == concurrency and s.tokens > 0})
 
 
-def used(settings: ValidationSettings, lineage: int, samples: Sequence[Sample], created: datetime) -> BaselineSamples:
-    """A baseline just measured apart, under the key that its record will have."""
-    key = Keys.baseline(lineage, settings.candidate, settings.attempt)
-    return BaselineSamples(key=key, samples=tuple(samples), created=created)
+def fresh_baseline(attempt: Attempt, samples: Sequence[Sample]) -> BaselineSamples:
+    """A baseline that was measured just now, under the key that its record will have."""
+    key = Keys.baseline(attempt.candidate.lineage, attempt.settings.candidate, attempt.settings.attempt)
+    return BaselineSamples(key=key, samples=tuple(samples), created=attempt.started)
 
 
-def keep(
-    settings: ValidationSettings,
-    plan: MeasurePlan,
-    where: Environment,
-    measurement: Measurement,
-    samples: Sequence[Sample],
-    *,
-    drafts: dict[Arm, Registration],
-    created: datetime,
+def baseline_to_cache(
+    attempt: Attempt, environment: Environment, measurement: Measurement, samples: Sequence[Sample]
 ) -> CachedBaseline | None:
-    """The record to leave for later candidates; None when ``samples`` are too few to be of use to any.
+    """The baseline to store for later candidates. None when it holds too few rounds of off to be useful.
 
     Args:
-        samples: of off and whatever was measured beside it; an arm of which requests failed is left out.
+        samples: those of off and of all that was measured beside it. An arm with failed requests is left out.
     """
-    failed = {sample.arm for sample in samples if sample.failures}
-    kept = tuple(s for s in samples if s.arm not in failed)
-    policy = plan.policy
-    if any(_rounds(kept, Arm.OFF, concurrency) < policy.min_rounds for concurrency in policy.concurrencies):
+    failed_arms = {sample.arm for sample in samples if sample.failures}
+    usable = tuple(sample for sample in samples if sample.arm not in failed_arms)
+    policy = attempt.plan.policy
+    if any(_rounds(usable, Arm.OFF, concurrency) < policy.min_rounds for concurrency in policy.concurrencies):
         return None
-    same = tuple(
-        drafts[e.arm].digest
-        for e in measurement.equalities()
-        if e.arm in drafts and e.reference is Arm.OFF and e.prompts > 0 and e.different == 0
+    same_answers = (
+        attempt.drafts[equality.arm].digest
+        for equality in measurement.equalities()
+        if equality.arm in attempt.drafts
+        and equality.reference is Arm.OFF
+        and equality.prompts > 0
+        and equality.different == 0
     )
+    arms = {sample.arm for sample in usable}
     return CachedBaseline(
-        lineage=drafts[Arm.CANDIDATE].lineage,
-        version=settings.candidate,
-        attempt=settings.attempt,
-        environment=where,
+        lineage=attempt.candidate.lineage,
+        version=attempt.settings.candidate,
+        attempt=attempt.settings.attempt,
+        environment=environment,
         concurrencies=policy.concurrencies,
-        prompts_per_worker=plan.prompts_per_worker,
-        max_new_tokens=settings.validation.max_new_tokens,
-        samples=kept,
-        draft_digests={arm: draft.digest for arm, draft in drafts.items() if any(s.arm is arm for s in kept)},
-        drafts_answering_as_off=tuple(dict.fromkeys(same)),
-        created=created,
+        prompts_per_worker=attempt.plan.prompts_per_worker,
+        max_new_tokens=attempt.settings.validation.max_new_tokens,
+        samples=usable,
+        draft_digests={arm: draft.digest for arm, draft in attempt.drafts.items() if arm in arms},
+        drafts_answering_as_off=tuple(dict.fromkeys(same_answers)),
+        created=attempt.started,
     )

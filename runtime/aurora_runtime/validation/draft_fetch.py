@@ -1,6 +1,6 @@
-"""The drafts under measurement, fetched and checked against their lineage before an engine may load them.
+"""Fetches the drafts under measurement and checks them before an engine may load them.
 
-Invariant: a draft is measured only if an inference pod would load it, by the very check that pods make.
+Invariant: a draft is measured only if an inference pod would load it, because both make the same check.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from aurora_store.objects import sha256_file
 
 @dataclass(frozen=True)
 class FetchedDraft:
-    """One version's weights: its folder (SGLang's format) and number."""
+    """A downloaded version: its folder, in SGLang's format, and its number."""
 
     folder: Path
     version: int
 
     @property
     def weights(self) -> Path:
+        """The file with the weights."""
         return self.folder / WEIGHTS
 
     @cached_property
@@ -35,10 +36,10 @@ class FetchedDraft:
 
 
 def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage, folder: Path) -> FetchedDraft:
-    """Download a version into ``folder``, digests verified.
+    """Download a version into ``folder`` and verify its digests.
 
-    Raises :class:`DraftRefused` when a pod would not load it, whatever the reason: files that are missing or damaged,
-    another lineage, other tensors, another vocabulary map, values that are not finite.
+    Raises :class:`DraftRefused` when a pod would not load the draft: missing or damaged files, another lineage, other
+    tensors, another vocabulary map, or values that are not finite.
     """
     try:
         manifest = registry.fetch_checkpoint(registration, folder)

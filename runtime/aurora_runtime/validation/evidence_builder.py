@@ -1,30 +1,32 @@
-"""Where a measurement was taken, and the record that keeps it.
+"""The environment of a measurement, and the evidence record that keeps both.
 
-Invariant: a figure is never without its environment; what was measured on a CPU says so.
+Invariant: a figure is never stored without its environment. A measurement on a CPU says so.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from aurora_protocol.agent_api import Machine
-from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import BaselineSamples, Environment, Evidence
 from aurora_protocol.pod_settings import ValidationSettings
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.held_out_prompts import Prompt, prompts_digest
 from aurora_runtime.validation.measure import Measurement
 
 
-def environment(settings: ValidationSettings, where: Machine) -> Environment:
-    """The machine, the engine and the draft's shape."""
+def measurement_environment(settings: ValidationSettings, machine: Machine) -> Environment:
+    """The machine, the engine and the settings that decide speed."""
     return Environment(
-        hardware=where.hardware,
-        device=where.device,
-        engine=where.engine,
-        torch=where.torch,
+        hardware=machine.hardware,
+        device=machine.device,
+        engine=machine.engine,
+        torch=machine.torch,
         dtype=settings.target.dtype.value,
         draft_steps=settings.draft.steps,
-        draft_topk=settings.draft.branching,
+        draft_branching=settings.draft.branching,
         draft_tokens=settings.draft.tokens_per_round,
         image=settings.image,
         pod_digest=settings.pod_digest,
@@ -32,32 +34,28 @@ def environment(settings: ValidationSettings, where: Machine) -> Environment:
     )
 
 
-def build(
-    settings: ValidationSettings,
+def build_evidence(
+    attempt: Attempt,
+    environment: Environment,
     measurement: Measurement,
-    *,
-    candidate: Registration,
-    active: Registration,
-    where: Environment,
-    prompts_sha256: str,
-    started: datetime,
+    prompts: Iterable[Prompt],
     baseline: BaselineSamples | None = None,
 ) -> Evidence:
-    """The evidence record of a finished measurement; its verdict is the last round's."""
+    """The evidence of a finished measurement. Its verdict is that of the last round."""
     return Evidence(
-        version=settings.candidate,
-        attempt=settings.attempt,
-        lineage=candidate.lineage,
-        candidate_digest=candidate.digest,
-        active_version=active.version,
-        active_digest=active.digest,
+        version=attempt.settings.candidate,
+        attempt=attempt.settings.attempt,
+        lineage=attempt.candidate.lineage,
+        candidate_digest=attempt.candidate.digest,
+        active_version=attempt.active.version,
+        active_digest=attempt.active.digest,
         samples=tuple(measurement.samples),
         baseline=baseline,
         equality=measurement.equalities(),
         acceptance_length=measurement.acceptance_length(),
-        environment=where,
-        prompts_sha256=prompts_sha256,
+        environment=environment,
+        prompts_sha256=prompts_digest(prompts),
         verdict=measurement.verdicts[-1],
-        started=started,
+        started=attempt.started,
         finished=datetime.now(UTC),
     )

@@ -1,7 +1,7 @@
-"""Held-out prompts of recent traffic: what a candidate is measured on, and was never trained on.
+"""Held-out prompts of recent traffic, on which a candidate is measured and was never trained.
 
-Invariants: only requests on the held-out side of the split; newest shards first; the same shards give the same prompts
-in the same order. Prompts are token ids and never leave this process but as requests to its own engines.
+Invariants: only requests on the held-out side of the split. Newest shards first. The same shards give the same prompts
+in the same order. Prompts are token ids, and leave this process only as requests to the engines under test.
 """
 
 from __future__ import annotations
@@ -19,54 +19,55 @@ from aurora_store.errors import ObjectMissing
 log = logging.getLogger(__name__)
 
 MAX_SHARDS = 256
-"""Bounds the download: about 256 x 16k positions of hidden states at most."""
+"""Bounds the download: at most about 256 x 16k positions of hidden states."""
 MAX_PROMPT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One held-out request: its split hash and the token ids that the engine saw."""
+    """The prompt of one held-out request: the hash that decided the split, and the token ids that the engine saw."""
 
     request: int
     tokens: tuple[int, ...]
 
 
-def select(traces: Iterable[RequestTrace], wanted: int, seen: dict[int, Prompt]) -> None:
-    """Add held-out prompts of ``traces`` to ``seen`` (in order of arrival) until it has ``wanted``."""
-    for trace in traces:
-        if len(seen) >= wanted:
-            return
-        if trace.held_out and trace.request not in seen and 0 < trace.prompt_length <= MAX_PROMPT_TOKENS:
-            seen[trace.request] = Prompt(trace.request, tuple(trace.tokens[: trace.prompt_length].tolist()))
-
-
 def held_out_prompts(registry: Registry, lineage: int, *, wanted: int, needed: int) -> tuple[Prompt, ...]:
     """Up to ``wanted`` distinct prompts, newest shards first.
 
-    Raises :class:`MeasurementError` when there are fewer than ``needed``: a small sample would flatter or condemn by
-    chance, so the operator has to try again when there is more traffic.
+    Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
+    chance, so the operator retries when there is more traffic.
     """
     keys = registry.newest_shards(lineage, MAX_SHARDS)
-    seen: dict[int, Prompt] = {}
-    read = 0
+    prompts: dict[int, Prompt] = {}
+    shards_read = 0
     for key in keys:
-        if len(seen) >= wanted:
+        if len(prompts) >= wanted:
             break
         try:
             data = registry.shard(key)[1]
         except ObjectMissing:
-            continue  # deleted since the listing: the trainer keeps the store bounded
-        select(decode(data), wanted, seen)
-        read += 1
-    log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(seen), read, len(keys))
-    if len(seen) < needed:
+            continue  # deleted since the listing, because the trainer bounds the store
+        _add_held_out(decode(data), wanted, prompts)
+        shards_read += 1
+    log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(prompts), shards_read, len(keys))
+    if len(prompts) < needed:
         raise MeasurementError(
-            f"{len(seen)} distinct held-out prompts in the newest {read} shards; {needed} are needed: wait for traffic"
+            f"{len(prompts)} distinct held-out prompts in the newest {shards_read} shards; {needed} are needed: "
+            "wait for traffic"
         )
-    return tuple(seen.values())
+    return tuple(prompts.values())
 
 
-def digest(prompts: Iterable[Prompt]) -> str:
-    """SHA-256 over the sorted prompt hashes: tells whether two measurements used the same prompts."""
+def _add_held_out(traces: Iterable[RequestTrace], wanted: int, prompts: dict[int, Prompt]) -> None:
+    """Add the held-out prompts of ``traces``, in their order, until there are ``wanted``."""
+    for trace in traces:
+        if len(prompts) >= wanted:
+            return
+        if trace.held_out and trace.request not in prompts and 0 < trace.prompt_length <= MAX_PROMPT_TOKENS:
+            prompts[trace.request] = Prompt(trace.request, tuple(trace.tokens[: trace.prompt_length].tolist()))
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """SHA-256 over the sorted hashes of the prompts: equal when two measurements used the same prompts."""
     text = b"".join(number.to_bytes(8, "big") for number in sorted(prompt.request for prompt in prompts))
     return hashlib.sha256(text).hexdigest()

@@ -28,7 +28,10 @@ GPU_SHARE = 0.85
 
 @dataclass
 class Engines:
-    """Implements :class:`aurora_runtime.validation.measure.Bench` on real servers. An async context manager."""
+    """Implements :class:`~aurora_runtime.validation.engines_under_test.EnginesUnderTest` on real servers.
+
+    An async context manager.
+    """
 
     servers: EngineSet
     drafts: dict[Arm, FetchedDraft]  # ACTIVE and CANDIDATE

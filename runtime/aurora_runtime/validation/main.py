@@ -1,6 +1,7 @@
-"""The validation Job: settings -> measurement -> baseline and evidence in the store.
+"""The validation Job: reads its settings, measures, and stores the baseline and the evidence.
 
-Exit status 0 whatever the verdict: evidence was written. 1 when it could not measure, with one line that says why.
+Exit status 0 whatever the verdict: evidence was written. Exit status 1 when the Job could not measure, with one log
+line that says why.
 """
 
 from __future__ import annotations
@@ -17,42 +18,45 @@ from pathlib import Path
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.pod_settings import KEYS_FOLDER, ValidationSettings
 from aurora_runtime.errors import RuntimeFault
-from aurora_runtime.validation.validation_run import Outcome, Place, run
+from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
-"""Kubernetes mounts it into every container and shows its content in the pod's status."""
+"""Kubernetes mounts this file into every container and shows its content in the pod's status."""
+MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
 
 
-async def _interruptible(settings: ValidationSettings, registry: Registry, place: Place) -> Outcome:
-    """:func:`run`, cancelled by SIGTERM and SIGINT, so that its engines are stopped and a replica is given back."""
-    task = asyncio.ensure_future(run(settings, registry, place))
+async def _validate_until_signal(
+    settings: ValidationSettings, registry: Registry, workspace: Workspace
+) -> ValidationResult:
+    """:func:`validate`, cancelled by SIGTERM and SIGINT, so that its engines stop and a replica is given back."""
+    task = asyncio.ensure_future(validate(settings, registry, workspace))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     return await task
 
 
-def _leave_word(why: str) -> None:
-    """Tell Kubernetes, and through it the operator, why nothing was measured; the first line only, the log has all."""
+def _write_termination_message(reason: str) -> None:
+    """Tell Kubernetes, and through it the operator, why nothing was measured. Only the first line; the log has all."""
     if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(why.partition("\n")[0][:1000])
+        TERMINATION_LOG.write_text(reason.partition("\n")[0][:MAX_TERMINATION_MESSAGE_CHARACTERS])
 
 
-def _store(registry: Registry, outcome: Outcome) -> None:
-    """The baseline first, so that evidence never names what is not there."""
-    if outcome.baseline is not None:
+def _store(registry: Registry, result: ValidationResult) -> None:
+    """Store the baseline first, so that the evidence never names a missing baseline."""
+    if result.baseline is not None:
         with contextlib.suppress(ObjectExists):
-            log.info("baseline written to %s", registry.put_baseline(outcome.baseline))
+            log.info("baseline written to %s", registry.put_baseline(result.baseline))
     try:
-        key = registry.put_evidence(outcome.evidence)
+        key = registry.put_evidence(result.evidence)
     except ObjectExists:
-        log.warning("evidence of this attempt exists already: another pod of this Job was first; it stands")
+        log.warning("another pod of this Job has already written the evidence of this attempt, which is kept")
         return
-    verdict = outcome.evidence.verdict
+    verdict = result.evidence.verdict
     log.info("verdict %s: %s", verdict.kind, "; ".join(verdict.reasons))
     log.info("evidence written to %s", key)
 
@@ -67,14 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
         settings = ValidationSettings.from_env()
         registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
         with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
-            place = Place(Path(scratch), options.keys)
-            outcome = asyncio.run(_interruptible(settings, registry, place))
-        _store(registry, outcome)
+            workspace = Workspace(Path(scratch), options.keys)
+            result = asyncio.run(_validate_until_signal(settings, registry, workspace))
+        _store(registry, result)
     except (RuntimeFault, StoreError, ProtocolError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
-        _leave_word(str(error))
+        _write_termination_message(str(error))
         raise SystemExit(1) from None
     except asyncio.CancelledError:
         log.error("interrupted: the engines are stopped, no evidence was written")  # noqa: TRY400
-        _leave_word("interrupted before it could finish")
+        _write_termination_message("interrupted before it could finish")
         raise SystemExit(1) from None

@@ -54,7 +54,7 @@ MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 @dataclass
 class ReplicaEngine:
-    """Implements :class:`aurora_runtime.validation.measure.Bench`. An async context manager.
+    """Implements :class:`aurora_runtime.validation.engines_under_test.EnginesUnderTest`. An async context manager.
 
     ``deadline`` is on :func:`time.monotonic`, in seconds.
     """

@@ -1,203 +1,199 @@
-"""One measurement from its settings: drafts and prompts from the store, engines of one's own or a replica's, a verdict.
+"""One measurement from its settings to its records: fetch drafts and prompts, run engines, judge.
 
-Invariant: whatever the place, the same plan, the same prompts and the same gate.
+Invariant: the plan, the prompts and the gate are the same on the Job's own engines and on a lent replica.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aurora_api.v1alpha1.validation import Baseline
-from aurora_protocol.draft_records import Lineage, Registration
+from aurora_protocol.draft_records import Lineage
 from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Evidence, Sample
-from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError
-from aurora_runtime.validation.answer_equality import near_tie
-from aurora_runtime.validation.cached_baselines import Wanted, find, keep, used
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.cached_baselines import (
+    BaselineRequirements,
+    baseline_to_cache,
+    find_baseline,
+    fresh_baseline,
+)
 from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
-from aurora_runtime.validation.evidence_builder import build, environment
-from aurora_runtime.validation.held_out_prompts import Prompt, digest, held_out_prompts
+from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
+from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts
 from aurora_runtime.validation.job_engines import Engines
-from aurora_runtime.validation.measure import Measurement, MeasurePlan, measure, measure_apart, refused
+from aurora_runtime.validation.measure import Measurement, measure, measure_baseline, rejected_unmeasured
+from aurora_runtime.validation.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.replica_engine import ReplicaEngine
+from aurora_runtime.validation.round_runner import Answers, RoundRunner
 from aurora_runtime.validation.server_set import EngineSet
 from aurora_store import Registry
 
 FINISH_SECONDS = 30.0
-"""Kept of the time limit for stopping the engines and writing the evidence."""
-MIN_KV_TOKENS = 8192
+"""Part of the time limit that is reserved for stopping the engines and writing the evidence."""
+MIN_KV_CACHE_TOKENS = 8192
+DRAFT_ROOM_TOKENS = 64
+"""Room for draft tokens in the KV cache of each request."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Folders of this process: scratch space for drafts and logs, and the keys."""
+class Workspace:
+    """Folders of this process: scratch space for drafts and logs, and the folder with the keys."""
 
     scratch: Path
     keys: Path
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a measurement leaves in the store."""
+class ValidationResult:
+    """The records to store."""
 
     evidence: Evidence
     baseline: CachedBaseline | None = None
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be measured, and until when (monotonic)."""
+class ValidationRun:
+    """One attempt, with the store and the time limit. ``deadline`` is on :func:`time.monotonic`, in seconds."""
 
-    settings: ValidationSettings
-    plan: MeasurePlan
+    attempt: Attempt
     registry: Registry
     lineage: Lineage
-    registered: dict[Arm, Registration]
-    started: datetime
     deadline: float
 
-    def baseline(self, where: Environment) -> BaselineSamples | None:
-        """A kept one that stands for off and peers in ``where``."""
-        wanted = Wanted.of(self.settings, self.plan, where, self.started)
-        return find(self.registry, self.lineage.number, self.registered[Arm.ACTIVE], wanted)
+    @property
+    def settings(self) -> ValidationSettings:
+        """The settings of the attempt."""
+        return self.attempt.settings
 
-    def outcome(
+    @property
+    def plan(self) -> MeasurementPlan:
+        """The plan of the attempt."""
+        return self.attempt.plan
+
+    def find_baseline(self, environment: Environment) -> BaselineSamples | None:
+        """A cached baseline that is usable in ``environment``."""
+        requirements = BaselineRequirements.of(self.attempt, environment)
+        return find_baseline(self.registry, self.lineage.number, self.attempt.active, requirements)
+
+    def result(
         self,
-        where: Environment,
+        environment: Environment,
         measurement: Measurement,
-        prompts: tuple[Prompt, ...] = (),
+        prompts: Sequence[Prompt] = (),
         baseline: BaselineSamples | None = None,
-        fresh: tuple[Sample, ...] = (),
-    ) -> Outcome:
-        """``fresh``: samples from which a baseline is kept, when they hold enough of off."""
-        evidence = build(
-            self.settings,
-            measurement,
-            candidate=self.registered[Arm.CANDIDATE],
-            active=self.registered[Arm.ACTIVE],
-            where=where,
-            prompts_sha256=digest(prompts),
-            started=self.started,
-            baseline=baseline,
+        samples_to_cache: Sequence[Sample] = (),
+    ) -> ValidationResult:
+        """The records of a finished measurement. A baseline is cached when the samples hold enough rounds of off."""
+        return ValidationResult(
+            build_evidence(self.attempt, environment, measurement, prompts, baseline),
+            baseline_to_cache(self.attempt, environment, measurement, samples_to_cache),
         )
-        kept = keep(self.settings, self.plan, where, measurement, fresh, drafts=self.registered, created=self.started)
-        return Outcome(evidence, kept)
 
 
-def plan_of(settings: ValidationSettings) -> MeasurePlan:
-    """The measurement that the spec asks for."""
-    asked = settings.validation
-    policy = GatePolicy(
-        concurrencies=asked.concurrencies_primary_first,
-        min_improvement=float(asked.min_improvement),
-        tolerance=float(asked.tolerance.default),
-        min_rounds=asked.min_rounds,
-        tolerances={one.concurrency: float(one.tolerance) for one in asked.tolerance.per_concurrency or ()},
-    )
-    arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
-    if Baseline.NGRAM in asked.baselines:
-        arms.append(Arm.NGRAM)
-    bound = near_tie(settings.target.dtype)
-    return MeasurePlan(policy, tuple(arms), asked.max_rounds, asked.prompts_per_round, bound)
+async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> ValidationResult:
+    """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
+    A candidate that no pod would load is rejected without a measurement.
 
-def kv_tokens(prompts: tuple[Prompt, ...], plan: MeasurePlan, max_new_tokens: int) -> int:
-    """KV cache that holds the largest batch with room for drafts, so that no request is ever queued for memory."""
-    longest = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens + 64
-    return max(MIN_KV_TOKENS, 2 * longest * max(plan.policy.concurrencies))
-
-
-async def run(settings: ValidationSettings, registry: Registry, place: Place) -> Outcome:
-    """Measure ``settings.candidate`` against ``settings.active``; nothing is stored yet.
-
-    A candidate that no pod would load is rejected unmeasured: that, too, is a verdict about it.
-
-    Raises: :class:`RuntimeFault` when it could not measure.
+    Raises :class:`RuntimeFault`, :class:`StoreError` or :class:`ProtocolError` when it could not measure.
     """
     lineage = registry.lineage()
     if lineage is None:
-        raise MeasurementError("there is no lineage in the store: the trainer creates it")
-    versions = {Arm.ACTIVE: settings.active, Arm.CANDIDATE: settings.candidate}
-    task = Task(
+        raise MeasurementError("there is no lineage in the store: wait until the trainer has created one")
+    attempt = Attempt(
         settings,
-        plan_of(settings),
-        registry,
-        lineage,
-        {arm: registry.registration(version) for arm, version in versions.items()},
+        measurement_plan(settings),
+        {
+            Arm.ACTIVE: registry.registration(settings.active),
+            Arm.CANDIDATE: registry.registration(settings.candidate),
+        },
         started=datetime.now(UTC),
-        deadline=time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS,
     )
+    deadline = time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS
+    run = ValidationRun(attempt, registry, lineage, deadline)
     try:
-        candidate = fetch_draft(registry, task.registered[Arm.CANDIDATE], lineage, place.scratch / "candidate")
+        candidate = fetch_draft(registry, attempt.candidate, lineage, workspace.scratch / "candidate")
     except DraftRefused as refusal:
-        where = environment(settings, await asyncio.to_thread(detect_machine, settings.device))
-        return task.outcome(where, refused(str(refusal)))
-    plan = task.plan
+        here = measurement_environment(settings, await asyncio.to_thread(detect_machine, settings.device))
+        return run.result(here, rejected_unmeasured(str(refusal)))
+    plan = attempt.plan
     prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
     if settings.replica is not None:
-        token = (place.keys / AGENT_TOKEN).read_text().strip()
-        return await _on_replica(task, prompts, settings.replica, token)
-    return await _on_own_engines(task, prompts, candidate, place.scratch)
+        token = (workspace.keys / AGENT_TOKEN).read_text().strip()
+        return await _measure_on_replica(run, prompts, settings.replica, token)
+    return await _measure_on_job_engines(run, prompts, candidate, workspace.scratch)
 
 
-async def _on_own_engines(task: Task, prompts: tuple[Prompt, ...], candidate: FetchedDraft, scratch: Path) -> Outcome:
-    """All engines side by side; off's and NGRAM's only where no baseline stands for them."""
-    settings, plan, active = task.settings, task.plan, task.registered[Arm.ACTIVE]
+async def _measure_on_job_engines(
+    run: ValidationRun, prompts: tuple[Prompt, ...], candidate: FetchedDraft, scratch: Path
+) -> ValidationResult:
+    """Start all engines side by side. Engines for off and NGRAM start only when no cached baseline is usable."""
+    settings, plan, active = run.settings, run.plan, run.attempt.active
     try:
-        serving = fetch_draft(task.registry, active, task.lineage, scratch / "active")
+        active_draft = fetch_draft(run.registry, active, run.lineage, scratch / "active")
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
-    on = await asyncio.to_thread(detect_machine, settings.device)
-    where = environment(settings, on)
-    baseline = task.baseline(where)
+    this_machine = await asyncio.to_thread(detect_machine, settings.device)
+    environment = measurement_environment(settings, this_machine)
+    baseline = run.find_baseline(environment)
     spec = EngineSpec(
         model=settings.target.model,
         revision=settings.target.revision,
         dtype=settings.target.dtype.value,
-        device=on.device,
-        kv_tokens=kv_tokens(prompts, plan, settings.validation.max_new_tokens),
+        device=this_machine.device,
+        kv_tokens=kv_cache_tokens(prompts, plan, settings.validation.max_new_tokens),
         extra_args=tuple(settings.extra_args),
     )
     engines = Engines(
         servers=EngineSet(spec, scratch),
-        drafts={Arm.ACTIVE: serving, Arm.CANDIDATE: candidate},
+        drafts={Arm.ACTIVE: active_draft, Arm.CANDIDATE: candidate},
         draft_spec=settings.draft,
-        apart=() if baseline else plan.apart,
+        apart=() if baseline else plan.baseline_arms,
         warm_prompt=prompts[-1].tokens,
         max_new_tokens=settings.validation.max_new_tokens,
-        deadline=task.deadline,
+        deadline=run.deadline,
     )
     async with engines:
-        measurement = await measure(engines, prompts, plan, deadline=task.deadline, baseline=baseline)
-    fresh = () if baseline else tuple(measurement.samples)
-    return task.outcome(where, measurement, prompts, baseline, fresh)
+        measurement = await measure(RoundRunner(engines, prompts, plan, run.deadline), baseline=baseline)
+    samples_to_cache = () if baseline else measurement.samples
+    return run.result(environment, measurement, prompts, baseline, samples_to_cache)
 
 
-async def _on_replica(task: Task, prompts: tuple[Prompt, ...], place: Replica, token: str) -> Outcome:
-    """One engine, so one kind of speculation after the other: first those of the baseline, unless one is kept."""
-    settings, plan = task.settings, task.plan
-    replica = ReplicaEngine(
-        replica=place,
+async def _measure_on_replica(
+    run: ValidationRun, prompts: tuple[Prompt, ...], replica: Replica, token: str
+) -> ValidationResult:
+    """Use the single engine of a replica, so one arm after the other: the baseline first, unless one is cached."""
+    engine = ReplicaEngine(
+        replica=replica,
         token=token,
-        settings=settings,
-        drafts=task.registered,
+        settings=run.settings,
+        drafts=dict(run.attempt.drafts),
         warm_up_prompt=prompts[-1].tokens,
-        deadline=task.deadline,
+        deadline=run.deadline,
     )
-    async with replica:
-        where = environment(settings, replica.machine)
-        baseline, known, fresh = task.baseline(where), None, tuple[Sample, ...]()
+    async with engine:
+        environment = measurement_environment(run.settings, engine.machine)
+        runner = RoundRunner(engine, prompts, run.plan, run.deadline)
+        baseline = run.find_baseline(environment)
+        off_answers: Answers | None = None
+        samples_to_cache: list[Sample] = []
         if baseline is None:
-            samples, known = await measure_apart(replica, prompts, plan, deadline=task.deadline)
-            fresh = tuple(samples)
-            baseline = used(settings, task.lineage.number, fresh, task.started)
-        measurement = await measure(replica, prompts, plan, deadline=task.deadline, baseline=baseline, known=known)
-        await replica.confirm_lease()
-    return task.outcome(where, measurement, prompts, baseline, fresh)
+            samples_to_cache, off_answers = await measure_baseline(runner)
+            baseline = fresh_baseline(run.attempt, samples_to_cache)
+        measurement = await measure(runner, baseline=baseline, off_answers=off_answers)
+        await engine.confirm_lease()
+    return run.result(environment, measurement, prompts, baseline, samples_to_cache)
+
+
+def kv_cache_tokens(prompts: Sequence[Prompt], plan: MeasurementPlan, max_new_tokens: int) -> int:
+    """Size of a KV cache that holds the largest batch with its drafts, so that no request queues for memory."""
+    longest = max(len(prompt.tokens) for prompt in prompts) + max_new_tokens + DRAFT_ROOM_TOKENS
+    return max(MIN_KV_CACHE_TOKENS, 2 * longest * max(plan.policy.concurrencies))

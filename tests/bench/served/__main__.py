@@ -36,7 +36,7 @@ from tests.bench.served.speed_report import Outcome, as_json, count_failures, se
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.validation.answer_equality import near_tie
+from aurora_runtime.validation.answer_equality import near_tie_bound
 
 CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
 """Answer tokens of traffic after which a draft is measured, by domain."""
@@ -55,7 +55,7 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     )
     lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
     plan = MeasurementPlan(
-        lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie(DType.BFLOAT16)
+        lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
     learned_from = traffic(domain)[: training.checkpoints[-1].record.requests]
     measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))

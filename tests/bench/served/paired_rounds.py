@@ -23,7 +23,7 @@ from aurora_protocol import evidence_records
 from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 from aurora_protocol.gate import paired_ratio
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.answer_equality import EqualityCount
+from aurora_runtime.validation.answer_equality import EqualityCounter
 from aurora_runtime.validation.load_client import Answer, BatchResult
 from aurora_runtime.validation.round_schedule import Batch, batches
 
@@ -170,7 +170,7 @@ async def measure(
         MeasurementError: a request without speculation failed.
     """
     equality_counts = {
-        arm.name: EqualityCount(evidence_records.Arm.CANDIDATE, plan.near_tie_gap)
+        arm.name: EqualityCounter(evidence_records.Arm.CANDIDATE, plan.near_tie_gap)
         for arm in plan.arms
         if arm.server != OFF
     }

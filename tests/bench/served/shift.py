@@ -44,7 +44,7 @@ from tests.bench.served.speed_report import (
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.validation.answer_equality import near_tie
+from aurora_runtime.validation.answer_equality import near_tie_bound
 
 CONCURRENCIES = (1, 4)
 PROMPTS_PER_WORKER = 4
@@ -82,7 +82,9 @@ def run_shift(options: argparse.Namespace, folder: Path, code: str) -> list[Outc
         parts, (options.out or folder) / run, spec, unroll_steps([spec]), MAX_ANSWER_TOKENS
     )
     lineup = lineup_of(training.checkpoints, (), (spec,))
-    plan = MeasurementPlan(lineup.arms, CONCURRENCIES, options.rounds, PROMPTS_PER_WORKER, near_tie(DType.BFLOAT16))
+    plan = MeasurementPlan(
+        lineup.arms, CONCURRENCIES, options.rounds, PROMPTS_PER_WORKER, near_tie_bound(DType.BFLOAT16)
+    )
     outcomes = list[Outcome]()
     for domain in options.domains:
         measured = asyncio.run(measure_lineup(domain, lineup, plan, (), folder))

@@ -1,4 +1,4 @@
-"""Which first differences of greedy answers are ties, by what the engine computes in."""
+"""Which first differences of greedy answers are near ties, for each number format of the engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from aurora_api.v1alpha1.target import DType
 from aurora_protocol.evidence_records import Arm
-from aurora_runtime.validation.answer_equality import EqualityCount, near_tie
+from aurora_runtime.validation.answer_equality import EqualityCounter, near_tie_bound
 
 ANSWER, OTHER = (5, 6, 7), (5, 9, 7)
 
@@ -19,14 +19,14 @@ ANSWER, OTHER = (5, 6, 7), (5, 9, 7)
         (DType.BFLOAT16, 0.125, 0),
         (DType.BFLOAT16, 0.625, 1),
     ],
-    ids=["rounding", "float32 knows no ties", "a step of bfloat16", "more than a tie"],
+    ids=["float32 rounding", "float32 has no near ties", "one step of bfloat16", "beyond a near tie"],
 )
-async def test_float32_answers_are_the_same_and_bfloat16_ones_part_at_ties(
+async def test_float32_answers_are_identical_and_bfloat16_answers_differ_only_at_near_ties(
     dtype: DType, gap: float, different: int
 ) -> None:
     async def margin(prefix: object, one: int, other: int) -> float:
         return gap
 
-    count = EqualityCount(Arm.CANDIDATE, near_tie(dtype))
+    count = EqualityCounter(Arm.CANDIDATE, near_tie_bound(dtype))
     await count.compare(0, (1, 2), ANSWER, OTHER, margin)
     assert (count.identical, count.near_ties, count.different) == (0, 1 - different, different)

@@ -1,4 +1,4 @@
-"""When a kept baseline may stand for a measurement of its own, and what is kept."""
+"""When a cached baseline may replace a measurement, and which samples are cached."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm, CachedBaseline, Environment, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
-from aurora_runtime.validation.answer_equality import EqualityCount
-from aurora_runtime.validation.cached_baselines import Wanted, find, keep, refusal
-from aurora_runtime.validation.measure import Measurement, MeasurePlan
+from aurora_runtime.validation.answer_equality import EqualityCounter
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.cached_baselines import (
+    BaselineRequirements,
+    baseline_to_cache,
+    find_baseline,
+    reason_not_usable,
+)
+from aurora_runtime.validation.measure import Measurement
+from aurora_runtime.validation.measurement_plan import MeasurementPlan
 from aurora_store import Registry
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import digest, evidence, registration
@@ -31,12 +38,12 @@ HERE = Environment(
     torch="2",
     dtype="float32",
     draft_steps=3,
-    draft_topk=1,
+    draft_branching=1,
     draft_tokens=4,
 )
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=3)
-PLAN = MeasurePlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, prompts_per_worker=2)
-WANTED = Wanted(PLAN, HERE, max_new_tokens=64, max_age=timedelta(hours=1), now=NOW)
+PLAN = MeasurementPlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, prompts_per_worker=2)
+REQUIREMENTS = BaselineRequirements(PLAN, HERE, max_new_tokens=64, max_age=timedelta(hours=1), now=NOW)
 
 
 def samples(arm: Arm, rounds: int = 3, **more: Any) -> list[Sample]:
@@ -61,13 +68,13 @@ def baseline(**more: Any) -> CachedBaseline:
     return made.model_copy(update=more)
 
 
-def place(**more: Any) -> Environment:
+def elsewhere(**more: Any) -> Environment:
     return HERE.model_copy(update=more)
 
 
-def test_the_same_place_a_while_ago_will_do_however_busy_it_is_now() -> None:
-    assert refusal(baseline(), WANTED) == ""
-    assert refusal(baseline(), replace(WANTED, environment=place(load_average=9.0))) == ""
+def test_a_young_baseline_of_the_same_environment_is_usable_however_busy_the_machine_is() -> None:
+    assert reason_not_usable(baseline(), REQUIREMENTS) == ""
+    assert reason_not_usable(baseline(), replace(REQUIREMENTS, environment=elsewhere(load_average=9.0))) == ""
 
 
 @pytest.mark.parametrize(
@@ -75,11 +82,11 @@ def test_the_same_place_a_while_ago_will_do_however_busy_it_is_now() -> None:
     [
         ({"created": NOW - timedelta(hours=1)}, "3600 s old"),
         ({"created": NOW + timedelta(seconds=5)}, "old"),
-        ({"environment": place(hardware="three cores")}, "another machine"),
-        ({"environment": place(engine="0.5.24")}, "another machine"),
-        ({"environment": place(image="other")}, "another machine"),
-        ({"environment": place(dtype="bfloat16")}, "another machine"),
-        ({"environment": place(pod_digest="more memory")}, "another machine"),
+        ({"environment": elsewhere(hardware="three cores")}, "another machine"),
+        ({"environment": elsewhere(engine="0.5.24")}, "another machine"),
+        ({"environment": elsewhere(image="other")}, "another machine"),
+        ({"environment": elsewhere(dtype="bfloat16")}, "another machine"),
+        ({"environment": elsewhere(pod_digest="more memory")}, "another machine"),
         ({"max_new_tokens": 32}, "another size"),
         ({"prompts_per_worker": 1}, "another size"),
         ({"samples": tuple(samples(Arm.NGRAM))}, "few rounds of off"),
@@ -87,18 +94,18 @@ def test_the_same_place_a_while_ago_will_do_however_busy_it_is_now() -> None:
         ({"samples": tuple(s for s in samples(Arm.OFF) if s.concurrency == 1)}, "concurrency 4"),
     ],
 )
-def test_anything_else_is_measured_again(changes: dict[str, Any], words: str) -> None:
-    assert words in refusal(baseline(**changes), WANTED)
+def test_a_baseline_that_differs_in_anything_is_not_usable(changes: dict[str, Any], words: str) -> None:
+    assert words in reason_not_usable(baseline(**changes), REQUIREMENTS)
 
 
-def test_a_limit_of_zero_means_every_time() -> None:
-    assert refusal(baseline(created=NOW), replace(WANTED, max_age=timedelta(0)))
+def test_a_maximum_age_of_zero_disables_the_cache() -> None:
+    assert reason_not_usable(baseline(created=NOW), replace(REQUIREMENTS, max_age=timedelta(0)))
 
 
-def test_a_peer_that_is_asked_for_must_be_in_it() -> None:
-    with_peer = replace(WANTED, plan=replace(PLAN, arms=(*PLAN.arms, Arm.NGRAM)))
-    assert refusal(baseline(), with_peer) == ""
-    assert "ngram" in refusal(baseline(samples=tuple(samples(Arm.OFF))), with_peer)
+def test_a_baseline_without_a_requested_arm_is_not_usable() -> None:
+    with_ngram = replace(REQUIREMENTS, plan=replace(PLAN, arms=(*PLAN.arms, Arm.NGRAM)))
+    assert reason_not_usable(baseline(), with_ngram) == ""
+    assert "ngram" in reason_not_usable(baseline(samples=tuple(samples(Arm.OFF))), with_ngram)
 
 
 @pytest.fixture
@@ -112,15 +119,15 @@ def active(version: int) -> Registration:
     return registration(version)
 
 
-def test_the_newest_usable_one_is_found_and_reduced_to_what_is_asked_for(registry: Registry) -> None:
+def test_the_newest_usable_baseline_is_found_and_reduced_to_the_requested_arms(registry: Registry) -> None:
     for version, hours in ((3, 0.5), (4, 0.1), (5, 0.2)):
         made = baseline(version=version, created=NOW - timedelta(hours=hours))
         registry.put_baseline(made.model_copy(update={"prompts_per_worker": 9} if version == 5 else {}))
-    found = find(registry, 1, active(2), WANTED)
+    found = find_baseline(registry, 1, active(2), REQUIREMENTS)
     assert found is not None
     assert found.key == "baselines/00000001/00000004-00000001.json"
     assert {s.arm for s in found.samples} == {Arm.OFF, Arm.ACTIVE}
-    assert find(registry, 2, active(2), WANTED) is None, "another lineage"
+    assert find_baseline(registry, 2, active(2), REQUIREMENTS) is None, "another lineage"
 
 
 @pytest.mark.parametrize(
@@ -128,24 +135,24 @@ def test_the_newest_usable_one_is_found_and_reduced_to_what_is_asked_for(registr
     [
         (evidence(7, VerdictKind.PASS), True),
         (evidence(7, VerdictKind.INCONCLUSIVE), False),
-        (evidence(7, VerdictKind.PASS, environment=place(dtype="bfloat16")), False),
+        (evidence(7, VerdictKind.PASS, environment=elsewhere(dtype="bfloat16")), False),
         (evidence(7, VerdictKind.PASS, candidate_digest=digest(8)), False),
         (None, False),
     ],
 )
-def test_an_active_draft_of_unknown_answers_is_no_reference(registry: Registry, proof: Any, usable: bool) -> None:
+def test_an_active_draft_whose_answers_were_never_compared_is_no_reference(
+    registry: Registry, proof: Any, usable: bool
+) -> None:
     registry.put_baseline(baseline())
     if proof is not None:
         registry.put_evidence(proof)
-    assert (find(registry, 1, active(7), WANTED) is not None) is usable
+    assert (find_baseline(registry, 1, active(7), REQUIREMENTS) is not None) is usable
 
 
 @pytest.mark.parametrize("drafts", [{}, {Arm.ACTIVE: digest(3)}])
-def test_without_the_active_draft_beside_it_nothing_tells_whether_the_machine_changed(
-    registry: Registry, drafts: dict[Arm, str]
-) -> None:
+def test_a_baseline_measured_without_the_active_draft_is_not_usable(registry: Registry, drafts: dict[Arm, str]) -> None:
     registry.put_baseline(baseline(draft_digests=drafts))
-    assert find(registry, 1, active(2), WANTED) is None
+    assert find_baseline(registry, 1, active(2), REQUIREMENTS) is None
 
 
 def settings() -> ValidationSettings:
@@ -162,20 +169,20 @@ def settings() -> ValidationSettings:
     )
 
 
-def kept(found: list[Sample], *, near_ties: int = 0, different: int = 0) -> CachedBaseline | None:
+def cached(measured: list[Sample], *, near_ties: int = 0, different: int = 0) -> CachedBaseline | None:
     equality = {
-        Arm.ACTIVE: EqualityCount(Arm.ACTIVE, 0.25, identical=3),
-        Arm.CANDIDATE: EqualityCount(Arm.CANDIDATE, 0.25, near_ties=near_ties, different=different),
+        Arm.ACTIVE: EqualityCounter(Arm.ACTIVE, 0.25, identical=3),
+        Arm.CANDIDATE: EqualityCounter(Arm.CANDIDATE, 0.25, near_ties=near_ties, different=different),
     }
     plan = replace(PLAN, arms=(*PLAN.arms, Arm.NGRAM))
     drafts = {Arm.ACTIVE: registration(2), Arm.CANDIDATE: registration(5)}
-    measurement = Measurement(arms=plan.arms, samples=found, equality=equality)
-    return keep(settings(), plan, HERE, measurement, found, drafts=drafts, created=NOW)
+    measurement = Measurement(arms=plan.arms, samples=measured, equality=equality)
+    return baseline_to_cache(Attempt(settings(), plan, drafts, started=NOW), HERE, measurement, measured)
 
 
-def test_what_is_kept_names_the_drafts_that_answered_as_off_did(registry: Registry) -> None:
+def test_a_cached_baseline_names_the_drafts_that_answered_as_off_did(registry: Registry) -> None:
     found = [s for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM) for s in samples(arm)]
-    good, bad, unseen = kept(found, near_ties=2), kept(found, different=1), kept(found)
+    good, bad, unseen = cached(found, near_ties=2), cached(found, different=1), cached(found)
     assert good is not None
     assert bad is not None
     assert unseen is not None
@@ -183,14 +190,14 @@ def test_what_is_kept_names_the_drafts_that_answered_as_off_did(registry: Regist
     assert bad.drafts_answering_as_off == unseen.drafts_answering_as_off == (digest(2),)
     assert good.draft_digests == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
     registry.put_baseline(good)
-    later = find(registry, 1, active(5), WANTED)
+    later = find_baseline(registry, 1, active(5), REQUIREMENTS)
     assert later is not None
     assert {s.arm for s in later.samples} == {Arm.OFF, Arm.ACTIVE}, "the candidate of then is the control of now"
 
 
-def test_too_little_is_not_kept_and_a_peer_that_failed_is_left_out() -> None:
-    assert kept(samples(Arm.OFF, rounds=2)) is None
-    failed = kept(samples(Arm.OFF) + samples(Arm.NGRAM, failures=1))
+def test_a_baseline_with_too_few_rounds_is_not_cached_and_an_arm_with_failures_is_left_out() -> None:
+    assert cached(samples(Arm.OFF, rounds=2)) is None
+    failed = cached(samples(Arm.OFF) + samples(Arm.NGRAM, failures=1))
     assert failed is not None
     assert {s.arm for s in failed.samples} == {Arm.OFF}
     assert failed.draft_digests == {}

@@ -42,7 +42,7 @@ def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
         (b"", 1, "not a safetensors file"),
     ],
 )
-def test_what_a_pod_would_refuse_is_not_measured(
+def test_a_draft_that_a_pod_would_refuse_is_not_measured(
     registry: Registry, tmp_path: Path, data: bytes, of_lineage: int, words: str
 ) -> None:
     registered = publish_bytes(registry, tmp_path, 1, data, of_lineage=of_lineage)

@@ -1,4 +1,4 @@
-"""Which prompts a candidate is measured on."""
+"""The choice of the prompts on which a candidate is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
-from aurora_runtime.validation.held_out_prompts import Prompt, digest, held_out_prompts
+from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts, prompts_digest
 from aurora_store import Registry
 from aurora_store.errors import ObjectMissing
 
@@ -79,14 +79,14 @@ def test_only_held_out_prompts_newest_first_without_repeats() -> None:
     assert found == held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
 
 
-def test_older_shards_are_left_alone_when_the_newest_suffice() -> None:
+def test_older_shards_are_not_read_when_the_newest_suffice() -> None:
     traces = [trace(i) for i in range(400)]
     shards = Shards({OLD: traces[:200], NEW: traces[200:]})
     assert len(held_out_prompts(registry(shards), 1, wanted=5, needed=5)) == 5
     assert shards.read == [NEW]
 
 
-def test_a_shard_that_the_trainer_deletes_meanwhile_is_passed_over() -> None:
+def test_a_shard_that_the_trainer_deletes_meanwhile_is_skipped() -> None:
     traces = [trace(i) for i in range(400)]
     shards = Shards({OLD: traces, NEW: [], NEWER: traces[:200]})
     assert len(held_out_prompts(registry(shards), 1, wanted=1000, needed=1)) == sum(t.held_out for t in traces)
@@ -100,6 +100,6 @@ def test_too_few_prompts_is_an_error() -> None:
         held_out_prompts(registry(Shards({})), 1, wanted=1, needed=1)
 
 
-def test_the_digest_tells_prompt_sets_apart_whatever_their_order() -> None:
+def test_the_digest_depends_on_the_prompts_and_not_on_their_order() -> None:
     one, other = Prompt(1, (1,)), Prompt(2, (2,))
-    assert digest([one, other]) == digest([other, one]) != digest([one])
+    assert prompts_digest([one, other]) == prompts_digest([other, one]) != prompts_digest([one])

@@ -1,4 +1,4 @@
-"""The driver of a replica whose agent and engine are scripted: when it waits, gives up, and that it gives back."""
+"""Measuring on a replica whose agent and engine are scripted: when it waits or gives up, and that the pod returns."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ class Scripted:
 
     async def _lease(self, request: web.Request) -> web.Response:
         self._authorized(request)
-        wish = MeasurementRequest.from_json(await request.read())
-        assert (wish.measurement, wish.epoch, wish.begin) == ("job", 3, False)
-        self.leases.append(wish.lease_seconds)
+        request_body = MeasurementRequest.from_json(await request.read())
+        assert (request_body.measurement, request_body.epoch, request_body.begin) == ("job", 3, False)
+        self.leases.append(request_body.lease_seconds)
         if self.lost:
             return web.Response(status=409, text="another")
         return web.Response(status=202, body=agent("p", 0).to_json())
 
     async def _trial(self, request: web.Request) -> web.Response:
         self._authorized(request)
-        wish = TrialRequest.from_json(await request.read())
+        request_body = TrialRequest.from_json(await request.read())
         status = self.trials.pop(0) if self.trials else 200
-        self.calls.append(f"{wish.mode.value} {wish.version} {status}")
+        self.calls.append(f"{request_body.mode.value} {request_body.version} {status}")
         if status > 202:
             return web.Response(status=status, text="why")
         away = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
@@ -115,7 +115,7 @@ async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
 
 
 def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
-    place = Replica(
+    replica = Replica(
         pod="p", ip="127.0.0.1", measurement="job", epoch=3, agent_port=scripted.port, engine_port=scripted.port
     )
     settings = ValidationSettings(
@@ -128,14 +128,14 @@ def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
         candidate=1,
         active=0,
         attempt=1,
-        replica=place,
+        replica=replica,
     )
     drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
     deadline = time.monotonic() + seconds
-    return ReplicaEngine(place, TOKEN, settings, drafts, warm_up_prompt=(1, 2), deadline=deadline)
+    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up_prompt=(1, 2), deadline=deadline)
 
 
-async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scripted) -> None:
+async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_back(scripted: Scripted) -> None:
     scripted.draining, scripted.trials = 3, [202, 202, 200]
     async with driver(scripted) as replica:
         assert replica.machine == MACHINE
@@ -153,7 +153,7 @@ async def test_it_waits_for_the_pod_warms_each_arm_and_gives_back(scripted: Scri
     assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_SECONDS, 0)
 
 
-def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
+def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> None:
     engine = driver(scripted)
     client = Client(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
     for shown in (repr(engine), repr(client)):
@@ -161,7 +161,7 @@ def test_neither_token_nor_pass_is_shown(scripted: Scripted) -> None:
         assert measurement_pass(TOKEN, "job") not in shown
 
 
-async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scripted) -> None:
+async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         await replica.ready(Arm.ACTIVE)
         scripted.calls.clear()
@@ -171,7 +171,7 @@ async def test_an_engine_that_was_started_anew_is_warmed_up_anew(scripted: Scrip
     assert scripted.calls == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
 
 
-async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: Scripted) -> None:
+async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.broken, scripted.boot = True, "b2"
@@ -179,7 +179,7 @@ async def test_an_engine_that_ended_and_is_back_already_is_no_verdict(scripted: 
             await replica.run(Arm.CANDIDATE, [(1,)], 1)
 
 
-async def test_a_network_that_fails_is_no_verdict(scripted: Scripted) -> None:
+async def test_a_network_failure_is_no_verdict(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.cut = True
@@ -187,7 +187,7 @@ async def test_a_network_that_fails_is_no_verdict(scripted: Scripted) -> None:
             await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
 
 
-async def test_a_lease_that_is_lost_behind_the_last_batch_is_no_verdict(
+async def test_a_lease_lost_after_the_last_batch_is_no_verdict(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RENEW_SECONDS", 60.0)
@@ -200,7 +200,7 @@ async def test_a_lease_that_is_lost_behind_the_last_batch_is_no_verdict(
             await replica.confirm_lease()
 
 
-async def test_a_lease_that_is_lost_is_no_verdict(scripted: Scripted) -> None:
+async def test_a_lost_lease_is_no_verdict(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         scripted.lost = True
         await asyncio.sleep(0.2)
@@ -217,7 +217,7 @@ async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted
             raise AssertionError("entered")
 
 
-async def test_clients_that_never_end_cost_the_time_and_no_more(scripted: Scripted) -> None:
+async def test_requests_of_clients_that_never_end_cost_the_time_limit_only(scripted: Scripted) -> None:
     scripted.draining = 10**6
     with pytest.raises(MeasurementError, match="timeoutSeconds"):
         async with driver(scripted, seconds=0.1):
@@ -225,14 +225,14 @@ async def test_clients_that_never_end_cost_the_time_and_no_more(scripted: Script
     assert scripted.leases[-1] == 0
 
 
-async def test_what_the_agent_cannot_do_is_told(scripted: Scripted) -> None:
+async def test_the_agents_reason_for_a_refused_trial_is_in_the_error(scripted: Scripted) -> None:
     scripted.trials = [503]
     async with driver(scripted) as replica:
         with pytest.raises(MeasurementError, match="cannot run candidate: 503 why"):
             await replica.ready(Arm.CANDIDATE)
 
 
-async def test_an_engine_that_ends_is_no_verdict_and_one_that_fails_requests_is(scripted: Scripted) -> None:
+async def test_failed_requests_count_and_a_crashed_engine_is_no_verdict(scripted: Scripted) -> None:
     async with driver(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.broken = True

@@ -1,4 +1,4 @@
-"""The order of a measurement is fair, whatever the arms and concurrencies."""
+"""The order of a measurement's batches is fair, whatever the arms and concurrencies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm, VerdictKind
-from aurora_runtime.validation.round_schedule import batches, settled
+from aurora_runtime.validation.round_schedule import batches, may_stop_early
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 arms = st.sampled_from([ARMS[:3], ARMS])
@@ -23,13 +23,13 @@ def test_a_round_treats_all_arms_alike(
     turns = batches(number, arms, concurrencies, prompts_per_worker=prompts_per_worker, available=available)
     assert Counter((t.arm, t.concurrency) for t in turns) == Counter((a, c) for a in arms for c in concurrencies)
     for concurrency in concurrencies:
-        of_it = [t for t in turns if t.concurrency == concurrency]
-        assert len({t.prompts for t in of_it}) == 1
-        prompts = of_it[0].prompts
+        of_concurrency = [t for t in turns if t.concurrency == concurrency]
+        assert len({t.prompts for t in of_concurrency}) == 1
+        prompts = of_concurrency[0].prompts
         assert len(set(prompts)) == len(prompts) == prompts_per_worker * concurrency
         assert all(0 <= p < available for p in prompts)
-        at = turns.index(of_it[0])
-        assert turns[at : at + len(arms)] == of_it, "arms of one concurrency follow each other"
+        first = turns.index(of_concurrency[0])
+        assert turns[first : first + len(arms)] == of_concurrency, "arms of one concurrency follow each other"
 
 
 @given(arms, concurrencies)
@@ -53,8 +53,8 @@ def test_rounds_share_no_prompt_when_there_are_enough() -> None:
 def test_only_two_final_verdicts_in_a_row_stop_early() -> None:
     final = (VerdictKind.PASS, VerdictKind.REJECT)
     good, bad, open_ = VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE
-    assert settled([open_, good, good], final=final)
-    assert not settled([good], final=final)
-    assert not settled([good, bad], final=final)
-    assert not settled([open_, open_], final=final)
-    assert not settled([good, open_, good], final=final)
+    assert may_stop_early([open_, good, good], final=final)
+    assert not may_stop_early([good], final=final)
+    assert not may_stop_early([good, bad], final=final)
+    assert not may_stop_early([open_, open_], final=final)
+    assert not may_stop_early([good, open_, good], final=final)

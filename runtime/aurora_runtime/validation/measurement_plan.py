@@ -1,0 +1,58 @@
+"""How a candidate is measured: the arms, the sizes of the batches, and the gate's policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aurora_api.v1alpha1.validation import Baseline
+from aurora_protocol.evidence_records import Arm
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.pod_settings import ValidationSettings
+from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, near_tie_bound
+
+DRAFT_ARMS = (Arm.ACTIVE, Arm.CANDIDATE)
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """The gate's policy, and the arms and sizes of a measurement."""
+
+    policy: GatePolicy
+    arms: tuple[Arm, ...]
+    max_rounds: int
+    prompts_per_worker: int
+    """Prompts per round for each concurrent worker."""
+    near_tie_bound: float = NEAR_TIE_LOGIT_GAP
+    """Largest gap of two logits at which greedy answers may differ."""
+
+    @property
+    def baseline_arms(self) -> tuple[Arm, ...]:
+        """The arms without a draft of ours."""
+        return tuple(arm for arm in self.arms if arm not in DRAFT_ARMS)
+
+    @property
+    def prompts_needed(self) -> int:
+        """Distinct prompts without which one batch would hold a prompt twice."""
+        return self.prompts_per_worker * max(self.policy.concurrencies)
+
+    @property
+    def prompts_wanted(self) -> int:
+        """Distinct prompts with which no two rounds share a prompt."""
+        return self.prompts_per_worker * sum(self.policy.concurrencies) * self.max_rounds
+
+
+def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
+    """The measurement that the resource asks for."""
+    spec = settings.validation
+    policy = GatePolicy(
+        concurrencies=spec.concurrencies_primary_first,
+        min_improvement=float(spec.min_improvement),
+        tolerance=float(spec.tolerance.default),
+        min_rounds=spec.min_rounds,
+        tolerances={one.concurrency: float(one.tolerance) for one in spec.tolerance.per_concurrency or ()},
+    )
+    arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
+    if Baseline.NGRAM in spec.baselines:
+        arms.append(Arm.NGRAM)
+    bound = near_tie_bound(settings.target.dtype)
+    return MeasurementPlan(policy, tuple(arms), spec.max_rounds, spec.prompts_per_round, bound)

@@ -1,0 +1,94 @@
+"""Runs one round of a measurement: every arm answers the same prompts at every concurrency.
+
+Invariants: a sample is a whole batch, taken after the engine was made ready and warmed up outside the clock. A round
+that did not finish in time leaves no samples, so that no arm is measured more often than another.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aurora_protocol.evidence_records import Arm, Sample
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.engines_under_test import EnginesUnderTest
+from aurora_runtime.validation.held_out_prompts import Prompt
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.round_schedule import Batch, batches
+
+log = logging.getLogger(__name__)
+
+Answers = dict[tuple[int, int], Answer]
+"""Greedy answers by concurrency and index of the prompt."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """The batches of one round with their results, and the samples made from them."""
+
+    batches: dict[Batch[Arm], BatchResult]
+    samples: tuple[Sample, ...]
+
+    def answers_of(self, arm: Arm) -> Answers:
+        """The answers of ``arm``, without failed requests."""
+        return {
+            (batch.concurrency, index): answer
+            for batch, result in self.batches.items()
+            if batch.arm is arm
+            for index, answer in zip(batch.prompts, result.answers, strict=True)
+            if answer is not None
+        }
+
+
+@dataclass(frozen=True)
+class RoundRunner:
+    """Runs rounds until ``deadline``, which is on ``clock``, in seconds."""
+
+    engines: EnginesUnderTest
+    prompts: Sequence[Prompt]
+    plan: MeasurementPlan
+    deadline: float
+    clock: Callable[[], float] = time.monotonic
+
+    async def run(self, number: int, arms: Sequence[Arm]) -> RoundResult | None:
+        """Run round ``number`` with ``arms``. None when time ran out before the round's end.
+
+        Raises :class:`MeasurementError` when requests fail without speculation: then nothing can be said about a draft.
+        """
+        results: dict[Batch[Arm], BatchResult] = {}
+        schedule = batches(
+            number,
+            arms,
+            self.plan.policy.concurrencies,
+            prompts_per_worker=self.plan.prompts_per_worker,
+            available=len(self.prompts),
+        )
+        for batch in schedule:
+            if self.clock() > self.deadline:
+                log.info("measure: time ran out during round %d, which is left out", number)
+                return None
+            await self.engines.ready(batch.arm)
+            prompts = [self.prompts[index].tokens for index in batch.prompts]
+            result = await self.engines.run(batch.arm, prompts, batch.concurrency)
+            if batch.arm is Arm.OFF and result.failures:
+                raise MeasurementError(
+                    f"{result.failures} requests failed on the engine without speculation: see that engine's log"
+                )
+            results[batch] = result
+        return RoundResult(results, tuple(_sample(number, batch, result) for batch, result in results.items()))
+
+
+def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:
+    return Sample(
+        arm=batch.arm,
+        concurrency=batch.concurrency,
+        round=number,
+        requests=len(batch.prompts),
+        tokens=result.tokens,
+        seconds=result.seconds,
+        verify_rounds=result.verify_rounds,
+        failures=result.failures,
+    )
