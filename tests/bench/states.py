@@ -30,7 +30,7 @@ from tests.bench.bench_command import bench_parser
 from tests.unit.operator.plan.rollout.test_rollout_machine import RolloutMachine
 from tests.unit.operator.plan.test_plan_machine import PlanMachine
 
-from aurora_api.v1alpha1.status import AnalysisStatus, RolloutStatus
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll, read_roll
 from aurora_protocol.agent_api import SwapPhase
 
 
@@ -59,16 +59,16 @@ def role_of(version: int | None, active: int, rolled: int | None) -> str:
     return "active" if version == active else "rolled" if version == rolled else "other"
 
 
-def analysis_state(state: AnalysisStatus | None) -> Hashable:
+def analysis_state(state: AnalysisState | None) -> Hashable:
     """How far the live analysis is, without its counters."""
     if state is None:
         return None
     stage = "baseline" if state.baseline is None else "settling" if state.settling else "judging"
-    return stage, state.missing_since is not None, state.successes > 0, state.failures > 0
+    return stage, state.canary_missing_since is not None, state.good_windows > 0, state.bad_windows > 0
 
 
-def rollout_status_state(status: RolloutStatus) -> Hashable:
-    return status.phase, analysis_state(status.analysis), status.restarts > 0, status.progressed is None
+def roll_state(roll: Roll) -> Hashable:
+    return roll.phase, analysis_state(roll.analysis), roll.engine_crashes > 0, roll.progressed is None
 
 
 def pod_state(pod: Any, active: int, rolled: int | None, *, up: bool, silent: bool, asked: int | None) -> Hashable:
@@ -88,7 +88,7 @@ def rollout_state(machine: RolloutMachine) -> Hashable:
     )
     offered = [v for v, against in machine.evidence.items() if against == active and v > active]
     return (
-        rollout_status_state(status),
+        roll_state(status),
         role_of(rolled, active, None),
         rolled in machine.rejected,
         rolled in offered,
@@ -115,7 +115,7 @@ def plan_state(machine: PlanMachine) -> Hashable:
     )
     pin = machine.pinned().get("pin")
     return (
-        rollout_status_state(status.rollout),
+        roll_state(read_roll(status)),
         role_of(rolled, active, None),
         rolled in channel.rejected,
         None if candidate is None else (candidate.phase, min(candidate.attempt, 3), candidate.version == rolled),

@@ -1,12 +1,21 @@
 """Conditions of a speculator (KEP-1623): their types, reasons and the rule for transition times.
 
-``Ready``            set always; True when pods serve the active version and nothing below is wrong.
-``StorageReady``     the store can be written and keeps create-once.
-``ServingReady``     every wanted inference pod serves the version it should.
-``TrainerReady``     the trainer runs (True, reason Suspended, when training is suspended).
-``CandidateValidated``  present once a candidate was measured; reason is the verdict.
-``RolloutProgressing``  present while or after a roll; True while pods are being swapped.
-``Degraded``         abnormal-true: something needs a human.
+Always set:
+
+``Ready``            True while clients are served and nothing needs a human. A scale-up, an update of the pods or one
+                     unready pod of several leaves it True, with the reason and "n of m" in the message.
+``Available``        True while at least one pod that clients can reach serves. The message says n of m.
+``StorageReady``     The store can be read and written, and keeps create-once.
+``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
+``TrainerReady``     The trainer runs. Also True, with reason Suspended, while training is suspended.
+``Degraded``         Abnormal when True: something needs a human. Reason and message say what.
+``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
+``InvalidSpec``      Abnormal when True: the operator cannot read the spec. The message names the fields.
+
+Set only after the fact:
+
+``CandidateValidated``   Once a candidate was measured. The reason is the verdict; Unknown while it is measured.
+``RolloutProgressing``   Once there was a rollout. True while pods are being swapped.
 
 Invariant: ``lastTransitionTime`` changes only when ``status`` changes.
 """
@@ -23,12 +32,15 @@ from aurora_api.base import Model, Timestamp
 
 class ConditionType(StrEnum):
     READY = "Ready"
+    AVAILABLE = "Available"
     STORAGE_READY = "StorageReady"
     SERVING_READY = "ServingReady"
     TRAINER_READY = "TrainerReady"
     CANDIDATE_VALIDATED = "CandidateValidated"
     ROLLOUT_PROGRESSING = "RolloutProgressing"
     DEGRADED = "Degraded"
+    NAME_TAKEN = "NameTaken"
+    INVALID_SPEC = "InvalidSpec"
 
 
 class ConditionStatus(StrEnum):
@@ -38,12 +50,31 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(Model):
-    type: ConditionType
-    status: ConditionStatus
-    reason: str = Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
-    message: str = Field(default="", max_length=32768)
-    observed_generation: int = Field(default=0, ge=0)
-    last_transition_time: Timestamp
+    """One statement about the speculator."""
+
+    type: ConditionType = Field(
+        description="Ready: clients are served and nothing needs a human. Available: at least one pod serves clients."
+        " StorageReady: the store can be read and written. ServingReady: every wanted pod serves the version it should."
+        " TrainerReady: the trainer runs. CandidateValidated: the candidate passed its measurement."
+        " RolloutProgressing: pods are being swapped. Degraded: something needs a human. NameTaken: another owner's"
+        " object has a name that is needed. InvalidSpec: the spec cannot be read."
+    )
+    status: ConditionStatus = Field(
+        description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."
+    )
+    reason: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        description="Why the status is as it is, in one word for programs.",
+    )
+    message: str = Field(
+        default="", max_length=32768, description="Why the status is as it is, in a sentence for people."
+    )
+    observed_generation: int = Field(
+        default=0, ge=0, description="metadata.generation of the spec that this condition is about."
+    )
+    last_transition_time: Timestamp = Field(description="When status last changed.")
 
 
 def merge(old: Sequence[Condition], new: Sequence[Condition]) -> tuple[Condition, ...]:

@@ -1,17 +1,18 @@
-"""Status of a speculator: the story that ``kubectl get`` tells.
+"""``status`` of an AuroraSpeculator: what the operator observed and decided, for people and for ``kubectl``.
 
-Invariant: what the rollout needs to go on after an operator restart is here or in the store, never in memory.
+Invariant: after a restart the operator goes on from the status, the store and the pods, never from memory. What only
+the operator needs for that is in ``status.operatorState``, which is not an API.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
 from aurora_api.base import Model, Timestamp
 from aurora_api.v1alpha1.conditions import Condition
-from aurora_protocol.agent_api import LiveCounters
 
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
@@ -27,17 +28,28 @@ class RolloutPhase(StrEnum):
 
 
 class VersionStatus(Model):
-    """One draft version in the slot it has."""
+    """One version of the draft, and what was measured about it."""
 
-    version: int = Field(ge=0)
-    digest: str = ""
+    version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
+    digest: str = Field(default="", description="SHA-256 of the draft's files in the store.")
     speedup: str | None = Field(
-        default=None, description="Over no speculation: estimate and interval, e.g. 1.52x (1.45-1.60)."
+        default=None,
+        description="Measured throughput over the target without speculation: estimate and interval, for example"
+        " 1.52x (1.45-1.60). Changes when a measurement ends.",
     )
-    gain: str | None = Field(default=None, description="Over the version it replaced: estimate and interval.")
-    speedup_source: str | None = Field(default=None, description="Hardware and concurrency behind the figures.")
-    evidence: str | None = Field(default=None, description="Key of the evidence in the store.")
-    since: Timestamp | None = None
+    gain: str | None = Field(
+        default=None,
+        description="Measured throughput over the version that was active during the measurement: estimate and"
+        " interval.",
+    )
+    speedup_source: str | None = Field(
+        default=None, description="Hardware, data type and concurrency with which speedup and gain were measured."
+    )
+    evidence: str | None = Field(default=None, description="Key of the measurement's record in the store.")
+    since: Timestamp | None = Field(
+        default=None,
+        description="Active version: when it became active. Candidate: when its present attempt began, or failed.",
+    )
 
 
 class CandidatePhase(StrEnum):
@@ -49,117 +61,162 @@ class CandidatePhase(StrEnum):
 
 
 class CandidateStatus(VersionStatus):
-    phase: CandidatePhase
-    attempt: int = Field(default=1, ge=1)
-    job: str | None = None
-    pod: str | None = Field(default=None, description="The replica that it is measured on.")
-    waiting: int | None = Field(
-        default=None, description="An older version that passed and waits for its roll; it may start meanwhile."
+    """The version that is being measured, or was measured last."""
+
+    phase: CandidatePhase = Field(
+        description="Validating: the measurement waits or runs. Validated: the version passed and may be rolled out."
+        " Rejected, Inconclusive: the version is never rolled out. Failed: the measurement could not be made and is"
+        " repeated later."
     )
-    message: str = ""
-
-
-class PodWindow(Model):
-    """Counters of one pod's engine when a window began, and the version that it served then."""
-
-    name: str
-    boot: str
-    version: int
-    live: LiveCounters
-
-
-class AnalysisStatus(Model):
-    """Where the live analysis of a roll stands, so that a restarted operator goes on with it."""
-
-    shape: str = Field(default="", description="Digest of how pods serve; another one makes the baseline worthless.")
-    since: Timestamp | None = Field(default=None, description="When the window begins.")
-    settling: bool = Field(default=False, description="Requests that the former draft began may still be under way.")
-    missing_since: Timestamp | None = Field(default=None, description="When a canary was lost from sight.")
-    pods: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
-    baseline: LiveCounters | None = Field(default=None, description="What the pods did just before the first swap.")
-    successes: int = Field(default=0, ge=0, description="Good judgements in a row.")
-    failures: int = Field(default=0, ge=0)
-    slow: int = Field(default=0, ge=0, description="Windows in a row with more time between tokens than is allowed.")
-    message: str = Field(default="", description="The last judgement.")
+    attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
+    job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
+    pod: str | None = Field(
+        default=None, description="The replica that the candidate is measured on. Unset when its Job has its own pod."
+    )
+    waiting_version: int | None = Field(
+        default=None,
+        description="An older version that passed its measurement and was not rolled out yet. It can still be rolled"
+        " out while this candidate is measured.",
+    )
+    message: str = Field(default="", description="What happens now, or why the measurement ended as it did.")
 
 
 class RolloutStatus(Model):
-    """The roll in progress, or the last one."""
+    """The rollout in progress, or the last one."""
 
-    phase: RolloutPhase = RolloutPhase.IDLE
-    epoch: int = Field(default=0, ge=0, description="Fencing number: grows with every decision, sent with every swap.")
-    version: int | None = Field(default=None, description="The version being rolled out.")
-    updated: int = Field(default=0, ge=0)
-    total: int = Field(default=0, ge=0)
-    started: Timestamp | None = None
-    progressed: Timestamp | None = Field(default=None, description="When a pod last changed version.")
-    asked: dict[str, str] = Field(
-        default_factory=dict,
-        description="Engine start of each pod that serves the version, or was asked to.",
-        # Applied as a whole: server-side apply makes null of a granular map that loses its last key.
-        json_schema_extra={"x-kubernetes-map-type": "atomic"},
+    phase: RolloutPhase = Field(
+        default=RolloutPhase.IDLE,
+        description="Idle: no rollout. Canary: the first pods get the version and are judged. Rolling: the other pods"
+        " get it. Watching: the version is active and still judged. RollingBack: all pods return to the active version."
+        " Paused: no further pod gets the version.",
     )
-    restarts: int = Field(default=0, ge=0, description="How many of these engines have ended.")
-    analysis: AnalysisStatus | None = None
-    message: str = ""
+    version: int | None = Field(default=None, description="The version of this rollout.")
+    updated: int = Field(default=0, ge=0, description="Number of ready pods that serve this version.")
+    total: int = Field(default=0, ge=0, description="Number of pods in the rollout. A replica lent out is not counted.")
+    started: Timestamp | None = Field(default=None, description="When the rollout started.")
+    progressed: Timestamp | None = Field(
+        default=None,
+        description="When the rollout last made progress: a pod changed its version, or the phase changed. The progress"
+        " deadline counts from here. Unset while too many pods are not ready, because the deadline stands still then.",
+    )
+    epoch: int = Field(
+        default=0,
+        ge=0,
+        description="Fencing number. Grows with every decision and is sent with every request to a pod, so that a pod"
+        " refuses requests of an outdated decision.",
+    )
+    last_judgement: str = Field(
+        default="", description="What live traffic last showed about this version. Changes once per judged window."
+    )
+    message: str = Field(default="", description="What the rollout does now or waits for, or why it ended.")
 
 
 class PodStatus(Model):
-    name: str
-    version: int | None = None
-    checksum: str | None = None
-    state: str = ""
-    accept_length: str | None = None
+    """One inference pod."""
+
+    name: str = Field(description="Name of the pod.")
+    version: int | None = Field(default=None, description="Version that the engine serves. Unset while not known.")
+    checksum: str | None = Field(
+        default=None, description="The engine's checksum of the loaded draft weights. Equal in all pods of one version."
+    )
+    state: str = Field(
+        default="",
+        description="Ready, Starting, Pending, Terminating, AgentUnreachable, Staging, Swapping, SwapFailed, Draining,"
+        " Measuring, Returning, or Kubernetes' reason why a container does not run.",
+    )
+    accept_length: str | None = Field(
+        default=None, description="Answer tokens per verify round over about the last minute, bonus token included."
+    )
 
 
 class TrainingStatus(Model):
-    phase: str = ""
-    step: int = 0
-    trained_tokens: int = 0
-    held_out_accept_length: str | None = None
-    vocabulary_coverage: str | None = Field(
-        default=None, description="Share of held-out answer tokens that the draft can propose at all."
+    """What the trainer reported last. Refreshed every few seconds while it trains."""
+
+    phase: str = Field(
+        default="", description="What the trainer does: Starting, WaitingForTraces, Training or Suspended."
     )
-    last_updated: Timestamp | None = None
+    step: int = Field(default=0, description="Number of optimizer steps so far.")
+    trained_tokens: int = Field(default=0, description="Number of answer tokens trained on so far, repeats included.")
+    held_out_accept_length: str | None = Field(
+        default=None,
+        description="Answer tokens per verify round that the newest draft would reach on held-out requests.",
+    )
+    vocabulary_coverage: str | None = Field(
+        default=None,
+        description="Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1. The draft can"
+        " propose no others.",
+    )
+    last_updated: Timestamp | None = Field(default=None, description="When the trainer wrote these numbers.")
 
 
 class HistoryEntry(Model):
-    """One decision."""
+    """One decision about a version."""
 
-    time: Timestamp
+    time: Timestamp = Field(description="When it was decided.")
     event: str = Field(
-        description="Promoted, Rejected, Inconclusive, RolledBack, RolloutStopped, Paused, Resumed, Vouched, Pinned."
+        description="Promoted, Rejected, Inconclusive, RolledBack, RolloutStopped, Paused, Resumed, Vouched or Pinned."
     )
-    version: int
-    message: str = ""
+    version: int = Field(description="The version that the decision is about.")
+    message: str = Field(default="", description="Why it was decided.")
 
 
 class SpeculatorStatus(Model):
     """Observed state."""
 
-    observed_generation: int = 0
+    observed_generation: int = Field(
+        default=0, description="metadata.generation of the spec that this status is about."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
+        description="Available, Ready and what they follow from. See each type's description.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    lineage: int | None = None
-    active: VersionStatus | None = None
-    previous: VersionStatus | None = None
-    candidate: CandidateStatus | None = None
-    rollout: RolloutStatus = Field(default_factory=RolloutStatus)
-    training: TrainingStatus = Field(default_factory=TrainingStatus)
-    accept_length: str | None = Field(default=None, description="Live, over the last window, all pods.")
-    updated: str = Field(default="", description="Pods serving the version they should, of all.")
-    replicas: int = 0
-    ready_replicas: int = 0
+    lineage: int | None = Field(
+        default=None, description="Number of the family of drafts. A new target or draft shape starts a new one."
+    )
+    active: VersionStatus | None = Field(default=None, description="The version that all pods should serve.")
+    previous: VersionStatus | None = Field(
+        default=None, description="The version that was active before, and that a rollback returns to."
+    )
+    candidate: CandidateStatus | None = Field(
+        default=None, description="The version that is being measured, or was measured last."
+    )
+    rollout: RolloutStatus = Field(
+        default_factory=RolloutStatus, description="The rollout in progress, or the last one."
+    )
+    training: TrainingStatus = Field(default_factory=TrainingStatus, description="What the trainer reported last.")
+    accept_length: str | None = Field(
+        default=None,
+        description="Answer tokens per verify round of live traffic, bonus token included, over all pods and about the"
+        " last minute. Keeps its last value while there is no traffic.",
+    )
+    updated: str = Field(
+        default="", description="Ready pods that serve the version they should, of spec.serving.replicas: for example"
+        " 2/3."
+    )  # fmt: skip
+    replicas: int = Field(default=0, description="Number of inference pods that exist and are not terminating.")
+    ready_replicas: int = Field(default=0, description="Number of inference pods whose engine is ready.")
     selector: str = Field(default="", description="Label selector of the inference pods, for the scale subresource.")
-    traces: int = Field(default=0, description="Traced answer tokens uploaded by the current pods.")
-    rejected: list[int] = Field(default_factory=list, description="Versions that are never offered again.")
-    pods: list[PodStatus] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
-    history: list[HistoryEntry] = Field(default_factory=list, max_length=MAX_HISTORY)
+    traces: int = Field(default=0, description="Number of traced answer tokens that the present pods have uploaded.")
+    rejected: list[int] = Field(default_factory=list, description="Versions that are never rolled out again.")
+    pods: list[PodStatus] = Field(
+        default_factory=list, max_length=MAX_PODS_SHOWN, description="The inference pods, the first 64 by name."
+    )
+    history: list[HistoryEntry] = Field(
+        default_factory=list, max_length=MAX_HISTORY, description="The last 20 decisions, oldest first."
+    )
+    operator_state: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Opaque. What the operator needs to resume a rollout after a restart. Not an API: do not read or"
+        " edit it. A rollout whose state is lost stops without blame for its version and can start again.",
+        # Atomic: server-side apply replaces it as a whole. Of a granular map that loses its last key it makes null.
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"},
+    )
 
     def versions(self) -> frozenset[int]:
-        """The versions in any slot: what the store says of them is needed to go on."""
-        slots = {slot.version for slot in (self.active, self.previous, self.candidate) if slot is not None}
-        waiting = self.candidate.waiting if self.candidate is not None else None
-        return frozenset(slots | {version for version in (waiting, self.rollout.version) if version is not None})
+        """All versions that the status names: the operator reads their records from the store to go on."""
+        versions = {slot.version for slot in (self.active, self.previous, self.candidate) if slot is not None}
+        waiting_version = self.candidate.waiting_version if self.candidate is not None else None
+        return frozenset(
+            versions | {version for version in (waiting_version, self.rollout.version) if version is not None}
+        )

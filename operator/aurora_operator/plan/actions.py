@@ -1,6 +1,6 @@
-"""What a plan is: everything to be done for one speculator after one look at it.
+"""A plan: everything to be done for one speculator after one look at it.
 
-Invariant: every part is idempotent, and a process that dies between any two of them is continued by the next plan.
+Invariant: every part is idempotent. When the operator dies between any two parts, the next plan goes on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aurora_protocol.draft_records import Channel
 
 @dataclass(frozen=True)
 class Swap:
-    """Ask the agent of a pod for a version."""
+    """Ask the agent of a pod to serve a version."""
 
     pod: str
     ip: str
@@ -24,7 +24,7 @@ class Swap:
 
 @dataclass(frozen=True)
 class Loan:
-    """Withdraw a pod to measure on it, or give it back."""
+    """Withdraw a pod to measure on it, or take it back."""
 
     pod: str
     ip: str
@@ -42,18 +42,18 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """In the order in which it is done."""
+    """The parts in the order in which they are done."""
 
     create_keys: bool = False
     children: tuple[Object, ...] = ()
     advance: Channel | None = None
     status: SpeculatorStatus | None = None
-    """None: as it is."""
+    """None: the stored status needs no change."""
     job: Object | None = None
-    """Create it unless it exists."""
+    """A Job to create unless it exists."""
     delete_jobs: tuple[str, ...] = ()
     swaps: tuple[Swap, ...] = ()
     loans: tuple[Loan, ...] = ()
     notes: tuple[Note, ...] = field(default=())
     moving: bool = False
-    """Something is under way: look again soon."""
+    """Something is under way, so the next look should come soon."""

@@ -1,4 +1,4 @@
-"""Numbers as people read them: ratios with their interval and their source. Pure."""
+"""Formats numbers for people: ratios with their interval and source, and acceptance lengths. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency
 
 
 def source_text(evidence: Evidence, concurrency: int) -> str:
-    """Where a ratio was measured: a figure from a CPU must say so."""
+    """Device, hardware, data type and concurrency of a ratio, so that a figure from a CPU says so.
+
+    Without speculation ("off") may have been measured on an earlier day, which is then named.
+    """
     environment = evidence.environment
-    apart = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""
-    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}{apart}"
+    earlier_day = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""
+    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}{earlier_day}"
 
 
 def accept_text(answer_tokens: int, verify_rounds: int) -> str | None:

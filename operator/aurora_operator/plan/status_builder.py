@@ -1,13 +1,15 @@
 """The status that follows from what was observed and decided. Pure.
 
-Invariants: ``observedGeneration`` and ``Ready`` speak of the same spec; figures that change by themselves (live
-acceptance, traces, training) are refreshed at most every :data:`REFRESH`, so that an idle speculator writes nothing.
+Invariants: ``observedGeneration`` and the conditions are about the same spec. Figures that change all the time (live
+acceptance, traces, training) are refreshed at most every :data:`REFRESH`, so an idle speculator writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
@@ -26,48 +28,61 @@ from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
-from aurora_operator.plan.rollout.facts import Pod
+from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase
+from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_store import Keys
 
 REFRESH = timedelta(seconds=5)
 
 
-def _version(store: StoreView, version: int, since: datetime | None, primary: int) -> VersionStatus:
+@dataclass(frozen=True)
+class StatusChanges:
+    """The decided parts of the status."""
+
+    rollout: RolloutStatus
+    operator_state: dict[str, Any]
+    candidate: CandidateStatus | None
+    rejected: frozenset[int]
+    history: tuple[HistoryEntry, ...] = ()
+    """New entries, oldest first."""
+
+
+def _version_status(store: StoreView, version: int, since: datetime | None, concurrency: int) -> VersionStatus:
     registration = store.registrations.get(version)
     status = VersionStatus(version=version, digest=registration.digest if registration else "", since=since)
-    if own := next((e for e in reversed(store.evidence_of(version))), None):
-        return status.model_copy(update=_figures(own, Arm.CANDIDATE, primary))
-    # The initial draft has no evidence of its own; as the "active" arm it was measured beside its candidates.
-    beside = [e for e in store.evidence if e.active_version == version]
-    if beside:
-        return status.model_copy(update=_figures(max(beside, key=lambda e: e.finished), Arm.ACTIVE, primary))
+    if own := store.evidence_of(version):
+        return status.model_copy(update=_figures(own[-1], Arm.CANDIDATE, concurrency))
+    # The initial draft has no evidence of its own. Its candidates were measured against it, as the "active" arm.
+    as_active = [e for e in store.evidence if e.active_version == version]
+    if as_active:
+        return status.model_copy(update=_figures(max(as_active, key=lambda e: e.finished), Arm.ACTIVE, concurrency))
     return status
 
 
-def _figures(evidence: Evidence, arm: Arm, primary: int) -> dict[str, str | None]:
+def _figures(evidence: Evidence, arm: Arm, concurrency: int) -> dict[str, str | None]:
     return {
-        "speedup": ratio_text(evidence, arm, Arm.OFF, primary),
-        "gain": ratio_text(evidence, arm, Arm.ACTIVE, primary) if arm is Arm.CANDIDATE else None,
-        "speedup_source": source_text(evidence, primary),
+        "speedup": ratio_text(evidence, arm, Arm.OFF, concurrency),
+        "gain": ratio_text(evidence, arm, Arm.ACTIVE, concurrency) if arm is Arm.CANDIDATE else None,
+        "speedup_source": source_text(evidence, concurrency),
         "evidence": Keys.evidence(evidence.version, evidence.attempt),
     }
 
 
-def _live(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
-    """Acceptance length since the window's start: over all pods, and of each."""
-    tokens = rounds = 0
-    each: dict[str, str | None] = {}
+def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
+    """Acceptance length since the live window's start: over all pods, and of each."""
+    all_tokens = all_rounds = 0
+    by_pod: dict[str, str | None] = {}
     for pod in pods:
         start = observed.live_window.get(pod.name)
         if pod.agent is None or start is None or start.boot != pod.agent.boot:
             continue
-        more = pod.agent.live.answer_tokens - start.live.answer_tokens
-        took = pod.agent.live.verify_rounds - start.live.verify_rounds
-        each[pod.name] = accept_text(more, took)
-        tokens, rounds = tokens + more, rounds + took
-    return accept_text(tokens, rounds), each
+        tokens = pod.agent.live.answer_tokens - start.live.answer_tokens
+        rounds = pod.agent.live.verify_rounds - start.live.verify_rounds
+        by_pod[pod.name] = accept_text(tokens, rounds)
+        all_tokens, all_rounds = all_tokens + tokens, all_rounds + rounds
+    return accept_text(all_tokens, all_rounds), by_pod
 
 
 def _pod_state(view: PodView, pod: Pod | None) -> str:
@@ -99,69 +114,75 @@ def _training(observed: Observed) -> TrainingStatus:
     )
 
 
-def status_of(
-    observed: Observed,
-    pods: tuple[Pod, ...],
-    rollout: RolloutStatus,
-    candidate: CandidateStatus | None,
-    rejected: Iterable[int],
-    history: Iterable[HistoryEntry],
-    now: datetime,
-) -> SpeculatorStatus:
-    """The new status. ``history`` holds the new entries, oldest first."""
-    old, store, spec = observed.status, observed.store, observed.spec
-    primary = spec.validation.concurrencies_primary_first[0]
-    active, previous, lineage = old.active, old.previous, old.lineage
-    allowed = frozenset[int]()
-    if store.channel is not None:
-        channel = store.channel
-        known = old.active is not None and old.active.version == channel.active
-        since = old.active.since if known and old.active else channel.created
-        active = _version(store, channel.active, since, primary)
-        before = channel.previous
-        previous = None if before is None else _version(store, before, None, primary)
-        lineage = channel.lineage
-        allowed = frozenset({channel.active, *(() if rollout.version is None else (rollout.version,))})
-        if rollout.phase is RolloutPhase.IDLE:
-            allowed = frozenset({channel.active})
-    elif store.lineage is not None:
-        lineage = store.lineage.number
+def _slots(observed: Observed) -> tuple[VersionStatus | None, VersionStatus | None, int | None]:
+    """The active version, the previous one and the lineage. Without a channel to read, as the old status says."""
+    old, store = observed.status, observed.store
+    channel = store.channel
+    if channel is None:
+        return old.active, old.previous, store.lineage.number if store.lineage is not None else old.lineage
+    concurrency = observed.spec.validation.concurrencies_primary_first[0]
+    known = old.active is not None and old.active.version == channel.active
+    since = old.active.since if known and old.active else channel.created
+    active = _version_status(store, channel.active, since, concurrency)
+    previous = None if channel.previous is None else _version_status(store, channel.previous, None, concurrency)
+    return active, previous, channel.lineage
+
+
+def _expected_versions(channel: Channel | None, rollout: RolloutStatus) -> frozenset[int]:
+    """The versions that a pod may serve now: the active one, and during a rollout its version too."""
+    if channel is None:
+        return frozenset()
+    if rollout.phase is RolloutPhase.IDLE or rollout.version is None:
+        return frozenset({channel.active})
+    return frozenset({channel.active, rollout.version})
+
+
+def _pod_statuses(observed: Observed, pods: Iterable[Pod], accept_lengths: dict[str, str | None]) -> list[PodStatus]:
     by_name = {pod.name: pod for pod in pods}
-    right = sum(pod.ready and pod.version in allowed for pod in pods)
-    live, each = _live(observed, observed.pods)
-    shown = tuple(
+    return [
         PodStatus(
             name=view.name,
             version=view.agent.version if view.agent else None,
             checksum=view.agent.checksum if view.agent else None,
             state=_pod_state(view, by_name.get(view.name)),
-            accept_length=each.get(view.name),
+            accept_length=accept_lengths.get(view.name),
         )
         for view in observed.pods[:MAX_PODS_SHOWN]
-    )
+    ]
+
+
+def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges, now: datetime) -> SpeculatorStatus:
+    """The new status."""
+    old = observed.status
+    active, previous, lineage = _slots(observed)
+    expected = _expected_versions(observed.store.channel, changes.rollout)
+    up_to_date = sum(pod.ready and pod.version in expected for pod in pods)
+    accept_length, accept_lengths = _live_acceptance(observed, observed.pods)
     new = SpeculatorStatus(
         observed_generation=observed.owner.generation,
         lineage=lineage,
         active=active,
         previous=previous,
-        candidate=candidate,
-        rollout=rollout,
+        candidate=changes.candidate,
+        rollout=changes.rollout,
         training=_training(observed),
-        accept_length=live or old.accept_length,
-        updated=f"{right}/{spec.serving.replicas}",
+        accept_length=accept_length or old.accept_length,
+        updated=f"{up_to_date}/{observed.spec.serving.replicas}",
         replicas=len(pods),
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
         traces=sum(view.agent.capture.answer_tokens for view in observed.pods if view.agent),
-        rejected=sorted(set(rejected)),
-        pods=list(shown),
-        history=[*old.history, *history][-MAX_HISTORY:],
+        rejected=sorted(changes.rejected),
+        pods=_pod_statuses(observed, pods, accept_lengths),
+        history=[*old.history, *changes.history][-MAX_HISTORY:],
+        operator_state=changes.operator_state,
     )
-    return new.model_copy(update={"conditions": list(conditions(observed, new, right, now))})
+    return new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
 
 
-def _steady(status: SpeculatorStatus) -> SpeculatorStatus:
+def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
     pods = [pod.model_copy(update={"accept_length": None}) for pod in status.pods]
+    # The trainer's message counts its steps.
     calm = [
         condition.model_copy(update={"message": ""}) if condition.type is ConditionType.TRAINER_READY else condition
         for condition in status.conditions
@@ -170,6 +191,8 @@ def _steady(status: SpeculatorStatus) -> SpeculatorStatus:
     return status.model_copy(update=update)
 
 
-def worth_writing(old: SpeculatorStatus, new: SpeculatorStatus, since: timedelta) -> bool:
-    """Whether ``new`` says something new: at once for what matters, after :data:`REFRESH` for running figures."""
-    return _steady(old) != _steady(new) or (since >= REFRESH and old != new)
+def worth_writing(old: SpeculatorStatus, new: SpeculatorStatus, since_written: timedelta) -> bool:
+    """Whether to write ``new``: decisions at once, figures that change all the time after :data:`REFRESH`."""
+    if _without_running_figures(old) != _without_running_figures(new):
+        return True
+    return since_written >= REFRESH and old != new

@@ -14,7 +14,10 @@ from aurora_operator.operator_config import OperatorConfig
 
 
 def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
-    """In the order of creation: what others refer to, then the trainer, which makes the draft that pods wait for."""
+    """The children in the order of creation.
+
+    Those that others refer to come first, then the trainer, whose initial draft the inference pods wait for.
+    """
     owner, spec = observed.owner, observed.spec
     return (
         *service_accounts(owner, spec),
@@ -29,7 +32,7 @@ def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
 def obsolete_jobs(
     jobs: Sequence[JobView], wanted: tuple[int, int] | None, newest_finished: str | None
 ) -> tuple[str, ...]:
-    """Jobs of former attempts, running ones too; the candidate's last Job is kept for its log."""
+    """Names of the Jobs of former attempts, running ones too. The candidate's last Job is kept for its log."""
     return tuple(
         job.name
         for job in jobs

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
-from aurora_api.v1alpha1.status import AnalysisStatus, RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout.facts import Pod, World
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll
+from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,10 +32,8 @@ def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None,
     return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
 
 
-def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> RolloutStatus:
-    return RolloutStatus(
-        **{"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2, **more}
-    )
+def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> Roll:
+    return Roll(**{"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2, **more})
 
 
 def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
@@ -47,14 +46,14 @@ def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str
 BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
 
 
-def canary(asked: dict[str, str] | None = None, **more: Any) -> RolloutStatus:
+def canary(engine_boots: dict[str, str] | None = None, **more: Any) -> Roll:
     """The canary has its draft; its window begins now."""
-    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.CANARY, analysis=state, asked=asked or {}, updated=1)
+    state = AnalysisState(**{"baseline": BASELINE, "window_began": NOW, "settling": True, **more})
+    return rolling(RolloutPhase.CANARY, analysis=state, engine_boots=engine_boots or {}, updated=1)
 
 
-def watching(**more: Any) -> RolloutStatus:
-    state = AnalysisStatus(**{"baseline": BASELINE, "since": NOW, "settling": True, **more})
+def watching(**more: Any) -> Roll:
+    state = AnalysisState(**{"baseline": BASELINE, "window_began": NOW, "settling": True, **more})
     return rolling(RolloutPhase.WATCHING, analysis=state)
 
 

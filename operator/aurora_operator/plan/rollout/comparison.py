@@ -1,7 +1,7 @@
-"""Whether what some pods did is as good as what others did: pure statistics over two sums of counters.
+"""Compares what some pods did with what others did: pure statistics over two sums of counters.
 
-Invariants: what misses its bar by no more than chance allows is undecided, never bad; times that depend on the load are
-compared only between sides that share it.
+Invariants: a side that misses its bar by no more than chance allows is undecided, never bad. Times that depend on the
+load are compared only between sides that share it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from enum import Enum, auto
 from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_protocol.agent_api import LiveCounters
 
-Z = 3.0
-"""Standard errors that a loss must exceed: windows are looked at again and again, and a verdict is for good."""
+MIN_Z_SCORE = 3.0
+"""Standard errors that a loss must exceed. High, because windows are judged again and again and a verdict is final."""
 
 
 class Outcome(Enum):
     WAITING = auto()
-    """Not enough traffic, or within chance."""
+    """Within chance: undecided."""
     GOOD = auto()
     SLOW = auto()
-    """Worse in nothing but the time between tokens."""
+    """Worse only in the time between tokens."""
     BAD = auto()
 
 
@@ -34,53 +34,59 @@ class _Mean:
     error: float
 
 
-def enough(counters: LiveCounters, policy: AnalysisSpec) -> bool:
-    """Whether a side did so much that it can be compared at all."""
+def has_enough_requests(counters: LiveCounters, policy: AnalysisSpec) -> bool:
+    """Whether a side has answered enough requests to be compared at all."""
     return counters.requests >= policy.min_requests and counters.verify_rounds > 0
 
 
-def precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool:
-    """Whether chance moves the acceptance length by less than the policy lets go; what did :func:`enough`."""
+def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool:
+    """Whether chance moves the acceptance length by less than the loss that the policy tolerates.
+
+    ``counters`` must have :func:`has_enough_requests`.
+    """
     length = _accept_length(counters, steps)
-    return Z * length.error <= float(policy.max_accept_loss) * length.value
+    return MIN_Z_SCORE * length.error <= float(policy.max_accept_loss) * length.value
 
 
 def compare(
     new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int, *, beside: bool
 ) -> tuple[Outcome, str]:
-    """Whether ``new`` is as good as ``old`` within the policy, and the sentence that says so.
+    """Whether ``new`` is as good as ``old`` within the policy, and a sentence with the numbers.
 
-    Both did :func:`enough`. What misses its bar by no more than chance allows is undecided.
+    Both sides must have :func:`has_enough_requests`.
 
     Args:
         steps: draft steps per round: a round accepts between 0 and this many tokens.
-        beside: both at the same time, under the same load.
+        beside: both sides answered at the same time, under the same load.
     """
-    ours, theirs = _accept_length(new, steps), _accept_length(old, steps)
-    said = [f"acceptance length {ours.value:.2f} against {theirs.value:.2f}"]
-    kept = 1 - float(policy.max_accept_loss)
-    shortfall = kept * theirs.value - ours.value
-    bad, undecided = shortfall > Z * math.hypot(ours.error, kept * theirs.error), shortfall > 0
+    new_length, old_length = _accept_length(new, steps), _accept_length(old, steps)
+    parts = [f"acceptance length {new_length.value:.2f} against {old_length.value:.2f}"]
+    kept_share = 1 - float(policy.max_accept_loss)
+    shortfall = kept_share * old_length.value - new_length.value
+    bad = shortfall > MIN_Z_SCORE * math.hypot(new_length.error, kept_share * old_length.error)
+    undecided = shortfall > 0
     slow = False
-    gap, others = _gap(new, policy), _gap(old, policy)
-    if beside and gap and others:
-        said.append(f"{gap.value:.1f} ms between tokens against {others.value:.1f}")
+    new_gap, old_gap = _gap(new, policy), _gap(old, policy)
+    if beside and new_gap and old_gap:
+        parts.append(f"{new_gap.value:.1f} ms between tokens against {old_gap.value:.1f}")
         allowed = 1 + float(policy.max_latency_increase)
-        excess = gap.value - allowed * others.value
-        slow = excess > Z * math.hypot(gap.error, allowed * others.error)
+        excess = new_gap.value - allowed * old_gap.value
+        slow = excess > MIN_Z_SCORE * math.hypot(new_gap.error, allowed * old_gap.error)
         undecided |= excess > 0
     if new.aborted or old.aborted:
-        said.append(f"{new.aborted} of {new.requests} requests given up against {old.aborted} of {old.requests}")
+        parts.append(
+            f"{new.aborted} of {new.requests} requests aborted by clients against {old.aborted} of {old.requests}"
+        )
         bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
     outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.WAITING if undecided else Outcome.GOOD
-    return outcome, ", ".join(said)
+    return outcome, ", ".join(parts)
 
 
 def _accept_length(counters: LiveCounters, steps: int) -> _Mean:
     """Answer tokens per verify round.
 
-    A variable between 0 and s with mean a varies by at most a(s - a) (Bhatia and Davis, 2000). The rounds of a request
-    resemble each other, so requests are counted, not rounds.
+    A variable between 0 and s with mean a has a variance of at most a(s - a) (Bhatia and Davis, 2000). The rounds of a
+    request resemble each other, so the sample size is the number of requests, not of rounds.
     """
     length = counters.answer_tokens / counters.verify_rounds
     accepted = min(max(length - 1, 0.0), float(steps))
@@ -88,9 +94,9 @@ def _accept_length(counters: LiveCounters, steps: int) -> _Mean:
 
 
 def _gap(counters: LiveCounters, policy: AnalysisSpec) -> _Mean | None:
-    """Milliseconds between tokens, over requests; None where too few were counted, or their squares are not bounded.
+    """Milliseconds between tokens, over requests; None where too few requests have one, or their squares are unknown.
 
-    Not every request has a gap: a spread of few would be nothing but luck.
+    Not every request has a time between tokens, and the spread of a few would be luck.
     """
     if not counters.gap_squares or counters.gaps < policy.min_requests:
         return None
@@ -99,15 +105,17 @@ def _gap(counters: LiveCounters, policy: AnalysisSpec) -> _Mean | None:
 
 
 def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
-    """The lower bound of the rise in the share of requests given up (Newcombe, 1998, method 10)."""
+    """Lower bound of the increase of the share of aborted requests (Newcombe, 1998, method 10)."""
     (rate, low, _), (former, _, high) = _wilson(new), _wilson(old)
     return rate - former - math.hypot(rate - low, high - former)
 
 
 def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
-    """A rate with its Wilson interval. An aborted request may or may not be among those counted as ended."""
+    """Share of aborted requests with its Wilson interval. Aborted ones may or may not be counted as ended."""
     count = max(counters.requests, counters.aborted, 1)
     rate = counters.aborted / count
-    middle, spread = rate + Z * Z / (2 * count), Z * math.sqrt(rate * (1 - rate) / count + Z * Z / (4 * count * count))
-    whole = 1 + Z * Z / count
+    z_squared = MIN_Z_SCORE * MIN_Z_SCORE
+    middle = rate + z_squared / (2 * count)
+    spread = MIN_Z_SCORE * math.sqrt(rate * (1 - rate) / count + z_squared / (4 * count * count))
+    whole = 1 + z_squared / count
     return rate, (middle - spread) / whole, (middle + spread) / whole

@@ -1,184 +1,192 @@
-"""What the rollout looks at and what it decides: values, and the questions about pods that every phase asks. Pure."""
+"""Everything that one look derives from the world and the roll, computed once.
+
+:func:`facts_of` checks the stored roll against the world, counts crashed engines, judges the present window of live
+traffic and answers the questions about pods and deadlines. ``judgement`` and ``transition`` read these facts and
+compute none of them again.
+
+Invariants: deadlines stand still while traffic, a person or pods that are not ready are waited for. A crash counts
+against the version only when the engine crashed alone and under the operator's eyes: crashes that happened while nobody
+looked, together with the pod's agent, or together with engines of another version say more about the machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 
-from aurora_api.v1alpha1.rollout import RolloutSpec
-from aurora_api.v1alpha1.status import RolloutStatus
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout import live_analysis
 from aurora_operator.plan.rollout.live_analysis import Live
-from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
-from aurora_protocol.draft_records import ChannelReason
-
-RETRY_AFTER = timedelta(seconds=5)
-"""A failed swap that may be asked for again is, after this time."""
+from aurora_operator.plan.rollout.restored_status import restored
+from aurora_operator.plan.rollout.roll import JUDGED_PHASES, AnalysisState, Roll
+from aurora_operator.plan.rollout.world import Pod, World, confirmed
+from aurora_protocol.agent_api import SwapPhase
 
 
 @dataclass(frozen=True)
-class Pod:
-    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known."""
+class RolloutFacts:
+    """What is so at this look. Lists of pods are in the order of :attr:`World.pods`."""
 
-    name: str
-    ready: bool
-    """Kubernetes calls it ready and its agent answers that the engine is."""
-    starting: bool = False
-    """Scheduled and not ready: it may come up with a version that it chose a while ago."""
-    up: bool = False
-    """Kubernetes or its agent calls it ready, though perhaps not both: it may be answering requests."""
-    version: int | None = None
-    checksum: str | None = None
-    swap: SwapStatus = field(default_factory=SwapStatus)
-    boot: str = ""
-    started_together: bool = False
-    """The engine started together with its agent, and so not because a draft ended the one before."""
-    counters: LiveCounters = field(default_factory=LiveCounters)
+    world: World
+    roll: Roll
+    """The stored roll, checked against the world, with crashed engines counted."""
+    phase: RolloutPhase
+    """The roll's phase; Idle where there is no version to roll out."""
+    deadline: timedelta
+    """The progress deadline."""
+    ready: tuple[Pod, ...]
+    updated: tuple[Pod, ...]
+    """Ready pods that serve the roll's version."""
+    third_version_pods: tuple[str, ...]
+    """Ready pods that serve neither the active nor the rolled version, and are not on their way."""
+    uncertain_pods: int
+    """Number of pods that may serve, or come up, with a version that is not known."""
+    all_updated: bool
+    """Every pod that may be answering requests serves the roll's version, and there is such a pod."""
+    settled: bool
+    """Every pod serves the active version, and none is on its way up with another."""
+    returned: bool
+    """No pod is swapping, and no ready pod serves anything but the active version."""
+    too_few_ready: bool
+    """More pods than the policy allows are not ready: those that serve must not be touched."""
+    weights_differ: bool
+    """Pods hold different weights under the roll's version."""
+    loading_pod: str
+    """A pod whose engine is loading the roll's version, or empty."""
+    missing_pod: str
+    """A pod that had the version, or was asked to take it, and is not up now; or empty."""
+    no_progress: bool
+    """The roll made no progress for longer than the deadline."""
+    starved: bool
+    """The canary, or the baseline before it, waits for traffic that does not come."""
+    watch_over: bool
+    """The promoted version was watched for long enough."""
+    watch_overdue: bool
+    """The watch is over for longer than the deadline."""
+    vouched: bool
+    """A person vouches for the roll's version."""
+    live: Mapping[str, Live]
+    """Counters of the pods that serve the roll's version, by pod."""
+    peers: Mapping[str, Live]
+    """Counters of the pods that serve the active version; empty when that is the roll's."""
+    analysis: AnalysisState | None
+    """The live analysis after this look's traffic."""
 
     @property
-    def swapping(self) -> bool:
-        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+    def version(self) -> int:
+        """The roll's version. Call only where there is one: in every phase but Idle."""
+        assert self.roll.version is not None, "only an idle roll has no version"
+        return self.roll.version
+
+    @property
+    def analysed_roll(self) -> Roll:
+        """The roll with this look's live analysis."""
+        return self.roll.model_copy(update={"analysis": self.analysis})
 
 
-@dataclass(frozen=True)
-class World:
-    """Everything the state machine looks at. ``active``, ``previous`` and ``epoch`` are the channel's."""
-
-    now: datetime
-    active: int
-    epoch: int
-    pods: tuple[Pod, ...]
-    policy: RolloutSpec
-    previous: int | None = None
-    refused: frozenset[int] = frozenset()
-    """The channel's: versions that live traffic or a person refused."""
-    reason: str = ""
-    """The channel's: why its last record was written."""
-    shape: str = ""
-    """Digest of how pods serve: acceptance before and after a change of it cannot be compared."""
-    steps: int = 3
-    """Draft steps per verify round."""
-    offer: int | None = None
-    """A version that may be rolled out now: earned against ``active``, not rejected."""
-    newer: int | None = None
-    """A version registered after the one being rolled out, and not refused."""
-    earned: frozenset[int] = frozenset()
-    pin: int | None = None
-    """Serve this version and no other: it is the initial one or passed once."""
-    hold: bool = False
-    """Nothing new is to be rolled out: a person asked for a version, even if it cannot be had."""
-    promote: int | None = None
-    """A person vouches for this version: judge it no longer."""
-    abort: int | None = None
-    """A person refuses this version."""
-    resumed: bool = False
-    fenced: bool = False
-
-    def ready(self) -> list[Pod]:
-        return [pod for pod in self.pods if pod.ready]
-
-    def live(self, version: int) -> Mapping[str, Live]:
-        """Counters of the pods that serve ``version``."""
-        return {pod.name: Live(pod.boot, version, pod.counters) for pod in confirmed(self.pods, version)}
-
-    def short(self) -> bool:
-        """More pods than the policy allows are not ready: those that serve must not be touched."""
-        return sum(not pod.ready for pod in self.pods) > self.policy.max_not_ready
-
-
-@dataclass(frozen=True)
-class Advance:
-    """The channel's next record."""
-
-    active: int
-    reason: ChannelReason
-    reject: int | None = None
-    """Never offer this version again."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What to do, in this order: ``advance`` the channel, persist ``rollout``, then ``swaps``.
-
-    The channel comes first, because a roll whose version is active already is known to be over; a swap comes last,
-    because a process that dies before it must find the decision behind it.
-    """
-
-    rollout: RolloutStatus
-    swaps: dict[str, int] = field(default_factory=dict)
-    """Pod -> version."""
-    advance: Advance | None = None
-    """``rollout.message`` says why."""
-    event: str = ""
-    """RolloutStarted, CanaryPassed, Promoted, RolledBack, RolloutFailed, RolloutStopped, Pinned, Paused, Resumed,
-    Vouched."""
-
-
-def confirmed(pods: Iterable[Pod], version: int) -> list[Pod]:
-    """Ready pods whose engine says that it serves ``version``, with a checksum to show for it."""
-    return [pod for pod in pods if pod.ready and pod.version == version and pod.checksum and not pod.swapping]
-
-
-def disagree(pods: Iterable[Pod], version: int) -> bool:
-    """Whether pods hold different weights under one number."""
-    return len({pod.checksum for pod in confirmed(pods, version)}) > 1
-
-
-def settled(world: World) -> bool:
-    """Every pod serves the active version, and none is on its way up with another."""
-    return bool(world.ready()) and all(
-        (pod.ready and pod.version == world.active and bool(pod.checksum) and not pod.swapping)
-        or (not pod.ready and not pod.starting)
-        for pod in world.pods
+def facts_of(world: World, stored: Roll) -> RolloutFacts:
+    """The facts of this look."""
+    roll = _with_crashes_counted(world, restored(world, stored))
+    version, pods = roll.version, world.pods
+    updated = confirmed(pods, version)
+    live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
+    too_few_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
+    vouched = version is not None and world.promote == version
+    watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
+    watch, deadline = timedelta(seconds=world.policy.analysis.watch_seconds), _deadline(world)
+    return RolloutFacts(
+        world=world,
+        roll=roll,
+        phase=RolloutPhase.IDLE if version is None and roll.phase is not RolloutPhase.ROLLING_BACK else roll.phase,
+        deadline=deadline,
+        ready=tuple(pod for pod in pods if pod.ready),
+        updated=updated,
+        third_version_pods=tuple(
+            pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
+        ),
+        uncertain_pods=sum(not pod.ready and (pod.up or pod.starting) for pod in pods),
+        all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
+        settled=_settled(world),
+        returned=not any(pod.swapping or (pod.ready and pod.version != world.active) for pod in pods),
+        too_few_ready=too_few_ready,
+        weights_differ=len({pod.checksum for pod in updated}) > 1,
+        loading_pod=next(
+            (p.name for p in pods if p.swap.phase is SwapPhase.SWAPPING and p.swap.version == version), ""
+        ),
+        missing_pod=next((p.name for p in pods if p.name in roll.engine_boots and not p.ready and not p.up), ""),
+        no_progress=not too_few_ready and _no_progress(world, roll, vouched=vouched),
+        starved=not too_few_ready and not vouched and _starved(world, roll, live, peers),
+        watch_over=watched >= watch,
+        watch_overdue=roll.progressed is not None and watched > watch + deadline,
+        vouched=vouched,
+        live=live,
+        peers=peers,
+        analysis=_analysis(world, roll, live, peers, vouched=vouched),
     )
 
 
-def _recent_failure(pod: Pod, version: int, now: datetime) -> bool:
-    swap = pod.swap
-    if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
-        return False
-    return abs(now - swap.finished) < RETRY_AFTER
+def _deadline(world: World) -> timedelta:
+    return timedelta(seconds=world.policy.progress_deadline_seconds)
 
 
-def hindrance(world: World, version: int) -> str:
-    """What keeps a pod from taking ``version`` just now, though nothing is wrong with it; empty, or "; because…"."""
-    for pod in world.pods:
-        if pod.swap.phase is SwapPhase.FAILED and pod.swap.version == version != pod.version and pod.swap.transient:
-            return f"; {pod.name} tries again: {pod.swap.error or 'no reason given'}"
-    return ""
+def _with_crashes_counted(world: World, roll: Roll) -> Roll:
+    """``roll`` with a count of the engines that crashed with its version, or on the way to it, and alone."""
+    if roll.version is None or roll.phase not in JUDGED_PHASES:
+        return roll
+    boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
+    serving = {pod.name: pod.boot for pod in confirmed(world.pods, roll.version)}
+    crashed = {name for name, boot in roll.engine_boots.items() if boots.get(name, boot) != boot}
+    kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
+    windows = roll.analysis.windows if roll.analysis else []
+    others_crashed = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in roll.engine_boots)
+    with_agent = {pod.name for pod in world.pods if pod.started_together}
+    blamed = 0 if world.observation_gap or others_crashed else len(crashed - with_agent)
+    return roll.model_copy(update={"engine_boots": kept | serving, "engine_crashes": roll.engine_crashes + blamed})
 
 
-def repairs(world: World, limit: int) -> dict[str, int]:
-    """Swaps that bring stray pods to the active version, at most ``limit`` at a time."""
-    return _back(world, [pod for pod in world.pods if pod.version != world.active], limit)
-
-
-def expelled(world: World) -> dict[str, int]:
-    """Swaps of pods that came back with a refused version, which nobody's pause lets serve on."""
-    return _back(world, [pod for pod in world.pods if pod.version in world.refused - {world.active}], len(world.pods))
-
-
-def _back(world: World, stray: Iterable[Pod], limit: int) -> dict[str, int]:
-    ask = [p for p in stray if p.ready and not p.swapping and not _recent_failure(p, world.active, world.now)]
-    room = limit - sum(pod.swapping for pod in world.pods)
-    return dict.fromkeys(sorted(pod.name for pod in ask)[: max(room, 0)], world.active)
-
-
-def unsure(world: World) -> list[Pod]:
-    """Pods of which it is not known what they serve, or will in a moment."""
-    return [pod for pod in world.pods if not pod.ready and (pod.up or pod.starting)]
-
-
-def next_swaps(world: World, version: int, want: int) -> dict[str, int]:
-    """Ask further pods for ``version`` until ``want`` have it or are on the way; pods on a third version come first."""
-    if world.short():
+def _live(world: World, version: int | None) -> dict[str, Live]:
+    """Counters of the pods that serve ``version``."""
+    if version is None:
         return {}
-    having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
-    others = [
-        pod
-        for pod in world.pods
-        if pod.ready and pod.version != version and not pod.swapping and not _recent_failure(pod, version, world.now)
-    ]
-    room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), want - len(having))
-    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
-    return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
+    return {pod.name: Live(pod.boot, version, pod.counters) for pod in confirmed(world.pods, version)}
+
+
+def _settled(world: World) -> bool:
+    at_rest = (pod.confirms(world.active) or (not pod.ready and not pod.starting) for pod in world.pods)
+    return any(pod.ready for pod in world.pods) and all(at_rest)
+
+
+def _no_progress(world: World, roll: Roll, *, vouched: bool) -> bool:
+    if roll.phase is RolloutPhase.PAUSED:
+        return False
+    state, since = roll.analysis, roll.progressed
+    if roll.phase is RolloutPhase.CANARY and state is not None:
+        # A canary that a person vouches for takes its pods without a baseline.
+        waits_for_baseline = state.baseline is None and not vouched
+        if waits_for_baseline or (state.window_began is not None and state.canary_missing_since is None):
+            return False
+        since = state.canary_missing_since or since
+    return since is not None and world.now - since > _deadline(world)
+
+
+def _starved(world: World, roll: Roll, live: Mapping[str, Live], peers: Mapping[str, Live]) -> bool:
+    state, since = roll.analysis, roll.progressed
+    if state is None or since is None or roll.phase is not RolloutPhase.CANARY:
+        return False
+    if world.policy.paused or world.pin_set or world.now - since <= _deadline(world):
+        return False
+    sides = [peers] if state.baseline is None else [live, peers] if peers else [live]
+    return live_analysis.starved(state, sides, world.policy.analysis, _deadline(world), world.now)
+
+
+def _analysis(
+    world: World, roll: Roll, live: Mapping[str, Live], peers: Mapping[str, Live], *, vouched: bool
+) -> AnalysisState | None:
+    state, version = roll.analysis, roll.version
+    if state is None or version is None or state.baseline is None or roll.phase not in JUDGED_PHASES:
+        return state
+    if live and state.serving_digest == world.serving_digest and not vouched:
+        rules, steps = world.policy.analysis, world.draft_steps
+        return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)
+    return live_analysis.observe(state, {**peers, **live}, version)

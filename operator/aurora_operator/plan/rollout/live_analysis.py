@@ -1,15 +1,16 @@
-"""What live traffic says of a swapped draft: windows over the counters of pods, and their count of judgements. Pure.
+"""Judges a swapped draft by live traffic: windows over the pods' counters, and a count of the judgements. Pure.
 
-A *window* begins with a copy of the pods' counters and is judged when it is old enough and both sides have seen enough
-requests; what pods did since is the difference. The judged pods are compared with their peers in the same window,
-because what shifts the traffic shifts both; where there are no peers left, with the *baseline*, what all pods did just
-before the first swap. The time between tokens depends on the load, so it is compared among peers only, who share it;
-and on what else a pod's machine does, which all requests of a window share and their spread does not show, so it counts
-only after :data:`SLOW_WINDOWS` in a row. What slows one machine for longer cannot be told from a slow draft.
+A *window* begins with a copy of the pods' counters. It is judged once it is old enough and both sides have answered
+enough requests; the difference of the counters is what the pods did. The judged pods are compared with their peers in
+the same window, because a shift of the traffic shifts both. Where no peers are left, they are compared with the
+*baseline*: what all pods did just before the first swap. The time between tokens depends on the load, so it is compared
+among peers only, which share the load. It also depends on other work of the pod's machine. All requests of a window
+share that, so their spread does not show it; hence slowness counts only after :data:`MIN_SLOW_WINDOWS` windows in a
+row. What slows one machine for longer cannot be told from a slow draft.
 
-Invariants: a difference that chance explains is no verdict (the window grows until there is one); a pod out of sight
-keeps its window, and an engine that restarted is compared with itself only; the whole state is an
-:class:`AnalysisStatus`, so a restarted operator goes on.
+Invariants: a difference that chance explains is no verdict; the window grows until there is one. A pod out of sight
+keeps its window. An engine that restarted is compared with itself only. The whole state is an :class:`AnalysisState`,
+so a restarted operator goes on with it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow
-from aurora_operator.plan.rollout.comparison import Outcome, compare, enough, precise
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
+from aurora_operator.plan.rollout.comparison import Outcome, compare, has_enough_requests, is_precise
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
 from aurora_protocol.agent_api import LiveCounters
 
-SLOW_WINDOWS = 3
-"""In a row, each beyond chance: the last of them, and each that follows, is a bad judgement."""
-PATIENCE = 10
+MIN_SLOW_WINDOWS = 3
+"""Slow windows in a row, each beyond chance, that make a bad judgement. Each further one is another."""
+MAX_DEADLINES = 10
 """Progress deadlines that a judgement may take while a newer version waits."""
 
 
@@ -41,16 +43,16 @@ class Live:
 Pods = Mapping[str, Live]
 
 
-def observe(analysis: AnalysisStatus, pods: Pods, version: int) -> AnalysisStatus:
-    """Windows for pods not seen before; those of ``version`` come first where there is no room for all."""
-    kept = {w.name: w for w in analysis.pods if w.name not in pods or _same(w, pods[w.name])}
+def observe(analysis: AnalysisState, pods: Pods, version: int) -> AnalysisState:
+    """Add windows for pods not seen before. Where there is no room for all, those of ``version`` come first."""
+    kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
     judged_first = sorted((kept | fresh).values(), key=lambda window: window.version != version)
     windows = sorted(judged_first[:MAX_PODS_SHOWN], key=lambda window: window.name)
-    return analysis if windows == analysis.pods else analysis.model_copy(update={"pods": windows})
+    return analysis if windows == analysis.windows else analysis.model_copy(update={"windows": windows})
 
 
-def _same(window: PodWindow, live: Live) -> bool:
+def _is_same_engine(window: PodWindow, live: Live) -> bool:
     return (live.boot, live.version) == (window.boot, window.version)
 
 
@@ -58,29 +60,30 @@ def _window(name: str, live: Live) -> PodWindow:
     return PodWindow(name=name, boot=live.boot, version=live.version, live=live.counters)
 
 
-def _anew(analysis: AnalysisStatus, pods: Pods, now: datetime) -> AnalysisStatus:
-    """The next window, from now on, of the pods in sight."""
-    windows = [_window(w.name, pods[w.name]) for w in analysis.pods if w.name in pods]
-    return analysis.model_copy(update={"since": now, "settling": False, "pods": windows})
+def _next_window(analysis: AnalysisState, pods: Pods, now: datetime) -> AnalysisState:
+    """Begin the next window now, for the pods in sight."""
+    windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
+    return analysis.model_copy(update={"window_began": now, "settling": False, "windows": windows})
 
 
-def _sum(analysis: AnalysisStatus, pods: Pods) -> LiveCounters:
-    """What ``pods`` did since the window began."""
+def _since_window_began(analysis: AnalysisState, pods: Pods) -> LiveCounters:
+    """What ``pods`` did since the window began, summed."""
     total = dict.fromkeys(LiveCounters.model_fields, 0)
-    for window in analysis.pods:
+    for window in analysis.windows:
         live = pods.get(window.name)
-        if live is not None and _same(window, live):
+        if live is not None and _is_same_engine(window, live):
             for name in total:
                 total[name] += max(0, getattr(live.counters, name) - getattr(window.live, name))
     return LiveCounters(**total)
 
 
-def _old_enough(analysis: AnalysisStatus, policy: AnalysisSpec, now: datetime) -> bool:
-    return analysis.since is not None and now - analysis.since >= timedelta(seconds=policy.interval_seconds)
+def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime) -> bool:
+    began = analysis.window_began
+    return began is not None and now - began >= timedelta(seconds=policy.interval_seconds)
 
 
 def measure_baseline(
-    analysis: AnalysisStatus,
+    analysis: AnalysisState,
     pods: Pods,
     version: int,
     policy: AnalysisSpec,
@@ -88,26 +91,27 @@ def measure_baseline(
     steps: int,
     longest: timedelta | None,
     now: datetime,
-) -> AnalysisStatus:
-    """Watch ``pods``, which serve ``version``, until what they do can serve as the baseline, which is then set.
+) -> AnalysisState:
+    """Watch ``pods``, which serve ``version``, until enough is known of them, and then set the baseline.
 
     Args:
-        longest: where no peers will be left beside the canary. The baseline is all that it is compared with, and what
-            chance did to it no later window makes good; so it is watched until it is precise, for this long at most.
+        longest: set where no peers will be left beside the canary. The canary is then compared with the baseline only,
+            and no later window corrects what chance did to it. So pods are watched until the baseline is precise, for
+            this long at most.
     """
     analysis = observe(analysis, pods, version)
-    if analysis.since is None:
-        return _anew(analysis, pods, now)
-    done = _sum(analysis, pods)
-    if not _old_enough(analysis, policy, now) or not enough(done, policy):
+    if analysis.window_began is None:
+        return _next_window(analysis, pods, now)
+    done = _since_window_began(analysis, pods)
+    if not _is_old_enough(analysis, policy, now) or not has_enough_requests(done, policy):
         return analysis
-    if longest is not None and not precise(done, policy, steps) and now - analysis.since < longest:
+    if longest is not None and not is_precise(done, policy, steps) and now - analysis.window_began < longest:
         return analysis
-    return AnalysisStatus(shape=analysis.shape, baseline=done)
+    return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
 
 
 def judge(
-    analysis: AnalysisStatus,
+    analysis: AnalysisState,
     judged: Pods,
     peers: Pods,
     version: int,
@@ -115,8 +119,8 @@ def judge(
     *,
     steps: int,
     now: datetime,
-) -> AnalysisStatus:
-    """Judge the window when that is possible; the next one then begins.
+) -> AnalysisState:
+    """Judge the window when that is possible, and then begin the next one.
 
     Args:
         judged: the pods that serve ``version``.
@@ -124,40 +128,44 @@ def judge(
     """
     everyone = {**peers, **judged}
     analysis = observe(analysis, everyone, version)
-    if analysis.since is None:
+    if analysis.window_began is None:
         begins = now + timedelta(seconds=policy.settle_seconds)
-        return analysis.model_copy(update={"since": begins, "settling": True})
+        return analysis.model_copy(update={"window_began": begins, "settling": True})
     if analysis.settling:
-        return analysis if now < analysis.since else _anew(analysis, everyone, now)
-    ours, reference = _sum(analysis, judged), _sum(analysis, peers) if peers else analysis.baseline
-    if reference is None or not _old_enough(analysis, policy, now):
+        return analysis if now < analysis.window_began else _next_window(analysis, everyone, now)
+    new = _since_window_began(analysis, judged)
+    reference = _since_window_began(analysis, peers) if peers else analysis.baseline
+    if reference is None or not _is_old_enough(analysis, policy, now):
         return analysis
-    if not (enough(ours, policy) and enough(reference, policy)):
+    if not (has_enough_requests(new, policy) and has_enough_requests(reference, policy)):
         return analysis
-    outcome, message = compare(ours, reference, policy, steps, beside=bool(peers))
+    outcome, message = compare(new, reference, policy, steps, beside=bool(peers))
     if outcome is Outcome.WAITING:
         return analysis
-    slow = analysis.slow + 1 if outcome is Outcome.SLOW else 0
-    bad = outcome is Outcome.BAD or slow >= SLOW_WINDOWS
+    slow = analysis.slow_windows + 1 if outcome is Outcome.SLOW else 0
+    bad = outcome is Outcome.BAD or slow >= MIN_SLOW_WINDOWS
     update = {
-        "successes": analysis.successes + 1 if outcome is Outcome.GOOD else 0,
-        "failures": analysis.failures + (1 if bad else 0),
-        "slow": slow,
+        "good_windows": analysis.good_windows + 1 if outcome is Outcome.GOOD else 0,
+        "bad_windows": analysis.bad_windows + (1 if bad else 0),
+        "slow_windows": slow,
         "message": message,
     }
-    return _anew(analysis.model_copy(update=update), everyone, now)
+    return _next_window(analysis.model_copy(update=update), everyone, now)
 
 
 def starved(
-    analysis: AnalysisStatus, sides: Sequence[Pods], policy: AnalysisSpec, deadline: timedelta, now: datetime
+    analysis: AnalysisState, sides: Sequence[Pods], policy: AnalysisSpec, deadline: timedelta, now: datetime
 ) -> bool:
-    """Whether nobody should wait for this window's judgement: it would take more than :data:`PATIENCE` deadlines.
+    """Whether this window's judgement would take more than :data:`MAX_DEADLINES` deadlines, or took that long.
 
-    Going by what it saw of the ``sides``, not only when it saw nothing: a few requests before the traffic ended would
-    hold a roll for ever. Nor as soon as a deadline is over: where traffic is thin, a judgement takes long and yet
-    comes, and must not be cut off each time. Or it took that long: all the traffic there is left it undecided.
+    The estimate goes by the requests of the ``sides`` so far. Waiting for a side without any request would not do: a
+    few requests before the traffic ended would hold a roll forever. Nor would one deadline: where traffic is thin, a
+    judgement takes long and yet comes, and must not be cut off each time. A window that took too long is starved even
+    in full traffic, because all the traffic there is left it undecided.
     """
-    if analysis.since is None or analysis.settling:
+    if analysis.window_began is None or analysis.settling:
         return False
-    fewest, took = min(_sum(analysis, pods).requests for pods in sides), now - analysis.since
-    return took > deadline and (fewest * PATIENCE * deadline < policy.min_requests * took or took > PATIENCE * deadline)
+    took = now - analysis.window_began
+    fewest = min(_since_window_began(analysis, pods).requests for pods in sides)
+    too_slow = fewest * MAX_DEADLINES * deadline < policy.min_requests * took
+    return took > deadline and (too_slow or took > MAX_DEADLINES * deadline)

@@ -9,17 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import (
-    AnalysisStatus,
     CandidatePhase,
     CandidateStatus,
-    PodWindow,
     RolloutPhase,
-    RolloutStatus,
     SpeculatorStatus,
 )
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import JobView, Observed, PodView, StoreView, UserRequests
 from aurora_operator.plan import plan
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
 from aurora_protocol.agent_api import LiveCounters, MeasurementPhase, MeasurementStatus, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -45,14 +43,14 @@ COUNTERS = st.builds(
     LiveCounters, requests=st.integers(0, 200), verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000)
 )
 ANALYSES = st.builds(
-    AnalysisStatus,
-    since=st.none() | TIMES,
+    AnalysisState,
+    window_began=st.none() | TIMES,
     baseline=st.none() | COUNTERS,
-    successes=st.integers(0, 2),
-    failures=st.integers(0, 2),
+    good_windows=st.integers(0, 2),
+    bad_windows=st.integers(0, 2),
     settling=st.booleans(),
-    missing_since=st.none() | TIMES,
-    pods=st.lists(
+    canary_missing_since=st.none() | TIMES,
+    windows=st.lists(
         st.builds(
             PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), version=VERSIONS, live=COUNTERS
         ),
@@ -128,23 +126,29 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             attempt=st.integers(1, 2),
             job=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2"]),
             pod=st.sampled_from([None, "chat-a", "chat-b"]),
-            waiting=st.none() | VERSIONS,
+            waiting_version=st.none() | VERSIONS,
         )
     )
-    rollout = draw(
+    roll = draw(
         st.builds(
-            RolloutStatus,
+            Roll,
             phase=st.sampled_from(RolloutPhase),
             epoch=st.integers(0, 9),
             version=st.none() | VERSIONS,
             started=st.none() | TIMES,
             progressed=st.none() | TIMES,
-            asked=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
-            restarts=st.integers(0, 2),
+            engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
+            engine_crashes=st.integers(0, 2),
             analysis=st.none() | ANALYSES,
         )
     )
-    return SpeculatorStatus(candidate=candidate, rollout=rollout, rejected=draw(st.lists(VERSIONS, max_size=2)))
+    rollout, state = roll.status_parts()
+    return SpeculatorStatus(
+        candidate=candidate,
+        rollout=rollout,
+        operator_state=draw(st.sampled_from([state, state, state, {}, {"analysis": "unreadable"}])),
+        rejected=draw(st.lists(VERSIONS, max_size=2)),
+    )
 
 
 @st.composite

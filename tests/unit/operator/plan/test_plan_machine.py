@@ -223,7 +223,7 @@ class PlanMachine(Promises):
     @precondition(lambda self: self.cluster.pods)
     @rule(
         which=st.integers(0, 4),
-        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
+        fault=st.sampled_from(["dies", "engine_crashes", "restarts empty", "silent", "other weights", "slow", *LIES]),
     )
     def pod_fails(self, *, which: int, fault: str) -> None:
         pod = self.cluster.pods[which % len(self.cluster.pods)]
@@ -238,7 +238,7 @@ class PlanMachine(Promises):
         elif fault in LIES:
             pod.lie = fault
         else:
-            pod.crash(pod.version if fault == "restarts" else self.channel.active)
+            pod.crash(pod.version if fault == "engine_crashes" else self.channel.active)
         self.blame()
 
     def blame(self) -> None:

@@ -10,11 +10,8 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
-    AnalysisStatus,
     CandidatePhase,
-    PodWindow,
     RolloutPhase,
-    RolloutStatus,
     SpeculatorStatus,
     VersionStatus,
 )
@@ -28,6 +25,7 @@ from aurora_operator.observe.observed import (
     WorkloadView,
 )
 from aurora_operator.plan import plan
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
 from aurora_protocol.agent_api import LiveCounters, SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -135,26 +133,31 @@ def promoted_and_watched(**more: Any) -> Observed:
     """Version 1 was just promoted, and since then pods accept half of what they did before."""
     started = made(observed(store=store(0, 1, evidence=(evidence(1),)))).status
     assert started is not None
-    assert started.rollout.analysis is not None
-    shape = started.rollout.analysis.shape
+    analysis = read_roll(started).analysis
+    assert analysis is not None
     baseline = LiveCounters(requests=100, verify_rounds=1000, answer_tokens=2000)
     begun = [PodWindow(name=name, boot="b1", version=1, live=LiveCounters()) for name in ("chat-a", "chat-b")]
-    rollout = RolloutStatus(
+    roll = Roll(
         phase=RolloutPhase.WATCHING,
         version=1,
         epoch=2,
         progressed=NOW - timedelta(seconds=60),
-        analysis=AnalysisStatus(
-            shape=shape, since=NOW - timedelta(seconds=30), pods=begun, baseline=baseline, failures=1
+        analysis=AnalysisState(
+            serving_digest=analysis.serving_digest,
+            window_began=NOW - timedelta(seconds=30),
+            windows=begun,
+            baseline=baseline,
+            bad_windows=1,
         ),
     )
+    rollout, operator_state = roll.status_parts()
     now = LiveCounters(requests=50, verify_rounds=500, answer_tokens=550)
     pods = tuple(pod(name, 1, agent=agent(name, 1, live=now)) for name in ("chat-a", "chat-b"))
     active = channel(1, epoch=2, previous=0)
     return observed(
         store=replace(store(0, 1, evidence=(evidence(1),)), channel=active),
         pods=pods,
-        status=SpeculatorStatus(rollout=rollout),
+        status=SpeculatorStatus(rollout=rollout, operator_state=operator_state),
         **more,
     )
 
@@ -402,7 +405,13 @@ def test_transition_times_change_with_the_status_only() -> None:
     later = NOW + timedelta(minutes=5)
     stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)), status=first)
     times = {c.type: c.last_transition_time for c in status(stray, later).conditions}
+    assert times[ConditionType.SERVING_READY] == later
+    assert times[ConditionType.READY] == NOW, "the other pod serves"
+    assert times[ConditionType.STORAGE_READY] == NOW
+    down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)), status=first)
+    times = {c.type: c.last_transition_time for c in status(down, later).conditions}
     assert times[ConditionType.READY] == later
+    assert times[ConditionType.AVAILABLE] == later
     assert times[ConditionType.STORAGE_READY] == NOW
 
 

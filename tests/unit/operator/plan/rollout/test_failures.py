@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.status import AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout.facts import Advance
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
+from aurora_operator.plan.rollout.steps import Advance
 from aurora_operator.plan.rollout.transition import step
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
@@ -32,13 +33,13 @@ from tests.unit.operator.rolls import (
 def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
     silent = pod(A, None, checksum=None, ready=False, up=True)
-    lost = step(world(silent, pod(B), policy=policy), canary(successes=1, failures=1, asked={A: "b"}))
+    lost = step(world(silent, pod(B), policy=policy), canary(good_windows=1, bad_windows=1, engine_boots={A: "b"}))
     assert lost.swaps == {}
     assert lost.rollout.analysis is not None
-    assert (lost.rollout.analysis.successes, lost.rollout.analysis.failures) == (1, 1)
+    assert (lost.rollout.analysis.good_windows, lost.rollout.analysis.bad_windows) == (1, 1)
     back = step(world(pod(A, 1), pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
     assert back.analysis is not None
-    assert back.analysis.missing_since is None
+    assert back.analysis.canary_missing_since is None
     down = pod(A, None, checksum=None, ready=False, starting=True)
     late = step(world(down, pod(B), now=NOW + timedelta(seconds=61), policy=policy), lost.rollout)
     assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
@@ -60,25 +61,25 @@ def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judge
         state = down.rollout
     again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
     assert again.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert "2 engines ended while they served version 1" in again.rollout.message
+    assert "2 engines crashed while serving version 1" in again.rollout.message
 
 
 def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_without_judgement() -> None:
-    state = step(world(pod(A, boot="b0"), pod(B), offer=1), RolloutStatus()).rollout
+    state = step(world(pod(A, boot="b0"), pod(B), next_version=1), Roll()).rollout
     for number in range(2):
         asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
-        assert (asked.swaps, asked.rollout.restarts) == ({A: 1}, number)
+        assert (asked.swaps, asked.rollout.engine_crashes) == ({A: 1}, number)
         state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
     made = step(world(pod(A, boot="b2"), pod(B)), state)
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert (made.rollout.asked, made.rollout.restarts) == ({}, 0), "the next roll counts anew"
+    assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts anew"
 
 
 def test_engines_that_end_for_other_reasons_are_not_held_against_a_draft_that_they_never_took() -> None:
     state, paused = rolling(RolloutPhase.PAUSED), {"paused": True}
     for number in range(3):
         state = step(world(pod(A, 1, boot="a"), pod(B, boot=f"b{number}"), policy=paused), state).rollout
-    assert (state.phase, state.restarts) == (RolloutPhase.PAUSED, 0)
+    assert (state.phase, state.engine_crashes) == (RolloutPhase.PAUSED, 0)
 
 
 def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_without_judgement() -> None:
@@ -94,7 +95,7 @@ def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_withou
 def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
     """Also not when a person vouches for the version while the pods are still seen at work with the former one."""
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    state = step(world(pod(A, boot="a"), pod(B, boot="b"), offer=1, policy=policy), RolloutStatus()).rollout
+    state = step(world(pod(A, boot="a"), pod(B, boot="b"), next_version=1, policy=policy), Roll()).rollout
     state = step(world(pod(A, boot="a"), pod(B, boot="b"), policy=policy), state).rollout
     late: dict[str, Any] = {"now": NOW + timedelta(seconds=61), "policy": policy, "promote": 1}
     made = step(world(pod(A, boot="a"), pod(B, None, ready=False, starting=True), **late), state)
@@ -103,23 +104,23 @@ def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
 
 def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"asked": {A: "b0", B: "b"}, "restarts": 1})
+    state = watching().model_copy(update={"engine_boots": {A: "b0", B: "b"}, "engine_crashes": 1})
     assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
     made = step(world(pod(A, 1, boot="b1"), pod(B, 1, boot="b"), **now), state)
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert "2 engines ended" in made.rollout.message
+    assert "2 engines crashed" in made.rollout.message
 
 
 def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
+    state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
     away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
     held = step(world(*away, now=NOW + timedelta(seconds=61), **now), state)
     assert (held.rollout.phase, held.advance) == (RolloutPhase.WATCHING, None)
     back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
     after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
-    assert (after.phase, after.restarts) == (RolloutPhase.IDLE, 0), "one end is tolerated"
-    again = held.rollout.model_copy(update={"restarts": 1})
+    assert (after.phase, after.engine_crashes) == (RolloutPhase.IDLE, 0), "one end is tolerated"
+    again = held.rollout.model_copy(update={"engine_crashes": 1})
     ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
     assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last look counts too"
     late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
@@ -130,13 +131,13 @@ def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> Non
 def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_against_no_version() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
-    state = canary(pods=[peer], asked={A: "b"}).model_copy(update={"restarts": 1})
+    state = canary(windows=[peer], engine_boots={A: "b"}).model_copy(update={"engine_crashes": 1})
     together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), policy=policy), state)
-    assert (together.rollout.phase, together.rollout.restarts) == (RolloutPhase.CANARY, 1)
-    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, resumed=True), state)
-    assert (unseen.rollout.phase, unseen.rollout.restarts) == (RolloutPhase.CANARY, 1)
+    assert (together.rollout.phase, together.rollout.engine_crashes) == (RolloutPhase.CANARY, 1)
+    unseen = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy, observation_gap=True), state)
+    assert (unseen.rollout.phase, unseen.rollout.engine_crashes) == (RolloutPhase.CANARY, 1)
     node = step(world(pod(A, 1, boot="new", started_together=True), pod(B, boot="b"), policy=policy), state)
-    assert (node.rollout.phase, node.rollout.restarts) == (RolloutPhase.CANARY, 1), "its agent ended too"
+    assert (node.rollout.phase, node.rollout.engine_crashes) == (RolloutPhase.CANARY, 1), "its agent ended too"
     alone = step(world(pod(A, 1, boot="new"), pod(B, boot="b"), policy=policy), state)
     assert alone.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
@@ -181,7 +182,7 @@ def test_different_weights_under_one_version_are_a_failure() -> None:
 
 def test_a_vouched_canary_has_a_deadline_too() -> None:
     late = NOW + timedelta(seconds=601)
-    rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(), asked={A: "boot"})
+    rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisState(), engine_boots={A: "boot"})
     gone = pod(A, ready=False)
     assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
 
@@ -194,7 +195,7 @@ def test_a_roll_without_pods_ends_without_blaming_the_version() -> None:
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
 def test_an_agent_that_is_not_heard_while_its_pod_is_up_ends_a_roll_without_blame(phase: RolloutPhase) -> None:
     silent = pod(A, None, checksum=None, ready=False, starting=True, up=True)
-    state = rolling(phase, asked={A: "b"})
+    state = rolling(phase, engine_boots={A: "b"})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
     assert held.rollout.phase is phase
     late = step(world(silent, pod(B), now=NOW + timedelta(seconds=601)), held.rollout)
@@ -203,7 +204,7 @@ def test_an_agent_that_is_not_heard_while_its_pod_is_up_ends_a_roll_without_blam
 
 def test_an_agent_that_is_not_heard_while_its_pod_is_up_does_not_end_a_watch() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"asked": {A: "b", B: "b"}})
+    state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
     silent = pod(B, None, checksum=None, ready=False, starting=True, up=True)
     late = step(world(pod(A, 1, boot="b"), silent, now=NOW + timedelta(seconds=661), **now), state)
     assert (late.rollout.phase, late.advance) == (RolloutPhase.IDLE, None)
@@ -213,7 +214,7 @@ def test_a_store_that_does_not_hand_the_draft_out_is_held_against_nobody() -> No
     """A swap that hangs in the engine is."""
     late: dict[str, Any] = {"now": NOW + timedelta(seconds=601)}
     fetching, loading = (pod(A, swap=SwapStatus(phase=p, version=1)) for p in (SwapPhase.STAGING, SwapPhase.SWAPPING))
-    ended = step(world(fetching, pod(B), **late), rolling(asked={A: "b"}))
+    ended = step(world(fetching, pod(B), **late), rolling(engine_boots={A: "b"}))
     assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
-    hangs = step(world(loading, pod(B), **late), rolling(asked={A: "b"}))
+    hangs = step(world(loading, pod(B), **late), rolling(engine_boots={A: "b"}))
     assert hangs.advance == Advance(0, ChannelReason.REFUSED, reject=1)

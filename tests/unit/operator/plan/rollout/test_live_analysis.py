@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_api.v1alpha1.status import AnalysisStatus
 from aurora_operator.plan.rollout.live_analysis import Live, judge, measure_baseline, starved
+from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
 
@@ -34,7 +34,7 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
             gaps += [factor * rng.lognormvariate(3.0, 0.7) * (3 if rng.random() < share else 1) for _ in range(60)]
         return paced(*gaps)
 
-    state = AnalysisStatus(baseline=counters(1000, 2.0), since=NOW)
+    state = AnalysisState(baseline=counters(1000, 2.0), window_began=NOW)
     total, pods = [LiveCounters(), LiveCounters()], {}
     for window in range(windows + 1):
         pods = {name: Live("b", version, total[index]) for index, (name, version) in enumerate((("c", 1), ("p", 0)))}
@@ -44,7 +44,7 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
             LiveCounters(**{k: getattr(old, k) + getattr(more, k) for k in LiveCounters.model_fields})
             for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)
         ]
-    return state.failures > AnalysisSpec().failure_limit
+    return state.bad_windows > AnalysisSpec().failure_limit
 
 
 def test_the_noise_of_busy_machines_takes_no_draft_back_and_a_slow_one_goes() -> None:
@@ -59,49 +59,51 @@ def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "
     return Live(boot, version, counters(int(seconds * rate), length))
 
 
-def judged(state: AnalysisStatus, seconds: float, mine: Live, peer: Live | None = None) -> AnalysisStatus:
+def judged(state: AnalysisState, seconds: float, mine: Live, peer: Live | None = None) -> AnalysisState:
     peers = {} if peer is None else {"peer": peer}
     return judge(state, {"canary": mine}, peers, 1, POLICY, steps=STEPS, now=at(seconds))
 
 
-def begun(**more: object) -> AnalysisStatus:
+def begun(**more: object) -> AnalysisState:
     """A window that begins at 0."""
-    state = AnalysisStatus.model_validate({"baseline": counters(1000, 2.5), "since": NOW, "settling": True, **more})
+    state = AnalysisState.model_validate(
+        {"baseline": counters(1000, 2.5), "window_began": NOW, "settling": True, **more}
+    )
     return judged(state, 0, live(0), live(0, version=0))
 
 
 @pytest.mark.parametrize(("with_peer", "expected"), [(True, (1, 0)), (False, (0, 1))])
 def test_traffic_that_shifts_for_all_is_not_held_against_the_canary(with_peer: bool, expected: tuple[int, int]) -> None:
     state = judged(begun(), 20, live(20, 1.3), live(20, 1.3, version=0) if with_peer else None)
-    assert (state.successes, state.failures) == expected
+    assert (state.good_windows, state.bad_windows) == expected
 
 
 def test_peers_with_little_traffic_are_waited_for_and_not_replaced_by_the_past() -> None:
     state = judged(begun(), 20, live(20, 1.3), live(20, 1.3, version=0, rate=1))
-    assert (state.successes, state.failures) == (0, 0)
+    assert (state.good_windows, state.bad_windows) == (0, 0)
 
 
 def test_an_engine_that_ended_is_compared_with_itself_only() -> None:
     state = judged(begun(), 20, live(1, 1.0, boot="second"))
-    assert (state.successes, state.failures) == (0, 0), "counters of another boot say nothing of the draft"
+    assert (state.good_windows, state.bad_windows) == (0, 0), "counters of another boot say nothing of the draft"
 
 
 def test_a_pod_out_of_sight_keeps_its_window() -> None:
     state = judge(begun(), {}, {}, 1, POLICY, steps=STEPS, now=at(8))
-    assert judged(state, 20, live(20, 2.6), live(20, 2.5, version=0)).successes == 1
+    assert judged(state, 20, live(20, 2.6), live(20, 2.5, version=0)).good_windows == 1
 
 
 def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() -> None:
-    state = AnalysisStatus(baseline=counters(1000, 2.0))
+    state = AnalysisState(baseline=counters(1000, 2.0))
     for seconds in (0, 19):
         state = judged(state, seconds, live(seconds, 1.0))
-        assert (state.successes, state.failures, state.settling) == (0, 0, True)
+        assert (state.good_windows, state.bad_windows, state.settling) == (0, 0, True)
     state = judged(state, 20, live(20, 1.0))
     grown = LiveCounters(requests=400, verify_rounds=16_000, answer_tokens=8_000 + 8_000 * 2)
-    assert judged(state, 30, Live("b", 1, grown)).successes == 1
+    assert judged(state, 30, Live("b", 1, grown)).good_windows == 1
 
 
-def seen(state: AnalysisStatus, seconds: float, requests: int, longest: float | None = None) -> AnalysisStatus:
+def seen(state: AnalysisState, seconds: float, requests: int, longest: float | None = None) -> AnalysisState:
     pods = {"a": Live("b", 0, counters(requests, 2.0))}
     return measure_baseline(
         state,
@@ -115,14 +117,14 @@ def seen(state: AnalysisStatus, seconds: float, requests: int, longest: float | 
 
 
 def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
-    state = seen(AnalysisStatus(shape="s"), 0, 1000)
+    state = seen(AnalysisState(serving_digest="s"), 0, 1000)
     assert seen(state, 5, 5000).baseline is None
     assert seen(state, 50, 1049).baseline is None
-    assert seen(state, 50, 1200) == AnalysisStatus(shape="s", baseline=counters(200, 2.0))
+    assert seen(state, 50, 1200) == AnalysisState(serving_digest="s", baseline=counters(200, 2.0))
 
 
 def test_a_baseline_that_stands_alone_is_watched_until_it_is_precise_or_has_taken_long() -> None:
-    state = seen(AnalysisStatus(), 0, 0, 100)
+    state = seen(AnalysisState(), 0, 0, 100)
     assert seen(state, 50, 100, 100).baseline is None
     assert seen(state, 50, 500, 100).baseline == counters(500, 2.0)
     assert seen(state, 100, 100, 100).baseline == counters(100, 2.0)
@@ -133,5 +135,5 @@ def test_a_judgement_that_stays_undecided_in_full_traffic_keeps_nobody_waiting_f
     for seconds, over in ((59, False), (599, False), (601, True)):
         mine = {"canary": live(seconds, 1.7)}
         state = judge(state, mine, {}, 1, POLICY, steps=STEPS, now=at(seconds))
-        assert (state.successes, state.failures) == (0, 0)
+        assert (state.good_windows, state.bad_windows) == (0, 0)
         assert starved(state, [mine], POLICY, deadline, at(seconds)) is over

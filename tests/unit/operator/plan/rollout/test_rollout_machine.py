@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec, RolloutSpec
-from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout.facts import Pod, Step, World
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.roll import Roll
+from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.transition import step
+from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 
@@ -95,7 +97,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.status = RolloutStatus()
+        self.status = Roll()
         self.channel, self.active = 1, 0
         self.pods: list[SimulatedPod] = []
         self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
@@ -116,7 +118,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.evidence: dict[int, int] = {}
         self.newest = 0
         self.joined = 0
-        self.resumed = True
+        self.observation_gap = True
         self.fenced = False
         self.end = JUDGED
 
@@ -171,7 +173,10 @@ class RolloutMachine(RuleBasedStateMachine):
         self.joined += 1
         self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=self.active, ready=False, slow=slow))
 
-    @rule(which=st.integers(0, 4), fault=st.sampled_from(["dies", "restarts", "unreachable", "other weights", "slow"]))
+    @rule(
+        which=st.integers(0, 4),
+        fault=st.sampled_from(["dies", "engine_crashes", "unreachable", "other weights", "slow"]),
+    )
     def pod_fails(self, which: int, fault: str) -> None:
         if not self.pods:
             return
@@ -249,12 +254,12 @@ class RolloutMachine(RuleBasedStateMachine):
     def minutes_pass(self) -> None:
         """Nobody looks meanwhile, or only the clock went on: both are known (``observed_time``)."""
         self.now += timedelta(seconds=61)
-        self.resumed = True
+        self.observation_gap = True
 
     @rule(seconds=st.sampled_from([-3700, -30]))
     def clock_is_set_back(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
-        self.resumed |= seconds < -60
+        self.observation_gap |= seconds < -60
 
     @rule()
     def evidence_is_withdrawn(self) -> None:
@@ -263,7 +268,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def status_is_lost(self) -> None:
-        self.status = RolloutStatus()
+        self.status = Roll()
 
     # the operator ----------------------------------------------------------------------------------------------------
 
@@ -274,21 +279,21 @@ class RolloutMachine(RuleBasedStateMachine):
             now=self.now,
             active=self.active,
             previous=self.previous,
-            refused=frozenset(self.rejected),
-            reason="refused before",
+            rejected=frozenset(self.rejected),
+            channel_message="refused before",
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
-            offer=max(offers, default=None),
-            newer=max(
+            next_version=max(offers, default=None),
+            newer_version=max(
                 (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
             ),
             earned=earned,
-            pin=self.pin,
-            hold=self.pin is not None,
+            pinned_version=self.pin,
+            pin_set=self.pin is not None,
             promote=self.promote,
             abort=self.abort,
-            resumed=self.resumed,
+            observation_gap=self.observation_gap,
             fenced=self.fenced,
         )
 
@@ -324,11 +329,11 @@ class RolloutMachine(RuleBasedStateMachine):
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
             event(made.event)
-        self.resumed, self.fenced = False, False
+        self.observation_gap, self.fenced = False, False
         actions: list[Callable[[], None]] = [lambda: self.advance(made), lambda: self.persist(made)]
         for number, action in enumerate([*actions, *self.swaps(made)]):
             if number == dies_after:
-                self.resumed = True
+                self.observation_gap = True
                 return
             action()
 
@@ -401,7 +406,7 @@ class RolloutMachine(RuleBasedStateMachine):
                 return  # who let it in without judgement has to let it go: no pod stays up to compare anything with
             at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
             right = self.pin in (None, self.active)
-            decided = world.offer is None or self.pin is not None
+            decided = world.next_version is None or self.pin is not None
             if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
                 wrong = self.bad | self.deadly
                 # Once people let a bad one in, the next need only be as good.

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, AnalysisStatus, PodWindow, RolloutPhase, RolloutStatus
-from aurora_operator.plan.rollout.facts import Advance, Pod, World
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
+from aurora_operator.plan.rollout.steps import Advance
 from aurora_operator.plan.rollout.transition import step
+from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.rolls import (
@@ -31,7 +33,7 @@ from tests.unit.operator.rolls import (
 
 
 def test_a_roll_starts_with_the_canary_and_a_higher_epoch() -> None:
-    made = step(world(pod(A), pod(B), offer=1), RolloutStatus())
+    made = step(world(pod(A), pod(B), next_version=1), Roll())
     assert (made.rollout.phase, made.rollout.version, made.rollout.epoch) == (RolloutPhase.CANARY, 1, 4)
     assert not made.swaps, "the decision is written down before any pod is asked"
     assert step(world(pod(A), pod(B)), made.rollout).swaps == {A: 1}
@@ -48,17 +50,17 @@ def test_a_roll_starts_with_the_canary_and_a_higher_epoch() -> None:
     ids=["starting: may come up with an older version", "stray", "no checksum", "still swapping"],
 )
 def test_no_roll_starts_from_pods_that_are_not_settled(other: Pod) -> None:
-    assert step(world(pod(A), other, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE
+    assert step(world(pod(A), other, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE
 
 
 def test_a_pod_that_cannot_be_scheduled_does_not_hold_up_a_roll() -> None:
     waiting = pod(B, None, ready=False, starting=False)
-    assert step(world(pod(A), waiting, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.CANARY
+    assert step(world(pod(A), waiting, next_version=1), Roll()).rollout.phase is RolloutPhase.CANARY
 
 
 def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
-    state = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), offer=1, policy=policy), RolloutStatus()).rollout
+    state = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), next_version=1, policy=policy), Roll()).rollout
     seconds = swapped = 0
     while state.phase is RolloutPhase.CANARY and seconds < 200:
         seconds += 2
@@ -75,7 +77,7 @@ def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
 
 def test_a_slow_baseline_is_held_against_nobody() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    started = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus())
+    started = rolling(RolloutPhase.CANARY, analysis=AnalysisState())
     first = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), policy=policy), started).rollout
     late: dict[str, Any] = {"now": NOW + timedelta(hours=1), "policy": policy}
     pods = pod(A, **traffic(20)), pod(B, **traffic(20))
@@ -85,10 +87,10 @@ def test_a_slow_baseline_is_held_against_nobody() -> None:
     assert step(world(*pods, **late), measured.rollout).swaps == {A: 1}
 
 
-def judged_bad(**more: Any) -> tuple[RolloutStatus, World]:
+def judged_bad(**more: Any) -> tuple[Roll, World]:
     """One bad judgement too many is due at the next look."""
     policy: dict[str, Any] = {"analysis": JUDGED, **more}
-    first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(failures=1)).rollout
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(bad_windows=1)).rollout
     bad, later = pod(A, 1, **traffic(20, length=1.1)), NOW + timedelta(seconds=20)
     return first, world(bad, pod(B, **traffic(20)), now=later, policy=policy)
 
@@ -100,7 +102,7 @@ def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good(paused: bool)
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert "live traffic disagrees: acceptance length 1.10 against 2.00" in made.rollout.message
-    died_between = step(replace(seen, refused=frozenset({1}), reason="live traffic disagrees"), first)
+    died_between = step(replace(seen, rejected=frozenset({1}), channel_message="live traffic disagrees"), first)
     assert (died_between.rollout.phase, died_between.advance) == (RolloutPhase.ROLLING_BACK, None)
     assert died_between.rollout.message == "live traffic disagrees"
 
@@ -121,19 +123,19 @@ def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
 DEADLINE = 60
 
 
-def waiting(seconds: float, requests: int, *, newer: int | None = 2, **more: Any) -> World:
+def waiting(seconds: float, requests: int, *, newer_version: int | None = 2, **more: Any) -> World:
     """A canary whose window began at NOW and that has answered ``requests`` since; its peer has plenty."""
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": DEADLINE, **more.pop("policy", {})}
     seen = LiveCounters(requests=requests, verify_rounds=40 * requests, answer_tokens=80 * requests)
     pods = [pod(A, 1, boot="b", counters=seen), pod(B, **traffic(seconds))]
     if more.pop("extra", False):
         pods.append(pod(C, None, ready=False))
-    return world(*pods, now=NOW + timedelta(seconds=seconds), newer=newer, policy=policy, **more)
+    return world(*pods, now=NOW + timedelta(seconds=seconds), newer_version=newer_version, policy=policy, **more)
 
 
-def held() -> RolloutStatus:
+def held() -> Roll:
     """The canary's window begins now."""
-    begun = step(waiting(0, 0, newer=None), canary()).rollout
+    begun = step(waiting(0, 0, newer_version=None), canary()).rollout
     assert begun.analysis is not None
     assert not begun.analysis.settling
     return begun
@@ -145,18 +147,18 @@ def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_
     assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
     dried_up = step(waiting(30 * DEADLINE, 40), held())
     assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
-    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(since=NOW))
-    quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer=2, policy={"analysis": JUDGED})
+    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisState(window_began=NOW))
+    quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer_version=2, policy={"analysis": JUDGED})
     assert step(quiet, baseline).rollout.phase is RolloutPhase.ROLLING_BACK, "nor is its baseline waited for"
 
 
 @pytest.mark.parametrize(
     ("seen", "why"),
     [
-        (waiting(5 * DEADLINE, 0, newer=None), "nothing newer waits"),
+        (waiting(5 * DEADLINE, 0, newer_version=None), "nothing newer waits"),
         (waiting(DEADLINE - 1, 0), "the deadline is not over"),
         (waiting(DEADLINE + 1, 6), "traffic is thin, but a judgement comes within ten deadlines"),
-        (waiting(5 * DEADLINE, 0, resumed=True), "nobody looked meanwhile"),
+        (waiting(5 * DEADLINE, 0, observation_gap=True), "nobody looked meanwhile"),
         (waiting(5 * DEADLINE, 0, policy={"paused": True}), "a person holds it"),
         (waiting(5 * DEADLINE, 0, policy={"max_not_ready": 0}, extra=True), "pods are missing"),
     ],
@@ -168,22 +170,29 @@ def test_a_canary_is_not_given_up_lightly(seen: World, why: str) -> None:
 
 def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
-    edited = step(world(pod(A, 1), pod(B), shape="other", policy=policy), canary())
+    edited = step(world(pod(A, 1), pod(B), serving_digest="other", policy=policy), canary())
     assert (edited.rollout.phase, edited.advance) == (RolloutPhase.ROLLING_BACK, None)
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy, "shape": "other"}
+    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy, "serving_digest": "other"}
     assert step(world(pod(A, 1), **now), watching()).rollout.phase is RolloutPhase.IDLE
 
 
 def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy}
-    first = step(world(pod(A, 1, **traffic(0)), pod(B, 1, **traffic(0)), **now), watching(failures=1)).rollout
+    first = step(world(pod(A, 1, **traffic(0)), pod(B, 1, **traffic(0)), **now), watching(bad_windows=1)).rollout
     later = NOW + timedelta(seconds=20)
     bad = [pod(name, 1, **traffic(20, length=1.2)) for name in (A, B)]
     made = step(world(*bad, now=later, **now), first)
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert made.swaps == {}, "the decision is in the channel before any pod is asked"
-    back: dict[str, Any] = {"active": 0, "epoch": 6, "policy": policy, "earned": set(), "refused": {1}, "reason": "why"}
+    back: dict[str, Any] = {
+        "active": 0,
+        "epoch": 6,
+        "policy": policy,
+        "earned": set(),
+        "rejected": {1},
+        "channel_message": "why",
+    }
     assert step(world(*bad, now=later, **back), made.rollout).swaps == {A: 0, B: 0}
     died_between = step(world(*bad, now=later, **back), first)
     assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
@@ -209,34 +218,42 @@ def test_a_person_may_refuse_the_active_version_at_any_time(phase: RolloutPhase)
     made = step(world(pod(A, 1), abort=1, **now), watching().model_copy(update={"phase": phase}))
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert made.rollout.version == 1
-    after: dict[str, Any] = {**now, "active": 0, "previous": None, "refused": {1}}
-    assert step(world(pod(A, 0), abort=1, **after), RolloutStatus()).advance is None, "an old wish says no more"
+    after: dict[str, Any] = {**now, "active": 0, "previous": None, "rejected": {1}}
+    assert step(world(pod(A, 0), abort=1, **after), Roll()).advance is None, "an old wish says no more"
 
 
 def test_a_pin_moves_the_channel_and_keeps_everything_else_out() -> None:
-    made = step(world(pod(A, 3), pod(B, 3), active=3, pin=1, hold=True, offer=4), RolloutStatus(epoch=7))
+    made = step(world(pod(A, 3), pod(B, 3), active=3, pinned_version=1, pin_set=True, next_version=4), Roll(epoch=7))
     assert made.advance == Advance(1, ChannelReason.PINNED)
     assert made.rollout.epoch == 8
-    held: dict[str, Any] = {"active": 1, "pin": 1, "hold": True, "offer": 4, "policy": {"paused": True}}
+    held: dict[str, Any] = {
+        "active": 1,
+        "pinned_version": 1,
+        "pin_set": True,
+        "next_version": 4,
+        "policy": {"paused": True},
+    }
     assert step(world(pod(A, 3), pod(B, 3), **held), made.rollout).swaps == {A: 1}, "at once: paused or not"
     rest = step(world(pod(A, 1), pod(B, 1), **held), made.rollout)
     assert (rest.rollout.phase, rest.swaps, rest.advance) == (RolloutPhase.IDLE, {}, None)
 
 
 def test_a_pin_ends_a_roll_and_blames_nobody() -> None:
-    to_active = step(world(pod(A, 1), pod(B), pin=0, hold=True), rolling())
+    to_active = step(world(pod(A, 1), pod(B), pinned_version=0, pin_set=True), rolling())
     assert (to_active.rollout.phase, to_active.advance) == (RolloutPhase.ROLLING_BACK, None)
-    to_rolled = step(world(pod(A, 1), pod(B), pin=1, hold=True), rolling())
+    to_rolled = step(world(pod(A, 1), pod(B), pinned_version=1, pin_set=True), rolling())
     assert to_rolled.advance == Advance(1, ChannelReason.PINNED)
-    third = step(world(pod(A, 1), pod(B), pin=2, hold=True), rolling())
+    third = step(world(pod(A, 1), pod(B), pinned_version=2, pin_set=True), rolling())
     assert (third.rollout.phase, third.advance, third.swaps) == (RolloutPhase.ROLLING_BACK, None, {A: 0})
     stuck = rolling(RolloutPhase.ROLLING_BACK)
-    assert step(world(pod(A, 1), pod(B, 1), pin=1, hold=True), stuck).advance == Advance(1, ChannelReason.PINNED)
+    assert step(world(pod(A, 1), pod(B, 1), pinned_version=1, pin_set=True), stuck).advance == Advance(
+        1, ChannelReason.PINNED
+    )
 
 
 def test_a_pin_that_cannot_be_had_holds_what_goes_on() -> None:
-    assert step(world(pod(A), pod(B), offer=1, hold=True), RolloutStatus()).rollout.phase is RolloutPhase.IDLE
-    assert step(world(pod(A, 1), pod(B), hold=True), rolling()).rollout.phase is RolloutPhase.PAUSED
+    assert step(world(pod(A), pod(B), next_version=1, pin_set=True), Roll()).rollout.phase is RolloutPhase.IDLE
+    assert step(world(pod(A, 1), pod(B), pin_set=True), rolling()).rollout.phase is RolloutPhase.PAUSED
 
 
 def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -> None:
@@ -248,7 +265,7 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -
     assert step(world(pod(A, 1), pod(B), **late), held.rollout).swaps == {B: 1}
     assert step(world(pod(A, 1), pod(B), *down, policy={"max_not_ready": 2}), rolling()).swaps == {B: 1}
     assert step(world(pod(A, 1), *down), rolling()).advance is None, "nor promoted"
-    assert step(world(pod(A), *down, offer=1), RolloutStatus()).rollout.phase is RolloutPhase.IDLE, "nor started"
+    assert step(world(pod(A), *down, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE, "nor started"
 
 
 def test_at_most_max_swapping_pods_swap_at_once() -> None:
@@ -272,33 +289,37 @@ def test_promotion_needs_every_ready_pod_confirmed() -> None:
 @pytest.mark.parametrize("set_back", [timedelta(seconds=30), timedelta(days=1)])
 def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
     now: dict[str, Any] = {"now": NOW - set_back, "policy": {"analysis": JUDGED}}
-    stored = rolling(RolloutPhase.CANARY, analysis=AnalysisStatus(baseline=BASELINE, since=NOW, missing_since=NOW))
+    stored = rolling(
+        RolloutPhase.CANARY, analysis=AnalysisState(baseline=BASELINE, window_began=NOW, canary_missing_since=NOW)
+    )
     again = step(world(pod(A, 1), pod(B), **now), stored).rollout
     assert again.analysis is not None
     assert again.started is not None
     assert again.progressed is not None
-    assert again.analysis.since is not None
-    assert max(again.started, again.progressed, again.analysis.since) <= NOW - set_back
+    assert again.analysis.window_began is not None
+    assert max(again.started, again.progressed, again.analysis.window_began) <= NOW - set_back
     failed = pod(B, swap=FAILED.model_copy(update={"finished": NOW - set_back}))
     assert step(world(pod(A, 1), failed, **now), stored).advance == Advance(0, ChannelReason.REFUSED, reject=1)
     stray = pod(A, 2, swap=SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW))
-    assert step(world(stray, **now), RolloutStatus()).swaps == {A: 0}
+    assert step(world(stray, **now), Roll()).swaps == {A: 0}
 
 
 def test_pods_that_are_gone_are_forgotten() -> None:
     """Else the windows of pods long gone leave no room for those that serve."""
     gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
-    state = canary(pods=gone, asked={window.name: "b" for window in gone})
+    state = canary(windows=gone, engine_boots={window.name: "b" for window in gone})
     now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout
     assert now.analysis is not None
-    assert {window.name for window in now.analysis.pods} == {A, B}
-    assert set(now.asked) == {A}
+    assert {window.name for window in now.analysis.windows} == {A, B}
+    assert set(now.engine_boots) == {A}
 
 
 def test_no_progress_rolls_back_but_time_without_an_operator_does_not_count() -> None:
     late = NOW + timedelta(seconds=601)
     assert step(world(pod(A, 1), pod(B), now=late), rolling()).rollout.phase is RolloutPhase.ROLLING_BACK
-    assert step(world(pod(A, 1), pod(B), now=late, resumed=True), rolling()).rollout.phase is RolloutPhase.ROLLING
+    assert (
+        step(world(pod(A, 1), pod(B), now=late, observation_gap=True), rolling()).rollout.phase is RolloutPhase.ROLLING
+    )
 
 
 def test_pause_stops_before_the_next_pod_and_resumes() -> None:
@@ -311,13 +332,13 @@ def test_pause_stops_before_the_next_pod_and_resumes() -> None:
 
 
 def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
-    held = step(world(pod(A), pod(B), offer=1, policy={"paused": True}), RolloutStatus())
+    held = step(world(pod(A), pod(B), next_version=1, policy={"paused": True}), Roll())
     assert (held.rollout.phase, held.rollout.message) == (
         RolloutPhase.IDLE,
-        "waiting for rolls to be resumed: version 1 passed",
+        "waiting for rollouts to be resumed: version 1 passed its measurement",
     )
     assert step(world(pod(A), pod(B), policy={"paused": True}), held.rollout).rollout.message == "", "it was superseded"
-    assert step(world(pod(A), pod(B), offer=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
+    assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
 def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
@@ -326,15 +347,15 @@ def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
 
 
 def test_idle_repairs_strays_one_by_one_and_lets_a_failure_rest() -> None:
-    assert step(world(pod(A, 2), pod(B, 2)), RolloutStatus()).swaps == {A: 0}
+    assert step(world(pod(A, 2), pod(B, 2)), Roll()).swaps == {A: 0}
     failed = SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW)
-    assert step(world(pod(A, 2, swap=failed)), RolloutStatus()).swaps == {}
+    assert step(world(pod(A, 2, swap=failed)), Roll()).swaps == {}
     later = NOW + timedelta(seconds=6)
-    assert step(world(pod(A, 2, swap=failed), now=later), RolloutStatus()).swaps == {A: 0}
+    assert step(world(pod(A, 2, swap=failed), now=later), Roll()).swaps == {A: 0}
 
 
 def test_a_refused_epoch_is_raised() -> None:
-    assert step(world(pod(A), fenced=True), RolloutStatus(epoch=3)).rollout.epoch == 4
+    assert step(world(pod(A), fenced=True), Roll(epoch=3)).rollout.epoch == 4
 
 
 def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
@@ -350,9 +371,9 @@ def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_pause_lets_no_refused_version_serve_on(refused: bool) -> None:
     """A pod that was away when its version was taken back comes up with it."""
-    late: dict[str, Any] = {"policy": {"paused": True}, "refused": frozenset({1} if refused else ())}
-    rest = step(world(pod(A, 1), pod(B), **late), RolloutStatus())
+    late: dict[str, Any] = {"policy": {"paused": True}, "rejected": frozenset({1} if refused else ())}
+    rest = step(world(pod(A, 1), pod(B), **late), Roll())
     assert rest.swaps == ({A: 0} if refused else {}), "anything else waits for the pause to end"
     watched: dict[str, Any] = {"policy": {"paused": True, "analysis": JUDGED}, "active": 2, "previous": 0}
-    seen = world(pod(A, 1), pod(B, 2), refused=late["refused"], **watched)
+    seen = world(pod(A, 1), pod(B, 2), rejected=late["rejected"], **watched)
     assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if refused else {})

@@ -49,7 +49,7 @@ def test_the_newest_version_is_measured_while_one_that_passed_waits_for_its_roll
     newest = made(replace(running, store=proven(evidence(2)))).status
     assert newest is not None
     assert newest.candidate is not None
-    assert (newest.candidate.phase, newest.candidate.waiting) == (CandidatePhase.VALIDATED, None)
+    assert (newest.candidate.phase, newest.candidate.waiting_version) == (CandidatePhase.VALIDATED, None)
     resumed = status(replace(running, spec=observed().spec, status=newest, jobs=(), store=proven(evidence(2))))
     assert (resumed.rollout.phase, resumed.rollout.version) == (RolloutPhase.CANARY, 2)
 
@@ -87,11 +87,11 @@ def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
     held = passed_and_waits()
     waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)
     assert waiting.candidate is not None
-    assert waiting.candidate.waiting == 1
+    assert waiting.candidate.waiting_version == 1
     stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
     moved = status(replace(held, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
     assert moved.candidate is not None
-    assert (moved.candidate.waiting, moved.rollout.phase) == (None, RolloutPhase.IDLE)
+    assert (moved.candidate.waiting_version, moved.rollout.phase) == (None, RolloutPhase.IDLE)
 
 
 def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
@@ -99,7 +99,7 @@ def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
     refused = made(replace(held, status=status(held), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
     assert refused.status.candidate is not None
-    assert (refused.status.candidate.version, refused.status.candidate.waiting) == (2, None)
+    assert (refused.status.candidate.version, refused.status.candidate.waiting_version) == (2, None)
     assert refused.status.rejected == [1]
     assert refused.advance is not None
     assert refused.advance.rejected == (1,)

@@ -1,0 +1,75 @@
+"""The channel's next record: which version is active, which was, and which are rejected. Pure.
+
+Invariants: a version becomes active by promotion only with the evidence that earned it. Rejected versions stay
+rejected, up to the newest :data:`MAX_REJECTED`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.plan.rollout.steps import Advance, Step
+from aurora_operator.plan.validation import ValidationDecision
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
+from aurora_store import Keys
+
+MAX_REJECTED = 64
+"""Number of rejected versions that the channel remembers. Only the newest could be rolled out again."""
+MAX_MESSAGE_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class _Decision:
+    advance: Advance
+    message: str
+
+
+def first_channel(store: StoreView, now: datetime) -> Channel | None:
+    """The record that makes the lineage's initial draft active, once the trainer has registered the draft."""
+    if store.lineage is None or INITIAL_VERSION not in store.registrations:
+        return None
+    return Channel(
+        epoch=1, lineage=store.lineage.number, active=INITIAL_VERSION, reason=ChannelReason.INITIAL, created=now
+    )
+
+
+def next_channel(observed: Observed, step: Step, validation: ValidationDecision, now: datetime) -> Channel | None:
+    """The record that follows from the rollout's step, or from a person who rejects a candidate; None: no change."""
+    former, decision = observed.store.channel, _decision(observed, step, validation)
+    if decision is None or former is None:
+        return None
+    advance = decision.advance
+    moved = advance.active != former.active
+    rejected = former.rejected if advance.reject is None else (*former.rejected, advance.reject)
+    returned = advance.reason is ChannelReason.ROLLED_BACK
+    return Channel(
+        epoch=former.epoch + 1,
+        lineage=former.lineage,
+        active=advance.active,
+        previous=former.previous if not moved else None if returned else former.active,
+        reason=advance.reason,
+        evidence=_evidence_key(observed.store, advance, former.evidence if not moved else None),
+        rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
+        message=decision.message[:MAX_MESSAGE_CHARACTERS],
+        created=now,
+    )
+
+
+def _decision(observed: Observed, step: Step, validation: ValidationDecision) -> _Decision | None:
+    """The rollout's decision comes first. No evidence says that a person rejected a candidate, so the channel does."""
+    if step.advance is not None:
+        return _Decision(step.advance, step.rollout.message)
+    channel, rejected = observed.store.channel, validation.reject
+    if channel is None or rejected is None or rejected != observed.user_requests.abort:
+        return None
+    return _Decision(Advance(channel.active, ChannelReason.REFUSED, reject=rejected), "aborted by a person")
+
+
+def _evidence_key(store: StoreView, advance: Advance, kept: str | None) -> str | None:
+    if advance.reason is not ChannelReason.PROMOTED:
+        return kept
+    evidence = store.promotion_evidence(advance.active)
+    assert evidence is not None, "only a version with evidence is promoted"
+    return Keys.evidence(evidence.version, evidence.attempt)

@@ -1,0 +1,101 @@
+"""Events and history: what was decided about versions, told to people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
+from aurora_operator.plan.actions import Note
+from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.validation import ValidationDecision
+
+_TEXTS = {
+    "ValidationStarted": "Measuring version {version}",
+    "Validated": "Version {version} passed its measurement: {message}",
+    "Rejected": "Rejected version {version}: {message}",
+    "Inconclusive": "The measurements of version {version} did not decide, so it is not rolled out: {message}",
+    "ValidationFailed": "Version {version} could not be measured: {message}",
+    "RolloutStarted": "Rolling out version {version}: {message}",
+    "CanaryPassed": "The canary of version {version} passed: {message}",
+    "Promoted": "Promoted version {version}: {message}",
+    "RolledBack": "All pods serve the active version again. The rollout of version {version} ended: {message}",
+    "RolloutFailed": "Rolling back version {version}: {message}",
+    "RolloutStopped": "Stopped the rollout of version {version} without blame: {message}",
+    "Pinned": "Pinned version {version}",
+    "Paused": "Paused the rollout of version {version}: {message}",
+    "Resumed": "Resumed the rollout of version {version}",
+    "Vouched": "Stopped judging version {version}: {message}",
+}
+_HISTORY_EVENTS = {
+    "Promoted": "Promoted",
+    "RolloutFailed": "RolledBack",
+    "RolloutStopped": "RolloutStopped",
+    "Paused": "Paused",
+    "Resumed": "Resumed",
+    "Vouched": "Vouched",
+    "Rejected": "Rejected",
+    "Inconclusive": "Inconclusive",
+    "Pinned": "Pinned",
+}
+"""Event -> history entry, for decisions. A measurement that could not be made decides nothing."""
+_WARNINGS = frozenset({"RolloutFailed", "Rejected", "Inconclusive", "ValidationFailed"})
+
+
+@dataclass(frozen=True)
+class VersionEvent:
+    """Something that was decided about a version."""
+
+    reason: str
+    version: int
+    message: str
+
+    @property
+    def note(self) -> Note:
+        text = _TEXTS[self.reason].format(version=self.version, message=self.message)
+        return Note(self.reason, text.removesuffix(": "), self.reason in _WARNINGS)
+
+
+def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionEvent, ...]:
+    """What this look decides: about the candidate first, then about the rollout."""
+    events = []
+    if validation.event and validation.candidate is not None:
+        version = validation.candidate.version if validation.reject is None else validation.reject
+        events.append(VersionEvent(validation.event, version, validation.message or validation.candidate.message))
+    if step.event and step.rollout.version is not None:
+        events.append(VersionEvent(step.event, step.rollout.version, step.rollout.message))
+    return tuple(events)
+
+
+def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: datetime) -> tuple[HistoryEntry, ...]:
+    """The new entries, oldest first.
+
+    An event that repeats the last entry is left out: a version whose swaps do not get through is tried again and again,
+    and would push everything else out of the history.
+    """
+    last = (old.history[-1].event, old.history[-1].version) if old.history else None
+    named = [(_HISTORY_EVENTS[event.reason], event) for event in events if event.reason in _HISTORY_EVENTS]
+    return tuple(
+        HistoryEntry(time=now, event=name, version=event.version, message=event.message)
+        for name, event in named
+        if (name, event.version) != last
+    )
+
+
+def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[Note]:
+    """Kubernetes Events: the decisions, and the conditions that a person should know to have changed."""
+    for event in events:
+        yield event.note
+    before = {condition.type: condition for condition in old.conditions}
+    for condition in new.conditions:
+        known = before.get(condition.type)
+        if known is not None and (known.status, known.reason) == (condition.status, condition.reason):
+            continue
+        if condition.type is ConditionType.DEGRADED and condition.status is ConditionStatus.TRUE:
+            yield Note(condition.reason, condition.message, warning=True)
+        if condition.type is ConditionType.READY and (known is None or known.status is not condition.status):
+            ready = condition.status is ConditionStatus.TRUE
+            reason = "Ready" if ready else condition.reason
+            yield Note(reason, condition.message, warning=not ready and known is not None)

@@ -1,0 +1,78 @@
+"""The steps that end a roll before its version is established, or undo it: one function per row of the table. Pure.
+
+Invariant: a decision to return is stored, with a higher epoch, before any pod is asked. The pods follow at the next
+look, all at once.
+"""
+
+from __future__ import annotations
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.facts import RolloutFacts
+from aurora_operator.plan.rollout.forward import at_rest, updated
+from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
+from aurora_operator.plan.rollout.roll import Roll
+from aurora_operator.plan.rollout.steps import Advance, Step
+from aurora_operator.plan.rollout.swaps import return_strays
+from aurora_protocol.draft_records import ChannelReason
+
+
+def reject(facts: RolloutFacts, judgement: Reject) -> Step:
+    """End the roll for good: its version never became active, and never will."""
+    advance = Advance(facts.world.active, ChannelReason.REFUSED, reject=facts.version)
+    return Step(_returning(facts, judgement.reason), advance=advance, event="RolloutFailed")
+
+
+def record_rejection(facts: RolloutFacts, judgement: AlreadyRejected) -> Step:
+    """The channel rejects the version already: the operator died before the status said so."""
+    return Step(_returning(facts, judgement.reason), event="RolloutFailed")
+
+
+def stop(facts: RolloutFacts, judgement: Stop) -> Step:
+    """End the roll without blame: its version may be rolled out again."""
+    return Step(_returning(facts, judgement.reason), event="RolloutStopped")
+
+
+def return_to_previous(facts: RolloutFacts, judgement: Reject) -> Step:
+    """Reject the active version and make the previous one active again."""
+    world = facts.world
+    assert world.previous is not None, "the judgement knows that there is a previous version"
+    advance = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=world.active)
+    returning = updated(_returning(facts, judgement.reason), version=world.active)
+    return Step(returning, advance=advance, event="RolloutFailed")
+
+
+def return_pods(facts: RolloutFacts, judgement: object) -> Step:
+    """Ask all pods with another version for the active one, at once."""
+    return Step(facts.roll, swaps=return_strays(facts, len(facts.world.pods)))
+
+
+def end_return(facts: RolloutFacts, judgement: object) -> Step:
+    """All pods serve the active version again."""
+    return Step(at_rest(facts.roll, progressed=facts.world.now), event="RolledBack")
+
+
+def pin(facts: RolloutFacts, judgement: Pin) -> Step:
+    """Make the pinned version active, whatever goes on. The pods follow with the next look."""
+    version = judgement.version
+    pinned = Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
+    return Step(pinned, advance=Advance(version, ChannelReason.PINNED), event="Pinned")
+
+
+def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
+    """Bring all pods to the active version, so that no third version serves once the pinned one is active."""
+    returning = facts.phase is RolloutPhase.ROLLING_BACK
+    roll = facts.roll if returning else _returning(facts, judgement.reason)
+    return Step(roll, swaps=return_strays(facts, len(facts.world.pods)))
+
+
+def _returning(facts: RolloutFacts, reason: str) -> Roll:
+    return updated(
+        facts.roll,
+        phase=RolloutPhase.ROLLING_BACK,
+        epoch=facts.roll.epoch + 1,
+        progressed=facts.world.now,
+        analysis=None,
+        engine_boots={},
+        engine_crashes=0,
+        message=reason,
+    )

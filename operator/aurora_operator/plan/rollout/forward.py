@@ -1,0 +1,208 @@
+"""The steps of a roll that goes on, from its start to the end of its watch: one function per row of the table. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout import live_analysis
+from aurora_operator.plan.rollout.facts import RolloutFacts
+from aurora_operator.plan.rollout.judgement import WAITING_PREFIX, canary_pods
+from aurora_operator.plan.rollout.judgement_types import Hold, Pass, Pause, Start, Wait
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll
+from aurora_operator.plan.rollout.steps import Advance, Step
+from aurora_operator.plan.rollout.swaps import next_swaps, retry_note, return_rejected, return_strays
+from aurora_protocol.draft_records import ChannelReason
+
+
+def updated(roll: Roll, **update: Any) -> Roll:
+    return roll.model_copy(update=update)
+
+
+def with_analysis(roll: Roll, **update: Any) -> Roll:
+    """``roll`` with fields of its live analysis replaced; as it is where there is no analysis."""
+    return roll if roll.analysis is None else updated(roll, analysis=roll.analysis.model_copy(update=update))
+
+
+def at_rest(roll: Roll, **update: Any) -> Roll:
+    """An idle roll. What was seen of its version's pods is settled and forgotten."""
+    return updated(roll, phase=RolloutPhase.IDLE, analysis=None, engine_boots={}, engine_crashes=0, **update)
+
+
+# idle ----------------------------------------------------------------------------------------------------------------
+
+
+def start_canary(facts: RolloutFacts, judgement: Start) -> Step:
+    """Begin the roll. No pod is asked yet: the decision is stored first."""
+    world = facts.world
+    rules, total = world.policy.analysis, len(world.pods)
+    judged = rules.consecutive_success_limit > 0 or rules.watch_seconds > 0
+    started = Roll(
+        phase=RolloutPhase.CANARY,
+        epoch=facts.roll.epoch + 1,
+        version=judgement.version,
+        total=total,
+        started=world.now,
+        progressed=world.now,
+        analysis=AnalysisState(serving_digest=world.serving_digest) if judged else None,
+        message=f"canary on {canary_pods(facts)} of {total} pods",
+    )
+    return Step(started, event="RolloutStarted")
+
+
+def stay_idle(facts: RolloutFacts, judgement: Any) -> Step:
+    """Bring stray pods back, a few at a time; say what is waited for, if anything is."""
+    swaps = return_strays(facts, facts.world.policy.max_swapping)
+    return Step(_idle(facts, judgement.reason if isinstance(judgement, Wait) else ""), swaps=swaps)
+
+
+def stay_idle_paused(facts: RolloutFacts, judgement: Pause) -> Step:
+    """Touch no pod but those that came back with a rejected version."""
+    return Step(_idle(facts, judgement.reason), swaps=return_rejected(facts))
+
+
+def _idle(facts: RolloutFacts, message: str) -> Roll:
+    """An idle roll keeps the message with which it ended, but not one about a wait that is over."""
+    before = facts.roll.message
+    return at_rest(facts.roll, message=message or ("" if before.startswith(WAITING_PREFIX) else before))
+
+
+# the canary ----------------------------------------------------------------------------------------------------------
+
+
+def return_third_version(facts: RolloutFacts, judgement: object) -> Step:
+    """Bring pods with a third version to the active one before the canary goes on."""
+    return Step(_running(facts), swaps=dict.fromkeys(facts.third_version_pods, facts.world.active))
+
+
+def measure_baseline(facts: RolloutFacts, judgement: object) -> Step:
+    """Watch the pods with the active version before the first one gets the new version."""
+    world, roll = facts.world, _running(facts)
+    assert roll.analysis is not None, "only a roll that is judged needs a baseline"
+    no_peers_left = len(world.pods) <= world.policy.canary
+    state = live_analysis.measure_baseline(
+        roll.analysis,
+        facts.peers,
+        world.active,
+        world.policy.analysis,
+        steps=world.draft_steps,
+        longest=facts.deadline if no_peers_left else None,
+        now=world.now,
+    )
+    message = f"measuring version {world.active} on all pods before the first one gets version {facts.version}"
+    progressed = world.now if state.baseline else roll.progressed
+    return Step(updated(roll, analysis=state, progressed=progressed, message=message))
+
+
+def swap_canary(facts: RolloutFacts, judgement: object) -> Step:
+    """Ask pods for the version until the canary is complete. A canary that is out of sight is not replaced at once."""
+    roll, state, wanted = _running(facts), facts.analysis, canary_pods(facts)
+    lost = state is not None and state.window_began is not None and state.canary_missing_since is None
+    if lost:
+        roll = with_analysis(roll, canary_missing_since=facts.world.now)
+    message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{retry_note(facts)}"
+    return _ask(facts, updated(roll, message=message), next_swaps(facts, wanted - facts.uncertain_pods))
+
+
+def judge_canary(facts: RolloutFacts, judgement: Wait) -> Step:
+    """The canary is complete and its traffic does not decide yet."""
+    return Step(updated(with_analysis(_running(facts), canary_missing_since=None), message=judgement.reason))
+
+
+def pass_canary(facts: RolloutFacts, judgement: Pass) -> Step:
+    """Ask the other pods."""
+    roll = with_analysis(_running(facts), canary_missing_since=None)
+    message = f"swapping the other pods to version {facts.version}; the canary: {judgement.reason}"
+    rolling = updated(roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
+    return _ask(facts, rolling, next_swaps(facts, len(facts.ready)), event="CanaryPassed")
+
+
+def _running(facts: RolloutFacts) -> Roll:
+    """The roll with this look's live analysis; its deadline counts again if it stood still."""
+    roll = facts.analysed_roll
+    return updated(roll, progressed=facts.world.now) if roll.progressed is None else roll
+
+
+def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str = "") -> Step:
+    """Ask pods for the version, and note their engine starts: an engine that crashes before the next look counts."""
+    boots = {pod.name: pod.boot for pod in facts.world.pods if pod.name in swaps}
+    return Step(updated(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
+
+
+# the other pods ------------------------------------------------------------------------------------------------------
+
+
+def swap_next_pods(facts: RolloutFacts, judgement: object) -> Step:
+    return _ask(facts, _running(facts), next_swaps(facts, len(facts.ready)))
+
+
+def promote(facts: RolloutFacts, judgement: object) -> Step:
+    """All pods serve the version: make it the active one."""
+    roll = _running(facts)
+    advance = Advance(facts.version, ChannelReason.PROMOTED)
+    return Step(_promoted(facts, updated(roll, epoch=roll.epoch + 1)), advance=advance, event="Promoted")
+
+
+def record_promotion(facts: RolloutFacts, judgement: object) -> Step:
+    """The channel names the version already: the operator died before the status said so."""
+    return Step(_promoted(facts, facts.roll), event="Promoted")
+
+
+def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
+    """Watch on where there is something to compare with. What was seen of the canary still counts against it."""
+    world, state = facts.world, roll.analysis
+    message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
+    has_baseline = state is not None and state.baseline is not None
+    if facts.vouched or not has_baseline or world.policy.analysis.watch_seconds == 0:
+        return at_rest(roll, progressed=world.now, message=message)
+    watched = with_analysis(
+        roll, window_began=None, settling=False, canary_missing_since=None, good_windows=0, message=""
+    )
+    return updated(watched, phase=RolloutPhase.WATCHING, progressed=world.now, message=message)
+
+
+# pauses --------------------------------------------------------------------------------------------------------------
+
+
+def pause(facts: RolloutFacts, judgement: Pause) -> Step:
+    return Step(updated(facts.analysed_roll, phase=RolloutPhase.PAUSED, message=judgement.reason), event="Paused")
+
+
+def stay_paused(facts: RolloutFacts, judgement: object) -> Step:
+    return Step(facts.analysed_roll)
+
+
+def resume(facts: RolloutFacts, judgement: object) -> Step:
+    """Go on as a canary: with more pods on the version, it passes as soon as it is judged good."""
+    roll = facts.analysed_roll
+    return Step(
+        updated(roll, phase=RolloutPhase.CANARY, progressed=facts.world.now, message="resumed"), event="Resumed"
+    )
+
+
+def hold(facts: RolloutFacts, judgement: Hold) -> Step:
+    """Ask no pod. The progress deadline stands still."""
+    return Step(updated(facts.analysed_roll, progressed=None, message=judgement.reason))
+
+
+# the watch -----------------------------------------------------------------------------------------------------------
+
+
+def keep_watching(facts: RolloutFacts, judgement: object) -> Step:
+    """Judge the promoted version on; the message names the last judgement."""
+    world, roll = facts.world, facts.analysed_roll
+    seen = roll.analysis.message if roll.analysis else ""
+    message = f"version {facts.version} is active" + (f"; since then {seen}" if seen else "")
+    paused = world.policy.paused
+    swaps = return_rejected(facts) if paused else return_strays(facts, world.policy.max_swapping)
+    return Step(updated(roll, message=message), swaps=swaps)
+
+
+def end_watch(facts: RolloutFacts, judgement: object) -> Step:
+    """The version stays active and is not judged any longer."""
+    return Step(at_rest(facts.roll))
+
+
+def end_watch_by_vouching(facts: RolloutFacts, judgement: object) -> Step:
+    message = f"version {facts.version} is active; a person vouches for it"
+    return Step(at_rest(facts.roll, message=message), event="Vouched")

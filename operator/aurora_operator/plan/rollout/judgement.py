@@ -1,0 +1,152 @@
+"""Judges a roll at one look: what people, failures and live traffic say, in the order in which they count. Pure.
+
+Pins come first. Then each phase asks its own questions, the most serious first: what the channel says already, what
+rejects the version, what stops the roll without blame, what live traffic says, and who or what makes the roll wait.
+Without traffic a judgement waits: the canary holds until there is some, or until a person promotes or aborts.
+"""
+
+from __future__ import annotations
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout import failures
+from aurora_operator.plan.rollout.facts import RolloutFacts
+from aurora_operator.plan.rollout.judgement_types import (
+    AlreadyActive,
+    AlreadyRejected,
+    Hold,
+    Judgement,
+    NoBaseline,
+    Pass,
+    Pause,
+    Pin,
+    PinLater,
+    Proceed,
+    Reject,
+    Resume,
+    Start,
+    Stop,
+    ThirdVersion,
+    Vouch,
+    Wait,
+)
+
+WAITING_PREFIX = "waiting "
+"""An idle roll's message that begins so is dropped once the wait is over."""
+
+
+def judgement_of(facts: RolloutFacts) -> Judgement:
+    """What is to be said about the roll now."""
+    pinned = facts.world.pinned_version
+    if pinned is not None and pinned != facts.world.active:
+        return _pin(facts, pinned)
+    if facts.phase is RolloutPhase.IDLE:
+        return _idle(facts)
+    if facts.phase is RolloutPhase.WATCHING:
+        return _watching(facts)
+    if facts.phase is RolloutPhase.ROLLING_BACK:
+        return _rolling_back(facts)
+    return _under_way(facts)
+
+
+def _pin(facts: RolloutFacts, pinned: int) -> Judgement:
+    served = {v for pod in facts.ready for v in (pod.version, pod.swap.version if pod.swapping else None)}
+    if len(served - {pinned, None}) > 1:
+        return PinLater(f"version {pinned} is pinned; all pods return to version {facts.world.active} first")
+    return Pin(pinned)
+
+
+def _idle(facts: RolloutFacts) -> Judgement:
+    world = facts.world
+    if world.abort == world.active and world.previous is not None and not world.pin_set:
+        return Reject(f"version {world.active} was aborted by a person")
+    passed = f"version {world.next_version} passed its measurement"
+    if world.policy.paused and world.pinned_version is None:
+        waits = world.next_version is not None
+        return Pause(f"{WAITING_PREFIX}for rollouts to be resumed: {passed}" if waits else "")
+    if world.next_version is None or world.pin_set:
+        return Proceed()
+    if facts.settled and not facts.too_few_ready:
+        return Start(world.next_version)
+    return Wait(f"{WAITING_PREFIX}for pods to be ready and serve version {world.active}: {passed}")
+
+
+def _under_way(facts: RolloutFacts) -> Judgement:
+    """A canary, the roll after it, or either of them paused."""
+    world, version = facts.world, facts.version
+    if version == world.active:
+        return AlreadyActive()
+    if world.pinned_version is not None:
+        return Stop(f"version {world.pinned_version} is pinned")
+    if version in world.rejected:
+        return AlreadyRejected(world.channel_message)
+    if wrong := failures.failure(facts) or failures.obstacle(facts) or _bad_traffic(facts):
+        return wrong
+    if world.policy.paused or world.pin_set:
+        return Pause("paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set")
+    if facts.phase is RolloutPhase.PAUSED:
+        return Resume()
+    if facts.too_few_ready:
+        down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
+        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready, and {allowed} may be")
+    return _canary(facts) if facts.phase is RolloutPhase.CANARY else _rolling(facts)
+
+
+def _bad_traffic(facts: RolloutFacts) -> Reject | None:
+    """Live traffic judged the version bad more often than the policy tolerates."""
+    state = facts.analysis
+    if state is None or state.baseline is None or facts.vouched:
+        return None
+    many = state.bad_windows > facts.world.policy.analysis.failure_limit
+    return Reject(f"live traffic disagrees: {state.message}") if many else None
+
+
+def _canary(facts: RolloutFacts) -> Judgement:
+    world, state = facts.world, facts.analysis
+    rules = world.policy.analysis
+    if facts.third_version_pods:
+        return ThirdVersion()
+    if state is not None and state.baseline is None and not facts.vouched:
+        return NoBaseline()
+    if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
+        return Proceed()
+    if facts.vouched:
+        return Pass("a person vouches for it")
+    if state is None:
+        return Pass("not judged")
+    if state.good_windows >= rules.consecutive_success_limit:
+        return Pass(state.message or "not judged")
+    waits = f"judging version {facts.version}, which takes {rules.min_requests} requests on either side"
+    return Wait(f"{state.message}; {waits}" if state.message else waits)
+
+
+def canary_pods(facts: RolloutFacts) -> int:
+    """Number of pods that get the version first."""
+    return min(facts.world.policy.canary, len(facts.world.pods))
+
+
+def _rolling(facts: RolloutFacts) -> Judgement:
+    return Pass() if facts.all_updated else Proceed()
+
+
+def _watching(facts: RolloutFacts) -> Judgement:
+    world, state, version = facts.world, facts.roll.analysis, facts.version
+    if version != world.active:
+        # The channel was moved back, and the operator died before the status said so; or another hand moved it.
+        return AlreadyRejected(world.channel_message or f"version {world.active} was made active")
+    if world.abort == version and world.previous is not None:
+        return Reject(f"version {version} was aborted by a person")
+    if facts.vouched:
+        return Vouch()
+    if world.pin_set:
+        return Stop("a version is pinned")
+    if world.previous is None or state is None or state.serving_digest != world.serving_digest:
+        return Stop("nothing is left to compare the version with")
+    if crashed := failures.failure_in_watch(facts):
+        return crashed
+    if facts.watch_over and not facts.missing_pod:
+        return Pass()
+    return _bad_traffic(facts) or Proceed()
+
+
+def _rolling_back(facts: RolloutFacts) -> Judgement:
+    return Pass() if facts.returned else Proceed()

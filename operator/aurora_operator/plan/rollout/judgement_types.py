@@ -1,0 +1,125 @@
+"""The result type of a judgement: one small value per thing that can be said about a roll."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A person pinned another version than the active one, and it can become active now."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class PinLater:
+    """As Pin, but a third version would serve. All pods return to the active version first."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something was seen of the version, or a person aborts it: it must go for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AlreadyRejected:
+    """The channel rejects the version already, and the status does not say so yet."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AlreadyActive:
+    """The channel calls the version active already, and the status does not say so yet."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The roll, or the watch, must end without blame for the version."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A person pauses rollouts, or pinned a version."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Nothing pauses the roll any longer."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Too few pods are ready to touch another one. The progress deadline stands still."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is wrong, and nothing can be done yet."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """A version passed its measurement, and every pod is ready for its roll."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class ThirdVersion:
+    """A pod came up with neither the active nor the rolled version."""
+
+
+@dataclass(frozen=True)
+class NoBaseline:
+    """It is not known yet what pods do with the active version."""
+
+
+@dataclass(frozen=True)
+class Vouch:
+    """A person vouches for the version that is watched."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The phase has reached its goal."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """Nothing is wrong: do what the phase is for."""
+
+
+Judgement = (
+    Pin
+    | PinLater
+    | Reject
+    | AlreadyRejected
+    | AlreadyActive
+    | Stop
+    | Pause
+    | Resume
+    | Hold
+    | Wait
+    | Start
+    | ThirdVersion
+    | NoBaseline
+    | Vouch
+    | Pass
+    | Proceed
+)

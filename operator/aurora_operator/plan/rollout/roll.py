@@ -1,0 +1,109 @@
+"""The rollout in progress as one value: what users read of it, and what only the operator needs.
+
+Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`OperatorState` in ``status.operatorState``,
+which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.
+
+Invariant: a roll whose operator state cannot be read is never judged on nothing. It is marked ``state_lost``, and stops
+without blame for its version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from aurora_api.base import Model, Timestamp
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_protocol.agent_api import LiveCounters
+
+UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
+"""Phases in which pods may serve a version that is not active yet."""
+JUDGED_PHASES = UNDER_WAY | {RolloutPhase.WATCHING}
+
+
+class PodWindow(Model):
+    """One pod's counters when the present window began, and the engine start and version that they belong to."""
+
+    name: str
+    boot: str
+    version: int
+    live: LiveCounters
+
+
+class AnalysisState(Model):
+    """Progress of the live analysis. None in a roll that is not judged."""
+
+    serving_digest: str = ""
+    """Digest of how pods serve. After a change of it the baseline cannot be compared with."""
+    window_began: Timestamp | None = None
+    settling: bool = False
+    """``window_began`` lies ahead: requests that the former draft began may still be running until then."""
+    canary_missing_since: Timestamp | None = None
+    """Since when a pod that had the version is not seen with it any more."""
+    windows: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
+    baseline: LiveCounters | None = None
+    """What all pods did just before the first swap."""
+    good_windows: int = Field(default=0, ge=0)
+    """Good judgements in a row."""
+    bad_windows: int = Field(default=0, ge=0)
+    """Bad judgements since the roll started."""
+    slow_windows: int = Field(default=0, ge=0)
+    """Windows in a row with more time between tokens than is allowed."""
+    message: str = ""
+    """The last judgement."""
+
+
+class OperatorState(Model):
+    """What the operator needs to resume a roll after a restart, beside :class:`RolloutStatus`."""
+
+    engine_boots: dict[str, str] = Field(default_factory=dict)
+    """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
+    engine_crashes: int = Field(default=0, ge=0)
+    """How many of these engines have crashed."""
+    analysis: AnalysisState | None = None
+
+
+class _StoredState(OperatorState):
+    """The state as it is stored, with the version of the roll that it belongs to."""
+
+    version: int | None = None
+
+
+class Roll(RolloutStatus, OperatorState):
+    """Everything that the state machine remembers from one look to the next."""
+
+    state_lost: bool = False
+    """The stored operator state was missing, unreadable or of another roll."""
+
+    def status_parts(self) -> tuple[RolloutStatus, dict[str, Any]]:
+        """``status.rollout`` and ``status.operatorState``."""
+        rollout = RolloutStatus(**{name: getattr(self, name) for name in RolloutStatus.model_fields})
+        if self.phase not in JUDGED_PHASES:
+            return rollout, {}
+        state = _StoredState(
+            version=self.version,
+            engine_boots=self.engine_boots,
+            engine_crashes=self.engine_crashes,
+            analysis=self.analysis,
+        )
+        return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def read_roll(status: SpeculatorStatus) -> Roll:
+    """The roll that ``status`` tells of."""
+    shown = {name: getattr(status.rollout, name) for name in RolloutStatus.model_fields}
+    if status.rollout.phase not in JUDGED_PHASES:
+        return Roll(**shown)
+    try:
+        state = _StoredState.model_validate(status.operator_state)
+    except ValidationError:
+        state = _StoredState()
+    if state.version is None or state.version != status.rollout.version:
+        return Roll(**shown, state_lost=True)
+    return Roll(
+        **shown,
+        engine_boots=state.engine_boots,
+        engine_crashes=state.engine_crashes,
+        analysis=state.analysis,
+    )

@@ -1,0 +1,69 @@
+"""Which pods are asked for which version. Pure.
+
+Invariants: a pod is only ever asked for the active version or for the one being rolled out. No pod is asked while it
+swaps, nor within :data:`RETRY_AFTER` of a failed swap to the same version. Pods that are not ready are not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from aurora_operator.plan.rollout.facts import RolloutFacts
+from aurora_operator.plan.rollout.world import Pod
+from aurora_protocol.agent_api import SwapPhase
+
+RETRY_AFTER = timedelta(seconds=5)
+"""How long a pod is left alone after a failed swap."""
+
+
+def return_strays(facts: RolloutFacts, limit: int) -> dict[str, int]:
+    """Swaps that bring pods on any other version back to the active one, at most ``limit`` at a time."""
+    world = facts.world
+    return _to_active(facts, [pod for pod in world.pods if pod.version != world.active], limit)
+
+
+def return_rejected(facts: RolloutFacts) -> dict[str, int]:
+    """Swaps of pods that came back with a rejected version. Not even a pause lets them serve it on."""
+    world = facts.world
+    stray = [pod for pod in world.pods if pod.version in world.rejected - {world.active}]
+    return _to_active(facts, stray, len(world.pods))
+
+
+def next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
+    """Swaps of further pods until ``wanted`` pods have the version or are on their way; third versions come first."""
+    world, version = facts.world, facts.version
+    if facts.too_few_ready:
+        return {}
+    having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
+    others = [
+        pod
+        for pod in facts.ready
+        if pod.version != version and not pod.swapping and not _failed_lately(pod, version, world.now)
+    ]
+    room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), wanted - len(having))
+    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
+    return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
+
+
+def retry_note(facts: RolloutFacts) -> str:
+    """Which pod tries the version again after a failure that says nothing about it; empty, or ``"; pod…"``."""
+    for pod in facts.world.pods:
+        swap, version = pod.swap, facts.version
+        if swap.phase is SwapPhase.FAILED and swap.version == version != pod.version and swap.transient:
+            return f"; {pod.name} tries again: {swap.error or 'no reason given'}"
+    return ""
+
+
+def _to_active(facts: RolloutFacts, stray: Iterable[Pod], limit: int) -> dict[str, int]:
+    world = facts.world
+    asked = [p for p in stray if p.ready and not p.swapping and not _failed_lately(p, world.active, world.now)]
+    room = limit - sum(pod.swapping for pod in world.pods)
+    return dict.fromkeys(sorted(pod.name for pod in asked)[: max(room, 0)], world.active)
+
+
+def _failed_lately(pod: Pod, version: int, now: datetime) -> bool:
+    swap = pod.swap
+    if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
+        return False
+    return abs(now - swap.finished) < RETRY_AFTER

@@ -1,0 +1,85 @@
+"""What the rollout looks at: the pods, the channel, the policy and what people ask for. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from aurora_api.v1alpha1.rollout import RolloutSpec
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known."""
+
+    name: str
+    ready: bool
+    """Kubernetes calls the pod ready, and its agent answers that the engine is."""
+    starting: bool = False
+    """Scheduled and not ready: the pod may come up with a version that it chose a while ago."""
+    up: bool = False
+    """Kubernetes or the agent calls the pod ready, though perhaps not both: it may be answering requests."""
+    version: int | None = None
+    checksum: str | None = None
+    swap: SwapStatus = field(default_factory=SwapStatus)
+    boot: str = ""
+    """Random id of this engine start."""
+    started_together: bool = False
+    """The engine started together with its agent, so no draft ended the engine before."""
+    counters: LiveCounters = field(default_factory=LiveCounters)
+
+    @property
+    def swapping(self) -> bool:
+        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+
+    def confirms(self, version: int | None) -> bool:
+        """Whether the pod is ready and its engine says that it serves ``version``, with a checksum to show for it."""
+        return self.ready and self.version == version and bool(self.checksum) and not self.swapping
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that the state machine looks at, beside the roll itself."""
+
+    now: datetime
+    active: int
+    """The channel's active version."""
+    epoch: int
+    """The channel's."""
+    pods: tuple[Pod, ...]
+    policy: RolloutSpec
+    previous: int | None = None
+    """The channel's previous version."""
+    rejected: frozenset[int] = frozenset()
+    """The channel's: versions that live traffic or a person rejected."""
+    channel_message: str = ""
+    """Why the channel's last record was written."""
+    serving_digest: str = ""
+    """Digest of how pods serve. Acceptance before and after a change of it cannot be compared."""
+    draft_steps: int = 3
+    """Draft steps per verify round."""
+    next_version: int | None = None
+    """A version that may be rolled out now: it earned its place against ``active`` and is not rejected."""
+    newer_version: int | None = None
+    """A version registered after the one being rolled out, and not rejected."""
+    earned: frozenset[int] = frozenset()
+    """Versions with evidence that lets them follow ``active``."""
+    pinned_version: int | None = None
+    """Serve this version and no other. It is the initial one or passed once."""
+    pin_set: bool = False
+    """A person pinned a version, perhaps one that may not be served. Either way nothing new is rolled out."""
+    promote: int | None = None
+    """A person vouches for this version: it is not judged any longer."""
+    abort: int | None = None
+    """A person rejects this version."""
+    observation_gap: bool = False
+    """The operator did not observe for a while, or the clock was set: deadlines restart now."""
+    fenced: bool = False
+    """A pod refused our last request because it has seen a higher epoch."""
+
+
+def confirmed(pods: Iterable[Pod], version: int | None) -> tuple[Pod, ...]:
+    """The pods that :meth:`Pod.confirms` ``version``."""
+    return tuple(pod for pod in pods if pod.confirms(version))

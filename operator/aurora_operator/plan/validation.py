@@ -1,0 +1,300 @@
+"""Which candidate is measured, and what its measurement means. Pure.
+
+::
+
+    registered --> Validating --> Validated --> (rollout) --> active
+                     |  ^  ^         |
+         inconclusive|  |  |later    +--> Rejected (rolled back)
+                     v  |  +-- Failed: the measurement could not be made
+                 Inconclusive / Rejected: never rolled out
+
+The newest version takes the place of a candidate that is decided or that waits: for its next attempt, for a replica, to
+be measured again against another active version, or for its rollout while rollouts are paused or pods are missing. A
+candidate that is being measured keeps its place.
+
+A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
+that publishes faster than candidates are measured would keep every version from the pods. So a rollout that was held
+starts with the version that passed as soon as it may, and not with the next verdict. A version whose rollout ended
+without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
+
+With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
+(``plan/lending.py``).
+
+Invariants: one Job at a time. A verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version.
+A measurement that could not be made, also because the API server refused its Job, says nothing about the candidate: it
+is repeated after growing delays and never counted as a verdict. A candidate is rolled out only with the evidence of
+:meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
+from aurora_operator.children.common import job_name
+from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_protocol.draft_records import Channel
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_store import Keys
+
+MAX_MEASUREMENTS = 2
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
+"""Delay before a failed measurement is repeated: the first, doubled with each failure up to the second."""
+POD_DOES_NOT_START = "; its pod does not start: "
+DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
+
+
+@dataclass(frozen=True)
+class ValidationInputs:
+    """Everything that the decision about the candidate depends on."""
+
+    now: datetime
+    name: str
+    """Of the speculator."""
+    store: StoreView
+    """Readable, with a channel."""
+    candidate: CandidateStatus | None
+    rejected: frozenset[int]
+    rollout: RolloutStatus
+    jobs: Sequence[JobView]
+    refused_job: RefusedJob | None
+    concurrency: int
+    """The concurrency at which an improvement must show."""
+    may_measure: bool = True
+    """Pods serve, and a better version would be welcome."""
+    abort: int | None = None
+    """A person rejects this version."""
+
+    @property
+    def channel(self) -> Channel:
+        assert self.store.channel is not None, "the caller waits for the channel"
+        return self.store.channel
+
+
+@dataclass(frozen=True)
+class ValidationDecision:
+    """What follows for the candidate, and for the rollout."""
+
+    candidate: CandidateStatus | None
+    next_version: int | None = None
+    """The version that may be rolled out now."""
+    reject: int | None = None
+    """Never roll out this version."""
+    event: str = ""
+    """ValidationStarted, Validated, Rejected, Inconclusive or ValidationFailed; empty: nothing to report."""
+    message: str = ""
+    """The event's message, where the event is not about the candidate."""
+
+    @property
+    def job(self) -> tuple[int, int] | None:
+        """(version, attempt) of the Job that should exist now."""
+        if self.candidate is None or self.candidate.phase is not CandidatePhase.VALIDATING:
+            return None
+        return self.candidate.version, self.candidate.attempt
+
+
+def decide(inputs: ValidationInputs) -> ValidationDecision:
+    """The candidate's next state, and the version that may be rolled out meanwhile."""
+    candidate = _restored(inputs)
+    if inputs.rollout.phase is not RolloutPhase.IDLE:
+        return ValidationDecision(candidate)
+    waiting = None if candidate is None else candidate.waiting_version
+    if candidate is not None and waiting is not None and waiting == inputs.abort:
+        alone = candidate.model_copy(update={"waiting_version": None})
+        message = f"version {waiting} was aborted by a person"
+        return ValidationDecision(alone, reject=waiting, event="Rejected", message=message)
+    decision = _next_state(inputs, candidate)
+    if decision.next_version is not None:
+        return decision
+    return replace(decision, next_version=_waiting_version(inputs, decision.candidate))
+
+
+def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
+    """The stored candidate, as far as store and rollout still agree with it."""
+    candidate = inputs.candidate
+    if candidate is None or candidate.version <= inputs.channel.active:
+        return None
+    waiting = candidate.waiting_version
+    if waiting is not None and (waiting in inputs.rejected or not inputs.store.promotion_evidence(waiting)):
+        candidate = candidate.model_copy(update={"waiting_version": None})
+    if candidate.version in inputs.rejected and candidate.phase not in DECIDED:
+        rolled = inputs.rollout.version == candidate.version
+        update = {"phase": CandidatePhase.REJECTED, "message": inputs.rollout.message if rolled else "rejected before"}
+        candidate = candidate.model_copy(update=update)
+    return candidate
+
+
+def _waiting_version(inputs: ValidationInputs, candidate: CandidateStatus | None) -> int | None:
+    """The version whose place ``candidate`` took, if it may be rolled out now."""
+    if candidate is None:
+        return None
+    ended = inputs.rollout.progressed
+    ended_lately = ended is not None and timedelta(0) <= inputs.now - ended < MAX_RETRY_DELAY
+    if candidate.waiting_version == inputs.rollout.version and candidate.phase not in DECIDED and ended_lately:
+        return None
+    return candidate.waiting_version
+
+
+def _newer_version(inputs: ValidationInputs, version: int) -> int | None:
+    """The newest version, if it came after ``version`` and its measurement may begin."""
+    newest = inputs.store.newest
+    fits = newest is not None and newest > version and newest not in inputs.rejected and inputs.may_measure
+    return newest if fits else None
+
+
+def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> ValidationDecision:
+    if candidate is None:
+        newer = _newer_version(inputs, inputs.channel.active)
+        return ValidationDecision(None) if newer is None else _begin(inputs, newer)
+    if candidate.version == inputs.abort and candidate.phase not in DECIDED:
+        message = f"version {candidate.version} was aborted by a person"
+        return _end(candidate.model_copy(update={"message": message}), CandidatePhase.REJECTED, "Rejected")
+    newer = _newer_version(inputs, candidate.version)
+    if candidate.phase is CandidatePhase.VALIDATING:
+        if newer is not None and _measurement_not_begun(inputs, candidate):
+            return _begin(inputs, newer, candidate.waiting_version)
+        return _measured(inputs, candidate)
+    if candidate.phase is CandidatePhase.VALIDATED:
+        return _validated(inputs, candidate, newer)
+    if newer is not None:
+        return _begin(inputs, newer, candidate.waiting_version)
+    if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and _retry_is_due(inputs, candidate):
+        return _next_attempt(inputs, candidate)
+    return ValidationDecision(candidate)
+
+
+def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int | None) -> ValidationDecision:
+    """A candidate that passed, and was not rolled out yet."""
+    earned = inputs.store.promotion_evidence(candidate.version) is not None
+    if newer is not None:
+        return _begin(inputs, newer, candidate.version if earned else None)
+    if earned:
+        return ValidationDecision(candidate, next_version=candidate.version)
+    return _begin(inputs, candidate.version) if inputs.may_measure else ValidationDecision(candidate)
+
+
+def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
+    """No replica is on its way, and neither Job nor evidence exist."""
+    begun = {(job.version, job.attempt) for job in inputs.jobs}
+    begun |= {(evidence.version, evidence.attempt) for evidence in inputs.store.evidence}
+    return candidate.pod is None and (candidate.version, candidate.attempt) not in begun
+
+
+def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
+    waited = None if candidate.since is None else inputs.now - candidate.since
+    # A time that lies ahead was written before the clock was set back: nobody knows how long it was.
+    return waited is None or not timedelta(0) <= waited < _retry_delay(candidate.attempt)
+
+
+def _retry_delay(attempt: int) -> timedelta:
+    """How long to wait after a failed ``attempt``, counted from 1."""
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempt - 1, 10)))
+
+
+def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None = None) -> ValidationDecision:
+    """Make ``version`` the candidate: with its evidence in the store, if any (a lost status), or with a first Job."""
+    evidence = inputs.store.evidence_of(version)
+    registration = inputs.store.registrations.get(version)
+    attempt = evidence[-1].attempt if evidence else 1
+    candidate = CandidateStatus(
+        version=version,
+        digest=registration.digest if registration else "",
+        phase=CandidatePhase.VALIDATING,
+        attempt=attempt,
+        job=job_name(inputs.name, version, attempt),
+        since=inputs.now,
+        waiting_version=waiting_version,
+        message="measuring on the real engine",
+    )
+    return _measured(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
+
+
+def _measured(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """What the attempt that is measured, or was, means now."""
+    attempts = inputs.store.evidence_of(candidate.version)
+    evidence = next((e for e in attempts if e.attempt == candidate.attempt), None)
+    if evidence is not None:
+        return _by_verdict(inputs, _with_figures(inputs, candidate, evidence), evidence)
+    if reason := _failure(inputs, candidate):
+        return _failed(inputs, candidate, reason)
+    return ValidationDecision(_with_job_news(inputs, candidate))
+
+
+def _with_figures(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> CandidateStatus:
+    figures = {
+        "evidence": Keys.evidence(evidence.version, evidence.attempt),
+        "speedup": ratio_text(evidence, "candidate", "off", inputs.concurrency),
+        "gain": ratio_text(evidence, "candidate", "active", inputs.concurrency),
+        "speedup_source": source_text(evidence, inputs.concurrency),
+        "message": "; ".join(evidence.verdict.reasons),
+    }
+    return candidate.model_copy(update=figures)
+
+
+def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> ValidationDecision:
+    passed = evidence.verdict.kind is VerdictKind.PASS
+    if passed and inputs.store.promotion_evidence(candidate.version) is evidence:
+        validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED, "waiting_version": None})
+        return ValidationDecision(validated, next_version=candidate.version, event="Validated")
+    if evidence.verdict.kind is VerdictKind.REJECT:
+        return _end(candidate, CandidatePhase.REJECTED, "Rejected")
+    reason = candidate.message
+    if passed:
+        # Measured against a version that is no longer active, which proves nothing about this one.
+        newer = _newer_version(inputs, candidate.version)
+        if newer is not None:
+            return _begin(inputs, newer, candidate.waiting_version)
+        reason = "measured against a former version"
+    against_active = [
+        e for e in inputs.store.evidence_of(candidate.version) if e.active_version == inputs.channel.active
+    ]
+    if len(against_active) >= MAX_MEASUREMENTS:
+        return _end(candidate.model_copy(update={"message": reason}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
+    return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {reason}"}))
+
+
+def _failure(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
+    """Why the present attempt ends without evidence; empty while its Job may still write some."""
+    job = _job_of(inputs, candidate)
+    if job is not None:
+        return (job.message or "the Job ended without writing evidence: see its log") if job.finished else ""
+    refused = inputs.refused_job
+    return f"the API server refused its Job: {refused.message}" if refused and refused.name == candidate.job else ""
+
+
+def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
+    delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
+    message = f"attempt {candidate.attempt} could not measure: {reason}; the next one starts in {delay_seconds} s"
+    update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
+    return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
+
+
+def _with_job_news(inputs: ValidationInputs, candidate: CandidateStatus) -> CandidateStatus:
+    """``candidate`` with a message that says whether its Job's pod does not start, and why."""
+    job = _job_of(inputs, candidate)
+    if job is None:
+        return candidate
+    before = candidate.message.split(POD_DOES_NOT_START)[0]
+    message = f"{before}{POD_DOES_NOT_START}{job.waiting}" if job.waiting else before
+    return candidate if message == candidate.message else candidate.model_copy(update={"message": message})
+
+
+def _job_of(inputs: ValidationInputs, candidate: CandidateStatus) -> JobView | None:
+    """The Job of the present attempt."""
+    return next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+
+
+def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """Measure again, in a Job of its own."""
+    attempt = candidate.attempt + 1
+    job = job_name(inputs.name, candidate.version, attempt)
+    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "since": inputs.now}
+    return ValidationDecision(candidate.model_copy(update=update), event="ValidationStarted")
+
+
+def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str) -> ValidationDecision:
+    ended = candidate.model_copy(update={"phase": phase})
+    return ValidationDecision(ended, reject=candidate.version, event=event)

@@ -1,0 +1,91 @@
+"""What the rollout looks at, made from an observation. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+
+from aurora_api.v1alpha1.status import CandidatePhase
+from aurora_operator.observe.observed import Observed, PodView
+from aurora_operator.plan import lending
+from aurora_operator.plan.rollout.world import Pod, World
+from aurora_operator.plan.validation import ValidationDecision
+from aurora_protocol.agent_api import LiveCounters, SwapStatus
+
+
+def rollout_pods(observed: Observed) -> tuple[Pod, ...]:
+    """The pods that are not terminating, lent replicas included."""
+    return tuple(rollout_pod(view) for view in observed.pods if not view.terminating)
+
+
+def rollout_pod(view: PodView) -> Pod:
+    agent = view.agent
+    ready = view.ready and agent is not None and agent.engine_ready
+    return Pod(
+        name=view.name,
+        ready=ready,
+        starting=view.scheduled and not ready,
+        up=view.ready or (agent is not None and agent.engine_ready),
+        version=agent.version if agent else None,
+        checksum=agent.checksum if agent else None,
+        swap=agent.swap if agent else SwapStatus(),
+        boot=agent.boot if agent else "",
+        started_together=view.started_together,
+        counters=agent.live if agent else LiveCounters(),
+    )
+
+
+def world_of(
+    observed: Observed, pods: Iterable[Pod], validation: ValidationDecision, rejected: frozenset[int], now: datetime
+) -> World:
+    """The world without lent replicas: they are neither missing nor to be asked for anything.
+
+    Args:
+        rejected: versions that are never rolled out again.
+    """
+    store, channel, pin = observed.store, observed.store.channel, observed.spec.rollout.pin
+    assert channel is not None, "the caller holds without a channel"
+    away, next_version = lending.away(observed), validation.next_version
+    return World(
+        now=now,
+        active=channel.active,
+        previous=channel.previous,
+        rejected=frozenset(channel.rejected),
+        channel_message=channel.message,
+        epoch=channel.epoch,
+        pods=tuple(pod for pod in pods if pod.name not in away),
+        serving_digest=serving_digest(observed),
+        draft_steps=observed.spec.draft.steps,
+        policy=observed.spec.rollout,
+        next_version=next_version if next_version not in rejected and not away else None,
+        newer_version=_newer_version(observed, validation, rejected),
+        earned=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
+        pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
+        pin_set=pin is not None,
+        promote=observed.user_requests.promote,
+        abort=observed.user_requests.abort,
+        observation_gap=observed.observation_gap,
+        fenced=observed.fenced,
+    )
+
+
+def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
+    """A version that came after the rolled one and may replace it. One whose measurement failed does not count."""
+    rolled, newest, candidate = observed.status.rollout.version, observed.store.newest, validation.candidate
+    if rolled is None or newest is None or newest <= rolled or newest in rejected:
+        return None
+    failed = candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest
+    return None if failed else newest
+
+
+def serving_digest(observed: Observed) -> str:
+    """Digest of all settings that decide how a draft is used and how fast. Figures before and after a change of them
+    cannot be compared. The number of replicas and the way pods are replaced do not count."""
+    spec = observed.spec
+    parts = (
+        spec.target.model_dump_json(),
+        spec.draft.model_dump_json(),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
+    )
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
