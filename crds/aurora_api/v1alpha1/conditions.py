@@ -10,12 +10,12 @@ Always set:
 ``TrainerReady``     The trainer runs. Also True, with reason Suspended, while training is suspended.
 ``Degraded``         Abnormal when True: something needs a human. Reason and message say what.
 ``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
-``InvalidSpec``      Abnormal when True: the operator cannot read the spec. The message names the fields.
+``InvalidSpec``      Abnormal when True: the operator cannot use the spec. The message names the fields.
 
-Set only after the fact:
+Set once there is something to say:
 
 ``CandidateValidated``   Once a candidate was measured. The reason is the verdict; Unknown while it is measured.
-``RolloutProgressing``   Once there was a rollout. True while pods are being swapped.
+``RolloutProgressing``   Once there was a roll. True while pods are being swapped.
 
 Invariant: ``lastTransitionTime`` changes only when ``status`` changes.
 """
@@ -57,7 +57,7 @@ class Condition(Model):
         " StorageReady: the store can be read and written. ServingReady: every wanted pod serves the version it should."
         " TrainerReady: the trainer runs. CandidateValidated: the candidate passed its measurement."
         " RolloutProgressing: pods are being swapped. Degraded: something needs a human. NameTaken: another owner's"
-        " object has a name that is needed. InvalidSpec: the spec cannot be read."
+        " object has a name that is needed. InvalidSpec: the spec cannot be used."
     )
     status: ConditionStatus = Field(
         description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."

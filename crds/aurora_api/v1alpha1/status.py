@@ -82,21 +82,21 @@ class CandidateStatus(VersionStatus):
 
 
 class RolloutStatus(Model):
-    """The rollout in progress, or the last one."""
+    """The roll in progress, or the last one."""
 
     phase: RolloutPhase = Field(
         default=RolloutPhase.IDLE,
-        description="Idle: no rollout. Canary: the first pods get the version and are judged. Rolling: the other pods"
+        description="Idle: no roll. Canary: the first pods get the version and are judged. Rolling: the other pods"
         " get it. Watching: the version is active and still judged. RollingBack: all pods return to the active version."
         " Paused: no further pod gets the version.",
     )
-    version: int | None = Field(default=None, description="The version of this rollout.")
+    version: int | None = Field(default=None, description="The version of this roll.")
     updated: int = Field(default=0, ge=0, description="Number of ready pods that serve this version.")
-    total: int = Field(default=0, ge=0, description="Number of pods in the rollout. A replica lent out is not counted.")
-    started: Timestamp | None = Field(default=None, description="When the rollout started.")
+    total: int = Field(default=0, ge=0, description="Number of pods in the roll. A replica lent out is not counted.")
+    started: Timestamp | None = Field(default=None, description="When the roll started.")
     progressed: Timestamp | None = Field(
         default=None,
-        description="When the rollout last made progress: a pod changed its version, or the phase changed. The progress"
+        description="When the roll last made progress: a pod changed its version, or the phase changed. The progress"
         " deadline counts from here. Unset while too many pods are not ready, because the deadline stands still then.",
     )
     epoch: int = Field(
@@ -108,7 +108,7 @@ class RolloutStatus(Model):
     last_judgement: str = Field(
         default="", description="What live traffic last showed about this version. Changes once per judged window."
     )
-    message: str = Field(default="", description="What the rollout does now or waits for, or why it ended.")
+    message: str = Field(default="", description="What the roll does now or waits for, or why it ended.")
 
 
 class PodStatus(Model):
@@ -182,7 +182,7 @@ class SpeculatorStatus(Model):
         default=None, description="The version that is being measured, or was measured last."
     )
     rollout: RolloutStatus = Field(
-        default_factory=RolloutStatus, description="The rollout in progress, or the last one."
+        default_factory=RolloutStatus, description="The roll in progress, or the last one."
     )
     training: TrainingStatus = Field(default_factory=TrainingStatus, description="What the trainer reported last.")
     accept_length: str | None = Field(
@@ -207,8 +207,8 @@ class SpeculatorStatus(Model):
     )
     operator_state: dict[str, Any] = Field(
         default_factory=dict,
-        description="Opaque. What the operator needs to resume a rollout after a restart. Not an API: do not read or"
-        " edit it. A rollout whose state is lost stops without blame for its version and can start again.",
+        description="Opaque. What the operator needs to resume a roll after a restart. Not an API: do not read or"
+        " edit it. A roll whose state is lost stops without blame for its version and can start again.",
         # Atomic: server-side apply replaces it as a whole. Of a granular map that loses its last key it makes null.
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"},
     )

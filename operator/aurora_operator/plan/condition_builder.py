@@ -29,7 +29,7 @@ _NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, Conditio
 
 
 def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, now: datetime) -> Iterator[Condition]:
-    """All conditions of a speculator whose spec can be read.
+    """All conditions of a speculator whose spec can be used.
 
     Args:
         up_to_date: number of ready pods that serve the version they should.
@@ -51,13 +51,13 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
 
 
 def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, now: datetime) -> SpeculatorStatus:
-    """``old`` with the conditions of a spec that cannot be read: nothing else is known, so nothing else changes.
+    """``old`` with the conditions of a spec that cannot be used. Nothing else is known, so nothing else changes.
 
     Args:
-        generation: of the spec that cannot be read.
+        generation: of the spec that cannot be used.
         message: which fields are wrong, and why.
     """
-    text = f"the spec cannot be read, and nothing is changed until it is mended: {message}"
+    text = f"the spec cannot be used, and nothing is changed until it is corrected: {message}"
     answers = {
         ConditionType.READY: Answer(False, "InvalidSpec", text),
         ConditionType.INVALID_SPEC: Answer(True, "InvalidSpec", text),
@@ -163,7 +163,7 @@ def _candidate(status: SpeculatorStatus) -> Answer | None:
         return None
     message = f"version {candidate.version}: {candidate.message}"
     if candidate.waiting_version is not None:
-        message += f"; version {candidate.waiting_version} passed and waits for its rollout"
+        message += f"; version {candidate.waiting_version} passed and waits for its roll"
     if candidate.phase is CandidatePhase.VALIDATING:
         return Answer(None, "Validating", message)
     return Answer(candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, message)

@@ -21,12 +21,12 @@ _TEXTS = {
     "RolloutStarted": "Rolling out version {version}: {message}",
     "CanaryPassed": "The canary of version {version} passed: {message}",
     "Promoted": "Promoted version {version}: {message}",
-    "RolledBack": "All pods serve the active version again. The rollout of version {version} ended: {message}",
+    "RolledBack": "All pods serve the active version again. The roll of version {version} ended: {message}",
     "RolloutFailed": "Rolling back version {version}: {message}",
-    "RolloutStopped": "Stopped the rollout of version {version} without blame: {message}",
+    "RolloutStopped": "Stopped the roll of version {version} without blame: {message}",
     "Pinned": "Pinned version {version}",
-    "Paused": "Paused the rollout of version {version}: {message}",
-    "Resumed": "Resumed the rollout of version {version}",
+    "Paused": "Paused the roll of version {version}: {message}",
+    "Resumed": "Resumed the roll of version {version}",
     "Vouched": "Stopped judging version {version}: {message}",
 }
 _HISTORY_EVENTS = {

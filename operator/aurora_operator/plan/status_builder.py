@@ -129,7 +129,7 @@ def _slots(observed: Observed) -> tuple[VersionStatus | None, VersionStatus | No
 
 
 def _expected_versions(channel: Channel | None, rollout: RolloutStatus) -> frozenset[int]:
-    """The versions that a pod may serve now: the active one, and during a rollout its version too."""
+    """The versions that a pod may serve now: the active one, and during a roll its version too."""
     if channel is None:
         return frozenset()
     if rollout.phase is RolloutPhase.IDLE or rollout.version is None:

@@ -9,12 +9,12 @@
                  Inconclusive / Rejected: never rolled out
 
 The newest version takes the place of a candidate that is decided or that waits: for its next attempt, for a replica, to
-be measured again against another active version, or for its rollout while rollouts are paused or pods are missing. A
+be measured again against another active version, or for its roll while rolls are paused or pods are missing. A
 candidate that is being measured keeps its place.
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
-that publishes faster than candidates are measured would keep every version from the pods. So a rollout that was held
-starts with the version that passed as soon as it may, and not with the next verdict. A version whose rollout ended
+that publishes faster than candidates are measured would keep every version from the pods. So a roll that was held
+starts with the version that passed as soon as it may, and not with the next verdict. A version whose roll ended
 without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
-from aurora_operator.children.common import job_name
+from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.formatting import ratio_text, source_text
 from aurora_protocol.draft_records import Channel

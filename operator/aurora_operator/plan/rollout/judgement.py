@@ -62,7 +62,7 @@ def _idle(facts: RolloutFacts) -> Judgement:
     passed = f"version {world.next_version} passed its measurement"
     if world.policy.paused and world.pinned_version is None:
         waits = world.next_version is not None
-        return Pause(f"{WAITING_PREFIX}for rollouts to be resumed: {passed}" if waits else "")
+        return Pause(f"{WAITING_PREFIX}for rolls to be resumed: {passed}" if waits else "")
     if world.next_version is None or world.pin_set:
         return Proceed()
     if facts.settled and not facts.too_few_ready:

@@ -47,7 +47,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Pause:
-    """A person pauses rollouts, or pinned a version."""
+    """A person pauses rolls, or pinned a version."""
 
     reason: str
 

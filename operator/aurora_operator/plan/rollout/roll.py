@@ -1,4 +1,4 @@
-"""The rollout in progress as one value: what users read of it, and what only the operator needs.
+"""The roll in progress as one value: what users read of it, and what only the operator needs.
 
 Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`OperatorState` in ``status.operatorState``,
 which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.

@@ -335,7 +335,7 @@ def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
     held = step(world(pod(A), pod(B), next_version=1, policy={"paused": True}), Roll())
     assert (held.rollout.phase, held.rollout.message) == (
         RolloutPhase.IDLE,
-        "waiting for rollouts to be resumed: version 1 passed its measurement",
+        "waiting for rolls to be resumed: version 1 passed its measurement",
     )
     assert step(world(pod(A), pod(B), policy={"paused": True}), held.rollout).rollout.message == "", "it was superseded"
     assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
