@@ -7,6 +7,7 @@ Invariant: what stands between the markers is the table that the operator runs; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_operator.plan.rollout.transition import BEFORE_PROMOTION, EVERY_PHASE, TRANSITIONS, Transition
@@ -17,10 +18,16 @@ _GROUPS = {EVERY_PHASE: "any", BEFORE_PROMOTION: "Canary, Rolling, Paused"}
 
 
 def table() -> str:
-    """The transitions as a markdown table."""
+    """The transitions as a markdown table, and a second one with the meaning of each judgement."""
     head = ("Phase", "Judgement", "Next phase", "Channel", "Pods", "Event")
-    lines = [head, ("---",) * len(head), *(_cells(row) for row in TRANSITIONS)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    judgements = dict.fromkeys(row.judgement for row in TRANSITIONS)
+    meanings = [(judgement.__name__, " ".join((judgement.__doc__ or "").split())) for judgement in judgements]
+    transitions = _markdown(head, [_cells(row) for row in TRANSITIONS])
+    return f"{transitions}\n\n{_markdown(('Judgement', 'Meaning'), meanings)}"
+
+
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))
 
 
 def _cells(row: Transition) -> tuple[str, ...]:

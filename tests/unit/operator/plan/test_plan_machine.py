@@ -192,6 +192,17 @@ class PlanMachine(Promises):
         self.cluster.status = "{}"
         self.cluster.edited()
 
+    @rule()
+    def operator_state_is_lost(self) -> None:
+        """As after an upgrade whose operator cannot read it, or an edit: the roll stops, and its watch ends."""
+        lost = self.status
+        if lost.rollout.phase is RolloutPhase.WATCHING and lost.rollout.version is not None:
+            self.vouched.add(lost.rollout.version)
+        self.cluster.status = lost.model_copy(update={"operator_state": {}}).model_dump_json(
+            by_alias=True, exclude_none=True
+        )
+        self.cluster.edited()
+
     @rule(seconds=st.sampled_from([-3700, -61, -10, 61, 3700]))
     def clock_is_set(self, *, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
@@ -390,7 +401,9 @@ class PlanMachine(Promises):
         if self.kinds[active] == "deadly" and active in self.vouched:
             return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
         if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
-            return status.rollout.version == self.store.newest and pin is None
+            refused = {*status.rejected, *self.channel.rejected}
+            newest = max(version for version in self.store.registrations if version not in refused)
+            return status.rollout.version == newest and pin is None
         decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
         at_rest = all(pod.version == active and pod.serves and not pod.swapping for pod in self.cluster.pods)
         right = pin in (None, active)
