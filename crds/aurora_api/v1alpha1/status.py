@@ -181,9 +181,7 @@ class SpeculatorStatus(Model):
     candidate: CandidateStatus | None = Field(
         default=None, description="The version that is being measured, or was measured last."
     )
-    rollout: RolloutStatus = Field(
-        default_factory=RolloutStatus, description="The roll in progress, or the last one."
-    )
+    rollout: RolloutStatus = Field(default_factory=RolloutStatus, description="The roll in progress, or the last one.")
     training: TrainingStatus = Field(default_factory=TrainingStatus, description="What the trainer reported last.")
     accept_length: str | None = Field(
         default=None,
