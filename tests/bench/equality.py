@@ -49,7 +49,7 @@ from tests.traffic.report import percentiles
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, first_difference
-from aurora_runtime.validation.load_client import Answer, BatchResult, Client
+from aurora_runtime.validation.load_client import Answer, BatchResult, LoadClient
 
 PROMPT_SEED = 2
 REQUEST_TIMEOUT_SECONDS = 300.0
@@ -142,7 +142,7 @@ async def answer_all(
     """Have the server answer every prompt once at each concurrency, while ``swap_loop`` swaps its draft."""
     passes = []
     async with open_session() as http:
-        client = Client(http, server.url, REQUEST_TIMEOUT_SECONDS)
+        client = LoadClient(http, server.url, REQUEST_TIMEOUT_SECONDS)
         for concurrency in options.concurrency:
             began = time.monotonic()
             batch = asyncio.ensure_future(client.batch(token_prompts, concurrency, options.tokens))

@@ -1,7 +1,7 @@
-"""The engines under measurement: one with the draft, and without a baseline one without speculation and NGRAM's.
+"""The engines of a validation Job: one with a draft, and one each for off and NGRAM unless a baseline is cached.
 
-Invariants: all are built from one spec and differ in speculation alone; active and candidate share one engine, whose
-draft is swapped in place as the agent does it, so that they differ in their weights alone; whatever was started is
+Invariants: all engines are built from one spec and differ in speculation alone. Active and candidate share one engine
+and are swapped in place, as the agent does it, so they differ in their weights alone. Every engine that was started is
 stopped on exit.
 """
 
@@ -15,106 +15,105 @@ from typing import Self
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.engine.draft_swap import DraftSwap
-from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.load_client import BatchResult, Client
-from aurora_runtime.validation.server_set import EngineSet
+from aurora_runtime.validation.engine_set import MEMORY_SHARE, EngineSet
+from aurora_runtime.validation.load_client import BatchResult
 
-WARM_TOKENS = 24
-GPU_SHARE = 0.85
+WARM_UP_TOKENS = 24
+_DRAFT_ENGINE = "draft"
+
+
+def _engine_name(arm: Arm) -> str:
+    """The engine that runs ``arm``."""
+    return arm.value if arm in (Arm.OFF, Arm.NGRAM) else _DRAFT_ENGINE
 
 
 @dataclass
-class Engines:
-    """Implements :class:`~aurora_runtime.validation.engines_under_test.EnginesUnderTest` on real servers.
+class JobEngines:
+    """Implements :class:`~aurora_runtime.validation.engines_under_test.EnginesUnderTest` on engines of this machine.
 
-    An async context manager.
+    An async context manager. ``deadline`` is on :func:`time.monotonic`, in seconds.
     """
 
-    servers: EngineSet
-    drafts: dict[Arm, FetchedDraft]  # ACTIVE and CANDIDATE
+    engines: EngineSet
+    drafts: dict[Arm, FetchedDraft]
+    """The active draft and the candidate."""
     draft_spec: DraftSpec
-    apart: tuple[Arm, ...]
-    """Of OFF and NGRAM those to start an engine for."""
-    warm_prompt: tuple[int, ...]
+    baseline_arms: tuple[Arm, ...]
+    """The arms among off and NGRAM that need an engine."""
+    warm_up_prompt: tuple[int, ...]
     max_new_tokens: int
     deadline: float
     _draft_swap: DraftSwap | None = None
     _loaded: Arm = Arm.ACTIVE
-    _warm: set[Arm] = field(default_factory=set)
+    _warmed_up: set[Arm] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
         try:
             await self._start()
             await self._verify_drafts()
         except BaseException:
-            await self.servers.close()
+            await self.engines.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.servers.close()
+        await self.engines.close()
 
     async def _start(self) -> None:
         active = self.drafts[Arm.ACTIVE]
-        speculation: dict[str, Eagle3 | Ngram | None] = {
-            "off": None,
-            "draft": Eagle3(active.folder, active.version, self.draft_spec),
-            "ngram": Ngram(self.draft_spec.tokens_per_round),
-        }
-        for arm in {Arm.OFF, Arm.NGRAM} - set(self.apart):
-            del speculation[arm.value]
-        together = self.servers.spec.device == "cpu"
-        for started, (name, kind) in enumerate(speculation.items()):
-            # Each takes its part of what the earlier ones left free; hence one after the other on a GPU.
-            self.servers.start(name, kind, memory_share=GPU_SHARE / (len(speculation) - started))
-            if not together:
-                await self.servers.wait_ready(name, self.deadline)
-        for name in speculation if together else ():
-            await self.servers.wait_ready(name, self.deadline)
-
-    def _admin(self, arm: Arm) -> SGLangClient:
-        return self.servers.admin(_server(arm))
-
-    def _client(self, arm: Arm) -> Client:
-        return self.servers.client(_server(arm))
+        speculation: dict[str, Eagle3 | Ngram | None] = {}
+        if Arm.OFF in self.baseline_arms:
+            speculation[_engine_name(Arm.OFF)] = None
+        speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, self.draft_spec)
+        if Arm.NGRAM in self.baseline_arms:
+            speculation[_engine_name(Arm.NGRAM)] = Ngram(self.draft_spec.tokens_per_round)
+        on_gpu = self.engines.spec.device != "cpu"
+        for started, (name, method) in enumerate(speculation.items()):
+            # Each engine takes its part of the memory that the earlier ones left free, so a GPU starts them in turn.
+            self.engines.start(name, method, memory_share=MEMORY_SHARE / (len(speculation) - started))
+            if on_gpu:
+                await self.engines.wait_ready(name, self.deadline)
+        if not on_gpu:
+            for name in speculation:
+                await self.engines.wait_ready(name, self.deadline)
 
     async def _verify_drafts(self) -> None:
         """Load the candidate and the active draft once: proves that both load, and learns their checksums."""
-        swap = self._draft_swap = DraftSwap(self._admin(Arm.ACTIVE))
+        swap = self._draft_swap = DraftSwap(self.engines.admin(_DRAFT_ENGINE))
         await swap.learn(self.drafts[Arm.ACTIVE])
         for arm in (Arm.CANDIDATE, Arm.ACTIVE):
             await swap.load(self.drafts[arm])
         self._loaded = Arm.ACTIVE
 
     async def ready(self, arm: Arm) -> None:
-        """Swap when needed, answer one discarded prompt, empty the prefix cache."""
+        """Swap the draft if needed, answer one discarded prompt, and empty the prefix cache."""
         if arm in self.drafts and arm is not self._loaded:
             if self._draft_swap is None:
-                raise MeasurementError("the engines were not started")
+                raise MeasurementError("the engines were not started: enter the context first")
             await self._draft_swap.load(self.drafts[arm])
             self._loaded = arm
-            self._warm.discard(Arm.ACTIVE)
-            self._warm.discard(Arm.CANDIDATE)
-        if arm not in self._warm:
-            if await self._client(arm).answer(self.warm_prompt, WARM_TOKENS) is None:
-                self.servers.check(_server(arm))
-                raise EngineFault(f"the warm-up request failed on {arm}")
-            self._warm.add(arm)
-        await self._admin(arm).flush_prefix_cache()
+            self._warmed_up -= {Arm.ACTIVE, Arm.CANDIDATE}
+        name = _engine_name(arm)
+        if arm not in self._warmed_up:
+            if await self.engines.client(name).answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
+                self.engines.check(name)
+                raise EngineFault(f"the warm-up request failed on {arm}: see the log of engine {name}")
+            self._warmed_up.add(arm)
+        await self.engines.admin(name).flush_prefix_cache()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
-        result = await self._client(arm).batch(prompts, concurrency, self.max_new_tokens)
-        self.servers.check(_server(arm))  # an engine that died is no verdict about its draft's speed
+        """Answer ``prompts``. Raises :class:`MeasurementError` when the engine died, which is no verdict."""
+        name = _engine_name(arm)
+        result = await self.engines.client(name).batch(prompts, concurrency, self.max_new_tokens)
+        self.engines.check(name)
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
-        return await self._client(Arm.OFF if Arm.OFF in self.apart else Arm.ACTIVE).margin(prefix, one, other)
-
-
-def _server(arm: Arm) -> str:
-    return {Arm.OFF: "off", Arm.NGRAM: "ngram"}.get(arm, "draft")
+        """Gap between the log-probabilities of two next tokens after ``prefix``."""
+        arm = Arm.OFF if Arm.OFF in self.baseline_arms else Arm.ACTIVE
+        return await self.engines.client(_engine_name(arm)).margin(prefix, one, other)

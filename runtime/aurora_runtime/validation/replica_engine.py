@@ -39,7 +39,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.load_client import BatchResult, Client
+from aurora_runtime.validation.load_client import BatchResult, LoadClient
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +201,10 @@ class ReplicaEngine:
 
     # the engine ----------------------------------------------------------------------------------------------------
 
-    def _client(self) -> Client:
+    def _client(self) -> LoadClient:
         host = f"[{self.replica.ip}]" if ":" in self.replica.ip else self.replica.ip
         headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
-        return Client(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
+        return LoadClient(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
 
     async def ready(self, arm: Arm) -> None:
         """Make the engine run ``arm``, warmed up and with an empty prefix cache.

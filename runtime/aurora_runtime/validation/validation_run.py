@@ -26,14 +26,14 @@ from aurora_runtime.validation.cached_baselines import (
     fresh_baseline,
 )
 from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
+from aurora_runtime.validation.engine_set import EngineSet
 from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
 from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts
-from aurora_runtime.validation.job_engines import Engines
+from aurora_runtime.validation.job_engines import JobEngines
 from aurora_runtime.validation.measure import Measurement, measure, measure_baseline, rejected_unmeasured
 from aurora_runtime.validation.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.replica_engine import ReplicaEngine
 from aurora_runtime.validation.round_runner import Answers, RoundRunner
-from aurora_runtime.validation.server_set import EngineSet
 from aurora_store import Registry
 
 FINISH_SECONDS = 30.0
@@ -152,12 +152,12 @@ async def _measure_on_job_engines(
         kv_tokens=kv_cache_tokens(prompts, plan, settings.validation.max_new_tokens),
         extra_args=tuple(settings.extra_args),
     )
-    engines = Engines(
-        servers=EngineSet(spec, scratch),
+    engines = JobEngines(
+        engines=EngineSet(spec, scratch),
         drafts={Arm.ACTIVE: active_draft, Arm.CANDIDATE: candidate},
         draft_spec=settings.draft,
-        apart=() if baseline else plan.baseline_arms,
-        warm_prompt=prompts[-1].tokens,
+        baseline_arms=() if baseline else plan.baseline_arms,
+        warm_up_prompt=prompts[-1].tokens,
         max_new_tokens=settings.validation.max_new_tokens,
         deadline=run.deadline,
     )

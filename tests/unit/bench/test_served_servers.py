@@ -16,9 +16,9 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation import server_set
+from aurora_runtime.validation import engine_set
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.server_set import EngineSet
+from aurora_runtime.validation.engine_set import EngineSet
 from tests.bench.learning.served import ask
 from tests.bench.served.lineup import lineup_of
 from tests.bench.served.live_training import Checkpoint, TrainingRecord
@@ -107,7 +107,7 @@ def checkpoint(folder: Path, version: int, weights: bytes) -> Checkpoint:
 
 @pytest.fixture
 async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, AnsweringEngine]]:
-    monkeypatch.setattr(server_set, "EngineProcess", FakeProcess)
+    monkeypatch.setattr(engine_set, "EngineProcess", FakeProcess)
     for shared in (FakeProcess.urls, FakeProcess.started, FakeProcess.stopped, FakeProcess.dead):
         shared.clear()
     running = {name: AnsweringEngine() for name in ("off", "ngram-4", "ngram-12", "draft")}
@@ -183,7 +183,7 @@ async def test_a_server_that_dies_ends_the_measurement(engines: dict[str, Answer
     lineup = lineup_of([checkpoint(tmp_path, 0, b"0")], (4,))
     async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
         FakeProcess.dead.add("off")
-        with pytest.raises(MeasurementError, match="server off died"):
+        with pytest.raises(MeasurementError, match="engine off died"):
             await running.run(lineup.arms[0], [[1]], 1)
 
 

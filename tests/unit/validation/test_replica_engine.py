@@ -30,7 +30,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation import replica_engine as module
-from aurora_runtime.validation.load_client import Client
+from aurora_runtime.validation.load_client import LoadClient
 from aurora_runtime.validation.replica_engine import ReplicaEngine
 from tests.unit.operator.worlds import agent, registration
 
@@ -155,7 +155,7 @@ async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_bac
 
 def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> None:
     engine = driver(scripted)
-    client = Client(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
+    client = LoadClient(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
     for shown in (repr(engine), repr(client)):
         assert TOKEN not in shown
         assert measurement_pass(TOKEN, "job") not in shown

@@ -1,0 +1,85 @@
+"""Engine processes on this machine, by name, and the connections to them.
+
+Invariants: :meth:`EngineSet.close` stops every engine that was started. A caller that measures calls
+:meth:`EngineSet.check` after each batch, so that a dead engine does not pass for a slow one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.load_client import LoadClient
+
+REQUEST_SECONDS = 300.0
+MEMORY_SHARE = 0.85
+
+
+@dataclass
+class EngineSet:
+    """Engines by name. Each writes its log to ``folder``."""
+
+    spec: EngineSpec
+    folder: Path
+    request_seconds: float = REQUEST_SECONDS
+    """Time limit of one request for an answer."""
+    _processes: dict[str, EngineProcess] = field(default_factory=dict)
+    _session: aiohttp.ClientSession | None = None
+
+    def start(self, name: str, speculation: Eagle3 | Ngram | None, *, memory_share: float = MEMORY_SHARE) -> None:
+        """Start an engine without waiting. ``memory_share`` is the share of the free GPU memory that it may use."""
+        process = self._processes[name] = EngineProcess(name, self.folder / f"{name}.log")
+        process.start(self.spec, speculation, memory_share=memory_share)
+
+    async def wait_ready(self, name: str, deadline: float) -> None:
+        """Wait until the engine is ready, at most until ``deadline`` (:func:`time.monotonic`, in seconds).
+
+        Raises :class:`EngineFault` when the engine does not start.
+        """
+        await asyncio.to_thread(self._processes[name].wait_ready, deadline)
+
+    async def close(self) -> None:
+        """Stop every engine. Safe to call twice."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        for process in self._processes.values():
+            process.ask_to_stop()
+        for process in self._processes.values():
+            process.stop()
+        self._processes.clear()
+
+    def check(self, name: str) -> None:
+        """Raises :class:`MeasurementError` when the engine died or was never started."""
+        process = self._processes.get(name)
+        if process is None:
+            raise MeasurementError(f"engine {name} is not running")
+        if not process.alive():
+            raise MeasurementError(f"engine {name} died; the end of its log:\n{process.tail()}")
+
+    def url(self, name: str) -> str:
+        """The engine's address. Raises as :meth:`check` does."""
+        self.check(name)
+        return self._processes[name].url
+
+    def admin(self, name: str) -> SGLangClient:
+        """A client to swap drafts, read checksums and empty the prefix cache. Raises as :meth:`check` does."""
+        url = self.url(name)
+        return SGLangClient(self._open_session(), url)
+
+    def client(self, name: str) -> LoadClient:
+        """A client for answers. Raises as :meth:`check` does."""
+        url = self.url(name)
+        return LoadClient(self._open_session(), url, self.request_seconds)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = open_session()
+        return self._session
