@@ -6,18 +6,25 @@ or only makes the next decision more careful.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, Outcome
+from aurora_operator.act.status_writer import write_status
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
+from aurora_operator.observe.stored_resource import InvalidSpec
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import plan
+from aurora_operator.plan.condition_builder import invalid_spec_status
 from aurora_protocol.agent_client import AgentClient
+
+log = logging.getLogger(__name__)
 
 BUSY_POLL_SECONDS = 2.0
 """Time until the next reconcile while something is under way."""
@@ -30,7 +37,7 @@ class Reconciler:
     def __init__(
         self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig, namespace: str, name: str
     ) -> None:
-        self._config = config
+        self._api, self._config = api, config
         self._observer = Observer(api, agents, namespace, name)
         self._actor = Actor(api, agents)
         self._observed_time = ObservedTime()
@@ -40,11 +47,15 @@ class Reconciler:
     async def reconcile(self) -> float:
         """Reconcile once. Returns the seconds to wait before the next reconcile.
 
-        Raises :class:`NotFound` when the speculator is gone, :class:`InvalidSpec`, :class:`Conflict` or
-        :class:`ObjectExists` when somebody else wrote first, :class:`OperatorError`, :class:`StoreError`.
+        Raises :class:`NotFound` when the speculator is gone, :class:`Conflict` or :class:`ObjectExists` when somebody
+        else wrote first, :class:`OperatorError`, :class:`StoreError`.
         """
         started_seconds = time.monotonic()
-        snapshot = await self._observer.observe()
+        try:
+            snapshot = await self._observer.observe()
+        except InvalidSpec as error:
+            await self._report_invalid_spec(error)
+            return IDLE_POLL_SECONDS
         now, monotonic_seconds = datetime.now(UTC), time.monotonic()
         before = self._last
         observed = replace(
@@ -66,6 +77,15 @@ class Reconciler:
         unreported = self._last.name_taken != before.name_taken
         busy = decided.moving or bool(self._last.apply_errors) or unreported
         return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+
+    async def _report_invalid_spec(self, error: InvalidSpec) -> None:
+        """Write the fault to the conditions, once. The children stay as they are until the spec parses again."""
+        owner = error.owner
+        metrics.READY.labels(owner.namespace, owner.name).set(0)
+        status = invalid_spec_status(error.status, owner.generation, str(error), datetime.now(UTC))
+        if status != error.status:
+            log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
+            await asyncio.to_thread(write_status, self._api, owner, status)
 
     async def is_gone(self) -> bool:
         """Whether the speculator was deleted. False when the API server cannot tell."""
