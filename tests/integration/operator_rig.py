@@ -201,7 +201,7 @@ class Rig:
         self.cluster.apply({**kind, "metadata": {"name": name, "namespace": self.namespace}, "spec": body})
 
     def get(self, *arguments: str) -> Any:
-        """What ``kubectl get`` prints for ``arguments`` in this namespace, parsed."""
+        """The parsed output of ``kubectl get`` with ``arguments`` in this namespace."""
         return self.cluster.get(*arguments, "-n", self.namespace)
 
     def status(self, name: str) -> SpeculatorStatus:

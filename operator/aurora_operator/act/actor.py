@@ -3,8 +3,8 @@
 Invariants:
 
 - Every action is idempotent, and the order makes an interruption harmless (see ``Plan``).
-- The status is written only over the version of the custom resource that was observed. Of two operators, or of an
-  operator and a user who edits, one loses and observes again.
+- The status is written only over the version of the custom resource that was observed. When two operators write, or an
+  operator and a user, the second write fails, and that operator observes again.
 - No agent is asked for anything before the decision behind the request is in the status.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the next observation must know about this execution (fields as in ``Observed``)."""
+    """Facts about this execution that the next observation needs (fields as in ``Observed``)."""
 
     fenced: bool = False
     apply_errors: tuple[str, ...] = ()

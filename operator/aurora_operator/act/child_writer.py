@@ -33,7 +33,7 @@ MAX_ERROR_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What could not be written."""
+    """The objects that could not be written."""
 
     errors: tuple[str, ...] = ()
     """Objects that the API server refused, each with its reason."""

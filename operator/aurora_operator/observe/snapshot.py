@@ -11,7 +11,7 @@ from aurora_operator.observe.observed import Observed
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What :meth:`Observer.observe` returns."""
+    """The result of :meth:`Observer.observe`."""
 
     observed: Observed
     live_children: Mapping[tuple[str, str], Object]

@@ -54,7 +54,7 @@ class FakeApi:
         return stored
 
     def owned(self) -> dict[tuple[str, str], Object]:
-        """What the observer would pass on."""
+        """The objects that the observer would pass on."""
         return {key: obj for key, obj in self.objects.items() if OWNER.owns(obj)}
 
     def add_foreign(self, kind: str, name: str, *references: dict[str, str]) -> None:
