@@ -1,4 +1,4 @@
-"""Counters of pods' engines, for tests of live judgement."""
+"""Counters of pods' engines, for tests of the live analysis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aurora_protocol.agent_api import LiveCounters
 
 STEPS = 3
 ROUNDS = 40
-"""Rounds of a request."""
+"""Verify rounds of one request."""
 
 
 def counters(requests: int, length: float, **more: int) -> LiveCounters:
@@ -17,7 +17,7 @@ def counters(requests: int, length: float, **more: int) -> LiveCounters:
 
 
 def paced(*milliseconds: float) -> LiveCounters:
-    """Requests with these mean times between tokens, and SGLang's buckets around them."""
+    """Counters of requests with these mean times between tokens, in the buckets of SGLang's histogram."""
     edges = [2, 4, 6, 8, 10, 15, 20, 25, 30, 35, 40, 60, 80, 100, 200, 400, 600, 800, 1000, 2000, 4000, 6000, 8000]
     above = [next((edge for edge in edges if gap <= edge), gap) for gap in milliseconds]
     return counters(

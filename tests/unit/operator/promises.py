@@ -1,7 +1,7 @@
-"""What must hold of every decision of the plan and in every moment between two, in a simulated world.
+"""The promises that every decision of the plan, and every moment between two decisions, must keep in a simulated world.
 
-Invariant: judged by what the world is, and by what an operator had seen when it decided; never by what a plan says of
-itself.
+Invariant: a decision is checked against the simulated world, and against the observation that the operator decided on.
+It is never checked against the plan's own statements.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
 
 
 class Promises(RuleBasedStateMachine):
-    """A store, a cluster, and what excuses a decision about them; whoever drives them keeps these up to date."""
+    """A store, a cluster, and the facts that allow a decision. A subclass drives all three."""
 
     def __init__(self) -> None:
         super().__init__()
         self.store, self.cluster = SimulatedStore(), SimulatedCluster()
         self.kinds: dict[int, str] = {INITIAL_VERSION: "good"}
-        """What live traffic makes of a version, whatever the gate says: good, bad, deadly, fading once it is active."""
+        """How a version does on live traffic, whatever the gate says.
+
+        ``good``, ``bad``, ``deadly`` (crashes engines) or ``fading`` (good until it is active).
+        """
         self.blamed: set[int] = set()
-        """Something was seen of this version, or said by a person: it may be refused."""
+        """Versions that may be rejected: a fault was observed, or a user aborted them."""
         self.vouched: set[int] = set()
-        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
+        """Versions that were admitted without judgement: by pin, by promotion, or by a policy without analysis."""
         self.stale = False
-        """A pod obeyed an operator that did not know the newest decision: soon put right, but not at once."""
+        """Whether a pod accepted a request of an operator that did not know the newest decision yet."""
         self.lent: dict[str, int] = {}
-        """Since faults stopped: how often a replica left for a measurement."""
+        """Measurement -> how often a replica was withdrawn for it, since faults stopped."""
 
     @property
     def status(self) -> SpeculatorStatus:
@@ -100,14 +103,14 @@ class Promises(RuleBasedStateMachine):
             assert len(made.swaps) <= max(rules.max_swapping, 1)
 
     def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
-        """Promise 2: capacity is lent where it can be spared, one pod at a time, and never in the midst of a roll."""
+        """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never during a rollout."""
         channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
         assert channel is not None, "the caller has seen it"
         assert not away & {swap.pod for swap in made.swaps}
         if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:  # promise 3
-            assert not away, "it would come back with a former version in the midst of a roll"
+            assert not away, "the pod would return with a former version during a rollout"
             held = {view.agent.version for view in seen.pods if view.ready and view.agent}
-            assert held == {channel.active}, "a third version would serve in the midst of a roll"
+            assert held == {channel.active}, "a third version would serve during a rollout"
             offered = made.status.rollout.version if made.status is not None else None
             assert offered is not None
             assert offered not in {*channel.rejected, *seen.status.rejected}, "refused before"
@@ -116,7 +119,7 @@ class Promises(RuleBasedStateMachine):
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
         if made.job is not None and seen.spec.validation.measure_on is MeasureOn.REPLICA:
-            assert away, "first withdrawn, then measured on"
+            assert away, "a replica is withdrawn before its Job is created"
         if left:
             staying = [view for view in seen.pods if view.name not in left]
             assert len(left) == 1
@@ -152,8 +155,8 @@ class Promises(RuleBasedStateMachine):
             back = channel.reason is ChannelReason.ROLLED_BACK
             assert channel.active == (former.previous if back else former.active)
 
-    def obeyed(self, asked: Swap | Loan, seen: Observed) -> None:
-        """A pod took on what it was asked for, now, after however many other things."""
+    def agent_accepted(self, asked: Swap | Loan, seen: Observed) -> None:
+        """An agent accepted a request, possibly long after the observation ``seen`` that led to it."""
         if isinstance(asked, Loan):
             name = asked.request.measurement
             self.lent[name] = self.lent.get(name, 0) + 1
@@ -168,13 +171,13 @@ class Promises(RuleBasedStateMachine):
 
     @invariant()
     def earned(self) -> None:
-        """No pod serves, or is on its way to, a version that never passed."""
+        """No pod serves a version that never passed the gate."""
         for pod in self.cluster.pods:
             assert pod.version is None or self.store.passed(pod.version)
 
     @invariant()
     def at_most_two_versions(self) -> None:
-        """But for pods that come up late, and until the word of an operator out of date is put right."""
+        """Excepted are pods that start late, and the time until an outdated operator's request is corrected."""
         pods = [pod for pod in self.cluster.pods if pod.serves and not pod.late and not pod.faulty]
         versions = {pod.version for pod in pods}
         self.stale &= len(versions) > 1

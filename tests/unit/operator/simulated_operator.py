@@ -1,6 +1,6 @@
-"""An operator taken apart into single actions, so that another one, or its own end, may come between any two of them.
+"""An operator split into single actions, so that a second operator or a crash can come between any two of them.
 
-Its order is that of :meth:`Actor.act`; what it remembers between looks is what the real loop does.
+The order of actions is that of :meth:`Actor.act`. Between observations it remembers the same facts as ``Reconciler``.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
 
-Obeyed = Callable[[Swap | Loan, Observed], None]
+OnAccepted = Callable[[Swap | Loan, Observed], None]
 
 
 class SimulatedOperator:
-    """``obeyed`` is called with every swap and withdrawal that an agent took on, and the look behind it."""
+    """Calls ``on_accepted`` with every swap and loan that an agent accepted, and the observation behind it."""
 
-    def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, obeyed: Obeyed) -> None:
-        self._cluster, self._store, self._obeyed = cluster, store, obeyed
-        self.die()
+    def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, on_accepted: OnAccepted) -> None:
+        self._cluster, self._store, self._on_accepted = cluster, store, on_accepted
+        self.restart()
 
-    def die(self) -> None:
-        """The next process takes its place."""
+    def restart(self) -> None:
+        """The process is replaced by a new one, which remembers nothing."""
         self._observed_time = ObservedTime()
         self._fenced = self._next_fenced = False
         self._refused: RefusedJob | None = None
         self._next_refused: RefusedJob | None = None
         self._seen: Observed | None = None
-        self._looked_at = 0
+        self._observed_version = 0
         self._actions: deque[Callable[[], None]] = deque()
 
     @property
     def looking(self) -> bool:
-        """It has seen the cluster, and not the store yet."""
+        """Whether the cluster was observed, and the store not yet."""
         return self._seen is not None
 
     @property
@@ -53,16 +53,15 @@ class SimulatedOperator:
         return bool(self._actions)
 
     def look(self) -> None:
-        """The custom resource, the pods and the Jobs; the store comes last, perhaps later."""
+        """Observe the custom resource, the pods and the Jobs. The store is read last, possibly later."""
         self._actions.clear()
         user_requests = UserRequests(
             promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort")
         )
-        self._looked_at = self._cluster.version
+        self._observed_version = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
-        if (
-            given.validation.measure_on is MeasureOn.REPLICA
-        ):  # pods come and go here by themselves: as many as wanted are there
+        if given.validation.measure_on is MeasureOn.REPLICA:
+            # Pods appear and disappear by themselves here, so the wanted number is always the existing one.
             serving = given.serving.model_copy(update={"replicas": len(pods)})
             given = given.model_copy(update={"serving": serving})
         self._seen = observed(
@@ -75,13 +74,13 @@ class SimulatedOperator:
         )
 
     def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:
-        """Read the store and plan; what follows are the actions."""
+        """Read the store and plan. The plan's actions are then pending."""
         assert self._seen is not None, "look first"
         status, pin = self._seen.status, self._seen.spec.rollout.pin
-        interesting = status.versions() | (frozenset[int]() if pin is None else {pin})
+        versions = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,
-            store=self._store.view(interesting),
+            store=self._store.view(versions),
             observation_gap=self._observed_time.has_gap(now, steady),
             fenced=self._fenced,
             refused_job=self._refused,
@@ -95,7 +94,7 @@ class SimulatedOperator:
         return seen, made
 
     def act(self, count: int) -> None:
-        """The next ``count`` actions; after a lost race, or without the store, the rest is dropped."""
+        """Execute the next ``count`` actions. After a lost race or a store error the rest is dropped."""
         for _ in range(count):
             if not self._actions:
                 return
@@ -114,11 +113,11 @@ class SimulatedOperator:
             steps.append(partial(self._store.advance, made.advance))
         if made.status is not None:
             text = made.status.model_dump_json(by_alias=True, exclude_none=True)
-            steps.append(partial(self._cluster.write_status, text, self._looked_at))
+            steps.append(partial(self._cluster.write_status, text, self._observed_version))
         steps += [partial(self._delete, name) for name in made.delete_jobs]
         if made.job is not None:
             metadata, channel = made.job["metadata"], seen.store.channel
-            assert channel is not None, "nothing is measured before there is an active version"
+            assert channel is not None, "a Job is created only when there is an active version"
             labels = metadata["labels"]
             (measure,) = made.job["spec"]["template"]["spec"]["containers"]
             texts = [variable["value"] for variable in measure["env"] if variable["name"] == "AURORA_SETTINGS"]
@@ -150,7 +149,7 @@ class SimulatedOperator:
             self._next_fenced |= isinstance(error, Fenced)
             return
         if (pod.phase, pod.asked) != before:
-            self._obeyed(swap, seen)
+            self._on_accepted(swap, seen)
 
     def _lend(self, loan: Loan, seen: Observed) -> None:
         pod = next((pod for pod in self._cluster.pods if pod.name == loan.pod), None)
@@ -163,4 +162,4 @@ class SimulatedOperator:
             self._next_fenced |= isinstance(error, Fenced)
             return
         if pod.measurement != before:
-            self._obeyed(loan, seen)
+            self._on_accepted(loan, seen)

@@ -1,7 +1,8 @@
-"""A store, pods with agents, and Jobs in virtual time, for machines that drive the whole plan.
+"""A simulated store, pods with agents, and Jobs in virtual time, for state machines that drive the whole plan.
 
-They obey the contracts of the real ones (create-once, optimistic locking, fencing, the previous draft after a failed
-swap), and can be told to break: agents to be silent or to lie, the store to be out of reach, evidence to come late.
+The simulated parts keep the contracts of the real ones: create-once, optimistic locking, fencing, and the previous
+draft after a failed swap. A test can inject faults: agents are silent or lie, the store is out of reach, evidence comes
+late.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from tests.unit.operator.worlds import digest, evidence, lineage, registration
 
 REQUESTS_PER_TICK = 50
 LIES = ("version", "checksum", "swapped", "counters", "boot", "busy")
-"""What an agent says that is not so: its version, its checksum, that it swapped, fewer requests than before, another
-engine start, a swap that goes on for ever."""
+"""Wrong statements that an agent can make: another version, another checksum, a swap that did not happen, fewer
+requests than before, another engine start, a swap that never ends."""
 
 
 @dataclass
 class SimulatedStore:
-    """Create-once records. While ``down``, reads are an error in the view and writes raise."""
+    """Create-once records. While ``down``, the view carries an error and writes raise."""
 
     down: bool = False
     channels: dict[int, Channel] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class SimulatedStore:
         return max(self.registrations, default=-1)
 
     def passed(self, version: int | None) -> bool:
-        """Whether ``version`` once passed the gate, or needs not."""
+        """Whether ``version`` passed the gate once, or is the initial draft, which need not pass."""
         proofs = (e for e in self.evidence.values() if e.version == version)
         return version == INITIAL_VERSION or any(e.verdict.kind is VerdictKind.PASS for e in proofs)
 
@@ -66,12 +67,12 @@ class SimulatedStore:
             raise ObjectExists(f"epoch {channel.epoch}")
         self.channels[channel.epoch] = channel
 
-    def view(self, interesting: frozenset[int]) -> StoreView:
-        """As :class:`aurora_operator.observe.store_reader.StoreReader` reads it."""
+    def view(self, versions: frozenset[int]) -> StoreView:
+        """The view that :class:`aurora_operator.observe.store_reader.StoreReader` would return."""
         if self.down:
             return StoreView(reason="Unreachable", error="no route")
         channel = self.channel
-        wanted = interesting | {INITIAL_VERSION, self.newest}
+        wanted = versions | {INITIAL_VERSION, self.newest}
         if channel is not None:
             wanted |= {channel.active} | (set() if channel.previous is None else {channel.previous})
         known = {version: self.registrations[version] for version in sorted(wanted) if version in self.registrations}
@@ -81,14 +82,14 @@ class SimulatedStore:
 
 @dataclass
 class SimulatedPod:
-    """A pod and its agent. ``version`` is what its engine truly holds."""
+    """A pod and its agent. ``version`` is the version that the engine really holds."""
 
     name: str
     version: int | None
     up: bool = False
-    """The engine answers and Kubernetes calls the pod ready."""
+    """The engine answers, and the pod is ready."""
     slow: bool = False
-    """Neither its swaps end nor does its engine come up."""
+    """Swaps never end, and the engine never becomes ready."""
     silent: bool = False
     lie: str = ""
     salt: str = ""
@@ -101,11 +102,11 @@ class SimulatedPod:
     looks: int = 0
     taken: int = 0
     seconds: float = 0.0
-    """Looks, and time under somebody's eyes, since its swap or its engine's start began."""
+    """``taken`` observations and ``seconds`` of observed time since the swap or the engine's start began."""
     late: bool = True
-    """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
+    """The pod started by itself and got no request yet. It may hold the version that was active when it started."""
     measurement: str = ""
-    """What it is withdrawn for; it answers nobody, and goes back once its lease (seconds) is over."""
+    """The measurement that the pod is withdrawn for. The pod serves no client until its lease (seconds) is over."""
     lease: float = 0.0
 
     @property
@@ -121,39 +122,39 @@ class SimulatedPod:
         return bool(self.slow or self.silent or self.lie or self.salt)
 
     def serve(self, acceptance_length: float) -> None:
-        """A tick of traffic, in requests of ten rounds."""
+        """Serve one tick of traffic, in requests of ten verify rounds."""
         if self.serves:
             self.requests += REQUESTS_PER_TICK
             self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
 
     def crash(self, version: int | None) -> None:
-        """The engine ends, also in the middle of a swap; the next one starts with ``version``."""
+        """The engine crashes, possibly in the middle of a swap. The next engine starts with ``version``."""
         self.phase, self.up, self.version = SwapPhase.IDLE, False, version
         self.boot, self.requests, self.tokens, self.lease = self.boot + 1, 0, 0, 0.0
 
     def measure(self, request: MeasurementRequest) -> None:
-        """Withdraw it, renew its lease or let it go back, as :class:`SwapRequest` is refused."""
+        """Withdraw the pod, renew its lease, or end the lease. Raises the same errors as :meth:`request`."""
         if self.silent:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
             raise Fenced("a higher epoch was seen")
-        mine = request.measurement == self.measurement
+        holder = request.measurement == self.measurement
         if request.lease_seconds == 0:
-            self.lease = 0.0 if mine else self.lease
+            self.lease = 0.0 if holder else self.lease
         elif request.begin and not self.measurement:
             if not self.up or self.swapping:
                 raise AgentError("the engine is not up, or a swap is going on")
             self.measurement, self.lease = request.measurement, request.lease_seconds
-        elif not (mine and self.lease > 0):
-            raise Fenced("not withdrawn for that, or not any more")
+        elif not (holder and self.lease > 0):
+            raise Fenced("not withdrawn for this measurement, or no longer")
 
-    def go_back(self) -> None:
-        """Serve again, once the lease is over and the engine is up, with what it served before."""
+    def return_to_service(self) -> None:
+        """Serve the former version again, once the lease is over and the engine is up."""
         if self.measurement and self.lease <= 0 and self.up:
             self.measurement, self.late = "", True
 
     def request(self, request: SwapRequest) -> None:
-        """Raises :class:`Fenced`, also while another swap goes on, as the real agent's HTTP 409 is read."""
+        """Start a swap. Raises :class:`Fenced` (HTTP 409) for an old epoch or during another swap."""
         if self.silent:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
@@ -181,50 +182,53 @@ class SimulatedPod:
         )
 
     def _state(self) -> AgentState:
-        said: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "requests": self.requests}
+        reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "requests": self.requests}
         swap = SwapStatus(
             phase=self.phase, version=self.asked.version if self.asked else None, finished=self.finished, error="no"
         )
         if self.lie == "version":
-            said["version"] = 99
+            reported["version"] = 99
         elif self.lie == "boot":
-            said["boot"] = f"{self.boot}-{self.looks}"
+            reported["boot"] = f"{self.boot}-{self.looks}"
         elif self.lie == "counters":
-            said["requests"] = self.requests // (1 + self.looks % 7)
+            reported["requests"] = self.requests // (1 + self.looks % 7)
         elif self.lie == "busy":
             swap = SwapStatus(phase=SwapPhase.SWAPPING, version=swap.version or 0)
         elif self.lie == "swapped" and self.asked is not None:
-            said["version"], swap = self.asked.version, SwapStatus(version=self.asked.version, finished=self.finished)
-        made_up = "?" if self.lie == "checksum" else ""
+            reported["version"], swap = (
+                self.asked.version,
+                SwapStatus(version=self.asked.version, finished=self.finished),
+            )
+        suffix = "?" if self.lie == "checksum" else ""
         if self.measurement:
             phase = MeasurementPhase.MEASURING if self.lease > 0 else MeasurementPhase.RETURNING
-            away = MeasurementStatus(measurement=self.measurement, phase=phase)
-            return AgentState(pod=self.name, boot="", engine_ready=False, lineage=1, measurement=away)
+            measurement = MeasurementStatus(measurement=self.measurement, phase=phase)
+            return AgentState(pod=self.name, boot="", engine_ready=False, lineage=1, measurement=measurement)
         return AgentState(
             pod=self.name,
-            boot=said["boot"],
+            boot=reported["boot"],
             engine_ready=self.up,
             lineage=1,
-            version=said["version"],
-            checksum=f"sum-{said['version']}{self.salt}{made_up}",
+            version=reported["version"],
+            checksum=f"sum-{reported['version']}{self.salt}{suffix}",
             swap=swap,
             live=LiveCounters(
-                requests=said["requests"], verify_rounds=10 * said["requests"], answer_tokens=self.tokens
+                requests=reported["requests"], verify_rounds=10 * reported["requests"], answer_tokens=self.tokens
             ),
         )
 
 
 @dataclass
 class SimulatedJob:
-    """A validation Job; ``active`` is what it measures against, whatever is active by the time it ends."""
+    """A validation Job. It measures against ``active``, even when another version is active by the time it ends."""
 
     version: int
     attempt: int
     active: int
     pod: str = ""
-    """The replica that it measures on, whose lease it renews."""
+    """The replica that the Job measures on, and whose lease it renews."""
     ended: str = ""
-    """succeeded, failed; empty while it runs."""
+    """``succeeded`` or ``failed``; empty while the Job runs."""
 
     def view(self, name: str) -> JobView:
         return JobView(
@@ -242,19 +246,19 @@ class SimulatedJob:
 
 @dataclass
 class SimulatedCluster:
-    """The custom resource and its children. Its status is kept as the JSON that the API server would keep."""
+    """The custom resource and its children. The status is stored as JSON, as the API server would store it."""
 
     spec: dict[str, Any] = field(default_factory=dict)
     annotations: dict[str, int] = field(default_factory=dict)
     status: str = "{}"
     version: int = 1
-    """resourceVersion."""
+    """The custom resource's resourceVersion."""
     pods: list[SimulatedPod] = field(default_factory=list)
     jobs: dict[str, SimulatedJob] = field(default_factory=dict)
     refuses_jobs: bool = False
 
     def pass_time(self, seconds: float) -> None:
-        """Leases end, unless the Job that measures on the pod renews them; without its lease it fails."""
+        """Leases run out unless the Job that measures on the pod renews them. A Job without a lease fails."""
         for pod in self.pods:
             job = self.jobs.get(pod.measurement)
             renewed = job is not None and not job.ended and job.pod == pod.name and pod.lease > 0
@@ -267,9 +271,9 @@ class SimulatedCluster:
     def edited(self) -> None:
         self.version += 1
 
-    def write_status(self, status: str, looked_at: int) -> None:
-        """Raises :class:`Conflict` when somebody wrote since."""
-        if looked_at != self.version:
+    def write_status(self, status: str, observed_version: int) -> None:
+        """Raises :class:`Conflict` when somebody wrote after ``observed_version``."""
+        if observed_version != self.version:
             raise Conflict("moved on", 409)
         if status != self.status:
             self.status = status

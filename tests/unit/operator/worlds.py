@@ -1,4 +1,4 @@
-"""Records and observations with sensible content, for tests that care about one field of them."""
+"""Records and observations with sensible content, for tests that depend on only one or two fields of them."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def pod(name: str, version: int, **more: Any) -> PodView:
 
 
 def observed(**more: Any) -> Observed:
-    """Two pods on the initial draft, the store readable, nothing going on."""
+    """Two pods serve the initial draft, the store is readable, and nothing is under way."""
     replicas = more.get("spec", spec(serving={"replicas": 2})).serving.replicas
     ready = WorkloadView(current=True, replicas=replicas, ready=replicas)
     base = Observed(
@@ -189,6 +189,6 @@ def store(*versions: int, active: int = 0, **more: Any) -> StoreView:
 
 
 def validating(world: Observed) -> int | None:
-    """The version that is being measured."""
+    """The version that is being measured, if any."""
     candidate = (made(world).status or world.status).candidate
     return candidate.version if candidate and candidate.phase is CandidatePhase.VALIDATING else None

@@ -38,7 +38,7 @@ class PlanMachine(Promises):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
-        self.operators = [SimulatedOperator(self.cluster, self.store, self.obeyed) for _ in range(2)]
+        self.operators = [SimulatedOperator(self.cluster, self.store, self.agent_accepted) for _ in range(2)]
         self.late_evidence: list[Evidence] = []
         self.traffic, self.gate = True, "passes"
         self.joined = self.pace = 0
@@ -287,7 +287,7 @@ class PlanMachine(Promises):
             busy = pod.swapping or not pod.up
             pod.taken = pod.taken + 1 if busy else 0
             if not pod.slow:
-                pod.go_back()
+                pod.return_to_service()
             if pod.slow or pod.taken <= self.pace:
                 continue
             if pod.swapping:
@@ -328,7 +328,7 @@ class PlanMachine(Promises):
 
     @rule(who=st.integers(0, 1))
     def operator_dies(self, *, who: int) -> None:
-        self.operators[who].die()
+        self.operators[who].restart()
 
     @rule(looks=st.integers(1, 8))
     def time_goes_on(self, *, looks: int) -> None:
