@@ -1,11 +1,14 @@
-"""A trainer that is killed with -9 at random moments learns what an undisturbed one learns, and no shard twice.
+"""Does a trainer that is killed at random moments learn what an undisturbed trainer learns, and no shard twice?
 
-Recorded requests arrive in portions, in a real S3: one portion per life of the trainer, which then ends at a random
-moment, be it start, training, replay, saving or publishing; the last life trains to the end. The undisturbed trainer
-gets the next portion when it saved the one before. Every state that is saved on the way is audited, and its draft is
-tried on the held-out requests. Ends with 1 when the audit finds anything.
+Recorded requests arrive in portions, in a real S3. The killed trainer gets one portion per life, and each life but the
+last ends by kill -9 at a random moment: during start, training, replay, saving or publishing. The last life trains to
+the end. The undisturbed trainer gets the next portion when it has saved the one before. Every state that is saved is
+audited, and its draft is evaluated on held-out requests.
 
-    python -m tests.bench.kills [--kills 20] [--traffic extraction] [--requests 160] [--shard 2] [--within 40]
+Prints what each trainer learned from, its held-out acceptance length on the way, and the difference at the end.
+Exits with 1 when the audit finds a fault.
+
+Takes about 20 minutes on two cores, after recording the domain once, which takes some minutes. Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import contextlib
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +31,13 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces.recorded import domain_traces
 from tests.assets.trained_draft import untrained_draft
 from tests.assets.trainer_process import put_shards, running_trainer, stop_trainer, trainer_settings, wait_for
+from tests.bench.bench_command import bench_parser
 from tests.bench.learning.configurations import DRAFT_STEPS
-from tests.bench.learning.learner import Look
+from tests.bench.learning.learner import Evaluation
 from tests.bench.learning.matching import Match
-from tests.bench.learning.replay import Run
-from tests.bench.learning.report import difference
+from tests.bench.learning.recipe_report import difference
+from tests.bench.learning.recipe_run import RecipeRun
+from tests.bench.markdown import markdown_table
 from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.training import TrainingSpec
@@ -44,43 +50,50 @@ from aurora_runtime.training.optim.session import Session
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import ObjectMissing
 
-RECORDED = 160
-POLL_S = 0.5
+RECORDED_REQUESTS = 160
+POLL_SECONDS = 0.5
 PASSES = 4
-"""As many as are made beside fresh batches: what is replayed afterwards says nothing of kills."""
-MARKS = (0.25, 0.5, 0.75, 1.0)
+"""As many passes as the trainer makes beside fresh batches. Replay after the last batch says nothing about kills."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the traffic at which the table gives the acceptance length."""
 
 
-def audit(states: Sequence[TrainerState], fresh: Mapping[str, int]) -> list[str]:
-    """What is wrong with the states that one training run saved, oldest first; ``fresh`` holds the positions of every
-    shard. A state's weights learnt from just the shards that it lists, so the lists say it all."""
-    wrong = []
-    former: tuple[str, ...] = ()
+def audit_states(states: Sequence[TrainerState], shard_positions: Mapping[str, int]) -> list[str]:
+    """The faults in the states that one training run saved, oldest first.
+
+    The weights of a state have learned from exactly the shards that the state lists, so the lists tell everything.
+
+    Args:
+        shard_positions: the positions of every shard that was written.
+    """
+    faults = []
+    previous: tuple[str, ...] = ()
     for state in states:
         listed = state.consumed
         if len(set(listed)) < len(listed):
-            wrong.append(f"state {state.epoch} learnt from a shard twice")
-        if listed[: len(former)] != former:
-            wrong.append(f"state {state.epoch} forgot what a former state had learnt")
-        if state.trained_tokens != sum(fresh.get(key, 0) for key in listed):
-            wrong.append(f"state {state.epoch} counts {state.trained_tokens} positions, its shards hold others")
-        former = listed
-    if lost := fresh.keys() - set(former):
-        wrong.append(f"{len(lost)} shards were never learnt from")
-    if unknown := set(former) - fresh.keys():
-        wrong.append(f"{len(unknown)} shards were learnt from that nobody wrote")
-    return wrong
+            faults.append(f"state {state.epoch} learned from a shard twice")
+        if listed[: len(previous)] != previous:
+            faults.append(f"state {state.epoch} forgot shards that an earlier state had learned from")
+        positions = sum(shard_positions.get(key, 0) for key in listed)
+        if state.trained_tokens != positions:
+            faults.append(f"state {state.epoch} counts {state.trained_tokens} positions, its shards hold {positions}")
+        previous = listed
+    if lost := shard_positions.keys() - set(previous):
+        faults.append(f"{len(lost)} shards were never learned from")
+    if unknown := set(previous) - shard_positions.keys():
+        faults.append(f"{len(unknown)} shards were learned from that were never written")
+    return faults
 
 
 @dataclass
-class Watch:
-    """The states that a training run saved, as far as they were seen, and how good their drafts were."""
+class StateWatcher:
+    """Collects the states that a training run saves, as far as it sees them, and evaluates their drafts."""
 
     registry: Registry
     held_out: Sequence[RequestTrace]
     states: list[TrainerState] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-    _newest: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    _newest_epoch: int = 0
 
     def __post_init__(self) -> None:
         self._session = Session(*untrained_draft(), Recipe(), torch.device("cpu"))
@@ -89,170 +102,199 @@ class Watch:
 
     @property
     def consumed(self) -> set[str]:
+        """Keys of the shards that the newest state has learned from."""
         return set(self.states[-1].consumed) if self.states else set()
 
-    def look(self) -> None:
-        """Take over the newest state, if it is new."""
+    def poll(self) -> None:
+        """Collect and evaluate the newest state, unless it was collected before."""
         newest = self.registry.last_trainer_state_epoch()
-        if newest == self._newest:
+        if newest == self._newest_epoch:
             return
-        with contextlib.suppress(ObjectMissing):  # older states are deleted while this one looks
-            found = self.registry.trainer_state()
-            if found is not None:
-                self._newest = newest
-                self._take(*found)
+        with contextlib.suppress(ObjectMissing):  # the trainer may delete a state while it is read
+            stored = self.registry.trainer_state()
+            if stored is not None:
+                self._newest_epoch = newest
+                self._collect(*stored)
 
-    def _take(self, state: TrainerState, data: bytes) -> None:
+    def _collect(self, state: TrainerState, data: bytes) -> None:
         from safetensors.torch import load
 
-        tensors = load(data)
-        self._session.restore(tensors)
+        self._session.restore(load(data))
         served, vocabulary = self._session.served, self._session.vocabulary
-        seen = [evaluate(served, [e], vocabulary, DRAFT_STEPS) for e in self._examples]
+        results = [evaluate(served, [example], vocabulary, DRAFT_STEPS) for example in self._examples]
+        rounds, answers = tuple(r.rounds for r in results), tuple(r.tokens for r in results)
         self.states.append(state)
-        self.looks.append(
-            Look(state.trained_tokens, state.step, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))
-        )
+        self.evaluations.append(Evaluation(state.trained_tokens, state.step, rounds, answers))
 
-    def accept_length_at(self, tokens: float) -> float:
-        """Held-out acceptance length after ``tokens`` positions, between the states on either side."""
-        before = [look for look in self.looks if look.tokens <= tokens]
-        after = [look for look in self.looks if look.tokens >= tokens]
+    def acceptance_length_at(self, positions: float) -> float:
+        """Held-out acceptance length after ``positions`` trained positions, interpolated between two states."""
+        before = [one for one in self.evaluations if one.tokens <= positions]
+        after = [one for one in self.evaluations if one.tokens >= positions]
         if not (before and after):
-            return (before or after)[-1 if before else 0].accept_length
+            return (before or after)[-1 if before else 0].acceptance_length
         low, high = before[-1], after[0]
-        way = (tokens - low.tokens) / max(high.tokens - low.tokens, 1)
-        return low.accept_length + way * (high.accept_length - low.accept_length)
+        share = (positions - low.tokens) / max(high.tokens - low.tokens, 1)
+        return low.acceptance_length + share * (high.acceptance_length - low.acceptance_length)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A whole training run."""
+class TrainingRun:
+    """A whole training run.
 
-    watch: Watch
-    fresh: dict[str, int]
-    kills: list[str]
-    wrong: list[str]
+    Attributes:
+        shard_positions: the positions of every shard that was written, by its key.
+        faults: what the audit found.
+    """
+
+    watcher: StateWatcher
+    shard_positions: dict[str, int]
+    faults: list[str]
     seconds: float
 
 
-def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.Namespace, *, killed: bool) -> Trained:
-    """Train to the end of the portions, ending each life but the last by kill -9 if it is to be ``killed``."""
+@dataclass
+class Portions:
+    """Writes recorded requests to the store, one portion per life of a trainer."""
+
+    registry: Registry
+    traces: Sequence[RequestTrace]
+    count: int
+    requests_per_shard: int
+    shard_positions: dict[str, int] = field(default_factory=dict, init=False)
+
+    def write(self, number: int) -> None:
+        begin, end = (len(self.traces) * n // self.count for n in (number, number + 1))
+        portion = list(self.traces[begin:end])
+        for start in range(0, len(portion), self.requests_per_shard):
+            shard = portion[start : start + self.requests_per_shard]
+            (key,) = put_shards(self.registry, shard, self.requests_per_shard, first=len(self.shard_positions))
+            self.shard_positions[key] = sum(t.hidden.shape[0] for t in shard if not t.held_out)
+
+
+def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.Namespace, *, kills: int) -> TrainingRun:
+    """Train on all portions, in a store of its own under ``root``; kill the trainer ``kills`` times on the way."""
     objects = ObjectStore(s3.config(root=root))
     objects.ensure_bucket()
     registry, chance = Registry(objects), random.Random(options.seed)  # noqa: S311 - reproducible moments
-    watch = Watch(registry, [t for t in traces if t.held_out])
+    watcher = StateWatcher(registry, [t for t in traces if t.held_out])
+    portions = Portions(registry, traces, options.kills + 1, options.shard)
     total = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = trainer_settings(
-        registry, ensure_model(), TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES)
-    )
-    cuts = [len(traces) * i // (options.kills + 1) for i in range(options.kills + 2)]
-    fresh, kills, began = dict[str, int](), list[str](), time.monotonic()
+    recipe = TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES)
+    settings, began = trainer_settings(registry, ensure_model(), recipe), time.monotonic()
 
-    def arrive(number: int) -> None:
-        part = list(traces[cuts[number] : cuts[number + 1]])
-        for start in range(0, len(part), options.shard):
-            shard = part[start : start + options.shard]
-            (key,) = put_shards(registry, shard, options.shard, first=len(fresh))
-            fresh[key] = sum(t.hidden.shape[0] for t in shard if not t.held_out)
+    def is_everything_saved() -> bool:
+        watcher.poll()
+        return watcher.consumed >= portions.shard_positions.keys()
 
-    def saved_all() -> bool:
-        watch.look()
-        return watch.consumed >= fresh.keys()
+    def is_replay_done() -> bool:
+        status = registry.trainer_status()
+        return status is not None and status.phase is TrainerPhase.WAITING_FOR_TRACES
 
     with tempfile.TemporaryDirectory(prefix="aurora-kills-") as scratch:
         log = Path(scratch) / "trainer.log"
-        for number in range(options.kills if killed else 0):
-            arrive(number)
+        for number in range(kills):
+            portions.write(number)
             with running_trainer(s3, settings, log) as process:
-                end = time.monotonic() + chance.uniform(0, options.within)
-                while time.monotonic() < end:
-                    if process.poll() is not None:
-                        raise AssertionError(f"the trainer ended by itself\n{log.read_text()[-4000:]}")
-                    watch.look()
-                    time.sleep(POLL_S)
-                process.kill()
-                process.wait()
-            watch.look()
+                _kill_after(chance.uniform(0, options.within), process, watcher, log)
+            watcher.poll()
             status = registry.trainer_status()
-            kills.append(
-                f"{status.phase if status else 'starting'}, {len(watch.consumed)} of {len(fresh)} shards saved"
-            )
-            print(f"{root}, kill {number + 1}: {kills[-1]}", flush=True)
+            phase = status.phase if status else "starting"
+            saved = f"{len(watcher.consumed)} of {len(portions.shard_positions)} shards saved"
+            print(f"{root}, kill {number + 1}: {phase}, {saved}", flush=True)
         with running_trainer(s3, settings, log) as process:
-            for number in range(options.kills if killed else 0, options.kills + 1):
-                arrive(number)
-                wait_for("all shards", saved_all, process, log)
-
-            def done() -> bool:
-                status = registry.trainer_status()
-                return status is not None and status.phase is TrainerPhase.WAITING_FOR_TRACES
-
-            wait_for("the last replay", done, process, log)
+            for number in range(kills, portions.count):
+                portions.write(number)
+                wait_for("all shards", is_everything_saved, process, log)
+            wait_for("the last replay", is_replay_done, process, log)
             stop_trainer(process)
-        watch.look()
-        wrong = audit(watch.states, fresh)
+        watcher.poll()
+        faults = audit_states(watcher.states, portions.shard_positions)
         for version in range((registry.last_version() or 0) + 1):
-            # Every digest is verified.
+            # Fetching verifies every digest.
             registry.fetch_checkpoint(registry.registration(version), Path(scratch) / str(version))
-    return Trained(watch, fresh, kills, wrong, time.monotonic() - began)
+    return TrainingRun(watcher, portions.shard_positions, faults, time.monotonic() - began)
 
 
-def table(runs: Mapping[str, Trained]) -> str:
-    """Markdown: what each run learnt from, and the held-out acceptance length on the way."""
-    marks = [f"at {mark:.0%}" for mark in MARKS[:-1]]
-    head = ["", "shards", "positions", "steps", "states seen", "audit", *marks, "at the end", "s"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def _kill_after(seconds: float, process: subprocess.Popen[bytes], watcher: StateWatcher, log: Path) -> None:
+    """Collect states for so many seconds, then kill the trainer with -9."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the trainer ended by itself\n{log.read_text()[-4000:]}")
+        watcher.poll()
+        time.sleep(POLL_SECONDS)
+    process.kill()
+    process.wait()
+
+
+def table(runs: Mapping[str, TrainingRun]) -> str:
+    """A row per run: what the trainer learned from, and the held-out acceptance length on the way."""
+    head = ["trainer", "shards", "positions", "steps", "states seen", "faults"]
+    head += [*(f"acceptance length at {share:.0%}" for share in SHARES[:-1]), "at the end", "seconds"]
+    rows = []
     for name, run in runs.items():
-        last, total = run.watch.states[-1], sum(run.fresh.values())
-        cells = [
-            name,
-            f"{len(last.consumed)} of {len(run.fresh)}",
-            f"{last.trained_tokens} of {total}",
-            str(last.step),
-            str(len(run.watch.states)),
-            "; ".join(run.wrong) or "nothing",
-            *(f"{run.watch.accept_length_at(mark * total):.2f}" for mark in MARKS[:-1]),
-            f"{run.watch.looks[-1].accept_length:.2f}",
-            f"{run.seconds:.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        last, total = run.watcher.states[-1], sum(run.shard_positions.values())
+        rows.append(
+            [
+                name,
+                f"{len(last.consumed)} of {len(run.shard_positions)}",
+                f"{last.trained_tokens} of {total}",
+                str(last.step),
+                str(len(run.watcher.states)),
+                "; ".join(run.faults) or "none",
+                *(f"{run.watcher.acceptance_length_at(share * total):.2f}" for share in SHARES[:-1]),
+                f"{run.watcher.evaluations[-1].acceptance_length:.2f}",
+                f"{run.seconds:.0f}",
+            ]
+        )
+    return markdown_table(head, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.kills", __doc__)
+    parser.add_argument("--kills", type=int, default=20, help="how often the trainer is killed")
+    parser.add_argument(
+        "--traffic", choices=list(Domain), default=Domain.EXTRACTION, help="domain of the recorded requests"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=RECORDED_REQUESTS,
+        help=f"recorded requests, held-out ones included, at most {RECORDED_REQUESTS}",
+    )
+    parser.add_argument("--shard", type=int, default=2, help="requests per shard")
+    parser.add_argument("--within", type=float, default=40.0, help="longest life before a kill, in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--traffic", choices=list(Domain), default=Domain.EXTRACTION)
-    parser.add_argument("--requests", type=int, default=RECORDED, help="recorded requests, held-out ones included")
-    parser.add_argument("--shard", type=int, default=2, help="requests per shard")
-    parser.add_argument("--within", type=float, default=40.0, help="longest life before a kill, in seconds")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    traces = domain_traces(Domain(options.traffic), RECORDED)[: options.requests]
-    before = os.getloadavg()[0]
+    options = _options()
+    traces = domain_traces(Domain(options.traffic), RECORDED_REQUESTS)[: options.requests]
+    load_before = os.getloadavg()[0]
     with seaweedfs() as s3:
         runs = {
-            f"killed {options.kills} times": train(s3, "killed", traces, options, killed=True),
-            "undisturbed": train(s3, "undisturbed", traces, options, killed=False),
+            f"killed {options.kills} times": train(s3, "killed", traces, options, kills=options.kills),
+            "undisturbed": train(s3, "undisturbed", traces, options, kills=0),
         }
-    last = [
-        Run(
+    killed, undisturbed = (
+        RecipeRun(
             traffic=options.traffic,
             match=Match.TRAFFIC,
             configuration=name,
             seed=options.seed,
-            looks=(run.watch.looks[-1],),
-            positions=run.watch.states[-1].trained_tokens,
+            evaluations=(run.watcher.evaluations[-1],),
+            positions=run.watcher.states[-1].trained_tokens,
             cpu_seconds=0.0,
         )
         for name, run in runs.items()
-    ]
-    held = last[0].looks[0]
-    print(f"\nload {before:.1f} to {os.getloadavg()[0]:.1f}; {len(held.rounds)} held-out requests\n")
+    )
+    held_out = len(killed.evaluations[0].rounds)
+    print(f"\nload before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; {held_out} held-out requests\n")
     print(table(runs))
-    print(f"\nkilled against undisturbed at the end [95 %, over held-out requests]: {difference([(last[0], last[1])])}")
-    sys.exit(any(run.wrong for run in runs.values()))
+    gap = difference([(killed, undisturbed)])
+    print(f"\nacceptance length at the end, killed minus undisturbed [95 %, over held-out requests]: {gap}")
+    sys.exit(any(run.faults for run in runs.values()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""The ways to learn that are compared.
+"""The ways to learn that are compared: a recipe each, and choices outside of recipes.
 
-Each row but ``fifo``, ``tree``, ``5 steps`` and the maps changes one thing against :data:`REFERENCE`; ``tree`` is
-``discard 0.1`` on the same answers with other rounds, ``5 steps`` is unrolled deeper and served deeper, ``map`` is
-``discard 0.1`` with the trainer's changes of the vocabulary map, ``map, replay 3`` with as much replay as the trainer
-makes beside fresh batches too, and averaged it is what the trainer does. All see the same fresh requests.
+Most rows change one thing against :data:`REFERENCE`. The exceptions:
+
+- ``fifo`` is Aurora's published loop, without replay.
+- ``tree`` is ``discard 0.1`` on the same answers with other rounds.
+- ``5 steps`` is unrolled deeper and served deeper.
+- ``map`` is ``discard 0.1`` with the trainer's changes of the vocabulary map.
+- ``map, replay 3`` also replays as much as the trainer does beside fresh batches. With ``averaged`` weights it is what
+  the trainer does by default.
+
+All rows see the same fresh requests.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tests.assets.traces.drafted import CHAINS, TREES
-from tests.bench.learning.matching import SHARE, Match
+from tests.bench.learning.matching import STEPS_MULTIPLE, Match
 
 from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
@@ -23,46 +29,57 @@ from aurora_runtime.training.objective.losses import LOSSES
 from aurora_runtime.training.optim.recipe import Recipe
 
 DRAFT_STEPS: Final = 3
-CAPTURED: Final = 32
-"""Most likely tokens kept per node in the recorded traces."""
+CAPTURED_TOP_K: Final = 32
+"""The target's most likely tokens that the recorded traces hold per node."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One row of the comparison: a recipe, and what lies outside of recipes."""
+    """One row of the comparison.
 
-    what: str
+    Attributes:
+        top_k: the target's most likely tokens that are kept per node.
+        shape: of the recorded rounds, a chain or a tree.
+        copies_target: whether the draft's layer and head begin as the target's.
+        remap: whether the vocabulary map follows the traffic.
+        draft_steps: of the rounds in which held-out requests are evaluated.
+    """
+
+    description: str
     recipe: Recipe
-    top_k: int = CAPTURED  # of the target's most likely tokens, per node
-    shape: str = CHAINS  # of the rounds
-    as_target: bool = True  # whether layer and head begin as the target's
-    remap: bool = False  # whether the vocabulary map follows the traffic
-    steps: int = DRAFT_STEPS  # of the rounds that held-out requests would be served in
+    top_k: int = CAPTURED_TOP_K
+    shape: str = CHAINS
+    copies_target: bool = True
+    remap: bool = False
+    draft_steps: int = DRAFT_STEPS
 
     def differs(self, match: Match) -> bool:
-        """Whether it is worth a run: with equal steps the matching says how large a batch is, and no more can be
-        replayed than steps are shared out to."""
-        shared = SHARE % (1 + self.recipe.replay) == 0
-        return match is Match.TRAFFIC or (shared and self.recipe.batch_slots == Recipe.batch_slots)
+        """Whether a run with this matching can say something.
+
+        With equal steps the matching sets the size of a batch, and steps can be shared out to few numbers of replays.
+        """
+        can_share_steps = STEPS_MULTIPLE % (1 + self.recipe.replay) == 0
+        return match is Match.TRAFFIC or (can_share_steps and self.recipe.batch_slots == Recipe.batch_slots)
 
     @property
     def is_default(self) -> bool:
-        """Whether this is what the trainer does unless told otherwise."""
-        return self == Configuration(self.what, Recipe(), remap=True)
+        """Whether the trainer learns like this by default."""
+        return self == Configuration(self.description, Recipe(), remap=True)
 
 
 def _row(
-    what: str,
+    description: str,
     *,
-    top_k: int = CAPTURED,
+    top_k: int = CAPTURED_TOP_K,
     shape: str = CHAINS,
-    as_target: bool = True,
+    copies_target: bool = True,
     remap: bool = False,
-    steps: int = DRAFT_STEPS,
+    draft_steps: int = DRAFT_STEPS,
     **changes: Any,
 ) -> Configuration:
+    """A configuration whose recipe has one replay, no averaging, and ``changes``."""
     recipe = dataclasses.replace(Recipe(), **{"replay": 1, "average_horizon": 1, **changes})
-    return Configuration(what, recipe, top_k, shape, as_target, remap, steps)
+    return Configuration(description, recipe, top_k, shape, copies_target, remap, draft_steps)
 
 
 PUBLISHED: Final = "fifo"
@@ -72,23 +89,21 @@ AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
-    PUBLISHED: _row("accepted only, first in first out, once (Aurora's published loop)", **PLAIN, replay=0),
-    REFERENCE: _row("+ one replayed batch per fresh one", **PLAIN),
-    "replay 3": _row("+ three replayed batches per fresh one", **PLAIN, replay=3),
-    "batches 2": _row(
-        "replay, batches twice as large, so half of the steps", **PLAIN, batch_slots=2 * Recipe.batch_slots
-    ),
+    PUBLISHED: _row("accepted tokens only, first in first out, no replay (Aurora's published loop)", **PLAIN, replay=0),
+    REFERENCE: _row("the published loop with one replayed batch per fresh batch", **PLAIN),
+    "replay 3": _row("the published loop with three replayed batches per fresh batch", **PLAIN, replay=3),
+    "batches 2": _row("replay, batches twice as large, so half the steps", **PLAIN, batch_slots=2 * Recipe.batch_slots),
     "batches 4": _row("replay, batches four times as large", **PLAIN, batch_slots=4 * Recipe.batch_slots),
-    "recent": _row("replay, what came lately more often", **PLAIN, replay_sampling=ReplaySampling.RECENT),
+    "recent": _row("replay, recent examples more often", **PLAIN, replay_sampling=ReplaySampling.RECENT),
     "surprising": _row(
-        "replay, what took more rounds per token more often", **PLAIN, replay_sampling=ReplaySampling.PRIORITIZED
+        "replay, examples with more rounds per token more often", **PLAIN, replay_sampling=ReplaySampling.PRIORITIZED
     ),
-    "fifo, discard": _row("once, rejected nodes weigh 1", replay=0, discard=1.0),
+    "fifo, discard": _row("no replay, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
-    "map": _row("as discard 0.1, and the vocabulary map is chosen anew from the traffic", discard=0.1, remap=True),
+    "map": _row("as discard 0.1, the vocabulary map follows the traffic", discard=0.1, remap=True),
     "map, replay 3": _row("as map, with three replayed batches", discard=0.1, remap=True, replay=3),
     "map, replay 3, averaged": _row(
-        "as map, with three replayed batches, the mean of the last weights",
+        "as map, with three replayed batches, moving average of the weights",
         discard=0.1,
         remap=True,
         replay=3,
@@ -97,7 +112,7 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "map, replay 7": _row("as map, with seven replayed batches", discard=0.1, remap=True, replay=7),
     "map, replay 15": _row("as map, with fifteen replayed batches", discard=0.1, remap=True, replay=15),
     "map, replay 15, averaged": _row(
-        "as map, with fifteen replayed batches, the mean of the last weights",
+        "as map, with fifteen replayed batches, moving average of the weights",
         discard=0.1,
         remap=True,
         replay=15,
@@ -105,17 +120,17 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     ),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
-    "proposed": _row("replay, only what was proposed and accepted", discard=0.0, **PROPOSED),
-    "proposed, discard": _row("replay, all that was proposed: accepted and rejected alike", discard=1.0, **PROPOSED),
+    "proposed": _row("replay, proposed and accepted tokens only", discard=0.0, **PROPOSED),
+    "proposed, discard": _row("replay, all proposed tokens, accepted or rejected", discard=1.0, **PROPOSED),
     "prompt": _row("replay, prompt tokens weigh 0.2", **PLAIN, prompt_weight=0.2),
-    "tree": _row("replay, rejected nodes weigh 0.1, drafted in trees", shape=TREES, discard=0.1),
-    "tree, discard 1": _row("replay, rejected nodes weigh 1, drafted in trees", shape=TREES, discard=1.0),
-    "random": _row("replay, layer and head begin random", **PLAIN, as_target=False),
-    "averaged": _row("replay, the mean of the last weights", **PLAIN, **AVERAGED),
-    "5 steps": _row("replay, served in five steps, unrolled as deep", **PLAIN, steps=5, unroll_steps=5),
-    "5 steps, unrolled 3": _row("replay, served in five steps, unrolled three deep", **PLAIN, steps=5),
-    "unrolled 1": _row("replay, unrolled one deep", **PLAIN, unroll_steps=1),
-    "unrolled 5": _row("replay, unrolled five deep", **PLAIN, unroll_steps=5),
+    "tree": _row("replay, rejected nodes weigh 0.1, rounds drafted as trees", shape=TREES, discard=0.1),
+    "tree, discard 1": _row("replay, rejected nodes weigh 1, rounds drafted as trees", shape=TREES, discard=1.0),
+    "random": _row("replay, layer and head begin with random weights", **PLAIN, copies_target=False),
+    "averaged": _row("replay, moving average of the weights", **PLAIN, **AVERAGED),
+    "5 steps": _row("replay, served in five steps, unrolled five steps", **PLAIN, draft_steps=5, unroll_steps=5),
+    "5 steps, unrolled 3": _row("replay, served in five steps, unrolled three steps", **PLAIN, draft_steps=5),
+    "unrolled 1": _row("replay, unrolled one step", **PLAIN, unroll_steps=1),
+    "unrolled 5": _row("replay, unrolled five steps", **PLAIN, unroll_steps=5),
     "top 4": _row("replay, 4 tokens captured per node", **PLAIN, top_k=4),
     **{
         name: _row(f"replay, loss {name.replace('_', ' ')}", **PLAIN, loss=loss)

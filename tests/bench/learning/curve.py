@@ -1,4 +1,4 @@
-"""Acceptance length over traffic as a curve between looks, and what is read off it."""
+"""Acceptance length over traffic as a curve between evaluations, and figures that are read off the curve."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Curve:
-    """Acceptance ``lengths`` after ``tokens`` answer tokens of traffic, ascending; straight between them."""
+    """Acceptance ``lengths`` after ``tokens`` answer tokens of traffic, ascending; linear between them."""
 
     tokens: tuple[float, ...]
     lengths: tuple[float, ...]
 
-    def reaches(self, level: float) -> float | None:
-        """Tokens at which the curve first is at ``level``; None if it never is."""
+    def tokens_to_reach(self, level: float) -> float | None:
+        """Tokens at which the curve first reaches ``level``; None when it never does."""
         if self.lengths[0] >= level:
             return self.tokens[0]
         points = zip(self.tokens, self.lengths, strict=True)
@@ -26,17 +26,17 @@ class Curve:
         return None
 
 
-def mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of curves that were looked at after the same tokens."""
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of curves that were evaluated after the same numbers of tokens."""
     lengths = zip(*(curve.lengths for curve in curves), strict=True)
     return Curve(curves[0].tokens, tuple(statistics.fmean(values) for values in lengths))
 
 
-def thousands(tokens: float | None) -> str:
+def format_thousands(tokens: float | None) -> str:
     return "not reached" if tokens is None else f"{tokens / 1000:.1f}k"
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean, and standard deviation where there are several."""
-    more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{more}"
+def mean_and_deviation(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and the standard deviation where there are several values."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"

@@ -1,4 +1,4 @@
-"""A draft in training as one configuration has it, and how it does on held-out requests."""
+"""A draft that learns by one configuration, in the trainer's way, and its evaluation on held-out requests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.assets.traces.proposals import propose
 from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches
-from tests.bench.learning.remapping import Remapping
-from tests.bench.learning.start import randomise
+from tests.bench.learning.random_start import randomise
+from tests.bench.learning.vocabulary_remapping import VocabularyRemapper
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
@@ -26,98 +26,121 @@ from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.session import Session
 
-REPLAY_BYTES: Final = 1 << 30
+REPLAY_BUFFER_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
-class Look:
-    """Held-out requests after some traffic: rounds and answer tokens of each."""
+class Evaluation:
+    """The held-out requests, answered by simulation after some traffic.
 
-    tokens: int  # answer tokens of the traffic so far
-    steps: int  # optimizer steps so far
+    Attributes:
+        tokens: answer tokens of the traffic so far.
+        steps: optimizer steps so far.
+        rounds: verify rounds of each held-out request.
+        answers: answer tokens of each held-out request.
+    """
+
+    tokens: int
+    steps: int
     rounds: tuple[int, ...]
     answers: tuple[int, ...]
 
     @property
-    def accept_length(self) -> float:
+    def acceptance_length(self) -> float:
         return sum(self.answers) / sum(self.rounds)
 
 
 class Learner:
-    """What the trainer does with fresh shards."""
+    """Learns from shards in the trainer's way, without a store."""
 
     def __init__(
         self,
         session: Session,
-        how: Configuration,
+        configuration: Configuration,
         match: Match,
-        remapping: Remapping | None = None,
-        memory: int = REPLAY_BYTES,
+        remapper: VocabularyRemapper | None = None,
+        replay_bytes: int = REPLAY_BUFFER_BYTES,
     ) -> None:
-        self.session, self._how, self._match, self._remapping = session, how, match, remapping
-        self._memory = ReplayBuffer(memory)
+        self.session = session
+        self._configuration, self._match, self._remapper = configuration, match, remapper
+        self._replay_buffer = ReplayBuffer(replay_bytes)
 
     @classmethod
-    def from_day_0(cls, how: Configuration, match: Match, seed: int, memory: int = REPLAY_BYTES) -> Learner:
-        """``memory`` bounds what is kept for replay, in bytes."""
+    def from_day_0(
+        cls, configuration: Configuration, match: Match, seed: int, replay_bytes: int = REPLAY_BUFFER_BYTES
+    ) -> Learner:
+        """A learner whose draft is untrained. ``replay_bytes`` bounds the replay buffer."""
         draft, vocabulary = untrained_draft()
-        if not how.as_target:
+        if not configuration.copies_target:
             randomise(draft, seed)
-        session = Session(draft, vocabulary, how.recipe, torch.device("cpu"))
+        session = Session(draft, vocabulary, configuration.recipe, torch.device("cpu"))
         session.generator.manual_seed(seed)
-        return cls(session, how, match, Remapping(session, load_small_target()) if how.remap else None, memory)
+        remapper = VocabularyRemapper(session, load_small_target()) if configuration.remap else None
+        return cls(session, configuration, match, remapper, replay_bytes)
 
     @property
     def draft(self) -> DraftModel:
-        """The weights that would be served."""
+        """The draft with the weights that would be served."""
         return self.session.served
 
-    def learn(self, shard: Iterable[RequestTrace], judges: Sequence[Example]) -> None:
-        """``judges`` are held-out examples: another vocabulary map must cover more of them."""
-        session, recipe = self.session, self._how.recipe
+    def learn(self, shard: Iterable[RequestTrace], held_out: Sequence[Example]) -> None:
+        """Learn from ``shard``. A new vocabulary map must cover more of ``held_out``."""
+        session, recipe = self.session, self._configuration.recipe
         examples = [example for trace in shard for example in self._examples(trace)]
-        self._memory.add(examples)
-        for batch in batches(self._match, examples, self._memory, recipe, session.generator):
+        self._replay_buffer.add(examples)
+        for batch in batches(self._match, examples, self._replay_buffer, recipe, session.generator):
             session.step(batch)
-        if self._remapping:
-            self._remapping.after(examples, judges)
+        if self._remapper:
+            self._remapper.after_shard(examples, held_out)
 
     def _examples(self, trace: RequestTrace) -> list[Example]:
-        recipe = self._how.recipe
-        kept = narrowed(trace, self._how.top_k)
-        found = examples_of(kept, self.session.draft.config.vocab_size, recipe.prompt_weight)
-        if recipe.replay_sampling is not ReplaySampling.PRIORITIZED:
-            return found
-        return met(self.draft, self.session.vocabulary, trace, found, DRAFT_SHAPES[self._how.shape])
+        configuration = self._configuration
+        examples = examples_of(
+            with_top_k(trace, configuration.top_k),
+            self.session.draft.config.vocab_size,
+            configuration.recipe.prompt_weight,
+        )
+        if configuration.recipe.replay_sampling is not ReplaySampling.PRIORITIZED:
+            return examples
+        shape = DRAFT_SHAPES[configuration.shape]
+        return with_own_rounds(self.draft, self.session.vocabulary, trace, examples, shape)
 
-    def look(self, held_out: Sequence[Example], answers: int) -> Look:
-        """How the draft does after ``answers`` tokens; each request alone, because they are drawn again later."""
-        seen = [evaluate(self.draft, [e], self.session.vocabulary, self._how.steps) for e in held_out]
-        return Look(answers, self.session.steps, tuple(s.rounds for s in seen), tuple(s.tokens for s in seen))
+    def evaluate(self, held_out: Sequence[Example], tokens: int) -> Evaluation:
+        """Evaluate the draft after ``tokens`` answer tokens of traffic.
+
+        Each request is evaluated alone, because intervals draw the requests again.
+        """
+        steps, vocabulary = self._configuration.draft_steps, self.session.vocabulary
+        results = [evaluate(self.draft, [example], vocabulary, steps) for example in held_out]
+        rounds, answers = tuple(r.rounds for r in results), tuple(r.tokens for r in results)
+        return Evaluation(tokens, self.session.steps, rounds, answers)
 
     def held_out(self, traces: Iterable[RequestTrace]) -> list[Example]:
-        """The held-out side of ``traces``."""
+        """The examples of the held-out requests among ``traces``."""
         return [e for t in traces if t.held_out for e in examples_of(t, self.session.draft.config.vocab_size)]
 
 
-def narrowed(trace: RequestTrace, k: int) -> RequestTrace:
-    """``trace`` as a capture of the ``k`` most likely tokens would have kept it."""
-    gone = trace.top_logprobs[:, k:].float().exp().sum(-1)
-    rest = (trace.rest.float() + gone).clamp(max=1).to(trace.rest.dtype)
-    return dataclasses.replace(trace, top_ids=trace.top_ids[:, :k], top_logprobs=trace.top_logprobs[:, :k], rest=rest)
+def with_top_k(trace: RequestTrace, top_k: int) -> RequestTrace:
+    """``trace`` as it would be if capture kept only the ``top_k`` most likely tokens of each node."""
+    dropped = trace.top_logprobs[:, top_k:].float().exp().sum(-1)
+    rest = (trace.rest.float() + dropped).clamp(max=1).to(trace.rest.dtype)
+    return dataclasses.replace(
+        trace, top_ids=trace.top_ids[:, :top_k], top_logprobs=trace.top_logprobs[:, :top_k], rest=rest
+    )
 
 
-def met(
+def with_own_rounds(
     draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, examples: Iterable[Example], spec: DraftSpec
 ) -> list[Example]:
-    """``examples`` of ``trace`` with the rounds that ``draft`` would cause as it is now, served at once.
+    """``examples`` of ``trace`` with the verify rounds that ``draft`` itself would cause if it were served now.
 
-    Those recorded are of drafts that took another way, and their surprises are not this draft's."""
+    The recorded rounds belong to drafts that learned otherwise, so their surprises are not this draft's surprises.
+    """
     accepted = torch.full(trace.tokens.shape, -1, dtype=torch.int8)
     for each in rounds_of(trace, propose(draft, vocabulary, trace, spec)):
         accepted[each.root - 1] = each.accepted
-    found = list[Example]()
-    for e in examples:
-        first = e.start + e.first_root
-        found.append(dataclasses.replace(e, accepted=accepted[first : first + e.roots]))
-    return found
+    replaced = list[Example]()
+    for example in examples:
+        first = example.start + example.first_root
+        replaced.append(dataclasses.replace(example, accepted=accepted[first : first + example.roots]))
+    return replaced

@@ -1,8 +1,11 @@
-"""What is held equal when recipes are compared: the optimizer steps, or the traffic.
+"""The batches that a recipe takes, when recipes are compared at equal steps or at equal traffic.
 
-With equal steps who replays takes bigger batches, so that no recipe learns more only because it moves more often. With
-equal traffic every recipe makes the steps that the trainer makes beside fresh batches: a replayed one is one more.
-Invariant: either way all recipes see the same fresh requests between two looks.
+- Equal steps: a recipe that replays takes larger batches, so that no recipe learns more only because it takes more
+  optimizer steps.
+- Equal traffic: every recipe takes the steps that the trainer takes beside fresh batches. A replayed batch is one more
+  step.
+
+Invariant: either way, all recipes see the same fresh requests between two evaluations.
 """
 
 from __future__ import annotations
@@ -18,13 +21,16 @@ from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.optim.recipe import Recipe
 
-STEP_REQUESTS: Final = 2
-"""Requests per step where each is used once, with equal steps; who replays once takes twice as many per batch."""
-SHARE: Final = 4
-"""With equal steps a shard has a multiple of this many, so that no, one and three replays can share them out."""
+REQUESTS_PER_STEP: Final = 2
+"""With equal steps and no replay. A recipe that replays every request once takes twice as many per batch."""
+STEPS_MULTIPLE: Final = 4
+"""With equal steps, the steps of a shard are a multiple of this, so that recipes with no replay, one and three replays
+can share them out."""
 
 
 class Match(StrEnum):
+    """What is held equal between recipes."""
+
     STEPS = "steps"
     TRAFFIC = "traffic"
 
@@ -32,11 +38,15 @@ class Match(StrEnum):
 def batches(
     match: Match,
     examples: Sequence[Example],
-    memory: ReplayBuffer,
+    replay_buffer: ReplayBuffer,
     recipe: Recipe,
     generator: torch.Generator,
 ) -> Iterator[list[Example]]:
-    """The batches that ``recipe`` takes from fresh ``examples``, which ``memory`` already holds, a step each."""
+    """The batches of ``recipe``, one optimizer step each.
+
+    Args:
+        examples: fresh examples, which ``replay_buffer`` holds already.
+    """
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
     groups = _equal_steps(order, recipe) if match is Match.STEPS else batch_by_slots(order, recipe.batch_slots)
     for group in groups:
@@ -44,14 +54,16 @@ def batches(
         widest = max(example.slots for example in group)
         slots = len(group) * widest if match is Match.STEPS else recipe.batch_slots
         for _ in range(recipe.replay):
-            yield memory.sample(slots, generator, recipe.replay_sampling)
+            yield replay_buffer.sample(slots, generator, recipe.replay_sampling)
 
 
 def _equal_steps(order: Sequence[Example], recipe: Recipe) -> list[list[Example]]:
-    """Fresh groups, so many that with their replays they make as many steps as with any other recipe."""
-    steps = max(1, len(order) // (SHARE * STEP_REQUESTS)) * SHARE
+    """Groups of fresh examples. Together with their replays, they make as many steps as with any other recipe."""
+    steps = max(1, len(order) // (STEPS_MULTIPLE * REQUESTS_PER_STEP)) * STEPS_MULTIPLE
     count, rest = divmod(steps, 1 + recipe.replay)
     if rest:
-        raise ValueError(f"{steps} steps cannot be shared out over batches of which {recipe.replay} are replayed")
+        raise ValueError(
+            f"{steps} steps cannot be shared out when each fresh batch is followed by {recipe.replay} replayed ones"
+        )
     cut = [list(order[len(order) * i // count : len(order) * (i + 1) // count]) for i in range(count)]
     return [group for group in cut if group]

@@ -1,12 +1,15 @@
-"""The curve again in a real engine: the draft of each look is served by SGLang to the held-out requests.
+"""Does a real engine agree with the simulated learning curves?
 
-Simulation decides between recipes because it is cheap and exact on recorded answers; this says whether serving agrees.
-What a draft is worth in speed, and beside NGRAM, is tests/bench/served's question. One of its servers takes all drafts
-in turn, swapped as in production. Invariant: the prefix cache is emptied at every swap, because the same prompts are
-asked again and the keys of another draft would cost acceptance.
+The draft of each evaluation of a run is served by SGLang to the same held-out requests. Simulation decides between
+recipes, because it is cheap, and exact on recorded answers. This bench checks it. What a draft is worth in speed, and
+beside NGRAM, is the question of tests.bench.served.
 
-    python -m tests.bench.learning.served [--traffic json] [--match traffic] [--only fifo "map, replay 3, averaged"]
-                                          [--seed 0] [--looks 0 2 4 6 8] [--out DIR]
+One server takes all drafts in turn, swapped as in production. The prefix cache is emptied at every swap: the same
+prompts are asked again, and the keys of another draft would cost acceptance.
+
+Prints the acceptance length served, and simulated in brackets, per configuration and evaluation.
+
+Takes about ten minutes with the defaults on two quiet cores (estimated). Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ import torch
 from tests.assets.model import ensure_model
 from tests.assets.traces.drafted import CHAINS, DRAFT_SHAPES, MESSAGES_BY_DOMAIN
 from tests.assets.traces.recorded import MAX_NEW_TOKENS
+from tests.bench.bench_command import bench_parser, exit_on_sigterm
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED
-from tests.bench.learning.curve import Curve, thousands
+from tests.bench.learning.curve import Curve, format_thousands
+from tests.bench.learning.curve_plot import Panel, draw_panels
 from tests.bench.learning.matching import Match
-from tests.bench.learning.plot import Panel, draw
-from tests.bench.learning.recorded import recorded
-from tests.bench.learning.replay import LOOKS, Run, run
+from tests.bench.learning.recipe_run import EVALUATIONS, RecipeRun, run_recipe
+from tests.bench.learning.recorded_traffic import load_traffic
+from tests.bench.markdown import markdown_table
 from tests.bench.served.servers import DRAFT, Arm, Servers
 
 from aurora_api.v1alpha1.target import DType
@@ -47,103 +50,137 @@ CONCURRENCY = 2
 
 
 @dataclass(frozen=True)
-class Served:
-    """One configuration's curve, simulated and served, at the same looks."""
+class CurvePair:
+    """One configuration's curve, simulated and served, at the same evaluations."""
 
     name: str
     simulated: Curve
     served: Curve
 
 
-def accept_length(result: BatchResult) -> float:
-    """Answer tokens per verify round; an answer's first token is the prompt's and no round's. Raises
-    :class:`EngineFault` when a request failed or none was speculated on."""
+def acceptance_length(result: BatchResult) -> float:
+    """Answer tokens per verify round. An answer's first token comes from the prefill and belongs to no round.
+
+    Raises:
+        EngineFault: a request failed, or no request was speculated on.
+    """
     if result.failures or not result.verify_rounds:
-        raise EngineFault(f"{result.failures} requests failed, {result.verify_rounds} verify rounds")
+        raise EngineFault(f"{result.failures} requests failed, and there were {result.verify_rounds} verify rounds")
     return (result.tokens - len(result.answers)) / result.verify_rounds
 
 
-async def ask(servers: Servers, folders: Sequence[Path], prompts: Sequence[Sequence[int]]) -> list[float]:
-    """The acceptance length with the draft in each of ``folders`` in turn; equal weights are one draft, as those of
-    several rows' first looks are. Raises :class:`EngineFault` when one was seen not to be loaded."""
+async def serve_in_turn(servers: Servers, folders: Sequence[Path], prompts: Sequence[Sequence[int]]) -> list[float]:
+    """The acceptance length with the draft in each of ``folders`` in turn.
+
+    Drafts with equal weights count as one draft. The first evaluations of several configurations are equal.
+
+    Raises:
+        EngineFault: a draft was not loaded, or a request failed.
+    """
     drafts, arms = dict[str, FetchedDraft](), list[Arm]()
     for folder in folders:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         draft = drafts.setdefault(digest, FetchedDraft(folder, len(drafts)))
-        arms.append(Arm(f"{folder.parent.name}, look {folder.name}", DRAFT, draft))
+        arms.append(Arm(f"{folder.parent.name}, evaluation {folder.name}", DRAFT, draft))
     await servers.learn_checksums(arms)
-    found = list[float]()
+    lengths = list[float]()
     for arm in arms:
         await servers.prepare(arm, CONCURRENCY)
-        found.append(accept_length(await servers.run(arm, prompts, CONCURRENCY)))
-        print(f"{arm.name}: {found[-1]:.2f}", flush=True)
-    return found
+        lengths.append(acceptance_length(await servers.run(arm, prompts, CONCURRENCY)))
+        print(f"{arm.name}: {lengths[-1]:.2f}", flush=True)
+    return lengths
 
 
-async def serve(folders: Sequence[Path], prompts: Sequence[Sequence[int]], work: Path) -> list[float]:
-    """:func:`ask` of a server that is started for it with the first draft."""
+async def start_and_serve(folders: Sequence[Path], prompts: Sequence[Sequence[int]], logs: Path) -> list[float]:
+    """Start a server with the first draft, run :func:`serve_in_turn` on it, and stop it."""
     spec = EngineSpec(str(ensure_model()), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
-    async with Servers(
-        EngineSet(spec, work), {DRAFT: Eagle3(folders[0], 0, DRAFT_SHAPES[CHAINS])}, (), MAX_NEW_TOKENS
-    ) as servers:
-        return await ask(servers, folders, prompts)
+    speculation = {DRAFT: Eagle3(folders[0], 0, DRAFT_SHAPES[CHAINS])}
+    async with Servers(EngineSet(spec, logs), speculation, (), MAX_NEW_TOKENS) as servers:
+        return await serve_in_turn(servers, folders, prompts)
 
 
-def beside(runs: Sequence[Run], looks: Sequence[int], lengths: Sequence[float]) -> Iterator[Served]:
-    """``lengths`` as served, run by run and look by look, beside what was simulated."""
-    for n, done in enumerate(runs):
-        own = [done.looks[i] for i in looks]
-        tokens = tuple(float(look.tokens) for look in own)
-        simulated = Curve(tokens, tuple(look.accept_length for look in own))
-        yield Served(done.configuration, simulated, Curve(tokens, tuple(lengths[n * len(looks) :][: len(looks)])))
+def curve_pairs(runs: Sequence[RecipeRun], evaluations: Sequence[int], lengths: Sequence[float]) -> Iterator[CurvePair]:
+    """Pair the served ``lengths``, run by run and evaluation by evaluation, with the simulated ones."""
+    for n, run in enumerate(runs):
+        simulated = [run.evaluations[i] for i in evaluations]
+        tokens = tuple(float(evaluation.tokens) for evaluation in simulated)
+        served = Curve(tokens, tuple(lengths[n * len(evaluations) :][: len(evaluations)]))
+        yield CurvePair(run.configuration, Curve(tokens, tuple(e.acceptance_length for e in simulated)), served)
 
 
-def table(rows: Sequence[Served]) -> str:
+def table(pairs: Sequence[CurvePair]) -> str:
     """A cell is the acceptance length served, and simulated in brackets."""
-    head = ["configuration: served (simulated)", *map(thousands, rows[0].served.tokens)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        pairs = zip(row.served.lengths, row.simulated.lengths, strict=True)
-        lines.append("| " + " | ".join([row.name, *(f"{real:.2f} ({own:.2f})" for real, own in pairs)]) + " |")
-    return "\n".join(lines)
+    head = ["configuration: served (simulated)", *map(format_thousands, pairs[0].served.tokens)]
+    rows = []
+    for pair in pairs:
+        lengths = zip(pair.served.lengths, pair.simulated.lengths, strict=True)
+        rows.append([pair.name, *(f"{served:.2f} ({simulated:.2f})" for served, simulated in lengths)])
+    return markdown_table(head, rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.learning.served", __doc__)
+    parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json", help="domain to learn from")
+    parser.add_argument(
+        "--match",
+        type=Match,
+        choices=list(Match),
+        default=Match.TRAFFIC,
+        help="what is held equal between configurations: optimizer steps, or traffic",
+    )
+    parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
+    parser.add_argument("--tokens", type=int, help="answer tokens of traffic per run (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every run")
+    chosen = [PUBLISHED, *(name for name, each in CONFIGURATIONS.items() if each.is_default)]
+    steps = DRAFT_SHAPES[CHAINS].steps
+    servable = [name for name, each in CONFIGURATIONS.items() if each.draft_steps == steps]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=servable,
+        default=chosen,
+        metavar="NAME",
+        help=f"configurations to run, of those with {steps} draft steps (see tests.bench.learning --help)",
+    )
+    parser.add_argument(
+        "--evaluations",
+        type=int,
+        nargs="+",
+        choices=range(EVALUATIONS + 1),
+        default=[0, 2, 4, 6, 8],
+        help="evaluations of each run whose draft is served; 0 is before the first step",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory for served.md and served.svg")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json")
-    parser.add_argument("--match", type=Match, choices=list(Match), default=Match.TRAFFIC, help="what is held equal")
-    parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
-    parser.add_argument("--tokens", type=int, default=None, help="answer tokens of traffic per run (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = [PUBLISHED, *(name for name, how in CONFIGURATIONS.items() if how.is_default)]
-    servable = [name for name, how in CONFIGURATIONS.items() if how.steps == DRAFT_SHAPES[CHAINS].steps]
-    parser.add_argument("--only", nargs="+", choices=servable, default=chosen)
-    parser.add_argument("--looks", type=int, nargs="+", choices=range(LOOKS + 1), default=[0, 2, 4, 6, 8])
-    parser.add_argument("--out", type=Path, default=None, help="directory for served.md and served.svg")
-    options = parser.parse_args()
+    options = _options()
     torch.set_num_threads(1)
-    # A plain SIGTERM would end this process without ending the server.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    traffic = recorded(options.traffic, options.requests, dict.fromkeys(CONFIGURATIONS[n].shape for n in options.only))
-    asked = [t for t in next(iter(traffic.traces.values())) if t.held_out]
+    exit_on_sigterm()
+    shapes = dict.fromkeys(CONFIGURATIONS[name].shape for name in options.only)
+    traffic = load_traffic(options.traffic, options.requests, shapes)
+    held_out = [t for t in next(iter(traffic.traces.values())) if t.held_out]
+    prompts = [t.tokens[: t.prompt_length].tolist() for t in held_out]
     with tempfile.TemporaryDirectory(prefix="served-bench-") as work:
+        folder = Path(work)
         runs = [
-            run(traffic, n, CONFIGURATIONS[n], options.match, options.seed, options.tokens, Path(work) / n)
-            for n in options.only
+            run_recipe(traffic, name, CONFIGURATIONS[name], options.match, options.seed, options.tokens, folder / name)
+            for name in options.only
         ]
-        folders = [Path(work) / n / str(look) for n in options.only for look in options.looks]
-        lengths = asyncio.run(serve(folders, [t.tokens[: t.prompt_length].tolist() for t in asked], Path(work)))
-    rows = list(beside(runs, options.looks, lengths))
-    caption = f"{options.traffic}, matched {options.match}, seed {options.seed}, {len(asked)} held-out requests"
-    print(f"\n{caption}\n\n{table(rows)}")
+        checkpoints = [folder / name / str(number) for name in options.only for number in options.evaluations]
+        lengths = asyncio.run(start_and_serve(checkpoints, prompts, folder))
+    pairs = list(curve_pairs(runs, options.evaluations, lengths))
+    caption = f"{options.traffic}, matched {options.match}, seed {options.seed}, {len(held_out)} held-out requests"
+    print(f"\n{caption}\n\n{table(pairs)}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "served.md").write_text(f"{caption}\n\n{table(rows)}\n")
+        (options.out / "served.md").write_text(f"{caption}\n\n{table(pairs)}\n")
         panels = [
-            Panel(f"{options.traffic}, simulated", {row.name: [row.simulated] for row in rows}),
-            Panel(f"{options.traffic}, served by SGLang", {row.name: [row.served] for row in rows}),
+            Panel(f"{options.traffic}, simulated", {pair.name: [pair.simulated] for pair in pairs}),
+            Panel(f"{options.traffic}, served by SGLang", {pair.name: [pair.served] for pair in pairs}),
         ]
-        (options.out / "served.svg").write_text(draw([panels]))
+        (options.out / "served.svg").write_text(draw_panels([panels]))
 
 
 if __name__ == "__main__":

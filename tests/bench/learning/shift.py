@@ -1,13 +1,17 @@
-"""What a draft keeps and how fast it turns when traffic goes from one domain to another and back, by recipe.
+"""When traffic moves to another domain and back, what does a draft keep and how fast does it adapt, by recipe?
 
-Three phases on the recorded requests of tests/assets/traces: the first half of the first domain's, all of the
-second's, and the first domain's second half. Held-out requests of both are asked at every look, so that recovery and
-forgetting stand side by side; the first look of a phase is before its first step: what a draft that stays as it is
-would go on with. The memory has room for all of it, so what is compared is what is replayed; with a small ``--memory``
-it is what survives in it.
+A run has three phases on recorded requests (tests/assets/traces): the first half of the first domain's requests, all of
+the second domain's, and the second half of the first domain's. Every evaluation asks the held-out requests of both
+domains, so that recovery and forgetting stand side by side. The first evaluation of a phase comes before its first
+step, and shows what a draft that stopped learning would go on with.
 
-    python -m tests.bench.learning.shift [--domains json docstrings] [--match traffic] [--seeds 0 1 2]
-                                         [--only fifo recent "map, replay 3, averaged"] [--memory 1024]
+By default the replay buffer has room for all examples, so recipes differ in which examples they replay. With a small
+--memory they differ in which examples survive in the buffer.
+
+Prints the acceptance lengths, and a summary of recovery and forgetting.
+
+A run of one configuration with one seed takes about a CPU minute (estimated). Recording a domain takes some minutes,
+once. Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -19,22 +23,24 @@ from typing import Final
 
 import torch
 from tests.assets.traces.drafted import MESSAGES_BY_DOMAIN
+from tests.bench.bench_command import bench_parser
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
-from tests.bench.learning.curve import Curve, mean, spread, thousands
-from tests.bench.learning.learner import REPLAY_BYTES, Learner
+from tests.bench.learning.curve import Curve, format_thousands, mean_and_deviation, mean_curve
+from tests.bench.learning.learner import REPLAY_BUFFER_BYTES, Learner
 from tests.bench.learning.matching import Match
-from tests.bench.learning.recorded import Traffic, recorded
+from tests.bench.learning.recorded_traffic import RecordedTraffic, load_traffic
+from tests.bench.markdown import markdown_table
 
 from aurora_runtime.traces import RequestTrace
 
-PARTS: Final = 6
-"""Looks per phase, after the one at its beginning."""
-RECOVERED: Final = 0.95
-"""Of the acceptance length that is the goal: looks are that noisy."""
+EVALUATIONS_PER_PHASE: Final = 6
+"""After the one at the phase's beginning."""
+RECOVERED_SHARE: Final = 0.95
+"""Share of the goal's acceptance length at which a draft counts as recovered. Evaluations are about that noisy."""
 
 
 @dataclass(frozen=True)
-class Point:
+class PhasePoint:
     """Held-out acceptance length of each domain after ``tokens`` answer tokens of a phase."""
 
     phase: str
@@ -43,52 +49,57 @@ class Point:
 
 
 def phases(domains: Sequence[str], traces: Sequence[Sequence[RequestTrace]]) -> list[tuple[str, list[RequestTrace]]]:
-    """A, B, and A again with requests that the first phase has not seen."""
+    """The first domain, the second, and the first again with requests that its first phase has not seen."""
     first, second = ([t for t in each if not t.held_out] for each in traces)
     middle = len(first) // 2
     return [(domains[0], first[:middle]), (domains[1], second), (domains[0], first[middle:])]
 
 
-def walk(traffic: Sequence[Traffic], how: Configuration, match: Match, seed: int, memory: int) -> Iterator[Point]:
-    """Train a day-0 draft through the phases as ``how`` says, with ``memory`` bytes to replay from."""
-    learner = Learner.from_day_0(how, match, seed, memory)
-    traces = [each.traces[how.shape] for each in traffic]
+def run_phases(
+    traffic: Sequence[RecordedTraffic], configuration: Configuration, match: Match, seed: int, replay_bytes: int
+) -> Iterator[PhasePoint]:
+    """Train a draft of day 0 through the phases. ``replay_bytes`` bounds the replay buffer."""
+    learner = Learner.from_day_0(configuration, match, seed, replay_bytes)
+    traces = [each.traces[configuration.shape] for each in traffic]
     held_out = [learner.held_out(each) for each in traces]
 
-    def point(phase: str, tokens: int) -> Point:
-        return Point(phase, tokens, tuple(learner.look(each, tokens).accept_length for each in held_out))
+    def point(phase: str, tokens: int) -> PhasePoint:
+        lengths = (learner.evaluate(each, tokens).acceptance_length for each in held_out)
+        return PhasePoint(phase, tokens, tuple(lengths))
 
+    # Held-out requests of the phase's own domain judge the vocabulary map: a domain that is yet to come is unknown.
+    map_judges = (held_out[0], held_out[1], held_out[0])
     parts = phases([each.name for each in traffic], traces)
-    # A map is judged by what is served: requests of a domain that is yet to come are not known.
-    for (phase, fresh), judges in zip(parts, (held_out[0], held_out[1], held_out[0]), strict=True):
+    for (phase, fresh), judges in zip(parts, map_judges, strict=True):
         tokens = 0
         yield point(phase, tokens)
-        for part in range(PARTS):
-            shard = fresh[len(fresh) * part // PARTS : len(fresh) * (part + 1) // PARTS]
-            learner.learn(shard, judges)
-            tokens += sum(t.answer_tokens for t in shard)
+        for part in range(EVALUATIONS_PER_PHASE):
+            begin, end = (len(fresh) * n // EVALUATIONS_PER_PHASE for n in (part, part + 1))
+            learner.learn(fresh[begin:end], judges)
+            tokens += sum(t.answer_tokens for t in fresh[begin:end])
             yield point(phase, tokens)
 
 
-def table(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
-    """One row per recipe and domain asked; a cell is the mean over seeds, and their standard deviation."""
-    some = next(iter(walks.values()))[0]
-    head = ["recipe", "asked", *(f"{p.phase} {p.tokens / 1000:.1f}k" for p in some)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, seeds in walks.items():
+def table(domains: Sequence[str], runs: dict[str, list[list[PhasePoint]]]) -> str:
+    """One row per recipe and held-out domain. A cell is the mean over seeds, and their standard deviation."""
+    points = next(iter(runs.values()))[0]
+    head = ["recipe", "held-out domain", *(f"{p.phase} {p.tokens / 1000:.1f}k" for p in points)]
+    rows = []
+    for name, seeds in runs.items():
         for place, domain in enumerate(domains):
-            values = [[points[i].lengths[place] for points in seeds] for i in range(len(some))]
-            lines.append("| " + " | ".join([name, domain, *map(spread, values)]) + " |")
-    return "\n".join(lines)
+            values = [[each[i].lengths[place] for each in seeds] for i in range(len(points))]
+            rows.append([name, domain, *map(mean_and_deviation, values)])
+    return markdown_table(head, rows)
 
 
-def summary(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
-    """Recovery and forgetting, read off the same points, as means over seeds.
+def summary(domains: Sequence[str], runs: dict[str, list[list[PhasePoint]]]) -> str:
+    """Recovery and forgetting, as means over seeds.
 
-    ``static`` is a draft that stays as it was before the shift: the first look of the phase. Recovery are the answer
-    tokens after which the mean curve is at :data:`RECOVERED` of a goal: for the second domain what it has at the end of
-    its phase, for the first one again what it had before the second came. Forgetting is what the second domain's phase
-    did to the first domain's acceptance length.
+    - ``static`` is a draft that stopped learning before the shift: the first evaluation of the phase.
+    - Recovery is the answer tokens after which the mean curve reaches :data:`RECOVERED_SHARE` of a goal. The goal of
+      the second domain is its acceptance length at the end of its phase. The goal of the first domain, when it comes
+      again, is its acceptance length before the second domain came.
+    - Forgetting is the change of the first domain's acceptance length during the second domain's phase.
     """
     a, b = domains
     head = [
@@ -103,63 +114,87 @@ def summary(domains: Sequence[str], walks: dict[str, list[list[Point]]]) -> str:
         f"{a} again: end",
         f"{a} again: recovery",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, seeds in walks.items():
+    rows = []
+    for name, seeds in runs.items():
         first, second, again = (
-            [curve_of(points, phase, asked) for points in seeds] for phase, asked in ((0, 0), (1, 1), (2, 0))
+            [curve_of(points, phase, domain) for points in seeds] for phase, domain in ((0, 0), (1, 1), (2, 0))
         )
         before, after = [c.lengths[-1] for c in first], [c.lengths[0] for c in again]
-        cells = [
-            name,
-            *(spread([c.lengths[end] for c in second]) for end in (0, -1)),
-            recovery(second, mean(second).lengths[-1]),
-            spread(before),
-            spread(after),
-            spread([late - early for late, early in zip(after, before, strict=True)]),
-            *(spread([c.lengths[end] for c in again]) for end in (0, -1)),
-            recovery(again, mean(first).lengths[-1]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                name,
+                *(mean_and_deviation([c.lengths[end] for c in second]) for end in (0, -1)),
+                recovery(second, mean_curve(second).lengths[-1]),
+                mean_and_deviation(before),
+                mean_and_deviation(after),
+                mean_and_deviation([late - early for late, early in zip(after, before, strict=True)]),
+                *(mean_and_deviation([c.lengths[end] for c in again]) for end in (0, -1)),
+                recovery(again, mean_curve(first).lengths[-1]),
+            ]
+        )
+    return markdown_table(head, rows)
 
 
-def curve_of(points: Sequence[Point], phase: int, asked: int) -> Curve:
-    """A domain's acceptance length over the tokens of a phase."""
+def curve_of(points: Sequence[PhasePoint], phase: int, domain: int) -> Curve:
+    """The acceptance length of a domain, by its place, over the tokens of a phase, by its number."""
     own = points[len(points) * phase // 3 : len(points) * (phase + 1) // 3]
-    return Curve(tuple(float(p.tokens) for p in own), tuple(p.lengths[asked] for p in own))
+    return Curve(tuple(float(p.tokens) for p in own), tuple(p.lengths[domain] for p in own))
 
 
 def recovery(seeds: Sequence[Curve], goal: float) -> str:
-    return thousands(mean(seeds).reaches(RECOVERED * goal))
+    """The answer tokens after which the mean of ``seeds`` has recovered to ``goal``."""
+    return format_thousands(mean_curve(seeds).tokens_to_reach(RECOVERED_SHARE * goal))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", nargs=2, choices=sorted(MESSAGES_BY_DOMAIN), default=["json", "docstrings"])
+def _options() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.learning.shift", __doc__)
+    parser.add_argument(
+        "--domains",
+        nargs=2,
+        choices=sorted(MESSAGES_BY_DOMAIN),
+        default=["json", "docstrings"],
+        help="the domain that comes first and again, and the domain between",
+    )
     parser.add_argument(
         "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
     )
-    parser.add_argument("--match", type=Match, choices=list(Match), default=Match.TRAFFIC, help="what is held equal")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    default = [name for name, how in CONFIGURATIONS.items() if how.is_default]
-    chosen = [PUBLISHED, REFERENCE, "recent", "surprising", *default]
-    parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=chosen)
-    parser.add_argument("--memory", type=int, default=REPLAY_BYTES >> 20, help="MiB to replay from")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--match",
+        type=Match,
+        choices=list(Match),
+        default=Match.TRAFFIC,
+        help="what is held equal between configurations: optimizer steps, or traffic",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per configuration and seed")
+    default = [name for name, each in CONFIGURATIONS.items() if each.is_default]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CONFIGURATIONS),
+        default=[PUBLISHED, REFERENCE, "recent", "surprising", *default],
+        metavar="NAME",
+        help="configurations to run (see tests.bench.learning --help)",
+    )
+    parser.add_argument(
+        "--memory", type=int, default=REPLAY_BUFFER_BYTES >> 20, metavar="MIB", help="size of the replay buffer in MiB"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
     torch.set_num_threads(1)
     shapes = dict.fromkeys(CONFIGURATIONS[name].shape for name in options.only)
-    traffic = [recorded(domain, options.requests, shapes) for domain in options.domains]
-    walks: dict[str, list[list[Point]]] = {}
+    traffic = [load_traffic(domain, options.requests, shapes) for domain in options.domains]
+    runs: dict[str, list[list[PhasePoint]]] = {}
     for name in options.only:
         for seed in options.seeds:
-            points = list(walk(traffic, CONFIGURATIONS[name], options.match, seed, options.memory << 20))
-            walks.setdefault(name, []).append(points)
-            print(
-                f"{name}, seed {seed}: " + " ".join(f"{p.lengths[0]:.2f}/{p.lengths[1]:.2f}" for p in points),
-                flush=True,
-            )
-    print("\n" + table(options.domains, walks))
-    print("\n" + summary(options.domains, walks))
+            points = list(run_phases(traffic, CONFIGURATIONS[name], options.match, seed, options.memory << 20))
+            runs.setdefault(name, []).append(points)
+            lengths = " ".join(f"{p.lengths[0]:.2f}/{p.lengths[1]:.2f}" for p in points)
+            print(f"{name}, seed {seed}: {lengths}", flush=True)
+    print("\n" + table(options.domains, runs))
+    print("\n" + summary(options.domains, runs))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,60 @@
-"""Forgetting and recovery are read off the looks as one would by eye."""
+"""Forgetting and recovery are computed from the evaluations of the phases."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.bench.learning.shift import PARTS, Point, curve_of, recovery, summary
+from tests.bench.learning.shift import EVALUATIONS_PER_PHASE, PhasePoint, curve_of, recovery, summary
 
-BACK = (1.2, 1.5, 1.8, 2.0, 2.0, 2.0, 2.0)
-LOST = (1.2, 1.3, 1.4, 1.5, 1.5, 1.5, 1.5)
-
-
-def walked(last: tuple[float, ...], *, before: float = 2.0) -> list[Point]:
-    """Looks of a first domain that reached ``before``, was left alone, and then went through ``last``."""
-    lengths = [*([1.0] * PARTS), before, *([before] * PARTS), last[0], *last]
-    marks = [part * 1000 for part in range(PARTS + 1)] * 3
-    phases = [phase for phase in ("a", "b", "a") for _ in range(PARTS + 1)]
-    return [Point(*each) for each in zip(phases, marks, ((length, 1.0) for length in lengths), strict=True)]
+RECOVERING = (1.2, 1.5, 1.8, 2.0, 2.0, 2.0, 2.0)
+NOT_RECOVERING = (1.2, 1.3, 1.4, 1.5, 1.5, 1.5, 1.5)
 
 
-def cells(*seeds: list[Point]) -> dict[str, str]:
-    """The row of a recipe, by its head."""
+def points_through(last: tuple[float, ...], *, before: float = 2.0) -> list[PhasePoint]:
+    """Points of a first domain: it rises to ``before``, rests, and then goes through ``last``."""
+    lengths = [*([1.0] * EVALUATIONS_PER_PHASE), before, *([before] * EVALUATIONS_PER_PHASE), last[0], *last]
+    marks = [part * 1000 for part in range(EVALUATIONS_PER_PHASE + 1)] * 3
+    phases = [phase for phase in ("a", "b", "a") for _ in range(EVALUATIONS_PER_PHASE + 1)]
+    return [PhasePoint(*each) for each in zip(phases, marks, ((length, 1.0) for length in lengths), strict=True)]
+
+
+def summary_cells(*seeds: list[PhasePoint]) -> dict[str, str]:
+    """The summary's row of a recipe, by the head of its columns."""
     head, _, row = summary(["a", "b"], {"fifo": [*seeds]}).splitlines()
     names, values = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row))
     return dict(zip(names, values, strict=True))
 
 
-def test_what_is_forgotten_is_the_fall_while_the_other_domain_was_served() -> None:
-    assert cells(walked(BACK))["a: forgetting"] == "-0.80"
-    assert cells(walked(BACK), walked((1.6, *BACK[1:])))["a: forgetting"] == "-0.60 ± 0.28"
+def test_forgetting_is_the_fall_during_the_other_domains_phase() -> None:
+    assert summary_cells(points_through(RECOVERING))["a: forgetting"] == "-0.80"
+    assert (
+        summary_cells(points_through(RECOVERING), points_through((1.6, *RECOVERING[1:])))["a: forgetting"]
+        == "-0.60 ± 0.28"
+    )
 
 
 @pytest.mark.parametrize(
-    ("last", "tokens"), [(BACK, "2.5k"), ((1.95, *BACK[1:]), "0.0k"), (LOST, "not reached")], ids=str
+    ("last", "tokens"),
+    [(RECOVERING, "2.5k"), ((1.95, *RECOVERING[1:]), "0.0k"), (NOT_RECOVERING, "not reached")],
+    ids=str,
 )
-def test_recovery_is_the_way_back_to_what_was_before(last: tuple[float, ...], tokens: str) -> None:
-    assert recovery([curve_of(walked(last), 2, 0)], 2.0) == tokens
-    assert cells(walked(last))["a again: recovery"] == tokens
+def test_recovery_is_measured_to_the_level_before_the_shift(last: tuple[float, ...], tokens: str) -> None:
+    assert recovery([curve_of(points_through(last), 2, 0)], 2.0) == tokens
+    assert summary_cells(points_through(last))["a again: recovery"] == tokens
 
 
-def test_recovery_lies_between_two_looks() -> None:
-    assert curve_of(walked(BACK), 2, 0).reaches(0.95 * 2.0) == pytest.approx(2500)
+def test_recovery_is_interpolated_between_two_evaluations() -> None:
+    assert curve_of(points_through(RECOVERING), 2, 0).tokens_to_reach(0.95 * 2.0) == pytest.approx(2500)
 
 
-def test_recovery_is_of_the_mean_over_seeds() -> None:
-    """A seed that never gets there holds the others back, and is not left out."""
-    assert cells(walked(BACK), walked(LOST))["a again: recovery"] == "not reached"
-    assert cells(walked(BACK), walked((1.2, 1.6, 2.0, 2.0, 2.0, 2.0, 2.0)))["a again: recovery"] == "2.0k"
+def test_recovery_is_that_of_the_mean_over_seeds() -> None:
+    """A seed that never recovers counts too, and delays the mean."""
+    assert (
+        summary_cells(points_through(RECOVERING), points_through(NOT_RECOVERING))["a again: recovery"] == "not reached"
+    )
+    assert (
+        summary_cells(points_through(RECOVERING), points_through((1.2, 1.6, 2.0, 2.0, 2.0, 2.0, 2.0)))[
+            "a again: recovery"
+        ]
+        == "2.0k"
+    )

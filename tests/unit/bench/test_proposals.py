@@ -1,4 +1,4 @@
-"""Proposed trees are trees, the likeliest ones, and chains are greedy; made rounds accept a path of them."""
+"""Proposed trees hold the likeliest nodes, proposed chains are greedy, and simulated rounds accept a path."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation import engine_set
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engine_set import EngineSet
-from tests.bench.learning.served import ask
+from tests.bench.learning.served import serve_in_turn
 from tests.bench.served.lineup import lineup_of
 from tests.bench.served.live_training import Checkpoint, TrainingRecord
 from tests.bench.served.paired_rounds import MeasurementPlan, measure
@@ -197,7 +197,7 @@ async def test_the_draft_of_every_evaluation_is_measured_and_equal_weights_count
         (folder / "model.safetensors").write_bytes(weights)
     prompts = [[1, 2, 3], [4, 5, 6]]
     async with Servers(EngineSet(SPEC, tmp_path), {DRAFT: Eagle3(folders[0], 0, DraftSpec())}, (), 8) as running:
-        lengths = await ask(running, folders, prompts)
+        lengths = await serve_in_turn(running, folders, prompts)
     assert lengths == [2.0] * 4, "an answer's first token belongs to no round"
     asked = engines["draft"].asked
     assert [{version for version, _ in asked[at : at + 2]} for at in range(0, 8, 2)] == [{"0"}, {"1"}, {"0"}, {"2"}]

@@ -1,7 +1,9 @@
-"""Curves of acceptance length over traffic, as an SVG.
+"""Plots acceptance length over traffic, as an SVG.
 
-Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do. Axes
-and text are of one grey and the ground is left out, to be read on a light page and on a dark one.
+Axes and text have the same grey and there is no background, so that a plot is readable on a light page and on a dark
+one.
+
+Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE
 from tests.bench.learning.curve import Curve
-from tests.bench.learning.replay import Run
-from tests.bench.learning.report import by_configuration, curve_of
+from tests.bench.learning.recipe_report import by_configuration, curve_of
+from tests.bench.learning.recipe_run import RecipeRun
 
 GREY: Final = "#808080"
 COLOURS: Final = ("#3b82f6", "#10b981", "#a855f7", "#f59e0b", "#06b6d4", "#ec4899", "#84a30c")
@@ -30,33 +32,37 @@ PUBLISHED_COLOUR: Final = "#ef4444"
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of each configuration, one per seed, looked at after the same tokens."""
+    """The curves of each configuration, one per seed, all evaluated after the same numbers of tokens."""
 
     title: str
     curves: Mapping[str, Sequence[Curve]]
 
 
-def plot(runs: Sequence[Run]) -> str:
-    """A row of panels per kind of traffic, a panel per matching."""
+def plot_runs(runs: Sequence[RecipeRun]) -> str:
+    """A row of panels per kind of traffic, and a panel per matching."""
     matches = dict.fromkeys(r.match for r in runs)
 
     def panel(traffic: str, match: str) -> Panel:
-        own = by_configuration([r for r in runs if (r.traffic, r.match) == (traffic, match)])
-        curves = {name: [curve_of(r) for r in mine] for name, mine in own.items()}
+        by_name = by_configuration([r for r in runs if (r.traffic, r.match) == (traffic, match)])
+        curves = {name: [curve_of(r) for r in seeds] for name, seeds in by_name.items()}
         return Panel(f"{traffic}, matched {match}", curves)
 
-    return draw([[panel(traffic, match) for match in matches] for traffic in dict.fromkeys(r.traffic for r in runs)])
+    rows = [[panel(traffic, match) for match in matches] for traffic in dict.fromkeys(r.traffic for r in runs)]
+    return draw_panels(rows)
 
 
-def draw(rows: Sequence[Sequence[Panel]]) -> str:
-    """Lines are means over seeds, and bands reach from the lowest seed to the highest; a row's panels share a scale."""
+def draw_panels(rows: Sequence[Sequence[Panel]]) -> str:
+    """The SVG text of a grid of panels. The panels of a row share a scale.
+
+    Lines are means over seeds. Bands reach from the lowest seed to the highest.
+    """
     with _style():
         figure = Figure(figsize=(6.5 * len(rows[0]) + 2.5, 4.5 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row")
         lines = dict[str, Line2D]()
         for row, panels in zip(grid, rows, strict=True):
             for axes, panel in zip(row, panels, strict=True):
-                lines |= _lines(axes, panel)
+                lines |= _draw_panel(axes, panel)
             row[0].set_ylabel("acceptance length, held out")
         figure.legend(lines.values(), lines.keys(), loc="outside right upper")
         out = io.StringIO()
@@ -82,15 +88,16 @@ def _style() -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _lines(axes: Axes, panel: Panel) -> dict[str, Line2D]:
-    """Draw ``panel``; returns its line per configuration."""
+def _draw_panel(axes: Axes, panel: Panel) -> dict[str, Line2D]:
+    """Draw ``panel``, and return its line per configuration."""
     lines = dict[str, Line2D]()
     for name, curves in panel.curves.items():
-        colour, dash = _ink(name)
-        heavy = name in (PUBLISHED, REFERENCE) or CONFIGURATIONS[name].is_default
+        colour, dash = _colour_and_dash(name)
+        is_heavy = name in (PUBLISHED, REFERENCE) or CONFIGURATIONS[name].is_default
         tokens, values = curves[0].tokens, list(zip(*(c.lengths for c in curves), strict=True))
         means = [statistics.fmean(v) for v in values]
-        (lines[name],) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=2.5 if heavy else 1.2)
+        width = 2.5 if is_heavy else 1.2
+        (lines[name],) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=width)
         low, high = [min(v) for v in values], [max(v) for v in values]
         axes.fill_between(tokens, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_title(panel.title)
@@ -100,8 +107,8 @@ def _lines(axes: Axes, panel: Panel) -> dict[str, Line2D]:
     return lines
 
 
-def _ink(name: str) -> tuple[str, str]:
-    """A configuration's colour and dash, the same in every plot."""
+def _colour_and_dash(name: str) -> tuple[str, str]:
+    """A configuration's colour and dash, which are the same in every plot."""
     if name == PUBLISHED:
         return PUBLISHED_COLOUR, DASHES[0]
     place = [n for n in CONFIGURATIONS if n != PUBLISHED].index(name)

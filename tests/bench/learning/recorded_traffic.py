@@ -1,4 +1,4 @@
-"""The traffic of the comparison: the same answers with the rounds of each kind of draft, and how much they repeat."""
+"""The traffic of the comparison: recorded answers, with the verify rounds that each shape of draft would cause."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ from aurora_runtime.traces import RequestTrace
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Recorded requests of one kind, by the shape of their rounds (tests/assets/traces/drafted.py)."""
+class RecordedTraffic:
+    """Recorded requests of one domain.
+
+    Attributes:
+        traces: by the shape of their rounds (tests/assets/traces/drafted.py).
+        distinct_4grams: mean share of distinct 4-grams in an answer. Near 0 the answers loop, and looping text is easy
+            to draft.
+    """
 
     name: str
     traces: Mapping[str, Sequence[RequestTrace]]
-    distinct_4grams: float  # mean share in an answer: near 0 it loops, and looping text is easy to draft
+    distinct_4grams: float
 
 
-def recorded(name: str, requests: int, shapes: Iterable[str]) -> Traffic:
-    """The first ``requests`` of a kind, with rounds of all ``shapes``; recorded now if they never were."""
+def load_traffic(name: str, requests: int, shapes: Iterable[str]) -> RecordedTraffic:
+    """The first ``requests`` of a domain, with rounds of all ``shapes``. Records them when they never were."""
     traces = {shape: drafted_traces(name, requests, shape) for shape in shapes}
-    return Traffic(name, traces, distinct_4grams(next(iter(traces.values()))))
+    return RecordedTraffic(name, traces, distinct_4grams(next(iter(traces.values()))))
 
 
 def distinct_4grams(traces: Sequence[RequestTrace]) -> float:
+    """The mean share of distinct 4-grams in an answer."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ensure_model())
