@@ -145,7 +145,7 @@ def test_an_agent_that_ends_waits_for_no_upload_that_hangs(tmp_path: Path, signa
         from aurora_runtime.serving.pod_records import EngineState
         from aurora_store import Registry
         from tests.unit.fakes import FolderObjects
-        from tests.unit.serving.agent.test_agent import shard
+        from tests.unit.serving.agent.test_uploader import shard
         from tests.unit.serving.test_launcher import settings
         path, began = Path({str(tmp_path)!r}), asyncio.Event()
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import types
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_store import Registry
-from aurora_store.errors import DigestMismatch, StoreError
+from aurora_store.errors import DigestMismatch
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 
@@ -37,7 +34,7 @@ def folder(tmp_path: Path) -> PodFolder:
     return folder
 
 
-def add(registry: Registry, tmp_path: Path, version: int, **options: int) -> str:
+def add_draft(registry: Registry, tmp_path: Path, version: int, **options: int) -> str:
     data = safetensors(draft_tensors(float(version + 1)))
     return publish_bytes(registry, tmp_path / "sources", version, data, **options).digest
 
@@ -50,13 +47,13 @@ def test_the_current_the_previous_and_the_requested_draft_are_kept(
     registry: Registry, folder: PodFolder, tmp_path: Path
 ) -> None:
     drafts = DraftCache(folder, registry)
-    one = drafts.stage(1, add(registry, tmp_path, 1))
+    one = drafts.stage(1, add_draft(registry, tmp_path, 1))
     drafts.make_current(one)
-    two = drafts.stage(2, add(registry, tmp_path, 2), keep=(one,))
+    two = drafts.stage(2, add_draft(registry, tmp_path, 2), keep=(one,))
     drafts.make_current(two)
-    drafts.stage(3, add(registry, tmp_path, 3), keep=(one,))
+    drafts.stage(3, add_draft(registry, tmp_path, 3), keep=(one,))
     assert staged(folder) == ["00000001", "00000002", "00000003"]
-    drafts.stage(4, add(registry, tmp_path, 4), keep=())
+    drafts.stage(4, add_draft(registry, tmp_path, 4), keep=())
     assert staged(folder) == ["00000002", "00000004"]
     current = drafts.current()
     assert current is not None
@@ -65,7 +62,7 @@ def test_the_current_the_previous_and_the_requested_draft_are_kept(
 
 def test_a_staged_draft_is_not_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
-    digest = add(registry, tmp_path, 1)
+    digest = add_draft(registry, tmp_path, 1)
     first = drafts.stage(1, digest)
     objects = registry.objects
     assert isinstance(objects, FolderObjects)
@@ -75,7 +72,7 @@ def test_a_staged_draft_is_not_fetched_again(registry: Registry, folder: PodFold
 
 def test_a_draft_damaged_on_disk_is_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
-    digest = add(registry, tmp_path, 1)
+    digest = add_draft(registry, tmp_path, 1)
     first = drafts.stage(1, digest)
     whole = first.weights.read_bytes()
     first.weights.write_bytes(whole[:-1])
@@ -86,11 +83,11 @@ def test_a_refused_draft_leaves_nothing_on_disk(registry: Registry, folder: PodF
     drafts = DraftCache(folder, registry)
     with pytest.raises(DraftRefused, match="not registered"):
         drafts.stage(1, "0" * 64)
-    add(registry, tmp_path, 1)
+    add_draft(registry, tmp_path, 1)
     with pytest.raises(DraftRefused, match="another digest"):
         drafts.stage(1, "0" * 64)
     with pytest.raises(DraftRefused, match="lineage 2"):
-        drafts.stage(2, add(registry, tmp_path, 2, of_lineage=2))
+        drafts.stage(2, add_draft(registry, tmp_path, 2, of_lineage=2))
     bad = publish_bytes(registry, tmp_path / "sources", 3, safetensors(draft_tensors(float("nan"))))
     with pytest.raises(DraftRefused, match="not finite"):
         drafts.stage(3, bad.digest)
@@ -103,7 +100,7 @@ def test_a_refused_draft_leaves_nothing_on_disk(registry: Registry, folder: PodF
 def test_an_object_that_differs_from_its_manifest_is_refused(
     registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
 ) -> None:
-    digest = add(registry, tmp_path, 1)
+    digest = add_draft(registry, tmp_path, 1)
     (stored,) = objects.path.rglob("model.safetensors")
     stored.write_bytes(stored.read_bytes()[:-1])
     with pytest.raises(DigestMismatch):
@@ -114,7 +111,7 @@ def test_an_object_that_differs_from_its_manifest_is_refused(
 def test_a_manifest_that_names_files_elsewhere_is_refused(
     registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
 ) -> None:
-    digest = add(registry, tmp_path, 1)
+    digest = add_draft(registry, tmp_path, 1)
     (manifest,) = objects.path.rglob("manifest.json")
     manifest.write_text(manifest.read_text().replace('"config.json"', '"../../config.json"'))
     with pytest.raises(DraftRefused, match="outside its folder"):
@@ -124,48 +121,9 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
 def test_a_full_disk_is_not_reported_as_a_bad_draft(
     registry: Registry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = add(registry, tmp_path, 1)
+    digest = add_draft(registry, tmp_path, 1)
     full = types.SimpleNamespace(free=1 << 20)
     monkeypatch.setattr("aurora_runtime.serving.agent.draft_cache.shutil.disk_usage", lambda _: full)
     with pytest.raises(OSError, match="not enough disk"):
         DraftCache(folder, registry).stage(1, digest)
     assert staged(folder) == []
-
-
-def channel(epoch: int, active: int) -> Channel:
-    return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
-
-
-def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) -> None:
-    folder = PodFolder(tmp_path / "fresh")
-    with pytest.raises(StoreError, match="the trainer to create the lineage"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
-    registry.create_lineage(lineage())
-    with pytest.raises(StoreError, match="register draft version 0"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
-    add(registry, tmp_path, 0)
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0
-    add(registry, tmp_path, 5)
-    registry.advance_channel(channel(2, 5))
-    for leftover in (folder.withdrawal, folder.mode):
-        leftover.write_text("")  # empty, as after a power failure of the node during a measurement
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 5
-    assert not folder.withdrawal.exists()
-    assert not folder.mode.exists()
-    assert folder.current.resolve().name.startswith("00000005-")
-    assert folder.lineage.exists()
-
-
-def test_a_pod_that_has_a_draft_starts_without_the_store(
-    registry: Registry, objects: FolderObjects, tmp_path: Path
-) -> None:
-    folder = PodFolder(tmp_path / "fresh")
-    objects.down = True
-    with pytest.raises(StoreError, match="the store is down"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
-    objects.down = False
-    registry.create_lineage(lineage())
-    add(registry, tmp_path, 0)
-    stage_initial_draft(folder, registry, timeout_seconds=0)
-    objects.down = True
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0

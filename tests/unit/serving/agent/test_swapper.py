@@ -14,58 +14,10 @@ from aiohttp import ClientSession
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
-from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
-from aurora_runtime.serving.agent.pod_context import PodContext
-from aurora_runtime.serving.agent.swapper import Swapper
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Registry
+from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_store.errors import ObjectMissing
-from tests.unit.fakes import KEY, FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
-
-
-class Rig:
-    """A fake engine that serves version 0, and versions 1 and 2 in the store."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.engine = FakeEngine()
-        self.folder = PodFolder(tmp_path / "state")
-        self.folder.drafts.mkdir(parents=True)
-        write_atomically(self.folder.lineage, lineage().to_json())
-        self.objects = FolderObjects(tmp_path / "store")
-        self.objects.path.mkdir()
-        self.registry = Registry(self.objects)
-        self.digests = [
-            publish_bytes(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
-            for v in range(3)
-        ]
-        self.drafts = DraftCache(self.folder, self.registry)
-        first = self.drafts.stage(0, self.digests[0])
-        self.drafts.make_current(first)
-        self.engine.weights = first.weights.read_bytes()
-        self.results: list[tuple[str, float | None]] = []
-        self.swapper: Swapper
-        self.client: SGLangClient
-
-    def context(self) -> PodContext:
-        return PodContext("pod-0", self.folder, self.client, self.drafts, draft_tokens=4)
-
-    def new_swapper(self) -> Swapper:
-        return Swapper(self.context(), on_finished=lambda result, pause: self.results.append((result, pause)))
-
-    def swap_request(self, version: int, epoch: int) -> SwapRequest:
-        return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
-
-    async def swap(self, version: int, epoch: int = 2) -> None:
-        await self.swapper.request(self.swap_request(version, epoch))
-        await self.swapper.wait()
-
-    def serves(self, version: int) -> bool:
-        """Whether the engine generates with exactly this version, and a restart would start with it."""
-        expected = safetensors(draft_tensors(version + 1.0))
-        holds = expected == self.engine.weights and self.engine.version == str(version)
-        current = self.drafts.current()
-        generates = not (self.engine.paused or self.engine.updating or self.engine.unpaused_updates)
-        return holds and generates and current is not None and current.version == version
+from tests.unit.fakes import KEY, FakeEngine, draft_tensors, publish_bytes, safetensors
+from tests.unit.serving.agent.rigs import Rig
 
 
 @pytest_asyncio.fixture

@@ -1,0 +1,28 @@
+"""Fixtures of the agent's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest_asyncio
+from aiohttp import ClientSession
+
+from aurora_runtime.engine.sglang_client import SGLangClient
+from tests.unit.fakes import KEY
+from tests.unit.serving.agent.rigs import PodRig
+
+
+@pytest_asyncio.fixture
+async def pod_rig(tmp_path: Path) -> AsyncIterator[PodRig]:
+    rig = PodRig(tmp_path)
+    rig.engine.withdrawal_file = rig.folder.withdrawal
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(rig.engine.running())
+        rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
+        rig.start_engine("b1")
+        rig.start_agent()
+        assert await rig.pod.ready()
+        rig.engine.calls.clear()
+        yield rig

@@ -1,0 +1,154 @@
+"""One pod for the agent's tests: a fake engine, a store in a folder, and the parts of an agent."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp.test_utils import TestClient
+
+from aurora_protocol.agent_api import (
+    EngineMode,
+    Machine,
+    MeasurementPhase,
+    MeasurementRequest,
+    SwapRequest,
+    TrialRequest,
+)
+from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.agent.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
+from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.pod_state import PodObserver
+from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import EngineState
+from aurora_store import Registry
+from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
+
+TOKEN = "the-agent-token"  # noqa: S105 - a test's
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+JOB = "chat-validate-v1-1"
+
+
+class Rig:
+    """A fake engine that serves version 0, and versions 1 and 2 in the store."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.engine = FakeEngine()
+        self.folder = PodFolder(tmp_path / "state")
+        self.folder.drafts.mkdir(parents=True)
+        write_atomically(self.folder.lineage, lineage().to_json())
+        self.objects = FolderObjects(tmp_path / "store")
+        self.objects.path.mkdir()
+        self.registry = Registry(self.objects)
+        self.digests = [
+            publish_bytes(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
+            for v in range(3)
+        ]
+        self.drafts = DraftCache(self.folder, self.registry)
+        first = self.drafts.stage(0, self.digests[0])
+        self.drafts.make_current(first)
+        self.engine.weights = first.weights.read_bytes()
+        self.results: list[tuple[str, float | None]] = []
+        self.swapper: Swapper
+        self.client: SGLangClient
+
+    def context(self) -> PodContext:
+        return PodContext("pod-0", self.folder, self.client, self.drafts, draft_tokens=4)
+
+    def new_swapper(self) -> Swapper:
+        return Swapper(self.context(), on_finished=lambda result, pause: self.results.append((result, pause)))
+
+    def swap_request(self, version: int, epoch: int) -> SwapRequest:
+        return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
+
+    async def swap(self, version: int, epoch: int = 2) -> None:
+        await self.swapper.request(self.swap_request(version, epoch))
+        await self.swapper.wait()
+
+    def serves(self, version: int) -> bool:
+        """Whether the engine generates with exactly this version, and a restart would start with it."""
+        expected = safetensors(draft_tensors(version + 1.0))
+        holds = expected == self.engine.weights and self.engine.version == str(version)
+        current = self.drafts.current()
+        generates = not (self.engine.paused or self.engine.updating or self.engine.unpaused_updates)
+        return holds and generates and current is not None and current.version == version
+
+
+class PodRig(Rig):
+    """A pod whose agent can die. This class is its launcher, and follows a mode order when a test says so."""
+
+    lease: MeasurementLease
+    pod: PodObserver
+    http: TestClient  # type: ignore[type-arg]
+    now = 0.0
+
+    def start_engine(self, boot: str) -> None:
+        """Start the engine as the launcher does: with ``current``, in the ordered mode."""
+        order, current = self.folder.read_mode_order(), self.drafts.current()
+        assert current is not None
+        with_draft = order.mode is EngineMode.DRAFT
+        self.engine.weights = current.weights.read_bytes() if with_draft else b""
+        self.engine.version = str(current.version) if with_draft else "default"
+        self.engine.paused = self.engine.updating = False
+        machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+        state = EngineState(
+            boot=boot,
+            ready=True,
+            started_at=datetime.now(UTC),
+            mode=order.mode,
+            order_id=order.order_id,
+            machine=machine,
+        )
+        write_atomically(self.folder.engine, state.to_json())
+
+    def start_agent(self) -> None:
+        self.swapper = self.new_swapper()
+        pod = self.context()
+        self.lease = MeasurementLease(pod, self.swapper, token=TOKEN, clock=lambda: self.now)
+        self.pod = PodObserver(pod, self.swapper, Uploader(self.folder.spool, self.registry), self.lease)
+
+    async def request_lease(
+        self, lease_seconds: int = 60, *, begin: bool = False, measurement: str = JOB, epoch: int = 2
+    ) -> None:
+        await self.lease.request(
+            MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease_seconds, begin=begin)
+        )
+
+    async def trial(self, version: int | None, mode: EngineMode = EngineMode.DRAFT, measurement: str = JOB) -> bool:
+        digest = None if version is None else self.digests[version]
+        return await self.lease.request_trial(
+            TrialRequest(measurement=measurement, mode=mode, version=version, digest=digest)
+        )
+
+    async def drain(self) -> None:
+        await self.lease.advance()
+        self.now += max(ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS) + 1
+        await self.lease.advance()
+
+    async def withdraw(self) -> None:
+        await self.request_lease(begin=True)
+        await self.drain()
+        assert self.phase() is MeasurementPhase.MEASURING
+
+    def phase(self) -> MeasurementPhase | None:
+        status = self.lease.status()
+        return status.phase if status else None
+
+    async def return_to_service(self) -> None:
+        """Advance until the pod has returned; the launcher starts the engine again when the agent orders it."""
+        for number in range(10):
+            if not self.lease.withdrawn:
+                return
+            state = self.folder.read_engine_state()
+            if state is None or state.order_id != self.folder.read_mode_order().order_id:
+                self.start_engine(f"returned-{number}")
+            try:
+                await self.lease.advance()
+            except EngineFault:
+                continue
+        raise AssertionError("the pod did not return")

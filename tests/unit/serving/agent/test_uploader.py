@@ -1,0 +1,212 @@
+"""Shards leave the spool only for the store, and a pod that stops counts the shards that it loses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aurora_protocol.draft_records import FileRef
+from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.agent import uploader as uploader_module
+from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.pod_files import write_atomically
+from aurora_store import Registry
+from tests.unit.fakes import FolderObjects
+
+
+def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
+    spool.mkdir(parents=True, exist_ok=True)
+    stem = spool / f"pod-0-0b-{seq:08d}"
+    manifest = ShardManifest(
+        lineage=1, pod="pod-0", boot="0b", seq=seq,
+        file=FileRef(name=f"{stem.name}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
+        requests=1, tokens=1, answer_tokens=1, rounds=1, proposed=1, accepted=0, dropped_records=0,
+        draft_versions=(0,), created=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    stem.with_suffix(".safetensors").write_bytes(data)
+    write_atomically(stem.with_suffix(".json"), manifest.to_json())  # as the writer does: the uploader may be looking
+    return stem.with_suffix(".safetensors")
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> tuple[Uploader, FolderObjects, Path]:
+    objects = FolderObjects(tmp_path / "store")
+    objects.path.mkdir()
+    return Uploader(tmp_path / "spool", Registry(objects)), objects, tmp_path / "spool"
+
+
+def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    uploader.upload_spool()
+    for seq in range(3):
+        shard(spool, seq)
+    uploader.upload_spool()
+    registry = Registry(objects)
+    keys = list(registry.shard_keys(1))
+    assert [registry.shard(key)[0].seq for key in keys] == [0, 1, 2]
+    assert list(spool.iterdir()) == []
+    assert uploader.counters.uploaded == 3
+
+
+def test_a_shard_whose_manifest_was_not_stored_is_uploaded_again(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    shard(spool, 0)
+    real = objects.create
+
+    def lost(key: str, data: bytes) -> None:
+        objects.create = real  # type: ignore[method-assign]
+        objects.refuse = 1
+        real(key, data)
+
+    objects.create = lost  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="refuses"):
+        uploader.upload_spool()
+    assert list(Registry(objects).shard_keys(1)) == [], "no manifest, no shard"
+    uploader.upload_spool()
+    assert len(list(Registry(objects).shard_keys(1))) == 1
+    assert uploader.counters.uploaded == 1
+
+
+def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
+    uploader, objects, spool = uploads
+    shard(spool, 0).write_bytes(b"daTa")
+    shard(spool, 1).with_suffix(".json").write_bytes(b"{}")
+    shard(spool, 2).unlink()
+    shard(spool, 3)
+    uploader.upload_spool()
+    assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
+    assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the third was the writer's to count"
+    assert list(spool.iterdir()) == []
+
+
+async def test_uploads_continue_after_a_store_outage(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader, objects, spool = uploads
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr("aurora_runtime.serving.agent.uploader.POLL_SECONDS", 0.01)
+    shard(spool, 0)
+    objects.down = True
+    task = asyncio.create_task(uploader.run())
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    objects.down = False
+    async with asyncio.timeout(10):
+        while uploader.counters.uploaded == 0:  # noqa: ASYNC110 - the counter is all there is to see
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest_asyncio.fixture
+async def uploading(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Uploader, FolderObjects, Path]]:
+    """The uploader at work, with short waits."""
+    monkeypatch.setattr(uploader_module, "POLL_SECONDS", 0.02)
+    task = asyncio.create_task(uploads[0].run())
+    yield uploads
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_pod_that_stops_uploads_the_last_shards_of_its_engine(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, objects, spool = uploading
+    engine_runs = True
+    shard(spool, 0)
+    finishing = asyncio.create_task(
+        uploader.finish(
+            600, signal_skew_seconds=0.1, engine_is_up=lambda: engine_runs, launcher_is_stopping=lambda: True
+        )
+    )
+    await asyncio.sleep(0.1)
+    assert not finishing.done(), "the engine still answers, and traces"
+    shard(spool, 1)
+    engine_runs = False
+    await finishing
+    assert len(list(Registry(objects).shard_keys(1))) == 2
+    assert list(spool.iterdir()) == []
+    assert uploader.counters.dropped == 0
+
+
+async def test_a_pod_that_stops_waits_for_the_store_no_longer_than_allowed_and_counts_lost_shards(
+    uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader, objects, spool = uploading
+    objects.down = True
+    for seq in range(3):
+        shard(spool, seq)
+    await uploader.finish(0.2, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
+    assert uploader.counters.dropped == 3
+    assert "3 shards (12 bytes) are lost with the pod" in caplog.text
+    objects.down = False
+    uploader.upload_spool()
+    assert uploader.counters.uploaded == 0, "what was counted as lost is not uploaded after all"
+
+
+@pytest.mark.parametrize("loading", [0, 3], ids=["engine serves", "engine still loads"])
+async def test_an_agent_that_stops_alone_leaves_the_spool_to_the_next_agent(
+    loading: int, uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader, objects, spool = uploading
+    caplog.set_level(logging.INFO)
+    objects.down = True
+    shard(spool, 0)
+    loads = iter([False] * loading)
+    await uploader.finish(
+        600, signal_skew_seconds=2.0, engine_is_up=lambda: next(loads, True), launcher_is_stopping=lambda: False
+    )
+    assert uploader.counters.dropped == 0
+    assert "1 shards wait in the spool for the next agent" in caplog.text
+
+
+async def test_an_engine_that_died_silently_counts_as_a_pod_that_stops(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, _, spool = uploading
+    shard(spool, 0)
+    await uploader.finish(600, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: False)
+    assert list(spool.iterdir()) == []
+
+
+async def test_a_launcher_that_is_signalled_a_moment_later_is_waited_for(
+    uploading: tuple[Uploader, FolderObjects, Path],
+) -> None:
+    uploader, _, spool = uploading
+    stopping = iter([False, False])
+    states = iter([True] * 4)
+    finishing = uploader.finish(
+        600,
+        signal_skew_seconds=0.1,
+        engine_is_up=lambda: next(states, False),
+        launcher_is_stopping=lambda: next(stopping, True),
+    )
+    shard(spool, 0)
+    await finishing
+    assert list(spool.iterdir()) == []
+
+
+async def test_a_pod_that_stops_ends_a_long_backoff(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader, objects, spool = uploads
+    monkeypatch.setattr(uploader_module, "FIRST_BACKOFF_SECONDS", 3600.0)
+    objects.down = True
+    shard(spool, 0)
+    task = asyncio.create_task(uploader.run())
+    await asyncio.sleep(0.2)
+    objects.down = False
+    await uploader.finish(60, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
+    assert uploader.counters.uploaded == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

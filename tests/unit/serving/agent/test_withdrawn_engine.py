@@ -1,0 +1,169 @@
+"""Trial drafts and other modes on a withdrawn engine, and its certain return to the current draft (promise 1)."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.agent_api import (
+    EngineMode,
+    TrialRequest,
+)
+from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault
+from aurora_runtime.serving.agent.withdrawn_engine import MAX_RESTORE_ATTEMPTS
+from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
+from tests.unit.serving.agent.rigs import JOB, PodRig
+
+
+@pytest.fixture
+def rig(pod_rig: PodRig) -> PodRig:
+    return pod_rig
+
+
+async def test_a_repeated_trial_request_loads_nothing_and_flushes_the_cache(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.engine.calls.clear()
+    assert await rig.trial(1)
+    assert "pause_generation" not in rig.engine.calls
+
+
+async def test_two_trial_drafts_take_turns_from_the_pods_own_disk(rig: PodRig) -> None:
+    await rig.withdraw()
+    assert await rig.trial(1)
+    rig.objects.down = True
+    for version in (0, 1, 0, 1):
+        assert await rig.trial(version)
+        assert rig.engine.version == str(version)
+    rig.objects.down = False
+    assert await rig.trial(2)
+    assert sorted(path.name[:8] for path in rig.folder.drafts.iterdir() if not path.is_symlink()) == [
+        f"{version:08d}" for version in range(3)
+    ], "the last two trial drafts, and current"
+    assert await rig.trial(0)
+    assert rig.drafts.find_staged(1) is None, "the cache is bounded"
+
+
+async def test_a_client_request_admitted_late_is_not_answered_by_a_trial_draft(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.engine.has_running_requests = True
+    assert not await rig.trial(1)
+    assert "pause_generation" not in rig.engine.calls
+    withdrawal = rig.folder.read_withdrawal()
+    assert withdrawal is not None
+    assert withdrawal.trial_boot == "b1", "the guard closes before the load"
+    rig.engine.has_running_requests = False
+    assert await rig.trial(1)
+
+
+UPDATE = "update_weights_from_tensor"
+FAULTS = [
+    (route, fault) for route in ("pause_generation", UPDATE, "end_weight_update") for fault in ("before", "after")
+]
+
+
+@pytest.mark.parametrize(("route", "fault"), [*FAULTS, (UPDATE, "silent"), (UPDATE, "version"), (UPDATE, "unloaded")])
+async def test_failed_trials_and_failed_restores_end_with_the_current_draft(
+    rig: PodRig, route: str, fault: str
+) -> None:
+    await rig.withdraw()
+    rig.engine.faults = {route: fault}
+    with contextlib.suppress(RuntimeFault):
+        await rig.trial(1)
+    assert not rig.engine.faults, "the fault was met"
+    await rig.trial(1)
+    assert rig.engine.version == "1", "a trial that failed may be requested again"
+    rig.engine.faults = {route: fault}
+    await rig.request_lease(0)
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.engine.faults, rig.engine.faults_persist = {"update_weights_from_tensor": "silent"}, True
+    await rig.request_lease(0)
+    for _ in range(MAX_RESTORE_ATTEMPTS - 1):
+        with pytest.raises(EngineFault):
+            await rig.lease.advance()
+        assert not rig.folder.read_mode_order().order_id, "the engine may only be slow"
+    await rig.lease.advance()
+    assert rig.lease.withdrawn, "the pod returns only when the engine was seen to hold its current draft"
+    assert rig.folder.read_mode_order().order_id
+    rig.start_engine("b2")
+    await rig.lease.advance()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+async def test_another_mode_is_another_start_of_the_engine(rig: PodRig) -> None:
+    await rig.withdraw()
+    for number, mode in enumerate((EngineMode.OFF, EngineMode.NGRAM)):
+        assert not await rig.trial(None, mode)
+        order = rig.folder.read_mode_order()
+        assert order.mode is mode
+        assert not await rig.trial(None, mode)
+        assert rig.folder.read_mode_order() == order, "a repeated request is not another start"
+        rig.start_engine(f"m{number}")
+        assert await rig.trial(None, mode)
+        assert not await rig.pod.ready()
+    assert not await rig.trial(1)
+    rig.start_engine("b2")
+    assert await rig.trial(1)
+    assert await rig.trial(0)
+    assert await rig.trial(1)
+    await rig.request_lease(0)
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+@pytest.mark.parametrize("died", [True, False])
+async def test_a_pod_in_another_mode_returns_by_a_start_of_the_engine(rig: PodRig, died: bool) -> None:
+    await rig.withdraw()
+    await rig.trial(None, EngineMode.OFF)
+    rig.start_engine("off")
+    if died:
+        rig.start_agent()
+    else:
+        await rig.request_lease(0)
+    await rig.lease.advance()
+    assert rig.folder.read_mode_order().mode is EngineMode.DRAFT
+    assert not await rig.pod.ready()
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+
+
+async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft(rig: PodRig) -> None:
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.start_engine("b2")
+    assert rig.serves(0)
+    assert await rig.trial(1), "the engine can be measured again"
+    rig.start_engine("b3")
+    await rig.request_lease(0)
+    await rig.return_to_service()
+    assert rig.serves(0)
+
+
+async def test_without_the_guard_no_trial_draft_is_loaded(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.engine.withdrawal_file = None
+    with pytest.raises(EngineFault, match="guard"):
+        await rig.trial(1)
+    assert rig.serves(0)
+
+
+async def test_a_draft_that_no_pod_would_load_is_not_tried(rig: PodRig, tmp_path: Path) -> None:
+    await rig.withdraw()
+    bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
+    with pytest.raises(DraftRefused):
+        await rig.lease.request_trial(
+            TrialRequest(measurement=JOB, mode=EngineMode.DRAFT, version=7, digest=bad.digest)
+        )
+    assert rig.serves(0)
