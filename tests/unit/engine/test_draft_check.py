@@ -1,4 +1,4 @@
-"""Only a file that the running engine can take is let through; every other is refused with the reason."""
+"""Only a file that the running engine can load passes; every other file is refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_good_draft_passes(tmp_path: Path) -> None:
     check_draft(file, lineage())
 
 
-def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_safetensors_is_read(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.ones(4)}, file, metadata={"format": "pt"})
     with file.open("rb") as source:
@@ -47,7 +47,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     refuses(tmp_path, safetensors(draft_tensors())[:cut], "not a safetensors|truncated")
 
 
-def test_a_file_with_bytes_to_spare_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_surplus_bytes_is_refused(tmp_path: Path) -> None:
     refuses(tmp_path, safetensors(draft_tensors()) + b"x", "longer than its header")
 
 
@@ -68,7 +68,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
 
 
 def mapped(ids: list[int], reachable: list[int] | None = None) -> bytes:
-    """A draft whose tokens are the target's ``ids``; its ``t2d`` may say something else."""
+    """A draft whose ``d2t`` names the target's ``ids``; its ``t2d`` may differ."""
     offsets = struct.pack("<4q", *(id_ - i for i, id_ in enumerate(ids)))
     held = bytes(i in (ids if reachable is None else reachable) for i in range(8))
     return safetensors(draft_tensors() | {"d2t": ("I64", [4], offsets), "t2d": ("BOOL", [8], held)})
@@ -85,7 +85,7 @@ def test_every_map_that_names_target_tokens_in_order_passes(
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 8], [-1, 1, 2, 3], [0, 2, 2, 3], [0, 2, 1, 3], [0, 1, 2, 1 << 62]])
-def test_a_map_that_names_no_tokens_or_in_no_order_is_refused(tmp_path: Path, ids: list[int]) -> None:
+def test_a_map_without_tokens_or_out_of_order_is_refused(tmp_path: Path, ids: list[int]) -> None:
     refuses(tmp_path, mapped(ids), "d2t does not name target tokens below 8")
 
 
@@ -94,7 +94,7 @@ def test_maps_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path, mapped([0, 1, 2, 3], [0, 1, 2, 3, 4]), "t2d and d2t name different")
 
 
-def test_another_shape_type_or_set_of_tensors_is_refused(tmp_path: Path) -> None:
+def test_another_shape_dtype_or_set_of_tensors_is_refused(tmp_path: Path) -> None:
     tensors = draft_tensors()
     refuses(tmp_path, safetensors(tensors | {"fc.weight": ("BF16", [3, 2], tensors["fc.weight"][2])}), r"BF16 \[3, 2\]")
     refuses(tmp_path, safetensors(tensors | {"fc.weight": ("F16", [2, 3], tensors["fc.weight"][2])}), r"F16 \[2, 3\]")
@@ -103,7 +103,7 @@ def test_another_shape_type_or_set_of_tensors_is_refused(tmp_path: Path) -> None
     refuses(tmp_path, safetensors(tensors), "missing: t2d")
 
 
-def test_offsets_that_overlap_or_lie_are_refused(tmp_path: Path) -> None:
+def test_overlapping_or_wrong_offsets_are_refused(tmp_path: Path) -> None:
     header = {
         "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
         "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
@@ -114,13 +114,13 @@ def test_offsets_that_overlap_or_lie_are_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_random_bytes_raise_no_other_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     refuses(tmp_path_factory.mktemp("random"), data, "not a safetensors|header|bytes")
 
 
 @settings(max_examples=40, deadline=None)
 @given(header=st.binary(max_size=80), body=st.binary(max_size=20))
-def test_no_header_makes_it_fail_otherwise(
+def test_random_headers_raise_no_other_error(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, body: bytes
 ) -> None:
     refuses(

@@ -10,7 +10,7 @@ from aurora_protocol.agent_api import MAX_COUNT, LiveCounters
 from aurora_runtime.engine.live_counters import live_counters, sum_of_squares_bound
 
 
-def test_live_counters_are_read_from_what_sglang_publishes() -> None:
+def test_live_counters_are_read_from_sglangs_metrics() -> None:
     text = """# TYPE sglang:generation_tokens_total counter
 sglang:generation_tokens_total{engine_type="unified",is_streaming="false",model_name="/m"} 100.0
 sglang:generation_tokens_total{engine_type="unified",is_streaming="true",model_name="/m"} 56.0
@@ -28,7 +28,7 @@ EDGES = (0.1, 0.5, 2.0, float("inf"))
 
 
 def histogram(values: list[float]) -> str:
-    """As prometheus_client writes it, in two series."""
+    """A histogram in the text of prometheus_client, in two series."""
     lines = []
     for stream, part in (("true", values[::2]), ("false", values[1::2])):
         for edge in EDGES:
@@ -43,7 +43,7 @@ VALUES = st.lists(st.floats(0.001, 30.0), max_size=20)
 
 
 @given(VALUES, VALUES)
-def test_the_bound_of_squares_holds_for_all_values_and_for_those_that_came_since(
+def test_the_bound_of_squares_holds_for_all_values_and_for_later_values_alone(
     first: list[float], since: list[float]
 ) -> None:
     before, after = (
@@ -54,14 +54,14 @@ def test_the_bound_of_squares_holds_for_all_values_and_for_those_that_came_since
     assert after - before >= sum(v * v for v in since) * (1 - 1e-9) - 1e-6
 
 
-def test_one_value_beyond_the_last_edge_does_not_blind_later_windows() -> None:
+def test_one_value_beyond_the_last_edge_does_not_inflate_later_differences() -> None:
     before, after = (
         sum_of_squares_bound(histogram([*values]), "h_seconds") for values in ([9.0] * 3, [9.0] * 3 + [0.4] * 100)
     )
     assert after - before == pytest.approx(100 * 0.25)
 
 
-def test_no_counter_outgrows_what_an_agent_may_say() -> None:
+def test_no_counter_exceeds_the_limit_of_the_agent_api() -> None:
     text = 'sglang:num_requests_total{a="b"} 1e300\n'
     assert live_counters(text, 4).requests == MAX_COUNT
 

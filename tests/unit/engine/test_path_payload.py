@@ -1,4 +1,4 @@
-"""What is sent to SGLang is what its unpickler admits and our loader, inside its scheduler, understands."""
+"""SGLang's unpickler admits the payload, and our loader inside its scheduler reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aurora_runtime.engine.weight_loader import load_draft
 
 
 class TensorsOnly(pickle.Unpickler):
-    """As strict as SGLang's: one global is admitted."""
+    """An unpickler that admits one global, like SGLang's."""
 
     def find_class(self, module: str, name: str) -> Any:
         assert (module, name) == ("torch", "ByteTensor")
@@ -34,7 +34,7 @@ def unpickled(path: Path) -> list[tuple[str, torch.Tensor]]:
 
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=300))
-def test_the_payload_spells_the_path(text: str) -> None:
+def test_the_payload_holds_the_path(text: str) -> None:
     path = Path(text)
     ((name, tensor),) = unpickled(path)
     assert name == "aurora.path"
@@ -45,8 +45,8 @@ def test_the_payload_spells_the_path(text: str) -> None:
 OFFSETS = torch.tensor([3, 4])
 
 
-class Recorder(torch.nn.Module):
-    """A model as SGLang starts it, joined with its worker."""
+class RecordingModel(torch.nn.Module):
+    """A model as SGLang starts it, whose map is shared with its worker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Recorder(torch.nn.Module):
         self.loaded = [name for name, _ in weights]
 
 
-class Refuser(Recorder):
+class RefusingModel(RecordingModel):
     def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         raise AttributeError("a model of another make")
 
@@ -75,15 +75,15 @@ def test_sglang_finds_the_loader_by_its_name() -> None:
     assert pkgutil.resolve_name(LOADER) is load_draft
 
 
-def test_the_loader_reads_the_payload_and_leaves_the_embedding_alone(draft: Path) -> None:
-    model = Recorder()
+def test_the_loader_loads_all_tensors_but_the_embedding(draft: Path) -> None:
+    model = RecordingModel()
     load_draft(model, unpickled(draft))
     assert sorted(model.loaded) == ["fc.weight", "lm_head.weight"]
     assert model.get_buffer("hot_token_id").tolist() == [3, 5]
 
 
-def test_without_its_hook_an_engine_takes_no_other_map_and_no_weights_that_speak_it(draft: Path) -> None:
-    model = Recorder()
+def test_without_the_hook_a_draft_with_another_map_is_not_loaded(draft: Path) -> None:
+    model = RecordingModel()
     del model.hot_token_id
     model.hot_token_id = torch.tensor([0, 1])
     load_draft(model, unpickled(draft))
@@ -104,10 +104,10 @@ def test_without_its_hook_an_engine_takes_no_other_map_and_no_weights_that_speak
     ],
 )
 def test_the_loader_never_raises(tensors: list[tuple[str, torch.Tensor]]) -> None:
-    model = Recorder()
+    model = RecordingModel()
     load_draft(model, tensors)
     assert model.loaded == []
 
 
-def test_the_loader_does_not_even_raise_what_the_model_does(draft: Path) -> None:
-    load_draft(Refuser(), unpickled(draft))
+def test_the_loader_catches_errors_of_the_model(draft: Path) -> None:
+    load_draft(RefusingModel(), unpickled(draft))

@@ -1,4 +1,4 @@
-"""Servers that are compared differ in speculation alone; one that was started is surely ended."""
+"""Compared servers differ in speculation alone, and no process of a server outlives its stop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_credentials_do_not_reach_the_engine() -> None:
     assert not [name for name in variables if name.startswith("AWS_")]
 
 
-def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_is_reported_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = "import sys; print('no such model'); sys.exit(3)"
     monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
     process = EngineProcess("off", tmp_path / "log")
@@ -49,8 +51,8 @@ def test_an_engine_that_dies_is_reported_with_its_last_words(tmp_path: Path, mon
         process.stop()
 
 
-def test_the_first_line_names_the_error_that_an_engine_died_of() -> None:
-    """Kubernetes shows a container's last words, and of ours only the first line."""
+def test_the_first_line_names_the_error_that_ended_an_engine() -> None:
+    """Kubernetes shows only the first line of our termination message."""
     log = "[rank 0] loading\nTraceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: 2 GiB\nkilled\nbye"
     assert error_in_log(log) == ": torch.OutOfMemoryError: 2 GiB"
     assert error_in_log("no such model") == ""

@@ -1,4 +1,4 @@
-"""A worker and its model read one vocabulary map, into which another one may be written."""
+"""A worker and its model share one vocabulary map, over which another map can be written."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def started() -> SimpleNamespace:
     return SimpleNamespace(draft_runner=SimpleNamespace(model=model), hot_token_id=model.hot_token_id.clone())
 
 
-def test_the_worker_reads_what_is_written_into_the_model() -> None:
+def test_the_worker_reads_the_map_that_is_written_into_the_model() -> None:
     worker = started()
-    held = worker.hot_token_id
+    shared = worker.hot_token_id
     vocabulary_plugin.share_map(None, worker)
     model = worker.draft_runner.model
-    assert dict(model.named_buffers()).keys() == {"hot_token_id"}, "part of the checksum"
-    assert not model.state_dict(), "no part of what is loaded by name"
+    assert dict(model.named_buffers()).keys() == {"hot_token_id"}, "the map is part of the checksum"
+    assert not model.state_dict(), "the map is not loaded by name"
     vocabulary_plugin.replace_map(model, torch.tensor([1, 2, 5]))
-    assert worker.hot_token_id is held, "captured graphs read this very memory"
-    assert held.tolist() == [1, 3, 7]
+    assert worker.hot_token_id is shared, "captured graphs read the same memory"
+    assert shared.tolist() == [1, 3, 7]
 
 
 @pytest.mark.parametrize("worker", [SimpleNamespace(hot_token_id=None), SimpleNamespace(hot_token_id=torch.ones(1))])
-def test_a_draft_without_a_map_is_left_alone(worker: SimpleNamespace) -> None:
+def test_a_draft_without_a_map_is_not_changed(worker: SimpleNamespace) -> None:
     worker.draft_runner = SimpleNamespace(model=torch.nn.Module())
     vocabulary_plugin.share_map(None, worker)
     assert not list(worker.draft_runner.model.named_buffers())
@@ -46,7 +46,7 @@ def test_a_map_of_another_size_is_refused_and_changes_nothing() -> None:
     assert worker.hot_token_id.tolist() == [0, 2, 5]
 
 
-def test_an_engine_that_was_not_hooked_keeps_its_map_and_says_what_is_missing() -> None:
+def test_an_engine_without_the_hook_keeps_its_map_and_names_the_missing_plugin() -> None:
     model = started().draft_runner.model
     vocabulary_plugin.replace_map(model, torch.tensor([0, 1, 3]))
     with pytest.raises(EngineMismatch, match="SGLANG_PLUGINS"):

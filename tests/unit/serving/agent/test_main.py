@@ -1,0 +1,82 @@
+"""The agent process imports little and always ends in time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_the_agent_imports_neither_torch_nor_sglang() -> None:
+    code = "import sys, aurora_runtime.serving.agent.main; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_call_that_hangs_does_not_keep_a_signalled_agent_running() -> None:
+    code = """if True:
+        import asyncio, time
+        from aurora_runtime.serving.agent import main
+        async def hang():
+            main._begin_shutdown(asyncio.Event(), 0)
+            await asyncio.to_thread(time.sleep, 3600)
+        main.EXIT_MARGIN_SECONDS = 0.1
+        asyncio.run(hang())
+        """
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 1
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_an_agent_that_ends_waits_for_no_upload_that_hangs(tmp_path: Path, signalled: bool) -> None:
+    code = f"""if True:
+        import argparse, asyncio, os, signal, time
+        from datetime import UTC, datetime
+        from pathlib import Path
+        from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
+        from aurora_runtime.serving.agent import main
+        from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+        from aurora_runtime.serving.pod_records import EngineState
+        from aurora_store import Registry
+        from tests.unit.fakes import FolderObjects
+        from tests.unit.serving.agent.test_uploader import shard
+        from tests.unit.serving.test_sglang_arguments import settings
+        path, began = Path({str(tmp_path)!r}), asyncio.Event()
+
+        class Slow(FolderObjects):
+            def put(self, key, data):
+                if {signalled}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                loop.call_soon_threadsafe(began.set)
+                time.sleep(3600)
+
+        async def fail(self):
+            await began.wait()
+            if not {signalled}:
+                raise OSError("a part of the agent fails")
+            await asyncio.sleep(3600)
+
+        async def serve():
+            global loop
+            loop = asyncio.get_running_loop()
+            await main.serve(settings(), options)
+
+        main._open_registry = lambda _: Registry(Slow(path / "store"))
+        main.MeasurementLease.run = fail
+        main.EXIT_MARGIN_SECONDS = 0.2
+        folder = PodFolder(path)
+        folder.spool.mkdir()
+        shard(folder.spool, 0)
+        state = EngineState(boot="b", ready=True, started_at=datetime.now(UTC))
+        write_atomically(folder.engine, state.to_json())
+        for name in (ADMIN_KEY, AGENT_TOKEN):
+            (path / name).write_text("secret")
+        options = argparse.Namespace(
+            state=path, keys=path, port=0, host="127.0.0.1", engine_port=1,
+            shutdown_seconds=3600.0, signal_skew_seconds=0.1,
+        )
+        asyncio.run(serve())
+        """
+    process = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr, "the agent ends by its own deadline, not by an error of this test"

@@ -1,0 +1,59 @@
+"""SGLang's command line follows the spec and the mode, and the user's arguments win."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_runtime.serving.sglang_arguments import engine_arguments
+
+
+def settings(**options: object) -> ServingSettings:
+    return ServingSettings(
+        namespace="n",
+        name="s",
+        target=TargetSpec(model="org/model", revision="abc"),
+        draft=DraftSpec(steps=2, branching=4, draft_tokens=8),
+        capture=CaptureSpec(),
+        store=StoreSettings(bucket="bucket", root="root"),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_command_line_follows_the_spec() -> None:
+    arguments = engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=30000)
+    for flag, value in {
+        "--model-path": "org/model",
+        "--served-model-name": "org/model",
+        "--revision": "abc",
+        "--speculative-algorithm": "EAGLE3",
+        "--speculative-draft-model-path": "/drafts/v3",
+        "--speculative-num-steps": "2",
+        "--speculative-eagle-topk": "4",
+        "--speculative-num-draft-tokens": "8",
+        "--weight-version": "3",
+        "--custom-weight-loader": "aurora_runtime.engine.weight_loader.load_draft",
+    }.items():
+        assert arguments[arguments.index(flag) + 1] == value
+    assert "--enable-metrics" in arguments
+
+
+def test_the_users_arguments_win() -> None:
+    arguments = engine_arguments(
+        settings(extra_args=["--dtype=float16", "--tp-size", "2"]), draft=Path("/d"), version=0, port=1
+    )
+    assert arguments[-3:] == ["--dtype=float16", "--tp-size", "2"]
+
+
+def test_the_modes_of_a_measurement_differ_in_speculation_alone() -> None:
+    def arguments(mode: EngineMode) -> set[str]:
+        return set(engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=1, mode=mode))
+
+    draft, off, ngram = (arguments(mode) for mode in (EngineMode.DRAFT, EngineMode.OFF, EngineMode.NGRAM))
+    assert off < draft
+    assert not any(argument.startswith("--speculative") for argument in off)
+    assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "8"}
