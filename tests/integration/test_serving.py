@@ -1,4 +1,4 @@
-"""An inference pod on the real parts: stock SGLang on the CPU engine, SmolLM2, SeaweedFS.
+"""An inference pod of real parts: stock SGLang on the CPU engine, SmolLM2, SeaweedFS.
 
 Speculation is exact in float32, so answers can be compared token by token.
 """
@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from aiohttp import ClientSession
 from safetensors.torch import load_file, save_file
 
@@ -31,12 +29,21 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import publish_draft
+from tests.integration.captured_traces import (
+    STEPS,
+    chat_prompt,
+    check_states,
+    check_trace,
+    collect_traces,
+    frequent_tokens,
+    generate,
+    prompts_of,
+)
 from tests.integration.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
@@ -48,9 +55,8 @@ from tests.integration.lineage import (
 
 pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
 
-STEPS = 3
-CHUNK = 24
-"""Prompts longer than this are prefilled in chunks, so that most of the prompts here are."""
+CHUNK_TOKENS = 24
+"""Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def _settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> Serving
         target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
         capture=CaptureSpec(shard_seconds=2, top_tokens=16, **capture),
-        extra_args=["--chunked-prefill-size", str(CHUNK)],
+        extra_args=["--chunked-prefill-size", str(CHUNK_TOKENS)],
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )
 
@@ -87,7 +93,7 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     objects = ObjectStore(store.config())
     objects.ensure_bucket()
     registry = Registry(objects)
-    first = _favourites(target)
+    first = frequent_tokens(target)
     drafts = {
         0: write_constant_draft(base / "constant", target, first),
         1: write_draft(base / "random", target, first, seed=7),
@@ -108,130 +114,22 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
         yield World(pod, engine, registry, versions, target)
 
 
-def _tokenizer(target: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(target)
-
-
-def _favourites(target: Path) -> list[int]:
-    tokenizer = _tokenizer(target)
-    texts = ("7", "\n", ",", " the", ".", " a", " and", " of")
-    return [int(tokenizer.encode(text, add_special_tokens=False)[0]) for text in texts]
-
-
-def _chat(target: Path, question: str) -> list[int]:
-    tokenizer = _tokenizer(target)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
-    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
-
-
-def _prompts(target: Path) -> list[list[int]]:
-    repeat = [int(t) for t in _tokenizer(target).encode("My number is 7777777777777", add_special_tokens=False)]
-    questions = (
-        "What is the capital of France? Answer in one word.",
-        "Name three colours.",
-        "Say hello.",
-    )
-    return [repeat, *(_chat(target, question) for question in questions)]
-
-
-def _generate(url: str, prompt: list[int], tokens: int = 32) -> dict[str, Any]:
-    body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
-    answer: dict[str, Any] = json.loads(http_body(f"{url}/generate", body))
-    return answer
-
-
-def _collect(
-    registry: Registry, wanted: set[tuple[int, ...]], *, timeout: float = 60
-) -> dict[tuple[int, ...], RequestTrace]:
-    """Traces from the store by their tokens, once all that are wanted have come."""
-    found: dict[tuple[int, ...], RequestTrace] = {}
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        for key in list(registry.shard_keys(1)):
-            _, data = registry.shard(key)
-            found |= {tuple(trace.tokens.tolist()): trace for trace in decode(data)}
-        if wanted <= found.keys():
-            return found
-        time.sleep(0.5)
-    raise TimeoutError(f"{len(wanted - found.keys())} of {len(wanted)} traces did not come")
-
-
-def _check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any]) -> None:
-    output, meta = answer["output_ids"], answer["meta_info"]
-    tokens = trace.tokens.tolist()
-    assert tokens == prompt + output
-    assert trace.prompt_length == len(prompt)
-    assert trace.request == prompt_hash(prompt)
-    assert trace.held_out == is_held_out(prompt_hash(prompt))
-    assert trace.hidden_start <= meta["cached_tokens"], "what the prefix cache holds was not computed"
-    if meta["num_retractions"] == 0:
-        assert trace.hidden_start == meta["cached_tokens"]
-    end = trace.hidden_start + trace.hidden.shape[0]
-    assert len(tokens) - 1 <= end <= len(tokens)
-    assert trace.root.shape[0] == meta["spec_verify_ct"]
-    beyond_the_end = meta["spec_num_correct_drafts"] - int(trace.accepted.sum())
-    assert 0 <= beyond_the_end <= STEPS
-    at, reached, retractions = 0, len(prompt), meta["num_retractions"]
-    for root, nodes, accepted in zip(
-        trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
-    ):
-        skipped = root - reached  # a retracted request's second prefill commits a token too
-        retractions -= skipped
-        assert skipped in (0, 1)
-        assert retractions >= 0, "a round starts at the last committed token"
-        path = [at + i for i in range(nodes) if trace.node_accepted[at + i]]
-        assert len(path) == accepted + 1
-        for step, node in enumerate(path):
-            assert trace.node_token[node] == tokens[root + step]
-            if root + step + 1 < len(tokens):
-                assert trace.top_ids[node, 0] == tokens[root + step + 1], "greedy: the answer is the most likely token"
-        parents = trace.node_parent[at : at + nodes].tolist()
-        assert parents[0] == -1
-        assert all(0 <= parent < node for node, parent in enumerate(parents) if node)
-        at += nodes
-        reached = root + accepted + 1
-    mass = trace.top_logprobs.float().exp().sum(-1) + trace.rest.float()
-    assert torch.allclose(mass, torch.ones_like(mass), atol=5e-3)
-
-
-def _check_states(trace: RequestTrace, target: Path) -> None:
-    """The captured states are those of these positions: compared with transformers' own forward pass."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-        with torch.no_grad():
-            states = model(trace.tokens.long().unsqueeze(0), output_hidden_states=True).hidden_states
-    layers = len(states) - 1
-    expected = torch.cat([states[i][0] for i in (2, layers // 2, layers - 3)], dim=-1)
-    rows = slice(trace.hidden_start, trace.hidden_start + trace.hidden.shape[0])
-    likeness = torch.nn.functional.cosine_similarity(trace.hidden.float(), expected[rows], dim=-1)
-    assert float(likeness.min()) > 0.999
-    shifted = torch.nn.functional.cosine_similarity(trace.hidden[1:].float(), expected[rows][:-1], dim=-1)
-    assert float(shifted.mean()) < 0.99, "the comparison can tell positions apart"
-
-
-def test_traces_are_the_requests_that_were_served(world: World) -> None:
-    prompts = _prompts(world.target)
-    alone = [_generate(world.pod.engine_url, prompt) for prompt in prompts]
-    again = [_chat(world.target, question) for question in ("Name two birds.", "Name two trees.", "Name two towns.")]
+def test_traces_equal_the_served_requests(world: World) -> None:
+    prompts = prompts_of(world.target)
+    alone = [generate(world.pod.engine_url, prompt) for prompt in prompts]
+    again = [
+        chat_prompt(world.target, question) for question in ("Name two birds.", "Name two trees.", "Name two towns.")
+    ]
     with ThreadPoolExecutor(4) as clients:
-        together = list(clients.map(lambda prompt: _generate(world.pod.engine_url, prompt), again))
+        together = list(clients.map(lambda prompt: generate(world.pod.engine_url, prompt), again))
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
-    traces = _collect(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
+    traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
-        _check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer)
+        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer)
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
-    _check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
+    check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
     manifests = [world.registry.shard(key)[0] for key in world.registry.shard_keys(1)]
     assert all(manifest.draft_versions == (0,) for manifest in manifests)
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
@@ -259,7 +157,7 @@ def _stream(url: str, prompt: list[int], tokens: int) -> list[int]:
 
 def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None:
     pod, url = world.pod, world.pod.engine_url
-    prompts = [prompt + prompt[-1:] for prompt in _prompts(world.target)]
+    prompts = [prompt + prompt[-1:] for prompt in prompts_of(world.target)]
     before = [_stream(url, prompt, 48) for prompt in prompts]
     old = pod.state()
     assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
@@ -299,14 +197,14 @@ def test_a_swap_back_gives_the_first_checksum_again(world: World) -> None:
 
 
 def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
-    """The two constant drafts say the same tokens, by other rows of their heads."""
-    pod, prompt = world.pod, _prompts(world.target)[0]
+    """The two constant drafts propose the same tokens from other rows of their heads."""
+    pod, prompt = world.pod, prompts_of(world.target)[0]
     accepted = []
     for epoch, version in enumerate((0, 2, 0), start=5):
         assert pod.request_swap(SwapRequest(version=version, digest=world.versions[version].digest, epoch=epoch)) == 202
         state = pod.wait_until_swap_ends()
         assert (state.version, state.swap.phase, state.swap.error) == (version, SwapPhase.IDLE, "")
-        answer = _generate(pod.engine_url, prompt)
+        answer = generate(pod.engine_url, prompt)
         accepted.append((state.checksum, answer["output_ids"], answer["meta_info"]["spec_num_correct_drafts"]))
     (first, text, drafts), other, again = accepted
     assert drafts > 10
@@ -335,11 +233,11 @@ def test_the_engine_survives_a_file_that_cannot_be_loaded(world: World) -> None:
 
     before, after = asyncio.run(push())
     assert before == after
-    assert _generate(world.pod.engine_url, [1, 2, 3], 4)["output_ids"]
+    assert generate(world.pod.engine_url, [1, 2, 3], 4)["output_ids"]
 
 
 def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World) -> None:
-    """The world's own agent keeps its port; this one takes another, as the kubelet would restart it."""
+    """The agent of `world` keeps its port; the second agent, which the kubelet would start, takes another port."""
     pod = world.pod
     expected = pod.state()
     second = PodProcesses.__new__(PodProcesses)
@@ -359,11 +257,11 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
     with second.agent():
         state = second.state()
         assert (state.version, state.checksum, state.engine_ready) == (expected.version, expected.checksum, True)
-        assert _generate(pod.engine_url, [1, 2, 3], 4)["output_ids"]
+        assert generate(pod.engine_url, [1, 2, 3], 4)["output_ids"]
 
 
 def test_a_retracted_request_is_traced_completely(world: World) -> None:
-    """Retracting throws the running request back into the queue: it is prefilled again, with its answer so far."""
+    """A retraction puts a running request back into the queue; SGLang prefills it again with its answer so far."""
 
     async def retract() -> None:
         async with ClientSession() as session:
@@ -371,36 +269,38 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
             await engine._command("/pause_generation", {"mode": "retract"}, timeout_seconds=60)
             await engine.resume_generation()
 
-    prompt = _chat(world.target, "Tell me a story about a lighthouse.")
+    prompt = chat_prompt(world.target, "Tell me a story about a lighthouse.")
     with ThreadPoolExecutor(1) as client:
-        running = client.submit(_generate, world.pod.engine_url, prompt, 64)
+        running = client.submit(generate, world.pod.engine_url, prompt, 64)
         time.sleep(1.5)
         asyncio.run(retract())
         answer = running.result()
     assert answer["meta_info"]["num_retractions"] == 1
     wanted = tuple(prompt + answer["output_ids"])
-    trace = _collect(world.registry, {wanted})[wanted]
-    _check_trace(trace, prompt, answer)
-    _check_states(trace, world.target)
+    trace = collect_traces(world.registry, {wanted})[wanted]
+    check_trace(trace, prompt, answer)
+    check_states(trace, world.target)
 
 
-def test_trees_are_traced_too(store: S3, world: World, tmp_path: Path) -> None:
+def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path: Path) -> None:
     draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, branching=3, draft_tokens=8)
     settings = _settings(store, world.target, draft)
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
     pod = PodProcesses(tmp_path / "pod", settings, store.environment())
     assert pod.stage().returncode == 0
     with pod.engine() as process, pod.agent() as agent:
-        prompts = [prompt + prompt[-2:] for prompt in _prompts(world.target)]
+        prompts = [prompt + prompt[-2:] for prompt in prompts_of(world.target)]
         with ThreadPoolExecutor(4) as clients:
-            answers = list(clients.map(lambda prompt: _generate(pod.engine_url, prompt), prompts))
-        traces = _collect(world.registry, {tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)})
+            answers = list(clients.map(lambda prompt: generate(pod.engine_url, prompt), prompts))
+        traces = collect_traces(
+            world.registry, {tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)}
+        )
         for prompt, answer in zip(prompts, answers, strict=True):
             trace = traces[tuple(prompt + answer["output_ids"])]
-            _check_trace(trace, prompt, answer)
+            check_trace(trace, prompt, answer)
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
-        _check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
+        check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "a launcher that is asked to stop exits with success"
         assert pod.folder.stopping.exists(), "and tells capture and the agent"
@@ -421,7 +321,7 @@ def _schedulers_of(launcher: int) -> list[int]:
 
 
 def test_the_container_ends_with_an_error_when_the_engine_dies(world: World) -> None:
-    """Last in this module: it ends the world's engine. SGLang's own exit code may be 0 even then."""
+    """Last in this module, because it ends the engine of `world`. SGLang's own exit code may be 0 here."""
     (scheduler,) = _schedulers_of(world.engine.pid)
     os.kill(scheduler, signal.SIGKILL)
     assert world.engine.wait(120) != 0

@@ -1,11 +1,31 @@
-"""The launcher imports little, and engine starts are told apart."""
+"""The launcher imports little, ends with its engine, and reports what happened to it."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from aurora_runtime.serving.pod_files import new_boot
+import pytest
+
+from aurora_protocol.agent_api import EngineMode
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving import launcher
+from aurora_runtime.serving.engine_readiness import ReadinessCheck
+from aurora_runtime.serving.launcher import EngineSupervisor
+from aurora_runtime.serving.pod_files import new_boot, write_atomically
+from aurora_runtime.serving.pod_records import ModeOrder
+from tests.unit.serving.engine_starts import engine_start
+
+
+def test_the_launcher_imports_neither_torch_nor_sglang() -> None:
+    code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_boots_sort_by_age() -> None:
@@ -13,6 +33,62 @@ def test_boots_sort_by_age() -> None:
     assert len(new_boot()) == 16
 
 
-def test_the_launcher_imports_neither_torch_nor_sglang() -> None:
-    code = "import sys, aurora_runtime.serving.launcher; sys.exit(bool({'torch', 'sglang'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short waits, and the signal handlers of this process restored."""
+    monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "MODE_POLL_SECONDS", 0.05)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def supervisor(path: Path, command: str) -> EngineSupervisor:
+    process = subprocess.Popen(["sh", "-c", command], start_new_session=True)
+    return EngineSupervisor(engine_start(path), process)
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_an_engine_that_ends_by_itself_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+    engine = supervisor(tmp_path, f"sleep 0.3; exit {code}")
+    assert engine.run() == (code or 1)
+    state = engine._start.options.folder.read_engine_state()
+    assert state is not None
+    assert not state.ready
+
+
+def test_a_failed_check_ends_the_engine_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: ReadinessCheck) -> None:
+        raise EngineFault("the redaction hook is not in place")
+
+    monkeypatch.setattr(ReadinessCheck, "run", fail)
+    with pytest.raises(EngineFault, match="redaction hook"):
+        supervisor(tmp_path, "exec sleep 600").run()
+
+
+def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+    engine = supervisor(tmp_path, "exec sleep 600")
+    folder = engine._start.options.folder
+
+    def stop_when_ready() -> None:
+        while (state := folder.read_engine_state()) is None or not state.ready:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_ready, daemon=True).start()
+    assert engine.run() == 0
+    assert folder.stopping.exists()
+
+
+def test_a_mode_order_ends_the_engine_for_another_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+    engine = supervisor(tmp_path, "exec sleep 600")
+    folder = engine._start.options.folder
+    write_atomically(folder.mode, ModeOrder(mode=EngineMode.OFF, order_id="1").to_json())
+    assert engine.run() == 0
+    assert not folder.stopping.exists()

@@ -1,0 +1,24 @@
+"""Engine starts for tests of the launcher, without files of a real pod."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aurora_protocol.agent_api import EngineMode, Machine
+from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, StartFiles
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_records import EngineState
+from tests.unit.serving.test_sglang_arguments import settings
+
+ADMIN_KEY = "the-admin-key"
+
+
+def engine_start(path: Path, *, port: int = 1, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
+    machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+    return EngineStart(
+        settings(),
+        LauncherOptions(PodFolder(path), path, port, "127.0.0.1"),
+        EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), mode=mode, machine=machine),
+        StartFiles(draft=path / "draft", version=3, lineage=1, admin_key=ADMIN_KEY),
+    )

@@ -1,0 +1,113 @@
+"""An engine takes requests only when it is ready, hides its key, and has captured a probe."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aurora_protocol.agent_api import EngineMode
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.capture.settings import PROBE_PREFIX
+from aurora_runtime.serving.engine_readiness import ReadinessCheck
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import CaptureState
+from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
+
+
+class Engine:
+    """Answers as SGLang does; ``/generate`` writes the capture state that a test sets."""
+
+    def __init__(self, folder: PodFolder) -> None:
+        self.folder = folder
+        self.server_info = "{}"
+        self.capture: CaptureState | None = CaptureState(
+            boot="b1", ok=True, probe_records=3, updated_at=datetime.now(UTC)
+        )
+        self.requests: list[dict[str, Any]] = []
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [web.get("/ready", self._ready), web.get("/server_info", self._info), web.post("/generate", self._generate)]
+        )
+        return app
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _info(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.server_info)
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        self.requests.append(await request.json())
+        if self.capture is not None:
+            write_atomically(self.folder.capture, self.capture.to_json())
+        return web.json_response({})
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(["sleep", "600"])
+    yield child
+    child.kill()
+    child.wait()
+
+
+@pytest_asyncio.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[tuple[Engine, int]]:
+    engine = Engine(PodFolder(tmp_path))
+    async with TestServer(engine.app()) as server:
+        assert server.port is not None
+        yield engine, server.port
+
+
+async def check(path: Path, port: int, process: subprocess.Popen[bytes], mode: EngineMode = EngineMode.DRAFT) -> None:
+    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, mode=mode), process).run)
+
+
+async def test_a_captured_probe_makes_the_engine_ready(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    await check(tmp_path, engine[1], process)
+    (request,) = engine[0].requests
+    assert request["rid"].startswith(PROBE_PREFIX)
+
+
+async def test_an_engine_without_a_draft_is_not_probed(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    await check(tmp_path, engine[1], process, EngineMode.OFF)
+    assert engine[0].requests == []
+
+
+async def test_an_engine_that_shows_its_key_is_not_ready(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    engine[0].server_info = f'{{"admin_api_key": "{ADMIN_KEY}"}}'
+    with pytest.raises(EngineFault, match="shows the admin key") as shown:
+        await check(tmp_path, engine[1], process)
+    assert ADMIN_KEY not in str(shown.value)
+
+
+async def test_a_refusal_of_the_capture_plugin_is_named(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang", updated_at=datetime.now(UTC))
+    with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
+        await check(tmp_path, engine[1], process)
+
+
+def test_an_engine_that_ends_before_it_is_ready_is_reported(tmp_path: Path) -> None:
+    with subprocess.Popen(["false"]) as child:
+        child.wait()
+        with pytest.raises(EngineFault, match="ended with 1 before it was ready"):
+            ReadinessCheck(engine_start(tmp_path), child).run()
