@@ -26,7 +26,7 @@ from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_context import PodContext
-from aurora_runtime.serving.agent.pod_state import PodObserver
+from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder

@@ -21,7 +21,7 @@ from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.pod_context import PodContext
-from aurora_runtime.serving.agent.pod_state import PodObserver
+from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
