@@ -57,10 +57,10 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
         retention.state_saved(state)
         retention.delete_some()
         sound()
-        if turn % 5 == 4:  # a trainer that ends after it deleted and before it saved
+        if turn % 5 == 4:  # a trainer that ends between a deletion and the next save
             ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_state_record())
             retention = Retention(registry, ledger, limits)
-    assert read == written, "each was learnt from once"
+    assert read == written, "each shard was trained once"
     left = list(registry.shard_keys(1))
     assert left == written[-len(left) :]
     assert KEPT <= len(left) <= KEPT + 4

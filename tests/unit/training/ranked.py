@@ -1,4 +1,4 @@
-"""What one rank of ``test_ranks.py`` does under torchrun: ``-m tests.unit.training.ranked FOLDER``."""
+"""One rank of ``test_ranks.py`` under torchrun: ``-m tests.unit.training.ranked FOLDER``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.unit.training.trees import tree_trace
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(learning_rate=5e-3, discard=0.3)
-STEPS = 8  # of which some follow a save, some a restore, and some a change of the vocabulary map
+STEPS = 8  # some follow a save, some a restore, and some a change of the vocabulary map
 
 
 def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:
-    """A session, and batches of very unlike requests: long and short ones, chains and trees, and one alone."""
+    """A session, and batches of very different requests: long and short, chains and trees, and one alone."""
     draft, vocabulary = tiny.draft_of(tiny.target(folder / "target"))
     session = SharedSession(draft, vocabulary, RECIPE, CPU, ranks) if ranks else Session(draft, vocabulary, RECIPE, CPU)
     traces = [tiny.trace(seed, answer=5 + 9 * (seed % 5)) for seed in range(12)] + [tree_trace(s) for s in range(6)]

@@ -1,4 +1,4 @@
-"""Day 0, shards, candidates and clean-up against the store's contract, kills included."""
+"""Lineage, shards, candidates and clean-up against the store's contract, kills included."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def open_at(registry: Registry, model: TargetModel, times: Iterator[datetime]) -
     lineage.open_lineage(registry, model, SPEC, lambda: next(times))
 
 
-def test_day_0_survives_a_kill_before_any_write(model: TargetModel) -> None:
+def test_creating_the_lineage_survives_a_kill_before_any_write(model: TargetModel) -> None:
     whole, objects = tiny.memory_registry()
     times = clock()
     open_at(whole, model, times)
@@ -126,7 +126,7 @@ def test_the_checkpoint_is_what_sglang_loads(model: TargetModel, tmp_path: Path)
     assert again.config == draft.config
 
 
-def test_a_target_without_its_files_says_which(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_target_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(TargetUnavailable, match=r"config\.json"):
         load_target(TargetSpec(model=str(tmp_path)))
 
@@ -160,7 +160,7 @@ def cached(trace: RequestTrace, length: int) -> RequestTrace:
     return dataclasses.replace(trace, hidden_start=length, hidden=trace.hidden[length:])
 
 
-def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_same_prefix() -> None:
+def test_states_missing_after_a_prefix_cache_hit_are_borrowed() -> None:
     first, other = tiny.trace(1, prompt=12), tiny.trace(2, prompt=12)
     shared = torch.cat([first.tokens[:8], other.tokens[8:]])
     states = torch.cat([first.hidden[:8], other.hidden[8:]])
@@ -170,10 +170,10 @@ def test_states_hidden_by_the_prefix_cache_are_borrowed_from_a_request_with_the_
     whole = bank.complete(cached(second, 8))
     assert whole.hidden_start == 0
     assert torch.equal(whole.hidden, states)
-    # A chain of conversations: the third shares with the second what the first never had.
+    # In a chain of conversations, the third shares with the second a prefix that the first lacks.
     third = dataclasses.replace(second, tokens=second.tokens.clone())
     assert torch.equal(bank.complete(cached(third, 11)).hidden, states)
-    # No state is borrowed across a different token, or where none is known.
+    # No state is borrowed across a different token, or from an empty bank.
     stranger = dataclasses.replace(second, tokens=torch.cat([shared[:3] + 1, shared[3:]]))
     assert bank.complete(cached(stranger, 8)).hidden_start == 8
     assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).hidden_start == 8
@@ -224,7 +224,7 @@ def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
 
 
 def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
-    """A session that learnt its own held-out set by heart, so that a gain is certain."""
+    """A session that was trained on its own held-out set, so that a gain is certain."""
     open_at(registry, model, clock())
     draft, vocabulary = lineage.fetch_draft(registry, 0, model)
     held_draft = lineage.fetch_draft(registry, 0, model)
@@ -239,7 +239,7 @@ def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidate
     return session, candidates, held
 
 
-def test_only_a_gain_is_registered_and_only_once(model: TargetModel) -> None:
+def test_a_draft_is_registered_only_for_a_gain_and_only_once(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     session, candidates, held = offering(registry, model)
     assert not candidates.due(255, session.steps)
@@ -248,13 +248,13 @@ def test_only_a_gain_is_registered_and_only_once(model: TargetModel) -> None:
     assert first.registration is not None
     assert first.registration.version == 1
     assert registry.checkpoint(first.registration).parent == 0
-    assert not candidates.due(600, session.steps)  # nothing was learnt since
+    assert not candidates.due(600, session.steps)  # no step since
     second = candidates.offer(session, held, 600)
     assert second.registration is None
     assert registry.last_version() == 1
 
 
-def test_what_is_measured_and_registered_is_the_mean_of_the_weights(model: TargetModel) -> None:
+def test_the_average_of_the_weights_is_evaluated_and_registered(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     session, candidates, held = offering(registry, model)
     trained = evaluate(session.draft, held.newest_first(), session.vocabulary, 3)
@@ -267,7 +267,7 @@ def test_what_is_measured_and_registered_is_the_mean_of_the_weights(model: Targe
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_each_draft_is_measured_with_its_own_map_and_registered_with_it(model: TargetModel) -> None:
+def test_each_draft_is_evaluated_and_registered_with_its_own_map(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     session, candidates, held = offering(registry, model)
     ids = torch.arange(tiny.VOCAB - tiny.DRAFT_VOCAB, tiny.VOCAB)
@@ -288,18 +288,18 @@ def test_each_draft_is_measured_with_its_own_map_and_registered_with_it(model: T
     assert f"version 1 has {after.acceptance_length:.2f}" in again.message
 
 
-def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model: TargetModel) -> None:
+def test_a_taken_number_is_skipped_and_a_crash_registers_no_draft_twice(model: TargetModel) -> None:
     registry, objects = tiny.memory_registry()
     session, candidates, held = offering(registry, model)
     other = registry.registration(0).model_copy(update={"version": 1})
     racing = iter([0])
-    # The other trainer came between the look and the attempt.
+    # The other trainer registers between the check and the attempt.
     registry.last_version = lambda: next(racing, 1)  # type: ignore[method-assign]
     registry.register(other)
     offered = candidates.offer(session, held, 300)
     assert offered.registration is not None
     assert offered.registration.version == 2
-    # A crash right after registering: the state forgets, the registry knows.
+    # After a crash right after registering, only the registry knows the version.
     del registry.last_version
     before = set(objects.data)
     held_draft = lineage.fetch_draft(registry, 0, model)
@@ -309,7 +309,7 @@ def test_a_taken_number_is_passed_over_and_a_crash_registers_nothing_twice(model
     assert set(objects.data) == before
 
 
-def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> None:
+def test_cleanup_deletes_only_objects_that_no_manifest_names(model: TargetModel) -> None:
     registry, objects = tiny.memory_registry()
     open_at(registry, model, clock())
     complete = set(objects.data)
@@ -325,7 +325,9 @@ def test_the_janitor_deletes_only_what_no_manifest_names(model: TargetModel) -> 
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
 
 
-def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_orphan_that_cannot_be_deleted_does_not_block_the_others(
+    model: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry, objects = tiny.memory_registry()
     for name in "ab":
         objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
@@ -341,7 +343,7 @@ def test_an_orphan_that_cannot_be_deleted_keeps_nobody(model: TargetModel, monke
     assert list(objects.data) == ["checkpoints/00000007-a/model.safetensors"]
 
 
-def test_a_store_that_never_deletes_is_told_at_the_start_and_left_with_one_object(
+def test_a_store_that_refuses_deletions_is_detected_at_the_start_and_left_with_one_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     objects = tiny.MemoryObjects()
@@ -360,24 +362,29 @@ def test_a_store_that_never_deletes_is_told_at_the_start_and_left_with_one_objec
     assert objects.data == {}
 
 
-def test_a_trainer_that_cannot_read_its_target_says_so_and_keeps_what_was_reached() -> None:
+def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
     registry, _ = tiny.memory_registry()
     StatusWriter(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
-    told = registry.trainer_status()
-    assert told is not None
-    assert (told.phase, told.message, told.step) == (
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.message, status.step) == (
         TrainerPhase.STARTING,
         "reading the target failed: set HF_TOKEN",
         0,
     )
-    registry.put_trainer_status(told.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
+    registry.put_trainer_status(status.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
     StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
-    told = registry.trainer_status()
-    assert told is not None
-    assert (told.phase, told.step, told.held_out_acceptance_length, told.lineage) == (TrainerPhase.SUSPENDED, 7, 2.5, 1)
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.step, status.held_out_acceptance_length, status.lineage) == (
+        TrainerPhase.SUSPENDED,
+        7,
+        2.5,
+        1,
+    )
 
 
-def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_gated_model_names_hf_token(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> str:
         raise RepositoryNotFoundError("401", response=httpx.Response(401, request=httpx.Request("GET", "http://hub")))
 
@@ -386,7 +393,7 @@ def test_a_model_that_needs_access_asks_for_a_token(monkeypatch: pytest.MonkeyPa
         load_target(TargetSpec(model="meta/gated"))
 
 
-def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aurora_runtime.training.retry.INITIAL_BACKOFF_SECONDS", 0.001)
     retrier = Retrier()
     outages = iter(range(2))
@@ -396,9 +403,9 @@ def test_patience_outlasts_an_outage_and_ends_on_request(monkeypatch: pytest.Mon
             raise StoreError("down")
         return 7
 
-    told = list[str]()
-    assert retrier.call("testing", flaky, told.append) == 7
-    assert told == ["testing failed: down"] * 2
+    failures = list[str]()
+    assert retrier.call("testing", flaky, failures.append) == 7
+    assert failures == ["testing failed: down"] * 2
 
     def down() -> int:
         retrier.stop()

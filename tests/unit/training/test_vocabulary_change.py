@@ -1,4 +1,4 @@
-"""The real trainer changes its vocabulary map once when traffic asks for it, between shards, and resumes with it."""
+"""The real trainer changes its vocabulary map once, between two shards, and resumes with the new map."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANGES_AT = 2
 
 
 class Answers(Retrier):
-    """Each time the trainer waits it gets a shard of traffic that the first ids cover badly, until it had ``count``."""
+    """Each wait of the trainer delivers a shard with poor coverage by the first ids, until ``count`` shards exist."""
 
     def __init__(self, real: Real, count: int) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ def learnt(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.learning.session.state().items()}
 
 
-def test_a_map_that_covers_badly_is_changed_once_and_said(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_with_poor_coverage_is_changed_once_and_reported(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = real.trainer(Answers(real, SHARDS))
     first = trainer.learning.session.vocabulary.to_target
-    maps, told = list[tuple[int, Tensor]](), set[str]()
+    maps, messages = list[tuple[int, Tensor]](), set[str]()
     original = trainer.finish_turn
 
     def finish_turn(phase: TrainerPhase) -> None:
@@ -72,16 +72,16 @@ def test_a_map_that_covers_badly_is_changed_once_and_said(real: Real, monkeypatc
         maps.append((trainer.learning.ledger.total, trainer.learning.session.vocabulary.to_target))
         status = real.registry.trainer_status()
         assert status is not None
-        told.add(status.message)
+        messages.add(status.message)
 
     monkeypatch.setattr(trainer, "finish_turn", finish_turn)
     trainer.run()
     assert all(torch.equal(ids, first) for total, ids in maps if total < CHANGES_AT)
     after = [ids for total, ids in maps if total >= CHANGES_AT]
-    assert all(torch.equal(ids, after[0]) for ids in after), "once"
+    assert all(torch.equal(ids, after[0]) for ids in after), "the map changed once"
     assert not torch.equal(after[0], first)
     assert {398, 399} <= set(after[0].tolist())
-    (message,) = told - {""}
+    (message,) = messages - {""}
     assert message.startswith("vocabulary map changed: covers ")
     status = real.registry.trainer_status()
     assert status is not None
@@ -90,15 +90,15 @@ def test_a_map_that_covers_badly_is_changed_once_and_said(real: Real, monkeypatc
     assert trainer.learning.session.steps > 0
 
 
-def test_a_trainer_that_was_stopped_after_the_change_learns_what_an_undisturbed_one_learns(
-    real: Real, tmp_path: Path
-) -> None:
+def test_a_trainer_stopped_after_a_map_change_resumes_identically(real: Real, tmp_path: Path) -> None:
     undisturbed = real.trainer(Answers(real, SHARDS))
     undisturbed.run()
     other = roomy(tmp_path)
     other.trainer(Answers(other, CHANGES_AT)).run()
     stopped = other.trainer(Answers(other, SHARDS))
-    assert int(stopped.learning.session.vocabulary.to_draft[LATE]) < LATE, "it has the changed map already"
+    assert int(stopped.learning.session.vocabulary.to_draft[LATE]) < LATE, (
+        "the stopped trainer resumes with the changed map"
+    )
     stopped.run()
     assert stopped.learning.ledger.total == undisturbed.learning.ledger.total == SHARDS
     mine, theirs = learnt(stopped), learnt(undisturbed)
@@ -111,7 +111,7 @@ def test_a_trainer_that_was_stopped_after_the_change_learns_what_an_undisturbed_
     )
 
 
-def test_who_waits_saves_what_it_learnt_where_saves_take_too_long_for_one_who_trains(
+def test_a_waiting_trainer_saves_more_often(
     real: Real,
 ) -> None:
     real.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e-9, max_idle_save_time_share=1e9)
@@ -121,9 +121,9 @@ def test_who_waits_saves_what_it_learnt_where_saves_take_too_long_for_one_who_tr
         def sleep(self, seconds: float) -> None:
             record = trainer_state.read_record(self.real.registry, 1)
             epochs.append((len(record.consumed) if record else 0, self.real.registry.last_trainer_state_epoch()))
-            if len(epochs) != 3:  # the third time it waits on for nothing
+            if len(epochs) != 3:  # at the third wait no shard comes
                 super().sleep(seconds)
 
     real.trainer(Watched(real, 3)).run()
     assert [consumed for consumed, _ in epochs] == [0, 1, 2, 2, 3]
-    assert epochs[2] == epochs[3], "and what did not change is not saved again"
+    assert epochs[2] == epochs[3], "an unchanged state is not saved again"

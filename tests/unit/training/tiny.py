@@ -109,7 +109,7 @@ def trace(
     on_path = node <= depth
     logits = torch.randn(nodes, VOCAB, generator=generator) * 2
     following = tokens[(position + 1).clamp(max=length - 1)].long()
-    logits[torch.arange(nodes), following] += 9.0 * on_path  # the committed token is what the target says
+    logits[torch.arange(nodes), following] += 9.0 * on_path  # the committed token is the target's most likely one
     top = logits.log_softmax(-1).topk(TOP_K)
     return RequestTrace(
         request=prompt_hash(tokens[:prompt].tolist()),

@@ -1,4 +1,4 @@
-"""From traces to batches: teachers lie where the target spoke, roots where serving can draft from."""
+"""From traces to batches: distributions are at their positions, and serving can draft from every root."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vocabulary() -> VocabularyMap:
 
 
 def by_position(trace: RequestTrace) -> dict[int, int]:
-    """Accepted node of every position, from the rounds one by one."""
+    """The accepted node of every position, found round by round."""
     found, node = {}, 0
     for root, count in zip(trace.root.tolist(), trace.node_count.tolist(), strict=True):
         depth = 0
@@ -56,8 +56,10 @@ def test_shards_of_another_top_k_share_a_batch(vocabulary: VocabularyMap) -> Non
 
 
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
-def test_a_batch_holds_what_examples_mapped_beforehand_held(vocabulary: VocabularyMap, prompt_weight: float) -> None:
-    """The map is applied to a batch; the same bits come out as when each trace was read through it."""
+def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(
+    vocabulary: VocabularyMap, prompt_weight: float
+) -> None:
+    """The vocabulary map is applied to a whole batch."""
     traces = [tree_trace(1), tiny.trace(2, prompt=9, hidden_start=4), tree_trace(3, prompt=11, answer=20)]
     examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB, prompt_weight)]
     target = collate(examples, 3, vocabulary, with_rejected=True).targets
@@ -70,10 +72,10 @@ def test_a_batch_holds_what_examples_mapped_beforehand_held(vocabulary: Vocabula
     assert torch.equal(target.probs, torch.where(inside, probs, 0.0).float())
     assert torch.equal(target.uncaptured_mass, torch.cat([part.uncaptured_mass for part in parts]).float())
     whole = TargetDistribution(said, probs.float(), target.uncaptured_mass).mass()[(said >= 0).any(-1)]
-    torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # no captured mass is lost before
+    torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # mapping lost no mass
 
 
-def test_what_the_target_said_must_be_numbers() -> None:
+def test_captured_values_that_are_not_numbers_are_refused() -> None:
     trace = tiny.trace(5, prompt=8, answer=15)
     trace.rest[3] = float("nan")
     with pytest.raises(TraceFormatError, match="not a number"):
@@ -81,7 +83,7 @@ def test_what_the_target_said_must_be_numbers() -> None:
 
 
 @pytest.mark.parametrize("hidden_start", [0, 4, 9])
-def test_each_step_is_taught_by_the_node_at_its_position(vocabulary: VocabularyMap, hidden_start: int) -> None:
+def test_each_step_has_the_target_distribution_of_its_position(vocabulary: VocabularyMap, hidden_start: int) -> None:
     trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)
     (example,) = examples_of(trace, tiny.VOCAB)
     batch = collate([example], 3, vocabulary)
@@ -125,7 +127,7 @@ def test_long_requests_are_cut_without_losing_or_doubling_a_root(
     assert all(e.slots <= 12 + MAX_STEPS for e in cut)
 
 
-def test_prompt_positions_are_taught_only_when_they_have_a_weight() -> None:
+def test_prompt_positions_are_trained_only_with_a_weight() -> None:
     trace = tiny.trace(7, prompt=10, answer=6)
     (with_prompt,) = examples_of(trace, tiny.VOCAB, prompt_weight=0.25)
     assert with_prompt.first_root == 0
@@ -134,14 +136,14 @@ def test_prompt_positions_are_taught_only_when_they_have_a_weight() -> None:
     assert float(with_prompt.targets.target_probs[3].sum()) == 1
 
 
-def test_branches_are_the_rejected_nodes_of_their_roots() -> None:
+def test_examples_hold_the_rejected_nodes_of_their_roots() -> None:
     trace = tree_trace(9, answer=30)
     want = {(n.slot, n.path) for n in nodes_of(trace, module_branches.MAX_STEPS + 1) if not n.accepted}
     found = paths_of(examples_of(trace, tiny.VOCAB))
     assert sorted(found) == sorted(want)
 
 
-def test_a_cut_request_keeps_each_branch_with_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_request_keeps_each_rejected_node_with_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = tree_trace(10, answer=40)
     whole = paths_of(examples_of(trace, tiny.VOCAB))
     monkeypatch.setattr(module, "MAX_ROOTS", 7)
@@ -158,7 +160,7 @@ def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) ->
         assert sorted(len(path) for s, path in kept if s == slot) == every[:3]
 
 
-def test_nothing_is_learnt_from_behind_the_answers_end() -> None:
+def test_rejected_nodes_behind_the_answers_end_are_left_out() -> None:
     trace = tree_trace(12, answer=30)
     root, accepted = int(trace.root[-1]), int(trace.accepted[-1])
     ended = dataclasses.replace(
@@ -173,7 +175,7 @@ def test_nothing_is_learnt_from_behind_the_answers_end() -> None:
 
 
 def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:
-    """Absolute slot and tokens down to each branch, the accepted ones above it included."""
+    """Absolute slot of each rejected node, and the tokens from below its root down to the node."""
     found = []
     for e in examples:
         paths: list[tuple[int, ...]] = []
@@ -207,7 +209,7 @@ def test_ids_outside_the_targets_vocabulary_are_refused() -> None:
         examples_of(dataclasses.replace(trace, node_parent=parent), tiny.VOCAB)
 
 
-def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:
+def test_the_two_directions_of_a_vocabulary_map_agree(tmp_path: Path) -> None:
     model = tiny.target(tmp_path)
     _, vocabulary = tiny.draft_of(model)
     ids = vocabulary.to_target
@@ -217,15 +219,15 @@ def test_vocabulary_map_goes_both_ways(tmp_path: Path) -> None:
     assert vocabulary.to_draft[ids].tolist() == list(range(ids.numel()))
 
 
-def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
+def test_the_buffer_keeps_its_bound_and_spreads_over_age() -> None:
     examples = [examples_of(tiny.trace(seed, steps=0), tiny.VOCAB)[0] for seed in range(200)]
     size = examples[0].nbytes
-    memory = ReplayBuffer(20 * size + size // 2)
+    buffer = ReplayBuffer(20 * size + size // 2)
     for example in examples:
-        memory.add([example])
-        assert memory.nbytes <= 20 * size + size // 2
+        buffer.add([example])
+        assert buffer.nbytes <= 20 * size + size // 2
     place = {id(e): i for i, e in enumerate(examples)}
-    ages = [place[id(e)] for e in memory.examples()]
+    ages = [place[id(e)] for e in buffer.examples()]
     assert len(ages) == 20
     assert ages == sorted(ages)
     assert ages[-1] == 199
@@ -234,10 +236,10 @@ def test_memory_keeps_its_bound_and_spreads_over_age() -> None:
     again = ReplayBuffer(20 * size + size // 2)
     for example in examples:
         again.add([example])
-    assert [id(e) for e in again.examples()] == [id(e) for e in memory.examples()]
+    assert [id(e) for e in again.examples()] == [id(e) for e in buffer.examples()]
 
 
-def test_pack_bounds_the_padded_size() -> None:
+def test_batches_bound_the_padded_size() -> None:
     examples = [
         examples_of(tiny.trace(seed, prompt=4 + seed % 13, answer=6 + seed % 5), tiny.VOCAB)[0] for seed in range(50)
     ]

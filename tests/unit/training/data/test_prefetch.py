@@ -1,4 +1,4 @@
-"""Fetching ahead changes when a shard is fetched, and nothing else."""
+"""Prefetching changes only when a shard is fetched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Store:
 
 
 def taken(store: Store) -> list[str]:
-    """What a trainer gets that takes every shard in turn."""
+    """The results of a trainer that requests every shard in turn."""
     prefetcher, found = ShardPrefetcher(store.fetch, DEPTH), list[str]()
     for place, key in enumerate(KEYS):
         prefetcher.prefetch(KEYS[place:])
@@ -42,20 +42,20 @@ def taken(store: Store) -> list[str]:
     return found
 
 
-def test_every_shard_is_fetched_once_and_taken_in_turn() -> None:
+def test_every_shard_is_fetched_once_and_returned_in_turn() -> None:
     store = Store()
     store.open.set()
     assert taken(store) == KEYS
     assert sorted(store.asked) == KEYS
 
 
-def test_a_shard_that_cannot_be_had_fails_in_its_turn_and_stops_no_other() -> None:
+def test_a_failed_fetch_raises_in_its_turn_and_does_not_affect_others() -> None:
     store = Store(broken=KEYS[2])
     store.open.set()
     assert taken(store) == [*KEYS[:2], f"no {KEYS[2]}", *KEYS[3:]]
 
 
-def test_no_more_are_on_their_way_than_allowed() -> None:
+def test_no_more_shards_are_prefetched_than_allowed() -> None:
     store = Store()
     prefetcher = ShardPrefetcher(store.fetch, DEPTH)
     prefetcher.prefetch(KEYS)
@@ -67,14 +67,14 @@ def test_no_more_are_on_their_way_than_allowed() -> None:
     assert [prefetcher.get(key) for key in KEYS[:DEPTH]] == [key.encode() for key in KEYS[:DEPTH]]
 
 
-def test_what_was_not_expected_is_fetched_when_it_is_taken() -> None:
+def test_a_shard_that_was_not_prefetched_is_fetched_on_request() -> None:
     store = Store()
     store.open.set()
     prefetcher = ShardPrefetcher(store.fetch, DEPTH)
     assert prefetcher.get(KEYS[3]) == KEYS[3].encode()
 
 
-def test_what_will_not_be_taken_after_all_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+def test_prefetched_shards_that_are_not_requested_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     store = Store(broken=KEYS[0])
     prefetcher = ShardPrefetcher(store.fetch, DEPTH)
     prefetcher.prefetch(KEYS[:1])

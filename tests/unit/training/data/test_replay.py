@@ -1,4 +1,4 @@
-"""What the memory keeps, and what it draws: bounded, by the weights of the choice, and the same again when rebuilt."""
+"""The replay buffer is bounded, draws by the weights of the sampling, and draws the same when rebuilt."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ choices = pytest.mark.parametrize("choice", list(ReplaySampling))
 
 
 @cache
-def some() -> Example:
+def base_example() -> Example:
     return examples_of(tiny.trace(1), tiny.VOCAB)[0]
 
 
 def example(*accepted: int, slots: int = 8) -> Example:
-    """Of so many drafts accepted in its rounds; its size depends on ``slots`` alone."""
+    """An example whose rounds accepted these numbers of drafts. Its size depends only on ``slots``."""
     rounds = torch.full((ROOTS,), -1, dtype=torch.int8)
     rounds[: len(accepted)] = torch.tensor(accepted, dtype=torch.int8)
-    return dataclasses.replace(some(), accepted=rounds, aux=torch.zeros(slots, 3 * tiny.HIDDEN))
+    return dataclasses.replace(base_example(), accepted=rounds, aux=torch.zeros(slots, 3 * tiny.HIDDEN))
 
 
-def memory_of(examples: Sequence[Example], limit: int = 1 << 30) -> ReplayBuffer:
-    memory = ReplayBuffer(limit)
+def buffer_of(examples: Sequence[Example], limit: int = 1 << 30) -> ReplayBuffer:
+    buffer = ReplayBuffer(limit)
     for each in examples:
-        memory.add([each])
-    return memory
+        buffer.add([each])
+    return buffer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -55,12 +55,12 @@ def identities(examples: Sequence[Example]) -> list[int]:
     return [id(each) for each in examples]
 
 
-def shares(memory: ReplayBuffer, choice: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
-    """How often the first ``drawn`` examples of a draw were which, by their places in the memory."""
-    place, g = {id(each): i for i, each in enumerate(memory.examples())}, generator()
+def shares(buffer: ReplayBuffer, choice: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
+    """How often each sequence of ``drawn`` examples came first in a draw, by their indices in the buffer."""
+    place, g = {id(each): i for i, each in enumerate(buffer.examples())}, generator()
     found: dict[tuple[int, ...], float] = {}
     for _ in range(DRAWS):
-        first = tuple(place[id(each)] for each in memory.sample(8 * drawn, g, choice))
+        first = tuple(place[id(each)] for each in buffer.sample(8 * drawn, g, choice))
         assert len(first) == drawn
         found[first] = found.get(first, 0.0) + 1 / DRAWS
     return found
@@ -71,60 +71,60 @@ def near(share: float, probability: float) -> bool:
     return abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / DRAWS)
 
 
-def test_all_are_alike_in_a_uniform_draw() -> None:
-    found = shares(memory_of([example(i % 4) for i in range(8)]), ReplaySampling.UNIFORM)
+def test_a_uniform_draw_gives_all_examples_the_same_chance() -> None:
+    found = shares(buffer_of([example(i % 4) for i in range(8)]), ReplaySampling.UNIFORM)
     assert all(near(found[i,], 1 / 8) for i in range(8))
 
 
 def test_a_recent_examples_weight_halves_with_the_half_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 2)
-    found = shares(memory_of([example() for _ in range(6)]), ReplaySampling.RECENT)
+    found = shares(buffer_of([example() for _ in range(6)]), ReplaySampling.RECENT)
     weights = [2 ** (i / 2) for i in range(6)]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(6))
 
 
-def test_age_counts_what_made_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A survivor is as old as what came after it, kept or not."""
+def test_evicted_examples_count_in_the_age_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example's age counts all later additions, kept or evicted."""
     monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 4)
     every = [example() for _ in range(30)]
-    memory = memory_of(every, 4 * every[0].nbytes)
+    buffer = buffer_of(every, 4 * every[0].nbytes)
     number = {id(each): i for i, each in enumerate(every)}
-    weights = [2 ** (number[id(each)] / 4) for each in memory.examples()]
-    assert number[id(memory.examples()[0])] < 26, "some that came later are gone"
-    found = shares(memory, ReplaySampling.RECENT)
+    weights = [2 ** (number[id(each)] / 4) for each in buffer.examples()]
+    assert number[id(buffer.examples()[0])] < 26, "some later examples were evicted"
+    found = shares(buffer, ReplaySampling.RECENT)
     assert all(near(found.get((i,), 0.0), weights[i] / sum(weights)) for i in range(4))
 
 
-def test_what_took_twice_the_rounds_per_token_is_drawn_twice_as_often() -> None:
-    found = shares(memory_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), ReplaySampling.PRIORITIZED)
+def test_twice_the_rounds_per_token_double_the_chance() -> None:
+    found = shares(buffer_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), ReplaySampling.PRIORITIZED)
     weights = [1, 1 / 2, 1 / 4, 1 / 4]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(4))
 
 
-def test_what_is_not_known_counts_as_the_mean_of_what_is() -> None:
-    found = shares(memory_of([example(0, 0), example(), example(3, 3)]), ReplaySampling.PRIORITIZED)
+def test_an_unknown_priority_counts_as_the_mean_of_the_known_ones() -> None:
+    found = shares(buffer_of([example(0, 0), example(), example(3, 3)]), ReplaySampling.PRIORITIZED)
     weights = [1, 5 / 8, 1 / 4]
     assert all(near(found[i,], weights[i] / sum(weights)) for i in range(3))
-    unknown = shares(memory_of([example() for _ in range(4)]), ReplaySampling.PRIORITIZED)
+    unknown = shares(buffer_of([example() for _ in range(4)]), ReplaySampling.PRIORITIZED)
     assert all(near(unknown[i,], 1 / 4) for i in range(4))
 
 
-def test_the_next_is_drawn_by_the_weights_of_what_is_left() -> None:
+def test_the_second_draw_is_weighted_among_the_remaining_examples() -> None:
     weights = [1, 1 / 2, 1 / 4]
-    found = shares(memory_of([example(0), example(1), example(3)]), ReplaySampling.PRIORITIZED, drawn=2)
+    found = shares(buffer_of([example(0), example(1), example(3)]), ReplaySampling.PRIORITIZED, drawn=2)
     for i, j in itertools.permutations(range(3), 2):
         assert near(found[i, j], weights[i] / sum(weights) * weights[j] / (sum(weights) - weights[i]))
 
 
-def test_what_is_very_old_is_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a weight itself would be 0 in every floating-point format."""
+def test_very_old_examples_are_still_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights themselves would be 0 in every floating-point format."""
     monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 1e-6)
-    memory = memory_of([example() for _ in range(20)])
-    assert identities(memory.sample(8 * 20, generator(), ReplaySampling.RECENT)) == identities(memory.examples())[::-1]
+    buffer = buffer_of([example() for _ in range(20)])
+    assert identities(buffer.sample(8 * 20, generator(), ReplaySampling.RECENT)) == identities(buffer.examples())[::-1]
 
 
 @given(st.lists(st.integers(0, 127), max_size=ROOTS))
-def test_surprise_is_rounds_per_token_and_never_nothing(accepted: list[int]) -> None:
+def test_priority_is_rounds_per_token_and_never_zero(accepted: list[int]) -> None:
     found = priority(example(*accepted))
     if not accepted:
         assert found is None
@@ -138,86 +138,86 @@ sizes = st.lists(st.integers(1, 40), max_size=25)
 
 
 @given(sizes, st.integers(1, 200), st.sampled_from(ReplaySampling), st.integers(0, 9))
-def test_a_draw_is_distinct_and_within_its_slots(
+def test_a_draw_has_distinct_examples_within_its_slots(
     sizes: list[int], slots: int, choice: ReplaySampling, seed: int
 ) -> None:
-    memory = memory_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
-    drawn = memory.sample(slots, generator(seed), choice)
+    buffer = buffer_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
+    drawn = buffer.sample(slots, generator(seed), choice)
     assert bool(drawn) == bool(sizes)
     assert len(set(identities(drawn))) == len(drawn)
-    assert set(identities(drawn)) <= set(identities(memory.examples()))
+    assert set(identities(drawn)) <= set(identities(buffer.examples()))
     assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
-    everything = memory.sample(40 * len(sizes), generator(seed), choice)
-    assert sorted(identities(everything)) == sorted(identities(memory.examples()))
+    everything = buffer.sample(40 * len(sizes), generator(seed), choice)
+    assert sorted(identities(everything)) == sorted(identities(buffer.examples()))
 
 
 @given(sizes, st.integers(1, 30))
-def test_the_memory_keeps_its_bound(sizes: list[int], room: int) -> None:
+def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> None:
     limit = room * example(slots=8).nbytes
-    every, memory = [example(slots=n) for n in sizes], ReplayBuffer(limit)
+    every, buffer = [example(slots=n) for n in sizes], ReplayBuffer(limit)
     for each in every:
-        memory.add([each])
-        assert memory.nbytes == sum(kept.nbytes for kept in memory.examples())
-        assert memory.nbytes <= limit or len(memory) == 1
-        assert memory.examples()[-1] is each
+        buffer.add([each])
+        assert buffer.nbytes == sum(kept.nbytes for kept in buffer.examples())
+        assert buffer.nbytes <= limit or len(buffer) == 1
+        assert buffer.examples()[-1] is each
     place = {id(each): i for i, each in enumerate(every)}
-    ages = [place[id(each)] for each in memory.examples()]
+    ages = [place[id(each)] for each in buffer.examples()]
     assert ages == sorted(ages)
 
 
 @given(sizes, st.integers(1, 30), st.sampled_from(ReplaySampling), st.integers(1, 25))
-def test_a_memory_that_was_rebuilt_draws_what_it_would_have_drawn(
+def test_a_rebuilt_buffer_draws_the_same_examples(
     sizes: list[int], room: int, choice: ReplaySampling, killed: int
 ) -> None:
-    """As a trainer that is killed and resumed: what came before is added again, the generator is as it was saved."""
+    """A resumed trainer adds the former examples again and restores the generator."""
     limit = room * example(slots=8).nbytes
     every = [example(i % 3, slots=n) for i, n in enumerate(sizes)]
 
-    def go_on(memory: ReplayBuffer, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
+    def go_on(buffer: ReplayBuffer, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
         drawn = []
         for each in later:
-            memory.add([each])
-            drawn.append(identities(memory.sample(60, g, choice)))
+            buffer.add([each])
+            drawn.append(identities(buffer.sample(60, g, choice)))
         return drawn
 
     live, g = ReplayBuffer(limit), generator()
     go_on(live, g, every[:killed])
     saved = g.get_state()
-    rebuilt, again = memory_of(every[:killed], limit), generator(1)
+    rebuilt, again = buffer_of(every[:killed], limit), generator(1)
     again.set_state(saved)
     assert go_on(rebuilt, again, every[killed:]) == go_on(live, g, every[killed:])
 
 
-@pytest.mark.parametrize("held", [20, 43, 100, 1000])
-def test_a_domain_fades_by_the_same_part_with_each_memory_of_another(held: int) -> None:
-    """The module's docstring gives these figures: 1/e is left of A after one memory of B, its square after two."""
+@pytest.mark.parametrize("count", [20, 43, 100, 1000])
+def test_each_buffer_of_another_domain_evicts_the_same_share_of_the_former(count: int) -> None:
+    """The module's docstring gives these figures: 1/e of A is left after one buffer of B, 1/e² after two."""
     a, b = example(0), example(3)
-    memory = memory_of([a] * held, held * a.nbytes)
+    buffer = buffer_of([a] * count, count * a.nbytes)
 
     def left() -> float:
-        return sum(each is a for each in memory.examples()) / held
+        return sum(each is a for each in buffer.examples()) / count
 
     assert left() == 1.0
-    for memories, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
-        for _ in range(held):
-            memory.add([b])
-        assert low <= left() <= high, memories
-    for _ in range(8 * held):
-        memory.add([b])
-    assert left() < 0.01, "what never comes back is forgotten in the end"
+    for buffers, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
+        for _ in range(count):
+            buffer.add([b])
+        assert low <= left() <= high, buffers
+    for _ in range(8 * count):
+        buffer.add([b])
+    assert left() < 0.01, "traffic that never comes back is forgotten in the end"
 
 
 @choices
-def test_a_resumed_trainer_replays_what_the_one_before_would_have(
+def test_a_resumed_trainer_replays_the_same_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: ReplaySampling
 ) -> None:
     asked, sample = list[ReplaySampling](), ReplayBuffer.sample
 
     def seen(
-        memory: ReplayBuffer, slots: int, g: torch.Generator, choice: ReplaySampling = ReplaySampling.UNIFORM
+        buffer: ReplayBuffer, slots: int, g: torch.Generator, choice: ReplaySampling = ReplaySampling.UNIFORM
     ) -> list[Example]:
         asked.append(choice)
-        return sample(memory, slots, g, choice)
+        return sample(buffer, slots, g, choice)
 
     monkeypatch.setattr(ReplayBuffer, "sample", seen)
     states = []
@@ -236,21 +236,19 @@ def test_a_resumed_trainer_replays_what_the_one_before_would_have(
 
 
 def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path: Path) -> None:
-    """A replayed batch is full whatever a shard holds, so that three beside each would be many passes."""
+    """Replayed batches are full however small a shard is, so three beside each shard would be many passes."""
     real = Real(tmp_path)
     real.settings = real.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
     trainer = real.trainer(Traffic(real.registry, 8))
     trainer.run()
     recipe, session = trainer.learning.session.recipe, trainer.learning.session
-    assert recipe == Recipe(), "the defaults of the custom resource are those that were measured"
+    assert recipe == Recipe(), "the defaults of the custom resource are the measured ones"
     assert session.steps > 8
     assert session.trained_positions < recipe.passes * trainer.learning.trained_tokens + recipe.batch_slots
 
 
-def test_a_backlog_is_replayed_as_often_as_is_replayed_beside_fresh_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Further passes are for a trainer that would wait."""
+def test_a_backlog_is_replayed_only_beside_fresh_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further passes are made only while the trainer would wait for traces."""
     real = Real(tmp_path)
     for seq in range(4):
         tiny.put_shard(real.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])

@@ -26,7 +26,7 @@ STEPS = 4
 
 
 def rope(x: Tensor, position: int, theta: float) -> Tensor:
-    """Neox-style rotation of ``[heads, D]`` by complex numbers: another spelling than the draft's."""
+    """Neox-style rotation of ``[heads, D]`` by complex numbers, written differently from the draft's."""
     half = x.shape[-1] // 2
     angle = position * theta ** (-torch.arange(half, dtype=torch.float64) / half)
     turned = torch.complex(x[:, :half].double(), x[:, half:].double()) * torch.polar(torch.ones(half).double(), angle)
@@ -84,11 +84,11 @@ def decoded(draft: DraftModel, trace: RequestTrace, slot: int, path: tuple[int, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scores", [MAX_SCORES_PER_CHUNK, 50])  # in one piece, and node by node or so
+@pytest.mark.parametrize("scores", [MAX_SCORES_PER_CHUNK, 50])  # in one chunk, and in chunks of about one node
 def test_the_batched_pass_equals_decoding_node_by_node(
     tmp_path: Path, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chains and trees, from every round's root: each verify node above the leaves is there, once, with its target."""
+    """From every round's root, each verify node above the leaves is unrolled once, with its target distribution."""
     monkeypatch.setattr(tree_attention, "MAX_SCORES_PER_CHUNK", scores)
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     randomised(draft)
@@ -131,7 +131,7 @@ def test_paths_of_committed_tokens_equal_decoding_them(tmp_path: Path) -> None:
                 torch.testing.assert_close(unrolled[slot, path].output, want, atol=2e-4, rtol=2e-4)
 
 
-def test_gradients_do_not_depend_on_how_attention_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_do_not_depend_on_the_chunks_of_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(3) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
     batch = collate(examples, 3, vocabulary, with_rejected=True)

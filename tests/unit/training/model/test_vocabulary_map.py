@@ -1,4 +1,4 @@
-"""A better map covers more of what was counted, and differs from the one before no more than that takes."""
+"""The best map covers most of the counted tokens, and differs from the current map as little as possible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def situations(draw: st.DrawFn) -> tuple[VocabularyMap, Tensor, list[int]]:
 
 
 @given(situations())
-def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[VocabularyMap, Tensor, list[int]]) -> None:
+def test_the_best_map_has_the_same_size_and_covers_most(situation: tuple[VocabularyMap, Tensor, list[int]]) -> None:
     current, counts, special = situation
     before = set(current.to_target.tolist())
     ids = best_map(current, counts, special)
@@ -36,7 +36,7 @@ def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[Vocabul
     free = sorted(counts[[i for i in range(VOCAB) if i not in kept]].tolist(), reverse=True)
     most = float(counts[sorted(kept)].sum()) + sum(free[: len(before) - len(kept)])
     if ids is None:
-        assert float(counts[current.to_target].sum()) == most, "the map was the best already"
+        assert float(counts[current.to_target].sum()) == most, "the current map is already the best"
         return
     after = set(ids.tolist())
     assert ids.dtype == torch.int64
@@ -46,11 +46,11 @@ def test_a_better_map_has_the_same_size_and_covers_most(situation: tuple[Vocabul
     assert float(counts[ids].sum()) == most
     assert coverage(VocabularyMap.of(ids, VOCAB), counts) > coverage(current, counts)
     comes, goes = counts[sorted(after - before)], counts[sorted(before - after)]
-    assert float(comes.min()) > float(goes.max()), "a token gives way only to one that was seen more often"
+    assert float(comes.min()) > float(goes.max()), "a token is replaced only by one that was counted more often"
     assert best_map(VocabularyMap.of(ids, VOCAB), counts, special) is None
 
 
-def test_what_was_seen_equally_often_stays_and_the_rest_comes_in_the_order_of_its_ids() -> None:
+def test_among_equal_counts_current_tokens_stay_and_lower_ids_come_first() -> None:
     current = VocabularyMap.of(torch.tensor([0, 1, 5, 7]), 10)
     counts = torch.tensor([0, 3, 9, 9, 9, 9, 0, 0, 0, 0])
     found = best_map(current, counts, [7])
@@ -58,15 +58,15 @@ def test_what_was_seen_equally_often_stays_and_the_rest_comes_in_the_order_of_it
     assert found.tolist() == [2, 3, 5, 7]
 
 
-def test_nothing_is_covered_whole() -> None:
+def test_coverage_of_no_tokens_is_one() -> None:
     assert coverage(VocabularyMap.of(torch.tensor([2]), 5), torch.zeros(5)) == 1.0
     assert coverage(VocabularyMap.of(torch.tensor([2]), 5), torch.tensor([0, 3, 1, 0, 0])) == 0.25
 
 
-def test_each_token_of_an_answer_counts_once_however_the_request_is_cut(
+def test_each_answer_token_but_the_first_counts_once_however_the_request_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """But for its first, which no draft proposes: the target's prefill says it."""
+    """The first token is not counted, because the target's prefill makes it and no draft proposes it."""
     traces = [tiny.trace(seed, prompt=6 + seed, answer=9 + seed) for seed in range(6)]
     answers = torch.cat([t.tokens[t.prompt_length + 1 :] for t in traces]).long()
     want = torch.bincount(answers, minlength=tiny.VOCAB)
@@ -79,6 +79,6 @@ def test_each_token_of_an_answer_counts_once_however_the_request_is_cut(
     assert counts_of([], tiny.VOCAB).tolist() == [0] * tiny.VOCAB
 
 
-def test_ids_of_nothing_stay_ids_of_nothing() -> None:
+def test_ids_outside_the_map_become_minus_one() -> None:
     vocabulary = VocabularyMap.of(torch.tensor([2, 4]), 6)
     assert vocabulary.to_draft_ids(torch.tensor([[-1, 4], [0, 2]], dtype=torch.int32)).tolist() == [[-1, 1], [-1, 0]]

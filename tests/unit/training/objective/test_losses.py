@@ -29,14 +29,14 @@ def case(seed: int, outside: float, sharp: float) -> tuple[Tensor, TargetDistrib
 
 
 def top(probs: Tensor, k: int) -> TargetDistribution:
-    """What a capture of the ``k`` most likely tokens would keep of ``probs`` ``[N, V]``."""
+    """The distributions that capture of the ``k`` most likely tokens keeps of ``probs`` ``[N, V]``."""
     kept = probs.topk(k)
     rest = (1 - kept.values.sum(-1)).clamp(min=0) if k < probs.shape[-1] else torch.zeros(len(probs))
     return TargetDistribution(kept.indices, kept.values, rest)
 
 
 def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
-    """The loss of two distributions ``[C]`` over the same outcomes, as textbooks write it."""
+    """The textbook formula of the loss for two distributions ``[C]`` over the same outcomes."""
     gap = {
         "forward_kl": lambda: torch.where(p > 0, p * (p / q).log(), 0.0).sum(),
         "reverse_kl": lambda: torch.where(q > 0, q * (q / p.clamp(min=1e-30)).log(), 0.0).sum(),
@@ -48,7 +48,7 @@ def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
 
 
 def bucketed(name: str, logits: Tensor, target: TargetDistribution, n: int) -> Tensor:
-    """Row ``n`` by the formula over (known tokens…, everything else); logits in double, differentiable."""
+    """The loss of row ``n`` by the formula over captured tokens and one bucket; in double, differentiable."""
     q = logits[n].softmax(-1)
     inside = target.ids[n] >= 0
     ids = target.ids[n][inside]
@@ -96,21 +96,21 @@ def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, s
 @every_loss
 @given(seed=seeds, k=st.integers(1, V), sharp=sharpness)
 @settings(max_examples=20, deadline=None)
-def test_a_loss_is_never_negative_and_truncation_never_adds(name: str, seed: int, k: int, sharp: float) -> None:
+def test_a_loss_is_never_negative_and_truncation_never_increases_it(name: str, seed: int, k: int, sharp: float) -> None:
     g = torch.Generator().manual_seed(seed)
     logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
     truncated, full = LOSSES[name](logits, top(probs, k)), LOSSES[name](logits, top(probs, V))
     assert bool((truncated >= 0).all())
-    assert bool((truncated <= full + 1e-4 + 1e-3 * full).all())  # merging outcomes tells less apart
+    assert bool((truncated <= full + 1e-4 + 1e-3 * full).all())  # merging outcomes can only decrease a divergence
 
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"cross_entropy"}))
 @pytest.mark.parametrize("k", [1, K, V])
-def test_a_perfect_draft_loses_nothing(name: str, k: int) -> None:
+def test_a_perfect_draft_has_no_loss(name: str, k: int) -> None:
     logits = torch.randn(8, V, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
     value = LOSSES[name](logits, top(logits.detach().softmax(-1), k))
     assert float(value.detach().max()) < 1e-5
-    if name not in ("total_variation", "log_acceptance"):  # these have a kink there
+    if name not in ("total_variation", "log_acceptance"):  # these two have a kink there
         (grad,) = torch.autograd.grad(value.sum(), logits)
         assert float(grad.abs().max()) < 1e-4
 
@@ -128,7 +128,7 @@ def test_a_certain_draft_has_no_cross_entropy() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_total_variation_is_one_minus_the_acceptance_that_sampling_shows(seed: int) -> None:
-    """Speculative sampling, played: draw from the draft, accept with probability min(1, p / q)."""
+    """Simulates speculative sampling: draw from the draft, accept with probability min(1, p / q)."""
     g = torch.Generator().manual_seed(seed)
     logits, probs = torch.randn(1, V, generator=g) * 2, (torch.randn(1, V, generator=g) * 2).softmax(-1)
     q, tries = logits.softmax(-1), 40_000
@@ -140,7 +140,7 @@ def test_total_variation_is_one_minus_the_acceptance_that_sampling_shows(seed: i
 
 
 @every_loss
-def test_a_target_that_speaks_outside_the_vocabulary_moves_nothing(name: str) -> None:
+def test_a_target_outside_the_vocabulary_has_no_gradient(name: str) -> None:
     logits = torch.randn(1, V, requires_grad=True)
     target = TargetDistribution(torch.full((1, K), -1), torch.zeros(1, K), torch.zeros(1))
     value = LOSSES[name](logits, target).sum()

@@ -1,4 +1,4 @@
-"""A batch's loss is the formula that its module states, and a recipe what the custom resource says."""
+"""A batch's loss equals the module's formula, and the recipe follows the custom resource."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 3
 @torch.no_grad()
 @pytest.mark.parametrize("path", list(UnrollPath))
 @pytest.mark.parametrize("discard", [0.3, 1.0])
-def test_accepted_and_discarded_nodes_weigh_as_stated(tmp_path: Path, path: UnrollPath, discard: float) -> None:
+def test_path_and_rejected_nodes_weigh_as_stated(tmp_path: Path, path: UnrollPath, discard: float) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, path, with_rejected=True)
@@ -51,7 +51,7 @@ def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> 
     assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
 
 
-def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path) -> None:
+def test_a_session_learns_the_distributions_behind_rejected_nodes(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
 
@@ -78,7 +78,7 @@ def test_a_session_learns_what_the_target_says_behind_a_rejection(tmp_path: Path
         (DraftSpec(), TrainingSpec(replay=0), Recipe(replay=0)),
     ],
 )
-def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_told_otherwise(
+def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_set_otherwise(
     draft: DraftSpec, training: TrainingSpec, want: Recipe
 ) -> None:
     store = StoreSettings(bucket="b", root="r")

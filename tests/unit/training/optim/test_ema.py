@@ -1,4 +1,4 @@
-"""What is served is the mean of the last weights: it follows them, survives a save, and never teaches."""
+"""Served weights are an average of the trained ones, survive a save, and never influence training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fill(draft: DraftModel, value: float) -> None:
 
 
 def mean_after(average: WeightEma, draft: DraftModel, values: range) -> float:
-    """The mean of a weight that takes ``values`` one after the other, a step each."""
+    """The average of a weight that takes one of ``values`` at each step."""
     for value in values:
         fill(draft, float(value))
         average.update()
@@ -35,18 +35,18 @@ def mean_after(average: WeightEma, draft: DraftModel, values: range) -> float:
     return float(found[0])
 
 
-def test_while_steps_are_few_it_looks_back_over_a_share_of_them(draft: DraftModel) -> None:
+def test_the_average_first_spans_a_share_of_the_steps(draft: DraftModel) -> None:
     average = WeightEma(draft, 1000)
     assert 75 < mean_after(average, draft, range(101)) < 90  # about a fifth of the steps behind
     assert average.draft.embedding is draft.embedding
     assert all(not p.requires_grad for p in average.draft.parameters())
 
 
-def test_then_it_looks_back_over_its_horizon(draft: DraftModel) -> None:
+def test_the_average_later_spans_its_horizon(draft: DraftModel) -> None:
     assert mean_after(WeightEma(draft, 20), draft, range(2001)) == pytest.approx(2000 - 19, abs=0.1)
 
 
-def test_what_is_stored_is_what_lives_on(draft: DraftModel) -> None:
+def test_the_live_average_is_rounded_to_the_stored_one(draft: DraftModel) -> None:
     average, random = WeightEma(draft, 20), torch.Generator().manual_seed(1)
     for _ in range(30):
         with torch.no_grad():
@@ -61,20 +61,20 @@ def test_what_is_stored_is_what_lives_on(draft: DraftModel) -> None:
         assert stored[f"{EMA_OFFSET}.{name}"].dtype is torch.bfloat16
         assert torch.equal(mine, dict(other.draft.named_parameters())[name])
         apart = (exact[name] - dict(draft.named_parameters())[name]).abs()
-        assert bool(((mine - exact[name]).abs() <= apart / 200 + 1e-7).all()), "only the distance was rounded"
+        assert bool(((mine - exact[name]).abs() <= apart / 200 + 1e-7).all()), "only the offset was rounded"
     average.update()
     other.update()
     assert all(torch.equal(a, b) for a, b in zip(average.state().values(), other.state().values(), strict=True))
 
 
-def test_a_state_without_a_mean_begins_at_the_weights(draft: DraftModel) -> None:
+def test_the_average_starts_at_the_weights_of_a_state_without_average(draft: DraftModel) -> None:
     average = WeightEma(draft, 20)
     fill(draft, 3.0)
     average.restore({})
     assert bool((average.draft.norm.weight == 3).all())
 
 
-def test_what_is_served_is_the_mean_and_what_learns_is_not(tmp_path: Path) -> None:
+def test_the_average_is_served_and_does_not_influence_training(tmp_path: Path) -> None:
     def learnt(horizon: int) -> Session:
         recipe = Recipe(learning_rate=5e-3, average_horizon=horizon)
         session = Session(*tiny.draft_of(tiny.target(tmp_path)), recipe, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn what one learns, and stay equal to the last bit."""
+"""Two processes under torchrun learn what one process learns, and hold the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What each of two ranks holds after the steps of :mod:`ranked`."""
+    """The tensors of each of two ranks after the steps of :mod:`ranked`."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
@@ -38,7 +38,7 @@ def test_all_ranks_hold_the_same_weights_moments_and_map(ranks: tuple[dict[str, 
     leader, follower = (learnt(tensors) for tensors in ranks)
     assert leader.keys() == follower.keys()
     assert sum(name.startswith("exp_avg.") for name in leader) > 10
-    assert int(follower["vocabulary"][0]) == tiny.VOCAB - tiny.DRAFT_VOCAB, "and it is the one that was changed to"
+    assert int(follower["vocabulary"][0]) == tiny.VOCAB - tiny.DRAFT_VOCAB, "the ranks hold the changed map"
     assert all(torch.equal(leader[name], follower[name]) for name in leader)
 
 
@@ -58,7 +58,7 @@ def test_two_ranks_learn_what_one_process_learns(
         assert apart < 0.02 * moved, name  # products in bf16, whose sums are split otherwise
 
 
-def test_every_example_is_dealt_once_and_no_rank_is_left_without() -> None:
+def test_every_example_goes_to_one_rank_and_no_rank_is_left_without() -> None:
     examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), tiny.VOCAB)]
     shares = shard_among_ranks(examples, 3)
     assert sorted(id(e) for share in shares for e in share) == sorted(id(e) for e in examples)

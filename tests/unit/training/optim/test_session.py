@@ -69,7 +69,7 @@ def test_coverage_is_the_share_of_answer_tokens_that_the_map_holds(tmp_path: Pat
     assert evaluate(session.draft, examples, everything, 3).coverage == 1
 
 
-def test_what_is_not_finite_is_not_learnt(tmp_path: Path) -> None:
+def test_a_batch_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     session, examples = session_of(tmp_path)
     session.step(examples[:3])
     before = [p.detach().clone() for p in session.draft.parameters()]
@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_not_learnt(tmp_path: Path) -> None:
 
 
 def moved(session: Session, examples: list[Example]) -> float:
-    """How far an optimizer's first step takes the weight that it moves most: by the rate, whatever the loss."""
+    """The largest change of a weight in one step. In an optimizer's first step that is the learning rate."""
     before = [p.detach().clone() for p in session.draft.parameters()]
     session.step(examples)
     after = session.draft.parameters()
@@ -88,13 +88,13 @@ def moved(session: Session, examples: list[Example]) -> float:
 
 
 @pytest.mark.parametrize(("steps", "share"), [(0, 0.1), (4, 0.5), (9, 1.0), (10**7, 1.0)])
-def test_the_rate_warms_up_and_never_falls(tmp_path: Path, steps: int, share: float) -> None:
+def test_the_learning_rate_warms_up_and_never_falls(tmp_path: Path, steps: int, share: float) -> None:
     session, examples = session_of(tmp_path)
     session.steps = steps
     assert moved(session, examples[:4]) == pytest.approx(share * session.recipe.learning_rate, rel=0.01)
 
 
-def test_a_batch_pulls_no_harder_than_the_clip(tmp_path: Path) -> None:
+def test_gradients_are_clipped(tmp_path: Path) -> None:
     session, examples = session_of(tmp_path)
     session.recipe = dataclasses.replace(session.recipe, clip=0.02)
     session.step(examples[:4])
@@ -107,7 +107,7 @@ DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-def test_what_a_step_changes_is_not_lost_to_the_dtype_of_its_products(tmp_path: Path, device: torch.device) -> None:
+def test_small_updates_are_not_lost_to_the_dtype_of_products(tmp_path: Path, device: torch.device) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
     session = Session(draft, vocabulary, Recipe(learning_rate=1e-6, warmup_steps=1), device)
@@ -116,12 +116,12 @@ def test_what_a_step_changes_is_not_lost_to_the_dtype_of_its_products(tmp_path: 
     change = moved(session, examples)
     hook.remove()
     assert products == {product_dtype(device.type)}
-    assert change == pytest.approx(1e-6, rel=0.2)  # a weight of 1 in bf16 does not feel less than 4e-3
+    assert change == pytest.approx(1e-6, rel=0.2)  # a weight of 1 in bf16 cannot change by less than 4e-3
 
 
-def test_walk_counts_rounds_and_tokens_as_serving_does() -> None:
+def test_simulated_verification_counts_rounds_and_tokens_as_serving_does() -> None:
     hit = torch.tensor
-    assert simulate_verification(hit([[False] * 3] * 5)) == (5, 5)  # nothing accepted: one bonus token per round
+    assert simulate_verification(hit([[False] * 3] * 5)) == (5, 5)  # none accepted: one bonus token per round
     assert simulate_verification(hit([[True] * 3] * 8)) == (2, 8)
-    assert simulate_verification(hit([[True, False, True]] * 6)) == (3, 6)  # what follows a wrong guess does not count
+    assert simulate_verification(hit([[True, False, True]] * 6)) == (3, 6)  # proposals after a wrong one do not count
     assert simulate_verification(torch.zeros(0, 3, dtype=torch.bool)) == (0, 0)

@@ -1,4 +1,4 @@
-"""A draft under another map keeps what it learnt of the tokens that both maps hold, and learns on."""
+"""A draft under another map keeps the rows of the tokens that both maps hold, and goes on learning."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def session_of(target: TargetModel) -> tuple[Session, list[Example]]:
 
 
 def trained(target: TargetModel) -> tuple[Session, list[Example], dict[str, Tensor]]:
-    """A session after some steps, and its state then."""
+    """A session after some steps, its examples, and its state."""
     session, examples = session_of(target)
     for _ in range(12):
         session.step(examples)
     return session, examples, {name: tensor.clone() for name, tensor in session.state().items()}
 
 
-def test_shared_rows_keep_weights_moments_and_mean_and_new_ones_are_the_targets(target: TargetModel) -> None:
+def test_shared_rows_keep_their_state_and_new_rows_are_the_targets(target: TargetModel) -> None:
     session, _, before = trained(target)
     old = session.vocabulary
     after = remapped(session.state(), IDS, target.head)
@@ -60,7 +60,7 @@ def test_shared_rows_keep_weights_moments_and_mean_and_new_ones_are_the_targets(
             assert torch.equal(after[name][row], want)
 
 
-def test_before_the_first_step_it_is_the_initial_draft_of_that_map(target: TargetModel) -> None:
+def test_remapping_an_untrained_session_gives_the_initial_draft_of_the_map(target: TargetModel) -> None:
     session, _ = session_of(target)
     after = remapped(session.state(), IDS, target.head)
     for name, parameter in initial_draft(target, session.draft.config, IDS).named_parameters():
@@ -80,7 +80,7 @@ def test_tokens_that_both_maps_hold_score_as_before(target: TargetModel) -> None
     torch.testing.assert_close(session.served.logits(hidden)[:, places], served[:, former], atol=1e-3, rtol=1e-3)
 
 
-def test_the_mean_begins_anew_so_that_it_does_not_trail_behind_rows_that_came_in(target: TargetModel) -> None:
+def test_a_map_change_restarts_the_average(target: TargetModel) -> None:
     session, examples, _ = trained(target)
     assert not torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
     session.restore(remapped(session.state(), IDS, target.head))
@@ -88,7 +88,7 @@ def test_the_mean_begins_anew_so_that_it_does_not_trail_behind_rows_that_came_in
     assert torch.equal(session.served.lm_head.weight, session.draft.lm_head.weight)
 
 
-def test_there_and_back_again_only_what_was_dropped_is_lost(target: TargetModel) -> None:
+def test_remapping_forth_and_back_loses_only_dropped_rows(target: TargetModel) -> None:
     session, _, before = trained(target)
     old = session.vocabulary.to_target
     there = remapped(session.state(), IDS, target.head)
@@ -98,11 +98,11 @@ def test_there_and_back_again_only_what_was_dropped_is_lost(target: TargetModel)
     assert torch.equal(same, ~dropped)
 
 
-def test_a_session_resumed_after_a_change_continues_as_one_that_was_not_stopped(target: TargetModel) -> None:
+def test_a_session_resumed_after_a_map_change_continues_identically(target: TargetModel) -> None:
     first, examples, _ = trained(target)
     first.restore(remapped(first.state(), IDS, target.head))
     stored = save({name: tensor.contiguous() for name, tensor in first.state().items()})
-    second, _ = session_of(target)  # which begins with the map of day 0
+    second, _ = session_of(target)  # starts with the initial draft's map
     second.restore(load(stored))
     for _ in range(3):
         assert first.step(examples) == second.step(examples)
@@ -111,7 +111,7 @@ def test_a_session_resumed_after_a_change_continues_as_one_that_was_not_stopped(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_tokens_that_came_in_are_learnt(target: TargetModel) -> None:
+def test_new_tokens_are_learnt(target: TargetModel) -> None:
     session, _, _ = trained(target)
     examples = [e for s in range(3) for e in examples_of(tiny.trace(s, answer=20, least=300), tiny.VOCAB)]
     assert evaluate(session.draft, examples, session.vocabulary, 3).coverage < 0.1

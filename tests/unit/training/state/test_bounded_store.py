@@ -1,4 +1,4 @@
-"""The real trainer keeps its store bounded, and resumes whole from what is left of it after kills and damage."""
+"""The real trainer keeps its store bounded, and resumes after kills and damage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.training.test_store_side import SPEC
 
 
 class Traffic(Retrier):
-    """Each time the trainer has nothing to do a shard comes, until there were enough of them."""
+    """Each wait of the trainer delivers a shard, until ``count`` shards were delivered."""
 
     def __init__(self, registry: Registry, count: int, *, damaged: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Traffic(Retrier):
 
 
 class Real:
-    """The real trainer, but for a store in memory and small limits; it saves between any two shards."""
+    """The real trainer with a store in memory and small limits. It saves after every shard."""
 
     def __init__(self, folder: Path) -> None:
         size = len(encode([tiny.trace(seed) for seed in range(3)]))
@@ -84,7 +84,7 @@ def real(tmp_path: Path) -> Real:
     return Real(tmp_path)
 
 
-def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real) -> None:
+def test_damaged_shards_are_consumed_retired_and_deleted_too(real: Real) -> None:
     traffic = Traffic(real.registry, 14, damaged=True)
     trainer = real.trainer(traffic)
     trainer.run()
@@ -96,7 +96,7 @@ def test_shards_that_teach_nothing_are_saved_retired_and_deleted_too(real: Real)
 
 
 def damage_the_newest_state(real: Real, *, data: bool) -> int:
-    """In its data or in its manifest; returns its epoch."""
+    """Damage the newest state in its data or in its manifest; returns its epoch."""
     epoch = real.registry.last_trainer_state_epoch()
     key = Keys.trainer_state(epoch)
     if data:
@@ -106,7 +106,7 @@ def damage_the_newest_state(real: Real, *, data: bool) -> int:
 
 
 @pytest.mark.parametrize("data", [False, True])
-def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_higher_epochs(
+def test_a_trainer_resumes_from_the_state_before_a_damaged_one(
     real: Real, data: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Traffic(real.registry, 4)
@@ -121,11 +121,13 @@ def test_a_damaged_state_costs_what_it_alone_has_learnt_and_is_followed_by_highe
     again.run()
     epochs = real.registry.trainer_state_epochs()
     assert epochs[0] > damaged
-    assert again.learning.ledger.total == len(set(real.registry.shard_keys(1))), "and what it had learnt is learnt anew"
+    assert again.learning.ledger.total == len(set(real.registry.shard_keys(1))), (
+        "the shard of the damaged state is trained again"
+    )
     assert trainer_state.read(real.registry, 1) is not None
 
 
-def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Real) -> None:
+def test_without_an_undamaged_state_the_trainer_starts_from_the_last_version(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
     damaged = damage_the_newest_state(real, data=False)
     again = real.trainer(Traffic(real.registry, 1))
@@ -134,7 +136,7 @@ def test_without_a_whole_state_the_trainer_starts_from_the_last_version(real: Re
     assert real.registry.last_trainer_state_epoch() > damaged
 
 
-def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(real: Real) -> None:
+def test_two_trainers_that_save_one_epoch_leave_one_undamaged_state(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
     winner, zombie = (real.trainer(Traffic(real.registry, 1)) for _ in range(2))
     winner.learning.session.generator.manual_seed(7)
@@ -147,12 +149,10 @@ def test_of_two_trainers_that_save_one_epoch_the_later_leaves_the_state_whole(re
     for _ in range(2):
         real.trainer(Traffic(real.registry, 1)).run()
     names = {key.split("/")[2] for key in real.objects.list(Keys.TRAINER_STATE)}
-    assert f"{winner.stages.saver.epoch:08d}" not in names, "the loser's data go with the epoch"
+    assert f"{winner.stages.saver.epoch:08d}" not in names, "the loser's data are deleted with the epoch"
 
 
-def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
-    real: Real, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_suspended_trainer_deletes_until_no_shard_is_deletable(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELETIONS_PER_CALL", 2)
     for seq in range(14):
         tiny.put_shard(real.registry, seq, [tiny.trace(seed) for seed in range(3)])
@@ -160,17 +160,17 @@ def test_a_suspended_trainer_deletes_as_long_as_there_is_something_to_delete(
     assert len(list(real.registry.shard_keys(1))) == 4
 
 
-def test_what_is_held_is_read_again_after_a_restart_but_for_what_retired(real: Real) -> None:
+def test_a_restart_restores_the_buffer_without_retired_shards(real: Real) -> None:
     trainer = real.trainer(Traffic(real.registry, 9))
     trainer.run()
     again = real.trainer(Retrier())
-    kept = [place for place in trainer.learning.replay.spans() if place.shard in trainer.learning.ledger.consumed]
+    kept = [span for span in trainer.learning.replay.spans() if span.shard in trainer.learning.ledger.consumed]
     assert again.learning.replay.spans() == kept
     assert 0 < len(kept) < len(trainer.learning.replay.spans())
     assert again.stages.reader.damaged == 0
 
 
-def test_what_did_not_change_is_not_saved_again(real: Real) -> None:
+def test_an_unchanged_state_is_not_saved_again(real: Real) -> None:
     real.trainer(Traffic(real.registry, 1)).run()
     epoch = real.registry.last_trainer_state_epoch()
     real.trainer(Traffic(real.registry, 0)).run()
@@ -189,10 +189,12 @@ def test_the_trainer_itself_keeps_its_store_bounded(real: Real) -> None:
     assert again.stages.retention.pending() == []
     status = registry.trainer_status()
     assert status is not None
-    assert status.shards == 14, "what was deleted was consumed all the same"
+    assert status.shards == 14, "deleted shards still count as consumed"
 
 
-def test_the_trainer_passes_the_word_on(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_passes_its_stop_request_to_retention_and_cleanup(
+    real: Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
     traffic = Traffic(real.registry, 1)
     trainer = real.trainer(traffic)
     seen: list[bool] = []

@@ -1,4 +1,4 @@
-"""A trainer that resumes holds what the one before held, and forgets and draws on as that one would have."""
+"""A resumed trainer holds the same examples, and evicts and draws as its predecessor would have."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def reader_of(registry: Registry) -> ShardReader:
 
 
 @dataclass
-class Holder:
-    """What of a trainer is recalled."""
+class RestoredParts:
+    """The parts of a trainer that are restored from shards."""
 
     registry: Registry
-    memory: ReplayBuffer
+    replay: ReplayBuffer
     held_out: HeldOutSet = field(default_factory=lambda: HeldOutSet(HELD_OUT))
     consumed: list[str] = field(default_factory=list)
 
@@ -45,28 +45,28 @@ class Holder:
         for key in keys:
             shard = reader.read(key)
             assert shard is not None
-            self.memory.add(shard.train, key)
+            self.replay.add(shard.train, key)
             for request, examples in shard.held_out:
                 self.held_out.add(request, examples, key)
             self.consumed.append(key)
 
-    def killed(self, limit: int, retired: int = 0) -> Holder:
-        """Its successor, which has its state."""
+    def restarted(self, limit: int, retired: int = 0) -> RestoredParts:
+        """The successor, restored from this one's state."""
         consumed = self.consumed[retired:]
-        tensors = replay_restore.spans_state(self.memory, self.held_out, consumed)
-        new = Holder(self.registry, ReplayBuffer(limit), consumed=consumed)
-        replay_restore.restore(tensors, consumed, reader_of(self.registry), new.memory, new.held_out)
+        tensors = replay_restore.spans_state(self.replay, self.held_out, consumed)
+        new = RestoredParts(self.registry, ReplayBuffer(limit), consumed=consumed)
+        replay_restore.restore(tensors, consumed, reader_of(self.registry), new.replay, new.held_out)
         return new
 
-    def held(self) -> tuple[list[list[int]], list[list[int]]]:
+    def contents(self) -> tuple[list[list[int]], list[list[int]]]:
         return (
-            [example.tokens.tolist() for example in self.memory.examples()],
+            [example.tokens.tolist() for example in self.replay.examples()],
             [example.tokens.tolist() for example in self.held_out.newest_first()],
         )
 
 
 def stored(sizes: Sequence[int]) -> tuple[Registry, list[str]]:
-    """A store with shards of so many requests; every prompt comes twice, so that held-out ones are asked again."""
+    """A store with shards of these numbers of requests. Every prompt comes twice, so held-out ones are repeated."""
     registry, _ = tiny.memory_registry()
     keys, seed = [], 0
     for number, count in enumerate(sizes):
@@ -87,54 +87,56 @@ def request(seed: int) -> RequestTrace:
     st.integers(0, 12),
     st.sampled_from(ReplaySampling),
 )
-def test_what_is_held_survives_any_restart(sizes: list[int], room: int, at: int, choice: ReplaySampling) -> None:
-    """The memory has room for one example, for a few of one shard each, for spans of several, or for all."""
+def test_replay_and_held_out_set_survive_any_restart(
+    sizes: list[int], room: int, at: int, choice: ReplaySampling
+) -> None:
+    """The buffer has room for one example, for a few of one shard each, for spans of several, or for all."""
     registry, keys = stored(sizes)
-    live = Holder(registry, ReplayBuffer(room * SIZE))
+    live = RestoredParts(registry, ReplayBuffer(room * SIZE))
     live.learn(keys[:at])
-    resumed = live.killed(room * SIZE)
-    assert resumed.held() == live.held()
-    assert resumed.memory.nbytes == live.memory.nbytes
+    resumed = live.restarted(room * SIZE)
+    assert resumed.contents() == live.contents()
+    assert resumed.replay.nbytes == live.replay.nbytes
     for holder in (live, resumed):
         holder.learn(keys[at:])
-    assert resumed.held() == live.held()
+    assert resumed.contents() == live.contents()
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(5):
-        mine, theirs = live.memory.sample(60, first, choice), resumed.memory.sample(60, second, choice)
-        assert [each.tokens.tolist() for each in mine] == [each.tokens.tolist() for each in theirs]
+        expected, actual = live.replay.sample(60, first, choice), resumed.replay.sample(60, second, choice)
+        assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
 
 @pytest.mark.parametrize(("parts", "whole"), [(300, True), (50, False)])
-def test_shards_that_are_small_beside_the_memory_come_and_go_whole(parts: int, whole: bool) -> None:
-    """So that those which are read again hold nothing else."""
+def test_small_shards_are_buffered_and_evicted_whole(parts: int, whole: bool) -> None:
+    """So the shards of a restore hold no examples that are not needed."""
     registry, keys = stored([3] * 150)
-    live = Holder(registry, ReplayBuffer(parts * SIZE))
+    live = RestoredParts(registry, ReplayBuffer(parts * SIZE))
     live.learn(keys)
-    assert live.memory.evicted > 0
+    assert live.replay.evicted > 0
     reader = reader_of(registry)
-    shards = {key: reader.read(key) for key in {place.shard for place in live.memory.spans()}}
-    held = sum(len(shard.train) for shard in shards.values() if shard)
-    assert (held == len(live.memory)) is whole
+    shards = {key: reader.read(key) for key in {span.shard for span in live.replay.spans()}}
+    restored = sum(len(shard.train) for shard in shards.values() if shard)
+    assert (restored == len(live.replay)) is whole
 
 
-def test_of_retired_shards_nothing_is_told() -> None:
+def test_retired_shards_are_not_part_of_the_state() -> None:
     registry, keys = stored([4] * 6)
-    live = Holder(registry, ReplayBuffer(1 << 30))
+    live = RestoredParts(registry, ReplayBuffer(1 << 30))
     live.learn(keys)
     for key in keys[:2]:
         registry.delete_shard(key)
     reader = reader_of(registry)
     consumed = keys[2:]
-    memory, held_out = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT)
+    replay, held_out = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT)
     replay_restore.restore(
-        replay_restore.spans_state(live.memory, live.held_out, consumed), consumed, reader, memory, held_out
+        replay_restore.spans_state(live.replay, live.held_out, consumed), consumed, reader, replay, held_out
     )
-    assert reader.damaged == 0, "none was looked for in vain"
-    assert {place.shard for place in memory.spans()} == set(consumed)
+    assert reader.damaged == 0, "no deleted shard was read"
+    assert {span.shard for span in replay.spans()} == set(consumed)
 
 
-class Watched(ShardReader):
-    """Sees, whenever a shard is read, how many of the former ones are still there."""
+class CountingReader(ShardReader):
+    """Records at each read how many of the former shards are still in memory."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
@@ -150,28 +152,26 @@ class Watched(ShardReader):
         return shard
 
 
-def test_refilling_reads_what_is_held_shard_by_shard() -> None:
+def test_a_restore_reads_only_needed_shards_one_at_a_time() -> None:
     registry, keys = stored([1] * 40)
-    live = Holder(registry, ReplayBuffer(8 * SIZE))
+    live = RestoredParts(registry, ReplayBuffer(8 * SIZE))
     live.learn(keys)
-    watched = Watched(registry)
+    reader = CountingReader(registry)
     held_out = HeldOutSet(HELD_OUT)
-    memory = ReplayBuffer(8 * SIZE)
-    replay_restore.restore(
-        replay_restore.spans_state(live.memory, live.held_out, keys), keys, watched, memory, held_out
-    )
-    assert max(watched.alive) <= 1, "the one before goes when the next is there"
-    needed = {place.shard for place in live.memory.spans()} | live.held_out.shards()
-    assert watched.keys == [key for key in keys if key in needed]
-    assert watched.keys != keys[-len(watched.keys) :], "older ones that survived are among them"
+    replay = ReplayBuffer(8 * SIZE)
+    replay_restore.restore(replay_restore.spans_state(live.replay, live.held_out, keys), keys, reader, replay, held_out)
+    assert max(reader.alive) <= 1, "at most one former shard is in memory"
+    needed = {span.shard for span in live.replay.spans()} | live.held_out.shards()
+    assert reader.keys == [key for key in keys if key in needed]
+    assert reader.keys != keys[-len(reader.keys) :], "older surviving shards are among them"
 
 
-def test_a_damaged_shard_costs_what_was_in_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_examples_of_a_damaged_shard_are_lost(caplog: pytest.LogCaptureFixture) -> None:
     registry, keys = stored([2] * 4)
-    live = Holder(registry, ReplayBuffer(1 << 30))
+    live = RestoredParts(registry, ReplayBuffer(1 << 30))
     live.learn(keys)
     registry.delete_shard(keys[1])
-    resumed = live.killed(1 << 30)
+    resumed = live.restarted(1 << 30)
     assert "damaged" in caplog.text
-    assert {place.shard for place in resumed.memory.spans()} <= {keys[0], *keys[2:]}
-    assert len(resumed.memory) >= len(live.memory) - 2
+    assert {span.shard for span in resumed.replay.spans()} <= {keys[0], *keys[2:]}
+    assert len(resumed.replay) >= len(live.replay) - 2

@@ -1,4 +1,4 @@
-"""The store stays bounded, and whatever moment a kill chooses, nothing that anyone needs or names is gone."""
+"""The store stays bounded, and a kill at any moment loses no object that is needed or named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARD = len(encode([tiny.trace(0)]))
 
 
 class Scene:
-    """A trainer that learns nothing: it looks, consumes, saves and deletes in the order of the real one."""
+    """A trainer without training: it lists, consumes, saves and deletes in the order of the real one."""
 
     TRACE = tiny.trace(0)
 
@@ -78,7 +78,7 @@ class Scene:
         return list(self.registry.shard_keys(1))
 
     def is_sound(self) -> None:
-        """Promise 4, and that every consumed shard is there."""
+        """Checks promise 4, and that every consumed shard exists."""
         keys = set(self.objects.data)
         states = [
             TrainerState.from_json(self.objects.data[k]) for k in sorted(keys) if k.startswith(Keys.TRAINER_STATE)
@@ -91,26 +91,26 @@ class Scene:
         for key in keys:
             if key.startswith(Keys.TRACES):
                 manifest, data = (f"{key.rsplit('.', 1)[0]}{end}" for end in (".json", ".safetensors"))
-                assert data in keys, "a manifest names data that are gone"
-                assert manifest in keys or manifest in explained, "nothing names this"
+                assert data in keys, "a manifest names missing data"
+                assert manifest in keys or manifest in explained, "no manifest or state names this"
 
 
 ROOMY = RetentionLimits(total_bytes=6 * SHARD, replay_bytes=2 * SHARD, shards=100)
 
 
-def test_the_oldest_consumed_shards_go_and_the_newest_stay() -> None:
+def test_the_oldest_consumed_shards_are_deleted_and_the_newest_stay() -> None:
     scene = Scene(ROOMY)
     for _ in range(20):
         scene.turn(1)
         scene.is_sound()
     assert scene.there() == scene.written[-len(scene.there()) :]
-    assert 6 <= len(scene.there()) <= 9, "the bound, and what the saves have yet to settle"
-    assert scene.read == scene.written, "each was learnt from once"
+    assert 6 <= len(scene.there()) <= 9, "the bound, and shards that wait for two saves"
+    assert scene.read == scene.written, "each shard was trained once"
     assert scene.ledger.total == 20
     assert len(scene.ledger.consumed) <= 7
 
 
-def test_nothing_goes_while_there_is_room() -> None:
+def test_no_shard_is_retired_while_there_is_room() -> None:
     scene = Scene(ROOMY)
     for _ in range(6):
         scene.turn(1)
@@ -118,7 +118,7 @@ def test_nothing_goes_while_there_is_room() -> None:
     assert scene.ledger.retired == ()
 
 
-def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -> None:
+def test_a_consumed_shard_is_deleted_only_when_every_stored_state_lists_it_as_retired() -> None:
     scene = Scene(ROOMY)
     scene.turn(4)
     scene.put(3)
@@ -126,7 +126,7 @@ def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -
     assert scene.ledger.retired == (scene.written[0],)
     assert scene.retention.delete_some() == 0
     scene.save()
-    assert scene.retention.delete_some() == 0, "the state before this one still calls it consumed"
+    assert scene.retention.delete_some() == 0, "the former state still lists the shard as consumed"
     scene.save()
     assert scene.retention.delete_some() == 1
     assert scene.written[0] not in scene.there()
@@ -136,9 +136,9 @@ def test_a_consumed_shard_goes_only_when_every_stored_state_calls_it_retired() -
     assert (record.retired, record.forgotten, scene.ledger.total) == ((), 1, 7)
 
 
-def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing() -> None:
+def test_a_kill_at_any_write_loses_no_shard_and_trains_none_twice() -> None:
     def play(kill: int | None) -> int:
-        """Five turns with a kill at the n-th change; how many changes there were."""
+        """Five turns with a kill at the n-th write; returns the number of writes."""
         scene = Scene(ROOMY)
         scene.turn(4)
         scene.turn(4)
@@ -177,24 +177,24 @@ def test_a_kill_at_any_change_of_the_store_loses_and_doubles_nothing() -> None:
         play(kill)
 
 
-def test_a_backlog_that_has_no_room_goes_unread_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backlog_without_room_is_deleted_untrained_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(ROOMY)
     scene.turn(4)
     scene.put(12)
     pending = scene.retention.pending()
-    assert pending == scene.written[-4:], "the newest"
+    assert pending == scene.written[-4:], "the newest shards"
     assert scene.retention.skipped == 8
     assert "8 shards are deleted untrained" in caplog.text
     assert scene.retention.pending() == pending
     assert scene.retention.skipped == 8, "counted once"
     assert scene.retention.delete_some() == 8
     assert len(scene.there()) == 8
-    assert set(scene.ledger.consumed) == set(scene.written[2:4]), "replay keeps its share"
-    assert scene.ledger.total == 4, "what was not read is not counted as consumed"
+    assert set(scene.ledger.consumed) == set(scene.written[2:4]), "shards reserved for replay stay"
+    assert scene.ledger.total == 4, "untrained shards do not count as consumed"
     scene.is_sound()
 
 
-def test_while_training_is_suspended_traces_are_bounded_too() -> None:
+def test_traces_are_bounded_while_training_is_suspended() -> None:
     scene = Scene(ROOMY)
     scene.turn(4)
     scene.suspended = True
@@ -204,13 +204,13 @@ def test_while_training_is_suspended_traces_are_bounded_too() -> None:
         scene.retention.pending()
         scene.retention.delete_some()
         scene.is_sound()
-    assert set(scene.there()) == {*scene.written[:4], *scene.written[-2:]}, "no state is saved: consumed ones stay"
+    assert set(scene.there()) == {*scene.written[:4], *scene.written[-2:]}, "no state is saved, so consumed shards stay"
     scene.suspended = False
     scene.start()
     assert scene.retention.pending() == scene.written[-2:]
 
 
-def test_the_number_of_shards_is_bounded_too() -> None:
+def test_the_number_of_shards_is_bounded() -> None:
     scene = Scene(replace(ROOMY, total_bytes=100 * SHARD, shards=10))
     for _ in range(20):
         scene.turn(1)
@@ -218,12 +218,12 @@ def test_the_number_of_shards_is_bounded_too() -> None:
     assert len(scene.there()) <= 13
 
 
-def test_small_shards_are_not_fewer_than_one_per_mebibyte() -> None:
+def test_the_shard_limit_is_at_least_one_per_mebibyte() -> None:
     assert RetentionLimits.of(64 << 30, 1 << 30).shards == 65536
     assert RetentionLimits.of(2 << 30, 1 << 30).shards == 4096
 
 
-def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_names_the_limit_that_was_exceeded(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(RetentionLimits(total_bytes=100 << 30, replay_bytes=0, shards=8))
     scene.put(6)
     scene.retention.pending()
@@ -235,13 +235,13 @@ def test_the_bound_that_unread_shards_are_beyond_is_told(caplog: pytest.LogCaptu
     assert "traceStorageLimit allows 1.5 GiB" in caplog.text
 
 
-def test_a_suspended_trainer_that_learnt_nothing_keeps_as_many_as_may_be() -> None:
+def test_a_suspended_trainer_without_consumed_shards_keeps_as_many_as_allowed() -> None:
     scene = Scene(replace(ROOMY, total_bytes=100 * SHARD, shards=10), suspended=True)
     scene.put(12)
     assert scene.retention.pending() == scene.written[-10:]
 
 
-def test_the_longer_a_look_takes_the_later_is_the_next() -> None:
+def test_long_listings_are_repeated_less_often() -> None:
     scene = Scene(ROOMY)
     real = scene.registry.list_shards
 
@@ -254,12 +254,12 @@ def test_the_longer_a_look_takes_the_later_is_the_next() -> None:
     scene.learn()
     scene.put(1)
     scene.now += 59
-    assert scene.retention.pending() == [], "and what was consumed meanwhile is not offered again"
+    assert scene.retention.pending() == [], "the consumed shard is not offered again"
     scene.now += 1
     assert scene.retention.pending() == scene.written[1:]
 
 
-def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_deleted_in_portions_with_a_pause_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELETIONS_PER_CALL", 3)
     scene = Scene(ROOMY)
     scene.put(12)
@@ -275,24 +275,24 @@ def test_deleting_is_done_in_portions_and_a_store_that_refuses_costs_a_wait(monk
     monkeypatch.setattr(scene.registry, "delete_shard", refuse)
     assert scene.retention.delete_some() == 0
     monkeypatch.setattr(scene.registry, "delete_shard", real)
-    assert scene.retention.delete_some() == 0, "not at once"
+    assert scene.retention.delete_some() == 0, "the pause is not over"
     scene.now += module.RETRY_SECONDS
     assert scene.retention.delete_some() == 3
 
 
-def test_a_trainer_that_was_told_to_stop_deletes_nothing_more() -> None:
+def test_a_stopping_trainer_deletes_no_more_shards_or_orphans() -> None:
     scene = Scene(ROOMY)
     scene.put(12)
     scene.retention.pending()
-    told = iter([False, False])
-    assert scene.retention.delete_some(lambda: next(told, True)) == 2
+    stopping = iter([False, False])
+    assert scene.retention.delete_some(lambda: next(stopping, True)) == 2
     assert len(scene.there()) == 10
     for name in "ab":
         scene.objects.put(f"checkpoints/00000007-{name}/model.safetensors", b"half")
     assert OrphanCleanup(scene.registry, grace_seconds=0).delete_due(lambda: True) == 0
 
 
-def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_cannot_be_deleted_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(ROOMY)
     scene.put(12)
     scene.retention.pending()
@@ -306,14 +306,14 @@ def test_a_shard_that_cannot_be_deleted_blocks_no_other(monkeypatch: pytest.Monk
     monkeypatch.setattr(scene.objects, "delete", delete)
     assert scene.retention.delete_some() == 0
     scene.now += module.RETRY_SECONDS
-    assert scene.retention.delete_some() == 7, "all but the one"
+    assert scene.retention.delete_some() == 7, "all but the undeletable shard"
     monkeypatch.setattr(scene.objects, "delete", real)
     scene.now += module.RETRY_SECONDS
     assert scene.retention.delete_some() == 1
     assert scene.there() == scene.written[-4:]
 
 
-def test_a_state_that_the_store_does_not_let_go_delays_saving_by_nothing_and_keeps_what_it_names(
+def test_an_undeletable_state_does_not_delay_saves_and_keeps_its_shards(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = Scene(ROOMY)
@@ -342,7 +342,7 @@ def test_a_state_that_the_store_does_not_let_go_delays_saving_by_nothing_and_kee
     scene.is_sound()
 
 
-def test_what_another_trainer_saved_has_a_say_too() -> None:
+def test_states_of_another_trainer_also_keep_their_shards() -> None:
     scene = Scene(ROOMY)
     scene.turn(4)
     scene.save()
@@ -356,10 +356,10 @@ def test_what_another_trainer_saved_has_a_say_too() -> None:
     record = scene.registry.trainer_state_record()
     assert record is not None
     late.state_saved(record.model_copy(update={"epoch": 1, "retired": other.retired}))
-    assert late.delete_some() == 0, "the trainer of the newest epoch still calls it consumed"
+    assert late.delete_some() == 0, "the newest state still lists the shard as consumed"
 
 
-def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
+def test_data_without_a_manifest_are_deleted_after_a_long_time() -> None:
     scene = Scene(ROOMY)
     scene.put(1)
     left, slow = (f"traces/00000001/2026-01-01/05/pod-1-b-{seq:08d}.safetensors" for seq in range(2))
@@ -367,7 +367,7 @@ def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
     scene.objects.put(slow, b"under way")
     scene.retention.pending()
     scene.now += ABANDONED_UPLOAD_SECONDS - 1
-    scene.objects.put(slow, b"under way")  # its agent tries again
+    scene.objects.put(slow, b"under way")  # its agent retries
     scene.retention.pending()
     assert scene.retention.delete_some() == 0
     scene.now += 1
@@ -380,7 +380,7 @@ def test_data_that_never_got_a_manifest_goes_after_a_long_while() -> None:
 
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("finished", [False, True])
-def test_an_upload_that_goes_on_after_all_is_left_alone(looks: bool, finished: bool) -> None:
+def test_an_upload_that_resumes_late_is_kept(looks: bool, finished: bool) -> None:
     scene = Scene(ROOMY)
     scene.put(1)
     (manifest,) = scene.written
