@@ -1,1 +1,1 @@
-"""The draft: its network, its initial weights, its checkpoint files, and what it takes from the target."""
+"""The draft: its network, its initial weights, its checkpoint files, and the parts of the target that it starts from."""

@@ -93,7 +93,7 @@ class Session:
         """
         norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), self.recipe.clip, foreach=True)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
-            log.error("skipped a batch of which the loss or a gradient is not finite")
+            log.error("skipped a batch whose loss or gradient is not finite")
             self._optimizer.zero_grad(set_to_none=True)
             return False
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warmup_steps)
