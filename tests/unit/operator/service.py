@@ -1,0 +1,180 @@
+"""A small service in virtual time, for tests that assert whole sequences of rollout steps.
+
+Pods take a swap before the next look, unless a test breaks them. Each look is one line of text, such as
+``Pass -> Rolling; b=1; CanaryPassed``: the judgement, the next phase, the pods that are asked for a version, what is
+written to the channel, and the event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+from aurora_api.v1alpha1.rollout import RolloutSpec
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.facts import facts_of
+from aurora_operator.plan.rollout.judgement import judgement_of
+from aurora_operator.plan.rollout.judgement_types import Judgement
+from aurora_operator.plan.rollout.roll import Roll
+from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.rollout.transition import step
+from aurora_operator.plan.rollout.world import Pod, World
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.rolls import JUDGED, NOW
+
+SECONDS_BETWEEN_LOOKS = 10
+REQUESTS_PER_LOOK = 100
+ROUNDS_PER_REQUEST = 40
+REFUSED = "shapes differ"
+
+
+@dataclass
+class ServicePod:
+    """One pod. ``boot`` counts its engine's starts."""
+
+    name: str
+    version: int = 0
+    ready: bool = True
+    boot: int = 0
+    requests: int = 0
+    answer_tokens: int = 0
+    swap: SwapStatus = field(default_factory=SwapStatus)
+
+    def view(self) -> Pod:
+        counters = LiveCounters(
+            requests=self.requests,
+            verify_rounds=self.requests * ROUNDS_PER_REQUEST,
+            answer_tokens=self.answer_tokens,
+        )
+        if not self.ready:
+            return Pod(self.name, ready=False, starting=True)
+        return Pod(
+            self.name,
+            ready=True,
+            up=True,
+            version=self.version,
+            checksum=f"sum-{self.version}",
+            swap=self.swap,
+            boot=str(self.boot),
+            counters=counters,
+        )
+
+    def crash(self) -> None:
+        """The engine ends, and the next one starts at once with the same version."""
+        self.boot, self.requests, self.answer_tokens = self.boot + 1, 0, 0
+
+
+class Service:
+    """Pods a, b, c…, a channel, and an operator that looks every :data:`SECONDS_BETWEEN_LOOKS`."""
+
+    def __init__(self, pods: int, **policy: Any) -> None:
+        self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
+        self.policy = RolloutSpec.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
+        self.now, self.roll = NOW, Roll()
+        self.active, self.previous, self.epoch = 0, None, 1
+        self.rejected: set[int] = set()
+        self.passed: int | None = 1
+        """The version that passed its measurement."""
+        self.acceptance_length: dict[int, float] = {}
+        """Of a version; 2.0 where none is given. It takes effect at once."""
+        self.traffic = True
+        self.refuses: set[str] = set()
+        """Pods that cannot take the draft."""
+        self.people: dict[str, Any] = {}
+        """Wishes, as fields of :class:`World`."""
+        self.restarted = False
+
+    def __getitem__(self, name: str) -> ServicePod:
+        return next(pod for pod in self.pods if pod.name == name)
+
+    def set_policy(self, **policy: Any) -> None:
+        self.policy = self.policy.model_copy(update=policy)
+
+    def world(self) -> World:
+        next_version = self.passed if self.passed != self.active and self.passed not in self.rejected else None
+        world = World(
+            now=self.now,
+            active=self.active,
+            previous=self.previous,
+            epoch=self.epoch,
+            rejected=frozenset(self.rejected),
+            channel_message="said in the channel",
+            pods=tuple(pod.view() for pod in self.pods),
+            policy=self.policy,
+            next_version=next_version,
+            earned=frozenset() if next_version is None else frozenset({next_version}),
+            observation_gap=self.restarted,
+        )
+        return replace(world, **self.people)
+
+    def look(self, *, dies_before: str = "") -> str:
+        """One look; the operator may die before it writes to the channel, stores the roll ("status") or swaps."""
+        world = self.world()
+        judgement, made = judgement_of(facts_of(world, self.roll)), step(world, self.roll)
+        self.restarted = bool(dies_before)
+        if dies_before != "channel":
+            self._write_channel(made)
+        if dies_before not in ("channel", "status"):
+            self.roll = made.rollout
+        if not dies_before:
+            self._swap(made)
+        self._pass_time()
+        return line(judgement, made)
+
+    def looks(self, count: int) -> list[str]:
+        return [self.look() for _ in range(count)]
+
+    def looks_until_idle(self, limit: int = 60) -> list[str]:
+        """Looks until a roll has begun and ended; at most ``limit``."""
+        lines: list[str] = []
+        while not lines or self.roll.phase is not RolloutPhase.IDLE:
+            lines.append(self.look())
+            assert len(lines) <= limit, f"still under way: {self.roll.phase}, {self.roll.message}"
+        return lines
+
+    def _write_channel(self, made: Step) -> None:
+        if made.advance is None:
+            return
+        if made.advance.active != self.active:
+            returned = made.advance.reason is ChannelReason.ROLLED_BACK
+            self.active, self.previous = made.advance.active, None if returned else self.active
+        self.rejected |= set() if made.advance.reject is None else {made.advance.reject}
+        self.epoch += 1
+
+    def _swap(self, made: Step) -> None:
+        for name, version in made.swaps.items():
+            pod = self[name]
+            if name in self.refuses and version != self.active:
+                pod.swap = SwapStatus(phase=SwapPhase.FAILED, version=version, finished=self.now, error=REFUSED)
+            else:
+                pod.version, pod.swap = version, SwapStatus(version=version, finished=self.now)
+
+    def _pass_time(self) -> None:
+        self.now += timedelta(seconds=SECONDS_BETWEEN_LOOKS)
+        for pod in self.pods:
+            if self.traffic and pod.ready:
+                pod.requests += REQUESTS_PER_LOOK
+                rounds = REQUESTS_PER_LOOK * ROUNDS_PER_REQUEST
+                pod.answer_tokens += int(rounds * self.acceptance_length.get(pod.version, 2.0))
+
+
+def line(judgement: Judgement, made: Step) -> str:
+    """A look as text. What is empty is left out."""
+    swaps = " ".join(f"{name}={version}" for name, version in sorted(made.swaps.items()))
+    channel = ""
+    if made.advance is not None:
+        reject = "" if made.advance.reject is None else f", reject {made.advance.reject}"
+        channel = f"active {made.advance.active}{reject}"
+    cells = (f"{type(judgement).__name__} -> {made.rollout.phase}", swaps, channel, made.event)
+    return "; ".join(cell for cell in cells if cell)
+
+
+def sequence(text: str) -> list[str]:
+    """The expected looks, one a line. ``3 x`` in front repeats a line."""
+    looks: list[str] = []
+    for row in text.strip().splitlines():
+        count, times, rest = row.strip().partition(" x ")
+        looks += [rest] * int(count) if times else [row.strip()]
+    return looks
