@@ -73,7 +73,8 @@ class Service:
         self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
         self.policy = RolloutSpec.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
         self.now, self.roll = NOW, Roll()
-        self.active, self.previous, self.epoch = 0, None, 1
+        self.active, self.epoch = 0, 1
+        self.previous: int | None = None
         self.rejected: set[int] = set()
         self.passed: int | None = 1
         """The version that passed its measurement."""
