@@ -96,7 +96,7 @@ class DraftCache:
         return staged
 
     def make_current(self, draft: StagedDraft) -> None:
-        """Point ``current`` at ``draft``; atomic."""
+        """Point ``current`` at ``draft`` atomically."""
         link = self._folder.drafts / f".current.{secrets.token_hex(4)}"
         link.symlink_to(draft.folder.name)
         os.replace(link, self._folder.current)

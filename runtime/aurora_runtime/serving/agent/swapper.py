@@ -145,9 +145,7 @@ class Swapper:
             drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
             self._fail(request, str(error), transient=not draft_may_be_at_fault or _is_transient(error))
-        except (
-            Exception
-        ) as error:  # the task's outermost frame: a swap with an unseen failure would seem to run forever
+        except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)
         else:

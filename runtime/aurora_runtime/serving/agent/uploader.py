@@ -98,7 +98,7 @@ class Uploader:
             log.info("%d shards wait in the spool for the next agent", len(self._waiting_shard_bytes()))
             return
         self._shutting_down.set()
-        # Files are all there is to see.
+        # Polled, because the files of the spool announce no change.
         while (engine_is_up() or self._waiting_shard_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS / 5)
         self.stop()

@@ -40,7 +40,7 @@ def to_trace_dtype(hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CaptureSink:
-    """Where consumed batches go."""
+    """Where consumed batches go, and what decides which requests are traced."""
 
     writer: ShardWriter
     request_filter: RequestFilter
@@ -77,12 +77,12 @@ class VerifyOutput:
     draft_tokens: Tensor  # [R, n]
     next_token: Tensor  # [R, n]
     next_sibling: Tensor  # [R, n]
-    path: Tensor  # [R, steps + 1] node indices within the request; below 0 where there is none
-    path_length: Tensor  # [R] accepted drafts + 1
+    path: Tensor  # [R, steps + 1] node indices within the request; below 0 after the path's end
+    path_length: Tensor  # [R] accepted draft tokens + 1
     hidden: Tensor  # [R, steps + 1, H3] of the path's nodes
     top_ids: Tensor  # [R, n, K]
     top_logprobs: Tensor  # [R, n, K]
-    rest: Tensor  # [R, n]
+    rest: Tensor  # [R, n] probability of all other tokens
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> VerifyOutput:
         fields: dict[str, Any] = {n: copy_tensor(value) for n, value in vars(self).items() if isinstance(value, Tensor)}

@@ -54,7 +54,7 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class VerifyRound:
-    """One verify round of one request, ``n`` nodes, ``a`` accepted drafts."""
+    """One verify round of one request: ``n`` nodes, ``a`` accepted draft tokens, ``K`` top tokens."""
 
     rid: str
     version: int
@@ -63,9 +63,9 @@ class VerifyRound:
     next_sibling: Tensor  # [n] next child of the same parent, -1 for none
     path: Tensor  # [a + 1] node indices, the root first
     hidden: Tensor  # [a + 1, H3] of the path's nodes
-    top_ids: Tensor  # [n, K]
+    top_ids: Tensor  # [n, K] the target's most likely tokens
     top_logprobs: Tensor  # [n, K]
-    rest: Tensor  # [n]
+    rest: Tensor  # [n] probability of all other tokens
     commit: Commit | None
     finished: bool
 
@@ -82,6 +82,8 @@ def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[i
 
 @dataclass
 class _Round:
+    """A verify round whose tokens are committed."""
+
     root: int
     accepted: int
     path: list[int]
@@ -90,6 +92,8 @@ class _Round:
 
 @dataclass
 class _OpenRequest:
+    """The records of one unfinished request. ``seen`` is the number of its last record."""
+
     prompt: list[int]
     answer: list[int] = field(default_factory=list)
     states: list[tuple[int, Tensor]] = field(default_factory=list)
