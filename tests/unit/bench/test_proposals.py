@@ -18,21 +18,21 @@ from tests.assets.traces.drafted import CHAINS, DRAFT_SHAPES, TREES, rounds_of
 from tests.assets.traces.proposals import Tree, propose
 from tests.unit.training import tiny
 
-Made = tuple[DraftModel, VocabularyMap, RequestTrace]
+DraftAndTrace = tuple[DraftModel, VocabularyMap, RequestTrace]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def draft_and_trace(tmp_path_factory: pytest.TempPathFactory) -> DraftAndTrace:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path_factory.mktemp("target")))
     with torch.no_grad():
-        draft.lm_head.weight.mul_(20)  # likelihoods that differ
+        draft.lm_head.weight.mul_(20)  # so that likelihoods differ clearly
     return draft, vocabulary, tiny.trace(3, prompt=5, answer=12)
 
 
 @torch.no_grad()
-def likelihoods(made: Made, at: int, path: Sequence[int]) -> Tensor:
-    """The draft's ``[draft_vocab]`` behind answer token ``at`` and the drafts ``path``, one node at a time."""
-    draft, _, trace = made
+def likelihoods(draft_and_trace: DraftAndTrace, at: int, path: Sequence[int]) -> Tensor:
+    """The draft's likelihoods ``[draft_vocab]`` after answer token ``at`` and the proposed tokens ``path``."""
+    draft, _, trace = draft_and_trace
     slots = trace.tokens.shape[0] - 1
     trunk = Trunk(
         aux=trace.hidden[None, :slots],
@@ -44,48 +44,49 @@ def likelihoods(made: Made, at: int, path: Sequence[int]) -> Tensor:
     return draft.logits(unroll(draft, trunk, levels)[-1])[0, 0].float().softmax(-1)
 
 
-def grown(made: Made, at: int, spec: DraftSpec) -> dict[tuple[int, ...], float]:
-    """The likelihood of each node of the tree by its path: SGLang's way, a node at a time."""
-    _, vocabulary, _ = made
-    every = dict[tuple[int, ...], float]()
+def expected_nodes(draft_and_trace: DraftAndTrace, at: int, spec: DraftSpec) -> dict[tuple[int, ...], float]:
+    """The likelihood of each node of the tree by its path, computed as SGLang does, one node at a time."""
+    _, vocabulary, _ = draft_and_trace
+    candidates = dict[tuple[int, ...], float]()
     beam: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(spec.steps):
         offered = dict[tuple[int, ...], float]()
         for path, likely in beam.items():
-            top = likelihoods(made, at, path).topk(spec.branching)
+            top = likelihoods(draft_and_trace, at, path).topk(spec.branching)
             for value, token in zip(top.values.tolist(), vocabulary.to_target[top.indices].tolist(), strict=True):
                 offered[(*path, token)] = likely * value
-        every |= offered
+        candidates |= offered
         beam = dict(sorted(offered.items(), key=lambda item: -item[1])[: spec.branching])
-    return dict(sorted(every.items(), key=lambda item: -item[1])[: spec.tokens_per_round - 1])
+    return dict(sorted(candidates.items(), key=lambda item: -item[1])[: spec.tokens_per_round - 1])
 
 
 def paths(tree: Tree) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
+    """The path of tokens to each node. Fails unless parents come before children."""
+    paths_by_node: list[tuple[int, ...]] = [()]
     for token, up in itertools.islice(zip(tree.tokens, tree.parents, strict=True), 1, None):
-        found.append((*found[up], token))  # fails unless parents come before children
-    return found
+        paths_by_node.append((*paths_by_node[up], token))
+    return paths_by_node
 
 
 @pytest.mark.parametrize("shape", [CHAINS, TREES])
-def test_a_tree_holds_the_likeliest_nodes(made: Made, shape: str) -> None:
-    trace, spec = made[2], DRAFT_SHAPES[shape]
-    trees = propose(*made, spec)
+def test_a_tree_holds_the_likeliest_nodes(draft_and_trace: DraftAndTrace, shape: str) -> None:
+    trace, spec = draft_and_trace[2], DRAFT_SHAPES[shape]
+    trees = propose(*draft_and_trace, spec)
     assert len(trees) == trace.answer_tokens - 1
     for at, tree in enumerate(trees):
         assert tree.tokens[0] == int(trace.tokens[trace.prompt_length + at])
         assert tree.parents[0] == -1
         assert len(tree.tokens) == spec.tokens_per_round
-        assert {*paths(tree)[1:]} == grown(made, at, spec).keys()
+        assert {*paths(tree)[1:]} == expected_nodes(draft_and_trace, at, spec).keys()
     if shape == TREES:
         assert len({tree.parents for tree in trees}) > 1
 
 
-def test_what_is_accepted_is_a_path_of_committed_tokens(made: Made) -> None:
-    trace = made[2]
+def test_accepted_nodes_are_a_path_of_committed_tokens(draft_and_trace: DraftAndTrace) -> None:
+    trace = draft_and_trace[2]
     tokens = trace.tokens.tolist()
-    trees = propose(*made, DRAFT_SHAPES[TREES])
-    for at, tree in enumerate(trees):  # let one node at depth 1 and one below it be right
+    trees = propose(*draft_and_trace, DRAFT_SHAPES[TREES])
+    for at, tree in enumerate(trees):  # make one node at depth 1 and one below it right
         below = [n for n, up in enumerate(tree.parents) if tree.parents[up] == 0 and n > 0 and up > 0]
         if at % 2 or not below:
             continue

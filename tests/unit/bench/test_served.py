@@ -85,9 +85,9 @@ def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
 
 @pytest.mark.parametrize("domain", messages.DOMAINS)
 def test_reserved_messages_are_never_traffic(domain: str) -> None:
-    seen, asked = messages.traffic(domain), messages.reserved(domain)
-    assert len(asked) == messages.RESERVED
-    assert len({*seen, *asked}) == len(seen) + len(asked) > 1000
+    traffic, reserved = messages.traffic(domain), messages.reserved(domain)
+    assert len(reserved) == messages.RESERVED
+    assert len({*traffic, *reserved}) == len(traffic) + len(reserved) > 1000
 
 
 class FakeServers:
@@ -191,28 +191,28 @@ def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:
 
 def test_a_draft_that_learned_from_more_traffic_answers_no_goal() -> None:
     more = dataclasses.replace(CHECKPOINTS[1], record=dataclasses.replace(CHECKPOINTS[1].record, tokens=20_001))
-    found = outcome(SPEEDS | {"EAGLE-3 after 20.0k": 90.0})
+    base = outcome(SPEEDS | {"EAGLE-3 after 20.0k": 90.0})
     lineup = lineup_of([CHECKPOINTS[0], more], (4, 12))
-    renamed = tuple(dataclasses.replace(s, arm=s.arm.replace("19.9k", "20.0k")) for s in found.measured.samples)
+    renamed = tuple(dataclasses.replace(s, arm=s.arm.replace("19.9k", "20.0k")) for s in base.measured.samples)
     changed = dataclasses.replace(
-        found,
+        base,
         plan=dataclasses.replace(PLAN, arms=lineup.arms),
         lineup=lineup,
-        training=dataclasses.replace(found.training, checkpoints=[CHECKPOINTS[0], more]),
-        measured=dataclasses.replace(found.measured, samples=renamed),
+        training=dataclasses.replace(base.training, checkpoints=[CHECKPOINTS[0], more]),
+        measured=dataclasses.replace(base.measured, samples=renamed),
     )
     assert all("no answer" in text for text in goal_lines(changed))
 
 
 def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
-    found = outcome(SPEEDS, noise=0.0)
-    rows = speed_table(found).splitlines()
+    quiet = outcome(SPEEDS, noise=0.0)
+    rows = speed_table(quiet).splitlines()
     assert len(rows) == 2 + 2 * len(LINEUP.arms)
     assert {row.count("|") for row in rows} == {8}
     assert rows[2] == "| 1 | off | 40.0 |  |  | 20.0 |  |"
     assert rows[6].startswith("| 1 | EAGLE-3 after 19.9k | 90.0 | 2.25x [")
     assert rows[6].endswith(" | 2.67 | 30.0 | 1.50 |")
-    text = section(found)
+    text = section(quiet)
     assert "160 prompts" in text
     assert "| EAGLE-3 untrained | 5 | 4 | 1 | 0 |" in text
     assert "live traffic: untrained until 1.4k: 1.00, version 2 until 19.9k: 2.71" in text
@@ -220,12 +220,12 @@ def test_the_table_has_a_row_per_arm_and_concurrency() -> None:
 
 def test_a_ratio_is_paired_by_round() -> None:
     """A machine that is twice as slow in every other round does not change the ratio."""
-    found = outcome(SPEEDS, noise=0.0).measured
+    measured = outcome(SPEEDS, noise=0.0).measured
     uneven = tuple(
         dataclasses.replace(s, counts=dataclasses.replace(s.counts, seconds=s.counts.seconds * (1 + s.round % 2)))
-        for s in found.samples
+        for s in measured.samples
     )
-    ratio = dataclasses.replace(found, samples=uneven).ratio("EAGLE-3 after 19.9k", "off", 1)
+    ratio = dataclasses.replace(measured, samples=uneven).ratio("EAGLE-3 after 19.9k", "off", 1)
     assert ratio is not None
     assert ratio.low == pytest.approx(2.25) == ratio.high
     assert paired_ratio([], GateArm.CANDIDATE, GateArm.OFF, 1) is None

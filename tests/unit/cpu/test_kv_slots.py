@@ -100,5 +100,5 @@ def test_copying_reads_all_sources_before_it_writes(seed: int, moves: int) -> No
     pointers = torch.tensor([buffer.data_ptr() for buffer in buffers])
     strides = torch.tensor([buffer[0].numel() * buffer.element_size() for buffer in buffers])
     kv_slots.copy_all_layer_kv_cache_cpu(pointers, strides, target, source)
-    for moved, wanted in zip(buffers, expected, strict=True):
-        assert torch.equal(moved, wanted)
+    for actual, wanted in zip(buffers, expected, strict=True):
+        assert torch.equal(actual, wanted)
