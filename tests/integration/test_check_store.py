@@ -14,7 +14,7 @@ from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
-from tests.integration.validation_store import ANY, put_traces, put_version, trace_of
+from tests.integration.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)
@@ -31,7 +31,9 @@ def s3() -> Iterator[S3]:
 def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry:
     """A store in order: a lineage, two versions, a shard, a channel."""
     registry = Registry(ObjectStore(s3.config(root=f"aurora/{request.node.name}")))
-    target = TargetIdentity(model="m", config_sha256=ANY, tokenizer_sha256=ANY, hidden_size=8, vocab_size=64)
+    target = TargetIdentity(
+        model="m", config_sha256=ZERO_DIGEST, tokenizer_sha256=ZERO_DIGEST, hidden_size=8, vocab_size=64
+    )
     now = datetime.now(UTC)
     registry.create_lineage(
         Lineage(
@@ -57,7 +59,7 @@ def audit(registry: Registry, grace: timedelta = NONE) -> StoreCheck:
     return check_store(registry.objects.config, grace)
 
 
-def test_a_store_in_order_has_no_violation(registry: Registry) -> None:
+def test_a_consistent_store_has_no_violation(registry: Registry) -> None:
     result = audit(registry)
     assert result.violations == []
     assert result.in_flight == []
@@ -82,7 +84,7 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
     assert "model.safetensors, which is missing" in found
 
 
-def test_what_a_trainer_retired_may_be_gone_whole_or_in_part(registry: Registry) -> None:
+def test_a_retired_shard_may_be_gone_whole_or_in_part(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
     put_trainer_state(registry, retired=(shard,))
     assert audit(registry).violations == []
@@ -166,6 +168,6 @@ def test_evidence_with_a_baseline_that_is_not_there_is_found(registry: Registry)
     assert audit(registry).violations == []
 
 
-def test_a_broken_record_is_named_not_fatal(registry: Registry) -> None:
+def test_an_invalid_record_is_reported_and_the_check_goes_on(registry: Registry) -> None:
     registry.objects.put(Keys.evidence(1, 1), b"{}")
     assert any("Evidence" in violation for violation in audit(registry).violations)

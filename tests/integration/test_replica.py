@@ -1,6 +1,6 @@
-"""A replica measured on the real parts: stock SGLang on the CPU engine leaves its Service, is measured, and returns.
+"""A replica measured with the real parts: a pod on the CPU engine, its agent and the validation Job's program.
 
-The operator's part, choosing the pod and asking for it, is played by the test; the driver is the Job's own program.
+The test plays the operator's part: it chooses the pod and withdraws it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
-from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, AgentState, MeasurementPhase, measurement_pass
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, AgentState, measurement_pass
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import judge
@@ -52,6 +52,8 @@ PROMPT = [1, 2, 3, 4, 5]
 
 @dataclass(frozen=True)
 class World:
+    """A pod, its store, and the settings of the validation Job."""
+
     pod: PodProcesses
     s3: S3
     registry: Registry
@@ -60,9 +62,9 @@ class World:
     before: AgentState
     answer: list[int]
 
-    def driver(self, attempt: int, log: Path) -> subprocess.Popen[bytes]:
-        """The Job of an attempt."""
-        place = Replica(
+    def validator(self, attempt: int, log: Path) -> subprocess.Popen[bytes]:
+        """Start the Job's program for an attempt."""
+        replica = Replica(
             pod="pod-0",
             ip="127.0.0.1",
             measurement=f"job-{attempt}",
@@ -70,36 +72,37 @@ class World:
             agent_port=self.pod.agent_port,
             engine_port=self.pod.engine_port,
         )
-        settings = self.settings.model_copy(update={"attempt": attempt, "replica": place})
+        settings = self.settings.model_copy(update={"attempt": attempt, "replica": replica})
         environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
         command = [sys.executable, "-m", "aurora_runtime.validation", "--keys", str(self.pod.keys)]
         with log.open("wb") as sink:
             return subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
 
-    def wait(self, what: str, true: Callable[[], bool], timeout: float = 600) -> None:
-        deadline = time.monotonic() + timeout
-        while not true():
+    def wait_until(self, event: str, happened: Callable[[], bool], timeout_seconds: float = 600) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while not happened():
             if time.monotonic() > deadline:
                 agent = (self.pod.path / "agent.log").read_text()[-2000:]
-                raise TimeoutError(f"{what}: not within {timeout} s\n{agent}\n{self.pod.log.read_text()[-2000:]}")
+                engine = self.pod.log.read_text()[-2000:]
+                raise TimeoutError(f"{event}: not within {timeout_seconds} s\n{agent}\n{engine}")
             time.sleep(0.3)
 
-    def phase(self) -> MeasurementPhase | None:
-        measurement = self.pod.state().measurement
-        return measurement.phase if measurement else None
+    def wait_until_candidate_is_loaded(self, validator: subprocess.Popen[bytes]) -> None:
+        """Wait until the engine holds the candidate, or the validator has ended."""
+        self.wait_until("the candidate is loaded", lambda: self.engine_version() == "1" or validator.poll() is not None)
 
-    def held(self) -> str:
-        """The version that the engine says it holds, whatever the pod serves; empty while it is away."""
+    def engine_version(self) -> str:
+        """The version that the engine reports, whichever the pod serves. Empty while the engine is down."""
         with contextlib.suppress(OSError):
             return str(json.loads(http_body(f"{self.pod.engine_url}/model_info"))["weight_version"])
         return ""
 
-    def is_back(self) -> None:
-        """Serves what it served before, to the bit, and would start with it."""
-        self.wait("back in the Service", lambda: http_status(f"{self.pod.agent_url}/readyz") == 200)
+    def assert_returned(self) -> None:
+        """The pod serves the same draft as before, bit for bit, and would start with that draft."""
+        self.wait_until("the pod is back in the Service", lambda: http_status(f"{self.pod.agent_url}/readyz") == 200)
         state = self.pod.state()
         assert (state.version, state.checksum, state.measurement) == (0, self.before.checksum, None)
-        assert self.held() == "0"
+        assert self.engine_version() == "0"
         assert self.pod.folder.current.resolve().name.startswith("00000000-")
         assert generate(self.pod.engine_url)["output_ids"] == self.answer
 
@@ -132,7 +135,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         serving = ServingSettings(
             namespace="test", name="spec", target=target, draft=DRAFT, capture=CaptureSpec(shard_seconds=2), store=store
         )
-        measured = ValidationSettings(
+        validation = ValidationSettings(
             namespace="test",
             name="spec",
             target=target,
@@ -159,26 +162,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             answer = generate(pod.engine_url)["output_ids"]
             with pod.agent():
                 before = pod.state()
-            yield World(pod, s3, registry, versions, measured, before, answer)
+            yield World(pod, s3, registry, versions, validation, before, answer)
 
 
-def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tmp_path: Path) -> None:
+def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World, tmp_path: Path) -> None:
     with world.pod.agent():
         assert world.pod.request_measurement("job-1", 120, begin=True) == 202
         assert http_status(f"{world.pod.agent_url}/readyz") == 503
-        with world.driver(1, tmp_path / "driver.log") as driver:
-            assert driver.wait(1500) == 0, (tmp_path / "driver.log").read_text()[-3000:]
-        world.is_back()
+        with world.validator(1, tmp_path / "validator.log") as validator:
+            assert validator.wait(1500) == 0, (tmp_path / "validator.log").read_text()[-3000:]
+        world.assert_returned()
         time.sleep(3)  # longer than a shard stays open
     evidence = world.registry.evidence(1)
     assert evidence is not None
     assert evidence.baseline is not None
-    ((key, kept),) = world.registry.baselines(1)
+    ((key, baseline),) = world.registry.baselines(1)
     assert evidence.baseline.key == key
     arms = (Arm.ACTIVE, Arm.OFF, Arm.NGRAM)
-    assert {(s.arm, s.round) for s in kept.samples} == {(arm, number) for arm in arms for number in range(ROUNDS)}
+    assert {(s.arm, s.round) for s in baseline.samples} == {(arm, number) for arm in arms for number in range(ROUNDS)}
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
-    assert set(kept.drafts_answering_as_off) == {world.versions[0].digest, world.versions[1].digest}
+    assert set(baseline.drafts_answering_as_off) == {world.versions[0].digest, world.versions[1].digest}
     for equality in evidence.equality:
         assert equality.reference is Arm.OFF
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
@@ -188,40 +191,42 @@ def test_a_replica_leaves_is_measured_in_every_mode_and_returns(world: World, tm
     assert judge(evidence.samples, evidence.equality, policy, evidence.baseline) == evidence.verdict
     captured = [world.registry.shard(key)[1] for key in world.registry.shard_keys(1)]
     lengths = [trace.prompt_length for data in captured for trace in decode(data) if trace.root.shape[0]]
-    assert set(lengths) <= {len(PROMPT)}, "what was measured is no traffic"
+    assert set(lengths) <= {len(PROMPT)}, "requests of a measurement were traced as traffic"
 
 
-def test_a_driver_that_dies_leaves_no_draft_on_trial_behind(world: World, tmp_path: Path) -> None:
-    """Killed while the candidate is loaded: clients are refused, and when the lease is over the pod serves its own."""
+def test_a_replica_returns_to_its_own_draft_when_the_validator_dies(world: World, tmp_path: Path) -> None:
+    """The validator is killed while the candidate is loaded. The pod refuses clients until the lease ends."""
     with world.pod.agent():
         assert world.pod.request_measurement("job-2", 120, begin=True) == 202
-        with world.driver(2, tmp_path / "driver.log") as driver:
-            world.wait("the candidate on trial", lambda: world.held() == "1" or driver.poll() is not None)
-            driver.kill()
-        assert world.held() == "1", (tmp_path / "driver.log").read_text()[-3000:]
+        with world.validator(2, tmp_path / "validator.log") as validator:
+            world.wait_until_candidate_is_loaded(validator)
+            validator.kill()
+        assert world.engine_version() == "1", (tmp_path / "validator.log").read_text()[-3000:]
         assert http_status(f"{world.pod.agent_url}/readyz") == 503
         body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
         assert http_status(f"{world.pod.engine_url}/generate", body) == 503
-        guessed = {PASS_HEADER: "job-2", MEASUREMENT_HEADER: "job-2"}
-        assert http_status(f"{world.pod.engine_url}/generate", body, headers=guessed) == 503, "a name is no pass"
-        earned = {PASS_HEADER: measurement_pass(AGENT_TOKEN, "job-2")}
-        assert http_status(f"{world.pod.engine_url}/generate", body, headers=earned) == 200
+        guessed_pass = {PASS_HEADER: "job-2", MEASUREMENT_HEADER: "job-2"}
+        assert http_status(f"{world.pod.engine_url}/generate", body, headers=guessed_pass) == 503, (
+            "the name of the measurement alone gives no access"
+        )
+        valid_pass = {PASS_HEADER: measurement_pass(AGENT_TOKEN, "job-2")}
+        assert http_status(f"{world.pod.engine_url}/generate", body, headers=valid_pass) == 200
         chat = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
         assert http_status(f"{world.pod.engine_url}/v1/chat/completions", chat) == 503
-        log = (tmp_path / "driver.log").read_text()
-        assert "is used" in log, "the baseline of the first measurement spares the starts of the engine"
-        world.is_back()
+        log = (tmp_path / "validator.log").read_text()
+        assert "is used" in log, "the baseline of the first measurement is reused"
+        world.assert_returned()
 
 
-def test_an_agent_that_restarts_while_its_pod_is_measured_brings_it_back(world: World, tmp_path: Path) -> None:
-    with contextlib.ExitStack() as drivers:
+def test_a_replica_returns_when_its_agent_restarts_during_a_measurement(world: World, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as validators:
         with world.pod.agent() as agent:
             assert world.pod.request_measurement("job-3", 600, begin=True) == 202
-            driver = drivers.enter_context(world.driver(3, tmp_path / "driver.log"))
-            world.wait("the candidate on trial", lambda: world.held() == "1" or driver.poll() is not None)
+            validator = validators.enter_context(world.validator(3, tmp_path / "validator.log"))
+            world.wait_until_candidate_is_loaded(validator)
             agent.kill()
         with world.pod.agent():
-            world.is_back()
-            assert driver.wait(300) == 1, "it could not measure, and says nothing of the candidate"
-            world.is_back()
+            world.assert_returned()
+            assert validator.wait(300) == 1, "the Job could not measure, so there is no verdict"
+            world.assert_returned()
     assert [key for key in world.registry.objects.list("evidence/") if key.endswith("00000003.json")] == []

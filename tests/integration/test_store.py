@@ -107,7 +107,7 @@ def test_creating_the_same_bytes_again_is_no_lost_race(store: ObjectStore) -> No
     assert store.get("registry/1") == b"same"
 
 
-def test_what_differs_from_its_digest_is_never_returned(store: ObjectStore, tmp_path: Path) -> None:
+def test_data_that_differs_from_its_digest_is_never_returned(store: ObjectStore, tmp_path: Path) -> None:
     store.put("data", b"damaged")
     with pytest.raises(DigestMismatch):
         store.get("data", sha(b"intact"))
@@ -118,7 +118,7 @@ def test_what_differs_from_its_digest_is_never_returned(store: ObjectStore, tmp_
     assert (tmp_path / "file").read_bytes() == b"damaged"
 
 
-def test_a_large_file_survives_the_way_there_and_back(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_large_file_is_uploaded_in_parts_and_downloaded_intact(store: ObjectStore, tmp_path: Path) -> None:
     data = bytes(range(256)) * 80_000  # 20 MB: multipart
     (tmp_path / "up").write_bytes(data)
     store.upload("large", tmp_path / "up")
@@ -126,7 +126,7 @@ def test_a_large_file_survives_the_way_there_and_back(store: ObjectStore, tmp_pa
     assert (tmp_path / "down").read_bytes() == data
 
 
-def test_a_state_that_is_larger_than_s3_takes_at_once_goes_in_parts(
+def test_an_object_beyond_the_limit_of_one_request_is_put_in_parts(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bytes(range(256)) * (MULTIPART.multipart_threshold // 256 + 1)
@@ -137,7 +137,7 @@ def test_a_state_that_is_larger_than_s3_takes_at_once_goes_in_parts(
     assert found["ETag"].strip('"').endswith("-2"), "two parts"
 
 
-def test_listing_is_ordered_and_can_start_behind_a_key(store: ObjectStore) -> None:
+def test_a_listing_is_ordered_and_can_start_after_a_key(store: ObjectStore) -> None:
     keys = [Keys.channel(number) for number in (1, 2, 9, 10, 11, 100)]
     for key in reversed(keys):
         store.put(key, b"x")
@@ -147,7 +147,7 @@ def test_listing_is_ordered_and_can_start_behind_a_key(store: ObjectStore) -> No
     assert list(store.list("nothing/")) == []
 
 
-def test_what_is_not_there_is_missing_and_may_be_deleted(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_missing_object_is_reported_and_may_be_deleted(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(ObjectMissing):
         store.get("nowhere")
     with pytest.raises(ObjectMissing):
@@ -178,7 +178,7 @@ def test_a_shard_is_read_back_verified_and_is_there_before_its_manifest(registry
         registry.shard(key)
 
 
-def test_the_newest_shards_are_told_by_the_stores_clock_not_by_their_names(registry: Registry) -> None:
+def test_the_newest_shards_are_found_by_the_stores_clock_and_not_by_their_names(registry: Registry) -> None:
     """A restarted engine counts from 0 again, beside shards with higher numbers of the same hour."""
     written = []
     for boot, seq in (("old", 41), ("old", 42), ("new", 0)):
@@ -205,7 +205,7 @@ def test_the_highest_number_wins(registry: Registry) -> None:
     assert registry.lineage() == lineage(2)
 
 
-def test_old_trainer_states_go_and_the_newest_stays_readable(registry: Registry) -> None:
+def test_old_trainer_states_are_deleted_and_the_newest_stays_readable(registry: Registry) -> None:
     for epoch in range(1, 6):
         data = f"state {epoch}".encode()
         registry.put_trainer_state(state(epoch, data), data)
@@ -246,7 +246,7 @@ def test_a_store_that_is_down_is_an_error_within_a_bound(s3: S3) -> None:
         assert time.monotonic() - began < 30
 
 
-def test_a_store_that_dies_mid_way_is_a_store_error_and_comes_back(tmp_path: Path) -> None:
+def test_a_store_that_stops_raises_store_errors_and_recovers(tmp_path: Path) -> None:
     with seaweedfs(tmp_path / "data") as server:
         config, port = server.config(), int(server.endpoint.rsplit(":", 1)[1])
         store = ObjectStore(config, attempts=2)

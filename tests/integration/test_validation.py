@@ -1,4 +1,4 @@
-"""The validator as its Job runs it: real SGLang on the CPU, real S3, real prompts."""
+"""The validation Job's program with real SGLang on the CPU, a real S3 store and real prompts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.integration.validation_store import held_out_traces, put_lineage, put
 
 ROUNDS = 3
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
-TIMEOUT = 1100
+TIMEOUT_SECONDS = 1100
 MARK = f"aurora-test-{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A store with versions 0 and 1 (untrained) and prompts, and what a validation Job would be told."""
+    """A store with prompts and the untrained versions 0 and 1, and the settings of a validation Job."""
 
     s3: S3
     registry: Registry
@@ -45,7 +45,7 @@ class Scene:
     settings: ValidationSettings
 
     def run(self, settings: ValidationSettings) -> subprocess.CompletedProcess[str]:
-        """The Job's own command in a process of its own."""
+        """Run the Job's command in a separate process."""
         environment = {
             **os.environ,
             **self.s3.environment(),
@@ -53,7 +53,9 @@ class Scene:
             "MARK": MARK,
         }
         command = [sys.executable, "-m", "aurora_runtime.validation"]
-        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=TIMEOUT, check=False)
+        return subprocess.run(
+            command, env=environment, text=True, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 prompts_per_round=1,
                 max_new_tokens=24,
                 baselines=[Baseline.NGRAM],
-                timeout_seconds=TIMEOUT,
+                timeout_seconds=TIMEOUT_SECONDS,
             ),
             device=Device.CPU,
             store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
@@ -91,8 +93,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield Scene(s3, registry, (digests[0], digests[1]), settings)
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
-def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene) -> None:
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
+def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene) -> None:
     job = scene.run(scene.settings)
     assert job.returncode == 0, job.stderr[-3000:]
 
@@ -117,22 +119,22 @@ def test_an_untrained_candidate_earns_nothing_and_changes_no_answer(scene: Scene
     assert _marked_processes() == [], "engines outlive their validation"
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
-def test_a_later_candidate_is_measured_without_the_engines_of_the_baseline(scene: Scene) -> None:
-    """After the test above, which left a baseline: off and NGRAM are not started again."""
-    kept = [key for key, _ in scene.registry.baselines(1)]
-    assert kept == ["baselines/00000001/00000001-00000001.json"]
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
+def test_a_later_candidate_reuses_the_cached_baseline(scene: Scene) -> None:
+    """The test above cached a baseline, so the engines for off and NGRAM are not started again."""
+    cached = [key for key, _ in scene.registry.baselines(1)]
+    assert cached == ["baselines/00000001/00000001-00000001.json"]
     job = scene.run(scene.settings.model_copy(update={"attempt": 2}))
     assert job.returncode == 0, job.stderr[-3000:]
     assert "engine draft: started" in job.stderr
     assert "engine off" not in job.stderr
     assert "engine ngram" not in job.stderr
-    assert [key for key, _ in scene.registry.baselines(1)] == kept, "nothing new was seen of off"
+    assert [key for key, _ in scene.registry.baselines(1)] == cached, "a second baseline was cached"
 
     evidence = scene.registry.evidence(1)
     assert evidence is not None
     assert evidence.baseline is not None
-    assert (evidence.attempt, evidence.baseline.key) == (2, kept[0])
+    assert (evidence.attempt, evidence.baseline.key) == (2, cached[0])
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
     assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM, Arm.ACTIVE}
     again = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy, evidence.baseline)
@@ -143,7 +145,7 @@ def test_a_later_candidate_is_measured_without_the_engines_of_the_baseline(scene
 
 
 def _marked_processes() -> list[int]:
-    """Processes that descend from a job of this test, by the mark in their environment."""
+    """Processes started by a Job of this test, found by the mark in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -205,7 +207,7 @@ def test_a_candidate_that_no_pod_would_load_is_rejected_unmeasured(
         ({"validation": ValidationSpec(prompts_per_round=100)}, "wait for traffic"),
     ],
 )
-def test_what_cannot_be_measured_fails_the_job_and_leaves_no_evidence(
+def test_a_measurement_that_is_impossible_fails_the_job_and_leaves_no_evidence(
     scene: Scene, change: dict[str, object], words: str
 ) -> None:
     job = scene.run(scene.settings.model_copy(update={"attempt": 9, **change}))

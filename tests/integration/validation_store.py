@@ -1,6 +1,6 @@
-"""A store as a short life of a speculator leaves it: lineage, two drafts, held-out traces of real prompts.
+"""Fills a store for tests of the validator: a lineage, drafts, and held-out traces of real prompts.
 
-For tests of the validator. Traces carry no hidden states: the validator reads prompts only.
+The traces have no hidden states, because the validator reads only prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aurora_store import Keys, Registry
 from aurora_store.objects import sha256_file
 from tests.traffic.prompts import extraction
 
-ANY = "0" * 64
+ZERO_DIGEST = "0" * 64
 
 
 def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace]:
@@ -39,7 +39,7 @@ def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace
 
 
 def trace_of(prompt: list[int]) -> RequestTrace:
-    """A held trace of a prompt alone."""
+    """A trace with a prompt and without rounds."""
     none = torch.zeros(0, dtype=torch.int32)
     return RequestTrace(
         request=prompt_hash(prompt),
@@ -95,7 +95,11 @@ def put_lineage(registry: Registry, draft: Path) -> None:
         Lineage(
             number=1,
             target=TargetIdentity(
-                model="smollm2", config_sha256=ANY, tokenizer_sha256=ANY, hidden_size=576, vocab_size=49152
+                model="smollm2",
+                config_sha256=ZERO_DIGEST,
+                tokenizer_sha256=ZERO_DIGEST,
+                hidden_size=576,
+                vocab_size=49152,
             ),
             architecture="EAGLE3",
             draft_vocab_size=tensors["d2t"].shape[0],

@@ -1,4 +1,4 @@
-"""The gate's verdict: what can earn a swap, and what never does (promise 1, "Earned")."""
+"""The gate's verdict: which samples let a candidate pass, and which never do (promise 1, "Earned")."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
+from aurora_protocol.gate.verdict import Bar, bars
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 SAME = (AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
@@ -68,6 +69,18 @@ noisy = st.builds(
 )
 
 
+def test_the_bars_are_the_improvement_no_speculation_and_the_tolerances() -> None:
+    policy = GatePolicy(
+        concurrencies=(4, 1, 16), min_improvement=0.25, tolerance=0.5, min_rounds=5, tolerances={16: 0.75}
+    )
+    assert bars(policy) == (
+        Bar(Arm.CANDIDATE, Arm.ACTIVE, 4, 1.25),
+        Bar(Arm.CANDIDATE, Arm.OFF, 4, 1.0),
+        Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 0.5),
+        Bar(Arm.CANDIDATE, Arm.ACTIVE, 16, 0.25),
+    )
+
+
 def test_a_clearly_faster_candidate_passes() -> None:
     verdict = judge(measured(FAST), SAME, POLICY)
     assert verdict.kind is VerdictKind.PASS
@@ -87,7 +100,7 @@ def test_a_loss_at_another_concurrency_is_rejected() -> None:
     assert kind(samples) is VerdictKind.REJECT
 
 
-def test_a_concurrency_may_be_allowed_its_own_loss() -> None:
+def test_a_tolerance_of_one_concurrency_replaces_the_general_one() -> None:
     samples = measured(FAST) + measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
     strict = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
     assert kind(samples, policy=strict) is VerdictKind.REJECT
@@ -161,7 +174,7 @@ def test_equal_arms_never_pass(noise: float, seed: int, rounds: int) -> None:
 
 @given(noisy)
 @settings(deadline=None, max_examples=40)
-def test_intervals_hold_their_estimate_and_verdicts_repeat(samples: list[Sample]) -> None:
+def test_intervals_contain_their_estimate_and_verdicts_are_reproducible(samples: list[Sample]) -> None:
     verdict = judge(samples, SAME, POLICY)
     assert verdict == judge(list(reversed(samples)), SAME, POLICY)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
@@ -198,7 +211,7 @@ def test_intervals_cover_as_often_as_they_claim() -> None:
     assert passed / trials <= 0.045
 
 
-def apart(samples: Sequence[Sample]) -> BaselineSamples:
+def cached(samples: Sequence[Sample]) -> BaselineSamples:
     return BaselineSamples(
         key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC)
     )
@@ -208,45 +221,45 @@ def drafts(samples: Sequence[Sample]) -> list[Sample]:
     return [s for s in samples if s.arm in (Arm.ACTIVE, Arm.CANDIDATE)]
 
 
-def test_a_cached_baseline_decides_as_one_of_its_own_rounds_does_and_says_that_it_was_cached() -> None:
-    off = apart(measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5))
+def test_a_cached_baseline_decides_like_a_measured_one_and_the_reason_says_that_it_was_cached() -> None:
+    off = cached(measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5))
     verdict = judge(drafts(measured(FAST)), SAME, POLICY, off)
     assert verdict.kind is VerdictKind.PASS
-    told = [reason for reason in verdict.reasons if "off" in reason]
-    assert told
-    assert all("cached from 2026-01-02 03:00 UTC" in reason for reason in told)
+    off_reasons = [reason for reason in verdict.reasons if "off" in reason]
+    assert off_reasons
+    assert all("cached from 2026-01-02 03:00 UTC" in reason for reason in off_reasons)
     assert {(r.numerator, r.denominator, r.paired) for r in verdict.ratios} == {
         (Arm.CANDIDATE, Arm.ACTIVE, True),
         (Arm.CANDIDATE, Arm.OFF, False),
         (Arm.ACTIVE, Arm.OFF, False),
         (Arm.CANDIDATE, Arm.NGRAM, False),
     }
-    slow = judge(drafts(measured(FAST)), SAME, POLICY, apart(measured({Arm.OFF: 60.0})))
+    slow = judge(drafts(measured(FAST)), SAME, POLICY, cached(measured({Arm.OFF: 60.0})))
     assert slow.kind is VerdictKind.REJECT
 
 
-@pytest.mark.parametrize("what", ["rounds", "concurrency", "nothing", "failures"])
-def test_a_baseline_that_lacks_something_never_lets_a_candidate_pass(what: str) -> None:
+@pytest.mark.parametrize("missing", ["rounds", "concurrency", "nothing", "failures"])
+def test_an_incomplete_baseline_never_lets_a_candidate_pass(missing: str) -> None:
     off = measured({Arm.OFF: 20.0})
-    if what == "rounds":
+    if missing == "rounds":
         off = [s for s in off if s.round < POLICY.min_rounds - 1]
-    if what == "concurrency":
+    if missing == "concurrency":
         off = [s for s in off if s.concurrency == 4]
-    if what == "nothing":
+    if missing == "nothing":
         off = []
-    if what == "failures":
+    if missing == "failures":
         off[0] = off[0].model_copy(update={"failures": 1})
-    assert judge(drafts(measured(FAST)), SAME, POLICY, apart(off)).kind is VerdictKind.INCONCLUSIVE
+    assert judge(drafts(measured(FAST)), SAME, POLICY, cached(off)).kind is VerdictKind.INCONCLUSIVE
 
 
-def test_a_baseline_cannot_stand_for_the_arms_that_must_be_paired() -> None:
+def test_a_baseline_never_replaces_the_active_draft_or_the_candidate() -> None:
     only = [s for s in measured(FAST) if s.arm is Arm.CANDIDATE]
-    assert judge(only, SAME, POLICY, apart(measured(FAST))).kind is VerdictKind.INCONCLUSIVE
+    assert judge(only, SAME, POLICY, cached(measured(FAST))).kind is VerdictKind.INCONCLUSIVE
 
 
 @given(noisy, st.integers(0, 1000), st.floats(0, 0.5), st.integers(1, 12))
 @settings(deadline=None, max_examples=40)
-def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_parts(
+def test_an_unpaired_interval_contains_its_estimate_and_scales_with_the_ratio(
     samples: list[Sample], seed: int, noise: float, rounds: int
 ) -> None:
     off = measured({Arm.OFF: 20.0}, seed=seed, noise=noise, rounds=rounds)
@@ -267,7 +280,7 @@ def test_an_unpaired_interval_holds_its_estimate_and_is_no_narrower_than_its_par
 
 @given(st.floats(0.25, 4.0), st.floats(0, 0.3), st.integers(0, 1000))
 @settings(deadline=None, max_examples=40)
-def test_the_speed_of_the_machine_cannot_let_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
+def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
     """The candidate is a tenth slower than off; between their measurements the machine changed."""
     now = measured({Arm.ACTIVE: 15.0 * faster, Arm.CANDIDATE: 20.0 * faster}, noise=noise, seed=seed)
     then = [s for s in now if s.arm is Arm.ACTIVE] + [
@@ -279,7 +292,7 @@ def test_the_speed_of_the_machine_cannot_let_a_candidate_pass(faster: float, noi
     assert ratio.low <= 0.9 + 1e-9
     assert ratio.high >= 0.9 - 1e-9
     assert ratio.low <= ratio.estimate * (1 + 1e-9)
-    verdict = judge(now, SAME, POLICY, apart(then))
+    verdict = judge(now, SAME, POLICY, cached(then))
     assert verdict.kind is not VerdictKind.PASS
     assert any(f"became {faster:.2f}x as fast" in reason for reason in verdict.reasons)
 

@@ -13,7 +13,7 @@ numbers = st.integers(0, 10**8 - 1)
 
 
 @given(numbers)
-def test_a_number_survives_its_key(number: int) -> None:
+def test_the_number_of_a_record_is_read_back_from_its_key(number: int) -> None:
     for key in (Keys.registration(number), Keys.lineage(number), Keys.channel(number), Keys.trainer_state(number)):
         assert number_of(key) == number
 

@@ -192,7 +192,7 @@ async def test_a_baseline_that_does_not_fit_is_an_error_not_a_verdict() -> None:
         await measure_baseline(runner(simulated, 20.0))
 
 
-async def test_a_machine_that_became_faster_flatters_no_candidate() -> None:
+async def test_a_machine_that_became_faster_does_not_let_a_candidate_pass() -> None:
     """Everything became twice as fast after off was measured: 1.9 times off's old speed is less than its new one."""
     simulated = SimulatedEngines({Arm.OFF: 20.0, Arm.ACTIVE: 15.0, Arm.CANDIDATE: 19.0})
     baseline = await measured_baseline(simulated)
