@@ -1,5 +1,7 @@
-"""What Aurora's parts say to each other: agent API, pod settings, store records and the gate.
+"""The messages between Aurora's parts: agent API, pod settings, store records, and the gate's verdict.
 
-Everything that crosses a process boundary is a model in this package, so that one side cannot drift from the other.
-The package imports neither torch nor kubernetes, so that every part can afford to depend on it.
+Why: both sides of a process boundary use the same model, so neither can drift from the other.
+
+Invariants: everything that crosses a process boundary is a model of this package. The package imports neither torch
+nor kubernetes, so every part can depend on it. Only :mod:`~aurora_protocol.agent_client` needs aiohttp.
 """

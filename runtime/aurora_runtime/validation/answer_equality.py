@@ -56,7 +56,7 @@ class EqualityCounter:
     near_ties: int = 0
     different: int = 0
     largest_margin: float = 0.0
-    _counted_requests: set[int] = field(default_factory=set)
+    _counted_requests: set[int] = field(default_factory=set, init=False)
 
     async def compare(
         self, request: int, prompt: Sequence[int], expected: Sequence[int], answer: Sequence[int], margin: Margin

@@ -30,8 +30,8 @@ class EngineSet:
     folder: Path
     request_seconds: float = REQUEST_SECONDS
     """Time limit of one request for an answer."""
-    _processes: dict[str, EngineProcess] = field(default_factory=dict)
-    _session: aiohttp.ClientSession | None = None
+    _processes: dict[str, EngineProcess] = field(default_factory=dict, init=False)
+    _session: aiohttp.ClientSession | None = field(default=None, init=False)
 
     def start(self, name: str, speculation: Eagle3 | Ngram | None, *, memory_share: float = MEMORY_SHARE) -> None:
         """Start an engine without waiting. ``memory_share`` is the share of the free GPU memory that it may use."""

@@ -46,9 +46,9 @@ class JobEngines:
     warm_up_prompt: tuple[int, ...]
     max_new_tokens: int
     deadline: float
-    _draft_swap: DraftSwap | None = None
-    _loaded: Arm = Arm.ACTIVE
-    _warmed_up: set[Arm] = field(default_factory=set)
+    _draft_swap: DraftSwap | None = field(default=None, init=False)
+    _loaded: Arm = field(default=Arm.ACTIVE, init=False)
+    _warmed_up: set[Arm] = field(default_factory=set, init=False)
 
     async def __aenter__(self) -> Self:
         try:

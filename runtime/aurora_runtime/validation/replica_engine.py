@@ -65,12 +65,12 @@ class ReplicaEngine:
     drafts: dict[Arm, Registration]
     warm_up_prompt: tuple[int, ...]
     deadline: float
-    _http: aiohttp.ClientSession | None = None
-    _renewal: asyncio.Task[None] | None = None
-    _machine: Machine | None = None
-    _lease_lost: str = ""
+    _http: aiohttp.ClientSession | None = field(default=None, init=False)
+    _renewal: asyncio.Task[None] | None = field(default=None, init=False)
+    _machine: Machine | None = field(default=None, init=False)
+    _lease_lost: str = field(default="", init=False)
     """Why the lease was lost; empty while the lease is valid."""
-    _warmed_up: tuple[Arm, str] | None = None
+    _warmed_up: tuple[Arm, str] | None = field(default=None, init=False)
     """The arm that was warmed up last, and the id of the engine start in which that happened."""
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Names in the store: what is written under a key is found by its number again, in order."""
+"""Keys in the store: the number of a record is read back from its key, and keys sort by number."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class SimulatedEngines:
         assert self.prepared is arm, "a batch ran on another arm's draft"
         self.turns += 1
         tokens = self.answers.get(arm, ANSWER)
-        # a deterministic wobble, other for each arm, so that intervals have a width
+        # a deterministic wobble that differs between arms, so that intervals have a width
         wobble = 1 + 0.01 * ((self.turns * 7) % 5)
         seconds = wobble * len(prompts) * len(tokens) / self.speeds[arm]
         self.now += seconds
