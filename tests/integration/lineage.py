@@ -1,7 +1,7 @@
 """Drafts and a lineage for tests of the serving pod, published in a real store.
 
-The drafts need no training: ``write_constant_draft`` proposes the same few tokens whatever it is given, so that a
-request that repeats them is accepted and others are rejected, in chains and in trees.
+The drafts need no training: ``write_constant_draft`` proposes the same few tokens for every input. So proposals are
+accepted in a request that repeats these tokens, and rejected in others, in chains and in trees.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def write_draft(folder: Path, target: Path, tokens: Sequence[int], *, seed: int,
 
 
 def write_constant_draft(folder: Path, target: Path, tokens: Sequence[int], *, lowest: int = 0) -> Path:
-    """A draft that ranks ``tokens`` in this order, always.
+    """A draft that always ranks ``tokens`` in this order.
 
-    Its MLP computes silu(z)·z, which is never negative, and adds the sum to one dimension only; after the norm the
-    state is that dimension, and the head reads its ranking from there.
+    Its MLP computes silu(z)·z, which is never negative, and adds the sum to one dimension only. After the norm the
+    state lies in that dimension, where the head reads its ranking.
     """
     write_draft(folder, target, tokens, seed=1, lowest=lowest)
     file = folder / "model.safetensors"
@@ -74,7 +74,7 @@ def write_constant_draft(folder: Path, target: Path, tokens: Sequence[int], *, l
 
 
 def lineage_of(draft: Path, target: Path) -> Lineage:
-    """The lineage that ``draft`` begins."""
+    """The lineage whose initial draft is ``draft``."""
     file = draft / "model.safetensors"
     config = json.loads((target / "config.json").read_text())
     with file.open("rb") as source:

@@ -1,4 +1,4 @@
-"""Made rounds are true ones: every node carries what the target says behind exactly that prefix."""
+"""Rounds made for tests are real ones: every node carries the target's distribution behind its prefix."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def model() -> Any:
 
 CHAIN = (-1, 0, 1, 2)
 TREE = (-1, 0, 0, 0, 1, 2, 2, 5)
-RIGHT = {0: (1, 2), 5: (1,), 9: (1, 2, 3)}, {0: (2, 5), 5: (3,), 9: (2, 5, 7)}
-"""By answer token: the nodes of its round that are right, for the chain and for the tree."""
+CORRECT_NODES = {0: (1, 2), 5: (1,), 9: (1, 2, 3)}, {0: (2, 5), 5: (3,), 9: (2, 5, 7)}
+"""The correct nodes of each answer token's round, for the chain and for the tree."""
 
 
-@pytest.mark.parametrize(("parents", "right"), [*zip((CHAIN, TREE), RIGHT, strict=True)], ids=["chain", "tree"])
+@pytest.mark.parametrize(
+    ("parents", "correct"), [*zip((CHAIN, TREE), CORRECT_NODES, strict=True)], ids=["chain", "tree"]
+)
 @torch.no_grad()
-def test_every_node_carries_the_targets_word_for_its_prefix(
-    model: Any, parents: tuple[int, ...], right: dict[int, tuple[int, ...]]
+def test_every_node_carries_the_targets_distribution_behind_its_prefix(
+    model: Any, parents: tuple[int, ...], correct: dict[int, tuple[int, ...]]
 ) -> None:
-    bare = tiny.trace(1, prompt=5, answer=14, steps=0)
-    answer, random = bare.tokens[bare.prompt_length :].tolist(), torch.Generator().manual_seed(2)
+    without_rounds = tiny.trace(1, prompt=5, answer=14, steps=0)
+    answer, random = without_rounds.tokens[without_rounds.prompt_length :].tolist(), torch.Generator().manual_seed(2)
     trees = []
     for at in range(13):
         tokens = [answer[at], *torch.randperm(tiny.VOCAB, generator=random)[: len(parents) - 1].tolist()]
-        for depth, place in enumerate(right.get(at, ()), 1):
+        for depth, place in enumerate(correct.get(at, ()), 1):
             tokens[place] = answer[at + depth]
         trees.append(Tree(tuple(tokens), parents))
-    trace = drafted.with_verify_rounds(bare, trees, model, version=7)
+    trace = drafted.with_verify_rounds(without_rounds, trees, model, version=7)
     assert trace.root.tolist() == [5, 8, 9, 10, 12, 13, 14]
     assert trace.accepted.tolist() == [2, 0, 0, 1, 0, 0, 3]
     assert set(trace.version.tolist()) == {7}
@@ -55,10 +57,10 @@ def test_every_node_carries_the_targets_word_for_its_prefix(
         torch.testing.assert_close(trace.top_logprobs[node.index].float(), want, atol=2e-2, rtol=1e-3)
         seen += 1
     assert seen == trace.node_token.shape[0] == 7 * len(parents)
-    check(trace)
+    check_accepted_nodes(trace)
 
 
-def check(trace: RequestTrace) -> None:
+def check_accepted_nodes(trace: RequestTrace) -> None:
     """Accepted nodes are the committed tokens."""
     for node in nodes_of(trace, DEPTHS):
         committed = trace.tokens[node.slot + 2 : node.slot + 2 + len(node.path)].tolist()

@@ -1,4 +1,4 @@
-"""The store stays bounded on a real S3, and the auditor finds nothing amiss at any moment of it."""
+"""The store stays bounded on a real S3, and the store check finds no violation at any moment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: Path) -> None:
+def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S3, tmp_path: Path) -> None:
     config = s3.config(root="aurora/retention")
     registry = Registry(ObjectStore(config))
     open_lineage(registry, tiny.target(tmp_path / "target"), SPEC, utc_now)
@@ -40,7 +40,7 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
     written: list[str] = []
     read: list[str] = []
 
-    def sound() -> None:
+    def assert_sound() -> None:
         assert check_store(config, timedelta(0)).violations == []
 
     ledger = ShardLedger(registry, 1, Retrier())
@@ -53,10 +53,10 @@ def test_old_traces_go_and_every_object_stays_named_and_whole(s3: S3, tmp_path: 
         state = put_trainer_state(
             registry, consumed=ledger.consumed, retired=ledger.retired, forgotten=ledger.forgotten
         )
-        sound()
+        assert_sound()
         retention.state_saved(state)
         retention.delete_some()
-        sound()
+        assert_sound()
         if turn % 5 == 4:  # a trainer that ends between a deletion and the next save
             ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_state_record())
             retention = Retention(registry, ledger, limits)

@@ -1,8 +1,8 @@
-"""Trained as served: on the traces that an engine wrote, our draft proposes what the engine proposed.
+"""Trained as served: on an engine's traces, the training pass makes the same proposals as the engine.
 
-The draft is trained for a minute on JSON requests and served by stock SGLang on the CPU engine in float32, once with
-chains and once with trees; its captured rounds are then unrolled by the pass that trains on them: same proposals behind
-accepted and behind rejected tokens, same acceptance length.
+The draft is trained for a minute on JSON requests. Stock SGLang on the CPU engine serves it in float32, with chains
+and then with trees. The pass that trains on the captured rounds then unrolls them. Proposals behind accepted and behind
+rejected tokens must agree, and so must the acceptance length.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Trained:
-    """A store whose active draft was trained, and prompts that it has not seen."""
+    """A store whose active draft was trained, and prompts that the draft was not trained on."""
 
     s3: S3
     candidate: Path
@@ -139,8 +139,10 @@ def collect(spool: Path, prompts: list[list[int]]) -> list[RequestTrace]:
 
 @torch.inference_mode()
 def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[int]]]:
-    """The verify nodes that have children, and what our draft would have proposed there: the ``top_k`` best tokens of
-    the batched pass that trains on this trace."""
+    """The verify nodes that have children, and the proposals of the training pass there.
+
+    The proposals are the ``branching`` most likely tokens.
+    """
     draft, vocabulary, spec = served.draft, served.vocabulary, served.spec
     (example,) = examples_of(trace, draft.config.vocab_size)
     batch = collate([example], spec.steps, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
@@ -152,8 +154,8 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
             yield node, set(vocabulary.to_target[best].tolist())
 
 
-def test_our_draft_proposes_what_the_engine_proposed(served: Served) -> None:
-    """Along what was accepted and along what was rejected."""
+def test_the_training_pass_proposes_the_same_tokens_as_the_engine(served: Served) -> None:
+    """Behind accepted and behind rejected nodes."""
     same, total = Counter[str](), Counter[str]()
     for trace in served.traces:
         for node, ours in proposed(served, trace):
@@ -166,10 +168,10 @@ def test_our_draft_proposes_what_the_engine_proposed(served: Served) -> None:
     assert total["rejected"] > 10
     assert total.total() > 0.9 * nodes
     for where, count in total.items():
-        assert same[where] / count > 0.97  # what differs is a near tie: captured states are rounded to 16 bits
+        assert same[where] / count > 0.97  # the others are near ties: captured states are rounded to 16 bits
 
 
-def test_simulated_acceptance_is_the_served_one(served: Served) -> None:
+def test_the_simulated_acceptance_length_is_the_served_one(served: Served) -> None:
     rounds = sum(t.root.shape[0] for t in served.traces)
     length = sum(t.answer_tokens - 1 for t in served.traces) / rounds
     examples = [e for t in served.traces for e in examples_of(t, served.draft.config.vocab_size)]
@@ -179,4 +181,4 @@ def test_simulated_acceptance_is_the_served_one(served: Served) -> None:
     if served.spec.branching == 1:
         assert simulated == pytest.approx(length, rel=0.1)
     else:
-        assert length > 0.9 * simulated  # the simulation is a chain's, and a tree mostly holds the chain
+        assert length > 0.9 * simulated  # the simulation proposes a chain, and a tree mostly contains the chain

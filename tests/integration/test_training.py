@@ -1,4 +1,4 @@
-"""The trainer process against a real S3: traces become a candidate, and a kill loses nothing and doubles nothing."""
+"""The trainer process against a real S3: traces become a candidate, and a kill loses no trace and trains none twice."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     assert after is not None
     assert sorted(after.consumed) == sorted(keys)
     assert after.consumed[: len(before.consumed)] == before.consumed
-    assert after.trained_tokens == fresh  # every position counted once: none lost, none twice
+    assert after.trained_tokens == fresh  # every position counted once
     assert after.step > before.step
     assert status is not None
     assert status.phase in (TrainerPhase.TRAINING, TrainerPhase.WAITING_FOR_TRACES)
@@ -84,11 +84,11 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     assert manifest.parent == 0
     lineage = registry.lineage()
     assert lineage is not None
-    check_draft(tmp_path / "v1" / WEIGHTS, lineage)  # a pod would take it
+    check_draft(tmp_path / "v1" / WEIGHTS, lineage)  # a pod would load it
     assert orphans(registry) == set()
 
 
-def test_suspended_creates_the_lineage_and_trains_nothing(s3: S3, registry: Registry, tmp_path: Path) -> None:
+def test_a_suspended_trainer_creates_the_lineage_and_does_not_train(s3: S3, registry: Registry, tmp_path: Path) -> None:
     settings = trainer_settings(registry, ensure_model(), TrainingSpec(suspended=True))
     log = tmp_path / "trainer.log"
     with running_trainer(s3, settings, log) as process:

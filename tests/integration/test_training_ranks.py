@@ -1,4 +1,4 @@
-"""The trainer on several processes against a real S3: a rank that dies ends all, and nothing is trained twice."""
+"""The trainer on several processes against a real S3: a dying rank ends all, and no shard is trained twice."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
     assert after is not None
     assert sorted(after.consumed) == sorted(keys)
     assert after.consumed[: len(before.consumed)] == before.consumed
-    assert after.trained_tokens == fresh  # every position counted once: none lost, none twice
+    assert after.trained_tokens == fresh  # every position counted once
     assert orphans(registry) == set()
     assert "Traceback" not in log.read_text().rsplit("resumed at step", 1)[1].split("stopping on signal")[0]
