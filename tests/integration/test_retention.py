@@ -18,7 +18,6 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import check_store
 from tests.unit.training import tiny
-from tests.unit.training.test_store_side import SPEC
 
 TURNS, KEPT = 12, 6
 
@@ -33,7 +32,7 @@ def s3() -> Iterator[S3]:
 def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S3, tmp_path: Path) -> None:
     config = s3.config(root="aurora/retention")
     registry = Registry(ObjectStore(config))
-    open_lineage(registry, tiny.target(tmp_path / "target"), SPEC, utc_now)
+    open_lineage(registry, tiny.target(tmp_path / "target"), tiny.DRAFT_SPEC, utc_now)
     trace = tiny.trace(0)
     size = len(encode([trace]))
     limits = RetentionLimits(total_bytes=KEPT * size, replay_bytes=2 * size, shards=100)

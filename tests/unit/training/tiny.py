@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.traces import RequestTrace, encode, prompt_hash
+from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
@@ -25,6 +27,7 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 from aurora_store.objects import ObjectInfo
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
+DRAFT_SPEC = DraftSpec(vocab_size=DRAFT_VOCAB)
 
 
 def write_target(folder: Path, *, tied: bool = True) -> TargetSpec:
@@ -182,19 +185,32 @@ class MemoryObjects(ObjectStore):
         self.data.pop(key, None)
 
 
+def ticking_clock() -> Iterator[datetime]:
+    """Times that are a second apart."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    while True:
+        now += timedelta(seconds=1)
+        yield now
+
+
+def open_lineage(registry: Registry, model: TargetModel, times: Iterator[datetime]) -> None:
+    """Create the lineage of ``model`` with its initial draft; each record takes the next of ``times``."""
+    lineage.open_lineage(registry, model, DRAFT_SPEC, lambda: next(times))
+
+
 def memory_registry() -> tuple[Registry, MemoryObjects]:
     objects = MemoryObjects()
     return Registry(objects), objects
 
 
-def put_shard(registry: Registry, seq: int, traces: list[RequestTrace], lineage: int = 1) -> str:
+def put_shard(registry: Registry, seq: int, traces: list[RequestTrace]) -> str:
     """Write a shard as an agent would."""
     data = encode(traces)
     created = utc_now()
     stem = f"pod-0-boot-{seq:08d}"
     return registry.put_shard(
         ShardManifest(
-            lineage=lineage,
+            lineage=1,
             pod="pod-0",
             boot="boot",
             seq=seq,

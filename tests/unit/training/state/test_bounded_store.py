@@ -26,7 +26,6 @@ from aurora_runtime.training.state.retention import RetentionLimits
 from aurora_store import Keys, Registry
 from aurora_store.errors import ObjectExists
 from tests.unit.training import tiny
-from tests.unit.training.test_store_side import SPEC
 
 
 class Traffic(Retrier):
@@ -59,12 +58,12 @@ class Real:
         self.recipe: Recipe | None = None  # None: that of the settings
         self.registry, self.objects = tiny.memory_registry()
         self.target = tiny.target(folder)
-        self.lineage = open_lineage(self.registry, self.target, SPEC, utc_now)
+        self.lineage = open_lineage(self.registry, self.target, tiny.DRAFT_SPEC, utc_now)
         self.settings = TrainerSettings(
             namespace="n",
             name="s",
             target=TargetSpec(model=str(folder)),
-            draft=SPEC,
+            draft=tiny.DRAFT_SPEC,
             training=TrainingSpec(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
             store=StoreSettings(bucket="b", root="r"),
         )

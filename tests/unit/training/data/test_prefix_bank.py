@@ -1,0 +1,53 @@
+"""States missing after a prefix-cache hit are borrowed from traces with the same prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.prefix_bank import PrefixBank
+from tests.unit.training import tiny
+
+
+def cached(trace: RequestTrace, length: int) -> RequestTrace:
+    """``trace`` as captured when its first ``length`` positions came from the prefix cache."""
+    return dataclasses.replace(trace, hidden_start=length, hidden=trace.hidden[length:])
+
+
+def test_states_missing_after_a_prefix_cache_hit_are_borrowed() -> None:
+    first, other = tiny.trace(1, prompt=12), tiny.trace(2, prompt=12)
+    shared = torch.cat([first.tokens[:8], other.tokens[8:]])
+    states = torch.cat([first.hidden[:8], other.hidden[8:]])
+    second = dataclasses.replace(other, tokens=shared, hidden=states)
+    bank = PrefixBank(1 << 28, 256)
+    assert bank.complete(first) is first
+    whole = bank.complete(cached(second, 8))
+    assert whole.hidden_start == 0
+    assert torch.equal(whole.hidden, states)
+    # In a chain of conversations, the third shares with the second a prefix that the first lacks.
+    third = dataclasses.replace(second, tokens=second.tokens.clone())
+    assert torch.equal(bank.complete(cached(third, 11)).hidden, states)
+    # No state is borrowed across a different token, or from an empty bank.
+    stranger = dataclasses.replace(second, tokens=torch.cat([shared[:3] + 1, shared[3:]]))
+    assert bank.complete(cached(stranger, 8)).hidden_start == 8
+    assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).hidden_start == 8
+
+
+def test_borrowed_states_do_not_count_as_fresh() -> None:
+    trace = tiny.trace(1, prompt=12)
+    (example,) = examples_of(trace, tiny.VOCAB, counted_positions=7)
+    assert example.fresh == trace.hidden.shape[0] - 7
+
+
+def test_the_prefix_bank_is_bounded() -> None:
+    size = tiny.trace(0).hidden.numel() * 2
+    bank = PrefixBank(limit_bytes=3 * size, limit_traces=100)
+    traces = [tiny.trace(seed) for seed in range(9)]
+    for trace in traces:
+        bank.complete(trace)
+    found = [bank.complete(cached(t, 5)).hidden_start == 0 for t in reversed(traces)]
+    assert found[:2] == [True, True]
+    assert not any(found[3:])

@@ -1,0 +1,29 @@
+"""The trainer's status."""
+
+from __future__ import annotations
+
+from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.training.progress import StatusWriter
+from tests.unit.training import tiny
+
+
+def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
+    registry, _ = tiny.memory_registry()
+    StatusWriter(registry).announce(TrainerPhase.STARTING, message="reading the target failed: set HF_TOKEN")
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.message, status.step) == (
+        TrainerPhase.STARTING,
+        "reading the target failed: set HF_TOKEN",
+        0,
+    )
+    registry.put_trainer_status(status.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
+    StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.step, status.held_out_acceptance_length, status.lineage) == (
+        TrainerPhase.SUSPENDED,
+        7,
+        2.5,
+        1,
+    )
