@@ -136,7 +136,11 @@ def serve(settings: ServingSettings, options: LauncherOptions) -> int:
 
 
 def parse_options(arguments: list[str] | None) -> LauncherOptions:
-    parser = argparse.ArgumentParser(description="Run SGLang in an inference pod of an AuroraSpeculator.")
+    parser = argparse.ArgumentParser(
+        prog="aurora-serve",
+        description="Run SGLang in an inference pod of an AuroraSpeculator.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the agent")
     parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the admin key")
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="port of SGLang")

@@ -141,7 +141,11 @@ async def _run_until_shutdown(
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The agent of an inference pod of an AuroraSpeculator.")
+    parser = argparse.ArgumentParser(
+        prog="aurora-agent",
+        description="The agent of an inference pod of an AuroraSpeculator.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument(
         "command", choices=["stage", "serve"], help="stage the draft to start with, or serve as the pod's sidecar"
     )
@@ -152,17 +156,23 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
     parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of SGLang in this pod")
     parser.add_argument(
-        "--shutdown-seconds", type=float, default=SHUTDOWN_SECONDS, help="longest time from SIGTERM to the exit"
+        "--shutdown-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=SHUTDOWN_SECONDS,
+        help="longest time from SIGTERM to the exit",
     )
     parser.add_argument(
         "--signal-skew-seconds",
         type=float,
+        metavar="SECONDS",
         default=SIGNAL_SKEW_SECONDS,
         help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
     )
     parser.add_argument(
         "--stage-timeout-seconds",
         type=float,
+        metavar="SECONDS",
         default=STAGE_TIMEOUT_SECONDS,
         help="longest time that `stage` waits for a draft",
     )
