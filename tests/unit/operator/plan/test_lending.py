@@ -1,4 +1,4 @@
-"""Lending a replica to a measurement: when it leaves, who asks, and that it always goes back."""
+"""Lending a replica to a measurement: when the replica leaves, and that it always returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOB = "chat-validate-v1-1"
 
 
 def withdrawn(name: str, phase: MeasurementPhase = MeasurementPhase.DRAINING, measurement: str = JOB) -> PodView:
-    """As its agent tells it: no engine to speak of, and not ready."""
+    """A lent pod as its agent reports it: no engine, and not ready."""
     away = MeasurementStatus(measurement=measurement, phase=phase)
     nothing = {"engine_ready": False, "boot": "", "version": None, "checksum": None}
     state = agent(name, 0).model_copy(update=nothing | {"measurement": away})
@@ -55,7 +55,7 @@ def lent(phase: MeasurementPhase = MeasurementPhase.MEASURING) -> Observed:
     return replace(chosen(), pods=pods, jobs=(JobView(JOB, 1, 1),), deployment=workload, disruptions_allowed=0)
 
 
-def test_a_pod_of_another_template_is_no_place_to_measure() -> None:
+def test_no_pod_with_a_former_template_is_measured_on() -> None:
     old = WorkloadView(current=False, replicas=2, ready=2)
     waiting = made(world(deployment=old)).status
     assert waiting is not None
@@ -66,14 +66,14 @@ def test_a_pod_of_another_template_is_no_place_to_measure() -> None:
     assert made(edited).job is None
 
 
-def test_a_pod_that_kubernetes_still_calls_ready_is_not_measured_on_yet() -> None:
+def test_no_job_is_created_while_kubernetes_still_calls_the_lent_pod_ready() -> None:
     slow = replace(lent(), jobs=())
     still = tuple(replace(view, ready=True) for view in slow.pods)
     assert made(slow).job is not None
     assert made(replace(slow, pods=still)).job is None
 
 
-def test_a_replica_is_chosen_withdrawn_and_only_then_measured_on() -> None:
+def test_the_job_is_created_only_after_the_replica_was_chosen_and_withdrawn() -> None:
     first = made(world())
     assert first.status is not None
     assert first.status.candidate is not None
@@ -113,7 +113,9 @@ def test_a_replica_is_chosen_withdrawn_and_only_then_measured_on() -> None:
         ),
     ],
 )
-def test_a_candidate_waits_while_no_replica_can_be_spared_and_says_why(changes: dict[str, Any], words: str) -> None:
+def test_a_candidate_waits_while_no_replica_can_be_spared_and_its_message_says_why(
+    changes: dict[str, Any], words: str
+) -> None:
     result = made(world(**changes))
     assert not [loan for loan in result.loans if loan.request.begin]
     assert result.job is None
@@ -125,7 +127,7 @@ def test_a_candidate_waits_while_no_replica_can_be_spared_and_says_why(changes: 
     assert words in told.message
 
 
-def test_a_withdrawn_pod_is_no_fault_and_shows_what_it_does() -> None:
+def test_a_lent_pod_leaves_ready_true_and_its_state_is_shown() -> None:
     shown = status(lent())
     ready = next(c for c in shown.conditions if c.type is ConditionType.READY)
     assert (ready.status.value, ready.reason) == ("True", "Measuring")
@@ -135,8 +137,8 @@ def test_a_withdrawn_pod_is_no_fault_and_shows_what_it_does() -> None:
     assert ready.reason == "PodsNotReady"
 
 
-def test_no_swap_is_asked_of_a_withdrawn_pod_and_it_does_not_hold_up_the_others() -> None:
-    """A pin comes while the pod is away: the others go, and it follows once it is back."""
+def test_a_lent_pod_is_not_asked_to_swap_and_the_others_do_not_wait_for_it() -> None:
+    """A pin is set while a pod is lent: the others swap now, and the lent one after its return."""
     pinned = spec(serving={"replicas": 3}, validation={"measureOn": "Replica"}, rollout={"maxNotReady": 0})
     stray = replace(
         lent(),
@@ -148,7 +150,7 @@ def test_no_swap_is_asked_of_a_withdrawn_pod_and_it_does_not_hold_up_the_others(
 
 
 @pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status"])
-def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
+def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
     seen = lent()
     if end in ("passed", "rejected"):
         kind = VerdictKind.PASS if end == "passed" else VerdictKind.REJECT
@@ -169,10 +171,10 @@ def test_a_replica_is_given_back_when_its_measurement_is_over(end: str) -> None:
 
 @pytest.mark.parametrize("phase", [MeasurementPhase.DRAINING, MeasurementPhase.MEASURING])
 @pytest.mark.parametrize("jobs", [(), (JobView(JOB, 1, 1),)], ids=["before its Job", "while it is measured"])
-def test_a_replica_is_called_back_once_another_one_is_needed(
+def test_a_replica_is_taken_back_when_another_pod_is_not_ready(
     phase: MeasurementPhase, jobs: tuple[JobView, ...]
 ) -> None:
-    """Else nobody serves while a healthy engine is measured."""
+    """Otherwise no pod would serve while a healthy engine is measured."""
     down = (pod("chat-a", 0, ready=False), withdrawn("chat-b", phase))
     called = made(replace(lent(), pods=down, jobs=jobs))
     (loan,) = called.loans
@@ -204,15 +206,15 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
     assert status(back).rollout.phase is RolloutPhase.CANARY
 
 
-def test_a_job_that_was_never_created_is_not_created_when_the_lease_is_over() -> None:
+def test_no_job_is_created_after_the_lease_is_over() -> None:
     late = replace(lent(MeasurementPhase.RETURNING), jobs=())
     assert (made(late).job, made(late).loans) == (None, ())
     again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0)), disruptions_allowed=1))
     assert [loan.request.begin for loan in again.loans] == [True]
 
 
-def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later() -> None:
-    """Else it leaves, waits for its lease to end, comes back and leaves again, for ever."""
+def test_a_replica_is_taken_back_when_its_job_is_refused_and_lent_again_after_growing_delays() -> None:
+    """Otherwise the replica would leave, wait for the end of its lease, return and leave again, forever."""
     seen, now, waits = replace(lent(), jobs=()), NOW, list[float]()
     home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
     for attempt in range(1, 9):
@@ -238,8 +240,8 @@ def test_a_replica_goes_back_when_its_job_is_refused_and_leaves_again_ever_later
     assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
 
 
-def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version() -> None:
-    """A person pauses rolls: version 1, which passed, waits, and version 2 is measured. The pause ends before that."""
+def test_a_version_that_passed_is_rolled_out_before_a_replica_is_lent_to_a_newer_one() -> None:
+    """While rolls are paused, version 1 waits after it passed. The pause ends before version 2 is measured."""
     paused = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"paused": True})
     proven = store(0, 1, 2, evidence=(evidence(1),))
     seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
@@ -253,12 +255,12 @@ def test_what_passed_starts_its_roll_before_a_replica_leaves_for_a_newer_version
     assert (resumed.loans, resumed.job) == ((), None)
 
 
-def test_no_replica_leaves_for_a_measurement_against_a_pinned_version() -> None:
+def test_no_replica_is_lent_while_a_version_is_pinned() -> None:
     pinned = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"pin": 0})
     assert made(replace(chosen(), spec=pinned)).loans == ()
 
 
-def test_a_newer_version_takes_the_place_of_one_that_only_waits_for_a_replica() -> None:
+def test_a_newer_version_replaces_a_candidate_that_only_waits_for_a_replica() -> None:
     waits = world(disruptions_allowed=0)
     waits = replace(waits, status=status(waits), store=store(0, 1, 2))
     assert candidate_of(waits) == 2
@@ -272,7 +274,7 @@ def candidate_of(seen: Observed) -> int:
     return found.version
 
 
-def test_an_agent_that_is_silent_for_a_moment_is_still_away() -> None:
+def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     silent = replace(lent(), pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     shown = status(silent)
     ready = next(c for c in shown.conditions if c.type is ConditionType.READY)
@@ -281,13 +283,13 @@ def test_an_agent_that_is_silent_for_a_moment_is_still_away() -> None:
     assert shown.candidate.phase is CandidatePhase.VALIDATING
 
 
-def test_the_default_is_a_job_beside_the_replicas() -> None:
+def test_by_default_a_job_measures_in_its_own_pod() -> None:
     result = made(observed(store=store(0, 1)))
     assert result.loans == ()
     assert result.job is not None
 
 
-def test_the_fence_is_the_rolls_epoch() -> None:
+def test_loans_carry_the_rolls_epoch() -> None:
     high = SpeculatorStatus(rollout=RolloutStatus(epoch=7))
     seen = world(
         status=high,

@@ -1,4 +1,4 @@
-"""Whatever is observed, a plan is made, and it asks no pod for a version that has not earned it (promise 1)."""
+"""A plan is made whatever is observed, and it asks no pod for a version without evidence (promise 1)."""
 
 from __future__ import annotations
 
@@ -232,8 +232,8 @@ def test_every_plan_is_sound(world: Observed) -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
-def test_planning_again_from_its_own_status_is_possible_and_settles(world: Observed) -> None:
-    """Nothing but the channel changes outside: a watch ends, deadlines pass, and then the status stays as it is."""
+def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -> None:
+    """Only the channel changes outside. A watch ends and deadlines pass, and then the status stays the same."""
     now, status = NOW, world.status
     for _ in range(30):
         now += timedelta(seconds=400)

@@ -1,17 +1,18 @@
 """The five promises under everything that may happen to the whole plan, in virtual time.
 
-Where ``test_rollout_machine`` drives the rollout alone, this machine drives ``plan``: validation, rollout, channel and
-status together, by two operators that were started by mistake and may each die between any two actions, against a
-simulated store, cluster and agents. Candidates are measured beside the pods or on one of them; Jobs may be refused.
-Evidence comes late, twice, about a former active version or never; agents are silent or lie; the store is out of reach
-for a while; the clock is set forwards and backwards; people edit, pin, promote and abort. What must hold all the while
-is in ``promises``; ``tests.bench.states`` runs it longer. Not modelled: operators that share one process, and
-Kubernetes that loses what it acknowledged.
+``test_rollout_machine`` drives the rollout alone. This machine drives ``plan``: validation, rollout, channel and status
+together. Two operators run by mistake, and each may die between any two actions. Store, cluster and agents are
+simulated. Candidates are measured in Jobs of their own or on a replica, and Jobs may be refused. Evidence comes late,
+twice, about a former active version or never. Agents are silent or lie. The store cannot be reached for a while. The
+clock is set forwards and backwards. People edit, pin, promote and abort.
+
+``promises`` says what must hold all the while. ``tests.bench.states`` runs the machine longer. Not modelled: operators
+that share one process, and a Kubernetes that loses what it acknowledged.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -21,9 +22,8 @@ from hypothesis.stateful import initialize, precondition, rule
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.evidence_records import Evidence, VerdictKind
-from tests.unit.operator.promises import Promises
+from tests.unit.operator.plan.pod_rules import PodRules
 from tests.unit.operator.simulated_operator import SimulatedOperator
-from tests.unit.operator.simulation import LIES, SimulatedPod
 
 MOVING, RESTING = 2.0, 15.0
 """Seconds between looks, as in the real loop."""
@@ -34,17 +34,18 @@ UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
 KINDS = ("good", "good", "bad", "deadly", "fading")
 
 
-class PlanMachine(Promises):
+class PlanMachine(PodRules):
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
         self.operators = [SimulatedOperator(self.cluster, self.store, self.agent_accepted) for _ in range(2)]
         self.late_evidence: list[Evidence] = []
-        self.traffic, self.gate = True, "passes"
-        self.joined = self.pace = 0
+        self.gate = "passes"
         self.end = "judged"
-        """When faults stop, traffic comes back and is judged; or it does not ("quiet"), and the newest version is not
-        kept waiting by an older one; or nothing is judged ("unjudged"), and what ends engines has to go even so."""
+        """What follows when faults stop.
+
+        ``judged``: traffic comes back and is judged. ``quiet``: no traffic comes back, and no older version keeps the
+        newest one waiting. ``unjudged``: nothing is judged, and a version that crashes engines is rejected even so.
+        """
 
     @initialize(
         count=st.integers(1, 4),
@@ -78,7 +79,7 @@ class PlanMachine(Promises):
 
     @rule(kind=st.sampled_from(KINDS), looks=st.integers(4, 20))
     def candidate_comes_far(self, *, kind: str, looks: int) -> None:
-        """Somewhere into its life: the paths are long, and most of what may go wrong does so in their midst."""
+        """Most faults matter in the middle of a version's life, which takes many looks to reach."""
         self.candidate_is_registered(kind=kind)
         self.time_goes_on(looks=looks)
 
@@ -89,7 +90,7 @@ class PlanMachine(Promises):
         self.gate, self.cluster.refuses_jobs = gate, gate == "no Jobs"
 
     def jobs_end(self) -> None:
-        """As the gate is now; evidence that comes late comes by its own rule."""
+        """Jobs end as the gate is now. Late evidence arrives by a rule of its own."""
         verdict = {"rejects": VerdictKind.REJECT, "wavers": VerdictKind.INCONCLUSIVE}.get(self.gate, VerdictKind.PASS)
         for name in sorted(self.cluster.jobs):
             if self.gate != "never ends":
@@ -99,7 +100,7 @@ class PlanMachine(Promises):
     @rule(which=st.integers(0, 3), ended=st.sampled_from(["succeeded", "failed", "vanishes"]), late=st.booleans(),
           verdict=st.sampled_from([*VerdictKind, None]))  # fmt: skip
     def job_ends(self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None) -> None:
-        """However it ends, it may have written its evidence before, or its pod will afterwards, or never."""
+        """Whichever way the Job ends: its evidence was written before, comes afterwards, or never comes."""
         name = sorted(self.cluster.jobs)[which % len(self.cluster.jobs)]
         self.end_job(name, verdict, late=late, ended=ended)
 
@@ -117,7 +118,7 @@ class PlanMachine(Promises):
     @precondition(lambda self: self.late_evidence)
     @rule(which=st.integers(0, 3))
     def evidence_arrives(self, *, which: int) -> None:
-        """Create-once: of two measurements under one attempt the first counts."""
+        """Evidence is created once: of two measurements under one attempt the first counts."""
         proof = self.late_evidence.pop(which % len(self.late_evidence))
         self.store.evidence.setdefault((proof.version, proof.attempt), proof)
         if proof.verdict.kind is not VerdictKind.PASS:
@@ -150,18 +151,18 @@ class PlanMachine(Promises):
 
     @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
     def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
-        """A to B, and often back to A before anybody looked; and where candidates are measured."""
+        """Change the arguments, often back before the operator looks, and the place of measurements."""
         self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"measureOn": where})
 
     @rule(back=st.none() | st.integers(0, 3), known=st.booleans())
     def person_changes_the_pin(self, *, back: int | None, known: bool) -> None:
-        """To a version that once passed, mostly; A to B to A, and to C."""
+        """Pin a version, mostly one that once passed."""
         versions = [v for v in self.store.registrations if self.store.passed(v) or not known]
         self.person_pins(pin=None if back is None else sorted(versions)[max(-1 - back, -len(versions))])
 
     @rule(back=st.integers(0, 2), looks=st.integers(1, 6))
     def person_pins_for_a_while(self, *, back: int, looks: int) -> None:
-        """What was being measured, or passed, is compared with another version afterwards."""
+        """Afterwards, candidates are compared with another active version than before."""
         self.person_changes_the_pin(back=back, known=True)
         self.time_goes_on(looks=looks)
         self.person_pins(pin=None)
@@ -188,13 +189,13 @@ class PlanMachine(Promises):
 
     @rule()
     def status_is_lost(self) -> None:
-        """As one that an older operator wrote, or that somebody deleted."""
+        """An older operator wrote a status that cannot be read, or somebody deleted it."""
         self.cluster.status = "{}"
         self.cluster.edited()
 
     @rule()
     def operator_state_is_lost(self) -> None:
-        """As after an upgrade whose operator cannot read it, or an edit: the roll stops, and its watch ends."""
+        """The operator cannot read its own state, after an upgrade or an edit: a roll stops, and a watch ends."""
         lost = self.status
         if lost.rollout.phase is RolloutPhase.WATCHING and lost.rollout.version is not None:
             self.vouched.add(lost.rollout.version)
@@ -212,91 +213,15 @@ class PlanMachine(Promises):
         self.pass_time(seconds)
 
     def pass_time(self, seconds: float) -> None:
-        """A pod that is busy for nearly the whole deadline may be held against what it was asked for."""
+        """A pod that is busy for more than half the deadline may count against the version it was asked for."""
         self.now += timedelta(seconds=seconds)
-        self.steady += seconds
+        self.monotonic_seconds += seconds
         self.cluster.pass_time(seconds)
         for pod in self.cluster.pods:
             busy = pod.swapping or not pod.up
             pod.seconds = pod.seconds + (seconds if seconds < DEADLINE else 0) if busy else 0.0
             if pod.seconds > DEADLINE / 2:
                 self.blame()
-
-    # pods and their agents -------------------------------------------------------------------------------------------
-
-    @precondition(lambda self: len(self.cluster.pods) < 5)
-    @rule(slow=st.booleans())
-    def pod_joins(self, *, slow: bool) -> None:
-        """It has chosen its version and is not up yet: it may come up after the next promotion."""
-        self.joined += 1
-        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
-
-    @precondition(lambda self: self.cluster.pods)
-    @rule(
-        which=st.integers(0, 4),
-        fault=st.sampled_from(["dies", "engine_crashes", "restarts empty", "silent", "other weights", "slow", *LIES]),
-    )
-    def pod_fails(self, *, which: int, fault: str) -> None:
-        pod = self.cluster.pods[which % len(self.cluster.pods)]
-        if fault == "dies":
-            self.cluster.pods.remove(pod)
-        elif fault == "silent":
-            pod.silent = True
-        elif fault == "slow":
-            pod.slow = True
-        elif fault == "other weights":
-            pod.salt = "!"
-        elif fault in LIES:
-            pod.lie = fault
-        else:
-            pod.crash(pod.version if fault == "engine_crashes" else self.channel.active)
-        self.blame()
-
-    def blame(self) -> None:
-        """What is rolled now may be refused for what just happened."""
-        if self.status.rollout.version is not None:
-            self.blamed.add(self.status.rollout.version)
-
-    @precondition(lambda self: any(pod.swapping for pod in self.cluster.pods))
-    @rule(which=st.integers(0, 4))
-    def swap_fails(self, *, which: int) -> None:
-        under_way = [pod for pod in self.cluster.pods if pod.swapping]
-        pod = under_way[which % len(under_way)]
-        assert pod.asked is not None
-        self.blamed.add(pod.asked.version)
-        self.blame()
-        pod.end_swap(self.now, works=False)
-
-    @rule(pace=st.integers(0, 2))
-    def pods_change_pace(self, *, pace: int) -> None:
-        self.pace = pace
-
-    @rule(flows=st.booleans())
-    def traffic_changes(self, *, flows: bool) -> None:
-        self.traffic = flows
-
-    @rule()
-    def faults_end(self) -> None:
-        for pod in self.cluster.pods:
-            pod.slow, pod.silent, pod.lie = False, False, ""
-        self.all_go_on()
-
-    def all_go_on(self) -> None:
-        """Swaps end and engines come up after as many looks as pods take now; never in the slow ones."""
-        for pod in self.cluster.pods:
-            busy = pod.swapping or not pod.up
-            pod.taken = pod.taken + 1 if busy else 0
-            if not pod.slow:
-                pod.return_to_service()
-            if pod.slow or pod.taken <= self.pace:
-                continue
-            if pod.swapping:
-                pod.end_swap(self.now, works=pod.lie != "swapped")
-            pod.up = True
-
-    def forgive_late(self) -> None:
-        for pod in self.cluster.pods:
-            pod.late |= not pod.up or pod.silent
 
     # the operators ---------------------------------------------------------------------------------------------------
 
@@ -309,7 +234,7 @@ class PlanMachine(Promises):
     def operator_decides(self, *, who: int) -> None:
         operator = self.operators[who]
         if operator.looking:
-            self.check_plan(*operator.decide(self.now, self.steady))
+            self.check_plan(*operator.decide(self.now, self.monotonic_seconds))
 
     @precondition(lambda self: any(operator.acting for operator in self.operators))
     @rule(who=st.integers(0, 1), count=st.integers(1, 5))
@@ -318,7 +243,7 @@ class PlanMachine(Promises):
 
     @rule(looks=st.integers(1, 6), decided=st.booleans(), count=st.integers(1, 9))
     def other_operator_is_late(self, *, looks: int, decided: bool, count: int) -> None:
-        """It acts on what it saw before the first one did more than it knows."""
+        """The second operator acts on an observation that the first one has overtaken."""
         self.operators[1].look()
         if decided:
             self.operator_decides(who=1)
@@ -337,13 +262,13 @@ class PlanMachine(Promises):
 
     @rule(looks=st.integers(4, 12))
     def minutes_go_by(self, *, looks: int) -> None:
-        """Looked at as an idle operator does, which is often enough for deadlines to strike."""
+        """The operator looks as often as an idle one does, which is often enough for deadlines to pass."""
         for _ in range(looks):
             self.one_look(0)
             self.pass_time(RESTING)
 
     def one_look(self, who: int) -> None:
-        """A whole look of one operator, and the world goes on until the next."""
+        """One operator looks and acts, and the world goes on until the next look."""
         moving = self.look_and_act(who)
         self.jobs_end()
         self.all_go_on()
@@ -359,7 +284,7 @@ class PlanMachine(Promises):
     def look_and_act(self, who: int) -> bool:
         operator = self.operators[who]
         operator.look()
-        seen, made = operator.decide(self.now, self.steady)
+        seen, made = operator.decide(self.now, self.monotonic_seconds)
         self.check_plan(seen, made)
         operator.act(100)
         return made.moving
@@ -367,7 +292,7 @@ class PlanMachine(Promises):
     # convergence -----------------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Once faults stop: all pods serve the right version, the newest is decided upon and nothing goes on."""
+        """Once faults stop, all pods serve the right version, the newest one is decided, and nothing is under way."""
         if not self.store.channels:
             return
         rules = UNJUDGED if self.end == "unjudged" else JUDGED

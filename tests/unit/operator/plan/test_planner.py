@@ -1,4 +1,4 @@
-"""The whole plan: a draft's life from the first registration to promotion or refusal, and what people see of it."""
+"""The whole plan: a version's life from its registration to its promotion or rejection."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ from aurora_api.v1alpha1.status import (
 )
 from aurora_operator.observe.observed import (
     JobView,
-    LiveWindow,
     Observed,
     RefusedJob,
     StoreView,
     UserRequests,
-    WorkloadView,
 )
-from aurora_operator.plan import plan
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
-from aurora_protocol.agent_api import LiveCounters, SwapPhase
+from aurora_protocol.agent_api import LiveCounters
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, VerdictKind
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from tests.unit.operator.worlds import (
-    CONFIG,
     NOW,
     agent,
     channel,
@@ -49,7 +44,7 @@ from tests.unit.operator.worlds import (
 )
 
 
-def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> None:
+def test_the_initial_draft_becomes_active_without_evidence_once_it_is_registered() -> None:
     early = observed(store=StoreView(lineage=lineage()), pods=())
     assert made(early).advance is None
     assert condition(early, ConditionType.SERVING_READY).reason == "WaitingForDraft"
@@ -58,23 +53,8 @@ def test_the_initial_draft_becomes_active_without_evidence_and_only_then() -> No
     assert (first.epoch, first.active, first.previous) == (1, 0, None)
 
 
-def test_the_status_tells_how_the_draft_learns_and_what_share_of_the_answers_it_can_say() -> None:
-    told = TrainerStatus(
-        phase=TrainerPhase.TRAINING,
-        step=7,
-        shards=2,
-        trained_tokens=900,
-        held_out_acceptance_length=1.604,
-        vocabulary_coverage=0.8456,
-        updated=NOW,
-    )
-    training = status(observed(store=store(0, trainer=told))).training
-    assert (training.step, training.trained_tokens) == (7, 900)
-    assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
-
-
-def test_a_draft_lives_from_registration_to_promotion() -> None:
-    """Every step is planned from the status of the former one, as after a restart of the operator."""
+def test_a_version_goes_from_registration_to_promotion() -> None:
+    """Each step is planned from the status of the former one, as after a restart of the operator."""
     unjudged = {"analysis": {"consecutiveSuccessLimit": 0, "watchSeconds": 0}}
     world = observed(store=store(0, 1), spec=spec(serving={"replicas": 2}, rollout=unjudged))
     first = made(world)
@@ -120,7 +100,7 @@ def test_a_draft_lives_from_registration_to_promotion() -> None:
     assert [entry.event for entry in last.status.history] == ["Promoted"]
 
 
-def test_a_pause_and_what_ends_it_are_in_the_history() -> None:
+def test_the_history_names_the_pause_of_a_roll_and_its_end() -> None:
     world = observed(store=store(0, 1, evidence=(evidence(1),)))
     world = replace(world, status=status(world))
     for paused in (True, False):
@@ -162,7 +142,7 @@ def promoted_and_watched(**more: Any) -> Observed:
     )
 
 
-def test_live_traffic_takes_a_promoted_draft_back_and_the_store_remembers() -> None:
+def test_a_promoted_version_that_live_traffic_rejects_is_rolled_back_and_stays_rejected() -> None:
     result = made(promoted_and_watched())
     assert result.advance is not None
     assert (result.advance.active, result.advance.previous, result.advance.epoch) == (0, None, 3)
@@ -183,7 +163,7 @@ def test_live_traffic_takes_a_promoted_draft_back_and_the_store_remembers() -> N
     assert (again.job, again.advance) == (None, None), "a lost status does not offer it again"
 
 
-def test_a_pin_is_obeyed_only_for_what_once_passed() -> None:
+def test_only_a_version_that_once_passed_can_be_pinned() -> None:
     def pinned(version: int, *proofs: Evidence) -> Observed:
         given = spec(serving={"replicas": 2}, rollout={"pin": version})
         return observed(spec=given, store=store(0, 1, 2, evidence=proofs))
@@ -198,7 +178,7 @@ def test_a_pin_is_obeyed_only_for_what_once_passed() -> None:
     assert made(pinned(0)).advance is None
 
 
-def test_a_person_refuses_a_candidate_before_it_is_measured_to_the_end() -> None:
+def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:
     world = observed(store=store(0, 1))
     refused = made(replace(world, status=status(world), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
@@ -212,7 +192,7 @@ def test_a_person_refuses_a_candidate_before_it_is_measured_to_the_end() -> None
     )
 
 
-def test_what_is_refused_changes_nothing_about_the_active_version() -> None:
+def test_rejecting_a_candidate_leaves_the_active_version_as_it_is() -> None:
     since = NOW - timedelta(days=3)
     old = VersionStatus(version=1, since=since)
     active = channel(1, epoch=4, previous=0).model_copy(update={"evidence": "evidence/1"})
@@ -239,11 +219,11 @@ def test_what_is_refused_changes_nothing_about_the_active_version() -> None:
         ({"lineage": 2}, "another lineage"),
     ],
 )
-def test_evidence_about_something_else_earns_nothing(changes: dict[str, Any], why: str) -> None:
+def test_evidence_about_another_version_or_lineage_does_not_count(changes: dict[str, Any], why: str) -> None:
     assert store(0, 1, evidence=(evidence(1, **changes),)).promotion_evidence(1) is None, why
 
 
-def test_a_refused_candidate_is_never_offered_again() -> None:
+def test_a_rejected_candidate_is_never_rolled_out() -> None:
     world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
     refused = status(world)
     assert (refused.rejected, refused.rollout.phase) == ([1], RolloutPhase.IDLE)
@@ -254,7 +234,7 @@ def test_a_refused_candidate_is_never_offered_again() -> None:
     assert newer.job["metadata"]["name"] == "chat-validate-v2-1"
 
 
-def test_two_inconclusive_measurements_and_no_more() -> None:
+def test_a_candidate_is_inconclusive_after_two_measurements() -> None:
     world = observed(store=store(0, 1))
     current = status(world)
     for attempt in (1, 2):
@@ -272,7 +252,7 @@ def test_two_inconclusive_measurements_and_no_more() -> None:
     assert current.candidate.phase is CandidatePhase.INCONCLUSIVE
 
 
-def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_nothing() -> None:
+def test_a_failed_measurement_is_repeated_after_growing_delays_and_rejects_nothing() -> None:
     world = observed(store=store(0, 1))
     current, now = status(world), NOW
     waits: list[float] = []
@@ -299,7 +279,7 @@ def test_a_measurement_that_could_not_be_made_is_made_again_later_and_rejects_no
     assert earlier.job is not None, "a clock that is set back delays nothing"
 
 
-def test_a_measurement_whose_pod_does_not_start_says_so_until_it_does() -> None:
+def test_the_message_says_that_the_measuring_pod_does_not_start_until_it_does() -> None:
     world, job = observed(store=store(0, 1)), JobView("chat-validate-v1-1", 1, 1)
     for waiting, expected in (
         ("Unschedulable: 1 Insufficient nvidia.com/gpu.", "does not start: Unschedulable: 1 Insufficient"),
@@ -311,14 +291,7 @@ def test_a_measurement_whose_pod_does_not_start_says_so_until_it_does() -> None:
         assert expected in told.message
 
 
-def test_a_trainer_that_cannot_start_is_not_ready() -> None:
-    why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
-    told = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
-    found = condition(observed(store=store(0, trainer=told)), ConditionType.TRAINER_READY)
-    assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
-
-
-def test_a_refused_job_is_a_measurement_that_could_not_be_made() -> None:
+def test_a_refused_job_counts_as_a_failed_measurement() -> None:
     asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
     refused = replace(asked, refused_job=RefusedJob("chat-validate-v1-1", "admission webhook denied it"))
     failed = made(refused)
@@ -339,7 +312,7 @@ def test_a_refused_job_is_a_measurement_that_could_not_be_made() -> None:
         assert validating(other) == 1, "another process created it, or it was another Job"
 
 
-def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() -> None:
+def test_a_newer_version_does_not_wait_for_a_failed_measurement() -> None:
     world = observed(store=store(0, 1))
     failed = status(replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1, failed=True),)))
     result = made(replace(world, status=failed, store=store(0, 1, 2)))
@@ -347,8 +320,8 @@ def test_a_newer_candidate_does_not_wait_for_one_that_could_not_be_measured() ->
     assert result.job["metadata"]["name"] == "chat-validate-v2-1"
 
 
-def test_a_canary_without_traffic_gives_way_and_the_newer_version_is_measured() -> None:
-    """The roll ends without blame; what it tried is neither refused nor tried again before the newer one."""
+def test_a_canary_without_traffic_stops_so_that_the_newer_version_is_measured() -> None:
+    """The roll stops without blame. Its version is neither rejected nor rolled out again before the newer one."""
     proven = store(0, 1, 2, evidence=(evidence(1),))
     world = observed(store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
     began = status(world)
@@ -373,7 +346,7 @@ def test_a_lost_status_is_rebuilt_from_the_store() -> None:
     assert rebuilt.rollout.phase is RolloutPhase.CANARY, "no second measurement of what was measured"
 
 
-def test_no_decision_about_versions_while_the_store_is_out_of_reach() -> None:
+def test_nothing_is_decided_about_versions_while_the_store_cannot_be_read() -> None:
     rolling = status(observed(store=store(0, 1, evidence=(evidence(1),))))
     dark = replace(
         observed(pods=(pod("chat-a", 1), pod("chat-b", 0))),
@@ -388,84 +361,11 @@ def test_no_decision_about_versions_while_the_store_is_out_of_reach() -> None:
     assert condition(dark, ConditionType.STORAGE_READY).reason == "Unreachable"
 
 
-def test_ready_is_about_this_generation_and_every_pod() -> None:
-    assert condition(observed(), ConditionType.READY).status.value == "True"
-    old = WorkloadView(current=False, replicas=2, ready=2)
-    assert condition(observed(deployment=old), ConditionType.READY).reason == "PodsUpdating"
-    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)))
-    assert condition(stray, ConditionType.READY).reason == "SwapsPending"
-    hidden = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, agent=None)))
-    assert condition(hidden, ConditionType.READY).reason == "PodsNotReady"
-    refused = observed(apply_errors=("Deployment chat: no",))
-    assert condition(refused, ConditionType.READY).reason == "ApplyRefused"
-
-
-def test_transition_times_change_with_the_status_only() -> None:
-    first = status(observed())
-    later = NOW + timedelta(minutes=5)
-    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)), status=first)
-    times = {c.type: c.last_transition_time for c in status(stray, later).conditions}
-    assert times[ConditionType.SERVING_READY] == later
-    assert times[ConditionType.READY] == NOW, "the other pod serves"
-    assert times[ConditionType.STORAGE_READY] == NOW
-    down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)), status=first)
-    times = {c.type: c.last_transition_time for c in status(down, later).conditions}
-    assert times[ConditionType.READY] == later
-    assert times[ConditionType.AVAILABLE] == later
-    assert times[ConditionType.STORAGE_READY] == NOW
-
-
-def test_an_idle_speculator_writes_nothing_and_running_figures_wait() -> None:
-    first = status(observed())
-    same = observed(status=first)
-    assert plan(same, CONFIG, NOW + timedelta(hours=1), timedelta(hours=1)).status is None
-    busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
-    counted = replace(
-        busier,
-        live_window={
-            p.name: LiveWindow("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0})) for p in same.pods
-        },
-    )
-    assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
-    written = plan(counted, CONFIG, NOW, timedelta(seconds=5)).status
-    assert written is None, "no verify round passed in the window"
-
-
-def test_live_acceptance_is_tokens_per_round_of_one_engine_start() -> None:
-    start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
-    window = {"chat-a": LiveWindow("b1", NOW, start), "chat-b": LiveWindow("former", NOW, start)}
-    shown = status(observed(live_window=window))
-    assert shown.accept_length == "2.25"
-    assert [p.accept_length for p in shown.pods] == ["2.25", None]
-
-
-def test_a_pod_that_cannot_return_needs_a_human() -> None:
-    swap = agent("x", 0).swap.model_copy(
-        update={"phase": SwapPhase.FAILED, "version": 0, "error": "disk full", "finished": NOW}
-    )
-    stuck = pod("chat-b", 3, agent=agent("chat-b", 3, swap=swap))
-    assert "disk full" in condition(observed(pods=(pod("chat-a", 0), stuck)), ConditionType.DEGRADED).message
-
-
-def test_the_initial_draft_shows_the_speedup_it_had_beside_its_candidates() -> None:
-    shown = status(observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),))))
-    assert shown.active is not None
-    assert shown.active.speedup == "1.35x (1.30-1.40)"
-    assert shown.active.speedup_source == "cpu: two cores, float32, concurrency 1"
-
-
-def test_nothing_is_measured_without_a_pod_that_serves() -> None:
+def test_nothing_is_measured_while_no_pod_serves() -> None:
     assert made(observed(store=store(0, 1), pods=())).job is None
 
 
-def test_jobs_of_nobody_are_deleted_and_the_last_log_is_kept() -> None:
+def test_obsolete_jobs_are_deleted_and_the_candidates_last_job_is_kept() -> None:
     world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
     jobs = (JobView("chat-validate-v1-1", 1, 1, succeeded=True), JobView("chat-validate-v0-9", 0, 9))
     assert made(replace(world, jobs=jobs)).delete_jobs == ("chat-validate-v0-9",)
-
-
-def test_a_spec_with_zero_replicas_is_ready_and_quiet() -> None:
-    nothing = spec(serving={"replicas": 0})
-    world = observed(spec=nothing, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
-    assert condition(world, ConditionType.READY).reason == "ScaledToZero"
-    assert not made(world).moving

@@ -1,4 +1,7 @@
-"""Which version is measured and which is on offer when a newer one comes: what passed is not lost, blocks nothing."""
+"""Which version is measured, and which may be rolled out, when a newer one is registered.
+
+A version that passed is not lost, and does not keep a newer one from being measured.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ PAUSED = spec(serving={"replicas": 2}, rollout={"paused": True})
 
 
 def passed_and_waits(*proofs: Evidence, **more: Any) -> Observed:
-    """Version 1 passed while a person holds rolls; then version 2 came."""
+    """Version 1 passed while rolls were paused. Then version 2 was registered."""
     before = observed(spec=PAUSED, store=store(0, 1, evidence=(evidence(1),)))
     return observed(**{"spec": PAUSED, "status": status(before), "store": proven(*proofs), **more})
 
@@ -38,7 +41,7 @@ def proven(*more: Evidence) -> StoreView:
     return store(0, 1, 2, evidence=(evidence(1), *more))
 
 
-def test_the_newest_version_is_measured_while_one_that_passed_waits_for_its_roll() -> None:
+def test_the_newest_version_is_measured_while_a_version_that_passed_waits_for_its_roll() -> None:
     held = passed_and_waits()
     begun = made(held)
     assert begun.job is not None
@@ -55,8 +58,8 @@ def test_the_newest_version_is_measured_while_one_that_passed_waits_for_its_roll
 
 
 @pytest.mark.parametrize("verdict", [None, VerdictKind.REJECT])
-def test_what_passed_is_not_lost_to_a_newer_version_that_did_not(verdict: VerdictKind | None) -> None:
-    """A trainer that publishes faster than one can measure must not keep every version from the pods."""
+def test_a_version_that_passed_is_rolled_out_although_a_newer_one_did_not_pass(verdict: VerdictKind | None) -> None:
+    """A trainer that publishes faster than candidates are measured must not keep every version from the pods."""
     held = passed_and_waits()
     store_ = proven() if verdict is None else proven(evidence(2, verdict))
     seen = replace(held, status=status(held), jobs=(JobView("chat-validate-v2-1", 2, 1),), store=store_)
@@ -69,7 +72,7 @@ def test_what_passed_is_not_lost_to_a_newer_version_that_did_not(verdict: Verdic
         assert found.job is None, "what is rolled out may become what is compared with"
 
 
-def test_what_rolled_back_without_blame_is_offered_again_after_a_rest_although_a_newer_one_cannot_be_measured() -> None:
+def test_a_version_whose_roll_stopped_is_rolled_out_again_later_although_a_newer_measurement_failed() -> None:
     held = passed_and_waits()
     waits = status(held)
     assert waits.candidate is not None
@@ -83,7 +86,7 @@ def test_what_rolled_back_without_blame_is_offered_again_after_a_rest_although_a
     assert (later.rollout.phase, later.rollout.version) == (RolloutPhase.CANARY, 1)
 
 
-def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
+def test_a_waiting_version_is_dropped_when_its_evidence_no_longer_holds() -> None:
     held = passed_and_waits()
     waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)
     assert waiting.candidate is not None
@@ -94,7 +97,7 @@ def test_what_waits_is_forgotten_when_its_evidence_holds_no_more() -> None:
     assert (moved.candidate.waiting_version, moved.rollout.phase) == (None, RolloutPhase.IDLE)
 
 
-def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
+def test_a_person_aborts_a_version_that_waits_while_a_newer_one_is_measured() -> None:
     held = passed_and_waits()
     refused = made(replace(held, status=status(held), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
@@ -106,8 +109,8 @@ def test_a_person_refuses_a_version_that_waits_behind_a_newer_one() -> None:
     assert [(entry.event, entry.version) for entry in refused.status.history] == [("Rejected", 1)]
 
 
-def test_what_has_to_be_measured_anew_gives_way_to_the_newest() -> None:
-    """Version 1 passed, or is about to, against a version that is active no more."""
+def test_a_candidate_with_outdated_evidence_is_replaced_by_the_newest_version() -> None:
+    """Version 1 passed, or is measured, against a version that is no longer active."""
     stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
     for phase in (CandidatePhase.VALIDATED, CandidatePhase.VALIDATING):
         known = CandidateStatus(version=1, phase=phase, job="chat-validate-v1-1")
@@ -119,7 +122,7 @@ def test_what_has_to_be_measured_anew_gives_way_to_the_newest() -> None:
     assert validating(observed(status=SpeculatorStatus(candidate=known), store=alone)) == 1
 
 
-def test_a_candidate_that_is_being_measured_is_not_superseded() -> None:
+def test_a_candidate_that_is_being_measured_is_not_replaced() -> None:
     world = observed(store=store(0, 1))
     running = replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1),), store=store(0, 1, 2))
     assert validating(running) == 1

@@ -1,4 +1,4 @@
-"""What some pods did against what others did: what it takes to be worse, and what chance excuses."""
+"""Comparing two sums of counters: when a side is worse, and when chance explains the difference."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def test_a_loss_within_chance_is_undecided_and_more_traffic_decides() -> None:
     assert outcome(counters(100, 1.85), old) is Outcome.GOOD, "within what the policy lets go"
 
 
-def test_a_useless_draft_is_known_after_fifty_requests() -> None:
+def test_fifty_requests_suffice_to_reject_a_useless_draft() -> None:
     assert outcome(counters(50, 1.05), counters(50, 2.5)) is Outcome.BAD
 
 
 @given(requests=st.integers(50, 5000), length=st.floats(1.0, 4.0), more=st.floats(0.0, 1.0))
-def test_what_is_as_good_or_better_is_never_bad(requests: int, length: float, more: float) -> None:
+def test_a_draft_that_is_as_good_or_better_is_never_bad(requests: int, length: float, more: float) -> None:
     better = min(STEPS + 1.0, length + more)
     assert outcome(counters(requests, better), counters(requests, length)) is not Outcome.BAD
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.5, 0.9])
-def test_chance_alone_takes_no_draft_back(spread: float) -> None:
-    """The same draft on both sides, 400 services of 20 windows; requests differ in what can be drafted for them."""
+def test_chance_alone_rejects_no_draft(spread: float) -> None:
+    """The same draft on both sides, in 400 services of 20 windows. Acceptance differs between requests."""
     rng = random.Random(0)  # noqa: S311 - a simulation
 
     def side(requests: int) -> LiveCounters:
@@ -51,7 +51,7 @@ def test_chance_alone_takes_no_draft_back(spread: float) -> None:
     assert bad <= 1
 
 
-def test_slower_tokens_are_known_beside_peers_only() -> None:
+def test_slower_tokens_count_against_peers_only() -> None:
     old = paced(*[20.0] * 100)
     assert outcome(paced(*[25.0] * 100), old) is Outcome.GOOD
     slow = paced(*[35.0] * 100)
@@ -61,8 +61,8 @@ def test_slower_tokens_are_known_beside_peers_only() -> None:
     assert outcome(unbounded, old) is Outcome.GOOD, "an agent that does not bound chance is not asked"
 
 
-def test_few_times_between_tokens_are_nothing_but_luck() -> None:
-    """Requests that were given up, or answered with one token, have none."""
+def test_too_few_times_between_tokens_are_not_compared() -> None:
+    """Aborted requests, and answers of one token, have no time between tokens."""
     few = counters(1000, 2.0, gaps=1, gap_milliseconds=60, gap_squares=3600)
     none = counters(1000, 2.0, gap_squares=3600)
     assert {outcome(odd, paced(*[20.0] * 100)) for odd in (few, none)} == {Outcome.GOOD}
@@ -74,7 +74,7 @@ def test_slower_tokens_within_chance_are_undecided_and_more_requests_decide() ->
     assert outcome(paced(*[20.0] * 4600, *[200.0] * 400), paced(*[20.0] * 5000)) is Outcome.SLOW
 
 
-def test_clients_that_give_up_are_bad_when_they_are_many_more() -> None:
+def test_many_more_aborted_requests_are_bad() -> None:
     old = counters(100, 2.0)
     assert outcome(counters(100, 2.0, aborted=3), old) is Outcome.GOOD, "some clients always go away"
     assert outcome(counters(100, 2.0, aborted=40), old) is Outcome.BAD

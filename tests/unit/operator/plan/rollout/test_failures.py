@@ -1,4 +1,4 @@
-"""What is held against a version, and what says more of the machine, the network or the store."""
+"""Failures that reject a version, and failures that say more about the machine, the network or the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.operator.rolls import (
 )
 
 
-def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_place() -> None:
+def test_a_canary_out_of_sight_is_waited_for_and_not_replaced_by_another_pod() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
     silent = pod(A, None, checksum=None, ready=False, up=True)
     lost = step(world(silent, pod(B), policy=policy), canary(good_windows=1, bad_windows=1, engine_boots={A: "b"}))
@@ -49,8 +49,8 @@ def test_a_canary_that_is_not_seen_is_waited_for_and_no_other_pod_takes_its_plac
 
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
 @pytest.mark.parametrize("judged", [True, False])
-def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judged: bool) -> None:
-    """Else a version that nobody judges ends engines, is taken back without blame and offered again, for ever."""
+def test_a_version_whose_engines_crash_is_rejected(phase: RolloutPhase, judged: bool) -> None:
+    """Otherwise a version that is not judged would crash engines, stop without blame and start again, forever."""
     policy: dict[str, Any] = {"analysis": JUDGED if judged else UNJUDGED}
     state = canary().model_copy(update={"phase": phase} | ({} if judged else {"analysis": None}))
     for number in range(2):
@@ -64,7 +64,7 @@ def test_a_draft_with_which_engines_end_is_taken_back(phase: RolloutPhase, judge
     assert "2 engines crashed while serving version 1" in again.rollout.message
 
 
-def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_without_judgement() -> None:
+def test_an_engine_that_crashes_before_it_was_seen_with_the_version_counts() -> None:
     state = step(world(pod(A, boot="b0"), pod(B), next_version=1), Roll()).rollout
     for number in range(2):
         asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
@@ -75,14 +75,14 @@ def test_an_engine_that_ends_before_it_was_seen_with_the_draft_counts_also_witho
     assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts anew"
 
 
-def test_engines_that_end_for_other_reasons_are_not_held_against_a_draft_that_they_never_took() -> None:
+def test_crashes_of_engines_that_never_had_the_version_do_not_count() -> None:
     state, paused = rolling(RolloutPhase.PAUSED), {"paused": True}
     for number in range(3):
         state = step(world(pod(A, 1, boot="a"), pod(B, boot=f"b{number}"), policy=paused), state).rollout
     assert (state.phase, state.engine_crashes) == (RolloutPhase.PAUSED, 0)
 
 
-def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_without_judgement() -> None:
+def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_analysis() -> None:
     for phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
         asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
         down = [pod(A, None, ready=False, starting=True), pod(B, 1 if phase is RolloutPhase.ROLLING else 0)]
@@ -92,8 +92,8 @@ def test_a_pod_that_never_comes_back_with_a_draft_is_held_against_it_also_withou
         assert f"pod {A} did not come back with version 1" in made.rollout.message
 
 
-def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
-    """Also not when a person vouches for the version while the pods are still seen at work with the former one."""
+def test_a_pod_that_was_down_before_it_was_asked_rejects_nothing() -> None:
+    """This holds too when a person vouches for the version before any pod was asked to take it."""
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
     state = step(world(pod(A, boot="a"), pod(B, boot="b"), next_version=1, policy=policy), Roll()).rollout
     state = step(world(pod(A, boot="a"), pod(B, boot="b"), policy=policy), state).rollout
@@ -102,7 +102,7 @@ def test_a_pod_that_was_down_before_it_could_be_asked_refuses_nothing() -> None:
     assert made.advance is None
 
 
-def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
+def test_a_promoted_version_whose_engines_crash_is_rolled_back() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     state = watching().model_copy(update={"engine_boots": {A: "b0", B: "b"}, "engine_crashes": 1})
     assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
@@ -111,7 +111,7 @@ def test_engines_that_end_with_a_promoted_version_take_it_back() -> None:
     assert "2 engines crashed" in made.rollout.message
 
 
-def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> None:
+def test_a_watch_does_not_end_while_a_pod_with_the_version_is_missing() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
     away = [pod(A, 1, boot="b"), pod(B, None, ready=False)]
@@ -128,7 +128,7 @@ def test_a_watch_does_not_end_while_a_pod_that_took_the_version_is_away() -> Non
     assert "did not come back" in late.rollout.message
 
 
-def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_against_no_version() -> None:
+def test_crashes_that_nobody_observed_or_that_hit_other_engines_too_do_not_count() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
     state = canary(windows=[peer], engine_boots={A: "b"}).model_copy(update={"engine_crashes": 1})
@@ -143,7 +143,7 @@ def test_engines_that_ended_while_nobody_looked_or_with_their_peers_are_held_aga
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED])
-def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> None:
+def test_a_failed_swap_rejects_the_version(phase: RolloutPhase) -> None:
     made = step(world(pod(A, 1), pod(B, swap=FAILED), policy={"paused": phase is RolloutPhase.PAUSED}), rolling(phase))
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
@@ -155,7 +155,7 @@ def test_a_failed_swap_takes_the_version_back_for_good(phase: RolloutPhase) -> N
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
-def test_a_swap_that_failed_for_what_is_around_the_draft_is_tried_again(phase: RolloutPhase) -> None:
+def test_a_swap_that_failed_transiently_is_retried(phase: RolloutPhase) -> None:
     failed = FAILED.model_copy(update={"transient": True, "error": "get checkpoints: EndpointConnectionError"})
     held = step(world(pod(A, swap=failed), pod(B)), rolling(phase))
     assert (held.rollout.phase, held.advance, held.swaps) == (phase, None, {B: 1})
@@ -169,12 +169,12 @@ def test_a_swap_that_failed_for_what_is_around_the_draft_is_tried_again(phase: R
     assert (end.rollout.phase, end.advance) == (RolloutPhase.ROLLING_BACK, None), "it may be offered again"
 
 
-def test_the_failure_of_an_earlier_roll_is_not_held_against_this_one() -> None:
+def test_a_failed_swap_of_an_earlier_roll_does_not_count() -> None:
     old = FAILED.model_copy(update={"finished": NOW - timedelta(seconds=1)})
     assert step(world(pod(A, swap=old), pod(B)), rolling(RolloutPhase.CANARY)).rollout.phase is RolloutPhase.CANARY
 
 
-def test_different_weights_under_one_version_are_a_failure() -> None:
+def test_different_weights_under_one_version_reject_it() -> None:
     made = step(world(pod(A, 1), pod(B, 1, checksum="other")), rolling())
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
@@ -187,13 +187,13 @@ def test_a_vouched_canary_has_a_deadline_too() -> None:
     assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
 
 
-def test_a_roll_without_pods_ends_without_blaming_the_version() -> None:
+def test_a_roll_without_pods_stops_without_blame() -> None:
     made = step(world(), rolling())
     assert (made.rollout.phase, made.advance) == (RolloutPhase.ROLLING_BACK, None)
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING])
-def test_an_agent_that_is_not_heard_while_its_pod_is_up_ends_a_roll_without_blame(phase: RolloutPhase) -> None:
+def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
     silent = pod(A, None, checksum=None, ready=False, starting=True, up=True)
     state = rolling(phase, engine_boots={A: "b"})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
@@ -202,7 +202,7 @@ def test_an_agent_that_is_not_heard_while_its_pod_is_up_ends_a_roll_without_blam
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
 
 
-def test_an_agent_that_is_not_heard_while_its_pod_is_up_does_not_end_a_watch() -> None:
+def test_an_agent_that_does_not_answer_while_its_pod_is_up_does_not_reject_a_watched_version() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
     silent = pod(B, None, checksum=None, ready=False, starting=True, up=True)
@@ -210,8 +210,8 @@ def test_an_agent_that_is_not_heard_while_its_pod_is_up_does_not_end_a_watch() -
     assert (late.rollout.phase, late.advance) == (RolloutPhase.IDLE, None)
 
 
-def test_a_store_that_does_not_hand_the_draft_out_is_held_against_nobody() -> None:
-    """A swap that hangs in the engine is."""
+def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None:
+    """A swap that hangs in the engine rejects the version."""
     late: dict[str, Any] = {"now": NOW + timedelta(seconds=601)}
     fetching, loading = (pod(A, swap=SwapStatus(phase=p, version=1)) for p in (SwapPhase.STAGING, SwapPhase.SWAPPING))
     ended = step(world(fetching, pod(B), **late), rolling(engine_boots={A: "b"}))

@@ -1,4 +1,4 @@
-"""Live judgement: what it takes for a verdict, and what must not be one."""
+"""Live analysis: when a window is judged, and what must not count as a judgement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def at(seconds: float) -> datetime:
 
 
 def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, windows: int = 22) -> bool:
-    """A canary and three peers in windows of 15 s; each machine is busy with something else for 5 to 15 s a minute.
+    """Whether a canary beside three peers is rejected, in windows of 15 s.
+
+    Each machine is busy with something else for 5 to 15 s a minute.
 
     Requests' times are heavy-tailed, and all that end in a busy phase are three times slower.
     """
@@ -47,8 +49,8 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
     return state.bad_windows > AnalysisSpec().failure_limit
 
 
-def test_the_noise_of_busy_machines_takes_no_draft_back_and_a_slow_one_goes() -> None:
-    """Judged for five and a half minutes, as a canary, a roll and a watch are."""
+def test_busy_machines_reject_no_draft_and_a_slow_draft_is_rejected() -> None:
+    """The draft is judged for five and a half minutes, as long as a canary, a roll and a watch take."""
     rng = random.Random(0)  # noqa: S311 - a simulation
     assert sum(taken_back(rng) for _ in range(60)) == 0
     assert all(taken_back(rng, slower=4.0, busy=False, windows=8) for _ in range(10))
@@ -65,7 +67,7 @@ def judged(state: AnalysisState, seconds: float, mine: Live, peer: Live | None =
 
 
 def begun(**more: object) -> AnalysisState:
-    """A window that begins at 0."""
+    """The analysis with a window that begins at 0."""
     state = AnalysisState.model_validate(
         {"baseline": counters(1000, 2.5), "window_began": NOW, "settling": True, **more}
     )
@@ -73,17 +75,19 @@ def begun(**more: object) -> AnalysisState:
 
 
 @pytest.mark.parametrize(("with_peer", "expected"), [(True, (1, 0)), (False, (0, 1))])
-def test_traffic_that_shifts_for_all_is_not_held_against_the_canary(with_peer: bool, expected: tuple[int, int]) -> None:
+def test_a_shift_of_the_traffic_for_all_pods_does_not_count_against_the_canary(
+    with_peer: bool, expected: tuple[int, int]
+) -> None:
     state = judged(begun(), 20, live(20, 1.3), live(20, 1.3, version=0) if with_peer else None)
     assert (state.good_windows, state.bad_windows) == expected
 
 
-def test_peers_with_little_traffic_are_waited_for_and_not_replaced_by_the_past() -> None:
+def test_peers_with_little_traffic_are_waited_for_and_not_replaced_by_the_baseline() -> None:
     state = judged(begun(), 20, live(20, 1.3), live(20, 1.3, version=0, rate=1))
     assert (state.good_windows, state.bad_windows) == (0, 0)
 
 
-def test_an_engine_that_ended_is_compared_with_itself_only() -> None:
+def test_counters_of_an_earlier_engine_start_are_not_compared() -> None:
     state = judged(begun(), 20, live(1, 1.0, boot="second"))
     assert (state.good_windows, state.bad_windows) == (0, 0), "counters of another boot say nothing of the draft"
 
@@ -123,14 +127,14 @@ def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
     assert seen(state, 50, 1200) == AnalysisState(serving_digest="s", baseline=counters(200, 2.0))
 
 
-def test_a_baseline_that_stands_alone_is_watched_until_it_is_precise_or_has_taken_long() -> None:
+def test_a_baseline_without_peers_is_measured_until_it_is_precise_or_has_taken_long() -> None:
     state = seen(AnalysisState(), 0, 0, 100)
     assert seen(state, 50, 100, 100).baseline is None
     assert seen(state, 50, 500, 100).baseline == counters(500, 2.0)
     assert seen(state, 100, 100, 100).baseline == counters(100, 2.0)
 
 
-def test_a_judgement_that_stays_undecided_in_full_traffic_keeps_nobody_waiting_for_ever() -> None:
+def test_a_judgement_that_stays_undecided_in_full_traffic_is_starved_in_the_end() -> None:
     deadline, state = timedelta(seconds=60), begun(baseline=counters(50, 2.0))
     for seconds, over in ((59, False), (599, False), (601, True)):
         mine = {"canary": live(seconds, 1.7)}

@@ -1,15 +1,14 @@
 """Promises 1 and 3 of the rollout, whatever happens and in whatever order.
 
 The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
-that the operator may die between any two of them; pods die, join, restart in the middle of a swap, stop answering, fail
-to swap or come up with other weights; traffic comes and goes, and some versions passed the gate and are bad for it; the
-spec changes, people pin, promote and abort; evidence goes stale.
+the operator may die between any two of them. Pods die, join, restart in the middle of a swap, stop answering, fail to
+swap or come up with other weights. Traffic comes and goes, and some versions that passed the gate are bad for it. The
+spec changes, people pin, promote and abort, and evidence becomes outdated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -22,75 +21,15 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.transition import step
-from aurora_operator.plan.rollout.world import Pod, World
-from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_operator.plan.rollout.world import World
+from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
 JUDGED = AnalysisSpec(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
 UNJUDGED = AnalysisSpec(consecutive_success_limit=0, watch_seconds=0)
-REQUESTS_PER_TICK = 50
-
-
-@dataclass
-class SimulatedPod:
-    """A pod with an agent that obeys the contract: fencing, idempotent swaps, the previous version on failure."""
-
-    name: str
-    version: int
-    ready: bool = True
-    reachable: bool = True
-    phase: SwapPhase = SwapPhase.IDLE
-    asked: int | None = None
-    finished: datetime | None = None
-    transient: bool = False
-    epoch: int = 0
-    salt: str = ""
-    slow: bool = False
-    boot: int = 0
-    requests: int = 0
-    tokens: int = 0
-    late: bool = True
-    """Came up by itself and was not asked for anything yet: it may hold what was active when it was made."""
-
-    def serve(self, acceptance_length: float) -> None:
-        """A tick of traffic, in requests of ten rounds."""
-        if self.ready:
-            self.requests += REQUESTS_PER_TICK
-            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
-
-    def crash(self, version: int) -> None:
-        """The engine ends; the next one starts with ``version``."""
-        self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
-        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
-
-    def swap(self, version: int, epoch: int) -> bool:
-        """False: fenced."""
-        if epoch < self.epoch:
-            return False
-        self.epoch = epoch
-        if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
-            return True
-        self.phase, self.asked, self.late = SwapPhase.SWAPPING, version, False
-        return True
-
-    def view(self) -> Pod:
-        if not self.reachable:
-            return Pod(self.name, ready=False, starting=True, up=self.ready)
-        return Pod(
-            self.name,
-            ready=self.ready,
-            starting=not self.ready,
-            up=self.ready,
-            version=self.version,
-            checksum=f"{self.version}{self.salt}",
-            swap=SwapStatus(
-                phase=self.phase, version=self.asked, finished=self.finished, error="no", transient=self.transient
-            ),
-            boot=str(self.boot),
-            counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
-        )
 
 
 class RolloutMachine(RuleBasedStateMachine):
@@ -103,18 +42,18 @@ class RolloutMachine(RuleBasedStateMachine):
         self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
         self.bad: set[int] = set()
-        """Passed the gate, and live traffic accepts nothing of it."""
+        """Versions that passed the gate and of which live traffic accepts nothing."""
         self.deadly: set[int] = set()
-        """Passed the gate, and engines end with it."""
+        """Versions that passed the gate and crash engines."""
         self.blamed: set[int] = set()
-        """Pods failed while this version was rolled, or a person refused it: it may be rejected."""
+        """Versions that may be rejected: pods failed during their roll, or a person aborted them."""
         self.previous: int | None = None
         self.traffic = True
         self.pin: int | None = None
         self.promote: int | None = None
         self.abort: int | None = None
         self.vouched: set[int] = set()
-        """Let in without judgement: by pin, by promotion, or by a policy without analysis."""
+        """Versions that were admitted without judgement: by pin, by promotion, or by a policy without analysis."""
         self.evidence: dict[int, int] = {}
         self.newest = 0
         self.joined = 0
@@ -124,7 +63,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
     def pods_start(self, count: int, end: AnalysisSpec) -> None:
-        """``end``: the policy when faults stop. Without judgement too, a deadly draft is no endless roll."""
+        """``end`` is the policy when faults stop. Even without judgement, a version that crashes engines must go."""
         self.end = end
         for _ in range(count):
             self.join()
@@ -134,7 +73,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]))
     def candidate_passes(self, *, kind: str) -> None:
-        """The gate is right about its own prompts; live traffic may be of another kind."""
+        """A version passes the gate. Live traffic may be of another kind than the gate's prompts."""
         self.newest += 1
         self.evidence[self.newest] = self.active
         if kind != "good":
@@ -142,7 +81,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(["good", "good", "bad", "deadly"]), ticks=st.integers(1, 20))
     def a_roll_comes_far(self, *, kind: str, ticks: int) -> None:
-        """Most of what may go wrong does so in the midst of a roll."""
+        """Most faults matter in the middle of a roll."""
         self.candidate_passes(kind=kind)
         self.time_goes_on(ticks)
 
@@ -169,13 +108,13 @@ class RolloutMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.pods) < 5)
     @rule(slow=st.booleans())
     def join(self, *, slow: bool = False) -> None:
-        """A pod that has chosen its version and is not up yet: it may come up after the next promotion."""
+        """A pod has chosen its version and is not up yet. It may come up after the next promotion."""
         self.joined += 1
         self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=self.active, ready=False, slow=slow))
 
     @rule(
         which=st.integers(0, 4),
-        fault=st.sampled_from(["dies", "engine_crashes", "unreachable", "other weights", "slow"]),
+        fault=st.sampled_from(["dies", "restarts", "unreachable", "other weights", "slow"]),
     )
     def pod_fails(self, which: int, fault: str) -> None:
         if not self.pods:
@@ -199,7 +138,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 4), transient=st.booleans())
     def swap_fails(self, which: int, *, transient: bool) -> None:
-        """For the draft, or for what is around it: then nobody is to blame."""
+        """A swap fails because of the draft, or transiently, which blames nobody."""
         under_way = [pod for pod in self.pods if pod.phase is SwapPhase.SWAPPING]
         if not under_way:
             return
@@ -216,7 +155,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.all_go_on()
 
     def all_go_on(self) -> None:
-        """Swaps end, engines come up, agents answer again: in all pods but the slow ones."""
+        """Swaps end, engines come up and agents answer again, in all pods but the slow ones."""
         for pod in self.pods:
             if pod.slow:
                 continue
@@ -252,7 +191,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def minutes_pass(self) -> None:
-        """Nobody looks meanwhile, or only the clock went on: both are known (``observed_time``)."""
+        """Nobody looks meanwhile, or only the clock was set. The operator knows of both (``observed_time``)."""
         self.now += timedelta(seconds=61)
         self.observation_gap = True
 
@@ -263,7 +202,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def evidence_is_withdrawn(self) -> None:
-        """As when the active version changed by another's hand: the comparison proves nothing any more."""
+        """Another hand changed the active version: the comparison proves nothing any more."""
         self.evidence = dict.fromkeys(self.evidence, -1)
 
     @rule()
@@ -314,7 +253,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(dies_after=st.integers(0, 3))
     def operator_acts(self, dies_after: int) -> None:
-        """One look, plan and act; the process dies after ``dies_after`` of the actions, when there are more."""
+        """Look, plan and act. The process dies after ``dies_after`` actions, when there are more."""
         world = self.world()
         made = step(world, self.status)
         faulty = any(pod.salt or pod.slow or not pod.reachable for pod in self.pods)
@@ -380,18 +319,18 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @invariant()
     def earned(self) -> None:
-        """No pod serves, or is on its way to, a version that never passed."""
+        """No pod serves, or swaps to, a version that never passed."""
         for pod in self.pods:
             for version in (pod.version, pod.asked):
                 assert version in (None, 0) or version in self.evidence
 
     @invariant()
     def at_most_two_versions(self) -> None:
-        """A pod that comes up late is brought over at once; but for those."""
+        """Excepted are pods that come up late: they return at once."""
         assert len({pod.version for pod in self.pods if pod.ready and not pod.late}) <= 2
 
     def teardown(self) -> None:
-        """Convergent: once faults stop, all pods serve the right version and the rollout is idle."""
+        """Once faults stop, all pods serve the right version and the rollout is idle."""
         self.policy = RolloutSpec(analysis=self.end, progress_deadline_seconds=60)
         self.traffic, self.promote, self.abort = True, None, None
         if not self.pods:

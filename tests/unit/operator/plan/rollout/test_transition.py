@@ -1,4 +1,4 @@
-"""The rollout's single decisions that an operator of a service would ask about."""
+"""Single decisions of the rollout that an operator of a service would ask about."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_canary_comes_after_its_baseline_and_passes_by_judgement() -> None:
     assert "acceptance length" in state.message
 
 
-def test_a_slow_baseline_is_held_against_nobody() -> None:
+def test_a_slow_baseline_does_not_count_as_lack_of_progress() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
     started = rolling(RolloutPhase.CANARY, analysis=AnalysisState())
     first = step(world(pod(A, **traffic(0)), pod(B, **traffic(0)), policy=policy), started).rollout
@@ -88,7 +88,7 @@ def test_a_slow_baseline_is_held_against_nobody() -> None:
 
 
 def judged_bad(**more: Any) -> tuple[Roll, World]:
-    """One bad judgement too many is due at the next look."""
+    """The next look makes one bad judgement too many."""
     policy: dict[str, Any] = {"analysis": JUDGED, **more}
     first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(bad_windows=1)).rollout
     bad, later = pod(A, 1, **traffic(20, length=1.1)), NOW + timedelta(seconds=20)
@@ -96,7 +96,7 @@ def judged_bad(**more: Any) -> tuple[Roll, World]:
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_a_canary_that_live_traffic_refuses_is_taken_back_for_good(paused: bool) -> None:
+def test_a_canary_that_live_traffic_rejects_is_rolled_back_for_good(paused: bool) -> None:
     first, seen = judged_bad(paused=paused)
     made = step(seen, first)
     assert made.rollout.phase is RolloutPhase.ROLLING_BACK
@@ -124,7 +124,7 @@ DEADLINE = 60
 
 
 def waiting(seconds: float, requests: int, *, newer_version: int | None = 2, **more: Any) -> World:
-    """A canary whose window began at NOW and that has answered ``requests`` since; its peer has plenty."""
+    """A canary that answered ``requests`` since its window began at NOW. Its peer answered plenty."""
     policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": DEADLINE, **more.pop("policy", {})}
     seen = LiveCounters(requests=requests, verify_rounds=40 * requests, answer_tokens=80 * requests)
     pods = [pod(A, 1, boot="b", counters=seen), pod(B, **traffic(seconds))]
@@ -141,7 +141,7 @@ def held() -> Roll:
     return begun
 
 
-def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_refused() -> None:
+def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame() -> None:
     ended = step(waiting(DEADLINE + 1, 0), held())
     assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
     assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
@@ -164,11 +164,11 @@ def test_a_canary_that_nobody_can_judge_gives_way_to_a_newer_version_and_is_not_
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_canary_is_not_given_up_lightly(seen: World, why: str) -> None:
+def test_a_canary_that_waits_for_traffic_is_not_stopped_too_early(seen: World, why: str) -> None:
     assert step(seen, held()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
 
 
-def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
+def test_a_change_of_serving_settings_stops_a_judged_roll_without_blame() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     edited = step(world(pod(A, 1), pod(B), serving_digest="other", policy=policy), canary())
     assert (edited.rollout.phase, edited.advance) == (RolloutPhase.ROLLING_BACK, None)
@@ -176,7 +176,7 @@ def test_an_edit_of_how_pods_serve_ends_a_judgement_without_blame() -> None:
     assert step(world(pod(A, 1), **now), watching()).rollout.phase is RolloutPhase.IDLE
 
 
-def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhere_at_once() -> None:
+def test_a_promoted_version_that_degrades_is_rolled_back_on_all_pods_at_once() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": policy}
     first = step(world(pod(A, 1, **traffic(0)), pod(B, 1, **traffic(0)), **now), watching(bad_windows=1)).rollout
@@ -198,11 +198,11 @@ def test_a_promoted_version_that_degrades_gives_way_to_the_previous_one_everywhe
     assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.ROLLING_BACK, "why")
 
 
-def test_a_pod_that_comes_up_with_a_third_version_is_brought_over_before_the_canary_goes_on() -> None:
+def test_a_pod_with_a_third_version_returns_before_the_canary_goes_on() -> None:
     assert step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.CANARY)).swaps == {B: 0}
 
 
-def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
+def test_a_watch_ends_after_its_time_or_when_a_person_vouches() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     early = step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching())
     assert early.rollout.phase is RolloutPhase.WATCHING
@@ -213,7 +213,7 @@ def test_a_watch_ends_in_peace_by_time_or_by_a_persons_word() -> None:
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.WATCHING, RolloutPhase.IDLE])
-def test_a_person_may_refuse_the_active_version_at_any_time(phase: RolloutPhase) -> None:
+def test_a_person_can_abort_the_active_version_at_any_time(phase: RolloutPhase) -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     made = step(world(pod(A, 1), abort=1, **now), watching().model_copy(update={"phase": phase}))
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
@@ -222,7 +222,7 @@ def test_a_person_may_refuse_the_active_version_at_any_time(phase: RolloutPhase)
     assert step(world(pod(A, 0), abort=1, **after), Roll()).advance is None, "an old wish says no more"
 
 
-def test_a_pin_moves_the_channel_and_keeps_everything_else_out() -> None:
+def test_a_pin_makes_its_version_active_and_keeps_other_versions_out() -> None:
     made = step(world(pod(A, 3), pod(B, 3), active=3, pinned_version=1, pin_set=True, next_version=4), Roll(epoch=7))
     assert made.advance == Advance(1, ChannelReason.PINNED)
     assert made.rollout.epoch == 8
@@ -238,7 +238,7 @@ def test_a_pin_moves_the_channel_and_keeps_everything_else_out() -> None:
     assert (rest.rollout.phase, rest.swaps, rest.advance) == (RolloutPhase.IDLE, {}, None)
 
 
-def test_a_pin_ends_a_roll_and_blames_nobody() -> None:
+def test_a_pin_ends_a_roll_without_blame() -> None:
     to_active = step(world(pod(A, 1), pod(B), pinned_version=0, pin_set=True), rolling())
     assert (to_active.rollout.phase, to_active.advance) == (RolloutPhase.ROLLING_BACK, None)
     to_rolled = step(world(pod(A, 1), pod(B), pinned_version=1, pin_set=True), rolling())
@@ -251,12 +251,12 @@ def test_a_pin_ends_a_roll_and_blames_nobody() -> None:
     )
 
 
-def test_a_pin_that_cannot_be_had_holds_what_goes_on() -> None:
+def test_a_pin_of_a_version_that_never_passed_pauses_rolls() -> None:
     assert step(world(pod(A), pod(B), next_version=1, pin_set=True), Roll()).rollout.phase is RolloutPhase.IDLE
     assert step(world(pod(A, 1), pod(B), pin_set=True), rolling()).rollout.phase is RolloutPhase.PAUSED
 
 
-def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_clock_stands() -> None:
+def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_still() -> None:
     down = [pod(name, None, ready=False) for name in ("pod-x", "pod-y")]
     held = step(world(pod(A, 1), pod(B), *down), rolling())
     assert held.swaps == {}
@@ -304,8 +304,8 @@ def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
     assert step(world(stray, **now), Roll()).swaps == {A: 0}
 
 
-def test_pods_that_are_gone_are_forgotten() -> None:
-    """Else the windows of pods long gone leave no room for those that serve."""
+def test_the_state_forgets_pods_that_no_longer_exist() -> None:
+    """Otherwise the windows of pods that are gone would leave no room for those that serve."""
     gone = [PodWindow(name=f"pod-{n}", boot="b", version=1, live=LiveCounters()) for n in range(MAX_PODS_SHOWN)]
     state = canary(windows=gone, engine_boots={window.name: "b" for window in gone})
     now = step(world(pod(A, 1), pod(B), policy={"analysis": JUDGED}), state).rollout
@@ -331,7 +331,7 @@ def test_pause_stops_before_the_next_pod_and_resumes() -> None:
     assert step(world(pod(A, 1), pod(B), now=late), still.rollout).rollout.phase is RolloutPhase.CANARY
 
 
-def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
+def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
     held = step(world(pod(A), pod(B), next_version=1, policy={"paused": True}), Roll())
     assert (held.rollout.phase, held.rollout.message) == (
         RolloutPhase.IDLE,
@@ -341,12 +341,12 @@ def test_what_passed_while_rolls_are_paused_says_that_it_waits() -> None:
     assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
-def test_promoted_in_the_channel_but_not_in_the_status_is_done() -> None:
+def test_a_promotion_that_only_the_channel_records_is_recorded_in_the_status() -> None:
     made = step(world(pod(A, 1), pod(B, 1), active=1, epoch=5, earned=set()), rolling())
     assert (made.rollout.phase, made.event, made.swaps) == (RolloutPhase.IDLE, "Promoted", {})
 
 
-def test_idle_repairs_strays_one_by_one_and_lets_a_failure_rest() -> None:
+def test_an_idle_roll_returns_stray_pods_one_by_one_and_retries_failures_later() -> None:
     assert step(world(pod(A, 2), pod(B, 2)), Roll()).swaps == {A: 0}
     failed = SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW)
     assert step(world(pod(A, 2, swap=failed)), Roll()).swaps == {}
@@ -354,11 +354,11 @@ def test_idle_repairs_strays_one_by_one_and_lets_a_failure_rest() -> None:
     assert step(world(pod(A, 2, swap=failed), now=later), Roll()).swaps == {A: 0}
 
 
-def test_a_refused_epoch_is_raised() -> None:
+def test_the_epoch_is_raised_after_a_fenced_request() -> None:
     assert step(world(pod(A), fenced=True), Roll(epoch=3)).rollout.epoch == 4
 
 
-def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
+def test_a_version_that_a_person_vouches_for_is_not_judged() -> None:
     first, seen = judged_bad()
     assert step(seen, first).rollout.phase is RolloutPhase.ROLLING_BACK
     vouched = step(replace(seen, promote=1), first)
@@ -369,8 +369,8 @@ def test_what_a_person_vouches_for_is_judged_no_longer() -> None:
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_a_pause_lets_no_refused_version_serve_on(refused: bool) -> None:
-    """A pod that was away when its version was taken back comes up with it."""
+def test_a_pod_with_a_rejected_version_returns_even_during_a_pause(refused: bool) -> None:
+    """A pod that was down when its version was rolled back comes up with it."""
     late: dict[str, Any] = {"policy": {"paused": True}, "rejected": frozenset({1} if refused else ())}
     rest = step(world(pod(A, 1), pod(B), **late), Roll())
     assert rest.swaps == ({A: 0} if refused else {}), "anything else waits for the pause to end"

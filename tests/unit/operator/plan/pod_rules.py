@@ -1,0 +1,100 @@
+"""What pods and their agents may do at any time: join, fail, swap, take their time, and recover."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from tests.unit.operator.promises import Promises
+from tests.unit.operator.simulation import LIES, SimulatedPod
+
+
+class PodRules(Promises):
+    """The rules about pods, in virtual time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.monotonic_seconds = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+        self.traffic = True
+        self.joined = 0
+        """Number of pods that have ever joined."""
+        self.pace = 0
+        """Number of looks that a swap or the start of an engine takes."""
+
+    @precondition(lambda self: len(self.cluster.pods) < 5)
+    @rule(slow=st.booleans())
+    def pod_joins(self, *, slow: bool) -> None:
+        """The pod has chosen its version and is not up yet. It may come up after the next promotion."""
+        self.joined += 1
+        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
+
+    @precondition(lambda self: self.cluster.pods)
+    @rule(
+        which=st.integers(0, 4),
+        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
+    )
+    def pod_fails(self, *, which: int, fault: str) -> None:
+        """``restarts``: with the version it had; ``restarts empty``: with the one that is active now."""
+        pod = self.cluster.pods[which % len(self.cluster.pods)]
+        if fault == "dies":
+            self.cluster.pods.remove(pod)
+        elif fault == "silent":
+            pod.silent = True
+        elif fault == "slow":
+            pod.slow = True
+        elif fault == "other weights":
+            pod.salt = "!"
+        elif fault in LIES:
+            pod.lie = fault
+        else:
+            pod.crash(pod.version if fault == "restarts" else self.channel.active)
+        self.blame()
+
+    def blame(self) -> None:
+        """The version that is rolled out now may be rejected for a fault that just happened."""
+        if self.status.rollout.version is not None:
+            self.blamed.add(self.status.rollout.version)
+
+    @precondition(lambda self: any(pod.swapping for pod in self.cluster.pods))
+    @rule(which=st.integers(0, 4))
+    def swap_fails(self, *, which: int) -> None:
+        under_way = [pod for pod in self.cluster.pods if pod.swapping]
+        pod = under_way[which % len(under_way)]
+        assert pod.asked is not None
+        self.blamed.add(pod.asked.version)
+        self.blame()
+        pod.end_swap(self.now, works=False)
+
+    @rule(pace=st.integers(0, 2))
+    def pods_change_pace(self, *, pace: int) -> None:
+        self.pace = pace
+
+    @rule(flows=st.booleans())
+    def traffic_changes(self, *, flows: bool) -> None:
+        self.traffic = flows
+
+    @rule()
+    def faults_end(self) -> None:
+        for pod in self.cluster.pods:
+            pod.slow, pod.silent, pod.lie = False, False, ""
+        self.all_go_on()
+
+    def all_go_on(self) -> None:
+        """Swaps end and engines come up after ``pace`` further looks, but never in slow pods."""
+        for pod in self.cluster.pods:
+            busy = pod.swapping or not pod.up
+            pod.taken = pod.taken + 1 if busy else 0
+            if not pod.slow:
+                pod.return_to_service()
+            if pod.slow or pod.taken <= self.pace:
+                continue
+            if pod.swapping:
+                pod.end_swap(self.now, works=pod.lie != "swapped")
+            pod.up = True
+
+    def forgive_late(self) -> None:
+        """Pods that are down or silent now may miss the next decision."""
+        for pod in self.cluster.pods:
+            pod.late |= not pod.up or pod.silent

@@ -1,0 +1,224 @@
+"""What people see: the status, its conditions and when they are written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import (
+    RolloutPhase,
+    SpeculatorStatus,
+)
+from aurora_operator.observe.observed import (
+    LiveWindow,
+    Observed,
+    WorkloadView,
+)
+from aurora_operator.plan import plan
+from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_protocol.agent_api import SwapPhase
+from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from tests.unit.operator.worlds import (
+    CONFIG,
+    NOW,
+    agent,
+    condition,
+    evidence,
+    made,
+    observed,
+    pod,
+    spec,
+    status,
+    store,
+)
+
+
+def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
+    told = TrainerStatus(
+        phase=TrainerPhase.TRAINING,
+        step=7,
+        shards=2,
+        trained_tokens=900,
+        held_out_acceptance_length=1.604,
+        vocabulary_coverage=0.8456,
+        updated=NOW,
+    )
+    training = status(observed(store=store(0, trainer=told))).training
+    assert (training.step, training.trained_tokens) == (7, 900)
+    assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
+
+
+def test_a_trainer_that_cannot_start_is_not_ready() -> None:
+    why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
+    told = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
+    found = condition(observed(store=store(0, trainer=told)), ConditionType.TRAINER_READY)
+    assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
+
+
+def test_the_reason_of_ready_says_what_is_not_as_it_should_be() -> None:
+    assert condition(observed(), ConditionType.READY).status.value == "True"
+    old = WorkloadView(current=False, replicas=2, ready=2)
+    assert condition(observed(deployment=old), ConditionType.READY).reason == "PodsUpdating"
+    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)))
+    assert condition(stray, ConditionType.READY).reason == "SwapsPending"
+    hidden = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, agent=None)))
+    assert condition(hidden, ConditionType.READY).reason == "PodsNotReady"
+    refused = observed(apply_errors=("Deployment chat: no",))
+    assert condition(refused, ConditionType.READY).reason == "ApplyRefused"
+
+
+def test_transition_times_change_with_the_status_only() -> None:
+    first = status(observed())
+    later = NOW + timedelta(minutes=5)
+    stray = observed(pods=(pod("chat-a", 0), pod("chat-b", 3)), status=first)
+    times = {c.type: c.last_transition_time for c in status(stray, later).conditions}
+    assert times[ConditionType.SERVING_READY] == later
+    assert times[ConditionType.READY] == NOW, "the other pod serves"
+    assert times[ConditionType.STORAGE_READY] == NOW
+    down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)), status=first)
+    times = {c.type: c.last_transition_time for c in status(down, later).conditions}
+    assert times[ConditionType.READY] == later
+    assert times[ConditionType.AVAILABLE] == later
+    assert times[ConditionType.STORAGE_READY] == NOW
+
+
+def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_later() -> None:
+    first = status(observed())
+    same = observed(status=first)
+    assert plan(same, CONFIG, NOW + timedelta(hours=1), timedelta(hours=1)).status is None
+    busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
+    counted = replace(
+        busier,
+        live_window={
+            p.name: LiveWindow("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0})) for p in same.pods
+        },
+    )
+    assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
+    written = plan(counted, CONFIG, NOW, timedelta(seconds=5)).status
+    assert written is None, "no verify round passed in the window"
+
+
+def test_live_acceptance_is_tokens_per_round_since_the_engine_started() -> None:
+    start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
+    window = {"chat-a": LiveWindow("b1", NOW, start), "chat-b": LiveWindow("former", NOW, start)}
+    shown = status(observed(live_window=window))
+    assert shown.accept_length == "2.25"
+    assert [p.accept_length for p in shown.pods] == ["2.25", None]
+
+
+def test_a_pod_that_cannot_return_to_the_active_version_is_degraded() -> None:
+    swap = agent("x", 0).swap.model_copy(
+        update={"phase": SwapPhase.FAILED, "version": 0, "error": "disk full", "finished": NOW}
+    )
+    stuck = pod("chat-b", 3, agent=agent("chat-b", 3, swap=swap))
+    assert "disk full" in condition(observed(pods=(pod("chat-a", 0), stuck)), ConditionType.DEGRADED).message
+
+
+def test_the_initial_draft_shows_the_speedup_measured_with_its_candidates() -> None:
+    shown = status(observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),))))
+    assert shown.active is not None
+    assert shown.active.speedup == "1.35x (1.30-1.40)"
+    assert shown.active.speedup_source == "cpu: two cores, float32, concurrency 1"
+
+
+def test_a_speculator_with_zero_replicas_is_ready_and_at_rest() -> None:
+    nothing = spec(serving={"replicas": 0})
+    world = observed(spec=nothing, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
+    assert condition(world, ConditionType.READY).reason == "ScaledToZero"
+    assert not made(world).moving
+
+
+def ready(world: Observed) -> tuple[str, str]:
+    found = condition(world, ConditionType.READY)
+    return found.status.value, found.reason
+
+
+def test_pods_that_are_missing_or_not_ready_leave_ready_true_while_others_serve() -> None:
+    one_down = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False)))
+    assert ready(one_down) == ("True", "PodsNotReady")
+    assert condition(one_down, ConditionType.READY).message == "1 of 2 pods are ready"
+    assert condition(one_down, ConditionType.SERVING_READY).status.value == "False"
+    scaled_up = observed(spec=spec(serving={"replicas": 3}))
+    assert ready(scaled_up) == ("True", "Scaling")
+    updating = observed(deployment=WorkloadView(current=False, replicas=2, ready=1))
+    assert ready(updating) == ("True", "PodsUpdating")
+    for world in (one_down, scaled_up, updating):
+        notes = made(replace(world, status=status(observed()))).notes
+        assert not [note for note in notes if note.warning]
+
+
+def test_available_counts_the_pods_that_clients_can_reach() -> None:
+    reachable = condition(observed(pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False))), ConditionType.AVAILABLE)
+    assert (reachable.status.value, reachable.message) == ("True", "1 of 2 pods serve clients")
+    down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=True, terminating=True)))
+    unreachable = condition(down, ConditionType.AVAILABLE)
+    assert (unreachable.status.value, unreachable.reason) == ("False", "NoPodServes")
+    assert ready(down)[0] == "False", "nothing serves"
+
+
+def test_a_name_that_is_taken_needs_a_human() -> None:
+    taken = observed(name_taken=("Service chat", "ServiceAccount chat"))
+    found = condition(taken, ConditionType.NAME_TAKEN)
+    assert found.status.value == "True"
+    assert "Service chat, ServiceAccount chat: the object belongs to another owner" in found.message
+    assert ready(taken) == ("False", "NameTaken")
+    assert condition(observed(), ConditionType.NAME_TAKEN).status.value == "False"
+
+
+def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
+    before, later = status(observed()), NOW + timedelta(minutes=1)
+    after = invalid_spec_status(before, 7, "spec.draft.steps: too large", later)
+    conditions = {c.type: c for c in after.conditions}
+    assert [c.type for c in after.conditions] == [c.type for c in before.conditions]
+    for kind, value in ((ConditionType.INVALID_SPEC, "True"), (ConditionType.READY, "False")):
+        found = conditions[kind]
+        assert (found.status.value, found.reason, found.observed_generation) == (value, "InvalidSpec", 7)
+        assert "spec.draft.steps: too large" in found.message
+        assert found.last_transition_time == later
+    assert conditions[ConditionType.AVAILABLE].status.value == "True", "pods serve on"
+    same = {"conditions": before.conditions, "observed_generation": before.observed_generation}
+    assert after.model_copy(update=same) == before
+    first = invalid_spec_status(SpeculatorStatus(), 1, "spec.store: missing", NOW)
+    assert {c.type for c in first.conditions} == {ConditionType.READY, ConditionType.INVALID_SPEC}
+    assert condition(observed(status=after), ConditionType.INVALID_SPEC).status.value == "False", "it was corrected"
+
+
+def test_the_rollout_condition_says_on_how_many_pods_the_version_is() -> None:
+    begun = observed(store=store(0, 1, evidence=(evidence(1),)))
+    assert condition(begun, ConditionType.ROLLOUT_PROGRESSING).message == (
+        "version 1 on 0 of 2 pods: canary on 1 of 2 pods"
+    )
+    assert "Rolling out version 1: canary on 1 of 2 pods" in [note.message for note in made(begun).notes]
+
+
+def test_a_users_status_of_a_roll_holds_no_machinery() -> None:
+    shown = status(observed(store=store(0, 1, evidence=(evidence(1),))))
+    assert set(shown.rollout.model_dump(by_alias=True)) == {
+        "phase",
+        "version",
+        "updated",
+        "total",
+        "started",
+        "progressed",
+        "epoch",
+        "lastJudgement",
+        "message",
+    }
+    assert shown.operator_state["version"] == 1
+    assert status(observed()).operator_state == {}, "nothing is stored while nothing is rolled out"
+
+
+@pytest.mark.parametrize("lost", [{}, {"version": 1, "analysis": "unreadable"}, {"version": 7}])
+def test_a_roll_whose_operator_state_is_lost_stops_without_blame(lost: dict[str, Any]) -> None:
+    world = observed(store=store(0, 1, evidence=(evidence(1),)))
+    begun = status(world)
+    assert begun.rollout.phase is RolloutPhase.CANARY
+    stopped = made(replace(world, status=begun.model_copy(update={"operator_state": lost})))
+    assert stopped.status is not None
+    assert (stopped.status.rollout.phase, stopped.advance) == (RolloutPhase.ROLLING_BACK, None)
+    assert "status.operatorState was lost" in stopped.status.rollout.message
