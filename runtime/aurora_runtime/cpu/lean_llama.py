@@ -45,7 +45,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The attention heads of a layer."""
+    """The number of query heads and of KV heads of a layer, and their width D."""
 
     query: int
     kv: int

@@ -60,9 +60,7 @@ def test_with_matched_traffic_a_replayed_batch_is_one_more_step(tmp_path: Path) 
     assert steps == {PUBLISHED: 3, REFERENCE: 6, "replay 3": 12}
 
 
-def test_the_vocabulary_map_follows_the_traffic_as_in_the_trainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_vocabulary_map_follows_the_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary_coverage, "MIN_TOKENS_BEFORE_CHANGE", 300)
     target, configuration = tiny.target(tmp_path), CONFIGURATIONS["map"]
     session = Session(*tiny.draft_of(target), configuration.recipe, CPU)

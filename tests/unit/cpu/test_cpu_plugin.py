@@ -1,4 +1,4 @@
-"""The plugin does nothing when a GPU serves, and fails loudly when an SGLang function differs from the wrapped one."""
+"""The plugin does nothing unless the CPU engine serves, and the launch settings start comparable servers."""
 
 from __future__ import annotations
 
