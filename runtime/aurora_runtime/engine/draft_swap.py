@@ -120,10 +120,19 @@ class DraftSwap:
         self._observed, self._confirmed = (version, checksum), draft.digest
         return pause_seconds
 
+    async def holds(self, draft: DraftFile) -> bool:
+        """Ask the engine whether it holds ``draft``, whose checksum must be known."""
+        self._forget_observation()
+        if await self._engine.draft_version() != draft.version:
+            return False
+        if await self.checksum(draft.version) != self._checksums.get(draft.digest):
+            return False
+        self._confirmed = draft.digest
+        return True
+
     async def restore(self, draft: DraftFile) -> None:
         """Load ``draft`` again unless the engine still holds it; raises as :meth:`load`."""
-        self._forget_observation()
-        if not await self._holds(draft):
+        if not await self.holds(draft):
             await self.load(draft)
 
     async def load_or_restore(self, draft: DraftFile, fallback: DraftFile) -> float:
@@ -144,11 +153,6 @@ class DraftSwap:
                 text = f"{cause}; and version {fallback.version} could not be restored: {error}"
                 raise type(cause)(text) from cause
             raise
-
-    async def _holds(self, draft: DraftFile) -> bool:
-        if await self._engine.draft_version() != draft.version:
-            return False
-        return await self.checksum(draft.version) == self._checksums.get(draft.digest)
 
     def _forget_observation(self) -> None:
         self._observed = self._confirmed = None

@@ -179,3 +179,4 @@ async def test_an_engine_that_still_holds_the_draft_is_not_loaded_again(scene: S
     scene.engine.calls.clear()
     await swap.restore(old)
     assert scene.engine.calls == ["weights_checker"]
+    assert swap.has_confirmed(old.digest)
