@@ -16,7 +16,7 @@ from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.retention import RetentionLimits
 from tests.unit.training import tiny
-from tests.unit.training.state.test_bounded_store import Real
+from tests.unit.training.trainer_rig import TrainerRig
 
 LATE = 150
 SHARDS = 6
@@ -27,42 +27,44 @@ CHANGES_AT = 2
 class Answers(Retrier):
     """Each wait of the trainer delivers a shard with poor coverage by the first ids, until ``count`` shards exist."""
 
-    def __init__(self, real: Real, count: int) -> None:
+    def __init__(self, rig: TrainerRig, count: int) -> None:
         super().__init__()
-        self.real, self.count = real, count
+        self.rig, self.count = rig, count
         self.waits = 0
 
     def sleep(self, seconds: float) -> None:
         self.waits += 1
-        number = len(list(self.real.registry.shard_keys(1)))
+        number = len(list(self.rig.registry.shard_keys(1)))
         if number == self.count:
             self.stop()
             return
         first = 20 * number
         tiny.put_shard(
-            self.real.registry, number, [tiny.trace(s, answer=40, least=LATE) for s in range(first, first + 20)]
+            self.rig.registry, number, [tiny.trace(s, answer=40, least=LATE) for s in range(first, first + 20)]
         )
 
 
 @pytest.fixture
-def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Real:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     monkeypatch.setattr(vocabulary_coverage, "MIN_TOKENS_BEFORE_CHANGE", 1000)
     return roomy(tmp_path)
 
 
-def roomy(folder: Path) -> Real:
+def roomy(folder: Path) -> TrainerRig:
     """A trainer whose store has room for all shards."""
-    made = Real(folder)
-    made.limits = RetentionLimits.of(1 << 30, 1 << 29)
-    return made
+    rig = TrainerRig(folder)
+    rig.limits = RetentionLimits.of(1 << 30, 1 << 29)
+    return rig
 
 
-def learnt(trainer: Trainer) -> dict[str, Tensor]:
+def session_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.learning.session.state().items()}
 
 
-def test_a_map_with_poor_coverage_is_changed_once_and_reported(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = real.trainer(Answers(real, SHARDS))
+def test_a_map_with_poor_coverage_is_changed_once_and_reported(
+    rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = rig.trainer(Answers(rig, SHARDS))
     first = trainer.learning.session.vocabulary.to_target
     maps, messages = list[tuple[int, Tensor]](), set[str]()
     original = trainer.finish_turn
@@ -70,7 +72,7 @@ def test_a_map_with_poor_coverage_is_changed_once_and_reported(real: Real, monke
     def finish_turn(phase: TrainerPhase) -> None:
         original(phase)
         maps.append((trainer.learning.ledger.total, trainer.learning.session.vocabulary.to_target))
-        status = real.registry.trainer_status()
+        status = rig.registry.trainer_status()
         assert status is not None
         messages.add(status.message)
 
@@ -83,15 +85,15 @@ def test_a_map_with_poor_coverage_is_changed_once_and_reported(real: Real, monke
     assert {398, 399} <= set(after[0].tolist())
     (message,) = messages - {""}
     assert message.startswith("vocabulary map changed: covers ")
-    status = real.registry.trainer_status()
+    status = rig.registry.trainer_status()
     assert status is not None
     assert status.vocabulary_coverage is not None
     assert status.vocabulary_coverage > 0.9
     assert trainer.learning.session.steps > 0
 
 
-def test_a_trainer_stopped_after_a_map_change_resumes_identically(real: Real, tmp_path: Path) -> None:
-    undisturbed = real.trainer(Answers(real, SHARDS))
+def test_a_trainer_stopped_after_a_map_change_resumes_identically(rig: TrainerRig, tmp_path: Path) -> None:
+    undisturbed = rig.trainer(Answers(rig, SHARDS))
     undisturbed.run()
     other = roomy(tmp_path)
     other.trainer(Answers(other, CHANGES_AT)).run()
@@ -101,8 +103,8 @@ def test_a_trainer_stopped_after_a_map_change_resumes_identically(real: Real, tm
     )
     stopped.run()
     assert stopped.learning.ledger.total == undisturbed.learning.ledger.total == SHARDS
-    mine, theirs = learnt(stopped), learnt(undisturbed)
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    resumed, whole = session_tensors(stopped), session_tensors(undisturbed)
+    assert all(torch.equal(resumed[name], whole[name]) for name in resumed)
     assert all(
         torch.equal(a, b)
         for a, b in zip(
@@ -112,18 +114,18 @@ def test_a_trainer_stopped_after_a_map_change_resumes_identically(real: Real, tm
 
 
 def test_a_waiting_trainer_saves_more_often(
-    real: Real,
+    rig: TrainerRig,
 ) -> None:
-    real.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e-9, max_idle_save_time_share=1e9)
+    rig.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e-9, max_idle_save_time_share=1e9)
     epochs: list[tuple[int, int]] = []
 
     class Watched(Answers):
         def sleep(self, seconds: float) -> None:
-            record = trainer_state.read_record(self.real.registry, 1)
-            epochs.append((len(record.consumed) if record else 0, self.real.registry.last_trainer_state_epoch()))
+            record = trainer_state.read_record(self.rig.registry, 1)
+            epochs.append((len(record.consumed) if record else 0, self.rig.registry.last_trainer_state_epoch()))
             if len(epochs) != 3:  # at the third wait no shard comes
                 super().sleep(seconds)
 
-    real.trainer(Watched(real, 3)).run()
+    rig.trainer(Watched(rig, 3)).run()
     assert [consumed for consumed, _ in epochs] == [0, 1, 2, 2, 3]
     assert epochs[2] == epochs[3], "an unchanged state is not saved again"

@@ -91,7 +91,7 @@ class Session:
         A batch whose loss or gradient is not finite is skipped. After the warm-up the learning rate stays constant,
         because traffic has no end towards which it could decay.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), self.recipe.clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), self.recipe.max_gradient_norm, foreach=True)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
             log.error("skipped a batch whose loss or gradient is not finite")
             self._optimizer.zero_grad(set_to_none=True)

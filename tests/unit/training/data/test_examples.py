@@ -89,7 +89,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
     batch = collate([example], 3, vocabulary)
     nodes = by_position(trace)
     assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
-    taught = 0
+    trained_nodes = 0
     for r in range(example.roots):
         root = hidden_start + example.first_root + r
         for j in range(3):
@@ -97,7 +97,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
             assert (row >= 0) == (position in nodes)
             if row < 0:
                 continue
-            taught += 1
+            trained_nodes += 1
             node = nodes[position]
             target_ids = trace.top_ids[node].long()
             want = vocabulary.to_draft[target_ids].long()
@@ -111,7 +111,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
             if position + 1 < trace.tokens.shape[0]:
                 follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
                 assert int(batch.expected_ids[0, r, j]) == (follows if follows >= 0 else -2)
-    assert taught >= 3 * (trace.answer_tokens - 4)
+    assert trained_nodes >= 3 * (trace.answer_tokens - 4)
 
 
 def test_long_requests_are_cut_without_losing_or_doubling_a_root(

@@ -21,7 +21,7 @@ from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_sampling import ReplaySampling, priority
 from aurora_runtime.training.optim.recipe import Recipe
 from tests.unit.training import tiny
-from tests.unit.training.state.test_bounded_store import Real, Traffic
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 DRAWS = 4000
 ROOTS = 6
@@ -222,10 +222,10 @@ def test_a_resumed_trainer_replays_the_same_examples(
     monkeypatch.setattr(ReplayBuffer, "sample", seen)
     states = []
     for lives in ((3,), (2, 1)):
-        real = Real(tmp_path / str(len(lives)))
-        real.recipe = Recipe(replay=3, passes=2, replay_sampling=choice, batch_slots=40)
+        rig = TrainerRig(tmp_path / str(len(lives)))
+        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=choice, batch_slots=40)
         for shards in lives:
-            trainer = real.trainer(Traffic(real.registry, shards))
+            trainer = rig.trainer(Traffic(rig.registry, shards))
             trainer.run()
         assert trainer.learning.ledger.total == 3
         states.append(trainer.learning.session.state())
@@ -237,9 +237,9 @@ def test_a_resumed_trainer_replays_the_same_examples(
 
 def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path: Path) -> None:
     """Replayed batches are full however small a shard is, so three beside each shard would be many passes."""
-    real = Real(tmp_path)
-    real.settings = real.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
-    trainer = real.trainer(Traffic(real.registry, 8))
+    rig = TrainerRig(tmp_path)
+    rig.settings = rig.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
+    trainer = rig.trainer(Traffic(rig.registry, 8))
     trainer.run()
     recipe, session = trainer.learning.session.recipe, trainer.learning.session
     assert recipe == Recipe(), "the defaults of the custom resource are the measured ones"
@@ -249,10 +249,10 @@ def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path
 
 def test_a_backlog_is_replayed_only_beside_fresh_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further passes are made only while the trainer would wait for traces."""
-    real = Real(tmp_path)
+    rig = TrainerRig(tmp_path)
     for seq in range(4):
-        tiny.put_shard(real.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])
-    trainer = real.trainer(Traffic(real.registry, 0))
+        tiny.put_shard(rig.registry, seq, [tiny.trace(3 * seq + n) for n in range(3)])
+    trainer = rig.trainer(Traffic(rig.registry, 0))
     monkeypatch.setattr(trainer.stages.replay, "possible_while_waiting", lambda: False)
     trainer.run()
     recipe, session = trainer.learning.session.recipe, trainer.learning.session

@@ -96,7 +96,7 @@ def test_the_learning_rate_warms_up_and_never_falls(tmp_path: Path, steps: int, 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     session, examples = session_of(tmp_path)
-    session.recipe = dataclasses.replace(session.recipe, clip=0.02)
+    session.recipe = dataclasses.replace(session.recipe, max_gradient_norm=0.02)
     session.step(examples[:4])
     first = [t.float() for name, t in session.state().items() if name.startswith("exp_avg.")]
     norm = float(torch.stack([t.norm() for t in first]).norm())

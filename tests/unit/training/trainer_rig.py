@@ -1,0 +1,72 @@
+"""The real trainer on a store in memory, and traffic for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
+from aurora_runtime.traces import encode
+from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
+from aurora_runtime.training.lineage import open_lineage, utc_now
+from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.settings import TrainingPolicy
+from aurora_runtime.training.state.retention import RetentionLimits
+from aurora_store import Registry
+from tests.unit.training import tiny
+
+
+class Traffic(Retrier):
+    """Each wait of the trainer delivers a shard, until ``count`` shards were delivered."""
+
+    def __init__(self, registry: Registry, count: int, *, damaged: bool = False) -> None:
+        super().__init__()
+        self.registry, self.count, self.damaged = registry, count, damaged
+        self.written: list[str] = []
+
+    def sleep(self, seconds: float) -> None:
+        if len(self.written) == self.count:
+            self.stop()
+            return
+        traces = [tiny.trace(seed) for seed in range(3)]
+        last = max((int(key[-13:-5]) for key in self.registry.shard_keys(1)), default=-1)
+        self.written.append(tiny.put_shard(self.registry, last + 1, traces))
+        if self.damaged:
+            data = self.written[-1].replace(".json", ".safetensors")
+            self.registry.objects.put(data, b"x" * len(encode(traces)))
+
+
+class TrainerRig:
+    """The real trainer with a store in memory and small limits. It saves after every shard."""
+
+    def __init__(self, folder: Path) -> None:
+        size = len(encode([tiny.trace(seed) for seed in range(3)]))
+        self.limits = RetentionLimits(6 * size, 2 * size, shards=100)
+        self.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e9)
+        self.recipe: Recipe | None = None  # None: that of the settings
+        self.registry, self.objects = tiny.memory_registry()
+        self.target = tiny.target(folder)
+        self.lineage = open_lineage(self.registry, self.target, tiny.DRAFT_SPEC, utc_now)
+        self.settings = TrainerSettings(
+            namespace="n",
+            name="s",
+            target=TargetSpec(model=str(folder)),
+            draft=tiny.DRAFT_SPEC,
+            training=TrainingSpec(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
+            store=StoreSettings(bucket="b", root="r"),
+        )
+
+    @property
+    def config(self) -> TrainingConfig:
+        config = TrainingConfig.of(self.settings, self.policy)
+        return dataclasses.replace(config, limits=self.limits, recipe=self.recipe or config.recipe)
+
+    def trainer(self, retrier: Retrier) -> Trainer:
+        context = TrainerContext(self.registry, self.target, self.lineage, retrier)
+        return build_trainer(self.config, context, torch.device("cpu"))
