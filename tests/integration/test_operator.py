@@ -58,7 +58,8 @@ def ready(rig: Rig) -> None:
     if registry.lineage() is None:
         registry.create_lineage(lineage())
         registry.register(registration(0))
-    rig.wait(NAME, "ready", lambda s: any(c.type == "Ready" and c.status == "True" for c in s.conditions), timeout=90)
+    true = {"Ready", "ServingReady"}
+    rig.wait(NAME, "ready", lambda s: true <= {c.type for c in s.conditions if c.status == "True"}, timeout=90)
 
 
 def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
