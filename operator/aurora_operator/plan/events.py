@@ -1,4 +1,4 @@
-"""Events and history: what was decided about versions, told to people. Pure."""
+"""Kubernetes Events and the history: decisions about versions, in plain words. Pure."""
 
 from __future__ import annotations
 

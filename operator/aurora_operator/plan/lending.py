@@ -33,7 +33,7 @@ class LendingDecision:
 
 
 def away(observed: Observed) -> frozenset[str]:
-    """Pods that are withdrawn, or were when their agent last answered. They serve nobody, and that is no fault."""
+    """Pods that are withdrawn, or were when their agent last answered. They serve no clients, and that is no fault."""
     candidate = observed.status.candidate
     lent = candidate.pod if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None
     return frozenset(

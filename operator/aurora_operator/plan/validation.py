@@ -185,7 +185,7 @@ def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus)
 
 def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
     waited = None if candidate.since is None else inputs.now - candidate.since
-    # A time that lies ahead was written before the clock was set back: nobody knows how long it was.
+    # A time in the future was written before the clock was set back, so the wait is not known.
     return waited is None or not timedelta(0) <= waited < _retry_delay(candidate.attempt)
 
 

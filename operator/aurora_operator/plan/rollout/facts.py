@@ -5,8 +5,8 @@ traffic and answers the questions about pods and deadlines. ``judgement`` and ``
 compute none of them again.
 
 Invariants: deadlines stand still while traffic, a person or pods that are not ready are waited for. A crash counts
-against the version only when the engine crashed alone and under the operator's eyes: crashes that happened while nobody
-looked, together with the pod's agent, or together with engines of another version say more about the machine.
+against the version only when the operator was observing and the engine crashed alone. Crashes together with the pod's
+agent, or together with engines of another version, say more about the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aurora_protocol.agent_api import SwapPhase
 
 @dataclass(frozen=True)
 class RolloutFacts:
-    """What is so at this look. Lists of pods are in the order of :attr:`World.pods`."""
+    """The facts of one look. Lists of pods are in the order of :attr:`World.pods`."""
 
     world: World
     roll: Roll

@@ -4,7 +4,7 @@ A version is rejected when engines crash while serving it, or when a pod loads i
 even when live analysis is off; otherwise the version would be offered again and crash engines forever.
 
 Invariants: time alone never rejects a version. An agent that does not answer while its pod is up, or a store that does
-not hand the draft out, says nothing about the version. A version that nobody can judge keeps a newer one waiting for a
+not hand the draft out, says nothing about the version. A version that cannot be judged keeps a newer one waiting for a
 while, but not forever.
 """
 

@@ -87,7 +87,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return Resume()
     if facts.too_few_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
-        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready, and {allowed} may be")
+        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; rollout.maxNotReady is {allowed}")
     return _canary(facts) if facts.phase is RolloutPhase.CANARY else _rolling(facts)
 
 

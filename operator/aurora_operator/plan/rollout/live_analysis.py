@@ -6,7 +6,7 @@ the same window, because a shift of the traffic shifts both. Where no peers are 
 *baseline*: what all pods did just before the first swap. The time between tokens depends on the load, so it is compared
 among peers only, which share the load. It also depends on other work of the pod's machine. All requests of a window
 share that, so their spread does not show it; hence slowness counts only after :data:`MIN_SLOW_WINDOWS` windows in a
-row. What slows one machine for longer cannot be told from a slow draft.
+row. What slows one machine for longer cannot be distinguished from a slow draft.
 
 Invariants: a difference that chance explains is no verdict; the window grows until there is one. A pod out of sight
 keeps its window. An engine that restarted is compared with itself only. The whole state is an :class:`AnalysisState`,

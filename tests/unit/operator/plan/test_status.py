@@ -39,7 +39,7 @@ from tests.unit.operator.worlds import (
 
 
 def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
-    told = TrainerStatus(
+    record = TrainerStatus(
         phase=TrainerPhase.TRAINING,
         step=7,
         shards=2,
@@ -48,15 +48,15 @@ def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
         vocabulary_coverage=0.8456,
         updated=NOW,
     )
-    training = status(observed(store=store(0, trainer=told))).training
+    training = status(observed(store=store(0, trainer=record))).training
     assert (training.step, training.trained_tokens) == (7, 900)
     assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
 
 
 def test_a_trainer_that_cannot_start_is_not_ready() -> None:
     why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
-    told = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
-    found = condition(observed(store=store(0, trainer=told)), ConditionType.TRAINER_READY)
+    record = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)
+    found = condition(observed(store=store(0, trainer=record)), ConditionType.TRAINER_READY)
     assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
 
 

@@ -72,7 +72,7 @@ def test_an_engine_that_crashes_before_it_was_seen_with_the_version_counts() -> 
         state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
     made = step(world(pod(A, boot="b2"), pod(B)), state)
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-    assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts anew"
+    assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts from zero"
 
 
 def test_crashes_of_engines_that_never_had_the_version_do_not_count() -> None:

@@ -40,8 +40,8 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
     total, pods = [LiveCounters(), LiveCounters()], {}
     for window in range(windows + 1):
         pods = {name: Live("b", version, total[index]) for index, (name, version) in enumerate((("c", 1), ("p", 0)))}
-        mine, peers = {"c": pods["c"]}, {"p": pods["p"]}
-        state = judge(state, mine, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
+        canary, peers = {"c": pods["c"]}, {"p": pods["p"]}
+        state = judge(state, canary, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
         total = [
             LiveCounters(**{k: getattr(old, k) + getattr(more, k) for k in LiveCounters.model_fields})
             for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)
@@ -61,9 +61,9 @@ def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "
     return Live(boot, version, counters(int(seconds * rate), length))
 
 
-def judged(state: AnalysisState, seconds: float, mine: Live, peer: Live | None = None) -> AnalysisState:
+def judged(state: AnalysisState, seconds: float, canary: Live, peer: Live | None = None) -> AnalysisState:
     peers = {} if peer is None else {"peer": peer}
-    return judge(state, {"canary": mine}, peers, 1, POLICY, steps=STEPS, now=at(seconds))
+    return judge(state, {"canary": canary}, peers, 1, POLICY, steps=STEPS, now=at(seconds))
 
 
 def begun(**more: object) -> AnalysisState:
@@ -137,7 +137,7 @@ def test_a_baseline_without_peers_is_measured_until_it_is_precise_or_has_taken_l
 def test_a_judgement_that_stays_undecided_in_full_traffic_is_starved_in_the_end() -> None:
     deadline, state = timedelta(seconds=60), begun(baseline=counters(50, 2.0))
     for seconds, over in ((59, False), (599, False), (601, True)):
-        mine = {"canary": live(seconds, 1.7)}
-        state = judge(state, mine, {}, 1, POLICY, steps=STEPS, now=at(seconds))
+        canary = {"canary": live(seconds, 1.7)}
+        state = judge(state, canary, {}, 1, POLICY, steps=STEPS, now=at(seconds))
         assert (state.good_windows, state.bad_windows) == (0, 0)
-        assert starved(state, [mine], POLICY, deadline, at(seconds)) is over
+        assert starved(state, [canary], POLICY, deadline, at(seconds)) is over
