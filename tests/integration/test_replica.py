@@ -29,7 +29,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
 from aurora_runtime.traces import decode
-from aurora_runtime.validation.measurement_plan import measurement_plan
+from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel

@@ -9,7 +9,7 @@ from datetime import datetime
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import ValidationSettings
-from aurora_runtime.validation.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 
 
 @dataclass(frozen=True)

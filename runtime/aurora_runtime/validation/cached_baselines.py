@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Sample, VerdictKind
 from aurora_runtime.validation.attempt import Attempt
-from aurora_runtime.validation.measure import Measurement
-from aurora_runtime.validation.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.measure import Measurement
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 from aurora_store import Keys, Registry
 
 log = logging.getLogger(__name__)

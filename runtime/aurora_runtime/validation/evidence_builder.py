@@ -14,7 +14,7 @@ from aurora_protocol.evidence_records import BaselineSamples, Environment, Evide
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.held_out_prompts import Prompt, prompts_digest
-from aurora_runtime.validation.measure import Measurement
+from aurora_runtime.validation.rounds.measure import Measurement
 
 
 def measurement_environment(settings: ValidationSettings, machine: Machine) -> Environment:

@@ -26,14 +26,14 @@ from aurora_runtime.validation.cached_baselines import (
     fresh_baseline,
 )
 from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
-from aurora_runtime.validation.engine_set import EngineSet
+from aurora_runtime.validation.engines.engine_set import EngineSet
+from aurora_runtime.validation.engines.job_engines import JobEngines
+from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
 from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts
-from aurora_runtime.validation.job_engines import JobEngines
-from aurora_runtime.validation.measure import Measurement, measure, measure_baseline, rejected_unmeasured
-from aurora_runtime.validation.measurement_plan import MeasurementPlan, measurement_plan
-from aurora_runtime.validation.replica_engine import ReplicaEngine
-from aurora_runtime.validation.round_runner import Answers, RoundRunner
+from aurora_runtime.validation.rounds.measure import Measurement, measure, measure_baseline, rejected_unmeasured
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
+from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_store import Registry
 
 FINISH_SECONDS = 30.0

@@ -43,8 +43,8 @@ from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.engine_set import EngineSet
-from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.engines.engine_set import EngineSet
+from aurora_runtime.validation.engines.load_client import BatchResult
 
 CONCURRENCY = 2
 

@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.target import DType
 from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
-from aurora_runtime.validation.engine_set import EngineSet
+from aurora_runtime.validation.engines.engine_set import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)

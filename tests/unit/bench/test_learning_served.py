@@ -12,7 +12,7 @@ from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from tests.assets.traces.drafted import CHAINS, TREES
 from tests.bench.learning import learner, shift
 from tests.bench.learning.configurations import CONFIGURATIONS, DRAFT_STEPS, PUBLISHED

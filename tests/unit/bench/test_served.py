@@ -17,7 +17,7 @@ from aurora_protocol.gate import paired_ratio
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from tests.bench.served import messages
 from tests.bench.served.lineup import lineup_of
 from tests.bench.served.live_training import Checkpoint, LiveTraining, TrainingRecord, VersionPeriod

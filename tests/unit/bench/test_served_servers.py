@@ -16,9 +16,9 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation import engine_set
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.engine_set import EngineSet
+from aurora_runtime.validation.engines import engine_set
+from aurora_runtime.validation.engines.engine_set import EngineSet
 from tests.bench.learning.served import serve_in_turn
 from tests.bench.served.lineup import lineup_of
 from tests.bench.served.live_training import Checkpoint, TrainingRecord

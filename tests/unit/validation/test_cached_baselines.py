@@ -16,7 +16,6 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm, CachedBaseline, Environment, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
-from aurora_runtime.validation.answer_equality import EqualityCounter
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.cached_baselines import (
     BaselineRequirements,
@@ -24,8 +23,9 @@ from aurora_runtime.validation.cached_baselines import (
     find_baseline,
     reason_not_usable,
 )
-from aurora_runtime.validation.measure import Measurement
-from aurora_runtime.validation.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
+from aurora_runtime.validation.rounds.measure import Measurement
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 from aurora_store import Registry
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import digest, evidence, registration

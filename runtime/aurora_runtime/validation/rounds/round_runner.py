@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, Sample
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.engines_under_test import EnginesUnderTest
+from aurora_runtime.validation.engines.engines_under_test import EnginesUnderTest
+from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.load_client import Answer, BatchResult
-from aurora_runtime.validation.measurement_plan import MeasurementPlan
-from aurora_runtime.validation.round_schedule import Batch, batches
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.round_schedule import Batch, batches
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from aurora_protocol.agent_api import (
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation import replica_engine as module
-from aurora_runtime.validation.load_client import LoadClient
-from aurora_runtime.validation.replica_engine import ReplicaEngine
+from aurora_runtime.validation.engines import replica_engine as module
+from aurora_runtime.validation.engines.load_client import LoadClient
+from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from tests.unit.operator.worlds import agent, registration
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's

@@ -39,7 +39,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.load_client import BatchResult, LoadClient
+from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 @dataclass
 class ReplicaEngine:
-    """Implements :class:`aurora_runtime.validation.engines_under_test.EnginesUnderTest`. An async context manager.
+    """Implements :class:`EnginesUnderTest`. An async context manager.
 
     ``deadline`` is on :func:`time.monotonic`, in seconds.
     """

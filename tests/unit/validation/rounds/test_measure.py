@@ -11,11 +11,11 @@ import pytest
 from aurora_protocol.evidence_records import Arm, BaselineSamples, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.load_client import Answer, BatchResult
-from aurora_runtime.validation.measure import measure, measure_baseline
-from aurora_runtime.validation.measurement_plan import MeasurementPlan
-from aurora_runtime.validation.round_runner import RoundRunner
+from aurora_runtime.validation.rounds.measure import measure, measure_baseline
+from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.round_runner import RoundRunner
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
 PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(40)]

@@ -18,8 +18,8 @@ from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.engine_set import MEMORY_SHARE, EngineSet
-from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
+from aurora_runtime.validation.engines.load_client import BatchResult
 
 WARM_UP_TOKENS = 24
 _DRAFT_ENGINE = "draft"
@@ -32,7 +32,7 @@ def _engine_name(arm: Arm) -> str:
 
 @dataclass
 class JobEngines:
-    """Implements :class:`~aurora_runtime.validation.engines_under_test.EnginesUnderTest` on engines of this machine.
+    """Implements :class:`EnginesUnderTest` on engines of this machine.
 
     An async context manager. ``deadline`` is on :func:`time.monotonic`, in seconds.
     """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from aurora_protocol.evidence_records import Arm
-from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.engines.load_client import BatchResult
 
 
 class EnginesUnderTest(Protocol):

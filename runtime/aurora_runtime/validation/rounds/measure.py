@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.answer_equality import EqualityCounter
-from aurora_runtime.validation.measurement_plan import DRAFT_ARMS
-from aurora_runtime.validation.round_runner import Answers, RoundResult, RoundRunner
-from aurora_runtime.validation.round_schedule import may_stop_early
+from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
+from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
+from aurora_runtime.validation.rounds.round_runner import Answers, RoundResult, RoundRunner
+from aurora_runtime.validation.rounds.round_schedule import may_stop_early
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.load_client import LoadClient
+from aurora_runtime.validation.engines.load_client import LoadClient
 
 REQUEST_SECONDS = 300.0
 MEMORY_SHARE = 0.85

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm, VerdictKind
-from aurora_runtime.validation.round_schedule import batches, may_stop_early
+from aurora_runtime.validation.rounds.round_schedule import batches, may_stop_early
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 arms = st.sampled_from([ARMS[:3], ARMS])

@@ -8,7 +8,7 @@ from aurora_api.v1alpha1.validation import Baseline
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import ValidationSettings
-from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, near_tie_bound
+from aurora_runtime.validation.rounds.answer_equality import NEAR_TIE_LOGIT_GAP, near_tie_bound
 
 DRAFT_ARMS = (Arm.ACTIVE, Arm.CANDIDATE)
 

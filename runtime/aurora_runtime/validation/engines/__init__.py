@@ -1,0 +1,1 @@
+"""The engines under measurement, and the client that loads them with prompts."""

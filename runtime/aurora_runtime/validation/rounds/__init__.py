@@ -1,0 +1,1 @@
+"""Rounds of a measurement: what is measured when, and how answers are compared."""
