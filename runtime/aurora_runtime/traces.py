@@ -61,7 +61,7 @@ class RequestTrace:
     node_accepted: Tensor  # [M] bool: on the accepted path (the root always is)
     top_ids: Tensor  # [M, K] int32: the target's most likely next tokens at the node
     top_logprobs: Tensor  # [M, K] float16
-    rest: Tensor  # [M] float16: probability mass outside the top K
+    uncaptured_mass: Tensor  # [M] float16: probability mass outside the top K
 
     def __post_init__(self) -> None:
         rounds, nodes = self.root.shape[0], self.node_token.shape[0]
@@ -85,7 +85,7 @@ class RequestTrace:
 
 
 _BY_ROUNDS: Final = ("root", "node_count", "accepted", "version")
-_BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "rest")
+_BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
 _CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
 
 

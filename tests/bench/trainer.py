@@ -102,7 +102,7 @@ def random_request(shape: DraftConfig, seed: int, prompt_tokens: int, answer_tok
             torch.int32
         ),
         top_logprobs=top.to(torch.float16).expand(rounds * width, -1).contiguous(),
-        rest=torch.full((rounds * width,), 0.05, dtype=torch.float16),
+        uncaptured_mass=torch.full((rounds * width,), 0.05, dtype=torch.float16),
     )
 
 

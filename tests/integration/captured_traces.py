@@ -106,7 +106,7 @@ def check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any]) 
         assert all(0 <= parent < node for node, parent in enumerate(parents) if node)
         at += nodes
         reached = root + accepted + 1
-    mass = trace.top_logprobs.float().exp().sum(-1) + trace.rest.float()
+    mass = trace.top_logprobs.float().exp().sum(-1) + trace.uncaptured_mass.float()
     assert torch.allclose(mass, torch.ones_like(mass), atol=5e-3)
 
 

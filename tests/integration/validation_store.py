@@ -56,7 +56,7 @@ def trace_of(prompt: list[int]) -> RequestTrace:
         node_accepted=torch.zeros(0, dtype=torch.bool),
         top_ids=torch.zeros(0, 1, dtype=torch.int32),
         top_logprobs=torch.zeros(0, 1, dtype=torch.float16),
-        rest=torch.zeros(0, dtype=torch.float16),
+        uncaptured_mass=torch.zeros(0, dtype=torch.float16),
     )
 
 

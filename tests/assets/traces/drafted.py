@@ -34,7 +34,7 @@ from tests.assets.traces.recorded import (
 from tests.assets.trained_draft import train_draft, untrained_draft
 from tests.traffic.prompts import Domain
 
-REVISION: Final = 1
+REVISION: Final = 2
 """A part of the cached files' names. Raise it when the generation below changes."""
 REQUESTS_PER_DRAFT: Final = 40
 MESSAGES_BY_DOMAIN: Final[dict[str, Callable[[int], list[str]]]] = {
@@ -174,7 +174,7 @@ def with_verify_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: An
         node_accepted=torch.tensor([node in r.path for r in rounds for node in range(len(r.tree.tokens))]),
         top_ids=top.indices.to(torch.int32),
         top_logprobs=top.values.to(torch.float16),
-        rest=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
+        uncaptured_mass=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
     )
 
 

@@ -27,7 +27,7 @@ from tests.assets.model import causal_model, ensure_model
 from tests.cluster.file_lock import exclusive_lock
 from tests.traffic.prompts import Domain, prompts
 
-REVISION = 2
+REVISION = 3
 """A part of the cached files' names. Raise it when the generation below changes."""
 TOP_K = 32
 MAX_NEW_TOKENS = 64
@@ -109,7 +109,7 @@ def record(model: Any, tokens: Tensor, prompt_length: int) -> RequestTrace:
         node_accepted=torch.ones(rounds, dtype=torch.bool),
         top_ids=top.indices.to(torch.int32),
         top_logprobs=top.values.to(torch.float16),
-        rest=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
+        uncaptured_mass=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
     )
 
 

@@ -123,9 +123,12 @@ class Learner:
 def with_top_k(trace: RequestTrace, top_k: int) -> RequestTrace:
     """``trace`` as it would be if capture kept only the ``top_k`` most likely tokens of each node."""
     dropped = trace.top_logprobs[:, top_k:].float().exp().sum(-1)
-    rest = (trace.rest.float() + dropped).clamp(max=1).to(trace.rest.dtype)
+    before = trace.uncaptured_mass
     return dataclasses.replace(
-        trace, top_ids=trace.top_ids[:, :top_k], top_logprobs=trace.top_logprobs[:, :top_k], rest=rest
+        trace,
+        top_ids=trace.top_ids[:, :top_k],
+        top_logprobs=trace.top_logprobs[:, :top_k],
+        uncaptured_mass=(before.float() + dropped).clamp(max=1).to(before.dtype),
     )
 
 

@@ -111,7 +111,7 @@ def test_capturing_fewer_tokens_keeps_the_probability_mass() -> None:
     few = with_top_k(trace, 3)
     assert few.top_ids.shape[1] == 3
     for t in (trace, few):
-        mass = t.top_logprobs.float().exp().sum(-1) + t.rest.float()
+        mass = t.top_logprobs.float().exp().sum(-1) + t.uncaptured_mass.float()
         torch.testing.assert_close(mass, torch.ones_like(mass), atol=2e-3, rtol=0)
 
 

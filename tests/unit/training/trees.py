@@ -57,5 +57,5 @@ def tree_trace(
         node_accepted=torch.tensor(on_path, dtype=torch.bool),
         top_ids=top.indices.to(torch.int32),
         top_logprobs=top.values.to(torch.float16),
-        rest=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
+        uncaptured_mass=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
     )

@@ -34,7 +34,7 @@ def trace(first: int, length: int = 6) -> RequestTrace:
         node_accepted=torch.zeros(0, dtype=torch.bool),
         top_ids=torch.zeros(0, 4, dtype=torch.int32),
         top_logprobs=torch.zeros(0, 4, dtype=torch.float16),
-        rest=torch.zeros(0, dtype=torch.float16),
+        uncaptured_mass=torch.zeros(0, dtype=torch.float16),
     )
 
 

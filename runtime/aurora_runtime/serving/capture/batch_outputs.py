@@ -82,7 +82,7 @@ class VerifyOutput:
     hidden: Tensor  # [R, steps + 1, H3] of the path's nodes
     top_ids: Tensor  # [R, n, K]
     top_logprobs: Tensor  # [R, n, K]
-    rest: Tensor  # [R, n] probability of all other tokens
+    uncaptured_mass: Tensor  # [R, n] probability of all other tokens
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> VerifyOutput:
         fields: dict[str, Any] = {n: copy_tensor(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
@@ -111,7 +111,7 @@ class VerifyOutput:
                     hidden=self.hidden[i, : lengths[i]],
                     top_ids=self.top_ids[i].clone(),
                     top_logprobs=self.top_logprobs[i].clone(),
-                    rest=self.rest[i].clone(),
+                    uncaptured_mass=self.uncaptured_mass[i].clone(),
                     commit=commit,
                     finished=finished,
                 )

@@ -77,7 +77,7 @@ class Hooks:
         states = logits_output.hidden_states.index_select(0, path.clamp(min=0).reshape(-1))
         offsets = torch.arange(size, device=path.device).unsqueeze(1) * nodes
         logits = select_rows(logits_output.next_token_logits, size, traced).flatten(0, 1)
-        ids, logprobs, rest = top_tokens(logits, self._top_tokens)
+        ids, logprobs, uncaptured_mass = top_tokens(logits, self._top_tokens)
         shape = (len(traced), nodes)
         version = self._version()
         return VerifyOutput(
@@ -92,7 +92,7 @@ class Hooks:
             hidden=to_trace_dtype(select_rows(states, size, traced)),
             top_ids=ids.reshape(*shape, -1),
             top_logprobs=logprobs.reshape(*shape, -1),
-            rest=rest.reshape(shape),
+            uncaptured_mass=uncaptured_mass.reshape(shape),
         )
 
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

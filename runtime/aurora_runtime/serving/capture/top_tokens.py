@@ -32,5 +32,5 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     tokens = (best * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS, device=scores.device)).flatten(1)
     logprobs, at = candidates.topk(k, dim=-1)
     ids = tokens.gather(1, at).clamp_(max=vocabulary - 1)  # padding is chosen only where a grammar masks nearly all
-    other = (1 - logprobs.exp().sum(-1)).clamp_(0, 1)
-    return ids.to(torch.int32), logprobs.clamp_(min=LOWEST_LOGPROB).half(), other.half()
+    uncaptured_mass = (1 - logprobs.exp().sum(-1)).clamp_(0, 1)
+    return ids.to(torch.int32), logprobs.clamp_(min=LOWEST_LOGPROB).half(), uncaptured_mass.half()

@@ -65,7 +65,7 @@ class VerifyRound:
     hidden: Tensor  # [a + 1, H3] of the path's nodes
     top_ids: Tensor  # [n, K] the target's most likely tokens
     top_logprobs: Tensor  # [n, K]
-    rest: Tensor  # [n] probability of all other tokens
+    uncaptured_mass: Tensor  # [n] probability of all other tokens
     commit: Commit | None
     finished: bool
 
@@ -241,5 +241,5 @@ class TraceAssembler:
             node_accepted=torch.tensor(on_path, dtype=torch.bool),
             top_ids=torch.cat([item.event.top_ids for item in rounds]).to(torch.int32),
             top_logprobs=torch.cat([item.event.top_logprobs for item in rounds]).to(torch.float16),
-            rest=torch.cat([item.event.rest for item in rounds]).to(torch.float16),
+            uncaptured_mass=torch.cat([item.event.uncaptured_mass for item in rounds]).to(torch.float16),
         )

@@ -66,7 +66,7 @@ def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> Captured
     ids = trace.top_ids[nodes].to(torch.int32)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise TraceFormatError("top-k ids outside the target's vocabulary")
-    if bool(trace.top_logprobs[nodes].isnan().any()) or bool(trace.rest[nodes].isnan().any()):
+    if bool(trace.top_logprobs[nodes].isnan().any()) or bool(trace.uncaptured_mass[nodes].isnan().any()):
         raise TraceFormatError("a captured probability is not a number")
     probs = trace.top_logprobs[nodes].float().exp().to(torch.float16)
-    return CapturedDistributions(ids, probs, trace.rest[nodes].to(torch.float16))
+    return CapturedDistributions(ids, probs, trace.uncaptured_mass[nodes].to(torch.float16))

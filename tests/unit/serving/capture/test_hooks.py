@@ -203,10 +203,10 @@ def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
     logits = torch.full((2, VOCAB), float("-inf"))
     logits[0, 3] = 1.0
     logits[1] = torch.randn(VOCAB)
-    ids, logprobs, rest = top_tokens(logits, 5)
+    ids, logprobs, uncaptured_mass = top_tokens(logits, 5)
     assert ids[0, 0] == 3
     assert bool(torch.isfinite(logprobs).all())
-    assert torch.allclose(logprobs.float().exp().sum(-1) + rest.float(), torch.ones(2), atol=2e-3)
+    assert torch.allclose(logprobs.float().exp().sum(-1) + uncaptured_mass.float(), torch.ones(2), atol=2e-3)
 
 
 @pytest.mark.parametrize("vocabulary", [7, 64, 1000, 4096])

@@ -100,7 +100,7 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
                 hidden=torch.cat([known, torch.tensor(beyond, dtype=torch.bfloat16).reshape(-1, 2)]),
                 top_ids=torch.arange(TOP_TOKENS).expand(len(tokens), -1),
                 top_logprobs=torch.full((len(tokens), TOP_TOKENS), -1.0),
-                rest=torch.zeros(len(tokens)),
+                uncaptured_mass=torch.zeros(len(tokens)),
                 commit=Commit(done - len(committed), tuple(committed)),
                 finished=done == len(answer),
             )
@@ -206,7 +206,7 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
                 hidden=states(tokens, root, root + 1),
                 top_ids=torch.zeros(1, TOP_TOKENS, dtype=torch.int32),
                 top_logprobs=torch.zeros(1, TOP_TOKENS),
-                rest=torch.zeros(1),
+                uncaptured_mass=torch.zeros(1),
                 commit=Commit(i, (tokens[root + 1],)),
                 finished=i == answer - 1,
             )

@@ -111,7 +111,7 @@ def test_the_batched_pass_equals_decoding_node_by_node(
             torch.testing.assert_close(mine.output, want, atol=2e-4, rtol=2e-4)
             ids = vocabulary.to_draft[trace.top_ids[node.index].long()].long()
             assert batch.targets.ids[mine.row].tolist() == ids.tolist()
-            assert float(batch.targets.uncaptured_mass[mine.row]) == float(trace.rest[node.index])
+            assert float(batch.targets.uncaptured_mass[mine.row]) == float(trace.uncaptured_mass[node.index])
 
 
 @torch.no_grad()

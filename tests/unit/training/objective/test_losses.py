@@ -31,8 +31,8 @@ def case(seed: int, outside: float, sharp: float) -> tuple[Tensor, TargetDistrib
 def top(probs: Tensor, k: int) -> TargetDistribution:
     """The distributions that capture of the ``k`` most likely tokens keeps of ``probs`` ``[N, V]``."""
     kept = probs.topk(k)
-    rest = (1 - kept.values.sum(-1)).clamp(min=0) if k < probs.shape[-1] else torch.zeros(len(probs))
-    return TargetDistribution(kept.indices, kept.values, rest)
+    uncaptured_mass = (1 - kept.values.sum(-1)).clamp(min=0) if k < probs.shape[-1] else torch.zeros(len(probs))
+    return TargetDistribution(kept.indices, kept.values, uncaptured_mass)
 
 
 def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
@@ -150,13 +150,15 @@ def test_a_target_outside_the_vocabulary_has_no_gradient(name: str) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("rest", [0.0, 0.1])
+@pytest.mark.parametrize("uncaptured_mass", [0.0, 0.1])
 @pytest.mark.parametrize("size", [60.0, -60.0])
-def test_gradients_are_finite_with_extreme_logits(name: str, rest: float, size: float) -> None:
+def test_gradients_are_finite_with_extreme_logits(name: str, uncaptured_mass: float, size: float) -> None:
     logits = torch.full((1, V), -size)
     logits[0, 3] = size
     logits.requires_grad_()
-    target = TargetDistribution(torch.tensor([[3, 4, -1]]), torch.tensor([[0.5, 0.2, 0.0]]), torch.tensor([rest]))
+    target = TargetDistribution(
+        torch.tensor([[3, 4, -1]]), torch.tensor([[0.5, 0.2, 0.0]]), torch.tensor([uncaptured_mass])
+    )
     value = LOSSES[name](logits, target)
     (grad,) = torch.autograd.grad(value.sum(), logits)
     assert bool(value.isfinite().all())
