@@ -100,7 +100,7 @@ class LiveCounters(Model):
     gaps: int = Field(default=0, description="Number of requests in gap_milliseconds.")
     gap_squares: int = Field(
         default=0,
-        description="Upper bound of the sum of the squared means, in ms². Bounds how much chance can explain.",
+        description="Upper bound of the sum of the squared means, in ms². Bounds the variance of the means.",
     )
 
 
@@ -143,10 +143,10 @@ class MeasurementRequest(Record):
 
 
 class TrialRequest(Record):
-    """The way in which the engine of a withdrawn pod shall speculate next."""
+    """Order the engine of a withdrawn pod to speculate in another way."""
 
     measurement: str = Field(description="Name of the validation Job.")
-    mode: EngineMode = Field(description="How the engine shall speculate.")
+    mode: EngineMode = Field(description="How the engine must speculate.")
     version: int | None = Field(default=None, ge=0, description="The draft to load. Set if and only if mode is draft.")
     digest: Sha256 | None = Field(default=None, description="Digest of the draft's weights. Set with version.")
 

@@ -3,8 +3,8 @@
 Why: both callers need the same limits and the same typed errors, so one client serves both.
 
 Invariants: a call ends within its deadline. A call returns a validated record or raises an
-:class:`~aurora_protocol.errors.AgentError`. The client never retries: the operator's next look repeats its calls, and
-the validator knows best which of its calls may be repeated.
+:class:`~aurora_protocol.errors.AgentError`. The client never retries. The operator repeats its calls at its next
+reconciliation, and the validator knows best which of its calls may be repeated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class AgentClient:
     async def trial(self, ip: str, token: str, request: TrialRequest) -> AgentState | None:
         """Order a withdrawn pod's engine to run ``request``, with an empty prefix cache.
 
-        Returns the state once the engine does so, None while the change is under way: ask again then.
+        Returns the state once the engine runs ``request``. Returns None while the engine is changing: call again then.
         """
         status, state = await self._call(
             "PUT", ip, "/v1/measurement/trial", token, request.to_json(), seconds=TRIAL_SECONDS

@@ -25,7 +25,7 @@ class AgentError(ProtocolError):
 
 
 class AgentUnreachable(AgentError):
-    """The agent gave no answer in time, so nobody knows whether the agent obeyed the call."""
+    """The agent gave no answer in time. Whether the agent carried out the call is unknown."""
 
 
 class InvalidAgentAnswer(AgentError):

@@ -115,7 +115,7 @@ class RatioEstimate(Model):
 
 
 class Verdict(Model):
-    """What the gate concludes from a measurement."""
+    """The gate's conclusion from a measurement."""
 
     kind: VerdictKind = Field(description="The outcome.")
     reasons: tuple[str, ...] = Field(description="One readable reason for each bar of the gate.")

@@ -54,7 +54,7 @@ class _PodSettings(Record):
     def to_variable(self) -> str:
         """The value of ``AURORA_SETTINGS``, without fields at their default.
 
-        A pinned older image refuses fields that it does not know, so it must not meet a new field before that is used.
+        A pinned older image refuses unknown fields. So it must receive a new field only once a user has set that field.
         """
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 

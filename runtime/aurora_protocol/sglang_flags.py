@@ -1,7 +1,7 @@
-"""Which flags SGLang's server knows, so that a misspelt one is named before a pod fails to start.
+"""The flags that SGLang's server knows, so that a misspelt flag is reported before a pod fails to start.
 
-The operator cannot import SGLang. The list lies beside this module and is written by
-``python -m aurora_runtime.engine.list_sglang_flags`` from the parser of the pinned version.
+The operator cannot import SGLang, so it reads a list that lies beside this module.
+``python -m aurora_runtime.engine.list_sglang_flags`` writes the list from the parser of the pinned version.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Everything that runs inside Aurora's pods: server, agent, trainer, validator, and the store they share."""
+"""Everything that runs inside Aurora's pods: server, agent, trainer and validator."""

@@ -11,7 +11,7 @@ RuntimeFault
 ├── TargetUnavailable       the target's files are missing or out of reach
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
-└── EngineMismatch          this SGLang is not the version whose functions our plugins wrap
+└── EngineMismatch          the installed SGLang is not the version that our plugins were written for
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EngineFault(RuntimeFault):
 
 
 class EngineGone(EngineFault):
-    """SGLang gave no answer, because it ended or hangs. Whether it carried out the call is unknown."""
+    """SGLang gave no answer, because it ended or hangs. Whether SGLang carried out the call is unknown."""
 
 
 class EngineUnreachable(EngineGone):
@@ -58,8 +58,8 @@ class CheckpointFormatError(RuntimeFault):
 
 
 class MeasurementError(RuntimeFault):
-    """A validation could not measure: no held-out prompts, no engine, or no time. Says nothing about the candidate."""
+    """A validation could not measure: no held-out prompts, no engine, or no time. The candidate is not at fault."""
 
 
 class EngineMismatch(RuntimeFault):
-    """SGLang differs from the version that a hook was written for. The message names the function."""
+    """The installed SGLang differs from what a plugin needs. The message names the version or the function."""

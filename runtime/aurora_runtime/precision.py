@@ -1,8 +1,8 @@
 """The dtype in which a device multiplies matrices where the model says bfloat16.
 
 A CPU without bfloat16 instructions (AVX2 only, as many servers have) multiplies bfloat16 several times slower than
-float32, and oneDNN refuses to. Invariant: the answer depends on the machine alone, so that all code on a machine uses
-the same dtype.
+float32, and oneDNN refuses to multiply it. Invariant: the dtype depends on the machine alone, so that all code on a
+machine uses the same dtype.
 """
 
 from __future__ import annotations

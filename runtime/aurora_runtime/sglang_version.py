@@ -1,8 +1,8 @@
 """The one place that knows which SGLang this runtime was written for, and that checks the installed one.
 
-Our plugins wrap private functions of SGLang. A changed function would corrupt answers or traces silently, so each
-plugin checks the version or the parameters of what it wraps, and refuses to install its hooks otherwise. This module
-imports neither sglang nor torch, because the launcher imports it.
+Our plugins wrap private functions of SGLang. A changed function would corrupt answers or traces silently. So each
+plugin checks SGLang's version, or the parameters of the functions that it wraps, before it installs its hooks. This
+module imports neither sglang nor torch, because the launcher imports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from aurora_runtime.errors import EngineMismatch
 
 SGLANG_VERSION: Final = "0.5.23"
-"""The SGLang whose internals this runtime knows."""
+"""The version of SGLang whose internals this runtime knows."""
 
 
 def require_sglang(user: str) -> None:

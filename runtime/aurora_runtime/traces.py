@@ -2,7 +2,7 @@
 
 Invariants:
 - a shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards;
-- every position with hidden states and every verify node is one that the engine really computed;
+- the engine really computed every position with hidden states and every verify node;
 - the split into training and held-out requests depends on the prompt alone, so that the same prompt never lies on
   both sides, whichever pod served it.
 
@@ -89,8 +89,11 @@ _BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "to
 _CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
 
 
-def columns(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
-    """Concatenate traces into a shard's tensors; ``index [Q, 7]`` int64 holds each request's numbers and lengths."""
+def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
+    """Concatenate ``Q`` traces into a shard's tensors. ``index [Q, 7]`` int64 holds each request's numbers and lengths.
+
+    Raises :class:`TraceFormatError` when there is no trace.
+    """
     if not traces:
         raise TraceFormatError("a shard holds at least one request")
     index = torch.tensor(
@@ -114,11 +117,11 @@ def columns(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
 
 def encode(traces: Sequence[RequestTrace]) -> bytes:
     """A shard as one safetensors object."""
-    return save(columns(traces))
+    return save(shard_tensors(traces))
 
 
 def decode(data: bytes) -> Iterator[RequestTrace]:
-    """The traces of a shard, in order; their tensors are views. Raises :class:`TraceFormatError`."""
+    """The traces of a shard, in order. Their tensors are views of the shard's. Raises :class:`TraceFormatError`."""
     tensors = load(data)
     if missing := {"index", *_CONCATENATED} - tensors.keys():
         raise TraceFormatError(f"tensors missing: {', '.join(sorted(missing))}")

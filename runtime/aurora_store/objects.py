@@ -1,7 +1,7 @@
 """Objects in S3 below one root: create-once writes, verified reads, bounded retries.
 
-Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. Of the
-conditional requests only ``PutObject If-None-Match: *`` is used, because many S3-compatible stores lack the others.
+Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. The only
+conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing. ``size`` is in bytes; ``modified`` is the last write by the store's clock."""
+    """One object of a listing. ``modified`` is the last write by the store's clock."""
 
     key: str
-    size: int
+    size_bytes: int
     modified: datetime
 
 
@@ -79,8 +79,8 @@ def sha256_file(path: Path) -> str:
 class ObjectStore:
     """Objects of one speculator. All keys are relative to its root. Thread-safe, because boto3's clients are.
 
-    Every method raises :class:`StoreError` when the store refuses the call or cannot be reached. A call is tried
-    ``attempts`` times.
+    Every method raises :class:`StoreError` when the store refuses the call or cannot be reached. boto3 tries each
+    request at most ``attempts`` times.
     """
 
     def __init__(self, config: StoreConfig, *, attempts: int = 5) -> None:
@@ -125,7 +125,7 @@ class ObjectStore:
         return StoreError(f"{call}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` at ``key``, replacing an older object. Beyond :data:`MAX_SINGLE_PUT_BYTES` in parts."""
+        """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
         try:
             if len(data) <= MAX_SINGLE_PUT_BYTES:
                 self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data)

@@ -71,7 +71,7 @@ class ShardStore(RecordStore):
             stem, _, extension = key.rpartition(".")
             if extension == "json":
                 data = objects.get(f"{stem}.safetensors")
-                listing.data_bytes[key] = data.size if data else 0
+                listing.data_bytes[key] = data.size_bytes if data else 0
             elif f"{stem}.json" not in objects:
                 listing.orphans[f"{stem}.json"] = item.modified
         return listing

@@ -46,7 +46,7 @@ class SwapLoop:
         Raises:
             EngineFault: a swap failed, or both drafts have the same checksum.
         """
-        await self._swap.learn(self._drafts[UNTRAINED])
+        await self._swap.remember_checksum(self._drafts[UNTRAINED])
         for version in (TRAINED, UNTRAINED):
             await self._swap_to(version)
 

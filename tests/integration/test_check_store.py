@@ -1,4 +1,4 @@
-"""The store's auditor finds what it is there to find."""
+"""The store check finds every kind of damage, and reports none in a consistent store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture
 def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry:
-    """A store in order: a lineage, two versions, a shard, a channel."""
+    """A consistent store: a lineage, two versions, a shard and a channel."""
     registry = Registry(ObjectStore(s3.config(root=f"aurora/{request.node.name}")))
     target = TargetIdentity(
         model="m", config_sha256=ZERO_DIGEST, tokenizer_sha256=ZERO_DIGEST, hidden_size=8, vocab_size=64
@@ -89,7 +89,7 @@ def test_a_retired_shard_may_be_gone_whole_or_in_part(registry: Registry) -> Non
     put_trainer_state(registry, retired=(shard,))
     assert audit(registry).violations == []
     registry.objects.delete(shard)
-    assert audit(registry).violations == [], "a trainer that dies here goes on later"
+    assert audit(registry).violations == [], "a trainer that dies here deletes the data later"
     registry.delete_shard(shard)
     assert audit(registry).violations == []
 
@@ -144,7 +144,7 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
     assert "a promotion without evidence" in found
 
 
-def test_evidence_with_a_baseline_that_is_not_there_is_found(registry: Registry) -> None:
+def test_evidence_whose_baseline_is_missing_is_found(registry: Registry) -> None:
     digests = {version: registry.registration(version).digest for version in (0, 1)}
     proof = evidence(1, candidate_digest=digests[1], active_digest=digests[0])
     kept = CachedBaseline(

@@ -303,7 +303,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, "a launcher that is asked to stop exits with success"
-        assert pod.folder.stopping.exists(), "and tells capture and the agent"
+        assert pod.folder.stopping.exists(), "the file tells capture and the agent that the launcher stops"
         assert http_status(f"{pod.agent_url}/readyz") == 503
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(60) == 0

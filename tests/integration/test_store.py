@@ -1,4 +1,4 @@
-"""The store on a real S3 server: promise 4 ("Durable") rests on what is asserted here."""
+"""The store on a real S3 server. Promise 4 ("Durable") rests on these assertions."""
 
 from __future__ import annotations
 

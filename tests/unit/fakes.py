@@ -1,6 +1,6 @@
-"""Stand-ins for the store and the engine that show faults which the real ones cannot be made to show.
+"""Stand-ins for the store and the engine. They show faults that a test cannot provoke in the real ones.
 
-``FolderObjects`` keeps objects as files. ``FakeEngine`` answers SGLang's admin API and fails where a test says so.
+``FolderObjects`` keeps objects as files. ``FakeEngine`` answers SGLang's admin API and fails where a test asks for it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ D2T = struct.pack("<4q", 0, 1, 2, 3)
 
 
 class FolderObjects(ObjectStore):
-    """Objects as files below a folder; ``down`` makes every call fail."""
+    """Objects as files below a folder. ``down`` makes every call fail; the next ``writes_to_refuse`` writes fail."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.down = False
-        self.refuse = 0  # how many of the next writes fail
+        self.writes_to_refuse = 0
 
     def _file(self, key: str) -> Path:
         if self.down:
@@ -46,8 +46,8 @@ class FolderObjects(ObjectStore):
 
     def put(self, key: str, data: bytes) -> None:
         file = self._file(key)
-        if self.refuse:
-            self.refuse -= 1
+        if self.writes_to_refuse:
+            self.writes_to_refuse -= 1
             raise StoreError("the store refuses")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
@@ -76,8 +76,7 @@ class FolderObjects(ObjectStore):
     def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         self._file("")
         files = sorted((str(file.relative_to(self.path)), file) for file in self.path.rglob("*") if file.is_file())
-        found = [(key, file) for key, file in files if key.startswith(prefix) and key > after]
-        stats = [(key, file.stat()) for key, file in found]
+        stats = [(key, file.stat()) for key, file in files if key.startswith(prefix) and key > after]
         return iter([ObjectInfo(key, s.st_size, datetime.fromtimestamp(s.st_mtime, UTC)) for key, s in stats])
 
     def delete(self, key: str) -> None:
@@ -85,7 +84,7 @@ class FolderObjects(ObjectStore):
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
-    """A safetensors file, written by hand so that a wrong one can be written too."""
+    """A safetensors file, written by hand so that a test can write a wrong one."""
     header, at, body = {}, 0, b""
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
@@ -122,7 +121,7 @@ def lineage(number: int = 1) -> Lineage:
 
 
 def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1) -> Registration:
-    """Publish ``data`` as the weights of ``version``, whatever they are."""
+    """Publish ``data``, valid or not, as the weights of ``version``."""
     source = folder / f"source-{version}"
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(data)
@@ -131,12 +130,12 @@ def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *
 
 
 class FakeEngine:
-    """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to the fault there.
+    """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to the fault of its next call.
 
     ``before``: status 500, nothing done. ``after``: done, then status 500. ``silent``: status 200, nothing done.
     ``unloaded``: the version changes, the weights stay. ``version``: the weights load under another version. ``slow``:
     status 200 after a while, nothing done. ``gone``: the connection ends instead of an answer. One call uses up a
-    fault, unless ``faults_persist`` is set. An engine that was started without a ``key`` must be sent none.
+    fault, unless ``faults_persist`` is set. An engine without a ``key`` refuses a call that carries one.
     """
 
     def __init__(self, key: str | None = KEY) -> None:
@@ -207,7 +206,7 @@ class FakeEngine:
         self.calls.append(name)
         fault = self.faults.get(name, "") if self.faults_persist else self.faults.pop(name, "")
         if fault == "before":
-            return web.json_response({"success": False, "message": "told to fail"}, status=500)
+            return web.json_response({"success": False, "message": "a fault of the test"}, status=500)
         if fault == "gone":
             assert request.transport is not None
             request.transport.close()

@@ -60,7 +60,7 @@ def difference_interval(first: Sequence[float], second: Sequence[float], seed: i
     variance = sum(side_variance for side_variance, _ in sides)
     half_width = 0.0
     if variance > 0:
-        # The squares are of shares of the variance, so that they neither overflow nor vanish.
+        # Each side's variance is divided by the sum before it is squared, so that no square overflows or underflows.
         degrees = 1 / sum((side_variance / variance) ** 2 / side_degrees for side_variance, side_degrees in sides)
         half_width = _t_quantile(max(1, int(degrees))) * math.sqrt(variance)
     return Interval(min(bootstrap.low, difference - half_width), max(bootstrap.high, difference + half_width))

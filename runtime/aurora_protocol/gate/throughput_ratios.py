@@ -62,10 +62,11 @@ def unpaired_ratio(
 ) -> RatioEstimate | None:
     """The throughput ratio of an arm in ``samples`` to one in ``baseline``, which was measured at another time.
 
-    Nothing cancels here: the spread of either side counts, prompts and minutes included, so the interval is wider than
-    a paired one. A machine that was slower throughout one side shows in neither spread. Where ``baseline`` holds the
-    active draft too, :func:`log_speed_change` measures that, and the interval covers the ratio with and without the
-    change. Seen: a random draft on a crowded machine was 1.90x [1.37, 2.64] as fast as "off" of ten minutes before.
+    Nothing cancels here. The spread of both sides counts, over prompts and over minutes, so the interval is wider than
+    a paired one. Neither spread shows that the machine was slower during one whole side. Where ``baseline`` holds the
+    active draft too, :func:`log_speed_change` measures this change of speed, and the interval covers the ratio with and
+    without the change. The need is real: on a crowded machine a random draft measured 1.90x [1.37, 2.64] the
+    throughput of an "off" baseline that was ten minutes old.
 
     None when one side has no samples. ``rounds`` of the estimate is the smaller number of the two.
     """

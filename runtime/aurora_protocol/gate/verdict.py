@@ -35,24 +35,24 @@ from aurora_protocol.evidence_records import (
 from aurora_protocol.gate.throughput_ratios import log_speed_change, paired_ratio, unpaired_ratio
 
 _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
-"""Arms that are always measured in the same rounds. A baseline never stands for them."""
+"""Arms that are always measured in the same rounds. A baseline never replaces their samples."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
 @dataclass(frozen=True)
 class GatePolicy:
-    """What the gate demands. Values are shares of throughput: 0.05 means five percent."""
+    """The gate's requirements. Improvement and tolerances are shares of throughput: 0.05 means five percent."""
 
     concurrencies: tuple[int, ...]
-    """The primary concurrency first."""
+    """The concurrencies to measure at, the primary one first."""
     min_improvement: float
     """Share by which the candidate must be faster than the active draft at the primary concurrency."""
     tolerance: float
     """Share by which the candidate may be slower than the active draft at the other concurrencies."""
     min_rounds: int
-    """Rounds without which no ratio is decided."""
+    """Fewest rounds with which a ratio is decided."""
     tolerances: Mapping[int, float] = field(default_factory=dict)
-    """Tolerances of single concurrencies, which replace :attr:`tolerance`."""
+    """Tolerance by concurrency. An entry replaces :attr:`tolerance` at its concurrency."""
 
     @property
     def primary(self) -> int:
@@ -97,7 +97,7 @@ def reported_ratios(policy: GatePolicy) -> Iterator[tuple[Arm, Arm, int]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rule concludes, and why."""
+    """The conclusion of one rule, with its reason."""
 
     kind: VerdictKind
     reason: str
@@ -114,8 +114,8 @@ def judge(
     Args:
         samples: all batches measured together with the candidate. Candidate and active are always among them.
         equality: comparisons of greedy answers, one for each arm.
-        baseline: off, and NGRAM where asked for, when they were measured at another time. Its samples of the active
-            draft only show how the machine's speed changed since.
+        baseline: samples of off, and of NGRAM where the speculator asks for it, that were measured at another time. Its
+            samples of the active draft serve only to show how the machine's speed has changed since.
     """
     measured = _Measured(samples, baseline)
     decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
@@ -141,7 +141,7 @@ class _Measured:
     baseline: BaselineSamples | None
 
     def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
-        """The baseline, when it stands for ``arm``."""
+        """The baseline, when its samples replace ``arm``. None when ``arm`` is always paired or not in the baseline."""
         if self.baseline is None or arm in _ALWAYS_PAIRED:
             return None
         return self.baseline if any(sample.arm is arm for sample in self.baseline.samples) else None
@@ -165,7 +165,7 @@ class _Measured:
         return f"{name} ({age})"
 
     def all_samples(self) -> tuple[Sample, ...]:
-        """The samples taken together, and those of the baseline for which it stands."""
+        """All samples measured with the candidate, and the baseline's samples of the arms that it replaces."""
         cached = self.baseline.samples if self.baseline else ()
         return (*self.samples, *(sample for sample in cached if sample.arm not in _ALWAYS_PAIRED))
 

@@ -52,7 +52,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What all layers of one forward pass share. The groups cover every query exactly once."""
+    """The plan that all layers of one forward pass share. The groups cover every query exactly once."""
 
     groups: tuple[AttentionGroup, ...]
 

@@ -1,8 +1,10 @@
-"""Checks that a file is a draft of a lineage before an engine loads it, because an error there would end the engine.
+"""Checks that a file is a draft of a lineage before an engine loads it. An error during the load would end the engine.
 
-Invariant: a file that passes has the lineage's tensor names, shapes and dtypes; its vocabulary map names target tokens,
-each once; every weight is finite. The module reads safetensors itself: the format is a length, a JSON header and raw
-bytes, and bfloat16 has no numpy dtype.
+Invariants: a file that passes has the lineage's tensor names, shapes and dtypes. Its vocabulary map names target
+tokens, each once. Every weight is finite.
+
+The module parses safetensors itself, because numpy has no bfloat16. The format is a length, a JSON header and raw
+bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from aurora_protocol.draft_records import Lineage, TensorSpec
 from aurora_runtime.errors import DraftRefused
 
 WEIGHTS: Final = "model.safetensors"
-"""Name of the weights' file in a draft's folder."""
+"""Name of the file of weights in a draft's folder."""
 MAX_HEADER_BYTES: Final = 16 << 20
 READ_CHUNK_BYTES: Final = 8 << 20
 DTYPE_BYTES: Final = {
@@ -37,7 +39,7 @@ DTYPE_BYTES: Final = {
     "BOOL": 1,
 }
 EXPONENT_MASKS: Final = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
-"""How to read a float dtype as integers, and the bits of its exponent; all of them set means infinite or NaN."""
+"""For each float dtype, the integer dtype to read it as, and its exponent bits. All bits set means infinite or NaN."""
 VOCABULARY_MAP: Final = "d2t"
 INVERSE_MAP: Final = "t2d"
 MAP_DTYPES: Final = {VOCABULARY_MAP: "I64", INVERSE_MAP: "BOOL"}

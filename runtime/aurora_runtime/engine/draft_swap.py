@@ -1,10 +1,13 @@
 """Loads a draft file into a running engine and confirms that the engine holds exactly this draft.
 
-The agent's swaps, its trial drafts and the validator's engines all load drafts through this module. Invariants: a pause
-that may have begun is always ended, whatever an answer said; a load succeeds only when the engine reports the draft's
-version and its checksum. SGLang reports success also for a file that it could not load, so its answer to the update
-proves nothing. The checksum must be the one that the same file gave before in this engine start; the checksum of a file
-that is new to this engine start must differ from the checksum before the load.
+The agent's swaps, its trial drafts and the validator's engines all load drafts through this module.
+
+Invariants: a pause that may have begun is always ended, whatever an answer said. A load succeeds only when the engine
+reports the draft's version and its checksum. SGLang's answer to the update proves nothing, because SGLang reports
+success even for a file that it could not load.
+
+Two rules check the checksum. A file that was loaded before in this engine start must give the same checksum again. A
+file that is new to this engine start must change the checksum.
 """
 
 from __future__ import annotations
@@ -63,15 +66,15 @@ async def load_in_pause(engine: SGLangClient, weights: Path, version: int) -> fl
 class DraftSwap:
     """Loads and confirms drafts in one engine.
 
-    Invariant: one object lives no longer than one engine start, because the checksum of a file is comparable only
-    within one. It must be the only one that changes the engine's draft meanwhile.
+    Invariants: one object lives no longer than one engine start, because checksums are comparable only within one
+    start. Meanwhile nothing else changes the engine's draft.
     """
 
     def __init__(self, engine: SGLangClient, checksums: dict[str, str] | None = None) -> None:
-        """``checksums``: what files are known to give in this engine start, by their digest."""
+        """``checksums`` maps the digest of a file to the checksum that the file is known to give in this start."""
         self._engine = engine
         self._checksums = dict(checksums or {})
-        self._observed: tuple[int, str] | None = None  # version and checksum that the engine was last seen to hold
+        self._observed: tuple[int, str] | None = None  # version and checksum that the engine reported last
         self._confirmed: str | None = None
         self.paused = False
         """Whether this object has paused generation."""
@@ -89,15 +92,15 @@ class DraftSwap:
             self._observed = version, await self._engine.draft_checksum()
         return self._observed[1]
 
-    async def learn(self, draft: DraftFile) -> None:
+    async def remember_checksum(self, draft: DraftFile) -> None:
         """Remember the checksum of ``draft``, which the engine holds."""
         self._checksums[draft.digest] = await self.checksum(draft.version)
 
     async def load(self, draft: DraftFile) -> float:
-        """Load ``draft`` in a pause and confirm it; seconds for which generation was paused.
+        """Load ``draft`` in a pause and confirm the load. Returns the seconds for which generation was paused.
 
         Raises :class:`EngineFault` when a call fails or the engine does not hold ``draft`` afterwards. The engine may
-        hold either draft then.
+        then hold either draft.
         """
         known = self._checksums.get(draft.digest)
         before = self._observed[1] if self._observed is not None else await self._engine.draft_checksum()
@@ -121,7 +124,7 @@ class DraftSwap:
         return pause_seconds
 
     async def holds(self, draft: DraftFile) -> bool:
-        """Ask the engine whether it holds ``draft``, whose checksum must be known."""
+        """Whether the engine reports that it holds ``draft``. The checksum of ``draft`` must be known."""
         self._forget_observation()
         if await self._engine.draft_version() != draft.version:
             return False
@@ -131,18 +134,17 @@ class DraftSwap:
         return True
 
     async def restore(self, draft: DraftFile) -> None:
-        """Load ``draft`` again unless the engine still holds it; raises as :meth:`load`."""
+        """Load ``draft`` again unless the engine still holds it. Raises :class:`EngineFault`, as :meth:`load` does."""
         if not await self.holds(draft):
             await self.load(draft)
 
     async def load_or_restore(self, draft: DraftFile, fallback: DraftFile) -> float:
-        """Load and confirm ``draft``; when that fails, restore ``fallback``, whose checksum must be known.
+        """Load and confirm ``draft``. When that fails, restore ``fallback``, whose checksum must be known.
 
         Returns: seconds for which generation was paused.
 
         Raises:
-            EngineFault: the engine does not hold ``draft``; the message says so when ``fallback`` could not be
-                restored either.
+            EngineFault: the engine does not hold ``draft``. The message says so if restoring ``fallback`` failed too.
         """
         try:
             return await self.load(draft)

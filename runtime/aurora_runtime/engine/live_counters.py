@@ -12,14 +12,15 @@ import re
 from aurora_protocol.agent_api import MAX_COUNT, LiveCounters
 
 _GAP_HISTOGRAM = "sglang:request_time_per_output_token_seconds"
-"""One value per request that ended by itself: tokens of one request resemble each other, so requests are counted."""
+"""Holds one value per request that ended by itself: the request's mean time between answer tokens. Requests are counted
+instead of tokens, because the gaps within one request resemble each other."""
 OVERFLOW_SECONDS = 60.0
-"""The time between tokens for which a value after the histogram's last edge counts."""
+"""The time between tokens that is assumed for a value beyond the histogram's last edge."""
 _BUCKET_EDGE = re.compile(r'[{,]le="([^"]+)"')
 
 
 def parse_counters(text: str) -> dict[str, float]:
-    """Each counter's value in Prometheus text by its name, summed over its series."""
+    """The value of each counter in Prometheus text, by the counter's name. The series of a counter are summed."""
     sums: dict[str, float] = {}
     for line in text.splitlines():
         if not line or line.startswith("#"):
@@ -35,8 +36,9 @@ def parse_counters(text: str) -> dict[str, float]:
 def sum_of_squares_bound(text: str, histogram: str) -> float:
     """Upper bound of the sum of squares of the values in a Prometheus ``histogram``, in its unit squared.
 
-    A value counts as its bucket's upper edge, and as :data:`OVERFLOW_SECONDS` after the last edge. So the difference of
-    two bounds is a bound for the values between them. The bound holds for values up to :data:`OVERFLOW_SECONDS`.
+    Each value counts as the upper edge of its bucket, or as :data:`OVERFLOW_SECONDS` beyond the last edge. So the
+    difference between the bounds of two readings bounds the values that came between the readings. The bound holds for
+    values up to :data:`OVERFLOW_SECONDS`.
     """
     cumulative: dict[float, float] = {}
     prefix = f"{histogram}_bucket{{"

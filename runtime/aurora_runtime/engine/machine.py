@@ -1,7 +1,7 @@
 """Describes the machine that an engine runs on.
 
-GPUs are asked for in a child process, because a long-lived parent must never load torch. Invariant: one machine always
-gets the same description, because measurements are compared only between equal descriptions.
+A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariant: one machine
+always gets the same description, because measurements are compared only between equal descriptions.
 """
 
 from __future__ import annotations

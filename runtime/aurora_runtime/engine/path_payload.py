@@ -1,8 +1,8 @@
 """Writes the body of SGLang's tensor update without torch: a tensor that holds the path of a draft, for our loader.
 
 SGLang takes ``[(name, tensor)]`` as pickle and reads it with an unpickler that admits tensor types only
-(sglang/srt/utils/common.py:3144). We send exactly one value of one fixed shape, so this module writes its opcodes
-itself and the agent does without torch. We send pickle because SGLang's API asks for it, and never read any.
+(sglang/srt/utils/common.py:3144). Aurora always sends the same structure, so this module writes the pickle opcodes
+itself and the agent needs no torch. Aurora sends pickle only because SGLang's API asks for it, and never reads pickle.
 """
 
 from __future__ import annotations

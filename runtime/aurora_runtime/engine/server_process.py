@@ -42,7 +42,7 @@ _STORE_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What all compared servers have in common. ``kv_tokens`` is the size of each KV cache."""
+    """The settings that all compared servers share. ``kv_tokens`` is the size of each KV cache."""
 
     model: str
     device: str  # "cpu" or "cuda"
@@ -52,7 +52,7 @@ class EngineSpec:
     extra_args: tuple[str, ...] = ()
 
     def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
-        """The command line. ``memory_share`` is the share of the GPU memory that is free when the server starts."""
+        """The command line. ``memory_share`` is the share of the free GPU memory that the server may use."""
         command = [
             *(
                 str(Path(sys.executable).with_name("sglang")),
@@ -75,7 +75,7 @@ class EngineSpec:
         return [*command, *self.extra_args]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """The server's environment: ``base`` without the store's credentials, with no trace capture."""
+        """The server's environment: ``base`` without the store's credentials. The server captures no traces."""
         variables = {name: value for name, value in base.items() if name not in _STORE_CREDENTIALS}
         variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
         variables |= {"TOKENIZERS_PARALLELISM": "false"}
@@ -138,7 +138,7 @@ class EngineProcess:
         raise EngineFault(f"engine {self.name} was not ready in time; the end of its log:\n{self.tail()}")
 
     def tail(self, lines: int = 15) -> str:
-        """The end of the server's log. SGLang does not log requests' texts unless told to."""
+        """The end of the server's log. By default SGLang does not log the texts of requests."""
         with self.log_file.open("rb") as file:
             file.seek(max(0, self.log_file.stat().st_size - LOG_TAIL_BYTES))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
@@ -167,7 +167,7 @@ class EngineProcess:
 
 
 def error_in_log(log_text: str) -> str:
-    """``: `` and the last error that a server's log names; empty when the log names none."""
+    """The last error that a server's log names, after ``: ``. Empty when the log names none."""
     errors = [line.strip() for line in log_text.splitlines() if _ERROR_LINE.match(line.strip())]
     return f": {errors[-1][:300]}" if errors else ""
 

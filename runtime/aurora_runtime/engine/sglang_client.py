@@ -1,9 +1,10 @@
 """The one HTTP client of SGLang: requests for answers, and the admin API of one engine.
 
-Invariants: every call has a time limit; a failed call raises :class:`EngineFault` with the route and the reason, never
-with the key. Fields with dangerous defaults are always sent: by default SGLang aborts requests when it pauses, and an
-update touches the target and flushes the cache. Routes and fields are those of SGLang 0.5.23
-(sglang/srt/managers/io_struct.py:1927-2230).
+Invariants: every call has a time limit. A failed call raises :class:`EngineFault` with the route and the reason, never
+with the key. The client always sends the fields whose defaults are dangerous. By default a pause aborts requests, and
+an update touches the target and flushes the cache.
+
+Routes and fields are those of SGLang 0.5.23 (sglang/srt/managers/io_struct.py:1927-2230).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def open_session() -> aiohttp.ClientSession:
     """A session for calls to engines, each call on a connection of its own.
 
     SGLang closes a connection that idles for 5 s (``SGLANG_TIMEOUT_KEEP_ALIVE``), while aiohttp keeps it for 15 s. A
-    call sent on a connection that SGLang is closing is lost, and a swap or a measurement failed for no other reason.
+    call sent on a connection that SGLang is closing is lost, and this alone would make a swap or a measurement fail.
     """
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
@@ -53,7 +54,7 @@ class SGLangClient:
     :class:`EngineUnreachable` when the connection failed.
 
     Args:
-        key: the admin key; a server that was started without one needs none.
+        key: the admin key. None for a server that was started without one.
         headers: further headers of every request.
     """
 
@@ -91,15 +92,15 @@ class SGLangClient:
             raise EngineFault(f"{path}: the answer is not JSON") from error
 
     async def _command(self, path: str, body: Mapping[str, Any], *, timeout_seconds: float) -> None:
-        """A call of the admin API; its answer may report a failure with status 200."""
+        """Call the admin API. Raises :class:`EngineFault` also when the answer reports a failure with status 200."""
         answer = await self._json("POST", path, body, timeout_seconds=timeout_seconds)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise EngineFault(f"{path}: {str(answer.get('message'))[:300]}")
 
-    # questions and answers -----------------------------------------------------------------------------------------
+    # requests and queries ------------------------------------------------------------------------------------------
 
     async def is_ready(self) -> bool:
-        """Whether the engine takes requests now; false while it is paused, starting or gone."""
+        """Whether the engine takes requests now. False while it is paused, starting or gone."""
         try:
             await self._call("GET", "/ready", timeout_seconds=QUERY_SECONDS)
         except EngineFault:
@@ -114,17 +115,17 @@ class SGLangClient:
         return answer
 
     async def guarding_measurement(self) -> str:
-        """The measurement for which the engine's guard is in place; empty when there is no guard."""
+        """The measurement for which the engine's guard is in place. Empty when there is no guard."""
         _, headers = await self._call("GET", "/model_info", timeout_seconds=QUERY_SECONDS)
         return headers.get(MEASUREMENT_HEADER, "")
 
     async def server_info(self) -> str:
-        """SGLang's resolved arguments, as it shows them to everybody."""
+        """SGLang's resolved arguments, from a route that is open to everybody."""
         data, _ = await self._call("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
         return data.decode(errors="replace")
 
     async def tensor_parallel_ranks(self) -> int:
-        """How many tensor-parallel ranks there are: an update carries one payload for each."""
+        """The number of tensor-parallel ranks. An update carries one payload for each."""
         info = await self._json("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
         try:
             return int(info["tp_size"])
@@ -149,7 +150,7 @@ class SGLangClient:
     async def draft_checksum(self) -> str:
         """One digest over the checksums of the draft's weights on every rank, in the order of ranks.
 
-        SGLang's own ``per_engine_checksum`` is not used: without a draft it is still a checksum, of nothing.
+        SGLang's own ``per_engine_checksum`` is not used, because SGLang returns one even when there is no draft.
         """
         body = {"action": "checksum", "selector": "draft"}
         answer = await self._json("POST", "/weights_checker", body, timeout_seconds=CONTROL_SECONDS)
@@ -162,11 +163,11 @@ class SGLangClient:
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
     async def flush_prefix_cache(self) -> None:
-        """Empty the prefix cache; raises :class:`EngineFault` while requests are running."""
+        """Empty the prefix cache. Raises :class:`EngineFault` while requests are running."""
         await self._call("POST", f"/flush_cache?timeout={FLUSH_SECONDS}", {}, timeout_seconds=CONTROL_SECONDS)
 
-    async def is_idle(self) -> bool:
-        """Whether no request is running; the prefix cache is empty then."""
+    async def flush_if_idle(self) -> bool:
+        """Empty the prefix cache unless a request is running. Returns whether the engine was idle."""
         try:
             await self.flush_prefix_cache()
         except EngineFault:
@@ -174,7 +175,7 @@ class SGLangClient:
         return True
 
     async def pause_generation(self) -> None:
-        """Stop generation where it is: running requests keep their state, new ones wait."""
+        """Stop generation in place: running requests keep their state, and new ones wait."""
         await self._command("/pause_generation", {"mode": "in_place"}, timeout_seconds=CONTROL_SECONDS)
 
     async def begin_weight_update(self) -> None:
@@ -196,7 +197,7 @@ class SGLangClient:
         await self._command("/end_weight_update", {}, timeout_seconds=CONTROL_SECONDS)
 
     async def resume_generation(self) -> None:
-        """Continue generation; harmless when nothing is paused. Retried, because a paused engine serves nobody."""
+        """Continue generation. Harmless when nothing is paused. Retried, because a paused engine serves nobody."""
         body = {"torch_empty_cache": False}
         for attempt in range(RESUME_RETRIES):
             try:
@@ -208,7 +209,7 @@ class SGLangClient:
         await self._command("/continue_generation", body, timeout_seconds=CONTROL_SECONDS)
 
     async def close_interrupted_update(self) -> None:
-        """End an update that a caller who died left open, and resume generation."""
+        """End an update that a dead caller left open, and resume generation."""
         with contextlib.suppress(EngineFault):  # refused when no update was begun
             await self.end_weight_update()
         await self.resume_generation()

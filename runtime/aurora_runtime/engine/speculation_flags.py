@@ -11,7 +11,7 @@ from aurora_runtime.engine.path_payload import LOADER
 
 @dataclass(frozen=True)
 class Eagle3:
-    """A swappable draft in ``folder``, used as ``spec`` says; the engine will report ``version``."""
+    """A swappable draft in ``folder``, used as ``spec`` says. The engine reports ``version`` as the draft's version."""
 
     folder: Path
     version: int
@@ -30,7 +30,7 @@ class Eagle3:
 
 @dataclass(frozen=True)
 class Ngram:
-    """SGLang's NGRAM: no draft model, proposals are continuations of text seen before."""
+    """SGLang's NGRAM speculation: it needs no draft, and proposes continuations of text seen before."""
 
     draft_tokens: int
 

@@ -2,11 +2,12 @@
 
 Stock SGLang copies a draft's map (draft id to target id) into its worker once, at the start
 (sglang/srt/speculative/eagle_worker_v2.py:365-369). The hook makes the worker and the model share one tensor, a buffer
-of the model, so that a swap can write another map into this tensor. Captured CUDA graphs read the same memory. As a
-buffer the map is part of the checksum that is compared after a swap.
+of the model, so that a swap can write another map into this tensor. Captured CUDA graphs read the same memory. Because
+the map is a buffer, the checksum that is compared after a swap covers it.
 
-Invariant: a map changes only together with the weights that were trained with it. Tokens that were proposed under the
-old pair and mapped by the new one are at most the first of each running request, and the target rejects wrong ones.
+Invariant: a map changes only together with the weights that were trained with it. A token that the old weights proposed
+may still be mapped by the new map. This concerns at most the first proposed token of each running request, and the
+target rejects a wrong token.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAP_BUFFER: Final = "hot_token_id"
 
 
 def share_map(result: None, worker: Any, *args: object, **kwargs: object) -> None:
-    """Runs after :data:`HOOKED_FUNCTION`: the worker's tensor, on the worker's device, becomes the model's map."""
+    """Runs after :data:`HOOKED_FUNCTION`. Makes the worker's tensor, on the worker's device, the model's map too."""
     model, ids = worker.draft_runner.model, worker.hot_token_id
     if ids is None or not hasattr(model, _MAP_BUFFER):
         return
@@ -35,7 +36,7 @@ def share_map(result: None, worker: Any, *args: object, **kwargs: object) -> Non
 
 
 def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
-    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id less draft id) over the model's map.
+    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id minus draft id) over the model's map.
 
     Raises :class:`EngineMismatch` when the map differs and this engine was started without the hook.
     """
@@ -52,7 +53,7 @@ def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
 
 
 def install() -> None:
-    """Register the hook, which does nothing where no draft is served. Raises :class:`EngineMismatch`."""
+    """Register the hook. It does nothing in an engine without a draft. Raises :class:`EngineMismatch`."""
     require_sglang(f"the plugin {PLUGIN}")
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

@@ -1,10 +1,11 @@
 """SGLang's custom weight loader: reads the draft's weights from a file in the pod, whose path arrives as a tensor.
 
-Only SGLang imports this module, inside its scheduler, because it needs torch. SGLang calls ``fn(model, named_tensors)``
-(sglang/srt/model_executor/model_runner_components/weight_updater.py:374). Invariant: the loader never raises, because
-SGLang does not catch here and would end. When the file cannot be loaded the old weights stay, and the caller sees the
-failure by the checksum. Names, shapes, dtypes, digest and map were checked before
-(:mod:`aurora_runtime.engine.draft_check`).
+Only SGLang imports this module, inside its scheduler, because the module needs torch. SGLang calls
+``fn(model, named_tensors)`` (sglang/srt/model_executor/model_runner_components/weight_updater.py:374).
+
+Invariant: the loader never raises, because SGLang catches no error here and would end. When the file cannot be loaded,
+the old weights stay, and the caller sees the failure by the checksum. Before the load the caller checks names, shapes,
+dtypes, digest and map (:mod:`aurora_runtime.engine.draft_check`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The entry point ``sglang.srt.plugins: aurora_capture``: installs the redaction, the guard and the trace hooks.
 
-SGLang only logs a plugin that fails, and serves without it. So a refusal is also written to ``capture.json``, where the
-launcher finds the reason: the pod is not ready before a probe request was captured. Without ``AURORA_CAPTURE`` in the
-environment the plugin does nothing, so that the package may be installed beside any SGLang.
+When a plugin fails, SGLang only logs the error and serves without the plugin. So this plugin also writes its refusal to
+``capture.json``. The launcher reads the reason there, because it waits for a captured probe request before the pod is
+ready. Without ``AURORA_CAPTURE`` in the environment the plugin does nothing, so that the package may be installed
+beside any SGLang.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def install() -> None:
     """Register the hooks in this process.
 
     Raises:
-        EngineMismatch: this is not the SGLang that the hooks know; ``capture.json`` holds the reason.
+        EngineMismatch: this is not the SGLang that the hooks know. ``capture.json`` holds the reason.
     """
     text = os.environ.get(CAPTURE_VARIABLE)
     if not text:

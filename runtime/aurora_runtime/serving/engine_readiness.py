@@ -32,9 +32,9 @@ class ReadinessCheck:
     process: subprocess.Popen[bytes]
 
     def run(self) -> None:
-        """Return once the engine may take requests; call it from a thread without an event loop.
+        """Return once the engine may take requests. Call this method from a thread without an event loop.
 
-        Raises :class:`EngineFault` when a check fails; the message names the reason that the capture plugin left.
+        Raises :class:`EngineFault` when a check fails. The message includes the reason that the capture plugin left.
         """
         try:
             asyncio.run(self._check())
@@ -53,7 +53,7 @@ class ReadinessCheck:
                 await self._check_capture(client)
 
     async def _wait_ready(self, client: SGLangClient) -> None:
-        """Wait without a limit: the startup probe of the pod says how long a model may take to load."""
+        """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""
         while self.process.poll() is None:
             if await client.is_ready():
                 return
@@ -66,7 +66,7 @@ class ReadinessCheck:
             raise EngineFault("SGLang shows the admin key in /server_info: the redaction hook is not in place")
 
     async def _check_capture(self, client: SGLangClient) -> None:
-        """Send one request and wait until the plugin has captured its verify rounds; raises :class:`EngineFault`."""
+        """Send one request and wait until the plugin has captured its verify rounds. Raises :class:`EngineFault`."""
         body = {
             "rid": PROBE_PREFIX + secrets.token_hex(8),
             "input_ids": [1, 2, 3, 4],

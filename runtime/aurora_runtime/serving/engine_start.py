@@ -1,7 +1,7 @@
 """One start of SGLang in an inference pod: its draft, mode, command line and environment.
 
-Invariants: the admin key is not in the command line; ``engine.json`` says "not ready" before anything else happens, so
-that an engine that was killed is not called ready for long.
+Invariants: the admin key is not in the command line. A start first reports "not ready" in ``engine.json``, because the
+file of an engine that was killed still says "ready".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LauncherOptions:
 
 @dataclass(frozen=True)
 class StartFiles:
-    """What a start reads from the pod's folders."""
+    """The draft to start with and the admin key, as read from the pod's folders."""
 
     draft: Path
     version: int
@@ -52,7 +52,7 @@ class StartFiles:
 
 @dataclass(frozen=True)
 class EngineStart:
-    """One start of SGLang. ``state`` is what ``engine.json`` says of it, apart from ``ready``."""
+    """One start of SGLang. ``state`` is the content of ``engine.json``, apart from ``ready``."""
 
     settings: ServingSettings
     options: LauncherOptions

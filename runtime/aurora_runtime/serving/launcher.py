@@ -1,13 +1,15 @@
 """Starts stock SGLang in an inference pod, checks that it may take requests, and stays as its parent.
 
-Invariants: the pod is not ready before :mod:`aurora_runtime.serving.engine_readiness` says so; the admin key is neither
-in a command line nor readable through the server. SIGTERM reaches SGLang's main process only, because its children must
-outlive it while requests drain; the file ``stopping`` tells capture and the agent to save their traces. When SGLang
-ends, so does this process, and with an error unless it was asked to stop.
+Invariants: the pod is not ready before the checks of :mod:`aurora_runtime.serving.engine_readiness` have passed. The
+admin key is neither in a command line nor readable through the server. When SGLang ends, the launcher ends too, with an
+error unless it was asked to stop.
 
-The agent of a withdrawn pod may order another mode, such as "without the draft" to measure what the draft is worth. The
-launcher ends SGLang and itself then, so that Kubernetes starts the container again: its startup probe waits as long as
-a model takes to load, while the liveness probe of a container that stays would not.
+On SIGTERM the launcher signals SGLang's main process only, because SGLang's children must go on while requests drain.
+The launcher also creates the file ``stopping``, which makes capture and the agent save their traces.
+
+The agent of a withdrawn pod may order another mode, such as "no draft", to measure the draft's gain. The launcher then
+ends SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe,
+which waits as long as a model takes to load. The liveness probe of a running container would not wait.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ log = logging.getLogger(__name__)
 
 MODE_POLL_SECONDS: Final = 0.5
 CRASH_GRACE_SECONDS: Final = 5.0
-"""After a crash SGLang's children may take this long to end before the whole process group is killed."""
+"""After a crash, SGLang's children get this long to end before the whole process group is killed."""
 MODE_CHANGE_STOP_SECONDS: Final = 60.0
-"""How long SGLang may take to end for another mode; a withdrawn pod has no requests to wait for."""
+"""How long SGLang may take to end for another mode. A withdrawn pod has no requests to wait for."""
 
 
 class EngineSupervisor:
@@ -55,7 +57,7 @@ class EngineSupervisor:
         self._failure: EngineFault | None = None
 
     def run(self) -> int:
-        """Wait until SGLang ends; the exit code for this process. Raises :class:`EngineFault` when a check failed."""
+        """Wait until SGLang ends. Returns the launcher's exit code. Raises :class:`EngineFault` when a check failed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_signal)
         for watch in (self._check_readiness, self._watch_mode_orders):
@@ -120,7 +122,7 @@ def _private_config(admin_key: str) -> Iterator[Path]:
 
 
 def serve(settings: ServingSettings, options: LauncherOptions) -> int:
-    """Run SGLang until it ends; the exit code for this process.
+    """Run SGLang until it ends. Returns the launcher's exit code.
 
     Raises:
         EngineMismatch: another SGLang is installed.
@@ -144,7 +146,7 @@ def parse_options(arguments: list[str] | None) -> LauncherOptions:
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the agent")
     parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the admin key")
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="port of SGLang")
-    # A pod serves its Service.
+    # Clients reach the engine by the pod's address, through the Service.
     parser.add_argument("--host", default="0.0.0.0", help="address that SGLang listens on")  # noqa: S104
     options = parser.parse_args(arguments)
     return LauncherOptions(PodFolder(options.state), options.keys, options.port, options.host)

@@ -2,7 +2,7 @@
 
 SGLang 0.5.23 logs its resolved arguments, and shows them on the open route ``/server_info``, admin key included
 (sglang/srt/entrypoints/engine.py:1185, http_server.py:863). Anybody who reaches the serving port could then call the
-admin API. Both texts pass through SGLang's own redaction of watermark secrets, so our hooks run after this redaction.
+admin API. Both texts pass through SGLang's own redaction of watermark secrets, so our hooks run after that redaction.
 The launcher checks ``/server_info`` before the pod is ready, and ends an engine that shows its key.
 """
 

@@ -2,9 +2,9 @@
 
 A pod that is not ready gets no new connections, but a client's open connection lives on for as long as it is busy. So
 every answer of a withdrawn pod closes its connection. Once a trial draft was loaded, the guard refuses requests that do
-not belong to the measurement (503), so that the client asks another pod. A request of the measurement carries a pass
-that the validator and the agent derive from the agents' token; the guard knows only its digest. The agent loads no
-trial draft unless this guard answered with the measurement's name.
+not belong to the measurement (503), so that the client asks another pod. A request of the measurement carries a pass,
+which the validator and the agent derive from the agents' token. The guard knows only the digest of the pass. The agent
+loads no trial draft unless this guard has answered with the measurement's name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import Withdrawal
 
 AUTHENTICATION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
-"""SGLang calls it once with the application, before it starts, because an admin key is set
-(sglang/srt/utils/auth.py:154)."""
+"""The function whose hook installs the guard. SGLang calls the function once, with the application, before the server
+starts, because an admin key is set (sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()
 _PASS: Final = PASS_HEADER.encode()
 _REFUSAL: Final = b"this replica is withdrawn for a measurement: ask another replica\n"
@@ -35,7 +35,7 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 
 class Guard:
-    """ASGI middleware. Without a withdrawal it costs one look for a file per request."""
+    """ASGI middleware. While the pod serves, the guard only checks once per request whether a file exists."""
 
     def __init__(self, app: Application, *, folder: PodFolder, boot: str, admin_key: str) -> None:
         self._app, self._folder, self._boot = app, folder, boot
@@ -67,7 +67,7 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
     def _admits(self, scope: MutableMapping[str, Any], withdrawal: Withdrawal) -> bool:
-        """Whether a request is the measurement's or the agent's, or one that no draft answers."""
+        """Whether a request comes from the measurement or from the agent, or needs no draft (GET and HEAD)."""
         headers = dict(scope["headers"])
         return (
             scope["method"] in ("GET", "HEAD")

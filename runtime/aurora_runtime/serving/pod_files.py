@@ -1,7 +1,7 @@
-"""Paths in the folder that the containers of an inference pod share, and how files there are written.
+"""Paths in the folder that the containers of an inference pod share, and the atomic write of its files.
 
-No torch and no sglang: the agent imports this module. Invariant: every record is replaced by an atomic rename, so that
-a reader never sees half of it.
+This module imports neither torch nor sglang, because the agent imports it. Invariant: every record is replaced by an
+atomic rename, so that a reader never sees half a record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class PodFolder:
-    """The shared folder of one pod."""
+    """The shared folder of one pod. A property is the path of the folder or JSON file of the same name.
+
+    :mod:`aurora_runtime.serving.pod_records` holds the records in these files.
+    """
 
     path: Path
 
@@ -66,11 +69,11 @@ class PodFolder:
 
     @property
     def stopping(self) -> Path:
-        """Exists once the launcher was asked to stop: SGLang finishes its requests, and no new ones come."""
+        """Exists once the launcher was asked to stop. SGLang then finishes its requests and gets no new ones."""
         return self.path / "stopping"
 
     def read_mode_order(self) -> ModeOrder:
-        """How the engine is to run: with the draft, unless the agent ordered another mode."""
+        """The mode that the agent ordered last. Without an order, the engine runs with the draft."""
         return _read(self.mode, ModeOrder) or ModeOrder()
 
     def read_withdrawal(self) -> Withdrawal | None:
@@ -91,12 +94,12 @@ def _read(path: Path, record: type[R]) -> R | None:
 
 
 def new_boot() -> str:
-    """A random id of one engine start. Later ids sort after earlier ones, so that shards sort by age."""
+    """A random id for one engine start. Later ids sort after earlier ones, so that shards sort by age."""
     return f"{int(time.time()):08x}{secrets.token_hex(4)}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path``; a reader sees the old bytes or the new."""
+    """Replace the file at ``path``. A reader sees either the old bytes or the new ones."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         part.write_bytes(data)

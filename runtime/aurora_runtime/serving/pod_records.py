@@ -1,6 +1,7 @@
 """The records that the containers of an inference pod leave for each other in the pod's shared folder.
 
-No torch and no sglang: the agent imports this module. :mod:`aurora_runtime.serving.pod_files` holds their paths.
+This module imports neither torch nor sglang, because the agent imports it. :mod:`aurora_runtime.serving.pod_files`
+holds the paths of the records.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ModeOrder(Record):
     """
 
     mode: EngineMode = EngineMode.DRAFT
-    order_id: str = Field(default="", description="Random: the same mode with another id is another start.")
+    order_id: str = Field(default="", description="Random. A new id orders a new start, even in the same mode.")
 
 
 class CaptureState(Record):
@@ -41,7 +42,7 @@ class CaptureState(Record):
     boot: str
     ok: bool = Field(description="False: the plugin refused to capture; `error` says why.")
     error: str = ""
-    probe_records: int = Field(default=0, description="Verify rounds of the launcher's probe request.")
+    probe_records: int = Field(default=0, description="Captured verify rounds of the launcher's probe request.")
     captured_records: int = 0
     dropped_records: int = 0
     hook_errors: int = Field(default=0, description="Exceptions inside hooks; each lost the records of one batch.")
@@ -53,10 +54,10 @@ class CaptureState(Record):
 
 
 class Withdrawal(Record):
-    """``withdrawal.json``: the pod is withdrawn from its Service, and not ready while the file exists.
+    """``withdrawal.json``: the pod is withdrawn from its Service. The pod is not ready while the file exists.
 
-    The agent writes the file before any trial draft is loaded, and removes it when the engine was seen to hold the
-    current draft again.
+    The agent writes the file before it loads any trial draft. The agent removes the file once it has confirmed that
+    the engine holds the current draft again.
     """
 
     measurement: str
@@ -66,7 +67,7 @@ class Withdrawal(Record):
     current_digest: Sha256
     current_checksum: str
     trial_boot: str = Field(default="", description="The engine start that may hold a trial draft.")
-    pass_sha256: Sha256 = Field(description="Digest of the pass of the measurement's requests; itself no secret.")
+    pass_sha256: Sha256 = Field(description="Digest of the pass that the measurement's requests carry. No secret.")
 
 
 def pass_digest(token: str, measurement: str) -> str:

@@ -24,10 +24,12 @@ def engine_arguments(
     """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
     Args:
-        draft: folder of the draft to start with, which has version ``version``.
+        draft: folder of the draft to start with.
+        version: version of that draft.
         device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
-        config: YAML file with further arguments. It holds the secrets, because anybody can list a command line.
-        mode: with the draft, except to measure what the draft is worth.
+        config: YAML file with further arguments. The file holds the secrets, because any process can read a command
+            line.
+        mode: how the engine speculates. A serving pod uses the draft; the other modes serve measurements.
     """
     target = settings.target
     arguments = ["--config", str(config)] if config else []

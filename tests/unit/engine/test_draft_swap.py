@@ -1,4 +1,4 @@
-"""Loading a draft against an engine that fails at any call: never left paused, never a false confirmation."""
+"""Loading a draft into an engine that fails at any call never leaves it paused and never confirms a wrong draft."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_an_engine_whose_ranks_are_unknown_is_not_paused(scene: Scene) -> 
 
 async def test_a_load_is_confirmed_by_version_and_checksum(scene: Scene) -> None:
     swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
-    await swap.learn(old)
+    await swap.remember_checksum(old)
     assert await swap.load(new) > 0
     assert swap.has_confirmed(new.digest)
     assert not swap.paused
@@ -152,7 +152,7 @@ async def test_a_file_must_give_the_checksum_that_it_gave_before(scene: Scene) -
 @pytest.mark.parametrize("fault", ["before", "after", "silent", "version", "unloaded"])
 async def test_a_failed_load_restores_the_fallback(scene: Scene, fault: str) -> None:
     swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
-    await swap.learn(old)
+    await swap.remember_checksum(old)
     scene.engine.faults = {UPDATE: fault}
     with pytest.raises(EngineFault):
         await swap.load_or_restore(new, old)
@@ -164,7 +164,7 @@ async def test_a_failed_load_restores_the_fallback(scene: Scene, fault: str) -> 
 
 async def test_a_fallback_that_cannot_be_restored_is_reported_with_the_cause(scene: Scene) -> None:
     swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
-    await swap.learn(old)
+    await swap.remember_checksum(old)
     scene.engine.faults, scene.engine.faults_persist = {UPDATE: "after"}, True
     with pytest.raises(EngineFault, match="version 0 could not be restored"):
         await swap.load_or_restore(new, old)
@@ -175,7 +175,7 @@ async def test_a_fallback_that_cannot_be_restored_is_reported_with_the_cause(sce
 
 async def test_an_engine_that_still_holds_the_draft_is_not_loaded_again(scene: Scene) -> None:
     swap, old = DraftSwap(scene.client), scene.file(0, b"old")
-    await swap.learn(old)
+    await swap.remember_checksum(old)
     scene.engine.calls.clear()
     await swap.restore(old)
     assert scene.engine.calls == ["weights_checker"]

@@ -1,4 +1,4 @@
-"""The client reports faults by route, never shows the key, and never makes a checksum of nothing."""
+"""The client reports faults by route, never shows the key, and returns no checksum without a draft."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ async def test_a_weight_version_that_is_no_number_is_a_fault(scene: Scene) -> No
 
 async def test_an_engine_with_running_requests_does_not_flush_its_cache(scene: Scene) -> None:
     await scene.client.flush_prefix_cache()
-    assert await scene.client.is_idle()
+    assert await scene.client.flush_if_idle()
     scene.engine.has_running_requests = True
-    assert not await scene.client.is_idle()
+    assert not await scene.client.flush_if_idle()
     with pytest.raises(EngineFault, match="requests are running"):
         await scene.client.flush_prefix_cache()
 

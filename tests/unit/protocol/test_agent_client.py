@@ -1,4 +1,4 @@
-"""The agent's API as its callers meet it: which answers are accepted, and which error each other answer becomes."""
+"""The client of the agent's API: which answers it accepts, and which error it raises for every other answer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def _serve() -> AsyncIterator[Serve]:
         await server.close()
 
 
-async def test_state_and_swap_carry_the_token_and_the_contract(serve: Serve) -> None:
+async def test_state_and_swap_send_the_token_and_return_the_agents_state(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == "Bearer secret"
         version = 0
@@ -67,7 +67,7 @@ async def test_state_and_swap_carry_the_token_and_the_contract(serve: Serve) -> 
     assert (await agents.swap("127.0.0.1", "secret", REQUEST)).version == 1
 
 
-async def test_lease_and_trial_carry_their_requests_and_a_trial_under_way_has_no_state(serve: Serve) -> None:
+async def test_lease_and_trial_send_their_requests_and_a_trial_under_way_has_no_state(serve: Serve) -> None:
     received: list[object] = []
     status = 202
 
@@ -154,7 +154,7 @@ async def test_an_answer_in_pieces_is_one_answer_and_an_endless_one_is_cut(serve
         await agents.state("127.0.0.1", "secret")
 
 
-async def test_an_agent_that_hangs_costs_its_deadline_only(serve: Serve) -> None:
+async def test_a_call_to_an_agent_that_hangs_ends_at_its_deadline(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)

@@ -128,9 +128,9 @@ def test_too_few_rounds_never_decide(candidate: float) -> None:
 
 
 def test_uncompared_answers_are_inconclusive() -> None:
-    nobody = AnswerEquality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
-    other = AnswerEquality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
-    for equality in ((), (nobody,), (other,)):
+    no_prompts = AnswerEquality(arm=Arm.CANDIDATE, prompts=0, identical=0, near_ties=0, different=0)
+    other_arm = AnswerEquality(arm=Arm.ACTIVE, prompts=8, identical=8, near_ties=0, different=0)
+    for equality in ((), (no_prompts,), (other_arm,)):
         assert kind(measured(FAST), equality) is VerdictKind.INCONCLUSIVE
 
 
@@ -281,7 +281,7 @@ def test_an_unpaired_interval_contains_its_estimate_and_scales_with_the_ratio(
 @given(st.floats(0.25, 4.0), st.floats(0, 0.3), st.integers(0, 1000))
 @settings(deadline=None, max_examples=40)
 def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
-    """The candidate is a tenth slower than off; between their measurements the machine changed."""
+    """The candidate is a tenth slower than off, and the machine's speed changed between their measurements."""
     now = measured({Arm.ACTIVE: 15.0 * faster, Arm.CANDIDATE: 20.0 * faster}, noise=noise, seed=seed)
     then = [s for s in now if s.arm is Arm.ACTIVE] + [
         s.model_copy(update={"arm": Arm.OFF}) for s in now if s.arm is Arm.CANDIDATE
@@ -298,7 +298,7 @@ def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: floa
 
 
 def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:
-    """Sides of unequal noise and number, as a quiet cached baseline beside a noisy measurement."""
+    """The sides differ in noise and in the number of rounds, as a quiet baseline and a noisy measurement do."""
     rng = random.Random(11)  # noqa: S311 - noise, no secret
     passed, trials = 0, 300
     for _ in range(trials):

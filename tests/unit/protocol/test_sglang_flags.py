@@ -1,4 +1,4 @@
-"""The operator's list of SGLang flags is that of the pinned version, and finds misspelt flags."""
+"""The operator's list of SGLang flags equals that of the pinned version, and finds misspelt flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aurora_protocol.sglang_flags import known_flags, unknown_flags
 RENDER = "from aurora_runtime.engine.list_sglang_flags import render; print(render(), end='')"
 
 
-def test_the_list_is_that_of_the_installed_sglang() -> None:
+def test_the_list_equals_that_of_the_installed_sglang() -> None:
     environment = os.environ | {"SGLANG_PLUGINS": "aurora_cpu"}
     made = subprocess.run(
         [sys.executable, "-c", RENDER], check=True, capture_output=True, text=True, timeout=120, env=environment

@@ -1,4 +1,4 @@
-"""Hypothesis on a shared machine: what an example costs says nothing here."""
+"""A Hypothesis profile without a deadline, because the time of one example means nothing on a shared machine."""
 
 from hypothesis import settings
 

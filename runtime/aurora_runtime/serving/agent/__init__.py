@@ -1,5 +1,5 @@
 """The sidecar of an inference pod: stages and swaps drafts, lends the pod to measurements, uploads traces.
 
-Light on purpose: no torch, no sglang. Invariant: the agent is never the source of what the pod serves; it reads version
-and checksum from the engine.
+The agent imports neither torch nor sglang, to stay small. Invariant: the agent never reports the served draft from
+memory. It reads version and checksum from the engine.
 """

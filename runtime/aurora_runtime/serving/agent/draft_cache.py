@@ -1,9 +1,9 @@
 """Drafts on the pod's disk: fetched, verified, and kept as long as the pod may need them.
 
 Invariants: a folder ``drafts/<version>-<digest12>/`` exists only complete and verified, because it is built under
-another name and renamed; ``current`` points at the draft that the engine starts with; the cache keeps at most the
-current draft, the requested one and those that the caller names (the previous draft of a swap, the other draft of a
-measurement).
+another name and renamed. ``current`` points at the draft that the engine starts with. The cache keeps at most the
+current draft, the requested draft and the drafts that the caller names: the previous draft of a swap, or the other
+draft of a measurement.
 """
 
 from __future__ import annotations
@@ -53,33 +53,36 @@ class DraftCache:
         self._registry = registry
 
     def current(self) -> StagedDraft | None:
-        """The draft that ``current`` points at; None when it is incomplete."""
+        """The draft that ``current`` points at. None when there is none, or when it is incomplete."""
         try:
             return self._read(self._folder.current.resolve(strict=True))
         except OSError:
             return None
 
     def find_staged(self, version: int) -> StagedDraft | None:
-        """A staged draft of this version."""
+        """A staged draft of this version. None when none is staged."""
         drafts = (self._read(path) for path in self._folder.drafts.glob(f"{version:08d}-*"))
         return next((draft for draft in drafts if draft is not None), None)
 
     def find_or_stage(self, version: int) -> StagedDraft:
-        """The draft of this version, which an engine holds; fetched again when the disk has lost it."""
+        """The draft of this version, from the disk, or from the store when the disk has lost it.
+
+        For the draft that the engine holds: the pod once staged it. Raises as :meth:`stage` does.
+        """
         for draft in (self.current(), self.find_staged(version)):
             if draft is not None and draft.version == version:
                 return draft
         return self.stage(version, self._registry.registration(version).digest)
 
     def lineage(self) -> Lineage:
-        """The lineage that this pod serves; raises :class:`DraftRefused` when none was staged."""
+        """The lineage that this pod serves. Raises :class:`DraftRefused` when none was staged."""
         try:
             return Lineage.from_json(self._folder.lineage.read_bytes())
         except FileNotFoundError as error:
             raise DraftRefused("this pod has no lineage.json: the init container has not staged a draft") from error
 
     def stage(self, version: int, digest: str, *, keep: tuple[StagedDraft, ...] = ()) -> StagedDraft:
-        """Fetch and verify a version unless it is staged; delete all drafts but it, ``keep`` and the current one.
+        """Fetch and verify a version unless it is staged. Delete all drafts but this one, ``keep`` and the current one.
 
         Raises:
             DraftRefused: the version is not registered with this digest, is of another lineage, or fails a check.
@@ -90,9 +93,9 @@ class DraftCache:
         target = self._folder.drafts / f"{version:08d}-{digest[:12]}"
         staged = self._read(target)
         if staged is None or staged.digest != digest or sha256_file(staged.weights) != digest:
-            self._delete_all_but((*keep, *self._current_or_none()))
+            self._delete_all_but((*keep, self.current()))
             staged = self._fetch(version, digest, lineage, target)
-        self._delete_all_but((*keep, *self._current_or_none(), staged))
+        self._delete_all_but((*keep, self.current(), staged))
         return staged
 
     def make_current(self, draft: StagedDraft) -> None:
@@ -100,10 +103,6 @@ class DraftCache:
         link = self._folder.drafts / f".current.{secrets.token_hex(4)}"
         link.symlink_to(draft.folder.name)
         os.replace(link, self._folder.current)
-
-    def _current_or_none(self) -> tuple[StagedDraft, ...]:
-        current = self.current()
-        return () if current is None else (current,)
 
     def _read(self, folder: Path) -> StagedDraft | None:
         try:
@@ -156,8 +155,8 @@ class DraftCache:
         if needed_bytes > free_bytes:
             raise OSError(errno.ENOSPC, f"not enough disk: {needed_bytes} bytes needed, {free_bytes} free")
 
-    def _delete_all_but(self, keep: tuple[StagedDraft, ...]) -> None:
-        kept = {draft.folder.name for draft in keep}
+    def _delete_all_but(self, keep: tuple[StagedDraft | None, ...]) -> None:
+        kept = {draft.folder.name for draft in keep if draft is not None}
         for path in self._folder.drafts.iterdir():
             if path.is_dir() and not path.is_symlink() and path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Tells when the last client has left a withdrawn pod.
 
-No API says so: a pod cannot see when every proxy has removed its endpoint. So the drain is complete after the time that
-the removal takes, once the engine's counter of answered requests has stopped. Invariant: a drain is never complete
-before every proxy has had the time to see that the pod is not ready.
+A pod cannot see when every proxy has removed its endpoint, because no API reports this. So a drain is complete when the
+time of the removal has passed and the engine's counter of answered requests no longer grows. Invariant: a drain is
+never complete before every proxy has had the time to see that the pod is not ready.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 ENDPOINT_REMOVAL_SECONDS: Final = 15.0
-"""Within this time a pod that is not ready is seen as such (6 s of probes) and is gone from every endpoint."""
+"""Time for Kubernetes to notice that a pod is not ready (6 s of probes) and to remove the pod from every endpoint."""
 QUIET_SECONDS: Final = 5.0
-"""No request for this long means that requests have ended: the engine keeps no idle connection open for longer."""
+"""After this time without a request no more come, because the engine closes a connection that idles for so long."""
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Drain:
     endpoint_removal_seconds: float = ENDPOINT_REMOVAL_SECONDS
     quiet_seconds: float = QUIET_SECONDS
     _began: float = field(init=False)
-    _last_change: tuple[int, float] | None = None  # answered requests, and since when their number is the same
+    _last_change: tuple[int, float] | None = None  # answered requests, and the time at which their number changed
 
     def __post_init__(self) -> None:
         self._began = self.clock()
 
     def is_complete(self, answered_requests: int) -> bool:
-        """Whether all clients have left; ``answered_requests`` is the engine's counter now."""
+        """Whether all clients have left. ``answered_requests`` is the current value of the engine's counter."""
         now = self.clock()
         if self._last_change is None or self._last_change[0] != answered_requests:
             self._last_change = (answered_requests, now)

@@ -62,7 +62,7 @@ def application(
 
     async def readyz(_: web.Request) -> web.Response:
         ready = await pod.ready()
-        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the engine is not ready\n")
+        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the pod is not ready\n")
 
     async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(await pod.state()), content_type="text/plain", charset="utf-8")
@@ -89,8 +89,8 @@ def application(
 
     async def put_trial(request: web.Request) -> web.Response:
         with _faults_as_statuses():
-            in_place = await lease.request_trial(TrialRequest.from_json(await request.read()))
-        return await state_response(200 if in_place else 202)
+            engine_is_ready = await lease.request_trial(TrialRequest.from_json(await request.read()))
+        return await state_response(200 if engine_is_ready else 202)
 
     app = web.Application(middlewares=[authorize(token)], client_max_size=MAX_BODY_BYTES)
     app.add_routes(

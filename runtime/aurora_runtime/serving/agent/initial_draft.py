@@ -22,7 +22,7 @@ POLL_SECONDS: Final = 2.0
 
 
 def find_initial_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
-    """The lineage and the version to start with; text that says what is still missing, if anything."""
+    """The lineage and the version to start with. While one of them is missing, a text that names what is missing."""
     lineage = registry.lineage()
     if lineage is None:
         return "the trainer to create the lineage"
@@ -41,7 +41,7 @@ def stage_initial_draft(
 
     Raises:
         DraftRefused: no engine may load the draft.
-        StoreError: the time is over; the message says what was waited for.
+        StoreError: the time is over. The message names what is still missing.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
     for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``

@@ -60,7 +60,7 @@ def _open_registry(settings: ServingSettings) -> Registry:
 
 
 def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
-    """The agent of one pod; its calls to the engine go over ``session``."""
+    """The agent of one pod. The agent calls the engine over ``session``."""
     folder, registry, metrics = PodFolder(options.state), _open_registry(settings), Metrics()
     admin_key = (options.keys / ADMIN_KEY).read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
@@ -91,9 +91,9 @@ def _exit_within(seconds: float) -> None:
 
 
 async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
-    """Serve until SIGTERM; then finish a running swap and the uploads, within ``options.shutdown_seconds``.
+    """Serve until SIGTERM. Then finish a running swap and the uploads, within ``options.shutdown_seconds``.
 
-    When a part of the agent ends, the agent ends with its error, and Kubernetes starts it again.
+    When a part of the agent fails, the agent ends with that error, and Kubernetes starts the agent again.
     """
     shutdown = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
 async def _run_until_shutdown(
     agent: Agent, options: argparse.Namespace, shutdown: asyncio.Event, tasks: list[asyncio.Task[None]]
 ) -> None:
-    """Wait for the shutdown or for the end of a task; then finish uploads and a running swap."""
+    """Wait for the shutdown or for the end of a task. Then finish the uploads and a running swap."""
     signalled = asyncio.create_task(shutdown.wait())
     await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():

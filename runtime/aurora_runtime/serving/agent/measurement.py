@@ -1,12 +1,12 @@
-"""The lease under which a pod is withdrawn from its Service to measure drafts on its engine, and returned.
+"""The lease under which a pod leaves its Service, so that a validator can measure drafts on its engine.
 
 ::
 
     serving --request--> draining --clients gone--> measuring --lease over--> returning --current restored--> serving
 
-Invariants (promise 1): a withdrawn pod is never ready; it serves again only when its engine holds exactly ``current``
-(:mod:`aurora_runtime.serving.agent.withdrawn_engine`). The lease lives in memory: an agent that restarts has none, so
-the pod returns.
+Invariants (promise 1): a withdrawn pod is never ready. It serves again only when its engine holds exactly ``current``
+(:mod:`aurora_runtime.serving.agent.withdrawn_engine`). The lease lives in memory only. So an agent that restarts has no
+lease, and its pod returns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLL_SECONDS: Final = 1.0
 
 
 class MeasurementLease:
-    """The measurement on one pod. All methods run on one event loop. ``token`` is the agents' token."""
+    """The lease of one pod. All methods run on one event loop. ``token`` is the agents' token."""
 
     def __init__(
         self, pod: PodContext, swapper: Swapper, *, token: str, clock: Callable[[], float] = time.monotonic
@@ -91,13 +91,13 @@ class MeasurementLease:
             raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
 
     async def _withdraw(self, request: MeasurementRequest) -> None:
-        engine, current = self._withdrawn_engine.running(), self._pod.drafts.current()
+        engine, current = self._withdrawn_engine.require_running(), self._pod.drafts.current()
         version, checksum = await self._pod.engine.draft_version(), await self._pod.engine.draft_checksum()
         if current is None or version != current.version:
             raise EngineFault(f"the engine holds version {version}, which is not the pod's current draft")
-        # No await from here on, so that no swap comes between: the swapper looks for the file before it begins.
-        moved = self._withdrawn_engine.running() != engine or self._pod.drafts.current() != current
-        if self._swapper.is_swapping or moved:
+        # No await from here on, so that no swap starts in between: the swapper checks for the file before it starts.
+        changed = self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current
+        if self._swapper.is_swapping or changed:
             raise SwapRefused("a swap is running")
         self._drain = Drain(self._clock)
         self._withdrawn_engine.begin(
@@ -113,11 +113,13 @@ class MeasurementLease:
         log.info("the pod is withdrawn for %s", request.measurement)
 
     async def request_trial(self, request: TrialRequest) -> bool:
-        """Bring the engine to hold the requested draft, with an empty prefix cache; False while under way: ask again.
+        """Bring the engine into the requested mode, with the requested draft and an empty prefix cache.
+
+        Returns True once the engine is ready for the trial. False means that the change is under way: call again.
 
         Raises:
             SwapRefused: the pod is not withdrawn for this measurement.
-            RuntimeFault, StoreError: the trial is not possible; the pod can still return.
+            RuntimeFault, StoreError: the trial is not possible. The pod can still return.
         """
         async with self._lock:
             withdrawal = self._pod.folder.read_withdrawal()
@@ -126,17 +128,17 @@ class MeasurementLease:
             if not withdrawal.drained:
                 return False
             if self._pod.folder.read_mode_order().mode is not request.mode:
-                self._withdrawn_engine.order_start(request.mode)
+                self._withdrawn_engine.order_restart(request.mode)
                 return False
             try:
-                boot = self._withdrawn_engine.running().boot
+                boot = self._withdrawn_engine.require_running().boot
             except EngineFault:
                 return False
             version, digest = request.version, request.digest
             if version is None or digest is None:
-                return await self._pod.engine.is_idle()
+                return await self._pod.engine.flush_if_idle()
             loaded = await self._withdrawn_engine.load_trial(version, digest, boot, withdrawal)
-            return loaded and await self._pod.engine.is_idle()
+            return loaded and await self._pod.engine.flush_if_idle()
 
     async def run(self) -> None:
         """Until cancelled: advance the withdrawal, if there is one."""
@@ -145,11 +147,11 @@ class MeasurementLease:
                 try:
                     await self.advance()
                 except (RuntimeFault, StoreError, OSError) as error:
-                    log.warning("the pod is withdrawn and its next step is retried: %s", error)
+                    log.warning("the withdrawn pod could not take its next step and will retry: %s", error)
             await asyncio.sleep(POLL_SECONDS)
 
     async def advance(self) -> None:
-        """Take the next step of a withdrawal; after an :class:`EngineFault` the next call tries again."""
+        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again."""
         async with self._lock:
             withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None:
@@ -159,9 +161,9 @@ class MeasurementLease:
                 if await self._withdrawn_engine.restore_or_restart(withdrawal):
                     log.info("returned from %s with version %d", withdrawal.measurement, withdrawal.current_version)
             elif not withdrawal.drained and await self._clients_are_gone():
-                self._withdrawn_engine.write(withdrawal.model_copy(update={"drained": True}))
+                self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
 
     async def _clients_are_gone(self) -> bool:
         counters = await self._pod.engine.live_counters(self._pod.draft_tokens)
-        return self._drain.is_complete(counters.requests) and await self._pod.engine.is_idle()
+        return self._drain.is_complete(counters.requests) and await self._pod.engine.flush_if_idle()

@@ -15,7 +15,7 @@ PAUSE_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class _StateCollector(Collector):
-    """Turns the last observed state into samples."""
+    """Turns the last observed state into Prometheus samples."""
 
     def __init__(self) -> None:
         self.state: AgentState | None = None

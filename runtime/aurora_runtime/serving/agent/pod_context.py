@@ -1,4 +1,4 @@
-"""What all parts of one agent work on: the pod's folder, its engine and its drafts."""
+"""The objects that all parts of one agent share: the pod's folder, its engine and its drafts."""
 
 from __future__ import annotations
 

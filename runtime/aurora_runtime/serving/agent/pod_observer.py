@@ -1,7 +1,7 @@
 """Observes what one pod serves: from the engine, the launcher, the capture plugin and the swapper.
 
-Invariant: version and checksum are answers of the engine. The version is asked for every time; the checksum, which
-costs the engine a pass over the draft, once per engine start and swap.
+Invariant: version and checksum are answers of the engine. The observer asks for the version every time. It asks for the
+checksum only once per engine start and swap, because the checksum costs the engine a pass over the draft.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class PodObserver:
         self._lease = lease
 
     def boot(self) -> str:
-        """The engine start that the launcher reported ready; empty when there is none."""
+        """The id of the engine start that the launcher reported ready. Empty when there is none."""
         state = self._pod.folder.read_engine_state()
         return state.boot if state is not None and state.ready else NO_BOOT
 
     async def ready(self) -> bool:
-        """Whether the pod takes requests: its engine is up, captures, and is in no update that a dead agent left open.
+        """Whether the pod takes requests.
 
-        A pause of our own does not count: requests wait inside the engine for less than a second. A withdrawn pod is
-        not ready, whichever draft its engine holds.
+        The engine must be up and capture traces, and no update of a dead agent may be open. A pause by this agent's own
+        swap does not make the pod unready, because requests wait inside the engine for less than a second. A withdrawn
+        pod is not ready, whichever draft its engine holds.
         """
         boot = self.boot()
         if boot == NO_BOOT or self._lease.withdrawn:

@@ -1,8 +1,8 @@
 """Swaps the draft that a pod serves: stage the new draft, load and confirm it, restore the previous one on failure.
 
-Invariants: generation is never left paused; ``current`` moves only to a draft that the engine was confirmed to hold, by
-version and by checksum; a failed swap leaves the engine with the previous draft, or reports that it could not be
-restored; a request of an older epoch than an accepted one is refused, also after a restart of the agent.
+Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
+version and by checksum. A failed swap leaves the engine with the previous draft, or reports that the previous draft
+could not be restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Swapper:
         self._lock = asyncio.Lock()
         self._recovered_boot = ""
         self.draft_swap = DraftSwap(pod.engine)
-        """Of the running engine start."""
+        """Loads and confirms drafts in the running engine start."""
         self.status = SwapStatus()
 
     @property
@@ -61,18 +61,18 @@ class Swapper:
         return self.draft_swap.paused
 
     def last_request(self) -> SwapRequest | None:
-        """The last request that was accepted, read from disk: the fence outlives the agent."""
+        """The last accepted request. It is read from disk, because the fence must outlive the agent."""
         try:
             return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
         except FileNotFoundError:
             return None
 
     async def checksum(self, version: int) -> str:
-        """The engine's checksum of the draft ``version`` that it holds; the engine computes it once."""
+        """The engine's checksum of the draft ``version`` that it holds. The engine computes the checksum only once."""
         return await self.draft_swap.checksum(version)
 
     async def recover(self, boot: str) -> None:
-        """Once per engine start: close an update that a dead agent left open; make the engine's draft ``current``.
+        """Once per engine start, close an update that a dead agent left open and make the engine's draft ``current``.
 
         Raises :class:`EngineFault` while the engine does not answer.
         """
@@ -86,14 +86,14 @@ class Swapper:
         engine, drafts = self._pod.engine, self._pod.drafts
         version = await engine.draft_version()
         await engine.close_interrupted_update()
-        current, held = drafts.current(), drafts.find_staged(version)
-        if held is not None and (current is None or current.version != version):
-            drafts.make_current(held)
-            current = held
+        current, staged = drafts.current(), drafts.find_staged(version)
+        if staged is not None and (current is None or current.version != version):
+            drafts.make_current(staged)
+            current = staged
         self.draft_swap = DraftSwap(engine)
         await self.draft_swap.checksum(version)
         if current is not None and current.version == version:
-            await self.draft_swap.learn(current)
+            await self.draft_swap.remember_checksum(current)
 
     async def request(self, request: SwapRequest) -> None:
         """Start a swap, unless the pod serves this draft already.
@@ -127,7 +127,7 @@ class Swapper:
         self._task = asyncio.create_task(self._swap(request))
 
     async def wait(self) -> None:
-        """Wait until no swap is running: a pod that ends must not leave one unfinished."""
+        """Wait until no swap is running. A pod that stops must not leave a swap unfinished."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -135,9 +135,9 @@ class Swapper:
         drafts = self._pod.drafts
         draft_may_be_at_fault = False
         try:
-            held_version = await self._pod.engine.draft_version()
-            previous = await asyncio.to_thread(drafts.find_or_stage, held_version)
-            await self.draft_swap.learn(previous)
+            previous_version = await self._pod.engine.draft_version()
+            previous = await asyncio.to_thread(drafts.find_or_stage, previous_version)
+            await self.draft_swap.remember_checksum(previous)
             draft_may_be_at_fault = True
             draft = await asyncio.to_thread(drafts.stage, request.version, request.digest, keep=(previous,))
             self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
@@ -145,7 +145,7 @@ class Swapper:
             drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
             self._fail(request, str(error), transient=not draft_may_be_at_fault or _is_transient(error))
-        except Exception as error:  # the task's outermost frame: an unseen failure would look like an endless swap
+        except Exception as error:  # the task's outermost frame: an unreported failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)
         else:

@@ -1,7 +1,7 @@
 """Uploads shards from the spool to the store.
 
-Invariants: a shard is deleted only after the store has its data and its manifest; a shard that differs from its
-manifest is dropped and counted, never uploaded; a store outage delays uploads and nothing else, because the writer
+Invariants: a shard is deleted only after the store has its data and its manifest. A shard that differs from its
+manifest is dropped and counted, never uploaded. A store outage delays uploads and nothing else, because the writer
 bounds the spool. A pod that stops waits for the store no longer than its grace period, and counts the shards it loses.
 """
 
@@ -33,7 +33,7 @@ MAX_BACKOFF_SECONDS: Final = 60.0
 
 @dataclass
 class UploadCounters:
-    """Since the agent started."""
+    """Counts of shards since the agent started."""
 
     uploaded: int = 0
     dropped: int = 0
@@ -50,7 +50,7 @@ class Uploader:
         self._stopped = threading.Event()
 
     async def run(self) -> None:
-        """Until cancelled: upload all shards, wait for more; back off with jitter while the store is down."""
+        """Until cancelled, upload all shards and wait for more. Back off with jitter while the store is down."""
         backoff_seconds = FIRST_BACKOFF_SECONDS
         while True:
             try:
@@ -63,7 +63,7 @@ class Uploader:
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep; a pod that shuts down wakes the uploader and lets it sleep only briefly."""
+        """Sleep. A pod that shuts down wakes the uploader, and from then on a sleep is short."""
         if self._shutting_down.is_set():
             await asyncio.sleep(min(seconds, POLL_SECONDS))
             return
@@ -73,7 +73,7 @@ class Uploader:
                 await self._shutting_down.wait()
 
     def stop(self) -> None:
-        """Begin no other upload: a caller that joins the thread of :meth:`run` waits for one upload at most."""
+        """Start no further upload. A caller that joins the thread of :meth:`run` then waits for one upload at most."""
         self._stopped.set()
 
     async def finish(
@@ -84,21 +84,22 @@ class Uploader:
         engine_is_up: Callable[[], bool],
         launcher_is_stopping: Callable[[], bool],
     ) -> None:
-        """The agent's last work, beside :meth:`run`: let the spool empty while the engine finishes and afterwards.
+        """When the agent stops, wait until :meth:`run` has emptied the spool and the engine writes no more shards.
 
-        An agent that stops alone leaves the spool to its successor. Returns within ``timeout_seconds``.
+        An agent that stops alone returns early and leaves the spool to its successor.
 
         Args:
-            signal_skew_seconds: in a pod that stops, the launcher gets its SIGTERM within this time, too.
+            timeout_seconds: longest time until this method returns. The shards that are left then are lost.
+            signal_skew_seconds: when the whole pod stops, the launcher gets SIGTERM within this time of the agent.
             engine_is_up: whether the engine still writes shards.
-            launcher_is_stopping: whether the launcher got SIGTERM, too.
+            launcher_is_stopping: whether the launcher got SIGTERM too.
         """
         deadline = time.monotonic() + timeout_seconds
         if not await self._pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
             log.info("%d shards wait in the spool for the next agent", len(self._waiting_shard_bytes()))
             return
         self._shutting_down.set()
-        # Polled, because the files of the spool announce no change.
+        # Polling is the only way to see a change of the spool's files.
         while (engine_is_up() or self._waiting_shard_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS / 5)
         self.stop()
@@ -115,7 +116,7 @@ class Uploader:
         engine_is_up: Callable[[], bool],
         launcher_is_stopping: Callable[[], bool],
     ) -> bool:
-        """Wait until it is known whether the whole pod stops, or the agent alone."""
+        """Whether the whole pod stops, or the agent alone. Waits until this is certain, at most until ``deadline``."""
         began = last_up = time.monotonic()
         while not launcher_is_stopping() and (now := time.monotonic()) < deadline:
             if engine_is_up():
@@ -123,7 +124,7 @@ class Uploader:
                 if now > began + signal_skew_seconds:
                     return False
             elif now > last_up + 2 * signal_skew_seconds:
-                break  # a launcher that died reports nothing; an engine that still loads may come up within this time
+                break  # a dead launcher reports nothing, but an engine that still loads would have come up by now
             await asyncio.sleep(POLL_SECONDS / 10)
         return True
 
@@ -132,7 +133,7 @@ class Uploader:
         return [_size_bytes(path.with_suffix(".safetensors")) for path in self._spool.glob("*.json")]
 
     def upload_spool(self) -> None:
-        """Upload every complete shard; raises :class:`StoreError` at the first one that the store does not take."""
+        """Upload every complete shard. Raises :class:`StoreError` at the first shard that the store does not take."""
         if not self._spool.is_dir():
             return
         for path in sorted(self._spool.glob("*.json"), key=lambda path: path.name.rsplit("-", 2)[1:]):

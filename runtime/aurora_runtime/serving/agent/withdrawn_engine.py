@@ -1,9 +1,9 @@
 """Changes the engine of a withdrawn pod: loads trial drafts, orders other modes, and restores the current draft.
 
 Invariants (promise 1): a trial draft is loaded only while ``withdrawal.json`` exists and the engine's guard answers
-with the name of its measurement; a trial draft never becomes ``current``. The engine counts as restored only when it
-was seen to hold exactly ``current``, by version and by checksum, or was started again, which is always with
-``current``.
+with the name of the measurement. A trial draft never becomes ``current``. The engine counts as restored in two cases
+only: its version and checksum show that it holds exactly ``current``, or it was started again, because an engine always
+starts with ``current``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawa
 log = logging.getLogger(__name__)
 
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
-"""The scheduler sees a request that the guard let in within this time."""
+"""A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
-"""A slow engine may fail to answer; after this many failed restores the engine is started again."""
+"""After so many failed restores the engine is started again. A single failure may only mean a slow engine."""
 
 
 class WithdrawnEngine:
@@ -36,35 +36,37 @@ class WithdrawnEngine:
         self._pod = pod
         self._draft_swap: DraftSwap | None = None
         self._draft_swap_boot = ""
-        self._last_trial: StagedDraft | None = None  # stays staged, because two drafts are measured in turns
+        self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
         self._failed_restores = 0
 
     def begin(self, withdrawal: Withdrawal) -> None:
-        """Withdraw the pod: from now on it is not ready."""
-        self._forget()
-        self.write(withdrawal)
+        """Withdraw the pod. From now on the pod is not ready."""
+        self._reset()
+        self.write_withdrawal(withdrawal)
 
-    def write(self, withdrawal: Withdrawal) -> None:
+    def write_withdrawal(self, withdrawal: Withdrawal) -> None:
         write_atomically(self._pod.folder.withdrawal, withdrawal.to_json())
 
-    def running(self) -> EngineState:
-        """The engine, ready and started as ordered last; raises :class:`EngineFault`."""
+    def require_running(self) -> EngineState:
+        """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last mode order."""
         state = self._pod.folder.read_engine_state()
         if state is None or not state.ready or state.order_id != self._pod.folder.read_mode_order().order_id:
             raise EngineFault("the engine is not up")
         return state
 
-    def order_start(self, mode: EngineMode) -> None:
+    def order_restart(self, mode: EngineMode) -> None:
         """Order the launcher to start the engine again in ``mode``."""
         order = ModeOrder(mode=mode, order_id=secrets.token_hex(8))
         write_atomically(self._pod.folder.mode, order.to_json())
         self._failed_restores = 0
 
     async def load_trial(self, version: int, digest: str, boot: str, withdrawal: Withdrawal) -> bool:
-        """Load a trial draft, unless the engine holds it; False while a client's request is running: ask again.
+        """Load a trial draft, unless the engine holds it already.
+
+        Returns False while a client's request is still running: call again then.
 
         Raises:
-            RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored then if possible, and
+            RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored at once if possible, and
                 otherwise when the pod returns.
         """
         if boot == self._draft_swap_boot and self._draft_swap is not None and self._draft_swap.has_confirmed(digest):
@@ -76,11 +78,11 @@ class WithdrawnEngine:
         if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
         if withdrawal.trial_boot != boot:
-            self.write(withdrawal.model_copy(update={"trial_boot": boot}))
+            self.write_withdrawal(withdrawal.model_copy(update={"trial_boot": boot}))
             await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
-        if not await self._pod.engine.is_idle():
+        if not await self._pod.engine.flush_if_idle():
             return False  # a client's request, let in before the guard closed
-        if self.running().boot != boot:
+        if self.require_running().boot != boot:
             raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
         await self._draft_swap_of(withdrawal, boot).load_or_restore(draft, current)
         return True
@@ -93,15 +95,17 @@ class WithdrawnEngine:
         return draft
 
     async def restore_or_restart(self, withdrawal: Withdrawal) -> bool:
-        """Bring the engine to hold ``current``; True once it does, False while it is being started.
+        """Make the engine hold ``current`` again, and end the withdrawal.
+
+        Returns True once the engine holds ``current``, and False while the engine is being started: call again.
 
         Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
         engine is started again.
         """
         if self._pod.folder.read_mode_order().mode is not EngineMode.DRAFT:
-            self.order_start(EngineMode.DRAFT)
+            self.order_restart(EngineMode.DRAFT)
         try:
-            engine = self.running()
+            engine = self.require_running()
         except EngineFault:
             return False
         try:
@@ -112,15 +116,15 @@ class WithdrawnEngine:
                 raise
             if self._pod.folder.read_engine_state() == engine:
                 text = "the engine did not restore version %d and is started again: %s"
-                log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message says it all
-                self.order_start(EngineMode.DRAFT)
+                log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message is the whole story
+                self.order_restart(EngineMode.DRAFT)
             return False
-        self._forget()
+        self._reset()
         self._pod.folder.withdrawal.unlink()
         return True
 
     async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
-        """See that the engine holds ``current`` and generates; raises :class:`EngineFault` when it does not."""
+        """Make sure that the engine holds ``current`` and generates. Raises :class:`EngineFault` when it does not."""
         await self._pod.engine.close_interrupted_update()
         current = self._current_draft(withdrawal)
         if boot != withdrawal.boot:
@@ -129,13 +133,13 @@ class WithdrawnEngine:
             await self._draft_swap_of(withdrawal, boot).restore(current)
 
     async def _record_restart(self, withdrawal: Withdrawal, boot: str) -> Withdrawal:
-        """Record the checksum of ``current`` in an engine that was started again and holds no other draft yet."""
+        """Record the checksum of ``current`` after a new start of the engine, before any trial draft is loaded."""
         version = await self._pod.engine.draft_version()
         if version != withdrawal.current_version:
             raise EngineFault(f"the engine started with version {version}, not with {withdrawal.current_version}")
         checksum = await self._pod.engine.draft_checksum()
         recorded = withdrawal.model_copy(update={"boot": boot, "current_checksum": checksum})
-        self.write(recorded)
+        self.write_withdrawal(recorded)
         return recorded
 
     def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
@@ -145,12 +149,12 @@ class WithdrawnEngine:
         return current
 
     def _draft_swap_of(self, withdrawal: Withdrawal, boot: str) -> DraftSwap:
-        """The swaps of one engine start, in which the withdrawal's checksum was read."""
+        """The :class:`DraftSwap` of this engine start, which is the one in which the withdrawal's checksum was read."""
         if self._draft_swap is None or self._draft_swap_boot != boot:
-            known = {withdrawal.current_digest: withdrawal.current_checksum}
-            self._draft_swap, self._draft_swap_boot = DraftSwap(self._pod.engine, known), boot
+            checksums = {withdrawal.current_digest: withdrawal.current_checksum}
+            self._draft_swap, self._draft_swap_boot = DraftSwap(self._pod.engine, checksums), boot
         return self._draft_swap
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._draft_swap, self._draft_swap_boot = None, ""
         self._last_trial, self._failed_restores = None, 0

@@ -1,8 +1,9 @@
 """Clones of a batch's device tensors, and their split into the records of single requests.
 
-The clones leave by SGLang's auxiliary-output path (sglang/srt/managers/auxiliary_output.py): cloned on the device when
-the hook runs, copied to the host with the batch's own results, consumed after its tokens are committed. So capture adds
-no synchronisation. Invariant: ``consume`` never raises, because SGLang does not catch there.
+The clones take SGLang's auxiliary-output path (sglang/srt/managers/auxiliary_output.py). A hook clones the tensors on
+the device, SGLang copies the clones to the host with the batch's own results, and calls ``consume`` after it has
+committed the batch's tokens. So capture adds no synchronisation. Invariant: ``consume`` never raises, because SGLang
+catches no error there.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]) -> Tensor:
-    """A copy of the traced requests' rows of ``tensor`` ``[B * n, ...]`` as ``[R, n, ...]``.
+    """A copy of the rows of the R traced requests: ``[B * n, ...]`` to ``[R, n, ...]``.
 
-    Sends nothing to the device.
+    The indices are Python numbers, so nothing is sent to the device.
     """
     whole = tensor.reshape(batch_size, -1, *tensor.shape[1:])
     if len(traced) == batch_size:
@@ -40,7 +41,7 @@ def to_trace_dtype(hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CaptureSink:
-    """Where consumed batches go, and what decides which requests are traced."""
+    """The writer that takes consumed batches, and the filter that selects the traced requests."""
 
     writer: ShardWriter
     request_filter: RequestFilter
@@ -55,7 +56,10 @@ def count_error(writer: ShardWriter) -> None:
 def _commits_and_ends(
     batch: Any, commits: Sequence[Any], traced: Sequence[TracedRequest]
 ) -> list[tuple[Commit | None, bool]]:
-    """Commit of each traced request and whether it ended; raises when the batch is not the one that the hook saw."""
+    """The commit of each traced request, and whether the request has ended.
+
+    Raises :class:`LookupError` when the batch is not the one that the hook saw.
+    """
     result = []
     for request in traced:
         req = batch.reqs[request.index]

@@ -1,6 +1,6 @@
 """The two hooks that run inside SGLang's scheduler and clone the tensors of traced batches.
 
-Invariants: a hook never raises and never blocks; it does nothing for a batch without traced requests; only
+Invariants: a hook never raises and never blocks. A hook does nothing for a batch without traced requests. Only
 tensor-parallel rank 0 captures.
 """
 
@@ -59,7 +59,7 @@ class Hooks:
         return self._sink.request_filter.traced(batch.reqs)
 
     def after_sample(self, result: Any, verify_input: Any, batch: Any, logits_output: Any, *_: Any, **__: Any) -> None:
-        """Runs after ``eagle_sample``: the verify round is decided, and its tree is not compacted yet."""
+        """Runs after ``eagle_sample``, when the verify round is decided and its tree is not yet compacted."""
         try:
             traced = self._traced_requests(batch)
             if traced:

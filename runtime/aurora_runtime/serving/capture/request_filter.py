@@ -1,7 +1,7 @@
 """Decides which requests of a batch are traced.
 
-Invariant: warm-ups, health checks and measurements are never traced. Before the launcher's probe was captured, only the
-probe is traced, because earlier requests are no traffic.
+Invariant: warm-ups, health checks and measurements are never traced. Until the launcher's probe is captured, only the
+probe is traced, because no client sends requests before that.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ WRITE_CHUNK_BYTES: Final = 4 << 20
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Write contiguous CPU tensors to ``path``, synced to disk; returns the SHA-256 and the size in bytes.
+    """Write contiguous CPU tensors to ``path`` and sync them to disk. Returns the SHA-256 and the size in bytes.
 
     Wider types come first, so that every tensor starts at a multiple of its element's size.
     """

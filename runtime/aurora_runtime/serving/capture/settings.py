@@ -11,7 +11,7 @@ from aurora_protocol.record import Record
 
 CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
 PROBE_PREFIX: Final = "aurora-probe-"
-"""Prefix of the ids of the launcher's requests, which prove that capture works and are never written to a shard."""
+"""Prefix of the ids of the launcher's probe requests. A probe proves that capture works. No shard holds a probe."""
 
 
 class CaptureSettings(Record):
@@ -21,12 +21,12 @@ class CaptureSettings(Record):
     lineage: int = Field(ge=1)
     pod: str
     boot: str = Field(description="Random id of this engine start.")
-    sample_ratio: Ratio = "1"
+    sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
     top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
-    shard_seconds: float = Field(default=20, gt=0)
-    shard_tokens: int = Field(default=16384, ge=1)
+    shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")
+    shard_tokens: int = Field(default=16384, ge=1, description="Positions at which a shard is written at once.")
     max_spool_shards: int = Field(default=64, ge=1, description="Shards that may wait before the oldest is dropped.")
-    max_spool_bytes: int = Field(default=4 << 30, ge=1)
+    max_spool_bytes: int = Field(default=4 << 30, ge=1, description="Bytes that may wait before a shard is dropped.")
     max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
-    max_open_bytes: int = Field(default=2 << 30, ge=1, description="Hidden states kept for unfinished requests.")
-    trace: bool = Field(default=True, description="False: only hide keys and guard the engine; there is no draft.")
+    max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
+    trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")

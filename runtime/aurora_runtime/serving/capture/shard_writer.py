@@ -1,8 +1,8 @@
 """The writer thread: assembles the scheduler's records into requests, and writes requests as shards into the spool.
 
-Invariants: ``offer`` never blocks and never raises; the data of a shard are synced and renamed into place before its
-manifest is written, so that a manifest proves its data; the spool is bounded, the oldest shard is dropped first, and
-every loss is counted. Only this thread drops shards; the agent deletes only shards that it has uploaded.
+Invariants: ``offer`` never blocks and never raises. The data of a shard is synced and renamed into place before its
+manifest is written, so a manifest proves that its data is complete. The spool is bounded: the oldest shard is dropped
+first, and every loss is counted. Only this thread drops shards for lack of space.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSetting
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.traces import RequestTrace, columns
+from aurora_runtime.traces import RequestTrace, shard_tensors
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.2
 STOPPING_SHARD_SECONDS: Final = 2.0
-"""Longest time that a shard stays open while the engine stops, because an open shard is lost with the engine. A shorter
-time would overflow the spool."""
+"""Longest time that a shard stays open while the engine stops. An open shard is lost with the engine, so this time is
+short. A still shorter time would overflow the spool."""
 
 Batch = Callable[[], list[PromptChunk | VerifyRound]]
-"""One batch's records. The call splits them by request, so that the split costs the writer and not the scheduler."""
+"""Returns the records of one batch. The writer makes the call, so that the split does not cost the scheduler time."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _OpenShard:
 
     traces: list[RequestTrace] = field(default_factory=list)
     tokens: int = 0
-    since: float = 0.0
+    opened_at: float = 0.0
 
 
 class ShardWriter:
@@ -78,7 +78,7 @@ class ShardWriter:
         self._thread.start()
 
     def offer(self, batch: Batch, records: int) -> None:
-        """Hand over one batch; a batch that finds the queue full is dropped and counted."""
+        """Queue one batch of ``records`` records. When the queue is full, the batch is dropped and counted."""
         try:
             self._queue.put_nowait(batch)
         except queue.Full:
@@ -91,7 +91,7 @@ class ShardWriter:
     # the thread ----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Write finished requests and end the thread. For tests: the open shard of a dying engine is lost by design."""
+        """Write finished requests and end the thread. Only tests call this: a dying engine loses its open shard."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -111,7 +111,7 @@ class ShardWriter:
         self.heartbeat()
 
     def step(self) -> None:
-        """Process at most one batch, then write the shard and the heartbeat if their time has come."""
+        """Process at most one batch. Then write the shard and the heartbeat if either is due."""
         try:
             batch = self._queue.get(timeout=POLL_SECONDS)
         except queue.Empty:
@@ -126,7 +126,7 @@ class ShardWriter:
             if self._engine_stops
             else self.settings.shard_seconds
         )
-        if shard.traces and (full or now - shard.since >= max_seconds):
+        if shard.traces and (full or now - shard.opened_at >= max_seconds):
             self.flush()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_SECONDS
@@ -146,7 +146,7 @@ class ShardWriter:
     def _add(self, trace: RequestTrace) -> None:
         shard = self._open_shard
         if not shard.traces:
-            shard.since = self._clock()
+            shard.opened_at = self._clock()
         shard.traces.append(trace)
         shard.tokens += trace.hidden.shape[0]
         self._requests += 1
@@ -161,7 +161,7 @@ class ShardWriter:
         newly_lost, self._lost_before = lost - self._lost_before, lost
         stem = f"{self.settings.pod}-{self.settings.boot}-{self._seq:08d}"
         part = self._folder.spool / f"{stem}.safetensors.tmp"
-        sha256, size = write_safetensors(part, columns(shard.traces))
+        sha256, size = write_safetensors(part, shard_tensors(shard.traces))
         file = FileRef(name=f"{stem}.safetensors", sha256=sha256, size=size)
         manifest = self._manifest(shard, file, newly_lost)
         self._seq += 1
@@ -192,7 +192,7 @@ class ShardWriter:
         )
 
     def limit_spool(self) -> None:
-        """Drop the oldest shards until the spool is within its limits; the newest shard always stays."""
+        """Drop the oldest shards until the spool is within its limits. The newest shard always stays."""
         spool = self._folder.spool
         shards = sorted(spool.glob("*.safetensors"), key=lambda path: path.name.rsplit("-", 2)[1:])
         sizes = [path.stat().st_size if path.exists() else 0 for path in shards]
@@ -207,7 +207,7 @@ class ShardWriter:
             self._spool_dropped += 1
 
     def remove_incomplete_shards(self) -> None:
-        """Remove what a dead engine left unfinished: partial files, and data without a manifest."""
+        """Remove the unfinished shards of a dead engine: partial files, and data without a manifest."""
         for path in self._folder.spool.glob("*.safetensors.tmp"):
             path.unlink(missing_ok=True)
         for path in self._folder.spool.glob("*.safetensors"):

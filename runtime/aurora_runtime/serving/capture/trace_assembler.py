@@ -7,8 +7,9 @@ The states of the accepted path (root, then accepted draft tokens) belong to pos
 round's last committed token, the bonus token, gets its state as the root of the next round. So the last answer token
 has no state, unless an end token cut the round short.
 
-Invariants: a trace holds only tokens that were committed to the client; a request with a missing or contradicting
-record is dropped completely and counted; memory for unfinished requests is bounded. Pure: no clock, no files.
+Invariants: a trace holds only tokens that were committed to the client. A request with a missing or contradicting
+record is dropped completely and counted. Memory for unfinished requests is bounded. The module is pure: it uses neither
+clock nor files.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor
 from aurora_runtime.traces import RequestTrace, prompt_hash
 
 STALE_AFTER_RECORDS: Final = 100_000
-"""A request without a record among this many later ones has lost its end."""
+"""A request is stale, because its last record was lost, when this many later records hold none of its own."""
 STALE_CHECK_RECORDS: Final = 1000
-"""Stale requests are looked for once per this many records."""
+"""Stale requests are dropped once per this many records."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class VerifyRound:
 
 
 def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[int]:
-    """Parent of every node from SGLang's tree links; -1 at the root (and at a node that no link reaches)."""
+    """The parent of every node, from SGLang's tree links. -1 at the root, and at a node that no link reaches."""
     parents = [-1] * len(next_token)
     for node, child in enumerate(next_token):
         while child >= 0:
@@ -92,14 +93,14 @@ class _Round:
 
 @dataclass
 class _OpenRequest:
-    """The records of one unfinished request. ``seen`` is the number of its last record."""
+    """The records of one unfinished request. ``last_record`` is the number of its latest record."""
 
     prompt: list[int]
     answer: list[int] = field(default_factory=list)
     states: list[tuple[int, Tensor]] = field(default_factory=list)
     rounds: list[_Round] = field(default_factory=list)
-    size: int = 0
-    seen: int = 0
+    state_bytes: int = 0
+    last_record: int = 0
 
 
 class TraceAssembler:
@@ -107,8 +108,8 @@ class TraceAssembler:
 
     Args:
         top_tokens: width of ``top_ids``.
-        max_tokens: a longer request is cut at this length: its trace is written and its further records are ignored.
-        max_open_bytes: limit of hidden states of unfinished requests; a request that exceeds it is dropped.
+        max_tokens: limit of a trace. A longer request is cut: its trace ends here and its further records are ignored.
+        max_open_bytes: limit of the hidden states of all unfinished requests. A request that exceeds it is dropped.
 
     ``dropped`` counts dropped requests by reason.
     """
@@ -126,7 +127,7 @@ class TraceAssembler:
         return len(self._open)
 
     def add(self, event: PromptChunk | VerifyRound) -> RequestTrace | None:
-        """Add one record; returns the finished trace if this was the request's last record."""
+        """Add one record. Returns the trace if this was the request's last record."""
         self._events += 1
         if self._events % STALE_CHECK_RECORDS == 0:
             self._drop_stale()
@@ -134,7 +135,7 @@ class TraceAssembler:
         request = self._open.get(event.rid)
         if request is None:
             return None
-        request.seen = self._events
+        request.last_record = self._events
         if problem:
             self._drop(event.rid, problem)
             return None
@@ -190,18 +191,19 @@ class TraceAssembler:
     def _add_states(self, request: _OpenRequest, start: int, hidden: Tensor) -> None:
         own = hidden.clone()  # a view would keep the whole batch's memory
         request.states.append((start, own))
-        request.size += own.nbytes
+        request.state_bytes += own.nbytes
         self._open_bytes += own.nbytes
 
     def _close(self, rid: str) -> None:
-        self._open_bytes -= self._open.pop(rid).size
+        self._open_bytes -= self._open.pop(rid).state_bytes
 
     def _drop(self, rid: str, reason: str) -> None:
         self._close(rid)
         self.dropped[reason] += 1
 
     def _drop_stale(self) -> None:
-        for rid in [rid for rid, request in self._open.items() if request.seen < self._events - STALE_AFTER_RECORDS]:
+        oldest = self._events - STALE_AFTER_RECORDS
+        for rid in [rid for rid, request in self._open.items() if request.last_record < oldest]:
             self._drop(rid, "stale")
 
     def _build_trace(self, request: _OpenRequest) -> RequestTrace | None:

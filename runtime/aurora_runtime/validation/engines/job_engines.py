@@ -85,7 +85,7 @@ class JobEngines:
     async def _verify_drafts(self) -> None:
         """Load the candidate and the active draft once: proves that both load, and learns their checksums."""
         swap = self._draft_swap = DraftSwap(self.engines.admin(_DRAFT_ENGINE))
-        await swap.learn(self.drafts[Arm.ACTIVE])
+        await swap.remember_checksum(self.drafts[Arm.ACTIVE])
         for arm in (Arm.CANDIDATE, Arm.ACTIVE):
             await swap.load(self.drafts[arm])
         self._loaded = Arm.ACTIVE

@@ -80,7 +80,7 @@ class Rig:
 
 
 class PodRig(Rig):
-    """A pod whose agent can die. This class is its launcher, and follows a mode order when a test says so."""
+    """A pod whose agent can die. This class also plays the launcher: it starts the engine when a test asks for it."""
 
     lease: MeasurementLease
     pod: PodObserver

@@ -158,7 +158,7 @@ def test_an_empty_token_is_refused() -> None:
         application(None, None, None, Metrics(), "")  # type: ignore[arg-type]
 
 
-async def test_lost_shards_are_in_the_metric(rig: AgentRig) -> None:
+async def test_the_metric_of_dropped_shards_counts_lost_shards(rig: AgentRig) -> None:
     rig.objects.down = True
     shard(rig.folder.spool, 0)
     await rig.uploader.finish(0, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)

@@ -1,4 +1,4 @@
-"""Swaps against an engine that fails at any call: never left paused, never left with a wrong draft."""
+"""A swap in an engine that fails at any call never leaves it paused or with a wrong draft."""
 
 from __future__ import annotations
 

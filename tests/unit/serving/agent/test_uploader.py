@@ -62,7 +62,7 @@ def test_a_shard_whose_manifest_was_not_stored_is_uploaded_again(uploads: tuple[
 
     def lost(key: str, data: bytes) -> None:
         objects.create = real  # type: ignore[method-assign]
-        objects.refuse = 1
+        objects.writes_to_refuse = 1
         real(key, data)
 
     objects.create = lost  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Upload
     shard(spool, 3)
     uploader.upload_spool()
     assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
-    assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the third was the writer's to count"
+    assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the writer has counted the third"
     assert list(spool.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ async def test_a_pod_that_stops_waits_for_the_store_no_longer_than_allowed_and_c
     assert "3 shards (12 bytes) are lost with the pod" in caplog.text
     objects.down = False
     uploader.upload_spool()
-    assert uploader.counters.uploaded == 0, "what was counted as lost is not uploaded after all"
+    assert uploader.counters.uploaded == 0, "a shard that was counted as lost is not uploaded later"
 
 
 @pytest.mark.parametrize("loading", [0, 3], ids=["engine serves", "engine still loads"])

@@ -1,4 +1,4 @@
-"""Trial drafts and other modes on a withdrawn engine, and its certain return to the current draft (promise 1)."""
+"""Trial drafts and other modes on a withdrawn engine, which always returns to the current draft (promise 1)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_failed_trials_and_failed_restores_end_with_the_current_draft(
     rig.engine.faults = {route: fault}
     with contextlib.suppress(RuntimeFault):
         await rig.trial(1)
-    assert not rig.engine.faults, "the fault was met"
+    assert not rig.engine.faults, "the fault has occurred"
     await rig.trial(1)
     assert rig.engine.version == "1", "a trial that failed may be requested again"
     rig.engine.faults = {route: fault}

@@ -90,7 +90,7 @@ def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:
     writer.step()  # the heartbeat looks for the file
     offer(writer, long_request("r", prompt=3, answer=4))
     writer.step()
-    assert shards(tmp_path) == [], "not one for each request: the spool is bounded"
+    assert shards(tmp_path) == [], "a shard for each request would overflow the spool"
     clock.now += STOPPING_SHARD_SECONDS
     offer(writer, [])
     writer.step()

@@ -254,6 +254,6 @@ def test_a_request_aborted_without_a_last_record_keeps_what_was_committed() -> N
     assert trace.tokens.shape[0] == 3 + 4
 
 
-def test_parents_follow_the_links_of_the_documented_example() -> None:
-    """sglang.md §5: root with children 1-4, node 1 with children 5 and 6, node 2 with child 7."""
+def test_parents_follow_the_links_of_children_and_siblings() -> None:
+    """The root has the children 1 to 4, node 1 the children 5 and 6, and node 2 the child 7."""
     assert parents_of([1, 5, 7, -1, -1, -1, -1, -1], [-1, 2, 3, 4, -1, 6, -1, -1]) == [-1, 0, 0, 0, 0, 1, 1, 2]
