@@ -1,6 +1,6 @@
-"""What users write and read: the custom resource ``AuroraSpeculator``, its generated CRD and its reference page.
+"""The API that users write and read: the custom resource ``AuroraSpeculator``, its CRD and its reference page.
 
-The package imports neither torch nor kubernetes. Everything that Aurora's own parts say to each other is in
+The package imports neither torch nor kubernetes. Messages between Aurora's own parts are in
 ``aurora_protocol``.
 """
 

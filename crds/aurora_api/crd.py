@@ -1,10 +1,10 @@
 """Generates the CRD and its reference page from the models: ``python -m aurora_api.crd [--check]``.
 
-The chart carries the CRD as a template. Helm never upgrades the files in a chart's ``crds`` folder, so an upgraded
-operator would know fields that the API server drops.
+The chart carries the CRD as a template, because Helm never upgrades the files in a chart's ``crds`` folder. The API
+server would then drop fields that an upgraded operator knows.
 
-Invariant: the generated files are what this module prints, so what the API server checks, what the operator parses and
-what people read cannot drift apart. ``--check`` fails when they have.
+Invariant: the generated files equal the output of this module, so the checks of the API server, the models that the
+operator parses and the page that people read cannot drift apart. ``--check`` fails when a file differs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _KEPT = (
 
 _NAME_RULE = {
     "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
-    "message": "metadata.name names Services and Jobs: at most 40 lower-case letters, digits and '-', a letter first",
+    "message": "metadata.name is part of the names of Services and Jobs: at most 40 lower-case letters, digits and '-',"
+    " a letter first",
 }
 
 _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
@@ -98,7 +99,7 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any], *, defaults: 
     if not defaults or out.get("default", 0) is None:
         out.pop("default", None)
     if any("self.matches(" in rule["rule"] for rule in out.get("x-kubernetes-validations", ())):
-        out.pop("pattern", None)  # the rule says the same, with a message that a person understands
+        out.pop("pattern", None)  # the rule checks the same, with a message that a person understands
     if "items" in node:
         out["items"] = _structural(node["items"], definitions, defaults=defaults)
     if isinstance(node.get("additionalProperties"), dict):
@@ -111,10 +112,10 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any], *, defaults: 
 
 
 def _with_defaults(schema: dict[str, Any], model: BaseModel) -> None:
-    """Add the defaults that factories make, which pydantic's schema leaves out, so that the API server fills them in.
+    """Add the defaults that factories make, so that the API server fills them in. Pydantic's schema lacks them.
 
-    An object's default is spelled out, because the server evaluates CEL rules on the object before it fills in the
-    defaults of its fields.
+    An object's default is spelled out, because the API server evaluates CEL rules on the object before it fills in the
+    defaults of the object's fields.
     """
     for name, field in type(model).model_fields.items():
         alias = field.alias or name
@@ -147,7 +148,7 @@ def _example() -> SpeculatorSpec:
 
 
 def schema_of(model: type[BaseModel], *, defaults: bool) -> dict[str, Any]:
-    """The structural schema of ``model``; with ``defaults``, those of plain fields."""
+    """The structural schema of ``model``. With ``defaults``, plain fields carry their default values."""
     raw = model.model_json_schema(by_alias=True, mode="validation")
     return _structural(raw, raw.get("$defs", {}), defaults=defaults)
 
@@ -227,7 +228,7 @@ def _yaml(value: Any) -> str:
 
 
 def render() -> str:
-    """The text of the plain file."""
+    """The text of ``crds/auroraspeculators.yaml``."""
     return HEADER + _yaml(crd())
 
 

@@ -1,4 +1,4 @@
-"""Renders the reference page of the custom resource from its CRD: the page says what ``kubectl explain`` says."""
+"""Renders the reference page of the custom resource from its CRD, with the texts of ``kubectl explain``."""
 
 from __future__ import annotations
 

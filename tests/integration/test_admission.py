@@ -1,4 +1,4 @@
-"""What the API server refuses, in which words, and what it accepts: a corpus on the real API server."""
+"""A corpus of resources for the real API server: resources that it refuses, with its message, or accepts."""
 
 from __future__ import annotations
 
@@ -128,14 +128,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # templates
     (containers("serving", "a string"), "spec.serving.template.spec.containers"),
     (containers("serving", [{"image": "i"}]), "containers\\[0\\].name: Required"),
-    (containers("serving", [{"name": "server"}]), "of containers, an inference pod has only sglang, agent"),
+    (containers("serving", [{"name": "server"}]), "unknown container: an inference pod has sglang, agent"),
     (
         containers("serving", [{"name": "warm"}], "initContainers"),
-        "of init containers, an inference pod has only stage",
+        "unknown init container: an inference pod has stage",
     ),
-    (containers("training", [{"name": "sglang"}]), "of containers, the trainer's pod has only trainer"),
-    (containers("training", [{"name": "x"}], "initContainers"), "of init containers, the trainer's pod has none"),
-    (containers("validation", [{"name": "validate"}]), "of containers, the validation pod has only validator"),
+    (containers("training", [{"name": "sglang"}]), "unknown container: the trainer's pod has trainer"),
+    (containers("training", [{"name": "x"}], "initContainers"), "unknown init container: the trainer's pod has none"),
+    (containers("validation", [{"name": "validate"}]), "unknown container: the validation pod has validator"),
     # capture and training
     ({"capture": {"sampleRatio": "1.5"}}, "sampleRatio is a share"),
     ({"capture": {"sampleRatio": "1,5"}}, "spec.capture.sampleRatio"),

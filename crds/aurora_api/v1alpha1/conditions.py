@@ -8,7 +8,7 @@ Always set:
 ``StorageReady``     The store can be read and written, and keeps create-once.
 ``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
 ``TrainerReady``     The trainer runs. Also True, with reason Suspended, while training is suspended.
-``Degraded``         Abnormal when True: something needs a human. Reason and message say what.
+``Degraded``         Abnormal when True: something needs a human. Reason and message name the problem.
 ``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
 ``InvalidSpec``      Abnormal when True: the operator cannot use the spec. The message names the fields.
 

@@ -9,7 +9,7 @@ from aurora_api.v1alpha1.template import rules
 
 
 class AnalysisSpec(Model):
-    """How live traffic judges a new draft: its pods are compared with their peers, or with the time before."""
+    """How live traffic judges a new draft. Its pods are compared with pods on the active draft, or with a baseline."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.maxAcceptLoss) < 1.0", "maxAcceptLoss is a share below 1"))
@@ -19,14 +19,14 @@ class AnalysisSpec(Model):
         default=20,
         ge=0,
         le=3600,
-        description="Wait after a swap, so that requests which the former draft began can end. Set it above the"
-        " duration of your longest usual requests, because longer ones count for the new draft.",
+        description="Seconds to wait after a swap, so that requests which the previous draft began can end. Set it"
+        " above the duration of your longest usual requests, because longer ones count for the new draft.",
     )
     interval_seconds: int = Field(
         default=10,
         ge=1,
         le=3600,
-        description="Shortest time between two judgements. An interval is extended until it holds `minRequests`.",
+        description="Least seconds between two judgements. An interval is extended until it holds `minRequests`.",
     )
     min_requests: int = Field(
         default=50,
@@ -39,8 +39,8 @@ class AnalysisSpec(Model):
     )
     max_latency_increase: Ratio = Field(
         default="0.5",
-        description="Share by which the time between answer tokens may exceed that of the peers: 0.5 is 50 %. A"
-        " judgement is bad when the excess is beyond chance in three intervals in a row.",
+        description="Share by which the time between answer tokens may exceed that of pods on the active draft: 0.5 is"
+        " 50 %. A judgement is bad when the excess is beyond chance in three intervals in a row.",
     )
     max_abort_increase: Ratio = Field(
         default="0.02", description="How much the share of requests that clients abort may rise: 0.02 is two points."
@@ -56,13 +56,13 @@ class AnalysisSpec(Model):
         default=2,
         ge=0,
         le=100,
-        description="Good judgements in a row that the canary needs before the other pods follow. 0 does not wait.",
+        description="Good judgements in a row that the canary needs before the other pods follow. 0: no wait.",
     )
     watch_seconds: int = Field(
         default=300,
         ge=0,
         le=86400,
-        description="How long a promoted version is judged before it stays. 0 stops judging at the promotion.",
+        description="For how many seconds a promoted version is still judged. 0 stops judging at the promotion.",
     )
 
 
@@ -103,6 +103,6 @@ class RolloutSpec(Model):
         default=600,
         ge=10,
         le=86400,
-        description="Roll back when no pod changed version for this many seconds. The clock stands while a roll is"
-        " paused or held, and while the canary waits for traffic.",
+        description="Roll back when no pod changed version for this many seconds. The clock stands still while a"
+        " roll is paused or held, and while the canary waits for traffic.",
     )

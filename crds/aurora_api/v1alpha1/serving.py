@@ -1,4 +1,4 @@
-"""``spec.serving``: the inference pods, and which arguments SGLang may be given."""
+"""``spec.serving``: the inference pods, and the arguments that users may pass to SGLang."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class ServingSpec(Model):
         json_schema_extra=rules(
             (
                 _refuse("--api-key", "--admin-api-key"),
-                "extraArgs cannot set SGLang's keys: they lock the agent out, and anyone who may read this can read"
-                " them; authenticate clients in front of the Service",
+                "extraArgs cannot set SGLang's keys: they lock the agent out, and everybody who may read this resource"
+                " can read them. Authenticate clients in front of the Service",
             ),
             (
                 _refuse(

@@ -1,7 +1,7 @@
-"""``status`` of an AuroraSpeculator: what the operator observed and decided, for people and for ``kubectl``.
+"""``status`` of an AuroraSpeculator: observations and decisions of the operator, for people and for ``kubectl``.
 
-Invariant: after a restart the operator goes on from the status, the store and the pods, never from memory. What only
-the operator needs for that is in ``status.operatorState``, which is not an API.
+Invariant: after a restart the operator goes on from the status, the store and the pods, never from memory. State that
+only the operator needs is in ``status.operatorState``, which is not an API.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RolloutPhase(StrEnum):
 
 
 class VersionStatus(Model):
-    """One version of the draft, and what was measured about it."""
+    """One version of the draft, with its measured speed."""
 
     version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
     digest: str = Field(default="", description="SHA-256 of the draft's files in the store.")
@@ -78,7 +78,7 @@ class CandidateStatus(VersionStatus):
         description="An older version that passed its measurement and was not rolled out yet. It can still be rolled"
         " out while this candidate is measured.",
     )
-    message: str = Field(default="", description="What happens now, or why the measurement ended as it did.")
+    message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
 
 class RolloutStatus(Model):
@@ -97,7 +97,7 @@ class RolloutStatus(Model):
     progressed: Timestamp | None = Field(
         default=None,
         description="When the roll last made progress: a pod changed its version, or the phase changed. The progress"
-        " deadline counts from here. Unset while too many pods are not ready, because the deadline stands still then.",
+        " deadline counts from here. Unset while too many pods are not ready: the deadline stands still.",
     )
     epoch: int = Field(
         default=0,
@@ -106,9 +106,9 @@ class RolloutStatus(Model):
         " refuses requests of an outdated decision.",
     )
     last_judgement: str = Field(
-        default="", description="What live traffic last showed about this version. Changes once per judged window."
+        default="", description="Last judgement of this version by live traffic. Changes once per judged window."
     )
-    message: str = Field(default="", description="What the roll does now or waits for, or why it ended.")
+    message: str = Field(default="", description="Present activity of the roll, or why the roll waits or ended.")
 
 
 class PodStatus(Model):
@@ -130,10 +130,10 @@ class PodStatus(Model):
 
 
 class TrainingStatus(Model):
-    """What the trainer reported last. Refreshed every few seconds while it trains."""
+    """The trainer's last report. Refreshed every few seconds while it trains."""
 
     phase: str = Field(
-        default="", description="What the trainer does: Starting, WaitingForTraces, Training or Suspended."
+        default="", description="Activity of the trainer: Starting, WaitingForTraces, Training or Suspended."
     )
     step: int = Field(default=0, description="Number of optimizer steps so far.")
     trained_tokens: int = Field(default=0, description="Number of answer tokens trained on so far, repeats included.")
@@ -168,7 +168,7 @@ class SpeculatorStatus(Model):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Available, Ready and what they follow from. See each type's description.",
+        description="Ready, Available and the conditions behind them. See each type's description.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     lineage: int | None = Field(
@@ -182,7 +182,7 @@ class SpeculatorStatus(Model):
         default=None, description="The version that is being measured, or was measured last."
     )
     rollout: RolloutStatus = Field(default_factory=RolloutStatus, description="The roll in progress, or the last one.")
-    training: TrainingStatus = Field(default_factory=TrainingStatus, description="What the trainer reported last.")
+    training: TrainingStatus = Field(default_factory=TrainingStatus, description="The trainer's last report.")
     accept_length: str | None = Field(
         default=None,
         description="Answer tokens per verify round of live traffic, bonus token included, over all pods and about the"
@@ -205,9 +205,9 @@ class SpeculatorStatus(Model):
     )
     operator_state: dict[str, Any] = Field(
         default_factory=dict,
-        description="Opaque. What the operator needs to resume a roll after a restart. Not an API: do not read or"
-        " edit it. A roll whose state is lost stops without blame for its version and can start again.",
-        # Atomic: server-side apply replaces it as a whole. Of a granular map that loses its last key it makes null.
+        description="Opaque state from which a restarted operator resumes a roll. Not an API: do not read or edit it."
+        " A roll whose state is lost stops. Its version is not rejected and can be rolled out again.",
+        # Atomic: server-side apply replaces the map as a whole. A granular map that loses its last key becomes null.
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"},
     )
 

@@ -1,4 +1,4 @@
-"""Pod templates of users, and how CEL rules and container names are attached to a field.
+"""Pod templates of users, and helpers that attach CEL rules to a field.
 
 Invariant: a template changes the operator's own containers and adds none, so a misspelt container name is refused by
 ``kubectl apply`` instead of starting a pod that nobody expects.
@@ -22,7 +22,7 @@ def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
 
 
 def matches(pattern: str, message: str) -> dict[str, Any]:
-    """JSON-schema extras that let the API server answer ``message`` to text that does not match ``pattern``."""
+    """JSON-schema extras that make the API server refuse text that does not match ``pattern``, with ``message``."""
     return rules((f"self.matches(r'{pattern}')", message))
 
 
@@ -33,7 +33,7 @@ _CONTAINERS: Final = {
         "type": "object",
         "x-kubernetes-preserve-unknown-fields": True,
         "required": ["name"],
-        "properties": {"name": {"type": "string", "maxLength": 63, "description": "Which container to change."}},
+        "properties": {"name": {"type": "string", "maxLength": 63, "description": "Name of the container to change."}},
     },
 }
 
@@ -44,8 +44,9 @@ PartialPodSpec = Annotated[
             "type": "object",
             "x-kubernetes-preserve-unknown-fields": True,
             "properties": {
-                "containers": _CONTAINERS | {"description": "Changes to the pod's containers, merged by name."},
-                "initContainers": _CONTAINERS | {"description": "Changes to its init containers, merged by name."},
+                "containers": _CONTAINERS | {"description": "Changes to the containers, merged by name."},
+                "initContainers": _CONTAINERS
+                | {"description": "Changes to the pod's init containers, merged by name."},
             },
         }
     ),
@@ -73,18 +74,18 @@ class PodTemplate(Model):
     )
 
 
-def pod_template(whose: str, containers: Sequence[str], init_containers: Sequence[str] = ()) -> Any:
-    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``whose``."""
+def pod_template(pod: str, containers: Sequence[str], init_containers: Sequence[str] = ()) -> Any:
+    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``pod``."""
 
     def only(field: str, names: Sequence[str]) -> tuple[str, str]:
         known = f"self.spec.{field}.all(c, c.name in {list(names)})" if names else f"size(self.spec.{field}) == 0"
-        exist = f"has only {', '.join(names)}" if names else "has none"
-        kind = "init containers" if field == "initContainers" else "containers"
-        return f"!has(self.spec) || !has(self.spec.{field}) || {known}", f"of {kind}, {whose} {exist}"
+        kind = "init container" if field == "initContainers" else "container"
+        message = f"unknown {kind}: {pod} has {', '.join(names) or 'none'}"
+        return f"!has(self.spec) || !has(self.spec.{field}) || {known}", message
 
     names = ", ".join(f"`{name}`" for name in (*init_containers, *containers))
     return Field(
         default_factory=PodTemplate,
-        description=f"Changes to {whose}: resources, node placement, volumes, environment. Containers: {names}.",
+        description=f"Changes to {pod}: resources, node placement, volumes, environment. Containers: {names}.",
         json_schema_extra=rules(only("containers", containers), only("initContainers", init_containers)),
     )

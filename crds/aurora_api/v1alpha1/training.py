@@ -41,9 +41,9 @@ class TrainingSpec(Model):
         default=3,
         ge=0,
         le=8,
-        description="Batches of older examples that are trained beside each fresh batch. More need less traffic for the"
-        " same draft and as many times the computation: lower it for a trainer that falls behind. 0 trains every"
-        " position once.",
+        description="Batches of older examples that are trained beside each fresh batch. More replay needs less traffic"
+        " for the same draft, and proportionally more computation. Lower it for a trainer that falls behind. 0 trains"
+        " every position once.",
     )
     passes: int = Field(
         default=16,
@@ -58,7 +58,8 @@ class TrainingSpec(Model):
         ge=1,
         le=MAX_UNROLL_STEPS,
         description="Draft steps that training unrolls (the training-time test of EAGLE-3). Unset: as many as"
-        f" `draft.steps`, at most {MAX_UNROLL_STEPS}, which is best: a draft guesses worse deeper than it was trained.",
+        f" `draft.steps`, at most {MAX_UNROLL_STEPS}, which is best: a draft proposes worse tokens beyond the"
+        " depth that it was trained for.",
     )
     publish_tokens: int = Field(
         default=20000,
@@ -78,8 +79,8 @@ class TrainingSpec(Model):
     )
     trace_storage_limit: Quantity = Field(
         default="64Gi",
-        description="Bytes of traces that the store keeps, at least 2Gi. It also bounds their number: one shard per"
-        " MiB, at least 4096. The trainer deletes the oldest beyond either bound, trained or not.",
+        description="Bytes of traces that the store keeps, at least 2Gi. The number of shards is limited too: one per"
+        " MiB of this limit, at least 4096. Beyond either limit the trainer deletes the oldest shards, trained or not.",
     )
     template: PodTemplate = pod_template("the trainer's pod", ["trainer"])
 

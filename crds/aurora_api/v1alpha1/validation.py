@@ -18,7 +18,7 @@ class Baseline(StrEnum):
 
 
 class MeasureOn(StrEnum):
-    """Which engines a candidate is measured on."""
+    """The engines on which a candidate is measured."""
 
     JOB = "Job"
     REPLICA = "Replica"
@@ -111,8 +111,8 @@ class ValidationSpec(Model):
         default=4,
         ge=1,
         le=1024,
-        description="Held-out prompts per arm and round, for each unit of concurrency. More make narrower intervals and"
-        " longer rounds.",
+        description="Held-out prompts per arm and round, for each unit of concurrency. More prompts make narrower"
+        " intervals and longer rounds.",
     )
     max_new_tokens: int = Field(
         default=128, ge=1, le=8192, description="Longest answer in tokens. Choose the usual length of your answers."
@@ -120,8 +120,9 @@ class ValidationSpec(Model):
     baselines: list[Baseline] = Field(
         default_factory=list,
         max_length=1,
-        description="What to measure beside the drafts, for comparison only. NGRAM needs no draft; it starts every"
-        " batch without earlier answers here, so it does better in service where traffic repeats itself.",
+        description="Baselines to measure beside the drafts, for comparison only. NGRAM proposes tokens from earlier"
+        " text and needs no draft. In a measurement it starts each batch without earlier answers, so in service with"
+        " repetitive traffic it does better.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_max_age_seconds: int = Field(
