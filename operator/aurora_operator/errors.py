@@ -5,10 +5,16 @@ OperatorError
 │   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
 ├── ConfigError       the operator's own settings are incomplete
-└── InvalidSpec       a stored spec does not satisfy its model (in ``observe.stored_resource``)
+└── InvalidSpec       a stored spec does not satisfy its model
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aurora_api.v1alpha1.status import SpeculatorStatus
+    from aurora_operator.children.owner import Owner
 
 
 class OperatorError(Exception):
@@ -33,3 +39,15 @@ class Conflict(KubernetesError):
 
 class ConfigError(OperatorError):
     """The operator's own settings are incomplete."""
+
+
+class InvalidSpec(OperatorError):
+    """The spec of a stored custom resource does not satisfy its model. The message names each field and its fault.
+
+    The error carries the parts that did parse, so that the operator can still report the fault in the status.
+    """
+
+    def __init__(self, owner: Owner, status: SpeculatorStatus, message: str) -> None:
+        super().__init__(message)
+        self.owner = owner
+        self.status = status

@@ -24,7 +24,7 @@ from aurora_operator.operator_config import FIELD_MANAGER
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
-"""To connect, and to read."""
+"""Timeouts of connecting and of reading."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 
 

@@ -22,7 +22,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Log to stderr from ``level`` on; verbose libraries only from WARNING on."""
+    """Log to stderr at ``level`` and above. Verbose libraries log at WARNING and above only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -33,7 +33,7 @@ class SpeculatorLoop:
         self._failures = 0
 
     def wake(self) -> None:
-        """Something changed: reconcile soon."""
+        """Reconcile soon, because something changed."""
         self._wake.set()
 
     async def run(self) -> None:

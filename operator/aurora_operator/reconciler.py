@@ -1,7 +1,7 @@
 """One reconcile of one speculator: observe, plan, act.
 
-Invariant: a reconciler may be lost at any time. Everything it remembers between two reconciles either is observed again
-or only makes the next decision more careful.
+Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between
+two reconciles is either observed again, or only makes the next decision more careful.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
-from aurora_operator.act.actor import Actor, Outcome
+from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.status_writer import write_status
+from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
-from aurora_operator.observe.stored_resource import InvalidSpec
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import plan
 from aurora_operator.plan.condition_builder import invalid_spec_status
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 BUSY_POLL_SECONDS = 2.0
 """Time until the next reconcile while something is under way."""
 IDLE_POLL_SECONDS = 15.0
+"""Time until the next reconcile while nothing is under way. An event ends either wait early."""
 
 
 class Reconciler:
@@ -41,7 +42,7 @@ class Reconciler:
         self._observer = Observer(api, agents, namespace, name)
         self._actor = Actor(api, agents)
         self._observed_time = ObservedTime()
-        self._last = Outcome()
+        self._last = ExecutionResult()
         self._status_written_seconds = 0.0
 
     async def reconcile(self) -> float:

@@ -128,7 +128,7 @@ def plan_state(machine: PlanMachine) -> Hashable:
         None if pin is None else role_of(pin, active, rolled),
         frozenset(key for key, version in machine.cluster.annotations.items() if version == rolled),
         machine.traffic,
-        tuple((operator.looking, operator.acting) for operator in machine.operators),
+        tuple((operator.has_observed, operator.acting) for operator in machine.operators),
     )
 
 

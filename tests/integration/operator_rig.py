@@ -1,8 +1,8 @@
 """Runs the operator as a process against a real API server, with real pods whose engine and agent are stand-ins.
 
 The stand-in agent has the real agent's HTTP API and swaps at once. It always starts on version 0. It fails to load
-:data:`BAD_VERSION`, and reports that no drafted token of :data:`DULL_VERSION` is accepted. It can be withdrawn, and its
-lease runs out. The operator is thereby tested in seconds; the end-to-end tests use the real engine.
+:data:`UNLOADABLE_VERSION`, and reports that no drafted token of :data:`DEGRADED_VERSION` is accepted. It can be
+withdrawn, and its lease runs out. With stand-ins the tests take seconds. The end-to-end tests use the real engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tests.assets.s3 import S3
 from tests.cluster.cluster import Cluster
 
 BUCKET = "operator-test"
-BAD_VERSION, DULL_VERSION = 3, 5
+UNLOADABLE_VERSION, DEGRADED_VERSION = 3, 5
+"""The stand-in agent fails to load the first, and live traffic rejects the second."""
 IMAGE = "aurora.test/stand-in:1"
 PYTHON = Path("/usr/bin/python3")
 
@@ -58,7 +59,7 @@ def state():
         status = {{"measurement": lease["measurement"], "phase": "Measuring"}}
         return {{"pod": os.environ["POD_NAME"], "boot": "", "engineReady": False, "measurement": status}}
     me["rounds"] += 1000
-    me["tokens"] += 1000 if me["version"] == {DULL_VERSION} else 2000
+    me["tokens"] += 1000 if me["version"] == {DEGRADED_VERSION} else 2000
     live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"], "requests": me["rounds"] // 10}}
     return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
             "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"]}}
@@ -95,7 +96,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(503, {{}})
         me["epoch"] = asked["epoch"]
         now = datetime.datetime.now(datetime.UTC).isoformat()
-        bad = asked["version"] == {BAD_VERSION}
+        bad = asked["version"] == {UNLOADABLE_VERSION}
         me["swap"] = {{"phase": "Failed" if bad else "Idle", "version": asked["version"], "finished": now,
                       "error": "shapes differ" if bad else ""}}
         if not bad:
@@ -108,10 +109,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("0.0.0.0", 8471), Handler).serve_forever()
 """
 
-VALIDATOR = "open('/dev/termination-log', 'w').write('3 of 8 prompts: wait for traffic'); sys.exit(1)"
-"""Always fails. A test that wants a verdict puts the evidence into the store first, and the operator then uses it."""
+FAILING_VALIDATOR = "open('/dev/termination-log', 'w').write('3 of 8 prompts: wait for traffic'); sys.exit(1)"
+"""Always fails. A test that needs a verdict puts the evidence into the store first."""
 
-DRIVER = """
+REPLICA_VALIDATOR = """
 import json, os, pathlib, time, urllib.request
 replica = json.loads(os.environ["AURORA_SETTINGS"])["replica"]
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
@@ -126,18 +127,18 @@ sys.exit(1)
 """
 """Keeps its replica withdrawn for 15 s, or until the agent refuses to renew the lease."""
 
-STOPS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+EXIT_ON_SIGTERM = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
 """Without a handler, process 1 ignores SIGTERM."""
 
 
 def _container(name: str, program: str) -> dict[str, Any]:
-    program = STOPS + program
+    program = EXIT_ON_SIGTERM + program
     return {"name": name, "image": IMAGE, "command": [str(PYTHON), "-u", "-c", program]}
 
 
-def spec(s3: S3, replicas: int = 2, *, where: str = "Job") -> dict[str, Any]:
+def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any]:
     """The spec of a speculator whose pods run the stand-ins."""
-    validator = _container("validator", VALIDATOR if where == "Job" else DRIVER)
+    validator = _container("validator", FAILING_VALIDATOR if measure_on == "Job" else REPLICA_VALIDATOR)
     return {
         "target": {"model": "org/model"},
         "store": {"bucket": BUCKET, "endpoint": s3.endpoint, "credentials": {"secretRef": {"name": "s3"}}},
@@ -152,7 +153,7 @@ def spec(s3: S3, replicas: int = 2, *, where: str = "Job") -> dict[str, Any]:
             },
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
-        "validation": {"measureOn": where, "template": {"spec": {"containers": [validator]}}},
+        "validation": {"measureOn": measure_on, "template": {"spec": {"containers": [validator]}}},
         "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
     }
 

@@ -1,6 +1,6 @@
-"""The chart and the definition of AuroraSpeculator: upgrades change the definition, uninstalling deletes nothing.
+"""The chart and the CRD of AuroraSpeculator: an upgrade updates the CRD, and uninstalling deletes nothing.
 
-No operator runs here. Only Helm and the API server handle the definition and the users' resources.
+No operator runs here. Only Helm and the API server handle the CRD and the users' resources.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["cluster"]
 
 CHART = REPOSITORY / "charts/aurora-operator"
 CRD = "auroraspeculators.aurora.dev"
-PLACE = "chart-test"
-"""Release and namespace."""
+RELEASE = "chart-test"
+"""Name of the release and of its namespace."""
 ADOPT = ("--take-ownership", "--force-conflicts")
-"""The options that the README names. Another test or another release may have installed the definition already."""
+"""The options that the README names. Another test or another release may have installed the CRD already."""
 
 
 @pytest.fixture(name="earlier")
@@ -47,13 +47,13 @@ def _earlier(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(name="place")
-def _place(cluster: Cluster) -> Iterator[Cluster]:
+@pytest.fixture(name="clean_cluster")
+def _clean_cluster(cluster: Cluster) -> Iterator[Cluster]:
     def clear() -> None:
         if "custom" in cluster.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "name"):
-            cluster.kubectl("delete", "auroraspeculator", "--all", "-n", PLACE, "--timeout=30s")
-        cluster.helm("uninstall", PLACE, "-n", PLACE, "--ignore-not-found")
-        cluster.kubectl("delete", "namespace", PLACE, "--ignore-not-found", "--timeout=90s")
+            cluster.kubectl("delete", "auroraspeculator", "--all", "-n", RELEASE, "--timeout=30s")
+        cluster.helm("uninstall", RELEASE, "-n", RELEASE, "--ignore-not-found")
+        cluster.kubectl("delete", "namespace", RELEASE, "--ignore-not-found", "--timeout=90s")
 
     try:
         yield cluster
@@ -62,12 +62,12 @@ def _place(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
-    cluster.helm("upgrade", "--install", PLACE, chart, "-n", PLACE, "--create-namespace", *options)
+    cluster.helm("upgrade", "--install", RELEASE, chart, "-n", RELEASE, "--create-namespace", *options)
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
 
 
 def fields(cluster: Cluster) -> dict[str, Any]:
-    """The schema of ``spec.rollout`` in the installed definition."""
+    """The schema of ``spec.rollout`` in the installed CRD."""
     (version,) = cluster.get("crd", CRD)["spec"]["versions"]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
     found: dict[str, Any] = spec["rollout"]["properties"]
@@ -78,7 +78,7 @@ def speculator() -> dict[str, Any]:
     return {
         "apiVersion": "aurora.dev/v1alpha1",
         "kind": "AuroraSpeculator",
-        "metadata": {"name": "mine", "namespace": PLACE},
+        "metadata": {"name": "mine", "namespace": RELEASE},
         "spec": {
             "target": {"model": "m"},
             "store": {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}},
@@ -87,7 +87,7 @@ def speculator() -> dict[str, Any]:
     }
 
 
-def test_the_charts_definition_equals_the_models_schema(cluster: Cluster) -> None:
+def test_the_charts_crd_equals_the_models_schema(cluster: Cluster) -> None:
     def printed(*options: str) -> dict[str, Any]:
         made: dict[str, Any] = yaml.safe_load(
             cluster.helm("template", "x", CHART, "-s", str(TEMPLATE.relative_to(CHART)), *options)
@@ -101,31 +101,31 @@ def test_the_charts_definition_equals_the_models_schema(cluster: Cluster) -> Non
 
 
 def test_an_upgrade_installs_the_new_schema_and_uninstalling_keeps_users_resources(
-    place: Cluster, earlier: Path
+    clean_cluster: Cluster, earlier: Path
 ) -> None:
-    upgrade(place, earlier, *ADOPT)
-    assert "pin" not in fields(place)
-    upgrade(place, CHART)
-    assert fields(place)["pin"]["type"] == "integer"
-    place.apply(speculator())
-    place.helm("uninstall", PLACE, "-n", PLACE)
-    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["rollout"] == {
-        "pin": 3, **{k: v["default"] for k, v in fields(place).items() if "default" in v}
+    upgrade(clean_cluster, earlier, *ADOPT)
+    assert "pin" not in fields(clean_cluster)
+    upgrade(clean_cluster, CHART)
+    assert fields(clean_cluster)["pin"]["type"] == "integer"
+    clean_cluster.apply(speculator())
+    clean_cluster.helm("uninstall", RELEASE, "-n", RELEASE)
+    assert clean_cluster.get("auroraspeculator", "mine", "-n", RELEASE)["spec"]["rollout"] == {
+        "pin": 3, **{k: v["default"] for k, v in fields(clean_cluster).items() if "default" in v}
     }  # fmt: skip
-    upgrade(place, CHART)
-    assert place.get("auroraspeculator", "mine", "-n", PLACE)["spec"]["rollout"]["pin"] == 3
+    upgrade(clean_cluster, CHART)
+    assert clean_cluster.get("auroraspeculator", "mine", "-n", RELEASE)["spec"]["rollout"]["pin"] == 3
 
 
-def test_a_definition_that_helm_did_not_install_is_adopted_only_on_request(place: Cluster) -> None:
-    text = place.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "json")
-    if text:  # The definition is not deleted, because another test's resources would be deleted with it.
+def test_a_crd_that_helm_did_not_install_is_adopted_only_on_request(clean_cluster: Cluster) -> None:
+    text = clean_cluster.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "json")
+    if text:  # The CRD is not deleted, because another test's resources would be deleted with it.
         bare = json.loads(text)["metadata"]
         unset = [f"{key}-" for key in bare.get("annotations", {}) if key.startswith("meta.helm.sh/")]
         if unset:
-            place.kubectl("annotate", "crd", CRD, *unset)
-        place.kubectl("label", "crd", CRD, "app.kubernetes.io/managed-by-")
-    place.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
+            clean_cluster.kubectl("annotate", "crd", CRD, *unset)
+        clean_cluster.kubectl("label", "crd", CRD, "app.kubernetes.io/managed-by-")
+    clean_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
     with pytest.raises(CommandError, match="invalid ownership metadata"):
-        upgrade(place, CHART)
-    upgrade(place, CHART, *ADOPT)
-    assert place.get("crd", CRD)["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+        upgrade(clean_cluster, CHART)
+    upgrade(clean_cluster, CHART, *ADOPT)
+    assert clean_cluster.get("crd", CRD)["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"

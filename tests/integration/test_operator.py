@@ -16,7 +16,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import BAD_VERSION, DULL_VERSION, IMAGE, PYTHON, Rig, namespace, spec
+from tests.integration.operator_rig import DEGRADED_VERSION, IMAGE, PYTHON, UNLOADABLE_VERSION, Rig, namespace, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]
@@ -170,8 +170,10 @@ def test_a_rejected_draft_is_never_swapped_in(rig: Rig) -> None:
 
 def test_a_draft_that_pods_cannot_load_is_rolled_back(rig: Rig) -> None:
     promoted(rig)
-    offer(rig, BAD_VERSION, VerdictKind.PASS, active=1)
-    status = rig.wait(NAME, "rolled back", lambda s: BAD_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
+    offer(rig, UNLOADABLE_VERSION, VerdictKind.PASS, active=1)
+    status = rig.wait(
+        NAME, "rolled back", lambda s: UNLOADABLE_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE
+    )
     assert "shapes differ" in status.rollout.message
     assert {pod.version for pod in status.pods} == {1}, status.pods
     assert status.active is not None
@@ -180,26 +182,26 @@ def test_a_draft_that_pods_cannot_load_is_rolled_back(rig: Rig) -> None:
 
 def test_a_failed_measurement_shows_its_termination_message_and_rejects_nothing(rig: Rig) -> None:
     promoted(rig)
-    rig.registry(NAME).register(registration(BAD_VERSION + 1))
+    rig.registry(NAME).register(registration(UNLOADABLE_VERSION + 1))
     status = rig.wait(
         NAME, "a failed attempt", lambda s: s.candidate is not None and s.candidate.phase is CandidatePhase.FAILED
     )
     assert status.candidate is not None
     assert "3 of 8 prompts: wait for traffic" in status.candidate.message
-    assert BAD_VERSION + 1 not in status.rejected
+    assert UNLOADABLE_VERSION + 1 not in status.rejected
 
 
 def test_a_draft_that_fails_on_live_traffic_is_rolled_back(rig: Rig) -> None:
     promoted(rig)
-    offer(rig, DULL_VERSION, VerdictKind.PASS, active=1)
+    offer(rig, DEGRADED_VERSION, VerdictKind.PASS, active=1)
     status = rig.wait(
-        NAME, "rolled back", lambda s: DULL_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE
+        NAME, "rolled back", lambda s: DEGRADED_VERSION in s.rejected and s.rollout.phase is RolloutPhase.IDLE
     )
     assert "live traffic disagrees: acceptance length 1.00 against 2.00" in status.rollout.message
     assert {pod.version for pod in status.pods} == {1}, status.pods
     channel = rig.registry(NAME).channel()
     assert channel is not None
-    assert (channel.active, channel.rejected[-1]) == (1, DULL_VERSION)
+    assert (channel.active, channel.rejected[-1]) == (1, DEGRADED_VERSION)
 
 
 def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
@@ -223,7 +225,7 @@ def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
 
 def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     promoted(rig)
-    version = DULL_VERSION + 1
+    version = DEGRADED_VERSION + 1
     offer(rig, version, VerdictKind.PASS, active=1)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.version == version)
     annotation = f"aurora.dev/abort={version}"
@@ -257,7 +259,7 @@ def endpoints(rig: Rig) -> dict[str, bool]:
 
 
 def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) -> None:
-    rig.apply(LENT, spec(rig.s3, where="Replica"))
+    rig.apply(LENT, spec(rig.s3, measure_on="Replica"))
     registry = rig.registry(LENT)
     registry.create_lineage(lineage())
     registry.register(registration(0))

@@ -1,4 +1,4 @@
-"""Executes a plan.
+"""Executes plans.
 
 Invariants:
 
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Facts about this execution that the next observation needs (fields as in ``Observed``)."""
+class ExecutionResult:
+    """Facts about one execution that the next reconcile needs. The fields are those of ``Observed``."""
 
     fenced: bool = False
     apply_errors: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Actor:
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
 
-    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreReader | None) -> Outcome:
+    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreReader | None) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
 
         Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
@@ -70,7 +70,7 @@ class Actor:
         fenced |= await self._agents.lend(plan.loans, snapshot)
         for note in plan.notes:
             await self._events.post(note, owner)
-        return Outcome(
+        return ExecutionResult(
             fenced=fenced,
             apply_errors=(*children.errors, *job.errors),
             refused_job=job.refused,

@@ -43,7 +43,10 @@ class WriteResult:
 
 
 class ChildWriter:
-    """Writes the children of one speculator. Remembers what it applied, so that an unchanged child costs no call."""
+    """Writes the children of one speculator.
+
+    The writer remembers each applied child, so an unchanged child costs no call.
+    """
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
@@ -105,7 +108,10 @@ class ChildWriter:
         return not owner.owns(found)
 
     async def _apply(self, child: Object, existing: Object | None) -> str:
-        """Apply ``child`` unless it is as we left it. Returns the API server's refusal, or an empty string."""
+        """Apply ``child`` unless nobody changed it since our last apply.
+
+        Returns the API server's refusal, or an empty string.
+        """
         key = _key(child)
         digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
         if existing is not None and self._applied.get(key) == (digest, _revision(existing)):
@@ -134,6 +140,9 @@ def _title(obj: Object) -> str:
 
 
 def _revision(obj: Object) -> Any:
-    """Changes whenever somebody changes what we applied: the generation, or the version for kinds without one."""
+    """A value that changes whenever somebody changes a field that we applied.
+
+    The value is the uid with the generation, or with the resourceVersion for kinds without a generation.
+    """
     metadata = obj["metadata"]
     return (metadata["uid"], metadata.get("generation") or metadata["resourceVersion"])

@@ -15,7 +15,7 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.operator_config import FIELD_MANAGER
-from aurora_operator.plan import Note
+from aurora_operator.plan import EventNote
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class EventRecorder:
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
 
-    async def post(self, note: Note, owner: Owner) -> None:
+    async def post(self, note: EventNote, owner: Owner) -> None:
         """Log ``note`` and post it as an Event. A refused Event is logged and otherwise ignored."""
         log.info("%s: %s: %s", owner.full_name, note.reason, note.message)
         event = _event(note, owner, datetime.now(UTC))
@@ -41,7 +41,7 @@ class EventRecorder:
             log.warning("%s: the Event %s was not posted: %s", owner.full_name, note.reason, error)
 
 
-def _event(note: Note, owner: Owner, now: datetime) -> Object:
+def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
     """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict."""
     timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     hour = timestamp[:13]

@@ -2,8 +2,8 @@
 
 Invariants:
 
-- Only the operator's pods reach the agents' port, and the validators too where replicas are measured. The agents
-  demand their token from both.
+- Only the operator's pods reach the agents' port. With ``validation.measureOn: Replica`` the validators reach the port
+  too. The agents demand their token from both.
 - The engine's port is open to the speculator's own namespace and to namespaces labelled ``aurora.dev/client=true``.
 - The trainer and the validators accept no connection.
 """

@@ -29,11 +29,15 @@ FINISHED_JOB_TTL_SECONDS = 3600
 """Kubernetes keeps a finished Job, and with it the Job's log, for this long."""
 GRACE_PERIOD_SECONDS = 30
 _SERVING_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
+"""Fields of the engine's container that a validator does not inherit."""
 
 
 @dataclass(frozen=True)
 class ValidationAttempt:
-    """One attempt to measure ``version`` against ``active``, on ``replica`` or, without one, with its own engine."""
+    """One attempt to measure ``version`` against ``active``.
+
+    The attempt measures on ``replica``. Without a replica, the Job runs its own engine.
+    """
 
     version: int
     attempt: int
@@ -42,7 +46,7 @@ class ValidationAttempt:
 
 
 def validator_template(serving: PodTemplate) -> PodTemplate:
-    """The serving pods' template for a validator: the engine's container is renamed, other containers are left out."""
+    """The serving pods' template for a validator. The engine's container is renamed, others are left out."""
     spec: dict[str, Any] = {key: value for key, value in serving.spec.items() if key != "initContainers"}
     if "containers" in spec:
         engines = [c for c in spec["containers"] if isinstance(c, dict) and c.get("name") == "sglang"]
@@ -56,8 +60,8 @@ def pull_secrets_only(serving: PodTemplate) -> PodTemplate:
     return PodTemplate(spec={key: value for key, value in serving.spec.items() if key == "imagePullSecrets"})
 
 
-def measurement_shape(spec: SpeculatorSpec) -> str:
-    """Digest of everything, besides the draft and the target, that decides how fast an engine is measured to be."""
+def engine_setup_digest(spec: SpeculatorSpec) -> str:
+    """Digest of all settings, besides the draft and the target, on which the measured speed depends."""
     parts = [
         spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
         spec.validation.measure_on.value,
@@ -82,7 +86,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         active=attempt.active,
         attempt=attempt.attempt,
         image=engine_image(spec, config),
-        pod_digest=measurement_shape(spec),
+        pod_digest=engine_setup_digest(spec),
         replica=attempt.replica,
     )
     return value.to_variable()

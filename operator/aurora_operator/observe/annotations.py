@@ -1,4 +1,4 @@
-"""The annotations by which a user decides about a version: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
+"""The annotations that promote or abort a version: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Remembers recent counters of each pod's engine, so that the status can show the live acceptance length.
 
-Invariant: the samples may be lost at any time. Only figures that are shown come from them, never a decision.
+Invariant: the samples may be lost at any time. They feed only the figures in the status, never a decision.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class PodView:
     scheduled: bool = False
     agent: AgentState | None = None
     waiting: str = ""
-    """Why a container does not run, in Kubernetes' word: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
+    """Kubernetes' reason why a container does not run: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
 
@@ -168,7 +168,7 @@ class Observed:
     disruptions_allowed: int | None = None
     """How many more pods the disruption budget allows to leave now; None while that is unknown."""
     live_window: Mapping[str, LiveWindow] = field(default_factory=dict)
-    """By pod name. Only figures that are shown come from it; no decision depends on it."""
+    """By pod name. The windows feed only the figures in the status; no decision depends on them."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
     fenced: bool = False
@@ -177,6 +177,6 @@ class Observed:
     apply_errors: tuple[str, ...] = ()
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None
-    """The Job refused in the last reconcile. A restarted operator has forgotten it and asks for that Job once more."""
+    """The Job refused in the last reconcile. A restarted operator does not remember the refusal and tries once more."""
     name_taken: tuple[str, ...] = ()
     """Children that were not applied because an object of that name belongs to somebody else: ``Service chat``."""

@@ -4,8 +4,8 @@ Invariants:
 
 - The order is Jobs, pods, store. A finished Job's termination message and evidence are therefore never missed.
 - Only a failure of the API server ends an observation early.
-- Everything kept between observations (connections, cached create-once records, the live window) may be lost at any
-  time without changing a decision.
+- The observer may lose everything that it keeps between observations (connections, cached create-once records, the
+  live window) without changing a decision.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One observation together with the parts that acting needs, and that planning must not depend on."""
+"""One observation, with extra parts that acting needs. Planning must not depend on the extra parts."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class StoreAccess:
         """The open store; None until credentials were found."""
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, versions: frozenset[int]) -> StoreView:
-        """The store's records, with those about ``versions`` among them. Raises :class:`KubernetesError`."""
+        """The store's records, including those about ``versions``. Raises :class:`KubernetesError`."""
         config = await self._config(owner, spec)
         if isinstance(config, StoreView):
             return config
@@ -57,8 +57,10 @@ class StoreAccess:
         )
 
     async def _read_in_time(self, reader: StoreReader, versions: frozenset[int]) -> StoreView:
-        """Read in a thread. A thread that hangs longer than the deadline is waited for by the next call, which then
-        starts no other one."""
+        """Read in a thread, within the deadline.
+
+        While an earlier read still hangs, a call waits for that read instead of starting another one.
+        """
         error = f"the store gave no answer within {READ_TIMEOUT_SECONDS:.0f} s"
         timed_out = StoreView(reason="Unreachable", error=error)
         if self._read is not None and not await _finished_in_time(self._read):

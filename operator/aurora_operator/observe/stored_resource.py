@@ -7,21 +7,9 @@ from pydantic import ValidationError
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import OperatorError
+from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
 from aurora_protocol.sglang_flags import unknown_flags
-
-
-class InvalidSpec(OperatorError):
-    """A stored custom resource's spec does not satisfy its model; the message names each field and its fault.
-
-    Carries the parts that did parse, so that the operator can still report the fault in the status.
-    """
-
-    def __init__(self, owner: Owner, status: SpeculatorStatus, message: str) -> None:
-        super().__init__(message)
-        self.owner = owner
-        self.status = status
 
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
@@ -40,9 +28,9 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
         raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}") from None
-    # The list is of the operator's own SGLang: nothing is known of the one in a user's image.
+    # The list holds the flags of the SGLang in our own image. A user's image may hold another SGLang: no check there.
     if spec.serving.image is None and (unknown := unknown_flags(spec.serving.extra_args)):
-        text = f"spec.serving.extraArgs: SGLang has no flag {', '.join(unknown)}: correct or remove it"
+        text = f"spec.serving.extraArgs: SGLang has no flag {', '.join(unknown)}; correct or remove it"
         raise InvalidSpec(owner, status, text)
     return owner, spec, status
 

@@ -1,4 +1,4 @@
-"""A plan: everything to be done for one speculator after one look at it.
+"""A plan: everything to be done for one speculator after one observation.
 
 Invariant: every part is idempotent. When the operator dies between any two parts, the next plan goes on from there.
 """
@@ -24,7 +24,7 @@ class Swap:
 
 @dataclass(frozen=True)
 class Loan:
-    """Withdraw a pod to measure on it, or take it back."""
+    """Ask the agent of a pod to withdraw the pod for a measurement, or to return the pod to its Service."""
 
     pod: str
     ip: str
@@ -32,8 +32,8 @@ class Loan:
 
 
 @dataclass(frozen=True)
-class Note:
-    """An Event on the custom resource, in plain words."""
+class EventNote:
+    """A Kubernetes Event to post on the custom resource."""
 
     reason: str
     message: str
@@ -54,6 +54,6 @@ class Plan:
     delete_jobs: tuple[str, ...] = ()
     swaps: tuple[Swap, ...] = ()
     loans: tuple[Loan, ...] = ()
-    notes: tuple[Note, ...] = field(default=())
+    notes: tuple[EventNote, ...] = field(default=())
     moving: bool = False
-    """Something is under way, so the next look should come soon."""
+    """Something is under way, so the next reconcile should come soon."""

@@ -1,6 +1,6 @@
-"""The channel's next record: which version is active, which was, and which are rejected. Pure.
+"""Builds the channel's next record, which names the active, the previous and the rejected versions. Pure.
 
-Invariants: a version becomes active by promotion only with the evidence that earned it. Rejected versions stay
+Invariants: a promotion names the evidence that allowed it. Rejected versions stay
 rejected, up to the newest :data:`MAX_REJECTED`.
 """
 
@@ -36,7 +36,7 @@ def first_channel(store: StoreView, now: datetime) -> Channel | None:
 
 
 def next_channel(observed: Observed, step: Step, validation: ValidationDecision, now: datetime) -> Channel | None:
-    """The record that follows from the rollout's step, or from a person who rejects a candidate; None: no change."""
+    """The record after the rollout's step, or after a person aborted the candidate; None: no change."""
     former, decision = observed.store.channel, _decision(observed, step, validation)
     if decision is None or former is None:
         return None
@@ -58,7 +58,10 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
 
 
 def _decision(observed: Observed, step: Step, validation: ValidationDecision) -> _Decision | None:
-    """The rollout's decision comes first. No evidence says that a person rejected a candidate, so the channel does."""
+    """The rollout's decision comes first.
+
+    A candidate that a person aborts leaves no evidence, so the channel records the rejection.
+    """
     if step.advance is not None:
         return _Decision(step.advance, step.rollout.message)
     channel, rejected = observed.store.channel, validation.reject

@@ -1,4 +1,4 @@
-"""Kubernetes Events and the history: decisions about versions, in plain words. Pure."""
+"""Builds the Kubernetes Events and the history, which tell decisions about versions. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
-from aurora_operator.plan.actions import Note
+from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.validation import ValidationDecision
 
@@ -23,7 +23,7 @@ _TEXTS = {
     "Promoted": "Promoted version {version}: {message}",
     "RolledBack": "All pods serve the active version again. The roll of version {version} ended: {message}",
     "RolloutFailed": "Rolling back version {version}: {message}",
-    "RolloutStopped": "Stopped the roll of version {version} without blame: {message}",
+    "RolloutStopped": "Stopped the roll of version {version} without rejecting the version: {message}",
     "Pinned": "Pinned version {version}",
     "Paused": "Paused the roll of version {version}: {message}",
     "Resumed": "Resumed the roll of version {version}",
@@ -53,13 +53,13 @@ class VersionEvent:
     message: str
 
     @property
-    def note(self) -> Note:
+    def note(self) -> EventNote:
         text = _TEXTS[self.reason].format(version=self.version, message=self.message)
-        return Note(self.reason, text.removesuffix(": "), self.reason in _WARNINGS)
+        return EventNote(self.reason, text.removesuffix(": "), self.reason in _WARNINGS)
 
 
 def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionEvent, ...]:
-    """What this look decides: about the candidate first, then about the rollout."""
+    """The decisions of this reconcile: about the candidate first, then about the rollout."""
     events = []
     if validation.event and validation.candidate is not None:
         version = validation.candidate.version if validation.reject is None else validation.reject
@@ -72,8 +72,8 @@ def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionE
 def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: datetime) -> tuple[HistoryEntry, ...]:
     """The new entries, oldest first.
 
-    An event that repeats the last entry is left out: a version whose swaps do not get through is tried again and again,
-    and would push everything else out of the history.
+    An event that repeats the last entry is left out. Otherwise a version that is tried again and again, because its
+    swaps do not get through, would push everything else out of the history.
     """
     last = (old.history[-1].event, old.history[-1].version) if old.history else None
     named = [(_HISTORY_EVENTS[event.reason], event) for event in events if event.reason in _HISTORY_EVENTS]
@@ -84,8 +84,8 @@ def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: 
     )
 
 
-def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[Note]:
-    """Kubernetes Events: the decisions, and the conditions that a person should know to have changed."""
+def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[EventNote]:
+    """The Kubernetes Events: one for each decision, and one for each change of Ready and Degraded."""
     for event in events:
         yield event.note
     before = {condition.type: condition for condition in old.conditions}
@@ -94,8 +94,8 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
         if known is not None and (known.status, known.reason) == (condition.status, condition.reason):
             continue
         if condition.type is ConditionType.DEGRADED and condition.status is ConditionStatus.TRUE:
-            yield Note(condition.reason, condition.message, warning=True)
+            yield EventNote(condition.reason, condition.message, warning=True)
         if condition.type is ConditionType.READY and (known is None or known.status is not condition.status):
             ready = condition.status is ConditionStatus.TRUE
             reason = "Ready" if ready else condition.reason
-            yield Note(reason, condition.message, warning=not ready and known is not None)
+            yield EventNote(reason, condition.message, warning=not ready and known is not None)

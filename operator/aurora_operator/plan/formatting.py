@@ -14,9 +14,9 @@ def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency
 
 
 def source_text(evidence: Evidence, concurrency: int) -> str:
-    """Device, hardware, data type and concurrency of a ratio, so that a figure from a CPU says so.
+    """Device, hardware, data type and concurrency of a ratio, so that a reader knows a figure from a CPU.
 
-    Without speculation ("off") may have been measured on an earlier day, which is then named.
+    The arm without speculation ("off") may have been measured on an earlier day. The text then names that day.
     """
     environment = evidence.environment
     earlier_day = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""

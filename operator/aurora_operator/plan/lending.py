@@ -1,11 +1,12 @@
 """Lends a replica to a measurement (``validation.measureOn: Replica``), and takes the replica back. Pure.
 
-The pod is chosen in the status first and then withdrawn. Only when its agent confirms that is the Job created, which
-renews the lease. Every other pod that is withdrawn is taken back, also after the status was lost.
+The plan first names the pod in the status, and then asks the pod's agent to withdraw the pod. Once the agent confirms,
+the Job is created, and renews the lease from then on. Any other withdrawn pod is taken back, even when the status was
+lost.
 
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod is ready and serves the active
-version, another pod is left, and the disruption budget allows one more disruption. At most one pod is withdrawn. It is
-taken back, measured or not, once another pod is not ready: service comes before measurements.
+version, another pod is left, and the disruption budget allows one more disruption. At most one pod is withdrawn. When
+another pod is not ready, the withdrawn pod is taken back, measured or not: service comes before measurements.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from aurora_operator.plan.actions import Loan
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
 LEASE_SECONDS = 300
-"""Time for the Job's pod to start. From then on the Job renews a shorter lease."""
+"""The first lease covers the start of the Job's pod. From then on the Job renews a shorter lease."""
 
 
 @dataclass(frozen=True)
 class LendingDecision:
-    """What is to be done about replicas for ``candidate``."""
+    """The candidate with its replica and message, and the requests to agents."""
 
     candidate: CandidateStatus | None
     loans: tuple[Loan, ...] = ()
@@ -32,8 +33,11 @@ class LendingDecision:
     """The withdrawn pod that the candidate's Job may measure on. None: no Job may be created on a replica now."""
 
 
-def away(observed: Observed) -> frozenset[str]:
-    """Pods that are withdrawn, or were when their agent last answered. They serve no clients, and that is no fault."""
+def withdrawn_pods(observed: Observed) -> frozenset[str]:
+    """Names of the pods that are withdrawn, or that the status names as lent while their agent does not answer.
+
+    These pods serve no clients, which is no fault.
+    """
     candidate = observed.status.candidate
     lent = candidate.pod if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None
     return frozenset(
@@ -50,58 +54,59 @@ def lend_replica(
 
     Args:
         epoch: fences the requests to the agents.
-        rollout_rests: no roll goes on, begins or ends with this look.
+        rollout_rests: no roll goes on, begins or ends in this reconcile.
     """
-    borrower = candidate if rollout_rests and _needs_replica(observed, candidate) else None
-    holder = _pod_withdrawn_for(observed, borrower)
-    others = tuple(loan for view in observed.pods if view is not holder for loan in _take_back(view, epoch))
-    if borrower is None:
-        return LendingDecision(candidate, others)
-    if holder is not None and holder.name != borrower.pod:
-        borrower = borrower.model_copy(update=_measuring_on(holder))
-    if any((job.version, job.attempt) == (borrower.version, borrower.attempt) for job in observed.jobs):
+    measured = candidate if rollout_rests and _needs_replica(observed, candidate) else None
+    lent = _pod_withdrawn_for(observed, measured)
+    returns = tuple(loan for view in observed.pods if view is not lent for loan in _take_back(view, epoch))
+    if measured is None:
+        return LendingDecision(candidate, returns)
+    if lent is not None and lent.name != measured.pod:
+        measured = measured.model_copy(update=_measuring_on(lent))
+    if any((job.version, job.attempt) == (measured.version, measured.attempt) for job in observed.jobs):
         # The Job renews the lease, and fails when the lease is lost.
-        return LendingDecision(borrower, (*others, *_take_back(holder, epoch)) if _missed(observed, holder) else others)
-    if holder is not None:
-        return _withdrawn_without_job(observed, borrower, holder, others, epoch)
-    return _withdraw(observed, borrower, others, epoch)
+        recalled = _take_back(lent, epoch) if _recall_reason(observed, lent) else ()
+        return LendingDecision(measured, (*returns, *recalled))
+    if lent is not None:
+        return _withdrawn_without_job(observed, measured, lent, returns, epoch)
+    return _withdraw(observed, measured, returns, epoch)
 
 
 def _withdrawn_without_job(
-    observed: Observed, borrower: CandidateStatus, holder: PodView, others: tuple[Loan, ...], epoch: int
+    observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[Loan, ...], epoch: int
 ) -> LendingDecision:
     """The pod is withdrawn and the Job does not exist yet: create the Job, or take the pod back."""
-    if reason := _missed(observed, holder) or _template_changing(observed):
-        return LendingDecision(_waiting(borrower, reason), (*others, *_take_back(holder, epoch)))
-    returning = holder.measurement is not None and holder.measurement.phase is MeasurementPhase.RETURNING
-    has_left_service = bool(holder.ip) and not holder.ready and not returning
-    return LendingDecision(borrower, others, holder if has_left_service else None)
+    if reason := _recall_reason(observed, lent) or _template_changing(observed):
+        return LendingDecision(_waiting(candidate, reason), (*returns, *_take_back(lent, epoch)))
+    returning = lent.measurement is not None and lent.measurement.phase is MeasurementPhase.RETURNING
+    has_left_service = bool(lent.ip) and not lent.ready and not returning
+    return LendingDecision(candidate, returns, lent if has_left_service else None)
 
 
-def _withdraw(observed: Observed, borrower: CandidateStatus, others: tuple[Loan, ...], epoch: int) -> LendingDecision:
+def _withdraw(observed: Observed, candidate: CandidateStatus, returns: tuple[Loan, ...], epoch: int) -> LendingDecision:
     """Withdraw the pod that the status names, or choose one, unless no pod can be spared."""
-    if reason := obstacle(observed):
-        return LendingDecision(_waiting(borrower, reason), others)
+    if reason := _refusal_reason(observed):
+        return LendingDecision(_waiting(candidate, reason), returns)
     views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
-    chosen = next((view for view in views if view.name == borrower.pod), views[-1])
-    loan = _loan(chosen, borrower.job or "", epoch, lease_seconds=LEASE_SECONDS)
-    return LendingDecision(borrower.model_copy(update=_measuring_on(chosen)), (*others, loan))
+    chosen = next((view for view in views if view.name == candidate.pod), views[-1])
+    loan = _loan(chosen, candidate.job or "", epoch, lease_seconds=LEASE_SECONDS)
+    return LendingDecision(candidate.model_copy(update=_measuring_on(chosen)), (*returns, loan))
 
 
-def _waiting(borrower: CandidateStatus, reason: str) -> CandidateStatus:
-    return borrower.model_copy(update={"pod": None, "message": f"waiting for a replica: {reason}"})
+def _waiting(candidate: CandidateStatus, reason: str) -> CandidateStatus:
+    return candidate.model_copy(update={"pod": None, "message": f"waiting for a replica: {reason}"})
 
 
 def _measuring_on(view: PodView) -> dict[str, str]:
     return {"pod": view.name, "message": f"measuring on the replica {view.name}, which has left the Service"}
 
 
-def _pod_withdrawn_for(observed: Observed, borrower: CandidateStatus | None) -> PodView | None:
-    """The pod that is withdrawn for ``borrower``: the one in the status first, any when the status was lost."""
-    if borrower is None:
+def _pod_withdrawn_for(observed: Observed, candidate: CandidateStatus | None) -> PodView | None:
+    """The pod that is withdrawn for ``candidate``: the pod that the status names, or any when the status was lost."""
+    if candidate is None:
         return None
-    views = [v for v in observed.pods if v.measurement is not None and v.measurement.measurement == borrower.job]
-    return next((view for view in views if view.name == borrower.pod), views[0] if views else None)
+    views = [v for v in observed.pods if v.measurement is not None and v.measurement.measurement == candidate.job]
+    return next((view for view in views if view.name == candidate.pod), views[0] if views else None)
 
 
 def _needs_replica(observed: Observed, candidate: CandidateStatus | None) -> bool:
@@ -124,31 +129,31 @@ def _take_back(view: PodView | None, epoch: int) -> tuple[Loan, ...]:
     return (_loan(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
-def _missed(observed: Observed, holder: PodView | None) -> str:
+def _recall_reason(observed: Observed, lent: PodView | None) -> str:
     """Why the lent pod has to serve again; empty when it can be spared."""
-    serving = sum(view.ready and not view.terminating for view in observed.pods if view is not holder)
+    serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
     others = observed.spec.serving.replicas - 1
     return "" if serving >= others else f"{serving} of the {others} other pods are ready"
 
 
 def _template_changing(observed: Observed) -> str:
-    """Why pods must not be measured on now; empty when all have the current template.
+    """Why no pod may be measured on now; empty when all pods have the current template.
 
-    A pod of another template would be measured with former settings, and the result reported for the present ones.
+    A pod of another template would be measured with old settings, and the result reported for the current ones.
     """
     current = observed.deployment is not None and observed.deployment.current
     return "" if current else "pods of the current template are being started"
 
 
-def obstacle(observed: Observed) -> str:
+def _refusal_reason(observed: Observed) -> str:
     """Why no replica may be withdrawn now; empty when one may."""
     wanted, channel = observed.spec.serving.replicas, observed.store.channel
     views = [view for view in observed.pods if not view.terminating]
     if wanted < 2:
-        return "serving.replicas is below 2, and one has to go on serving"
+        return "serving.replicas is below 2, and one replica has to go on serving"
     if reason := _template_changing(observed):
         return reason
-    if lent := sorted(away(observed)):
+    if lent := sorted(withdrawn_pods(observed)):
         return f"{', '.join(lent)} is not back yet"
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]
     if len(ready) < wanted or len(views) != wanted:

@@ -1,4 +1,4 @@
-"""Puts the parts of a plan together: children, the channel's next record, validation, rollout, lending, status.
+"""Combines the parts of a plan: children, the channel's next record, validation, rollout, lending and status.
 
 Invariant: while the store cannot be read, nothing is decided about versions, and pods keep the version they serve.
 """
@@ -33,10 +33,14 @@ from aurora_protocol.pod_settings import Replica
 
 
 def plan(observed: Observed, config: OperatorConfig, now: datetime, since_written: timedelta = timedelta.max) -> Plan:
-    """What to do now. ``since_written``: age of the stored status; figures that change all the time wait for it."""
+    """The plan for this reconcile.
+
+    Args:
+        since_written: age of the stored status. Figures that change all the time are written only after a while.
+    """
     may_decide = observed.store.ok and observed.store.channel is not None
-    made = _decide(observed, config, now) if may_decide else _hold(observed, now)
-    assert made.status is not None, "both branches say what the status should be"
+    made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
+    assert made.status is not None, "both branches compute a status"
     return replace(
         made,
         create_keys=not observed.keys_exist,
@@ -45,8 +49,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     )
 
 
-def _hold(observed: Observed, now: datetime) -> Plan:
-    """Without a channel to read: write its first record if the initial draft is there, and otherwise wait."""
+def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
+    """The plan while no channel can be read: write the channel's first record once the initial draft is registered."""
     old = observed.status
     kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
@@ -54,8 +58,11 @@ def _hold(observed: Observed, now: datetime) -> Plan:
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=True)
 
 
-def _decide(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
-    """Decide about the candidate first, because a version that passes is what the rollout may take up."""
+def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
+    """The plan while the channel can be read.
+
+    The candidate comes first, because the rollout may start with a version that passes now.
+    """
     old, pods = observed.status, rollout_pods(observed)
     known_rejected = _known_rejected(observed)
     validated = validation.decide(_validation_inputs(observed, pods, known_rejected, now))
@@ -64,7 +71,7 @@ def _decide(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
     # Roll out a validated candidate before measuring the next one. Measuring now would take a replica away from the
     # roll, and would compare against a version that is about to be replaced.
     rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
-    lent = lending.lend_replica(observed, validated.candidate, _fence(observed), rollout_rests=rollout_rests)
+    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), rollout_rests=rollout_rests)
     candidate = _candidate_after(lent.candidate, step)
     rejected = _with(rejected, step.advance.reject if step.advance else None)
     events = version_events(validated, step)
@@ -88,9 +95,9 @@ def _decide(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
 
 
 def _known_rejected(observed: Observed) -> frozenset[int]:
-    """Versions after the active one that status or channel reject."""
+    """The rejected versions of status and channel that are newer than the active version."""
     channel = observed.store.channel
-    assert channel is not None, "the caller holds without a channel"
+    assert channel is not None, "called only while there is a channel"
     return frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
 
 
@@ -117,7 +124,7 @@ def _validation_inputs(
 
 
 def _candidate_after(candidate: CandidateStatus | None, step: Step) -> CandidateStatus | None:
-    """The candidate once the channel is advanced: gone when it became active, rejected when its version was."""
+    """The candidate after the step: None when it became active, Rejected when the step rejects its version."""
     if candidate is None or step.advance is None:
         return candidate
     if candidate.version == step.advance.active:
@@ -127,8 +134,8 @@ def _candidate_after(candidate: CandidateStatus | None, step: Step) -> Candidate
     return candidate
 
 
-def _fence(observed: Observed) -> int:
-    """The epoch that fences requests to withdraw a pod. Agents accept none below 1."""
+def _fencing_epoch(observed: Observed) -> int:
+    """The epoch that fences requests to withdraw a pod. Agents refuse epochs below 1."""
     channel_epoch = observed.store.channel.epoch if observed.store.channel else 0
     return max(observed.status.rollout.epoch, channel_epoch, 1)
 
@@ -155,11 +162,11 @@ def _job_to_create(
         if lent.pod is None:
             return None
         name = job_name(observed.owner.name, version, attempt)
-        replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fence(observed))
+        replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
     return job(observed.owner, observed.spec, config, ValidationAttempt(version, attempt, channel.active, replica))
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
-    """Whether pods or the rollout are under way, so that the next look should come soon."""
+    """Whether pods or the rollout are under way, so that the next reconcile should come soon."""
     unsettled = any(pod.swapping or not pod.ready for pod in pods) or len(pods) != observed.spec.serving.replicas
     return unsettled or step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)

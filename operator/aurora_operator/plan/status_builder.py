@@ -35,11 +35,12 @@ from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_store import Keys
 
 REFRESH = timedelta(seconds=5)
+"""Time between two writes of a status in which only figures changed."""
 
 
 @dataclass(frozen=True)
 class StatusChanges:
-    """The decided parts of the status."""
+    """The parts of the status that the plan decides. The other parts are observed."""
 
     rollout: RolloutStatus
     operator_state: dict[str, Any]
@@ -71,7 +72,7 @@ def _figures(evidence: Evidence, arm: Arm, concurrency: int) -> dict[str, str | 
 
 
 def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
-    """Acceptance length since the live window's start: over all pods, and of each."""
+    """Acceptance length since the start of the live window: over all pods, and by pod name."""
     all_tokens = all_rounds = 0
     by_pod: dict[str, str | None] = {}
     for pod in pods:
@@ -114,8 +115,8 @@ def _training(observed: Observed) -> TrainingStatus:
     )
 
 
-def _slots(observed: Observed) -> tuple[VersionStatus | None, VersionStatus | None, int | None]:
-    """The active version, the previous one and the lineage. Without a channel to read, as the old status says."""
+def _active_and_previous(observed: Observed) -> tuple[VersionStatus | None, VersionStatus | None, int | None]:
+    """The active version, the previous one and the lineage. They stay as they are while no channel can be read."""
     old, store = observed.status, observed.store
     channel = store.channel
     if channel is None:
@@ -154,7 +155,7 @@ def _pod_statuses(observed: Observed, pods: Iterable[Pod], accept_lengths: dict[
 def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges, now: datetime) -> SpeculatorStatus:
     """The new status."""
     old = observed.status
-    active, previous, lineage = _slots(observed)
+    active, previous, lineage = _active_and_previous(observed)
     expected = _expected_versions(observed.store.channel, changes.rollout)
     up_to_date = sum(pod.ready and pod.version in expected for pod in pods)
     accept_length, accept_lengths = _live_acceptance(observed, observed.pods)
@@ -182,12 +183,18 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
 
 def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
     pods = [pod.model_copy(update={"accept_length": None}) for pod in status.pods]
-    # The trainer's message counts its steps.
-    calm = [
+    # The message of TrainerReady counts optimizer steps.
+    quiet_conditions = [
         condition.model_copy(update={"message": ""}) if condition.type is ConditionType.TRAINER_READY else condition
         for condition in status.conditions
     ]
-    update = {"conditions": calm, "accept_length": None, "traces": 0, "training": TrainingStatus(), "pods": pods}
+    update = {
+        "conditions": quiet_conditions,
+        "accept_length": None,
+        "traces": 0,
+        "training": TrainingStatus(),
+        "pods": pods,
+    }
     return status.model_copy(update=update)
 
 

@@ -1,4 +1,4 @@
-"""Which candidate is measured, and what its measurement means. Pure.
+"""Decides which candidate is measured, and what follows from its measurement. Pure.
 
 ::
 
@@ -8,22 +8,22 @@
                      v  |  +-- Failed: the measurement could not be made
                  Inconclusive / Rejected: never rolled out
 
-The newest version takes the place of a candidate that is decided or that waits: for its next attempt, for a replica, to
-be measured again against another active version, or for its roll while rolls are paused or pods are missing. A
-candidate that is being measured keeps its place.
+The newest version replaces a candidate that is decided, and one that waits. A candidate waits for its next attempt, for
+a replica, for another measurement because the active version changed, or for its roll while rolls are paused or pods
+are missing. A candidate that is being measured is not replaced.
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
-that publishes faster than candidates are measured would keep every version from the pods. So a roll that was held
-starts with the version that passed as soon as it may, and not with the next verdict. A version whose roll ended
-without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
+that publishes faster than candidates are measured would keep every version from the pods. A delayed roll therefore
+starts with the version that passed as soon as rolls may start, and does not wait for the next verdict. A version whose
+roll ended without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
 (``plan/lending.py``).
 
-Invariants: one Job at a time. A verdict is sought in at most :data:`MAX_MEASUREMENTS` measurements against one version.
-A measurement that could not be made, also because the API server refused its Job, says nothing about the candidate: it
-is repeated after growing delays and never counted as a verdict. A candidate is rolled out only with the evidence of
-:meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
+Invariants: one Job at a time. A candidate is measured against one active version at most :data:`MAX_MEASUREMENTS`
+times. A measurement that could not be made says nothing about the candidate, even when the API server refused the Job.
+Such a measurement is repeated after growing delays and never counts as a verdict. A candidate is rolled out only with
+the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from aurora_store import Keys
 
 MAX_MEASUREMENTS = 2
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
-"""Delay before a failed measurement is repeated: the first, doubled with each failure up to the second."""
+"""Delay before a failed measurement is repeated: starts at the minimum and doubles up to the maximum."""
 POD_DOES_NOT_START = "; its pod does not start: "
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
@@ -53,9 +53,9 @@ class ValidationInputs:
 
     now: datetime
     name: str
-    """Of the speculator."""
+    """Name of the speculator."""
     store: StoreView
-    """Readable, with a channel."""
+    """Must be readable and hold a channel."""
     candidate: CandidateStatus | None
     rejected: frozenset[int]
     rollout: RolloutStatus
@@ -64,7 +64,7 @@ class ValidationInputs:
     concurrency: int
     """The concurrency at which an improvement must show."""
     may_measure: bool = True
-    """Pods serve, and a better version would be welcome."""
+    """At least one pod is ready, and no version is pinned."""
     abort: int | None = None
     """A person rejects this version."""
 
@@ -76,7 +76,7 @@ class ValidationInputs:
 
 @dataclass(frozen=True)
 class ValidationDecision:
-    """What follows for the candidate, and for the rollout."""
+    """The consequences for the candidate and for the rollout."""
 
     candidate: CandidateStatus | None
     next_version: int | None = None
@@ -113,7 +113,7 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
 
 
 def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
-    """The stored candidate, as far as store and rollout still agree with it."""
+    """The stored candidate, corrected where the store or the rollout disagrees."""
     candidate = inputs.candidate
     if candidate is None or candidate.version <= inputs.channel.active:
         return None
@@ -128,7 +128,7 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
 
 
 def _waiting_version(inputs: ValidationInputs, candidate: CandidateStatus | None) -> int | None:
-    """The version whose place ``candidate`` took, if it may be rolled out now."""
+    """The version that passed before ``candidate`` took its place, if that version may be rolled out now."""
     if candidate is None:
         return None
     ended = inputs.rollout.progressed
@@ -156,7 +156,7 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
     if candidate.phase is CandidatePhase.VALIDATING:
         if newer is not None and _measurement_not_begun(inputs, candidate):
             return _begin(inputs, newer, candidate.waiting_version)
-        return _measured(inputs, candidate)
+        return _after_attempt(inputs, candidate)
     if candidate.phase is CandidatePhase.VALIDATED:
         return _validated(inputs, candidate, newer)
     if newer is not None:
@@ -167,11 +167,11 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
 
 
 def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int | None) -> ValidationDecision:
-    """A candidate that passed, and was not rolled out yet."""
-    earned = inputs.store.promotion_evidence(candidate.version) is not None
+    """The next state of a candidate that passed and was not rolled out yet."""
+    promotable = inputs.store.promotion_evidence(candidate.version) is not None
     if newer is not None:
-        return _begin(inputs, newer, candidate.version if earned else None)
-    if earned:
+        return _begin(inputs, newer, candidate.version if promotable else None)
+    if promotable:
         return ValidationDecision(candidate, next_version=candidate.version)
     return _begin(inputs, candidate.version) if inputs.may_measure else ValidationDecision(candidate)
 
@@ -195,7 +195,10 @@ def _retry_delay(attempt: int) -> timedelta:
 
 
 def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None = None) -> ValidationDecision:
-    """Make ``version`` the candidate: with its evidence in the store, if any (a lost status), or with a first Job."""
+    """Make ``version`` the candidate.
+
+    After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
+    """
     evidence = inputs.store.evidence_of(version)
     registration = inputs.store.registrations.get(version)
     attempt = evidence[-1].attempt if evidence else 1
@@ -209,18 +212,18 @@ def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None =
         waiting_version=waiting_version,
         message="measuring on the real engine",
     )
-    return _measured(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
+    return _after_attempt(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
 
 
-def _measured(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
-    """What the attempt that is measured, or was, means now."""
+def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """The next state of a candidate in Validating, by the evidence or the failure of its present attempt."""
     attempts = inputs.store.evidence_of(candidate.version)
     evidence = next((e for e in attempts if e.attempt == candidate.attempt), None)
     if evidence is not None:
         return _by_verdict(inputs, _with_figures(inputs, candidate, evidence), evidence)
     if reason := _failure(inputs, candidate):
         return _failed(inputs, candidate, reason)
-    return ValidationDecision(_with_job_news(inputs, candidate))
+    return ValidationDecision(_with_pod_start_message(inputs, candidate))
 
 
 def _with_figures(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> CandidateStatus:
@@ -243,11 +246,11 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
         return _end(candidate, CandidatePhase.REJECTED, "Rejected")
     reason = candidate.message
     if passed:
-        # Measured against a version that is no longer active, which proves nothing about this one.
+        # The evidence compares with a version that is no longer active, so it proves nothing about the active one.
         newer = _newer_version(inputs, candidate.version)
         if newer is not None:
             return _begin(inputs, newer, candidate.waiting_version)
-        reason = "measured against a former version"
+        reason = "the measurement compared with a version that is no longer active"
     against_active = [
         e for e in inputs.store.evidence_of(candidate.version) if e.active_version == inputs.channel.active
     ]
@@ -257,10 +260,10 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
 
 
 def _failure(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
-    """Why the present attempt ends without evidence; empty while its Job may still write some."""
+    """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
     job = _job_of(inputs, candidate)
     if job is not None:
-        return (job.message or "the Job ended without writing evidence: see its log") if job.finished else ""
+        return (job.message or "the Job ended without evidence; see its log") if job.finished else ""
     refused = inputs.refused_job
     return f"the API server refused its Job: {refused.message}" if refused and refused.name == candidate.job else ""
 
@@ -272,8 +275,8 @@ def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 
 
-def _with_job_news(inputs: ValidationInputs, candidate: CandidateStatus) -> CandidateStatus:
-    """``candidate`` with a message that says whether its Job's pod does not start, and why."""
+def _with_pod_start_message(inputs: ValidationInputs, candidate: CandidateStatus) -> CandidateStatus:
+    """``candidate`` with a message that says why its Job's pod does not start, if the pod does not."""
     job = _job_of(inputs, candidate)
     if job is None:
         return candidate
@@ -288,7 +291,7 @@ def _job_of(inputs: ValidationInputs, candidate: CandidateStatus) -> JobView | N
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
-    """Measure again, in a Job of its own."""
+    """Measure ``candidate`` again, in another Job."""
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
     update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "since": inputs.now}

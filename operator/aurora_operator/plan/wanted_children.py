@@ -16,7 +16,8 @@ from aurora_operator.operator_config import OperatorConfig
 def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
     """The children in the order of creation.
 
-    Those that others refer to come first, then the trainer, whose initial draft the inference pods wait for.
+    Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
+    draft.
     """
     owner, spec = observed.owner, observed.spec
     return (
@@ -32,7 +33,12 @@ def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
 def obsolete_jobs(
     jobs: Sequence[JobView], wanted: tuple[int, int] | None, newest_finished: str | None
 ) -> tuple[str, ...]:
-    """Names of the Jobs of former attempts, running ones too. The candidate's last Job is kept for its log."""
+    """Names of the Jobs to delete: those of earlier attempts, even running ones.
+
+    Args:
+        wanted: version and attempt of the Job that should exist now.
+        newest_finished: name of the candidate's last Job, which is kept for its log.
+    """
     return tuple(
         job.name
         for job in jobs

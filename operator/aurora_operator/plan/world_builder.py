@@ -1,4 +1,4 @@
-"""What the rollout looks at, made from an observation. Pure."""
+"""Builds the rollout's input, a :class:`World`, from an observation. Pure."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def rollout_pod(view: PodView) -> Pod:
 def world_of(
     observed: Observed, pods: Iterable[Pod], validation: ValidationDecision, rejected: frozenset[int], now: datetime
 ) -> World:
-    """The world without lent replicas: they are neither missing nor to be asked for anything.
+    """The world without withdrawn pods. The rollout must neither miss them nor ask them for anything.
 
     Args:
         rejected: versions that are never rolled out again.
     """
     store, channel, pin = observed.store, observed.store.channel, observed.spec.rollout.pin
-    assert channel is not None, "the caller holds without a channel"
-    away, next_version = lending.away(observed), validation.next_version
+    assert channel is not None, "called only while there is a channel"
+    away, next_version = lending.withdrawn_pods(observed), validation.next_version
     return World(
         now=now,
         active=channel.active,
@@ -60,7 +60,7 @@ def world_of(
         policy=observed.spec.rollout,
         next_version=next_version if next_version not in rejected and not away else None,
         newer_version=_newer_version(observed, validation, rejected),
-        earned=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
+        promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
         pin_set=pin is not None,
         promote=observed.user_requests.promote,
@@ -71,7 +71,10 @@ def world_of(
 
 
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
-    """A version that came after the rolled one and may replace it. One whose measurement failed does not count."""
+    """The newest version, if the version being rolled out may have to make room for it.
+
+    A version whose measurement could not be made does not count.
+    """
     rolled, newest, candidate = observed.status.rollout.version, observed.store.newest, validation.candidate
     if rolled is None or newest is None or newest <= rolled or newest in rejected:
         return None
@@ -80,8 +83,11 @@ def _newer_version(observed: Observed, validation: ValidationDecision, rejected:
 
 
 def serving_digest(observed: Observed) -> str:
-    """Digest of all settings that decide how a draft is used and how fast. Figures before and after a change of them
-    cannot be compared. The number of replicas and the way pods are replaced do not count."""
+    """Digest of all settings that decide how a draft is used and how fast.
+
+    Figures from before and after a change of the digest cannot be compared. The number of replicas and the way pods are
+    replaced do not count.
+    """
     spec = observed.spec
     parts = (
         spec.target.model_dump_json(),

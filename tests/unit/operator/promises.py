@@ -50,7 +50,7 @@ class Promises(RuleBasedStateMachine):
     @property
     def channel(self) -> Channel:
         channel = self.store.channel
-        assert channel is not None, "made before the first rule"
+        assert channel is not None, "the channel exists before the first rule runs"
         return channel
 
     def check_plan(self, seen: Observed, made: Plan) -> None:
@@ -58,7 +58,7 @@ class Promises(RuleBasedStateMachine):
         after = before if made.status is None else made.status.rollout
         event(f"{before.phase} -> {after.phase}")
         judged = bool(seen.spec.rollout.analysis.consecutive_success_limit)
-        faulty, lied = (any(getattr(pod, what) for pod in self.cluster.pods) for what in ("faulty", "lie"))
+        faulty, lied = (any(getattr(pod, fault) for pod in self.cluster.pods) for fault in ("faulty", "lie"))
         for version in {before.version, after.version} - {None}:
             assert version is not None
             self.vouched |= set() if judged and not lied else {version}
@@ -68,7 +68,7 @@ class Promises(RuleBasedStateMachine):
             assert len(made.status.history) <= MAX_HISTORY
             assert len(made.status.rejected) <= 2 * MAX_REJECTED
             for version in set(made.status.rejected) - set(seen.status.rejected):
-                self.check_refusal(version, after.message)
+                self.check_rejection(version, after.message)
         if channel is None:
             assert (made.swaps, made.job) == ((), None), "no decision without the store"
             return
@@ -77,7 +77,7 @@ class Promises(RuleBasedStateMachine):
         if made.advance is not None:
             self.check_advance(seen, made.advance)
 
-    def check_refusal(self, version: int, message: str) -> None:
+    def check_rejection(self, version: int, message: str) -> None:
         wrong = {version for version, kind in self.kinds.items() if kind != "good"}
         known = set(self.channel.rejected)
         assert version in self.blamed | wrong | known, f"version {version}: nothing but time passed: {message}"
@@ -86,12 +86,12 @@ class Promises(RuleBasedStateMachine):
         channel, rules = seen.store.channel, seen.spec.rollout
         assert channel is not None, "the caller has seen it"
         asked = {swap.request.version for swap in made.swaps}
-        refused = {*channel.rejected, *seen.status.rejected}
+        rejected = {*channel.rejected, *seen.status.rejected}
         forward = asked - {channel.active}
         assert len(asked) <= 1
         for version in forward:  # promise 1
-            assert seen.store.promotion_evidence(version), "not earned"
-            assert version not in refused, "refused before"
+            assert seen.store.promotion_evidence(version), "the version has no evidence against the active one"
+            assert version not in rejected, "rejected before"
             assert phase in FORWARD
         if forward:  # promise 2
             agents = [pod.agent for pod in seen.pods]
@@ -109,11 +109,11 @@ class Promises(RuleBasedStateMachine):
         assert not away & {swap.pod for swap in made.swaps}
         if seen.status.rollout.phase is RolloutPhase.IDLE and phase is RolloutPhase.CANARY:  # promise 3
             assert not away, "the pod would return with a former version during a rollout"
-            held = {view.agent.version for view in seen.pods if view.ready and view.agent}
-            assert held == {channel.active}, "a third version would serve during a rollout"
+            served = {view.agent.version for view in seen.pods if view.ready and view.agent}
+            assert served == {channel.active}, "a third version would serve during a rollout"
             offered = made.status.rollout.version if made.status is not None else None
             assert offered is not None
-            assert offered not in {*channel.rejected, *seen.status.rejected}, "refused before"
+            assert offered not in {*channel.rejected, *seen.status.rejected}, "rejected before"
             assert seen.store.promotion_evidence(offered), "promise 1"
         left = [loan.pod for loan in made.loans if loan.request.begin]
         if made.job is not None or left:
@@ -130,13 +130,13 @@ class Promises(RuleBasedStateMachine):
 
     def check_advance(self, seen: Observed, channel: Channel) -> None:
         former = seen.store.channel
-        assert former is not None, "the first record has no former"
+        assert former is not None, "the first record has no predecessor"
         assert channel.epoch == former.epoch + 1
         assert channel.active in self.store.registrations
         assert set(former.rejected) <= set(channel.rejected)
         for version in set(channel.rejected) - set(former.rejected):
             assert version != channel.active
-            self.check_refusal(version, channel.message)
+            self.check_rejection(version, channel.message)
         if channel.reason is ChannelReason.PROMOTED:  # promise 4
             proofs = {
                 Keys.evidence(version, attempt): proof for (version, attempt), proof in self.store.evidence.items()
@@ -147,7 +147,7 @@ class Promises(RuleBasedStateMachine):
             assert proof.active_version == former.active
             assert channel.active not in former.rejected
             answering = [view.agent.version if view.agent else None for view in seen.pods if view.ready]
-            assert set(answering) == {channel.active}, "a pod that may answer requests was not seen to serve it"
+            assert set(answering) == {channel.active}, "a pod that may answer requests does not confirm the version"
         elif channel.reason is ChannelReason.PINNED:
             assert channel.active == seen.spec.rollout.pin
             assert self.store.passed(channel.active)
@@ -170,7 +170,7 @@ class Promises(RuleBasedStateMachine):
         self.stale |= known.epoch < self.channel.epoch or asked.request.epoch < current.epoch
 
     @invariant()
-    def earned(self) -> None:
+    def only_passed_versions_serve(self) -> None:
         """No pod serves a version that never passed the gate."""
         for pod in self.cluster.pods:
             assert pod.version is None or self.store.passed(pod.version)

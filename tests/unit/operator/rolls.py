@@ -29,7 +29,7 @@ def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
     rules = RolloutSpec.model_validate({"analysis": UNJUDGED, **(policy or {})})
-    return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "earned": {1}, **more})
+    return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "promotable": {1}, **more})
 
 
 def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> Roll:

@@ -1,8 +1,8 @@
 """A small service in virtual time, for tests that assert whole sequences of rollout steps.
 
-Pods take a swap before the next look, unless a test breaks them. Each look is one line of text, such as
-``Pass -> Rolling; b=1; CanaryPassed``: the judgement, the next phase, the pods that are asked for a version, what is
-written to the channel, and the event.
+Pods complete a swap before the next reconcile, unless a test breaks them. Each reconcile is one line of text, such as
+``Pass -> Rolling; b=1; CanaryPassed``: the judgement, the next phase, the pods that are asked for a version, the
+change of the channel, and the event.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.rolls import JUDGED, NOW
 
-SECONDS_BETWEEN_LOOKS = 10
-REQUESTS_PER_LOOK = 100
+SECONDS_BETWEEN_RECONCILES = 10
+REQUESTS_PER_RECONCILE = 100
 ROUNDS_PER_REQUEST = 40
 REFUSED = "shapes differ"
 
@@ -67,7 +67,7 @@ class ServicePod:
 
 
 class Service:
-    """Pods a, b, c…, a channel, and an operator that looks every :data:`SECONDS_BETWEEN_LOOKS`."""
+    """Pods a, b, c…, a channel, and an operator that reconciles every :data:`SECONDS_BETWEEN_RECONCILES`."""
 
     def __init__(self, pods: int, **policy: Any) -> None:
         self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
@@ -79,12 +79,12 @@ class Service:
         self.passed: int | None = 1
         """The version that passed its measurement."""
         self.acceptance_length: dict[int, float] = {}
-        """Of a version; 2.0 where none is given. It takes effect at once."""
+        """By version; 2.0 for a version that is not listed. A change takes effect at once."""
         self.traffic = True
         self.refuses: set[str] = set()
-        """Pods that cannot take the draft."""
+        """Names of the pods that cannot load the draft."""
         self.people: dict[str, Any] = {}
-        """Wishes, as fields of :class:`World`."""
+        """Requests of people, as fields of :class:`World`."""
         self.restarted = False
 
     def __getitem__(self, name: str) -> ServicePod:
@@ -101,17 +101,17 @@ class Service:
             previous=self.previous,
             epoch=self.epoch,
             rejected=frozenset(self.rejected),
-            channel_message="said in the channel",
+            channel_message="the channel's message",
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
             next_version=next_version,
-            earned=frozenset() if next_version is None else frozenset({next_version}),
+            promotable=frozenset() if next_version is None else frozenset({next_version}),
             observation_gap=self.restarted,
         )
         return replace(world, **self.people)
 
-    def look(self, *, dies_before: str = "") -> str:
-        """One look; the operator may die before it writes to the channel, stores the roll ("status") or swaps."""
+    def reconcile(self, *, dies_before: str = "") -> str:
+        """Reconcile once. The operator may die before it writes to the channel, stores the roll ("status") or swaps."""
         world = self.world()
         judgement, made = judgement_of(facts_of(world, self.roll)), step(world, self.roll)
         self.restarted = bool(dies_before)
@@ -124,14 +124,14 @@ class Service:
         self._pass_time()
         return line(judgement, made)
 
-    def looks(self, count: int) -> list[str]:
-        return [self.look() for _ in range(count)]
+    def reconcile_times(self, count: int) -> list[str]:
+        return [self.reconcile() for _ in range(count)]
 
-    def looks_until_idle(self, limit: int = 60) -> list[str]:
-        """Looks until a roll has begun and ended; at most ``limit``."""
+    def reconcile_until_idle(self, limit: int = 60) -> list[str]:
+        """Reconcile until a roll has begun and ended, at most ``limit`` times."""
         lines: list[str] = []
         while not lines or self.roll.phase is not RolloutPhase.IDLE:
-            lines.append(self.look())
+            lines.append(self.reconcile())
             assert len(lines) <= limit, f"still under way: {self.roll.phase}, {self.roll.message}"
         return lines
 
@@ -153,16 +153,16 @@ class Service:
                 pod.version, pod.swap = version, SwapStatus(version=version, finished=self.now)
 
     def _pass_time(self) -> None:
-        self.now += timedelta(seconds=SECONDS_BETWEEN_LOOKS)
+        self.now += timedelta(seconds=SECONDS_BETWEEN_RECONCILES)
         for pod in self.pods:
             if self.traffic and pod.ready:
-                pod.requests += REQUESTS_PER_LOOK
-                rounds = REQUESTS_PER_LOOK * ROUNDS_PER_REQUEST
+                pod.requests += REQUESTS_PER_RECONCILE
+                rounds = REQUESTS_PER_RECONCILE * ROUNDS_PER_REQUEST
                 pod.answer_tokens += int(rounds * self.acceptance_length.get(pod.version, 2.0))
 
 
 def line(judgement: Judgement, made: Step) -> str:
-    """A look as text. What is empty is left out."""
+    """A reconcile as text, without its empty parts."""
     swaps = " ".join(f"{name}={version}" for name, version in sorted(made.swaps.items()))
     channel = ""
     if made.advance is not None:
@@ -173,9 +173,9 @@ def line(judgement: Judgement, made: Step) -> str:
 
 
 def sequence(text: str) -> list[str]:
-    """The expected looks, one a line. ``3 x`` in front repeats a line."""
-    looks: list[str] = []
+    """The expected reconciles, one a line. ``3 x`` in front repeats a line."""
+    lines: list[str] = []
     for row in text.strip().splitlines():
         count, times, rest = row.strip().partition(" x ")
-        looks += [rest] * int(count) if times else [row.strip()]
-    return looks
+        lines += [rest] * int(count) if times else [row.strip()]
+    return lines

@@ -44,7 +44,7 @@ class SimulatedOperator:
         self._actions: deque[Callable[[], None]] = deque()
 
     @property
-    def looking(self) -> bool:
+    def has_observed(self) -> bool:
         """Whether the cluster was observed, and the store not yet."""
         return self._seen is not None
 
@@ -52,7 +52,7 @@ class SimulatedOperator:
     def acting(self) -> bool:
         return bool(self._actions)
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """Observe the custom resource, the pods and the Jobs. The store is read last, possibly later."""
         self._actions.clear()
         user_requests = UserRequests(
@@ -75,7 +75,7 @@ class SimulatedOperator:
 
     def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:
         """Read the store and plan. The plan's actions are then pending."""
-        assert self._seen is not None, "look first"
+        assert self._seen is not None, "observe first"
         status, pin = self._seen.status, self._seen.spec.rollout.pin
         versions = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(

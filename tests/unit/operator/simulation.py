@@ -53,7 +53,7 @@ class SimulatedStore:
         return max(self.registrations, default=-1)
 
     def passed(self, version: int | None) -> bool:
-        """Whether ``version`` passed the gate once, or is the initial draft, which need not pass."""
+        """Whether ``version`` passed the gate once. The initial draft need not pass."""
         proofs = (e for e in self.evidence.values() if e.version == version)
         return version == INITIAL_VERSION or any(e.verdict.kind is VerdictKind.PASS for e in proofs)
 
@@ -99,7 +99,7 @@ class SimulatedPod:
     boot: int = 0
     requests: int = 0
     tokens: int = 0
-    looks: int = 0
+    views: int = 0
     taken: int = 0
     seconds: float = 0.0
     """``taken`` observations and ``seconds`` of observed time since the swap or the engine's start began."""
@@ -175,7 +175,7 @@ class SimulatedPod:
         self.version = self.asked.version if works else self.version
 
     def view(self) -> PodView:
-        self.looks += 1
+        self.views += 1
         state = None if self.silent else self._state()
         return PodView(
             self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
@@ -189,9 +189,9 @@ class SimulatedPod:
         if self.lie == "version":
             reported["version"] = 99
         elif self.lie == "boot":
-            reported["boot"] = f"{self.boot}-{self.looks}"
+            reported["boot"] = f"{self.boot}-{self.views}"
         elif self.lie == "counters":
-            reported["requests"] = self.requests // (1 + self.looks % 7)
+            reported["requests"] = self.requests // (1 + self.views % 7)
         elif self.lie == "busy":
             swap = SwapStatus(phase=SwapPhase.SWAPPING, version=swap.version or 0)
         elif self.lie == "swapped" and self.asked is not None:

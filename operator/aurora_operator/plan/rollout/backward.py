@@ -1,14 +1,14 @@
 """The steps that end a roll before its version is established, or undo it: one function per row of the table. Pure.
 
-Invariant: a decision to return is stored, with a higher epoch, before any pod is asked. The pods follow at the next
-look, all at once.
+Invariant: a decision to return is stored, with a higher epoch, before any pod is asked. The next reconcile asks all
+pods at once.
 """
 
 from __future__ import annotations
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts
-from aurora_operator.plan.rollout.forward import at_rest, updated
+from aurora_operator.plan.rollout.forward import at_rest, with_fields
 from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
@@ -17,7 +17,7 @@ from aurora_protocol.draft_records import ChannelReason
 
 
 def reject(facts: RolloutFacts, judgement: Reject) -> Step:
-    """End the roll for good: its version never became active, and never will."""
+    """End the roll and reject its version, which never became active."""
     advance = Advance(facts.world.active, ChannelReason.REFUSED, reject=facts.version)
     return Step(_returning(facts, judgement.reason), advance=advance, event="RolloutFailed")
 
@@ -28,7 +28,7 @@ def record_rejection(facts: RolloutFacts, judgement: AlreadyRejected) -> Step:
 
 
 def stop(facts: RolloutFacts, judgement: Stop) -> Step:
-    """End the roll without blame: its version may be rolled out again."""
+    """End the roll without blame for its version, which may be rolled out again."""
     return Step(_returning(facts, judgement.reason), event="RolloutStopped")
 
 
@@ -37,7 +37,7 @@ def return_to_previous(facts: RolloutFacts, judgement: Reject) -> Step:
     world = facts.world
     assert world.previous is not None, "the judgement knows that there is a previous version"
     advance = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=world.active)
-    returning = updated(_returning(facts, judgement.reason), version=world.active)
+    returning = with_fields(_returning(facts, judgement.reason), version=world.active)
     return Step(returning, advance=advance, event="RolloutFailed")
 
 
@@ -52,7 +52,7 @@ def end_return(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def pin(facts: RolloutFacts, judgement: Pin) -> Step:
-    """Make the pinned version active, whatever goes on. The pods follow with the next look."""
+    """Make the pinned version active, in any phase. The next reconcile asks the pods to swap."""
     version = judgement.version
     pinned = Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
     return Step(pinned, advance=Advance(version, ChannelReason.PINNED), event="Pinned")
@@ -66,7 +66,7 @@ def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
 
 
 def _returning(facts: RolloutFacts, reason: str) -> Roll:
-    return updated(
+    return with_fields(
         facts.roll,
         phase=RolloutPhase.ROLLING_BACK,
         epoch=facts.roll.epoch + 1,

@@ -1,4 +1,4 @@
-"""Compares what some pods did with what others did: pure statistics over two sums of counters.
+"""Compares two groups of pods by the sums of their counters: acceptance length, time between tokens, aborts. Pure.
 
 Invariants: a side that misses its bar by no more than chance allows is undecided, never bad. Times that depend on the
 load are compared only between sides that share it.
@@ -14,11 +14,11 @@ from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_protocol.agent_api import LiveCounters
 
 MIN_Z_SCORE = 3.0
-"""Standard errors that a loss must exceed. High, because windows are judged again and again and a verdict is final."""
+"""Standard errors that a loss must exceed. High, because windows are judged repeatedly and a rejection is final."""
 
 
 class Outcome(Enum):
-    WAITING = auto()
+    UNDECIDED = auto()
     """Within chance: undecided."""
     GOOD = auto()
     SLOW = auto()
@@ -49,15 +49,15 @@ def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool
 
 
 def compare(
-    new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int, *, beside: bool
+    new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int, *, same_load: bool
 ) -> tuple[Outcome, str]:
-    """Whether ``new`` is as good as ``old`` within the policy, and a sentence with the numbers.
+    """Whether ``new`` is as good as ``old`` within the policy, and a message with the numbers.
 
     Both sides must have :func:`has_enough_requests`.
 
     Args:
         steps: draft steps per round: a round accepts between 0 and this many tokens.
-        beside: both sides answered at the same time, under the same load.
+        same_load: both sides answered at the same time, under the same load.
     """
     new_length, old_length = _accept_length(new, steps), _accept_length(old, steps)
     parts = [f"acceptance length {new_length.value:.2f} against {old_length.value:.2f}"]
@@ -67,7 +67,7 @@ def compare(
     undecided = shortfall > 0
     slow = False
     new_gap, old_gap = _gap(new, policy), _gap(old, policy)
-    if beside and new_gap and old_gap:
+    if same_load and new_gap and old_gap:
         parts.append(f"{new_gap.value:.1f} ms between tokens against {old_gap.value:.1f}")
         allowed = 1 + float(policy.max_latency_increase)
         excess = new_gap.value - allowed * old_gap.value
@@ -78,7 +78,7 @@ def compare(
             f"{new.aborted} of {new.requests} requests aborted by clients against {old.aborted} of {old.requests}"
         )
         bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
-    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.WAITING if undecided else Outcome.GOOD
+    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.UNDECIDED if undecided else Outcome.GOOD
     return outcome, ", ".join(parts)
 
 
@@ -94,9 +94,10 @@ def _accept_length(counters: LiveCounters, steps: int) -> _Mean:
 
 
 def _gap(counters: LiveCounters, policy: AnalysisSpec) -> _Mean | None:
-    """Milliseconds between tokens, over requests; None where too few requests have one, or their squares are unknown.
+    """Mean milliseconds between tokens, over requests.
 
-    Not every request has a time between tokens, and the spread of a few would be luck.
+    None when the sum of squares is unknown, or when too few requests have a time between tokens: the spread of a few
+    requests would be luck.
     """
     if not counters.gap_squares or counters.gaps < policy.min_requests:
         return None
@@ -111,7 +112,10 @@ def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
 
 
 def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
-    """Share of aborted requests with its Wilson interval. Aborted ones may or may not be counted as ended."""
+    """Share of aborted requests with its Wilson interval.
+
+    ``requests`` may or may not include the aborted ones, so the larger number counts.
+    """
     count = max(counters.requests, counters.aborted, 1)
     rate = counters.aborted / count
     z_squared = MIN_Z_SCORE * MIN_Z_SCORE

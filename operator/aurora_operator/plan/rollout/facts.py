@@ -1,12 +1,12 @@
-"""Everything that one look derives from the world and the roll, computed once.
+"""Everything that one reconcile derives from the world and the roll, computed once.
 
 :func:`facts_of` checks the stored roll against the world, counts crashed engines, judges the present window of live
-traffic and answers the questions about pods and deadlines. ``judgement`` and ``transition`` read these facts and
+traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read these facts and
 compute none of them again.
 
-Invariants: deadlines stand still while traffic, a person or pods that are not ready are waited for. A crash counts
-against the version only when the operator was observing and the engine crashed alone. Crashes together with the pod's
-agent, or together with engines of another version, say more about the machine.
+Invariants: deadlines stand still while a roll waits for traffic, for a person or for pods to become ready. A crash
+counts against the version only when the operator was observing and the engine crashed alone. A crash together with the
+pod's agent, or with engines of another version, says more about the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout import live_analysis
-from aurora_operator.plan.rollout.live_analysis import Live
+from aurora_operator.plan.rollout.live_analysis import PodCounters
 from aurora_operator.plan.rollout.restored_status import restored
 from aurora_operator.plan.rollout.roll import JUDGED_PHASES, AnalysisState, Roll
 from aurora_operator.plan.rollout.world import Pod, World, confirmed
@@ -26,7 +26,7 @@ from aurora_protocol.agent_api import SwapPhase
 
 @dataclass(frozen=True)
 class RolloutFacts:
-    """The facts of one look. Lists of pods are in the order of :attr:`World.pods`."""
+    """The facts of one reconcile. Lists of pods are in the order of :attr:`World.pods`."""
 
     world: World
     roll: Roll
@@ -39,7 +39,7 @@ class RolloutFacts:
     updated: tuple[Pod, ...]
     """Ready pods that serve the roll's version."""
     third_version_pods: tuple[str, ...]
-    """Ready pods that serve neither the active nor the rolled version, and are not on their way."""
+    """Ready pods that serve neither the active nor the rolled version, and are not swapping."""
     uncertain_pods: int
     """Number of pods that may serve, or come up, with a version that is not known."""
     all_updated: bool
@@ -49,29 +49,27 @@ class RolloutFacts:
     returned: bool
     """No pod is swapping, and no ready pod serves anything but the active version."""
     too_few_ready: bool
-    """More pods than the policy allows are not ready: those that serve must not be touched."""
+    """More pods than the policy allows are not ready, so the ready ones must not swap."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
     loading_pod: str
     """A pod whose engine is loading the roll's version, or empty."""
     missing_pod: str
-    """A pod that had the version, or was asked to take it, and is not up now; or empty."""
+    """A pod that had the version, or was asked to take the version, and is not up now; or empty."""
     no_progress: bool
     """The roll made no progress for longer than the deadline."""
     starved: bool
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
-    """The promoted version was watched for long enough."""
+    """The promoted version was watched for ``watchSeconds``."""
     watch_overdue: bool
-    """The watch is over for longer than the deadline."""
+    """The watch ended longer ago than the progress deadline."""
     vouched: bool
     """A person vouches for the roll's version."""
-    live: Mapping[str, Live]
-    """Counters of the pods that serve the roll's version, by pod."""
-    peers: Mapping[str, Live]
-    """Counters of the pods that serve the active version; empty when that is the roll's."""
+    peers: Mapping[str, PodCounters]
+    """Counters of the pods that serve the active version, by pod; empty when the roll's version is active."""
     analysis: AnalysisState | None
-    """The live analysis after this look's traffic."""
+    """The live analysis, this reconcile's traffic included."""
 
     @property
     def version(self) -> int:
@@ -81,12 +79,12 @@ class RolloutFacts:
 
     @property
     def analysed_roll(self) -> Roll:
-        """The roll with this look's live analysis."""
+        """The roll with this reconcile's live analysis."""
         return self.roll.model_copy(update={"analysis": self.analysis})
 
 
 def facts_of(world: World, stored: Roll) -> RolloutFacts:
-    """The facts of this look."""
+    """The facts of this reconcile."""
     roll = _with_crashes_counted(world, restored(world, stored))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
@@ -120,7 +118,6 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         watch_over=watched >= watch,
         watch_overdue=roll.progressed is not None and watched > watch + deadline,
         vouched=vouched,
-        live=live,
         peers=peers,
         analysis=_analysis(world, roll, live, peers, vouched=vouched),
     )
@@ -131,7 +128,7 @@ def _deadline(world: World) -> timedelta:
 
 
 def _with_crashes_counted(world: World, roll: Roll) -> Roll:
-    """``roll`` with a count of the engines that crashed with its version, or on the way to it, and alone."""
+    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it."""
     if roll.version is None or roll.phase not in JUDGED_PHASES:
         return roll
     boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
@@ -145,11 +142,11 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     return roll.model_copy(update={"engine_boots": kept | serving, "engine_crashes": roll.engine_crashes + blamed})
 
 
-def _live(world: World, version: int | None) -> dict[str, Live]:
+def _live(world: World, version: int | None) -> dict[str, PodCounters]:
     """Counters of the pods that serve ``version``."""
     if version is None:
         return {}
-    return {pod.name: Live(pod.boot, version, pod.counters) for pod in confirmed(world.pods, version)}
+    return {pod.name: PodCounters(pod.boot, version, pod.counters) for pod in confirmed(world.pods, version)}
 
 
 def _settled(world: World) -> bool:
@@ -170,7 +167,7 @@ def _no_progress(world: World, roll: Roll, *, vouched: bool) -> bool:
     return since is not None and world.now - since > _deadline(world)
 
 
-def _starved(world: World, roll: Roll, live: Mapping[str, Live], peers: Mapping[str, Live]) -> bool:
+def _starved(world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters]) -> bool:
     state, since = roll.analysis, roll.progressed
     if state is None or since is None or roll.phase is not RolloutPhase.CANARY:
         return False
@@ -181,7 +178,7 @@ def _starved(world: World, roll: Roll, live: Mapping[str, Live], peers: Mapping[
 
 
 def _analysis(
-    world: World, roll: Roll, live: Mapping[str, Live], peers: Mapping[str, Live], *, vouched: bool
+    world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters], *, vouched: bool
 ) -> AnalysisState | None:
     state, version = roll.analysis, roll.version
     if state is None or version is None or state.baseline is None or roll.phase not in JUDGED_PHASES:

@@ -1,4 +1,4 @@
-"""Failures of a roll: those that reject its version, and those that end the roll without blame for it. Pure.
+"""Failures of a roll: some reject its version, others end the roll without blame for its version. Pure.
 
 A version is rejected when engines crash while serving it, or when a pod loads it and never becomes ready. This holds
 even when live analysis is off; otherwise the version would be offered again and crash engines forever.
@@ -16,8 +16,8 @@ from aurora_operator.plan.rollout.judgement_types import Reject, Stop
 from aurora_protocol.agent_api import SwapPhase
 
 
-def failure(facts: RolloutFacts) -> Reject | None:
-    """Why the version of a roll under way must go for good, if it must."""
+def rejection(facts: RolloutFacts) -> Reject | None:
+    """Why the version of a roll under way must be rejected, if it must."""
     version = facts.version
     if facts.world.abort == version:
         return Reject(f"version {version} was aborted by a person")
@@ -31,8 +31,8 @@ def failure(facts: RolloutFacts) -> Reject | None:
     return _did_not_come_back(facts, absent) if absent and facts.no_progress else None
 
 
-def failure_in_watch(facts: RolloutFacts) -> Reject | None:
-    """Why a promoted version must go because engines crash or stay away with it, if it must."""
+def rejection_in_watch(facts: RolloutFacts) -> Reject | None:
+    """Why a promoted version must be rejected because its engines crash or a pod stays away, if it must."""
     if crashes := engine_crashes(facts):
         return crashes
     overdue = facts.missing_pod and facts.watch_overdue and not facts.too_few_ready
@@ -40,17 +40,17 @@ def failure_in_watch(facts: RolloutFacts) -> Reject | None:
 
 
 def engine_crashes(facts: RolloutFacts) -> Reject | None:
-    """More engines crashed with the version than the policy tolerates."""
+    """A rejection when more engines crashed with the version than the policy tolerates."""
     count = facts.roll.engine_crashes
     if count <= facts.world.policy.analysis.failure_limit:
         return None
     return Reject(f"{count} engines crashed while serving version {facts.version}")
 
 
-def obstacle(facts: RolloutFacts) -> Stop | None:
+def stop_reason(facts: RolloutFacts) -> Stop | None:
     """Why a roll under way must end without blame for its version, if it must."""
     world, version, state = facts.world, facts.version, facts.roll.analysis
-    if version not in world.earned:
+    if version not in world.promotable:
         return Stop(f"the evidence for version {version} does not hold against version {world.active}")
     if facts.roll.state_lost:
         return Stop("status.operatorState was lost, so the version cannot be judged")

@@ -1,4 +1,4 @@
-"""The steps of a roll that goes on, from its start to the end of its watch: one function per row of the table. Pure."""
+"""The steps of an advancing roll, from its start to the end of its watch: one function per row of the table. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from aurora_operator.plan.rollout.swaps import next_swaps, retry_note, return_re
 from aurora_protocol.draft_records import ChannelReason
 
 
-def updated(roll: Roll, **update: Any) -> Roll:
+def with_fields(roll: Roll, **update: Any) -> Roll:
     return roll.model_copy(update=update)
 
 
 def with_analysis(roll: Roll, **update: Any) -> Roll:
     """``roll`` with fields of its live analysis replaced; as it is where there is no analysis."""
-    return roll if roll.analysis is None else updated(roll, analysis=roll.analysis.model_copy(update=update))
+    return roll if roll.analysis is None else with_fields(roll, analysis=roll.analysis.model_copy(update=update))
 
 
 def at_rest(roll: Roll, **update: Any) -> Roll:
-    """An idle roll. What was seen of its version's pods is settled and forgotten."""
-    return updated(roll, phase=RolloutPhase.IDLE, analysis=None, engine_boots={}, engine_crashes=0, **update)
+    """An idle roll. The state of the live analysis and the counts of engine crashes are dropped."""
+    return with_fields(roll, phase=RolloutPhase.IDLE, analysis=None, engine_boots={}, engine_crashes=0, **update)
 
 
 # idle ----------------------------------------------------------------------------------------------------------------
@@ -51,13 +51,13 @@ def start_canary(facts: RolloutFacts, judgement: Start) -> Step:
 
 
 def stay_idle(facts: RolloutFacts, judgement: Any) -> Step:
-    """Bring stray pods back, a few at a time; say what is waited for, if anything is."""
+    """Return stray pods to the active version, a few at a time. The message names a wait, if there is one."""
     swaps = return_strays(facts, facts.world.policy.max_swapping)
     return Step(_idle(facts, judgement.reason if isinstance(judgement, Wait) else ""), swaps=swaps)
 
 
 def stay_idle_paused(facts: RolloutFacts, judgement: Pause) -> Step:
-    """Touch no pod but those that came back with a rejected version."""
+    """Ask no pod to swap, except those that came up with a rejected version."""
     return Step(_idle(facts, judgement.reason), swaps=return_rejected(facts))
 
 
@@ -86,47 +86,53 @@ def measure_baseline(facts: RolloutFacts, judgement: object) -> Step:
         world.active,
         world.policy.analysis,
         steps=world.draft_steps,
-        longest=facts.deadline if no_peers_left else None,
+        max_duration=facts.deadline if no_peers_left else None,
         now=world.now,
     )
     message = f"measuring version {world.active} on all pods before the first one gets version {facts.version}"
     progressed = world.now if state.baseline else roll.progressed
-    return Step(updated(roll, analysis=state, progressed=progressed, message=message))
+    return Step(with_fields(roll, analysis=state, progressed=progressed, message=message))
 
 
 def swap_canary(facts: RolloutFacts, judgement: object) -> Step:
-    """Ask pods for the version until the canary is complete. A canary that is out of sight is not replaced at once."""
+    """Ask pods for the version until the canary is complete.
+
+    A canary pod that no longer confirms the version is waited for, and not replaced at once.
+    """
     roll, state, wanted = _running(facts), facts.analysis, canary_pods(facts)
-    lost = state is not None and state.window_began is not None and state.canary_missing_since is None
-    if lost:
+    canary_is_missing = state is not None and state.window_began is not None and state.canary_missing_since is None
+    if canary_is_missing:
         roll = with_analysis(roll, canary_missing_since=facts.world.now)
     message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{retry_note(facts)}"
-    return _ask(facts, updated(roll, message=message), next_swaps(facts, wanted - facts.uncertain_pods))
+    return _ask(facts, with_fields(roll, message=message), next_swaps(facts, wanted - facts.uncertain_pods))
 
 
 def judge_canary(facts: RolloutFacts, judgement: Wait) -> Step:
     """The canary is complete and its traffic does not decide yet."""
-    return Step(updated(with_analysis(_running(facts), canary_missing_since=None), message=judgement.reason))
+    return Step(with_fields(with_analysis(_running(facts), canary_missing_since=None), message=judgement.reason))
 
 
 def pass_canary(facts: RolloutFacts, judgement: Pass) -> Step:
-    """Ask the other pods."""
+    """The canary passed: ask the other pods for the version."""
     roll = with_analysis(_running(facts), canary_missing_since=None)
     message = f"swapping the other pods to version {facts.version}; the canary: {judgement.reason}"
-    rolling = updated(roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
+    rolling = with_fields(roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
     return _ask(facts, rolling, next_swaps(facts, len(facts.ready)), event="CanaryPassed")
 
 
 def _running(facts: RolloutFacts) -> Roll:
-    """The roll with this look's live analysis; its deadline counts again if it stood still."""
+    """The roll with this reconcile's live analysis. A progress deadline that stood still starts again."""
     roll = facts.analysed_roll
-    return updated(roll, progressed=facts.world.now) if roll.progressed is None else roll
+    return with_fields(roll, progressed=facts.world.now) if roll.progressed is None else roll
 
 
 def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str = "") -> Step:
-    """Ask pods for the version, and note their engine starts: an engine that crashes before the next look counts."""
+    """Ask pods for the version, and record their engine starts.
+
+    An engine that crashes before the next reconcile therefore counts as crashed.
+    """
     boots = {pod.name: pod.boot for pod in facts.world.pods if pod.name in swaps}
-    return Step(updated(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
+    return Step(with_fields(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
 
 
 # the other pods ------------------------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def promote(facts: RolloutFacts, judgement: object) -> Step:
     """All pods serve the version: make it the active one."""
     roll = _running(facts)
     advance = Advance(facts.version, ChannelReason.PROMOTED)
-    return Step(_promoted(facts, updated(roll, epoch=roll.epoch + 1)), advance=advance, event="Promoted")
+    return Step(_promoted(facts, with_fields(roll, epoch=roll.epoch + 1)), advance=advance, event="Promoted")
 
 
 def record_promotion(facts: RolloutFacts, judgement: object) -> Step:
@@ -149,7 +155,7 @@ def record_promotion(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
-    """Watch on where there is something to compare with. What was seen of the canary still counts against it."""
+    """Watch the promoted version if there is a baseline. Bad judgements of the canary still count."""
     world, state = facts.world, roll.analysis
     message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
     has_baseline = state is not None and state.baseline is not None
@@ -158,14 +164,14 @@ def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
     watched = with_analysis(
         roll, window_began=None, settling=False, canary_missing_since=None, good_windows=0, message=""
     )
-    return updated(watched, phase=RolloutPhase.WATCHING, progressed=world.now, message=message)
+    return with_fields(watched, phase=RolloutPhase.WATCHING, progressed=world.now, message=message)
 
 
 # pauses --------------------------------------------------------------------------------------------------------------
 
 
 def pause(facts: RolloutFacts, judgement: Pause) -> Step:
-    return Step(updated(facts.analysed_roll, phase=RolloutPhase.PAUSED, message=judgement.reason), event="Paused")
+    return Step(with_fields(facts.analysed_roll, phase=RolloutPhase.PAUSED, message=judgement.reason), event="Paused")
 
 
 def stay_paused(facts: RolloutFacts, judgement: object) -> Step:
@@ -173,29 +179,29 @@ def stay_paused(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def resume(facts: RolloutFacts, judgement: object) -> Step:
-    """Go on as a canary: with more pods on the version, it passes as soon as it is judged good."""
+    """Go on as a canary. The version passes as soon as it is judged good, even if more pods serve it already."""
     roll = facts.analysed_roll
     return Step(
-        updated(roll, phase=RolloutPhase.CANARY, progressed=facts.world.now, message="resumed"), event="Resumed"
+        with_fields(roll, phase=RolloutPhase.CANARY, progressed=facts.world.now, message="resumed"), event="Resumed"
     )
 
 
 def hold(facts: RolloutFacts, judgement: Hold) -> Step:
     """Ask no pod. The progress deadline stands still."""
-    return Step(updated(facts.analysed_roll, progressed=None, message=judgement.reason))
+    return Step(with_fields(facts.analysed_roll, progressed=None, message=judgement.reason))
 
 
 # the watch -----------------------------------------------------------------------------------------------------------
 
 
 def keep_watching(facts: RolloutFacts, judgement: object) -> Step:
-    """Judge the promoted version on; the message names the last judgement."""
+    """Go on judging the promoted version. The message names the last judgement."""
     world, roll = facts.world, facts.analysed_roll
     seen = roll.analysis.message if roll.analysis else ""
     message = f"version {facts.version} is active" + (f"; since then {seen}" if seen else "")
     paused = world.policy.paused
     swaps = return_rejected(facts) if paused else return_strays(facts, world.policy.max_swapping)
-    return Step(updated(roll, message=message), swaps=swaps)
+    return Step(with_fields(roll, message=message), swaps=swaps)
 
 
 def end_watch(facts: RolloutFacts, judgement: object) -> Step:

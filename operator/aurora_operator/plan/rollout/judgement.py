@@ -1,8 +1,8 @@
-"""Judges a roll at one look: what people, failures and live traffic say, in the order in which they count. Pure.
+"""Judges a roll in one reconcile, from the facts. Pure.
 
-Pins come first. Then each phase asks its own questions, the most serious first: what the channel says already, what
-rejects the version, what stops the roll without blame, what live traffic says, and who or what makes the roll wait.
-Without traffic a judgement waits: the canary holds until there is some, or until a person promotes or aborts.
+Pins come first. Then each phase checks, the most serious first: decisions that the channel records already, failures
+that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the canary
+waits until there is traffic, or until a person promotes or aborts the version.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from aurora_operator.plan.rollout.judgement_types import (
 )
 
 WAITING_PREFIX = "waiting "
-"""An idle roll's message that begins so is dropped once the wait is over."""
+"""An idle roll drops a message with this prefix once the wait is over."""
 
 
 def judgement_of(facts: RolloutFacts) -> Judgement:
-    """What is to be said about the roll now."""
+    """The judgement of this reconcile."""
     pinned = facts.world.pinned_version
     if pinned is not None and pinned != facts.world.active:
         return _pin(facts, pinned)
@@ -79,8 +79,8 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return Stop(f"version {world.pinned_version} is pinned")
     if version in world.rejected:
         return AlreadyRejected(world.channel_message)
-    if wrong := failures.failure(facts) or failures.obstacle(facts) or _bad_traffic(facts):
-        return wrong
+    if ended := failures.rejection(facts) or failures.stop_reason(facts) or _bad_traffic(facts):
+        return ended
     if world.policy.paused or world.pin_set:
         return Pause("paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set")
     if facts.phase is RolloutPhase.PAUSED:
@@ -92,7 +92,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
-    """Live traffic judged the version bad more often than the policy tolerates."""
+    """A rejection when live traffic judged the version bad more often than the policy tolerates."""
     state = facts.analysis
     if state is None or state.baseline is None or facts.vouched:
         return None
@@ -131,7 +131,7 @@ def _rolling(facts: RolloutFacts) -> Judgement:
 def _watching(facts: RolloutFacts) -> Judgement:
     world, state, version = facts.world, facts.roll.analysis, facts.version
     if version != world.active:
-        # The channel was moved back, and the operator died before the status said so; or another hand moved it.
+        # The operator died between the channel and the status, or somebody else changed the channel.
         return AlreadyRejected(world.channel_message or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return Reject(f"version {version} was aborted by a person")
@@ -141,7 +141,7 @@ def _watching(facts: RolloutFacts) -> Judgement:
         return Stop("a version is pinned")
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
         return Stop("nothing is left to compare the version with")
-    if crashed := failures.failure_in_watch(facts):
+    if crashed := failures.rejection_in_watch(facts):
         return crashed
     if facts.watch_over and not facts.missing_pod:
         return Pass()

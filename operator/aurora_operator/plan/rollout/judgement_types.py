@@ -1,4 +1,4 @@
-"""The result type of a judgement: one small value per thing that can be said about a roll."""
+"""The judgements: one value type for each. Their docstrings are the table of meanings in ARCHITECTURE.md."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pin:
-    """A person pinned another version than the active one, and it can become active now."""
+    """A person pinned another version than the active one, and the pinned version can become active now."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class PinLater:
-    """As Pin, but a third version would serve. All pods return to the active version first."""
+    """A person pinned a version, but a third version would serve. All pods return to the active version first."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Something was seen of the version, or a person aborts it: it must go for good."""
+    """The version failed, or a person aborted it. The version is never rolled out again."""
 
     reason: str
 
@@ -54,7 +54,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Resume:
-    """Nothing pauses the roll any longer."""
+    """The reason for the pause is gone."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing is wrong, and nothing can be done yet."""
+    """Nothing is wrong, but the roll cannot go on yet."""
 
     reason: str
 
@@ -85,7 +85,7 @@ class ThirdVersion:
 
 @dataclass(frozen=True)
 class NoBaseline:
-    """It is not known yet what pods do with the active version."""
+    """The baseline with the active version is not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Proceed:
-    """Nothing is wrong: do what the phase is for."""
+    """Nothing is wrong: go on with the work of the phase."""
 
 
 Judgement = (

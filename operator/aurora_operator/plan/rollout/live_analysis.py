@@ -1,16 +1,19 @@
 """Judges a swapped draft by live traffic: windows over the pods' counters, and a count of the judgements. Pure.
 
-A *window* begins with a copy of the pods' counters. It is judged once it is old enough and both sides have answered
-enough requests; the difference of the counters is what the pods did. The judged pods are compared with their peers in
-the same window, because a shift of the traffic shifts both. Where no peers are left, they are compared with the
-*baseline*: what all pods did just before the first swap. The time between tokens depends on the load, so it is compared
-among peers only, which share the load. It also depends on other work of the pod's machine. All requests of a window
-share that, so their spread does not show it; hence slowness counts only after :data:`MIN_SLOW_WINDOWS` windows in a
-row. What slows one machine for longer cannot be distinguished from a slow draft.
+A *window* begins with a copy of the pods' counters, and ends with the next judgement. A window is judged once it is old
+enough and both sides have answered enough requests. The difference of the counters is the traffic of the window.
 
-Invariants: a difference that chance explains is no verdict; the window grows until there is one. A pod out of sight
-keeps its window. An engine that restarted is compared with itself only. The whole state is an :class:`AnalysisState`,
-so a restarted operator goes on with it.
+The judged pods are compared with their peers in the same window, because a shift of the traffic shifts both. Where no
+peers are left, the judged pods are compared with the *baseline*: the traffic of all pods just before the first swap.
+
+The time between tokens depends on the load, so it is compared only with peers, which share the load. It also depends on
+other work of the pod's machine. Such work slows all requests of a window alike, so their spread does not show it.
+Slowness therefore counts only after :data:`MIN_SLOW_WINDOWS` windows in a row. A machine that stays slow for longer
+cannot be distinguished from a slow draft.
+
+Invariants: a difference that chance explains makes no judgement, and the window grows until there is one. A pod that
+does not answer keeps its window. Counters of an engine that restarted are compared only with the same engine start. The
+whole state is an :class:`AnalysisState`, so a restarted operator goes on with it.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
 from aurora_protocol.agent_api import LiveCounters
 
 MIN_SLOW_WINDOWS = 3
-"""Slow windows in a row, each beyond chance, that make a bad judgement. Each further one is another."""
-MAX_DEADLINES = 10
-"""Progress deadlines that a judgement may take while a newer version waits."""
+"""Slow windows in a row, each beyond chance, that make a bad judgement. Each further slow window is another one."""
+MAX_JUDGEMENT_DEADLINES = 10
+"""A judgement may take this many progress deadlines while a newer version waits."""
 
 
 @dataclass(frozen=True)
-class Live:
+class PodCounters:
     """One pod's counters now, of the engine start ``boot`` that serves ``version``."""
 
     boot: str
@@ -40,10 +43,10 @@ class Live:
     counters: LiveCounters
 
 
-Pods = Mapping[str, Live]
+CountersByPod = Mapping[str, PodCounters]
 
 
-def observe(analysis: AnalysisState, pods: Pods, version: int) -> AnalysisState:
+def observe(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
     """Add windows for pods not seen before. Where there is no room for all, those of ``version`` come first."""
     kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
@@ -52,22 +55,22 @@ def observe(analysis: AnalysisState, pods: Pods, version: int) -> AnalysisState:
     return analysis if windows == analysis.windows else analysis.model_copy(update={"windows": windows})
 
 
-def _is_same_engine(window: PodWindow, live: Live) -> bool:
+def _is_same_engine(window: PodWindow, live: PodCounters) -> bool:
     return (live.boot, live.version) == (window.boot, window.version)
 
 
-def _window(name: str, live: Live) -> PodWindow:
+def _window(name: str, live: PodCounters) -> PodWindow:
     return PodWindow(name=name, boot=live.boot, version=live.version, live=live.counters)
 
 
-def _next_window(analysis: AnalysisState, pods: Pods, now: datetime) -> AnalysisState:
+def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) -> AnalysisState:
     """Begin the next window now, for the pods in sight."""
     windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
     return analysis.model_copy(update={"window_began": now, "settling": False, "windows": windows})
 
 
-def _since_window_began(analysis: AnalysisState, pods: Pods) -> LiveCounters:
-    """What ``pods`` did since the window began, summed."""
+def _since_window_began(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
+    """The traffic of ``pods`` since the window began, summed."""
     total = dict.fromkeys(LiveCounters.model_fields, 0)
     for window in analysis.windows:
         live = pods.get(window.name)
@@ -84,20 +87,20 @@ def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime)
 
 def measure_baseline(
     analysis: AnalysisState,
-    pods: Pods,
+    pods: CountersByPod,
     version: int,
     policy: AnalysisSpec,
     *,
     steps: int,
-    longest: timedelta | None,
+    max_duration: timedelta | None,
     now: datetime,
 ) -> AnalysisState:
-    """Watch ``pods``, which serve ``version``, until enough is known of them, and then set the baseline.
+    """Watch ``pods``, which serve ``version``, until their traffic suffices for a baseline, and then set the baseline.
 
     Args:
-        longest: set where no peers will be left beside the canary. The canary is then compared with the baseline only,
-            and no later window corrects what chance did to it. So pods are watched until the baseline is precise, for
-            this long at most.
+        max_duration: set where no peers will be left beside the canary. The canary is then compared with the baseline
+            only, and no later window corrects a baseline that chance moved. So the pods are watched until the baseline
+            is precise, but at most for this long.
     """
     analysis = observe(analysis, pods, version)
     if analysis.window_began is None:
@@ -105,15 +108,15 @@ def measure_baseline(
     done = _since_window_began(analysis, pods)
     if not _is_old_enough(analysis, policy, now) or not has_enough_requests(done, policy):
         return analysis
-    if longest is not None and not is_precise(done, policy, steps) and now - analysis.window_began < longest:
+    if max_duration is not None and not is_precise(done, policy, steps) and now - analysis.window_began < max_duration:
         return analysis
     return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
 
 
 def judge(
     analysis: AnalysisState,
-    judged: Pods,
-    peers: Pods,
+    judged: CountersByPod,
+    peers: CountersByPod,
     version: int,
     policy: AnalysisSpec,
     *,
@@ -139,8 +142,8 @@ def judge(
         return analysis
     if not (has_enough_requests(new, policy) and has_enough_requests(reference, policy)):
         return analysis
-    outcome, message = compare(new, reference, policy, steps, beside=bool(peers))
-    if outcome is Outcome.WAITING:
+    outcome, message = compare(new, reference, policy, steps, same_load=bool(peers))
+    if outcome is Outcome.UNDECIDED:
         return analysis
     slow = analysis.slow_windows + 1 if outcome is Outcome.SLOW else 0
     bad = outcome is Outcome.BAD or slow >= MIN_SLOW_WINDOWS
@@ -154,18 +157,18 @@ def judge(
 
 
 def starved(
-    analysis: AnalysisState, sides: Sequence[Pods], policy: AnalysisSpec, deadline: timedelta, now: datetime
+    analysis: AnalysisState, sides: Sequence[CountersByPod], policy: AnalysisSpec, deadline: timedelta, now: datetime
 ) -> bool:
-    """Whether this window's judgement would take more than :data:`MAX_DEADLINES` deadlines, or took that long.
+    """Whether this window's judgement takes longer than :data:`MAX_JUDGEMENT_DEADLINES` deadlines.
 
-    The estimate goes by the requests of the ``sides`` so far. Waiting for a side without any request would not do: a
-    few requests before the traffic ended would hold a roll forever. Nor would one deadline: where traffic is thin, a
-    judgement takes long and yet comes, and must not be cut off each time. A window that took too long is starved even
-    in full traffic, because all the traffic there is left it undecided.
+    The time is estimated from the requests of the ``sides`` so far. To count only a side without any request as starved
+    would not suffice: a few requests before the traffic ended would hold a roll forever. A limit of one deadline would
+    be too strict: with little traffic a judgement takes long, yet it comes. A window that already took too long is
+    starved even in full traffic, because all of that traffic left the window undecided.
     """
     if analysis.window_began is None or analysis.settling:
         return False
     took = now - analysis.window_began
     fewest = min(_since_window_began(analysis, pods).requests for pods in sides)
-    too_slow = fewest * MAX_DEADLINES * deadline < policy.min_requests * took
-    return took > deadline and (too_slow or took > MAX_DEADLINES * deadline)
+    too_slow = fewest * MAX_JUDGEMENT_DEADLINES * deadline < policy.min_requests * took
+    return took > deadline and (too_slow or took > MAX_JUDGEMENT_DEADLINES * deadline)

@@ -1,7 +1,7 @@
-"""The stored roll as this look may rely on it: its times and pods are checked against the world first. Pure.
+"""Checks the times, pods and epoch of the stored roll against the world, before a reconcile relies on them. Pure.
 
 Invariants: no stored time lies ahead, so a clock that was set back delays nothing. Deadlines count only time in which
-the operator looked (``observed_time``). Pods that no longer exist are forgotten, so the state stays as small as the
+the operator observed (``observed_time``). Pods that no longer exist are forgotten, so the state stays as small as the
 Deployment, however long a roll is held.
 """
 

@@ -1,9 +1,9 @@
-"""The roll in progress as one value: what users read of it, and what only the operator needs.
+"""The roll in progress as one value: the part that users read, and the part that only the operator needs.
 
 Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`OperatorState` in ``status.operatorState``,
 which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.
 
-Invariant: a roll whose operator state cannot be read is never judged on nothing. It is marked ``state_lost``, and stops
+Invariant: a roll whose operator state cannot be read is never judged. It is marked ``state_lost``, and stops
 without blame for its version.
 """
 
@@ -35,15 +35,15 @@ class AnalysisState(Model):
     """Progress of the live analysis. None in a roll that is not judged."""
 
     serving_digest: str = ""
-    """Digest of how pods serve. After a change of it the baseline cannot be compared with."""
+    """Digest of how pods serve. After a change of the digest the baseline is no longer comparable."""
     window_began: Timestamp | None = None
     settling: bool = False
-    """``window_began`` lies ahead: requests that the former draft began may still be running until then."""
+    """``window_began`` lies ahead: until then, requests that the previous draft began may still be running."""
     canary_missing_since: Timestamp | None = None
-    """Since when a pod that had the version is not seen with it any more."""
+    """Since when a pod that served the version does not confirm it any more."""
     windows: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
     baseline: LiveCounters | None = None
-    """What all pods did just before the first swap."""
+    """The traffic of all pods just before the first swap."""
     good_windows: int = Field(default=0, ge=0)
     """Good judgements in a row."""
     bad_windows: int = Field(default=0, ge=0)
@@ -55,7 +55,7 @@ class AnalysisState(Model):
 
 
 class OperatorState(Model):
-    """What the operator needs to resume a roll after a restart, beside :class:`RolloutStatus`."""
+    """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
     engine_boots: dict[str, str] = Field(default_factory=dict)
     """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
@@ -71,7 +71,7 @@ class _StoredState(OperatorState):
 
 
 class Roll(RolloutStatus, OperatorState):
-    """Everything that the state machine remembers from one look to the next."""
+    """Everything that the state machine remembers from one reconcile to the next."""
 
     state_lost: bool = False
     """The stored operator state was missing, unreadable or of another roll."""
@@ -91,7 +91,7 @@ class Roll(RolloutStatus, OperatorState):
 
 
 def read_roll(status: SpeculatorStatus) -> Roll:
-    """The roll that ``status`` tells of."""
+    """The roll that ``status`` stores."""
     shown = {name: getattr(status.rollout, name) for name in RolloutStatus.model_fields}
     if status.rollout.phase not in JUDGED_PHASES:
         return Roll(**shown)

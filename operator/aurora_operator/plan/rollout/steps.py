@@ -1,4 +1,4 @@
-"""What the rollout decides: the channel's next record, the roll to store, and the pods to ask."""
+"""The result of a rollout decision: the channel's next record, the roll to store, and the pods to ask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do, in this order: ``advance`` the channel, store ``rollout``, then ``swaps``.
+    """The actions of one reconcile, in this order: ``advance`` the channel, store ``rollout``, then ``swaps``.
 
     The channel comes first, because a roll whose version is active already is known to be over. Swaps come last,
     because an operator that dies before them must find the decision behind them.

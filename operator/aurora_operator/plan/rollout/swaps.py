@@ -1,4 +1,4 @@
-"""Which pods are asked for which version. Pure.
+"""Chooses the pods to ask for a version. A *stray* pod serves another version than the active one. Pure.
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled out. No pod is asked while it
 swaps, nor within :data:`RETRY_AFTER` of a failed swap to the same version. Pods that are not ready are not asked.
@@ -18,13 +18,13 @@ RETRY_AFTER = timedelta(seconds=5)
 
 
 def return_strays(facts: RolloutFacts, limit: int) -> dict[str, int]:
-    """Swaps that bring pods on any other version back to the active one, at most ``limit`` at a time."""
+    """Swaps that return stray pods to the active version, at most ``limit`` at a time."""
     world = facts.world
     return _to_active(facts, [pod for pod in world.pods if pod.version != world.active], limit)
 
 
 def return_rejected(facts: RolloutFacts) -> dict[str, int]:
-    """Swaps of pods that came back with a rejected version. Not even a pause lets them serve it on."""
+    """Swaps of pods that came up with a rejected version. These pods return even during a pause."""
     world = facts.world
     stray = [pod for pod in world.pods if pod.version in world.rejected - {world.active}]
     return _to_active(facts, stray, len(world.pods))
@@ -47,7 +47,7 @@ def next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
 
 
 def retry_note(facts: RolloutFacts) -> str:
-    """Which pod tries the version again after a failure that says nothing about it; empty, or ``"; pod…"``."""
+    """A note about a pod that tries the version again after a transient failure: empty, or ``"; pod…"``."""
     for pod in facts.world.pods:
         swap, version = pod.swap, facts.version
         if swap.phase is SwapPhase.FAILED and swap.version == version != pod.version and swap.transient:

@@ -1,12 +1,12 @@
 """The rollout's state machine: phase x judgement -> step. Pure; time is an argument.
 
-:func:`step` is the one way through it. It derives the facts of this look, judges them, and looks the pair of phase and
-judgement up in :data:`TRANSITIONS`. ARCHITECTURE.md shows the same table (``transition_table``).
+:func:`step` is the only entry point. It derives the facts of this reconcile, judges them, and finds the row for the
+phase and the judgement in :data:`TRANSITIONS`. ARCHITECTURE.md shows the same table (``transition_table``).
 
-Invariants: a pod is only ever asked for the active version or for the one being rolled out, and for the latter only
-while ``World.earned`` holds for it (promise 1). A roll starts only from pods that all serve the active version, so at
-most two versions serve (promise 3). Time alone never rejects a version; only what was seen of it does. Everything
-needed to go on after a restart is in the :class:`Roll`, the channel and the pods themselves.
+Invariants: a pod is only ever asked for the active version or for the version being rolled out, and for the latter only
+while the version is in ``World.promotable`` (promise 1). A roll starts only from pods that all serve the active
+version, so at most two versions serve (promise 3). Only an observed failure or a person rejects a version, never time
+alone. A restarted operator needs only the :class:`Roll`, the channel and the pods themselves.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from aurora_operator.plan.rollout.roll import UNDER_WAY, Roll
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import World
 
-Target = Callable[[RolloutFacts, Any], Step]
+Action = Callable[[RolloutFacts, Any], Step]
 
 IDLE, CANARY, ROLLING = RolloutPhase.IDLE, RolloutPhase.CANARY, RolloutPhase.ROLLING
 WATCHING, ROLLING_BACK, PAUSED = RolloutPhase.WATCHING, RolloutPhase.ROLLING_BACK, RolloutPhase.PAUSED
@@ -52,11 +52,11 @@ BEFORE_PROMOTION = (CANARY, ROLLING, PAUSED)
 
 @dataclass(frozen=True)
 class Transition:
-    """One row of the table: in ``phase``, ``judgement`` leads to ``leads_to`` by ``target``."""
+    """One row of the table: in any of ``phases``, ``judgement`` leads to one of ``leads_to`` through ``action``."""
 
     phases: tuple[RolloutPhase, ...]
     judgement: type[Judgement]
-    target: Target
+    action: Action
     leads_to: tuple[RolloutPhase, ...]
     channel: str = ""
     """What is written to the channel."""
@@ -114,7 +114,7 @@ def step(world: World, stored: Roll) -> Step:
     facts = facts_of(world, stored)
     judgement = judgement_of(facts)
     row = _BY_PHASE_AND_JUDGEMENT[facts.phase, type(judgement)]
-    made = row.target(facts, judgement)
+    made = row.action(facts, judgement)
     assert made.rollout.phase in row.leads_to, f"the table does not know {facts.phase} -> {made.rollout.phase}"
     assert made.event == row.event, f"the table does not know the event {made.event}"
     return Step(_with_counts(facts, stored, made.rollout), made.swaps, made.advance, made.event)

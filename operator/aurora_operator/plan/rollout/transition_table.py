@@ -2,7 +2,7 @@
 
 Run ``python -m aurora_operator.plan.rollout.transition_table`` after a change of the table.
 
-Invariant: what stands between the markers is the table that the operator runs; a unit test fails when they differ.
+Invariant: the table between the markers is the table that the operator runs. A unit test fails when they differ.
 """
 
 from __future__ import annotations

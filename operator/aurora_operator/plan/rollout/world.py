@@ -1,4 +1,4 @@
-"""What the rollout looks at: the pods, the channel, the policy and what people ask for. Plain values."""
+"""The rollout's input: pods, channel, policy and the requests of people. Plain values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pod:
 
     name: str
     ready: bool
-    """Kubernetes calls the pod ready, and its agent answers that the engine is."""
+    """Kubernetes calls the pod ready, and its agent calls the engine ready."""
     starting: bool = False
     """Scheduled and not ready: the pod may come up with a version that it chose a while ago."""
     up: bool = False
@@ -27,7 +27,7 @@ class Pod:
     boot: str = ""
     """Random id of this engine start."""
     started_together: bool = False
-    """The engine started together with its agent, so no draft ended the engine before."""
+    """The engine started together with its agent, so the engine before did not crash alone."""
     counters: LiveCounters = field(default_factory=LiveCounters)
 
     @property
@@ -41,37 +41,37 @@ class Pod:
 
 @dataclass(frozen=True)
 class World:
-    """Everything that the state machine looks at, beside the roll itself."""
+    """Everything that the state machine depends on, besides the roll itself."""
 
     now: datetime
     active: int
     """The channel's active version."""
     epoch: int
-    """The channel's."""
+    """The channel's epoch."""
     pods: tuple[Pod, ...]
     policy: RolloutSpec
     previous: int | None = None
     """The channel's previous version."""
     rejected: frozenset[int] = frozenset()
-    """The channel's: versions that live traffic or a person rejected."""
+    """Versions that the channel rejects, because of live traffic, failures or a person."""
     channel_message: str = ""
     """Why the channel's last record was written."""
     serving_digest: str = ""
-    """Digest of how pods serve. Acceptance before and after a change of it cannot be compared."""
+    """Digest of how pods serve. Acceptance from before and after a change of the digest cannot be compared."""
     draft_steps: int = 3
     """Draft steps per verify round."""
     next_version: int | None = None
-    """A version that may be rolled out now: it earned its place against ``active`` and is not rejected."""
+    """The version to roll out next: it passed the gate against ``active`` and is not rejected."""
     newer_version: int | None = None
     """A version registered after the one being rolled out, and not rejected."""
-    earned: frozenset[int] = frozenset()
-    """Versions with evidence that lets them follow ``active``."""
+    promotable: frozenset[int] = frozenset()
+    """Versions with evidence that allows them to replace ``active``."""
     pinned_version: int | None = None
-    """Serve this version and no other. It is the initial one or passed once."""
+    """The pinned version, if it may be served: the initial draft, or a version that passed the gate once."""
     pin_set: bool = False
     """A person pinned a version, perhaps one that may not be served. Either way nothing new is rolled out."""
     promote: int | None = None
-    """A person vouches for this version: it is not judged any longer."""
+    """A person vouches for this version, so it is not judged any longer."""
     abort: int | None = None
     """A person rejects this version."""
     observation_gap: bool = False

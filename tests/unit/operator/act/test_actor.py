@@ -15,7 +15,7 @@ from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob, StoreView
 from aurora_operator.observe.snapshot import Snapshot
-from aurora_operator.plan import Loan, Note, Plan, Swap
+from aurora_operator.plan import EventNote, Loan, Plan, Swap
 from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
@@ -62,7 +62,7 @@ class Journal:
         return agent(ip, request.version)
 
     async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
-        self.record(f"{'withdraw' if request.begin else 'give back'} {ip}")
+        self.record(f"{'withdraw' if request.begin else 'return'} {ip}")
         return agent(ip, 0)
 
     async def state(self, ip: str, token: str) -> AgentState:
@@ -89,7 +89,7 @@ FULL = Plan(
     delete_jobs=("old",),
     swaps=(swap("a"), swap("b")),
     loans=(loan("c", 0), loan("d", 60)),
-    notes=(Note("Promoted", "version 1"),),
+    notes=(EventNote("Promoted", "version 1"),),
 )
 
 
@@ -112,7 +112,7 @@ async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() ->
         "create Job",
         "swap a",
         "swap b",
-        "give back c",
+        "return c",
         "withdraw d",
         "create Event",
     ]
@@ -195,7 +195,7 @@ async def test_a_silent_agent_does_not_delay_the_others_and_a_fence_is_reported(
     journal = Journal(faults={"swap a": Fenced("higher epoch")})
     assert (await act(journal, FULL)).fenced
     assert "swap b" in journal.calls
-    journal = Journal(faults={"give back c": Fenced("higher epoch")})
+    journal = Journal(faults={"return c": Fenced("higher epoch")})
     assert (await act(journal, FULL)).fenced
     assert "withdraw d" in journal.calls
 

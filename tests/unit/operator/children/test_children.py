@@ -14,7 +14,7 @@ from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import policies
 from aurora_operator.children.trainer_statefulset import stateful_set
-from aurora_operator.children.validation_job import ValidationAttempt, job, measurement_shape
+from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
@@ -241,10 +241,10 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
         {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
     ],
 )
-def test_the_measurement_shape_changes_with_everything_that_decides_speed(change: dict[str, Any]) -> None:
-    assert measurement_shape(spec(**change)) != measurement_shape(spec())
+def test_the_engine_setup_digest_changes_with_everything_that_decides_speed(change: dict[str, Any]) -> None:
+    assert engine_setup_digest(spec(**change)) != engine_setup_digest(spec())
     unrelated = spec(serving={"replicas": 5}, rollout={"paused": True})
-    assert measurement_shape(unrelated) == measurement_shape(spec())
+    assert engine_setup_digest(unrelated) == engine_setup_digest(spec())
 
 
 def test_building_children_does_not_change_the_spec() -> None:

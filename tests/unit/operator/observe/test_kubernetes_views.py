@@ -1,4 +1,4 @@
-"""The facts that are read from Kubernetes' JSON."""
+"""The views reduce Kubernetes' JSON to the facts for planning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An observation is consistent, and takes no other owner's objects for its own."""
+"""An observation is consistent, and leaves out the objects of other owners."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.observe.stored_resource import InvalidSpec, parse
+from aurora_operator.errors import InvalidSpec
+from aurora_operator.observe.stored_resource import parse
 
 
 def stored(serving: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:

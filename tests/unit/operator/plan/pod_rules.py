@@ -1,4 +1,4 @@
-"""What pods and their agents may do at any time: join, fail, swap, take their time, and recover."""
+"""The rules for pods and their agents, which join, fail, swap, become slow and recover at any time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PodRules(Promises):
         self.joined = 0
         """Number of pods that have ever joined."""
         self.pace = 0
-        """Number of looks that a swap or the start of an engine takes."""
+        """Number of reconciles that a swap or the start of an engine takes."""
 
     @precondition(lambda self: len(self.cluster.pods) < 5)
     @rule(slow=st.booleans())
@@ -36,7 +36,7 @@ class PodRules(Promises):
         fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
     )
     def pod_fails(self, *, which: int, fault: str) -> None:
-        """``restarts``: with the version it had; ``restarts empty``: with the one that is active now."""
+        """``restarts``: with the version of before; ``restarts empty``: with the version that is active now."""
         pod = self.cluster.pods[which % len(self.cluster.pods)]
         if fault == "dies":
             self.cluster.pods.remove(pod)
@@ -82,7 +82,7 @@ class PodRules(Promises):
         self.all_go_on()
 
     def all_go_on(self) -> None:
-        """Swaps end and engines come up after ``pace`` further looks, but never in slow pods."""
+        """Swaps end and engines come up after ``pace`` further reconciles, but never in slow pods."""
         for pod in self.cluster.pods:
             busy = pod.swapping or not pod.up
             pod.taken = pod.taken + 1 if busy else 0

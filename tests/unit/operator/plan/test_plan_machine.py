@@ -26,8 +26,8 @@ from tests.unit.operator.plan.pod_rules import PodRules
 from tests.unit.operator.simulated_operator import SimulatedOperator
 
 MOVING, RESTING = 2.0, 15.0
-"""Seconds between looks, as in the real loop."""
-LOOKS_TO_CONVERGE = 600
+"""Seconds between reconciles, as in the real loop."""
+RECONCILES_TO_CONVERGE = 600
 DEADLINE = 60
 JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
 UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
@@ -41,7 +41,7 @@ class PlanMachine(PodRules):
         self.late_evidence: list[Evidence] = []
         self.gate = "passes"
         self.end = "judged"
-        """What follows when faults stop.
+        """The conditions under which the machine converges once faults stop.
 
         ``judged``: traffic comes back and is judged. ``quiet``: no traffic comes back, and no older version keeps the
         newest one waiting. ``unjudged``: nothing is judged, and a version that crashes engines is rejected even so.
@@ -52,22 +52,22 @@ class PlanMachine(PodRules):
         end=st.sampled_from(["judged", "judged", "quiet", "unjudged"]),
         where=st.sampled_from(["Job", "Replica"]),
         kind=st.sampled_from(KINDS),
-        looks=st.integers(0, 30),
+        reconciles=st.integers(0, 30),
         pace=st.integers(0, 2),
     )
-    def pods_start(self, count: int, *, end: str, where: str, kind: str, looks: int, pace: int) -> None:
+    def pods_start(self, count: int, *, end: str, where: str, kind: str, reconciles: int, pace: int) -> None:
         """Pods serve the initial draft, and the first candidate is somewhere in its life."""
         self.end = end
         self.edit(validation={"measureOn": where})
         self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
         self.store.register(INITIAL_VERSION)
-        self.look_and_act(0)
+        self.reconcile(0)
         for _ in range(count):
             self.pod_joins(slow=False)
         self.all_go_on()
         self.pace = pace
-        if looks:
-            self.candidate_comes_far(kind=kind, looks=looks)
+        if reconciles:
+            self.candidate_comes_far(kind=kind, reconciles=reconciles)
 
     # the trainer, the gate and the store -----------------------------------------------------------------------------
 
@@ -77,11 +77,11 @@ class PlanMachine(PodRules):
         self.store.register(version)
         self.kinds[version] = kind
 
-    @rule(kind=st.sampled_from(KINDS), looks=st.integers(4, 20))
-    def candidate_comes_far(self, *, kind: str, looks: int) -> None:
-        """Most faults matter in the middle of a version's life, which takes many looks to reach."""
+    @rule(kind=st.sampled_from(KINDS), reconciles=st.integers(4, 20))
+    def candidate_comes_far(self, *, kind: str, reconciles: int) -> None:
+        """Most faults matter in the middle of a version's life, which takes many reconciles to reach."""
         self.candidate_is_registered(kind=kind)
-        self.time_goes_on(looks=looks)
+        self.time_goes_on(reconciles=reconciles)
 
     @rule(
         gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"])
@@ -100,7 +100,7 @@ class PlanMachine(PodRules):
     @rule(which=st.integers(0, 3), ended=st.sampled_from(["succeeded", "failed", "vanishes"]), late=st.booleans(),
           verdict=st.sampled_from([*VerdictKind, None]))  # fmt: skip
     def job_ends(self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None) -> None:
-        """Whichever way the Job ends: its evidence was written before, comes afterwards, or never comes."""
+        """A Job ends in any way. Its evidence was written before, comes afterwards, or never comes."""
         name = sorted(self.cluster.jobs)[which % len(self.cluster.jobs)]
         self.end_job(name, verdict, late=late, ended=ended)
 
@@ -151,7 +151,7 @@ class PlanMachine(PodRules):
 
     @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
     def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
-        """Change the arguments, often back before the operator looks, and the place of measurements."""
+        """Change the arguments, often back before the operator observes, and the place of measurements."""
         self.edit(serving={"replicas": 2, "extraArgs": arguments}, validation={"measureOn": where})
 
     @rule(back=st.none() | st.integers(0, 3), known=st.booleans())
@@ -160,11 +160,11 @@ class PlanMachine(PodRules):
         versions = [v for v in self.store.registrations if self.store.passed(v) or not known]
         self.person_pins(pin=None if back is None else sorted(versions)[max(-1 - back, -len(versions))])
 
-    @rule(back=st.integers(0, 2), looks=st.integers(1, 6))
-    def person_pins_for_a_while(self, *, back: int, looks: int) -> None:
+    @rule(back=st.integers(0, 2), reconciles=st.integers(1, 6))
+    def person_pins_for_a_while(self, *, back: int, reconciles: int) -> None:
         """Afterwards, candidates are compared with another active version than before."""
         self.person_changes_the_pin(back=back, known=True)
-        self.time_goes_on(looks=looks)
+        self.time_goes_on(reconciles=reconciles)
         self.person_pins(pin=None)
 
     def pinned(self) -> dict[str, int]:
@@ -209,7 +209,7 @@ class PlanMachine(PodRules):
         self.now += timedelta(seconds=seconds)
 
     @rule(seconds=st.sampled_from([2, 15, 61, 3700]))
-    def nobody_looks(self, *, seconds: int) -> None:
+    def nobody_observes(self, *, seconds: int) -> None:
         self.pass_time(seconds)
 
     def pass_time(self, seconds: float) -> None:
@@ -226,14 +226,14 @@ class PlanMachine(PodRules):
     # the operators ---------------------------------------------------------------------------------------------------
 
     @rule(who=st.integers(0, 1))
-    def operator_looks(self, *, who: int) -> None:
-        self.operators[who].look()
+    def operator_observes(self, *, who: int) -> None:
+        self.operators[who].observe()
 
-    @precondition(lambda self: any(operator.looking for operator in self.operators))
+    @precondition(lambda self: any(operator.has_observed for operator in self.operators))
     @rule(who=st.integers(0, 1))
     def operator_decides(self, *, who: int) -> None:
         operator = self.operators[who]
-        if operator.looking:
+        if operator.has_observed:
             self.check_plan(*operator.decide(self.now, self.monotonic_seconds))
 
     @precondition(lambda self: any(operator.acting for operator in self.operators))
@@ -241,13 +241,13 @@ class PlanMachine(PodRules):
     def operator_acts(self, *, who: int, count: int) -> None:
         self.operators[who].act(count)
 
-    @rule(looks=st.integers(1, 6), decided=st.booleans(), count=st.integers(1, 9))
-    def other_operator_is_late(self, *, looks: int, decided: bool, count: int) -> None:
+    @rule(reconciles=st.integers(1, 6), decided=st.booleans(), count=st.integers(1, 9))
+    def other_operator_is_late(self, *, reconciles: int, decided: bool, count: int) -> None:
         """The second operator acts on an observation that the first one has overtaken."""
-        self.operators[1].look()
+        self.operators[1].observe()
         if decided:
             self.operator_decides(who=1)
-        self.time_goes_on(looks=looks)
+        self.time_goes_on(reconciles=reconciles)
         self.operator_decides(who=1)
         self.operators[1].act(count)
 
@@ -255,21 +255,21 @@ class PlanMachine(PodRules):
     def operator_dies(self, *, who: int) -> None:
         self.operators[who].restart()
 
-    @rule(looks=st.integers(1, 8))
-    def time_goes_on(self, *, looks: int) -> None:
-        for _ in range(looks):
-            self.one_look(0)
+    @rule(reconciles=st.integers(1, 8))
+    def time_goes_on(self, *, reconciles: int) -> None:
+        for _ in range(reconciles):
+            self.reconcile_and_wait(0)
 
-    @rule(looks=st.integers(4, 12))
-    def minutes_go_by(self, *, looks: int) -> None:
-        """The operator looks as often as an idle one does, which is often enough for deadlines to pass."""
-        for _ in range(looks):
-            self.one_look(0)
+    @rule(reconciles=st.integers(4, 12))
+    def minutes_go_by(self, *, reconciles: int) -> None:
+        """The operator reconciles as rarely as an idle one, and yet often enough for deadlines to count."""
+        for _ in range(reconciles):
+            self.reconcile_and_wait(0)
             self.pass_time(RESTING)
 
-    def one_look(self, who: int) -> None:
-        """One operator looks and acts, and the world goes on until the next look."""
-        moving = self.look_and_act(who)
+    def reconcile_and_wait(self, who: int) -> None:
+        """One operator reconciles, and the world goes on until the next reconcile."""
+        moving = self.reconcile(who)
         self.jobs_end()
         self.all_go_on()
         for pod in self.cluster.pods:
@@ -281,9 +281,9 @@ class PlanMachine(PodRules):
                 pod.serve(1.1 if kind == "bad" or fades else 2.0)
         self.pass_time(MOVING if moving else RESTING)
 
-    def look_and_act(self, who: int) -> bool:
+    def reconcile(self, who: int) -> bool:
         operator = self.operators[who]
-        operator.look()
+        operator.observe()
         seen, made = operator.decide(self.now, self.monotonic_seconds)
         self.check_plan(seen, made)
         operator.act(100)
@@ -299,7 +299,7 @@ class PlanMachine(PodRules):
         self.edit(rollout=self.pinned() | {"analysis": rules, "progressDeadlineSeconds": DEADLINE})
         self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
         if not self.store.passed(self.pinned().get("pin", INITIAL_VERSION)):
-            self.person_pins(pin=None)  # nothing goes on while what cannot be had is asked for
+            self.person_pins(pin=None)  # nothing is rolled out while a version that never passed is pinned
         self.cluster.edited()
         if not self.cluster.pods:
             self.pod_joins(slow=False)
@@ -311,9 +311,9 @@ class PlanMachine(PodRules):
             self.pod_joins(slow=False)
         if self.end == "unjudged":
             self.candidate_is_registered(kind="deadly")
-        for number in range(LOOKS_TO_CONVERGE):
-            self.one_look(number % 2)
-            self.earned()
+        for number in range(RECONCILES_TO_CONVERGE):
+            self.reconcile_and_wait(number % 2)
+            self.only_passed_versions_serve()
             assert all(count <= 2 for count in self.lent.values()), f"a replica comes and goes: {self.lent}"
             if self.converged():
                 return
@@ -324,7 +324,7 @@ class PlanMachine(PodRules):
     def converged(self) -> bool:
         active, pin, status = self.channel.active, self.pinned().get("pin"), self.status
         if self.kinds[active] == "deadly" and active in self.vouched:
-            return True  # who let it in without judgement has to let it go: no pod stays up to compare anything with
+            return True  # a person has to remove a version admitted without judgement: no pod stays up to compare with
         if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
             refused = {*status.rejected, *self.channel.rejected}
             newest = max(version for version in self.store.registrations if version not in refused)
@@ -335,9 +335,9 @@ class PlanMachine(PodRules):
         if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
             return False
         wrong = {version for version, kind in self.kinds.items() if kind in ("bad", "deadly")}
-        # Once people, or a version that faded, let a bad one in, the next need only be as good.
+        # Once people, or a fading version, let a bad version in, the next version need only be as good.
         excused = self.end == "quiet" or wrong & self.vouched or "fading" in self.kinds.values()
-        assert active not in wrong or excused, "live traffic was not heard"
+        assert active not in wrong or excused, "live traffic did not reject the version"
         return True
 
 

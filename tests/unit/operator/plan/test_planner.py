@@ -171,7 +171,7 @@ def test_only_a_version_that_once_passed_can_be_pinned() -> None:
     proven = made(pinned(1, evidence(1, active=7)))
     assert proven.advance is not None
     assert (proven.advance.active, proven.advance.previous) == (1, 0)
-    assert proven.job is None, "nothing is measured against a version that is to stay"
+    assert proven.job is None, "nothing is measured while a version is pinned"
     refused = pinned(1, evidence(1, VerdictKind.REJECT))
     assert made(refused).advance is None
     assert condition(refused, ConditionType.READY).reason == "PinRefused"
@@ -184,7 +184,7 @@ def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:
     assert refused.status is not None
     assert refused.status.rejected == [1]
     assert [entry.event for entry in refused.status.history] == ["Rejected"]
-    assert refused.advance is not None, "no evidence says it, so the channel has to"
+    assert refused.advance is not None, "no evidence records the rejection, so the channel does"
     assert (refused.advance.active, refused.advance.reason, refused.advance.rejected) == (
         0,
         ChannelReason.REFUSED,
@@ -343,7 +343,7 @@ def test_a_canary_without_traffic_stops_so_that_the_newer_version_is_measured() 
 
 def test_a_lost_status_is_rebuilt_from_the_store() -> None:
     rebuilt = status(observed(store=store(0, 1, evidence=(evidence(1),))))
-    assert rebuilt.rollout.phase is RolloutPhase.CANARY, "no second measurement of what was measured"
+    assert rebuilt.rollout.phase is RolloutPhase.CANARY, "the version is not measured twice"
 
 
 def test_nothing_is_decided_about_versions_while_the_store_cannot_be_read() -> None:

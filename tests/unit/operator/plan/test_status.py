@@ -1,4 +1,4 @@
-"""What people see: the status, its conditions and when they are written."""
+"""The status for people: its fields, its conditions, and when they are written."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_trainer_that_cannot_start_is_not_ready() -> None:
     assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
 
 
-def test_the_reason_of_ready_says_what_is_not_as_it_should_be() -> None:
+def test_the_reason_of_ready_names_the_problem() -> None:
     assert condition(observed(), ConditionType.READY).status.value == "True"
     old = WorkloadView(current=False, replicas=2, ready=2)
     assert condition(observed(deployment=old), ConditionType.READY).reason == "PodsUpdating"
@@ -196,7 +196,7 @@ def test_the_rollout_condition_says_on_how_many_pods_the_version_is() -> None:
     assert "Rolling out version 1: canary on 1 of 2 pods" in [note.message for note in made(begun).notes]
 
 
-def test_a_users_status_of_a_roll_holds_no_machinery() -> None:
+def test_the_status_of_a_roll_holds_no_internal_state() -> None:
     shown = status(observed(store=store(0, 1, evidence=(evidence(1),))))
     assert set(shown.rollout.model_dump(by_alias=True)) == {
         "phase",

@@ -42,13 +42,13 @@ def proven(*more: Evidence) -> StoreView:
 
 
 def test_the_newest_version_is_measured_while_a_version_that_passed_waits_for_its_roll() -> None:
-    held = passed_and_waits()
-    begun = made(held)
+    delayed = passed_and_waits()
+    begun = made(delayed)
     assert begun.job is not None
     assert begun.job["metadata"]["name"] == "chat-validate-v2-1"
-    assert "version 1 passed and waits for its roll" in condition(held, ConditionType.CANDIDATE_VALIDATED).message
+    assert "version 1 passed and waits for its roll" in condition(delayed, ConditionType.CANDIDATE_VALIDATED).message
     assert begun.status is not None
-    running = replace(held, status=begun.status, jobs=(JobView("chat-validate-v2-1", 2, 1),))
+    running = replace(delayed, status=begun.status, jobs=(JobView("chat-validate-v2-1", 2, 1),))
     newest = made(replace(running, store=proven(evidence(2)))).status
     assert newest is not None
     assert newest.candidate is not None
@@ -60,26 +60,28 @@ def test_the_newest_version_is_measured_while_a_version_that_passed_waits_for_it
 @pytest.mark.parametrize("verdict", [None, VerdictKind.REJECT])
 def test_a_version_that_passed_is_rolled_out_although_a_newer_one_did_not_pass(verdict: VerdictKind | None) -> None:
     """A trainer that publishes faster than candidates are measured must not keep every version from the pods."""
-    held = passed_and_waits()
+    delayed = passed_and_waits()
     store_ = proven() if verdict is None else proven(evidence(2, verdict))
-    seen = replace(held, status=status(held), jobs=(JobView("chat-validate-v2-1", 2, 1),), store=store_)
+    seen = replace(delayed, status=status(delayed), jobs=(JobView("chat-validate-v2-1", 2, 1),), store=store_)
     seen = replace(seen, status=made(seen).status or seen.status)
     three = replace(store_, registrations={v: registration(v) for v in range(4)})
     for resumed in (seen, replace(seen, store=three)):
         found = made(replace(resumed, spec=observed().spec))
         assert found.status is not None
         assert (found.status.rollout.phase, found.status.rollout.version) == (RolloutPhase.CANARY, 1)
-        assert found.job is None, "what is rolled out may become what is compared with"
+        assert found.job is None, "the version being rolled out may become the one to compare with"
 
 
 def test_a_version_whose_roll_stopped_is_rolled_out_again_later_although_a_newer_measurement_failed() -> None:
-    held = passed_and_waits()
-    waits = status(held)
+    delayed = passed_and_waits()
+    waits = status(delayed)
     assert waits.candidate is not None
     failed = waits.candidate.model_copy(update={"phase": CandidatePhase.FAILED, "attempt": 20, "since": NOW})
     stopped = RolloutStatus(version=1, progressed=NOW - timedelta(minutes=29))
     seen = replace(
-        held, spec=observed().spec, status=waits.model_copy(update={"candidate": failed, "rollout": stopped})
+        delayed,
+        spec=observed().spec,
+        status=waits.model_copy(update={"candidate": failed, "rollout": stopped}),
     )
     assert status(seen).rollout.phase is RolloutPhase.IDLE
     later = status(seen, NOW + timedelta(minutes=2))
@@ -87,19 +89,19 @@ def test_a_version_whose_roll_stopped_is_rolled_out_again_later_although_a_newer
 
 
 def test_a_waiting_version_is_dropped_when_its_evidence_no_longer_holds() -> None:
-    held = passed_and_waits()
-    waiting, job = status(held), JobView("chat-validate-v2-1", 2, 1)
+    delayed = passed_and_waits()
+    waiting, job = status(delayed), JobView("chat-validate-v2-1", 2, 1)
     assert waiting.candidate is not None
     assert waiting.candidate.waiting_version == 1
     stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
-    moved = status(replace(held, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
+    moved = status(replace(delayed, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
     assert moved.candidate is not None
     assert (moved.candidate.waiting_version, moved.rollout.phase) == (None, RolloutPhase.IDLE)
 
 
 def test_a_person_aborts_a_version_that_waits_while_a_newer_one_is_measured() -> None:
-    held = passed_and_waits()
-    refused = made(replace(held, status=status(held), user_requests=UserRequests(abort=1)))
+    delayed = passed_and_waits()
+    refused = made(replace(delayed, status=status(delayed), user_requests=UserRequests(abort=1)))
     assert refused.status is not None
     assert refused.status.candidate is not None
     assert (refused.status.candidate.version, refused.status.candidate.waiting_version) == (2, None)

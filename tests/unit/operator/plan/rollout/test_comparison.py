@@ -14,13 +14,13 @@ from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
 
 
-def outcome(new: LiveCounters, old: LiveCounters, *, beside: bool = True) -> Outcome:
-    return compare(new, old, AnalysisSpec(), STEPS, beside=beside)[0]
+def outcome(new: LiveCounters, old: LiveCounters, *, same_load: bool = True) -> Outcome:
+    return compare(new, old, AnalysisSpec(), STEPS, same_load=same_load)[0]
 
 
 def test_a_loss_within_chance_is_undecided_and_more_traffic_decides() -> None:
     old = counters(100_000, 2.0)
-    assert outcome(counters(100, 1.6), old) is Outcome.WAITING
+    assert outcome(counters(100, 1.6), old) is Outcome.UNDECIDED
     assert outcome(counters(10_000, 1.6), old) is Outcome.BAD
     assert outcome(counters(100, 1.85), old) is Outcome.GOOD, "within what the policy lets go"
 
@@ -56,7 +56,7 @@ def test_slower_tokens_count_against_peers_only() -> None:
     assert outcome(paced(*[25.0] * 100), old) is Outcome.GOOD
     slow = paced(*[35.0] * 100)
     assert outcome(slow, old) is Outcome.SLOW
-    assert outcome(slow, old, beside=False) is Outcome.GOOD, "the load of another time says nothing about the draft"
+    assert outcome(slow, old, same_load=False) is Outcome.GOOD, "the load of another time says nothing about the draft"
     unbounded = slow.model_copy(update={"gap_squares": 0})
     assert outcome(unbounded, old) is Outcome.GOOD, "an agent that does not bound chance is not asked"
 
@@ -70,7 +70,7 @@ def test_too_few_times_between_tokens_are_not_compared() -> None:
 
 
 def test_slower_tokens_within_chance_are_undecided_and_more_requests_decide() -> None:
-    assert outcome(paced(*[20.0] * 46, *[200.0] * 4), paced(*[20.0] * 50)) is Outcome.WAITING
+    assert outcome(paced(*[20.0] * 46, *[200.0] * 4), paced(*[20.0] * 50)) is Outcome.UNDECIDED
     assert outcome(paced(*[20.0] * 4600, *[200.0] * 400), paced(*[20.0] * 5000)) is Outcome.SLOW
 
 

@@ -119,10 +119,10 @@ def test_a_watch_does_not_end_while_a_pod_with_the_version_is_missing() -> None:
     assert (held.rollout.phase, held.advance) == (RolloutPhase.WATCHING, None)
     back = [pod(A, 1, boot="b"), pod(B, 1, boot="new")]
     after = step(world(*back, now=NOW + timedelta(seconds=90), **now), held.rollout).rollout
-    assert (after.phase, after.engine_crashes) == (RolloutPhase.IDLE, 0), "one end is tolerated"
+    assert (after.phase, after.engine_crashes) == (RolloutPhase.IDLE, 0), "one crash is tolerated"
     again = held.rollout.model_copy(update={"engine_crashes": 1})
     ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
-    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last look counts too"
+    assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last crash counts too"
     late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
     assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert "did not come back" in late.rollout.message

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_operator.plan.rollout.live_analysis import Live, judge, measure_baseline, starved
+from aurora_operator.plan.rollout.live_analysis import PodCounters, judge, measure_baseline, starved
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
@@ -39,7 +39,9 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
     state = AnalysisState(baseline=counters(1000, 2.0), window_began=NOW)
     total, pods = [LiveCounters(), LiveCounters()], {}
     for window in range(windows + 1):
-        pods = {name: Live("b", version, total[index]) for index, (name, version) in enumerate((("c", 1), ("p", 0)))}
+        pods = {
+            name: PodCounters("b", version, total[index]) for index, (name, version) in enumerate((("c", 1), ("p", 0)))
+        }
         canary, peers = {"c": pods["c"]}, {"p": pods["p"]}
         state = judge(state, canary, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
         total = [
@@ -57,11 +59,11 @@ def test_busy_machines_reject_no_draft_and_a_slow_draft_is_rejected() -> None:
     assert all(taken_back(rng, slower=4.0) for _ in range(10))
 
 
-def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "b", rate: int = 10) -> Live:
-    return Live(boot, version, counters(int(seconds * rate), length))
+def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "b", rate: int = 10) -> PodCounters:
+    return PodCounters(boot, version, counters(int(seconds * rate), length))
 
 
-def judged(state: AnalysisState, seconds: float, canary: Live, peer: Live | None = None) -> AnalysisState:
+def judged(state: AnalysisState, seconds: float, canary: PodCounters, peer: PodCounters | None = None) -> AnalysisState:
     peers = {} if peer is None else {"peer": peer}
     return judge(state, {"canary": canary}, peers, 1, POLICY, steps=STEPS, now=at(seconds))
 
@@ -104,18 +106,18 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
         assert (state.good_windows, state.bad_windows, state.settling) == (0, 0, True)
     state = judged(state, 20, live(20, 1.0))
     grown = LiveCounters(requests=400, verify_rounds=16_000, answer_tokens=8_000 + 8_000 * 2)
-    assert judged(state, 30, Live("b", 1, grown)).good_windows == 1
+    assert judged(state, 30, PodCounters("b", 1, grown)).good_windows == 1
 
 
-def seen(state: AnalysisState, seconds: float, requests: int, longest: float | None = None) -> AnalysisState:
-    pods = {"a": Live("b", 0, counters(requests, 2.0))}
+def seen(state: AnalysisState, seconds: float, requests: int, max_duration: float | None = None) -> AnalysisState:
+    pods = {"a": PodCounters("b", 0, counters(requests, 2.0))}
     return measure_baseline(
         state,
         pods,
         0,
         POLICY,
         steps=STEPS,
-        longest=None if longest is None else timedelta(seconds=longest),
+        max_duration=None if max_duration is None else timedelta(seconds=max_duration),
         now=at(seconds),
     )
 

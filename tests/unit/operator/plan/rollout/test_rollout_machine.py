@@ -42,7 +42,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
         self.bad: set[int] = set()
-        """Versions that passed the gate and of which live traffic accepts nothing."""
+        """Versions that passed the gate and whose tokens live traffic hardly accepts."""
         self.deadly: set[int] = set()
         """Versions that passed the gate and crash engines."""
         self.blamed: set[int] = set()
@@ -191,7 +191,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def minutes_pass(self) -> None:
-        """Nobody looks meanwhile, or only the clock was set. The operator knows of both (``observed_time``)."""
+        """Nobody observes meanwhile, or only the clock was set. The operator detects both (``observed_time``)."""
         self.now += timedelta(seconds=61)
         self.observation_gap = True
 
@@ -202,7 +202,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def evidence_is_withdrawn(self) -> None:
-        """Another hand changed the active version: the comparison proves nothing any more."""
+        """Somebody else changed the active version, so the evidence proves nothing any more."""
         self.evidence = dict.fromkeys(self.evidence, -1)
 
     @rule()
@@ -212,14 +212,14 @@ class RolloutMachine(RuleBasedStateMachine):
     # the operator ----------------------------------------------------------------------------------------------------
 
     def world(self) -> World:
-        earned = frozenset(v for v, against in self.evidence.items() if against == self.active) - self.rejected
-        offers = [v for v in earned if v > self.active]
+        promotable = frozenset(v for v, against in self.evidence.items() if against == self.active) - self.rejected
+        offers = [v for v in promotable if v > self.active]
         return World(
             now=self.now,
             active=self.active,
             previous=self.previous,
             rejected=frozenset(self.rejected),
-            channel_message="refused before",
+            channel_message="rejected before",
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
@@ -227,7 +227,7 @@ class RolloutMachine(RuleBasedStateMachine):
             newer_version=max(
                 (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
             ),
-            earned=earned,
+            promotable=promotable,
             pinned_version=self.pin,
             pin_set=self.pin is not None,
             promote=self.promote,
@@ -253,7 +253,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule(dies_after=st.integers(0, 3))
     def operator_acts(self, dies_after: int) -> None:
-        """Look, plan and act. The process dies after ``dies_after`` actions, when there are more."""
+        """Observe, plan and act. The process dies after ``dies_after`` actions, when there are more."""
         world = self.world()
         made = step(world, self.status)
         faulty = any(pod.salt or pod.slow or not pod.reachable for pod in self.pods)
@@ -278,12 +278,12 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def check_step(self, world: World, made: Step) -> None:
         for version in made.swaps.values():
-            assert version == world.active or (version in world.earned and version == made.rollout.version)
+            assert version == world.active or (version in world.promotable and version == made.rollout.version)
         if made.advance is None:
             return
         active, reason = made.advance.active, made.advance.reason
         if reason is ChannelReason.PROMOTED:
-            assert active in world.earned
+            assert active in world.promotable
             assert {pod.version for pod in self.pods if pod.ready} == {active}
             assert made.advance.reject is None
         if reason in (ChannelReason.ROLLED_BACK, ChannelReason.REFUSED):
@@ -318,7 +318,7 @@ class RolloutMachine(RuleBasedStateMachine):
     # the promises ----------------------------------------------------------------------------------------------------
 
     @invariant()
-    def earned(self) -> None:
+    def only_passed_versions_serve(self) -> None:
         """No pod serves, or swaps to, a version that never passed."""
         for pod in self.pods:
             for version in (pod.version, pod.asked):
@@ -339,17 +339,17 @@ class RolloutMachine(RuleBasedStateMachine):
             pod.salt, pod.slow = "", False
         for _ in range(STEPS_TO_CONVERGE):
             self.tick()
-            self.earned()
+            self.only_passed_versions_serve()
             world = self.world()
             if self.active in self.deadly & self.vouched:
-                return  # who let it in without judgement has to let it go: no pod stays up to compare anything with
+                return  # a person has to remove a version admitted without judgement: no pod stays up to compare with
             at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
             right = self.pin in (None, self.active)
             decided = world.next_version is None or self.pin is not None
             if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
                 wrong = self.bad | self.deadly
-                # Once people let a bad one in, the next need only be as good.
-                assert self.active not in wrong or wrong & self.vouched, "live traffic was not heard"
+                # Once people admitted a bad version, the next version need only be as good.
+                assert self.active not in wrong or wrong & self.vouched, "live traffic did not reject the version"
                 return
         raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
 

@@ -1,7 +1,7 @@
 """Whole sequences of rollout steps, as a service of one to four pods goes through them.
 
-A line is one look, ten seconds after the one before: ``judgement -> next phase; swaps; channel; event``. Live analysis
-settles for 10 s, judges every 10 s, needs two good judgements in a row and watches for 60 s.
+A line is one reconcile, ten seconds after the one before: ``judgement -> next phase; swaps; channel; event``. Live
+analysis settles for 10 s, judges every 10 s, needs two good judgements in a row and watches for 60 s.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ PEACEFUL_WATCH = """
 
 
 def expected(*parts: str) -> list[str]:
-    return [look for part in parts for look in sequence(part)]
+    return [line for part in parts for line in sequence(part)]
 
 
 def with_canary(pods: int = 2, **policy: Any) -> Service:
     """The canary has just been asked for version 1."""
     service = Service(pods, **policy)
-    assert service.looks(4) == expected(CANARY_OF_TWO)
+    assert service.reconcile_times(4) == expected(CANARY_OF_TWO)
     return service
 
 
 def with_promoted_version() -> Service:
     """Two pods, on which version 1 has just become active."""
     service = with_canary()
-    assert service.looks(5) == expected(PROMOTION_OF_TWO)
+    assert service.reconcile_times(5) == expected(PROMOTION_OF_TWO)
     return service
 
 
 def test_a_good_version_on_one_pod_is_compared_with_a_longer_baseline() -> None:
     service = Service(1)
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         Start -> Canary; RolloutStarted
         6 x NoBaseline -> Canary
         Proceed -> Canary; a=1
@@ -64,13 +64,13 @@ def test_a_good_version_on_one_pod_is_compared_with_a_longer_baseline() -> None:
 
 def test_a_good_version_on_two_pods() -> None:
     service = Service(2)
-    assert service.looks_until_idle() == expected(CANARY_OF_TWO, PROMOTION_OF_TWO, PEACEFUL_WATCH)
-    assert service.look() == "Proceed -> Idle"
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO, PROMOTION_OF_TWO, PEACEFUL_WATCH)
+    assert service.reconcile() == "Proceed -> Idle"
 
 
 def test_a_good_version_on_four_pods_is_swapped_pod_by_pod() -> None:
     service = with_canary(4)
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         3 x Wait -> Canary
         Pass -> Rolling; b=1; CanaryPassed
         Proceed -> Rolling; c=1
@@ -83,7 +83,7 @@ def test_a_good_version_on_four_pods_is_swapped_pod_by_pod() -> None:
 
 def test_a_version_that_is_not_judged() -> None:
     service = Service(2, analysis=UNJUDGED)
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         Start -> Canary; RolloutStarted
         Proceed -> Canary; a=1
         Pass -> Rolling; b=1; CanaryPassed
@@ -94,7 +94,7 @@ def test_a_version_that_is_not_judged() -> None:
 def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
     service = Service(2)
     service.traffic = False
-    assert service.looks(60) == sequence("""
+    assert service.reconcile_times(60) == sequence("""
         Start -> Canary; RolloutStarted
         59 x NoBaseline -> Canary
     """)
@@ -103,9 +103,9 @@ def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
 def test_when_the_traffic_ends_the_canary_waits_until_a_person_promotes() -> None:
     service = with_canary()
     service.traffic = False
-    assert service.looks(60) == sequence("60 x Wait -> Canary")
+    assert service.reconcile_times(60) == sequence("60 x Wait -> Canary")
     service.people = {"promote": 1}
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         Pass -> Rolling; b=1; CanaryPassed
         Pass -> Idle; active 1; Promoted
     """)
@@ -114,20 +114,20 @@ def test_when_the_traffic_ends_the_canary_waits_until_a_person_promotes() -> Non
 def test_live_traffic_disagrees_in_the_canary() -> None:
     service = Service(2)
     service.acceptance_length = {1: 1.1}
-    assert service.looks_until_idle() == expected(CANARY_OF_TWO) + sequence("""
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
         3 x Wait -> Canary
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0
         Pass -> Idle; RolledBack
     """)
     assert service.roll.last_judgement == "acceptance length 1.10 against 2.00"
-    assert service.looks(10) == sequence("10 x Proceed -> Idle"), "a rejected version is not tried again"
+    assert service.reconcile_times(10) == sequence("10 x Proceed -> Idle"), "a rejected version is not tried again"
 
 
 def test_live_traffic_disagrees_while_the_version_is_watched() -> None:
     service = with_promoted_version()
     service.acceptance_length = {1: 1.1}
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         3 x Proceed -> Watching
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0 b=0
@@ -138,7 +138,7 @@ def test_live_traffic_disagrees_while_the_version_is_watched() -> None:
 def test_a_person_aborts_the_canary() -> None:
     service = with_canary()
     service.people = {"abort": 1}
-    assert service.looks(5) == sequence("""
+    assert service.reconcile_times(5) == sequence("""
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0
         Pass -> Idle; RolledBack
@@ -148,9 +148,9 @@ def test_a_person_aborts_the_canary() -> None:
 
 def test_a_person_aborts_the_active_version() -> None:
     service = with_promoted_version()
-    assert service.looks_until_idle() == expected(PEACEFUL_WATCH)
+    assert service.reconcile_until_idle() == expected(PEACEFUL_WATCH)
     service.people = {"abort": 1}
-    assert service.looks(5) == sequence("""
+    assert service.reconcile_times(5) == sequence("""
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0 b=0
         Pass -> Idle; RolledBack
@@ -161,12 +161,12 @@ def test_a_person_aborts_the_active_version() -> None:
 def test_a_paused_canary_is_judged_on_and_goes_on_when_the_pause_ends() -> None:
     service = with_canary()
     service.set_policy(paused=True)
-    assert service.looks(3) == sequence("""
+    assert service.reconcile_times(3) == sequence("""
         Pause -> Paused; Paused
         2 x Pause -> Paused
     """)
     service.set_policy(paused=False)
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         Resume -> Canary; Resumed
         Pass -> Rolling; b=1; CanaryPassed
         Pass -> Watching; active 1; Promoted
@@ -178,7 +178,7 @@ def test_a_paused_canary_is_judged_on_and_goes_on_when_the_pause_ends() -> None:
 def test_a_pin_of_the_active_version_stops_the_roll() -> None:
     service = with_canary()
     service.people = {"pinned_version": 0, "pin_set": True}
-    assert service.looks(5) == sequence("""
+    assert service.reconcile_times(5) == sequence("""
         Stop -> RollingBack; RolloutStopped
         Proceed -> RollingBack; a=0
         Pass -> Idle; RolledBack
@@ -189,7 +189,7 @@ def test_a_pin_of_the_active_version_stops_the_roll() -> None:
 def test_a_pin_of_the_rolled_version_makes_it_active_at_once() -> None:
     service = with_canary()
     service.people = {"pinned_version": 1, "pin_set": True}
-    assert service.looks(4) == sequence("""
+    assert service.reconcile_times(4) == sequence("""
         Pin -> Idle; active 1; Pinned
         Proceed -> Idle; b=1
         2 x Proceed -> Idle
@@ -199,7 +199,7 @@ def test_a_pin_of_the_rolled_version_makes_it_active_at_once() -> None:
 def test_a_pin_of_a_third_version_brings_all_pods_back_first() -> None:
     service = with_canary()
     service.people = {"pinned_version": 2, "pin_set": True}
-    assert service.looks(6) == sequence("""
+    assert service.reconcile_times(6) == sequence("""
         PinLater -> RollingBack; a=0
         Pin -> Idle; active 2; Pinned
         Proceed -> Idle; a=2
@@ -213,8 +213,8 @@ def test_an_engine_that_crashes_twice_in_the_canary_rejects_the_version() -> Non
     crashes = []
     for _ in range(2):
         service["a"].crash()
-        crashes.append(service.look())
-    assert crashes + service.looks_until_idle() == sequence("""
+        crashes.append(service.reconcile())
+    assert crashes + service.reconcile_until_idle() == sequence("""
         Wait -> Canary
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0
@@ -227,8 +227,8 @@ def test_engines_that_crash_in_the_watch_return_to_the_previous_version() -> Non
     crashes = []
     for name in ("a", "b"):
         service[name].crash()
-        crashes.append(service.look())
-    assert crashes + service.looks_until_idle() == sequence("""
+        crashes.append(service.reconcile())
+    assert crashes + service.reconcile_until_idle() == sequence("""
         Proceed -> Watching
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Proceed -> RollingBack; a=0 b=0
@@ -239,7 +239,7 @@ def test_engines_that_crash_in_the_watch_return_to_the_previous_version() -> Non
 def test_a_pod_that_cannot_take_the_draft_rejects_the_version() -> None:
     service = Service(2)
     service.refuses = {"a"}
-    assert service.looks_until_idle() == expected(CANARY_OF_TWO) + sequence("""
+    assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Pass -> Idle; RolledBack
     """)
@@ -249,7 +249,7 @@ def test_a_pod_that_cannot_take_the_draft_rejects_the_version() -> None:
 def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline() -> None:
     service = with_canary()
     service["a"].ready = False
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         5 x Proceed -> Canary
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Pass -> Idle; RolledBack
@@ -258,14 +258,14 @@ def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline
 
 def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts() -> None:
     service = with_canary(4)
-    assert service.looks(4) == sequence("""
+    assert service.reconcile_times(4) == sequence("""
         3 x Wait -> Canary
         Pass -> Rolling; b=1; CanaryPassed
     """)
     service["c"].ready = service["d"].ready = False
-    assert service.looks(60) == sequence("60 x Hold -> Rolling")
+    assert service.reconcile_times(60) == sequence("60 x Hold -> Rolling")
     service["c"].ready = service["d"].ready = True
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile_until_idle() == sequence("""
         Proceed -> Rolling; c=1
         Proceed -> Rolling; d=1
         Pass -> Watching; active 1; Promoted
@@ -277,24 +277,24 @@ def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts
 def test_no_roll_starts_while_a_pod_is_starting() -> None:
     service = Service(2)
     service["b"].ready = False
-    assert service.looks(3) == sequence("3 x Wait -> Idle")
+    assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     service["b"].ready = True
-    assert service.look() == "Start -> Canary; RolloutStarted"
+    assert service.reconcile() == "Start -> Canary; RolloutStarted"
 
 
 def test_an_operator_that_dies_after_the_channel_records_the_promotion_later() -> None:
     service = with_canary()
-    assert service.looks(4) == expected(PROMOTION_OF_TWO)[:-1]
-    assert service.look(dies_before="status") == "Pass -> Watching; active 1; Promoted"
-    assert service.look() == "AlreadyActive -> Watching; Promoted"
-    assert service.looks_until_idle() == expected(PEACEFUL_WATCH)
+    assert service.reconcile_times(4) == expected(PROMOTION_OF_TWO)[:-1]
+    assert service.reconcile(dies_before="status") == "Pass -> Watching; active 1; Promoted"
+    assert service.reconcile() == "AlreadyActive -> Watching; Promoted"
+    assert service.reconcile_until_idle() == expected(PEACEFUL_WATCH)
 
 
 def test_an_operator_that_dies_after_the_channel_records_the_rejection_later() -> None:
     service = with_canary()
     service.people = {"abort": 1}
-    assert service.look(dies_before="status") == "Reject -> RollingBack; active 0, reject 1; RolloutFailed"
-    assert service.looks_until_idle() == sequence("""
+    assert service.reconcile(dies_before="status") == "Reject -> RollingBack; active 0, reject 1; RolloutFailed"
+    assert service.reconcile_until_idle() == sequence("""
         AlreadyRejected -> RollingBack; RolloutFailed
         Proceed -> RollingBack; a=0
         Pass -> Idle; RolledBack
@@ -302,12 +302,12 @@ def test_an_operator_that_dies_after_the_channel_records_the_rejection_later() -
 
 
 @pytest.mark.parametrize("dies_before", ["channel", "status", "swaps"])
-@pytest.mark.parametrize("looks_before", range(10))
-def test_an_operator_that_dies_at_any_look_comes_to_the_same_end(looks_before: int, dies_before: str) -> None:
+@pytest.mark.parametrize("reconciles_before", range(10))
+def test_an_operator_that_dies_in_any_reconcile_comes_to_the_same_end(reconciles_before: int, dies_before: str) -> None:
     service = Service(2)
-    service.looks(looks_before)
-    service.look(dies_before=dies_before)
-    service.looks_until_idle()
+    service.reconcile_times(reconciles_before)
+    service.reconcile(dies_before=dies_before)
+    service.reconcile_until_idle()
     assert [pod.version for pod in service.pods] == [1, 1]
     assert (service.active, service.previous, service.rejected) == (1, 0, set())
     assert service.epoch == 2, "the channel was advanced once"
@@ -322,7 +322,7 @@ def test_no_roll_goes_on_forever(pods: int, *, judged: bool, kind: str) -> None:
     service.refuses = {"a"} if kind == "refused" else set()
     count = 0
     while count == 0 or service.roll.phase is not RolloutPhase.IDLE:
-        service.look()
+        service.reconcile()
         for pod in service.pods:
             if kind == "crashes" and pod.version == 1:
                 pod.crash()
@@ -331,4 +331,4 @@ def test_no_roll_goes_on_forever(pods: int, *, judged: bool, kind: str) -> None:
     ends_well = kind == "good" or (kind == "bad" and not judged)
     assert service.active == int(ends_well)
     assert {pod.version for pod in service.pods} == {service.active}
-    assert service.looks(10) == sequence("10 x Proceed -> Idle"), "nothing is left to do"
+    assert service.reconcile_times(10) == sequence("10 x Proceed -> Idle"), "nothing is left to do"

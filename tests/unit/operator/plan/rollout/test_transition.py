@@ -35,7 +35,7 @@ from tests.unit.operator.rolls import (
 def test_a_roll_starts_with_the_canary_and_a_higher_epoch() -> None:
     made = step(world(pod(A), pod(B), next_version=1), Roll())
     assert (made.rollout.phase, made.rollout.version, made.rollout.epoch) == (RolloutPhase.CANARY, 1, 4)
-    assert not made.swaps, "the decision is written down before any pod is asked"
+    assert not made.swaps, "the decision is stored before any pod is asked"
     assert step(world(pod(A), pod(B)), made.rollout).swaps == {A: 1}
 
 
@@ -88,7 +88,7 @@ def test_a_slow_baseline_does_not_count_as_lack_of_progress() -> None:
 
 
 def judged_bad(**more: Any) -> tuple[Roll, World]:
-    """The next look makes one bad judgement too many."""
+    """The next reconcile makes one bad judgement too many."""
     policy: dict[str, Any] = {"analysis": JUDGED, **more}
     first = step(world(pod(A, 1, **traffic(0)), pod(B, **traffic(0)), policy=policy), canary(bad_windows=1)).rollout
     bad, later = pod(A, 1, **traffic(20, length=1.1)), NOW + timedelta(seconds=20)
@@ -133,7 +133,7 @@ def waiting(seconds: float, requests: int, *, newer_version: int | None = 2, **m
     return world(*pods, now=NOW + timedelta(seconds=seconds), newer_version=newer_version, policy=policy, **more)
 
 
-def held() -> Roll:
+def canary_with_window() -> Roll:
     """The canary's window begins now."""
     begun = step(waiting(0, 0, newer_version=None), canary()).rollout
     assert begun.analysis is not None
@@ -142,10 +142,10 @@ def held() -> Roll:
 
 
 def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame() -> None:
-    ended = step(waiting(DEADLINE + 1, 0), held())
+    ended = step(waiting(DEADLINE + 1, 0), canary_with_window())
     assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
     assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
-    dried_up = step(waiting(30 * DEADLINE, 40), held())
+    dried_up = step(waiting(30 * DEADLINE, 40), canary_with_window())
     assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
     baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisState(window_began=NOW))
     quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer_version=2, policy={"analysis": JUDGED})
@@ -158,14 +158,14 @@ def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame(
         (waiting(5 * DEADLINE, 0, newer_version=None), "nothing newer waits"),
         (waiting(DEADLINE - 1, 0), "the deadline is not over"),
         (waiting(DEADLINE + 1, 6), "traffic is thin, but a judgement comes within ten deadlines"),
-        (waiting(5 * DEADLINE, 0, observation_gap=True), "nobody looked meanwhile"),
+        (waiting(5 * DEADLINE, 0, observation_gap=True), "nobody observed meanwhile"),
         (waiting(5 * DEADLINE, 0, policy={"paused": True}), "a person holds it"),
         (waiting(5 * DEADLINE, 0, policy={"max_not_ready": 0}, extra=True), "pods are missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_canary_that_waits_for_traffic_is_not_stopped_too_early(seen: World, why: str) -> None:
-    assert step(seen, held()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
+    assert step(seen, canary_with_window()).rollout.phase in (RolloutPhase.CANARY, RolloutPhase.PAUSED), why
 
 
 def test_a_change_of_serving_settings_stops_a_judged_roll_without_blame() -> None:
@@ -189,7 +189,7 @@ def test_a_promoted_version_that_degrades_is_rolled_back_on_all_pods_at_once() -
         "active": 0,
         "epoch": 6,
         "policy": policy,
-        "earned": set(),
+        "promotable": set(),
         "rejected": {1},
         "channel_message": "why",
     }
@@ -219,7 +219,7 @@ def test_a_person_can_abort_the_active_version_at_any_time(phase: RolloutPhase) 
     assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert made.rollout.version == 1
     after: dict[str, Any] = {**now, "active": 0, "previous": None, "rejected": {1}}
-    assert step(world(pod(A, 0), abort=1, **after), Roll()).advance is None, "an old wish says no more"
+    assert step(world(pod(A, 0), abort=1, **after), Roll()).advance is None, "an old request has no effect"
 
 
 def test_a_pin_makes_its_version_active_and_keeps_other_versions_out() -> None:
@@ -342,7 +342,7 @@ def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
 
 
 def test_a_promotion_that_only_the_channel_records_is_recorded_in_the_status() -> None:
-    made = step(world(pod(A, 1), pod(B, 1), active=1, epoch=5, earned=set()), rolling())
+    made = step(world(pod(A, 1), pod(B, 1), active=1, epoch=5, promotable=set()), rolling())
     assert (made.rollout.phase, made.event, made.swaps) == (RolloutPhase.IDLE, "Promoted", {})
 
 
@@ -368,12 +368,12 @@ def test_a_version_that_a_person_vouches_for_is_not_judged() -> None:
     assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
 
 
-@pytest.mark.parametrize("refused", [True, False])
-def test_a_pod_with_a_rejected_version_returns_even_during_a_pause(refused: bool) -> None:
-    """A pod that was down when its version was rolled back comes up with it."""
-    late: dict[str, Any] = {"policy": {"paused": True}, "rejected": frozenset({1} if refused else ())}
+@pytest.mark.parametrize("rejected", [True, False])
+def test_a_pod_with_a_rejected_version_returns_even_during_a_pause(rejected: bool) -> None:
+    """A pod that was down while its version was rolled back comes up with that version."""
+    late: dict[str, Any] = {"policy": {"paused": True}, "rejected": frozenset({1} if rejected else ())}
     rest = step(world(pod(A, 1), pod(B), **late), Roll())
-    assert rest.swaps == ({A: 0} if refused else {}), "anything else waits for the pause to end"
+    assert rest.swaps == ({A: 0} if rejected else {}), "anything else waits for the pause to end"
     watched: dict[str, Any] = {"policy": {"paused": True, "analysis": JUDGED}, "active": 2, "previous": 0}
     seen = world(pod(A, 1), pod(B, 2), rejected=late["rejected"], **watched)
-    assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if refused else {})
+    assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if rejected else {})
