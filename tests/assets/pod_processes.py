@@ -114,7 +114,7 @@ class PodProcesses:
         return [sys.executable, "-m", module, *arguments, *shared]
 
     def _variables(self) -> dict[str, str]:
-        # The engine may write compiled code, even if this process may not: otherwise every start takes a minute of two
+        # Let the engine write compiled code even if this process may not. Otherwise every start takes a minute on two
         # cores.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
@@ -133,6 +133,7 @@ class PodProcesses:
 
     @contextlib.contextmanager
     def engine(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The engine's process, ready to serve. Raises TimeoutError, with the end of the log, if it does not start."""
         command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
         with self.log.open("ab") as sink:
             process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
@@ -186,6 +187,7 @@ class PodProcesses:
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The agent's process, once it answers its readiness probe, has ended, or has had 60 s."""
         ports = ("--port", str(self.agent_port), "--engine-port", str(self.engine_port))
         command = self._command("aurora_runtime.serving.agent", "serve", *ports)
         with (self.path / "agent.log").open("ab") as sink:

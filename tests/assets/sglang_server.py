@@ -1,7 +1,8 @@
 """A real SGLang server on the CPU engine that lives as long as a test's context.
 
-Invariant: no process of the server is left when the context ends, also after an error. The server runs in its own
-process group. It first gets SIGTERM (only the main process, as SGLang demands). After a timeout the group is killed.
+Invariant: no process of the server is left when the context ends, even after an error. The server runs in its own
+process group. Only the main process gets SIGTERM, as SGLang demands. The rest of the group is killed when the main
+process has ended, or after a timeout.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def free_port() -> int:
 def speculation_flags(
     draft: Path | None, *, num_steps: int = DRAFT_STEPS, topk: int = 1, tokens: int | None = None
 ) -> list[str]:
-    """SGLang's flags for speculation with an EAGLE-3 draft. Without a draft there are none."""
+    """SGLang's flags for speculation with an EAGLE-3 draft. Empty without a draft."""
     if draft is None:
         return []
     return [
@@ -119,7 +120,7 @@ def sglang_server(
         *speculation_flags(draft, num_steps=num_steps),
         *map(str, extra_args),
     ]
-    # SGLang may write compiled code, even if this process may not: otherwise every start takes a minute of two cores.
+    # Let SGLang write compiled code even if this process may not. Otherwise every start takes a minute on two cores.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     variables |= {"HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": plugins}
     variables |= {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "TOKENIZERS_PARALLELISM": "false"}

@@ -31,7 +31,7 @@ from tests.assets.model import ensure_model
 from tests.assets.traces.recorded import domain_traces, json_traces
 from tests.traffic.prompts import Domain
 
-HELD_OUT_LIMIT = 48
+MAX_HELD_OUT_REQUESTS = 48
 SPECIALIST_PASSES = 2
 PERTURBATION = 1e-3
 """Standard deviation of the relative change of a weight."""
@@ -53,7 +53,7 @@ def train_draft(
 ) -> TrainingResult:
     """Train ``draft`` in place on every trace that is not held out."""
     session = Session(draft, vocabulary, Recipe(), torch.device("cpu"))
-    held_out, examples = HeldOutSet(HELD_OUT_LIMIT), []
+    held_out, examples = HeldOutSet(MAX_HELD_OUT_REQUESTS), []
     for trace in traces:
         if trace.held_out:
             held_out.add(trace.request, tuple(examples_of(trace, draft.config.vocab_size)))
@@ -79,7 +79,7 @@ def untrained_draft(model: Path | None = None) -> tuple[DraftModel, VocabularyMa
 
 
 def write_specialist(model: Path, domain: Domain, folder: Path) -> Path:
-    """The directory of a draft that was trained on one domain only. The first call writes it, below ``folder``.
+    """The directory of a draft that was trained on one domain only. The first call trains the draft, below ``folder``.
 
     Simulated acceptance length on held-out requests, with 4-token rounds:
 

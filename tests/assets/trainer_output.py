@@ -1,4 +1,4 @@
-"""Writes to a store what a trainer would write, without training: draft versions and trainer states."""
+"""Writes draft versions and trainer states to a store, as a trainer does, but without training."""
 
 from __future__ import annotations
 

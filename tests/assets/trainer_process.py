@@ -1,4 +1,4 @@
-"""Runs the trainer as its own process against a real S3, and writes shards for it to that S3."""
+"""Runs the trainer as its own process against a real S3, and writes shards to this S3 for the trainer to read."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ WAIT_SECONDS = 600.0
 def trainer_settings(
     registry: Registry, target: Path, training: TrainingSpec, draft: DraftSpec | None = None
 ) -> TrainerSettings:
+    """The settings of a trainer for the target in ``target``, with the store of ``registry``."""
     config = registry.objects.config
     return TrainerSettings(
         namespace="default",
@@ -68,7 +69,7 @@ def wait_for(description: str, condition: Callable[[], object], process: subproc
     """Wait until ``condition()`` is true.
 
     Raises:
-        AssertionError: The process ended, or the condition did not hold in time. The message has the end of the log.
+        AssertionError: The process ended, or 600 s passed. The message contains the end of the log.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
@@ -115,5 +116,6 @@ def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, fi
 
 
 def stored_trainer_state(registry: Registry) -> TrainerState | None:
+    """The newest trainer state in the store, or None before the first one."""
     stored = registry.trainer_state()
     return stored[0] if stored else None

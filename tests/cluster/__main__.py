@@ -18,7 +18,7 @@ FORWARDED_PROGRAMS = ("kubectl", "helm")
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Our own arguments, and the arguments that follow kubectl or helm."""
+    """This program's own arguments, and the arguments that follow kubectl or helm."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster", description="A local Kubernetes cluster, without Docker."
     )
@@ -44,7 +44,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def run_forwarded(local: LocalCluster, program: str, arguments: list[str]) -> int:
-    """Run kubectl or helm and return its exit status. No cluster needs to run, because `helm lint` needs none."""
+    """Run kubectl or helm and return its exit status. The cluster may be down, because `helm lint` needs no cluster."""
     tools = local.access(created=False).tools
     command = [str(tools.kubectl.parent / program), *arguments]
     return subprocess.run(command, env=environment_without_proxies(tools.environment), check=False).returncode

@@ -69,7 +69,7 @@ def run(
 def run_or_none(
     *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_seconds: float = 60
 ) -> str | None:
-    """The command's stdout, or None when the command fails. For questions that a failing command answers with no."""
+    """The command's stdout, or None when the command fails, is missing or times out."""
     try:
         return run(*arguments, env=env, timeout_seconds=timeout_seconds)
     except (CommandError, subprocess.TimeoutExpired, FileNotFoundError):
@@ -94,11 +94,11 @@ def wait_until(
 ) -> None:
     """Poll until `condition` holds.
 
-    The pause between two polls leaves the machine to the processes that are still starting.
+    A pause between two polls leaves the CPU to the processes that are still starting.
 
     Args:
         description: Names the awaited thing in the error.
-        diagnostics: Called on a timeout; its text ends the error.
+        diagnostics: Called on a timeout. Its text is appended to the error.
 
     Raises:
         NotReadyError: The condition did not hold within `timeout_seconds`.

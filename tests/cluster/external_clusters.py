@@ -13,7 +13,7 @@ from tests.cluster.access import Access, Tools
 from tests.cluster.command import run, run_or_none
 
 KIND_GATEWAY = "172.18.0.1"
-"""The usual gateway of docker's network `kind`, for the case that docker does not tell the address."""
+"""The usual gateway of docker's network `kind`, used when docker does not report the address."""
 
 
 class ClusterChoiceError(RuntimeError):

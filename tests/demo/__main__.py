@@ -1,8 +1,11 @@
 """``python -m tests.demo``: runs the whole loop on a real cluster: serve, trace, train, measure, swap.
 
 The exit status is 0 only if a candidate was measured faster and every pod serves it, and no request failed.
-Environment variables: ``KEEP=1`` leaves the cluster running, ``BUDGET_SECONDS`` limits the time after the pods serve,
-and ``CLUSTER`` selects the kind of cluster (tests/cluster/README.md).
+Environment variables:
+
+- ``KEEP=1`` leaves the cluster running.
+- ``BUDGET_SECONDS`` limits the wait for a learned draft, which begins when both pods serve (default: 2400).
+- ``CLUSTER`` selects the kind of cluster (tests/cluster/README.md).
 """
 
 from __future__ import annotations

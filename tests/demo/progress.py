@@ -34,7 +34,7 @@ def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
 
 
 def _activity(status: dict[str, Any]) -> str:
-    """The activity that is furthest along the way of a draft: rollout, validation or training."""
+    """The most advanced stage that a draft is in: rollout, else validation, else training."""
     rollout, candidate = status.get("rollout", {}), status.get("candidate")
     if rollout.get("phase", "Idle") != "Idle":
         pods = f"{rollout.get('updated', 0)} of {rollout.get('total', 0)} pods"

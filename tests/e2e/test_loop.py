@@ -1,6 +1,6 @@
 """The whole loop on a real cluster while its parts are killed one at a time: promises 1 to 4, seen from outside.
 
-All tests look at the same run, because it takes minutes on two cores until a draft passes the gate.
+All tests share one run, because a draft needs minutes on two cores until it passes the gate.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from tests.rig.installation import SYSTEM_NAMESPACE
 
 DROP_SECONDS = 15.0
 STORE_PORT = 8333
-ENGINES_STARTED_SECONDS = 5.0
+ENGINE_START_SECONDS = 5.0
 """From the start of a validator's pod until its engines run."""
 
 HasRecovered = Callable[[], bool]
-"""Whether the part that the fault hit is there again."""
+"""Returns whether the part that the fault hit runs again."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class Fault:
 
     name: str
     cause: Callable[[FaultRig], HasRecovered]
-    """Causes the fault."""
+    """Causes the fault, and returns the check for recovery from it."""
     breaks_requests: bool = False
     """Whether requests in flight break, because the fault ends the engine that answers them."""
     failure_limit: int = 1
     """``rollout.analysis.failureLimit`` while this fault is tested. The default does not allow for an engine that
     crashes in every state of a rollout."""
     validating_only: bool = False
+    """Whether the fault can be caused only while a candidate is measured."""
 
 
 def _restart_counts(pod: Resource) -> dict[str, int]:
@@ -57,7 +58,8 @@ def _kill_container(rig: FaultRig, pod: Resource, container: str, namespace: str
 def _inference_pod_to_hit(rig: FaultRig, container: str) -> Resource:
     """The inference pod to hit: one with the version that is being rolled out, if there is one.
 
-    Among these, the pod whose container restarted least: the kubelet delays the restart of a container that often ends.
+    Among these pods, the one whose container restarted least, because the kubelet delays the restart of a container
+    that ends often.
     """
     status = rig.status()
     rolled_version = status.get("rollout", {}).get("version")
@@ -87,10 +89,10 @@ def _kill_operator(rig: FaultRig) -> HasRecovered:
 
 
 def _kill_validator(rig: FaultRig) -> HasRecovered:
-    """Kill the measurement when its engines run. The fault is over when the next attempt begins."""
+    """Kill the validator once its engines run. The fault is over when the next attempt begins."""
     attempt = rig.status()["candidate"]["attempt"]
     rig.wait_until("a validator runs", lambda: bool(_running_validators(rig)), 60)
-    time.sleep(ENGINES_STARTED_SECONDS)
+    time.sleep(ENGINE_START_SECONDS)
     kill_container(rig.aurora, _running_validators(rig)[0]["metadata"]["name"], "validator")
     return lambda: rig.status()["candidate"]["attempt"] > attempt
 

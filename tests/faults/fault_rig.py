@@ -25,7 +25,7 @@ from tests.traffic.prompts import Domain
 NAME = "faults"
 POLL_SECONDS = 0.05
 STEP_TIMEOUT_SECONDS = 900.0
-"""Longer than any step of a draft's life, faults included, on a machine that is four times slower than ours."""
+"""Longer than any step of a draft's life, faults included, on a machine four times slower than the usual two cores."""
 EXPECTED_PODS = 2 + 1 + 2
 """Two inference pods, the trainer, the operator and the store."""
 SPEC: dict[str, Any] = {
@@ -170,7 +170,8 @@ class FaultRig:
                 status = self.status()
                 conditions = [f"{c['type']}={c['status']} {c['message']}" for c in status.get("conditions", [])]
                 raise TimeoutError(
-                    f"not within {timeout_seconds:.0f} s: {description}. Conditions: {'; '.join(conditions)}. {status}"
+                    f"timed out after {timeout_seconds:.0f} s: {description}. "
+                    f"Conditions: {'; '.join(conditions)}. {status}"
                 )
             time.sleep(POLL_SECONDS)
         return time.monotonic() - started

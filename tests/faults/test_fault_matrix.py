@@ -1,7 +1,8 @@
 """Every fault in every state of a draft's life, under constant traffic: promises 1 to 3, seen from outside.
 
 Each test offers one good draft. The draft is measured on the real engine, swapped into the canary, rolled out, watched,
-and rolled back by a user. The fault is caused in each of these states. Each life must end as it ends without faults.
+and rolled back by a user. The fault is caused in each of these states. Each draft must end in the same state as without
+faults.
 """
 
 from __future__ import annotations

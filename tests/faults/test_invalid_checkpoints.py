@@ -1,4 +1,4 @@
-"""Bad checkpoints, offered as the trainer offers good ones: none is ever swapped into a pod.
+"""Invalid checkpoints are offered in the way the trainer offers valid ones. None is ever swapped into a pod.
 
 This module runs after the fault matrix, because the objects that it damages in the store stay damaged.
 """
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: 
 
 @pytest.fixture(scope="module")
 def useful_active_draft(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A draft that is worth something serves: against the untrained draft, no candidate would be slower."""
+    """Make a trained draft the active version, because no candidate is slower than the untrained draft."""
     rig.wait_until_serving(0)
     folder = tmp_path_factory.mktemp("useful") / "draft"
     version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], folder, seed=101))

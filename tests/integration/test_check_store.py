@@ -72,7 +72,7 @@ def test_unnamed_data_is_in_flight_while_young_and_a_violation_later(registry: R
     registry.objects.put("traces/00000001/x.safetensors", b"1")
     young = audit(registry, timedelta(minutes=5))
     assert (young.violations, young.in_flight) == ([], ["traces/00000001/x.safetensors"])
-    assert audit(registry).violations == ["traces/00000001/x.safetensors: nothing names this object"]
+    assert audit(registry).violations == ["traces/00000001/x.safetensors: no record names this object"]
 
 
 def test_damage_and_loss_are_found(registry: Registry) -> None:
@@ -106,7 +106,7 @@ def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_whil
         put_trainer_state(registry)
     assert (audit(registry).violations, audit(registry).in_flight) == ([], [])
     registry.objects.put(lost, b"another state")
-    assert audit(registry).violations == [f"{lost}: nothing names this object"]
+    assert audit(registry).violations == [f"{lost}: no record names this object"]
 
 
 def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:

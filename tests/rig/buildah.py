@@ -51,7 +51,10 @@ MAX_BUILDAH_PROCESSES = 32768
 
 
 def _ulimit(kind: int) -> str:
-    """This process's hard limit of `kind`, as buildah's option --ulimit takes it."""
+    """This process's hard limit of `kind`, in the format of buildah's option --ulimit.
+
+    Lowers this process's limit of processes to the highest that buildah accepts.
+    """
     hard = resource.getrlimit(kind)[1]
     if kind == resource.RLIMIT_NPROC and hard > MAX_BUILDAH_PROCESSES:
         hard = MAX_BUILDAH_PROCESSES

@@ -1,4 +1,4 @@
-"""Causes faults on the local cluster: of a node, a kernel, a network or an administrator."""
+"""Causes faults on the local cluster: killed containers, deleted pods, a node reboot and dropped packets."""
 
 from __future__ import annotations
 

@@ -108,12 +108,6 @@ class Installation:
         service = self.cluster.get("service", name, "-n", self.namespace)
         return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
 
-    def pods(self, name: str, component: str) -> list[dict[str, Any]]:
-        """The pods of one component of a speculator, without pods that are being deleted."""
-        selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component={component}"
-        pods: list[dict[str, Any]] = self.cluster.get("pods", "-n", self.namespace, "-l", selector)["items"]
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-
     def root(self, name: str) -> str:
         """The prefix of the speculator's objects in the bucket."""
         uid = self.get(name)["metadata"]["uid"]
@@ -135,5 +129,7 @@ class Installation:
             if time.monotonic() > deadline:
                 conditions = resource.get("status", {}).get("conditions", [])
                 texts = "; ".join(f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions)
-                raise TimeoutError(f"{name}: not within {timeout_seconds:.0f} s: {description}. Conditions: {texts}")
+                raise TimeoutError(
+                    f"{name}: timed out after {timeout_seconds:.0f} s: {description}. Conditions: {texts}"
+                )
             time.sleep(POLL_SECONDS)

@@ -1,8 +1,8 @@
 """The one image that all pods of the local cluster use.
 
-The image contains this machine's light Python environment, this checkout's packages and SeaweedFS. Users build images
-with the Dockerfile, which needs a container engine and a registry. The rig builds an equivalent image from files, in
-seconds. The tag is a hash of the code, so pods always run this checkout.
+The image contains the light Python environment (requirements/light.txt, without torch), this checkout's packages and
+SeaweedFS. Users build images with the Dockerfile, which needs a container engine and a registry. The rig builds an
+equivalent image from files, in seconds. The tag is a hash of the code, so pods always run this checkout.
 """
 
 from __future__ import annotations

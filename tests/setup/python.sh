@@ -8,20 +8,20 @@ python="${PYTHON:-python3}"
 mkdir -p "$cache"
 umask 022
 
-say() { printf '%s\n' "$*" >&2; }
+log() { printf '%s\n' "$*" >&2; }
 
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-  { say "setup: error: this project needs Python 3.11 (for SGLang's wheel and the lock files): set PYTHON=/path/to/python3.11"; exit 1; }
+  { log "setup: error: this project needs Python 3.11 (for SGLang's wheel and the lock files): set PYTHON=/path/to/python3.11"; exit 1; }
 
 exec 9>"$cache/.setup.lock"
 flock 9
 
 uv="$cache/bootstrap/bin/uv"
 if [ ! -x "$uv" ]; then
-  say "setup: installing uv"
+  log "setup: installing uv"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
-      { say "setup: error: this Python has no ensurepip: install the package python3-venv"; exit 1; }
+      { log "setup: error: this Python has no ensurepip: install the package python3-venv"; exit 1; }
     apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv >/dev/null
   fi
   rm -rf "$cache/bootstrap"
@@ -38,7 +38,7 @@ shared_environment() {
   key="$( (cat "$2"; "$interpreter" -VV; echo "$interpreter") | sha256sum | cut -c1-12)"
   target="$cache/python-$1-$key"
   if [ ! -e "$target/.complete" ]; then
-    say "setup: installing the packages of $2 into the cache (once per machine)"
+    log "setup: installing the packages of $2 into the cache (once per machine)"
     rm -rf "$target"
     "$uv" venv -q --python "$interpreter" "$target"
     # Compile all modules now. Pods mount the environment read-only and would compile a million lines at every start.

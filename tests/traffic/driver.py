@@ -2,8 +2,10 @@
 
 The driver proves promise 2 ("Unbroken") from a client's side. Invariant: every request ends as a success or as a
 failure of a named kind. Kinds are a status other than 200, a broken or unfinished stream, a missing finish reason or
-usage, and a timeout. By default a request is sent once. With ``retry_seconds`` the driver retries a failed attempt, as
-a client does whose server may lose its machine, and counts every failed attempt. A stop lets requests in flight finish.
+usage, and a timeout. A stop lets requests in flight finish.
+
+By default a request is sent once. With ``retry_seconds`` the driver retries failed attempts and counts each of them.
+Clients whose server may lose its machine retry in the same way.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class RequestOptions:
     timeout_seconds: float = 120.0
     """For one attempt, from connecting to the end of the stream."""
     retry_seconds: float = 0.0
-    """How long a request whose attempt failed is sent again. After that, the request counts as failed."""
+    """How long a request is retried, from its first attempt. After that, the request counts as failed."""
     model: str = "default"
     """The name of the model in each request."""
 
@@ -130,7 +132,7 @@ class TrafficDriver:
         # One connection per request, because a Service distributes connections, not requests, over its pods.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            reporter = asyncio.create_task(self._report())
+            reporter = asyncio.create_task(self._print_progress_lines())
             try:
                 if self.load.requests_per_second is None:
                     await asyncio.gather(*(self._worker(session) for _ in range(self.load.concurrency)))
@@ -141,8 +143,8 @@ class TrafficDriver:
                 reporter.cancel()
         return self.summary()
 
-    def _take_turn(self) -> bool:
-        """Whether another request may be sent. If so, this counts the request as sent."""
+    def _claim_request(self) -> bool:
+        """Count one more request as sent, and return True. Returns False if the load is at its limit or was stopped."""
         limit = self.load.limit
         out_of_time = limit.duration_seconds is not None and time.monotonic() - self._started >= limit.duration_seconds
         all_sent = limit.max_requests is not None and self._sent >= limit.max_requests
@@ -152,13 +154,13 @@ class TrafficDriver:
         return True
 
     async def _worker(self, session: aiohttp.ClientSession) -> None:
-        while self._take_turn() and (prompt := next(self._prompts, None)) is not None:
+        while self._claim_request() and (prompt := next(self._prompts, None)) is not None:
             await self._send(session, prompt)
 
     async def _open_loop(self, session: aiohttp.ClientSession, requests_per_second: float) -> None:
         async with asyncio.TaskGroup() as group:
             due = time.monotonic()
-            while self._take_turn() and (prompt := next(self._prompts, None)) is not None:
+            while self._claim_request() and (prompt := next(self._prompts, None)) is not None:
                 group.create_task(self._send(session, prompt))
                 due += 1 / requests_per_second
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -229,7 +231,7 @@ class TrafficDriver:
         self._counts.count_success(tokens=tokens, piece_times=piece_times, started=started, answer="".join(text))
         return None
 
-    async def _report(self) -> None:
+    async def _print_progress_lines(self) -> None:
         while self.print_progress is not None:
             await asyncio.sleep(self.progress_seconds)
             now = self.summary()

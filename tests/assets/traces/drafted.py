@@ -98,7 +98,9 @@ def rounds_of(trace: RequestTrace, proposals: Sequence[Tree]) -> list[Round]:
         path = [0]
         for next_token in tokens[root + 1 :]:
             matching = [
-                node for node, up in enumerate(tree.parents) if up == path[-1] and tree.tokens[node] == next_token
+                node
+                for node, parent in enumerate(tree.parents)
+                if parent == path[-1] and tree.tokens[node] == next_token
             ]
             if not matching:
                 break

@@ -1,11 +1,10 @@
-"""Real traces without a serving engine: SmolLM2's answers to requests, recorded in the form that capture records.
+"""Real traces without a serving engine: SmolLM2's answers to requests, in the format that capture writes.
 
 With these traces the trainer can be tested within seconds on the target's real hidden states and distributions.
 Invariant: the tokens are the model's own greedy answers. Hidden states and top-k tokens of all positions come from one
 forward pass over the final tokens, so they agree with each other.
 
-No draft takes part, so each verify round contains only its root. The engine records the same form when a draft proposes
-nothing.
+No draft takes part, so each verify round contains only its root. Capture writes the same when a draft proposes nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Reads the nodes of verify rounds, once from a trace and once from a batch of the trainer, so that tests compare them.
+"""Reads the nodes of verify rounds from a trace and from a batch of the trainer, so that tests can compare the two.
 
-A node is identified by the place where its round was proposed and by the tokens on the path to the node. Both readers
+A node is identified by the slot at which its round was proposed and by the tokens on the path to the node. Both readers
 visit one node at a time. They share no code with the vectorized code that they check.
 """
 

@@ -32,25 +32,26 @@ class Layer:
         self._directories: dict[str, int] = {}
 
     def add_file(self, path: str, source: Path) -> None:
-        self._make_room(path)
+        self._drop_earlier_entry(path)
         self._files[path] = source
 
     def add_content(self, path: str, content: str | bytes, mode: int = 0o644) -> None:
-        self._make_room(path)
+        self._drop_earlier_entry(path)
         self._contents[path] = (content.encode() if isinstance(content, str) else content, mode)
 
     def add_link(self, path: str, target: str) -> None:
-        self._make_room(path)
+        self._drop_earlier_entry(path)
         self._links[path] = target
 
     def add_directory(self, path: str, mode: int = 0o755) -> None:
-        self._make_room(path)
+        self._drop_earlier_entry(path)
         self._directories[path] = mode
 
     def files(self) -> dict[str, Path]:
         return dict(self._files)
 
-    def _make_room(self, path: str) -> None:
+    def _drop_earlier_entry(self, path: str) -> None:
+        """Check ``path``, and remove the entry that an earlier call added there."""
         if not path.startswith("/") or os.path.normpath(path) != path:
             raise ValueError(f"the image path {path!r} must be absolute and normal (without . and ..)")
         self._files.pop(path, None)
@@ -61,8 +62,8 @@ class Layer:
     def write(self, out: IO[bytes]) -> None:
         """Write the layer's tar, parents before children.
 
-        No entry lies behind a link of this layer, because a runtime would have to follow the link while unpacking. Such
-        an entry is written at the path that the link leads to.
+        An entry below a link of this layer is written at the path that the link leads to. Otherwise a runtime would
+        have to follow the link while unpacking.
         """
         entries: dict[str, tarfile.TarInfo] = {}
         sources: dict[str, Path | bytes] = {}
@@ -104,7 +105,10 @@ class Layer:
 
 
 def _entry(path: str, kind: bytes, mode: int, size: int = 0, modified: int = 0) -> tarfile.TarInfo:
-    """Files keep their modification times: Python uses compiled code only if its source still has the same time."""
+    """A tar entry that belongs to root.
+
+    Files keep their modification times, because Python uses compiled code only if its source still has the same time.
+    """
     entry = tarfile.TarInfo(path.lstrip("/"))
     entry.type, entry.mode, entry.size, entry.mtime = kind, mode, size, modified
     return entry

@@ -83,7 +83,7 @@ def _system_libraries() -> dict[str, Path]:
 
 
 def system_library(name: str) -> Path | None:
-    """A system library by name. For libraries that a program loads at run time and so does not list."""
+    """The path of a system library, or None. For libraries that a program loads at run time without listing them."""
     return _system_libraries().get(name)
 
 

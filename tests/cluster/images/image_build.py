@@ -1,8 +1,8 @@
 """Builds images from files of this machine, without a container engine.
 
 A Python image holds the environment at the same paths as on this machine, because an environment is not relocatable.
-All files in an image belong to root and are readable by all, whatever they are on this machine: a pod runs as another
-user, with a read-only root.
+All files in an image belong to root and are readable by all, because a pod runs as another user with a read-only root.
+Their owners and modes on this machine do not matter.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def python_image(
 def _add_base(layer: Layer, mirror_links: bool) -> None:
     """Add what programs expect of a system: a shell, users, certificates and a /tmp.
 
-    With `mirror_links`, directories such as /bin and /lib are links into /usr if they are on this machine. Libraries
-    keep their paths then.
+    With `mirror_links`, directories such as /bin and /lib are links into /usr if they are links on this machine. Then
+    libraries keep their paths.
     """
     if mirror_links:
         for name in ("bin", "sbin", "lib", "lib32", "lib64"):

@@ -22,7 +22,7 @@ from tests.cluster.local.prerequisites import ensure_prerequisites
 from tests.cluster.local.sandbox import Sandbox
 
 STEP_TIMEOUT_SECONDS = 180
-"""For each step of `up`. The whole `up` takes about ten, but a build on the same two cores has made it 76."""
+"""For each step of `up`. A whole `up` takes about 10 s, and took 76 s beside a build on the same two cores."""
 _SOURCES_OF_STAMP = (
     "cluster.py",
     "coredns-rbac.json",
@@ -172,18 +172,13 @@ class LocalCluster:
         """Import a docker archive into containerd. An archive that is already imported is skipped."""
         import_image(self.sandbox, binaries() / "ctr", self.layout.containerd_root, tar)
 
-    def restart(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Stop one daemon by a signal and start it again. To all other parts this looks like a crash."""
-        self.stop(daemon, number)
-        self.start(daemon)
-
     def stop(self, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Stop one daemon by a signal, and wait until it has ended."""
+        """Stop one daemon by a signal, and wait until it has ended. The other daemons see a crash."""
         self.sandbox.send_signal(daemon, number)
         wait_until(f"the end of {daemon}", lambda: not self.sandbox.is_running(daemon), 30)
 
     def start(self, daemon: str) -> None:
-        """Start a daemon that was stopped. For containerd, also wait until it answers: other daemons depend on it."""
+        """Start a daemon that was stopped. Waits until containerd answers, because other daemons need containerd."""
         self._spawn(daemon, binaries())
         if daemon == "containerd":
             self._wait_for_containerd()

@@ -49,7 +49,7 @@ def cgroup_directories(cluster: Layout) -> list[Path]:
 
 
 def remove_cgroups(cluster: Layout, timeout_seconds: float = 10) -> None:
-    """Remove the cluster's cgroups, with retries: the kernel allows it a moment after the last process has ended."""
+    """Remove the cluster's cgroups. Retries, because the kernel refuses for a moment after the last process ended."""
     deadline = time.monotonic() + timeout_seconds
     while remaining := cgroup_directories(cluster):
         for directory in remaining:

@@ -1,6 +1,6 @@
 """The cluster's certificates and kubeconfigs, created anew at every `up`.
 
-New keys make sure that a kubeconfig of an earlier cluster cannot reach a later one: it trusts another authority.
+A kubeconfig of an earlier cluster cannot reach a later cluster, because each cluster has its own certificate authority.
 Elliptic-curve keys keep the cost at a fraction of a second.
 """
 
