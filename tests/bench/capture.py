@@ -2,12 +2,12 @@
 
 One server answers traced and untraced requests in pairs. Both sides of a pair answer the same prompts right after each
 other, in alternating order, so that a noisy machine is equally noisy to both. They differ only in their request ids, by
-which capture decides what it traces. The draft is untrained: its rounds cost the same as a trained draft's, and there
-are more of them per token, so capture has the most to do.
+which capture selects the requests to trace. The draft is untrained. Its rounds cost the same as a trained draft's, and
+there are more of them per token, so capture has the most to do.
 
-Prints the speed of traced over untraced requests per concurrency: below 1, capture costs speed.
+Prints the ratio of traced to untraced speed per concurrency. A ratio below 1 means that capture costs speed.
 
-Takes about ten minutes on two quiet cores (estimated). Needs a CPU only; the server uses one thread, in bf16.
+Takes about ten minutes on two quiet cores (estimated). Needs a CPU only. The server uses one thread, in bf16.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SAMPLE_RATIO = Decimal("0.5")
 
 
 def request_ids(traced: bool) -> Iterator[str]:
-    """Fresh request ids, all of which capture traces, or none of which it does."""
+    """Endless fresh request ids. Capture traces all of these requests if ``traced``, and otherwise none."""
     return (rid for _ in itertools.count() if is_sampled(rid := uuid.uuid4().hex, SAMPLE_RATIO) is traced)
 
 
 def milliseconds_per_round(
     server: Server, requests: list[tuple[str, str]], tokens: int, pool: ThreadPoolExecutor
 ) -> float:
-    """Mean milliseconds per verify round over ``requests``, pairs of prompt and request id that are sent at once."""
+    """Mean milliseconds per verify round. ``requests`` are pairs of prompt and request id, all sent at once."""
     timings = pool.map(lambda request: time_stream(server.port, request[0], tokens, request[1]), requests)
     return statistics.fmean(timing.milliseconds_per_step for timing in timings)
 

@@ -1,10 +1,10 @@
 """How many answer tokens must the trainer count until its vocabulary map covers a domain?
 
 The bench counts the answer tokens of recorded requests to SmolLM2 (tests/assets/traces/recorded.py) in their order, as
-the trainer does, and chooses a map from the counts. Coverage is the share of the answer tokens of held-out requests
-that the map holds. Nothing is trained.
+the trainer does, and chooses a map from the counts. Coverage is the share of the held-out requests' answer tokens that
+are in the map. Nothing is trained.
 
-Prints, per domain, the coverage of the map of day 0 and of the map after each number of tokens, with the number of
+Prints, per domain, the coverage of the initial map and of the map after each number of tokens, with the number of
 entries that were replaced.
 
 Takes seconds per domain, after recording the domain once, which takes some minutes. Needs a CPU only.
@@ -33,7 +33,7 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map
 def coverage_by_budget(
     traces: Sequence[RequestTrace], initial: VocabularyMap, special: Sequence[int], budgets: Sequence[int]
 ) -> list[tuple[float, int]]:
-    """The coverage of ``initial`` and of the map chosen after each of ``budgets``, with the entries replaced.
+    """The coverage of ``initial`` and of the map chosen after each of ``budgets``, with the number of replaced entries.
 
     Args:
         traces: requests of one domain. The held-out ones measure coverage, the others are counted.
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     _, initial = untrained_draft()
     special = load_target(TargetSpec(model=str(ensure_model()))).special_tokens
-    print(markdown_table(["traffic", "day 0", *(f"{n} tokens counted" for n in options.tokens)], []))
+    print(markdown_table(["traffic", "initial map", *(f"{n} tokens counted" for n in options.tokens)], []))
     for domain in options.traffic:
         traces = domain_traces(domain, options.requests)
         (first, _), *after = coverage_by_budget(traces, initial, special, options.tokens)

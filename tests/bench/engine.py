@@ -1,6 +1,6 @@
-"""How long does a step take on the CPU engine, and from which acceptance length on does speculation pay?
+"""How long does a step take on the CPU engine, and above which acceptance length is speculation faster?
 
-Three servers run side by side and are asked in turn, so that a noisy machine is equally noisy to all of them:
+Three servers run side by side and answer in turn, so that a noisy machine is equally noisy to all of them:
 
 - stock: SGLang on a CPU without our replacements (torch_native attention, plain linears);
 - ours: our CPU engine without speculation;
@@ -9,7 +9,7 @@ Three servers run side by side and are asked in turn, so that a noisy machine is
 Prints a table of medians [quartiles] per concurrency. The break-even acceptance length is the cost of a round over the
 cost of a step: a draft with a longer acceptance length is faster than no draft.
 
-Takes about five minutes on two quiet cores (estimated). Needs a CPU only; every server uses one thread, in bf16.
+Takes about five minutes on two quiet cores (estimated). Needs a CPU only. Every server uses one thread, in bf16.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def __getattr__(name):
 
 @contextlib.contextmanager
 def three_servers(folder: Path) -> Iterator[list[tuple[str, Server]]]:
-    """Start the three servers, with names; stop them on exit. Files and logs go to ``folder``."""
+    """Start the three servers, yield their names and handles, and stop them. Files and logs go to ``folder``."""
     names_only = folder / "names"
     (names_only / "sgl_kernel").mkdir(parents=True)
     for module in ("__init__", "utils", "speculative"):

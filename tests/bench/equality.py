@@ -4,18 +4,19 @@ The same chat prompts are answered in four phases:
 
 - off: by a server without speculation;
 - on, untrained draft: by a server with EAGLE-3 and its untrained draft;
-- across swaps: by that server while the untrained and a trained draft are swapped back and forth without end;
-- after, trained draft: by that server with the trained draft.
+- across swaps: by the speculating server while the untrained and a trained draft are swapped back and forth;
+- after, trained draft: by the speculating server with the trained draft.
 
-Every answer is compared, token by token, with the first answer without speculation. An answer is identical, or parts at
-a near tie, or is different. Near ties exist because bf16 logits cannot be told apart across batch shapes. In bf16, the
-target computes in fp32 whether the two tokens are a near tie. With --dtype float32 only identical answers pass.
+Every answer is compared, token by token, with the first answer without speculation. An answer is identical, diverges at
+a near tie, or is different. Near ties exist because bf16 rounding depends on the batch shape. Two nearly equal logits
+may therefore change their order. For bf16 servers, the target in fp32 decides whether two tokens are a near tie. With
+--dtype float32 only identical answers pass.
 
-Two yardsticks stand beside the verdicts: "off" at the other concurrencies shows what batching alone changes, and
-transformers measures how far bf16 rounding alone moves the gap of the two best tokens.
+Two figures help to read the verdicts. "off" at the other concurrencies shows how many answers batching alone changes.
+Transformers measures how far bf16 rounding alone moves the gap between the two best tokens.
 
-The prefix cache is never flushed, because a swap does not flush it. A prompt may have been cached under the other
-draft. Its stale draft keys cost acceptance and must not cost correctness.
+The prefix cache is never flushed, because a swap does not flush it in service either. A prompt may have been cached
+under the other draft. Such stale draft keys may cost acceptance, but never correctness.
 
 Exits with 1 when an answer is different, or when a request or a swap failed.
 
@@ -84,12 +85,12 @@ class Comparison:
     """One answer compared with the answer without speculation.
 
     Attributes:
-        at: the place of the first token that differs.
-        margin: how far apart the two tokens lie at that place, by the target in fp32.
+        token_index: the index of the first token that differs.
+        margin: how far apart the two differing tokens lie, by the target in fp32.
     """
 
     verdict: Verdict
-    at: int | None = None
+    token_index: int | None = None
     margin: Margin | None = None
 
 
@@ -102,7 +103,7 @@ def compare(
 ) -> Comparison:
     """Compare ``answer`` with ``off``, the answer without speculation.
 
-    A near tie exists in half precision only, and only between tokens that lie within the bound of the best token.
+    A near tie exists in half precision only, and only between tokens whose logits lie close to the best logit.
     """
     at = first_difference(off, answer)
     if at is None:
@@ -156,7 +157,7 @@ async def answer_all(
 async def answer_with_speculation(
     server: Server, drafts: Sequence[Path], token_prompts: Sequence[Sequence[int]], options: argparse.Namespace
 ) -> tuple[list[PromptPass], SwapLoop]:
-    """The three phases with speculation, on one server that starts with the untrained draft."""
+    """Run the three phases with speculation, on one server that starts with the untrained draft."""
     async with open_session() as http:
         swap_loop = SwapLoop(SGLangClient(http, server.url), drafts)
         passes = await answer_all(server, Phase.ON, token_prompts, options)
@@ -237,7 +238,7 @@ def describe_differences(rows: Sequence[tuple[PromptPass, dict[int, Comparison]]
         for number, one in comparisons.items():
             if one.verdict is not Verdict.DIFFERENT:
                 continue
-            place = f"{each.phase}, concurrency {each.concurrency}, prompt {number}, token {one.at}"
+            place = f"{each.phase}, concurrency {each.concurrency}, prompt {number}, token {one.token_index}"
             if one.margin is None:
                 lines.append(f"different: {place}: one answer is the beginning of the other")
             else:
@@ -251,7 +252,7 @@ def describe_differences(rows: Sequence[tuple[PromptPass, dict[int, Comparison]]
 def describe_rounding(
     exact: TargetScores, model: Path, token_prompts: Sequence[Sequence[int]], off: BatchResult
 ) -> str:
-    """A line about how far bf16 arithmetic alone moves the gap of the two best tokens along the answers of ``off``."""
+    """A line on how far bf16 rounding alone moves the gap of the two best tokens along the answers of ``off``."""
     coarse = TargetScores(model, torch.bfloat16)
     shifts = [
         shift
@@ -286,7 +287,7 @@ def _options() -> argparse.Namespace:
         default=DType.BFLOAT16,
         help="precision of the servers; float32 allows no near ties",
     )
-    parser.add_argument("--no-after", action="store_true", help="leave out the last phase, which no swap disturbs")
+    parser.add_argument("--no-after", action="store_true", help="leave out the last phase, which has no swaps")
     add_lock_option(parser)
     return parser.parse_args()
 

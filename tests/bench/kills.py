@@ -1,11 +1,11 @@
-"""Does a trainer that is killed at random moments learn what an undisturbed trainer learns, and no shard twice?
+"""Does a trainer that is killed at random moments learn the same as an undisturbed trainer, and no shard twice?
 
 Recorded requests arrive in portions, in a real S3. The killed trainer gets one portion per life, and each life but the
 last ends by kill -9 at a random moment: during start, training, replay, saving or publishing. The last life trains to
-the end. The undisturbed trainer gets the next portion when it has saved the one before. Every state that is saved is
-audited, and its draft is evaluated on held-out requests.
+the end. The undisturbed trainer gets the next portion once a saved state covers the previous one. Every state that is
+saved is audited, and its draft is evaluated on held-out requests.
 
-Prints what each trainer learned from, its held-out acceptance length on the way, and the difference at the end.
+Prints the shards that each trainer learned from, its held-out acceptance length over the run, and the final difference.
 Exits with 1 when the audit finds a fault.
 
 Takes about 20 minutes on two cores, after recording the domain once, which takes some minutes. Needs a CPU only.
@@ -53,7 +53,7 @@ from aurora_store.errors import ObjectMissing
 RECORDED_REQUESTS = 160
 POLL_SECONDS = 0.5
 PASSES = 4
-"""As many passes as the trainer makes beside fresh batches. Replay after the last batch says nothing about kills."""
+"""As many passes as the trainer makes beside fresh batches. Replay after the last batch shows nothing about kills."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the traffic at which the table gives the acceptance length."""
 
@@ -61,7 +61,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 def audit_states(states: Sequence[TrainerState], shard_positions: Mapping[str, int]) -> list[str]:
     """The faults in the states that one training run saved, oldest first.
 
-    The weights of a state have learned from exactly the shards that the state lists, so the lists tell everything.
+    The weights of a state have learned from exactly the shards that the state lists, so the audit reads the lists only.
 
     Args:
         shard_positions: the positions of every shard that was written.
@@ -81,13 +81,13 @@ def audit_states(states: Sequence[TrainerState], shard_positions: Mapping[str, i
     if lost := shard_positions.keys() - set(previous):
         faults.append(f"{len(lost)} shards were never learned from")
     if unknown := set(previous) - shard_positions.keys():
-        faults.append(f"{len(unknown)} shards were learned from that were never written")
+        faults.append(f"the trainer learned from {len(unknown)} shards that were never written")
     return faults
 
 
 @dataclass
 class StateWatcher:
-    """Collects the states that a training run saves, as far as it sees them, and evaluates their drafts."""
+    """Collects the states that a training run saves, and evaluates their drafts. It misses states between two polls."""
 
     registry: Registry
     held_out: Sequence[RequestTrace]
@@ -139,11 +139,11 @@ class StateWatcher:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A whole training run.
+    """A training run from the first portion to the last replay pass.
 
     Attributes:
         shard_positions: the positions of every shard that was written, by its key.
-        faults: what the audit found.
+        faults: the faults that the audit found.
     """
 
     watcher: StateWatcher
@@ -172,12 +172,12 @@ class Portions:
 
 
 def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.Namespace, *, kills: int) -> TrainingRun:
-    """Train on all portions, in a store of its own under ``root``; kill the trainer ``kills`` times on the way."""
+    """Train on all portions, in a store of its own under ``root``, and kill the trainer ``kills`` times in between."""
     objects = ObjectStore(s3.config(root=root))
     objects.ensure_bucket()
-    registry, chance = Registry(objects), random.Random(options.seed)  # noqa: S311 - reproducible moments
+    registry, rng = Registry(objects), random.Random(options.seed)  # noqa: S311 - reproducible moments
     watcher = StateWatcher(registry, [t for t in traces if t.held_out])
-    portions = Portions(registry, traces, options.kills + 1, options.shard)
+    portions = Portions(registry, traces, options.kills + 1, options.requests_per_shard)
     total = sum(t.hidden.shape[0] for t in traces if not t.held_out)
     recipe = TrainingSpec(publish_tokens=max(total // 8, 256), passes=PASSES)
     settings, began = trainer_settings(registry, ensure_model(), recipe), time.monotonic()
@@ -195,7 +195,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
         for number in range(kills):
             portions.write(number)
             with running_trainer(s3, settings, log) as process:
-                _kill_after(chance.uniform(0, options.within), process, watcher, log)
+                _kill_after(rng.uniform(0, options.max_life_seconds), process, watcher, log)
             watcher.poll()
             status = registry.trainer_status()
             phase = status.phase if status else "starting"
@@ -216,7 +216,7 @@ def train(s3: S3, root: str, traces: Sequence[RequestTrace], options: argparse.N
 
 
 def _kill_after(seconds: float, process: subprocess.Popen[bytes], watcher: StateWatcher, log: Path) -> None:
-    """Collect states for so many seconds, then kill the trainer with -9."""
+    """Collect states for ``seconds``, then kill the trainer with SIGKILL."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -228,7 +228,7 @@ def _kill_after(seconds: float, process: subprocess.Popen[bytes], watcher: State
 
 
 def table(runs: Mapping[str, TrainingRun]) -> str:
-    """A row per run: what the trainer learned from, and the held-out acceptance length on the way."""
+    """A row per run: the shards that the trainer learned from, and the held-out acceptance length over the run."""
     head = ["trainer", "shards", "positions", "steps", "states seen", "faults"]
     head += [*(f"acceptance length at {share:.0%}" for share in SHARES[:-1]), "at the end", "seconds"]
     rows = []
@@ -262,9 +262,9 @@ def _options() -> argparse.Namespace:
         default=RECORDED_REQUESTS,
         help=f"recorded requests, held-out ones included, at most {RECORDED_REQUESTS}",
     )
-    parser.add_argument("--shard", type=int, default=2, help="requests per shard")
-    parser.add_argument("--within", type=float, default=40.0, help="longest life before a kill, in seconds")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
+    parser.add_argument("--requests-per-shard", type=int, default=2, help="requests in each shard")
+    parser.add_argument("--max-life-seconds", type=float, default=40.0, help="longest life of a trainer before a kill")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments of the kills")
     return parser.parse_args()
 
 

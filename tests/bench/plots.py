@@ -1,7 +1,7 @@
 """Redraws the plots of docs/results from the JSON files in docs/results/data.
 
-Each plot answers the question of one results page. Axes and text have the same grey and there is no background, so that
-a plot is readable on a light page and on a dark one.
+Each plot answers the question of one results page. Axes and text are grey and the background is transparent, so that
+plots are readable on light and on dark pages.
 
 Invariant: the same JSON gives the same bytes, so that a plot in the repository changes only when its figures do.
 
@@ -96,10 +96,10 @@ def learning() -> Figure:
             if name is None:
                 continue
             label, colour = shown[name]
-            looks = [(float(key.removesuffix("k")), value) for key, value in row.items() if key[0].isdigit()]
-            tokens, means = [t for t, _ in looks], [v["mean"] for _, v in looks]
+            points = [(float(key.removesuffix("k")), value) for key, value in row.items() if key[0].isdigit()]
+            tokens, means = [t for t, _ in points], [v["mean"] for _, v in points]
             panel.plot(tokens, means, color=colour, marker="o", markersize=4, label=label)
-            low, high = ([v["mean"] + sign * v["sd"] for _, v in looks] for sign in (-1, 1))
+            low, high = ([v["mean"] + sign * v["sd"] for _, v in points] for sign in (-1, 1))
             panel.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.set_title(TITLES[traffic])
         panel.set_xlabel("answer tokens of traffic, thousands")
@@ -109,16 +109,18 @@ def learning() -> Figure:
 
 
 def adaptation() -> Figure:
-    """How does a draft fare when traffic moves to another domain?"""
+    """How fast and how accurate is a draft when traffic moves to another domain?"""
     figure, (live, speed) = _figure(2, height=3.6)
     run = load("adaptation")["served"]
-    looks = run["live_acceptance_length"]
+    points = run["live_acceptance_length"]
     before = run["live_acceptance_length_before_the_shift"]
-    tokens = [look["docstring_answer_tokens"] / 1000 for look in looks]
-    live.plot(tokens, [look["acceptance_length"] for look in looks], color=BLUE, marker="o", markersize=4)
+    tokens = [each["docstring_answer_tokens"] / 1000 for each in points]
+    live.plot(tokens, [each["acceptance_length"] for each in points], color=BLUE, marker="o", markersize=4)
     live.plot(0, before, "o", color=AMBER, markersize=4)
     live.annotate("JSON, before the shift", (0, before), xytext=(8, -3), textcoords="offset points")
-    live.annotate("docstrings", (tokens[-2], looks[-2]["acceptance_length"]), xytext=(0, 8), textcoords="offset points")
+    live.annotate(
+        "docstrings", (tokens[-2], points[-2]["acceptance_length"]), xytext=(0, 8), textcoords="offset points"
+    )
     live.set_xlabel("answer tokens after the shift, thousands")
     live.set_ylabel("acceptance length, live traffic")
     live.set_ylim(bottom=0.8)
@@ -147,8 +149,8 @@ def vocabulary_map() -> Figure:
     figure, (chosen, cost) = _figure(2, height=3.3)
     runs = load("vocabulary-map")
     for row, colour in zip(runs["coverage"]["rows"], (BLUE, AMBER), strict=True):
-        looks = [(0, row["day_0"]), *((look["answer_tokens"] / 1000, look["coverage"]) for look in row["after"])]
-        chosen.plot(*zip(*looks, strict=True), color=colour, marker="o", markersize=4, label=row["traffic"])
+        points = [(0, row["day_0"]), *((each["answer_tokens"] / 1000, each["coverage"]) for each in row["after"])]
+        chosen.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=row["traffic"])
     chosen.set_xlabel("answer tokens that the map is chosen from, thousands")
     chosen.set_ylabel("share of answer tokens in the map")
     chosen.legend()
@@ -276,7 +278,7 @@ def _figure(panels: int, *, height: float) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _intervals(panel: Axes, rows: Sequence[Interval], *, baseline: float | None = None) -> None:
-    """One line per label, from the top; the concurrencies of a label lie just above each other."""
+    """Draw one line per label, from the top. The concurrencies of a label are drawn just above each other."""
     labels = list(dict.fromkeys(row.label for row in rows))
     concurrencies = sorted({row.concurrency for row in rows})
     for row in rows:

@@ -3,7 +3,7 @@
 Every configuration (tests/bench/learning/configurations.py) learns from the same recorded traffic: real requests to
 SmolLM2 with its answers, and the verify rounds that one of our drafts caused (tests/assets/traces). Configurations are
 compared at equal optimizer steps or at equal traffic. Acceptance length is simulated on held-out requests, with chains
-of 3 drafts. The report gives CPU seconds, not wall-clock time, because other work shares the machine.
+of 3 draft tokens. The report gives CPU seconds, not wall-clock time, because other work shares the machine.
 
 Prints one table per domain and matching.
 
@@ -47,7 +47,7 @@ def _options() -> argparse.Namespace:
         nargs="+",
         choices=list(Match),
         default=list(Match),
-        help="what is held equal between configurations: optimizer steps, or traffic",
+        help="quantity that is equal for all configurations: optimizer steps, or traffic",
     )
     parser.add_argument(
         "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
@@ -71,12 +71,12 @@ def _options() -> argparse.Namespace:
 def _missing_runs(
     options: argparse.Namespace, traffic: RecordedTraffic, saved: list[RecipeRun]
 ) -> Iterator[tuple[Match, int, str]]:
-    """The matching, seed and configuration of every run on ``traffic`` that was asked for and is not saved."""
+    """The matching, seed and configuration of every requested run on ``traffic`` that is not saved yet."""
     done = {(r.traffic, r.match, r.configuration, r.seed) for r in saved}
     for match in map(Match, options.match if traffic.name in options.traffic else ()):
         for seed in options.seeds:
             for name in options.only:
-                if (traffic.name, match, name, seed) not in done and CONFIGURATIONS[name].differs(match):
+                if (traffic.name, match, name, seed) not in done and CONFIGURATIONS[name].is_comparable(match):
                     yield match, seed, name
 
 

@@ -1,13 +1,13 @@
-"""The ways to learn that are compared: a recipe each, and choices outside of recipes.
+"""The configurations that are compared. Each is a recipe, with choices that are not part of a recipe.
 
 Most rows change one thing against :data:`REFERENCE`. The exceptions:
 
 - ``fifo`` is Aurora's published loop, without replay.
-- ``tree`` is ``discard 0.1`` on the same answers with other rounds.
-- ``5 steps`` is unrolled deeper and served deeper.
+- ``tree`` is ``discard 0.1`` on the same answers, with rounds drafted as trees.
+- ``5 steps`` is unrolled and served with five draft steps instead of three.
 - ``map`` is ``discard 0.1`` with the trainer's changes of the vocabulary map.
-- ``map, replay 3`` also replays as much as the trainer does beside fresh batches. With ``averaged`` weights it is what
-  the trainer does by default.
+- ``map, replay 3`` also replays as much as the trainer does beside fresh batches. ``map, replay 3, averaged`` is the
+  trainer's default.
 
 All rows see the same fresh requests.
 """
@@ -39,10 +39,10 @@ class Configuration:
 
     Attributes:
         top_k: the target's most likely tokens that are kept per node.
-        shape: of the recorded rounds, a chain or a tree.
-        copies_target: whether the draft's layer and head begin as the target's.
+        shape: the shape of the recorded rounds, chains or trees.
+        copies_target: whether the draft's layer and head begin as copies of the target's.
         remap: whether the vocabulary map follows the traffic.
-        draft_steps: of the rounds in which held-out requests are evaluated.
+        draft_steps: the draft steps of the rounds in which held-out requests are evaluated.
     """
 
     description: str
@@ -53,10 +53,11 @@ class Configuration:
     remap: bool = False
     draft_steps: int = DRAFT_STEPS
 
-    def differs(self, match: Match) -> bool:
-        """Whether a run with this matching can say something.
+    def is_comparable(self, match: Match) -> bool:
+        """Whether the configuration can be compared with the others under ``match``.
 
-        With equal steps the matching sets the size of a batch, and steps can be shared out to few numbers of replays.
+        With equal steps, the matching sets the size of a batch, so a configuration cannot set another one. The steps of
+        a shard also divide evenly for few numbers of replays only.
         """
         can_share_steps = STEPS_MULTIPLE % (1 + self.recipe.replay) == 0
         return match is Match.TRAFFIC or (can_share_steps and self.recipe.batch_slots == Recipe.batch_slots)
@@ -83,7 +84,9 @@ def _row(
 
 
 PUBLISHED: Final = "fifo"
+"""The name of the configuration that is Aurora's published loop."""
 REFERENCE: Final = "replay"
+"""The name of the configuration with which all others are compared."""
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "unroll_path": UnrollPath.COMMITTED})
 AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe.average_horizon})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})

@@ -1,7 +1,6 @@
 """Plots acceptance length over traffic, as an SVG.
 
-Axes and text have the same grey and there is no background, so that a plot is readable on a light page and on a dark
-one.
+Axes and text are grey and the background is transparent, so that plots are readable on light and on dark pages.
 
 Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do.
 """
@@ -111,5 +110,5 @@ def _colour_and_dash(name: str) -> tuple[str, str]:
     """A configuration's colour and dash, which are the same in every plot."""
     if name == PUBLISHED:
         return PUBLISHED_COLOUR, DASHES[0]
-    place = [n for n in CONFIGURATIONS if n != PUBLISHED].index(name)
-    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+    index = [n for n in CONFIGURATIONS if n != PUBLISHED].index(name)
+    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]

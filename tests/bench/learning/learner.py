@@ -1,4 +1,4 @@
-"""A draft that learns by one configuration, in the trainer's way, and its evaluation on held-out requests."""
+"""Trains a draft by one configuration, as the trainer does, and evaluates the draft on held-out requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REPLAY_BUFFER_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out requests, answered by simulation after some traffic.
+    """The result of simulating the held-out requests after some traffic.
 
     Attributes:
         tokens: answer tokens of the traffic so far.
@@ -51,7 +51,7 @@ class Evaluation:
 
 
 class Learner:
-    """Learns from shards in the trainer's way, without a store."""
+    """Learns from shards as the trainer does, without a store."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Learner:
         self._replay_buffer = ReplayBuffer(replay_bytes)
 
     @classmethod
-    def from_day_0(
+    def untrained(
         cls, configuration: Configuration, match: Match, seed: int, replay_bytes: int = REPLAY_BUFFER_BYTES
     ) -> Learner:
         """A learner whose draft is untrained. ``replay_bytes`` bounds the replay buffer."""
@@ -108,7 +108,7 @@ class Learner:
     def evaluate(self, held_out: Sequence[Example], tokens: int) -> Evaluation:
         """Evaluate the draft after ``tokens`` answer tokens of traffic.
 
-        Each request is evaluated alone, because intervals draw the requests again.
+        Each request is evaluated alone, because the intervals of the report resample the requests.
         """
         steps, vocabulary = self._configuration.draft_steps, self.session.vocabulary
         results = [evaluate(self.draft, [example], vocabulary, steps) for example in held_out]
@@ -137,7 +137,7 @@ def with_own_rounds(
 ) -> list[Example]:
     """``examples`` of ``trace`` with the verify rounds that ``draft`` itself would cause if it were served now.
 
-    The recorded rounds belong to drafts that learned otherwise, so their surprises are not this draft's surprises.
+    The recorded rounds come from drafts that were trained differently, so other tokens were rejected in them.
     """
     accepted = torch.full(trace.tokens.shape, -1, dtype=torch.int8)
     for each in rounds_of(trace, propose(draft, vocabulary, trace, spec)):

@@ -22,14 +22,14 @@ from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.optim.recipe import Recipe
 
 REQUESTS_PER_STEP: Final = 2
-"""With equal steps and no replay. A recipe that replays every request once takes twice as many per batch."""
+"""Fresh requests per step, with equal steps and no replay. With one replay, a batch has twice as many requests."""
 STEPS_MULTIPLE: Final = 4
-"""With equal steps, the steps of a shard are a multiple of this, so that recipes with no replay, one and three replays
-can share them out."""
+"""With equal steps, the steps of a shard are a multiple of this number. They then divide evenly into fresh and replayed
+batches for recipes with zero, one and three replays."""
 
 
 class Match(StrEnum):
-    """What is held equal between recipes."""
+    """The quantity that is equal for all recipes of a comparison."""
 
     STEPS = "steps"
     TRAFFIC = "traffic"
@@ -58,12 +58,10 @@ def batches(
 
 
 def _equal_steps(order: Sequence[Example], recipe: Recipe) -> list[list[Example]]:
-    """Groups of fresh examples. Together with their replays, they make as many steps as with any other recipe."""
+    """Groups of fresh examples. With their replays, they take as many steps as the groups of any other recipe."""
     steps = max(1, len(order) // (STEPS_MULTIPLE * REQUESTS_PER_STEP)) * STEPS_MULTIPLE
     count, rest = divmod(steps, 1 + recipe.replay)
     if rest:
-        raise ValueError(
-            f"{steps} steps cannot be shared out when each fresh batch is followed by {recipe.replay} replayed ones"
-        )
+        raise ValueError(f"{steps} steps do not divide into groups of one fresh and {recipe.replay} replayed batches")
     cut = [list(order[len(order) * i // count : len(order) * (i + 1) // count]) for i in range(count)]
     return [group for group in cut if group]

@@ -1,4 +1,4 @@
-"""A draft that begins with random weights, for comparison with the default, which copies the target's.
+"""Gives a draft random initial weights, for comparison with the default, which copies the target's weights.
 
 The layer and the head are random. The projection of the target's states (``fc``, which passes the topmost state
 through) stays, so that the comparison is about the copied weights alone.
@@ -15,7 +15,7 @@ import torch
 from aurora_runtime.training.model.draft import DraftModel
 
 STANDARD_DEVIATION: Final = 0.02
-"""That of Llama's own initialisation."""
+"""Llama's own initialisation uses the same standard deviation."""
 
 
 @torch.no_grad()

@@ -27,12 +27,15 @@ MATCHING_CAPTIONS: Final = {
 def table(runs: Sequence[RecipeRun], distinct_4grams: Mapping[str, float]) -> str:
     """A table per kind of traffic and matching.
 
-    Columns: the acceptance length at some evaluations (mean and standard deviation over seeds); the traffic needed to
-    be as good as the published loop at its end; the difference to the reference at the last evaluation, with its 95 %
-    interval; and the steps, positions and CPU seconds.
+    Columns:
+
+    - the acceptance length at some evaluations (mean and standard deviation over seeds);
+    - the traffic needed to reach the final acceptance length of the published loop;
+    - the difference to the reference at the last evaluation, with its 95 % interval;
+    - the steps, positions and CPU seconds.
 
     Args:
-        distinct_4grams: of each kind of traffic, for the caption.
+        distinct_4grams: share of distinct 4-grams per kind of traffic, for the caption.
     """
     groups = dict.fromkeys((r.traffic, r.match) for r in runs)
     sections = [
@@ -93,8 +96,8 @@ def label(name: str) -> str:
 def traffic_needed(curves: Sequence[Curve], published: Sequence[Curve]) -> str:
     """The traffic until the mean curve reaches the level at which the published loop ends.
 
-    In brackets it is set against the traffic that the published loop needs to reach that level first: for the mean, and
-    for each seed in ascending order.
+    The brackets hold this traffic as a share of the traffic with which the published loop first reaches the level: for
+    the mean, and for each seed in ascending order.
     """
     published_mean = mean_curve(published)
     level = published_mean.lengths[-1]
@@ -112,7 +115,7 @@ def traffic_needed(curves: Sequence[Curve], published: Sequence[Curve]) -> str:
 def difference(paired: Sequence[tuple[RecipeRun, RecipeRun]]) -> str:
     """The mean difference at the last evaluation, with its 95 % interval.
 
-    The interval comes from drawing the held-out requests again, the same ones for both runs of a pair.
+    The interval is a bootstrap over the held-out requests. Both runs of a pair use the same resampled requests.
     """
     generator = random.Random(0)  # noqa: S311 - a bootstrap
     requests = range(len(paired[0][0].evaluations[-1].rounds))

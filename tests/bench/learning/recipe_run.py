@@ -1,4 +1,4 @@
-"""One run: a draft of day 0 learns from recorded traffic by one configuration, and is evaluated on the way."""
+"""One run: an untrained draft learns from recorded traffic by one configuration, and is evaluated several times."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def run_recipe(
     tokens: int | None,
     checkpoints: Path | None = None,
 ) -> RecipeRun:
-    """Train a draft of day 0 on ``traffic``.
+    """Train an untrained draft on ``traffic``, and evaluate it before, between and after :data:`EVALUATIONS` shards.
 
     Args:
         name: the configuration's name.
         tokens: answer tokens of traffic (None: all).
-        checkpoints: a folder for the draft of every evaluation, under the evaluation's number.
+        checkpoints: the folder to which the draft of every evaluation is written, as ``<number of the evaluation>/``.
     """
-    learner = Learner.from_day_0(configuration, match, seed)
+    learner = Learner.untrained(configuration, match, seed)
     traces = traffic.traces[configuration.shape]
     held_out, fresh = learner.held_out(traces), fresh_traffic(traces, tokens)
     evaluations, answer_tokens, cpu_seconds = list[Evaluation](), 0, 0.0

@@ -18,7 +18,7 @@ class RecordedTraffic:
     """Recorded requests of one domain.
 
     Attributes:
-        traces: by the shape of their rounds (tests/assets/traces/drafted.py).
+        traces: the requests, by the shape of their rounds (tests/assets/traces/drafted.py).
         distinct_4grams: mean share of distinct 4-grams in an answer. Near 0 the answers loop, and looping text is easy
             to draft.
     """
@@ -29,7 +29,7 @@ class RecordedTraffic:
 
 
 def load_traffic(name: str, requests: int, shapes: Iterable[str]) -> RecordedTraffic:
-    """The first ``requests`` of a domain, with rounds of all ``shapes``. Records them when they never were."""
+    """The first ``requests`` of a domain, with rounds of all ``shapes``. The first call on a machine records them."""
     traces = {shape: drafted_traces(name, requests, shape) for shape in shapes}
     return RecordedTraffic(name, traces, distinct_4grams(next(iter(traces.values()))))
 

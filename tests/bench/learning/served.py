@@ -1,11 +1,11 @@
 """Does a real engine agree with the simulated learning curves?
 
-The draft of each evaluation of a run is served by SGLang to the same held-out requests. Simulation decides between
-recipes, because it is cheap, and exact on recorded answers. This bench checks it. What a draft is worth in speed, and
-beside NGRAM, is the question of tests.bench.served.
+SGLang answers the held-out requests with the draft of each evaluation of a run. Recipes are compared by simulation,
+which is cheap, and exact on recorded answers. This bench checks the simulation. tests.bench.served measures the speed
+of drafts, also against NGRAM.
 
-One server takes all drafts in turn, swapped as in production. The prefix cache is emptied at every swap: the same
-prompts are asked again, and the keys of another draft would cost acceptance.
+One server takes all drafts in turn, swapped as in production. The prefix cache is emptied at every swap, because the
+same prompts are sent again and cached keys of another draft would cost acceptance.
 
 Prints the acceptance length served, and simulated in brackets, per configuration and evaluation.
 
@@ -126,7 +126,7 @@ def _options() -> argparse.Namespace:
         type=Match,
         choices=list(Match),
         default=Match.TRAFFIC,
-        help="what is held equal between configurations: optimizer steps, or traffic",
+        help="quantity that is equal for all configurations: optimizer steps, or traffic",
     )
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
     parser.add_argument("--tokens", type=int, help="answer tokens of traffic per run (default: all)")

@@ -1,9 +1,9 @@
-"""When traffic moves to another domain and back, what does a draft keep and how fast does it adapt, by recipe?
+"""When traffic moves to another domain and back, how much does a draft keep and how fast does it adapt, by recipe?
 
 A run has three phases on recorded requests (tests/assets/traces): the first half of the first domain's requests, all of
-the second domain's, and the second half of the first domain's. Every evaluation asks the held-out requests of both
-domains, so that recovery and forgetting stand side by side. The first evaluation of a phase comes before its first
-step, and shows what a draft that stopped learning would go on with.
+the second domain's, and the second half of the first domain's. Every evaluation uses the held-out requests of both
+domains, so that recovery and forgetting can be compared. The first evaluation of a phase comes before its first step,
+and shows the acceptance length that a draft without further learning would keep.
 
 By default the replay buffer has room for all examples, so recipes differ in which examples they replay. With a small
 --memory they differ in which examples survive in the buffer.
@@ -34,9 +34,9 @@ from tests.bench.markdown import markdown_table
 from aurora_runtime.traces import RequestTrace
 
 EVALUATIONS_PER_PHASE: Final = 6
-"""After the one at the phase's beginning."""
+"""Evaluations in a phase, after the one at its beginning."""
 RECOVERED_SHARE: Final = 0.95
-"""Share of the goal's acceptance length at which a draft counts as recovered. Evaluations are about that noisy."""
+"""Share of the goal's acceptance length at which a draft counts as recovered. Evaluations vary by about 5 %."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def phases(domains: Sequence[str], traces: Sequence[Sequence[RequestTrace]]) -> 
 def run_phases(
     traffic: Sequence[RecordedTraffic], configuration: Configuration, match: Match, seed: int, replay_bytes: int
 ) -> Iterator[PhasePoint]:
-    """Train a draft of day 0 through the phases. ``replay_bytes`` bounds the replay buffer."""
-    learner = Learner.from_day_0(configuration, match, seed, replay_bytes)
+    """Train an untrained draft through the phases. ``replay_bytes`` bounds the replay buffer."""
+    learner = Learner.untrained(configuration, match, seed, replay_bytes)
     traces = [each.traces[configuration.shape] for each in traffic]
     held_out = [learner.held_out(each) for each in traces]
 
@@ -67,15 +67,15 @@ def run_phases(
         lengths = (learner.evaluate(each, tokens).acceptance_length for each in held_out)
         return PhasePoint(phase, tokens, tuple(lengths))
 
-    # Held-out requests of the phase's own domain judge the vocabulary map: a domain that is yet to come is unknown.
-    map_judges = (held_out[0], held_out[1], held_out[0])
+    # A new vocabulary map is tested on held-out requests of the phase's own domain: a later domain is still unknown.
+    held_out_of_phases = (held_out[0], held_out[1], held_out[0])
     parts = phases([each.name for each in traffic], traces)
-    for (phase, fresh), judges in zip(parts, map_judges, strict=True):
+    for (phase, fresh), held_out_of_phase in zip(parts, held_out_of_phases, strict=True):
         tokens = 0
         yield point(phase, tokens)
         for part in range(EVALUATIONS_PER_PHASE):
             begin, end = (len(fresh) * n // EVALUATIONS_PER_PHASE for n in (part, part + 1))
-            learner.learn(fresh[begin:end], judges)
+            learner.learn(fresh[begin:end], held_out_of_phase)
             tokens += sum(t.answer_tokens for t in fresh[begin:end])
             yield point(phase, tokens)
 
@@ -86,8 +86,8 @@ def table(domains: Sequence[str], runs: dict[str, list[list[PhasePoint]]]) -> st
     head = ["recipe", "held-out domain", *(f"{p.phase} {p.tokens / 1000:.1f}k" for p in points)]
     rows = []
     for name, seeds in runs.items():
-        for place, domain in enumerate(domains):
-            values = [[each[i].lengths[place] for each in seeds] for i in range(len(points))]
+        for number, domain in enumerate(domains):
+            values = [[each[i].lengths[number] for each in seeds] for i in range(len(points))]
             rows.append([name, domain, *map(mean_and_deviation, values)])
     return markdown_table(head, rows)
 
@@ -136,7 +136,7 @@ def summary(domains: Sequence[str], runs: dict[str, list[list[PhasePoint]]]) -> 
 
 
 def curve_of(points: Sequence[PhasePoint], phase: int, domain: int) -> Curve:
-    """The acceptance length of a domain, by its place, over the tokens of a phase, by its number."""
+    """The acceptance length of domain number ``domain`` (0 or 1) over the tokens of phase number ``phase`` (0 to 2)."""
     own = points[len(points) * phase // 3 : len(points) * (phase + 1) // 3]
     return Curve(tuple(float(p.tokens) for p in own), tuple(p.lengths[domain] for p in own))
 
@@ -163,7 +163,7 @@ def _options() -> argparse.Namespace:
         type=Match,
         choices=list(Match),
         default=Match.TRAFFIC,
-        help="what is held equal between configurations: optimizer steps, or traffic",
+        help="quantity that is equal for all configurations: optimizer steps, or traffic",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per configuration and seed")
     default = [name for name, each in CONFIGURATIONS.items() if each.is_default]

@@ -19,7 +19,7 @@ class VocabularyRemapper:
         self._coverage = VocabularyCoverage(target.identity.vocab_size, target.special_tokens)
 
     def after_shard(self, learned: Sequence[Example], held_out: Sequence[Example]) -> VocabularyChange | None:
-        """Count the shard that was ``learned``, and change the map when that covers more of ``held_out``.
+        """Count the tokens of ``learned``, the last shard. Change the map when a new map covers more of ``held_out``.
 
         Returns:
             The change, which is also printed; None when the map stays.

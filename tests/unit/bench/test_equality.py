@@ -1,4 +1,4 @@
-"""When two answers count as the same: identical, or parted at a near tie."""
+"""Two answers count as the same when they are identical or diverge at a near tie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit of a killed trainer finds the faults that a kill could cause; acceptance is interpolated between states."""
+"""The audit of a killed trainer finds every fault of a kill. Acceptance lengths are interpolated between states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(epoch: int, consumed: str, positions: int | None = None) -> TrainerSta
     )
 
 
-def test_shards_that_are_learned_from_once_each_pass_the_audit() -> None:
+def test_states_that_learned_from_each_shard_once_pass_the_audit() -> None:
     assert audit_states([state(1, "a"), state(2, "ab"), state(4, "abc")], SHARD_POSITIONS) == []
     assert audit_states([state(1, "acb")], SHARD_POSITIONS) == []
 
@@ -51,7 +51,7 @@ def test_the_acceptance_length_is_interpolated_between_saved_states() -> None:
     assert [watcher.acceptance_length_at(at) for at in (50, 100, 150, 200, 300)] == [1.0, 1.0, 1.5, 2.0, 2.0]
 
 
-def test_the_table_shows_what_was_learned_from_and_the_faults() -> None:
+def test_the_table_shows_the_learned_shards_and_the_faults() -> None:
     watcher = StateWatcher.__new__(StateWatcher)
     watcher.states = [state(1, "a"), state(2, "ab")]
     watcher.evaluations = [Evaluation(10, 1, (10,), (10,)), Evaluation(30, 2, (10,), (20,))]

@@ -36,7 +36,11 @@ def tiny_learner(folder: Path, configuration: Configuration, match: Match) -> Le
 
 @pytest.mark.parametrize(
     "name",
-    [name for name, each in CONFIGURATIONS.items() if each.differs(Match.STEPS) or each.recipe.replay < STEPS_MULTIPLE],
+    [
+        name
+        for name, each in CONFIGURATIONS.items()
+        if each.is_comparable(Match.STEPS) or each.recipe.replay < STEPS_MULTIPLE
+    ],
 )
 def test_every_configuration_takes_the_same_steps_and_learns(tmp_path: Path, name: str) -> None:
     learner = tiny_learner(tmp_path, CONFIGURATIONS[name], Match.STEPS)
@@ -147,6 +151,6 @@ def test_the_averaged_weights_are_evaluated_and_the_latest_weights_learn(tmp_pat
 
 
 def test_batch_sizes_and_much_replay_are_compared_at_equal_traffic_only() -> None:
-    left_out = [name for name, each in CONFIGURATIONS.items() if not each.differs(Match.STEPS)]
+    left_out = [name for name, each in CONFIGURATIONS.items() if not each.is_comparable(Match.STEPS)]
     assert left_out == ["batches 2", "batches 4", "map, replay 7", "map, replay 15", "map, replay 15, averaged"]
-    assert all(each.differs(Match.TRAFFIC) for each in CONFIGURATIONS.values())
+    assert all(each.is_comparable(Match.TRAFFIC) for each in CONFIGURATIONS.values())
