@@ -1,16 +1,16 @@
-"""How much of the operator's rollout do the randomised tests see, and does a longer run break a promise?
+"""How much of the operator's rollout do the randomised tests cover, and does a longer run break a promise?
 
-Runs the two hypothesis state machines of the unit tests for longer: the rollout alone, and the whole plan. It fails as
-the unit tests do, so it is also the deep check of the five promises.
+Runs the two hypothesis state machines of the unit tests for longer: the rollout alone, and the whole plan. A broken
+promise fails the bench as it fails the unit tests, so the bench is also the deep check of the five promises.
 
 Prints, per machine, the examples, steps, plans and distinct abstract states, and the changes of phase. A state is
-abstract: versions are named by their role (active, rolled, other), pods are a set, and times and counters count only
-where they decide something. Two states differ only where the operator of a service would call them different:
+abstract: versions are named by their role (active, rolled, other), pods are a set, and times and counters are left out
+unless a decision depends on them. An abstract state consists of:
 
 - the rollout: its phase, the progress of its live analysis, and the rolled version's standing (has evidence, rejected,
   a newer version exists);
-- the pods: the version each holds, and whether it serves, is down, silent, lying, swapping or failed;
-- people and the world: paused, pin, promote and abort requests, traffic. For the whole plan also the candidate's phase,
+- the pods: the version of each, and whether the pod serves, is down, silent, lying, swapping or failed;
+- the world around: paused, pin, promote and abort requests, and traffic. For the whole plan also the candidate's phase,
   whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of an action.
 
 Takes about 30 seconds per 100 examples. Needs a CPU only, and no server.
@@ -36,7 +36,7 @@ from aurora_protocol.agent_api import SwapPhase
 
 @dataclass
 class StateCounts:
-    """What one machine went through."""
+    """The counts of one machine's run."""
 
     examples: int = 0
     steps: int = 0
@@ -60,7 +60,7 @@ def role_of(version: int | None, active: int, rolled: int | None) -> str:
 
 
 def analysis_state(state: AnalysisState | None) -> Hashable:
-    """How far the live analysis is, without its counters."""
+    """The stage of the live analysis, without its counters."""
     if state is None:
         return None
     stage = "baseline" if state.baseline is None else "settling" if state.settling else "judging"

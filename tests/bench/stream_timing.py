@@ -1,7 +1,7 @@
 """Times streamed requests: milliseconds per model step without speculation, per verify round with it.
 
-Servers that are compared are asked in turn, so that a noisy machine is equally noisy to all of them. The prefill is not
-timed: the clock runs from a request's first output to its last.
+Compared servers answer in turn, so that a noisy machine is equally noisy to all of them. The prefill is not timed: the
+clock runs from a request's first output to its last.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class StepTiming:
-    """Means over one request. A step is a model step without speculation and a verify round with it."""
+    """The mean over one request. A step is a model step without speculation, and a verify round with speculation."""
 
     milliseconds_per_step: float
-    tokens_per_step: float
 
 
 def time_stream(port: int, prompt: str, tokens: int, request_id: str | None = None) -> StepTiming:
@@ -67,19 +66,18 @@ def time_stream(port: int, prompt: str, tokens: int, request_id: str | None = No
                 first_time, first_meta = last_time, last_meta
     if not first_meta:
         raise EngineFault(f"/generate on port {port} streamed nothing")
-    made = last_meta["completion_tokens"] - first_meta["completion_tokens"]
-    steps = made
+    steps = last_meta["completion_tokens"] - first_meta["completion_tokens"]
     if "spec_verify_ct" in last_meta:
         steps = last_meta["spec_verify_ct"] - first_meta.get("spec_verify_ct", 0)
     if not steps:
         raise EngineFault(f"/generate on port {port} sent the whole answer at once, so there is nothing to time")
-    return StepTiming(1000 * (last_time - first_time) / steps, made / steps)
+    return StepTiming(1000 * (last_time - first_time) / steps)
 
 
 def time_in_turn(
     servers: Sequence[tuple[str, Server]], rounds: int, tokens: int
 ) -> dict[tuple[str, int], list[StepTiming]]:
-    """Ask every server in turn, ``rounds`` times at each concurrency. One more round before them warms up.
+    """Time requests to every server in turn, ``rounds`` times at each concurrency. One more round before them warms up.
 
     Args:
         servers: names and servers.

@@ -1,7 +1,7 @@
-"""Swaps a running server's draft back and forth while the server answers: the hardest test of swaps on requests.
+"""Swaps a running server's draft back and forth while the server answers requests.
 
-Invariant: a swap counts only when answers were in flight as it began, and when the engine was confirmed to hold the
-draft that it was given.
+Invariant: a swap counts only if answers were in flight when the swap began, and if the engine was confirmed to hold the
+new draft.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aurora_runtime.errors import EngineFault
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 
 UNTRAINED, TRAINED = 0, 1
-"""The versions of the two drafts, which are also their places among the loop's drafts."""
+"""The versions of the two drafts, which are also their indices among the loop's drafts."""
 SERVER_ARGUMENTS = ("--weight-version", str(UNTRAINED), "--custom-weight-loader", LOADER)
 """The flags that a server needs for swaps, besides its untrained draft."""
 SECONDS_BETWEEN_SWAPS = 1.0
@@ -41,7 +41,7 @@ class SwapLoop:
         self.failures: list[str] = []
 
     async def learn_checksums(self) -> None:
-        """Load each draft once, so that its checksum is known; end with the untrained draft.
+        """Load each draft once, so that its checksum is known. The untrained draft comes last.
 
         Raises:
             EngineFault: a swap failed, or both drafts have the same checksum.
@@ -70,7 +70,7 @@ class SwapLoop:
             self.failures.append("the engine does not hold the trained draft")
 
     async def _swap_to(self, version: int) -> float:
-        """Swap to draft ``version`` and confirm it; returns the pause in seconds."""
+        """Swap to draft ``version``, confirm the swap, and return the pause in seconds."""
         pause_seconds = await self._swap.load(self._drafts[version])
         self._current = version
         return pause_seconds

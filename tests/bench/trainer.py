@@ -1,11 +1,12 @@
-"""What does a training step cost, by part: milliseconds, positions per second and peak memory?
+"""How much does a training step cost, by part: milliseconds, positions per second and peak memory?
 
 The parts are those of the trainer's own step (``Session.step``). The whole step is measured in turn with its parts, so
-that the table shows whether they add up to it. Requests are random, in the shape of a real target: the cost of a step
-does not depend on what the requests say.
+that the table shows whether the parts add up to the whole. Requests are random, in the shape of a real target, because
+the cost of a step does not depend on their content.
 
-On a CPU one thread works, and its CPU time counts, because other work shares the machine. Memory is resident memory. It
-is measured separately, in a process whose allocator returns freed memory at once. On CUDA both are the device's.
+On a CPU one thread works, and its CPU time is measured, because other work shares the machine. Memory is resident
+memory. It is measured separately, in a process whose allocator returns freed memory at once. On CUDA, time is
+wall-clock time with the device synchronised, and memory is the device's allocated memory.
 
 Prints a row per part: medians [quartiles] over all steps, and the peak memory.
 
@@ -196,7 +197,7 @@ def measure(options: argparse.Namespace, device: torch.device, *, memory: bool) 
     """Measure a step on every batch, ``rounds`` times. One more round before them warms up."""
     shape = TARGET_SHAPES[options.shape]
     session = new_session(shape, device)
-    shards = one_batch_shards(shape, options.batches, options.prompt, options.answer)
+    shards = one_batch_shards(shape, options.batches, options.prompt_tokens, options.answer_tokens)
     meter = Meter(device, memory)
     for number in range(options.rounds + 1):
         if number == 1:
@@ -207,7 +208,7 @@ def measure(options: argparse.Namespace, device: torch.device, *, memory: bool) 
 
 
 def measure_peaks_separately() -> dict[str, list[float]]:
-    """The memory samples, in MiB by part, of another process with this one's arguments."""
+    """The peak memory samples, in MiB by part, measured by another process with the same arguments."""
     command = [sys.executable, "-m", "tests.bench.trainer", *sys.argv[1:], "--peaks"]
     done = subprocess.run(command, env=os.environ | RETURN_FREED_MEMORY, stdout=subprocess.PIPE, check=True)
     samples: dict[str, list[float]] = json.loads(done.stdout)
@@ -236,8 +237,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(TARGET_SHAPES), default=usual, help="the target's shape")
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds over all batches; one more warms up")
     parser.add_argument("--batches", type=int, default=3, help="different batches, each stepped on once per round")
-    parser.add_argument("--prompt", type=int, default=120, help="tokens of a prompt, give or take half")
-    parser.add_argument("--answer", type=int, default=60, help="tokens of an answer, give or take half")
+    parser.add_argument("--prompt-tokens", type=int, default=120, help="mean tokens of a prompt, give or take half")
+    parser.add_argument("--answer-tokens", type=int, default=60, help="mean tokens of an answer, give or take half")
     parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,13 +1,13 @@
 """How large should a draft's vocabulary map be? The cost and the coverage of sizes, for choosing ``draft.vocabSize``.
 
-Cost: one server per size, each with an untrained draft, is asked in turn (tests/bench/stream_timing.py). A round costs
-the same however well a draft is trained. Coverage: that of the map of day 0, and of the map that the trainer would
+Cost: one server per size, each with an untrained draft, answers in turn (tests/bench/stream_timing.py). A round costs
+the same with an untrained and with a trained draft. Coverage: of the initial map, and of the map that the trainer would
 choose from the first answers (tests/bench/coverage.py).
 
 Prints a row per size: milliseconds per round, median [quartiles], and coverage per domain.
 
 Takes about ten minutes on two quiet cores (estimated), after recording each domain once, which takes some minutes.
-Needs a CPU only; every server uses one thread, in bf16.
+Needs a CPU only. Every server uses one thread, in bf16.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANSWER_TOKENS = 48
 
 
 def coverage_by_size(domain: Domain, requests: int, sizes: Sequence[int], counted: int) -> list[list[str]]:
-    """Two cells per size: the coverage of the map of day 0, and of the map chosen from ``counted`` answer tokens."""
+    """Two cells per size: the coverage of the initial map, and of the map chosen from ``counted`` answer tokens."""
     target, traces = load_target(TargetSpec(model=str(ensure_model()))), domain_traces(domain, requests)
     vocab, special = target.identity.vocab_size, target.special_tokens
     maps = [VocabularyMap.of(initial_draft.initial_vocabulary(size, vocab, special), vocab) for size in sizes]
@@ -66,7 +66,9 @@ def main() -> None:
         default=[4096, 8192, 16384, 32768, 49152],
         help="entries of the maps; one server runs for each",
     )
-    parser.add_argument("--counted", type=int, default=2000, help="answer tokens that the trainer's map is chosen from")
+    parser.add_argument(
+        "--counted-tokens", type=int, default=2000, help="answer tokens that the trainer's map is chosen from"
+    )
     parser.add_argument(
         "--traffic",
         nargs="+",
@@ -84,17 +86,19 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds} is too few: quartiles need at least 2 rounds")
     exit_on_sigterm()
     torch.set_num_threads(1)
-    shares = [coverage_by_size(domain, options.requests, options.sizes, options.counted) for domain in options.traffic]
+    shares = [
+        coverage_by_size(domain, options.requests, options.sizes, options.counted_tokens) for domain in options.traffic
+    ]
     load_before = os.getloadavg()[0]
     timings = round_timings(options.sizes, options.rounds)
     print(f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; one thread per process; bf16\n")
     head = ["entries", *(f"ms per round at concurrency {c}" for c in CONCURRENCIES)]
-    maps = ("day 0", f"{options.counted:,} tokens counted")
+    maps = ("initial map", f"{options.counted_tokens:,} tokens counted")
     head += [f"coverage of {domain}, {each}" for domain in options.traffic for each in maps]
     rows = []
-    for place, size in enumerate(options.sizes):
+    for index, size in enumerate(options.sizes):
         cells = [median_and_quartiles([t.milliseconds_per_step for t in timings[str(size), c]]) for c in CONCURRENCIES]
-        rows.append([f"{size:,}", *cells, *(share for each in shares for share in each[place])])
+        rows.append([f"{size:,}", *cells, *(share for each in shares for share in each[index])])
     print(markdown_table(head, rows))
 
 

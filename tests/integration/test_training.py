@@ -49,7 +49,7 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     log = tmp_path / "trainer.log"
 
     with running_trainer(s3, settings, log) as process:
-        wait_for("day 0", registry.lineage, process, log)
+        wait_for("the initial draft", registry.lineage, process, log)
         assert registry.last_version() == 0
         keys = put_shards(registry, traces, SHARD_REQUESTS)
         wait_for("a first state", lambda: stored_trainer_state(registry), process, log)

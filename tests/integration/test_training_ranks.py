@@ -61,7 +61,7 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
     log = tmp_path / "trainer.log"
 
     with running_trainer(s3, settings, log, program(2)) as process:
-        wait_for("day 0", registry.lineage, process, log)
+        wait_for("the initial draft", registry.lineage, process, log)
         keys = put_shards(registry, traces, SHARD_REQUESTS)
         wait_for("a first state", lambda: stored_trainer_state(registry), process, log)
         ranks = ranks_below(process.pid)

@@ -1,10 +1,14 @@
 """How much faster are drafts that learned from live traffic than no speculation, and than SGLang's NGRAM?
 
-First a draft of day 0 learns from one domain's live requests (tests/bench/served/live_training.py). Its pod drafts in
-the first of --shapes. Then servers run side by side: without speculation, with NGRAM, which has answered the same
-requests, and with EAGLE-3. One EAGLE-3 server swaps between the drafts, untrained and after each number of answer
-tokens, as pods swap. The last draft also runs on one more server per further shape. In every round all arms answer the
-same fresh prompts in turn, at each concurrency.
+First an untrained draft learns from one domain's live requests (tests/bench/served/live_training.py). The live pod
+drafts in the first of --shapes. Then three kinds of servers run side by side:
+
+- without speculation;
+- with NGRAM, after NGRAM has answered the same live requests;
+- with EAGLE-3. One server swaps, as pods do, between the untrained draft and the draft after each number of answer
+  tokens. The last draft also runs on one more server per further shape.
+
+In every round all arms answer the same fresh prompts in turn, at each concurrency.
 
 A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
 
@@ -29,7 +33,7 @@ import torch
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
 from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
-from tests.bench.served.messages import DOMAINS, RESERVED, traffic
+from tests.bench.served.messages import DOMAINS, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
@@ -45,7 +49,7 @@ NGRAM_TOKENS: Final = (4, 12)
 
 
 def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str) -> Outcome:
-    """Learn from live traffic, then measure: one domain from beginning to end. ``code`` is the commit."""
+    """Train on the live traffic of one domain, then measure the drafts. ``code`` is the commit."""
     marks = sorted(options.tokens or CHECKPOINT_TOKENS[domain])
     parts = [TrafficPart(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
     spec, unroll = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unroll_steps(options.shapes)
@@ -98,8 +102,10 @@ def _options() -> argparse.Namespace:
     )
     add_lock_option(parser)
     options = parser.parse_args()
-    if (needed := options.rounds * options.per_worker * sum(options.concurrency)) > RESERVED:
-        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED}: lower --rounds or --per-worker")
+    if (needed := options.rounds * options.per_worker * sum(options.concurrency)) > RESERVED_MESSAGES:
+        parser.error(
+            f"the run needs {needed} fresh prompts and there are {RESERVED_MESSAGES}: lower --rounds or --per-worker"
+        )
     return options
 
 

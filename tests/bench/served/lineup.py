@@ -28,11 +28,11 @@ DEFAULT_SHAPES: Final = (DraftSpec(),)
 
 @dataclass(frozen=True)
 class Lineup:
-    """The arms, and the servers behind them.
+    """The arms, and the servers that run them.
 
     Attributes:
-        arms: the arm without speculation comes first.
-        servers: how each server speculates, by its name; None does not speculate.
+        arms: all arms. The arm without speculation comes first.
+        servers: how each server speculates, by the server's name. None: without speculation.
         ngrams: names of the NGRAM arms.
         trained: names of the arms with the last draft, which learned from the most traffic, one per shape.
     """
@@ -51,7 +51,7 @@ class Lineup:
 def lineup_of(
     checkpoints: Sequence[Checkpoint], ngram_tokens: Sequence[int], shapes: Sequence[DraftSpec] = DEFAULT_SHAPES
 ) -> Lineup:
-    """No speculation, NGRAM at each of ``ngram_tokens``, and the drafts: the order of the first round.
+    """The arms in the order of the first round: no speculation, NGRAM at each of ``ngram_tokens``, and the drafts.
 
     All drafts share one server in the first of ``shapes``. The last draft also gets one server per further shape.
     """

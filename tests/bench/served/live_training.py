@@ -1,9 +1,9 @@
-"""Trains a draft on live traffic, and keeps the draft as it was after each part of the traffic.
+"""Trains a draft on live traffic, and keeps a checkpoint of the draft after each part of the traffic.
 
 Every part of the service is real, and nothing is recorded. A client sends chat requests to a pod, whose containers run
 as processes. SGLang's capture writes traces to a real S3. The trainer's process learns from them and registers
 versions, and the pod swaps to each version while it answers. Kubernetes and the gate are left out: the trainer
-registers only versions that gained on held-out requests, and the bench measures afterwards what serving them is worth.
+registers only versions that gained on held-out requests, and the bench measures the speed of these versions afterwards.
 
 Invariants: a checkpoint is the version that the pod served when the trainer had learned from every trace so far. A
 failed request or a failed swap ends the bench. No message is sent twice.
@@ -45,9 +45,9 @@ CONCURRENCY: Final = 4
 POLL_SECONDS: Final = 1.0
 SHARD_SECONDS: Final = 5
 PUBLISH_SECONDS: Final = 20
-"""Both are short, because a run takes minutes. A service has days, and the defaults."""
+"""SHARD_SECONDS and PUBLISH_SECONDS are below the defaults, because a run takes minutes, not days."""
 IDLE_SECONDS: Final = 2 * PUBLISH_SECONDS
-"""When the trainer has waited for traces this long, it has made its replay passes and registered its last version."""
+"""A trainer that has waited for traces this long has finished its replay passes and registered its last version."""
 TRAINING_TIMEOUT_SECONDS: Final = 2400.0
 TRAFFIC_TIMEOUT_SECONDS: Final = 3600.0
 RECORD_FILE: Final = "training_record.json"
@@ -57,7 +57,7 @@ TRAINER_LOG: Final = "trainer.log"
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a checkpoint came to be.
+    """The traffic and the training behind a checkpoint.
 
     Attributes:
         tokens: answer tokens of the traffic, held-out requests included.
@@ -80,7 +80,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A draft as an engine loads it, and how it came to be. The draft's version is its place among the checkpoints."""
+    """A draft as an engine loads it, with its training record. The draft's version is the checkpoint's index."""
 
     draft: FetchedDraft
     record: TrainingRecord
@@ -92,7 +92,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrafficPart:
-    """Requests of one domain until their answers hold nearly ``tokens`` tokens, or until the domain has no more."""
+    """Requests of one domain until their answers hold nearly ``tokens`` tokens, or until the domain's messages end."""
 
     domain: str
     tokens: int
@@ -114,7 +114,7 @@ class VersionPeriod:
 
 @dataclass(frozen=True)
 class LiveTraining:
-    """The outcome: the draft of day 0 and the draft after each part, and the versions that served meanwhile."""
+    """The outcome: checkpoints of the untrained draft and after each part, and the versions that served meanwhile."""
 
     spec: DraftSpec
     unroll_steps: int
@@ -127,27 +127,28 @@ def train_on_live_traffic(
 ) -> LiveTraining:
     """Serve ``parts`` one after the other in one service, and keep a checkpoint before them and after each.
 
-    The outcome is kept in ``folder``. Where the folder holds one already, nothing is served.
+    The outcome is written to ``folder``. If the folder contains an outcome already, nothing is served and the existing
+    outcome is returned.
 
     Args:
         spec: the draft, and the shape of the pod's verify rounds.
         unroll_steps: how many draft steps the trainer unrolls.
     """
-    places = [folder / str(number) for number in range(len(parts) + 1)]
+    folders = [folder / str(number) for number in range(len(parts) + 1)]
     periods_file = folder / PERIODS_FILE  # written last
     if not periods_file.exists():
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="live-bench-") as work, seaweedfs() as s3:
             service = LiveService.of(s3, Path(work), spec, unroll_steps, max_answer_tokens)
             with service.running():
-                service.keep_checkpoint(places[0])
-                for part, place in zip(parts, places[1:], strict=True):
+                service.keep_checkpoint(folders[0])
+                for part, checkpoint_folder in zip(parts, folders[1:], strict=True):
                     service.serve(part)
-                    service.keep_checkpoint(place)
+                    service.keep_checkpoint(checkpoint_folder)
         periods_file.write_text(json.dumps([asdict(period) for period in service.periods]))
     checkpoints = [
-        Checkpoint(FetchedDraft(place, number), TrainingRecord(**json.loads((place / RECORD_FILE).read_text())))
-        for number, place in enumerate(places)
+        Checkpoint(FetchedDraft(each, number), TrainingRecord(**json.loads((each / RECORD_FILE).read_text())))
+        for number, each in enumerate(folders)
     ]
     periods = [VersionPeriod(**period) for period in json.loads(periods_file.read_text())]
     return LiveTraining(spec, unroll_steps, checkpoints, periods)
@@ -197,7 +198,7 @@ class LiveService:
         log = self.work / TRAINER_LOG
         with running_trainer(self.s3, self.training, log) as process:
             self._trainer = process
-            wait_for("day 0", lambda: self.registry.last_version() is not None, process, log)
+            wait_for("the initial draft", lambda: self.registry.last_version() is not None, process, log)
             self.registry.advance_channel(initial_channel())
             staged = self.pod.stage()
             if staged.returncode:
@@ -215,7 +216,7 @@ class LiveService:
         driver = TrafficDriver(load, messages=messages)
         driver.start()
         deadline = time.monotonic() + TRAFFIC_TIMEOUT_SECONDS
-        # Requests go on until the summary is seen, and those in flight still come to their end.
+        # Stop early: the driver sends requests until the next poll, and requests in flight still finish.
         stop_at_tokens = part.tokens - 2 * CONCURRENCY * self.max_answer_tokens
         while (now := driver.summary()).answer_tokens < stop_at_tokens and driver.running:
             self._swap_to_newest(self.tokens + now.answer_tokens)
@@ -273,7 +274,7 @@ class LiveService:
         self._counters_at_period_start = live
 
     def _wait_until_trainer_is_idle(self) -> None:
-        """Wait until the trainer has learned from every trace, made its replay passes and registered its last version.
+        """Wait until the trainer has learned from every trace, replayed, and registered its last version.
 
         Raises:
             MeasurementError: the trainer did not finish in time.
@@ -289,10 +290,10 @@ class LiveService:
             self._swap_to_newest(self.tokens)
             time.sleep(POLL_SECONDS)
         self._settled_seconds = idle_since - began
-        print(f"the trainer made its passes {self._settled_seconds:.0f} s after the last request", flush=True)
+        print(f"the trainer finished {self._settled_seconds:.0f} s after the last request", flush=True)
 
-    def keep_checkpoint(self, place: Path) -> None:
-        """Keep the served version in ``place``, with its record.
+    def keep_checkpoint(self, folder: Path) -> None:
+        """Write the served version to ``folder``, with its training record.
 
         Raises:
             MeasurementError: the version was kept before, because so little traffic led to no new version.
@@ -302,10 +303,10 @@ class LiveService:
                 f"the trainer registered no version after {self._kept_version}: ask for more answer tokens"
             )
         self._kept_version = self._served_version
-        part = place.with_name(f".{place.name}.part")
+        part = folder.with_name(f".{folder.name}.part")
         self.registry.fetch_checkpoint(self.registry.registration(self._served_version), part)
         (part / RECORD_FILE).write_text(json.dumps(asdict(self._record())))
-        os.rename(part, place)
+        os.rename(part, folder)
 
     def _record(self) -> TrainingRecord:
         lineage = self.registry.lineage()

@@ -1,7 +1,7 @@
 """The chat messages of a domain: the traffic that drafts learn from, and reserved messages that measure them.
 
-Invariants: no two messages of a domain are the same. The last :data:`RESERVED` messages are never traffic, so a
-measurement with them asks what no draft has learned from.
+Invariants: no two messages of a domain are the same. The last :data:`RESERVED_MESSAGES` messages are never traffic, so
+no draft has learned from the messages that measure it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from tests.assets.traces import recorded
 from tests.traffic import prompts
 
 DOMAINS: Final = ("json", "docstrings")
-RESERVED: Final = 160
+RESERVED_MESSAGES: Final = 160
 MAX_JSON_MESSAGES: Final = 4000
-"""JSON extraction has no end of its own."""
+"""A limit, because JSON extraction could generate messages without end."""
 
 
 def traffic(domain: str) -> list[str]:
-    """The messages that a service is asked, in order."""
-    return _messages(domain)[:-RESERVED]
+    """The messages that clients send to the live service, in order."""
+    return _messages(domain)[:-RESERVED_MESSAGES]
 
 
 def reserved(domain: str) -> list[str]:
-    """The messages that are kept for measurements."""
-    return _messages(domain)[-RESERVED:]
+    """The messages that are sent in measurements only."""
+    return _messages(domain)[-RESERVED_MESSAGES:]
 
 
 def _messages(domain: str) -> list[str]:

@@ -34,7 +34,7 @@ class MeasurementPlan:
 
     Attributes:
         prompts_per_worker: prompts per batch and unit of concurrency.
-        near_tie_gap: largest gap of two logits at which greedy answers may part.
+        near_tie_gap: largest gap of two logits at which greedy answers may diverge.
     """
 
     arms: tuple[Arm, ...]
@@ -75,7 +75,7 @@ class Sample:
     """One batch of one arm.
 
     Attributes:
-        milliseconds_per_step: of each warm-up stream before the batch; a step is a verify round with speculation.
+        milliseconds_per_step: for each warm-up stream before the batch. With speculation, a step is a verify round.
     """
 
     arm: str
@@ -102,12 +102,12 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Measured:
-    """All samples, the comparison of the answers, and how varied the answers without speculation are.
+    """All samples, the comparison of the answers, and the diversity of the answers without speculation.
 
     Attributes:
-        equality: per arm with speculation, the comparison with the answers without it.
+        equality: per arm with speculation, the comparison of its answers with those without speculation.
         distinct_4grams: mean share of distinct 4-grams in an answer; None when every answer is too short.
-        distinct_answers: share of the answers that are unlike any other.
+        distinct_answers: number of distinct answers over the number of answers.
     """
 
     samples: tuple[Sample, ...]

@@ -33,5 +33,5 @@ def describe_shape(spec: DraftSpec) -> str:
 
 
 def unroll_steps(shapes: Sequence[DraftSpec]) -> int:
-    """How many steps training unrolls a draft that is measured in all of ``shapes``: as many as the deepest drafts."""
+    """The steps that training unrolls for ``shapes``: the steps of the deepest, at most ``MAX_UNROLL_STEPS``."""
     return min(max(shape.steps for shape in shapes), MAX_UNROLL_STEPS)

@@ -1,13 +1,13 @@
 """The servers under measurement: one without speculation, one per NGRAM arm, one per shape of the drafts' rounds.
 
-All servers run side by side and sleep while another one is asked. A server of drafts swaps to each draft in turn.
+All servers run side by side, and only the one that is measured is busy. A server of drafts swaps to each draft in turn.
 
 Invariants:
 
 - All servers are built from one spec and differ in their speculation only.
 - A draft is measured only after the engine's checksum has shown that the draft is loaded.
 - NGRAM's server is never flushed. SGLang's flush would empty NGRAM's corpus too (``Scheduler.flush_cache`` calls
-  ``clear_cache_pool``, 0.5.23), and in production NGRAM would remember.
+  ``clear_cache_pool``, 0.5.23), and in production NGRAM would keep its corpus.
 - Every server that was started is stopped on exit.
 """
 
@@ -41,7 +41,7 @@ WARMUP_TOKENS: Final = 32
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of the comparison: the server by its name, and the draft that the server must hold."""
+    """One side of the comparison: a server by its name, and the draft that this server must have loaded."""
 
     name: str
     server: str
@@ -81,7 +81,7 @@ class Servers:
         await self.engines.close()
 
     async def feed_ngram(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Have every NGRAM server answer ``prompts``, as it would have done while a draft learned from them.
+        """Have every NGRAM server answer ``prompts``, the same requests that the drafts learned from.
 
         Raises:
             MeasurementError: a request failed.
@@ -111,8 +111,8 @@ class Servers:
     async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]:
         """Load the arm's draft and answer ``concurrency`` warm-up requests at once, outside of any batch.
 
-        Every batch then finds the domain's common prefix in the cache, computed under the right draft, and nothing else
-        that is useful to it. The timings of the warm-up streams tell what a round costs.
+        The prefix cache then contains the domain's common prefix, computed under the arm's draft, and nothing else that
+        the next batch could use. The timings of the warm-up streams give the cost of a round.
 
         Raises:
             EngineFault: the engine does not hold the draft after its swap.
@@ -137,7 +137,7 @@ class Servers:
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
-        """How far apart two next tokens lie for the server without speculation."""
+        """The logit margin between two tokens after ``prefix``, by the server without speculation."""
         return await self.engines.client(OFF).margin(prefix, one, other)
 
     async def _swap(self, server: str, draft: FetchedDraft) -> None:

@@ -1,9 +1,9 @@
 """When live traffic moves to another domain, how much faster is a draft that goes on learning than one that stops?
 
 One pod serves one domain and then another, live, while the trainer goes on (tests/bench/served/live_training.py). Then
-three drafts are measured side by side on fresh prompts of both domains: the draft of day 0, the one from before the
-shift, and the one from its end. The draft from before the shift is what a service would have if its draft had stopped
-learning. The first domain shows what the last draft has forgotten.
+three drafts are measured side by side on fresh prompts of both domains: the untrained draft, the draft before the
+shift, and the last draft. A service whose draft stopped learning would serve the draft before the shift. The prompts of
+the first domain show how much the last draft has forgotten.
 
 A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
 
@@ -28,7 +28,7 @@ import torch
 from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, machine
 from tests.bench.served.lineup import MAX_ANSWER_TOKENS, lineup_of, measure_lineup
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
-from tests.bench.served.messages import DOMAINS, RESERVED
+from tests.bench.served.messages import DOMAINS, RESERVED_MESSAGES
 from tests.bench.served.paired_rounds import MeasurementPlan
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import (
@@ -64,7 +64,7 @@ def report(outcomes: Sequence[Outcome]) -> str:
             ratio = ratio_of(outcome, adapted.name, stopped.name, concurrency)
             lines.append(
                 f"- {outcome.traffic}, concurrency {concurrency}: the draft that went on learning is "
-                f"{describe_ratio(ratio)} as fast as the one from before the shift; acceptance length {after:.2f} "
+                f"{describe_ratio(ratio)} as fast as the draft before the shift; acceptance length {after:.2f} "
                 f"against {before:.2f}"
             )
         equality = equality_table(outcome.measured.equality)
@@ -118,8 +118,8 @@ def _options() -> argparse.Namespace:
         "drafts again instead of training new ones",
     )
     options = parser.parse_args()
-    if (needed := options.rounds * PROMPTS_PER_WORKER * sum(CONCURRENCIES)) > RESERVED:
-        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED}: lower --rounds")
+    if (needed := options.rounds * PROMPTS_PER_WORKER * sum(CONCURRENCIES)) > RESERVED_MESSAGES:
+        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED_MESSAGES}: lower --rounds")
     return options
 
 

@@ -1,9 +1,9 @@
 """Reports the measurements as Markdown, with their verdicts: the speed goals, and where NGRAM wins and why.
 
-Speed is acceptance length over the cost of a round. A difference in speed therefore comes from one or from the other,
-and the report shows figures for both.
+Speed is acceptance length over the cost of a round. Every difference in speed comes from one of the two, so the report
+shows both.
 
-Invariant: a goal is met, and an arm wins, only where the whole 95 % interval says so.
+Invariant: a goal is met, and an arm wins, only if the whole 95 % interval lies on that side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SpeedGoal:
     """The goal for a trained draft.
 
     Attributes:
-        tokens: most answer tokens of traffic that the draft may have learned from.
+        tokens: the most answer tokens of traffic that the draft may have learned from.
         ratios: the speed over no speculation, by concurrency.
     """
 
@@ -87,7 +87,7 @@ def _goal_line(outcome: Outcome, name: str, concurrency: int, goal: float) -> st
     if ratio is None:
         return ""
     if outcome.training.checkpoints[-1].record.tokens > allowed:
-        verdict = f"no answer: the draft learned from more than {allowed} answer tokens"
+        verdict = f"not applicable: the draft learned from more than {allowed} answer tokens"
     elif ratio.low >= goal:
         verdict = "met"
     elif ratio.high < goal:
@@ -105,7 +105,7 @@ def ngram_lines(outcome: Outcome) -> list[str]:
 
 
 def _ngram_line(outcome: Outcome, name: str, concurrency: int) -> str:
-    """Empty where the two were not measured."""
+    """Empty where the two arms were not measured."""
     ngrams = outcome.lineup.ngrams
     summaries = {one: outcome.measured.summary(one, concurrency) for one in (*ngrams, name)}
     best = max(ngrams, key=lambda one: summaries[one].tokens_per_second)
@@ -154,7 +154,7 @@ def caption(outcome: Outcome) -> str:
     return (
         f"**{outcome.traffic}**: {plan.rounds} rounds on {plan.prompts_needed} prompts that neither the drafts nor "
         f"NGRAM had seen. Answers without speculation: distinct 4-grams {distinct}, "
-        f"{100 * measured.distinct_answers:.0f} % of them unlike any other. The last draft learned from "
+        f"{100 * measured.distinct_answers:.0f} % of them distinct. The last draft learned from "
         f"{last.requests} live requests ({last.tokens} answer tokens, held-out ones included) in {last.steps} steps, "
         f"{last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU seconds. Learning ended "
         f"{last.settled_seconds:.0f} s after the last request. Training unrolled {training.unroll_steps} steps, with a "

@@ -58,7 +58,7 @@ def test_the_table_has_a_row_per_configuration_and_a_section_per_matching() -> N
 @pytest.mark.parametrize(
     ("level", "tokens"), [(0.5, 0.0), (1.0, 0.0), (1.5, 50.0), (2.5, 125.0), (3.0, 150.0), (3.1, None)]
 )
-def test_a_level_is_reached_between_evaluations(level: float, tokens: float | None) -> None:
+def test_the_tokens_to_reach_a_level_are_interpolated_between_evaluations(level: float, tokens: float | None) -> None:
     assert Curve((0, 100, 150, 200), (1.0, 2.0, 3.0, 2.9)).tokens_to_reach(level) == tokens
 
 
@@ -72,7 +72,7 @@ def test_traffic_is_counted_until_the_level_at_which_the_published_loop_ends() -
     assert traffic_needed([quick, slow], published) == "0.2k (0.83) [0.50, not reached]"
 
 
-def test_runs_are_equal_after_json() -> None:
+def test_runs_survive_a_round_trip_through_json() -> None:
     runs = [run_with_lengths(PUBLISHED, (1.0, 1.5)), run_with_lengths(REFERENCE, (1.0, 1.7), 1, Match.TRAFFIC)]
     assert from_json(json.loads(json.dumps(as_json(runs, {})))) == runs
 

@@ -38,7 +38,7 @@ def test_forgetting_is_the_fall_during_the_other_domains_phase() -> None:
     [(RECOVERING, "2.5k"), ((1.95, *RECOVERING[1:]), "0.0k"), (NOT_RECOVERING, "not reached")],
     ids=str,
 )
-def test_recovery_is_measured_to_the_level_before_the_shift(last: tuple[float, ...], tokens: str) -> None:
+def test_recovery_is_the_traffic_until_the_level_before_the_shift(last: tuple[float, ...], tokens: str) -> None:
     assert recovery([curve_of(points_through(last), 2, 0)], 2.0) == tokens
     assert summary_cells(points_through(last))["a again: recovery"] == tokens
 
@@ -47,7 +47,7 @@ def test_recovery_is_interpolated_between_two_evaluations() -> None:
     assert curve_of(points_through(RECOVERING), 2, 0).tokens_to_reach(0.95 * 2.0) == pytest.approx(2500)
 
 
-def test_recovery_is_that_of_the_mean_over_seeds() -> None:
+def test_recovery_is_computed_from_the_mean_over_seeds() -> None:
     """A seed that never recovers counts too, and delays the mean."""
     assert (
         summary_cells(points_through(RECOVERING), points_through(NOT_RECOVERING))["a again: recovery"] == "not reached"

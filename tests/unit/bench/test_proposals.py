@@ -63,8 +63,8 @@ def expected_nodes(draft_and_trace: DraftAndTrace, at: int, spec: DraftSpec) -> 
 def paths(tree: Tree) -> list[tuple[int, ...]]:
     """The path of tokens to each node. Fails unless parents come before children."""
     paths_by_node: list[tuple[int, ...]] = [()]
-    for token, up in itertools.islice(zip(tree.tokens, tree.parents, strict=True), 1, None):
-        paths_by_node.append((*paths_by_node[up], token))
+    for token, parent in itertools.islice(zip(tree.tokens, tree.parents, strict=True), 1, None):
+        paths_by_node.append((*paths_by_node[parent], token))
     return paths_by_node
 
 
@@ -87,7 +87,7 @@ def test_accepted_nodes_are_a_path_of_committed_tokens(draft_and_trace: DraftAnd
     tokens = trace.tokens.tolist()
     trees = propose(*draft_and_trace, DRAFT_SHAPES[TREES])
     for at, tree in enumerate(trees):  # make one node at depth 1 and one below it right
-        below = [n for n, up in enumerate(tree.parents) if tree.parents[up] == 0 and n > 0 and up > 0]
+        below = [n for n, parent in enumerate(tree.parents) if tree.parents[parent] == 0 and n > 0 and parent > 0]
         if at % 2 or not below:
             continue
         node, changed = below[-1], [*tree.tokens]
@@ -102,8 +102,8 @@ def test_accepted_nodes_are_a_path_of_committed_tokens(draft_and_trace: DraftAnd
     for r in rounds:
         assert r.root == at
         assert r.path[0] == 0
-        for depth, (up, node) in enumerate(itertools.pairwise(r.path), 1):
-            assert r.tree.parents[node] == up
+        for depth, (parent, node) in enumerate(itertools.pairwise(r.path), 1):
+            assert r.tree.parents[node] == parent
             assert r.tree.tokens[node] == tokens[r.root + depth]
         at += r.accepted + 1
     assert at >= len(tokens) - 1

@@ -1,4 +1,4 @@
-"""The comparison in service is fair: every arm is asked the same prompts, once, and the tables match the samples."""
+"""The measurement of served drafts is fair: every arm answers the same prompts once. The tables match the samples."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
         assert len({t.prompts for t in turns}) == len(PLAN.concurrencies)
         asked.update((turn.arm.name, prompt) for turn in turns for prompt in turn.prompts)
         first[turns[0].arm.name] += 1
-    assert PLAN.prompts_needed <= messages.RESERVED
+    assert PLAN.prompts_needed <= messages.RESERVED_MESSAGES
     assert set(asked) == {(arm.name, prompt) for arm in PLAN.arms for prompt in range(PLAN.prompts_needed)}
     assert set(asked.values()) == {1}
     assert len(first) == len(PLAN.arms), "no arm is always first"
@@ -86,7 +86,7 @@ def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
 @pytest.mark.parametrize("domain", messages.DOMAINS)
 def test_reserved_messages_are_never_traffic(domain: str) -> None:
     traffic, reserved = messages.traffic(domain), messages.reserved(domain)
-    assert len(reserved) == messages.RESERVED
+    assert len(reserved) == messages.RESERVED_MESSAGES
     assert len({*traffic, *reserved}) == len(traffic) + len(reserved) > 1000
 
 
@@ -99,7 +99,7 @@ class FakeServers:
 
     async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]:
         self.prepared_for.append((arm.name, concurrency))
-        return [StepTiming(20.0, 1.0)] * concurrency
+        return [StepTiming(20.0)] * concurrency
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
         assert self.prepared_for[-1] == (arm.name, concurrency)
@@ -139,15 +139,15 @@ async def test_failures_without_speculation_end_the_measurement_and_others_are_c
 
 def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
     """Arms with about the given tok/s at concurrency 1 and 4. ``noise`` is the largest deviation, as a share."""
-    chance = random.Random(1)  # noqa: S311 - made-up samples
+    rng = random.Random(1)  # noqa: S311 - made-up samples
     costs = {"off": (20.0, None), "NGRAM, 4 tokens": (22.0, 40), "NGRAM, 12 tokens": (44.0, 40)}
     samples = []
     for number in range(8):
         for arm in LINEUP.arms:
             for concurrency in PLAN.concurrencies:
                 ms, rounds = costs.get(arm.name, (30.0, 36))
-                wobble = 1 + noise * chance.uniform(-1, 1)
-                seconds = 100 / (speeds[arm.name] * wobble)
+                deviation = 1 + noise * rng.uniform(-1, 1)
+                seconds = 100 / (speeds[arm.name] * deviation)
                 counts = BatchCounts(4, 100, seconds, rounds, 0)
                 samples.append(Sample(arm.name, concurrency, number, counts, (ms, ms, ms)))
     same = AnswerEquality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
@@ -189,7 +189,7 @@ def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:
     assert "undecided" in noisy[0]
 
 
-def test_a_draft_that_learned_from_more_traffic_answers_no_goal() -> None:
+def test_the_goals_do_not_apply_to_a_draft_that_learned_from_more_traffic() -> None:
     more = dataclasses.replace(CHECKPOINTS[1], record=dataclasses.replace(CHECKPOINTS[1].record, tokens=20_001))
     base = outcome(SPEEDS | {"EAGLE-3 after 20.0k": 90.0})
     lineup = lineup_of([CHECKPOINTS[0], more], (4, 12))
@@ -201,7 +201,7 @@ def test_a_draft_that_learned_from_more_traffic_answers_no_goal() -> None:
         training=dataclasses.replace(base.training, checkpoints=[CHECKPOINTS[0], more]),
         measured=dataclasses.replace(base.measured, samples=renamed),
     )
-    assert all("no answer" in text for text in goal_lines(changed))
+    assert all("not applicable" in text for text in goal_lines(changed))
 
 
 def test_the_table_has_a_row_per_arm_and_concurrency() -> None:

@@ -28,13 +28,13 @@ from tests.bench.served.live_training import (
 
 
 class FakePod:
-    """Stands in for a pod. It swaps to the version it is asked for, or fails when ``broken``."""
+    """Stands in for a pod. Every requested swap succeeds, or fails when ``broken``."""
 
     def __init__(self) -> None:
         self.version, self.counters, self.broken = 0, LiveCounters(), False
 
-    def request_swap(self, wish: SwapRequest) -> int:
-        self.version = self.version if self.broken else wish.version
+    def request_swap(self, request: SwapRequest) -> int:
+        self.version = self.version if self.broken else request.version
         return 202
 
     def wait_until_swap_ends(self) -> AgentState:

@@ -1,4 +1,4 @@
-"""Which engines the servers of the comparison flush, feed, swap and stop. Fake engines record their requests."""
+"""The servers under measurement are flushed, fed, swapped and stopped as they should. Fake engines record requests."""
 
 from __future__ import annotations
 
@@ -190,9 +190,9 @@ async def test_a_server_that_dies_ends_the_measurement(engines: dict[str, Answer
 async def test_the_draft_of_every_evaluation_is_measured_and_equal_weights_count_as_one_draft(
     engines: dict[str, AnsweringEngine], tmp_path: Path
 ) -> None:
-    """Tests tests/bench/learning/served.py. Runs begin with the same draft, so equal checksums are no fault there."""
-    folders = [tmp_path / row / look for row in ("fifo", "replay") for look in ("0", "1")]
-    for folder, weights in zip(folders, (b"day 0", b"fifo", b"day 0", b"replay"), strict=True):
+    """In tests.bench.learning.served all runs begin with the same draft, so equal checksums are no fault there."""
+    folders = [tmp_path / name / number for name in ("fifo", "replay") for number in ("0", "1")]
+    for folder, weights in zip(folders, (b"untrained", b"fifo", b"untrained", b"replay"), strict=True):
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(weights)
     prompts = [[1, 2, 3], [4, 5, 6]]

@@ -1,4 +1,4 @@
-"""The swap loop counts confirmed swaps under answers, and reports the first one that failed."""
+"""The swap loop counts confirmed swaps while answers are in flight, and reports the first swap that failed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def engine(folders: list[Path]) -> AsyncIterator[tuple[FakeEngine, SwapLoo
         yield engine, SwapLoop(SGLangClient(session, url), folders)
 
 
-async def test_swaps_under_answers_are_counted_and_end_with_the_trained_draft(
+async def test_swaps_with_answers_in_flight_are_counted_and_end_with_the_trained_draft(
     engine: tuple[FakeEngine, SwapLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(swap_loop, "SECONDS_BETWEEN_SWAPS", 0.01)
