@@ -107,7 +107,7 @@ def test_a_checkpoint_that_no_pod_would_load_is_rejected_without_a_measurement(
     message = _offer_and_expect_rejection(
         rig, defect, lambda: rig.offer(draft_folder, lineage, lambda key: _damage_object(rig, key, damage))
     )
-    assert "no pod would load it" in message
+    assert "no pod would load the draft" in message
 
 
 def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: FaultRig, draft_folder: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_slower_draft_is_rejected_by_measurement_and_never_served(
     write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=102)
     _change_tensors(draft_folder, SLOWER_DRAFTS[defect])
     message = _offer_and_expect_rejection(rig, defect, lambda: rig.offer(draft_folder))
-    assert "no pod would load it" not in message
+    assert "no pod would load the draft" not in message
 
 
 def _offer_and_expect_rejection(rig: FaultRig, defect: str, offer: Callable[[], int]) -> str:

@@ -43,7 +43,7 @@ from tests.integration.lineage import (
 )
 from tests.integration.validation_store import held_out_traces, put_traces
 
-pytestmark = pytest.mark.timeout(1800)  # four starts of an engine, each half a minute alone and minutes in a crowd
+pytestmark = pytest.mark.timeout(1800)  # four engine starts: half a minute each when quiet, minutes when busy
 
 TOKENS, ROUNDS = 16, 3
 DRAFT = DraftSpec(vocab_size=DRAFT_VOCABULARY)
@@ -92,7 +92,7 @@ class World:
         self.wait_until("the candidate is loaded", lambda: self.engine_version() == "1" or validator.poll() is not None)
 
     def engine_version(self) -> str:
-        """The version that the engine reports, whichever the pod serves. Empty while the engine is down."""
+        """The version that the engine reports, a trial draft included. Empty while the engine is down."""
         with contextlib.suppress(OSError):
             return str(json.loads(http_body(f"{self.pod.engine_url}/model_info"))["weight_version"])
         return ""

@@ -33,6 +33,7 @@ ROUNDS = 3
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 TIMEOUT_SECONDS = 1100
 MARK = f"aurora-test-{secrets.token_hex(8)}"
+"""Value of an environment variable by which this test finds the processes of its Jobs."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene
     assert evidence.verdict.kind is not VerdictKind.PASS
     assert (evidence.active_digest, evidence.candidate_digest) == scene.digests
     _samples_are_whole(evidence)
-    again = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy)
-    assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
+    recomputed = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy)
+    assert recomputed == evidence.verdict, "an auditor computes another verdict from the same evidence"
 
     for equality in evidence.equality:
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
@@ -112,8 +113,8 @@ def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene
     assert evidence.environment.dtype == "float32"
     for arm in (Arm.ACTIVE, Arm.CANDIDATE):
         assert 1.0 <= evidence.acceptance_length[arm] < 1.5
-    peer = [r for r in evidence.verdict.ratios if r.denominator is Arm.NGRAM]
-    assert {r.concurrency for r in peer} == {1, 2}, "NGRAM is reported beside the arms that decide"
+    ngram_ratios = [r for r in evidence.verdict.ratios if r.denominator is Arm.NGRAM]
+    assert {r.concurrency for r in ngram_ratios} == {1, 2}, "NGRAM is reported beside the arms that decide"
 
     assert scene.s3.secret_key not in job.stderr
     assert _marked_processes() == [], "engines outlive their validation"
@@ -137,8 +138,9 @@ def test_a_later_candidate_reuses_the_cached_baseline(scene: Scene) -> None:
     assert (evidence.attempt, evidence.baseline.key) == (2, cached[0])
     assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
     assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM, Arm.ACTIVE}
-    again = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy, evidence.baseline)
-    assert again == evidence.verdict, "an auditor computes another verdict from the same evidence"
+    policy = measurement_plan(scene.settings).policy
+    recomputed = judge(evidence.samples, evidence.equality, policy, evidence.baseline)
+    assert recomputed == evidence.verdict, "an auditor computes another verdict from the same evidence"
     (equality,) = evidence.equality
     assert (equality.arm, equality.reference) == (Arm.CANDIDATE, Arm.ACTIVE)
     assert equality.prompts == equality.identical > 0

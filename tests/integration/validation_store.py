@@ -26,7 +26,7 @@ ZERO_DIGEST = "0" * 64
 
 
 def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace]:
-    """Traces of ``count`` held-out extraction requests, as the chat template spells them; without rounds."""
+    """Traces of ``count`` held-out extraction requests, without verify rounds. Prompts follow the chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def tokens(text: str) -> list[int]:
@@ -39,7 +39,7 @@ def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace
 
 
 def trace_of(prompt: list[int]) -> RequestTrace:
-    """A trace with a prompt and without rounds."""
+    """A trace with a prompt and without verify rounds."""
     none = torch.zeros(0, dtype=torch.int32)
     return RequestTrace(
         request=prompt_hash(prompt),
@@ -61,7 +61,7 @@ def trace_of(prompt: list[int]) -> RequestTrace:
 
 
 def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
-    """One shard of lineage 1 holding ``traces``."""
+    """Upload one shard of lineage 1 that holds ``traces``."""
     now, data = datetime.now(UTC), encode(traces)
     stem = Keys.shard(1, "pod-0", "boot", 0, now).rsplit("/", 1)[1]
     registry.put_shard(
@@ -86,7 +86,7 @@ def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
 
 
 def put_lineage(registry: Registry, draft: Path) -> None:
-    """Lineage 1, with the tensors and the vocabulary map of the draft in ``draft``."""
+    """Create lineage 1 with the tensors and the vocabulary map of the draft in the folder ``draft``."""
     file = draft / WEIGHTS
     tensors = load_file(file)
     with file.open("rb") as source:
@@ -111,7 +111,7 @@ def put_lineage(registry: Registry, draft: Path) -> None:
 
 
 def put_version(registry: Registry, version: int, draft: Path) -> str:
-    """Upload and register the draft in ``draft``; returns its digest."""
+    """Upload and register the draft in the folder ``draft``. Returns the digest of its weights."""
     digest, now = sha256_file(draft / WEIGHTS), datetime.now(UTC)
     files = tuple(
         FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size)

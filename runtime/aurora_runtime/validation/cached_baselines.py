@@ -1,4 +1,4 @@
-"""Baselines that later candidates reuse: the target without a draft of ours changes seldom.
+"""Caches baselines for later candidates, because the speed of off and of NGRAM changes seldom.
 
 Invariants: a cached baseline is used only where everything that decides speed is the same, and while it is younger than
 the limit. The active draft must be known to answer as off does, because the candidate's answers are then compared with
@@ -24,7 +24,7 @@ from aurora_store import Keys, Registry
 log = logging.getLogger(__name__)
 
 MAX_BASELINES_READ = 8
-"""How many of the newest baselines are looked at. Older ones are of other machines, or too old."""
+"""How many of the newest baselines are read. Older ones are of other machines, or too old."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def find_baseline(
         control = [s for s in _samples_of_active(baseline, active) if s.concurrency in concurrencies]
         reason = reason_not_usable(baseline, requirements)
         if not reason and not answers_as_off(registry, active, baseline):
-            reason = f"version {active.version} was never seen to answer as off does"
+            reason = f"the answers of version {active.version} are not known to equal those of off"
         if not reason and {s.concurrency for s in control} != set(concurrencies):
-            reason = f"version {active.version} was not measured beside it, so a change of the machine would not show"
+            reason = f"version {active.version} was not measured beside it, so a change of the speed would not show"
         if reason:
             log.info("baseline %s is not used: %s", key, reason)
             continue
@@ -100,9 +100,9 @@ def answers_as_off(registry: Registry, active: Registration, baseline: CachedBas
 
 
 def _samples_of_active(baseline: CachedBaseline, active: Registration) -> list[Sample]:
-    """The samples of the draft that is active now, whichever arm it was then."""
-    then = next((arm for arm, digest in baseline.draft_digests.items() if digest == active.digest), None)
-    return [s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is then]
+    """The samples of the draft that is active now. It may have been the candidate when the baseline was measured."""
+    arm_then = next((arm for arm, digest in baseline.draft_digests.items() if digest == active.digest), None)
+    return [s.model_copy(update={"arm": Arm.ACTIVE}) for s in baseline.samples if s.arm is arm_then]
 
 
 def _rounds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> int:
@@ -121,7 +121,7 @@ def baseline_to_cache(
     """The baseline to store for later candidates. None when it holds too few rounds of off to be useful.
 
     Args:
-        samples: those of off and of all that was measured beside it. An arm with failed requests is left out.
+        samples: the samples of off, and of the arms measured beside off. An arm with failed requests is left out.
     """
     failed_arms = {sample.arm for sample in samples if sample.failures}
     usable = tuple(sample for sample in samples if sample.arm not in failed_arms)

@@ -44,9 +44,9 @@ def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage
     try:
         manifest = registry.fetch_checkpoint(registration, folder)
     except (ObjectMissing, DigestMismatch) as error:
-        raise DraftRefused(f"its files are not what its manifest says: {error}") from error
+        raise DraftRefused(f"the draft's files are not what its manifest says: {error}") from error
     if manifest.lineage != lineage.number:
-        raise DraftRefused(f"it is of lineage {manifest.lineage}, not of {lineage.number}")
+        raise DraftRefused(f"the draft is of lineage {manifest.lineage}, not of {lineage.number}")
     draft = FetchedDraft(folder, registration.version)
     check_draft(draft.weights, lineage)
     return draft

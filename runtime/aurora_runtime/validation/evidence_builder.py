@@ -1,4 +1,4 @@
-"""The environment of a measurement, and the evidence record that keeps both.
+"""Builds the environment of a measurement, and the evidence record that holds both.
 
 Invariant: a figure is never stored without its environment. A measurement on a CPU says so.
 """
@@ -41,7 +41,7 @@ def build_evidence(
     prompts: Iterable[Prompt],
     baseline: BaselineSamples | None = None,
 ) -> Evidence:
-    """The evidence of a finished measurement. Its verdict is that of the last round."""
+    """The evidence of a finished measurement, with the verdict after the last round."""
     return Evidence(
         version=attempt.settings.candidate,
         attempt=attempt.settings.attempt,

@@ -1,6 +1,6 @@
-"""Held-out prompts of recent traffic, on which a candidate is measured and was never trained.
+"""Chooses held-out prompts of recent traffic: a candidate is measured on them, and was never trained on them.
 
-Invariants: only requests on the held-out side of the split. Newest shards first. The same shards give the same prompts
+Invariants: only held-out requests are chosen, those of the newest shards first. The same shards give the same prompts
 in the same order. Prompts are token ids, and leave this process only as requests to the engines under test.
 """
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_SHARDS = 256
 """Bounds the download: at most about 256 x 16k positions of hidden states."""
 MAX_PROMPT_TOKENS = 4096
+"""Longer prompts are not measured with."""
 
 
 @dataclass(frozen=True)

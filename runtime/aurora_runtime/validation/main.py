@@ -1,7 +1,7 @@
 """The validation Job: reads its settings, measures, and stores the baseline and the evidence.
 
-Exit status 0 whatever the verdict: evidence was written. Exit status 1 when the Job could not measure, with one log
-line that says why.
+Exit status 0: evidence was written, whatever the verdict. Exit status 1: the Job could not measure, and one log line
+says why.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def _validate_until_signal(
 
 
 def _write_termination_message(reason: str) -> None:
-    """Tell Kubernetes, and through it the operator, why nothing was measured. Only the first line; the log has all."""
+    """Tell Kubernetes, and thereby the operator, why nothing was measured: the first line of ``reason``."""
     if TERMINATION_LOG.exists():
         TERMINATION_LOG.write_text(reason.partition("\n")[0][:MAX_TERMINATION_MESSAGE_CHARACTERS])
 

@@ -91,7 +91,7 @@ class ValidationRun:
         baseline: BaselineSamples | None = None,
         samples_to_cache: Sequence[Sample] = (),
     ) -> ValidationResult:
-        """The records of a finished measurement. A baseline is cached when the samples hold enough rounds of off."""
+        """The records of a finished measurement, with a baseline when the samples hold enough rounds of off."""
         return ValidationResult(
             build_evidence(self.attempt, environment, measurement, prompts, baseline),
             baseline_to_cache(self.attempt, environment, measurement, samples_to_cache),
@@ -122,8 +122,8 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
     try:
         candidate = fetch_draft(registry, attempt.candidate, lineage, workspace.scratch / "candidate")
     except DraftRefused as refusal:
-        here = measurement_environment(settings, await asyncio.to_thread(detect_machine, settings.device))
-        return run.result(here, rejected_unmeasured(str(refusal)))
+        this_machine = await asyncio.to_thread(detect_machine, settings.device)
+        return run.result(measurement_environment(settings, this_machine), rejected_unmeasured(str(refusal)))
     plan = attempt.plan
     prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
     if settings.replica is not None:
@@ -170,7 +170,7 @@ async def _measure_on_job_engines(
 async def _measure_on_replica(
     run: ValidationRun, prompts: tuple[Prompt, ...], replica: Replica, token: str
 ) -> ValidationResult:
-    """Use the single engine of a replica, so one arm after the other: the baseline first, unless one is cached."""
+    """Measure on the single engine of a replica: first the baseline, unless one is cached, and then the drafts."""
     engine = ReplicaEngine(
         replica=replica,
         token=token,

@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^#{1,6} +(.*?)\s*$")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a page; ``language`` is that of the fenced block around it, None outside of blocks."""
+    """One line of a page. ``language`` is the language of the fenced block around the line, None outside of blocks."""
 
     number: int
     text: str
@@ -26,6 +26,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
+    """One Markdown file."""
+
     path: Path
 
     @property
@@ -51,7 +53,7 @@ class Page:
         return (line for line in self.lines if line.language is None)
 
     def blocks(self, language: str) -> Iterator[str]:
-        """The texts of the fenced blocks in ``language``; "" is a block without a language."""
+        """The texts of the fenced blocks in ``language``. "" stands for blocks without a language."""
         block: list[str] = []
         previous = 0
         for line in self.lines:
@@ -71,9 +73,9 @@ class Page:
         found: list[tuple[int, str]] = []
         previous = 0
         for line in self.prose:
-            goes_on = line.number == previous + 1 and not line.text.startswith(("|", "#"))
+            continues = line.number == previous + 1 and not line.text.startswith(("|", "#"))
             if line.text.strip():
-                if goes_on and found:
+                if continues and found:
                     number, text = found.pop()
                     found.append((number, f"{text} {line.text.strip()}"))
                 else:
@@ -89,7 +91,7 @@ class Page:
 
     @property
     def spans(self) -> Iterator[tuple[int, str]]:
-        """(line number, text) of every code span in prose. A span may go over a line's end."""
+        """(line number, text) of every code span in prose. A span may continue on the next line."""
         for number, text in self._paragraphs:
             yield from ((number, span) for span in _SPAN.findall(text))
 

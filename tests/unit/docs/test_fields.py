@@ -1,4 +1,4 @@
-"""Samples and named fields of the documents are those of the models, so that a reader may paste them."""
+"""Samples and field names in the documents fit the models, so that a reader can paste them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _has(model: type[BaseModel], path: list[str]) -> bool:
-    """Whether the model has the field; below an object whose schema is Kubernetes' own anything goes."""
+    """Whether the model has the field. Below an object with a schema of Kubernetes every field is accepted."""
     field = next((f for name, f in model.model_fields.items() if (f.alias or name) == path[0]), None)
     if field is None:
         return False

@@ -1,4 +1,4 @@
-"""The reference pages list what the code has: metrics, events, conditions and keys of the store."""
+"""The reference pages list all metrics, events, condition types and store keys of the code."""
 
 from __future__ import annotations
 

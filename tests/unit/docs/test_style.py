@@ -1,4 +1,4 @@
-"""Documents can be read as sources, and the plots of the results are those that their data give."""
+"""Documents are readable as source text, and the plots of the results fit their data."""
 
 from __future__ import annotations
 

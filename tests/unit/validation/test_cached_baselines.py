@@ -46,13 +46,13 @@ PLAN = MeasurementPlan(POLICY, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 5, prompts_
 REQUIREMENTS = BaselineRequirements(PLAN, HERE, max_new_tokens=64, max_age=timedelta(hours=1), now=NOW)
 
 
-def samples(arm: Arm, rounds: int = 3, **more: Any) -> list[Sample]:
-    one = Sample(arm=arm, concurrency=1, round=0, requests=2, tokens=20, seconds=1.0).model_copy(update=more)
-    return [one.model_copy(update={"concurrency": c, "round": r}) for r in range(rounds) for c in (1, 4)]
+def samples(arm: Arm, rounds: int = 3, **changes: Any) -> list[Sample]:
+    sample = Sample(arm=arm, concurrency=1, round=0, requests=2, tokens=20, seconds=1.0).model_copy(update=changes)
+    return [sample.model_copy(update={"concurrency": c, "round": r}) for r in range(rounds) for c in (1, 4)]
 
 
-def baseline(**more: Any) -> CachedBaseline:
-    made = CachedBaseline(
+def baseline(**changes: Any) -> CachedBaseline:
+    usable = CachedBaseline(
         lineage=1,
         version=3,
         attempt=1,
@@ -65,11 +65,11 @@ def baseline(**more: Any) -> CachedBaseline:
         drafts_answering_as_off=(digest(2),),
         created=NOW - timedelta(minutes=30),
     )
-    return made.model_copy(update=more)
+    return usable.model_copy(update=changes)
 
 
-def elsewhere(**more: Any) -> Environment:
-    return HERE.model_copy(update=more)
+def elsewhere(**changes: Any) -> Environment:
+    return HERE.model_copy(update=changes)
 
 
 def test_a_young_baseline_of_the_same_environment_is_usable_however_busy_the_machine_is() -> None:
@@ -121,8 +121,8 @@ def active(version: int) -> Registration:
 
 def test_the_newest_usable_baseline_is_found_and_reduced_to_the_requested_arms(registry: Registry) -> None:
     for version, hours in ((3, 0.5), (4, 0.1), (5, 0.2)):
-        made = baseline(version=version, created=NOW - timedelta(hours=hours))
-        registry.put_baseline(made.model_copy(update={"prompts_per_worker": 9} if version == 5 else {}))
+        stored = baseline(version=version, created=NOW - timedelta(hours=hours))
+        registry.put_baseline(stored.model_copy(update={"prompts_per_worker": 9} if version == 5 else {}))
     found = find_baseline(registry, 1, active(2), REQUIREMENTS)
     assert found is not None
     assert found.key == "baselines/00000001/00000004-00000001.json"
@@ -131,7 +131,7 @@ def test_the_newest_usable_baseline_is_found_and_reduced_to_the_requested_arms(r
 
 
 @pytest.mark.parametrize(
-    ("proof", "usable"),
+    ("evidence_of_active", "usable"),
     [
         (evidence(7, VerdictKind.PASS), True),
         (evidence(7, VerdictKind.INCONCLUSIVE), False),
@@ -141,11 +141,11 @@ def test_the_newest_usable_baseline_is_found_and_reduced_to_the_requested_arms(r
     ],
 )
 def test_an_active_draft_whose_answers_were_never_compared_is_no_reference(
-    registry: Registry, proof: Any, usable: bool
+    registry: Registry, evidence_of_active: Any, usable: bool
 ) -> None:
     registry.put_baseline(baseline())
-    if proof is not None:
-        registry.put_evidence(proof)
+    if evidence_of_active is not None:
+        registry.put_evidence(evidence_of_active)
     assert (find_baseline(registry, 1, active(7), REQUIREMENTS) is not None) is usable
 
 
@@ -181,18 +181,18 @@ def cached(measured: list[Sample], *, near_ties: int = 0, different: int = 0) ->
 
 
 def test_a_cached_baseline_names_the_drafts_that_answered_as_off_did(registry: Registry) -> None:
-    found = [s for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM) for s in samples(arm)]
-    good, bad, unseen = cached(found, near_ties=2), cached(found, different=1), cached(found)
-    assert good is not None
-    assert bad is not None
-    assert unseen is not None
-    assert good.drafts_answering_as_off == (digest(2), digest(5))
-    assert bad.drafts_answering_as_off == unseen.drafts_answering_as_off == (digest(2),)
-    assert good.draft_digests == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
-    registry.put_baseline(good)
+    measured = [s for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM) for s in samples(arm)]
+    same, different, not_compared = cached(measured, near_ties=2), cached(measured, different=1), cached(measured)
+    assert same is not None
+    assert different is not None
+    assert not_compared is not None
+    assert same.drafts_answering_as_off == (digest(2), digest(5))
+    assert different.drafts_answering_as_off == not_compared.drafts_answering_as_off == (digest(2),)
+    assert same.draft_digests == {Arm.ACTIVE: digest(2), Arm.CANDIDATE: digest(5)}
+    registry.put_baseline(same)
     later = find_baseline(registry, 1, active(5), REQUIREMENTS)
     assert later is not None
-    assert {s.arm for s in later.samples} == {Arm.OFF, Arm.ACTIVE}, "the candidate of then is the control of now"
+    assert {s.arm for s in later.samples} == {Arm.OFF, Arm.ACTIVE}, "the former candidate is the active draft now"
 
 
 def test_a_baseline_with_too_few_rounds_is_not_cached_and_an_arm_with_failures_is_left_out() -> None:

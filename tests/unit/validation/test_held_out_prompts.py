@@ -16,7 +16,7 @@ from aurora_store.errors import ObjectMissing
 
 
 def trace(first: int, length: int = 6) -> RequestTrace:
-    """A trace without rounds; only its prompt matters here."""
+    """A trace without verify rounds, because the choice reads only the prompt."""
     prompt = [first + i for i in range(length)]
     none = torch.zeros(0, dtype=torch.int32)
     return RequestTrace(
@@ -39,7 +39,7 @@ def trace(first: int, length: int = 6) -> RequestTrace:
 
 
 class Shards:
-    """A registry's reading side over shards in memory, oldest first."""
+    """The reading methods of a registry, over shards in memory, oldest first. A shard without traces was deleted."""
 
     def __init__(self, shards: dict[str, list[RequestTrace]]) -> None:
         self.shards = shards
@@ -75,7 +75,7 @@ def test_only_held_out_prompts_newest_first_without_repeats() -> None:
     assert {p.request for p in found} == {t.request for t in held_out}
     assert len(found) == len(held_out)
     assert shards.read == [NEWER, NEW, OLD]
-    assert all(len(p.tokens) == 6 for p in found), "the answer's tokens are no part of a prompt"
+    assert all(len(p.tokens) == 6 for p in found), "a prompt holds no tokens of the answer"
     assert found == held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
 
 

@@ -20,6 +20,7 @@ from aurora_runtime.validation.engines.load_client import LoadClient
 
 REQUEST_SECONDS = 300.0
 MEMORY_SHARE = 0.85
+"""Share of a GPU's memory that all engines may use together."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class EngineSet:
         self._processes.clear()
 
     def check(self, name: str) -> None:
-        """Raises :class:`MeasurementError` when the engine died or was never started."""
+        """Raise :class:`MeasurementError` when the engine died or was never started."""
         process = self._processes.get(name)
         if process is None:
             raise MeasurementError(f"engine {name} is not running")

@@ -7,7 +7,7 @@ Invariants:
 - A lost lease, an engine that ended, or a request that did not reach the engine is a measurement that could not be
   made. It never becomes a verdict about the candidate.
 - Every engine start is warmed up before it is measured, whoever ordered the start.
-- Every way out asks the agent to give the pod back. Where that call fails, the lease runs out.
+- Every exit from the context asks the agent to give the pod back. If that call fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ from aurora_runtime.validation.engines.load_client import BatchResult, LoadClien
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 60
+"""The pod returns by itself this long after the last renewal."""
 RENEW_SECONDS: Final = 10.0
+"""Time between two renewals of the lease."""
 POLL_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 30.0
+"""Time limit of a call to the agent."""
 REQUEST_SECONDS: Final = 300.0
+"""Time limit of a request to the engine."""
 WARM_UP_TOKENS: Final = 24
 MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
@@ -139,7 +143,7 @@ class ReplicaEngine:
         await self._set_lease(LEASE_SECONDS)
 
     async def _renew_until_lost(self) -> None:
-        """Renew the lease until cancelled, or until the lease is lost; then keep the reason."""
+        """Renew the lease until cancelled, or until the lease is lost, and then note why in ``_lease_lost``."""
         last_renewal = time.monotonic()
         while not self._lease_lost:
             await asyncio.sleep(RENEW_SECONDS)
@@ -182,7 +186,9 @@ class ReplicaEngine:
     async def _order_trial(self, arm: Arm) -> str | None:
         """Order the engine to run ``arm`` with an empty prefix cache.
 
-        Returns the id of the engine start that does so, None while the change is under way.
+        Returns the id of the engine start that runs ``arm``. None while the change is under way.
+
+        Raises :class:`MeasurementError` when the agent refuses, and :class:`EngineFault` when the call fails otherwise.
         """
         draft = self.drafts.get(arm)
         request = TrialRequest(
@@ -209,7 +215,7 @@ class ReplicaEngine:
     async def ready(self, arm: Arm) -> None:
         """Make the engine run ``arm``, warmed up and with an empty prefix cache.
 
-        A change between drafts is a swap. A change of the mode restarts the engine.
+        Between two drafts the agent swaps. Between a draft, NGRAM and off the agent restarts the engine.
         """
         while True:
             self._check_lease()
@@ -222,7 +228,7 @@ class ReplicaEngine:
                     )
                 self._warmed_up = (arm, boot)
                 continue  # the warm-up filled the prefix cache: order the trial again, which empties it
-            await self._wait_to_poll(f"the engine did not come to run {arm}")
+            await self._wait_to_poll(f"the engine did not run {arm}")
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         """Answer ``prompts``. Raises :class:`MeasurementError` when the lease, the engine or the network failed."""

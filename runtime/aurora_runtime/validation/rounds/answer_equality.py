@@ -3,8 +3,8 @@
 The reference is off, or a draft that is known to answer as off does.
 
 Two answers are equal when they are identical, or when their first difference is a near tie: two tokens whose logits lie
-within a bound. The engine computes both logits again on the common prefix. Where no engine without speculation runs,
-the one with the draft computes them: the first token of an answer comes from the target's prefill, which uses no draft.
+within a bound. The engine computes both logits again on the common prefix. If no engine without speculation runs, the
+engine with the draft computes them: the first token of an answer comes from the target's prefill, which uses no draft.
 
 Half-precision logits between 16 and 32 have steps of 0.125 (bf16), so answers cannot be identical across batch shapes.
 In fp32 they are identical. The second computation is as coarse as the engine: margins seen on SmolLM2 in bf16 are
@@ -24,7 +24,7 @@ NEAR_TIE_LOGIT_GAP = 0.25
 HALF_PRECISION_SLACK = 0.25
 """What computing again in half precision may add to a gap: one step of 0.125 for each of the two logits."""
 FLOAT32_LOGIT_GAP = 0.01
-"""How far sums in another order may move float32 logits, with room to spare. Answers are otherwise identical."""
+"""How far another order of summation may move float32 logits, with a margin. Answers are otherwise identical."""
 
 
 def near_tie_bound(dtype: DType) -> float:

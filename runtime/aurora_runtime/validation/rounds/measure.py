@@ -1,7 +1,7 @@
 """Measures a candidate: interleaved rounds until the verdict is final, or the rounds or the time are used up.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
-engine, :func:`measure_baseline` measures them first. A cached baseline saves measuring them at all.
+engine, :func:`measure_baseline` measures them first. With a cached baseline they are not measured.
 
 Invariant: active and candidate are always measured in the same rounds.
 """
@@ -50,15 +50,15 @@ class Measurement:
 def rejected_unmeasured(reason: str) -> Measurement:
     """The result for a candidate that no pod would load: a rejection without samples."""
     return Measurement(
-        verdicts=[Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load it: {reason}",), ratios=())]
+        verdicts=[Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load the draft: {reason}",), ratios=())]
     )
 
 
 async def measure_baseline(runner: RoundRunner) -> tuple[list[Sample], Answers]:
-    """Measure the arms without a draft of ours, one after the other, for as many rounds as a verdict needs.
+    """Measure off and NGRAM, one after the other, for as many rounds as a verdict needs.
 
-    Returns the samples and off's answers. The active draft is measured first, as a control: measured again beside the
-    candidate, it shows how much the machine's speed changed in between.
+    Returns the samples and off's answers. The active draft is measured first, as a control. Measured again beside the
+    candidate, the active draft shows how much the machine's speed changed in between.
 
     Raises :class:`MeasurementError` when the rounds do not fit into the time, or as :meth:`RoundRunner.run` does.
     """

@@ -27,17 +27,17 @@ class MeasurementPlan:
 
     @property
     def baseline_arms(self) -> tuple[Arm, ...]:
-        """The arms without a draft of ours."""
+        """Off and, where asked for, NGRAM."""
         return tuple(arm for arm in self.arms if arm not in DRAFT_ARMS)
 
     @property
     def prompts_needed(self) -> int:
-        """Distinct prompts without which one batch would hold a prompt twice."""
+        """Number of distinct prompts below which one batch would hold a prompt twice."""
         return self.prompts_per_worker * max(self.policy.concurrencies)
 
     @property
     def prompts_wanted(self) -> int:
-        """Distinct prompts with which no two rounds share a prompt."""
+        """Number of distinct prompts with which no two rounds share a prompt."""
         return self.prompts_per_worker * sum(self.policy.concurrencies) * self.max_rounds
 
 
@@ -49,7 +49,7 @@ def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
         min_improvement=float(spec.min_improvement),
         tolerance=float(spec.tolerance.default),
         min_rounds=spec.min_rounds,
-        tolerances={one.concurrency: float(one.tolerance) for one in spec.tolerance.per_concurrency or ()},
+        tolerances={entry.concurrency: float(entry.tolerance) for entry in spec.tolerance.per_concurrency or ()},
     )
     arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
     if Baseline.NGRAM in spec.baselines:

@@ -1,4 +1,4 @@
-"""Measuring on a replica whose agent and engine are scripted: when it waits or gives up, and that the pod returns."""
+"""Measuring on a replica with a scripted agent and engine: when to wait, when to give up, and that the pod returns."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Scripted:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.leases: list[int] = []
-        self.trials: list[int] = []  # statuses of the next trials; 200 afterwards
-        self.draining = 1
-        self.lost = False
-        self.broken = self.cut = False
+        self.trials: list[int] = []  # HTTP statuses of the next trials, before 200
+        self.draining = 1  # how many more answers say that requests of clients are still running
+        self.lost = False  # the agent says that the lease is lost
+        self.broken = self.cut = False  # the engine answers requests with an error, or closes the connection
         self.boot = "b1"
         self.port = 0
 
@@ -66,8 +66,8 @@ class Scripted:
         self._authorized(request)
         phase = MeasurementPhase.DRAINING if self.draining > 0 else MeasurementPhase.MEASURING
         self.draining -= 1
-        away = MeasurementStatus(measurement="job", phase=phase, machine=MACHINE)
-        return web.Response(body=agent("p", 0, measurement=away).to_json())
+        lent = MeasurementStatus(measurement="job", phase=phase, machine=MACHINE)
+        return web.Response(body=agent("p", 0, measurement=lent).to_json())
 
     async def _lease(self, request: web.Request) -> web.Response:
         self._authorized(request)
@@ -85,12 +85,14 @@ class Scripted:
         self.calls.append(f"{request_body.mode.value} {request_body.version} {status}")
         if status > 202:
             return web.Response(status=status, text="why")
-        away = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
-        return web.Response(status=status, body=agent("p", 0, measurement=away).to_json())
+        lent = MeasurementStatus(measurement="job", phase=MeasurementPhase.MEASURING, machine=MACHINE, boot=self.boot)
+        return web.Response(status=status, body=agent("p", 0, measurement=lent).to_json())
 
     async def _generate(self, request: web.Request) -> web.Response:
         assert request.headers[PASS_HEADER] == measurement_pass(TOKEN, "job")
-        assert "Authorization" not in request.headers, "clients' port: the token itself is for the agent"
+        assert "Authorization" not in request.headers, (
+            "clients can reach this port: the agent's token must not go there"
+        )
         body: dict[str, Any] = await request.json()
         assert body["rid"].startswith(MEASUREMENT_PREFIX)
         if self.cut:
@@ -106,15 +108,15 @@ class Scripted:
 async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scripted]:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.05)
-    made = Scripted()
+    scripted = Scripted()
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(TestServer(made.app()))
+        server = await stack.enter_async_context(TestServer(scripted.app()))
         assert server.port is not None
-        made.port = server.port
-        yield made
+        scripted.port = server.port
+        yield scripted
 
 
-def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
+def replica_engine(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
     replica = Replica(
         pod="p", ip="127.0.0.1", measurement="job", epoch=3, agent_port=scripted.port, engine_port=scripted.port
     )
@@ -137,7 +139,7 @@ def driver(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
 
 async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_back(scripted: Scripted) -> None:
     scripted.draining, scripted.trials = 3, [202, 202, 200]
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         assert replica.machine == MACHINE
         await replica.ready(Arm.OFF)
         await replica.ready(Arm.OFF)
@@ -154,7 +156,7 @@ async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_bac
 
 
 def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> None:
-    engine = driver(scripted)
+    engine = replica_engine(scripted)
     client = LoadClient(None, "http://x", 1.0, {PASS_HEADER: measurement_pass(TOKEN, "job")})  # type: ignore[arg-type]
     for shown in (repr(engine), repr(client)):
         assert TOKEN not in shown
@@ -162,7 +164,7 @@ def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> 
 
 
 async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None:
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         await replica.ready(Arm.ACTIVE)
         scripted.calls.clear()
         scripted.boot = "b2"
@@ -172,7 +174,7 @@ async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None
 
 
 async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.broken, scripted.boot = True, "b2"
         with pytest.raises(MeasurementError, match="ended while it ran candidate"):
@@ -180,7 +182,7 @@ async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scr
 
 
 async def test_a_network_failure_is_no_verdict(scripted: Scripted) -> None:
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.cut = True
         with pytest.raises(MeasurementError, match="2 requests did not reach p while it ran candidate"):
@@ -191,7 +193,7 @@ async def test_a_lease_lost_after_the_last_batch_is_no_verdict(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RENEW_SECONDS", 60.0)
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         await replica.run(Arm.CANDIDATE, [(1,)], 1)
         await replica.confirm_lease()
@@ -201,7 +203,7 @@ async def test_a_lease_lost_after_the_last_batch_is_no_verdict(
 
 
 async def test_a_lost_lease_is_no_verdict(scripted: Scripted) -> None:
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         scripted.lost = True
         await asyncio.sleep(0.2)
         with pytest.raises(MeasurementError, match="was given back"):
@@ -213,27 +215,27 @@ async def test_a_lost_lease_is_no_verdict(scripted: Scripted) -> None:
 async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted) -> None:
     scripted.lost = True
     with pytest.raises(MeasurementError, match="was given back"):
-        async with driver(scripted):
-            raise AssertionError("entered")
+        async with replica_engine(scripted):
+            raise AssertionError("the context was entered")
 
 
 async def test_requests_of_clients_that_never_end_cost_the_time_limit_only(scripted: Scripted) -> None:
     scripted.draining = 10**6
     with pytest.raises(MeasurementError, match="timeoutSeconds"):
-        async with driver(scripted, seconds=0.1):
-            raise AssertionError("entered")
+        async with replica_engine(scripted, seconds=0.1):
+            raise AssertionError("the context was entered")
     assert scripted.leases[-1] == 0
 
 
 async def test_the_agents_reason_for_a_refused_trial_is_in_the_error(scripted: Scripted) -> None:
     scripted.trials = [503]
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         with pytest.raises(MeasurementError, match="cannot run candidate: 503 why"):
             await replica.ready(Arm.CANDIDATE)
 
 
 async def test_failed_requests_count_and_a_crashed_engine_is_no_verdict(scripted: Scripted) -> None:
-    async with driver(scripted) as replica:
+    async with replica_engine(scripted) as replica:
         await replica.ready(Arm.CANDIDATE)
         scripted.broken = True
         assert (await replica.run(Arm.CANDIDATE, [(1,)], 1)).failures == 1

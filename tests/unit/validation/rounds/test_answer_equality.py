@@ -27,6 +27,6 @@ async def test_float32_answers_are_identical_and_bfloat16_answers_differ_only_at
     async def margin(prefix: object, one: int, other: int) -> float:
         return gap
 
-    count = EqualityCounter(Arm.CANDIDATE, near_tie_bound(dtype))
-    await count.compare(0, (1, 2), ANSWER, OTHER, margin)
-    assert (count.identical, count.near_ties, count.different) == (0, 1 - different, different)
+    counter = EqualityCounter(Arm.CANDIDATE, near_tie_bound(dtype))
+    await counter.compare(0, (1, 2), ANSWER, OTHER, margin)
+    assert (counter.identical, counter.near_ties, counter.different) == (0, 1 - different, different)

@@ -52,9 +52,9 @@ def test_rounds_share_no_prompt_when_there_are_enough() -> None:
 
 def test_only_two_final_verdicts_in_a_row_stop_early() -> None:
     final = (VerdictKind.PASS, VerdictKind.REJECT)
-    good, bad, open_ = VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE
-    assert may_stop_early([open_, good, good], final=final)
+    good, bad, undecided = VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE
+    assert may_stop_early([undecided, good, good], final=final)
     assert not may_stop_early([good], final=final)
     assert not may_stop_early([good, bad], final=final)
-    assert not may_stop_early([open_, open_], final=final)
-    assert not may_stop_early([good, open_, good], final=final)
+    assert not may_stop_early([undecided, undecided], final=final)
+    assert not may_stop_early([good, undecided, good], final=final)
