@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--endpoint", help="URL of the S3 store (default: AWS)")
     parser.add_argument("--region", help="the store's region (default: us-east-1)")
     parser.add_argument("--bucket", required=True, help="the bucket, as in spec.store")
-    parser.add_argument("--root", required=True, help="the speculator's prefix in the bucket, as in its status")
+    parser.add_argument("--root", required=True, help="the speculator's root in the bucket: PREFIX/NAMESPACE/NAME-UID8")
     parser.add_argument(
         "--grace-seconds",
         type=float,
