@@ -54,7 +54,7 @@ class RequestTrace:
     hidden: Tensor  # [S, H3] float16 or bfloat16; row i belongs to position hidden_start + i
     root: Tensor  # [R] int32: position of the round's root in ``tokens``
     node_count: Tensor  # [R] int32
-    accepted: Tensor  # [R] int32: drafts accepted, without the bonus token
+    accepted: Tensor  # [R] int32: draft tokens accepted, without the bonus token
     version: Tensor  # [R] int32: draft version in force
     node_token: Tensor  # [M] int32
     node_parent: Tensor  # [M] int16: index within the round, -1 at the root

@@ -1,5 +1,10 @@
 """The trainer: turns traces in the store into candidate drafts in the registry.
 
+The way of a trace: :mod:`data.shards` reads a shard and :mod:`data.examples` makes examples of its requests.
+:mod:`data.batch` collates examples into a batch, over which :mod:`model.unroll` runs the draft. :mod:`optim.batch_loss`
+sums the :mod:`objective.losses` of all nodes, and :mod:`optim.session` takes one optimizer step. :mod:`candidates`
+compares the result with the last version and registers it. :mod:`loop` drives all of these.
+
 Invariants: held-out requests are never trained on. A shard is part of the weights exactly when the state that holds
 those weights lists it. A candidate's files are in the store before its number is taken.
 """

@@ -45,7 +45,7 @@ class TrainingConfig:
     """How one trainer trains: derived from the custom resource and the policy."""
 
     spec: TrainingSpec
-    draft_steps: int  # of the served draft
+    draft_steps: int  # steps of the served draft
     recipe: Recipe
     limits: RetentionLimits
     policy: TrainingPolicy = DEFAULT_POLICY

@@ -27,13 +27,13 @@ from aurora_store import Registry
 from aurora_store.errors import ObjectExists
 
 MIN_HELD_OUT_REQUESTS: Final = 4
-"""A comparison on fewer requests proves nothing."""
+"""Fewer requests are too few for a comparison."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a comparison, with the registration when the draft became a candidate."""
+    """The result of a comparison. ``registration`` is None unless the draft became a candidate."""
 
     candidate: HeldOutResult | None
     registration: Registration | None
@@ -47,23 +47,23 @@ class Candidates:
         self,
         registry: Registry,
         lineage_number: int,
-        settings: TrainingSpec,
+        spec: TrainingSpec,
         draft_steps: int,
         last: Registration,
         last_draft: tuple[DraftModel, VocabularyMap],
     ) -> None:
-        """``last`` is the last registered version, ``last_draft`` its draft with its map."""
-        self._registry, self.lineage, self._settings = registry, lineage_number, settings
+        """``last`` is the last registered version, ``last_draft`` its draft with its vocabulary map."""
+        self._registry, self.lineage, self._spec = registry, lineage_number, spec
         self._draft_steps, self.last, self._last_draft = draft_steps, last, last_draft
         self._compared_tokens, self._compared_step = last.trained_tokens, 0
         self._compared_at = time.monotonic()
 
     def due(self, trained_tokens: int, step: int) -> bool:
-        """Whether enough positions or time have passed since the last comparison."""
+        """Whether the draft took a step since the last comparison, and enough positions or time have passed."""
         if step == self._compared_step:
             return False
-        enough_tokens = trained_tokens - self._compared_tokens >= self._settings.publish_tokens
-        return enough_tokens or time.monotonic() - self._compared_at >= self._settings.publish_seconds
+        enough_tokens = trained_tokens - self._compared_tokens >= self._spec.publish_tokens
+        return enough_tokens or time.monotonic() - self._compared_at >= self._spec.publish_seconds
 
     def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Evaluation:
         """Compare ``session``'s draft with the last version, and register it when the gain suffices."""
@@ -79,7 +79,7 @@ class Candidates:
         old_length, new_length = old.acceptance_length, new.acceptance_length
         comparison = f"held-out acceptance {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
         log.info("%s (%d requests)", comparison, new.requests)
-        if new_length - old_length < float(Decimal(self._settings.min_gain)):
+        if new_length - old_length < float(Decimal(self._spec.min_gain)):
             return Evaluation(new, None, f"{comparison}: no candidate")
         self.last = self._register(session, new_length, trained_tokens)
         log.info("registered version %d", self.last.version)

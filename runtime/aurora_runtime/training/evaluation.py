@@ -1,8 +1,8 @@
 """Simulated acceptance length of a draft on held-out requests.
 
 Invariant: the simulation counts as serving does (answer tokens per verify round, the bonus token included), on tokens
-that the target really generated. Every root is tried in one unrolled pass; greedy verification is then simulated on the
-correct proposals.
+that the target really generated. One unrolled pass proposes from every root. Greedy verification is then simulated from
+the correctness of the proposals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class HeldOutResult:
     rounds: int
     tokens: int
     first_proposal_accuracy: float  # share of roots whose first proposal was correct
-    coverage: float  # share of the answers' tokens that the draft's vocabulary map holds; no draft can propose others
+    coverage: float  # share of the answers' tokens that are in the draft's vocabulary map, so that it can propose them
 
     @property
     def acceptance_length(self) -> float:
@@ -50,7 +50,8 @@ def evaluate(
 ) -> HeldOutResult:
     """Propose greedy chains of ``steps`` tokens along each example's answer.
 
-    Stops after the batch with which ``max_seconds`` have passed, so the most important examples should come first.
+    Stops after the first batch that ends more than ``max_seconds`` after the start, so the most important examples
+    should come first.
     """
     device = draft.lm_head.weight.device
     deadline = time.monotonic() + max_seconds
@@ -71,7 +72,7 @@ def evaluate(
 
 
 def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:
-    """Whether the draft's greedy proposal is the token that followed ``[B, R, J]``; false where that is unknown."""
+    """Whether each greedy proposal is the token that followed, ``[B, R, J]`` bool; false where none is known."""
     known = batch.expected_ids != UNKNOWN_ID
     correct = torch.zeros_like(known)
     with autocast(known.device.type):
@@ -85,8 +86,8 @@ def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:
 def simulate_verification(correct: Tensor) -> tuple[int, int]:
     """Rounds and committed tokens of greedy verification along ``N`` roots.
 
-    ``correct`` ``[N, J]`` says whether proposal ``j`` at root ``n`` is the token that followed. A round at ``n``
-    commits the leading correct proposals and one bonus token, within the answer.
+    ``correct`` ``[N, J]`` says whether proposal ``j`` at root ``n`` is the token that followed. A round at root ``n``
+    commits the leading correct proposals and one bonus token, but no token after the answer.
     """
     accepted = correct.long().cumprod(-1).sum(-1).tolist()
     position = rounds = 0

@@ -42,8 +42,8 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
     for digest in ("config_sha256", "tokenizer_sha256"):
         if getattr(lineage.target, digest) != getattr(target.identity, digest):
             raise CheckpointFormatError(
-                f"lineage {lineage.number} was made for another target: {digest} differs; the model at "
-                f"{target.identity.model} has changed, create another AuroraSpeculator for it"
+                f"lineage {lineage.number} was made for another target: {digest} of the model at "
+                f"{target.identity.model} differs. Create another AuroraSpeculator for the changed model"
             )
     return lineage
 

@@ -1,6 +1,7 @@
 """The training loop: fresh shards first, replay beside them and while there are none.
 
-Invariant: between two shards the learning state holds all that matters, so only there is it saved.
+Invariant: the state is saved only between two shards. Only then does the learning state hold everything that decides
+how training continues.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of the loop, in their order."""
+    """The stages of the loop. :meth:`Trainer.run` shows their order."""
 
-    retention: Retention  # lists the shards to train on, and deletes old ones at the end of a turn
+    retention: Retention  # lists the shards to train on, and deletes old ones between two shards
     reader: ShardReader
     fresh: FreshTraining
     replay: ReplayTraining
@@ -55,32 +56,35 @@ class Trainer:
         """Train until asked to stop, then save."""
         try:
             while not self.retrier.stopping:
-                self._turn()
+                self._train_or_wait()
         except Interrupted as interrupted:
             log.info("%s", interrupted)
         self.stages.saver.save()
 
-    def _turn(self) -> None:
+    def _train_or_wait(self) -> None:
         """Train on pending shards if there are any, else replay if the budget allows, else wait."""
         if pending := self.stages.retention.pending():
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
             self.stages.replay.while_waiting(self.policy.poll_seconds)
-            self.finish_turn(TrainerPhase.TRAINING)
+            self.run_due_stages(TrainerPhase.TRAINING)
         else:
-            self.finish_turn(TrainerPhase.WAITING_FOR_TRACES)
+            self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
             self.retrier.sleep(self.policy.poll_seconds)
 
     def _train_on_shards(self, pending: Sequence[str]) -> None:
-        for turn, key in enumerate(pending[: self.policy.shards_per_listing]):
+        for index, key in enumerate(pending[: self.policy.shards_per_listing]):
             if self.retrier.stopping:
                 return
-            self.stages.reader.prefetch(pending[turn:])
+            self.stages.reader.prefetch(pending[index:])
             self.stages.fresh.train(key, self.stages.reader.read(key))
-            self.finish_turn(TrainerPhase.TRAINING)
+            self.run_due_stages(TrainerPhase.TRAINING)
 
-    def finish_turn(self, phase: TrainerPhase) -> None:
-        """Evaluate and offer, review the vocabulary map, save, clean up and report; each only when due."""
+    def run_due_stages(self, phase: TrainerPhase) -> None:
+        """Evaluate and offer, review the vocabulary map, save, clean up and report; each only when due.
+
+        This runs between two shards, and while there are none.
+        """
         self.stages.offering.offer_if_due()
         self.stages.vocabulary.review()
         self.stages.saver.save_if_due(idle=phase is TrainerPhase.WAITING_FOR_TRACES)

@@ -1,6 +1,6 @@
 """``aurora-train``: open or create the lineage, resume, and train until SIGTERM.
 
-Invariant: the process exits within ``TrainingPolicy.stop_seconds`` of SIGTERM, saved if the store answers.
+Invariant: the process exits within ``TrainingPolicy.stop_seconds`` of SIGTERM. It saves its state if the store answers.
 """
 
 from __future__ import annotations

@@ -35,13 +35,13 @@ class StatusWriter:
             log.warning("status not written: %s", error)
 
     def announce(self, phase: TrainerPhase, **changed: Any) -> None:
-        """Write the phase of a trainer that does not train. All other fields but ``changed`` keep their values."""
+        """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values."""
         try:
-            former = self._registry.trainer_status()
+            previous = self._registry.trainer_status()
         except StoreError as error:
             log.warning("status not written: %s", error)
             return
-        fields = former.model_dump() if former else {"step": 0, "shards": 0, "trained_tokens": 0}
+        fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
         self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 
@@ -63,16 +63,16 @@ class Progress:
         self._coverage: float | None = None
         self._message = ""
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Put the result of a comparison into the next status, which is written at once."""
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """Put the result of a comparison into the next status, and make that status due now."""
         if evaluation.candidate is not None:
             self._acceptance_length = evaluation.candidate.acceptance_length
             self._coverage = evaluation.candidate.coverage
         self._message = evaluation.message
         self._next_write = 0.0
 
-    def vocabulary_changed(self, change: VocabularyChange) -> None:
-        """Put a change of the vocabulary map into the next status, which is written at once."""
+    def record_vocabulary_change(self, change: VocabularyChange) -> None:
+        """Put a change of the vocabulary map into the next status, and make that status due now."""
         self._coverage, self._message = change.after, str(change)
         self._next_write = 0.0
 

@@ -1,7 +1,7 @@
 """The trainer's policy: bounds and intervals that no user has had a reason to change.
 
-What users do change stands in ``spec.training`` of the custom resource. Constants that belong to one algorithm, such as
-the half-life of a replay weight, stand beside that algorithm.
+Settings that users do change are in ``spec.training`` of the custom resource. Constants that belong to one algorithm,
+such as the half-life of a replay weight, are in that algorithm's module.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ class TrainingPolicy:
     held_out_requests: int = 48
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
     prefix_bank_bytes: int = 256 << 20
-    """Bound of the hidden states that are kept to complete later traces."""
+    """Bound of the prefix bank: the hidden states that are kept to complete later traces."""
     prefix_bank_traces: int = 256
     """Bound of the number of traces in the prefix bank; each new trace is compared with all of them."""
     prefetched_shards: int = 3
-    """The shard in turn and the two after it. More would only take memory: training on a shard takes longer than
-    fetching one."""
+    """Bound of the shards fetched in advance: the next shard and the two after it. More would only take memory, because
+    training on a shard takes longer than fetching one."""
     poll_seconds: float = 2.0
     """Wait between two listings of the store while there is nothing to train on."""
     shards_per_listing: int = 64
-    """Shards trained between two listings. A long backlog is listed again now and then, because shards without room in
-    the store are deleted unread."""
+    """Shards trained between two listings. During a long backlog the trainer lists again, because retention deletes
+    unread the shards for which the store has no room."""
     save_interval_seconds: float = 20.0
     """Least time between two saves."""
     max_save_time_share: float = 0.1
     """Saves take at most this share of the trainer's time; the interval grows where one save takes long."""
     max_idle_save_time_share: float = 0.5
-    """The same share while the trainer waits for traces. A waiting trainer has the time, and a kill meanwhile would
-    lose the training since the last save."""
+    """The same share while the trainer waits for traces. Saving then delays no training, and without a save a kill
+    would lose the training since the last one."""
     status_interval_seconds: float = 4.0
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0
     """The same while the trainer waits for traces or is suspended."""
     stop_seconds: float = 9.0
-    """The process exits at the latest this long after SIGTERM, saved if the store answers."""
+    """The process exits at the latest this long after SIGTERM. It saves its state if the store answers."""
 
 
 DEFAULT_POLICY: Final = TrainingPolicy()

@@ -1,9 +1,9 @@
 """Decides when the draft changes its vocabulary map, from counts of the answers' tokens.
 
-A change has a cost: every engine loads another map with the next version, and the rows of the tokens that come in start
-untrained. So a map changes rarely, and only for a gain that is no accident. Invariants: a map is chosen by requests
-that are trained on and judged by held-out ones, so that it is not judged by the data that it was fitted to. The counts
-are saved with the weights, so that a resumed trainer decides as one that was not stopped.
+A change has a cost: every engine loads another map with the next version, and the head's rows of the new tokens start
+untrained. So a map changes rarely, and only for a statistically certain gain. Invariants: a map is fitted to requests
+that are trained on, and evaluated on held-out requests. The counts are saved with the weights, so that a resumed
+trainer decides like one that was never stopped.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from aurora_runtime.training.data.token_counts import counts_of
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
 
 MIN_TOKENS_BEFORE_CHANGE: Final = 2_048
-"""Answer tokens before the first change: so few already cover 0.96 of later answers (tests/bench/coverage.py)."""
+"""Answer tokens before the first change. A map fitted to so few already covers 0.96 of later answers
+(tests/bench/coverage.py)."""
 TOKENS_BETWEEN_CHANGES: Final = 8_192
-"""Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that each map is tried before
-the next one comes."""
+"""Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that a candidate tries each map
+before the next change."""
 COUNT_WINDOW_TOKENS: Final = 65_536
 """Bound of the counted answer tokens. Beyond it all counts are halved, so that old traffic loses its weight."""
 TARGET_COVERAGE: Final = 0.98
-"""Coverage from which on the map stays: three proposals in a row then meet a token outside the map once in 17 times."""
+"""A map with this coverage stays: three tokens in a row then include one outside the map only once in 17 times."""
 MIN_GAIN: Final = 0.01
-"""Coverage that a change must gain. Less is below the candidates' own least gain in acceptance length."""
+"""Least gain in coverage. Less would be below the least gain in acceptance length that a candidate needs."""
 MIN_Z_SCORE: Final = 3.0
 """Standard errors that the gain must exceed, because a few held-out requests prove little."""
 _COUNTS, _TOKENS_UNTIL_CHANGE = "coverage.counts", "coverage.tokens_until_change"
@@ -53,9 +54,10 @@ class VocabularyChange:
 
 
 class VocabularyCoverage:
-    """Counts the tokens of the answers that are trained on. ``special_tokens`` are the target's."""
+    """Counts the tokens of the answers that are trained on, and proposes a change of the map from the counts."""
 
     def __init__(self, vocab_size: int, special_tokens: Sequence[int]) -> None:
+        """``vocab_size`` and ``special_tokens`` are the target's."""
         self._special_tokens = tuple(special_tokens)
         self._counts = torch.zeros(vocab_size, dtype=torch.float64)
         self._tokens_until_change = MIN_TOKENS_BEFORE_CHANGE
@@ -71,7 +73,10 @@ class VocabularyCoverage:
         self._counted_since_review = True
 
     def review(self, vocabulary: VocabularyMap, held_out: Sequence[Example]) -> VocabularyChange | None:
-        """The change that is due, which the caller must then make. None when nothing was counted since."""
+        """The change to make now, or None. The caller must apply the change, because the wait for the next one begins.
+
+        Nothing is reviewed before the wait is over, or while nothing was counted since the last review.
+        """
         if self._tokens_until_change or not self._counted_since_review:
             return None
         self._counted_since_review = False

@@ -67,16 +67,16 @@ def test_a_map_with_poor_coverage_is_changed_once_and_reported(
     trainer = rig.trainer(Answers(rig, SHARDS))
     first = trainer.learning.session.vocabulary.to_target
     maps, messages = list[tuple[int, Tensor]](), set[str]()
-    original = trainer.finish_turn
+    original = trainer.run_due_stages
 
-    def finish_turn(phase: TrainerPhase) -> None:
+    def run_due_stages(phase: TrainerPhase) -> None:
         original(phase)
         maps.append((trainer.learning.ledger.total, trainer.learning.session.vocabulary.to_target))
         status = rig.registry.trainer_status()
         assert status is not None
         messages.add(status.message)
 
-    monkeypatch.setattr(trainer, "finish_turn", finish_turn)
+    monkeypatch.setattr(trainer, "run_due_stages", run_due_stages)
     trainer.run()
     assert all(torch.equal(ids, first) for total, ids in maps if total < CHANGES_AT)
     after = [ids for total, ids in maps if total >= CHANGES_AT]

@@ -1,4 +1,4 @@
-"""Examples as one padded batch of trees: the paths that the draft is unrolled along, and each node's distribution.
+"""Collates examples into one padded batch: the trees that the draft is unrolled over, and each node's distribution.
 
 Here the target's token ids become the draft's. Captured tokens outside the vocabulary map get the id -1, and their
 probability becomes 0.
@@ -77,11 +77,11 @@ def collate(
     with_rejected: bool = False,
 ) -> Batch:
     """Pad ``examples`` into one batch of ``steps`` depths, optionally with the rejected nodes."""
-    followed = [_followed_roots(example, path) for example in examples]
-    roots = max(1, *(each.numel() for each in followed))
+    unrolled_roots = [_unrolled_roots(example, path) for example in examples]
+    roots = max(1, *(own.numel() for own in unrolled_roots))
     trees = [
-        _ExampleTrees(e, path, each, _rejected_levels(e, each, roots, steps if with_rejected else 1))
-        for e, each in zip(examples, followed, strict=True)
+        _ExampleTrees(e, path, own, _rejected_levels(e, own, roots, steps if with_rejected else 1))
+        for e, own in zip(examples, unrolled_roots, strict=True)
     ]
     padded = _PaddedBatch(trees, roots, steps)
     first_row = 0
@@ -100,7 +100,7 @@ def collate(
     )
 
 
-def _followed_roots(example: Example, path: UnrollPath) -> Tensor:
+def _unrolled_roots(example: Example, path: UnrollPath) -> Tensor:
     """The roots ``[n]`` that are unrolled, counted from the example's first one."""
     if path is UnrollPath.PROPOSED:
         return (example.accepted >= 0).nonzero().flatten()
@@ -116,11 +116,11 @@ class _RejectedLevel:
     parent: Tensor  # [x] index among the batch's nodes of the depth before
 
 
-def _rejected_levels(example: Example, followed: Tensor, roots: int, depths: int) -> list[_RejectedLevel]:
+def _rejected_levels(example: Example, unrolled_roots: Tensor, roots: int, depths: int) -> list[_RejectedLevel]:
     """The example's rejected nodes at depths 1 to ``depths - 1``, in a batch of ``roots`` roots."""
     rejected = example.rejected
     path_index = torch.zeros(example.slots, dtype=torch.int64)
-    path_index[example.first_root + followed] = torch.arange(followed.numel())
+    path_index[example.first_root + unrolled_roots] = torch.arange(unrolled_roots.numel())
     node_index = torch.zeros(len(rejected), dtype=torch.int64)
     levels = []
     for depth in range(1, depths):
@@ -134,17 +134,17 @@ def _rejected_levels(example: Example, followed: Tensor, roots: int, depths: int
 
 @dataclass(frozen=True)
 class _ExampleTrees:
-    """The trees of one example: paths below ``n`` followed roots, and rejected nodes beside them."""
+    """The trees of one example: paths below ``n`` unrolled roots, and rejected nodes beside them."""
 
     example: Example
     path: UnrollPath
-    followed: Tensor  # [n] int64: roots counted from the example's first one
+    unrolled_roots: Tensor  # [n] int64: roots counted from the example's first one
     rejected: list[_RejectedLevel]  # from depth 1; empty when rejected nodes are left out
 
     @property
     def root_slots(self) -> Tensor:
-        """``[n]``."""
-        return self.example.first_root + self.followed
+        """The slots ``[n]`` of the unrolled roots."""
+        return self.example.first_root + self.unrolled_roots
 
     @property
     def target_row_count(self) -> int:
@@ -157,7 +157,7 @@ class _ExampleTrees:
         position = self.root_slots + 1 + depth
         present = (position <= e.slots) & (e.weight[position.clamp(max=e.slots)] > 0)
         if self.path is UnrollPath.PROPOSED:
-            present &= e.accepted[self.followed] >= depth
+            present &= e.accepted[self.unrolled_roots] >= depth
         return torch.where(present, position, -1)
 
     def path_tokens(self, depth: int) -> Tensor:
@@ -184,7 +184,7 @@ class _PaddedBatch:
 
     def put(self, index: int, trees: _ExampleTrees, first_row: int) -> None:
         """Fill row ``index`` of every tensor; the example's targets start at ``first_row``."""
-        e, n = trees.example, trees.followed.numel()
+        e, n = trees.example, trees.unrolled_roots.numel()
         self.aux[index, : e.slots] = e.aux
         self.next_token[index, : e.slots] = e.tokens[1:]
         self.root[index, :n] = trees.root_slots
@@ -198,7 +198,7 @@ class _PaddedBatch:
             self._put_rejected(index, depth, level, first_row + e.slots + 1)
 
     def _put_rejected(self, index: int, depth: int, level: _RejectedLevel, first_row: int) -> None:
-        """Put rejected nodes behind the paths; the targets of rejected nodes start at ``first_row``."""
+        """Put rejected nodes after the path nodes. The targets of rejected nodes start at ``first_row``."""
         roots = self.root.shape[1]
         span = slice(roots, roots + level.node.numel())
         self.token[depth - 1][index, span] = level.token
@@ -214,14 +214,14 @@ def _expected_ids(trees: Sequence[_ExampleTrees], shape: torch.Size, steps: int,
         position = each.root_slots[:, None] + 1 + torch.arange(steps)  # [n, J]
         following = vocabulary.to_draft_ids(e.tokens[(position + 1).clamp(max=e.slots)])
         ids = torch.where(following < 0, OUTSIDE_VOCABULARY_ID, following)
-        expected[index, : each.followed.numel()] = torch.where(position < e.slots, ids, UNKNOWN_ID)
+        expected[index, : each.unrolled_roots.numel()] = torch.where(position < e.slots, ids, UNKNOWN_ID)
     return expected
 
 
 def _draft_distributions(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:
-    """All distributions of ``examples`` ``[M, K]``: of each, its positions, then its rejected nodes.
+    """The distributions ``[M, K]`` of all ``examples``. Each example gives its positions, then its rejected nodes.
 
-    ``K`` is the widest. Shards of another ``capture.topTokens`` are padded with ids of -1.
+    ``K`` is the largest of the examples. Shards with a smaller ``capture.topTokens`` are padded with ids of -1.
     """
     captured = [part for e in examples for part in (e.targets, e.rejected.targets)]
     k = max(part.target_ids.shape[-1] for part in captured)

@@ -1,4 +1,4 @@
-"""The target's next-token distributions as capture kept them: top-k probabilities and the mass outside of them.
+"""The target's next-token distributions as capture kept them: top-k probabilities and the uncaptured mass.
 
 All ids are the target's, so that examples outlive a change of the draft's vocabulary map.
 """
@@ -59,7 +59,7 @@ class CapturedDistributions:
 
 
 def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> CapturedDistributions:
-    """What the target predicted at verify ``nodes`` ``[N]`` of ``trace``.
+    """The target's distributions at verify ``nodes`` ``[N]`` of ``trace``.
 
     Raises :class:`TraceFormatError` for ids outside the target's vocabulary and for values that are not numbers.
     """

@@ -1,8 +1,8 @@
 """From traces to examples: the slots that are trained, and the target distributions that they are trained on.
 
 Invariants: serving can draft from every root, which is the slot of the last prompt token or a later one. Every training
-target is a distribution that the target really had at that position. Prompt slots only lend their keys and values,
-unless prompt positions are given a weight.
+target is a distribution that the target really had at that position. Prompt slots only provide keys and values, unless
+prompt positions have a weight.
 
 Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t + 2``, so step
 ``j`` at root ``t`` is trained on the target's distribution at position ``t + 1 + j``.
@@ -23,8 +23,9 @@ from aurora_runtime.training.data.captured import CapturedDistributions, capture
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS, RejectedNodes, rejected_nodes_of
 
 MAX_ROOTS: Final = 512
+"""A request with more roots is cut into examples of at most this many."""
 MAX_SLOTS: Final = 4096
-"""A longer request is cut into examples of at most this many roots, each seeing at most this many slots."""
+"""Slots up to its last root that an example keeps. Earlier slots of the request are dropped."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Example:
     aux: Tensor  # [T, 3H]: the target's auxiliary hidden states
     targets: CapturedDistributions  # T + 1 rows, by position
     weight: Tensor  # [T + 1] float16: weight of the position's loss, 0 where no distribution is known
-    accepted: Tensor  # [roots] int8: drafts accepted of the round proposed at the root, -1 where no round began
+    accepted: Tensor  # [roots] int8: draft tokens accepted in the round proposed at the root, -1 where no round began
     rejected: RejectedNodes
 
     @property
@@ -133,7 +134,7 @@ class _Request:
 
 
 def _accepted_by_slot(trace: RequestTrace) -> Tensor:
-    """Drafts accepted of the round proposed at each slot ``[S]`` int8, -1 where no round began.
+    """Draft tokens accepted in the round proposed at each slot ``[S]`` int8, -1 where no round began.
 
     The state at slot ``t`` is the first to propose in the round whose root is token ``t + 1``.
     """
@@ -145,7 +146,7 @@ def _accepted_by_slot(trace: RequestTrace) -> Tensor:
 
 
 def _accepted_positions(trace: RequestTrace) -> Tensor:
-    """Position of each accepted node relative to ``hidden_start`` ``[M]`` int64; other nodes get one of no meaning."""
+    """Position of each accepted node relative to ``hidden_start`` ``[M]`` int64; meaningless for other nodes."""
     count = trace.node_count.long()
     round_of = torch.repeat_interleave(torch.arange(count.numel()), count)
     # The depth on the accepted path is the number of accepted nodes of the round up to this one, the root being 0.

@@ -16,7 +16,7 @@ class HeldOutSet:
         return len(self._requests)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
-        """Keep ``request`` (a prompt's hash) of ``shard``. Without a shard's name it cannot be restored."""
+        """Keep ``request`` (a prompt's hash) of ``shard``. A restart cannot restore a request without ``shard``."""
         if not examples:
             return
         self._requests.pop(request, None)

@@ -1,8 +1,8 @@
 """Prefetch of shards, so that training does not wait for the store.
 
 Invariants: shards are returned in the order in which the trainer asks for them, whichever arrives first. At most
-``depth`` shards are fetched or held here. A failed fetch raises when its shard is asked for, and the failure of a shard
-that is never asked for is dropped.
+``depth`` shards are being fetched or wait in memory. A failed fetch raises when its shard is asked for, and the failure
+of a shard that is never asked for is dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from threading import Thread
 class ShardPrefetcher:
     """Calls ``fetch`` from daemon threads, which end with the process.
 
-    An executor would be joined at exit, however long the store takes to answer.
+    An executor's threads would be joined at exit, so a slow store would delay the exit.
     """
 
     def __init__(self, fetch: Callable[[str], bytes], depth: int) -> None:

@@ -1,7 +1,7 @@
 """Restores hidden states that a prefix-cache hit kept out of a trace, from another trace with the same prefix.
 
-The engine does not compute what its prefix cache holds. So a trace starts behind the prefix that it shares with an
-earlier request: a system prompt, or the conversation so far. The served draft attends to that prefix all the same, and
+The engine computes no states for a prefix in its cache. So a trace starts after the prefix that it shares with an
+earlier request: a system prompt, or the conversation so far. The served draft attends to that prefix nevertheless, and
 the trained draft must too. Invariant: a state depends only on the tokens up to it, so states are borrowed only where
 all tokens up to them are equal. The bank is bounded.
 """
@@ -17,7 +17,7 @@ from aurora_runtime.traces import RequestTrace
 
 
 class PrefixBank:
-    """The most recently useful traces of one engine's target, which complete later traces."""
+    """The most recently used traces of one target. Their states complete later traces."""
 
     def __init__(self, limit_bytes: int, limit_traces: int) -> None:
         self._limit_bytes, self._limit_traces = limit_bytes, limit_traces
@@ -26,7 +26,7 @@ class PrefixBank:
         self._bytes = 0
 
     def complete(self, trace: RequestTrace) -> RequestTrace:
-        """``trace`` with its missing states in front, as far back as they are known. Remembers ``trace`` for others."""
+        """``trace`` with the states that it lacks, as far back as they are known. Keeps ``trace`` for later calls."""
         lender_number = self._find_lender(trace) if trace.hidden_start else None
         if lender_number is not None:
             lender = self._traces[lender_number]
@@ -39,7 +39,10 @@ class PrefixBank:
         return trace
 
     def _find_lender(self, trace: RequestTrace) -> int | None:
-        """The oldest trace with the same prefix whose states reach furthest back."""
+        """The number of the trace with the same prefix whose states reach furthest back.
+
+        Among equals the least recently used trace is taken.
+        """
         start, lender = trace.hidden_start, None
         earliest = start
         for number, kept in self._traces.items():

@@ -31,7 +31,7 @@ class RejectedNodes:
     depth: Tensor  # [X] int8: below the round's root, from 1
     parent: Tensor  # [X] int32: index among the X, -1 where the parent was accepted
     token: Tensor  # [X] int32
-    targets: CapturedDistributions  # X rows: the target's distribution behind each node
+    targets: CapturedDistributions  # X rows: the target's distribution after each node
 
     def __len__(self) -> int:
         return self.slot.shape[0]
@@ -81,8 +81,10 @@ class _RoundTrees:
         )
 
     def depths(self, accepted: Tensor) -> tuple[Tensor, Tensor]:
-        """Depth of every node ``[M]`` (-1 where no link reaches the node), and the depth of its last ``accepted``
-        ``[M]`` ancestor or of the node itself ``[M]``."""
+        """The depth of every node ``[M]``, and the depth of the last accepted node on the path to the node ``[M]``.
+
+        The path includes the node itself. Both are -1 where no link reaches the node. ``accepted`` is ``[M]`` bool.
+        """
         depth = torch.where(self.is_root, 0, -1)
         accepted_depth = torch.where(self.is_root, 0, -1)
         for d in range(1, MAX_STEPS + 1):
@@ -95,7 +97,7 @@ class _RoundTrees:
         return depth, accepted_depth
 
     def shallowest(self, nodes: Tensor, depth: Tensor) -> Tensor:
-        """``nodes`` ``[X]`` by round and depth, at most :data:`MAX_REJECTED_PER_ROUND` of each round."""
+        """``nodes`` ``[X]`` sorted by round and depth, at most :data:`MAX_REJECTED_PER_ROUND` of each round."""
         nodes = nodes[torch.argsort(self.round_of[nodes] * (MAX_STEPS + 1) + depth[nodes], stable=True)]
         rounds = self.round_of[nodes]
         per_round = torch.bincount(rounds, minlength=self.node_count.numel())

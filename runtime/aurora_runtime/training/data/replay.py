@@ -6,11 +6,11 @@ recent, not only recent. Examples come and go in spans of one shard, so that few
 
 This is a reservoir over ages, not over domains, of which examples know nothing. Each further buffer's worth of traffic
 leaves 1/e of the former content: of a domain A that filled the buffer, 37 % stay after as many bytes of a domain B,
-13 % after twice as many. So an excursion does not cost the earlier domain, and traffic that never comes back is
-forgotten in the end.
+13 % after twice as many. So a short excursion does not displace the earlier domain, and traffic that never comes back
+is forgotten in the end.
 
 Evictions, and draws with a given generator, depend only on the sequence of additions, shard by shard. A buffer that
-:mod:`~aurora_runtime.training.state.replay_restore` filled again goes on as the former one would have.
+:mod:`~aurora_runtime.training.state.replay_restore` refilled therefore continues exactly like the original one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from aurora_runtime.training.data.slot_batches import batch_by_slots
 _HASH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
 MIN_SPANS: Final = 64
-"""A span is at most one part in so many of the buffer, or a single example. Where shards are smaller they come and go
-whole, and restoring the buffer reads no more than the buffer holds."""
+"""A span has at most 1/MIN_SPANS of the buffer's bytes, or a single example. Smaller shards are added and evicted as a
+whole, so that restoring them reads no more than the buffer holds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _BufferedSpan:
 
 
 class ReplayBuffer:
-    """Examples with a bound of ``limit_bytes``."""
+    """The examples that can be replayed, at most ``limit_bytes`` of them."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -70,7 +70,7 @@ class ReplayBuffer:
         return sum(len(span.kept) for span in self._spans)
 
     def add(self, examples: Sequence[Example], shard: str = "") -> None:
-        """Keep all ``examples`` of ``shard``. Without a shard's name they cannot be restored after a restart."""
+        """Add all ``examples`` of ``shard``. A restart cannot restore examples without a shard's name."""
         first = 0
         for group in _split_by_bytes(examples, self._limit_bytes // MIN_SPANS):
             self._make_room(sum(example.nbytes for example in group))
@@ -78,7 +78,7 @@ class ReplayBuffer:
             first += len(group)
 
     def restore(self, span: ShardSpan, examples: Sequence[Example]) -> None:
-        """Keep again a span that :meth:`spans` listed; ``examples`` are all of its shard, in the shard's order."""
+        """Add back a span that :meth:`spans` listed. ``examples`` are all examples of its shard, in order."""
         self._append(span, examples[span.first : span.first + span.count])
 
     def _make_room(self, nbytes: int) -> None:
@@ -112,7 +112,7 @@ class ReplayBuffer:
     def sample(
         self, slots: int, generator: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
     ) -> list[Example]:
-        """Distinct random examples that fill a batch of ``slots``, or all examples where there are fewer.
+        """Distinct random examples that fill a batch of ``slots``, or all examples if they do not fill it.
 
         At least one example is drawn unless the buffer is empty. Examples are drawn one after the other, weighted by
         ``sampling``, among those not drawn yet.

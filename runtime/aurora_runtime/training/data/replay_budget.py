@@ -1,9 +1,9 @@
 """How many positions may be replayed: fresh positions credit the budget, and replay debits it.
 
-Beside each fresh batch up to ``Recipe.replay`` batches are replayed. The credit beyond that is replayed while the
-trainer would wait for traces. Invariants: a position is trained ``Recipe.passes`` times on average at most, the first
-time included. The budget never exceeds what one buffer could be asked for, so that a trainer that was busy for long
-does not overtrain on the little that the buffer holds. The budget is saved with the weights.
+Beside each fresh batch up to ``Recipe.replay`` batches are replayed. The remaining credit is replayed while the trainer
+would wait for traces. Invariants: a position is trained ``Recipe.passes`` times on average at most, the first time
+included. The budget never exceeds ``passes - 1`` times the positions in the buffer, so that after a long backlog the
+trainer does not overtrain on the few examples that the buffer kept. The budget is saved with the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BUDGET: Final = "replay.budget"
 
 
 class ReplayBudget:
-    """Positions that may be replayed: in all, and of these beside fresh batches."""
+    """Counts the positions that may be replayed in all, and how many of these beside fresh batches."""
 
     def __init__(self, *, replay: int, passes: int) -> None:
         """``replay`` and ``passes`` as in :class:`~aurora_runtime.training.optim.recipe.Recipe`."""
@@ -32,7 +32,7 @@ class ReplayBudget:
         self._beside_positions = min(self._beside_positions + self._beside_per_fresh * fresh, self._positions)
 
     def debit(self, positions: int, *, beside_fresh: bool) -> None:
-        """Count ``positions`` that were replayed. A batch may overdraw the budget; the next one waits for credit."""
+        """Count ``positions`` that were replayed. A batch may overdraw the budget. The next one then waits."""
         self._positions -= positions
         if beside_fresh:
             self._beside_positions -= positions

@@ -19,15 +19,16 @@ from torch import Tensor
 from aurora_runtime.training.data.examples import Example
 
 HALF_LIFE_ADDITIONS: Final = 64
-"""Additions that halve a recent example's weight: a dozen batches of short requests, so that replay does not just
-repeat the current shard. The buffer of a large target (24 KiB a slot for one 4,096 wide) holds about as many examples
-and is itself that recent; the buffer of a small target holds thousands, where the weighting matters."""
+"""Later additions that halve an example's weight in ``ReplaySampling.RECENT``: a dozen batches of short requests, so
+that replay does not just repeat the current shard. The buffer of a large target (24 KiB a slot for one 4,096 wide)
+holds about as many examples and is itself that recent. The buffer of a small target holds thousands, where the
+weighting matters."""
 
 
 class ReplaySampling(StrEnum):
     """How examples of the replay buffer are weighted."""
 
-    UNIFORM = "uniform"  # all alike
+    UNIFORM = "uniform"  # all with the same weight
     RECENT = "recent"  # with a weight that halves every HALF_LIFE_ADDITIONS
     PRIORITIZED = "prioritized"  # in proportion to the verify rounds that serving needed per token
 
@@ -38,16 +39,16 @@ class ReplayedExample:
 
     example: Example
     added_before: int  # examples that were added to the buffer before this one
-    priority: float | None
+    priority: float | None  # see priority()
 
 
 def priority(example: Example) -> float | None:
-    """Verify rounds per committed token: 1 when all drafts were rejected, down to 1 / (1 + steps).
+    """Verify rounds per committed token: 1 when all draft tokens were rejected, down to 1 / (1 + steps).
 
-    None when no round began in the example. This is what serving the example cost, so the weight is proportional to
-    what can be saved, and is never 0. The value is part of the trace: free, and the same after a restart, where a loss
-    remembered by training would be lost. It is as old as the trace: an example that a former draft got wrong keeps its
-    priority, whatever was trained since.
+    None when no round began in the example. Rounds are the cost of serving the example, so the weight is proportional
+    to the possible saving, and never 0. The value is part of the trace, so it costs nothing and survives a restart,
+    which a loss remembered by training would not. The value does not change with training: an example that an earlier
+    draft got wrong keeps its priority.
     """
     accepted = example.accepted[example.accepted >= 0]
     rounds = accepted.numel()

@@ -35,7 +35,7 @@ _DAMAGE_ERRORS: Final = (
     IndexError,
     RuntimeError,
 )
-"""Errors of a shard whose bytes, or whose record's bytes, are wrong; the last three when tensors do not fit."""
+"""Errors of a shard whose bytes, or whose record's bytes, are wrong. The last three occur when tensors do not fit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Shard:
 class ShardReader:
     """Reads shards of a target with ``vocab_size`` tokens and auxiliary states ``aux_width`` wide.
 
-    Remembers prefixes across shards.
+    Restores prefix states from earlier shards (:class:`PrefixBank`).
     """
 
     def __init__(
@@ -104,6 +104,6 @@ class ShardReader:
             raise TraceFormatError("hidden states are not finite")
         completed = self._prefixes.complete(trace)
         prompt_weight = 0.0 if trace.held_out else self._prompt_weight
-        # Borrowed states were counted as fresh with the trace that they come from.
+        # Borrowed states already counted as fresh in the trace that they come from.
         borrowed = trace.hidden_start - completed.hidden_start
         return examples_of(completed, self._vocab_size, prompt_weight, borrowed)

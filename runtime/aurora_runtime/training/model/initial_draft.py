@@ -21,7 +21,7 @@ from aurora_runtime.training.model.target import TargetModel
 SEED: Final = 20_260_206
 _INITIAL_STD: Final = 0.02
 _TOKENS_PER_SPECIAL_TOKEN: Final = 64
-"""At most one draft token in this many is reserved for special tokens beyond those among the first ids."""
+"""At most one draft token in this many is reserved for special tokens that are not among the first ids."""
 
 
 def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
@@ -62,8 +62,8 @@ def aux_layers(layers: int) -> tuple[int, ...]:
 def initial_vocabulary(size: int, vocab_size: int, special_tokens: tuple[int, ...]) -> Tensor:
     """Target ids of the draft's tokens, ascending ``[size]`` int64.
 
-    The first ids are taken, because the order of BPE merges is a frequency prior that needs no data, and the special
-    tokens, because an answer must be able to end.
+    The vocabulary takes the first ids, because the order of BPE merges is a frequency prior that needs no data. It also
+    takes the special tokens, because an answer must be able to end.
     """
     ids = torch.arange(min(size, vocab_size), dtype=torch.int64)
     room = max(1, ids.numel() // _TOKENS_PER_SPECIAL_TOKEN)

@@ -33,13 +33,12 @@ class TargetModel:
 
     identity: TargetIdentity
     config: dict[str, Any]
-    special_tokens: tuple[int, ...]  # tokens that end answers come first
+    special_tokens: tuple[int, ...]  # the tokens that end answers come first
     embedding: Tensor  # [vocab, H], as stored
     head: Tensor  # [vocab, H]; the same as embedding when the two are tied
     norm: Tensor  # [H]
-    last_layer: dict[
-        str, Tensor
-    ]  # by name within the layer; empty when the layer's tensors have other names than Llama's
+    last_layer: dict[str, Tensor]
+    """By name within the layer; empty when the layer's tensors have other names than Llama's."""
 
 
 def load_target(target: TargetSpec) -> TargetModel:
@@ -138,7 +137,7 @@ class _TargetFiles:
         return self.path(name).read_bytes()
 
     def tensor_names(self) -> dict[str, str]:
-        """The file name of every tensor, by tensor name."""
+        """Tensor name -> name of the file that holds the tensor."""
         if self.has(INDEX_FILE):
             names: dict[str, str] = json.loads(self.read(INDEX_FILE))["weight_map"]
             return names

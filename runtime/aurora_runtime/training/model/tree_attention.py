@@ -1,8 +1,8 @@
 """Attention of tree nodes: over the trunk up to their root, and over their own ancestors.
 
 Invariant: memory is bounded. Scores of ``N`` nodes over ``T`` slots would outgrow everything else when a long request
-has many branches. So nodes pass in chunks of at most :data:`MAX_SCORES_PER_CHUNK` scores, and with several chunks the
-backward pass computes the scores again instead of keeping them.
+has many branches. So nodes are processed in chunks of at most :data:`MAX_SCORES_PER_CHUNK` scores. With several chunks
+the backward pass computes the scores again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def tree_attention(
     """The attention's output ``[B, heads, N, D]`` for queries ``q`` ``[B, heads, N, D]``, in float32.
 
     ``trunk`` holds keys and values ``[B, kv, T, D]``, visible to a node up to slot ``root`` ``[B, N]``. ``ancestors``
-    holds those of the node's ancestors and of the node itself, one pair ``[B, kv, N, D]`` per depth below the root.
+    holds the keys and values of the node's ancestors and of the node itself: one pair ``[B, kv, N, D]`` per depth below
+    the root.
     """
     batch, heads, nodes, _ = q.shape
     chunk_nodes = max(1, MAX_SCORES_PER_CHUNK // (batch * heads * trunk[0].shape[2]))

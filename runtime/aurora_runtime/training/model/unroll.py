@@ -6,8 +6,8 @@ depth ``d`` reads its own token and its parent's output, sits at rope position `
 to its root, to its ancestors and to itself. Where trees are chains this is EAGLE-3's training-time test (arXiv
 2503.01840: causal plus own diagonal); where they branch it is SGLang's draft decoding.
 
-Depths follow one another, because a state at depth ``d`` is made from one at ``d - 1``. Everything else, all nodes of
-all trees of all sequences, is one batch.
+Depths are computed one after another, because a state at depth ``d`` is made from one at ``d - 1``. Within a depth, all
+nodes of all trees of all sequences are one batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Level:
 
 
 class Unrolling:
-    """One pass, a depth at a time. ``outputs`` ``[B, N, H]`` are the newest depth's, before the last norm."""
+    """One pass, extended depth by depth. ``outputs`` ``[B, N, H]`` are the last depth's, before the last norm."""
 
     def __init__(self, draft: DraftModel, trunk: Trunk) -> None:
         self._draft, self._start = draft, trunk.start
@@ -56,7 +56,7 @@ class Unrolling:
         self.outputs = self._finish(_gather_rows(fused, trunk.root).float(), queries)
 
     def descend(self, level: Level) -> Tensor:
-        """The outputs ``[B, N, H]`` of ``level``, whose parents are the nodes of the newest depth."""
+        """The outputs ``[B, N, H]`` of ``level``, whose parents are the nodes of the last depth."""
         draft, parent = self._draft, level.parent
         hidden, self._root = _gather_rows(self.outputs, parent), self._root.gather(1, parent)
         positions = self._start[:, None] + self._root + len(self._ancestors) + 1

@@ -1,8 +1,8 @@
 """Loss of the draft's head without keeping logits: the step's largest matrix products, each done once.
 
 The head (``[V, H]``) outweighs the rest of an EAGLE-3 draft. Autograd would keep ``[N, V]`` logits, probabilities and
-their gradients in float32. Here rows pass in chunks, and the gradients of the hidden states and of the head are formed
-during the forward pass. Invariant: the gradients equal autograd's up to the rounding of the compute dtype.
+their gradients in float32. Here rows are processed in chunks, and the gradients of the hidden states and of the head
+are formed during the forward pass. Invariant: the gradients equal autograd's up to the rounding of the compute dtype.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *output_grads: Any) -> tuple[Tensor | None, ...]:
         hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad.float() * outputs[0], head_grad * outputs[0], None, None, None, None
+        return hidden_grad.float() * output_grads[0], head_grad * output_grads[0], None, None, None, None
 
 
 def head_loss(

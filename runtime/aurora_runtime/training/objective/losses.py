@@ -1,4 +1,4 @@
-"""How far the draft is from the target at one position: functions over ``[N, V]`` with one signature.
+"""Losses: how far the draft is from the target at each of ``N`` positions. All have one signature.
 
 Every loss is a formula over the outcomes of :func:`bucket_logprobs`: the captured tokens ``i`` (target ``p_i``, draft
 ``q_i``) and the uncaptured bucket (``p_u``, ``q_u``). So a target truncated to its top k is treated exactly, with one
@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, TargetDistribution], Tensor]
 """``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative."""
 
 MIN_TARGET_PROB: Final = 1e-6
-"""Least target probability where the draft's is divided by it. Capture keeps the target's in half precision, which
+"""Lower bound of a target probability that is a divisor. Capture keeps target probabilities in half precision, which
 does not resolve smaller ones."""
 
 
@@ -31,10 +31,10 @@ def _entropy_term(p: Tensor) -> Tensor:
 
 
 def forward_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
-    """KL(target || draft) = ``sum_i p_i log(p_i / q_i) + p_u log(p_u / q_u)``: cover all that the target may say.
+    """KL(target || draft) = ``sum_i p_i log(p_i / q_i) + p_u log(p_u / q_u)``.
 
-    The divergence of knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) and of Aurora on accepted and on
-    rejected positions (arXiv 2602.06932).
+    The draft must cover every token that the target may generate. This is the divergence of knowledge distillation
+    (Hinton et al. 2015, arXiv 1503.02531) and of Aurora on accepted and on rejected positions (arXiv 2602.06932).
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     p, p_u = target.probs, target.uncaptured_mass
@@ -43,14 +43,15 @@ def forward_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
 
 
 def reverse_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
-    """KL(draft || target) = ``sum_i q_i log(q_i / p_i) + q_u log(q_u / p_u)``: say only what the target may say.
+    """KL(draft || target) = ``sum_i q_i log(q_i / p_i) + q_u log(q_u / p_u)``.
 
-    The divergence is mode seeking (MiniLLM, arXiv 2306.08543; one of Aurora's ablations). Target probabilities below
-    :data:`MIN_TARGET_PROB` are raised to it, and p is normalised again.
+    The draft must propose only tokens that the target may generate: this divergence is mode seeking (MiniLLM, arXiv
+    2306.08543; one of Aurora's ablations). Target probabilities below :data:`MIN_TARGET_PROB` are raised to that
+    value, and p is normalised again.
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     inside = target.ids >= 0
-    # Without a captured token in the vocabulary no outcomes differ, and with all of them nothing is uncaptured.
+    # A row without captured tokens has one outcome and no loss. A row with all of them has no uncaptured bucket.
     complete = inside.sum(-1) == logits.shape[-1]
     p = target.probs.clamp(min=MIN_TARGET_PROB).masked_fill(~inside, 0.0)
     p_u = torch.where(complete, 0.0, target.uncaptured_mass.clamp(min=MIN_TARGET_PROB))

@@ -40,9 +40,12 @@ class TargetDistribution:
 
 
 class _BucketLogprobs(torch.autograd.Function):
-    """With ``G`` the gradients in the log-probabilities, the gradient in logit ``v`` is ``G_v - q_v S`` at a captured
-    token and ``q_v (G_u / q_u - S)`` elsewhere, ``u`` being the uncaptured bucket and ``S`` the sum of all ``G``: one
-    pass over ``[N, V]``."""
+    """Logits -> log-probabilities of the captured tokens and of the uncaptured bucket.
+
+    With ``G`` the gradients in the log-probabilities, the gradient in logit ``v`` is ``G_v - q_v S`` at a captured
+    token and ``q_v (G_u / q_u - S)`` elsewhere, ``u`` being the uncaptured bucket and ``S`` the sum of all ``G``. So
+    the backward pass reads ``[N, V]`` once.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,9 +63,9 @@ class _BucketLogprobs(torch.autograd.Function):
         return captured.clamp(min=TINY).log(), uncaptured.clamp(min=TINY).log()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *output_grads: Any) -> tuple[Tensor | None, ...]:
         q, captured, uncaptured, column, inside = ctx.saved_tensors
-        captured_grad, uncaptured_grad = outputs[0].masked_fill(~inside, 0.0), outputs[1]
+        captured_grad, uncaptured_grad = output_grads[0].masked_fill(~inside, 0.0), output_grads[1]
         total = captured_grad.sum(-1) + uncaptured_grad
         elsewhere = (uncaptured_grad / uncaptured.clamp(min=TINY) - total)[:, None]
         grad = q.mul(elsewhere)

@@ -1,11 +1,11 @@
 """One session on several processes of one machine: rank 0 leads, the others compute their share of its steps.
 
 Invariants: only rank 0 knows the store, the replay buffer, the clock and the served average of the weights, so nothing
-that it does depends on the number of ranks. All ranks hold the same weights and moments, bit for bit, because all apply
-the same summed gradients. A step on given examples is the same on any number of ranks up to rounding, because its
+that rank 0 does depends on the number of ranks. All ranks hold the same weights and moments, bit for bit, because all
+apply the same summed gradients. A step on given examples is the same on any number of ranks up to rounding, because its
 losses are averaged over the positions of all ranks.
 
-A rank that dies ends the others: their collective calls fail, and torchrun stops the ranks that wait for nothing.
+A rank that dies ends the others: collective calls fail, and torchrun stops the ranks that are in no collective call.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ ORDER_TIMEOUT: Final = timedelta(days=365)
 
 
 class Order(StrEnum):
-    """What the leader asks of the other ranks."""
+    """The leader's orders to the other ranks."""
 
     START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
     STEP = "step"  # with the rank's examples
-    ROUND_MOMENTS = "round-moments"  # because the leader saves
+    ROUND_MOMENTS = "round-moments"  # as the leader rounds its own when it saves
     STOP = "stop"
 
 
@@ -87,7 +87,7 @@ class Ranks:
         return order
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The leader's ``tensors``, on the CPU of every rank. Other ranks pass None."""
+        """Send the leader's ``tensors`` to all ranks; returns them on the CPU. Other ranks pass None."""
         shapes = [{n: (t.shape, t.dtype) for n, t in tensors.items()} if tensors is not None else None]
         dist.broadcast_object_list(shapes, src=LEADER)
         received = {}

@@ -1,9 +1,9 @@
-"""The trained weights, the optimizer, and how one batch changes them.
+"""The trained weights and the optimizer: one batch is one step.
 
 Invariant: :meth:`Session.state` returns, and :meth:`Session.restore` takes, everything that decides the next step, so
 that a resumed session continues identically. The vocabulary map is part of the state, because the head's rows mean
-nothing without it. Moments are stored in bf16 (half the bytes), so saving rounds the live moments too, and likewise the
-average of the weights.
+nothing without the map. Moments are stored in bf16 (half the bytes), so saving rounds the live moments too, and
+likewise the average of the weights.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Session:
         return loss.detach()
 
     def apply_gradients(self, loss: float) -> bool:
-        """Update the weights from the gradients of a batch with this ``loss``; returns whether that was done.
+        """Update the weights from the gradients of a batch with this ``loss``; returns whether a step was taken.
 
         A batch whose loss or gradient is not finite is skipped. After the warm-up the learning rate stays constant,
         because traffic has no end towards which it could decay.

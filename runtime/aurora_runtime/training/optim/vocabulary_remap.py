@@ -1,8 +1,8 @@
 """Moves a session's state to another vocabulary map: the head's rows are reordered, and all else stays.
 
 Invariant: a token that both maps hold keeps its weights, moments and average, bit for bit, so the draft scores it as
-before. A token that comes in starts as in the initial draft: from the target's own head, with moments of zero and its
-average at its weights. The optimizer's step count is shared, so the first steps of such a row are shorter than the
+before. A new token starts as in the initial draft: from the target's own head, with moments of zero and its average at
+its weights. The optimizer's step count is shared, so the first steps of such a row are shorter than the
 learning rate, never longer. With the next step the average starts again (:mod:`aurora_runtime.training.optim.ema`).
 """
 

@@ -20,7 +20,7 @@ class FreshTraining:
         self._learning, self._replay, self._progress, self._retrier = learning, replay, progress, retrier
 
     def train(self, key: str, shard: Shard | None) -> None:
-        """Train on ``shard`` and mark ``key`` consumed. A damaged shard is None, and is consumed all the same.
+        """Train on ``shard`` and mark ``key`` consumed. ``shard`` is None when the shard is damaged.
 
         When the trainer is asked to stop, the remaining batches are dropped, so that the state is saved in time.
         """

@@ -9,7 +9,7 @@ from aurora_runtime.training.state.learning_state import LearningState
 
 
 class Offering:
-    """Drives :class:`Candidates` between two shards, through outages of the store."""
+    """Calls :class:`Candidates` between two shards, and retries while the store is unreachable."""
 
     def __init__(self, learning: LearningState, candidates: Candidates, progress: Progress, retrier: Retrier) -> None:
         self._learning, self.candidates, self._progress, self._retrier = learning, candidates, progress, retrier
@@ -23,4 +23,4 @@ class Offering:
             "offering a candidate",
             lambda: candidates.offer(learning.session, learning.held_out, learning.trained_tokens),
         )
-        self._progress.evaluated(evaluation)
+        self._progress.record_evaluation(evaluation)

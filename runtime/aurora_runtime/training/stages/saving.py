@@ -1,7 +1,7 @@
 """Saves the trainer's state between two shards.
 
-Saves follow each other after an interval, or later where they would take more than their share of the time. A state
-without changes is not saved again.
+Two saves are an interval apart, or more if saving would take more than its share of the time. A state without changes
+is not saved again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aurora_store import Registry
 
 
 class StateSaver:
-    """Writes the learning state under the next epoch, and tells retention about it."""
+    """Writes the learning state under the next epoch, and informs retention of the saved state."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class StateSaver:
         policy: TrainingPolicy,
         epoch: int,
     ) -> None:
-        """``epoch`` is that of the last stored state."""
+        """``epoch`` is the epoch of the last stored state."""
         self._registry, self._learning, self._candidates = registry, learning, candidates
         self._retention, self._retrier, self._policy = retention, retrier, policy
         self.epoch = epoch

@@ -1,6 +1,7 @@
 """Changes the draft's vocabulary map when the counted answers show that this is worthwhile.
 
-The review comes after a comparison, which still measured the former map. The next comparison measures the new one.
+In the loop the review follows the comparison of drafts, which still measured the old map. The next comparison measures
+the new map.
 """
 
 from __future__ import annotations
@@ -30,5 +31,5 @@ class VocabularyReview:
         if change is None:
             return
         session.restore(remapped(session.state(), change.ids, self._target_head))
-        self._progress.vocabulary_changed(change)
+        self._progress.record_vocabulary_change(change)
         log.info("%s", change)

@@ -1,7 +1,7 @@
 """Everything that training changes and that a stored trainer state holds.
 
-Invariant: between two shards this is all that decides how training goes on, so that a trainer restored from it learns
-what an undisturbed one would have learnt. Between two batches nothing is saved.
+Invariant: between two shards this state decides how training continues, so a trainer restored from it learns exactly
+what an uninterrupted one would have learnt. Nothing is saved between two batches of a shard.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LearningState:
 
     @property
     def change_count(self) -> tuple[int, int]:
-        """Differs after any change worth saving: shards may be consumed, and retired, without a step."""
+        """A value that differs after any change worth saving. Shards may be consumed and retired without a step."""
         return self.session.steps, self.ledger.changes
 
     def tensors(self) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ class LearningState:
         }
 
     def restore(self, tensors: dict[str, Tensor], reader: ShardReader) -> None:
-        """The inverse of :meth:`tensors`; reads again the shards that replay and the held-out set came from."""
+        """The inverse of :meth:`tensors`. Reads the shards of the replay buffer and of the held-out set again."""
         replay_restore.restore(tensors, self.ledger.consumed, reader, self.replay, self.held_out)
         self.session.restore(tensors)
         self.coverage.restore(tensors)

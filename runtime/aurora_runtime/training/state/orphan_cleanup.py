@@ -1,4 +1,4 @@
-"""Deletes objects that no manifest names: uploads that a dead trainer left unfinished (promise "durable").
+"""Deletes objects that no manifest names: uploads that a dead trainer left unfinished (promise 4, "Durable").
 
 Invariant: only the trainer writes checkpoints and trainer states, so an object without a manifest both at the first
 listing *and* after a grace period is nobody's unfinished work. Two listings are compared, so that the store's clock

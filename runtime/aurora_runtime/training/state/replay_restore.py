@@ -1,8 +1,8 @@
 """Saves the replay buffer and the held-out set as references to shards, which a restart reads again.
 
-So a stored state stays small. Invariants: a state names only consumed shards, which stay in the store as long as the
-state does. A resumed trainer holds the same examples of these shards in the same order. It also goes on evicting in the
-same order, unless shards were retired or damaged meanwhile.
+References keep a stored state small. Invariants: a state names only consumed shards, which stay in the store as long
+as the state does. A resumed trainer holds the same examples of these shards in the same order. It also goes on evicting
+in the same order, unless shards were retired or damaged meanwhile.
 
 An example may see less or more of its prompt than before, because prefixes come from the shards that are read again. An
 example is referenced by its index, so a shard must always give the same examples. Cuts begin at the prompt's end,
@@ -31,7 +31,7 @@ HELD_OUT: Final = "held_out.shards"
 
 
 def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[str]) -> dict[str, Tensor]:
-    """The references of both. Retired shards are left out, because they may be deleted."""
+    """References to the shards of the buffer and the held-out set. Retired shards are left out: they may be deleted."""
     index = {key: i for i, key in enumerate(consumed)}
     spans = [
         (index[span.shard], span.first, span.count, span.added_before) for span in replay.spans() if span.shard in index
@@ -51,15 +51,15 @@ def restore(
     replay: ReplayBuffer,
     held_out: HeldOutSet,
 ) -> None:
-    """The inverse of :func:`spans_state`: fill both, shard by shard in the order of consumption."""
+    """The inverse of :func:`spans_state`: fill ``replay`` and ``held_out``, shard by shard in order of consumption."""
     spans = defaultdict[int, list[ShardSpan]](list)
     for index, first, count, added_before in tensors[SPANS].tolist():
         spans[index].append(ShardSpan(consumed[index], first, count, added_before))
     held_out_shards = set(tensors[HELD_OUT].tolist())
     order = sorted(spans.keys() | held_out_shards)
     keys = [consumed[index] for index in order]
-    for turn, index in enumerate(order):
-        reader.prefetch(keys[turn:])
+    for done, index in enumerate(order):
+        reader.prefetch(keys[done:])
         shard = reader.read(consumed[index])
         if shard is None:
             continue

@@ -31,12 +31,12 @@ from aurora_store.errors import StoreError
 from aurora_store.trainer_store import KEPT_TRAINER_STATES
 
 MIN_SHARD_LIMIT: Final = 4096
-"""So many shards may be kept whatever their size: many more than a measurement searches for its prompts."""
+"""At least this many shards may be kept, whatever their size. A measurement searches far fewer for its prompts."""
 DELETIONS_PER_CALL: Final = 32
 RETRY_SECONDS: Final = 60.0
 """Pause after the store refused a deletion."""
 ABANDONED_UPLOAD_SECONDS: Final = 3600.0
-"""Data without a manifest for so long never get one: a living agent retries every few minutes."""
+"""Data without a manifest for this long never get one, because a living agent retries every few minutes."""
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +85,7 @@ class AbandonedUploads:
 
 
 class Retention:
-    """Decides at each listing which shards must go, and deletes them bit by bit between pieces of work."""
+    """Decides at each listing which shards to delete, and deletes them in portions between pieces of work."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Retention:
         suspended: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``suspended``: no state is saved, so consumed shards stay."""
+        """``suspended``: training is suspended, so no state is saved and consumed shards stay."""
         self._registry, self._ledger, self._limits = registry, ledger, limits
         self._suspended, self._clock = suspended, clock
         self._retired_by_epoch: dict[int, frozenset[str]] = {}
@@ -107,7 +107,7 @@ class Retention:
         """Shards that are deleted untrained, since the start."""
 
     def pending(self) -> list[str]:
-        """The shards to train on, oldest first, without those for which there is no room."""
+        """The shards to train on, oldest first. Shards without room in the store are skipped and will be deleted."""
         ledger, limits = self._ledger, self._limits
         new = tuple(key for key in ledger.pending() if key not in self._deletable)
         reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2
@@ -145,7 +145,7 @@ class Retention:
             ledger.retire(key)
 
     def state_saved(self, state: TrainerState) -> None:
-        """``state`` is stored now: shards that all stored states list as retired may be deleted."""
+        """Note that ``state`` was stored. Shards that all stored states list as retired may now be deleted."""
         try:
             others = {
                 epoch: self._retired_in(epoch)
@@ -161,7 +161,10 @@ class Retention:
             self._deletable |= {key: None for key in self._ledger.retired if key in retired_by_all}
 
     def _retired_in(self, epoch: int) -> frozenset[str]:
-        """A damaged state lists nothing as retired, so deletions wait until the damaged state is deleted."""
+        """The shards that the state of ``epoch`` lists as retired.
+
+        A damaged state lists none, so deletions wait until the damaged state is deleted.
+        """
         if epoch in self._retired_by_epoch:
             return self._retired_by_epoch[epoch]
         try:
@@ -192,7 +195,7 @@ class Retention:
         return len(portion)
 
     def _delete(self, key: str) -> None:
-        """Delete a shard. One that cannot be deleted waits behind the others: the refusal may concern it alone."""
+        """Delete a shard. A refused shard moves behind the others, because the store may refuse only this one."""
         modified = self._uploads.abandoned.pop(key, None)
         if modified is not None:
             if self._registry.orphan_written_at(key) == modified:

@@ -15,9 +15,9 @@ from aurora_store import Registry
 from aurora_store.shard_store import ShardListing
 
 CHEAP_LISTING_SECONDS: Final = 0.1
-"""A listing that took less may be repeated at every poll of the trainer."""
+"""A listing that took less time may be repeated at every poll of the trainer."""
 MAX_LISTING_TIME_SHARE: Final = 0.05
-"""Longer listings, of many shards, take no more than this share of the time."""
+"""Longer listings, of many shards, take no more than this share of the trainer's time."""
 
 
 class ShardLedger:
@@ -36,7 +36,7 @@ class ShardLedger:
         self._consumed = dict.fromkeys(state.consumed if state else ())
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
-        """Consumed shards that were deleted and are listed no more."""
+        """Number of consumed shards that were deleted and are no longer listed."""
         self.changes = 0
         """How often any saved part changed since the start."""
         self.listing = ShardListing()
@@ -59,7 +59,7 @@ class ShardLedger:
         return len(self._consumed) + len(self._retired) + self.forgotten
 
     def pending(self) -> list[str]:
-        """Shards that are not consumed, oldest hour first. The listing may be older where listings take long."""
+        """Shards that are not consumed, oldest hour first. After a slow listing, later calls reuse it for a while."""
         if self._clock() >= self._next_listing:
             self._list()
         return [key for key in self.listing.data_bytes if key not in self._consumed and key not in self._retired]
@@ -86,18 +86,18 @@ class ShardLedger:
         return len(keys)
 
     def consume(self, key: str) -> None:
-        """The shard is part of the weights now, or damaged."""
+        """Mark a shard consumed: it is part of the weights, or damaged."""
         self._consumed.setdefault(key)
         self.changes += 1
 
     def retire(self, key: str) -> None:
-        """A consumed shard is no longer needed."""
+        """Mark a consumed shard as no longer needed."""
         del self._consumed[key]
         self._retired.setdefault(key)
         self.changes += 1
 
     def forget(self, key: str) -> None:
-        """A shard was deleted."""
+        """Drop a deleted shard from the lists."""
         self.listing.data_bytes.pop(key, None)
         if key in self._retired:
             del self._retired[key]

@@ -45,7 +45,7 @@ def read_record(registry: Registry, lineage: int) -> TrainerState | None:
 def read(registry: Registry, lineage: int) -> StoredState | None:
     """The newest undamaged state, if it belongs to ``lineage``.
 
-    A damaged state is logged and skipped. What only that state held must then be trained again.
+    A damaged state is logged and skipped. Shards that only this state lists as consumed are then trained again.
     """
 
     def stored(epoch: int) -> StoredState | None:
