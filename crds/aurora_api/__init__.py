@@ -1,7 +1,6 @@
 """The API that users write and read: the custom resource ``AuroraSpeculator``, its CRD and its reference page.
 
-The package imports neither torch nor kubernetes. Messages between Aurora's own parts are in
-``aurora_protocol``.
+The package imports neither torch nor kubernetes. Messages between Aurora's own parts are in ``aurora_protocol``.
 """
 
 GROUP = "aurora.dev"

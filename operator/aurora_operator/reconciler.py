@@ -1,7 +1,7 @@
 """One reconcile of one speculator: observe, plan, act.
 
-Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between
-two reconciles is either observed again, or only makes the next decision more careful.
+Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between two
+reconciles is either observed again, or only makes the next decision more careful.
 """
 
 from __future__ import annotations

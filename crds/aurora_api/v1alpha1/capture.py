@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.template import rules
+from aurora_api.v1alpha1.cel import rules
 
 
 class CaptureSpec(Model):

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from aurora_api.base import Model
-from aurora_api.v1alpha1.template import rules
+from aurora_api.v1alpha1.cel import rules
 
 
 class Architecture(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.template import rules
+from aurora_api.v1alpha1.cel import rules
 
 
 class AnalysisSpec(Model):
@@ -26,7 +26,7 @@ class AnalysisSpec(Model):
         default=10,
         ge=1,
         le=3600,
-        description="Least seconds between two judgements. An interval is extended until it holds `minRequests`.",
+        description="Minimum seconds between two judgements. An interval is extended until it holds `minRequests`.",
     )
     min_requests: int = Field(
         default=50,

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from aurora_api.base import CountOrPercent, Model
-from aurora_api.v1alpha1.template import PodTemplate, matches, pod_template, rules
+from aurora_api.v1alpha1.cel import matches, rules
+from aurora_api.v1alpha1.template import PodTemplate, pod_template
 
 
 class Device(StrEnum):

@@ -6,18 +6,18 @@ from pydantic import Field
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.cel import rules
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.serving import ServingSpec
 from aurora_api.v1alpha1.store import StoreSpec
 from aurora_api.v1alpha1.target import TargetSpec
-from aurora_api.v1alpha1.template import rules
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 
 
 class SpeculatorSpec(Model):
-    """What the operator should bring about: a served target, and a draft that learns from its traffic."""
+    """The desired state: a served target, and a draft that learns from its traffic."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(

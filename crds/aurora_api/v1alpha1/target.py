@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from aurora_api.base import Model
-from aurora_api.v1alpha1.template import matches
+from aurora_api.v1alpha1.cel import matches
 
 
 class DType(StrEnum):

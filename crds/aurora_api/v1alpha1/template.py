@@ -1,4 +1,4 @@
-"""Pod templates of users, and helpers that attach CEL rules to a field.
+"""Pod templates of users: partial pods, merged over the operator's own.
 
 Invariant: a template changes the operator's own containers and adds none, so a misspelt container name is refused by
 ``kubectl apply`` instead of starting a pod that nobody expects.
@@ -12,19 +12,9 @@ from typing import Annotated, Any, Final
 from pydantic import Field, WithJsonSchema
 
 from aurora_api.base import Model
+from aurora_api.v1alpha1.cel import rules
 
 MAX_CONTAINERS: Final = 8
-
-
-def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
-    """JSON-schema extras that carry CEL rules, given as ``(rule, message)``."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs], **extra}
-
-
-def matches(pattern: str, message: str) -> dict[str, Any]:
-    """JSON-schema extras that make the API server refuse text that does not match ``pattern``, with ``message``."""
-    return rules((f"self.matches(r'{pattern}')", message))
-
 
 _CONTAINERS: Final = {
     "type": "array",

@@ -7,7 +7,8 @@ from typing import Final
 from pydantic import Field
 
 from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
-from aurora_api.v1alpha1.template import PodTemplate, pod_template, rules
+from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.template import PodTemplate, pod_template
 
 MAX_UNROLL_STEPS: Final = 8
 

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.template import PodTemplate, pod_template, rules
+from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.template import PodTemplate, pod_template
 
 
 class Baseline(StrEnum):

@@ -18,7 +18,7 @@ from typing import Any
 from aurora_operator.children.user_template import container_named, mapping
 
 PRE_STOP_SECONDS = 5
-"""Endpoints are removed everywhere well within this time; only then may the engine be told to stop."""
+"""Time for all nodes to remove the pod from their endpoints. The engine must not stop before."""
 GRACE_PERIOD_SECONDS = 120
 KUBERNETES_GRACE_PERIOD_SECONDS = 30
 """Kubernetes' default for a pod that sets no grace period."""

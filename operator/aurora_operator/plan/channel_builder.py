@@ -1,7 +1,7 @@
 """Builds the channel's next record, which names the active, the previous and the rejected versions. Pure.
 
-Invariants: a promotion names the evidence that allowed it. Rejected versions stay
-rejected, up to the newest :data:`MAX_REJECTED`.
+Invariants: a promotion names the evidence that allowed it. Rejected versions stay rejected, up to the newest
+:data:`MAX_REJECTED`.
 """
 
 from __future__ import annotations

@@ -84,10 +84,10 @@ def _merged(*, status: SpeculatorStatus, contents: Contents, generation: int, no
 
 
 def _ready(contents: Contents, status: SpeculatorStatus) -> Content:
-    """False only when something needs a human, or when no pod serves.
+    """False only when something needs a human, when the store cannot be used, or when no pod serves.
 
-    A trainer that does not run leaves Ready True, because serving goes on without it. So do pods that are missing or
-    not ready while others serve; reason and message then say so.
+    A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
+    ready also leave Ready True while others serve, and reason and message then name the problem.
     """
     for kind in _NEEDS_A_HUMAN:
         if contents[kind].status:

@@ -67,7 +67,7 @@ def test_status_has_no_defaults(schema: dict[str, Any]) -> None:
 
 
 def defaulted(schema: dict[str, Any], value: Any) -> Any:
-    """What the API server stores: defaults filled in, level by level."""
+    """``value`` as the API server stores it, with the defaults filled in level by level."""
     if schema.get("type") != "object" or "properties" not in schema:
         return value
     out = dict(value)

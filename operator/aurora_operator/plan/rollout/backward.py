@@ -23,7 +23,7 @@ def reject(facts: RolloutFacts, judgement: Reject) -> Step:
 
 
 def record_rejection(facts: RolloutFacts, judgement: AlreadyRejected) -> Step:
-    """The channel rejects the version already: the operator died before the status said so."""
+    """The channel rejects the version already: the operator died before it wrote the status."""
     return Step(_returning(facts, judgement.reason), event="RolloutFailed")
 
 

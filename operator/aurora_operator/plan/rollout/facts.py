@@ -1,8 +1,8 @@
 """Everything that one reconcile derives from the world and the roll, computed once.
 
 :func:`facts_of` checks the stored roll against the world, counts crashed engines, judges the present window of live
-traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read these facts and
-compute none of them again.
+traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read these facts and compute none of them
+again.
 
 Invariants: deadlines stand still while a roll waits for traffic, for a person or for pods to become ready. A crash
 counts against the version only when the operator was observing and the engine crashed alone. A crash together with the

@@ -150,7 +150,7 @@ def promote(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def record_promotion(facts: RolloutFacts, judgement: object) -> Step:
-    """The channel names the version already: the operator died before the status said so."""
+    """The channel names the version already: the operator died before it wrote the status."""
     return Step(_promoted(facts, facts.roll), event="Promoted")
 
 

@@ -28,14 +28,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class AlreadyRejected:
-    """The channel rejects the version already, and the status does not say so yet."""
+    """The channel rejects the version already, but the status does not show that yet."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class AlreadyActive:
-    """The channel calls the version active already, and the status does not say so yet."""
+    """The channel calls the version active already, but the status does not show that yet."""
 
 
 @dataclass(frozen=True)

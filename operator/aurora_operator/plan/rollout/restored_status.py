@@ -1,8 +1,8 @@
 """Checks the times, pods and epoch of the stored roll against the world, before a reconcile relies on them. Pure.
 
-Invariants: no stored time lies ahead, so a clock that was set back delays nothing. Deadlines count only time in which
-the operator observed (``observed_time``). Pods that no longer exist are forgotten, so the state stays as small as the
-Deployment, however long a roll is held.
+Invariants: no stored time lies in the future, so a clock that was set back delays nothing. Deadlines count only time
+in which the operator observed (``observed_time``). Pods that no longer exist are dropped, so the state does not grow
+while a roll is held.
 """
 
 from __future__ import annotations

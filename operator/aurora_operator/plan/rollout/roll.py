@@ -3,8 +3,8 @@
 Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`OperatorState` in ``status.operatorState``,
 which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.
 
-Invariant: a roll whose operator state cannot be read is never judged. It is marked ``state_lost``, and stops
-without blame for its version.
+Invariant: a roll whose operator state cannot be read is never judged. It is marked ``state_lost``, and stops without
+blame for its version.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AnalysisState(Model):
     """Digest of how pods serve. After a change of the digest the baseline is no longer comparable."""
     window_began: Timestamp | None = None
     settling: bool = False
-    """``window_began`` lies ahead: until then, requests that the previous draft began may still be running."""
+    """``window_began`` lies in the future: until then, requests that the previous draft began may still be running."""
     canary_missing_since: Timestamp | None = None
     """Since when a pod that served the version does not confirm it any more."""
     windows: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)

@@ -59,9 +59,9 @@ class Transition:
     action: Action
     leads_to: tuple[RolloutPhase, ...]
     channel: str = ""
-    """What is written to the channel."""
+    """The change of the channel."""
     pods: str = ""
-    """Which pods are asked for which version."""
+    """The pods that are asked, and for which version."""
     event: str = ""
 
 

@@ -1,0 +1,18 @@
+"""Attaches CEL rules to the models, so that the API server refuses a wrong resource with a message that helps.
+
+The result of each function is a field's or a model's ``json_schema_extra``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
+    """JSON-schema extras that carry CEL rules, given as ``(rule, message)``."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs], **extra}
+
+
+def matches(pattern: str, message: str) -> dict[str, Any]:
+    """JSON-schema extras that make the API server refuse text that does not match ``pattern``, with ``message``."""
+    return rules((f"self.matches(r'{pattern}')", message))
