@@ -79,12 +79,12 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
     (shard,) = [k for k in registry.objects.list(Keys.TRACES) if k.endswith(".safetensors")]
     registry.objects.put(shard, b"damaged")
     registry.objects.delete(f"{registry.registration(1).checkpoint}model.safetensors")
-    found = "\n".join(audit(registry).violations)
-    assert "digest differs" in found
-    assert "model.safetensors, which is missing" in found
+    violations = "\n".join(audit(registry).violations)
+    assert "digest differs" in violations
+    assert "model.safetensors, which is missing" in violations
 
 
-def test_a_retired_shard_may_be_gone_whole_or_in_part(registry: Registry) -> None:
+def test_a_retired_shard_may_be_missing_in_whole_or_in_part(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
     put_trainer_state(registry, retired=(shard,))
     assert audit(registry).violations == []
@@ -94,7 +94,7 @@ def test_a_retired_shard_may_be_gone_whole_or_in_part(registry: Registry) -> Non
     assert audit(registry).violations == []
 
 
-def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_while_the_epoch_is_there(
+def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_while_the_epoch_exists(
     registry: Registry,
 ) -> None:
     put_trainer_state(registry)
@@ -109,7 +109,7 @@ def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_whil
     assert audit(registry).violations == [f"{lost}: no record names this object"]
 
 
-def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:
+def test_a_missing_consumed_shard_is_found(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
     put_trainer_state(registry, consumed=(shard,))
     assert audit(registry).violations == []
@@ -117,7 +117,7 @@ def test_a_consumed_shard_may_not_be_gone(registry: Registry) -> None:
     assert "consumed" in "\n".join(audit(registry).violations)
 
 
-def test_a_manifest_without_its_data_is_found_even_of_a_retired_shard(registry: Registry) -> None:
+def test_a_manifest_without_its_data_is_found_even_for_a_retired_shard(registry: Registry) -> None:
     (shard,) = registry.shard_keys(1)
     put_trainer_state(registry, retired=(shard,))
     registry.objects.delete(shard.replace(".json", ".safetensors"))
@@ -138,10 +138,10 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
     registry.advance_channel(
         Channel(epoch=3, lineage=1, active=7, previous=0, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
     )
-    found = "\n".join(audit(registry).violations)
-    assert "channel epoch numbers are [1, 3]" in found
-    assert "version 7 is not registered" in found
-    assert "a promotion without evidence" in found
+    violations = "\n".join(audit(registry).violations)
+    assert "channel epoch numbers are [1, 3]" in violations
+    assert "version 7 is not registered" in violations
+    assert "a promotion without evidence" in violations
 
 
 def test_evidence_whose_baseline_is_missing_is_found(registry: Registry) -> None:

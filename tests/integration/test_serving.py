@@ -196,7 +196,7 @@ def test_a_swap_back_gives_the_first_checksum_again(world: World) -> None:
     assert pod.wait_until_swap_ends().checksum == one.checksum != zero.checksum
 
 
-def test_a_swap_brings_another_vocabulary_map(world: World) -> None:
+def test_a_swap_replaces_the_vocabulary_map_too(world: World) -> None:
     """The two constant drafts propose the same tokens from other rows of their heads."""
     pod, prompt = world.pod, prompts_of(world.target)[0]
     accepted = []
@@ -321,7 +321,7 @@ def _schedulers_of(launcher: int) -> list[int]:
 
 
 def test_the_container_ends_with_an_error_when_the_engine_dies(world: World) -> None:
-    """Last in this module, because it ends the engine of `world`. SGLang's own exit code may be 0 here."""
+    """The last test of this module, because it ends the engine of `world`. SGLang's own exit code may be 0 here."""
     (scheduler,) = _schedulers_of(world.engine.pid)
     os.kill(scheduler, signal.SIGKILL)
     assert world.engine.wait(120) != 0

@@ -99,7 +99,7 @@ def test_a_race_to_create_has_one_winner(store: ObjectStore) -> None:
         assert store.get(key) == str(winners[0]).encode()
 
 
-def test_creating_the_same_bytes_again_is_no_lost_race(store: ObjectStore) -> None:
+def test_creating_the_same_bytes_again_succeeds(store: ObjectStore) -> None:
     store.create("registry/1", b"same")
     store.create("registry/1", b"same")
     with pytest.raises(ObjectExists):
@@ -133,8 +133,8 @@ def test_an_object_beyond_the_limit_of_one_request_is_put_in_parts(
     monkeypatch.setattr(objects, "MAX_SINGLE_PUT_BYTES", 1 << 20)
     store.put("large", data)
     assert store.get("large", sha(data)) == data
-    found = store._s3.head_object(Bucket=store.config.bucket, Key=f"{store.config.root}/large")
-    assert found["ETag"].strip('"').endswith("-2"), "two parts"
+    head = store._s3.head_object(Bucket=store.config.bucket, Key=f"{store.config.root}/large")
+    assert head["ETag"].strip('"').endswith("-2"), "two parts"
 
 
 def test_a_listing_is_ordered_and_can_start_after_a_key(store: ObjectStore) -> None:
@@ -147,7 +147,7 @@ def test_a_listing_is_ordered_and_can_start_after_a_key(store: ObjectStore) -> N
     assert list(store.list("nothing/")) == []
 
 
-def test_a_missing_object_is_reported_and_may_be_deleted(store: ObjectStore, tmp_path: Path) -> None:
+def test_reading_a_missing_object_is_an_error_and_deleting_it_is_none(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(ObjectMissing):
         store.get("nowhere")
     with pytest.raises(ObjectMissing):
@@ -167,7 +167,7 @@ def test_a_store_without_conditional_writes_is_refused(store: ObjectStore, monke
     assert list(store.list("")) == []
 
 
-def test_a_shard_is_read_back_verified_and_is_there_before_its_manifest(registry: Registry) -> None:
+def test_a_repeated_write_of_a_shard_is_harmless_and_a_read_verifies_the_data(registry: Registry) -> None:
     name = Keys.shard(1, "pod-0", "ab", 3, NOW).rsplit("/", 1)[1] + ".safetensors"
     key = registry.put_shard(shard(3, b"tensors", name), b"tensors")
     assert registry.put_shard(shard(3, b"tensors", name), b"tensors") == key, "a retry is harmless"
@@ -231,7 +231,7 @@ def test_refusals_are_readable_and_hold_no_credentials(s3: S3) -> None:
             assert secret not in shown
 
 
-def test_a_store_that_is_down_is_an_error_within_a_bound(s3: S3) -> None:
+def test_a_store_that_is_down_raises_an_error_in_bounded_time(s3: S3) -> None:
     gone = StoreConfig("aurora-test", "root", "http://127.0.0.1:1", "us-east-1", s3.access_key, s3.secret_key)
     store = ObjectStore(gone, attempts=3)
     for call in (

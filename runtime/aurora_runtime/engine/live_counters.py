@@ -55,7 +55,7 @@ def sum_of_squares_bound(text: str, histogram: str) -> float:
 
 
 def live_counters(text: str, draft_tokens: int) -> LiveCounters:
-    """Counters of speculation since the engine's start.
+    """Counters of speculation since the engine's start, from the ``text`` of SGLang's ``/metrics``.
 
     A verify round proposes ``draft_tokens - 1`` tokens. The first answer token comes from the prefill, and each round
     adds its accepted tokens and one bonus token. A request cut short by its end token makes the count of accepted

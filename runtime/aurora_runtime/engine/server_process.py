@@ -111,7 +111,7 @@ class EngineProcess:
             )
         log.info("engine %s: started on port %d", self.name, self.port)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, deadline: float) -> None:
@@ -126,18 +126,18 @@ class EngineProcess:
         async with open_session() as session:
             client = SGLangClient(session, self.url)
             while time.monotonic() < deadline:
-                if not self.alive():
-                    why = error_in_log(self.tail(lines=200))
+                if not self.is_alive():
+                    why = error_in_log(self.log_tail(lines=200))
                     raise EngineFault(
-                        f"engine {self.name} exited while starting{why}; the end of its log:\n{self.tail()}"
+                        f"engine {self.name} exited while starting{why}; the end of its log:\n{self.log_tail()}"
                     )
                 if await client.is_ready():
                     log.info("engine %s: ready after %.0f s", self.name, time.monotonic() - began)
                     return
                 await asyncio.sleep(READY_POLL_SECONDS)
-        raise EngineFault(f"engine {self.name} was not ready in time; the end of its log:\n{self.tail()}")
+        raise EngineFault(f"engine {self.name} was not ready in time; the end of its log:\n{self.log_tail()}")
 
-    def tail(self, lines: int = 15) -> str:
+    def log_tail(self, lines: int = 15) -> str:
         """The end of the server's log. By default SGLang does not log the texts of requests."""
         with self.log_file.open("rb") as file:
             file.seek(max(0, self.log_file.stat().st_size - LOG_TAIL_BYTES))

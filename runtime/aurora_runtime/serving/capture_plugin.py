@@ -19,10 +19,10 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
 from aurora_runtime.sglang_version import require_parameters, require_sglang
 
-SAMPLE: Final = "sglang.srt.speculative.eagle_utils.eagle_sample"
-PREFILL: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2._forward_prefill_batch"
-SIGNATURES: Final = {
-    SAMPLE: (
+SAMPLE_FUNCTION: Final = "sglang.srt.speculative.eagle_utils.eagle_sample"
+PREFILL_FUNCTION: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2._forward_prefill_batch"
+HOOKED_PARAMETERS: Final = {
+    SAMPLE_FUNCTION: (
         "verify_input",
         "batch",
         "logits_output",
@@ -31,15 +31,15 @@ SIGNATURES: Final = {
         "watermark_state",
         "watermark_full_mask",
     ),
-    PREFILL: ("self", "batch", "on_publish", "pp_proxy_tensors", "coordination_plan"),
+    PREFILL_FUNCTION: ("self", "batch", "on_publish", "pp_proxy_tensors", "coordination_plan"),
 }
-"""Parameters, in order, of the hooked functions in SGLang 0.5.23."""
+"""The parameters, in order, of each function whose hook captures traces, in SGLang 0.5.23."""
 
 
 def check_sglang() -> None:
     """Raise :class:`EngineMismatch` unless this is the SGLang whose internals the hooks know."""
     require_sglang("trace capture")
-    for target, parameters in SIGNATURES.items():
+    for target, parameters in HOOKED_PARAMETERS.items():
         require_parameters(target, parameters)
 
 
@@ -57,9 +57,11 @@ def install() -> None:
 
     from aurora_runtime.serving import log_redaction, measurement_guard
 
-    HookRegistry.register(measurement_guard.AUTHENTICATION, measurement_guard.guard_hook(settings), HookType.AFTER)
-    HookRegistry.register(log_redaction.SECRETS, log_redaction.after_secrets, HookType.AFTER)
-    HookRegistry.register(log_redaction.COMMAND_LINE, log_redaction.after_command_line, HookType.AFTER)
+    HookRegistry.register(
+        measurement_guard.AUTHENTICATION_FUNCTION, measurement_guard.guard_hook(settings), HookType.AFTER
+    )
+    HookRegistry.register(log_redaction.SECRETS_FUNCTION, log_redaction.after_secrets, HookType.AFTER)
+    HookRegistry.register(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_command_line, HookType.AFTER)
     if settings.trace:
         _install_trace_hooks(settings)
 
@@ -79,9 +81,9 @@ def _install_trace_hooks(settings: CaptureSettings) -> None:
 
     hooks = Hooks(
         settings,
-        append=append_auxiliary_output,
-        rank=lambda: int(get_parallel().tp_rank),
-        version=lambda: str(get_serving().weight_version),
+        append_output=append_auxiliary_output,
+        read_rank=lambda: int(get_parallel().tp_rank),
+        read_version=lambda: str(get_serving().weight_version),
     )
-    HookRegistry.register(SAMPLE, hooks.after_sample, HookType.AFTER)
-    HookRegistry.register(PREFILL, hooks.around_prefill, HookType.AROUND)
+    HookRegistry.register(SAMPLE_FUNCTION, hooks.after_sample, HookType.AFTER)
+    HookRegistry.register(PREFILL_FUNCTION, hooks.around_prefill, HookType.AROUND)

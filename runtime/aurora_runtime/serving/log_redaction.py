@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-SECRETS: Final = "sglang.srt.sampling.watermarking.core.redact_watermark_secrets"
-COMMAND_LINE: Final = "sglang.srt.sampling.watermarking.core.redact_watermark_command_line"
+SECRETS_FUNCTION: Final = "sglang.srt.sampling.watermarking.core.redact_watermark_secrets"
+COMMAND_LINE_FUNCTION: Final = "sglang.srt.sampling.watermarking.core.redact_watermark_command_line"
 REPLACEMENT: Final = "<redacted>"
 SECRET_FIELDS: Final = frozenset({"admin_api_key", "api_key", "ssl_keyfile_password"})
 _SECRET_FLAG: Final = re.compile(rf"(--(?:{'|'.join(sorted(SECRET_FIELDS)).replace('_', '-')})[ =])\S+")
@@ -23,6 +23,9 @@ def redact(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: REPLACEMENT if key in SECRET_FIELDS and item else redact(item) for key, item in value.items()}
     return _SECRET_FLAG.sub(rf"\1{REPLACEMENT}", value) if isinstance(value, str) else value
+
+
+# Hooks: SGLang passes the result of the original function first.
 
 
 def after_secrets(result: Any, *_: Any, **__: Any) -> Any:

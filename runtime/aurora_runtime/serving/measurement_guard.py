@@ -21,7 +21,7 @@ from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import Withdrawal
 
-AUTHENTICATION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
+AUTHENTICATION_FUNCTION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
 """The function whose hook installs the guard. SGLang calls the function once, with the application, before the server
 starts, because an admin key is set (sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()

@@ -67,7 +67,7 @@ async def test_a_draft_is_loaded_in_a_pause(scene: Scene) -> None:
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("route", SWAP_ROUTES)
-async def test_a_load_that_fails_leaves_nothing_open(scene: Scene, route: str, fault: str) -> None:
+async def test_a_load_that_fails_leaves_no_pause_and_no_update_open(scene: Scene, route: str, fault: str) -> None:
     weights = scene.file(7, b"new").weights
     scene.engine.faults = {route: fault}
     if route == "continue_generation":
@@ -80,7 +80,7 @@ async def test_a_load_that_fails_leaves_nothing_open(scene: Scene, route: str, f
     assert (await scene.client.draft_version(), scene.runs_normally()) == (8, True)
 
 
-async def test_a_load_that_is_cancelled_leaves_nothing_open(scene: Scene) -> None:
+async def test_a_load_that_is_cancelled_leaves_no_pause_and_no_update_open(scene: Scene) -> None:
     scene.engine.faults = {UPDATE: "slow"}
     task = asyncio.create_task(load_in_pause(scene.client, scene.file(7, b"new").weights, 7))
     async with asyncio.timeout(10):
@@ -173,7 +173,7 @@ async def test_a_fallback_that_cannot_be_restored_is_reported_with_the_cause(sce
         await swap.load_or_restore(new, old)
 
 
-async def test_an_engine_that_still_holds_the_draft_is_not_loaded_again(scene: Scene) -> None:
+async def test_restoring_a_draft_that_the_engine_still_holds_loads_nothing(scene: Scene) -> None:
     swap, old = DraftSwap(scene.client), scene.file(0, b"old")
     await swap.remember_checksum(old)
     scene.engine.calls.clear()

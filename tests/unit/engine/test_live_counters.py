@@ -44,14 +44,14 @@ VALUES = st.lists(st.floats(0.001, 30.0), max_size=20)
 
 @given(VALUES, VALUES)
 def test_the_bound_of_squares_holds_for_all_values_and_for_later_values_alone(
-    first: list[float], since: list[float]
+    first: list[float], later: list[float]
 ) -> None:
     before, after = (
         sum_of_squares_bound(histogram(first), "h_seconds"),
-        sum_of_squares_bound(histogram(first + since), "h_seconds"),
+        sum_of_squares_bound(histogram(first + later), "h_seconds"),
     )
     assert before >= sum(v * v for v in first) * (1 - 1e-9)
-    assert after - before >= sum(v * v for v in since) * (1 - 1e-9) - 1e-6
+    assert after - before >= sum(v * v for v in later) * (1 - 1e-9) - 1e-6
 
 
 def test_one_value_beyond_the_last_edge_does_not_inflate_later_differences() -> None:

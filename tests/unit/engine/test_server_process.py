@@ -70,12 +70,12 @@ def test_stop_leaves_no_process_of_the_group(tmp_path: Path, monkeypatch: pytest
     process.start(SPEC, None)
     try:
         deadline = time.monotonic() + 20
-        while not process.tail().strip() and time.monotonic() < deadline:
+        while not process.log_tail().strip() and time.monotonic() < deadline:
             time.sleep(0.05)
-        child = int(process.tail())
+        child = int(process.log_tail())
     finally:
         process.stop()
-    assert not process.alive()
+    assert not process.is_alive()
     for _ in range(100):
         if _gone(child):
             break
@@ -105,8 +105,8 @@ def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
     process = EngineProcess("off", tmp_path / "log")
     process.start(SPEC, None)
     deadline = time.monotonic() + 20
-    while "up" not in process.tail() and time.monotonic() < deadline:
+    while "up" not in process.log_tail() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.stop()
     process.stop()
-    assert process.tail().splitlines() == ["up", "asked"]
+    assert process.log_tail().splitlines() == ["up", "asked"]

@@ -39,7 +39,7 @@ async def scene(session: ClientSession) -> AsyncIterator[Scene]:
         yield Scene(engine, SGLangClient(session, url, KEY))
 
 
-async def test_a_server_without_a_key_is_sent_none(session: ClientSession, tmp_path: Path) -> None:
+async def test_a_client_without_a_key_sends_none(session: ClientSession, tmp_path: Path) -> None:
     engine, file = FakeEngine(key=None), tmp_path / "model.safetensors"
     file.write_bytes(b"new")
     async with engine.running() as url:

@@ -135,7 +135,7 @@ async def test_a_refusal_carries_the_status_and_the_agents_own_text(serve: Serve
     assert len(raised.value.reason) <= 300
 
 
-async def test_an_answer_in_pieces_is_one_answer_and_an_endless_one_is_cut(serve: Serve) -> None:
+async def test_an_answer_in_pieces_is_joined_and_one_that_is_too_long_is_refused(serve: Serve) -> None:
     endless = False
 
     async def answer(request: web.Request) -> web.StreamResponse:

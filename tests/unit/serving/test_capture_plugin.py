@@ -18,13 +18,13 @@ def test_capture_refuses_another_sglang(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_capture_refuses_a_moved_or_changed_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sglang_version, "installed_version", lambda _: SGLANG_VERSION)
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"json.dumpz": ("obj",)})
+    monkeypatch.setattr(capture_plugin, "HOOKED_PARAMETERS", {"json.dumpz": ("obj",)})
     with pytest.raises(EngineMismatch, match=r"no json\.dumpz"):
         capture_plugin.check_sglang()
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex.quote": ("s", "more")})
+    monkeypatch.setattr(capture_plugin, "HOOKED_PARAMETERS", {"shlex.quote": ("s", "more")})
     with pytest.raises(EngineMismatch, match="the hook needs s, more"):
         capture_plugin.check_sglang()
-    monkeypatch.setattr(capture_plugin, "SIGNATURES", {"shlex.quote": ("s",)})
+    monkeypatch.setattr(capture_plugin, "HOOKED_PARAMETERS", {"shlex.quote": ("s",)})
     capture_plugin.check_sglang()
 
 

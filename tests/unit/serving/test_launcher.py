@@ -85,7 +85,9 @@ def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
     assert folder.stopping.exists()
 
 
-def test_a_mode_order_ends_the_engine_for_another_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_order_ends_the_engine_and_the_launcher_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
     folder = engine._start.options.folder

@@ -19,7 +19,7 @@ def test_the_number_of_a_record_is_read_back_from_its_key(number: int) -> None:
 
 
 @given(st.lists(numbers, min_size=2, unique=True))
-def test_lexical_order_is_number_order(values: list[int]) -> None:
+def test_keys_sort_by_number(values: list[int]) -> None:
     assert [number_of(key) for key in sorted(map(Keys.channel, values))] == sorted(values)
 
 

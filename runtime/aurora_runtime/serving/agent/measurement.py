@@ -49,6 +49,7 @@ class MeasurementLease:
         return self._pod.folder.withdrawal.exists()
 
     def status(self) -> MeasurementStatus | None:
+        """The withdrawal's progress for the agent API. None while the pod serves."""
         withdrawal, engine = self._pod.folder.read_withdrawal(), self._pod.folder.read_engine_state()
         if withdrawal is None:
             return None
@@ -73,7 +74,7 @@ class MeasurementLease:
         """
         last = self._swapper.last_request()
         if last is not None and request.epoch < last.epoch:
-            raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
+            raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if request.begin and request.lease_seconds > 0 and not self.withdrawn:
             async with self._lock:
                 if not self.withdrawn:

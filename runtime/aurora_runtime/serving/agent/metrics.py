@@ -65,10 +65,12 @@ class Metrics:
         )
 
     def record_swap(self, result: str, pause_seconds: float | None) -> None:
+        """Count a swap. ``result`` is ``success`` or ``failure``. ``pause_seconds`` is None for a failure."""
         self._swaps.labels(result).inc()
         if pause_seconds is not None:
             self._pauses.observe(pause_seconds)
 
     def render(self, state: AgentState) -> bytes:
+        """The text of ``/metrics`` for ``state``."""
         self._states.state = state
         return generate_latest(self._registry)

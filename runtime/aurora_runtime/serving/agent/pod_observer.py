@@ -55,6 +55,7 @@ class PodObserver:
         return ready and not self._lease.withdrawn
 
     def capture_counters(self) -> CaptureCounters:
+        """Counters of the capture plugin and of the uploader. A hook error counts as a dropped record."""
         uploads, state = self._uploader.counters, self._pod.folder.read_capture_state()
         if state is None:
             return CaptureCounters(shards_uploaded=uploads.uploaded, shards_dropped=uploads.dropped)
@@ -67,6 +68,7 @@ class PodObserver:
         )
 
     async def state(self) -> AgentState:
+        """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
         measurement = self._lease.status()
         version: int | None = None

@@ -108,7 +108,7 @@ class Swapper:
     async def _accept(self, request: SwapRequest) -> None:
         last = self.last_request()
         if last is not None and request.epoch < last.epoch:
-            raise SwapRefused(f"epoch {request.epoch} is older than {last.epoch}")
+            raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if self.is_swapping:
             if last is not None and (request.version, request.digest) == (last.version, last.digest):
                 return

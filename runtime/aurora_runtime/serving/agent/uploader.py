@@ -58,7 +58,7 @@ class Uploader:
                 backoff_seconds = FIRST_BACKOFF_SECONDS
                 await self._sleep(POLL_SECONDS)
             except (StoreError, OSError) as error:
-                log.warning("traces wait in the spool: %s", error)
+                log.warning("uploads fail and will be retried, shards wait in the spool: %s", error)
                 await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 

@@ -73,7 +73,10 @@ def _commits_and_ends(
 
 @dataclass(frozen=True)
 class VerifyOutput:
-    """Clones of one verify batch: R traced requests of n nodes each, first on the device, then on the host."""
+    """Clones of one verify batch: R traced requests of n nodes each, first on the device, then on the host.
+
+    SGLang calls :meth:`copy_to_host`, and then :meth:`consume` once the batch's tokens are committed.
+    """
 
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
@@ -101,6 +104,7 @@ class VerifyOutput:
             count_error(self.sink.writer)
 
     def split(self, ends: Sequence[tuple[Commit | None, bool]]) -> list[PromptChunk | VerifyRound]:
+        """One record for each traced request. ``ends`` holds each request's commit and whether it has ended."""
         rounds: list[PromptChunk | VerifyRound] = []
         lengths = self.path_length.tolist()
         for i, (request, (commit, finished)) in enumerate(zip(self.traced, ends, strict=True)):
@@ -125,7 +129,10 @@ class VerifyOutput:
 
 @dataclass(frozen=True)
 class PromptOutput:
-    """Clones of one prefill batch's hidden states, one for each traced request."""
+    """Clones of one prefill batch's hidden states, one for each traced request.
+
+    SGLang calls its methods as it calls those of :class:`VerifyOutput`.
+    """
 
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
@@ -146,6 +153,7 @@ class PromptOutput:
     def split(
         self, ends: Sequence[tuple[Commit | None, bool]], prompts: Sequence[Sequence[int]]
     ) -> list[PromptChunk | VerifyRound]:
+        """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
             PromptChunk(request.rid, prompt, start, hidden, commit, finished)
             for request, prompt, start, hidden, (commit, finished) in zip(

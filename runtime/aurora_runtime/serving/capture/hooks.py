@@ -30,28 +30,28 @@ class Hooks:
     """The two hooks of one process. The writer thread starts with the first batch on rank 0.
 
     Args:
-        append: SGLang's ``append_auxiliary_output``.
-        rank: reads this process's tensor-parallel rank.
-        version: reads the weight version in force.
+        append_output: SGLang's ``append_auxiliary_output``.
+        read_rank: returns this process's tensor-parallel rank.
+        read_version: returns the weight version in force.
     """
 
     def __init__(
         self,
         settings: CaptureSettings,
         *,
-        append: Callable[[Any, Any], Any],
-        rank: Callable[[], int],
-        version: Callable[[], str],
+        append_output: Callable[[Any, Any], Any],
+        read_rank: Callable[[], int],
+        read_version: Callable[[], str],
     ) -> None:
         self._top_tokens = settings.top_tokens
-        self._append = append
-        self._rank = rank
-        self._version = version
+        self._append_output = append_output
+        self._read_rank = read_rank
+        self._read_version = read_version
         self._sink = CaptureSink(ShardWriter(settings), RequestFilter(Decimal(settings.sample_ratio)))
         self._started = False
 
     def _traced_requests(self, batch: Any) -> tuple[TracedRequest, ...]:
-        if batch.forward_mode.is_idle() or self._rank() != 0:
+        if batch.forward_mode.is_idle() or self._read_rank() != 0:
             return ()
         if not self._started:
             self._started = True
@@ -64,7 +64,9 @@ class Hooks:
             traced = self._traced_requests(batch)
             if traced:
                 output = self._clone_verify_round(traced, result, verify_input, batch, logits_output)
-                logits_output.auxiliary_device_output = self._append(logits_output.auxiliary_device_output, output)
+                logits_output.auxiliary_device_output = self._append_output(
+                    logits_output.auxiliary_device_output, output
+                )
         except Exception:  # SGLang does not catch
             count_error(self._sink.writer)
 
@@ -79,7 +81,7 @@ class Hooks:
         logits = select_rows(logits_output.next_token_logits, size, traced).flatten(0, 1)
         ids, logprobs, uncaptured_mass = top_tokens(logits, self._top_tokens)
         shape = (len(traced), nodes)
-        version = self._version()
+        version = self._read_version()
         return VerifyOutput(
             sink=self._sink,
             traced=traced,
@@ -118,7 +120,9 @@ class Hooks:
                     starts=tuple(starts[request.index] for request in traced),
                     hidden=tuple(to_trace_dtype(parts[request.index].clone()) for request in traced),
                 )
-                logits_output.auxiliary_device_output = self._append(logits_output.auxiliary_device_output, output)
+                logits_output.auxiliary_device_output = self._append_output(
+                    logits_output.auxiliary_device_output, output
+                )
         except Exception:  # SGLang does not catch
             count_error(self._sink.writer)
         return result

@@ -33,13 +33,14 @@ def is_sampled(rid: str, ratio: Decimal) -> bool:
 
 
 class RequestFilter:
-    """The requests that are traced at the sample ratio ``ratio``."""
+    """Selects the requests to trace. ``ratio`` is the share of the requests that are sampled."""
 
     def __init__(self, ratio: Decimal) -> None:
         self._ratio = ratio
         self.probe_captured = False
 
     def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:
+        """The traced requests among ``reqs``, SGLang's requests of one batch."""
         return tuple(TracedRequest(index, req.rid) for index, req in enumerate(reqs) if self._is_traced(req))
 
     def _is_traced(self, req: Any) -> bool:

@@ -62,8 +62,8 @@ class EngineSet:
         process = self._processes.get(name)
         if process is None:
             raise MeasurementError(f"engine {name} is not running")
-        if not process.alive():
-            raise MeasurementError(f"engine {name} died; the end of its log:\n{process.tail()}")
+        if not process.is_alive():
+            raise MeasurementError(f"engine {name} died; the end of its log:\n{process.log_tail()}")
 
     def url(self, name: str) -> str:
         """The engine's address. Raises as :meth:`check` does."""

@@ -60,7 +60,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         yield rig
 
 
-async def test_only_probes_and_metrics_are_open(rig: AgentRig) -> None:
+async def test_only_probes_and_metrics_need_no_token(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await rig.http.get(path)).status == 200

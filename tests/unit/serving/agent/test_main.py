@@ -28,7 +28,7 @@ def test_a_call_that_hangs_does_not_keep_a_signalled_agent_running() -> None:
 
 
 @pytest.mark.parametrize("signalled", [True, False])
-def test_an_agent_that_ends_waits_for_no_upload_that_hangs(tmp_path: Path, signalled: bool) -> None:
+def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Path, signalled: bool) -> None:
     code = f"""if True:
         import argparse, asyncio, os, signal, time
         from datetime import UTC, datetime

@@ -179,7 +179,7 @@ async def test_an_engine_that_died_silently_counts_as_a_pod_that_stops(
     assert list(spool.iterdir()) == []
 
 
-async def test_a_launcher_that_is_signalled_a_moment_later_is_waited_for(
+async def test_the_agent_waits_for_a_launcher_that_is_signalled_a_moment_later(
     uploading: tuple[Uploader, FolderObjects, Path],
 ) -> None:
     uploader, _, spool = uploading

@@ -100,7 +100,7 @@ async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: Pod
     assert await rig.pod.ready()
 
 
-async def test_another_mode_is_another_start_of_the_engine(rig: PodRig) -> None:
+async def test_a_trial_in_another_mode_starts_the_engine_again(rig: PodRig) -> None:
     await rig.withdraw()
     for number, mode in enumerate((EngineMode.OFF, EngineMode.NGRAM)):
         assert not await rig.trial(None, mode)
@@ -123,7 +123,7 @@ async def test_another_mode_is_another_start_of_the_engine(rig: PodRig) -> None:
 
 
 @pytest.mark.parametrize("died", [True, False])
-async def test_a_pod_in_another_mode_returns_by_a_start_of_the_engine(rig: PodRig, died: bool) -> None:
+async def test_a_pod_in_another_mode_returns_once_its_engine_is_started_again(rig: PodRig, died: bool) -> None:
     await rig.withdraw()
     await rig.trial(None, EngineMode.OFF)
     rig.start_engine("off")
@@ -159,7 +159,7 @@ async def test_without_the_guard_no_trial_draft_is_loaded(rig: PodRig) -> None:
     assert rig.serves(0)
 
 
-async def test_a_draft_that_no_pod_would_load_is_not_tried(rig: PodRig, tmp_path: Path) -> None:
+async def test_a_trial_of_a_refused_draft_never_reaches_the_engine(rig: PodRig, tmp_path: Path) -> None:
     await rig.withdraw()
     bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     with pytest.raises(DraftRefused):

@@ -58,7 +58,9 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, rati
     )
     recorder = Recorder()
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ShardWriter", lambda _settings: recorder)
-    hooks = Hooks(settings, append=lambda _current, output: output, rank=lambda: rank, version=lambda: "7")
+    hooks = Hooks(
+        settings, append_output=lambda _current, output: output, read_rank=lambda: rank, read_version=lambda: "7"
+    )
     return hooks, recorder
 
 
@@ -155,7 +157,7 @@ def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("broken", ["result", "verify_input", "logits"])
-def test_a_hook_that_fails_costs_one_batch_and_nothing_else(
+def test_a_hook_that_fails_loses_one_batch_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
 ) -> None:
     hooks, recorder = make(monkeypatch, tmp_path)
@@ -199,7 +201,7 @@ def test_requests_without_token_ids_are_left_out(monkeypatch: pytest.MonkeyPatch
     assert logits.auxiliary_device_output is None
 
 
-def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
+def test_masked_logits_stay_finite_and_the_probabilities_add_up_to_one() -> None:
     logits = torch.full((2, VOCAB), float("-inf"))
     logits[0, 3] = 1.0
     logits[1] = torch.randn(VOCAB)
@@ -210,7 +212,7 @@ def test_masked_logits_stay_finite_and_the_masses_add_up() -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [7, 64, 1000, 4096])
-def test_the_most_likely_tokens_are_those_of_a_whole_sort(vocabulary: int) -> None:
+def test_the_top_tokens_equal_those_of_a_sort_of_the_whole_vocabulary(vocabulary: int) -> None:
     logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 5
     logits[1, vocabulary // 2 :] = float("-inf")
     logits[2, 2:] = float("-inf")

@@ -23,7 +23,7 @@ entries = st.dictionaries(
 
 
 @given(spec=entries, seed=st.integers(0, 1000))
-def test_safetensors_reads_it_back(
+def test_safetensors_reads_back_every_written_file(
     tmp_path_factory: pytest.TempPathFactory, spec: dict[str, tuple[torch.dtype, list[int]]], seed: int
 ) -> None:
     path = tmp_path_factory.mktemp("stream") / "file.safetensors"

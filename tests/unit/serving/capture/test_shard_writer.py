@@ -60,7 +60,7 @@ def shards(path: Path) -> list[Path]:
     return sorted((path / "spool").glob("*.safetensors"))
 
 
-def test_a_shard_is_written_after_its_time_with_a_manifest_of_its_content(tmp_path: Path) -> None:
+def test_a_shard_is_written_when_it_is_due_with_a_manifest_of_its_content(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock)
     offer(writer, long_request("r", prompt=3, answer=4))
@@ -97,7 +97,7 @@ def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:
     assert len(shards(tmp_path)) == 1
 
 
-def test_a_full_shard_does_not_wait(tmp_path: Path) -> None:
+def test_a_full_shard_is_written_at_once(tmp_path: Path) -> None:
     writer = make(tmp_path, Clock(), shard_tokens=12)
     for rid in "ab":
         assert shards(tmp_path) == []
@@ -179,7 +179,7 @@ def test_a_batch_that_fails_is_counted_and_the_thread_goes_on(tmp_path: Path, ca
     assert (state.ok, state.hook_errors, state.traced_requests) == (True, 1, 1)
 
 
-def test_the_sample_follows_the_ratio_and_the_id_alone() -> None:
+def test_the_sample_depends_on_the_ratio_and_the_request_id_alone() -> None:
     rids = [f"request-{i}" for i in range(4000)]
     kept = [rid for rid in rids if is_sampled(rid, Decimal("0.25"))]
     assert 850 < len(kept) < 1150

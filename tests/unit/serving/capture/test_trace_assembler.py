@@ -236,7 +236,7 @@ def test_memory_for_unfinished_requests_is_bounded() -> None:
     assert len(target) == 2
 
 
-def test_a_round_computed_ahead_of_an_end_is_ignored() -> None:
+def test_a_round_computed_after_the_end_of_a_request_is_ignored() -> None:
     events = long_request("r", prompt=3, answer=4)
     extra = events[-1]
     assert isinstance(extra, VerifyRound)
@@ -246,7 +246,7 @@ def test_a_round_computed_ahead_of_an_end_is_ignored() -> None:
     assert not target.dropped
 
 
-def test_a_request_aborted_without_a_last_record_keeps_what_was_committed() -> None:
+def test_an_aborted_request_keeps_its_committed_tokens() -> None:
     events = long_request("r", prompt=3, answer=6)[:4]
     last = events[-1]
     assert isinstance(last, VerifyRound)
