@@ -67,7 +67,7 @@ class Actor:
             await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
         job = await self._children.create_job(owner, plan.job)
         fenced = await self._agents.swap(plan.swaps, snapshot)
-        fenced |= await self._agents.lend(plan.loans, snapshot)
+        fenced |= await self._agents.request_leases(plan.leases, snapshot)
         for note in plan.notes:
             await self._events.post(note, owner)
         return ExecutionResult(

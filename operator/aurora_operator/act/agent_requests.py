@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from aurora_operator.observe.snapshot import Snapshot
-from aurora_operator.plan import Loan, Swap
+from aurora_operator.plan import LeaseRequest, Swap
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
 
@@ -43,18 +43,18 @@ class AgentRequests:
                          request.epoch)  # fmt: skip
         return fenced
 
-    async def lend(self, loans: Sequence[Loan], snapshot: Snapshot) -> bool:
+    async def request_leases(self, leases: Sequence[LeaseRequest], snapshot: Snapshot) -> bool:
         """Withdraw pods from the Service and return them. Returns whether an agent has seen a higher epoch."""
         speculator = snapshot.observed.owner.full_name
         fenced = False
-        for loan in loans:
-            action = "withdraw" if loan.request.begin else "return"
-            measurement = loan.request.measurement
+        for lease in leases:
+            action = "withdraw" if lease.request.begin else "return"
+            measurement = lease.request.measurement
             try:
-                await self._agents.lease(loan.ip, snapshot.agent_token, loan.request)
+                await self._agents.lease(lease.ip, snapshot.agent_token, lease.request)
             except AgentError as error:
                 fenced |= isinstance(error, Fenced)
-                log.warning("%s: could not %s pod %s for %s: %s", speculator, action, loan.pod, measurement, error)
+                log.warning("%s: could not %s pod %s for %s: %s", speculator, action, lease.pod, measurement, error)
             else:
-                log.info("%s: asked pod %s to %s for %s", speculator, loan.pod, action, measurement)
+                log.info("%s: asked pod %s to %s for %s", speculator, lease.pod, action, measurement)
         return fenced

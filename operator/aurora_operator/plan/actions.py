@@ -23,7 +23,7 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class Loan:
+class LeaseRequest:
     """Ask the agent of a pod to withdraw the pod for a measurement, or to return the pod to its Service."""
 
     pod: str
@@ -53,7 +53,7 @@ class Plan:
     """A Job to create unless it exists."""
     delete_jobs: tuple[str, ...] = ()
     swaps: tuple[Swap, ...] = ()
-    loans: tuple[Loan, ...] = ()
+    leases: tuple[LeaseRequest, ...] = ()
     notes: tuple[EventNote, ...] = field(default=())
     moving: bool = False
     """Something is under way, so the next reconcile should come soon."""

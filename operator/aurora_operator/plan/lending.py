@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed, PodView
-from aurora_operator.plan.actions import Loan
+from aurora_operator.plan.actions import LeaseRequest
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
 LEASE_SECONDS = 300
@@ -28,7 +28,7 @@ class LendingDecision:
     """The candidate with its replica and message, and the requests to agents."""
 
     candidate: CandidateStatus | None
-    loans: tuple[Loan, ...] = ()
+    leases: tuple[LeaseRequest, ...] = ()
     pod: PodView | None = None
     """The withdrawn pod that the candidate's Job may measure on. None: no Job may be created on a replica now."""
 
@@ -58,7 +58,7 @@ def lend_replica(
     """
     measured = candidate if rollout_rests and _needs_replica(observed, candidate) else None
     lent = _pod_withdrawn_for(observed, measured)
-    returns = tuple(loan for view in observed.pods if view is not lent for loan in _take_back(view, epoch))
+    returns = tuple(lease for view in observed.pods if view is not lent for lease in _take_back(view, epoch))
     if measured is None:
         return LendingDecision(candidate, returns)
     if lent is not None and lent.name != measured.pod:
@@ -73,7 +73,7 @@ def lend_replica(
 
 
 def _withdrawn_without_job(
-    observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[Loan, ...], epoch: int
+    observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[LeaseRequest, ...], epoch: int
 ) -> LendingDecision:
     """The pod is withdrawn and the Job does not exist yet: create the Job, or take the pod back."""
     if reason := _recall_reason(observed, lent) or _template_changing(observed):
@@ -83,14 +83,16 @@ def _withdrawn_without_job(
     return LendingDecision(candidate, returns, lent if has_left_service else None)
 
 
-def _withdraw(observed: Observed, candidate: CandidateStatus, returns: tuple[Loan, ...], epoch: int) -> LendingDecision:
+def _withdraw(
+    observed: Observed, candidate: CandidateStatus, returns: tuple[LeaseRequest, ...], epoch: int
+) -> LendingDecision:
     """Withdraw the pod that the status names, or choose one, unless no pod can be spared."""
     if reason := _refusal_reason(observed):
         return LendingDecision(_waiting(candidate, reason), returns)
     views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
     chosen = next((view for view in views if view.name == candidate.pod), views[-1])
-    loan = _loan(chosen, candidate.job or "", epoch, lease_seconds=LEASE_SECONDS)
-    return LendingDecision(candidate.model_copy(update=_measuring_on(chosen)), (*returns, loan))
+    lease = _lease_request(chosen, candidate.job or "", epoch, lease_seconds=LEASE_SECONDS)
+    return LendingDecision(candidate.model_copy(update=_measuring_on(chosen)), (*returns, lease))
 
 
 def _waiting(candidate: CandidateStatus, reason: str) -> CandidateStatus:
@@ -115,18 +117,18 @@ def _needs_replica(observed: Observed, candidate: CandidateStatus | None) -> boo
     return validating and on_replica and observed.spec.rollout.pin is None
 
 
-def _loan(view: PodView, measurement: str, epoch: int, *, lease_seconds: int) -> Loan:
+def _lease_request(view: PodView, measurement: str, epoch: int, *, lease_seconds: int) -> LeaseRequest:
     begin = lease_seconds > 0
     request = MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease_seconds, begin=begin)
-    return Loan(view.name, view.ip, request)
+    return LeaseRequest(view.name, view.ip, request)
 
 
-def _take_back(view: PodView | None, epoch: int) -> tuple[Loan, ...]:
+def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
     """The request that takes ``view`` back, if the pod is withdrawn and not on its way back already."""
     measurement = view.measurement if view is not None else None
     if view is None or measurement is None or measurement.phase is MeasurementPhase.RETURNING:
         return ()
-    return (_loan(view, measurement.measurement, epoch, lease_seconds=0),)
+    return (_lease_request(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
 def _recall_reason(observed: Observed, lent: PodView | None) -> str:

@@ -88,7 +88,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         job=_job_to_create(observed, config, validated, lent) if rollout_rests else None,
         delete_jobs=obsolete_jobs(observed.jobs, validated.job, candidate.job if candidate else None),
         swaps=swaps,
-        loans=lent.loans,
+        leases=lent.leases,
         notes=tuple(notes(old, status, events)),
         moving=_is_moving(observed, pods, step) or bool(swaps) or validated.job is not None or advance is not None,
     )

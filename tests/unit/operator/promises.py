@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from aurora_api.v1alpha1.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
-from aurora_operator.plan import Loan, Plan, Swap
+from aurora_operator.plan import LeaseRequest, Plan, Swap
 from aurora_operator.plan.channel_builder import MAX_REJECTED
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
@@ -73,7 +73,7 @@ class Promises(RuleBasedStateMachine):
             assert (made.swaps, made.job) == ((), None), "no decision without the store"
             return
         self.check_swaps(seen, made, after.phase)
-        self.check_loans(seen, made, after.phase)
+        self.check_leases(seen, made, after.phase)
         if made.advance is not None:
             self.check_advance(seen, made.advance)
 
@@ -102,7 +102,7 @@ class Promises(RuleBasedStateMachine):
         elif phase is RolloutPhase.IDLE and not rules.paused:
             assert len(made.swaps) <= max(rules.max_swapping, 1)
 
-    def check_loans(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
+    def check_leases(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
         """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never during a rollout."""
         channel, away = seen.store.channel, {view.name for view in seen.pods if view.measurement is not None}
         assert channel is not None, "the caller has seen it"
@@ -115,7 +115,7 @@ class Promises(RuleBasedStateMachine):
             assert offered is not None
             assert offered not in {*channel.rejected, *seen.status.rejected}, "rejected before"
             assert seen.store.promotion_evidence(offered), "promise 1"
-        left = [loan.pod for loan in made.loans if loan.request.begin]
+        left = [lease.pod for lease in made.leases if lease.request.begin]
         if made.job is not None or left:
             assert (seen.status.rollout.phase, phase) == (RolloutPhase.IDLE, RolloutPhase.IDLE)
         if made.job is not None and seen.spec.validation.measure_on is MeasureOn.REPLICA:
@@ -155,9 +155,9 @@ class Promises(RuleBasedStateMachine):
             back = channel.reason is ChannelReason.ROLLED_BACK
             assert channel.active == (former.previous if back else former.active)
 
-    def agent_accepted(self, asked: Swap | Loan, seen: Observed) -> None:
+    def agent_accepted(self, asked: Swap | LeaseRequest, seen: Observed) -> None:
         """An agent accepted a request, possibly long after the observation ``seen`` that led to it."""
-        if isinstance(asked, Loan):
+        if isinstance(asked, LeaseRequest):
             name = asked.request.measurement
             self.lent[name] = self.lent.get(name, 0) + 1
             return

@@ -16,18 +16,18 @@ from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
-from aurora_operator.plan import Loan, Plan, Swap, plan
+from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedJob, SimulatedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
 
-OnAccepted = Callable[[Swap | Loan, Observed], None]
+OnAccepted = Callable[[Swap | LeaseRequest, Observed], None]
 
 
 class SimulatedOperator:
-    """Calls ``on_accepted`` with every swap and loan that an agent accepted, and the observation behind it."""
+    """Calls ``on_accepted`` with every swap and lease request that an agent accepted, and the observation behind it."""
 
     def __init__(self, cluster: SimulatedCluster, store: SimulatedStore, on_accepted: OnAccepted) -> None:
         self._cluster, self._store, self._on_accepted = cluster, store, on_accepted
@@ -126,7 +126,7 @@ class SimulatedOperator:
             job = SimulatedJob(version, attempt, channel.active, pod=replica.pod if replica else "")
             steps.append(partial(self._create, metadata["name"], job))
         steps += [partial(self._swap, swap, seen) for swap in made.swaps]
-        steps += [partial(self._lend, loan, seen) for loan in made.loans]
+        steps += [partial(self._lend, lease, seen) for lease in made.leases]
         return steps
 
     def _create(self, name: str, job: SimulatedJob) -> None:
@@ -151,15 +151,15 @@ class SimulatedOperator:
         if (pod.phase, pod.asked) != before:
             self._on_accepted(swap, seen)
 
-    def _lend(self, loan: Loan, seen: Observed) -> None:
-        pod = next((pod for pod in self._cluster.pods if pod.name == loan.pod), None)
+    def _lend(self, lease: LeaseRequest, seen: Observed) -> None:
+        pod = next((pod for pod in self._cluster.pods if pod.name == lease.pod), None)
         if pod is None:
             return
         before = pod.measurement
         try:
-            pod.measure(loan.request)
+            pod.measure(lease.request)
         except AgentError as error:
             self._next_fenced |= isinstance(error, Fenced)
             return
         if pod.measurement != before:
-            self._on_accepted(loan, seen)
+            self._on_accepted(lease, seen)

@@ -64,7 +64,7 @@ def _window(name: str, live: PodCounters) -> PodWindow:
 
 
 def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) -> AnalysisState:
-    """Begin the next window now, for the pods in sight."""
+    """Begin the next window now, for the pods that answer."""
     windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
     return analysis.model_copy(update={"window_began": now, "settling": False, "windows": windows})
 

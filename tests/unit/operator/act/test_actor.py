@@ -15,7 +15,7 @@ from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob, StoreView
 from aurora_operator.observe.snapshot import Snapshot
-from aurora_operator.plan import EventNote, Loan, Plan, Swap
+from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap
 from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
@@ -76,8 +76,8 @@ def swap(pod: str) -> Swap:
     return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
 
 
-def loan(pod: str, lease: int) -> Loan:
-    return Loan(pod, pod, MeasurementRequest(measurement="j", epoch=4, lease_seconds=lease, begin=lease > 0))
+def lease_request(pod: str, lease: int) -> LeaseRequest:
+    return LeaseRequest(pod, pod, MeasurementRequest(measurement="j", epoch=4, lease_seconds=lease, begin=lease > 0))
 
 
 FULL = Plan(
@@ -88,7 +88,7 @@ FULL = Plan(
     job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},
     delete_jobs=("old",),
     swaps=(swap("a"), swap("b")),
-    loans=(loan("c", 0), loan("d", 60)),
+    leases=(lease_request("c", 0), lease_request("d", 60)),
     notes=(EventNote("Promoted", "version 1"),),
 )
 
@@ -99,7 +99,7 @@ async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
     return await actor.act(plan, snapshot, journal)  # type: ignore[arg-type]
 
 
-async def test_the_order_is_children_channel_status_jobs_swaps_loans_events() -> None:
+async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -> None:
     journal = Journal()
     outcome = await act(journal, FULL)
     assert journal.calls == [
@@ -204,7 +204,7 @@ async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_revert
     journal = Journal()
     actor = Actor(journal, journal)  # type: ignore[arg-type]
     quiet = replace(
-        FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), loans=(), notes=()
+        FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), leases=(), notes=()
     )
     await act(journal, quiet, actor)
     journal.calls.clear()

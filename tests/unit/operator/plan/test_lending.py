@@ -62,7 +62,7 @@ def test_no_pod_with_a_former_template_is_measured_on() -> None:
     assert waiting.candidate is not None
     assert "current template" in waiting.candidate.message
     edited = replace(lent(), jobs=(), deployment=old)
-    assert [(loan.pod, loan.request.lease_seconds) for loan in made(edited).loans] == [("chat-b", 0)]
+    assert [(lease.pod, lease.request.lease_seconds) for lease in made(edited).leases] == [("chat-b", 0)]
     assert made(edited).job is None
 
 
@@ -78,13 +78,13 @@ def test_the_job_is_created_only_after_the_replica_was_chosen_and_withdrawn() ->
     assert first.status is not None
     assert first.status.candidate is not None
     assert (first.status.candidate.pod, first.job) == ("chat-b", None)
-    (loan,) = first.loans
-    assert (loan.pod, loan.request.measurement, loan.request.begin) == ("chat-b", JOB, True)
-    assert loan.request.lease_seconds > 0
+    (lease,) = first.leases
+    assert (lease.pod, lease.request.measurement, lease.request.begin) == ("chat-b", JOB, True)
+    assert lease.request.lease_seconds > 0
 
     withdrawn_ = replace(lent(MeasurementPhase.DRAINING), jobs=())
     second = made(withdrawn_)
-    assert second.loans == ()
+    assert second.leases == ()
     assert second.job is not None
     (variable,) = (
         v for v in second.job["spec"]["template"]["spec"]["containers"][0]["env"] if v["name"] == "AURORA_SETTINGS"
@@ -94,7 +94,7 @@ def test_the_job_is_created_only_after_the_replica_was_chosen_and_withdrawn() ->
     assert (settings.replica.pod, settings.replica.ip, settings.replica.measurement) == ("chat-b", "10.0.0.6", JOB)
 
     third = made(lent())
-    assert (third.job, third.loans) == (None, ()), "the Job renews the lease, not the operator"
+    assert (third.job, third.leases) == (None, ()), "the Job renews the lease, not the operator"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_candidate_waits_while_no_replica_can_be_spared_and_its_message_says_w
     changes: dict[str, Any], words: str
 ) -> None:
     result = made(world(**changes))
-    assert not [loan for loan in result.loans if loan.request.begin]
+    assert not [lease for lease in result.leases if lease.request.begin]
     assert result.job is None
     assert result.status is not None
     assert result.status.candidate is not None
@@ -164,9 +164,9 @@ def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
         seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling}))
     if end == "lost status":
         seen = replace(seen, status=SpeculatorStatus(), jobs=(), store=store(0))
-    (loan,) = made(seen).loans
-    assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
-    assert loan.request.epoch >= 1
+    (lease,) = made(seen).leases
+    assert (lease.pod, lease.request.measurement, lease.request.lease_seconds) == ("chat-b", JOB, 0)
+    assert lease.request.epoch >= 1
 
 
 @pytest.mark.parametrize("phase", [MeasurementPhase.DRAINING, MeasurementPhase.MEASURING])
@@ -177,16 +177,16 @@ def test_a_replica_is_taken_back_when_another_pod_is_not_ready(
     """Otherwise no pod would serve while a healthy engine is measured."""
     down = (pod("chat-a", 0, ready=False), withdrawn("chat-b", phase))
     called = made(replace(lent(), pods=down, jobs=jobs))
-    (loan,) = called.loans
-    assert (loan.pod, loan.request.measurement, loan.request.lease_seconds) == ("chat-b", JOB, 0)
+    (lease,) = called.leases
+    assert (lease.pod, lease.request.measurement, lease.request.lease_seconds) == ("chat-b", JOB, 0)
     assert called.job is None
     returning = (down[0], withdrawn("chat-b", MeasurementPhase.RETURNING))
-    assert made(replace(lent(), pods=returning, jobs=jobs)).loans == (), "it is on its way"
+    assert made(replace(lent(), pods=returning, jobs=jobs)).leases == (), "it is on its way"
 
 
 def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
     found = made(replace(lent(), status=SpeculatorStatus()))
-    assert found.loans == ()
+    assert found.leases == ()
     assert found.status is not None
     assert found.status.candidate is not None
     assert (found.status.candidate.phase, found.status.candidate.pod) == (CandidatePhase.VALIDATING, "chat-b")
@@ -200,7 +200,7 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
     returning = replace(
         passed, status=waiting.status, pods=(pod("chat-a", 0), withdrawn("chat-b", MeasurementPhase.RETURNING))
     )
-    assert made(returning).loans == (), "it is on its way: no need to ask again"
+    assert made(returning).leases == (), "it is on its way: no need to ask again"
     assert status(returning).rollout.phase is RolloutPhase.IDLE
     back = replace(returning, pods=(pod("chat-a", 0), pod("chat-b", 0)))
     assert status(back).rollout.phase is RolloutPhase.CANARY
@@ -208,9 +208,9 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
 
 def test_no_job_is_created_after_the_lease_is_over() -> None:
     late = replace(lent(MeasurementPhase.RETURNING), jobs=())
-    assert (made(late).job, made(late).loans) == (None, ())
+    assert (made(late).job, made(late).leases) == (None, ())
     again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0)), disruptions_allowed=1))
-    assert [loan.request.begin for loan in again.loans] == [True]
+    assert [lease.request.begin for lease in again.leases] == [True]
 
 
 def test_a_replica_is_taken_back_when_its_job_is_refused_and_lent_again_after_growing_delays() -> None:
@@ -229,10 +229,10 @@ def test_a_replica_is_taken_back_when_its_job_is_refused_and_lent_again_after_gr
         assert refused.status.candidate is not None
         assert refused.status.candidate.phase is CandidatePhase.FAILED
         assert "the API server refused its Job: exceeded quota: jobs" in refused.status.candidate.message
-        assert [(loan.pod, loan.request.begin) for loan in refused.loans] == [("chat-b", False)], "at once"
+        assert [(lease.pod, lease.request.begin) for lease in refused.leases] == [("chat-b", False)], "at once"
         assert (refused.job, refused.status.rejected) == (None, [])
         seen, began = replace(seen, status=refused.status, **home), now
-        while not (result := plan(seen, CONFIG, now)).loans:
+        while not (result := plan(seen, CONFIG, now)).leases:
             now += timedelta(seconds=5)
         assert result.status is not None
         seen = replace(seen, status=result.status)
@@ -247,17 +247,17 @@ def test_a_version_that_passed_is_rolled_out_before_a_replica_is_lent_to_a_newer
     seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
     first = replace(seen, status=status(seen), store=proven)
     measured = made(first)
-    assert [loan.request.measurement for loan in measured.loans] == ["chat-validate-v2-1"]
+    assert [lease.request.measurement for lease in measured.leases] == ["chat-validate-v2-1"]
     assert measured.status is not None
     resumed = made(replace(first, status=measured.status, spec=world().spec))
     assert resumed.status is not None
     assert (resumed.status.rollout.phase, resumed.status.rollout.version) == (RolloutPhase.CANARY, 1)
-    assert (resumed.loans, resumed.job) == ((), None)
+    assert (resumed.leases, resumed.job) == ((), None)
 
 
 def test_no_replica_is_lent_while_a_version_is_pinned() -> None:
     pinned = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"pin": 0})
-    assert made(replace(chosen(), spec=pinned)).loans == ()
+    assert made(replace(chosen(), spec=pinned)).leases == ()
 
 
 def test_a_newer_version_replaces_a_candidate_that_only_waits_for_a_replica() -> None:
@@ -285,15 +285,15 @@ def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
 
 def test_by_default_a_job_measures_in_its_own_pod() -> None:
     result = made(observed(store=store(0, 1)))
-    assert result.loans == ()
+    assert result.leases == ()
     assert result.job is not None
 
 
-def test_loans_carry_the_rolls_epoch() -> None:
+def test_lease_requests_carry_the_rolls_epoch() -> None:
     high = SpeculatorStatus(rollout=RolloutStatus(epoch=7))
     seen = world(
         status=high,
         store=replace(store(0, 1), channel=channel(0, epoch=2), registrations={0: registration(0), 1: registration(1)}),
     )
-    (loan,) = made(seen).loans
-    assert loan.request.epoch == 7
+    (lease,) = made(seen).leases
+    assert lease.request.epoch == 7

@@ -192,20 +192,20 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert swap.ip
     lent = {view.name for view in world.pods if view.measurement is not None}
     assert not lent & {swap.pod for swap in made.swaps}, "a withdrawn pod is asked for nothing"
-    begun = [loan for loan in made.loans if loan.request.begin]
+    begun = [lease for lease in made.leases if lease.request.begin]
     if begun:
-        (loan,) = begun
-        others = [v for v in world.pods if v.name != loan.pod]
+        (lease,) = begun
+        others = [v for v in world.pods if v.name != lease.pod]
         assert not lent
         assert world.disruptions_allowed
         assert others
         assert all(v.ready and v.agent and v.agent.version == store.channel.active for v in others)
         assert world.status.rollout.phase is RolloutPhase.IDLE
         assert made.status is None or made.status.rollout.phase is RolloutPhase.IDLE
-        assert made.status is None or (made.status.candidate and made.status.candidate.pod == loan.pod)
+        assert made.status is None or (made.status.candidate and made.status.candidate.pod == lease.pod)
         assert made.job is None, "first withdrawn, then measured on"
-    for loan in made.loans:
-        assert loan.request.begin or loan.pod in lent
+    for lease in made.leases:
+        assert lease.request.begin or lease.pod in lent
     if made.job is not None and world.spec.validation.measure_on is MeasureOn.REPLICA:
         assert lent
     if made.advance is not None:

@@ -21,7 +21,7 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, windows: int = 22) -> bool:
+def is_rejected(rng: random.Random, *, slower: float = 1.0, busy: bool = True, windows: int = 22) -> bool:
     """Whether a canary beside three peers is rejected, in windows of 15 s.
 
     Each machine is busy with something else for 5 to 15 s a minute.
@@ -54,9 +54,9 @@ def taken_back(rng: random.Random, *, slower: float = 1.0, busy: bool = True, wi
 def test_busy_machines_reject_no_draft_and_a_slow_draft_is_rejected() -> None:
     """The draft is judged for five and a half minutes, as long as a canary, a roll and a watch take."""
     rng = random.Random(0)  # noqa: S311 - a simulation
-    assert sum(taken_back(rng) for _ in range(60)) == 0
-    assert all(taken_back(rng, slower=4.0, busy=False, windows=8) for _ in range(10))
-    assert all(taken_back(rng, slower=4.0) for _ in range(10))
+    assert sum(is_rejected(rng) for _ in range(60)) == 0
+    assert all(is_rejected(rng, slower=4.0, busy=False, windows=8) for _ in range(10))
+    assert all(is_rejected(rng, slower=4.0) for _ in range(10))
 
 
 def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "b", rate: int = 10) -> PodCounters:
