@@ -1,4 +1,6 @@
-"""Checks promise 4 on a store: every object is a valid record, or data that a record names with its size and digest.
+"""Checks promise 4 ("Durable") on a store.
+
+Every object must be a valid record, or data that a record names with its size and digest.
 
 ``python -m tests.check_store --endpoint URL --bucket B --root R`` prints counts and every violation. The exit status is
 1 when there is a violation or no object at all. Credentials come from the environment. The check only reads.
@@ -7,7 +9,7 @@ Three kinds of objects are not violations:
 
 - Young data that no record names yet: data is written before its record.
 - The data of a trainer that lost the race for an epoch, as long as the store holds that epoch.
-- Shards that a trainer state calls retired. They are being deleted, so they may exist whole, in part, or not at all.
+- Shards that a trainer state lists as retired. They are being deleted, so all, some or none of their objects exist.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class StoreCheck:
     _accounted: set[str] = field(default_factory=set, init=False)
     """Keys of records, and of data that records name."""
     _retired: set[str] = field(default_factory=set, init=False)
-    """Manifests of shards that trainer states call retired."""
+    """Manifests of shards that trainer states list as retired."""
 
     def run(self) -> None:
         """Check every object below the root."""
@@ -259,7 +261,7 @@ class StoreCheck:
         return True
 
     def _is_retired(self, manifest: str) -> bool:
-        """Whether the trainer deletes this shard: a state calls it retired, or its data are already gone."""
+        """Whether the trainer deletes this shard: a state lists the shard as retired, or its data are gone."""
         is_shard = manifest.startswith(Keys.TRACES)
         return is_shard and (manifest in self._retired or not self._exists(_data_of(manifest)))
 

@@ -1,7 +1,7 @@
 """The target's logits, computed by transformers, to tell a near tie from an error.
 
-The engine under test must not judge itself. Invariant: the logits come from plain forward passes over whole texts,
-without a cache, a draft or any kernel of this project.
+The engine under test must not be its own reference. Invariant: the logits come from plain forward passes over whole
+texts, without a cache, a draft or any kernel of this project.
 """
 
 from __future__ import annotations

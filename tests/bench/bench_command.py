@@ -1,4 +1,4 @@
-"""What the benches' command lines share: the help page, the lock, the stop signal and the provenance of a figure."""
+"""Parts that all benches share: the help page, the lock, the stop signal, and the provenance of a figure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_lock_option(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def hold_lock(lock: Path | None) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``lock``; None locks nothing."""
+    """Hold an exclusive lock on the file ``lock``. None: no lock."""
     if lock is None:
         yield
         return

@@ -163,6 +163,7 @@ class Portions:
     shard_positions: dict[str, int] = field(default_factory=dict, init=False)
 
     def write(self, number: int) -> None:
+        """Write portion ``number``, counted from 0, as shards."""
         begin, end = (len(self.traces) * n // self.count for n in (number, number + 1))
         portion = list(self.traces[begin:end])
         for start in range(0, len(portion), self.requests_per_shard):

@@ -145,7 +145,7 @@ def adaptation() -> Figure:
 
 
 def vocabulary_map() -> Figure:
-    """What does the size of the vocabulary map cost, and how fast does a map cover a domain?"""
+    """How much does a larger vocabulary map cost, and how fast does a map cover a domain?"""
     figure, (chosen, cost) = _figure(2, height=3.3)
     runs = load("vocabulary-map")
     for row, colour in zip(runs["coverage"]["rows"], (BLUE, AMBER), strict=True):
@@ -174,7 +174,7 @@ def vocabulary_map() -> Figure:
 
 
 def costs() -> Figure:
-    """What do an engine step, a verify round and a training step cost?"""
+    """How long do an engine step, a verify round and a training step take?"""
     figure, (engine, training) = _figure(2, height=3.4)
     machines = {"engine_epyc": "EPYC", "engine_xeon": "Xeon", "engine_zen3": "Zen 3"}
     runs = load("costs")

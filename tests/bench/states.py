@@ -10,8 +10,9 @@ unless a decision depends on them. An abstract state consists of:
 - the rollout: its phase, the progress of its live analysis, and the rolled version's standing (has evidence, rejected,
   a newer version exists);
 - the pods: the version of each, and whether the pod serves, is down, silent, lying, swapping or failed;
-- the world around: paused, pin, promote and abort requests, and traffic. For the whole plan also the candidate's phase,
-  whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of an action.
+- users and cluster: paused, pin, promote and abort requests, and traffic. For the whole plan also the phase of the
+  candidate, whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of
+  an action.
 
 Takes about 30 seconds per 100 examples. Needs a CPU only, and no server.
 """

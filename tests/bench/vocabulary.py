@@ -1,8 +1,8 @@
 """How large should a draft's vocabulary map be? The cost and the coverage of sizes, for choosing ``draft.vocabSize``.
 
 Cost: one server per size, each with an untrained draft, answers in turn (tests/bench/stream_timing.py). A round costs
-the same with an untrained and with a trained draft. Coverage: of the initial map, and of the map that the trainer would
-choose from the first answers (tests/bench/coverage.py).
+the same with an untrained and with a trained draft. Coverage: measured for the initial map, and for the map that the
+trainer would choose from the first answers (tests/bench/coverage.py).
 
 Prints a row per size: milliseconds per round, median [quartiles], and coverage per domain.
 

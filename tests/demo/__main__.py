@@ -93,7 +93,7 @@ def run_demo(cluster: Cluster) -> int:
         log(f"failed: no candidate passed the gate within {BUDGET_SECONDS:.0f} s, so no draft was swapped")
         return 1
     if traffic.failed:
-        log(f"failed: {traffic.failed} requests failed, which breaks promise 2")
+        log(f'failed: {traffic.failed} requests failed, and a swap must break none (promise 2, "Unbroken")')
         return 1
     log(f"done: version {resource['status']['active']['version']} was measured faster and serves on every pod")
     return 0

@@ -1,4 +1,6 @@
-"""The whole loop on a real cluster while its parts are killed one at a time: promises 1 to 4, seen from outside.
+"""The whole loop on a real cluster while its parts are killed one at a time.
+
+The tests check promises 1 to 4 (docs/explanation/promises.md) from outside.
 
 All tests share one run, because a draft needs minutes on two cores until it passes the gate.
 """

@@ -44,7 +44,7 @@ class FaultRig:
 
     aurora: Installation
     kube: HttpKubernetesApi
-    """A direct client. It polls twenty times a second, which kubectl could do only by taking CPU from the cluster."""
+    """A direct client, for polling twenty times a second. Polling with kubectl would take CPU from the cluster."""
     driver: TrafficDriver
     specialists: dict[Domain, Path]
     """Drafts that were trained on one domain each."""

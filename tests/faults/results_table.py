@@ -10,7 +10,7 @@ from tests.traffic.report import Summary
 
 @dataclass(frozen=True)
 class ClientCounts:
-    """What clients saw during a fault: requests that ended, attempts that were retried, and requests that failed."""
+    """The clients' counts during a fault: requests that ended, attempts that were retried, and requests that failed."""
 
     requests: int
     retries: int

@@ -1,4 +1,6 @@
-"""Every fault in every state of a draft's life, under constant traffic: promises 1 to 3, seen from outside.
+"""Every fault in every state of a draft's life, under constant traffic.
+
+The tests check promises 1 to 3 (docs/explanation/promises.md) from outside.
 
 Each test offers one good draft. The draft is measured on the real engine, swapped into the canary, rolled out, watched,
 and rolled back by a user. The fault is caused in each of these states. Each draft must end in the same state as without

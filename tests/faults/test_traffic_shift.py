@@ -1,8 +1,8 @@
 """A draft that passed the gate is rolled back because the traffic shifts. Nothing is mocked: both drafts are real.
 
 The active draft was trained on SQL. Then clients ask for JSON. On these requests a draft that was trained on JSON only
-is measured faster, and its rollout begins. Then clients return to SQL. The canary must be judged against the other pod
-on the same traffic. Within a minute every pod must serve the previous draft again, without a failed request.
+is measured faster, and its rollout begins. Then clients return to SQL. The operator must compare the canary with the
+other pod on the same traffic. Within a minute every pod must serve the previous draft again, without a failed request.
 """
 
 from __future__ import annotations

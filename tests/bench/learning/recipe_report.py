@@ -132,7 +132,7 @@ def difference(paired: Sequence[tuple[RecipeRun, RecipeRun]]) -> str:
 
 
 def _acceptance_length(evaluation: Evaluation, requests: Sequence[int]) -> float:
-    """The acceptance length over some of the held-out requests, by their numbers; a request may come twice."""
+    """The acceptance length over some of the held-out requests, by their numbers. A request may come twice."""
     return sum(evaluation.answers[i] for i in requests) / sum(evaluation.rounds[i] for i in requests)
 
 

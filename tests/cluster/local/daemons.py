@@ -34,7 +34,7 @@ NAMES = (
 
 
 def write_configs(cluster: Layout) -> None:
-    """Write every file under etc/. Files for readers of YAML are JSON, which is valid YAML."""
+    """Write every file under etc/. YAML files are written as JSON, which is valid YAML."""
     cluster.etc.mkdir(parents=True, exist_ok=True)
     (cluster.etc / "containerd.toml").write_text(_containerd_config(cluster))
     (cluster.etc / "cni").mkdir(exist_ok=True)

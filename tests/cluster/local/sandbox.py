@@ -1,7 +1,7 @@
 """The one process that holds a cluster's namespaces.
 
 Invariant: everything that a cluster runs is a descendant of this process in its pid namespace. All mounts and networks
-of the cluster belong to namespaces that this process keeps alive. To end a cluster is therefore to end one process.
+of the cluster belong to namespaces that this process keeps alive. Ending this one process therefore ends the cluster.
 The process is recorded with its start time, because process ids are reused. No process is ever found or ended by name.
 """
 

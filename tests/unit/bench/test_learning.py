@@ -81,7 +81,7 @@ def test_the_vocabulary_map_follows_the_traffic(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("shape", [CHAINS, TREES])
 def test_a_draft_gets_the_rounds_that_it_would_cause_itself(tmp_path: Path, shape: str) -> None:
-    """A draft with random weights proposes hardly a right token, however many the recorded draft had right."""
+    """Almost no token that a random draft proposes is accepted, however many tokens the recorded rounds accepted."""
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     trace = tree_trace(3, answer=40)
     recorded = examples_of(trace, tiny.VOCAB)
@@ -93,7 +93,7 @@ def test_a_draft_gets_the_rounds_that_it_would_cause_itself(tmp_path: Path, shap
     assert bool((example.accepted[:1] >= 0).all()), "the first round begins where the prompt ends"
 
 
-def test_a_learner_replaces_the_recorded_rounds_only_where_they_decide_what_is_replayed(
+def test_a_learner_replaces_the_recorded_rounds_only_if_replay_is_prioritized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = list[DraftSpec]()
@@ -119,7 +119,7 @@ def test_capturing_fewer_tokens_keeps_the_probability_mass() -> None:
         torch.testing.assert_close(mass, torch.ones_like(mass), atol=2e-3, rtol=0)
 
 
-def test_traffic_is_cut_by_answer_tokens_and_holds_no_held_out_request() -> None:
+def test_fresh_traffic_ends_at_the_token_limit_and_contains_no_held_out_request() -> None:
     traces = [tree_trace(seed, answer=10) for seed in range(40)]
     fresh = fresh_traffic(traces, 95)
     assert sum(t.answer_tokens for t in fresh) == 100
