@@ -14,8 +14,8 @@ Always set:
 
 Set once there is something to say:
 
-``CandidateValidated``   Once a candidate was measured. The reason is the verdict; Unknown while it is measured.
-``RolloutProgressing``   Once there was a roll. True while pods are being swapped.
+``CandidateValidated``   Once there is a candidate. The reason is the candidate's phase; Unknown while it is measured.
+``RolloutProgressing``   Once there was a roll. True while pods are swapped or return, and during the watch.
 
 Invariant: ``lastTransitionTime`` changes only when ``status`` changes.
 """
@@ -56,8 +56,8 @@ class Condition(Model):
         description="Ready: clients are served and nothing needs a human. Available: at least one pod serves clients."
         " StorageReady: the store can be read and written. ServingReady: every wanted pod serves the version it should."
         " TrainerReady: the trainer runs. CandidateValidated: the candidate passed its measurement."
-        " RolloutProgressing: pods are being swapped. Degraded: something needs a human. NameTaken: another owner's"
-        " object has a name that is needed. InvalidSpec: the spec cannot be used."
+        " RolloutProgressing: a roll goes on, its watch included. Degraded: something needs a human. NameTaken: another"
+        " owner's object has a name that is needed. InvalidSpec: the spec cannot be used."
     )
     status: ConditionStatus = Field(
         description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."

@@ -364,7 +364,7 @@ def test_a_version_that_a_person_vouches_for_is_not_judged() -> None:
     vouched = step(replace(seen, promote=1), first)
     assert (vouched.rollout.phase, vouched.advance, vouched.swaps) == (RolloutPhase.ROLLING, None, {B: 1})
     assert first.analysis is not None
-    judged = rolling(analysis=first.analysis.model_copy(update={"failures": 2}))
+    judged = rolling(analysis=first.analysis.model_copy(update={"bad_windows": 2}))
     assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
 
 
