@@ -122,7 +122,7 @@ def check_states(trace: RequestTrace, target: Path) -> None:
     layers = len(states) - 1
     expected = torch.cat([states[i][0] for i in (2, layers // 2, layers - 3)], dim=-1)
     rows = slice(trace.hidden_start, trace.hidden_start + trace.hidden.shape[0])
-    likeness = torch.nn.functional.cosine_similarity(trace.hidden.float(), expected[rows], dim=-1)
-    assert float(likeness.min()) > 0.999
+    similarity = torch.nn.functional.cosine_similarity(trace.hidden.float(), expected[rows], dim=-1)
+    assert float(similarity.min()) > 0.999
     shifted = torch.nn.functional.cosine_similarity(trace.hidden[1:].float(), expected[rows][:-1], dim=-1)
     assert float(shifted.mean()) < 0.99, "the comparison can tell positions apart"

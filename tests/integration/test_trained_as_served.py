@@ -111,9 +111,9 @@ def train(registry: Registry, base: Path) -> list[list[int]]:
     draft, vocabulary = lineage.fetch_draft(registry, 0, target)
     untrained = lineage.fetch_draft(registry, 0, target)
     traces = json_traces()
-    lesson = train_draft(draft, vocabulary, traces)
+    result = train_draft(draft, vocabulary, traces)
     candidates = Candidates(registry, 1, TrainingSpec(), STEPS, registry.registration(0), untrained)
-    offered = candidates.offer(lesson.session, lesson.held_out, lesson.trained_tokens)
+    offered = candidates.offer(result.session, result.held_out, result.trained_tokens)
     assert offered.registration is not None, offered.message
     registry.fetch_checkpoint(offered.registration, base / "candidate")
     registry.advance_channel(

@@ -22,7 +22,7 @@ RECIPE = Recipe(learning_rate=5e-3, discard=0.3)
 STEPS = 8  # some follow a save, some a restore, and some a change of the vocabulary map
 
 
-def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:
+def session_and_batches(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Example]]]:
     """A session, and batches of very different requests: long and short, chains and trees, and one alone."""
     draft, vocabulary = tiny.draft_of(tiny.target(folder / "target"))
     session = SharedSession(draft, vocabulary, RECIPE, CPU, ranks) if ranks else Session(draft, vocabulary, RECIPE, CPU)
@@ -32,8 +32,10 @@ def prepared(folder: Path, ranks: Ranks | None) -> tuple[Session, list[list[Exam
 
 
 def learn(session: Session, batches: list[list[Example]]) -> list[float]:
-    """The loss of each step. On the way the session continues from what was saved, gets another vocabulary map, and
-    later is saved and goes on."""
+    """Take a step on each batch; returns the losses.
+
+    After some steps the session restores its own state, changes its vocabulary map, or saves its state.
+    """
     losses = list[float]()
     for step, batch in enumerate(batches):
         losses.append(session.step(batch))
@@ -53,7 +55,7 @@ def main() -> None:
     ranks = Ranks(CPU)
     losses = list[float]()
     if ranks.leads:
-        session, batches = prepared(folder, ranks)
+        session, batches = session_and_batches(folder, ranks)
         losses = learn(session, batches)
         state = session.state()
         ranks.stop_followers()

@@ -18,43 +18,43 @@ from aurora_store import Registry
 from tests.unit.training import tiny
 
 
-def offering(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
+def session_with_gain(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
     """A session that was trained on its own held-out set, so that a gain is certain."""
     tiny.open_lineage(registry, model, tiny.ticking_clock())
     draft, vocabulary = lineage.fetch_draft(registry, 0, model)
-    held_draft = lineage.fetch_draft(registry, 0, model)
+    last_draft = lineage.fetch_draft(registry, 0, model)
     session = Session(draft, vocabulary, Recipe(learning_rate=5e-3), torch.device("cpu"))
-    held = HeldOutSet(8)
+    held_out = HeldOutSet(8)
     for seed in range(6):
-        held.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)))
+        held_out.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)))
     settings = TrainingSpec(publish_tokens=256, publish_seconds=3600)
-    candidates = Candidates(registry, 1, settings, 3, registry.registration(0), held_draft)
+    candidates = Candidates(registry, 1, settings, 3, registry.registration(0), last_draft)
     for _ in range(40):
-        session.step(held.newest_first())
-    return session, candidates, held
+        session.step(held_out.newest_first())
+    return session, candidates, held_out
 
 
 def test_a_draft_is_registered_only_for_a_gain_and_only_once(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
-    session, candidates, held = offering(registry, model)
+    session, candidates, held_out = session_with_gain(registry, model)
     assert not candidates.due(255, session.steps)
     assert candidates.due(256, session.steps)
-    first = candidates.offer(session, held, 300)
+    first = candidates.offer(session, held_out, 300)
     assert first.registration is not None
     assert first.registration.version == 1
     assert registry.checkpoint(first.registration).parent == 0
     assert not candidates.due(600, session.steps)  # no step since
-    second = candidates.offer(session, held, 600)
+    second = candidates.offer(session, held_out, 600)
     assert second.registration is None
     assert registry.last_version() == 1
 
 
 def test_the_average_of_the_weights_is_evaluated_and_registered(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
-    session, candidates, held = offering(registry, model)
-    trained = evaluate(session.draft, held.newest_first(), session.vocabulary, 3)
-    served = evaluate(session.served, held.newest_first(), session.vocabulary, 3)
-    offered = candidates.offer(session, held, 300)
+    session, candidates, held_out = session_with_gain(registry, model)
+    trained = evaluate(session.draft, held_out.newest_first(), session.vocabulary, 3)
+    served = evaluate(session.served, held_out.newest_first(), session.vocabulary, 3)
+    offered = candidates.offer(session, held_out, 300)
     assert offered.candidate == served != trained
     registered, _ = lineage.fetch_draft(registry, 1, model)
     heads = [draft.lm_head.weight.bfloat16() for draft in (registered, session.served, session.draft)]
@@ -64,41 +64,41 @@ def test_the_average_of_the_weights_is_evaluated_and_registered(model: TargetMod
 
 def test_each_draft_is_evaluated_and_registered_with_its_own_map(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
-    session, candidates, held = offering(registry, model)
+    session, candidates, held_out = session_with_gain(registry, model)
     ids = torch.arange(tiny.VOCAB - tiny.DRAFT_VOCAB, tiny.VOCAB)
     session.restore(remapped(session.state(), ids, model.head))
-    session.step(held.newest_first())
+    session.step(held_out.newest_first())
     first, vocabulary = lineage.fetch_draft(registry, 0, model)
-    before = evaluate(first, held.newest_first(), vocabulary, 3)
-    offered = candidates.offer(session, held, 300)
+    before = evaluate(first, held_out.newest_first(), vocabulary, 3)
+    offered = candidates.offer(session, held_out, 300)
     assert offered.registration is not None
     assert offered.registration.lineage == 1
     assert f"version 0 has {before.acceptance_length:.2f}" in offered.message
     draft, registered = lineage.fetch_draft(registry, 1, model)
     assert registered.to_target.tolist() == ids.tolist()
-    after = evaluate(draft, held.newest_first(), registered, 3)
+    after = evaluate(draft, held_out.newest_first(), registered, 3)
     assert after.coverage == offered.candidate.coverage  # type: ignore[union-attr]
     session.restore(remapped(session.state(), vocabulary.to_target, model.head))
-    again = candidates.offer(session, held, 600)
+    again = candidates.offer(session, held_out, 600)
     assert f"version 1 has {after.acceptance_length:.2f}" in again.message
 
 
 def test_a_taken_number_is_skipped_and_a_crash_registers_no_draft_twice(model: TargetModel) -> None:
     registry, objects = tiny.memory_registry()
-    session, candidates, held = offering(registry, model)
+    session, candidates, held_out = session_with_gain(registry, model)
     other = registry.registration(0).model_copy(update={"version": 1})
     racing = iter([0])
     # The other trainer registers between the check and the attempt.
     registry.last_version = lambda: next(racing, 1)  # type: ignore[method-assign]
     registry.register(other)
-    offered = candidates.offer(session, held, 300)
+    offered = candidates.offer(session, held_out, 300)
     assert offered.registration is not None
     assert offered.registration.version == 2
     # After a crash right after registering, only the registry knows the version.
     del registry.last_version
     before = set(objects.data)
-    held_draft = lineage.fetch_draft(registry, 0, model)
-    reborn = Candidates(registry, 1, TrainingSpec(), 3, registry.registration(0), held_draft)
-    again = reborn.offer(session, held, 300)
+    last_draft = lineage.fetch_draft(registry, 0, model)
+    restarted = Candidates(registry, 1, TrainingSpec(), 3, registry.registration(0), last_draft)
+    again = restarted.offer(session, held_out, 300)
     assert again.registration == offered.registration
     assert set(objects.data) == before

@@ -24,8 +24,8 @@ CHANGES_AT = 2
 """The shard with which enough answer tokens are counted."""
 
 
-class Answers(Retrier):
-    """Each wait of the trainer delivers a shard with poor coverage by the first ids, until ``count`` shards exist."""
+class UncoveredTraffic(Retrier):
+    """Each wait of the trainer delivers a shard that the initial map covers poorly, until ``count`` shards exist."""
 
     def __init__(self, rig: TrainerRig, count: int) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class Answers(Retrier):
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     monkeypatch.setattr(vocabulary_coverage, "MIN_TOKENS_BEFORE_CHANGE", 1000)
-    return roomy(tmp_path)
+    return roomy_rig(tmp_path)
 
 
-def roomy(folder: Path) -> TrainerRig:
+def roomy_rig(folder: Path) -> TrainerRig:
     """A trainer whose store has room for all shards."""
     rig = TrainerRig(folder)
     rig.limits = RetentionLimits.of(1 << 30, 1 << 29)
@@ -64,7 +64,7 @@ def session_tensors(trainer: Trainer) -> dict[str, Tensor]:
 def test_a_map_with_poor_coverage_is_changed_once_and_reported(
     rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = rig.trainer(Answers(rig, SHARDS))
+    trainer = rig.trainer(UncoveredTraffic(rig, SHARDS))
     first = trainer.learning.session.vocabulary.to_target
     maps, messages = list[tuple[int, Tensor]](), set[str]()
     original = trainer.run_due_stages
@@ -93,11 +93,11 @@ def test_a_map_with_poor_coverage_is_changed_once_and_reported(
 
 
 def test_a_trainer_stopped_after_a_map_change_resumes_identically(rig: TrainerRig, tmp_path: Path) -> None:
-    undisturbed = rig.trainer(Answers(rig, SHARDS))
+    undisturbed = rig.trainer(UncoveredTraffic(rig, SHARDS))
     undisturbed.run()
-    other = roomy(tmp_path)
-    other.trainer(Answers(other, CHANGES_AT)).run()
-    stopped = other.trainer(Answers(other, SHARDS))
+    other = roomy_rig(tmp_path)
+    other.trainer(UncoveredTraffic(other, CHANGES_AT)).run()
+    stopped = other.trainer(UncoveredTraffic(other, SHARDS))
     assert int(stopped.learning.session.vocabulary.to_draft[LATE]) < LATE, (
         "the stopped trainer resumes with the changed map"
     )
@@ -113,13 +113,11 @@ def test_a_trainer_stopped_after_a_map_change_resumes_identically(rig: TrainerRi
     )
 
 
-def test_a_waiting_trainer_saves_more_often(
-    rig: TrainerRig,
-) -> None:
+def test_a_waiting_trainer_saves_more_often(rig: TrainerRig) -> None:
     rig.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e-9, max_idle_save_time_share=1e9)
     epochs: list[tuple[int, int]] = []
 
-    class Watched(Answers):
+    class Watched(UncoveredTraffic):
         def sleep(self, seconds: float) -> None:
             record = trainer_state.read_record(self.rig.registry, 1)
             epochs.append((len(record.consumed) if record else 0, self.rig.registry.last_trainer_state_epoch()))

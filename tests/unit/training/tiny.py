@@ -88,8 +88,10 @@ def draft_of(model: TargetModel) -> tuple[DraftModel, VocabularyMap]:
 def trace(
     seed: int, *, prompt: int = 6, answer: int = 12, hidden_start: int = 0, steps: int = 2, least: int = 0
 ) -> RequestTrace:
-    """A random request whose rounds accept 0…``steps`` of ``steps`` drafts, as capture would record it; the ids of its
-    tokens are ``least`` or more."""
+    """A random request as capture would record it. Its rounds accept 0 to ``steps`` of ``steps`` draft tokens.
+
+    All token ids are at least ``least``.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:

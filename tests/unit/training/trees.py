@@ -11,7 +11,7 @@ from tests.unit.training import tiny
 def tree_trace(
     seed: int, *, prompt: int = 6, answer: int = 14, hidden_start: int = 0, nodes: int = 7, depth: int = 4
 ) -> RequestTrace:
-    """A random request whose rounds hold random trees of ``nodes`` nodes, of which a random path was accepted."""
+    """A random request. Each round verifies a random tree of ``nodes`` nodes and accepts a random path of the tree."""
     g = torch.Generator().manual_seed(seed)
 
     def integer(low: int, high: int) -> int:

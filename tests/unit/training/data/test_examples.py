@@ -11,7 +11,7 @@ import torch
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data import examples as module
-from aurora_runtime.training.data import rejected_nodes as module_branches
+from aurora_runtime.training.data import rejected_nodes
 from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
@@ -64,14 +64,16 @@ def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(
     examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB, prompt_weight)]
     target = collate(examples, 3, vocabulary, with_rejected=True).targets
     parts = [part for e in examples for part in (e.targets, e.rejected.targets)]
-    said = torch.cat([part.target_ids for part in parts]).long()
-    inside = (said >= vocabulary.to_target[0]) & (said <= vocabulary.to_target[-1])  # a range, in this fixture
-    assert 0.05 < inside[said >= 0].float().mean() < 0.95
-    assert torch.equal(target.ids, torch.where(inside, said - vocabulary.to_target[0], -1))
+    captured_ids = torch.cat([part.target_ids for part in parts]).long()
+    inside = (captured_ids >= vocabulary.to_target[0]) & (
+        captured_ids <= vocabulary.to_target[-1]
+    )  # a range, in this fixture
+    assert 0.05 < inside[captured_ids >= 0].float().mean() < 0.95
+    assert torch.equal(target.ids, torch.where(inside, captured_ids - vocabulary.to_target[0], -1))
     probs = torch.cat([part.target_probs for part in parts])
     assert torch.equal(target.probs, torch.where(inside, probs, 0.0).float())
     assert torch.equal(target.uncaptured_mass, torch.cat([part.uncaptured_mass for part in parts]).float())
-    whole = TargetDistribution(said, probs.float(), target.uncaptured_mass).mass()[(said >= 0).any(-1)]
+    whole = TargetDistribution(captured_ids, probs.float(), target.uncaptured_mass).mass()[(captured_ids >= 0).any(-1)]
     torch.testing.assert_close(whole, torch.ones_like(whole), atol=4e-3, rtol=0)  # mapping lost no mass
 
 
@@ -138,7 +140,7 @@ def test_prompt_positions_are_trained_only_with_a_weight() -> None:
 
 def test_examples_hold_the_rejected_nodes_of_their_roots() -> None:
     trace = tree_trace(9, answer=30)
-    want = {(n.slot, n.path) for n in nodes_of(trace, module_branches.MAX_STEPS + 1) if not n.accepted}
+    want = {(n.slot, n.path) for n in nodes_of(trace, rejected_nodes.MAX_STEPS + 1) if not n.accepted}
     found = paths_of(examples_of(trace, tiny.VOCAB))
     assert sorted(found) == sorted(want)
 
@@ -152,7 +154,7 @@ def test_a_cut_request_keeps_each_rejected_node_with_its_root(monkeypatch: pytes
 
 
 def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_branches, "MAX_REJECTED_PER_ROUND", 3)
+    monkeypatch.setattr(rejected_nodes, "MAX_REJECTED_PER_ROUND", 3)
     trace = tree_trace(11, answer=30, nodes=12)
     kept = paths_of(examples_of(trace, tiny.VOCAB))
     for slot in {slot for slot, _ in kept}:
@@ -163,15 +165,15 @@ def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) ->
 def test_rejected_nodes_behind_the_answers_end_are_left_out() -> None:
     trace = tree_trace(12, answer=30)
     root, accepted = int(trace.root[-1]), int(trace.accepted[-1])
-    ended = dataclasses.replace(
+    shortened = dataclasses.replace(
         trace, tokens=trace.tokens[: root + accepted + 1], hidden=trace.hidden[: root + accepted + 1]
     )
-    gone = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
+    behind_the_end = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
     path = tuple(trace.tokens[root + 1 : root + accepted + 1].tolist())
-    gone = {(slot, tokens) for slot, tokens in gone if tokens[:accepted] == path}
+    behind_the_end = {(slot, tokens) for slot, tokens in behind_the_end if tokens[:accepted] == path}
     whole = paths_of(examples_of(trace, tiny.VOCAB))
-    assert gone
-    assert set(whole) - set(paths_of(examples_of(ended, tiny.VOCAB))) == gone
+    assert behind_the_end
+    assert set(whole) - set(paths_of(examples_of(shortened, tiny.VOCAB))) == behind_the_end
 
 
 def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:

@@ -30,8 +30,8 @@ class Store:
         return key.encode()
 
 
-def taken(store: Store) -> list[str]:
-    """The results of a trainer that requests every shard in turn."""
+def fetch_in_turn(store: Store) -> list[str]:
+    """The results when a trainer requests every shard in turn."""
     prefetcher, found = ShardPrefetcher(store.fetch, DEPTH), list[str]()
     for place, key in enumerate(KEYS):
         prefetcher.prefetch(KEYS[place:])
@@ -45,14 +45,14 @@ def taken(store: Store) -> list[str]:
 def test_every_shard_is_fetched_once_and_returned_in_turn() -> None:
     store = Store()
     store.open.set()
-    assert taken(store) == KEYS
+    assert fetch_in_turn(store) == KEYS
     assert sorted(store.asked) == KEYS
 
 
 def test_a_failed_fetch_raises_in_its_turn_and_does_not_affect_others() -> None:
     store = Store(broken=KEYS[2])
     store.open.set()
-    assert taken(store) == [*KEYS[:2], f"no {KEYS[2]}", *KEYS[3:]]
+    assert fetch_in_turn(store) == [*KEYS[:2], f"no {KEYS[2]}", *KEYS[3:]]
 
 
 def test_no_more_shards_are_prefetched_than_allowed() -> None:

@@ -25,7 +25,7 @@ from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 DRAWS = 4000
 ROOTS = 6
-choices = pytest.mark.parametrize("choice", list(ReplaySampling))
+every_sampling = pytest.mark.parametrize("sampling", list(ReplaySampling))
 
 
 @cache
@@ -55,12 +55,12 @@ def identities(examples: Sequence[Example]) -> list[int]:
     return [id(each) for each in examples]
 
 
-def shares(buffer: ReplayBuffer, choice: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
+def shares(buffer: ReplayBuffer, sampling: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
     """How often each sequence of ``drawn`` examples came first in a draw, by their indices in the buffer."""
     place, g = {id(each): i for i, each in enumerate(buffer.examples())}, generator()
     found: dict[tuple[int, ...], float] = {}
     for _ in range(DRAWS):
-        first = tuple(place[id(each)] for each in buffer.sample(8 * drawn, g, choice))
+        first = tuple(place[id(each)] for each in buffer.sample(8 * drawn, g, sampling))
         assert len(first) == drawn
         found[first] = found.get(first, 0.0) + 1 / DRAWS
     return found
@@ -139,15 +139,15 @@ sizes = st.lists(st.integers(1, 40), max_size=25)
 
 @given(sizes, st.integers(1, 200), st.sampled_from(ReplaySampling), st.integers(0, 9))
 def test_a_draw_has_distinct_examples_within_its_slots(
-    sizes: list[int], slots: int, choice: ReplaySampling, seed: int
+    sizes: list[int], slots: int, sampling: ReplaySampling, seed: int
 ) -> None:
     buffer = buffer_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
-    drawn = buffer.sample(slots, generator(seed), choice)
+    drawn = buffer.sample(slots, generator(seed), sampling)
     assert bool(drawn) == bool(sizes)
     assert len(set(identities(drawn))) == len(drawn)
     assert set(identities(drawn)) <= set(identities(buffer.examples()))
     assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
-    everything = buffer.sample(40 * len(sizes), generator(seed), choice)
+    everything = buffer.sample(40 * len(sizes), generator(seed), sampling)
     assert sorted(identities(everything)) == sorted(identities(buffer.examples()))
 
 
@@ -167,7 +167,7 @@ def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> No
 
 @given(sizes, st.integers(1, 30), st.sampled_from(ReplaySampling), st.integers(1, 25))
 def test_a_rebuilt_buffer_draws_the_same_examples(
-    sizes: list[int], room: int, choice: ReplaySampling, killed: int
+    sizes: list[int], room: int, sampling: ReplaySampling, killed: int
 ) -> None:
     """A resumed trainer adds the former examples again and restores the generator."""
     limit = room * example(slots=8).nbytes
@@ -177,7 +177,7 @@ def test_a_rebuilt_buffer_draws_the_same_examples(
         drawn = []
         for each in later:
             buffer.add([each])
-            drawn.append(identities(buffer.sample(60, g, choice)))
+            drawn.append(identities(buffer.sample(60, g, sampling)))
         return drawn
 
     live, g = ReplayBuffer(limit), generator()
@@ -189,7 +189,7 @@ def test_a_rebuilt_buffer_draws_the_same_examples(
 
 
 @pytest.mark.parametrize("count", [20, 43, 100, 1000])
-def test_each_buffer_of_another_domain_evicts_the_same_share_of_the_former(count: int) -> None:
+def test_each_buffers_worth_of_new_traffic_evicts_the_same_share_of_the_old(count: int) -> None:
     """The module's docstring gives these figures: 1/e of A is left after one buffer of B, 1/e² after two."""
     a, b = example(0), example(3)
     buffer = buffer_of([a] * count, count * a.nbytes)
@@ -207,29 +207,29 @@ def test_each_buffer_of_another_domain_evicts_the_same_share_of_the_former(count
     assert left() < 0.01, "traffic that never comes back is forgotten in the end"
 
 
-@choices
+@every_sampling
 def test_a_resumed_trainer_replays_the_same_examples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: ReplaySampling
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: ReplaySampling
 ) -> None:
-    asked, sample = list[ReplaySampling](), ReplayBuffer.sample
+    requested, sample = list[ReplaySampling](), ReplayBuffer.sample
 
-    def seen(
-        buffer: ReplayBuffer, slots: int, g: torch.Generator, choice: ReplaySampling = ReplaySampling.UNIFORM
+    def recording_sample(
+        buffer: ReplayBuffer, slots: int, g: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
     ) -> list[Example]:
-        asked.append(choice)
-        return sample(buffer, slots, g, choice)
+        requested.append(sampling)
+        return sample(buffer, slots, g, sampling)
 
-    monkeypatch.setattr(ReplayBuffer, "sample", seen)
+    monkeypatch.setattr(ReplayBuffer, "sample", recording_sample)
     states = []
-    for lives in ((3,), (2, 1)):
-        rig = TrainerRig(tmp_path / str(len(lives)))
-        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=choice, batch_slots=40)
-        for shards in lives:
+    for shards_per_run in ((3,), (2, 1)):
+        rig = TrainerRig(tmp_path / str(len(shards_per_run)))
+        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=sampling, batch_slots=40)
+        for shards in shards_per_run:
             trainer = rig.trainer(Traffic(rig.registry, shards))
             trainer.run()
         assert trainer.learning.ledger.total == 3
         states.append(trainer.learning.session.state())
-    assert set(asked) == {choice}
+    assert set(requested) == {sampling}
     whole, resumed = states
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

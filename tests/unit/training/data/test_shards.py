@@ -10,33 +10,32 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import Registry
 from tests.unit.training import tiny
 
 
-def reader_of(registry: Registry, model: TargetModel) -> ShardReader:
+def reader_of(registry: Registry) -> ShardReader:
     return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
 
 
-def test_shards_are_split_by_request_and_consumed_once(model: TargetModel) -> None:
+def test_shards_are_split_by_request_and_consumed_once() -> None:
     registry, _ = tiny.memory_registry()
     traces = [tiny.trace(seed) for seed in range(40)]
     keys = [tiny.put_shard(registry, i, traces[i * 10 : i * 10 + 10]) for i in range(4)]
-    reader, ledger = reader_of(registry, model), ShardLedger(registry, 1, Retrier())
+    reader, ledger = reader_of(registry), ShardLedger(registry, 1, Retrier())
     assert ledger.pending() == keys
-    held, trained = set(), 0
+    held_out, trained = set(), 0
     for key in keys:
         shard = reader.read(key)
         assert shard is not None
-        held |= {request for request, _ in shard.held_out}
+        held_out |= {request for request, _ in shard.held_out}
         trained += len(shard.train)
         ledger.consume(key)
-    assert held == {t.request for t in traces if t.held_out}
+    assert held_out == {t.request for t in traces if t.held_out}
     assert trained == sum(not t.held_out for t in traces)
-    assert held
+    assert held_out
     assert ledger.pending() == []
     assert ledger.total == 4
 
@@ -45,7 +44,7 @@ def poison(trace: RequestTrace) -> RequestTrace:
     return dataclasses.replace(trace, hidden=torch.full_like(trace.hidden, float("nan")))
 
 
-def test_a_damaged_shard_is_counted_and_skipped(model: TargetModel) -> None:
+def test_a_damaged_shard_is_counted_and_skipped() -> None:
     registry, objects = tiny.memory_registry()
     keys = [tiny.put_shard(registry, i, [tiny.trace(i)]) for i in range(5)]
     data = [k.replace(".json", ".safetensors") for k in keys]
@@ -55,14 +54,14 @@ def test_a_damaged_shard_is_counted_and_skipped(model: TargetModel) -> None:
     keys.append(tiny.put_shard(registry, 6, [poison(tiny.trace(6))]))
     narrow = dataclasses.replace(tiny.trace(7), hidden=tiny.trace(7).hidden[:, :5].contiguous())
     keys.append(tiny.put_shard(registry, 7, [narrow]))
-    reader = reader_of(registry, model)
+    reader = reader_of(registry)
     assert [reader.read(k) is None for k in keys] == [True, True, True, False, False, True, True]
     assert reader.damaged == 5
 
 
 def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
-    held = HeldOutSet(3)
+    held_out = HeldOutSet(3)
     examples = {seed: tuple(examples_of(tiny.trace(seed), tiny.VOCAB)) for seed in range(5)}
     for seed in (0, 1, 2, 0, 3):
-        held.add(seed, examples[seed])
-    assert [id(e) for e in held.newest_first()] == [id(examples[s][0]) for s in (3, 0, 2)]
+        held_out.add(seed, examples[seed])
+    assert [id(e) for e in held_out.newest_first()] == [id(examples[s][0]) for s in (3, 0, 2)]

@@ -88,7 +88,7 @@ def decoded(draft: DraftModel, trace: RequestTrace, slot: int, path: tuple[int, 
 def test_the_batched_pass_equals_decoding_node_by_node(
     tmp_path: Path, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From every round's root, each verify node above the leaves is unrolled once, with its target distribution."""
+    """Each verify node above the leaves is unrolled once, and has its target distribution."""
     monkeypatch.setattr(tree_attention, "MAX_SCORES_PER_CHUNK", scores)
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     randomised(draft)
@@ -106,12 +106,12 @@ def test_the_batched_pass_equals_decoding_node_by_node(
         nodes = list(nodes_of(trace, STEPS))
         assert {(n.slot, n.path) for n in nodes} == {path for path, node in unrolled.items() if node.row >= 0}
         for node in nodes:
-            mine = unrolled[node.slot, node.path]
+            batched = unrolled[node.slot, node.path]
             want = decoded(draft, trace, node.slot, node.path)
-            torch.testing.assert_close(mine.output, want, atol=2e-4, rtol=2e-4)
+            torch.testing.assert_close(batched.output, want, atol=2e-4, rtol=2e-4)
             ids = vocabulary.to_draft[trace.top_ids[node.index].long()].long()
-            assert batch.targets.ids[mine.row].tolist() == ids.tolist()
-            assert float(batch.targets.uncaptured_mass[mine.row]) == float(trace.uncaptured_mass[node.index])
+            assert batch.targets.ids[batched.row].tolist() == ids.tolist()
+            assert float(batch.targets.uncaptured_mass[batched.row]) == float(trace.uncaptured_mass[node.index])
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ def case(seed: int, outside: float, sharp: float) -> tuple[Tensor, TargetDistrib
     logits = torch.randn(N, V, generator=g, dtype=torch.float32) * sharp
     ids = torch.stack([torch.randperm(V, generator=g)[:K] for _ in range(N)])
     probs = torch.rand(N, K + 1, generator=g).softmax(-1)
-    gone = torch.rand(N, K, generator=g) < outside
-    return logits, TargetDistribution(ids.masked_fill(gone, -1), probs[:, :K] * ~gone, probs[:, K])
+    dropped = torch.rand(N, K, generator=g) < outside
+    return logits, TargetDistribution(ids.masked_fill(dropped, -1), probs[:, :K] * ~dropped, probs[:, K])
 
 
 def top(probs: Tensor, k: int) -> TargetDistribution:

@@ -28,7 +28,9 @@ STEPS = 3
 @torch.no_grad()
 @pytest.mark.parametrize("path", list(UnrollPath))
 @pytest.mark.parametrize("discard", [0.3, 1.0])
-def test_path_and_rejected_nodes_weigh_as_stated(tmp_path: Path, path: UnrollPath, discard: float) -> None:
+def test_path_and_rejected_nodes_have_the_weights_of_the_recipe(
+    tmp_path: Path, path: UnrollPath, discard: float
+) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
     batch = collate(examples, STEPS, vocabulary, path, with_rejected=True)
@@ -55,17 +57,17 @@ def test_a_session_learns_the_distributions_behind_rejected_nodes(tmp_path: Path
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
 
-    def behind() -> float:
+    def loss_of_rejected_nodes() -> float:
         batch = collate(examples, STEPS, vocabulary, with_rejected=True)
         with torch.no_grad():
-            whole, followed = (batch_loss(session.draft, batch, Recipe(discard=d)) for d in (1.0, 0.0))
-        return float(whole - followed)
+            with_rejected, without = (batch_loss(session.draft, batch, Recipe(discard=d)) for d in (1.0, 0.0))
+        return float(with_rejected - without)
 
     session = Session(draft, vocabulary, Recipe(learning_rate=5e-3, discard=1.0), torch.device("cpu"))
-    before = behind()
+    before = loss_of_rejected_nodes()
     for _ in range(30):
         session.step(examples)
-    assert behind() < 0.5 * before
+    assert loss_of_rejected_nodes() < 0.5 * before
 
 
 @pytest.mark.parametrize(
@@ -78,9 +80,7 @@ def test_a_session_learns_the_distributions_behind_rejected_nodes(tmp_path: Path
         (DraftSpec(), TrainingSpec(replay=0), Recipe(replay=0)),
     ],
 )
-def test_a_draft_is_unrolled_as_deep_as_it_is_served_unless_set_otherwise(
-    draft: DraftSpec, training: TrainingSpec, want: Recipe
-) -> None:
+def test_the_recipe_follows_the_custom_resource(draft: DraftSpec, training: TrainingSpec, want: Recipe) -> None:
     store = StoreSettings(bucket="b", root="r")
     settings = TrainerSettings(
         namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store

@@ -57,11 +57,11 @@ def test_the_live_average_is_rounded_to_the_stored_one(draft: DraftModel) -> Non
     stored = average.state()
     other = WeightEma(draft, 20)
     other.restore(stored)
-    for name, mine in average.draft.named_parameters():
+    for name, averaged in average.draft.named_parameters():
         assert stored[f"{EMA_OFFSET}.{name}"].dtype is torch.bfloat16
-        assert torch.equal(mine, dict(other.draft.named_parameters())[name])
-        apart = (exact[name] - dict(draft.named_parameters())[name]).abs()
-        assert bool(((mine - exact[name]).abs() <= apart / 200 + 1e-7).all()), "only the offset was rounded"
+        assert torch.equal(averaged, dict(other.draft.named_parameters())[name])
+        offset = (exact[name] - dict(draft.named_parameters())[name]).abs()
+        assert bool(((averaged - exact[name]).abs() <= offset / 200 + 1e-7).all()), "only the offset was rounded"
     average.update()
     other.update()
     assert all(torch.equal(a, b) for a, b in zip(average.state().values(), other.state().values(), strict=True))

@@ -46,7 +46,7 @@ def test_two_ranks_learn_what_one_process_learns(
     ranks: tuple[dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
 ) -> None:
     together, _ = ranks
-    session, batches = ranked.prepared(tmp_path, None)
+    session, batches = ranked.session_and_batches(tmp_path, None)
     begun = {name: t.clone() for name, t in learnt(session.state()).items()}
     losses = ranked.learn(session, batches)
     alone = session.state()
@@ -54,8 +54,8 @@ def test_two_ranks_learn_what_one_process_learns(
     assert together["losses"].tolist() == pytest.approx(losses, rel=2e-4)
     for name, tensor in learnt(alone).items():
         moved = (tensor - begun[name] if name in begun else tensor).float().norm()
-        apart = (together[name].float() - tensor.float()).norm()
-        assert apart < 0.02 * moved, name  # products in bf16, whose sums are split otherwise
+        difference = (together[name].float() - tensor.float()).norm()
+        assert difference < 0.02 * moved, name  # products in bf16, whose sums are split otherwise
 
 
 def test_every_example_goes_to_one_rank_and_no_rank_is_left_without() -> None:

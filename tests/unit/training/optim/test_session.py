@@ -120,8 +120,10 @@ def test_small_updates_are_not_lost_to_the_dtype_of_products(tmp_path: Path, dev
 
 
 def test_simulated_verification_counts_rounds_and_tokens_as_serving_does() -> None:
-    hit = torch.tensor
-    assert simulate_verification(hit([[False] * 3] * 5)) == (5, 5)  # none accepted: one bonus token per round
-    assert simulate_verification(hit([[True] * 3] * 8)) == (2, 8)
-    assert simulate_verification(hit([[True, False, True]] * 6)) == (3, 6)  # proposals after a wrong one do not count
+    assert simulate_verification(torch.tensor([[False] * 3] * 5)) == (5, 5)  # none accepted: one bonus token per round
+    assert simulate_verification(torch.tensor([[True] * 3] * 8)) == (2, 8)
+    assert simulate_verification(torch.tensor([[True, False, True]] * 6)) == (
+        3,
+        6,
+    )  # proposals after a wrong one do not count
     assert simulate_verification(torch.zeros(0, 3, dtype=torch.bool)) == (0, 0)

@@ -22,7 +22,7 @@ from tests.unit.training import tiny
 CPU = torch.device("cpu")
 IDS = torch.tensor(sorted({*range(90, 389), 399}))
 HEAD = "lm_head.weight"
-BESIDE = (*MOMENTS, EMA_OFFSET)
+HEAD_STATE_PARTS = (*MOMENTS, EMA_OFFSET)
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def test_shared_rows_keep_their_state_and_new_rows_are_the_targets(target: Targe
     after = remapped(session.state(), IDS, target.head)
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
-    assert changed == {"vocabulary", EMA_STEPS, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)}
+    assert changed == {"vocabulary", EMA_STEPS, f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in HEAD_STATE_PARTS)}
     assert 200 < sum(int(old.to_draft[i]) >= 0 for i in IDS) < len(IDS)
     for row, token in enumerate(IDS.tolist()):
         place = int(old.to_draft[token])
-        for name in (f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in BESIDE)):
+        for name in (f"weight.{HEAD}", *(f"{part}.{HEAD}" for part in HEAD_STATE_PARTS)):
             fresh = target.head[token].float() if name.startswith("weight.") else torch.zeros(tiny.HIDDEN)
             want = before[name][place] if place >= 0 else fresh.to(before[name].dtype)
             assert torch.equal(after[name][row], want)

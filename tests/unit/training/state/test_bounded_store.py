@@ -76,11 +76,11 @@ def test_without_an_undamaged_state_the_trainer_starts_from_the_last_version(rig
 
 def test_two_trainers_that_save_one_epoch_leave_one_undamaged_state(rig: TrainerRig) -> None:
     rig.trainer(Traffic(rig.registry, 1)).run()
-    winner, zombie = (rig.trainer(Traffic(rig.registry, 1)) for _ in range(2))
+    winner, loser = (rig.trainer(Traffic(rig.registry, 1)) for _ in range(2))
     winner.learning.session.generator.manual_seed(7)
     winner.run()
     with pytest.raises(ObjectExists):
-        zombie.run()
+        loser.run()
     kept = trainer_state.read(rig.registry, 1)
     assert kept is not None
     assert kept.record.epoch == winner.stages.saver.epoch

@@ -21,7 +21,7 @@ def test_cleanup_deletes_only_objects_that_no_manifest_names(model: TargetModel)
     objects.put(Keys.trainer_state(2), b"{}")
     assert OrphanCleanup(registry, grace_seconds=3600).delete_due() == 0
     cleanup = OrphanCleanup(registry, grace_seconds=0)
-    objects.put("checkpoints/00000008-def/model.safetensors", b"being uploaded since the first look")
+    objects.put("checkpoints/00000008-def/model.safetensors", b"being uploaded since the first listing")
     assert cleanup.delete_due() == 2
     kept = {"checkpoints/00000008-def/model.safetensors", "trainer/state/00000002/state.safetensors"}
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}

@@ -66,7 +66,7 @@ class RestoredParts:
 
 
 def stored(sizes: Sequence[int]) -> tuple[Registry, list[str]]:
-    """A store with shards of these numbers of requests. Every prompt comes twice, so held-out ones are repeated."""
+    """A store with shards of ``sizes`` requests. Every prompt comes twice, so held-out prompts are repeated."""
     registry, _ = tiny.memory_registry()
     keys, seed = [], 0
     for number, count in enumerate(sizes):
@@ -88,7 +88,7 @@ def request(seed: int) -> RequestTrace:
     st.sampled_from(ReplaySampling),
 )
 def test_replay_and_held_out_set_survive_any_restart(
-    sizes: list[int], room: int, at: int, choice: ReplaySampling
+    sizes: list[int], room: int, at: int, sampling: ReplaySampling
 ) -> None:
     """The buffer has room for one example, for a few of one shard each, for spans of several, or for all."""
     registry, keys = stored(sizes)
@@ -97,18 +97,18 @@ def test_replay_and_held_out_set_survive_any_restart(
     resumed = live.restarted(room * SIZE)
     assert resumed.contents() == live.contents()
     assert resumed.replay.nbytes == live.replay.nbytes
-    for holder in (live, resumed):
-        holder.learn(keys[at:])
+    for parts in (live, resumed):
+        parts.learn(keys[at:])
     assert resumed.contents() == live.contents()
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(5):
-        expected, actual = live.replay.sample(60, first, choice), resumed.replay.sample(60, second, choice)
+        expected, actual = live.replay.sample(60, first, sampling), resumed.replay.sample(60, second, sampling)
         assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
 
 @pytest.mark.parametrize(("parts", "whole"), [(300, True), (50, False)])
 def test_small_shards_are_buffered_and_evicted_whole(parts: int, whole: bool) -> None:
-    """So the shards of a restore hold no examples that are not needed."""
+    """So a restore reads no examples that the buffer does not need."""
     registry, keys = stored([3] * 150)
     live = RestoredParts(registry, ReplayBuffer(parts * SIZE))
     live.learn(keys)
