@@ -1,6 +1,6 @@
 """The trainer: turns traces in the store into candidate drafts in the registry.
 
-The way of a trace: :mod:`data.shards` reads a shard and :mod:`data.examples` makes examples of its requests.
+From trace to candidate: :mod:`data.shards` reads a shard and :mod:`data.examples` makes examples of its requests.
 :mod:`data.batch` collates examples into a batch, over which :mod:`model.unroll` runs the draft. :mod:`optim.batch_loss`
 sums the :mod:`objective.losses` of all nodes, and :mod:`optim.session` takes one optimizer step. :mod:`candidates`
 compares the result with the last version and registers it. :mod:`loop` drives all of these.

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of the loop. :meth:`Trainer.run` shows their order."""
+    """The parts of the loop. :class:`Trainer` shows in which order they run."""
 
     retention: Retention  # lists the shards to train on, and deletes old ones between two shards
     reader: ShardReader

@@ -35,8 +35,8 @@ class TrainingPolicy:
     max_save_time_share: float = 0.1
     """Saves take at most this share of the trainer's time; the interval grows where one save takes long."""
     max_idle_save_time_share: float = 0.5
-    """The same share while the trainer waits for traces. Saving then delays no training, and without a save a kill
-    would lose the training since the last one."""
+    """The same share while the trainer waits for traces. Saving then delays no training, and a kill would lose the
+    training since the last save."""
     status_interval_seconds: float = 4.0
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0

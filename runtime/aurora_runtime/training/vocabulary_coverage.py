@@ -29,7 +29,7 @@ before the next change."""
 COUNT_WINDOW_TOKENS: Final = 65_536
 """Bound of the counted answer tokens. Beyond it all counts are halved, so that old traffic loses its weight."""
 TARGET_COVERAGE: Final = 0.98
-"""A map with this coverage stays: three tokens in a row then include one outside the map only once in 17 times."""
+"""A map with this coverage or more stays: then three tokens in a row include one outside the map once in 17 times."""
 MIN_GAIN: Final = 0.01
 """Least gain in coverage. Less would be below the least gain in acceptance length that a candidate needs."""
 MIN_Z_SCORE: Final = 3.0

@@ -41,7 +41,7 @@ class Level:
 
 
 class Unrolling:
-    """One pass, extended depth by depth. ``outputs`` ``[B, N, H]`` are the last depth's, before the last norm."""
+    """One pass, extended depth by depth. ``outputs`` ``[B, N, H]`` of the last depth precede the final norm."""
 
     def __init__(self, draft: DraftModel, trunk: Trunk) -> None:
         self._draft, self._start = draft, trunk.start

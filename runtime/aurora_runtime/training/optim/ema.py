@@ -7,7 +7,7 @@ soon forgotten (as in Karras et al., arXiv 2312.02696, section 3). The window is
 shifts of the traffic.
 
 A new vocabulary map restarts the average, because it would trail behind the untrained rows that come in. For some steps
-after that, the average smooths the weights only little.
+after that, the average hardly smooths the weights.
 
 Invariants: the average never influences training. It is stored as its offset from the trained weights, which is small,
 in bf16. Saving rounds the live average too, so that a resumed session continues identically.

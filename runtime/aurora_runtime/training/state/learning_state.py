@@ -1,7 +1,7 @@
 """Everything that training changes and that a stored trainer state holds.
 
-Invariant: between two shards this state decides how training continues, so a trainer restored from it learns exactly
-what an uninterrupted one would have learnt. Nothing is saved between two batches of a shard.
+Invariant: between two shards only this state decides how training continues. So a trainer restored from it learns what
+an uninterrupted trainer would have learnt. Nothing is saved between two batches of a shard.
 """
 
 from __future__ import annotations
