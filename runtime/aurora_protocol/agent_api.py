@@ -138,7 +138,7 @@ class MeasurementRequest(Record):
     epoch: int = Field(ge=1, description="Fence, as in :class:`SwapRequest`.")
     lease_seconds: int = Field(ge=0, le=3600, description="Length of the lease from now on. 0 gives the pod back.")
     begin: bool = Field(
-        default=False, description="Withdraw the pod. Only the operator may, because it knows the other pods."
+        default=False, description="Withdraw the pod. Only the operator sets this, because it alone knows all pods."
     )
 
 

@@ -3,8 +3,8 @@
 Why one model per role: a role gets only the parts of the spec that it uses. A change of the gate, say, then does not
 restart the serving pods.
 
-Invariant: no credentials. The store's credentials come as ``AWS_*`` variables; the keys of the engine's admin API and
-of the agent come as files.
+Invariant: settings hold no credentials. The store's credentials come as ``AWS_*`` variables. The keys of the engine's
+admin API and of the agent come as files.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class StoreSettings(Record):
 
 
 class _PodSettings(Record):
+    """The settings of one role, which travel in ``AURORA_SETTINGS``."""
+
     @classmethod
     def from_env(cls) -> Self:
         """Parse ``AURORA_SETTINGS``. Raises :class:`InvalidRecord` when the variable is missing or wrong."""

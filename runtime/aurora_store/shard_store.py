@@ -57,7 +57,7 @@ class ShardStore(RecordStore):
     def newest_shards(self, lineage: int, limit: int) -> list[str]:
         """Keys of the ``limit`` manifests written last, newest first.
 
-        The order is by the store's clock. Names do not tell, because each engine start counts from 0.
+        The order is by the store's clock. The keys do not show the order, because each engine start counts from 0.
         """
         objects = self.objects.list_objects(Keys.traces(lineage))
         manifests = ((item.modified, item.key) for item in objects if item.key.endswith(".json"))

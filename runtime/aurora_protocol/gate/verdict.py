@@ -161,7 +161,7 @@ class _Measured:
         age = f"{bar.denominator} cached from {baseline.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         change = log_speed_change(self.samples, baseline.samples, bar.concurrency)
         if change is not None:
-            age += f"; the active draft became {math.exp(change):.2f}x as fast since"
+            age += f"; the active draft now runs {math.exp(change):.2f}x as fast as then"
         return f"{name} ({age})"
 
     def all_samples(self) -> tuple[Sample, ...]:

@@ -54,20 +54,20 @@ class SGLangClient:
     :class:`EngineUnreachable` when the connection failed.
 
     Args:
-        key: the admin key. None for a server that was started without one.
+        admin_key: None for a server that was started without one.
         headers: further headers of every request.
     """
 
     session: aiohttp.ClientSession
     url: str
-    key: str | None = field(default=None, repr=False)
+    admin_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     async def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
     ) -> tuple[bytes, Mapping[str, str]]:
         """Body and headers of the answer."""
-        headers = dict(self.headers) | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        headers = dict(self.headers) | ({"Authorization": f"Bearer {self.admin_key}"} if self.admin_key else {})
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         try:
             async with self.session.request(
@@ -179,6 +179,7 @@ class SGLangClient:
         await self._command("/pause_generation", {"mode": "in_place"}, timeout_seconds=CONTROL_SECONDS)
 
     async def begin_weight_update(self) -> None:
+        """Open an update of the draft's weights. Raises :class:`EngineFault` when an update is open already."""
         await self._command("/begin_weight_update", {"selector": "draft"}, timeout_seconds=CONTROL_SECONDS)
 
     async def update_draft(self, weights: Path, version: int, ranks: int) -> None:
@@ -194,6 +195,7 @@ class SGLangClient:
         await self._command("/update_weights_from_tensor", body, timeout_seconds=UPDATE_SECONDS)
 
     async def end_weight_update(self) -> None:
+        """Close the open update. Raises :class:`EngineFault` when no update is open."""
         await self._command("/end_weight_update", {}, timeout_seconds=CONTROL_SECONDS)
 
     async def resume_generation(self) -> None:

@@ -45,7 +45,7 @@ class CaptureState(Record):
     probe_records: int = Field(default=0, description="Captured verify rounds of the launcher's probe request.")
     captured_records: int = 0
     dropped_records: int = 0
-    hook_errors: int = Field(default=0, description="Exceptions inside hooks; each lost the records of one batch.")
+    hook_errors: int = Field(default=0, description="Exceptions inside hooks. Each loses the records of one batch.")
     traced_requests: int = 0
     traced_answer_tokens: int = 0
     shards_written: int = 0

@@ -294,7 +294,7 @@ def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: floa
     assert ratio.low <= ratio.estimate * (1 + 1e-9)
     verdict = judge(now, SAME, POLICY, cached(then))
     assert verdict.kind is not VerdictKind.PASS
-    assert any(f"became {faster:.2f}x as fast" in reason for reason in verdict.reasons)
+    assert any(f"the active draft now runs {faster:.2f}x as fast as then" in reason for reason in verdict.reasons)
 
 
 def test_unpaired_intervals_cover_as_often_as_they_claim() -> None:

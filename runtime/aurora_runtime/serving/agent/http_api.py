@@ -53,7 +53,7 @@ def _faults_as_statuses() -> Iterator[None]:
 def application(
     pod: PodObserver, swapper: Swapper, lease: MeasurementLease, metrics: Metrics, token: str
 ) -> web.Application:
-    """The application; ``token`` must not be empty."""
+    """The application that serves the API. Raises :class:`ValueError` when ``token`` is empty."""
     if not token:
         raise ValueError("the agent's token is empty")
 

@@ -95,7 +95,7 @@ class Uploader:
             launcher_is_stopping: whether the launcher got SIGTERM too.
         """
         deadline = time.monotonic() + timeout_seconds
-        if not await self._pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
+        if not await self._whole_pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
             log.info("%d shards wait in the spool for the next agent", len(self._waiting_shard_bytes()))
             return
         self._shutting_down.set()
@@ -109,7 +109,7 @@ class Uploader:
             log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
                         len(lost), sum(lost), timeout_seconds)  # fmt: skip
 
-    async def _pod_stops(
+    async def _whole_pod_stops(
         self,
         deadline: float,
         signal_skew_seconds: float,
