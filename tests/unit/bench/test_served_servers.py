@@ -85,10 +85,10 @@ class FakeProcess:
         if self.name in self.dead:
             raise EngineFault(f"engine {self.name} exited while starting")
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self.name not in self.dead
 
-    def tail(self) -> str:
+    def log_tail(self) -> str:
         return "the end"
 
     def ask_to_stop(self) -> None:
