@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The result of a comparison. ``registration`` is None unless the draft became a candidate."""
+class Comparison:
+    """The result of comparing the draft with the last registered version."""
 
-    candidate: HeldOutResult | None
-    registration: Registration | None
+    held_out: HeldOutResult | None  # the draft's; None while there are too few held-out requests
+    registration: Registration | None  # the draft's, if it gained enough to become a candidate
     message: str
 
 
@@ -65,25 +65,25 @@ class Candidates:
         enough_tokens = trained_tokens - self._compared_tokens >= self._spec.publish_tokens
         return enough_tokens or time.monotonic() - self._compared_at >= self._spec.publish_seconds
 
-    def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Evaluation:
+    def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Comparison:
         """Compare ``session``'s draft with the last version, and register it when the gain suffices."""
         self._compared_tokens, self._compared_step = trained_tokens, session.steps
         self._compared_at = time.monotonic()
         if len(held_out) < MIN_HELD_OUT_REQUESTS:
             message = f"waiting for held-out requests: {len(held_out)} of {MIN_HELD_OUT_REQUESTS}"
-            return Evaluation(None, None, message)
+            return Comparison(None, None, message)
         examples = held_out.newest_first()
         new = evaluate(session.served, examples, session.vocabulary, self._draft_steps)
         draft, vocabulary = self._last_draft
-        old = evaluate(draft.to(session.device), examples[: new.requests], vocabulary, self._draft_steps)
+        old = evaluate(draft.to(session.device), examples[: new.examples], vocabulary, self._draft_steps)
         old_length, new_length = old.acceptance_length, new.acceptance_length
-        comparison = f"held-out acceptance {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
-        log.info("%s (%d requests)", comparison, new.requests)
+        lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
+        log.info("%s (%d examples)", lengths, new.examples)
         if new_length - old_length < float(Decimal(self._spec.min_gain)):
-            return Evaluation(new, None, f"{comparison}: no candidate")
+            return Comparison(new, None, f"{lengths}: no candidate")
         self.last = self._register(session, new_length, trained_tokens)
         log.info("registered version %d", self.last.version)
-        return Evaluation(new, self.last, f"{comparison}: registered version {self.last.version}")
+        return Comparison(new, self.last, f"{lengths}: registered version {self.last.version}")
 
     def _register(self, session: Session, acceptance_length: float, trained_tokens: int) -> Registration:
         """Register the draft under the next free version."""

@@ -27,9 +27,9 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 class HeldOutResult:
     """The result of simulating a draft on held-out requests."""
 
-    requests: int
-    rounds: int
-    tokens: int
+    examples: int  # examples simulated before the time limit; a long request has several
+    rounds: int  # verify rounds
+    tokens: int  # answer tokens, bonus tokens included
     first_proposal_accuracy: float  # share of roots whose first proposal was correct
     coverage: float  # share of the answers' tokens that are in the draft's vocabulary map, so that it can propose them
 
@@ -55,7 +55,7 @@ def evaluate(
     """
     device = draft.lm_head.weight.device
     deadline = time.monotonic() + max_seconds
-    requests = rounds = tokens = first_correct = roots = covered = 0
+    evaluated = rounds = tokens = first_correct = roots = covered = 0
     for group in batch_by_slots(examples, batch_slots):
         batch = collate(group, steps, vocabulary).to(device)
         correct = _correct_proposals(draft, batch)
@@ -63,12 +63,12 @@ def evaluate(
             expected = batch.expected_ids[i, : example.roots, 0]
             n = int((expected != UNKNOWN_ID).sum())
             example_rounds, example_tokens = simulate_verification(correct[i, :n].cpu())
-            requests, rounds, tokens = requests + 1, rounds + example_rounds, tokens + example_tokens
+            evaluated, rounds, tokens = evaluated + 1, rounds + example_rounds, tokens + example_tokens
             first_correct, roots = first_correct + int(correct[i, :n, 0].sum()), roots + n
             covered += int((expected[:n] >= 0).sum())
         if time.monotonic() > deadline:
             break
-    return HeldOutResult(requests, rounds, tokens, first_correct / max(roots, 1), covered / max(roots, 1))
+    return HeldOutResult(evaluated, rounds, tokens, first_correct / max(roots, 1), covered / max(roots, 1))
 
 
 def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_runtime.training.candidates import Candidates, Evaluation
+from aurora_runtime.training.candidates import Candidates, Comparison
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_runtime.training.state.learning_state import LearningState
@@ -63,12 +63,12 @@ class Progress:
         self._coverage: float | None = None
         self._message = ""
 
-    def record_evaluation(self, evaluation: Evaluation) -> None:
+    def record_comparison(self, comparison: Comparison) -> None:
         """Put the result of a comparison into the next status, and make that status due now."""
-        if evaluation.candidate is not None:
-            self._acceptance_length = evaluation.candidate.acceptance_length
-            self._coverage = evaluation.candidate.coverage
-        self._message = evaluation.message
+        if comparison.held_out is not None:
+            self._acceptance_length = comparison.held_out.acceptance_length
+            self._coverage = comparison.held_out.coverage
+        self._message = comparison.message
         self._next_write = 0.0
 
     def record_vocabulary_change(self, change: VocabularyChange) -> None:

@@ -55,7 +55,7 @@ def test_the_average_of_the_weights_is_evaluated_and_registered(model: TargetMod
     trained = evaluate(session.draft, held_out.newest_first(), session.vocabulary, 3)
     served = evaluate(session.served, held_out.newest_first(), session.vocabulary, 3)
     offered = candidates.offer(session, held_out, 300)
-    assert offered.candidate == served != trained
+    assert offered.held_out == served != trained
     registered, _ = lineage.fetch_draft(registry, 1, model)
     heads = [draft.lm_head.weight.bfloat16() for draft in (registered, session.served, session.draft)]
     assert torch.equal(heads[0], heads[1])
@@ -77,7 +77,7 @@ def test_each_draft_is_evaluated_and_registered_with_its_own_map(model: TargetMo
     draft, registered = lineage.fetch_draft(registry, 1, model)
     assert registered.to_target.tolist() == ids.tolist()
     after = evaluate(draft, held_out.newest_first(), registered, 3)
-    assert after.coverage == offered.candidate.coverage  # type: ignore[union-attr]
+    assert after.coverage == offered.held_out.coverage  # type: ignore[union-attr]
     session.restore(remapped(session.state(), vocabulary.to_target, model.head))
     again = candidates.offer(session, held_out, 600)
     assert f"version 1 has {after.acceptance_length:.2f}" in again.message

@@ -19,8 +19,8 @@ class Offering:
         learning, candidates = self._learning, self.candidates
         if not candidates.due(learning.trained_tokens, learning.session.steps):
             return
-        evaluation = self._retrier.call(
+        comparison = self._retrier.call(
             "offering a candidate",
             lambda: candidates.offer(learning.session, learning.held_out, learning.trained_tokens),
         )
-        self._progress.record_evaluation(evaluation)
+        self._progress.record_comparison(comparison)
