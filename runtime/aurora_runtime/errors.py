@@ -6,7 +6,7 @@ RuntimeFault
 │   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
 ├── DraftRefused            a draft checkpoint must not be loaded by an engine
-├── SwapRefused             a swap request must not be carried out
+├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing or out of reach
 ├── Interrupted             the process was asked to stop while it waited
@@ -38,11 +38,14 @@ class EngineUnreachable(EngineGone):
 
 
 class DraftRefused(RuntimeFault):
-    """A checkpoint's files differ from its manifest or its lineage. No engine may load it."""
+    """A version is not registered, or its files differ from its manifest or its lineage. No engine may load it."""
 
 
 class SwapRefused(RuntimeFault):
-    """A swap request is older than one already seen, or names a version that is not registered."""
+    """A swap, lease or trial request is older than an accepted one, or conflicts with a running swap or measurement.
+
+    The agent answers with HTTP 409.
+    """
 
 
 class TargetUnavailable(RuntimeFault):

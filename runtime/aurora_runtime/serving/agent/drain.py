@@ -14,7 +14,7 @@ from typing import Final
 ENDPOINT_REMOVAL_SECONDS: Final = 15.0
 """Time for Kubernetes to notice that a pod is not ready (6 s of probes) and to remove the pod from every endpoint."""
 QUIET_SECONDS: Final = 5.0
-"""After this time without a request no more come, because the engine closes a connection that idles for so long."""
+"""After this time without a request no more come, because the engine closes connections that idle for so long."""
 
 
 @dataclass
