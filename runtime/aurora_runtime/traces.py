@@ -1,10 +1,10 @@
 """The trace of one request, and shards of traces as safetensors bytes: written by capture, read by training.
 
 Invariants:
-- a shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards;
-- the engine really computed every position with hidden states and every verify node;
-- the split into training and held-out requests depends on the prompt alone, so that the same prompt never lies on
-  both sides, whichever pod served it.
+- A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
+- The engine really computed every position with hidden states and every verify node.
+- The split into training and held-out requests depends on the prompt alone. So the same prompt is never on both sides,
+  whichever pod served it.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.

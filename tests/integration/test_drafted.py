@@ -1,4 +1,4 @@
-"""Rounds made for tests are real ones: every node carries the target's distribution behind its prefix."""
+"""Verify rounds simulated for tests are real ones: every node has the target's distribution after its prefix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CORRECT_NODES = {0: (1, 2), 5: (1,), 9: (1, 2, 3)}, {0: (2, 5), 5: (3,), 9: (2, 
     ("parents", "correct"), [*zip((CHAIN, TREE), CORRECT_NODES, strict=True)], ids=["chain", "tree"]
 )
 @torch.no_grad()
-def test_every_node_carries_the_targets_distribution_behind_its_prefix(
+def test_every_node_has_the_targets_distribution_after_its_prefix(
     model: Any, parents: tuple[int, ...], correct: dict[int, tuple[int, ...]]
 ) -> None:
     without_rounds = tiny.trace(1, prompt=5, answer=14, steps=0)

@@ -1,7 +1,7 @@
 """Trained as served: on an engine's traces, the training pass makes the same proposals as the engine.
 
 The draft is trained for a minute on JSON requests. Stock SGLang on the CPU engine serves it in float32, with chains
-and then with trees. The pass that trains on the captured rounds then unrolls them. Proposals behind accepted and behind
+and then with trees. The pass that trains on the captured rounds then unrolls them. Proposals after accepted and after
 rejected tokens must agree, and so must the acceptance length.
 """
 
@@ -155,7 +155,7 @@ def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[in
 
 
 def test_the_training_pass_proposes_the_same_tokens_as_the_engine(served: Served) -> None:
-    """Behind accepted and behind rejected nodes."""
+    """After accepted and after rejected nodes."""
     same, total = Counter[str](), Counter[str]()
     for trace in served.traces:
         for node, ours in proposed(served, trace):

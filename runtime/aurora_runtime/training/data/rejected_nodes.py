@@ -1,7 +1,7 @@
 """Verify nodes that the draft proposed and the target rejected.
 
 The target was evaluated at these nodes too, so the distribution that would have followed each rejected token is known:
-a counterfactual distribution to train on. Invariant: every node hangs below an accepted node of its round or below
+a counterfactual distribution to train on. Invariant: every node is below an accepted node of its round or below
 another rejected node, and parents come before children, so that the trees can be unrolled as they were served.
 """
 

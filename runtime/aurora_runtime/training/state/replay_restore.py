@@ -1,8 +1,8 @@
 """Saves the replay buffer and the held-out set as references to shards, which a restart reads again.
 
 References keep a stored state small. Invariants: a state names only consumed shards, which stay in the store as long
-as the state does. A resumed trainer holds the same examples of these shards in the same order. It also goes on evicting
-in the same order, unless shards were retired or damaged meanwhile.
+as the state does. A resumed trainer holds the same examples of these shards in the same order. It also evicts later
+examples in the same order, unless shards were retired or damaged meanwhile.
 
 An example may see less or more of its prompt than before, because prefixes come from the shards that are read again. An
 example is referenced by its index, so a shard must always give the same examples. Cuts begin at the prompt's end,

@@ -3,14 +3,14 @@
 The trainer does this, because only the trainer knows which shards are part of the weights. The held-out set, the
 prompts of measurements and most of the replay buffer come from the newest shards, so those are kept. Invariants:
 
-- a consumed shard is deleted only once every stored trainer state lists it as retired. A trainer that resumes from any
-  of these states neither trains on the shard twice nor misses it;
-- whenever a kill comes, no manifest names data that are gone, and the state names every half-deleted shard;
-- the newest consumed shards stay, as many bytes as the replay buffer holds, whatever else must go;
-- data without a manifest are deleted only when they were untouched for long, and are still so just before the deletion.
-  An agent that finishes such an upload in the instant between that check and the deletion loses it: the shard is then
-  damaged, and skipped;
-- shards are deleted in small portions, and a store that refuses a deletion only delays it.
+- A consumed shard is deleted only once every stored trainer state lists it as retired. So a trainer that resumes from
+  any of these states neither trains on the shard twice nor misses it.
+- Whenever a kill comes, no manifest names deleted data, and the state names every half-deleted shard.
+- The newest consumed shards stay, as many bytes as the replay buffer holds, even while other shards must be deleted.
+- Data without a manifest are deleted only after they were untouched for long, and only if a check just before the
+  deletion finds them unchanged. An agent that finishes such an upload between the check and the deletion loses the
+  upload. The shard is then damaged, and skipped.
+- Shards are deleted in small portions. A store that refuses a deletion only delays the deletion.
 """
 
 from __future__ import annotations

@@ -162,18 +162,18 @@ def test_wide_trees_keep_their_shallow_nodes(monkeypatch: pytest.MonkeyPatch) ->
         assert sorted(len(path) for s, path in kept if s == slot) == every[:3]
 
 
-def test_rejected_nodes_behind_the_answers_end_are_left_out() -> None:
+def test_rejected_nodes_beyond_the_answers_end_are_left_out() -> None:
     trace = tree_trace(12, answer=30)
     root, accepted = int(trace.root[-1]), int(trace.accepted[-1])
     shortened = dataclasses.replace(
         trace, tokens=trace.tokens[: root + accepted + 1], hidden=trace.hidden[: root + accepted + 1]
     )
-    behind_the_end = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
+    beyond_the_end = {(n.slot, n.path) for n in nodes_of(trace, 17) if n.slot == root - 1 and not n.accepted}
     path = tuple(trace.tokens[root + 1 : root + accepted + 1].tolist())
-    behind_the_end = {(slot, tokens) for slot, tokens in behind_the_end if tokens[:accepted] == path}
+    beyond_the_end = {(slot, tokens) for slot, tokens in beyond_the_end if tokens[:accepted] == path}
     whole = paths_of(examples_of(trace, tiny.VOCAB))
-    assert behind_the_end
-    assert set(whole) - set(paths_of(examples_of(shortened, tiny.VOCAB))) == behind_the_end
+    assert beyond_the_end
+    assert set(whole) - set(paths_of(examples_of(shortened, tiny.VOCAB))) == beyond_the_end
 
 
 def paths_of(examples: list[Example]) -> list[tuple[int, tuple[int, ...]]]:

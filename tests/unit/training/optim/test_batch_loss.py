@@ -53,7 +53,7 @@ def test_without_rejected_nodes_their_weight_changes_nothing(tmp_path: Path) -> 
     assert float(batch_loss(draft, batch, Recipe(discard=0.0))) == float(batch_loss(draft, batch, Recipe(discard=1.0)))
 
 
-def test_a_session_learns_the_distributions_behind_rejected_nodes(tmp_path: Path) -> None:
+def test_a_session_learns_the_distributions_after_rejected_nodes(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
 
