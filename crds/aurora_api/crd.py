@@ -134,7 +134,8 @@ def _describe_defaults(schema: dict[str, Any]) -> None:
     for child in schema.get("properties", {}).values():
         default = child.get("default")
         if default is not None and child.get("type") != "object":
-            text = json.dumps(default) if isinstance(default, (list, bool)) else default
+            in_quotes = child.get("type") == "string" and "enum" not in child  # as YAML needs a ratio
+            text = json.dumps(default) if in_quotes or isinstance(default, list | bool) else default
             child["description"] = f"{child['description']} Default: {text}."
         _describe_defaults(child)
     if "items" in schema:

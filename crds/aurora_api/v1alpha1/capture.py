@@ -17,15 +17,20 @@ class CaptureSpec(Model):
 
     sample_ratio: Ratio = Field(
         default="1",
-        description="Share of requests that are traced, from 0 (none) to 1 (all). Start a busy service at 0.05: a draft"
-        " needs thousands of answer tokens, not all of them.",
+        description=(
+            'Share of requests that are traced, from "0" (none) to "1" (all). Set "0.05" where traffic is high or'
+            " traces cost too much: some thousand answer tokens are enough for a draft. `topTokens` and"
+            " `training.traceStorageLimit` also bound the cost."
+        ),
     )
     top_tokens: int = Field(
         default=32,
         ge=1,
         le=256,
-        description="How many of the target's most likely tokens a trace keeps per position, with their probabilities."
-        " More of them make larger traces.",
+        description=(
+            "How many of the target's most likely tokens a trace keeps per position, with their probabilities."
+            " More tokens teach the draft more of the target's distribution, and make larger traces."
+        ),
     )
     shard_seconds: int = Field(
         default=20,
@@ -38,5 +43,8 @@ class CaptureSpec(Model):
         default=16384,
         ge=64,
         le=1048576,
-        description="A pod closes and uploads a shard of traces at this many token positions, or after `shardSeconds`.",
+        description=(
+            "A pod closes and uploads a shard of traces at this many token positions, or after `shardSeconds`."
+            " Lower it to upload smaller files."
+        ),
     )

@@ -53,11 +53,14 @@ class Condition(Model):
     """One statement about the speculator."""
 
     type: ConditionType = Field(
-        description="Ready: clients are served and nothing needs a human. Available: at least one pod serves clients."
-        " StorageReady: the store can be read and written. ServingReady: every wanted pod serves the version it should."
-        " TrainerReady: the trainer runs. CandidateValidated: the candidate passed its measurement."
-        " RolloutProgressing: a roll goes on, its watch included. Degraded: something needs a human. NameTaken: another"
-        " owner's object has a name that is needed. InvalidSpec: the spec cannot be used."
+        description=(
+            "Ready: clients are served and nothing needs a human; to ask only whether clients are served, read"
+            " Available. Available: at least one pod serves clients. StorageReady: the store can be read and"
+            " written. ServingReady: every wanted pod is ready on the version it should serve. TrainerReady: the"
+            " trainer runs. CandidateValidated: the candidate passed its measurement. RolloutProgressing: a roll"
+            " goes on, the watch after the promotion included. Degraded: something needs a human. NameTaken:"
+            " another owner's object has a name that is needed. InvalidSpec: the spec cannot be used."
+        )
     )
     status: ConditionStatus = Field(
         description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."

@@ -58,15 +58,20 @@ class DraftSpec(Model):
         default=1,
         ge=1,
         le=16,
-        description="Alternatives per proposed token, as SGLang's --speculative-eagle-topk. 1 proposes a chain, more"
-        " propose a tree.",
+        description=(
+            "Alternatives per proposed token, as SGLang's --speculative-eagle-topk. 1 proposes a chain. More"
+            " propose a tree, which accepts more and verifies more: set `draftTokens` too. Pods restart one by one"
+            " when it changes."
+        ),
     )
     draft_tokens: int | None = Field(
         default=None,
         ge=2,
         le=64,
-        description="Tokens that the target verifies in a round, the last accepted one included. Leave it unset for a"
-        " chain, where it is steps + 1. A tree needs a value.",
+        description=(
+            "Tokens that the target verifies in a round, counting the one that the round starts from. Leave it"
+            " unset for a chain, where it is steps + 1. Required when `branching` is above 1."
+        ),
     )
 
     @model_validator(mode="after")

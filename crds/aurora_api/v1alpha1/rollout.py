@@ -19,14 +19,18 @@ class AnalysisSpec(Model):
         default=20,
         ge=0,
         le=3600,
-        description="Seconds to wait after a swap, so that requests which the previous draft began can end. Set it"
-        " above the duration of your longest usual requests, because longer ones count for the new draft.",
+        description="Seconds to wait after the first swap of a roll, and again after the promotion, so that requests which the"
+        " previous draft began can end. Set it above the duration of your longest usual requests, because longer ones"
+        " count for the new draft.",
     )
     interval_seconds: int = Field(
         default=10,
         ge=1,
         le=3600,
-        description="Minimum seconds between two judgements. An interval is extended until it holds `minRequests`.",
+        description=(
+            "Minimum seconds between two judgements. An interval is extended until it holds `minRequests`. Raise"
+            " it for steadier judgements."
+        ),
     )
     min_requests: int = Field(
         default=50,
@@ -35,34 +39,53 @@ class AnalysisSpec(Model):
         description="Requests that each side needs before it is judged. Lower it for services with little traffic.",
     )
     max_accept_loss: Ratio = Field(
-        default="0.1", description="Share of the acceptance length that the new draft may lose: 0.1 is 10 %."
+        default="0.1",
+        description=(
+            'Share of the acceptance length that pods on the new draft may lose against the others: "0.1" is 10'
+            " %. A loss counts only beyond chance. Lower it to notice small losses; they take more requests."
+        ),
     )
     max_latency_increase: Ratio = Field(
         default="0.5",
-        description="Share by which the time between answer tokens may exceed that of pods on the active draft: 0.5 is"
-        " 50 %. A judgement is bad when the excess is beyond chance in three intervals in a row.",
+        description=(
+            'Share by which the time between answer tokens may exceed that of pods on the active draft: "0.5" is'
+            " 50 %. A judgement fails when the excess is beyond chance in three intervals in a row. Lower it where"
+            " latency matters and machines are alike."
+        ),
     )
     max_abort_increase: Ratio = Field(
-        default="0.02", description="How much the share of requests that clients abort may rise: 0.02 is two points."
+        default="0.02",
+        description=(
+            'How much the share of requests that clients abort may rise: "0.02" is two percentage points. Raise'
+            " it where clients often abort."
+        ),
     )
     failure_limit: int = Field(
         default=1,
         ge=0,
         le=100,
-        description="How many failed judgements, and separately how many engine crashes, to tolerate before rolling"
-        " back.",
+        description=(
+            "Roll back after more failed judgements in a roll than this, or after more engine crashes. The two"
+            " are counted apart. 0 rolls back at the first."
+        ),
     )
     consecutive_success_limit: int = Field(
         default=2,
         ge=0,
         le=100,
-        description="Good judgements in a row that the canary needs before the other pods follow. 0: no wait.",
+        description=(
+            "Number of good judgements in a row that the canary needs before the other pods follow. 0 does not"
+            " wait for any. Raise it to watch a canary for longer."
+        ),
     )
     watch_seconds: int = Field(
         default=300,
         ge=0,
         le=86400,
-        description="For how many seconds a promoted version is still judged. 0 stops judging at the promotion.",
+        description=(
+            "Seconds for which a promoted version is still judged, and rolled back if it fails. 0 stops judging"
+            " at the promotion. Raise it where traffic changes over the day."
+        ),
     )
 
 
@@ -71,38 +94,55 @@ class RolloutSpec(Model):
 
     paused: bool = Field(
         default=False,
-        description="Start no roll, and stop a roll in progress before its next pod. A rejected version is rolled back"
-        " all the same.",
+        description=(
+            "Start no roll, and stop a roll in progress before its next pod. A version that live traffic or a"
+            " person rejects is rolled back all the same."
+        ),
     )
     pin: int | None = Field(
         default=None,
         ge=0,
-        description="Serve this version, now and until `pin` is unset, whatever newer versions pass. The version must"
-        " have passed validation once.",
+        description=(
+            "Serve this version until `pin` is unset. The pods swap to it without a canary, live traffic does not"
+            " judge it, newer candidates wait, and training goes on. The version is 0, the initial draft, or one"
+            " that passed its measurement; else the condition Degraded says PinRefused and nothing is rolled out."
+        ),
     )
     canary: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Pods that take a new version first and are judged by live traffic. At most `serving.replicas`.",
+        description=(
+            "Number of pods that take a new version first and are judged by live traffic, at most"
+            " `serving.replicas`. Raise it to reach `analysis.minRequests` sooner."
+        ),
     )
     analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
     max_swapping: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Pods that swap at the same time after the canary. A swap pauses a pod for a fraction of a second.",
+        description=(
+            "Number of pods that swap at the same time after the canary. A swap pauses a pod for a fraction of a"
+            " second: raise it for many replicas."
+        ),
     )
     max_not_ready: int = Field(
         default=1,
         ge=0,
         le=1000,
-        description="Hold a roll while more pods than this are not ready, whatever the reason.",
+        description=(
+            "Hold a roll while more pods than this are not ready, whatever the reason. A replica that is lent to"
+            " a measurement does not count. Raise it for many replicas."
+        ),
     )
     progress_deadline_seconds: int = Field(
         default=600,
         ge=10,
         le=86400,
-        description="Roll back when no pod changed version for this many seconds. The clock stands still while a"
-        " roll is paused or held, and while the canary waits for traffic.",
+        description=(
+            "Roll back when no pod changed its version for this many seconds. The clock stands still while a roll"
+            " is paused or held, and while the canary waits for traffic. Raise it where pods download drafts"
+            " slowly."
+        ),
     )

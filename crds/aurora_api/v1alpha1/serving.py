@@ -47,13 +47,17 @@ class UpdateSpec(Model):
 
     max_surge: CountOrPercent = Field(
         default=1,
-        description="Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs"
-        " a machine of its own.",
+        description=(
+            "Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs a"
+            " machine of its own: where none is to spare, set 0 here and `maxUnavailable` to 1."
+        ),
     )
     max_unavailable: CountOrPercent = Field(
         default=0,
-        description="Pods, or a percentage of `replicas`, that may be missing during an update. Set it to 1, and"
-        " `maxSurge` to 0, where no machine is to spare.",
+        description=(
+            "Pods, or a percentage of `replicas`, that may be missing during an update. Set 1, with `maxSurge` 0,"
+            " where no machine is to spare. A single replica is then away during an update."
+        ),
     )
 
 
@@ -85,8 +89,10 @@ class ServingSpec(Model):
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Further arguments for SGLang's server, such as `--tp` and `2`. Arguments that `spec` sets, or that"
-        " break draft swaps, are refused.",
+        description=(
+            "Further arguments for SGLang's server, such as `--tp` and `2`. The API server refuses arguments that"
+            " `spec` sets or that break draft swaps. An unknown flag shows in the condition InvalidSpec."
+        ),
         json_schema_extra=rules(
             (
                 _refuse("--api-key", "--admin-api-key"),

@@ -31,7 +31,7 @@ class VersionStatus(Model):
     """One version of the draft, with its measured speed."""
 
     version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
-    digest: str = Field(default="", description="SHA-256 of the draft's files in the store.")
+    digest: str = Field(default="", description=("SHA-256 of the draft's weights file in the store."))
     speedup: str | None = Field(
         default=None,
         description="Measured throughput over the target without speculation: estimate and interval, for example"
@@ -39,8 +39,10 @@ class VersionStatus(Model):
     )
     gain: str | None = Field(
         default=None,
-        description="Measured throughput over the version that was active during the measurement: estimate and"
-        " interval.",
+        description=(
+            "Measured throughput over the version that was active during the measurement: estimate and interval,"
+            " for example 1.10x (1.07-1.13)."
+        ),
     )
     speedup_source: str | None = Field(
         default=None, description="Hardware, data type and concurrency with which speedup and gain were measured."
@@ -48,7 +50,10 @@ class VersionStatus(Model):
     evidence: str | None = Field(default=None, description="Key of the measurement's record in the store.")
     since: Timestamp | None = Field(
         default=None,
-        description="Active version: when it became active. Candidate: when its present attempt began, or failed.",
+        description=(
+            "When the active version became active, or when the candidate's present attempt began or failed."
+            " Unset for the previous version."
+        ),
     )
 
 
@@ -71,12 +76,14 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
     job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
     pod: str | None = Field(
-        default=None, description="The replica that the candidate is measured on. Unset when its Job has its own pod."
+        default=None, description=("The replica that the candidate is measured on. Unset with `measureOn: Job`.")
     )
     waiting_version: int | None = Field(
         default=None,
-        description="An older version that passed its measurement and was not rolled out yet. It can still be rolled"
-        " out while this candidate is measured.",
+        description=(
+            "An older version that passed its measurement and waits for its roll. Measuring this candidate does"
+            " not block that roll."
+        ),
     )
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
@@ -86,18 +93,26 @@ class RolloutStatus(Model):
 
     phase: RolloutPhase = Field(
         default=RolloutPhase.IDLE,
-        description="Idle: no roll. Canary: the first pods get the version and are judged. Rolling: the other pods"
-        " get it. Watching: the version is active and still judged. RollingBack: all pods return to the active version."
-        " Paused: no further pod gets the version.",
+        description=(
+            "Idle: no roll. Canary: the first pods get the version and are judged. Rolling: the other pods get"
+            " it. Watching: the version is active and still judged. RollingBack: all pods return to the version"
+            " before this roll. Paused: no further pod gets the version."
+        ),
     )
     version: int | None = Field(default=None, description="The version of this roll.")
     updated: int = Field(default=0, ge=0, description="Number of ready pods that serve this version.")
-    total: int = Field(default=0, ge=0, description="Number of pods in the roll. A replica lent out is not counted.")
+    total: int = Field(
+        default=0,
+        ge=0,
+        description=("Number of pods in the roll. A replica that is lent to a measurement is not counted."),
+    )
     started: Timestamp | None = Field(default=None, description="When the roll started.")
     progressed: Timestamp | None = Field(
         default=None,
-        description="When the roll last made progress: a pod changed its version, or the phase changed. The progress"
-        " deadline counts from here. Unset while too many pods are not ready: the deadline stands still.",
+        description=(
+            "When the roll last made progress: a pod changed its version, or the phase changed. The progress"
+            " deadline counts from here. Unset while too many pods are not ready."
+        ),
     )
     epoch: int = Field(
         default=0,
@@ -106,9 +121,16 @@ class RolloutStatus(Model):
         " refuses requests of an outdated decision.",
     )
     last_judgement: str = Field(
-        default="", description="Last judgement of this version by live traffic. Changes once per judged window."
+        default="",
+        description=("Result of the last interval in which live traffic judged this version, with its figures."),
     )
-    message: str = Field(default="", description="Present activity of the roll, or why the roll waits or ended.")
+    message: str = Field(
+        default="",
+        description=(
+            "Present activity of the roll, or why the roll waits or ended. The next roll overwrites it: `history`"
+            " keeps the reasons."
+        ),
+    )
 
 
 class PodStatus(Model):
@@ -121,8 +143,11 @@ class PodStatus(Model):
     )
     state: str = Field(
         default="",
-        description="Ready, Starting, Pending, Terminating, AgentUnreachable, Staging, Swapping, SwapFailed, Draining,"
-        " Measuring, Returning, or Kubernetes' reason why a container does not run.",
+        description=(
+            "Ready; Pending or Starting; Terminating; AgentUnreachable; Staging (downloads a draft), Swapping or"
+            " SwapFailed; Draining, Measuring or Returning (lent to a measurement); or Kubernetes' reason why a"
+            " container does not run."
+        ),
     )
     accept_length: str | None = Field(
         default=None, description="Answer tokens per verify round over about the last minute, bonus token included."
@@ -136,10 +161,15 @@ class TrainingStatus(Model):
         default="", description="Activity of the trainer: Starting, WaitingForTraces, Training or Suspended."
     )
     step: int = Field(default=0, description="Number of optimizer steps so far.")
-    trained_tokens: int = Field(default=0, description="Number of answer tokens trained on so far, repeats included.")
+    trained_tokens: int = Field(
+        default=0, description=("Number of traced token positions trained on so far, each counted once.")
+    )
     held_out_accept_length: str | None = Field(
         default=None,
-        description="Answer tokens per verify round that the newest draft would reach on held-out requests.",
+        description=(
+            "Answer tokens per verify round that the newest draft would reach on held-out requests, bonus token"
+            " included."
+        ),
     )
     vocabulary_coverage: str | None = Field(
         default=None,
@@ -154,7 +184,11 @@ class HistoryEntry(Model):
 
     time: Timestamp = Field(description="When it was decided.")
     event: str = Field(
-        description="Promoted, Rejected, Inconclusive, RolledBack, RolloutStopped, Paused, Resumed, Vouched or Pinned."
+        description=(
+            "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
+            " roll. RolloutStopped: its roll ended without blame. Paused, Resumed: by a person. Vouched: a person"
+            " ended its judgement. Pinned: by a person."
+        )
     )
     version: int = Field(description="The version that the decision is about.")
     message: str = Field(default="", description="Why it was decided.")
@@ -168,11 +202,14 @@ class SpeculatorStatus(Model):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Ready, Available and the conditions behind them. See each type's description.",
+        description=("Ready, Available and the conditions behind them: see `conditions.type`."),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     lineage: int | None = Field(
-        default=None, description="Number of the family of drafts. A new target or draft shape starts a new one."
+        default=None,
+        description=(
+            "Number of the lineage: all drafts that share target, architecture and size of the vocabulary map."
+        ),
     )
     active: VersionStatus | None = Field(default=None, description="The version that all pods should serve.")
     previous: VersionStatus | None = Field(
@@ -195,8 +232,19 @@ class SpeculatorStatus(Model):
     replicas: int = Field(default=0, description="Number of inference pods that exist and are not terminating.")
     ready_replicas: int = Field(default=0, description="Number of inference pods whose engine is ready.")
     selector: str = Field(default="", description="Label selector of the inference pods, for the scale subresource.")
-    traces: int = Field(default=0, description="Number of traced answer tokens that the present pods have uploaded.")
-    rejected: list[int] = Field(default_factory=list, description="Versions that are never rolled out again.")
+    traces: int = Field(
+        default=0,
+        description=(
+            "Number of traced answer tokens that the present pods have uploaded. It falls when a pod is replaced."
+        ),
+    )
+    rejected: list[int] = Field(
+        default_factory=list,
+        description=(
+            "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
+            " person rejected them."
+        ),
+    )
     pods: list[PodStatus] = Field(
         default_factory=list, max_length=MAX_PODS_SHOWN, description="The inference pods, the first 64 by name."
     )
@@ -205,8 +253,10 @@ class SpeculatorStatus(Model):
     )
     operator_state: dict[str, Any] = Field(
         default_factory=dict,
-        description="Opaque state from which a restarted operator resumes a roll. Not an API: do not read or edit it."
-        " A roll whose state is lost stops. Its version is not rejected and can be rolled out again.",
+        description=(
+            "Opaque state from which a restarted operator resumes a roll. Not an API: do not read or edit it. If"
+            " it is lost, the roll stops, and its version can be rolled out again."
+        ),
         # Atomic: server-side apply replaces the map as a whole. A granular map that loses its last key becomes null.
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"},
     )

@@ -29,7 +29,7 @@ class ConcurrencyTolerance(Model):
     """The tolerance at one concurrency."""
 
     concurrency: int = Field(ge=1, le=1024, description="One of `validation.concurrencies`, not the primary one.")
-    tolerance: Ratio = Field(description="Share of throughput that may be lost at this concurrency.")
+    tolerance: Ratio = Field(description=('Share of throughput that may be lost at this concurrency: "0.02" is 2 %.'))
 
 
 class Tolerance(Model):
@@ -45,7 +45,13 @@ class Tolerance(Model):
         )
     }
 
-    default: Ratio = Field(default="0.05", description="Tolerance where `perConcurrency` names no other.")
+    default: Ratio = Field(
+        default="0.05",
+        description=(
+            'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The lower bound of the 95 % interval'
+            " must stay within it. Lower it where no concurrency may lose."
+        ),
+    )
     per_concurrency: list[ConcurrencyTolerance] | None = Field(
         default=None,
         max_length=7,
@@ -83,66 +89,98 @@ class ValidationSpec(Model):
         default_factory=lambda: [1, 4],
         min_length=1,
         max_length=8,
-        description="Numbers of requests under way at which throughput is measured. Choose what your pods see: the"
-        " usual load and the peak.",
+        description=(
+            "Numbers of requests in flight at which throughput is measured. Choose what one pod sees: its usual"
+            " load and its peak."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     primary_concurrency: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="The concurrency at which a candidate must improve. Unset: the lowest of `concurrencies`.",
+        description=(
+            "The one of `concurrencies` at which a candidate must gain `minImprovement`. At the others it must"
+            " stay within `tolerance`. Unset: the lowest. Set it to the usual load of a pod."
+        ),
     )
     min_improvement: Ratio = Field(
         default="0.05",
-        description="Gain in throughput over the active draft that a candidate must show at the primary concurrency:"
-        " 0.05 is 5 %. The lower bound of the 95 % interval must reach it.",
+        description=(
+            "Gain in throughput over the active draft that a candidate must show at the primary concurrency:"
+            ' "0.05" is 5 %. The lower bound of the 95 % interval must reach it. Raise it to roll out fewer,'
+            " larger gains."
+        ),
     )
     tolerance: Tolerance = Field(default_factory=Tolerance)
     min_rounds: int = Field(
-        default=5, ge=3, le=100, description="Rounds of measurement before speed can decide about a candidate."
+        default=5,
+        ge=3,
+        le=100,
+        description=(
+            "Smallest number of measurement rounds before a candidate passes or fails by its speed. Raise it on"
+            " noisy machines."
+        ),
     )
     max_rounds: int = Field(
         default=12,
         ge=3,
         le=1000,
-        description="Rounds after which an undecided measurement ends. Raise it where intervals stay wide.",
+        description=(
+            "Number of measurement rounds after which an undecided measurement ends as inconclusive. Raise it"
+            " where intervals stay wide."
+        ),
     )
     prompts_per_round: int = Field(
         default=4,
         ge=1,
         le=1024,
-        description="Held-out prompts per arm and round, for each unit of concurrency. More prompts make narrower"
-        " intervals and longer rounds.",
+        description=(
+            "Held-out prompts that each draft and baseline answers in a round, times the concurrency: 4 at"
+            " concurrency 16 is 64 prompts. More prompts make narrower intervals and longer rounds."
+        ),
     )
     max_new_tokens: int = Field(
-        default=128, ge=1, le=8192, description="Longest answer in tokens. Choose the usual length of your answers."
+        default=128,
+        ge=1,
+        le=8192,
+        description=("Longest answer in a measurement, in tokens. Choose the usual length of your answers."),
     )
     baselines: list[Baseline] = Field(
         default_factory=list,
         max_length=1,
-        description="Baselines to measure beside the drafts, for comparison only. NGRAM proposes tokens from earlier"
-        " text and needs no draft. In a measurement it starts each batch without earlier answers, so in service with"
-        " repetitive traffic it does better.",
+        description=(
+            "Speculation without a draft model to measure beside the drafts, for comparison only. NGRAM, the only"
+            " one, proposes tokens from earlier text. A measurement underrates it for repetitive traffic, because"
+            " each batch starts without earlier answers. Unset: none."
+        ),
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     baseline_max_age_seconds: int = Field(
         default=86400,
         ge=0,
         le=31536000,
-        description="How many seconds a measurement without speculation, and of `baselines`, is reused for later"
-        " candidates on the same machine and settings. 0 measures anew each time.",
+        description=(
+            "Seconds for which measurements without speculation, and of `baselines`, are reused for later"
+            " candidates on the same machine and settings. 0 measures anew each time."
+        ),
     )
     measure_on: MeasureOn = Field(
         default=MeasureOn.JOB,
-        description="`Job` measures in an extra pod shaped like an inference pod. `Replica` measures on one of at least"
-        " two replicas, which leaves the Service meanwhile: choose it where no machine is to spare.",
+        description=(
+            "`Job` measures in an extra pod shaped like an inference pod. `Replica` takes one replica out of the"
+            " Service, measures on it and returns it: choose it where no machine is to spare. It needs"
+            " `serving.replicas` of at least 2, and candidates wait otherwise."
+        ),
     )
     timeout_seconds: int = Field(
         default=3600,
         ge=60,
         le=86400,
-        description="How many seconds a measurement may take. Raise it for targets that load slowly.",
+        description=(
+            "Seconds that a measurement may take. A measurement that takes longer is repeated later. Raise it for"
+            " targets that load slowly."
+        ),
     )
     template: PodTemplate = pod_template("the validation pod", ["validator"])
 
