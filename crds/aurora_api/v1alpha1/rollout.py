@@ -19,9 +19,9 @@ class AnalysisSpec(Model):
         default=20,
         ge=0,
         le=3600,
-        description="Seconds to wait after the first swap of a roll, and again after the promotion, so that requests which the"
-        " previous draft began can end. Set it above the duration of your longest usual requests, because longer ones"
-        " count for the new draft.",
+        description="Seconds to wait after the first swap of a roll, and again after the promotion, so that requests"
+        " which the previous draft began can end. Set it above the duration of your longest usual requests, because"
+        " longer ones count for the new draft.",
     )
     interval_seconds: int = Field(
         default=10,
