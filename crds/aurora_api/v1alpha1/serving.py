@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aurora_api.base import CountOrPercent, Model
 from aurora_api.v1alpha1.cel import matches, rules
-from aurora_api.v1alpha1.template import PodTemplate, pod_template
+from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
 class Device(StrEnum):
@@ -128,4 +128,10 @@ class ServingSpec(Model):
         ),
     )
     update: UpdateSpec = Field(default_factory=UpdateSpec)
-    template: PodTemplate = pod_template("an inference pod", ["sglang", "agent"], ["stage"])
+    template: PodTemplate = template_field(
+        "an inference pod",
+        ["sglang", "agent"],
+        ["stage"],
+        note="A change restarts the pods, and stops a roll or a watch that live traffic judges. Labels and annotations"
+        " also reach a validation pod that measures in its own Job.",
+    )

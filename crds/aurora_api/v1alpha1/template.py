@@ -64,8 +64,12 @@ class PodTemplate(Model):
     )
 
 
-def pod_template(pod: str, containers: Sequence[str], init_containers: Sequence[str] = ()) -> Any:
-    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``pod``."""
+def template_field(pod: str, containers: Sequence[str], init_containers: Sequence[str] = (), note: str = "") -> Any:
+    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``pod``.
+
+    Args:
+        note: sentences to add to the description.
+    """
 
     def only(field: str, names: Sequence[str]) -> tuple[str, str]:
         known = f"self.spec.{field}.all(c, c.name in {list(names)})" if names else f"size(self.spec.{field}) == 0"
@@ -74,8 +78,9 @@ def pod_template(pod: str, containers: Sequence[str], init_containers: Sequence[
         return f"!has(self.spec) || !has(self.spec.{field}) || {known}", message
 
     names = ", ".join(f"`{name}`" for name in (*init_containers, *containers))
+    changes = f"Changes to {pod}: resources, node placement, volumes, environment. Containers: {names}."
     return Field(
         default_factory=PodTemplate,
-        description=f"Changes to {pod}: resources, node placement, volumes, environment. Containers: {names}.",
+        description=" ".join(filter(None, (changes, note))),
         json_schema_extra=rules(only("containers", containers), only("initContainers", init_containers)),
     )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
 from aurora_api.v1alpha1.cel import rules
-from aurora_api.v1alpha1.template import PodTemplate, pod_template
+from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
 
@@ -100,7 +100,7 @@ class TrainingSpec(Model):
             " the oldest shards, trained or not. Raise it to replay more of the past."
         ),
     )
-    template: PodTemplate = pod_template("the trainer's pod", ["trainer"])
+    template: PodTemplate = template_field("the trainer's pod", ["trainer"])
 
     @property
     def trace_storage_bytes(self) -> int:

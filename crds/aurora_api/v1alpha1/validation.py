@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.cel import rules
-from aurora_api.v1alpha1.template import PodTemplate, pod_template
+from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
 class Baseline(StrEnum):
@@ -182,7 +182,7 @@ class ValidationSpec(Model):
             " targets that load slowly."
         ),
     )
-    template: PodTemplate = pod_template("the validation pod", ["validator"])
+    template: PodTemplate = template_field("the validation pod", ["validator"])
 
     @property
     def concurrencies_primary_first(self) -> tuple[int, ...]:
