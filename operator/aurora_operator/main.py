@@ -17,7 +17,7 @@ import kopf
 from prometheus_client import start_http_server
 
 from aurora_api import GROUP, PLURAL, VERSION
-from aurora_operator.children.metadata import INSTANCE_LABEL, MANAGED_BY
+from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
 from aurora_operator.errors import ConfigError
 from aurora_operator.kubernetes_api import HttpKubernetesApi
 from aurora_operator.logs import configure_logs
@@ -45,7 +45,7 @@ def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
     kopf.on.cleanup(registry=registry)(handlers.stop)
     kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(handlers.on_speculator)
     for resource in WATCHED_CHILDREN:
-        kopf.on.event(*resource, registry=registry, labels=MANAGED_BY)(handlers.on_child)
+        kopf.on.event(*resource, registry=registry, labels=COMMON_LABELS)(handlers.on_child)
     return registry
 
 
@@ -66,7 +66,7 @@ class EventHandlers:
         settings.watching.client_timeout = 360
         settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
-        labels = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+        labels = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
         for resource in WATCHED_CHILDREN:
             settings.watching.label_selectors[resource] = labels
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))

@@ -2,8 +2,9 @@
 
 Always set:
 
-``Ready``            True while clients are served and nothing needs a human. A scale-up, an update of the pods or one
-                     unready pod of several leaves it True, with the reason and "n of m" in the message.
+``Ready``            True while clients are served and nothing needs a human. NameTaken, InvalidSpec and Degraded each
+                     make it False. A scale-up, an update of the pods or one unready pod of several leaves it True, with
+                     the reason and "n of m" in the message.
 ``Available``        True while at least one pod that clients can reach serves. The message says n of m.
 ``StorageReady``     The store can be read and written, and keeps create-once.
 ``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
@@ -80,7 +81,7 @@ class Condition(Model):
     last_transition_time: Timestamp = Field(description="When status last changed.")
 
 
-def merge(old: Sequence[Condition], new: Sequence[Condition]) -> tuple[Condition, ...]:
+def with_kept_transition_times(old: Sequence[Condition], new: Sequence[Condition]) -> tuple[Condition, ...]:
     """``new`` with the transition times of ``old`` where the status did not change."""
     known = {c.type: c for c in old}
     return tuple(

@@ -53,20 +53,20 @@ class ChildWriter:
         self._applied: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
-        self, owner: Owner, keys: Object | None, children: Sequence[Object], live: Mapping[tuple[str, str], Object]
+        self, owner: Owner, keys: Object | None, children: Sequence[Object], existing: Mapping[tuple[str, str], Object]
     ) -> WriteResult:
-        """Create the Secret ``keys`` unless it exists, then apply ``children``. ``live`` holds our existing children.
+        """Create the Secret ``keys`` unless it exists, then apply ``children``. ``existing`` holds our children so far.
 
-        Raises :class:`KubernetesError` when the API server is unavailable.
+        Raises :class:`KubernetesError` when the API server is unavailable, or refuses to read an object.
         """
         errors, name_taken = list[str](), list[str]()
         if keys is not None and not await self._create_keys(owner, keys):
             name_taken.append(_title(keys))
         for child in children:
-            existing = live.get(_key(child))
-            if existing is None and await self._is_taken(owner, child):
+            current = existing.get(_key(child))
+            if current is None and await self._is_taken(owner, child):
                 name_taken.append(_title(child))
-            elif error := await self._apply(child, existing):
+            elif error := await self._apply(child, current):
                 errors.append(error)
         return WriteResult(tuple(errors), tuple(name_taken))
 

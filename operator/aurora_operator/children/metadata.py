@@ -17,14 +17,15 @@ INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 """Values of the component label."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
-MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+COMMON_LABELS = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+"""Labels of every child and pod.
+
+Workloads' selectors are immutable: add labels to COMMON_LABELS, not to :func:`selector`.
+"""
 
 
 def selector(owner: Owner, component: str = "") -> dict[str, str]:
-    """Labels that find a speculator's objects, or those of one component.
-
-    Workloads' selectors are immutable, so labels can never be added here.
-    """
+    """Labels that find a speculator's objects, or those of one component."""
     labels = {"app.kubernetes.io/name": "aurora", INSTANCE_LABEL: owner.name}
     return labels | ({COMPONENT_LABEL: component} if component else {})
 
@@ -62,7 +63,7 @@ def child(owner: Owner, api_version: str, kind: str, name: str, component: str =
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
-            "labels": selector(owner, component) | MANAGED_BY,
+            "labels": selector(owner, component) | COMMON_LABELS,
             "ownerReferences": [
                 {
                     "apiVersion": API_VERSION,

@@ -10,7 +10,7 @@ from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_operator.children.metadata import MANAGED_BY, selector
+from aurora_operator.children.metadata import COMMON_LABELS, selector
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.template_merge import merge
 from aurora_operator.kubernetes_api import Object
@@ -91,7 +91,7 @@ def pod_template(
     for override in overrides:
         merged = merge(merged, override.spec)
         metadata = merge(metadata, override.metadata.model_dump(exclude_defaults=True))
-    metadata["labels"] = metadata.get("labels", {}) | selector(owner, component) | MANAGED_BY | labels
+    metadata["labels"] = metadata.get("labels", {}) | selector(owner, component) | COMMON_LABELS | labels
     return {"metadata": metadata, "spec": merged}
 
 

@@ -143,8 +143,8 @@ class StoreView:
 
 
 @dataclass(frozen=True)
-class LiveWindow:
-    """Engine counters of one pod at the start of the live window."""
+class CounterSample:
+    """Engine counters of one pod at ``time``."""
 
     boot: str
     time: datetime
@@ -167,8 +167,8 @@ class Observed:
     """Whether the Secret with the generated keys exists and is ours."""
     disruptions_allowed: int | None = None
     """How many more pods the disruption budget allows to leave now; None while that is unknown."""
-    live_window: Mapping[str, LiveWindow] = field(default_factory=dict)
-    """By pod name. The windows feed only the figures in the status; no decision depends on them."""
+    recent_counters: Mapping[str, CounterSample] = field(default_factory=dict)
+    """By pod name. The samples feed only the figures in the status; no decision depends on them."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
     fenced: bool = False

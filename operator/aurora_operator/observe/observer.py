@@ -5,7 +5,7 @@ Invariants:
 - The order is Jobs, pods, store. A finished Job's termination message and evidence are therefore never missed.
 - Only a failure of the API server ends an observation early.
 - The observer may lose everything that it keeps between observations (connections, cached create-once records, the
-  live window) without changing a decision.
+  recent counters) without changing a decision.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.annotations import user_requests
-from aurora_operator.observe.live_window import LiveWindowTracker
 from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.secret_values import find_secret, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store_access import StoreAccess
@@ -51,7 +51,7 @@ class Observer:
         self._api, self._agents = api, agents
         self.namespace, self.name = namespace, name
         self._store = StoreAccess(api)
-        self._live_window = LiveWindowTracker()
+        self._counter_history = CounterHistory()
 
     @property
     def store_reader(self) -> StoreReader | None:
@@ -79,7 +79,7 @@ class Observer:
             store=await self._store.view(owner, spec, status.versions() | pinned),
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
-            live_window=self._live_window.update(pods, datetime.now(UTC)),
+            recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             user_requests=user_requests(stored),
         )
         return Snapshot(observed, live, token)

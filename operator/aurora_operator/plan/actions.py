@@ -49,9 +49,9 @@ class Plan:
     advance: Channel | None = None
     status: SpeculatorStatus | None = None
     """None: the stored status needs no change."""
+    delete_jobs: tuple[str, ...] = ()
     job: Object | None = None
     """A Job to create unless it exists."""
-    delete_jobs: tuple[str, ...] = ()
     swaps: tuple[Swap, ...] = ()
     leases: tuple[LeaseRequest, ...] = ()
     notes: tuple[EventNote, ...] = field(default=())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, merge
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.lending import withdrawn_pods
@@ -15,7 +15,7 @@ from aurora_protocol.training_records import TrainerPhase
 
 
 @dataclass(frozen=True)
-class Content:
+class ConditionContent:
     """Status, reason and message of one condition. ``status`` None: unknown."""
 
     status: bool | None
@@ -23,7 +23,7 @@ class Content:
     message: str
 
 
-Contents = Mapping[ConditionType, Content]
+ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 _NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
@@ -43,9 +43,9 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
         ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
         ConditionType.DEGRADED: _degraded(observed, status),
         ConditionType.NAME_TAKEN: _name_taken(observed),
-        ConditionType.INVALID_SPEC: Content(False, "AsExpected", ""),
+        ConditionType.INVALID_SPEC: ConditionContent(False, "AsExpected", ""),
     }
-    present = {kind: content for kind, content in contents.items() if content is not None}
+    present = {type_: content for type_, content in contents.items() if content is not None}
     ordered = {ConditionType.READY: _ready(present, status), **present}
     yield from _merged(status=observed.status, contents=ordered, generation=observed.owner.generation, now=now)
 
@@ -59,105 +59,110 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
     """
     text = f"the spec cannot be used, and nothing is changed until it is corrected: {message}"
     contents = {
-        ConditionType.READY: Content(False, "InvalidSpec", text),
-        ConditionType.INVALID_SPEC: Content(True, "InvalidSpec", text),
+        ConditionType.READY: ConditionContent(False, "InvalidSpec", text),
+        ConditionType.INVALID_SPEC: ConditionContent(True, "InvalidSpec", text),
     }
     changed = {c.type: c for c in _merged(status=old, contents=contents, generation=generation, now=now)}
     kept = [changed.pop(condition.type, condition) for condition in old.conditions]
     return old.model_copy(update={"observed_generation": generation, "conditions": [*kept, *changed.values()]})
 
 
-def _merged(*, status: SpeculatorStatus, contents: Contents, generation: int, now: datetime) -> tuple[Condition, ...]:
+def _merged(
+    *, status: SpeculatorStatus, contents: ContentByType, generation: int, now: datetime
+) -> tuple[Condition, ...]:
     """``contents`` as conditions. Transition times are kept where the status did not change."""
     made = [
         Condition(
-            type=kind,
+            type=type_,
             status=_STATUS[content.status],
             reason=content.reason,
             message=content.message,
             observed_generation=generation,
             last_transition_time=now,
         )
-        for kind, content in contents.items()
+        for type_, content in contents.items()
     ]
-    return merge(status.conditions, made)
+    return with_kept_transition_times(status.conditions, made)
 
 
-def _ready(contents: Contents, status: SpeculatorStatus) -> Content:
+def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionContent:
     """False only when something needs a human, when the store cannot be used, or when no pod serves.
 
     A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
     ready also leave Ready True while others serve, and reason and message then name the problem.
     """
-    for kind in _NEEDS_A_HUMAN:
-        if contents[kind].status:
-            return Content(False, contents[kind].reason, contents[kind].message)
+    for type_ in _NEEDS_A_HUMAN:
+        content = contents.get(type_)
+        if content is not None and content.status:
+            return ConditionContent(False, content.reason, content.message)
     storage, serving = contents[ConditionType.STORAGE_READY], contents[ConditionType.SERVING_READY]
     if not storage.status:
-        return Content(False, f"Storage{storage.reason}", storage.message)
+        return ConditionContent(False, f"Storage{storage.reason}", storage.message)
     if not serving.status:
-        return Content(bool(contents[ConditionType.AVAILABLE].status), serving.reason, serving.message)
+        return ConditionContent(bool(contents[ConditionType.AVAILABLE].status), serving.reason, serving.message)
     rolling_out = status.rollout.phase is not RolloutPhase.IDLE
-    return Content(True, status.rollout.phase.value if rolling_out else serving.reason, serving.message)
+    return ConditionContent(True, status.rollout.phase.value if rolling_out else serving.reason, serving.message)
 
 
-def _available(observed: Observed) -> Content:
+def _available(observed: Observed) -> ConditionContent:
     wanted = observed.spec.serving.replicas
     serving = sum(view.ready and not view.terminating and view.measurement is None for view in observed.pods)
     message = f"{serving} of {wanted} pods serve clients"
     if serving:
-        return Content(True, "PodsServe", message)
-    return Content(False, "NoPodServes" if wanted else "ScaledToZero", message if wanted else "no pods are wanted")
+        return ConditionContent(True, "PodsServe", message)
+    return ConditionContent(
+        False, "NoPodServes" if wanted else "ScaledToZero", message if wanted else "no pods are wanted"
+    )
 
 
-def _storage(observed: Observed) -> Content:
+def _storage(observed: Observed) -> ConditionContent:
     store = observed.store
     if not store.ok:
-        return Content(False, store.reason, store.error)
-    return Content(True, "Ready", "the store can be read and written, and keeps create-once")
+        return ConditionContent(False, store.reason, store.error)
+    return ConditionContent(True, "Ready", "the store can be read and written, and keeps create-once")
 
 
-def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> Content:
+def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> ConditionContent:
     wanted, workload = observed.spec.serving.replicas, observed.deployment
     if wanted == 0:
-        return Content(True, "ScaledToZero", "no pods are wanted")
+        return ConditionContent(True, "ScaledToZero", "no pods are wanted")
     ready = min(workload.ready if workload else 0, status.ready_replicas)
     text = f"{ready} of {wanted} pods are ready"
     if workload is None or not workload.current:
         reason = (workload.message if workload else "") or "pods of the current template are being started"
-        return Content(False, "PodsUpdating", f"{text}; {reason}")
+        return ConditionContent(False, "PodsUpdating", f"{text}; {reason}")
     if observed.store.ok and observed.store.channel is None:
-        return Content(False, "WaitingForDraft", "the trainer has not registered the initial draft yet")
+        return ConditionContent(False, "WaitingForDraft", "the trainer has not registered the initial draft yet")
     lent = len(withdrawn_pods(observed))
     if ready + lent < wanted:
         waiting = sorted({pod.waiting for pod in observed.pods if pod.waiting})
         scaling = status.replicas < wanted
-        return Content(
+        return ConditionContent(
             False, "Scaling" if scaling else "PodsNotReady", text + (f" ({', '.join(waiting)})" if waiting else "")
         )
     text = f"{up_to_date} of {wanted} pods serve the version they should"
     if up_to_date + lent < wanted:
-        return Content(False, "SwapsPending", text)
+        return ConditionContent(False, "SwapsPending", text)
     if lent:
-        return Content(True, "Measuring", f"{text}; {lent} is lent to a measurement")
-    return Content(True, "Serving", text)
+        return ConditionContent(True, "Measuring", f"{text}; {lent} is lent to a measurement")
+    return ConditionContent(True, "Serving", text)
 
 
-def _trainer(observed: Observed, status: SpeculatorStatus) -> Content:
+def _trainer(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
-        return Content(False, "PodNotReady", message)
+        return ConditionContent(False, "PodNotReady", message)
     if observed.spec.training.suspended:
-        return Content(True, "Suspended", "training is suspended; serving goes on with the active draft")
+        return ConditionContent(True, "Suspended", "training is suspended; serving goes on with the active draft")
     record = observed.store.trainer
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
-        return Content(False, "Starting", record.message)
+        return ConditionContent(False, "Starting", record.message)
     message = (record.message if record else "") or "the trainer runs"
-    return Content(True, status.training.phase or "Starting", message)
+    return ConditionContent(True, status.training.phase or "Starting", message)
 
 
-def _candidate(status: SpeculatorStatus) -> Content | None:
+def _candidate(status: SpeculatorStatus) -> ConditionContent | None:
     candidate = status.candidate
     if candidate is None:
         return None
@@ -165,11 +170,11 @@ def _candidate(status: SpeculatorStatus) -> Content | None:
     if candidate.waiting_version is not None:
         message += f"; version {candidate.waiting_version} passed and waits for its roll"
     if candidate.phase is CandidatePhase.VALIDATING:
-        return Content(None, "Validating", message)
-    return Content(candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, message)
+        return ConditionContent(None, "Validating", message)
+    return ConditionContent(candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, message)
 
 
-def _rollout(status: SpeculatorStatus) -> Content | None:
+def _rollout(status: SpeculatorStatus) -> ConditionContent | None:
     rollout = status.rollout
     if rollout.version is None:
         return None
@@ -177,24 +182,24 @@ def _rollout(status: SpeculatorStatus) -> Content | None:
     ended = "RolledBack" if rollout.version in status.rejected else "Done"
     reason = ended if rollout.phase is RolloutPhase.IDLE else rollout.phase.value
     pods = f"version {rollout.version} on {rollout.updated} of {rollout.total} pods"
-    return Content(under_way, reason, f"{pods}: {rollout.message}" if rollout.message else pods)
+    return ConditionContent(under_way, reason, f"{pods}: {rollout.message}" if rollout.message else pods)
 
 
-def _degraded(observed: Observed, status: SpeculatorStatus) -> Content:
+def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
     if observed.apply_errors:
-        return Content(True, "ApplyRefused", "; ".join(observed.apply_errors))
+        return ConditionContent(True, "ApplyRefused", "; ".join(observed.apply_errors))
     pin, store = observed.spec.rollout.pin, observed.store
     if pin is not None and store.ok and store.channel and not store.may_be_pinned(pin):
         message = f"rollout.pin: version {pin} never passed its measurement. Nothing is rolled out until pin is unset"
-        return Content(True, "PinRefused", f"{message} or names a version that passed")
+        return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
     if status.rollout.phase is RolloutPhase.IDLE:
         checksums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
         if len(checksums - {None}) > 1:
-            return Content(True, "WeightsDiffer", "pods that serve the active version hold different weights")
+            return ConditionContent(True, "WeightsDiffer", "pods that serve the active version hold different weights")
     for view in observed.pods:
         if reason := _cannot_return(view, status):
-            return Content(True, "SwapFailed", reason)
-    return Content(False, "AsExpected", "")
+            return ConditionContent(True, "SwapFailed", reason)
+    return ConditionContent(False, "AsExpected", "")
 
 
 def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
@@ -207,8 +212,10 @@ def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
     return f"pod {view.name} cannot return to version {active}: {swap.error}"
 
 
-def _name_taken(observed: Observed) -> Content:
+def _name_taken(observed: Observed) -> ConditionContent:
     if not observed.name_taken:
-        return Content(False, "AsExpected", "")
-    objects = ", ".join(observed.name_taken)
-    return Content(True, "NameTaken", f"{objects}: the object belongs to another owner. Rename or delete one of them")
+        return ConditionContent(False, "AsExpected", "")
+    objects, several = ", ".join(observed.name_taken), len(observed.name_taken) > 1
+    problem = f"{objects} {'exist and are' if several else 'exists and is'} not this speculator's"
+    remedy = f"Delete {'them' if several else 'it'}, or give the speculator another name"
+    return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.")

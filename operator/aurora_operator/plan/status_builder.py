@@ -72,11 +72,11 @@ def _figures(evidence: Evidence, arm: Arm, concurrency: int) -> dict[str, str | 
 
 
 def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
-    """Acceptance length since the start of the live window: over all pods, and by pod name."""
+    """Acceptance length since each pod's oldest recent sample: over all pods, and by pod name."""
     all_tokens = all_rounds = 0
     by_pod: dict[str, str | None] = {}
     for pod in pods:
-        start = observed.live_window.get(pod.name)
+        start = observed.recent_counters.get(pod.name)
         if pod.agent is None or start is None or start.boot != pod.agent.boot:
             continue
         tokens = pod.agent.live.answer_tokens - start.live.answer_tokens

@@ -179,8 +179,8 @@ def status(world: Observed, now: datetime = NOW) -> SpeculatorStatus:
     return found
 
 
-def condition(world: Observed, kind: ConditionType) -> Condition:
-    return next(c for c in status(world).conditions if c.type is kind)
+def condition(world: Observed, type_: ConditionType) -> Condition:
+    return next(c for c in status(world).conditions if c.type is type_)
 
 
 def store(*versions: int, active: int = 0, **more: Any) -> StoreView:

@@ -19,7 +19,7 @@ MIN_Z_SCORE = 3.0
 
 class Outcome(Enum):
     UNDECIDED = auto()
-    """Within chance: undecided."""
+    """Misses a bar, but by no more than chance allows."""
     GOOD = auto()
     SLOW = auto()
     """Worse only in the time between tokens."""

@@ -161,7 +161,7 @@ def _no_progress(world: World, roll: Roll, *, vouched: bool) -> bool:
     if roll.phase is RolloutPhase.CANARY and state is not None:
         # A canary that a person vouches for takes its pods without a baseline.
         waits_for_baseline = state.baseline is None and not vouched
-        if waits_for_baseline or (state.window_began is not None and state.canary_missing_since is None):
+        if waits_for_baseline or (state.window_begins is not None and state.canary_missing_since is None):
             return False
         since = state.canary_missing_since or since
     return since is not None and world.now - since > _deadline(world)
@@ -186,4 +186,4 @@ def _analysis(
     if live and state.serving_digest == world.serving_digest and not vouched:
         rules, steps = world.policy.analysis, world.draft_steps
         return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)
-    return live_analysis.observe(state, {**peers, **live}, version)
+    return live_analysis.with_windows_for(state, {**peers, **live}, version)

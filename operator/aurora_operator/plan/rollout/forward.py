@@ -100,14 +100,14 @@ def swap_canary(facts: RolloutFacts, judgement: object) -> Step:
     A canary pod that no longer confirms the version is waited for, and not replaced at once.
     """
     roll, state, wanted = _running(facts), facts.analysis, canary_pods(facts)
-    canary_is_missing = state is not None and state.window_began is not None and state.canary_missing_since is None
+    canary_is_missing = state is not None and state.window_begins is not None and state.canary_missing_since is None
     if canary_is_missing:
         roll = with_analysis(roll, canary_missing_since=facts.world.now)
     message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{retry_note(facts)}"
     return _ask(facts, with_fields(roll, message=message), next_swaps(facts, wanted - facts.uncertain_pods))
 
 
-def judge_canary(facts: RolloutFacts, judgement: Wait) -> Step:
+def wait_for_judgement(facts: RolloutFacts, judgement: Wait) -> Step:
     """The canary is complete and its traffic does not decide yet."""
     return Step(with_fields(with_analysis(_running(facts), canary_missing_since=None), message=judgement.reason))
 
@@ -162,7 +162,7 @@ def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
     if facts.vouched or not has_baseline or world.policy.analysis.watch_seconds == 0:
         return at_rest(roll, progressed=world.now, message=message)
     watched = with_analysis(
-        roll, window_began=None, settling=False, canary_missing_since=None, good_windows=0, message=""
+        roll, window_begins=None, settling=False, canary_missing_since=None, good_windows=0, message=""
     )
     return with_fields(watched, phase=RolloutPhase.WATCHING, progressed=world.now, message=message)
 

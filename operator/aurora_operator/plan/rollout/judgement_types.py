@@ -28,7 +28,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class AlreadyRejected:
-    """The channel rejects the version already, but the status does not show that yet."""
+    """The channel no longer has the version active, or rejects it, and the status does not say so yet."""
 
     reason: str
 

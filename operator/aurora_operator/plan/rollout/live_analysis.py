@@ -11,9 +11,9 @@ other work of the pod's machine. Such work slows all requests of a window alike,
 Slowness therefore counts only after :data:`MIN_SLOW_WINDOWS` windows in a row. A machine that stays slow for longer
 cannot be distinguished from a slow draft.
 
-Invariants: a difference that chance explains makes no judgement, and the window grows until there is one. A pod that
-does not answer keeps its window. Counters of an engine that restarted are compared only with the same engine start. The
-whole state is an :class:`AnalysisState`, so a restarted operator goes on with it.
+Invariants: a difference that chance explains makes no judgement, and the window grows until the window can be judged.
+A pod that does not answer keeps its window. Counters of an engine that restarted are compared only with the same
+engine start. The whole state is an :class:`AnalysisState`, so a restarted operator goes on with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PodCounters:
 CountersByPod = Mapping[str, PodCounters]
 
 
-def observe(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
+def with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
     """Add windows for pods not seen before. Where there is no room for all, those of ``version`` come first."""
     kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
@@ -66,11 +66,11 @@ def _window(name: str, live: PodCounters) -> PodWindow:
 def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) -> AnalysisState:
     """Begin the next window now, for the pods that answer."""
     windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
-    return analysis.model_copy(update={"window_began": now, "settling": False, "windows": windows})
+    return analysis.model_copy(update={"window_begins": now, "settling": False, "windows": windows})
 
 
-def _since_window_began(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
-    """The traffic of ``pods`` since the window began, summed."""
+def _window_traffic(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
+    """The traffic of ``pods`` in the window so far, summed."""
     total = dict.fromkeys(LiveCounters.model_fields, 0)
     for window in analysis.windows:
         live = pods.get(window.name)
@@ -81,8 +81,8 @@ def _since_window_began(analysis: AnalysisState, pods: CountersByPod) -> LiveCou
 
 
 def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime) -> bool:
-    began = analysis.window_began
-    return began is not None and now - began >= timedelta(seconds=policy.interval_seconds)
+    begins = analysis.window_begins
+    return begins is not None and now - begins >= timedelta(seconds=policy.interval_seconds)
 
 
 def measure_baseline(
@@ -102,13 +102,13 @@ def measure_baseline(
             only, and no later window corrects a baseline that chance moved. So the pods are watched until the baseline
             is precise, but at most for this long.
     """
-    analysis = observe(analysis, pods, version)
-    if analysis.window_began is None:
+    analysis = with_windows_for(analysis, pods, version)
+    if analysis.window_begins is None:
         return _next_window(analysis, pods, now)
-    done = _since_window_began(analysis, pods)
+    done = _window_traffic(analysis, pods)
     if not _is_old_enough(analysis, policy, now) or not has_enough_requests(done, policy):
         return analysis
-    if max_duration is not None and not is_precise(done, policy, steps) and now - analysis.window_began < max_duration:
+    if max_duration is not None and not is_precise(done, policy, steps) and now - analysis.window_begins < max_duration:
         return analysis
     return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
 
@@ -130,14 +130,14 @@ def judge(
         steps: draft steps per round: a round accepts between 0 and this many tokens.
     """
     everyone = {**peers, **judged}
-    analysis = observe(analysis, everyone, version)
-    if analysis.window_began is None:
+    analysis = with_windows_for(analysis, everyone, version)
+    if analysis.window_begins is None:
         begins = now + timedelta(seconds=policy.settle_seconds)
-        return analysis.model_copy(update={"window_began": begins, "settling": True})
+        return analysis.model_copy(update={"window_begins": begins, "settling": True})
     if analysis.settling:
-        return analysis if now < analysis.window_began else _next_window(analysis, everyone, now)
-    new = _since_window_began(analysis, judged)
-    reference = _since_window_began(analysis, peers) if peers else analysis.baseline
+        return analysis if now < analysis.window_begins else _next_window(analysis, everyone, now)
+    new = _window_traffic(analysis, judged)
+    reference = _window_traffic(analysis, peers) if peers else analysis.baseline
     if reference is None or not _is_old_enough(analysis, policy, now):
         return analysis
     if not (has_enough_requests(new, policy) and has_enough_requests(reference, policy)):
@@ -166,9 +166,9 @@ def starved(
     be too strict: with little traffic a judgement takes long, yet it comes. A window that already took too long is
     starved even in full traffic, because all of that traffic left the window undecided.
     """
-    if analysis.window_began is None or analysis.settling:
+    if analysis.window_begins is None or analysis.settling:
         return False
-    took = now - analysis.window_began
-    fewest = min(_since_window_began(analysis, pods).requests for pods in sides)
+    took = now - analysis.window_begins
+    fewest = min(_window_traffic(analysis, pods).requests for pods in sides)
     too_slow = fewest * MAX_JUDGEMENT_DEADLINES * deadline < policy.min_requests * took
     return took > deadline and (too_slow or took > MAX_JUDGEMENT_DEADLINES * deadline)

@@ -39,7 +39,7 @@ def _analysis(world: World, state: AnalysisState, names: set[str]) -> AnalysisSt
     settle = timedelta(seconds=world.policy.analysis.settle_seconds if state.settling else 0)
     missing = _not_ahead(state.canary_missing_since, world.now)
     update = {
-        "window_began": _not_ahead(state.window_began, world.now + settle),
+        "window_begins": _not_ahead(state.window_begins, world.now + settle),
         "canary_missing_since": world.now if missing is not None and world.observation_gap else missing,
         "windows": [window for window in state.windows if window.name in names],
     }

@@ -36,9 +36,9 @@ class AnalysisState(Model):
 
     serving_digest: str = ""
     """Digest of how pods serve. After a change of the digest the baseline is no longer comparable."""
-    window_began: Timestamp | None = None
+    window_begins: Timestamp | None = None
     settling: bool = False
-    """``window_began`` lies in the future: until then, requests that the previous draft began may still be running."""
+    """``window_begins`` lies in the future. Until then, requests that the previous draft began may still be running."""
     canary_missing_since: Timestamp | None = None
     """Since when a pod that served the version does not confirm it any more."""
     windows: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)

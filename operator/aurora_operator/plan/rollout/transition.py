@@ -87,7 +87,7 @@ TRANSITIONS = (
     Transition((CANARY,), ThirdVersion, forward.return_third_version, (CANARY,), "", "strays to the active version"),
     Transition((CANARY,), NoBaseline, forward.measure_baseline, (CANARY,)),
     Transition((CANARY,), Proceed, forward.swap_canary, (CANARY,), "", "canary pods to the new version"),
-    Transition((CANARY,), Wait, forward.judge_canary, (CANARY,)),
+    Transition((CANARY,), Wait, forward.wait_for_judgement, (CANARY,)),
     Transition((CANARY,), Pass, forward.pass_canary, (ROLLING,), "", "next pods to the new version", "CanaryPassed"),
     Transition((ROLLING,), Hold, forward.hold, (ROLLING,)),
     Transition((ROLLING,), Proceed, forward.swap_next_pods, (ROLLING,), "", "next pods to the new version"),

@@ -44,7 +44,7 @@ COUNTERS = st.builds(
 )
 ANALYSES = st.builds(
     AnalysisState,
-    window_began=st.none() | TIMES,
+    window_begins=st.none() | TIMES,
     baseline=st.none() | COUNTERS,
     good_windows=st.integers(0, 2),
     bad_windows=st.integers(0, 2),

@@ -124,7 +124,7 @@ def promoted_and_watched(**more: Any) -> Observed:
         progressed=NOW - timedelta(seconds=60),
         analysis=AnalysisState(
             serving_digest=analysis.serving_digest,
-            window_began=NOW - timedelta(seconds=30),
+            window_begins=NOW - timedelta(seconds=30),
             windows=begun,
             baseline=baseline,
             bad_windows=1,

@@ -14,7 +14,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
 )
 from aurora_operator.observe.observed import (
-    LiveWindow,
+    CounterSample,
     Observed,
     WorkloadView,
 )
@@ -94,8 +94,9 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
     busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
     counted = replace(
         busier,
-        live_window={
-            p.name: LiveWindow("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0})) for p in same.pods
+        recent_counters={
+            p.name: CounterSample("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0}))
+            for p in same.pods
         },
     )
     assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
@@ -105,8 +106,8 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
 
 def test_live_acceptance_is_tokens_per_round_since_the_engine_started() -> None:
     start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
-    window = {"chat-a": LiveWindow("b1", NOW, start), "chat-b": LiveWindow("former", NOW, start)}
-    shown = status(observed(live_window=window))
+    samples = {"chat-a": CounterSample("b1", NOW, start), "chat-b": CounterSample("former", NOW, start)}
+    shown = status(observed(recent_counters=samples))
     assert shown.accept_length == "2.25"
     assert [p.accept_length for p in shown.pods] == ["2.25", None]
 
@@ -165,9 +166,21 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
     taken = observed(name_taken=("Service chat", "ServiceAccount chat"))
     found = condition(taken, ConditionType.NAME_TAKEN)
     assert found.status.value == "True"
-    assert "Service chat, ServiceAccount chat: the object belongs to another owner" in found.message
+    assert found.message == (
+        "Service chat, ServiceAccount chat exist and are not this speculator's."
+        " Delete them, or give the speculator another name."
+    )
+    one = condition(observed(name_taken=("Service chat",)), ConditionType.NAME_TAKEN)
+    assert one.message == (
+        "Service chat exists and is not this speculator's. Delete it, or give the speculator another name."
+    )
     assert ready(taken) == ("False", "NameTaken")
     assert condition(observed(), ConditionType.NAME_TAKEN).status.value == "False"
+
+
+def test_every_condition_type_is_built_once_a_roll_has_begun() -> None:
+    begun = status(observed(store=store(0, 1, evidence=(evidence(1),))))
+    assert {c.type for c in begun.conditions} == set(ConditionType)
 
 
 def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
@@ -175,8 +188,8 @@ def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
     after = invalid_spec_status(before, 7, "spec.draft.steps: too large", later)
     conditions = {c.type: c for c in after.conditions}
     assert [c.type for c in after.conditions] == [c.type for c in before.conditions]
-    for kind, value in ((ConditionType.INVALID_SPEC, "True"), (ConditionType.READY, "False")):
-        found = conditions[kind]
+    for type_, value in ((ConditionType.INVALID_SPEC, "True"), (ConditionType.READY, "False")):
+        found = conditions[type_]
         assert (found.status.value, found.reason, found.observed_generation) == (value, "InvalidSpec", 7)
         assert "spec.draft.steps: too large" in found.message
         assert found.last_transition_time == later

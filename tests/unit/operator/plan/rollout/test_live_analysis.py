@@ -36,7 +36,7 @@ def is_rejected(rng: random.Random, *, slower: float = 1.0, busy: bool = True, w
             gaps += [factor * rng.lognormvariate(3.0, 0.7) * (3 if rng.random() < share else 1) for _ in range(60)]
         return paced(*gaps)
 
-    state = AnalysisState(baseline=counters(1000, 2.0), window_began=NOW)
+    state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW)
     total, pods = [LiveCounters(), LiveCounters()], {}
     for window in range(windows + 1):
         pods = {
@@ -71,7 +71,7 @@ def judged(state: AnalysisState, seconds: float, canary: PodCounters, peer: PodC
 def begun(**more: object) -> AnalysisState:
     """The analysis with a window that begins at 0."""
     state = AnalysisState.model_validate(
-        {"baseline": counters(1000, 2.5), "window_began": NOW, "settling": True, **more}
+        {"baseline": counters(1000, 2.5), "window_begins": NOW, "settling": True, **more}
     )
     return judged(state, 0, live(0), live(0, version=0))
 

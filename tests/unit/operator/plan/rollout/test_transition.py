@@ -147,7 +147,7 @@ def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame(
     assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
     dried_up = step(waiting(30 * DEADLINE, 40), canary_with_window())
     assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
-    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisState(window_began=NOW))
+    baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisState(window_begins=NOW))
     quiet = world(pod(A), pod(B), now=NOW + timedelta(hours=1), newer_version=2, policy={"analysis": JUDGED})
     assert step(quiet, baseline).rollout.phase is RolloutPhase.ROLLING_BACK, "nor is its baseline waited for"
 
@@ -290,14 +290,14 @@ def test_promotion_needs_every_ready_pod_confirmed() -> None:
 def test_a_clock_that_is_set_back_delays_nothing(set_back: timedelta) -> None:
     now: dict[str, Any] = {"now": NOW - set_back, "policy": {"analysis": JUDGED}}
     stored = rolling(
-        RolloutPhase.CANARY, analysis=AnalysisState(baseline=BASELINE, window_began=NOW, canary_missing_since=NOW)
+        RolloutPhase.CANARY, analysis=AnalysisState(baseline=BASELINE, window_begins=NOW, canary_missing_since=NOW)
     )
     again = step(world(pod(A, 1), pod(B), **now), stored).rollout
     assert again.analysis is not None
     assert again.started is not None
     assert again.progressed is not None
-    assert again.analysis.window_began is not None
-    assert max(again.started, again.progressed, again.analysis.window_began) <= NOW - set_back
+    assert again.analysis.window_begins is not None
+    assert max(again.started, again.progressed, again.analysis.window_begins) <= NOW - set_back
     failed = pod(B, swap=FAILED.model_copy(update={"finished": NOW - set_back}))
     assert step(world(pod(A, 1), failed, **now), stored).advance == Advance(0, ChannelReason.REFUSED, reject=1)
     stray = pod(A, 2, swap=SwapStatus(phase=SwapPhase.FAILED, version=0, finished=NOW))

@@ -8,28 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from aurora_operator.observe.observed import LiveWindow, PodView
+from aurora_operator.observe.observed import CounterSample, PodView
 
 WINDOW = timedelta(seconds=60)
 """The live acceptance length is computed over about this time."""
 
 
-class LiveWindowTracker:
-    """The samples of all pods of one speculator."""
+class CounterHistory:
+    """The recent counter samples of all pods of one speculator."""
 
     def __init__(self) -> None:
-        self._samples: dict[str, list[LiveWindow]] = {}
+        self._samples: dict[str, list[CounterSample]] = {}
 
-    def update(self, pods: Iterable[PodView], now: datetime) -> dict[str, LiveWindow]:
+    def update(self, pods: Iterable[PodView], now: datetime) -> dict[str, CounterSample]:
         """Add a sample for each pod, and return each pod's oldest sample within :data:`WINDOW`, by pod name.
 
         Samples of an earlier engine start are dropped, because its counters began at zero.
         """
-        kept: dict[str, list[LiveWindow]] = {}
+        kept: dict[str, list[CounterSample]] = {}
         for pod in pods:
             if pod.agent is None:
                 continue
-            sample = LiveWindow(boot=pod.agent.boot, time=now, live=pod.agent.live)
+            sample = CounterSample(boot=pod.agent.boot, time=now, live=pod.agent.live)
             past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot and now - s.time <= WINDOW]
             kept[pod.name] = [*past, sample]
         self._samples = kept
