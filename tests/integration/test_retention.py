@@ -46,7 +46,7 @@ def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S
     retention = Retention(registry, ledger, limits)
     for turn in range(TURNS):
         written.append(tiny.put_shard(registry, turn, [trace]))
-        for key in retention.pending():
+        for key in retention.shards_to_train():
             read.append(key)
             ledger.consume(key)
         state = put_trainer_state(

@@ -63,7 +63,7 @@ class Trainer:
 
     def _train_or_wait(self) -> None:
         """Train on pending shards if there are any, else replay if the budget allows, else wait."""
-        if pending := self.stages.retention.pending():
+        if pending := self.stages.retention.shards_to_train():
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
             self.stages.replay.while_waiting(self.policy.poll_seconds)
@@ -85,7 +85,9 @@ class Trainer:
 
         This runs between two shards, and while there are none.
         """
-        self.stages.offering.offer_if_due()
+        if self.stages.offering.due():
+            self.stages.saver.save_first()
+            self.stages.offering.offer()
         self.stages.vocabulary.review()
         self.stages.saver.save_if_due(idle=phase is TrainerPhase.WAITING_FOR_TRACES)
         self.retrier.call("deleting orphans", lambda: self.stages.orphans.delete_due(self._stopping))

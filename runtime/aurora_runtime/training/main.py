@@ -59,7 +59,7 @@ def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage,
     while not retrier.stopping:
         next_listing = time.monotonic() + config.policy.idle_status_interval_seconds
         StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=lineage.number)
-        retention.pending()
+        retention.shards_to_train()
         deleted = 1
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)

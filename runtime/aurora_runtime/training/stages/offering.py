@@ -14,11 +14,13 @@ class Offering:
     def __init__(self, learning: LearningState, candidates: Candidates, progress: Progress, retrier: Retrier) -> None:
         self._learning, self.candidates, self._progress, self._retrier = learning, candidates, progress, retrier
 
-    def offer_if_due(self) -> None:
+    def due(self) -> bool:
+        """Whether the draft should be compared with the last version now."""
+        return self.candidates.due(self._learning.trained_tokens, self._learning.session.steps)
+
+    def offer(self) -> None:
         """Compare the draft with the last version, register it if it gained, and report the result."""
         learning, candidates = self._learning, self.candidates
-        if not candidates.due(learning.trained_tokens, learning.session.steps):
-            return
         comparison = self._retrier.call(
             "offering a candidate",
             lambda: candidates.offer(learning.session, learning.held_out, learning.trained_tokens),

@@ -39,6 +39,14 @@ class StateSaver:
         self._save_ended = -math.inf
         self._save_seconds = 0.0
 
+    def save_first(self) -> None:
+        """Save unless this process has saved already.
+
+        Without a stored state, a restarted trainer would train the last version on the version's own shards again.
+        """
+        if self._save_ended == -math.inf:
+            self.save()
+
     def save_if_due(self, *, idle: bool) -> None:
         """Save if the interval has passed; an ``idle`` trainer may save more often."""
         policy = self._policy

@@ -106,8 +106,11 @@ class Retention:
         self.skipped = 0
         """Shards that are deleted untrained, since the start."""
 
-    def pending(self) -> list[str]:
-        """The shards to train on, oldest first. Shards without room in the store are skipped and will be deleted."""
+    def shards_to_train(self) -> list[str]:
+        """List the store, retire old shards, and return the shards to train on, oldest first.
+
+        Shards without room in the store are skipped and will be deleted.
+        """
         ledger, limits = self._ledger, self._limits
         new = tuple(key for key in ledger.pending() if key not in self._deletable)
         reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2

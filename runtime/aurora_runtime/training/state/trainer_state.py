@@ -1,7 +1,11 @@
 """The trainer's resumable state in the store.
 
-Invariant: the weights and the list of shards that they were trained on travel in one record, written after its data. So
-whenever a kill comes, no shard is trained into the weights twice.
+Invariant: the weights and the list of shards that they were trained on travel in one record, written after its data. A
+trainer registers its first version only after it stored a state. So whenever a kill comes, no shard is trained twice
+into the same weights.
+
+The limit: when no undamaged state is left, the trainer starts from the last version with an empty list. The kept shards
+are then trained again, on weights that were trained on them before.
 """
 
 from __future__ import annotations

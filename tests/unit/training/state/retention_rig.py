@@ -45,7 +45,7 @@ class RetentionRig:
             self.written.append(tiny.put_shard(self.registry, len(self.written), [self.TRACE]))
 
     def consume_pending(self) -> None:
-        for key in self.retention.pending():
+        for key in self.retention.shards_to_train():
             self.trained.append(key)
             self.ledger.consume(key)
 

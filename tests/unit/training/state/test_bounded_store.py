@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.training import main
+from aurora_runtime.training.candidates import Comparison
+from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state import trainer_state
@@ -30,7 +33,7 @@ def test_damaged_shards_are_consumed_retired_and_deleted_too(rig: TrainerRig) ->
     assert 6 <= len(list(rig.registry.shard_keys(1))) <= 10
     again = rig.trainer(Retrier())
     assert again.learning.ledger.total == 14
-    assert again.stages.retention.pending() == []
+    assert again.stages.retention.shards_to_train() == []
 
 
 def damage_the_newest_state(rig: TrainerRig, *, data: bool) -> int:
@@ -72,6 +75,28 @@ def test_without_an_undamaged_state_the_trainer_starts_from_the_last_version(rig
     assert again.learning.ledger.consumed == ()
     again.run()
     assert rig.registry.last_trainer_state_epoch() > damaged
+
+
+def test_a_kill_between_the_first_registration_and_the_next_save_trains_no_shard_twice(
+    rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic = Traffic(rig.registry, 1)
+    trainer = rig.trainer(traffic)
+    candidates = trainer.stages.offering.candidates
+
+    def register_and_die(session: Session, held_out: HeldOutSet, trained_tokens: int) -> Comparison:
+        candidates._register(session, 9.0, trained_tokens)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(candidates, "due", lambda trained_tokens, step: step > 0)
+    monkeypatch.setattr(candidates, "offer", register_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert rig.registry.last_version() == 1
+    again = rig.trainer(Retrier())
+    assert again.learning.ledger.consumed == tuple(traffic.written)
+    assert again.learning.session.steps == trainer.learning.session.steps > 0
+    assert again.stages.retention.shards_to_train() == []
 
 
 def test_two_trainers_that_save_one_epoch_leave_one_undamaged_state(rig: TrainerRig) -> None:
@@ -124,7 +149,7 @@ def test_the_trainer_itself_keeps_its_store_bounded(rig: TrainerRig) -> None:
     assert 6 <= len(left) <= 10
     again = rig.trainer(Retrier())
     assert again.learning.ledger.total == 14
-    assert again.stages.retention.pending() == []
+    assert again.stages.retention.shards_to_train() == []
     status = registry.trainer_status()
     assert status is not None
     assert status.shards == 14, "deleted shards still count as consumed"

@@ -101,11 +101,11 @@ def test_a_backlog_without_room_is_deleted_untrained_and_counted(caplog: pytest.
     rig = RetentionRig(ROOM_FOR_SIX)
     rig.turn(4)
     rig.put(12)
-    pending = rig.retention.pending()
+    pending = rig.retention.shards_to_train()
     assert pending == rig.written[-4:], "the newest shards"
     assert rig.retention.skipped == 8
     assert "8 shards are deleted untrained" in caplog.text
-    assert rig.retention.pending() == pending
+    assert rig.retention.shards_to_train() == pending
     assert rig.retention.skipped == 8, "counted once"
     assert rig.retention.delete_some() == 8
     assert len(rig.stored_shards()) == 8
@@ -121,7 +121,7 @@ def test_traces_are_bounded_while_training_is_suspended() -> None:
     rig.restart()
     for _ in range(10):
         rig.put(1)
-        rig.retention.pending()
+        rig.retention.shards_to_train()
         rig.retention.delete_some()
         rig.assert_sound()
     assert set(rig.stored_shards()) == {*rig.written[:4], *rig.written[-2:]}, (
@@ -129,7 +129,7 @@ def test_traces_are_bounded_while_training_is_suspended() -> None:
     )
     rig.suspended = False
     rig.restart()
-    assert rig.retention.pending() == rig.written[-2:]
+    assert rig.retention.shards_to_train() == rig.written[-2:]
 
 
 def test_the_number_of_shards_is_bounded() -> None:
@@ -148,19 +148,19 @@ def test_the_shard_limit_is_at_least_one_per_mebibyte() -> None:
 def test_the_warning_names_the_limit_that_was_exceeded(caplog: pytest.LogCaptureFixture) -> None:
     rig = RetentionRig(RetentionLimits(total_bytes=100 << 30, replay_bytes=0, shards=8))
     rig.put(6)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     assert "traceStorageLimit allows 8 shards" in caplog.text
     rig.limits = RetentionLimits(total_bytes=3 << 29, replay_bytes=0, shards=100)
     rig.restart()
     rig.ledger.size = lambda key: 1 << 30  # type: ignore[method-assign]
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     assert "traceStorageLimit allows 1.5 GiB" in caplog.text
 
 
 def test_a_suspended_trainer_without_consumed_shards_keeps_as_many_as_allowed() -> None:
     rig = RetentionRig(replace(ROOM_FOR_SIX, total_bytes=100 * SHARD, shards=10), suspended=True)
     rig.put(12)
-    assert rig.retention.pending() == rig.written[-10:]
+    assert rig.retention.shards_to_train() == rig.written[-10:]
 
 
 def test_long_listings_are_repeated_less_often() -> None:
@@ -176,19 +176,19 @@ def test_long_listings_are_repeated_less_often() -> None:
     rig.consume_pending()
     rig.put(1)
     rig.now += 59
-    assert rig.retention.pending() == [], "the consumed shard is not offered again"
+    assert rig.retention.shards_to_train() == [], "the consumed shard is not offered again"
     rig.now += 1
-    assert rig.retention.pending() == rig.written[1:]
+    assert rig.retention.shards_to_train() == rig.written[1:]
 
 
 def test_shards_are_deleted_in_portions_with_a_pause_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELETIONS_PER_CALL", 3)
     rig = RetentionRig(ROOM_FOR_SIX)
     rig.put(12)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     assert [rig.retention.delete_some() for _ in range(4)] == [3, 3, 2, 0]
     rig.put(3)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     real = rig.registry.delete_shard
 
     def refuse(key: str) -> NoReturn:
@@ -205,7 +205,7 @@ def test_shards_are_deleted_in_portions_with_a_pause_after_a_refusal(monkeypatch
 def test_a_stopping_trainer_deletes_no_more_shards_or_orphans() -> None:
     rig = RetentionRig(ROOM_FOR_SIX)
     rig.put(12)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     stopping = iter([False, False])
     assert rig.retention.delete_some(lambda: next(stopping, True)) == 2
     assert len(rig.stored_shards()) == 10
@@ -217,7 +217,7 @@ def test_a_stopping_trainer_deletes_no_more_shards_or_orphans() -> None:
 def test_a_shard_that_cannot_be_deleted_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = RetentionRig(ROOM_FOR_SIX)
     rig.put(12)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     real, stuck = rig.objects.delete, rig.written[0]
 
     def delete(key: str) -> None:
@@ -271,9 +271,9 @@ def test_states_of_another_trainer_also_keep_their_shards() -> None:
     other = ShardLedger(rig.registry, 1, Retrier(), rig.registry.trainer_state_record())
     late = Retention(rig.registry, other, rig.limits, clock=lambda: rig.now)
     rig.put(3)
-    for key in late.pending():
+    for key in late.shards_to_train():
         other.consume(key)
-    late.pending()
+    late.shards_to_train()
     assert other.retired == (rig.written[0],)
     record = rig.registry.trainer_state_record()
     assert record is not None
@@ -287,13 +287,13 @@ def test_data_without_a_manifest_are_deleted_after_a_long_time() -> None:
     left, slow = (f"traces/00000001/2026-01-01/05/pod-1-b-{seq:08d}.safetensors" for seq in range(2))
     rig.objects.put(left, b"left by a pod that ended")
     rig.objects.put(slow, b"under way")
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     rig.now += ABANDONED_UPLOAD_SECONDS - 1
     rig.objects.put(slow, b"under way")  # its agent retries
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     assert rig.retention.delete_some() == 0
     rig.now += 1
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     assert rig.retention.delete_some() == 1
     assert left not in rig.objects.data
     assert slow in rig.objects.data
@@ -309,14 +309,14 @@ def test_an_upload_that_resumes_late_is_kept(listed_again: bool, finished: bool)
     data = manifest.replace(".json", ".safetensors")
     whole = rig.objects.data[manifest]
     rig.objects.delete(manifest)
-    rig.retention.pending()
+    rig.retention.shards_to_train()
     rig.now += ABANDONED_UPLOAD_SECONDS
-    assert rig.retention.pending() == []
+    assert rig.retention.shards_to_train() == []
     rig.objects.put(data, rig.objects.data[data])
     if finished:
         rig.objects.create(manifest, whole)
     if listed_again:
-        assert rig.retention.pending() == rig.written * finished
+        assert rig.retention.shards_to_train() == rig.written * finished
     rig.retention.delete_some()
     assert data in rig.objects.data
     assert rig.stored_shards() == rig.written * finished
