@@ -55,7 +55,7 @@ class TrainingSpec(Model):
         ge=1,
         le=64,
         description=(
-            "How often a traced position is trained on average, replay included. The trainer trains it 1 +"
+            "At most how often a traced position is trained on average, replay included. The trainer trains it 1 +"
             " `replay` times as traces arrive, and the rest while it is idle. Lower it to let the trainer's device"
             " rest sooner. It has no effect when `replay` is 0."
         ),

@@ -60,7 +60,7 @@ def evaluate(
         batch = collate(group, steps, vocabulary).to(device)
         correct = _correct_proposals(draft, batch)
         for i, example in enumerate(group):
-            expected = batch.expected_ids[i, : example.roots, 0]
+            expected = batch.expected_ids[i, : example.root_count, 0]
             n = int((expected != UNKNOWN_ID).sum())
             example_rounds, example_tokens = simulate_verification(correct[i, :n].cpu())
             evaluated, rounds, tokens = evaluated + 1, rounds + example_rounds, tokens + example_tokens

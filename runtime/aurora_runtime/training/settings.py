@@ -15,7 +15,8 @@ class TrainingPolicy:
     """Bounds of the trainer's memory, and how often the trainer polls and saves."""
 
     replay_bytes: int = 1 << 30
-    """Bound of the replay buffer. Retention keeps at least as many bytes of consumed shards."""
+    """Bytes of examples that the replay buffer holds in host memory. Retention keeps at least as many bytes of
+    consumed shards."""
     held_out_requests: int = 48
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
     prefix_bank_bytes: int = 256 << 20

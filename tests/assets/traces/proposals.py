@@ -44,14 +44,14 @@ class _Candidates:
 def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, spec: DraftSpec) -> list[Tree]:
     """The draft's tree after each answer token but the last. A tree has ``tokens_per_round`` nodes, root included."""
     first, slots = trace.prompt_length, trace.tokens.shape[0] - 1
-    root = torch.arange(first - 1, slots - 1)
+    root_slot = torch.arange(first - 1, slots - 1)
     trunk = Trunk(
         aux=trace.hidden[None, :slots],
         tokens=trace.tokens[None, 1:].long(),
         start=torch.zeros(1, dtype=torch.int64),
-        root=root[None],
+        root_slot=root_slot[None],
     )
-    candidates = _grow(draft, vocabulary, Unrolling(draft, trunk), root.numel(), spec)
+    candidates = _grow(draft, vocabulary, Unrolling(draft, trunk), root_slot.numel(), spec)
     return _prune(candidates, trace.tokens[first:-1].tolist(), spec.tokens_per_round)
 
 

@@ -61,7 +61,7 @@ def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple
     Args:
         outputs: The draft's output for each depth, ``[B, N, H]``.
     """
-    slots = batch.trunk.root[i] + batch.trunk.start[i]
+    slots = batch.trunk.root_slot[i] + batch.trunk.start[i]
     paths: list[tuple[int, tuple[int, ...]]] = [(int(slot), ()) for slot in slots]
     nodes = {}
     for depth, (output, row) in enumerate(zip(outputs, batch.target_rows, strict=True)):

@@ -86,7 +86,9 @@ def _row(
 PUBLISHED: Final = "fifo"
 """The name of the configuration that is Aurora's published loop."""
 REFERENCE: Final = "replay"
-"""The name of the configuration with which all others are compared."""
+"""The name of the configuration with which all others are compared: forward KL, replay 1.
+
+This is not the trainer's default, which is ``map, replay 3, averaged``."""
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "unroll_path": UnrollPath.COMMITTED})
 AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe.average_horizon})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})

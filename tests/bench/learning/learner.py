@@ -145,5 +145,5 @@ def with_own_rounds(
     replaced = list[Example]()
     for example in examples:
         first = example.start + example.first_root
-        replaced.append(dataclasses.replace(example, accepted=accepted[first : first + example.roots]))
+        replaced.append(dataclasses.replace(example, accepted=accepted[first : first + example.root_count]))
     return replaced

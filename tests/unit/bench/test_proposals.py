@@ -38,7 +38,7 @@ def likelihoods(draft_and_trace: DraftAndTrace, at: int, path: Sequence[int]) ->
         aux=trace.hidden[None, :slots],
         tokens=trace.tokens[None, 1:].long(),
         start=torch.zeros(1, dtype=torch.int64),
-        root=torch.tensor([[trace.prompt_length - 1 + at]]),
+        root_slot=torch.tensor([[trace.prompt_length - 1 + at]]),
     )
     levels = [Level(torch.tensor([[token]]), torch.tensor([[0]])) for token in path]
     return draft.logits(unroll(draft, trunk, levels)[-1])[0, 0].float().softmax(-1)

@@ -3,8 +3,8 @@
 Here the target's token ids become the draft's. Captured tokens outside the vocabulary map get the id -1, and their
 probability becomes 0.
 
-Nodes of one depth are ordered: first the path below each root, at the root's own index, then rejected nodes. So
-``outputs[depth][:, :roots]`` are the outputs along the paths.
+Nodes of one depth are ordered: first one path node per root, at that root's index, then rejected nodes. So
+``outputs[depth][:, :root_count]`` are the outputs along the paths.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
     trunk: Trunk
     levels: tuple[Level, ...]  # J - 1, from depth 1
     target_rows: tuple[Tensor, ...]  # J x [B, N[d]] int64: the node's row in targets, -1 where there is none
-    roots: int
+    root_count: int  # R
     targets: TargetDistribution  # M rows
     weight: Tensor  # [M] float32
     expected_ids: Tensor  # [B, R, J] int64: draft id of the token that followed, or one of the two constants above
@@ -60,7 +60,7 @@ class Batch:
             trunk=Trunk(**moved(vars(self.trunk))),
             levels=tuple(Level(**moved(vars(level))) for level in self.levels),
             target_rows=tuple(rows.to(device, non_blocking=True) for rows in self.target_rows),
-            roots=self.roots,
+            root_count=self.root_count,
             targets=TargetDistribution(**moved(vars(self.targets))),
             weight=self.weight.to(device, non_blocking=True),
             expected_ids=self.expected_ids.to(device, non_blocking=True),
@@ -78,24 +78,24 @@ def collate(
 ) -> Batch:
     """Pad ``examples`` into one batch of ``steps`` depths, optionally with the rejected nodes."""
     unrolled_roots = [_unrolled_roots(example, path) for example in examples]
-    roots = max(1, *(own.numel() for own in unrolled_roots))
+    root_count = max(1, *(own.numel() for own in unrolled_roots))
     trees = [
-        _ExampleTrees(e, path, own, _rejected_levels(e, own, roots, steps if with_rejected else 1))
+        _ExampleTrees(e, path, own, _rejected_levels(e, own, root_count, steps if with_rejected else 1))
         for e, own in zip(examples, unrolled_roots, strict=True)
     ]
-    padded = _PaddedBatch(trees, roots, steps)
+    padded = _PaddedBatch(trees, root_count, steps)
     first_row = 0
     for index, each in enumerate(trees):
         padded.put(index, each, first_row)
         first_row += each.target_row_count
     return Batch(
-        trunk=Trunk(padded.aux, padded.next_token, torch.tensor([e.start for e in examples]), padded.root),
+        trunk=Trunk(padded.aux, padded.next_token, torch.tensor([e.start for e in examples]), padded.root_slot),
         levels=tuple(Level(token, parent) for token, parent in zip(padded.token, padded.parent, strict=True)),
         target_rows=tuple(padded.target_rows),
-        roots=roots,
+        root_count=root_count,
         targets=_draft_distributions(examples, vocabulary),
         weight=torch.cat([part for e in examples for part in (e.weight.float(), torch.ones(len(e.rejected)))]),
-        expected_ids=_expected_ids(trees, padded.root.shape, steps, vocabulary),
+        expected_ids=_expected_ids(trees, padded.root_slot.shape, steps, vocabulary),
         positions=sum(e.slots for e in examples),
     )
 
@@ -104,7 +104,7 @@ def _unrolled_roots(example: Example, path: UnrollPath) -> Tensor:
     """The roots ``[n]`` that are unrolled, counted from the example's first one."""
     if path is UnrollPath.PROPOSED:
         return (example.accepted >= 0).nonzero().flatten()
-    return torch.arange(example.roots)
+    return torch.arange(example.root_count)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class _RejectedLevel:
     parent: Tensor  # [x] index among the batch's nodes of the depth before
 
 
-def _rejected_levels(example: Example, unrolled_roots: Tensor, roots: int, depths: int) -> list[_RejectedLevel]:
-    """The example's rejected nodes at depths 1 to ``depths - 1``, in a batch of ``roots`` roots."""
+def _rejected_levels(example: Example, unrolled_roots: Tensor, root_count: int, depths: int) -> list[_RejectedLevel]:
+    """The example's rejected nodes at depths 1 to ``depths - 1``, in a batch of ``root_count`` roots."""
     rejected = example.rejected
     path_index = torch.zeros(example.slots, dtype=torch.int64)
     path_index[example.first_root + unrolled_roots] = torch.arange(unrolled_roots.numel())
@@ -125,7 +125,7 @@ def _rejected_levels(example: Example, unrolled_roots: Tensor, roots: int, depth
     levels = []
     for depth in range(1, depths):
         node = (rejected.depth == depth).nonzero().flatten()
-        node_index[node] = roots + torch.arange(node.numel())
+        node_index[node] = root_count + torch.arange(node.numel())
         above = rejected.parent[node].long()
         parent = torch.where(above >= 0, node_index[above.clamp(min=0)], path_index[rejected.slot[node].long()])
         levels.append(_RejectedLevel(node, rejected.token[node].long(), parent))
@@ -171,13 +171,13 @@ class _ExampleTrees:
 class _PaddedBatch:
     """The tensors of a batch, filled one example at a time."""
 
-    def __init__(self, trees: Sequence[_ExampleTrees], roots: int, steps: int) -> None:
+    def __init__(self, trees: Sequence[_ExampleTrees], root_count: int, steps: int) -> None:
         examples = [each.example for each in trees]
         b, slots, width = len(trees), max(e.slots for e in examples), examples[0].aux.shape[1]
-        node_counts = [roots + max(each.rejected_count(depth) for each in trees) for depth in range(steps)]
+        node_counts = [root_count + max(each.rejected_count(depth) for each in trees) for depth in range(steps)]
         self.aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)  # [B, T, 3H]
         self.next_token = torch.zeros(b, slots, dtype=torch.int64)  # [B, T]
-        self.root = torch.zeros(b, roots, dtype=torch.int64)  # [B, R]
+        self.root_slot = torch.zeros(b, root_count, dtype=torch.int64)  # [B, R]
         self.target_rows = [torch.full((b, n), -1, dtype=torch.int64) for n in node_counts]  # J x [B, N[d]]
         self.token = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
         self.parent = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
@@ -187,7 +187,7 @@ class _PaddedBatch:
         e, n = trees.example, trees.unrolled_roots.numel()
         self.aux[index, : e.slots] = e.aux
         self.next_token[index, : e.slots] = e.tokens[1:]
-        self.root[index, :n] = trees.root_slots
+        self.root_slot[index, :n] = trees.root_slots
         for depth, target_rows in enumerate(self.target_rows):
             rows = trees.path_target_rows(depth)
             target_rows[index, :n] = torch.where(rows >= 0, first_row + rows, -1)
@@ -199,8 +199,8 @@ class _PaddedBatch:
 
     def _put_rejected(self, index: int, depth: int, level: _RejectedLevel, first_row: int) -> None:
         """Put rejected nodes after the path nodes. The targets of rejected nodes start at ``first_row``."""
-        roots = self.root.shape[1]
-        span = slice(roots, roots + level.node.numel())
+        root_count = self.root_slot.shape[1]
+        span = slice(root_count, root_count + level.node.numel())
         self.token[depth - 1][index, span] = level.token
         self.parent[depth - 1][index, span] = level.parent
         self.target_rows[depth][index, span] = first_row + level.node

@@ -34,13 +34,15 @@ class Example:
 
     start: int  # absolute position of slot 0
     first_root: int
-    roots: int
+    root_count: int
     fresh: int  # positions that count as seen for the first time with this example
     tokens: Tensor  # [T + 1] int32: tokens at slots 0…T; the state at T itself is not needed
     aux: Tensor  # [T, 3H]: the target's auxiliary hidden states
     targets: CapturedDistributions  # T + 1 rows, by position
     weight: Tensor  # [T + 1] float16: weight of the position's loss, 0 where no distribution is known
-    accepted: Tensor  # [roots] int8: draft tokens accepted in the round proposed at the root, -1 where no round began
+    accepted: (
+        Tensor  # [root_count] int8: draft tokens accepted in the round proposed at the root, -1 where no round began
+    )
     rejected: RejectedNodes
 
     @property
@@ -122,7 +124,7 @@ class _Request:
         return Example(
             start=self.start + begin,
             first_root=first - begin,
-            roots=end - first,
+            root_count=end - first,
             fresh=fresh,
             tokens=self.tokens[rows].clone(),
             aux=self.aux[begin:stop].clone(),

@@ -35,7 +35,7 @@ _DAMAGE_ERRORS: Final = (
     IndexError,
     RuntimeError,
 )
-"""Errors of a shard whose bytes, or whose record's bytes, are wrong. The last three occur when tensors do not fit."""
+"""Errors of a shard whose data or manifest is missing or wrong. The last three occur when tensors do not fit."""
 
 
 @dataclass(frozen=True)

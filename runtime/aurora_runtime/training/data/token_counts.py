@@ -16,7 +16,7 @@ def counts_of(examples: Sequence[Example], vocab_size: int) -> Tensor:
     The state at slot ``t`` proposes token ``t + 2``, and the roots of a request's examples are distinct, so each token
     of an answer counts once.
     """
-    answers = [e.tokens[e.first_root + 2 :][: e.roots] for e in examples]
+    answers = [e.tokens[e.first_root + 2 :][: e.root_count] for e in examples]
     return (
         torch.bincount(torch.cat(answers), minlength=vocab_size)
         if answers

@@ -1,8 +1,8 @@
 """Attention of tree nodes: over the trunk up to their root, and over their own ancestors.
 
-Invariant: memory is bounded. Scores of ``N`` nodes over ``T`` slots would outgrow everything else when a long request
-has many branches. So nodes are processed in chunks of at most :data:`MAX_SCORES_PER_CHUNK` scores. With several chunks
-the backward pass computes the scores again instead of keeping them.
+Invariant: the scores kept at once are bounded. Scores of ``N`` nodes over ``T`` slots would outgrow everything else
+when a long request has many branches. So nodes are processed in chunks of at most :data:`MAX_SCORES_PER_CHUNK` scores.
+With several chunks the backward pass computes the scores again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_SCORES_PER_CHUNK: Final = 1 << 24
-"""64 MB in float32."""
+"""64 MB in float32 per copy. About four copies live at once: scores, masked scores, weights and a gradient."""
 
 
 def tree_attention(
-    q: Tensor, trunk: tuple[Tensor, Tensor], root: Tensor, ancestors: list[tuple[Tensor, Tensor]]
+    q: Tensor, trunk: tuple[Tensor, Tensor], root_slot: Tensor, ancestors: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """The attention's output ``[B, heads, N, D]`` for queries ``q`` ``[B, heads, N, D]``, in float32.
+    """The attention's output ``[B, heads, N, D]`` in float32, for ``N`` nodes of one depth.
 
-    ``trunk`` holds keys and values ``[B, kv, T, D]``, visible to a node up to slot ``root`` ``[B, N]``. ``ancestors``
-    holds the keys and values of the node's ancestors and of the node itself: one pair ``[B, kv, N, D]`` per depth below
-    the root.
+    Args:
+        q: queries ``[B, heads, N, D]``.
+        trunk: keys and values, each ``[B, kv, T, D]``. A node sees the slots up to its root.
+        root_slot: the slot of each node's root, ``[B, N]`` int64.
+        ancestors: keys and values of the node's ancestors and of the node itself: one pair, each ``[B, kv, N, D]``, per
+            depth below the root.
     """
     batch, heads, nodes, _ = q.shape
     chunk_nodes = max(1, MAX_SCORES_PER_CHUNK // (batch * heads * trunk[0].shape[2]))
     if chunk_nodes >= nodes:
-        return _attend(q, *trunk, root, *_flatten(ancestors))
+        return _attend(q, *trunk, root_slot, *_flatten(ancestors))
     outputs = []
     for start in range(0, nodes, chunk_nodes):
         chunk = slice(start, start + chunk_nodes)
@@ -38,7 +41,7 @@ def tree_attention(
                 _attend,
                 q[:, :, chunk],
                 *trunk,
-                root[:, chunk],
+                root_slot[:, chunk],
                 *_flatten([(k[:, :, chunk], v[:, :, chunk]) for k, v in ancestors]),
                 use_reentrant=False,
                 preserve_rng_state=False,
@@ -51,11 +54,11 @@ def _flatten(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     return [tensor for pair in pairs for tensor in pair]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, root: Tensor, *ancestors: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, root_slot: Tensor, *ancestors: Tensor) -> Tensor:
     """:func:`tree_attention` of one chunk; ``ancestors`` alternate keys and values."""
     batch, heads, nodes, dim = q.shape
     groups, slots = heads // k.shape[1], k.shape[2]
-    visible = torch.arange(slots, device=q.device) <= root[:, :, None]  # [B, N, T]
+    visible = torch.arange(slots, device=q.device) <= root_slot[:, :, None]  # [B, N, T]
     with torch.autocast(q.device.type, enabled=False):
         q = (q.float() * dim**-0.5).view(batch, -1, groups, nodes, dim)
         k, v = k.float(), v.float()

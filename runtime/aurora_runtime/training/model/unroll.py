@@ -29,7 +29,7 @@ class Trunk:
     aux: Tensor  # [B, T, 3H]: the target's auxiliary states
     tokens: Tensor  # [B, T] int64: token after the slot's position
     start: Tensor  # [B] int64: absolute position of slot 0
-    root: Tensor  # [B, R] int64: slot of each root (padding repeats slot 0)
+    root_slot: Tensor  # [B, R] int64: slot of each root (padding repeats slot 0)
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Unrolling:
         positions = trunk.start[:, None] + slots
         self._trunk = draft.keys(inputs, positions), draft.values(inputs)
         self._ancestors: list[tuple[Tensor, Tensor]] = []
-        self._root = trunk.root
-        queries = draft.queries(_gather_rows(inputs, trunk.root), trunk.start[:, None] + trunk.root)
-        self.outputs = self._finish(_gather_rows(fused, trunk.root).float(), queries)
+        self._root_slot = trunk.root_slot
+        queries = draft.queries(_gather_rows(inputs, trunk.root_slot), trunk.start[:, None] + trunk.root_slot)
+        self.outputs = self._finish(_gather_rows(fused, trunk.root_slot).float(), queries)
 
     def descend(self, level: Level) -> Tensor:
         """The outputs ``[B, N, H]`` of ``level``, whose parents are the nodes of the last depth."""
         draft, parent = self._draft, level.parent
-        hidden, self._root = _gather_rows(self.outputs, parent), self._root.gather(1, parent)
-        positions = self._start[:, None] + self._root + len(self._ancestors) + 1
+        hidden, self._root_slot = _gather_rows(self.outputs, parent), self._root_slot.gather(1, parent)
+        positions = self._start[:, None] + self._root_slot + len(self._ancestors) + 1
         inputs = draft.inputs(hidden, level.token)
         above = [(_gather_nodes(k, parent), _gather_nodes(v, parent)) for k, v in self._ancestors]
         self._ancestors = [*above, (draft.keys(inputs, positions), draft.values(inputs))]
@@ -67,7 +67,7 @@ class Unrolling:
         return self.outputs
 
     def _finish(self, hidden: Tensor, queries: Tensor) -> Tensor:
-        return self._draft.finish(hidden, tree_attention(queries, self._trunk, self._root, self._ancestors))
+        return self._draft.finish(hidden, tree_attention(queries, self._trunk, self._root_slot, self._ancestors))
 
 
 def unroll(draft: DraftModel, trunk: Trunk, levels: Sequence[Level]) -> list[Tensor]:

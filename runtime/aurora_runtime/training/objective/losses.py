@@ -4,8 +4,9 @@ Every loss is a formula over the outcomes of :func:`bucket_logprobs`: the captur
 ``q_i``) and the uncaptured bucket (``p_u``, ``q_u``). So a target truncated to its top k is treated exactly, with one
 outcome for all tokens that were not kept. With k = V the bucket is empty and the loss is the full one.
 
-Invariant: a loss is never negative, and 0 where the two distributions agree. Where the target has mass outside the
-draft's vocabulary, p is conditioned on the vocabulary and the row is scaled by the mass inside.
+Invariant: a loss is never negative, and 0 where the two distributions agree (cross-entropy: only where the draft is
+also certain). Where the target has mass outside the draft's vocabulary, p is conditioned on the vocabulary and the row
+is scaled by the mass inside.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from torch import Tensor
 from aurora_runtime.training.objective.target_distribution import TINY, TargetDistribution, bucket_logprobs
 
 Loss = Callable[[Tensor, TargetDistribution], Tensor]
-"""``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative."""
+"""``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative.
+
+A loss is a function of a module, because ranks receive it by pickle. Its rows are independent, because they come in
+chunks."""
 
 MIN_TARGET_PROB: Final = 1e-6
-"""Lower bound of a target probability that is a divisor. Capture keeps target probabilities in half precision, which
+"""Lower bound of a target probability that is a divisor. Examples keep target probabilities in half precision, which
 does not resolve smaller ones."""
 
 
-def _entropy_term(p: Tensor) -> Tensor:
+def _p_log_p(p: Tensor) -> Tensor:
     return p * p.clamp(min=TINY).log()
 
 
@@ -38,7 +42,7 @@ def forward_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     p, p_u = target.probs, target.uncaptured_mass
-    entropy_terms = _entropy_term(p).sum(-1) + _entropy_term(p_u) - _entropy_term(target.mass())
+    entropy_terms = _p_log_p(p).sum(-1) + _p_log_p(p_u) - _p_log_p(target.mass())
     return (entropy_terms - (p * captured).sum(-1) - p_u * uncaptured).clamp(min=0)
 
 

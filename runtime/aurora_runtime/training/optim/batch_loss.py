@@ -50,7 +50,7 @@ def loss_of_outputs(
     decay_sum = sum(recipe.step_decay**depth for depth in range(len(outputs)))
     rows, chosen, weights, shares = [], [], [], []
     for depth, (out, target_rows) in enumerate(zip(outputs, batch.target_rows, strict=True)):
-        for nodes, share in ((slice(batch.roots), 1.0), (slice(batch.roots, None), recipe.discard)):
+        for nodes, share in ((slice(batch.root_count), 1.0), (slice(batch.root_count, None), recipe.discard)):
             present = target_rows[:, nodes] >= 0
             rows.append(target_rows[:, nodes][present])
             chosen.append(out[:, nodes][present])

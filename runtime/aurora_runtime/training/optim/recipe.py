@@ -15,7 +15,8 @@ class Recipe:
 
     learning_rate: float = 1e-3
     unroll_steps: int = 3
-    replay: int = 3  # replayed batches per fresh one
+    replay: int = 3  # replayed batches beside a fresh one, as far as `passes` allows; 0: no replay at all
+    passes: int = 16  # bounds `replay`: a position is trained at most this often on average, replays included
     replay_sampling: ReplaySampling = ReplaySampling.UNIFORM
     unroll_path: UnrollPath = UnrollPath.COMMITTED
     loss: Loss = forward_kl
@@ -27,4 +28,3 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
     batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer takes the same steps
     prompt_weight: float = 0.0  # weight of a prompt position's loss
-    passes: int = 16  # a position is trained at most this often on average, replays included

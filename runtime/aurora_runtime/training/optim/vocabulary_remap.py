@@ -1,9 +1,15 @@
-"""Moves a session's state to another vocabulary map: the head's rows are reordered, and all else stays.
+"""Moves a session's state to another vocabulary map: kept rows move, new rows come from the target's head.
 
-Invariant: a token that both maps hold keeps its weights, moments and average, bit for bit, so the draft scores it as
-before. A new token starts as in the initial draft: from the target's own head, with moments of zero and its average at
-its weights. The optimizer's step count is shared, so the first steps of such a row are shorter than the
-learning rate, never longer. With the next step the average starts again (:mod:`aurora_runtime.training.optim.ema`).
+Invariant: a token that both maps hold keeps the weights, moments and average of the given state, bit for bit. So the
+draft scores it as before. The given state holds moments and averages as rounded for saving.
+
+A new token starts as in the initial draft: from the target's own head, with moments of zero and its average at its
+weights. The optimizer's step count is shared, so Adam does not correct the bias of the new moments. After many steps
+and under a constant gradient, the row's first step is 0.45 learning rates long. Its ninth step passes 1.0, and its
+steps peak at 1.10 near the twentieth. No gradients make a step longer than 1.165 learning rates (Cauchy-Schwarz, for
+betas of 0.9 and 0.95).
+
+The average of all weights restarts: the next step sets it to the weights (:mod:`aurora_runtime.training.optim.ema`).
 """
 
 from __future__ import annotations
@@ -29,10 +35,10 @@ def remapped(state: Mapping[str, Tensor], ids: Tensor, target_head: Tensor) -> d
     old_row[state[VOCABULARY]] = torch.arange(ids.numel())
     source = old_row[ids]
     shared = source >= 0
-    head_rows = {f"weight.{HEAD}": target_head[ids].to(state[f"weight.{HEAD}"].dtype)}
-    other_keys = (f"{part}.{HEAD}" for part in (*MOMENTS, EMA_OFFSET))
-    head_rows |= {key: torch.zeros_like(state[key]) for key in other_keys if key in state}
-    for key, rows in head_rows.items():
+    head_weight = target_head[ids].to(state[f"weight.{HEAD}"].dtype)
+    zero_keys = [key for key in (f"{part}.{HEAD}" for part in (*MOMENTS, EMA_OFFSET)) if key in state]
+    new_head = {f"weight.{HEAD}": head_weight} | {key: torch.zeros_like(state[key]) for key in zero_keys}
+    for key, rows in new_head.items():
         rows[shared] = state[key][source[shared]]
     restarted_average = {EMA_STEPS: torch.tensor(0)} if EMA_STEPS in state else {}
-    return {**state, **head_rows, VOCABULARY: ids, **restarted_average}
+    return {**state, **new_head, VOCABULARY: ids, **restarted_average}

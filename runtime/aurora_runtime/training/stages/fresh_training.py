@@ -14,7 +14,7 @@ from aurora_runtime.training.state.learning_state import LearningState
 
 
 class FreshTraining:
-    """Takes each shard into the learning state and trains on its examples once."""
+    """Takes each shard into the learning state and trains on each of its examples at most once."""
 
     def __init__(self, learning: LearningState, replay: ReplayTraining, progress: Progress, retrier: Retrier) -> None:
         self._learning, self._replay, self._progress, self._retrier = learning, replay, progress, retrier

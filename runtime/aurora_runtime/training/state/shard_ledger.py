@@ -1,6 +1,12 @@
 """Tracks which shards of a lineage are new, which were consumed, and which of those may be deleted.
 
-Invariant: a shard is offered until it is marked consumed, and never after, whether its objects still exist or not.
+Invariant: a shard is pending until it is marked consumed, and never after, whether its objects still exist or not.
+
+The life of a shard: *pending* until the trainer takes it, then *consumed*, even if it is damaged. *Retired* when the
+store needs its room, and *deleted* once every stored state lists it as retired. :mod:`.retention` retires and deletes.
+A shard without room in the store is *skipped*: it goes from pending to deleted, untrained.
+An *orphan* is data without a manifest, so it is not yet a shard. An orphan that stays untouched for long is an
+*abandoned upload*, and is deleted too.
 """
 
 from __future__ import annotations

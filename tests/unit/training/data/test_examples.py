@@ -92,7 +92,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
     nodes = by_position(trace)
     assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
     trained_nodes = 0
-    for r in range(example.roots):
+    for r in range(example.root_count):
         root = hidden_start + example.first_root + r
         for j in range(3):
             position, row = root + 1 + j, int(batch.target_rows[j][0, r])
@@ -123,7 +123,7 @@ def test_long_requests_are_cut_without_losing_or_doubling_a_root(
     monkeypatch.setattr(module, "MAX_SLOTS", 12)
     trace = tiny.trace(6, prompt=10, answer=40)
     cut = examples_of(trace, tiny.VOCAB)
-    roots = [e.start + e.first_root + r for e in cut for r in range(e.roots)]
+    roots = [e.start + e.first_root + r for e in cut for r in range(e.root_count)]
     assert roots == list(range(9, 48))
     assert sum(e.fresh for e in cut) == trace.hidden.shape[0]
     assert all(e.slots <= 12 + MAX_STEPS for e in cut)

@@ -37,14 +37,15 @@ def top(probs: Tensor, k: int) -> TargetDistribution:
 
 def formula(name: str, p: Tensor, q: Tensor) -> Tensor:
     """The textbook formula of the loss for two distributions ``[C]`` over the same outcomes."""
-    gap = {
+    formulas = {
         "forward_kl": lambda: torch.where(p > 0, p * (p / q).log(), 0.0).sum(),
         "reverse_kl": lambda: torch.where(q > 0, q * (q / p.clamp(min=1e-30)).log(), 0.0).sum(),
         "cross_entropy": lambda: -q[p.argmax()].log(),
         "total_variation": lambda: (p - q).abs().sum() / 2,
         "log_acceptance": lambda: -torch.minimum(p, q).sum().log(),
     }
-    return gap[name]()
+    assert name in formulas, f"the new loss {name} lacks its textbook formula here"
+    return formulas[name]()
 
 
 def bucketed(name: str, logits: Tensor, target: TargetDistribution, n: int) -> Tensor:

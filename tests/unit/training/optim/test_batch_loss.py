@@ -38,7 +38,7 @@ def test_path_and_rejected_nodes_have_the_weights_of_the_recipe(
     want = 0.0
     for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.target_rows, strict=True)):
         weight = 0.7**depth / (1 + 0.7 + 0.7**2)
-        for share, part in ((1.0, slice(0, batch.roots)), (discard, slice(batch.roots, None))):
+        for share, part in ((1.0, slice(0, batch.root_count)), (discard, slice(batch.root_count, None))):
             row = rows[:, part]
             losses = forward_kl(draft.logits(out[:, part][row >= 0]), batch.targets[row[row >= 0]])
             want += share * weight * float(losses.mean()) if losses.numel() else 0.0

@@ -62,7 +62,7 @@ def test_training_on_a_few_requests_learns_them(tmp_path: Path) -> None:
 def test_coverage_is_the_share_of_answer_tokens_that_the_map_holds(tmp_path: Path) -> None:
     session, examples = session_of(tmp_path)
     everything = VocabularyMap.of(torch.arange(tiny.VOCAB), tiny.VOCAB)
-    answers = [e.tokens[e.first_root + 2 :][: e.roots].long() for e in examples]  # slot t proposes token t + 2
+    answers = [e.tokens[e.first_root + 2 :][: e.root_count].long() for e in examples]  # slot t proposes token t + 2
     inside = torch.cat([session.vocabulary.to_draft[tokens] >= 0 for tokens in answers])
     assert 0.5 < inside.float().mean() < 1
     assert evaluate(session.draft, examples, session.vocabulary, 3).coverage == inside.float().mean()

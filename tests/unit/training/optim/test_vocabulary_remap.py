@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -109,6 +112,38 @@ def test_a_session_resumed_after_a_map_change_continues_identically(target: Targ
     a, b = first.state(), second.state()
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steps_after_fresh_moments(gradients: list[float]) -> list[float]:
+    """The steps, in learning rates, of a weight whose moments were set to zero after many steps of the optimizer."""
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight], lr=1.0, betas=Recipe.betas, weight_decay=0.0)
+    optimizer.state[weight] = {
+        "step": torch.tensor(10_000.0),
+        "exp_avg": torch.zeros_like(weight),
+        "exp_avg_sq": torch.zeros_like(weight),
+    }
+    places = [0.0]
+    for gradient in gradients:
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        places.append(float(weight.detach()))
+    return [abs(after - before) for before, after in pairwise(places)]
+
+
+def test_under_a_constant_gradient_a_new_row_starts_slowly_and_then_overshoots() -> None:
+    steps = steps_after_fresh_moments([1.0] * 200)
+    assert steps[0] == pytest.approx(0.447, abs=1e-3)
+    assert steps[7] < 1.0 < steps[8]
+    assert max(steps) == pytest.approx(1.10, abs=5e-3)
+    assert 17 <= steps.index(max(steps)) <= 23
+    assert steps[-1] == pytest.approx(1.0, abs=1e-3)
+
+
+@given(gradients=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60))
+@settings(max_examples=30, deadline=None)
+def test_no_step_of_a_new_row_exceeds_the_bound(gradients: list[float]) -> None:
+    assert max(steps_after_fresh_moments(gradients)) < 1.1651
 
 
 def test_new_tokens_are_learnt(target: TargetModel) -> None:
