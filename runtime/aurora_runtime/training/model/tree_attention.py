@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_SCORES_PER_CHUNK: Final = 1 << 24
-"""64 MB in float32 per copy. About four copies live at once: scores, masked scores, weights and a gradient."""
+"""64 MB in float32 per copy, of which about four live at once."""
 
 
 def tree_attention(
