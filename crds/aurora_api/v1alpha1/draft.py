@@ -70,7 +70,8 @@ class DraftSpec(Model):
         le=64,
         description=(
             "Tokens that the target verifies in a round, counting the one that the round starts from. Leave it"
-            " unset for a chain, where it is steps + 1. Required when `branching` is above 1."
+            " unset for a chain, where it is steps + 1: raise `steps` to propose more. Required when `branching`"
+            " is above 1. Pods restart one by one when it changes."
         ),
     )
 

@@ -36,7 +36,11 @@ class AnalysisSpec(Model):
         default=50,
         ge=1,
         le=1000000,
-        description="Requests that each side needs before it is judged. Lower it for services with little traffic.",
+        description=(
+            "Ended requests that pods on the new draft need in an interval, and that the pods or the baseline"
+            " they are compared with need too. Lower it for services with little traffic: judgements come sooner"
+            " and notice less."
+        ),
     )
     max_accept_loss: Ratio = Field(
         default="0.1",

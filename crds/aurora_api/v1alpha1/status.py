@@ -34,8 +34,10 @@ class VersionStatus(Model):
     digest: str = Field(default="", description=("SHA-256 of the draft's weights file in the store."))
     speedup: str | None = Field(
         default=None,
-        description="Measured throughput over the target without speculation: estimate and interval, for example"
-        " 1.52x (1.45-1.60). Changes when a measurement ends.",
+        description=(
+            "Measured throughput over the target without speculation: estimate and interval, for example 1.52x"
+            " (1.45-1.60). It changes only when a measurement ends; `status.acceptLength` follows live traffic."
+        ),
     )
     gain: str | None = Field(
         default=None,
@@ -68,6 +70,9 @@ class CandidatePhase(StrEnum):
 class CandidateStatus(VersionStatus):
     """The version that is being measured, or was measured last."""
 
+    version: int = Field(
+        ge=0, description="The version that is being measured while `phase` is Validating, else the one measured last."
+    )
     phase: CandidatePhase = Field(
         description="Validating: the measurement waits or runs. Validated: the version passed and may be rolled out."
         " Rejected, Inconclusive: the version is never rolled out. Failed: the measurement could not be made and is"

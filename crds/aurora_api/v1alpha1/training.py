@@ -31,7 +31,11 @@ class TrainingSpec(Model):
 
     suspended: bool = Field(
         default=False,
-        description="Stop training. Pods go on serving the active draft, and the trainer goes on deleting old traces.",
+        description=(
+            "Stop training and offer no new candidate. Pods go on serving the active draft, and the trainer goes"
+            " on deleting old traces. A candidate that was offered before is still measured and rolled out: set"
+            " `rollout.paused` to prevent the roll."
+        ),
     )
     learning_rate: Ratio = Field(
         default="0.001",
@@ -72,9 +76,9 @@ class TrainingSpec(Model):
         default=20000,
         ge=256,
         description=(
-            "Number of new traced positions after which the trainer compares its draft with the last version. It"
-            " offers a candidate if the acceptance length rose by `minGain`. Lower it to follow the traffic"
-            " faster, with more measurements."
+            "Number of new traced positions after which the trainer compares its draft with the last version that"
+            " it offered. It offers the draft as a candidate if it is better by `minGain`. Lower it to follow the"
+            " traffic faster, with more measurements."
         ),
     )
     publish_seconds: int = Field(
@@ -88,8 +92,9 @@ class TrainingSpec(Model):
     min_gain: Ratio = Field(
         default="0.02",
         description=(
-            "Gain in acceptance length on held-out requests that a candidate needs, in tokens per verify round:"
-            ' "0.02" is 2.52 after 2.50. Raise it to measure fewer candidates.'
+            "Tokens per verify round by which a draft must beat the last offered version on held-out requests,"
+            ' before the trainer offers it as a candidate: "0.02" is 2.52 after 2.50. Raise it for fewer, larger'
+            " candidates."
         ),
     )
     trace_storage_limit: Quantity = Field(

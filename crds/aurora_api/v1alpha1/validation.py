@@ -108,8 +108,8 @@ class ValidationSpec(Model):
         default="0.05",
         description=(
             "Gain in throughput over the active draft that a candidate must show at the primary concurrency:"
-            ' "0.05" is 5 %. The lower bound of the 95 % interval must reach it. Raise it to roll out fewer,'
-            " larger gains."
+            ' "0.05" is 5 %. The lower bound of the 95 % interval must reach it. Raise it to roll out fewer'
+            " candidates; to measure fewer, raise `training.minGain`."
         ),
     )
     tolerance: Tolerance = Field(default_factory=Tolerance)
