@@ -20,7 +20,7 @@ from kubernetes import config as kube_config
 
 from aurora_api import API_VERSION, KIND, PLURAL
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
-from aurora_operator.operator_config import FIELD_MANAGER
+from aurora_operator.operator_config import OPERATOR_NAME
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -93,7 +93,7 @@ class HttpKubernetesApi:
         return cls(client.ApiClient())
 
     def _call(self, method: str, path: str, body: Object | None = None, *, content: str = "application/json") -> Any:
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": FIELD_MANAGER}
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": OPERATOR_NAME}
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
@@ -131,7 +131,7 @@ class HttpKubernetesApi:
         Raises :class:`Conflict` when ``obj`` carries a resourceVersion that is no longer the object's.
         """
         path = resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        query = urlencode({"fieldManager": FIELD_MANAGER, "force": "true"})
+        query = urlencode({"fieldManager": OPERATOR_NAME, "force": "true"})
         suffix = f"/{subresource}" if subresource else ""
         applied: Object = self._call("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
         return applied
@@ -139,7 +139,7 @@ class HttpKubernetesApi:
     def create(self, obj: Object) -> Object:
         """Raises :class:`Conflict` when an object of that name exists."""
         path = resource_of(obj).path(obj["metadata"]["namespace"])
-        created: Object = self._call("POST", f"{path}?{urlencode({'fieldManager': FIELD_MANAGER})}", obj)
+        created: Object = self._call("POST", f"{path}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
         return created
 
     def delete(self, resource: Resource, namespace: str, name: str) -> None:

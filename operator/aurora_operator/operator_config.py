@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from aurora_operator.errors import ConfigError
 
-FIELD_MANAGER = "aurora-operator"
+OPERATOR_NAME = "aurora-operator"
+"""Field manager, user agent, source of events and the label ``app.kubernetes.io/managed-by``."""
 _IMAGES = {"AURORA_RUNTIME_IMAGE": "images.runtime", "AURORA_AGENT_IMAGE": "images.agent"}
 """Variable -> the chart's value that sets it."""
 

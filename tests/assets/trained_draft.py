@@ -19,7 +19,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aurora_protocol.draft_records import Lineage, TargetIdentity
-from aurora_runtime.engine.draft_check import read_header
+from aurora_runtime.engine.draft_file_check import read_header
 from aurora_store.objects import sha256_file
 from tests.assets.random_draft import write_random_draft
 

@@ -9,7 +9,7 @@ import pytest
 
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.training_records import TrainerPhase
-from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
+from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
@@ -84,7 +84,7 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     assert manifest.parent == 0
     lineage = registry.lineage()
     assert lineage is not None
-    check_draft(tmp_path / "v1" / WEIGHTS, lineage)  # a pod would load it
+    check_draft_file(tmp_path / "v1" / WEIGHTS, lineage)  # a pod would load it
     assert orphans(registry) == set()
 
 

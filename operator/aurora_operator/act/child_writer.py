@@ -1,5 +1,7 @@
 """Applies the children, creates the keys and the Jobs, and leaves other owners' objects alone.
 
+This module decides whether to apply. Field manager and options of server-side apply are in ``kubernetes_api``.
+
 Invariant: an object that exists under a child's name without an owner reference to this speculator is never changed.
 Its name is reported instead, and the child is created once the name is free. Names that every namespace uses, such as
 the ServiceAccount ``default``, are therefore safe.

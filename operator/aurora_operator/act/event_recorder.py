@@ -14,7 +14,7 @@ from aurora_api import API_VERSION, KIND
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.kubernetes_api import KubernetesApi, Object
-from aurora_operator.operator_config import FIELD_MANAGER
+from aurora_operator.operator_config import OPERATOR_NAME
 from aurora_operator.plan import EventNote
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
         "type": "Warning" if note.warning else "Normal",
         "reason": note.reason,
         "message": note.message[:MAX_MESSAGE_CHARACTERS],
-        "source": {"component": FIELD_MANAGER},
+        "source": {"component": OPERATOR_NAME},
         "firstTimestamp": timestamp,
         "lastTimestamp": timestamp,
         "count": 1,

@@ -11,13 +11,13 @@ from typing import Any
 from aurora_api import API_VERSION, KIND
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.operator_config import FIELD_MANAGER
+from aurora_operator.operator_config import OPERATOR_NAME
 
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 """Values of the component label."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
-COMMON_LABELS = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+COMMON_LABELS = {"app.kubernetes.io/managed-by": OPERATOR_NAME}
 """Labels of every child and pod.
 
 Workloads' selectors are immutable: add labels to COMMON_LABELS, not to :func:`selector`.

@@ -8,9 +8,13 @@
                      v  |  +-- Failed: the measurement could not be made
                  Inconclusive / Rejected: never rolled out
 
-The newest version replaces a candidate that is decided, and one that waits. A candidate waits for its next attempt, for
-a replica, for another measurement because the active version changed, or for its roll while rolls are paused or pods
-are missing. A candidate that is being measured is not replaced.
+The newest version replaces a candidate that is decided, and one that waits. A candidate waits
+
+- in Failed, for its next attempt;
+- in Validating, for a replica, or for another measurement because the active version changed;
+- in Validated, for its roll, while rolls are paused or pods are missing.
+
+A candidate that is being measured is not replaced.
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
 that publishes faster than candidates are measured would keep every version from the pods. A delayed roll therefore
@@ -270,7 +274,8 @@ def _failure(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
 
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
     delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
-    message = f"attempt {candidate.attempt} could not measure: {reason}; the next one starts in {delay_seconds} s"
+    again = f"it is repeated in {delay_seconds} s at the earliest"
+    message = f"attempt {candidate.attempt} could not measure: {reason}; {again}"
     update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 

@@ -1,9 +1,9 @@
-"""Loads a draft file into a running engine and confirms that the engine holds exactly this draft.
+"""Loads a draft file into a running engine and confirms by version and checksum that the engine took it.
 
 The agent's swaps, its trial drafts and the validator's engines all load drafts through this module.
 
 Invariants: a pause that may have begun is always ended, whatever an answer said. A load succeeds only when the engine
-reports the draft's version and its checksum. SGLang's answer to the update proves nothing, because SGLang reports
+reports the draft's version and the right checksum. SGLang's answer to the update proves nothing, because SGLang reports
 success even for a file that it could not load.
 
 Two rules check the checksum. A file that was loaded before in this engine start must give the same checksum again. A

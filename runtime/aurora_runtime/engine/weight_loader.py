@@ -5,7 +5,7 @@ Only SGLang imports this module, inside its scheduler, because the module needs 
 
 Invariant: the loader never raises, because SGLang catches no error here and would end. When the file cannot be loaded,
 the old weights stay, and the caller sees the failure by the checksum. Before the load the caller checks names, shapes,
-dtypes, digest and map (:mod:`aurora_runtime.engine.draft_check`).
+dtypes, digest and map (:mod:`aurora_runtime.engine.draft_file_check`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_runtime.engine import vocabulary_plugin
-from aurora_runtime.engine.draft_check import INVERSE_MAP, VOCABULARY_MAP
+from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP
 from aurora_runtime.engine.path_payload import PATH_TENSOR
 
 log = logging.getLogger(__name__)

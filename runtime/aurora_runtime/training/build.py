@@ -11,7 +11,7 @@ from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, Lineage
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_budget import ReplayBudget
 from aurora_runtime.training.data.shards import ShardReader

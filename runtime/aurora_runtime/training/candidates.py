@@ -17,7 +17,7 @@ from typing import Final
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Registration
 from aurora_runtime.training import lineage
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.evaluation import HeldOutResult, evaluate
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from aurora_protocol.draft_records import Lineage, Registration
-from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
+from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
 from aurora_runtime.errors import DraftRefused
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
@@ -48,5 +48,5 @@ def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage
     if manifest.lineage != lineage.number:
         raise DraftRefused(f"the draft is of lineage {manifest.lineage}, not of {lineage.number}")
     draft = FetchedDraft(folder, registration.version)
-    check_draft(draft.weights, lineage)
+    check_draft_file(draft.weights, lineage)
     return draft

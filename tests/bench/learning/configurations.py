@@ -79,7 +79,7 @@ def _row(
     **changes: Any,
 ) -> Configuration:
     """A configuration whose recipe has one replay, no averaging, and ``changes``."""
-    recipe = dataclasses.replace(Recipe(), **{"replay": 1, "average_horizon": 1, **changes})
+    recipe = dataclasses.replace(Recipe(), **{"replay": 1, "max_average_window": 1, **changes})
     return Configuration(description, recipe, top_k, shape, copies_target, remap, draft_steps)
 
 
@@ -90,7 +90,7 @@ REFERENCE: Final = "replay"
 
 This is not the trainer's default, which is ``map, replay 3, averaged``."""
 PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "unroll_path": UnrollPath.COMMITTED})
-AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"average_horizon": Recipe.average_horizon})
+AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"max_average_window": Recipe.max_average_window})
 PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {

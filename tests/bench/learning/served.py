@@ -38,7 +38,7 @@ from tests.bench.served.servers import DRAFT, Arm, Servers
 
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
-from aurora_runtime.engine.draft_check import WEIGHTS
+from aurora_runtime.engine.draft_file_check import WEIGHTS
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.errors import EngineFault

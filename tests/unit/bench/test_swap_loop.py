@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
-from aurora_runtime.engine.draft_check import WEIGHTS
+from aurora_runtime.engine.draft_file_check import WEIGHTS
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from tests.bench import swap_loop

@@ -8,7 +8,7 @@ from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.optim.recipe import Recipe

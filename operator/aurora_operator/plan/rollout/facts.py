@@ -48,7 +48,7 @@ class RolloutFacts:
     """Every pod serves the active version, and none is on its way up with another."""
     returned: bool
     """No pod is swapping, and no ready pod serves anything but the active version."""
-    too_few_ready: bool
+    too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
@@ -89,7 +89,7 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
     live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
-    too_few_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
+    too_many_not_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
     vouched = version is not None and world.promote == version
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
     watch, deadline = timedelta(seconds=world.policy.analysis.watch_seconds), _deadline(world)
@@ -107,14 +107,14 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
         settled=_settled(world),
         returned=not any(pod.swapping or (pod.ready and pod.version != world.active) for pod in pods),
-        too_few_ready=too_few_ready,
+        too_many_not_ready=too_many_not_ready,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
         loading_pod=next(
             (p.name for p in pods if p.swap.phase is SwapPhase.SWAPPING and p.swap.version == version), ""
         ),
         missing_pod=next((p.name for p in pods if p.name in roll.engine_boots and not p.ready and not p.up), ""),
-        no_progress=not too_few_ready and _no_progress(world, roll, vouched=vouched),
-        starved=not too_few_ready and not vouched and _starved(world, roll, live, peers),
+        no_progress=not too_many_not_ready and _no_progress(world, roll, vouched=vouched),
+        starved=not too_many_not_ready and not vouched and _starved(world, roll, live, peers),
         watch_over=watched >= watch,
         watch_overdue=roll.progressed is not None and watched > watch + deadline,
         vouched=vouched,

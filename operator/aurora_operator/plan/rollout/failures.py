@@ -35,7 +35,7 @@ def rejection_in_watch(facts: RolloutFacts) -> Reject | None:
     """Why a promoted version must be rejected because its engines crash or a pod stays away, if it must."""
     if crashes := engine_crashes(facts):
         return crashes
-    overdue = facts.missing_pod and facts.watch_overdue and not facts.too_few_ready
+    overdue = facts.missing_pod and facts.watch_overdue and not facts.too_many_not_ready
     return _did_not_come_back(facts, facts.missing_pod) if overdue else None
 
 

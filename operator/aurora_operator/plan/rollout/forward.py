@@ -187,7 +187,7 @@ def resume(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def hold(facts: RolloutFacts, judgement: Hold) -> Step:
-    """Ask no pod. The progress deadline stands still."""
+    """Ask no pod. The progress deadline starts again in full when the hold ends."""
     return Step(with_fields(facts.analysed_roll, progressed=None, message=judgement.reason))
 
 

@@ -65,7 +65,7 @@ def _idle(facts: RolloutFacts) -> Judgement:
         return Pause(f"{WAITING_PREFIX}for rolls to be resumed: {passed}" if waits else "")
     if world.next_version is None or world.pin_set:
         return Proceed()
-    if facts.settled and not facts.too_few_ready:
+    if facts.settled and not facts.too_many_not_ready:
         return Start(world.next_version)
     return Wait(f"{WAITING_PREFIX}for pods to be ready and serve version {world.active}: {passed}")
 
@@ -85,7 +85,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return Pause("paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set")
     if facts.phase is RolloutPhase.PAUSED:
         return Resume()
-    if facts.too_few_ready:
+    if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
         return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; rollout.maxNotReady is {allowed}")
     return _canary(facts) if facts.phase is RolloutPhase.CANARY else _rolling(facts)

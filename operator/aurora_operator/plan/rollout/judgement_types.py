@@ -59,7 +59,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Hold:
-    """Too few pods are ready to touch another one. The progress deadline stands still."""
+    """More pods than rollout.maxNotReady are not ready: ask no pod. The progress deadline starts again afterwards."""
 
     reason: str
 

@@ -33,7 +33,7 @@ def return_rejected(facts: RolloutFacts) -> dict[str, int]:
 def next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
     """Swaps of further pods until ``wanted`` pods have the version or are on their way; third versions come first."""
     world, version = facts.world, facts.version
-    if facts.too_few_ready:
+    if facts.too_many_not_ready:
         return {}
     having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
     others = [

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from aurora_protocol.draft_records import CheckpointManifest, Lineage, Registration
-from aurora_runtime.engine.draft_check import WEIGHTS, check_draft
+from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Registry
@@ -119,7 +119,7 @@ class DraftCache:
         part = self._folder.drafts / f".{target.name}.{secrets.token_hex(4)}"
         try:
             self._registry.fetch_checkpoint(registration, part)
-            check_draft(part / WEIGHTS, lineage)
+            check_draft_file(part / WEIGHTS, lineage)
             (part / MANIFEST).write_bytes(manifest.to_json())
             part.chmod(0o755)
             shutil.rmtree(target, ignore_errors=True)

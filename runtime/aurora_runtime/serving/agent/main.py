@@ -21,8 +21,8 @@ from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, ST
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
-from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_context import PodContext
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             # The first process of a container ignores a signal that it does not handle.
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             registry = _open_registry(settings)
-            stage_initial_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
+            stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:
             asyncio.run(serve(settings, options))
     except (RuntimeFault, StoreError, OSError) as error:

@@ -29,25 +29,27 @@ EMA_OFFSET: Final = "ema_offset"
 EMA_STEPS: Final = "ema_steps"
 """Key in a state: steps since the average began."""
 WINDOW_SHARE: Final = 0.2
-"""The averaging window as a share of the steps since the average began, up to the horizon."""
+"""The averaging window as a share of the steps since the average began, up to the maximum window."""
 
 
 class WeightEma:
-    """The average of ``draft``'s weights over ``horizon`` steps, after which a step's weight has fallen to 1/e.
+    """The average of ``draft``'s weights over a window of at most ``max_window`` steps.
+
+    Once the window is full, the weight of a step falls to 1/e after that many more steps.
 
     Shares the draft's embedding, the target's whole ``[vocab, H]``, which torch's ``AveragedModel`` would copy.
     """
 
-    def __init__(self, draft: DraftModel, horizon: int) -> None:
+    def __init__(self, draft: DraftModel, max_window: int) -> None:
         self.draft: DraftModel = copy.deepcopy(draft, {id(draft.embedding): draft.embedding})
         self.draft.requires_grad_(False)
-        self._trained, self._horizon, self._steps = draft, horizon, 0
+        self._trained, self._max_window, self._steps = draft, max_window, 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the draft's weights after a step to the average."""
         self._steps += 1
-        weight = 1 / min(self._horizon, max(1.0, WINDOW_SHARE * self._steps))
+        weight = 1 / min(self._max_window, max(1.0, WINDOW_SHARE * self._steps))
         for _, averaged, trained in self._parameter_pairs():
             averaged.lerp_(trained, weight)
 

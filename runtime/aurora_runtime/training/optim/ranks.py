@@ -141,7 +141,7 @@ class SharedSession(Session):
 
     def _backward(self, examples: Sequence[Example]) -> Tensor:
         if self._ranks.leads:
-            examples = self._ranks.scatter_step(shard_among_ranks(examples, self._ranks.size))
+            examples = self._ranks.scatter_step(deal_among_ranks(examples, self._ranks.size))
         loss: Tensor = self._model(self.batch(examples))
         (self._ranks.size * loss).backward()  # type: ignore[no-untyped-call]  # DDP averages; the step's is the sum
         return self._ranks.all_reduce_sum(loss)
@@ -182,7 +182,7 @@ def run_follower(ranks: Ranks, device: torch.device) -> SharedSession | None:
             session.round_moments()
 
 
-def shard_among_ranks(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
+def deal_among_ranks(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
     """Shares of about equal slots: each example, the largest first, goes to the rank with the fewest slots.
 
     A rank without examples gets one of weight zero, because every rank takes part in every sum.

@@ -24,7 +24,7 @@ class Recipe:
     step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and Aurora's published loop)
     warmup_steps: int = 10
     max_gradient_norm: float = 1.0
-    average_horizon: int = 200  # served weights average at most so many steps; 1: the trained weights are served
+    max_average_window: int = 200  # served weights average at most so many steps; 1: the trained weights are served
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
     batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer takes the same steps
     prompt_weight: float = 0.0  # weight of a prompt position's loss

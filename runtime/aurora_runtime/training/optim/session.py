@@ -54,7 +54,8 @@ class Session:
         self.steps = 0
         self.trained_positions = 0  # every repetition counted
         self.loss: float | None = None  # moving average
-        self._ema = WeightEma(self.draft, recipe.average_horizon) if averages and recipe.average_horizon > 1 else None
+        window = recipe.max_average_window
+        self._ema = WeightEma(self.draft, window) if averages and window > 1 else None
         self._optimizer = torch.optim.AdamW(
             self.draft.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_budget import ReplayBudget
 from aurora_runtime.training.data.shards import Shard, ShardReader

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer, ShardSpan
 from aurora_runtime.training.data.shards import ShardReader
 

@@ -8,7 +8,7 @@ import torch
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.shard_ledger import ShardLedger

@@ -42,7 +42,7 @@ def test_the_average_first_spans_a_share_of_the_steps(draft: DraftModel) -> None
     assert all(not p.requires_grad for p in average.draft.parameters())
 
 
-def test_the_average_later_spans_its_horizon(draft: DraftModel) -> None:
+def test_the_average_later_spans_its_maximum_window(draft: DraftModel) -> None:
     assert mean_after(WeightEma(draft, 20), draft, range(2001)) == pytest.approx(2000 - 19, abs=0.1)
 
 
@@ -75,15 +75,15 @@ def test_the_average_starts_at_the_weights_of_a_state_without_average(draft: Dra
 
 
 def test_the_average_is_served_and_does_not_influence_training(tmp_path: Path) -> None:
-    def learnt(horizon: int) -> Session:
-        recipe = Recipe(learning_rate=5e-3, average_horizon=horizon)
+    def learned(max_window: int) -> Session:
+        recipe = Recipe(learning_rate=5e-3, max_average_window=max_window)
         session = Session(*tiny.draft_of(tiny.target(tmp_path)), recipe, torch.device("cpu"))
         for _ in range(40):
             session.step(examples)
         return session
 
     examples: list[Example] = [e for seed in range(3) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
-    plain, averaged = learnt(1), learnt(20)
+    plain, averaged = learned(1), learned(20)
     assert torch.equal(plain.draft.lm_head.weight, averaged.draft.lm_head.weight)
     assert torch.equal(plain.served.lm_head.weight, plain.draft.lm_head.weight)
     assert not torch.equal(averaged.served.lm_head.weight, averaged.draft.lm_head.weight)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.optim.ranks import shard_among_ranks
+from aurora_runtime.training.optim.ranks import deal_among_ranks
 from tests.unit.training import ranked, tiny
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -60,11 +60,11 @@ def test_two_ranks_learn_what_one_process_learns(
 
 def test_every_example_goes_to_one_rank_and_no_rank_is_left_without() -> None:
     examples = [e for seed in range(9) for e in examples_of(tiny.trace(seed, answer=4 + 3 * seed), tiny.VOCAB)]
-    shares = shard_among_ranks(examples, 3)
+    shares = deal_among_ranks(examples, 3)
     assert sorted(id(e) for share in shares for e in share) == sorted(id(e) for e in examples)
     slots = [sum(e.slots for e in share) for share in shares]
     assert max(slots) - min(slots) <= max(e.slots for e in examples)
-    (own,), (other,) = shard_among_ranks(examples[:1], 2)
+    (own,), (other,) = deal_among_ranks(examples[:1], 2)
     assert own is examples[0]
     assert not other.weight.any()
     assert len(other.rejected) == 0

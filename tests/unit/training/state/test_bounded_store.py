@@ -9,7 +9,7 @@ import pytest
 
 from aurora_runtime.training import main
 from aurora_runtime.training.candidates import Comparison
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import retention as module

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.data.held_out import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.data.shards import Shard, ShardReader

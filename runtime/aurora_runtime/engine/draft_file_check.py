@@ -82,7 +82,7 @@ def _parse_entry(value: Any) -> TensorEntry:
     return TensorEntry(TensorSpec(shape=shape, dtype=str(value["dtype"])), int(begin), int(end))
 
 
-def check_draft(path: Path, lineage: Lineage) -> None:
+def check_draft_file(path: Path, lineage: Lineage) -> None:
     """Raise :class:`DraftRefused` unless ``path`` may be loaded into an engine of this lineage."""
     with path.open("rb") as file:
         entries, offset = read_header(file, path.stat().st_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_runtime.serving.agent.initial_draft import stage_initial_draft
+from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Registry
 from aurora_store.errors import StoreError
@@ -34,17 +34,17 @@ def channel(epoch: int, active: int) -> Channel:
 def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path / "fresh")
     with pytest.raises(StoreError, match="the trainer to create the lineage"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
+        stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     registry.create_lineage(lineage())
     with pytest.raises(StoreError, match="register draft version 0"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
+        stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     add_draft(registry, tmp_path, 0)
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0
+    assert stage_active_draft(folder, registry, timeout_seconds=0).version == 0
     add_draft(registry, tmp_path, 5)
     registry.advance_channel(channel(2, 5))
     for leftover in (folder.withdrawal, folder.mode):
         leftover.write_text("")  # empty, as after a power failure of the node during a measurement
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 5
+    assert stage_active_draft(folder, registry, timeout_seconds=0).version == 5
     assert not folder.withdrawal.exists()
     assert not folder.mode.exists()
     assert folder.current.resolve().name.startswith("00000005-")
@@ -57,10 +57,10 @@ def test_a_pod_that_has_a_draft_starts_without_the_store(
     folder = PodFolder(tmp_path / "fresh")
     objects.down = True
     with pytest.raises(StoreError, match="the store is down"):
-        stage_initial_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
+        stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     objects.down = False
     registry.create_lineage(lineage())
     add_draft(registry, tmp_path, 0)
-    stage_initial_draft(folder, registry, timeout_seconds=0)
+    stage_active_draft(folder, registry, timeout_seconds=0)
     objects.down = True
-    assert stage_initial_draft(folder, registry, timeout_seconds=0).version == 0
+    assert stage_active_draft(folder, registry, timeout_seconds=0).version == 0

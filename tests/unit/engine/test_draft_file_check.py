@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from aurora_runtime.engine.draft_check import check_draft, read_header
+from aurora_runtime.engine.draft_file_check import check_draft_file, read_header
 from aurora_runtime.errors import DraftRefused
 from tests.unit.fakes import draft_tensors, lineage, safetensors
 
@@ -21,13 +21,13 @@ def refuses(tmp_path: Path, data: bytes, why: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(data)
     with pytest.raises(DraftRefused, match=why):
-        check_draft(file, lineage())
+        check_draft_file(file, lineage())
 
 
 def test_a_good_draft_passes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors(draft_tensors()))
-    check_draft(file, lineage())
+    check_draft_file(file, lineage())
 
 
 def test_a_file_written_by_safetensors_is_read(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_every_map_that_names_target_tokens_in_order_passes(
 ) -> None:
     file = tmp_path_factory.mktemp("mapped") / "model.safetensors"
     file.write_bytes(mapped(ids))
-    check_draft(file, lineage())
+    check_draft_file(file, lineage())
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 8], [-1, 1, 2, 3], [0, 2, 2, 3], [0, 2, 1, 3], [0, 1, 2, 1 << 62]])

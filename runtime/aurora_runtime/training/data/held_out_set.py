@@ -1,4 +1,7 @@
-"""Held-out requests: never trained on, used to evaluate drafts."""
+"""Keeps the newest held-out requests, to compare drafts and to review the vocabulary map.
+
+``traces.is_held_out`` decides which requests are held out. They are never trained on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The init container's work: wait for the draft to start with, stage it, and make it current.
+"""The init container's work: wait for the active draft, stage it, and make it current.
 
 Invariant: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
 the store is out of reach.
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 2.0
 
 
-def find_initial_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
+def find_active_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
     """The lineage and the version to start with. While one of them is missing, a text that names what is missing."""
     lineage = registry.lineage()
     if lineage is None:
@@ -34,7 +34,7 @@ def find_initial_draft(registry: Registry) -> tuple[Lineage, Registration] | str
         return f"the trainer to register draft version {version}"
 
 
-def stage_initial_draft(
+def stage_active_draft(
     folder: PodFolder, registry: Registry, *, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
 ) -> StagedDraft:
     """Wait for the active draft, stage it, make it current.
@@ -51,14 +51,14 @@ def stage_initial_draft(
     logged = ""
     while True:
         try:
-            initial = find_initial_draft(registry)
-            if not isinstance(initial, str):
-                lineage, registration = initial
+            found = find_active_draft(registry)
+            if not isinstance(found, str):
+                lineage, registration = found
                 write_atomically(folder.lineage, lineage.to_json())
                 draft = drafts.stage(registration.version, registration.digest)
                 drafts.make_current(draft)
                 return draft
-            missing = initial
+            missing = found
         except StoreError as error:
             current = drafts.current()
             if current is not None and folder.lineage.exists():
