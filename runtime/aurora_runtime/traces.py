@@ -3,8 +3,6 @@
 Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
-- The split into training and held-out requests depends on the prompt alone. So the same prompt is never on both sides,
-  whichever pod served it.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
@@ -12,7 +10,6 @@ most likely tokens kept per node.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,20 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
-
-REQUESTS_PER_HELD_OUT: Final = 8
-"""One request in this many is held out: never trained on, used to evaluate drafts and to measure candidates."""
-
-
-def prompt_hash(tokens: Sequence[int]) -> int:
-    """A 63-bit hash of a prompt's token ids."""
-    data = b"".join(token.to_bytes(4, "little") for token in tokens)
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
-
-
-def is_held_out(request: int) -> bool:
-    """Whether a request with this prompt hash is held out."""
-    return request % REQUESTS_PER_HELD_OUT == 0
+from aurora_runtime.held_out_split import is_held_out
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.traces import RequestTrace, decode, is_held_out, prompt_hash
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.traces import RequestTrace, decode
 from aurora_store import Registry
 from tests.assets.pod_processes import http_body
 

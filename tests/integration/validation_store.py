@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, Lineage, Registration, TargetIdentity
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.engine.draft_file_check import WEIGHTS, read_header
-from aurora_runtime.traces import RequestTrace, encode, is_held_out, prompt_hash
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.traces import RequestTrace, encode
 from aurora_store import Keys, Registry
 from aurora_store.objects import sha256_file
 from tests.traffic.prompts import extraction

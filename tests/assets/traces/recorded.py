@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
+from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.traces import RequestTrace, decode, encode
 from tests.assets.cache import cache_root
 from tests.assets.model import causal_model, ensure_model
 from tests.cluster.file_lock import exclusive_lock

@@ -15,7 +15,8 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.traces import RequestTrace, encode, prompt_hash
+from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft

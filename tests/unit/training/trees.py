@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from aurora_runtime.traces import RequestTrace, prompt_hash
+from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.traces import RequestTrace
 from tests.unit.training import tiny
 
 

@@ -9,7 +9,8 @@ import torch
 
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.traces import RequestTrace, encode, prompt_hash
+from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts, prompts_digest
 from aurora_store import Registry
 from aurora_store.errors import ObjectMissing

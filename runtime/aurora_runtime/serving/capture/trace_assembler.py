@@ -22,7 +22,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.traces import RequestTrace, prompt_hash
+from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.traces import RequestTrace
 
 STALE_AFTER_RECORDS: Final = 100_000
 """A request is stale, because its last record was lost, when this many later records hold none of its own."""

@@ -1,6 +1,6 @@
 """Keeps the newest held-out requests, to compare drafts and to review the vocabulary map.
 
-``traces.is_held_out`` decides which requests are held out. They are never trained on.
+``held_out_split`` decides which requests are held out. They are never trained on.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Traffic has no end towards which the learning rate could decay. At a constant rate the weights never settle: they move
 around an optimum, and their average is nearer to it than they are (Polyak and Juditsky 1992; measured in
 docs/results/learning.md). The averaging window is a share of the steps since the average began, so that its start is
-soon forgotten (as in Karras et al., arXiv 2312.02696, section 3). The window is bounded, so that the average follows
-shifts of the traffic.
+soon forgotten (as in Karras et al., arXiv 2312.02696, section 3). The window is bounded
+(``Recipe.max_average_window``), so that the average follows shifts of the traffic.
 
 A new vocabulary map restarts the average, because it would trail behind the untrained rows that come in. For some steps
 after that, the average hardly smooths the weights.

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from aurora_runtime.held_out_split import prompt_hash
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
-from aurora_runtime.traces import RequestTrace, decode, encode, prompt_hash
+from aurora_runtime.traces import RequestTrace, decode, encode
 
 TOP_TOKENS = 3
 VOCAB = 50

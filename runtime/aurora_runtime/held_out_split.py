@@ -1,0 +1,27 @@
+"""Decides which requests are held out.
+
+A held-out request is never trained on. The trainer compares drafts and reviews the vocabulary map on held-out requests,
+and the validator measures candidates on their prompts.
+
+Invariant: the decision depends on the prompt alone. So the same prompt is never on both sides, whichever pod served it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+REQUESTS_PER_HELD_OUT: Final = 8
+"""One request in this many is held out."""
+
+
+def prompt_hash(tokens: Sequence[int]) -> int:
+    """A 63-bit hash of a prompt's token ids."""
+    data = b"".join(token.to_bytes(4, "little") for token in tokens)
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
+
+
+def is_held_out(request: int) -> bool:
+    """Whether a request with this prompt hash is held out."""
+    return request % REQUESTS_PER_HELD_OUT == 0
