@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final
 
-REQUESTS_PER_HELD_OUT: Final = 8
-"""One request in this many is held out."""
+PROMPTS_PER_HELD_OUT: Final = 8
+"""One prompt in this many is held out, whenever it is asked."""
 
 
 def prompt_hash(tokens: Sequence[int]) -> int:
@@ -22,6 +22,6 @@ def prompt_hash(tokens: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
 
 
-def is_held_out(request: int) -> bool:
-    """Whether a request with this prompt hash is held out."""
-    return request % REQUESTS_PER_HELD_OUT == 0
+def is_held_out(hashed_prompt: int) -> bool:
+    """Whether requests with this :func:`prompt_hash` are held out."""
+    return hashed_prompt % PROMPTS_PER_HELD_OUT == 0

@@ -51,8 +51,11 @@ class DraftSpec(Model):
         default=3,
         ge=1,
         le=16,
-        description="Tokens that the draft proposes one after another in a verify round. Raise it where answers follow"
-        " a form (JSON, code) and acceptance is high. Pods restart one by one when it changes.",
+        description=(
+            "Tokens that the draft proposes one after another in a verify round. Raise it where answers follow a"
+            " form (JSON, code) and acceptance is high, and leave `draftTokens` unset. Training then unrolls as"
+            " deep. Pods restart one by one when it changes."
+        ),
     )
     branching: int = Field(
         default=1,

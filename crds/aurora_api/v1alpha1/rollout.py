@@ -37,9 +37,9 @@ class AnalysisSpec(Model):
         ge=1,
         le=1000000,
         description=(
-            "Ended requests that pods on the new draft need in an interval, and that the pods or the baseline"
-            " they are compared with need too. Lower it for services with little traffic: judgements come sooner"
-            " and notice less."
+            "Ended requests that each side of a judgement needs in an interval: the pods on the new draft, and"
+            " the pods or baseline that they are compared with. Lower it for services with little traffic:"
+            " judgements come sooner and notice less."
         ),
     )
     max_accept_loss: Ratio = Field(
@@ -145,7 +145,7 @@ class RolloutSpec(Model):
         ge=10,
         le=86400,
         description=(
-            "Roll back when no pod changed its version for this many seconds. The clock stands still while a roll"
+            "Roll back when no pod changed its version for this many seconds. The clock does not run while a roll"
             " is paused or held, and while the canary waits for traffic. Raise it where pods download drafts"
             " slowly."
         ),

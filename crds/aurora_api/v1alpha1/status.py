@@ -36,7 +36,8 @@ class VersionStatus(Model):
         default=None,
         description=(
             "Measured throughput over the target without speculation: estimate and interval, for example 1.52x"
-            " (1.45-1.60). It changes only when a measurement ends; `status.acceptLength` follows live traffic."
+            " (1.45-1.60). It changes only when a measurement ends. `speedupSource` names its hardware, and"
+            " `status.acceptLength` follows live traffic."
         ),
     )
     gain: str | None = Field(

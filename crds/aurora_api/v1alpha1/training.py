@@ -100,9 +100,10 @@ class TrainingSpec(Model):
     trace_storage_limit: Quantity = Field(
         default="64Gi",
         description=(
-            "Bytes of traces that the store keeps for this speculator, at least 2Gi. The store also keeps at most"
-            " one shard per MiB of the limit, and never fewer than 4096. Beyond either bound the trainer deletes"
-            " the oldest shards, trained or not. Raise it to replay more of the past."
+            "Bytes of traces that the store keeps for this speculator, at least 2Gi, such as 200G or 200Gi. The"
+            " number of shards is limited too: to one per MiB of the limit, or to 4096 if that is more. Beyond"
+            " either limit the trainer deletes the oldest shards, trained or not. Raise it to replay more of the"
+            " past."
         ),
     )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])

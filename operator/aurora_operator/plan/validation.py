@@ -2,11 +2,14 @@
 
 ::
 
-    registered --> Validating --> Validated --> (rollout) --> active
-                     |  ^  ^         |
-         inconclusive|  |  |later    +--> Rejected (rolled back)
-                     v  |  +-- Failed: the measurement could not be made
-                 Inconclusive / Rejected: never rolled out
+    registered --> Validating
+    Validating --> Validated      passed: may be rolled out and become active
+    Validating --> Rejected       failed a bar: never rolled out
+    Validating --> Validating     undecided: measured once more
+    Validating --> Inconclusive   undecided again: never rolled out
+    Validating --> Failed         could not be measured
+    Failed     --> Validating     after a growing delay
+    Validated  --> Rejected       failed in its roll
 
 The newest version replaces a candidate that is decided, and one that waits. A candidate waits
 
@@ -189,7 +192,7 @@ def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus)
 
 def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
     waited = None if candidate.since is None else inputs.now - candidate.since
-    # A time in the future was written before the clock was set back, so the wait is not known.
+    # A time in the future was written before the clock was set back: the retry is due, because the wait is not known.
     return waited is None or not timedelta(0) <= waited < _retry_delay(candidate.attempt)
 
 

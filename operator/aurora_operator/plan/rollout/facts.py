@@ -4,7 +4,8 @@
 traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read these facts and compute none of them
 again.
 
-Invariants: deadlines stand still while a roll waits for traffic, for a person or for pods to become ready. A crash
+Invariants: deadlines do not run while a roll waits for traffic, for a person or for pods to become ready, and start
+again in full afterwards. A crash
 counts against the version only when the operator was observing and the engine crashed alone. A crash together with the
 pod's agent, or with engines of another version, says more about the machine.
 """

@@ -180,15 +180,16 @@ def stay_paused(facts: RolloutFacts, judgement: object) -> Step:
 
 def resume(facts: RolloutFacts, judgement: object) -> Step:
     """Go on as a canary. The version passes as soon as it is judged good, even if more pods serve it already."""
-    roll = facts.analysed_roll
+    roll = with_analysis(facts.analysed_roll, canary_missing_since=None)
     return Step(
         with_fields(roll, phase=RolloutPhase.CANARY, progressed=facts.world.now, message="resumed"), event="Resumed"
     )
 
 
 def hold(facts: RolloutFacts, judgement: Hold) -> Step:
-    """Ask no pod. The progress deadline starts again in full when the hold ends."""
-    return Step(with_fields(facts.analysed_roll, progressed=None, message=judgement.reason))
+    """Ask no pod. The deadlines of the roll and of a missing canary start again in full when the hold ends."""
+    roll = with_analysis(facts.analysed_roll, canary_missing_since=None)
+    return Step(with_fields(roll, progressed=None, message=judgement.reason))
 
 
 # the watch -----------------------------------------------------------------------------------------------------------

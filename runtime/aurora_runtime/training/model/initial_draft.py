@@ -49,8 +49,9 @@ def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
 
 
 def aux_layers(layers: int) -> tuple[int, ...]:
-    """The target layers whose outputs the draft reads: SGLang's default (models/llama.py:936: inputs of 2, n/2, n-3).
+    """The target layers whose outputs the draft reads.
 
+    SGLang's default is the inputs of layers 2, n/2 and n-3 (models/llama.py:936), so the outputs of the layers before.
     A target too shallow for three distinct layers gets its first, middle and last-but-one layer.
     """
     default = (1, layers // 2 - 1, layers - 4)

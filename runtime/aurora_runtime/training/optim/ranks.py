@@ -1,9 +1,9 @@
 """One session on several processes of one machine: rank 0 leads, the others compute their share of its steps.
 
-Invariants: only rank 0 knows the store, the replay buffer, the clock and the served average of the weights, so nothing
-that rank 0 does depends on the number of ranks. All ranks hold the same weights and moments, bit for bit, because all
-apply the same summed gradients. A step on given examples is the same on any number of ranks up to rounding, because its
-losses are averaged over the positions of all ranks.
+Invariants: only rank 0 knows the store, the replay buffer, the clock and the served average of the weights. The other
+ranks only compute gradients, so the choice of examples, saving and offering do not depend on their number. All ranks
+hold the same weights and moments, bit for bit, because all apply the same summed gradients. A step on given examples is
+the same on any number of ranks up to rounding, because its losses are averaged over the positions of all ranks.
 
 A rank that dies ends the others: collective calls fail, and torchrun stops the ranks that are in no collective call.
 """

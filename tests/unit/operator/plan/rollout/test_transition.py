@@ -268,6 +268,27 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_
     assert step(world(pod(A), *down, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE, "nor started"
 
 
+@pytest.mark.parametrize("wait", ["held", "paused"])
+def test_a_missing_canary_has_its_whole_deadline_again_after_a_wait(wait: str) -> None:
+    missing = pod(A, None, ready=False)
+    judged: dict[str, Any] = {"analysis": JUDGED}
+    stored = rolling(
+        RolloutPhase.CANARY,
+        analysis=AnalysisState(baseline=BASELINE, window_begins=NOW, canary_missing_since=NOW),
+        engine_boots={A: "boot"},
+    )
+    if wait == "held":
+        waiting_world = world(missing, pod(B, None, ready=False), pod(C), policy=judged)
+    else:
+        waiting_world = world(missing, pod(B), pod(C), policy=judged | {"paused": True})
+    waited = step(waiting_world, stored).rollout
+    later: dict[str, Any] = {"now": NOW + timedelta(hours=1), "policy": judged}
+    for _ in range(2):
+        again = step(world(missing, pod(B), pod(C), **later), waited)
+        waited = again.rollout
+        assert (waited.phase, again.advance) == (RolloutPhase.CANARY, None), waited.message
+
+
 def test_at_most_max_swapping_pods_swap_at_once() -> None:
     busy = pod(B, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=1))
     assert step(world(pod(A, 1), busy, pod(C)), rolling()).swaps == {}
