@@ -150,9 +150,9 @@ class PodStatus(Model):
     state: str = Field(
         default="",
         description=(
-            "Ready; Pending or Starting; Terminating; AgentUnreachable; Staging (downloads a draft), Swapping or"
-            " SwapFailed; Draining, Measuring or Returning (lent to a measurement); or Kubernetes' reason why a"
-            " container does not run."
+            "Ready, Pending, Starting, Terminating or AgentUnreachable. During a swap: Staging (the pod downloads a"
+            " draft), Swapping or SwapFailed. While the pod is lent to a measurement: Draining, Measuring or"
+            " Returning. If a container does not run: Kubernetes' reason."
         ),
     )
     accept_length: str | None = Field(
