@@ -19,9 +19,9 @@ class AnalysisSpec(Model):
         default=20,
         ge=0,
         le=3600,
-        description="Seconds to wait after the first swap of a roll, and again after the promotion, so that requests"
-        " which the previous draft began can end. Set it above the duration of your longest usual requests, because"
-        " longer ones count for the new draft.",
+        description="Seconds after the first swap of a roll, and again after the promotion, in which live traffic is"
+        " not judged, so that requests which the previous draft began can end. Set it above the duration of your"
+        " longest usual requests: a request that ends later counts for the new draft.",
     )
     interval_seconds: int = Field(
         default=10,
@@ -69,8 +69,8 @@ class AnalysisSpec(Model):
         ge=0,
         le=100,
         description=(
-            "Roll back after more failed judgements in a roll than this, or after more engine crashes. The two"
-            " are counted apart. 0 rolls back at the first."
+            "Number of failed judgements that a roll may have, and separately the number of engine crashes. One"
+            " more rolls the draft back. 0 rolls back at the first."
         ),
     )
     consecutive_success_limit: int = Field(
@@ -99,8 +99,9 @@ class RolloutSpec(Model):
     paused: bool = Field(
         default=False,
         description=(
-            "Start no roll, and stop a roll in progress before its next pod. A version that live traffic or a"
-            " person rejects is rolled back all the same."
+            "Start no roll, and stop a roll in progress before its next pod: pods that swapped already keep the new"
+            " draft. Training and measurements go on. A version that live traffic rejects, or a person with the"
+            " annotation `aurora.dev/abort`, is rolled back all the same. `pin` works while rolls are paused."
         ),
     )
     pin: int | None = Field(
@@ -108,8 +109,10 @@ class RolloutSpec(Model):
         ge=0,
         description=(
             "Serve this version until `pin` is unset. The pods swap to it without a canary, live traffic does not"
-            " judge it, newer candidates wait, and training goes on. The version is 0, the initial draft, or one"
-            " that passed its measurement; else the condition Degraded says PinRefused and nothing is rolled out."
+            " judge it, newer candidates wait, and training goes on. Allowed are 0, the initial draft, and every"
+            " version that passed its measurement; `status.history` names recent ones. For any other version the"
+            " condition Degraded says PinRefused and nothing is rolled out. Once `pin` is unset, newer candidates roll"
+            " out again."
         ),
     )
     canary: int = Field(

@@ -132,6 +132,7 @@ class ServingSpec(Model):
         "an inference pod",
         ["sglang", "agent"],
         ["stage"],
-        note="A change restarts the pods, and stops a roll or a watch that live traffic judges. Labels and annotations"
-        " also reach a validation pod that measures in its own Job.",
+        note="A change restarts the pods. A canary under way returns to the active version and may start again later,"
+        " and a watch ends. Labels and annotations also go to the validation pod where `validation.measureOn` is"
+        " `Job`.",
     )

@@ -59,8 +59,8 @@ class TrainingSpec(Model):
         ge=1,
         le=64,
         description=(
-            "At most how often a traced position is trained on average, replay included. The trainer trains it 1 +"
-            " `replay` times as traces arrive, and the rest while it is idle. Lower it to let the trainer's device"
+            "Largest average number of times that a traced position is trained, replay included. The trainer trains it"
+            " 1 + `replay` times as traces arrive, and the rest while it is idle. Lower it to let the trainer's device"
             " rest sooner. It has no effect when `replay` is 0."
         ),
     )
@@ -85,25 +85,25 @@ class TrainingSpec(Model):
         default=900,
         ge=10,
         description=(
-            "Seconds after which the trainer compares all the same, however few positions came. Raise it for"
-            " services with little traffic."
+            "Seconds since the last comparison after which the trainer compares its draft even if fewer than"
+            " `publishTokens` positions came. Raise it for services with little traffic."
         ),
     )
     min_gain: Ratio = Field(
         default="0.02",
         description=(
             "Tokens per verify round by which a draft must beat the last offered version on held-out requests,"
-            ' before the trainer offers it as a candidate: "0.02" is 2.52 after 2.50. Raise it for fewer, larger'
-            " candidates."
+            ' before the trainer offers it as a candidate: with "0.02", a draft must reach 2.52 where the last offered'
+            " version has 2.50. Raise it for fewer, larger candidates."
         ),
     )
     trace_storage_limit: Quantity = Field(
         default="64Gi",
         description=(
             "Bytes of traces that the store keeps for this speculator, at least 2Gi, such as 200G or 200Gi. The"
-            " number of shards is limited too: to one per MiB of the limit, or to 4096 if that is more. Beyond"
+            " number of shards is limited too: one per MiB of the limit, but never fewer than 4096. Beyond"
             " either limit the trainer deletes the oldest shards, trained or not. Raise it to replay more of the"
-            " past."
+            " past, lower it where the bucket fills."
         ),
     )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])

@@ -29,7 +29,9 @@ class ConcurrencyTolerance(Model):
     """The tolerance at one concurrency."""
 
     concurrency: int = Field(ge=1, le=1024, description="One of `validation.concurrencies`, not the primary one.")
-    tolerance: Ratio = Field(description=('Share of throughput that may be lost at this concurrency: "0.02" is 2 %.'))
+    tolerance: Ratio = Field(
+        description=('Share of throughput that may be lost at this concurrency, as in `default`: "0.02" is 2 %.')
+    )
 
 
 class Tolerance(Model):
@@ -48,8 +50,8 @@ class Tolerance(Model):
     default: Ratio = Field(
         default="0.05",
         description=(
-            'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The lower bound of the 95 % interval'
-            " must stay within it. Lower it where no concurrency may lose."
+            'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The 95 % interval must exclude a'
+            " larger loss, so a draft that really loses this much fails. Lower it where no concurrency may lose."
         ),
     )
     per_concurrency: list[ConcurrencyTolerance] | None = Field(
@@ -150,8 +152,8 @@ class ValidationSpec(Model):
         default_factory=list,
         max_length=1,
         description=(
-            "Speculation without a draft model to measure beside the drafts, for comparison only. NGRAM, the only"
-            " one, proposes tokens from earlier text. A measurement underrates it for repetitive traffic, because"
+            "Kinds of speculation that need no draft model, measured beside the drafts for comparison only. NGRAM, the"
+            " only one, proposes tokens from earlier text. A measurement underrates it for repetitive traffic, because"
             " each batch starts without earlier answers. Unset: none."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set"},
@@ -161,8 +163,8 @@ class ValidationSpec(Model):
         ge=0,
         le=31536000,
         description=(
-            "Seconds for which measurements without speculation, and of `baselines`, are reused for later"
-            " candidates on the same machine and settings. 0 measures anew each time."
+            "Seconds for which the measurements of plain decoding and of `baselines` are reused for later candidates,"
+            " on the same machine and settings. 0 measures anew each time."
         ),
     )
     measure_on: MeasureOn = Field(

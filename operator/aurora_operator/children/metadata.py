@@ -1,6 +1,7 @@
 """Names, labels and owner references of the children.
 
-Invariant: a child's name and labels follow from the custom resource alone, so a restarted operator finds its children.
+Invariant: a child's name and labels follow from the custom resource, and for a Job from version and attempt as well. So
+a restarted operator finds its children.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 COMMON_LABELS = {"app.kubernetes.io/managed-by": OPERATOR_NAME}
-"""Labels of every child and pod.
+"""Labels of every child and pod, besides those of :func:`selector`.
 
-Workloads' selectors are immutable: add labels to COMMON_LABELS, not to :func:`selector`.
+Workloads' selectors are immutable: add labels here, not to :func:`selector`. A label that is added restarts all pods,
+because their template changes. The operator watches by these labels: until the next apply, children without a new label
+send no events.
 """
 
 

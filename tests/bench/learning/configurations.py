@@ -25,7 +25,7 @@ from tests.bench.learning.matching import STEPS_MULTIPLE, Match
 
 from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
-from aurora_runtime.training.objective.losses import LOSSES
+from aurora_runtime.training.objective.position_losses import LOSSES
 from aurora_runtime.training.optim.recipe import Recipe
 
 DRAFT_STEPS: Final = 3

@@ -71,9 +71,10 @@ def _idle(facts: RolloutFacts) -> Judgement:
 
 
 def _under_way(facts: RolloutFacts) -> Judgement:
-    """A canary, the roll after it, or either of them paused."""
+    """The judgement in the phases Canary, Rolling and Paused."""
     world, version = facts.world, facts.version
     if version == world.active:
+        # The operator died after it promoted the version in the channel, and before it wrote the status.
         return AlreadyActive()
     if world.pinned_version is not None:
         return Stop(f"version {world.pinned_version} is pinned")
@@ -131,7 +132,8 @@ def _rolling(facts: RolloutFacts) -> Judgement:
 def _watching(facts: RolloutFacts) -> Judgement:
     world, state, version = facts.world, facts.roll.analysis, facts.version
     if version != world.active:
-        # The operator died between the channel and the status, or somebody else changed the channel.
+        # The operator died after it rejected the version in the channel and before it wrote the status, or somebody
+        # else changed the channel.
         return AlreadyRejected(world.channel_message or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return Reject(f"version {version} was aborted by a person")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_SCORES_PER_CHUNK: Final = 1 << 24
-"""64 MB in float32 per copy, of which about four live at once."""
+"""64 MB per copy in float32. About four copies live at once."""
 
 
 def tree_attention(
@@ -26,8 +26,9 @@ def tree_attention(
         q: queries ``[B, heads, N, D]``.
         trunk: keys and values, each ``[B, kv, T, D]``. A node sees the slots up to its root.
         root_slot: the slot of each node's root, ``[B, N]`` int64.
-        ancestors: keys and values of the node's ancestors and of the node itself: one pair, each ``[B, kv, N, D]``, per
-            depth below the root.
+        ancestors: for each depth below the root, keys and values, each ``[B, kv, N, D]``. Entry ``n`` of a depth is
+            node ``n``'s ancestor there, and the last pair holds the nodes themselves. So no mask over nodes is needed:
+            :mod:`aurora_runtime.training.model.unroll` gathers each node's ancestors.
     """
     batch, heads, nodes, _ = q.shape
     chunk_nodes = max(1, MAX_SCORES_PER_CHUNK // (batch * heads * trunk[0].shape[2]))

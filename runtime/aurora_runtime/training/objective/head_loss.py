@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.objective.losses import Loss
+from aurora_runtime.training.objective.position_losses import Loss
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 
 ROWS_PER_CHUNK = 1024

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
-from aurora_runtime.training.objective.losses import Loss, forward_kl
+from aurora_runtime.training.objective.position_losses import Loss, forward_kl
 
 
 @dataclass(frozen=True)

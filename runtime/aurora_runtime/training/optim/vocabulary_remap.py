@@ -1,15 +1,16 @@
 """Moves a session's state to another vocabulary map: kept rows move, new rows come from the target's head.
 
 Invariant: a token that both maps hold keeps the weights, moments and average of the given state, bit for bit. So the
-draft scores it as before. The given state holds moments and averages as rounded for saving.
+draft scores it as before. The given state was rounded for saving, so the kept values are the rounded ones.
 
 A new token starts as in the initial draft: from the target's own head, with moments of zero and its average at its
-weights. The optimizer's step count is shared, so Adam does not correct the bias of the new moments. After many steps
-and under a constant gradient, the row's first step is 0.45 learning rates long. Its ninth step passes 1.0, and its
-steps peak at 1.10 near the twentieth. No gradients make a step longer than 1.165 learning rates (Cauchy-Schwarz, for
-betas of 0.9 and 0.95).
+weights. The optimizer's step count is shared, so Adam does not correct the bias of the new moments. When the
+optimizer has taken many steps already, a new row's first step under a constant gradient is 0.45 learning rates per
+weight. Its ninth step passes 1.0, and its steps peak at 1.10 near the twentieth. Whatever the gradients are, no step
+exceeds 1.165 learning rates (Cauchy-Schwarz, for betas of 0.9 and 0.95).
 
-The average of all weights restarts: the next step sets it to the weights (:mod:`aurora_runtime.training.optim.ema`).
+The averages are kept only until the next step, which sets each average to its weight and so restarts averaging
+(:mod:`aurora_runtime.training.optim.ema`).
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_a_writer_that_lags_loses_records_and_never_blocks(tmp_path: Path) -> No
     assert writer.state().dropped_records == 3 * 4
 
 
-def test_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -> None:
+def test_position_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock, max_queued_batches=1)
     offer(writer, long_request("a", prompt=3, answer=4))

@@ -15,7 +15,7 @@ from aurora_runtime.training.build import TrainingConfig
 from aurora_runtime.training.data.batch import UnrollPath, collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.model.unroll import unroll
-from aurora_runtime.training.objective.losses import forward_kl
+from aurora_runtime.training.objective.position_losses import forward_kl
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session

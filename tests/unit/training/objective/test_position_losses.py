@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aurora_runtime.training.objective.head_loss import head_loss
-from aurora_runtime.training.objective.losses import LOSSES, cross_entropy, total_variation
+from aurora_runtime.training.objective.position_losses import LOSSES, cross_entropy, total_variation
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 
 N, V, K = 5, 40, 6

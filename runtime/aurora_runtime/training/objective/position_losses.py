@@ -1,12 +1,16 @@
-"""Losses: how far the draft is from the target at each of ``N`` positions. All have one signature.
+"""Losses of single positions: how far the draft is from the target at each of ``N`` positions.
+
+:mod:`aurora_runtime.training.optim.batch_loss` adds them up and weighs accepted against rejected positions.
 
 Every loss is a formula over the outcomes of :func:`bucket_logprobs`: the captured tokens ``i`` (target ``p_i``, draft
-``q_i``) and the uncaptured bucket (``p_u``, ``q_u``). So a target truncated to its top k is treated exactly, with one
-outcome for all tokens that were not kept. With k = V the bucket is empty and the loss is the full one.
+``q_i``) and the uncaptured bucket (``p_u``, ``q_u``). A target that is truncated to its top k therefore needs no
+renormalising: all tokens that were not kept are one outcome. With k = V the bucket is empty and the loss is the full
+one.
 
 Invariant: a loss is never negative, and 0 where the two distributions agree (cross-entropy: only where the draft is
 also certain). Where the target has mass outside the draft's vocabulary, p is conditioned on the vocabulary and the row
-is scaled by the mass inside.
+is scaled by the mass inside. Two losses differ: :func:`total_variation` compares p as it is, and :func:`cross_entropy`
+drops the row if its most likely token is outside.
 """
 
 from __future__ import annotations
@@ -22,12 +26,12 @@ from aurora_runtime.training.objective.target_distribution import TINY, TargetDi
 Loss = Callable[[Tensor, TargetDistribution], Tensor]
 """``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative.
 
-A loss is a function of a module, because ranks receive it by pickle. Its rows are independent, because they come in
-chunks."""
+A loss is a module-level function, because ranks receive it by pickle. A loss computes each row by itself, because the
+rows come in chunks."""
 
 MIN_TARGET_PROB: Final = 1e-6
-"""Lower bound of a target probability that is a divisor. Examples keep target probabilities in half precision, which
-does not resolve smaller ones."""
+"""Lower bound of a target probability that is a divisor. Examples keep target probabilities in half precision,
+where smaller ones have hardly a significant digit."""
 
 
 def _p_log_p(p: Tensor) -> Tensor:
@@ -38,7 +42,8 @@ def forward_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
     """KL(target || draft) = ``sum_i p_i log(p_i / q_i) + p_u log(p_u / q_u)``.
 
     The draft must cover every token that the target may generate. This is the divergence of knowledge distillation
-    (Hinton et al. 2015, arXiv 1503.02531) and of Aurora on accepted and on rejected positions (arXiv 2602.06932).
+    (Hinton et al. 2015, arXiv 1503.02531). The Aurora paper (arXiv 2602.06932) uses it for accepted and for rejected
+    positions.
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     p, p_u = target.probs, target.uncaptured_mass
@@ -50,12 +55,13 @@ def reverse_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
     """KL(draft || target) = ``sum_i q_i log(q_i / p_i) + q_u log(q_u / p_u)``.
 
     The draft must propose only tokens that the target may generate: this divergence is mode seeking (MiniLLM, arXiv
-    2306.08543; one of Aurora's ablations). Target probabilities below :data:`MIN_TARGET_PROB` are raised to that
+    2306.08543; an ablation in the Aurora paper). Target probabilities below :data:`MIN_TARGET_PROB` are raised to that
     value, and p is normalised again.
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     inside = target.ids >= 0
-    # A row without captured tokens has one outcome and no loss. A row with all of them has no uncaptured bucket.
+    # A row without captured tokens has one outcome and no loss. A row that captured the draft's whole
+    # vocabulary has no uncaptured bucket.
     complete = inside.sum(-1) == logits.shape[-1]
     p = target.probs.clamp(min=MIN_TARGET_PROB).masked_fill(~inside, 0.0)
     p_u = torch.where(complete, 0.0, target.uncaptured_mass.clamp(min=MIN_TARGET_PROB))
@@ -71,17 +77,19 @@ def cross_entropy(logits: Tensor, target: TargetDistribution) -> Tensor:
     """``-log q(argmax p)``; 0 where the target's most likely token is outside the draft's vocabulary.
 
     The most likely token is the row's first, because capture sorts by probability. Greedy verification asks for no
-    other (the loss of Medusa's heads, arXiv 2401.10774). The loss is 0 only where the draft is certain.
+    other token. Medusa trains its heads with this loss (arXiv 2401.10774). Elsewhere the loss is 0 only where the draft
+    is certain.
     """
     captured, _ = bucket_logprobs(logits, target)
     return torch.where(target.ids[:, 0] >= 0, -captured[:, 0], 0.0)
 
 
 def total_variation(logits: Tensor, target: TargetDistribution) -> Tensor:
-    """TV = ``sum_i (p_i - q_i)+ + (p_u - q_u)+``, less the mass that the draft's vocabulary cannot reach.
+    """``sum_i (p_i - q_i)+ + (p_u - q_u)+``: total variation without the mass outside the draft's vocabulary.
 
-    This is one minus the expected acceptance ``sum_v min(p_v, q_v)`` under speculative sampling (Leviathan et al.,
-    arXiv 2211.17192, Theorem 3.5; as a distillation loss: DistillSpec, arXiv 2310.08461).
+    Where the vocabulary holds all of that mass, and every token is captured, this is one minus the expected acceptance
+    ``sum_v min(p_v, q_v)`` under speculative sampling (Leviathan et al., arXiv 2211.17192, Theorem 3.5). DistillSpec
+    distils drafts with it (arXiv 2310.08461).
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     p, p_u = target.probs, target.uncaptured_mass
@@ -91,7 +99,7 @@ def total_variation(logits: Tensor, target: TargetDistribution) -> Tensor:
 def log_acceptance(logits: Tensor, target: TargetDistribution) -> Tensor:
     """``-log sum_v min(p_v, q_v)``: the logarithm of the expected acceptance.
 
-    Its gradient does not fade where hardly anything is accepted, as total variation's does (LK losses, arXiv
+    Where hardly anything is accepted, the gradient of total variation fades and this one does not (LK losses, arXiv
     2602.23881).
     """
     captured, uncaptured = bucket_logprobs(logits, target)
