@@ -2,7 +2,8 @@
 
 The active draft was trained on SQL. Then clients ask for JSON. On these requests a draft that was trained on JSON only
 is measured faster, and its rollout begins. Then clients return to SQL. The operator must compare the canary with the
-other pod on the same traffic. Within a minute every pod must serve the previous draft again, without a failed request.
+other pod on the same traffic. Two judgements later every pod must serve the previous draft again, without a failed
+request.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from tests.faults.results_table import ClientCounts, FaultResult
 from tests.traffic.prompts import Domain
 
 pytestmark = pytest.mark.timeout(3600)
-MAX_ROLLBACK_SECONDS = 60.0
+MAX_ROLLBACK_REQUESTS = 300
+"""Requests from the shift to the end of the rollback, about 60 s of this traffic on two quiet cores.
+
+A judgement needs about 30 requests of each pod before chance does not explain a loss of this size, and two judgements
+must fail. The requests during the settle time and the swap come on top. The limit counts requests, because the rate of
+requests depends on the machine.
+"""
 REQUESTS_TO_SHIFT = 750
 """After so many requests of a domain, all recent held-out requests are of that domain."""
 
@@ -30,7 +37,7 @@ def _shift_traffic(rig: FaultRig, domain: Domain) -> None:
     rig.wait_until(f"enough traffic of {domain}", lambda: rig.driver.summary().requests - before > REQUESTS_TO_SHIFT)
 
 
-def test_a_validated_draft_that_a_shift_degrades_is_rolled_back_within_a_minute(
+def test_a_validated_draft_that_a_shift_degrades_is_rolled_back_after_two_judgements(
     rig: FaultRig, draft_folder: Path
 ) -> None:
     rig.wait_until_serving(0)
@@ -52,6 +59,9 @@ def test_a_validated_draft_that_a_shift_degrades_is_rolled_back_within_a_minute(
     rig.results.append(FaultResult("traffic shifts during the canary", "Canary", seconds, clients, outcome))
     assert json_version in status["rejected"], status
     assert "live traffic disagrees" in status["rollout"]["message"]
-    assert seconds <= MAX_ROLLBACK_SECONDS
+    assert clients.requests <= MAX_ROLLBACK_REQUESTS
     assert after.failed == before.failed
     assert after.retries == before.retries
+    # The other tests begin with version 0.
+    rig.annotate("abort", sql_version)
+    rig.wait_until_serving(0)
