@@ -90,6 +90,10 @@ class Registration(Record):
         default=None, description="Acceptance length simulated on held-out traces, bonus token included."
     )
     trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    owner: str | None = Field(
+        default=None,
+        description="Owner id of the speculator that registered the version. None: the root's first owner.",
+    )
     created: Timestamp = Field(description="When the version was registered.")
 
 
@@ -106,10 +110,26 @@ class ChannelReason(StrEnum):
     """A person chose the version."""
     REFUSED = "Refused"
     """Only ``rejected`` changed: a version must not be offered again."""
+    RESTORED = "Restored"
+    """Another speculator took the root over (``spec.store.restoreFrom``). The versions stay as they are."""
+    DELETING = "Deleting"
+    """The root's owner was deleted with ``deletionPolicy: Delete``. The objects are being deleted."""
+
+
+class RootOwner(Model):
+    """A speculator that took over a root which another speculator began."""
+
+    id: str = Field(description="The first 8 characters of the speculator's uid, as in the name of a root.")
+    namespace: str = Field(description="Namespace of the speculator.")
+    name: str = Field(description="Name of the speculator.")
+    since: Timestamp = Field(description="When the speculator took the root over.")
 
 
 class Channel(Record):
-    """Which version is active. The record with the highest epoch wins. Only the operator writes this record."""
+    """Which version is active, and which speculator owns the root. The record with the highest epoch wins.
+
+    Only the owner's operator writes this record. Another speculator takes the root over by writing the next epoch.
+    """
 
     schema_version: Literal[1] = 1
     epoch: int = Field(ge=1, description="Number of the channel record, from 1. Pods refuse orders of a lower epoch.")
@@ -122,4 +142,15 @@ class Channel(Record):
         default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."
     )
     message: str = Field(default="", description="Why this epoch began, in plain words.")
+    owner: RootOwner | None = Field(
+        default=None,
+        description="The speculator that owns the root. None: the speculator that the root is named after.",
+    )
+    former_owners: tuple[str, ...] = Field(
+        default=(), description="Owner ids of the speculators that lost the root. None of them takes it over again."
+    )
+    inherited_version: int | None = Field(
+        default=None,
+        description="The newest version when the owner took the root over. Later versions of others do not count.",
+    )
     created: Timestamp = Field(description="When the epoch began.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from aurora_protocol.draft_records import Channel, CheckpointManifest, Lineage, Registration
 from aurora_store.keys import Keys, number_of
 from aurora_store.records import RecordStore
+from aurora_store.root_ownership import is_void
 
 
 class DraftStore(RecordStore):
@@ -47,6 +48,7 @@ class DraftStore(RecordStore):
 
     def register(self, registration: Registration) -> None:
         """Offer a version for validation. Raises :class:`ObjectExists` when the version is taken."""
+        registration = registration.model_copy(update={"owner": self.objects.owner})
         self.objects.create(Keys.registration(registration.version), registration.to_json())
 
     def registration(self, version: int) -> Registration:
@@ -54,9 +56,16 @@ class DraftStore(RecordStore):
         return Registration.from_json(self.objects.get(Keys.registration(version)))
 
     def last_version(self) -> int | None:
-        """The highest registered version."""
-        key = self._last_record_key(Keys.REGISTRY)
-        return number_of(key) if key else None
+        """The highest registered version. A version that a former owner of the root registered late does not count."""
+        versions = [number_of(key) for key in self._record_keys(Keys.REGISTRY)]
+        channel = self.channel()
+        return next((v for v in reversed(versions) if not self._is_void(v, channel)), None)
+
+    def _is_void(self, version: int, channel: Channel | None) -> bool:
+        """Whether ``version`` was registered by a speculator that had lost the root."""
+        if channel is None or channel.inherited_version is None or version <= channel.inherited_version:
+            return False
+        return is_void(self.registration(version), channel)
 
     def advance_channel(self, channel: Channel) -> None:
         """Write the channel's next record.

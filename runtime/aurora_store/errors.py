@@ -4,6 +4,7 @@ StoreError              the object store refused a call, or cannot be reached
 ├── ObjectMissing       there is no object at the key
 ├── ObjectExists        another writer created the object first
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
+├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
 """
 
@@ -24,6 +25,10 @@ class ObjectExists(StoreError):
 
 class DigestMismatch(StoreError):
     """The bytes at a key differ from the digest in the record that names them."""
+
+
+class NotRootOwner(StoreError):
+    """The root belongs to another speculator, or its owner deletes it. The message names the owner."""
 
 
 class StoreUnsupported(StoreError):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 NUMBER_WIDTH = 8
+OWNER_ID_CHARACTERS = 8
 
 
 def _number(value: int) -> str:
@@ -40,7 +41,17 @@ def root(prefix: str, namespace: str, name: str, uid: str) -> str:
 
     The uid separates a speculator from an earlier one of the same name, so that no old data is taken over.
     """
-    return "/".join(part for part in (prefix.strip("/"), namespace, f"{name}-{uid[:8]}") if part)
+    return "/".join(part for part in (prefix.strip("/"), namespace, f"{name}-{owner_id(uid)}") if part)
+
+
+def owner_id(uid: str) -> str:
+    """The short form of a speculator's uid, which names the owner of a root."""
+    return uid[:OWNER_ID_CHARACTERS]
+
+
+def first_owner(root: str) -> str:
+    """The owner id of the speculator that a root is named after."""
+    return root[-OWNER_ID_CHARACTERS:]
 
 
 @dataclass(frozen=True)

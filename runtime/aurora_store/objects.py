@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +48,8 @@ class StoreConfig:
     region: str | None = None
     access_key: str | None = None
     secret_key: str | None = None
+    owner: str | None = None
+    """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
 
     def __repr__(self) -> str:
         return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
@@ -55,7 +57,7 @@ class StoreConfig:
     @classmethod
     def of(cls, settings: StoreSettings) -> StoreConfig:
         """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity)."""
-        return cls(settings.bucket, settings.root, settings.endpoint, settings.region)
+        return cls(settings.bucket, settings.root, settings.endpoint, settings.region, owner=settings.owner)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class ObjectStore:
     Every method raises :class:`StoreError` when the store refuses the call or cannot be reached. boto3 tries each
     request at most ``attempts`` times.
     """
+
+    owner: str | None = None
+    """Owner id that records carry. None: the speculator that the root is named after."""
 
     def __init__(self, config: StoreConfig, *, attempts: int = 5) -> None:
         self.config = config
@@ -217,6 +222,17 @@ class ObjectStore:
             self._s3.delete_object(Bucket=self.config.bucket, Key=self._full_key(key))
         except (BotoCoreError, ClientError) as error:
             raise self._store_error(error, f"delete {key}") from error
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete up to 1000 objects in one request. Missing objects are no error."""
+        objects: Any = [{"Key": self._full_key(key)} for key in keys]
+        try:
+            answer = self._s3.delete_objects(Bucket=self.config.bucket, Delete={"Objects": objects, "Quiet": True})
+        except (BotoCoreError, ClientError) as error:
+            raise self._store_error(error, f"delete {len(keys)} objects") from error
+        if refused := answer.get("Errors"):
+            code, key = refused[0].get("Code", ""), refused[0].get("Key", "")
+            raise StoreError(f"delete {len(keys)} objects: {len(refused)} were refused, the first one {key}: {code}")
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty."""

@@ -28,7 +28,7 @@ from aurora_runtime.training.settings import DEFAULT_POLICY
 from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def main() -> None:
         return
     retrier = Retrier()
     stop_on_signals(retrier, DEFAULT_POLICY.stop_seconds)
-    registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
+    registry = Registry(FencedObjectStore(StoreConfig.of(settings.store)))
     log.info("training for %s on %s, %d thread(s)", settings.target.model, device.type, torch.get_num_threads())
     try:
         run(settings, registry, retrier, device, ranks)

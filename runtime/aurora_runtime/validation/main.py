@@ -19,7 +19,7 @@ from aurora_protocol.errors import ProtocolError
 from aurora_protocol.pod_settings import KEYS_FOLDER, ValidationSettings
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         settings = ValidationSettings.from_env()
-        registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
+        registry = Registry(FencedObjectStore(StoreConfig.of(settings.store)))
         with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
             workspace = Workspace(Path(scratch), options.keys)
             result = asyncio.run(_validate_until_signal(settings, registry, workspace))

@@ -30,7 +30,7 @@ from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Agent:
 
 
 def _open_registry(settings: ServingSettings) -> Registry:
-    return Registry(ObjectStore(StoreConfig.of(settings.store)))
+    return Registry(FencedObjectStore(StoreConfig.of(settings.store)))
 
 
 def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:

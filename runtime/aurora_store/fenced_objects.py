@@ -1,0 +1,97 @@
+"""Objects that only the owner of the root writes. The pods open their store with this class.
+
+Why: when a speculator is created again from an existing root, pods of the old one may still run in another cluster.
+They must not change what the new owner works with.
+
+Invariants:
+
+- Before a write, the newest channel record is known, and names this speculator as the root's owner. The record is read
+  right before a write that decides something (lineage, version, evidence, trainer state). Before other writes, the
+  reading is at most :data:`MAX_AGE_SECONDS` old.
+- Reads are never refused. The pods of a former owner go on serving.
+
+A takeover may come between the look and the write. Such a late write harms nothing: a late version is void, a late
+trainer state is one that the new trainer can resume from, and a late shard is one more shard. See ``root_ownership``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from aurora_protocol.draft_records import Channel
+from aurora_protocol.errors import InvalidRecord
+from aurora_store.errors import NotRootOwner, StoreError
+from aurora_store.keys import Keys, first_owner, number_of
+from aurora_store.objects import ObjectStore, StoreConfig
+from aurora_store.root_ownership import write_refusal
+
+MAX_AGE_SECONDS: Final = 30.0
+DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
+
+
+class FencedObjectStore(ObjectStore):
+    """An :class:`ObjectStore` whose writes raise :class:`NotRootOwner` once the root has another owner."""
+
+    def __init__(self, config: StoreConfig, *, attempts: int = 5, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(config, attempts=attempts)
+        self.owner = config.owner
+        self._clock, self._lock = clock, threading.Lock()
+        self._channel: Channel | None = None
+        self._channel_vanished = False
+        self._looked_at_seconds = -math.inf
+
+    def put(self, key: str, data: bytes) -> None:
+        self._check(key)
+        super().put(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._check(key)
+        super().create(key, data)
+
+    def upload(self, key: str, path: Path) -> None:
+        self._check(key)
+        super().upload(key, path)
+
+    def delete(self, key: str) -> None:
+        self._check(key)
+        super().delete(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._check(key)
+        super().delete_many(keys)
+
+    def _check(self, key: str) -> None:
+        """Raise :class:`NotRootOwner` unless this speculator owns the root."""
+        with self._lock:
+            if key.startswith(DECIDING_PREFIXES) or self._clock() - self._looked_at_seconds >= MAX_AGE_SECONDS:
+                self._look()
+            if self._refusal():
+                self._look()  # the operator may have taken the root over meanwhile
+            if refusal := self._refusal():
+                raise NotRootOwner(f"{key} is not written: {refusal}")
+
+    def _refusal(self) -> str:
+        root = self.config.root
+        if self._channel_vanished:
+            return f"the channel of the root {root} is gone, so the root was deleted"
+        return write_refusal(self._channel, root, self.owner or first_owner(root))
+
+    def _look(self) -> None:
+        """Read the newest channel record, unless it is known already."""
+        known = self._channel.epoch if self._channel is not None else 0
+        # The listing begins with the known record, so an empty listing shows that the records were deleted.
+        listed = self.list(Keys.CHANNEL, after=Keys.channel(known - 1) if known else "")
+        newest = max((key for key in listed if key.endswith(".json")), default="")
+        self._channel_vanished = not newest and known > 0
+        if newest and number_of(newest) > known:
+            try:
+                self._channel = Channel.from_json(self.get(newest))
+            except InvalidRecord as error:
+                raise StoreError(f"{newest} does not tell who owns the root: {error}") from error
+        self._looked_at_seconds = self._clock()
