@@ -3,6 +3,7 @@
 OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
 │   ├── NotFound      the object does not exist
+│   │   └── BeingDeleted  the speculator is being deleted
 │   └── Conflict      somebody else wrote first: observe again
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model
@@ -10,7 +11,7 @@ OperatorError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aurora_api.v1alpha1.status import SpeculatorStatus
@@ -31,6 +32,14 @@ class KubernetesError(OperatorError):
 
 class NotFound(KubernetesError):
     """The object does not exist."""
+
+
+class BeingDeleted(NotFound):
+    """The speculator is being deleted. ``stored``: the custom resource."""
+
+    def __init__(self, stored: dict[str, Any]) -> None:
+        super().__init__(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
+        self.stored = stored
 
 
 class Conflict(KubernetesError):

@@ -53,7 +53,7 @@ DISRUPTION_BUDGET = Resource("PodDisruptionBudget", "policy/v1", "poddisruptionb
 NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 EVENT = Resource("Event", "v1", "events")
 
-CHILDREN = (DEPLOYMENT, STATEFUL_SET, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
+CHILDREN = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
 """Kinds that are applied in every reconcile. Jobs and Secrets are created once and never changed."""
 _BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, SPECULATOR)}
 
@@ -74,7 +74,7 @@ class KubernetesApi(Protocol):
 
     def create(self, obj: Object) -> Object: ...
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> None: ...
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None: ...
 
 
 class HttpKubernetesApi:
@@ -142,9 +142,14 @@ class HttpKubernetesApi:
         created: Object = self._call("POST", f"{path}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
         return created
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> None:
-        """Delete in the background. Deleting an object that does not exist is no error."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+        """Delete in the background. Deleting an object that does not exist is no error.
+
+        With ``uid``, only this object is deleted. Raises :class:`Conflict` when another object has the name now.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
         try:
             self._call("DELETE", resource.path(namespace, name), options)
         except NotFound:

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 WATCHED_CHILDREN = (
     ("", "v1", "pods"),
     ("apps", "v1", "deployments"),
-    ("apps", "v1", "statefulsets"),
     ("batch", "v1", "jobs"),
 )
 IO_THREADS = 64

@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
+from aurora_operator.act.data_deletion import DataDeletion
 from aurora_operator.act.status_writer import write_status
-from aurora_operator.errors import InvalidSpec
-from aurora_operator.kubernetes_api import KubernetesApi
+from aurora_operator.errors import BeingDeleted, InvalidSpec
+from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
 from aurora_operator.operator_config import OperatorConfig
@@ -41,6 +42,7 @@ class Reconciler:
         self._api, self._config = api, config
         self._observer = Observer(api, agents, namespace, name)
         self._actor = Actor(api, agents)
+        self._deletion = DataDeletion(api, self._observer.store)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
         self._status_written_seconds = 0.0
@@ -54,6 +56,8 @@ class Reconciler:
         started_seconds = time.monotonic()
         try:
             snapshot = await self._observer.observe()
+        except BeingDeleted as being_deleted:
+            return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             await self._report_invalid_spec(error)
             return IDLE_POLL_SECONDS
@@ -78,6 +82,14 @@ class Reconciler:
         unreported = self._last.name_taken != before.name_taken
         busy = decided.moving or bool(self._last.apply_errors) or unreported
         return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+
+    async def _delete_data(self, stored: Object) -> float:
+        """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
+        try:
+            return await self._deletion.advance(stored)
+        except InvalidSpec as error:
+            await self._report_invalid_spec(error)
+            return IDLE_POLL_SECONDS
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> None:
         """Write the fault to the conditions, once. The children stay as they are until the spec parses again."""

@@ -77,7 +77,7 @@ def _kill_next(aurora: Installation, outcome: Run, resource: dict[str, object]) 
     assert isinstance(training, dict)
     assert isinstance(pods, list)
     if "trainer" not in outcome.killed and training.get("step", 0) > 10:
-        kill_container(aurora, f"{NAME}-trainer-0", "trainer")
+        kill_container(aurora, _trainer_pod(aurora), "trainer")
         outcome.killed.append("trainer")
     elif "agent" not in outcome.killed and "trainer" in outcome.killed:
         kill_container(aurora, pods[0]["name"], "agent")
@@ -88,6 +88,12 @@ def _kill_next(aurora: Installation, outcome: Run, resource: dict[str, object]) 
     elif "pod" not in outcome.killed and "operator" in outcome.killed and status.get("readyReplicas") == 2:
         evict_pod(aurora, pods[-1]["name"])
         outcome.killed.append("pod")
+
+
+def _trainer_pod(aurora: Installation) -> str:
+    labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component=trainer"
+    (pod,) = aurora.cluster.get("pods", "-n", aurora.namespace, "-l", labels)["items"]
+    return str(pod["metadata"]["name"])
 
 
 def test_every_part_was_killed(run: Run) -> None:

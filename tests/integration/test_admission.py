@@ -94,6 +94,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "exactly one of secretRef and serviceAccountName",
     ),
     ({"store": STORE | {"credentials": {"secretRef": {"name": "A B"}}}}, "secretRef.name"),
+    ({"store": STORE | {"restoreFrom": "/aurora/default/chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
+    ({"store": STORE | {"restoreFrom": "aurora/../chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
+    ({"store": STORE | {"restoreFrom": "aurora//default/chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
+    ({"store": STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d/"}}, "restoreFrom is the root of a former"),
+    ({"store": STORE | {"restoreFrom": "aurora/default/chat"}}, "restoreFrom is the root of a former"),
+    ({"store": STORE | {"restoreFrom": "chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
+    (
+        {"store": STORE | {"restoreFrom": "s3://abc/aurora/default/chat-1a2b3c4d"}},
+        "restoreFrom is the root of a former",
+    ),
+    ({"store": STORE | {"deletionPolicy": "Recycle"}}, "spec.store.deletionPolicy: Unsupported value"),
     # draft
     ({"draft": {"steps": 5, "draftTokens": 4}}, "leave draftTokens unset"),
     ({"draft": {"branching": 2}}, "a tree needs draftTokens"),
@@ -182,6 +193,9 @@ GOOD: list[dict[str, Any]] = [
     {"store": STORE | {"endpoint": "http://minio.storage:9000"}},
     {"store": STORE | {"endpoint": "https://[2001:db8::1]:443/s3"}},
     {"store": STORE | {"credentials": {"serviceAccountName": "s3-writer"}}},
+    {"store": STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}},
+    {"store": STORE | {"restoreFrom": "default/chat-1a2b3c4d", "prefix": ""}},
+    {"store": STORE | {"restoreFrom": "team/a.b/blue/chat-2-00000000", "deletionPolicy": "Delete"}},
     {"draft": {"steps": 5}},
     {"draft": {"steps": 5, "draftTokens": 6}},
     {"draft": {"steps": 3, "branching": 2, "draftTokens": 8}},
@@ -233,10 +247,12 @@ def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
             ("target", {"model": "other"}, "target is immutable"),
             ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
             ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
+            ("store", STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}, "store.restoreFrom is immutable"),
         ):
             with pytest.raises(CommandError, match=message):
                 dry_run(crd, speculator("rules", **{part: value}))
         assert dry_run(crd, speculator(rollout={"paused": True}))
+        assert dry_run(crd, speculator(store=STORE | {"deletionPolicy": "Delete"}))
     finally:
         crd.kubectl("delete", "auroraspeculator", "rules", "-n", "default")
 

@@ -72,10 +72,10 @@ def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
 def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     ready(rig)
     uid = rig.get("auroraspeculator", NAME)["metadata"]["uid"]
-    kinds = "deployments,statefulsets,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
+    kinds = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
     labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/managed-by=aurora-operator"
     owned = rig.get(kinds, "-l", labels)["items"]
-    assert len(owned) == 9
+    assert len(owned) == 8
     for child in owned:
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, True)
@@ -370,7 +370,7 @@ def test_deleting_the_speculator_deletes_everything_even_without_an_operator(rig
     rig.kill()
     rig.cluster.kubectl("delete", "auroraspeculator", NAME, "-n", rig.namespace, "--timeout=30s")
     labels = f"app.kubernetes.io/instance={NAME}"
-    kinds = "deployments,statefulsets,jobs,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
+    kinds = "deployments,jobs,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
     wait_until("garbage collection", lambda: not rig.get(kinds, "-l", labels)["items"], 60)
 
 

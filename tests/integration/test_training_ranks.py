@@ -11,7 +11,7 @@ import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.training import TrainingSpec
-from aurora_operator.children.trainer_statefulset import program
+from aurora_operator.children.trainer_deployment import program
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_store import ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs

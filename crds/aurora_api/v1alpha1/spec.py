@@ -30,6 +30,11 @@ class SpeculatorSpec(Model):
                 "store.bucket and store.prefix are immutable: the draft's history lives there",
             ),
             (
+                "has(self.store.restoreFrom) == has(oldSelf.store.restoreFrom) &&"
+                " (!has(self.store.restoreFrom) || self.store.restoreFrom == oldSelf.store.restoreFrom)",
+                "store.restoreFrom is immutable: create another AuroraSpeculator to go on from another root",
+            ),
+            (
                 "self.serving.replicas == 0 || self.rollout.canary <= self.serving.replicas",
                 "rollout.canary must not exceed serving.replicas",
             ),

@@ -217,6 +217,11 @@ class SpeculatorStatus(Model):
             "Number of the lineage: all drafts that share target, architecture and size of the vocabulary map."
         ),
     )
+    store_root: str = Field(
+        default="",
+        description="Folder of this speculator in the bucket. Give it to `spec.store.restoreFrom` of another speculator"
+        " to go on from here.",
+    )
     active: VersionStatus | None = Field(default=None, description="The version that all pods should serve.")
     previous: VersionStatus | None = Field(
         default=None, description="The version that was active before, and that a rollback returns to."

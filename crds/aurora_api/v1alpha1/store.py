@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field, model_validator
@@ -13,7 +14,16 @@ _HOST: Final = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
 ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:[0-9]{{1,5}})?(/[A-Za-z0-9._~/-]*)?$"
 """No user information, no query, no underscore in the host: botocore refuses such a host only at the first call."""
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
+ROOT_PATTERN: Final = rf"^({_SEGMENT}/)*[a-z0-9-]+/[a-z0-9-]+-[0-9a-f]{{8}}$"
+"""``<prefix>/<namespace>/<name>-<uid8>``, as ``status.storeRoot`` shows it."""
 _OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+
+
+class DeletionPolicy(StrEnum):
+    """What happens to the speculator's objects in the bucket when the speculator is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
 
 
 class SecretRef(Model):
@@ -49,7 +59,7 @@ class Credentials(Model):
 
 
 class StoreSpec(Model):
-    """The S3 bucket for traces, checkpoints and records. `bucket` and `prefix` are immutable: the history is there."""
+    """The S3 bucket for traces, checkpoints and records. The fields that say where the history lies are immutable."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
@@ -103,5 +113,26 @@ class StoreSpec(Model):
             "a region has lower-case letters, digits and '-', such as eu-central-1",
         ),
         description="Region of the bucket. Unset: the environment's AWS_REGION, else us-east-1.",
+    )
+    restore_from: str | None = Field(
+        default=None,
+        min_length=10,
+        max_length=512,
+        pattern=ROOT_PATTERN,
+        json_schema_extra=matches(
+            ROOT_PATTERN,
+            "restoreFrom is the root of a former speculator in the same bucket, such as aurora/default/chat-1a2b3c4d:"
+            " a relative path without '.' segments, copied from status.storeRoot",
+        ),
+        description="Root of a former speculator in this bucket, to go on from: its `status.storeRoot`. Immutable. This"
+        " speculator takes the root over in place, with versions, evidence, traces and trainer state, and `prefix` has"
+        " no effect. The former speculator can then change nothing there. Target, `draft.architecture` and"
+        " `draft.vocabSize` must be the same. Unset: begin at version 0 in a root of its own.",
+    )
+    deletion_policy: DeletionPolicy = Field(
+        default=DeletionPolicy.RETAIN,
+        description="What happens to the objects in the bucket when the speculator is deleted. Retain: nothing, and"
+        " another speculator can restore them. Delete: the operator stops the pods, deletes every object of this"
+        " speculator, and only then lets the resource go. Set Retain to end a deletion that cannot reach the store.",
     )
     credentials: Credentials

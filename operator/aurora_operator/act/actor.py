@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.finalizer import set_finalizer
+from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
 from aurora_operator.kubernetes_api import JOB, KubernetesApi
@@ -48,6 +50,7 @@ class Actor:
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
+        self._former_trainer_deleted = False
 
     async def act(self, plan: Plan, snapshot: Snapshot, store: StoreReader | None) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
@@ -55,6 +58,12 @@ class Actor:
         Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
         """
         owner = snapshot.observed.owner
+        if plan.finalizer is not None:
+            await asyncio.to_thread(set_finalizer, self._api, owner, wanted=plan.finalizer)
+            return ExecutionResult()
+        if not self._former_trainer_deleted:
+            await delete_former_trainer(self._api, owner)
+            self._former_trainer_deleted = True
         keys = new_keys(owner) if plan.create_keys else None
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
         if plan.advance is not None and store is not None:

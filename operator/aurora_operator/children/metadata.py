@@ -17,6 +17,8 @@ from aurora_operator.operator_config import OPERATOR_NAME
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 """Values of the component label."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
+FINALIZER = "aurora.dev/stored-data"
+"""Keeps a speculator with ``store.deletionPolicy: Delete`` until its objects in the store are deleted."""
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 COMMON_LABELS = {"app.kubernetes.io/managed-by": OPERATOR_NAME}
 """Labels of every child and pod, besides those of :func:`selector`.
@@ -43,13 +45,18 @@ def component_of(obj: Mapping[str, Any]) -> str:
     return str(obj["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
 
 
+def has_finalizer(stored: Mapping[str, Any]) -> bool:
+    """Whether a stored custom resource carries our finalizer."""
+    return FINALIZER in (stored["metadata"].get("finalizers") or ())
+
+
 def keys_name(owner: Owner) -> str:
     """The name of the Secret with the generated admin key and agent token."""
     return f"{owner.name}-keys"
 
 
 def trainer_name(owner: Owner) -> str:
-    """The name of the trainer's StatefulSet and Service."""
+    """The name of the trainer's Deployment."""
     return f"{owner.name}-trainer"
 
 

@@ -19,7 +19,6 @@ from aurora_operator.children.metadata import (
     VALIDATOR,
     child,
     selector,
-    trainer_name,
 )
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
@@ -30,17 +29,13 @@ CLIENT_LABEL = {"aurora.dev/client": "true"}
 
 
 def services(owner: Owner) -> list[Object]:
-    """``<name>``, where clients send requests, and ``<name>-trainer``, a headless one that the StatefulSet needs."""
+    """``<name>``, where clients send requests. The other pods are asked by their addresses, or not at all."""
     serve = {
         "type": "ClusterIP",
         "selector": selector(owner, INFERENCE),
         "ports": [{"name": "http", "port": 80, "targetPort": ENGINE_PORT, "protocol": "TCP"}],
     }
-    headless = {"clusterIP": "None", "selector": selector(owner, TRAINER)}
-    return [
-        child(owner, "v1", "Service", owner.name, INFERENCE, spec=serve),
-        child(owner, "v1", "Service", trainer_name(owner), TRAINER, spec=headless),
-    ]
+    return [child(owner, "v1", "Service", owner.name, INFERENCE, spec=serve)]
 
 
 def disruption_budget(owner: Owner) -> Object:

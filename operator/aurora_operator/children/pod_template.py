@@ -16,7 +16,7 @@ from aurora_operator.children.template_merge import merge
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
-from aurora_store.keys import root
+from aurora_store.keys import owner_id, root
 
 USER_ID = 10001
 _MOUNTS = (
@@ -30,7 +30,8 @@ def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
     """Where the speculator's objects lie in the store; credentials are not part of it."""
     return StoreSettings(
         bucket=spec.store.bucket,
-        root=root(spec.store.prefix, owner.namespace, owner.name, owner.uid),
+        root=spec.store.restore_from or root(spec.store.prefix, owner.namespace, owner.name, owner.uid),
+        owner=owner_id(owner.uid) if spec.store.restore_from else None,
         endpoint=spec.store.endpoint,
         region=spec.store.region,
     )

@@ -41,7 +41,7 @@ def pod_view(pod: Object) -> PodView:
 
 
 def workload_view(workload: Object | None) -> WorkloadView | None:
-    """A Deployment or a StatefulSet."""
+    """A Deployment."""
     if workload is None:
         return None
     status, wanted = workload.get("status", {}), workload["spec"].get("replicas", 1)

@@ -54,7 +54,7 @@ class PodView:
 
 @dataclass(frozen=True)
 class WorkloadView:
-    """A Deployment or StatefulSet."""
+    """A Deployment."""
 
     current: bool
     """The controller has seen our last change, and every pod has the current template."""
@@ -100,7 +100,8 @@ class StoreView:
     lineage: Lineage | None = None
     channel: Channel | None = None
     registrations: Mapping[int, Registration] = field(default_factory=dict)
-    """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned."""
+    """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
+    out (``aurora_store.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
     trainer: TrainerStatus | None = None
 
@@ -174,6 +175,8 @@ class Observed:
     fenced: bool = False
     """An agent refused our last swap because the agent has seen a higher epoch."""
     user_requests: UserRequests = UserRequests()
+    has_finalizer: bool = False
+    """Whether our finalizer keeps the resource until its stored objects are deleted."""
     apply_errors: tuple[str, ...] = ()
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None

@@ -18,14 +18,16 @@ from datetime import UTC, datetime
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
+    TRAINER,
     VALIDATOR,
     component_of,
+    has_finalizer,
     keys_name,
     selector_text,
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import KubernetesError, NotFound
+from aurora_operator.errors import BeingDeleted, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.annotations import user_requests
@@ -50,19 +52,19 @@ class Observer:
     def __init__(self, api: KubernetesApi, agents: AgentClient, namespace: str, name: str) -> None:
         self._api, self._agents = api, agents
         self.namespace, self.name = namespace, name
-        self._store = StoreAccess(api)
+        self.store = StoreAccess(api)
         self._counter_history = CounterHistory()
 
     @property
     def store_reader(self) -> StoreReader | None:
         """The speculator's open store; None until its credentials were found."""
-        return self._store.reader
+        return self.store.reader
 
     async def observe(self) -> Snapshot:
-        """Raises :class:`NotFound` when the resource is gone, :class:`InvalidSpec`, :class:`KubernetesError`."""
+        """Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`."""
         stored = await asyncio.to_thread(self._api.get, kubernetes_api.SPECULATOR, self.namespace, self.name)
         if "deletionTimestamp" in stored["metadata"]:
-            raise NotFound(f"{self.namespace}/{self.name} is being deleted", 404)
+            raise BeingDeleted(stored)
         owner, spec, status = parse(stored)
         live = await self._live_children(owner)
         token = await self._agent_token(owner)
@@ -76,23 +78,27 @@ class Observer:
             jobs=_jobs(live),
             deployment=kubernetes_views.workload_view(live.get(("Deployment", owner.name))),
             trainer=_trainer(owner, live),
-            store=await self._store.view(owner, spec, status.versions() | pinned),
+            store=await self.store.view(owner, spec, status.versions() | pinned),
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             user_requests=user_requests(stored),
+            has_finalizer=has_finalizer(stored),
         )
         return Snapshot(observed, live, token)
 
     async def is_gone(self) -> bool:
-        """Whether the custom resource does not exist or is being deleted. False when the API server cannot tell."""
+        """Whether nothing is left to do, because the custom resource is gone or being deleted without our finalizer.
+
+        False when the API server cannot tell.
+        """
         try:
             stored = await asyncio.to_thread(self._api.get, kubernetes_api.SPECULATOR, self.namespace, self.name)
         except NotFound:
             return True
         except KubernetesError:
             return False
-        return "deletionTimestamp" in stored["metadata"]
+        return "deletionTimestamp" in stored["metadata"] and not has_finalizer(stored)
 
     async def _live_children(self, owner: Owner) -> LiveChildren:
         """Objects with our labels, except those that belong to somebody else."""
@@ -133,9 +139,14 @@ def _jobs(live: LiveChildren) -> tuple[JobView, ...]:
 
 
 def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:
-    """The trainer's StatefulSet, with the reason why its pod does not run."""
-    workload = kubernetes_views.workload_view(live.get(("StatefulSet", trainer_name(owner))))
-    pod = live.get(("Pod", f"{trainer_name(owner)}-0"))
-    if workload is None or pod is None or not (reason := kubernetes_views.pod_view(pod).waiting):
+    """The trainer's Deployment, with the reason why its pod does not run."""
+    workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
+    pods = [kubernetes_views.pod_view(obj) for obj in live.values() if _is_trainer_pod(obj)]
+    reason = next((pod.waiting for pod in pods if pod.waiting and not pod.terminating), "")
+    if workload is None or not reason:
         return workload
     return replace(workload, message=f"the trainer's pod is not ready ({reason})")
+
+
+def _is_trainer_pod(obj: Object) -> bool:
+    return obj["kind"] == "Pod" and component_of(obj) == TRAINER

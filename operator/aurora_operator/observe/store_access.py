@@ -31,15 +31,15 @@ class StoreAccess:
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, versions: frozenset[int]) -> StoreView:
         """The store's records, including those about ``versions``. Raises :class:`KubernetesError`."""
-        config = await self._config(owner, spec)
+        config = await self.config(owner, spec)
         if isinstance(config, StoreView):
             return config
         if self.reader is None or self.reader.config != config:
             self.reader = await asyncio.to_thread(StoreReader, config)
         return await self._read_in_time(self.reader, versions)
 
-    async def _config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
-        """How to reach the store, or a view with the error that prevents it."""
+    async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
+        """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
         access, secret = "", ""
         reference = spec.store.credentials.secret_ref
         if reference is not None:

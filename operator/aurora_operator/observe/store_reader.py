@@ -20,6 +20,7 @@ from aurora_protocol.record import Record
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectMissing, StoreError, StoreUnsupported
 from aurora_store.keys import number_of
+from aurora_store.root_ownership import is_void
 
 R = TypeVar("R", bound=Record)
 REQUEST_ATTEMPTS = 2
@@ -75,8 +76,12 @@ class StoreReader:
         if self._newest_key:
             wanted.add(number_of(self._newest_key))
         if channel is not None:
-            wanted |= {channel.active} | ({channel.previous} if channel.previous is not None else set())
-        registrations = self._registrations(wanted)
+            wanted |= {v for v in (channel.active, channel.previous, channel.inherited_version) if v is not None}
+        registrations = {
+            version: registration
+            for version, registration in self._registrations(wanted).items()
+            if channel is None or not is_void(registration, channel)
+        }
         evidence = self._evidence(registrations)
         used = {Keys.registration(v) for v in registrations} | {Keys.evidence(e.version, e.attempt) for e in evidence}
         used |= {key for key in (lineage_key, channel_key) if key}

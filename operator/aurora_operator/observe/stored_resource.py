@@ -14,15 +14,7 @@ from aurora_protocol.sglang_flags import unknown_flags
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
     """The parts of a stored custom resource. Raises :class:`InvalidSpec`."""
-    metadata = stored["metadata"]
-    owner = Owner(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        generation=metadata["generation"],
-        resource_version=metadata["resourceVersion"],
-    )
-    status = _status(stored)
+    owner, status = owner_of(stored), _status(stored)
     try:
         spec = SpeculatorSpec.model_validate(stored["spec"])
     except ValidationError as error:
@@ -33,6 +25,18 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
         text = f"spec.serving.extraArgs: SGLang has no flag {', '.join(unknown)}; correct or remove it"
         raise InvalidSpec(owner, status, text)
     return owner, spec, status
+
+
+def owner_of(stored: Object) -> Owner:
+    """The identity of a stored custom resource."""
+    metadata = stored["metadata"]
+    return Owner(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+    )
 
 
 def _status(stored: Object) -> SpeculatorStatus:

@@ -44,6 +44,8 @@ class EventNote:
 class Plan:
     """The parts in the order in which they are done."""
 
+    finalizer: bool | None = None
+    """Add or remove our finalizer, and do nothing else. None: the finalizer is as it should be."""
     create_keys: bool = False
     children: tuple[Object, ...] = ()
     advance: Channel | None = None

@@ -53,6 +53,9 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         evidence=_evidence_key(observed.store, advance, former.evidence if not moved else None),
         rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
         message=decision.message[:MAX_MESSAGE_CHARACTERS],
+        owner=former.owner,
+        former_owners=former.former_owners,
+        inherited_version=former.inherited_version,
         created=now,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
@@ -24,6 +25,7 @@ from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import Pod
+from aurora_operator.plan.root_ownership import LASTING_REASONS, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.validation import ValidationDecision, ValidationInputs
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
@@ -38,6 +40,12 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     Args:
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
+    keeps_data = observed.spec.store.deletion_policy is DeletionPolicy.RETAIN
+    if observed.has_finalizer is keeps_data:
+        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs.
+        return Plan(finalizer=not keeps_data, moving=True)
+    ownership = decide_ownership(observed, now)
+    observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
     made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "both branches compute a status"
@@ -45,7 +53,10 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         made,
         create_keys=not observed.keys_exist,
         children=children(observed, config),
+        advance=ownership.takeover or made.advance,
         status=made.status if worth_writing(observed.status, made.status, since_written) else None,
+        notes=(*made.notes, *ownership.notes),
+        moving=made.moving and observed.store.reason not in LASTING_REASONS,
     )
 
 

@@ -25,6 +25,7 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_operator.children.metadata import INFERENCE, selector_text
+from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
@@ -162,6 +163,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
     new = SpeculatorStatus(
         observed_generation=observed.owner.generation,
         lineage=lineage,
+        store_root=store_settings(observed.owner, observed.spec).root,
         active=active,
         previous=previous,
         candidate=changes.candidate,

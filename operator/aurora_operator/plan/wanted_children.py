@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import disruption_budget, policies, services
-from aurora_operator.children.trainer_statefulset import stateful_set
+from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.root_ownership import holds_workloads
 
 
 def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
@@ -20,13 +21,13 @@ def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
     draft.
     """
     owner, spec = observed.owner, observed.spec
+    workloads = (trainer_deployment(owner, spec, config), deployment(owner, spec, config))
     return (
         *service_accounts(owner, spec),
         *services(owner),
         *policies(owner, spec, config),
         disruption_budget(owner),
-        stateful_set(owner, spec, config),
-        deployment(owner, spec, config),
+        *(() if holds_workloads(observed) else workloads),
     )
 
 

@@ -43,8 +43,9 @@ def test_the_metrics_page_lists_all_metrics() -> None:
 def test_the_events_page_lists_the_events_of_the_operator() -> None:
     documented = _first_column("docs/reference/events.md", "[A-Z]")
     about_versions = re.findall(r'^    "([A-Z]\w+)": "', _source("operator/aurora_operator/plan"), re.MULTILINE)
+    about_data = re.findall(r'EventNote\(\s*"([A-Z]\w+)"', _source("operator/aurora_operator/plan"))
     assert len(about_versions) > 10
-    assert documented == {*about_versions, "Ready"}
+    assert documented == {*about_versions, *about_data, "Ready"}
 
 
 def test_the_conditions_page_lists_all_types_and_no_invented_reason() -> None:

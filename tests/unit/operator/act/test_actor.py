@@ -10,7 +10,9 @@ import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.act.actor import Actor
+from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.children.network import services
+from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob, StoreView
@@ -21,7 +23,7 @@ from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapReques
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_store.errors import ObjectExists
-from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, lineage, observed, registration
+from tests.unit.operator.worlds import CONFIG, OWNER, agent, channel, digest, lineage, observed, registration, spec
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Journal:
         self.record(f"create {obj['kind']}")
         return obj
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> None:
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
         self.record(f"delete {resource.kind} {name}")
 
     async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
@@ -82,7 +84,7 @@ def lease_request(pod: str, lease: int) -> LeaseRequest:
 
 FULL = Plan(
     create_keys=True,
-    children=tuple(services(OWNER)),
+    children=(*services(OWNER), trainer_deployment(OWNER, spec(), CONFIG)),
     advance=channel(1, epoch=2, previous=0),
     status=SpeculatorStatus(),
     job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},
@@ -105,7 +107,7 @@ async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -
     assert journal.calls == [
         "create Secret",
         "apply Service",
-        "apply Service",
+        "apply Deployment",
         "channel",
         "status",
         "delete Job old",
@@ -135,9 +137,13 @@ async def test_an_operator_that_loses_a_race_asks_no_agent(where: str, error: Ex
 
 
 async def test_a_refused_child_does_not_delay_the_other_actions() -> None:
-    journal = Journal(faults={"apply Service": KubernetesError("bad port", 422)})
+    faults: dict[str, Exception] = {
+        "apply Service": KubernetesError("bad port", 422),
+        "apply Deployment": KubernetesError("bad pod", 422),
+    }
+    journal = Journal(faults=faults)
     outcome = await act(journal, FULL)
-    assert outcome.apply_errors == ("Service chat: bad port", "Service chat-trainer: bad port")
+    assert outcome.apply_errors == ("Service chat: bad port", "Deployment chat-trainer: bad pod")
     assert "swap b" in journal.calls
 
 
@@ -214,6 +220,16 @@ async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_revert
     await act(journal, quiet, actor)
     assert journal.calls == ["apply Service"]
     journal.calls.clear()
-    del journal.objects["Service", "chat-trainer"]
+    del journal.objects["Deployment", "chat-trainer"]
     await act(journal, quiet, actor)
-    assert journal.calls == ["apply Service"]
+    assert journal.calls == ["apply Deployment"]
+
+
+async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_version() -> None:
+    for wanted, finalizers in ((True, [FINALIZER]), (False, None)):
+        journal = Journal()
+        outcome = await act(journal, replace(FULL, finalizer=wanted))
+        assert journal.calls == ["apply AuroraSpeculator"]
+        written = journal.objects["AuroraSpeculator", "chat"]["metadata"]
+        assert written.get("finalizers") == finalizers
+        assert not outcome.wrote_status

@@ -10,12 +10,13 @@ import pytest
 
 from aurora_operator.act.child_writer import ChildWriter, WriteResult
 from aurora_operator.children.access import new_keys
-from aurora_operator.children.network import services
+from aurora_operator.children.network import disruption_budget, services
 from aurora_operator.errors import Conflict, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from tests.unit.operator.worlds import OWNER
 
-SERVICE, HEADLESS = services(OWNER)
+(SERVICE,) = services(OWNER)
+BUDGET = disruption_budget(OWNER)
 KEYS = new_keys(OWNER)
 JOB: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}}
 
@@ -36,7 +37,7 @@ class FakeApi:
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
         raise NotImplementedError
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> None:
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
         raise NotImplementedError
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
@@ -64,7 +65,7 @@ class FakeApi:
 
 async def write(api: FakeApi, writer: ChildWriter | None = None) -> WriteResult:
     writer = writer or ChildWriter(api)
-    return await writer.write(OWNER, KEYS, (SERVICE, HEADLESS), api.owned())
+    return await writer.write(OWNER, KEYS, (SERVICE, BUDGET), api.owned())
 
 
 @pytest.mark.parametrize("references", [(), ({"uid": "another"},)], ids=["no owner", "another owner"])
@@ -75,7 +76,7 @@ async def test_a_foreign_object_is_reported_and_the_other_children_are_applied(
     api.add_foreign("Service", "chat", *references)
     result = await write(api)
     assert result == WriteResult(name_taken=("Service chat",))
-    assert api.writes == ["Secret chat-keys", "Service chat-trainer"]
+    assert api.writes == ["Secret chat-keys", "PodDisruptionBudget chat"]
 
 
 async def test_a_child_is_created_once_its_name_is_free() -> None:
@@ -104,7 +105,7 @@ async def test_a_foreign_secret_is_not_taken_for_the_keys() -> None:
     api.add_foreign("Secret", "chat-keys")
     result = await write(api)
     assert result == WriteResult(name_taken=("Secret chat-keys",))
-    assert api.writes == ["Service chat", "Service chat-trainer"]
+    assert api.writes == ["Service chat", "PodDisruptionBudget chat"]
 
 
 async def test_our_own_keys_are_never_created_twice() -> None:

@@ -13,7 +13,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import policies
-from aurora_operator.children.trainer_statefulset import stateful_set
+from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
@@ -23,7 +23,7 @@ from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
 def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
     made = {
         "inference": deployment(OWNER, given, CONFIG),
-        "trainer": stateful_set(OWNER, given, CONFIG),
+        "trainer": trainer_deployment(OWNER, given, CONFIG),
         "validator": job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1)),
     }
     return {name: obj["spec"]["template"] for name, obj in made.items()}
@@ -126,7 +126,7 @@ def test_a_change_that_serving_does_not_depend_on_restarts_no_pod(change: dict[s
 
 def test_a_template_of_one_role_does_not_restart_another() -> None:
     patch = {"template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}
-    assert stateful_set(OWNER, spec(validation=patch), CONFIG) == stateful_set(OWNER, spec(), CONFIG)
+    assert trainer_deployment(OWNER, spec(validation=patch), CONFIG) == trainer_deployment(OWNER, spec(), CONFIG)
     assert pods(spec(training=patch))["trainer"]["spec"]["nodeSelector"] == {"gpu": "yes"}
 
 
@@ -198,7 +198,7 @@ def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
     given = spec(serving=serving)
-    templates = [deployment(OWNER, given, config), stateful_set(OWNER, given, config)]
+    templates = [deployment(OWNER, given, config), trainer_deployment(OWNER, given, config)]
     templates.append(job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)))
     names = [[one["name"] for one in made["spec"]["template"]["spec"]["imagePullSecrets"]] for made in templates]
     assert names == [["registry", "mine"], ["registry"], ["registry", "mine"]]
@@ -287,9 +287,51 @@ def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_
 
 def test_children_are_owned_and_named_after_the_speculator() -> None:
     made = children(observed(), CONFIG)
-    assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 8
+    assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 7
     for child in made:
         assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid
         assert child["metadata"]["name"].startswith("chat")
-    kinds = [child["kind"] for child in made]
-    assert kinds.index("StatefulSet") < kinds.index("Deployment"), "pods wait for the draft that the trainer makes"
+    workloads = [child["metadata"]["name"] for child in made if child["kind"] == "Deployment"]
+    assert workloads == ["chat-trainer", "chat"], "pods wait for the draft that the trainer makes"
+
+
+def tolerations(**template: Any) -> list[dict[str, Any]]:
+    given = spec(training={"template": {"spec": template}})
+    found: list[dict[str, Any]] = pods(given)["trainer"]["spec"]["tolerations"]
+    return found
+
+
+def test_the_trainer_leaves_a_lost_node_soon_and_its_pods_never_overlap_in_an_update() -> None:
+    keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+    lost = [
+        {"key": k, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS} for k in keys
+    ]
+    assert tolerations() == lost
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert tolerations(tolerations=[gpu]) == [gpu, *lost]
+    patient = lost[0] | {"tolerationSeconds": 600}
+    assert tolerations(tolerations=[patient]) == [patient, lost[1]], "the user's template wins"
+    made = trainer_deployment(OWNER, spec(), CONFIG)
+    assert made["spec"]["strategy"] == {"type": "Recreate"}
+    assert made["spec"]["replicas"] == 1
+    volumes = made["spec"]["template"]["spec"]["volumes"]
+    assert all("emptyDir" in volume for volume in volumes), "nothing binds the trainer to a node"
+
+
+def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
+    root = "aurora/elsewhere/old-1a2b3c4d"
+    store = {"bucket": "bucket", "credentials": {"secretRef": {"name": "s3"}}}
+    for given, expected in (
+        (store | {"restoreFrom": root}, (root, "01234567")),
+        (store, ("aurora/team/chat-01234567", None)),
+    ):
+        made = pods(spec(store=given))
+        for name, kind in (
+            ("trainer", TrainerSettings),
+            ("inference", ServingSettings),
+            ("validator", ValidationSettings),
+        ):
+            text = variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]
+            settings = kind.from_json(text).store
+            assert (settings.root, settings.owner) == expected
+            assert ("owner" in text) is (expected[1] is not None), "an older image does not know the field"

@@ -1,10 +1,23 @@
-"""The trainer's StatefulSet: one pod, because only one writer may register versions.
+"""The trainer's Deployment: one pod with all GPUs of the training.
 
-Invariant: at most one trainer exists, because a StatefulSet starts the next pod only when the former is gone.
+Why a Deployment: when a node is lost, its pod stays in the API server as Terminating. A StatefulSet waits for such a
+pod for ever, and nobody trains. A ReplicaSet starts the next pod on another node as soon as the former is being
+deleted. The pod tolerates a lost node for :data:`LOST_NODE_SECONDS`. Its volumes are empty ones, so nothing binds the
+trainer to a node.
+
+Invariants:
+
+- A change of the template ends the former pod before the next one starts (strategy Recreate). The former trainer saves
+  its state, and the next one resumes from it.
+- Two trainers at once are possible, when a lost node still runs and reaches the store. Each saved state then takes the
+  next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's state.
+
 A suspended trainer still runs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
@@ -19,6 +32,12 @@ from aurora_protocol.pod_settings import TrainerSettings
 
 TRAINER_MODULE = "aurora_runtime.training"
 GRACE_PERIOD_SECONDS = 60
+LOST_NODE_SECONDS = 30
+"""How long the pod stays on a node that is not ready or not reachable. Kubernetes' default is 300.
+
+Kubernetes notices a lost node after about 50 s (``node-monitor-grace-period``).
+"""
+LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
 def gpu_count(template: PodTemplate) -> int:
@@ -51,8 +70,8 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     return value.to_variable()
 
 
-def stateful_set(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
-    """The StatefulSet of the trainer."""
+def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
+    """The Deployment of the trainer."""
     trainer = container(
         TRAINER,
         engine_image(spec, config),
@@ -65,18 +84,32 @@ def stateful_set(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> 
         "containers": [trainer],
         "volumes": [SHM_VOLUME],
     }
+    template = pod_template(owner, spec, config, TRAINER, pod, spec.training.template)
+    template["spec"]["tolerations"] = with_lost_node_tolerations(template["spec"].get("tolerations"))
     return child(
         owner,
         "apps/v1",
-        "StatefulSet",
+        "Deployment",
         trainer_name(owner),
         TRAINER,
         spec={
             "replicas": 1,
-            "serviceName": trainer_name(owner),
-            "podManagementPolicy": "Parallel",
+            "strategy": {"type": "Recreate"},
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(owner, TRAINER)},
-            "template": pod_template(owner, spec, config, TRAINER, pod, spec.training.template),
+            "template": template,
         },
     )
+
+
+def with_lost_node_tolerations(tolerations: Any) -> Any:
+    """The user's tolerations, and ours for each taint of a lost node that the user's do not name."""
+    if tolerations is not None and not isinstance(tolerations, list):
+        return tolerations  # the API server refuses it in its own words
+    given = list(tolerations or ())
+    named = {mapping(item).get("key") for item in given}
+    return given + [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in LOST_NODE_TAINTS
+        if key not in named
+    ]

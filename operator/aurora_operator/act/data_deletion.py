@@ -1,0 +1,161 @@
+"""Deletes what a speculator with ``store.deletionPolicy: Delete`` stored, before the speculator itself goes.
+
+Invariants:
+
+- Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
+  another speculator, or as soon as the policy is Retain.
+- Each step is short and idempotent, so a restarted operator goes on.
+- A store that hangs occupies one thread, and a failure is reported with the way out after ``QUIET_SECONDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.store import DeletionPolicy
+from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.finalizer import set_finalizer
+from aurora_operator.act.former_trainer import delete_former_trainer
+from aurora_operator.children.metadata import has_finalizer, selector_text
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import NotFound
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
+from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store_access import StoreAccess
+from aurora_operator.observe.stored_resource import owner_of, parse
+from aurora_operator.plan.data_deletion import (
+    QUIET_SECONDS,
+    DeletionFacts,
+    DeletionStep,
+    end_note,
+    failure_note,
+    next_step,
+)
+from aurora_protocol.errors import InvalidRecord
+from aurora_store import ObjectStore, StoreConfig
+from aurora_store.errors import StoreError
+from aurora_store.keys import owner_id
+from aurora_store.root_deletion import DeletionProgress, RootDeletion
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = 10.0
+STEP_TIMEOUT_SECONDS = 20.0
+BUSY_DELAY_SECONDS = 2.0
+RETRY_DELAY_SECONDS = 30.0
+
+
+class DataDeletion:
+    """Deletes the stored objects of one speculator."""
+
+    def __init__(self, api: KubernetesApi, store: StoreAccess) -> None:
+        self._api, self._store = api, store
+        self._events = EventRecorder(api)
+        self._root: tuple[StoreConfig, RootDeletion] | None = None
+        self._step: asyncio.Future[DeletionProgress] | None = None
+
+    async def advance(self, stored: Object) -> float:
+        """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
+
+        Raises :class:`NotFound` when our finalizer does not hold the resource, :class:`InvalidSpec`,
+        :class:`KubernetesError`.
+        """
+        if not has_finalizer(stored):
+            raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
+        owner = owner_of(stored)
+        workloads, running_pods = await self._workloads_and_pods(owner)
+        facts = DeletionFacts(
+            policy=_policy(stored),
+            workloads_exist=bool(workloads),
+            running_pods=running_pods,
+            seconds=_seconds_since(stored["metadata"]["deletionTimestamp"]),
+        )
+        match next_step(facts):
+            case DeletionStep.RELEASE:
+                await self._release(owner)
+            case DeletionStep.STOP_WORKLOADS:
+                await self._stop(owner, workloads)
+            case DeletionStep.WAIT_FOR_PODS:
+                log.info("%s: %d pods have not ended yet", owner.full_name, running_pods)
+            case DeletionStep.DELETE_OBJECTS:
+                return await self._delete_objects(owner, parse(stored)[1], facts.seconds)
+        return BUSY_DELAY_SECONDS
+
+    async def _workloads_and_pods(self, owner: Owner) -> tuple[list[Object], int]:
+        """Our Deployments and Jobs, and the number of our pods that have not ended."""
+        labels = selector_text(owner)
+        workloads = [
+            obj
+            for kind in (DEPLOYMENT, JOB)
+            for obj in await asyncio.to_thread(self._api.list, kind, owner.namespace, labels)
+            if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
+        ]
+        pods = await asyncio.to_thread(self._api.list, POD, owner.namespace, labels)
+        return workloads, sum(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
+
+    async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
+        await delete_former_trainer(self._api, owner)
+        for obj in workloads:
+            metadata = obj["metadata"]
+            await asyncio.to_thread(
+                self._api.delete, resource_of(obj), owner.namespace, metadata["name"], metadata["uid"]
+            )
+        log.info("%s: deleted %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
+
+    async def _release(self, owner: Owner) -> None:
+        await asyncio.to_thread(set_finalizer, self._api, owner, wanted=False)
+        log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
+
+    async def _delete_objects(self, owner: Owner, spec: SpeculatorSpec, seconds: float) -> float:
+        config = await self._store.config(owner, spec)
+        if isinstance(config, StoreView) and self._store.reader is not None:
+            config = self._store.reader.config  # the Secret may have been deleted together with the speculator
+        if isinstance(config, StoreView):
+            place = f"s3://{spec.store.bucket}"
+            return await self._failed(owner, place, config.error, seconds)
+        place = f"s3://{config.bucket}/{config.root}"
+        try:
+            progress = await self._one_step(config, owner_id(owner.uid))
+        except (StoreError, InvalidRecord) as error:
+            return await self._failed(owner, place, str(error), seconds)
+        if progress is None:
+            return await self._failed(owner, place, "the store gives no answer", seconds)
+        if progress.done or progress.kept:
+            await self._events.post(end_note(progress, place), owner)
+            await self._release(owner)
+        else:
+            log.info("%s: deleted %d objects so far", owner.full_name, progress.objects)
+        return BUSY_DELAY_SECONDS
+
+    async def _one_step(self, config: StoreConfig, owner: str) -> DeletionProgress | None:
+        """One step in a thread. None while the step has not ended; the next call waits for the same step."""
+        if self._root is None or self._root[0] != config:
+            self._root = (config, RootDeletion(await asyncio.to_thread(ObjectStore, config, attempts=2), owner))
+            self._step = None
+        if self._step is None:
+            self._step = asyncio.ensure_future(asyncio.to_thread(self._root[1].step, STEP_SECONDS))
+        await asyncio.wait({self._step}, timeout=STEP_TIMEOUT_SECONDS)
+        if not self._step.done():
+            return None
+        step, self._step = self._step, None
+        return step.result()
+
+    async def _failed(self, owner: Owner, place: str, error: str, seconds: float) -> float:
+        log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
+        if seconds >= QUIET_SECONDS:
+            await self._events.post(failure_note(error, place, owner.namespace, owner.name), owner)
+        return RETRY_DELAY_SECONDS
+
+
+def _policy(stored: Object) -> DeletionPolicy:
+    """The policy, even of a spec that does not parse otherwise. Nothing is deleted unless the spec asks for it."""
+    value = (stored["spec"].get("store") or {}).get("deletionPolicy")
+    return DeletionPolicy.DELETE if value == DeletionPolicy.DELETE else DeletionPolicy.RETAIN
+
+
+def _seconds_since(timestamp: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()

@@ -1,0 +1,68 @@
+"""Decides the next step of deleting a speculator's stored objects (``store.deletionPolicy: Delete``). Pure.
+
+Why the pods end first: an inference pod uploads its last traces when it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from aurora_api.v1alpha1.store import DeletionPolicy
+from aurora_operator.plan.actions import EventNote
+from aurora_store.root_deletion import DeletionProgress
+
+MAX_POD_WAIT_SECONDS = 600.0
+"""A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""
+QUIET_SECONDS = 300.0
+"""For this long a deletion may fail before an Event reports it."""
+
+
+class DeletionStep(Enum):
+    """What to do next for a speculator that is being deleted."""
+
+    RELEASE = "remove the finalizer"
+    STOP_WORKLOADS = "delete the Deployments and Jobs"
+    WAIT_FOR_PODS = "wait until the pods have ended"
+    DELETE_OBJECTS = "delete the objects in the store"
+
+
+@dataclass(frozen=True)
+class DeletionFacts:
+    """What was observed of a speculator that is being deleted."""
+
+    policy: DeletionPolicy
+    workloads_exist: bool
+    running_pods: int
+    seconds: float
+    """Since the deletion began."""
+
+
+def next_step(facts: DeletionFacts) -> DeletionStep:
+    """The next step. Repeated until the finalizer is removed."""
+    if facts.policy is DeletionPolicy.RETAIN:
+        return DeletionStep.RELEASE
+    if facts.workloads_exist:
+        return DeletionStep.STOP_WORKLOADS
+    if facts.running_pods and facts.seconds < MAX_POD_WAIT_SECONDS:
+        return DeletionStep.WAIT_FOR_PODS
+    return DeletionStep.DELETE_OBJECTS
+
+
+def end_note(progress: DeletionProgress, place: str) -> EventNote:
+    """The Event for a deletion that ended. ``place`` names bucket and root."""
+    if progress.kept:
+        return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
+    size = f"{progress.size_bytes / (1 << 20):.1f} MiB"
+    return EventNote("DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}. A listing is empty")
+
+
+def failure_note(error: str, place: str, namespace: str, name: str) -> EventNote:
+    """The Event for a deletion that does not get on, with the way out."""
+    patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
+    return EventNote(
+        "DataNotDeleted",
+        f"The objects below {place} are not deleted yet, and the operator tries again: {error[:300]}. To keep them and"
+        f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'",
+        warning=True,
+    )

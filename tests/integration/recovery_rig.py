@@ -1,0 +1,82 @@
+"""One speculator on a root of a real S3: the operator's store reader and plan, and the pods' fenced store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from aurora_operator.children.owner import Owner
+from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store_reader import StoreReader
+from aurora_operator.plan import Plan, plan
+from aurora_protocol.draft_records import Channel
+from aurora_store import FencedObjectStore, ObjectStore, Registry
+from aurora_store.fenced_objects import MAX_AGE_SECONDS
+from aurora_store.keys import owner_id
+from aurora_store.root_deletion import RootDeletion
+from tests.assets.s3 import S3
+from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec
+
+OLD = Owner("blue", "chat", "01d00000-0000", 1, "1")
+NEW = Owner("green", "chat", "4e300000-0000", 1, "1")
+THIRD = Owner("red", "chat", "33330000-0000", 1, "1")
+
+
+def root_of_old(s3: S3, namespace: str) -> str:
+    """The root of the old speculator, with versions 0 to 2 of which 1 is active."""
+    name = f"aurora/{namespace.replace('_', '-')[:60].rstrip('-')}/chat-{owner_id(OLD.uid)}"
+    registry = Registry(ObjectStore(s3.config(root=name)))
+    registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
+    for version in range(3):
+        registry.register(registration(version))
+    registry.put_evidence(evidence(1))
+    registry.advance_channel(channel(0))
+    registry.advance_channel(channel(1, epoch=2, previous=0))
+    return name
+
+
+class Speculator:
+    """The operator and the pods of one speculator. ``plan`` and ``advance`` are apart, so that others come between."""
+
+    def __init__(self, s3: S3, owner: Owner, root: str) -> None:
+        self.owner, self.root = owner, root
+        config = s3.config(root=root)
+        own = owner_id(owner.uid) if owner is not OLD else None
+        self.clock_seconds = 0.0
+        self.reader = StoreReader(config)
+        self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
+        self.registry = Registry(self.pods)
+        self.deletion = RootDeletion(ObjectStore(config), owner_id(owner.uid))
+
+    def view(self) -> StoreView:
+        return self.reader.read(frozenset())
+
+    def plan(self, **parts: Any) -> Plan:
+        store: dict[str, Any] = MINIMAL["store"] | {"prefix": self.root.split("/")[0]}
+        if self.owner is not OLD:
+            store |= {"restoreFrom": self.root}
+        given = spec(store=store, draft={"vocabSize": 256}, **parts)
+        # The old speculator's root has the test's name in place of its namespace.
+        owner = self.owner if self.owner is not OLD else replace(OLD, namespace=self.root.split("/")[1])
+        return plan(observed(owner=owner, spec=given, store=self.view()), CONFIG, datetime.now(UTC))
+
+    def look(self, **parts: Any) -> Plan:
+        """One reconcile, as far as the store is concerned."""
+        made = self.plan(**parts)
+        if made.advance is not None:
+            self.reader.advance(made.advance)
+        return made
+
+    def storage_reason(self) -> str:
+        made = self.plan()
+        assert made.status is not None
+        return next(c.reason for c in made.status.conditions if c.type == "StorageReady")
+
+    def later(self) -> None:
+        self.clock_seconds += MAX_AGE_SECONDS
+
+    def newest_channel(self) -> Channel:
+        found = self.registry.channel()
+        assert found is not None
+        return found

@@ -1,0 +1,209 @@
+"""Two speculators on one root of a real S3: the new one takes the root over, and the former one changes nothing more.
+
+The operator's side is the real store reader and the real plan. The pods' side is the real fenced store and the real
+trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.draft_records import ChannelReason, RootOwner
+from aurora_runtime.training.lineage import open_lineage, utc_now
+from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
+from aurora_store.errors import NotRootOwner, ObjectExists
+from aurora_store.keys import owner_id
+from tests.assets.s3 import S3, seaweedfs
+from tests.assets.trainer_output import put_trainer_state
+from tests.integration.recovery_rig import NEW, OLD, THIRD, Speculator, root_of_old
+from tests.unit.operator.worlds import channel, evidence, lineage, registration
+from tests.unit.training import tiny
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        ObjectStore(server.config()).ensure_bucket()
+        yield server
+
+
+@pytest.fixture
+def root(s3: S3, request: pytest.FixtureRequest) -> str:
+    return root_of_old(s3, request.node.name)
+
+
+def test_everything_goes_on_after_a_takeover(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    state = put_trainer_state(old.registry, consumed=("traces/a.json",))
+    assert new.storage_reason() == "TakingOver"
+    new.look()
+    view = new.view()
+    assert view.channel is not None
+    assert (view.channel.epoch, view.channel.active, view.channel.reason) == (3, 1, ChannelReason.RESTORED)
+    assert new.storage_reason() == "Ready"
+    assert sorted(view.registrations) == [0, 1, 2]
+    assert [e.version for e in view.evidence] == [1]
+    assert new.registry.trainer_state_record() == state
+    new.registry.register(registration(3))
+    assert new.registry.last_version() == 3
+    assert new.look(rollout={"pin": 0}).advance is not None
+    assert new.newest_channel().owner is not None, "later records keep the owner"
+    assert new.newest_channel().active == 0
+
+
+def test_the_former_speculator_stops_everywhere_and_says_why(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    old.registry.objects.put("probe/x", b"1")
+    assert old.storage_reason() == "Ready"
+    new.look()
+    assert old.storage_reason() == "TakenOver"
+    assert old.look(rollout={"pin": 0}).advance is None
+    writes: list[Callable[[], object]] = [
+        lambda: old.registry.register(registration(3)),
+        lambda: old.registry.put_evidence(evidence(2)),
+        lambda: put_trainer_state(old.registry, epoch=9),
+        lambda: old.registry.create_lineage(lineage()),
+    ]
+    for write in writes:
+        with pytest.raises(NotRootOwner, match=r"AuroraSpeculator green/chat \(uid 4e300000…\)"):
+            write()
+    old.later()
+    key = next(iter(old.pods.list(Keys.EVIDENCE)))
+    with pytest.raises(NotRootOwner):
+        tiny.put_shard(old.registry, 7, [tiny.trace(0)])
+    with pytest.raises(NotRootOwner):
+        old.pods.delete(key)
+    with pytest.raises(NotRootOwner):
+        old.pods.delete_many([key])
+    assert key in old.pods.list(Keys.EVIDENCE)
+    assert old.registry.registration(1).version == 1, "reads are never refused, so that its pods serve on"
+
+
+def test_an_operator_that_planned_before_the_takeover_loses_the_race_for_the_epoch(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    stale = old.plan(rollout={"pin": 0}).advance
+    assert stale is not None
+    new.look()
+    with pytest.raises(ObjectExists):
+        old.reader.advance(stale)
+    assert new.newest_channel().active == 1
+
+
+def test_a_takeover_that_was_planned_before_the_formers_last_decision_is_made_again(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    claim = new.plan().advance
+    assert claim is not None
+    assert old.look(rollout={"pin": 0}).advance is not None
+    with pytest.raises(ObjectExists):
+        new.reader.advance(claim)
+    new.look()
+    assert new.newest_channel().active == 0, "the last decision of the former owner is kept"
+    assert new.storage_reason() == "Ready"
+
+
+def test_a_version_registered_between_the_formers_look_and_its_write_is_void(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    old.registry.objects.put("probe/x", b"1")  # the former trainer looks at the channel
+    new.look()
+    # and writes afterwards: a plain store makes the write that a fenced one would have refused by now
+    Registry(ObjectStore(s3.config(root=root))).register(registration(3))
+    assert sorted(new.view().registrations) == [0, 1, 2]
+    assert new.registry.last_version() == 2
+    with pytest.raises(ObjectExists):
+        new.registry.register(registration(3).model_copy(update={"trained_tokens": 5}))
+    new.registry.register(registration(4))
+    assert sorted(new.view().registrations) == [0, 1, 2, 4]
+    assert new.registry.last_version() == 4
+
+
+def test_two_speculators_that_restore_one_root_do_not_take_it_from_each_other(s3: S3, root: str) -> None:
+    old, new, third = (Speculator(s3, owner, root) for owner in (OLD, NEW, THIRD))
+    claims = [new.plan().advance, third.plan().advance]
+    assert claims[0] is not None
+    assert claims[1] is not None
+    new.reader.advance(claims[0])
+    with pytest.raises(ObjectExists):
+        third.reader.advance(claims[1])
+    third.look()
+    for _ in range(3):
+        assert new.look().advance is None
+        assert third.look().advance is None
+    assert (old.storage_reason(), new.storage_reason(), third.storage_reason()) == ("TakenOver", "TakenOver", "Ready")
+
+
+def test_an_operator_that_dies_after_the_takeover_finds_itself_the_owner(s3: S3, root: str) -> None:
+    Speculator(s3, NEW, root).look()
+    again = Speculator(s3, NEW, root)
+    assert again.look().advance is None
+    assert again.storage_reason() == "Ready"
+
+
+def test_pods_of_the_new_speculator_wait_for_the_takeover(s3: S3, root: str) -> None:
+    new = Speculator(s3, NEW, root)
+    with pytest.raises(NotRootOwner, match="has not taken the root"):
+        new.pods.probe()
+    new.look()
+    new.pods.probe()
+
+
+def trainer_rig(folder: Path, registry: Registry) -> TrainerRig:
+    """The real trainer with small limits on ``registry``. It saves after every shard."""
+    rig = TrainerRig(folder)
+    rig.registry = registry
+    rig.lineage = open_lineage(registry, rig.target, tiny.DRAFT_SPEC, utc_now)
+    return rig
+
+
+def test_the_trainer_of_the_new_speculator_resumes_where_the_former_one_ended(s3: S3, tmp_path: Path) -> None:
+    root = f"aurora/resumes/chat-{owner_id(OLD.uid)}"
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    former = trainer_rig(tmp_path, old.registry)
+    former.trainer(Traffic(old.registry, 2)).run()
+    old.registry.advance_channel(channel(0))
+    claim = channel(0, epoch=2).model_copy(
+        update={
+            "owner": RootOwner(id=owner_id(NEW.uid), namespace="green", name="chat", since=datetime.now(UTC)),
+            "former_owners": (owner_id(OLD.uid),),
+            "inherited_version": 0,
+        }
+    )
+    new.reader.advance(claim)
+    resumed = trainer_rig(tmp_path, new.registry).trainer(Traffic(new.registry, 1))
+    assert resumed.learning.ledger.total == 2
+    steps = resumed.learning.session.steps
+    assert steps > 0
+    resumed.run()
+    assert resumed.learning.ledger.total == 3
+    assert resumed.learning.session.steps > steps
+
+
+def test_a_trainer_on_a_lost_node_and_its_successor_train_no_shard_twice(s3: S3, tmp_path: Path) -> None:
+    registry = Registry(FencedObjectStore(s3.config(root=f"aurora/lost-node/chat-{owner_id(OLD.uid)}")))
+    rig = trainer_rig(tmp_path, registry)
+    rig.trainer(Traffic(registry, 1)).run()
+    first = registry.trainer_state_record()
+    assert first is not None
+    per_shard = first.step
+    lost, successor = (rig.trainer(Traffic(registry, 1)) for _ in range(2))
+    lost.learning.session.generator.manual_seed(7)  # equal states at equal times would be one state
+    successor.run()
+    with pytest.raises(ObjectExists):
+        lost.run()
+    restarted, stale = (rig.trainer(Traffic(registry, 1)) for _ in range(2))
+    stale.learning.session.generator.manual_seed(7)
+    restarted.run()  # the container of the lost node restarts, and is first this time
+    with pytest.raises(ObjectExists):
+        stale.run()
+    rig.trainer(Traffic(registry, 0)).run()
+    last = registry.trainer_state_record()
+    assert last is not None
+    shards = list(registry.shard_keys(1))
+    trained = [*last.retired, *last.consumed]
+    assert len(trained) == len(set(trained)), "no shard counts twice"
+    assert set(trained) <= set(shards)
+    assert last.step == per_shard * len(trained), "the weights hold each shard once"

@@ -1,0 +1,159 @@
+"""A root of a real S3 is deleted whole, and nothing else, whatever comes between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aurora_store import Keys, ObjectStore, StoreConfig
+from aurora_store.errors import NotRootOwner, StoreError
+from aurora_store.keys import owner_id
+from aurora_store.root_deletion import DeletionProgress, RootDeletion
+from aurora_store.root_ownership import write_refusal
+from tests.assets.s3 import S3, seaweedfs
+from tests.integration.recovery_rig import NEW, OLD, Speculator, root_of_old
+from tests.unit.training import tiny
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        ObjectStore(server.config()).ensure_bucket()
+        yield server
+
+
+@pytest.fixture
+def root(s3: S3, request: pytest.FixtureRequest) -> str:
+    return root_of_old(s3, request.node.name)
+
+
+class KilledError(Exception):
+    """The operator is killed at this call."""
+
+
+class KilledStore(ObjectStore):
+    """Ends with :class:`KilledError` before a write or delete, once ``writes_left`` of them were made."""
+
+    def __init__(self, config: StoreConfig, writes_left: int) -> None:
+        super().__init__(config)
+        self.writes_left = writes_left
+
+    def _count(self) -> None:
+        if self.writes_left == 0:
+            raise KilledError
+        self.writes_left -= 1
+
+    def create(self, key: str, data: bytes) -> None:
+        self._count()
+        super().create(key, data)
+
+    def delete_many(self, keys: Any) -> None:
+        self._count()
+        super().delete_many(keys)
+
+
+def finish(deletion: RootDeletion) -> DeletionProgress:
+    for _ in range(20):
+        progress = deletion.step(5.0)
+        if progress.done or progress.kept:
+            return progress
+    raise AssertionError("the deletion does not end")
+
+
+def neighbours(s3: S3, root: str) -> list[ObjectStore]:
+    """Roots whose keys begin like those of ``root``, each with an object."""
+    stores = [ObjectStore(s3.config(root=name)) for name in (f"{root}-2", f"{root}a", root.rsplit("/", 1)[0] + "/b-1")]
+    for store in stores:
+        store.put("traces/x", b"1")
+    return stores
+
+
+def test_a_deletion_deletes_every_object_of_its_root_and_no_other(s3: S3, root: str) -> None:
+    old = Speculator(s3, OLD, root)
+    for seq in range(3):
+        tiny.put_shard(old.registry, seq, [tiny.trace(0)])
+    near = neighbours(s3, root)
+    count = len(list(old.pods.list("")))
+    progress = finish(old.deletion)
+    assert progress.done
+    assert progress.objects == count + 1, "and the record that closed the root"
+    assert progress.size_bytes > 0
+    assert list(old.pods.list("")) == []
+    for store in near:
+        assert list(store.list("")) == ["traces/x"]
+    assert finish(old.deletion).done, "again, with nothing left"
+
+
+def test_a_deletion_goes_on_after_a_kill_at_any_write(s3: S3, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurora_store.root_deletion.OBJECTS_PER_REQUEST", 2)
+    config, kills = s3.config(root=root), 0
+    while kills < 40:
+        try:
+            progress = finish(RootDeletion(KilledStore(config, 1), owner_id(OLD.uid)))
+        except KilledError:
+            kills += 1
+            left = list(ObjectStore(config).list(""))
+            assert any(key.startswith(Keys.CHANNEL) for key in left), "the root is known to be closed to the end"
+            new = Speculator(s3, NEW, root)
+            assert new.look().advance is None, "a root that is half deleted is not restored"
+        else:
+            assert progress.done
+            break
+    assert 3 < kills < 40
+    assert list(ObjectStore(config).list("")) == []
+
+
+def test_pods_that_still_run_write_nothing_below_a_deleted_root(s3: S3, root: str) -> None:
+    old = Speculator(s3, OLD, root)
+    old.registry.objects.put("probe/x", b"1")
+    with pytest.raises(KilledError):
+        finish(RootDeletion(KilledStore(s3.config(root=root), 1), owner_id(OLD.uid)))
+    old.later()
+    with pytest.raises(NotRootOwner, match="is being deleted"):
+        tiny.put_shard(old.registry, 0, [tiny.trace(0)])
+    assert finish(old.deletion).done
+    with pytest.raises(NotRootOwner, match="was deleted"):
+        tiny.put_shard(old.registry, 0, [tiny.trace(0)])
+    assert list(old.pods.list("")) == []
+
+
+def test_a_root_that_was_taken_over_is_not_deleted(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    new.look()
+    before = list(new.pods.list(""))
+    progress = finish(old.deletion)
+    assert "AuroraSpeculator green/chat" in progress.kept
+    assert list(new.pods.list("")) == before
+    assert finish(new.deletion).done
+
+
+def test_a_takeover_between_the_look_and_the_closing_record_keeps_the_root(s3: S3, root: str) -> None:
+    old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+
+    class Overtaken(ObjectStore):
+        """Another speculator takes the root over right before this one closes the root."""
+
+        def create(self, key: str, data: bytes) -> None:
+            if write_refusal(new.registry.channel(), root, owner_id(NEW.uid)):
+                new.look()
+            super().create(key, data)
+
+    progress = finish(RootDeletion(Overtaken(s3.config(root=root)), owner_id(OLD.uid)))
+    assert "AuroraSpeculator green/chat" in progress.kept
+    assert new.storage_reason() == "Ready"
+    assert old.storage_reason() == "TakenOver"
+
+
+def test_a_speculator_that_never_took_its_root_over_deletes_nothing(s3: S3, root: str) -> None:
+    new = Speculator(s3, NEW, root)
+    before = list(new.pods.list(""))
+    assert "uid 01d00000…" in finish(new.deletion).kept
+    assert list(new.pods.list("")) == before
+
+
+def test_a_shared_prefix_is_never_deleted(s3: S3) -> None:
+    for shared in ("", "/", "aurora", "aurora/"):
+        with pytest.raises(StoreError, match="is not the root of a speculator"):
+            RootDeletion(ObjectStore(s3.config(root=shared)), "01d00000")

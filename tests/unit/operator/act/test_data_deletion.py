@@ -1,0 +1,250 @@
+"""Deleting a speculator with ``deletionPolicy: Delete``: pods first, then objects, then the finalizer.
+
+The API server is a fake that ends the operator at a chosen call. The objects lie in a fake store in memory, because the
+store's own behaviour is tested on a real S3 (``tests/integration/test_root_deletion.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.act import data_deletion
+from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SECONDS, DataDeletion
+from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import NotFound
+from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.observe.observed import StoreView
+from aurora_store import StoreConfig
+from aurora_store.errors import StoreError
+from aurora_store.root_deletion import DeletionProgress
+from tests.unit.operator.worlds import MINIMAL, OWNER
+
+CONFIG = StoreConfig("bucket", "aurora/team/chat-01234567")
+
+
+class KilledError(Exception):
+    """The operator ends at this call."""
+
+
+@dataclass
+class FakeCluster:
+    """A fake API server with a speculator that is being deleted. A real one cannot be stopped at a chosen call."""
+
+    policy: str = "Delete"
+    age: timedelta = timedelta(seconds=10)
+    finalizers: list[str] = field(default_factory=lambda: [FINALIZER])
+    workloads: dict[tuple[str, str], Object] = field(default_factory=dict)
+    pods: list[Object] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    events: list[Object] = field(default_factory=list)
+    kill_at: int | None = None
+
+    @property
+    def stored(self) -> Object:
+        metadata = {
+            "namespace": OWNER.namespace,
+            "name": OWNER.name,
+            "uid": OWNER.uid,
+            "generation": 2,
+            "resourceVersion": "77",
+            "finalizers": self.finalizers,
+            "deletionTimestamp": (datetime.now(UTC) - self.age).isoformat(),
+        }
+        return {"metadata": metadata, "spec": MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": self.policy}}}
+
+    def _call(self, text: str) -> None:
+        if len(self.calls) == self.kill_at:
+            self.kill_at = None
+            raise KilledError
+        self.calls.append(text)
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        self._call(f"get {resource.kind}")
+        raise NotFound(name, 404)
+
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
+        self._call(f"list {resource.kind}")
+        if resource.kind == "Pod":
+            return self.pods
+        return [obj for (kind, _), obj in self.workloads.items() if kind == resource.kind]
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+        self._call(f"delete {resource.kind} {name}")
+        if obj := self.workloads.pop((resource.kind, name), None):
+            assert obj["metadata"]["uid"] == uid
+
+    def create(self, obj: Object) -> Object:
+        self._call(f"event {obj['reason']}")
+        self.events.append(obj)
+        return obj
+
+    def apply(self, obj: Object, *, subresource: str = "") -> Object:
+        self._call("apply finalizers")
+        assert (obj["metadata"]["resourceVersion"], subresource) == ("77", "")
+        self.finalizers = obj["metadata"].get("finalizers", [])
+        return obj
+
+
+@dataclass
+class FakeStore:
+    """Stands for the store's settings and for :class:`RootDeletion`: two steps delete everything."""
+
+    cluster: FakeCluster
+    objects: int = 4
+    error: str = ""
+    config_error: str = ""
+    reader: Any = None
+
+    async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
+        return StoreView(reason="SecretMissing", error=self.config_error) if self.config_error else CONFIG
+
+    def step(self, seconds: float) -> DeletionProgress:
+        self.cluster._call("delete objects")
+        assert not self.cluster.pods, "pods write until they end"
+        if self.error:
+            raise StoreError(self.error)
+        self.objects = max(0, self.objects - 2)
+        return DeletionProgress(4 - self.objects, 10, done=not self.objects)
+
+
+def workload(kind: str, name: str, uid: str = OWNER.uid) -> tuple[tuple[str, str], Object]:
+    metadata = {"name": name, "uid": f"uid-{name}", "ownerReferences": [{"uid": uid}]}
+    return (kind, name), {"kind": kind, "metadata": metadata}
+
+
+@pytest.fixture(name="cluster")
+def _cluster() -> FakeCluster:
+    made = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    made.workloads = dict(
+        [
+            workload("Deployment", "chat"),
+            workload("Deployment", "chat-trainer"),
+            workload("Job", "chat-validate-v1-1"),
+            workload("Deployment", "another", "uid-of-another"),
+        ]
+    )
+    return made
+
+
+def deletion(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> DataDeletion:
+    monkeypatch.setattr(data_deletion, "RootDeletion", lambda objects, owner: store)
+    monkeypatch.setattr(data_deletion, "ObjectStore", lambda config, **options: None)
+    return DataDeletion(cast(Any, cluster), cast(Any, store))
+
+
+async def run(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advance until the finalizer is gone. A kill brings another operator. Pods end after their workloads."""
+    operator = deletion(cluster, store, monkeypatch)
+    for _ in range(30):
+        try:
+            await operator.advance(cluster.stored)
+        except NotFound:
+            return
+        except KilledError:
+            operator = deletion(cluster, store, monkeypatch)
+        if len(cluster.workloads) == 1:
+            cluster.pods = []
+    raise AssertionError("the finalizer stays")
+
+
+async def test_the_order_is_workloads_pods_objects_event_finalizer(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(cluster, FakeStore(cluster), monkeypatch)
+    assert [call for call in cluster.calls if not call.startswith(("list", "get"))] == [
+        "delete Deployment chat",
+        "delete Deployment chat-trainer",
+        "delete Job chat-validate-v1-1",
+        "delete objects",
+        "delete objects",
+        "event DataDeleted",
+        "apply finalizers",
+    ]
+    assert list(cluster.workloads) == [("Deployment", "another")], "only our own"
+    assert cluster.events[0]["message"].startswith("Deleted 4 objects")
+    assert cluster.finalizers == []
+
+
+async def test_a_deletion_goes_on_after_a_kill_at_any_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FakeCluster(workloads=dict([workload("Deployment", "chat"), workload("Deployment", "x", "another")]))
+    await run(whole, FakeStore(whole), monkeypatch)
+    for kill_at in range(len(whole.calls)):
+        again = FakeCluster(
+            kill_at=kill_at,
+            workloads=dict([workload("Deployment", "chat"), workload("Deployment", "x", "another")]),
+        )
+        store = FakeStore(again)
+        await run(again, store, monkeypatch)
+        assert (again.finalizers, store.objects) == ([], 0)
+
+
+async def test_without_our_finalizer_there_is_nothing_to_do(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.finalizers = ["another.example/finalizer"]
+    with pytest.raises(NotFound):
+        await deletion(cluster, FakeStore(cluster), monkeypatch).advance(cluster.stored)
+    assert cluster.calls == []
+
+
+async def test_retain_lets_the_speculator_go_at_once_and_keeps_the_objects(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FakeStore(cluster, error="no route")
+    cluster.policy = "Retain"
+    await run(cluster, store, monkeypatch)
+    assert store.objects == 4
+    assert cluster.workloads.keys() >= {("Deployment", "chat")}, "garbage collection deletes the children"
+
+
+@pytest.mark.parametrize("fault", ["error", "config_error"])
+async def test_a_store_that_cannot_be_used_is_reported_with_the_way_out(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster()
+    store = FakeStore(cluster)
+    setattr(store, fault, "the store is away")
+    operator = deletion(cluster, store, monkeypatch)
+    assert await operator.advance(cluster.stored) == RETRY_DELAY_SECONDS
+    assert cluster.events == [], "an outage of a few minutes is not worth a warning"
+    cluster.age = timedelta(minutes=6)
+    await operator.advance(cluster.stored)
+    (event,) = cluster.events
+    assert event["type"] == "Warning"
+    assert "the store is away" in event["message"]
+    assert "kubectl patch auroraspeculator chat" in event["message"]
+    assert cluster.finalizers == [FINALIZER]
+    store.error = store.config_error = ""
+    assert await operator.advance(cluster.stored) == BUSY_DELAY_SECONDS
+
+
+async def test_a_secret_that_is_deleted_with_the_speculator_does_not_stop_the_deletion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = FakeCluster()
+
+    class Reader:
+        config = CONFIG
+
+    store = FakeStore(cluster, config_error="create the Secret s3", reader=Reader())
+    await run(cluster, store, monkeypatch)
+    assert store.objects == 0
+
+
+async def test_a_pod_on_a_lost_node_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    store = FakeStore(cluster)
+    operator = deletion(cluster, store, monkeypatch)
+    await operator.advance(cluster.stored)
+    assert store.objects == 4
+    cluster.age = timedelta(minutes=11)
+    monkeypatch.setattr(store, "step", lambda seconds: DeletionProgress(4, 10, done=True))
+    await operator.advance(cluster.stored)
+    assert cluster.finalizers == []

@@ -1,0 +1,60 @@
+"""The steps of deleting a speculator's stored objects, and the finalizer that holds the speculator meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from aurora_api.v1alpha1.store import DeletionPolicy
+from aurora_operator.plan import Plan
+from aurora_operator.plan.data_deletion import (
+    MAX_POD_WAIT_SECONDS,
+    DeletionFacts,
+    DeletionStep,
+    end_note,
+    failure_note,
+    next_step,
+)
+from aurora_store.root_deletion import DeletionProgress
+from tests.unit.operator.worlds import MINIMAL, made, observed, spec
+
+DELETE, RETAIN = DeletionPolicy.DELETE, DeletionPolicy.RETAIN
+
+
+@pytest.mark.parametrize(
+    ("facts", "step"),
+    [
+        (DeletionFacts(DELETE, workloads_exist=True, running_pods=3, seconds=0), DeletionStep.STOP_WORKLOADS),
+        (DeletionFacts(DELETE, workloads_exist=False, running_pods=3, seconds=1), DeletionStep.WAIT_FOR_PODS),
+        (DeletionFacts(DELETE, workloads_exist=False, running_pods=0, seconds=1), DeletionStep.DELETE_OBJECTS),
+        (
+            DeletionFacts(DELETE, workloads_exist=False, running_pods=1, seconds=MAX_POD_WAIT_SECONDS),
+            DeletionStep.DELETE_OBJECTS,
+        ),
+        (DeletionFacts(RETAIN, workloads_exist=True, running_pods=3, seconds=1e6), DeletionStep.RELEASE),
+    ],
+)
+def test_pods_end_before_objects_are_deleted_and_retain_ends_everything(
+    facts: DeletionFacts, step: DeletionStep
+) -> None:
+    assert next_step(facts) is step
+
+
+def test_the_finalizer_comes_before_anything_is_stored_and_goes_when_the_policy_changes() -> None:
+    policy = spec(store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
+    assert made(observed(spec=policy)) == Plan(finalizer=True, moving=True)
+    assert made(observed(spec=policy, has_finalizer=True)).finalizer is None
+    assert made(observed(has_finalizer=True)) == Plan(finalizer=False, moving=True)
+    assert made(observed()).finalizer is None
+
+
+def test_the_events_give_counts_and_the_way_out() -> None:
+    done = end_note(DeletionProgress(12, 3 << 20, done=True), "s3://bucket/root")
+    assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root. A listing is empty"
+    kept = end_note(DeletionProgress(kept="the root belongs to another"), "s3://bucket/root")
+    assert (kept.reason, kept.warning) == ("DataKept", False)
+    failed = failure_note("x" * 2000, "s3://bucket/root", "team", "chat")
+    assert failed.warning
+    assert """kubectl patch auroraspeculator chat -n team --type merge -p '{"spec":{"store":{"deletionPolicy":""" in (
+        failed.message
+    )
+    assert len(failed.message) < 1024, "an Event holds no more"
