@@ -20,7 +20,7 @@ check: env ## Fast checks: format, lint, types, import rules, generated CRD, hel
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command as run; run()"
 	$(PY) -m aurora_api.crd --check
-	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator
+	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator --values charts/aurora-operator/ci/images-values.yaml
 	$(PY) -m pytest -q tests/unit
 
 format: env ## Format the code

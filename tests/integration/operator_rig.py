@@ -8,6 +8,8 @@ withdrawn, and its lease runs out. With stand-ins the tests take seconds. The en
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
 from tests.assets.s3 import S3
 from tests.cluster.cluster import Cluster
+from tests.rig.rendered_chart import OPERATOR, render
 
 BUCKET = "operator-test"
 UNLOADABLE_VERSION, DEGRADED_VERSION = 3, 5
@@ -175,12 +178,14 @@ class Rig:
     operator: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
-        """Start the operator, which watches only this namespace."""
+        """Start the operator, which watches only this namespace and has no other rights than the chart gives."""
         ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_LIVENESS_PORT": str(_free_port())}
         environment = {
             **self.cluster.environment,
             **ports,
             "PATH": os.environ["PATH"],
+            "KUBECONFIG": str(self._operator_kubeconfig),
+            "POD_NAMESPACE": self.namespace,
             "AURORA_WATCH_NAMESPACES": self.namespace,
             "AURORA_AGENT_IMAGE": IMAGE,
             "AURORA_RUNTIME_IMAGE": IMAGE,
@@ -189,6 +194,21 @@ class Rig:
             self.operator = subprocess.Popen(
                 [sys.executable, "-m", "aurora_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
             )
+
+    @functools.cached_property
+    def _operator_kubeconfig(self) -> Path:
+        """Access as the chart's ServiceAccount, in the chart's mode for tenants."""
+        mode = f"--set=watchNamespaces={{{self.namespace}}}"
+        objects = render(mode, namespace=self.namespace, helm=self.cluster.helm)
+        self.cluster.apply(*(obj for obj in objects if obj["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
+        token = self.cluster.kubectl("create", "token", OPERATOR, "-n", self.namespace, "--duration=2h").strip()
+        config = json.loads(self.cluster.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+        for user in config["users"]:
+            user["user"] = {"token": token}
+        path = self.log.with_name("operator.kubeconfig")
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
 
     def kill(self) -> None:
         """Kill the operator with SIGKILL, so it cannot finish anything."""

@@ -22,6 +22,7 @@ from tests.cluster.fixture import cluster
 __all__ = ["cluster"]
 
 CHART = REPOSITORY / "charts/aurora-operator"
+IMAGES = CHART / "ci/images-values.yaml"
 CRD = "auroraspeculators.aurora.dev"
 RELEASE = "chart-test"
 """Name of the release and of its namespace."""
@@ -62,7 +63,8 @@ def _clean_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def upgrade(cluster: Cluster, chart: Path, *options: str) -> None:
-    cluster.helm("upgrade", "--install", RELEASE, chart, "-n", RELEASE, "--create-namespace", *options)
+    values = chart / "ci/images-values.yaml"
+    cluster.helm("upgrade", "--install", RELEASE, chart, "-n", RELEASE, "--create-namespace", "-f", values, *options)
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
 
 
@@ -90,14 +92,15 @@ def speculator() -> dict[str, Any]:
 def test_the_charts_crd_equals_the_models_schema(cluster: Cluster) -> None:
     def printed(*options: str) -> dict[str, Any]:
         made: dict[str, Any] = yaml.safe_load(
-            cluster.helm("template", "x", CHART, "-s", str(TEMPLATE.relative_to(CHART)), *options)
+            cluster.helm("template", "x", CHART, "-f", IMAGES, "-s", str(TEMPLATE.relative_to(CHART)), *options)
         )
         return made
 
     assert printed()["spec"] == crd()["spec"]
     assert printed()["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert "annotations" not in printed("--set=crds.keep=false")["metadata"]
-    assert "CustomResourceDefinition" not in cluster.helm("template", "x", CHART, "--set=crds.enabled=false")
+    without = cluster.helm("template", "x", CHART, "-f", IMAGES, "--set=crds.enabled=false")
+    assert "CustomResourceDefinition" not in without
 
 
 def test_an_upgrade_installs_the_new_schema_and_uninstalling_keeps_users_resources(

@@ -23,9 +23,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{/* A full image name. An empty tag means the chart's appVersion. */}}
+{{/*
+A full image name. An empty tag means the chart's appVersion. There is no default repository: a name without a registry
+would be pulled from a public registry, where nobody of this project owns it.
+*/}}
 {{- define "aurora.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- $image := get .root.Values.images .part -}}
+{{- if not $image.repository -}}
+{{- $text := "images.%s.repository is not set: push the Dockerfile's image %s to your registry, and set this value" -}}
+{{- fail (printf $text .part .part) -}}
+{{- end -}}
+{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
 {{- end }}
 
 {{/* The securityContext of every container. Pod Security's profile "restricted" accepts it. */}}

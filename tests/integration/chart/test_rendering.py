@@ -1,0 +1,101 @@
+"""What Helm renders from the chart's values, and which values Helm refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.command import CommandError, run
+from tests.cluster.local.build import binaries
+from tests.rig.rendered_chart import (
+    CHART,
+    IMAGES,
+    OPERATOR,
+    SAMPLES,
+    operator_environment,
+    operator_rights,
+    render,
+    select,
+)
+
+TENANT = SAMPLES / "tenant-values.yaml"
+
+
+@pytest.mark.parametrize("values", sorted(SAMPLES.glob("*-values.yaml")), ids=lambda path: path.name)
+def test_every_sample_passes_lint_and_renders(values: Path) -> None:
+    run(binaries() / "helm", "lint", "--strict", CHART, "-f", values)
+    names = [(obj["kind"], obj["metadata"]["name"], obj["metadata"].get("namespace")) for obj in render(values=values)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("part", ["operator", "agent", "runtime"])
+def test_an_image_without_a_repository_is_refused_in_words(part: str) -> None:
+    with pytest.raises(CommandError, match=rf"images\.{part}\.repository is not set: push the Dockerfile's image"):
+        render(f"--set=images.{part}.repository=")
+
+
+def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
+    (container,) = select(render(), "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = operator_environment(render())
+    images = [container["image"], environment["AURORA_AGENT_IMAGE"], environment["AURORA_RUNTIME_IMAGE"]]
+    assert [image.partition(":")[2] for image in images] == ["0.1.0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("option", "refusal"),
+    [
+        ("--set=replica=2", "additional properties 'replica' not allowed"),
+        ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
+        ("--set=watchNamespaces={a,a}", "at '/watchNamespaces'"),
+        ("--set=secretNames={a b}", "at '/secretNames/0'"),
+        ("--set=images.agent.repository=a b", "at '/images/agent/repository'"),
+        ("--set=images.agent.repository=a:v1", "at '/images/agent/repository'"),
+        ("--set=resources.request.cpu=1", "additional properties 'request' not allowed"),
+        ("--set=logLevel=LOUD", "at '/logLevel'"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
+    with pytest.raises(CommandError, match=refusal):
+        render(option)
+
+
+def test_a_tenants_operator_has_no_right_outside_of_the_tenants_namespace_and_its_own() -> None:
+    objects = render(values=TENANT)
+    kinds = {obj["kind"] for obj in objects}
+    assert not kinds & {"ClusterRole", "ClusterRoleBinding"}
+    roles = [obj for obj in objects if obj["kind"] == "Role"]
+    assert {(role["metadata"]["namespace"], role["metadata"]["name"]) for role in roles} == {
+        ("tenant-a", OPERATOR),
+        ("aurora-system", f"{OPERATOR}-leader"),
+    }
+    assert all(right.resource == "leases" for right in operator_rights([obj for obj in objects if _is_own(obj)]))
+
+
+def _is_own(obj: dict[str, object]) -> bool:
+    metadata = obj["metadata"]
+    assert isinstance(metadata, dict)
+    return metadata.get("namespace") == "aurora-system"
+
+
+def test_a_tenants_operator_reads_only_the_secrets_that_are_named() -> None:
+    secrets = {right for right in operator_rights(render(values=TENANT)) if right.resource == "secrets"}
+    assert {(right.verb, right.names) for right in secrets} == {
+        ("create", ()),
+        ("get", ("my-s3-credentials", "chat-keys")),
+    }
+
+
+@pytest.mark.parametrize("values", [IMAGES, TENANT], ids=lambda path: path.name)
+def test_nobody_lists_secrets_and_nothing_is_a_wildcard(values: Path) -> None:
+    found = operator_rights(render(values=values))
+    assert {right.verb for right in found if right.resource == "secrets"} == {"create", "get"}
+    assert not [right for right in found if "*" in right]
+
+
+def test_a_release_may_change_its_own_lease_only() -> None:
+    assert _lease_names(IMAGES) == {"create": (), "get": (OPERATOR,), "update": (OPERATOR,)}
+
+
+def _lease_names(values: Path) -> dict[str, tuple[str, ...]]:
+    return {right.verb: right.names for right in operator_rights(render(values=values)) if right.resource == "leases"}

@@ -1,0 +1,190 @@
+"""A real API server with etcd and a few controllers, on this machine's loopback. There are no nodes and no pods.
+
+The server answers admission, RBAC, watches and server-side apply as in a cluster, starts within seconds, and needs no
+network namespace. Use :class:`tests.cluster.cluster.Cluster` when pods must run.
+
+Invariant: when the context ends, the server's processes and its data are gone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.command import NotReadyError, run, run_or_none
+from tests.cluster.local.build import binaries
+
+START_TIMEOUT_SECONDS = 120.0
+STOP_TIMEOUT_SECONDS = 15.0
+ADMIN = "admin"
+_ADMIN_TOKEN = "loopback-admin"  # noqa: S105  (guards nothing: the server listens on the loopback)
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """A running API server. ``kubeconfig`` holds an administrator's access."""
+
+    url: str
+    directory: Path
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.directory / "kubeconfig"
+
+    def kubectl(self, *arguments: str | Path, stdin: str | None = None) -> str:
+        """Run kubectl and return its stdout. A failure raises ``CommandError``."""
+        return self._run("kubectl", *arguments, stdin=stdin)
+
+    def helm(self, *arguments: str | Path) -> str:
+        """Run helm and return its stdout. A failure raises ``CommandError``."""
+        return self._run("helm", *arguments)
+
+    def get(self, *arguments: str) -> Any:
+        """The parsed output of ``kubectl get ... -o json``."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def apply(self, *objects: Mapping[str, Any]) -> None:
+        """Server-side apply of objects that are given as Python values."""
+        manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifest)
+
+    def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
+        """A kubeconfig with a token of the ServiceAccount, as a pod would have it."""
+        token = self.kubectl("create", "token", service_account, "-n", namespace, "--duration=1h").strip()
+        return self._write_kubeconfig(f"{namespace}.{service_account}", token)
+
+    def _run(self, program: str, *arguments: str | Path, stdin: str | None = None) -> str:
+        homes = {f"HELM_{kind}_HOME": str(self.directory / f"helm-{kind}") for kind in ("CACHE", "CONFIG", "DATA")}
+        environment = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kube-cache"), **homes}
+        return run(binaries() / program, *arguments, env=environment, input=stdin)
+
+    def _write_kubeconfig(self, user: str, token: str) -> Path:
+        """JSON is valid YAML. The file holds the server's certificate, so every client can check it."""
+        authority = base64.b64encode((self.directory / "pki/apiserver.crt").read_bytes()).decode()
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": user,
+            "clusters": [{"name": "api", "cluster": {"server": self.url, "certificate-authority-data": authority}}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": user, "context": {"cluster": "api", "user": user}}],
+        }
+        path = self.kubeconfig if user == ADMIN else self.directory / f"{user}.kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
+
+
+@contextlib.contextmanager
+def api_server(
+    controllers: Sequence[str] = (), admission_plugins: Sequence[str] = (), flags: Sequence[str] = ()
+) -> Iterator[ApiServer]:
+    """Run an API server until the context ends.
+
+    Args:
+        controllers: Names of controllers of kube-controller-manager to run beside the server.
+        admission_plugins: Admission plugins beside those that Kubernetes enables by default.
+        flags: More flags of kube-apiserver.
+
+    Raises:
+        NotReadyError: The server was not ready within 120 s. The message contains the end of its log.
+    """
+    programs = binaries()
+    with contextlib.ExitStack() as stack:
+        scratch = tempfile.TemporaryDirectory(prefix="aurora-api-", ignore_cleanup_errors=True)
+        directory = Path(stack.enter_context(scratch))
+        etcd, etcd_peer, port = free_ports(3)
+        server = ApiServer(f"https://127.0.0.1:{port}", directory)
+        _spawn(stack, directory, "etcd", [programs / "etcd", *_etcd_flags(directory, etcd, etcd_peer)])
+        words = [*_api_server_flags(directory, etcd, port, admission_plugins), *flags]
+        process = _spawn(stack, directory, "kube-apiserver", [programs / "kube-apiserver", *words])
+        _wait_until_ready(server, process)
+        if controllers:
+            words = _controller_flags(server, controllers)
+            _spawn(stack, directory, "kube-controller-manager", [programs / "kube-controller-manager", *words])
+        yield server
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free at this moment."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _etcd_flags(directory: Path, port: int, peer_port: int) -> list[str]:
+    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    return [
+        *(f"--data-dir={directory / 'etcd'}", "--log-level=warn", "--unsafe-no-fsync"),
+        *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}"),
+        *(f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}"),
+    ]
+
+
+def _api_server_flags(directory: Path, etcd_port: int, port: int, admission_plugins: Sequence[str]) -> list[str]:
+    """The server makes its own serving certificate. Its administrator has a static token."""
+    pki = directory / "pki"
+    pki.mkdir()
+    run("openssl", "genrsa", "-out", pki / "service-account.key", "2048")
+    (pki / "tokens.csv").write_text(f"{_ADMIN_TOKEN},{ADMIN},{ADMIN},system:masters\n")
+    plugins = [f"--enable-admission-plugins={','.join(admission_plugins)}"] if admission_plugins else []
+    return [
+        *(f"--etcd-servers=http://127.0.0.1:{etcd_port}", "--bind-address=127.0.0.1", f"--secure-port={port}"),
+        *(f"--cert-dir={pki}", f"--token-auth-file={pki / 'tokens.csv'}", "--authorization-mode=RBAC"),
+        *("--service-cluster-ip-range=10.0.0.0/16", "--service-account-issuer=https://kubernetes.default.svc"),
+        f"--service-account-key-file={pki / 'service-account.key'}",
+        f"--service-account-signing-key-file={pki / 'service-account.key'}",
+        *plugins,
+    ]
+
+
+def _controller_flags(server: ApiServer, controllers: Sequence[str]) -> list[str]:
+    return [
+        *(f"--kubeconfig={server.kubeconfig}", "--leader-elect=false", "--secure-port=0"),
+        *(f"--controllers={','.join(controllers)}", "--kube-api-qps=200", "--kube-api-burst=400"),
+    ]
+
+
+def _spawn(
+    stack: contextlib.ExitStack, directory: Path, name: str, command: Sequence[str | Path]
+) -> subprocess.Popen[bytes]:
+    log = stack.enter_context((directory / f"{name}.log").open("wb"))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
+    process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT, env=environment)
+    stack.callback(_stop, process)
+    return process
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The data are thrown away, so nothing needs to end cleanly."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(STOP_TIMEOUT_SECONDS)
+
+
+def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes]) -> None:
+    """Ready includes the hook that creates the built-in ClusterRoles."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    certificate = server.directory / "pki/apiserver.crt"
+    while True:
+        if certificate.exists() and certificate.stat().st_size:
+            server._write_kubeconfig(ADMIN, _ADMIN_TOKEN)
+            ready = (binaries() / "kubectl", "--kubeconfig", server.kubeconfig, "get", "--raw", "/readyz")
+            if run_or_none(*ready, timeout_seconds=10) == "ok":
+                return
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = (server.directory / "kube-apiserver.log").read_text(errors="replace")[-2000:]
+            raise NotReadyError(f"the API server is not ready (exit {process.poll()}):\n{log}")
+        time.sleep(0.2)
