@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check format test unit integration e2e e2e-faults demo bench crd lock images clean
+.PHONY: help env check format test unit integration e2e e2e-faults e2e-upgrade demo bench crd lock images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,7 +39,10 @@ e2e: env ## Test the whole loop on a real cluster
 e2e-faults: env ## Test every fault in every state of a rollout, on a real cluster under traffic (two hours)
 	$(PY) -m pytest -q -s tests/faults
 
-test: check integration e2e ## All tests but e2e-faults
+e2e-upgrade: env ## Test upgrade and rollback of the chart from the former version, on a real cluster under traffic (30 minutes)
+	$(PY) -m pytest -q -s tests/upgrade
+
+test: check integration e2e ## All tests but e2e-faults and e2e-upgrade
 
 demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
 	$(PY) -m tests.demo

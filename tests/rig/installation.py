@@ -39,22 +39,27 @@ class Installation:
         self.cluster = cluster
         self.namespace = namespace
 
-    def install(self) -> None:
-        """Load the image and install or upgrade the chart. Returns when the operator and the store are ready."""
-        tag, archive = local_image()
-        self.cluster.load_image(archive)
-        repository, _, version = tag.partition(":")
+    def install(self, checkout: Path = ROOT, store_checkout: Path | None = None) -> None:
+        """Load the image and install or upgrade the chart. Returns when the operator and the store are ready.
+
+        Args:
+            checkout: The code to install.
+            store_checkout: The code whose image runs the embedded store. Keep it in an upgrade: a store that restarts
+                loses its data.
+        """
+        repository, version = self._load_image(checkout)
+        store_repository, store_version = self._load_image(store_checkout or checkout)
         images = {
             f"images.{part}.{key}": value
             for part in ("operator", "agent", "runtime")
             for key, value in (("repository", repository), ("tag", version))
         }
         embedded = {"embeddedStore.enabled": "true", "embeddedStore.bucket": BUCKET}
-        embedded |= {"embeddedStore.image.repository": repository, "embeddedStore.image.tag": version}
+        embedded |= {"embeddedStore.image.repository": store_repository, "embeddedStore.image.tag": store_version}
         settings = [f"--set-string={key}={value}" for key, value in images.items()]
         settings += [f"--set={key}={value}" for key, value in embedded.items()]
         self.cluster.helm(
-            *("upgrade", "--install", RELEASE, ROOT / "charts/aurora-operator", "--namespace", SYSTEM_NAMESPACE),
+            *("upgrade", "--install", RELEASE, checkout / "charts/aurora-operator", "--namespace", SYSTEM_NAMESPACE),
             # Another test or an earlier installation may have left the CRD behind.
             *("--take-ownership", "--force-conflicts"),
             *("--create-namespace", "--wait", "--timeout", "180s", *settings),
@@ -68,6 +73,19 @@ class Installation:
                 "data": secret["data"],
             }
         )
+
+    def rollback(self) -> None:
+        """Roll the helm release back to its former revision. Returns when the operator is ready."""
+        self.cluster.helm(
+            *("rollback", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "180s", "--force-conflicts")
+        )
+
+    def _load_image(self, checkout: Path) -> tuple[str, str]:
+        """Repository and tag of the image with the code of ``checkout``."""
+        tag, archive = local_image(checkout)
+        self.cluster.load_image(archive)
+        repository, _, version = tag.partition(":")
+        return repository, version
 
     def store(self) -> StoreAccess:
         """The embedded store's endpoint (by ClusterIP) and credentials."""

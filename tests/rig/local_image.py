@@ -18,34 +18,35 @@ from tests.cluster.images.image_build import python_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_IN_IMAGE = "/opt/aurora/site"
-PACKAGE_ROOTS = (ROOT / "crds", ROOT / "operator", ROOT / "runtime")
+PACKAGE_ROOTS = ("crds", "operator", "runtime")
 
 
-def _content_digest(light: Path) -> str:
+def _content_digest(light: Path, checkout: Path) -> str:
     digest = hashlib.sha256(str(light).encode())
     for package in PACKAGE_ROOTS:
-        for file in sorted(package.rglob("*")):
+        for file in sorted((checkout / package).rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(ROOT)).encode())
+                digest.update(str(file.relative_to(checkout)).encode())
                 digest.update(file.read_bytes())
-    digest.update((ROOT / "pyproject.toml").read_bytes())
+    digest.update((checkout / "pyproject.toml").read_bytes())
     digest.update((ROOT / "tests/cluster/images/image_build.py").read_bytes())
     return digest.hexdigest()[:12]
 
 
-def local_image() -> tuple[str, Path]:
-    """The image's tag and archive. The image is built if this checkout's code has none yet."""
+def local_image(checkout: Path = ROOT) -> tuple[str, Path]:
+    """The image's tag and archive. The image is built if the code of ``checkout`` has none yet."""
     light = Path((ROOT / ".venv/light").read_text().strip())
-    tag = f"aurora-local:{_content_digest(light)}"
+    tag = f"aurora-local:{_content_digest(light, checkout)}"
     archive = cache_root() / "images" / f"{tag.replace(':', '-')}.tar"
     if not archive.exists():
-        for old in archive.parent.glob("aurora-local-*.tar"):
-            old.unlink()
+        if checkout == ROOT:
+            for old in archive.parent.glob("aurora-local-*.tar"):
+                old.unlink()
         with tempfile.TemporaryDirectory() as scratch:
             site = Path(scratch, "site")
             uv = cache_root() / "bootstrap/bin/uv"
             options: list[str | Path] = ["-q", "--no-deps", "--compile-bytecode", "--python", sys.executable]
-            subprocess.run([uv, "pip", "install", *options, "--target", site, ROOT], check=True, timeout=300)
+            subprocess.run([uv, "pip", "install", *options, "--target", site, checkout], check=True, timeout=300)
             python_image(
                 archive,
                 tag,
