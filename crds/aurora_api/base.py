@@ -1,14 +1,15 @@
 """Base model and scalar types of the custom resource.
 
-Invariant: models are frozen, reject unknown fields and use camelCase names in YAML and JSON. A field that is renamed on
-one side therefore fails at the boundary, with its name, and not three steps later.
+Invariants: models are frozen and use camelCase names in YAML and JSON. A field that this version does not know never
+makes a value unreadable, because another part of a running system may be newer. The API server refuses misspelt fields
+of a spec before they are stored (strict field validation).
 """
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -76,8 +77,30 @@ def quantity_bytes(quantity: str) -> int:
 
 
 class Model(BaseModel):
-    """A frozen value with camelCase names on the wire. Unknown fields are errors."""
+    """A frozen value with camelCase names on the wire. Unknown fields are ignored.
+
+    For values that are only read: the spec, the settings of pods, the agent's API.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
+        frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
+
+
+class RewrittenModel(Model):
+    """A :class:`Model` whose unknown fields are kept, and written again with the value.
+
+    For values that one version reads and writes back while another version uses them too: the status, and the records
+    in the store.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def with_unknown_fields(new: M, old: BaseModel | None) -> M:
+    """``new`` with the fields of ``old`` that this version does not know."""
+    unknown = old.model_extra if old is not None else None
+    return new.model_copy(update=unknown) if unknown else new

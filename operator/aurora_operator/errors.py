@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aurora_api.v1alpha1.spec import SpeculatorSpec
     from aurora_api.v1alpha1.status import SpeculatorStatus
     from aurora_operator.children.owner import Owner
 
@@ -54,9 +55,14 @@ class InvalidSpec(OperatorError):
     """The spec of a stored custom resource does not satisfy its model. The message names each field and its fault.
 
     The error carries the parts that did parse, so that the operator can still report the fault in the status.
+    ``usable_spec`` has the default of each wrong field. It must not shape children, and is good enough to roll back.
+    None: nothing can be done with the spec.
     """
 
-    def __init__(self, owner: Owner, status: SpeculatorStatus, message: str) -> None:
+    def __init__(
+        self, owner: Owner, status: SpeculatorStatus, message: str, usable_spec: SpeculatorSpec | None = None
+    ) -> None:
         super().__init__(message)
         self.owner = owner
         self.status = status
+        self.usable_spec = usable_spec

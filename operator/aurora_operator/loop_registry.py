@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
 from aurora_operator.operator_config import OperatorConfig
@@ -19,6 +20,7 @@ class LoopRegistry:
 
     def __init__(self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig) -> None:
         self._api, self._agents, self._config = api, agents, config
+        self._fleet = Fleet()
         self._loops: dict[tuple[str, str], tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
 
     def wake(self, namespace: str, name: str, *, start: bool = False) -> None:
@@ -28,9 +30,12 @@ class LoopRegistry:
         if known is not None and not known[1].done():
             known[0].wake()
         elif start:
-            reconciler = Reconciler(self._api, self._agents, self._config, namespace, name)
+            self._fleet.expect(key)
+            reconciler = Reconciler(self._api, self._agents, self._config, self._fleet, namespace, name)
             loop = SpeculatorLoop(reconciler, namespace, name)
-            self._loops[key] = (loop, asyncio.create_task(loop.run(), name=f"{namespace}/{name}"))
+            task = asyncio.create_task(loop.run(), name=f"{namespace}/{name}")
+            task.add_done_callback(lambda _: self._fleet.forget(key))
+            self._loops[key] = (loop, task)
 
     async def stop(self) -> None:
         """Cancel all tasks. The next process continues a reconcile that is cut short."""

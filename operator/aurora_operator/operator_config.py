@@ -29,6 +29,8 @@ class OperatorConfig:
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets in each speculator's namespace."""
+    upgrade_max_concurrent: int = 1
+    """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
     metrics_port: int = 8080
     liveness_port: int = 8081
     log_level: str = "INFO"
@@ -44,6 +46,7 @@ class OperatorConfig:
             watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
+            upgrade_max_concurrent=int(env.get("AURORA_UPGRADE_MAX_CONCURRENT", "1")),
             metrics_port=int(env.get("AURORA_METRICS_PORT", "8080")),
             liveness_port=int(env.get("AURORA_LIVENESS_PORT", "8081")),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),

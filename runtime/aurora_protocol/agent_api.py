@@ -15,6 +15,7 @@ PUT     ``/v1/measurement/trial``  :class:`TrialRequest`       200 with :class:`
 
 Invariants:
 
+- A refusal because of a conflict (409) has a :class:`Refusal` as its body, so a caller that is behind learns the epoch.
 - A swap request is idempotent. Asking for the version that is served, or is being swapped in, changes nothing. The
   caller polls the state for the outcome.
 - A pod is *withdrawn* while a validator measures on its engine: the pod is not ready, so it leaves the Service. When
@@ -68,6 +69,16 @@ class SwapRequest(Record):
     version: int = Field(ge=0, description="The version to serve.")
     digest: Sha256 = Field(description="Digest of the version's weights.")
     epoch: int = Field(ge=1, description="Fence: the agent refuses an epoch lower than one that it has seen (409).")
+
+
+class Refusal(Record):
+    """Why the agent refused a call that conflicts with an earlier one (409), and the last order that it accepted."""
+
+    reason: str = Field(max_length=1000, description="Why the agent refused the call.")
+    epoch: int | None = Field(
+        default=None, ge=0, le=MAX_COUNT, description="Epoch of the last accepted order. None: there was none."
+    )
+    version: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="Version that this order asked for.")
 
 
 class SwapStatus(Model):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, SwapRequest, TrialRequest
+from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, Refusal, SwapRequest, TrialRequest
 from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer, InvalidRecord
 
 CALL_SECONDS = 3.0
@@ -19,14 +19,16 @@ CALL_SECONDS = 3.0
 TRIAL_SECONDS = 900.0
 """Deadline of a trial request: the agent answers after the draft is downloaded, checked and swapped in."""
 MAX_BODY_BYTES = 1 << 20
-MAX_REASON_BYTES = 300
+MAX_REFUSAL_BYTES = 8192
+MAX_REASON_CHARACTERS = 300
 
 
 class AgentClient:
     """Calls agents over one HTTP session. Every call carries the token of its own speculator.
 
     Every method raises :class:`AgentUnreachable` when the agent does not answer in time, :class:`InvalidAgentAnswer`
-    when the answer is not a valid record, :class:`Fenced` on HTTP 409 and :class:`AgentRefused` on other errors.
+    when the answer is not a valid record, :class:`Fenced` with the agent's epoch on HTTP 409, and :class:`AgentRefused`
+    on other errors.
     """
 
     def __init__(
@@ -76,9 +78,7 @@ class AgentClient:
             async with self._session.request(method, url, headers=headers, data=body, timeout=timeout) as response:
                 status = response.status
                 if status >= 300:
-                    reason = (await response.content.read(MAX_REASON_BYTES)).decode(errors="replace").strip()
-                    refusal = Fenced if status == 409 else AgentRefused
-                    raise refusal(f"{method} {url}: HTTP {status}: {reason}", status, reason)
+                    raise _refusal(f"{method} {url}: HTTP {status}", status, await _read_start(response))
                 answer = await _read(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise AgentUnreachable(f"{method} {url}: {type(error).__name__}; check that the pod runs") from error
@@ -86,6 +86,27 @@ class AgentClient:
             return status, AgentState.from_json(answer)
         except InvalidRecord as error:
             raise InvalidAgentAnswer(f"{method} {url}: {error}; check that the agent's image fits") from error
+
+
+def _refusal(call: str, status: int, body: str) -> AgentRefused:
+    """The error for an answer of HTTP ``status``. The body of a 409 names the epoch; an older agent's is plain text."""
+    if status != 409:
+        reason = body[:MAX_REASON_CHARACTERS]
+        return AgentRefused(f"{call}: {reason}", status, reason)
+    try:
+        refusal = Refusal.from_json(body)
+    except InvalidRecord:
+        refusal = Refusal(reason=body[:MAX_REASON_CHARACTERS])
+    reason = refusal.reason[:MAX_REASON_CHARACTERS]
+    return Fenced(f"{call}: {reason}", status, reason, refusal.epoch, refusal.version)
+
+
+async def _read_start(response: aiohttp.ClientResponse) -> str:
+    """The first :data:`MAX_REFUSAL_BYTES` of the body."""
+    body = bytearray()
+    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.content.read(MAX_REFUSAL_BYTES - len(body))):
+        body += chunk
+    return body.decode(errors="replace").strip()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -14,14 +14,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from aurora_api.base import Model, Timestamp
-from aurora_protocol.record import Record, Sha256
+from aurora_api.base import RewrittenModel, Timestamp
+from aurora_protocol.record import Sha256, StoredRecord
 
 INITIAL_VERSION = 0
 """Version of the lineage's initial draft, the only version that is served without evidence."""
 
 
-class FileRef(Model):
+class FileRef(RewrittenModel):
     """One data object that a record names."""
 
     name: str = Field(description="File name, relative to the folder of the record that names it.")
@@ -29,14 +29,14 @@ class FileRef(Model):
     size: int = Field(ge=0, description="Size of the file in bytes.")
 
 
-class TensorSpec(Model):
+class TensorSpec(RewrittenModel):
     """Shape and number format of one tensor of a draft checkpoint."""
 
     shape: tuple[int, ...] = Field(description="Sizes of the tensor's dimensions.")
     dtype: str = Field(description="Number format as safetensors spells it: BF16, F32, I64 or BOOL.")
 
 
-class TargetIdentity(Model):
+class TargetIdentity(RewrittenModel):
     """The target that a draft belongs to. Another target or another tokenizer needs another lineage."""
 
     model: str = Field(description="Hugging Face name or path of the target.")
@@ -47,7 +47,7 @@ class TargetIdentity(Model):
     vocab_size: int = Field(gt=0, description="Number of tokens in the target's vocabulary.")
 
 
-class Lineage(Record):
+class Lineage(StoredRecord):
     """All that the drafts of one line of descent share and that a running SGLang cannot change: shapes and types.
 
     The size of the vocabulary map is fixed. The tokens that the map holds may change from version to version.
@@ -63,7 +63,7 @@ class Lineage(Record):
     created: Timestamp = Field(description="When the lineage was created.")
 
 
-class CheckpointManifest(Record):
+class CheckpointManifest(StoredRecord):
     """The files of one draft checkpoint. Written after the files."""
 
     schema_version: Literal[1] = 1
@@ -78,7 +78,7 @@ class CheckpointManifest(Record):
     created: Timestamp = Field(description="When the checkpoint was written.")
 
 
-class Registration(Record):
+class Registration(StoredRecord):
     """A version offered for validation. The number in the record's key is the lock: one writer can take a version."""
 
     schema_version: Literal[1] = 1
@@ -116,7 +116,7 @@ class ChannelReason(StrEnum):
     """The root's owner was deleted with ``deletionPolicy: Delete``. The objects are being deleted."""
 
 
-class RootOwner(Model):
+class RootOwner(RewrittenModel):
     """A speculator that took over a root which another speculator began."""
 
     id: str = Field(description="The first 8 characters of the speculator's uid, as in the name of a root.")
@@ -125,7 +125,7 @@ class RootOwner(Model):
     since: Timestamp = Field(description="When the speculator took the root over.")
 
 
-class Channel(Record):
+class Channel(StoredRecord):
     """Which version is active, and which speculator owns the root. The record with the highest epoch wins.
 
     Only the owner's operator writes this record. Another speculator takes the root over by writing the next epoch.

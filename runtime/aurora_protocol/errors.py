@@ -2,6 +2,7 @@
 
 ProtocolError
 ├── InvalidRecord             a stored or received record does not satisfy its model
+│   └── NewerRecord           only a newer version of the reader can read the record
 └── AgentError                a call to an agent failed
     ├── AgentUnreachable      the agent gave no answer in time
     ├── InvalidAgentAnswer    the agent's answer is too long or not a valid record
@@ -18,6 +19,10 @@ class ProtocolError(Exception):
 
 class InvalidRecord(ProtocolError):
     """A record read from the store or the wire does not satisfy its model."""
+
+
+class NewerRecord(InvalidRecord):
+    """The record's ``schemaVersion`` is higher than the reader knows. The reader must be upgraded."""
 
 
 class AgentError(ProtocolError):
@@ -42,4 +47,15 @@ class AgentRefused(AgentError):
 
 
 class Fenced(AgentRefused):
-    """The agent has seen a higher epoch than the one sent, or another order is under way (HTTP 409)."""
+    """The agent has seen a higher epoch than the one sent, or another order is under way (HTTP 409).
+
+    ``epoch`` and ``version`` are those of the last order that the agent accepted. They are None when the agent does not
+    name them, as agents of older versions do.
+    """
+
+    def __init__(
+        self, message: str, status: int = 0, reason: str = "", epoch: int | None = None, version: int | None = None
+    ) -> None:
+        super().__init__(message, status, reason)
+        self.epoch = epoch
+        self.version = version

@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from aurora_api.base import Model, Timestamp
-from aurora_protocol.record import Record, Sha256
+from aurora_api.base import RewrittenModel, Timestamp
+from aurora_protocol.record import Sha256, StoredRecord
 
 
 class Arm(StrEnum):
@@ -31,7 +31,7 @@ class Arm(StrEnum):
     """With SGLang's NGRAM speculation, which needs no draft."""
 
 
-class Sample(Model):
+class Sample(RewrittenModel):
     """One measured batch: ``requests`` prompts answered by one arm at a fixed concurrency."""
 
     arm: Arm = Field(description="The arm that answered the batch.")
@@ -51,7 +51,7 @@ class Sample(Model):
         return self.tokens / self.seconds
 
 
-class AnswerEquality(Model):
+class AnswerEquality(RewrittenModel):
     """How one arm's greedy answers compare with those of a reference arm (promise 2).
 
     The active draft may be the reference only when its own answers are known to equal those without speculation.
@@ -69,7 +69,7 @@ class AnswerEquality(Model):
     largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap seen at a first difference.")
 
 
-class Environment(Model):
+class Environment(RewrittenModel):
     """The machine, engine and settings of a measurement. Figures of different environments are never compared."""
 
     hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
@@ -101,7 +101,7 @@ class VerdictKind(StrEnum):
     INCONCLUSIVE = "Inconclusive"
 
 
-class RatioEstimate(Model):
+class RatioEstimate(RewrittenModel):
     """The throughput of one arm divided by that of another, with a confidence interval."""
 
     numerator: Arm = Field(description="The arm whose throughput is divided.")
@@ -114,7 +114,7 @@ class RatioEstimate(Model):
     high: float = Field(description="Upper bound of the interval.")
 
 
-class Verdict(Model):
+class Verdict(RewrittenModel):
     """The gate's conclusion from a measurement."""
 
     kind: VerdictKind = Field(description="The outcome.")
@@ -122,7 +122,7 @@ class Verdict(Model):
     ratios: tuple[RatioEstimate, ...] = Field(description="All estimated ratios, those that decide nothing included.")
 
 
-class CachedBaseline(Record):
+class CachedBaseline(StoredRecord):
     """Measurements of the target without a draft of ours, kept so that later candidates need not repeat them."""
 
     schema_version: Literal[1] = 1
@@ -145,7 +145,7 @@ class CachedBaseline(Record):
     created: Timestamp = Field(description="When the baseline was measured.")
 
 
-class BaselineSamples(Model):
+class BaselineSamples(RewrittenModel):
     """The samples of a baseline that a verdict used, copied so that the evidence is complete."""
 
     key: str = Field(description="Key of the :class:`CachedBaseline` record, relative to the speculator's root.")
@@ -153,7 +153,7 @@ class BaselineSamples(Model):
     created: Timestamp = Field(description="When the baseline was measured.")
 
 
-class Evidence(Record):
+class Evidence(StoredRecord):
     """Why a candidate was promoted or not. Holds the raw samples, so that the verdict can be computed again."""
 
     schema_version: Literal[1] = 1

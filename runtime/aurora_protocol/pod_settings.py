@@ -60,7 +60,7 @@ class _PodSettings(Record):
     def to_variable(self) -> str:
         """The value of ``AURORA_SETTINGS``, without fields at their default.
 
-        A pinned older image refuses unknown fields. So it must receive a new field only once a user has set that field.
+        A pod's settings then change only with a field that a user set, not with each field that a version adds.
         """
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 

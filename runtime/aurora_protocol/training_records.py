@@ -17,10 +17,10 @@ from pydantic import Field
 
 from aurora_api.base import Timestamp
 from aurora_protocol.draft_records import FileRef
-from aurora_protocol.record import Record
+from aurora_protocol.record import StoredRecord
 
 
-class ShardManifest(Record):
+class ShardManifest(StoredRecord):
     """One shard, a file of traces. Written after the shard's safetensors file, which lies beside the manifest."""
 
     schema_version: Literal[1] = 1
@@ -49,7 +49,7 @@ class TrainerPhase(StrEnum):
     SUSPENDED = "Suspended"
 
 
-class TrainerStatus(Record):
+class TrainerStatus(StoredRecord):
     """The trainer's progress, for people. Overwritten in place, so nothing is decided from this record."""
 
     schema_version: Literal[1] = 1
@@ -70,7 +70,7 @@ class TrainerStatus(Record):
     updated: Timestamp = Field(description="When this record was written.")
 
 
-class TrainerState(Record):
+class TrainerState(StoredRecord):
     """A state from which training can resume. The record with the highest epoch wins.
 
     A consumed shard still exists. The trainer deletes retired shards, so a retired shard may be gone, whole or in part.

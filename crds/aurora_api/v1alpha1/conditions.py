@@ -17,18 +17,21 @@ Set once there is something to say:
 
 ``CandidateValidated``   Once there is a candidate. The reason is the candidate's phase; Unknown while it is measured.
 ``RolloutProgressing``   Once there was a roll. True while pods are swapped or return, and during the watch.
+``UpgradePending``       Once an upgrade of the operator changed the pods. True until the pods have restarted.
 
-Invariant: ``lastTransitionTime`` changes only when ``status`` changes.
+Invariants: ``lastTransitionTime`` changes only when ``status`` changes. Conditions of a type that this version does not
+know are kept, because a newer operator or another controller set them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
-from aurora_api.base import Model, Timestamp
+from aurora_api.base import RewrittenModel, Timestamp
 
 
 class ConditionType(StrEnum):
@@ -42,6 +45,7 @@ class ConditionType(StrEnum):
     DEGRADED = "Degraded"
     NAME_TAKEN = "NameTaken"
     INVALID_SPEC = "InvalidSpec"
+    UPGRADE_PENDING = "UpgradePending"
 
 
 class ConditionStatus(StrEnum):
@@ -50,18 +54,27 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class Condition(Model):
+def _type_schema(schema: dict[str, Any]) -> None:
+    """Any type, as in Kubernetes' own conditions: a list of types would refuse those of a newer operator."""
+    schema.pop("anyOf")
+    schema |= {"type": "string", "maxLength": 316, "pattern": r"^[A-Za-z]([A-Za-z0-9./-]*[A-Za-z0-9])?$"}
+
+
+class Condition(RewrittenModel):
     """One statement about the speculator."""
 
-    type: ConditionType = Field(
+    type: ConditionType | str = Field(
+        union_mode="left_to_right",
+        json_schema_extra=_type_schema,
         description=(
             "Ready: clients are served and nothing needs a human; to ask only whether clients are served, read"
             " Available. Available: at least one pod serves clients. StorageReady: the store can be read and"
             " written. ServingReady: every wanted pod is ready on the version it should serve. TrainerReady: the"
             " trainer runs. CandidateValidated: the candidate passed its measurement. RolloutProgressing: a roll"
-            " goes on, the watch after the promotion included. Degraded: something needs a human. NameTaken:"
+            " goes on, the watch after the promotion included. UpgradePending: the pods have not restarted yet since an"
+            " upgrade of the operator. Degraded: something needs a human. NameTaken:"
             " another owner's object has a name that is needed. InvalidSpec: the spec cannot be used."
-        )
+        ),
     )
     status: ConditionStatus = Field(
         description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."

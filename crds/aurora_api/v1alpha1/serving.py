@@ -25,6 +25,13 @@ def _refuse(*flags: str) -> str:
     return f"self.all(a, !a.startsWith('--') || !{list(flags)}.exists(o, o.startsWith(a.split('=')[0])))"
 
 
+class OperatorUpgrade(StrEnum):
+    """When pods take the images and settings of another version of the operator."""
+
+    STAGED = "Staged"
+    WITH_SPEC = "WithSpec"
+
+
 class UpdateSpec(Model):
     """How pods are replaced when their image or arguments change, as in a Deployment. A draft swap replaces no pod."""
 
@@ -57,6 +64,15 @@ class UpdateSpec(Model):
         description=(
             "Pods, or a percentage of `replicas`, that may be missing during an update. Set 1, with `maxSurge` 0,"
             " where no machine is to spare. A single replica is then away during an update."
+        ),
+    )
+    operator_upgrade: OperatorUpgrade = Field(
+        default=OperatorUpgrade.STAGED,
+        description=(
+            "When the pods restart after an upgrade of the operator. `Staged`: when it is this speculator's turn. The"
+            " operator restarts one speculator after the other (chart value `upgrade.maxConcurrent`). `WithSpec`: with"
+            " the next change of this speculator's own serving settings. A change of these settings always restarts the"
+            " pods at once."
         ),
     )
 

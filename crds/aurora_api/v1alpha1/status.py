@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from aurora_api.base import Model, Timestamp
+from aurora_api.base import RewrittenModel, Timestamp
 from aurora_api.v1alpha1.conditions import Condition
 
 MAX_PODS_SHOWN = 64
@@ -27,7 +27,7 @@ class RolloutPhase(StrEnum):
     PAUSED = "Paused"
 
 
-class VersionStatus(Model):
+class VersionStatus(RewrittenModel):
     """One version of the draft, with its measured speed."""
 
     version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
@@ -94,7 +94,7 @@ class CandidateStatus(VersionStatus):
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
 
-class RolloutStatus(Model):
+class RolloutStatus(RewrittenModel):
     """The roll in progress, or the last one."""
 
     phase: RolloutPhase = Field(
@@ -139,7 +139,7 @@ class RolloutStatus(Model):
     )
 
 
-class PodStatus(Model):
+class PodStatus(RewrittenModel):
     """One inference pod."""
 
     name: str = Field(description="Name of the pod.")
@@ -160,7 +160,7 @@ class PodStatus(Model):
     )
 
 
-class TrainingStatus(Model):
+class TrainingStatus(RewrittenModel):
     """The trainer's last report. Refreshed every few seconds while it trains."""
 
     phase: str = Field(
@@ -185,7 +185,7 @@ class TrainingStatus(Model):
     last_updated: Timestamp | None = Field(default=None, description="When the trainer wrote these numbers.")
 
 
-class HistoryEntry(Model):
+class HistoryEntry(RewrittenModel):
     """One decision about a version."""
 
     time: Timestamp = Field(description="When it was decided.")
@@ -200,7 +200,7 @@ class HistoryEntry(Model):
     message: str = Field(default="", description="Why it was decided.")
 
 
-class SpeculatorStatus(Model):
+class SpeculatorStatus(RewrittenModel):
     """Observed state."""
 
     observed_generation: int = Field(

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class ExecutionResult:
     """Facts about one execution that the next reconcile needs. The fields are those of ``Observed``."""
 
-    fenced: bool = False
+    fencing_epoch: int = 0
     apply_errors: tuple[str, ...] = ()
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
@@ -75,12 +75,12 @@ class Actor:
         for name in plan.delete_jobs:
             await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
         job = await self._children.create_job(owner, plan.job)
-        fenced = await self._agents.swap(plan.swaps, snapshot)
-        fenced |= await self._agents.request_leases(plan.leases, snapshot)
+        fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
+        fencing_epoch = max(fencing_epoch, await self._agents.request_leases(plan.leases, snapshot))
         for note in plan.notes:
             await self._events.post(note, owner)
         return ExecutionResult(
-            fenced=fenced,
+            fencing_epoch=fencing_epoch,
             apply_errors=(*children.errors, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),

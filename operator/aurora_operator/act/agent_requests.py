@@ -23,17 +23,17 @@ class AgentRequests:
     def __init__(self, agents: AgentClient) -> None:
         self._agents = agents
 
-    async def swap(self, swaps: Sequence[Swap], snapshot: Snapshot) -> bool:
-        """Ask all pods at once to swap. Returns whether an agent has seen a higher epoch."""
+    async def swap(self, swaps: Sequence[Swap], snapshot: Snapshot) -> int:
+        """Ask all pods at once to swap. Returns the highest epoch that an agent refused a request for; 0: none did."""
         answers = await asyncio.gather(
             *(self._agents.swap(swap.ip, snapshot.agent_token, swap.request) for swap in swaps), return_exceptions=True
         )
         speculator = snapshot.observed.owner.full_name
-        fenced = False
+        fencing_epoch = 0
         for swap, answer in zip(swaps, answers, strict=True):
             request = swap.request
             if isinstance(answer, AgentError):
-                fenced |= isinstance(answer, Fenced)
+                fencing_epoch = max(fencing_epoch, _fencing_epoch(answer, request.epoch))
                 log.warning("%s: pod %s was not asked to swap to version %d: %s", speculator, swap.pod,
                             request.version, answer)  # fmt: skip
             elif isinstance(answer, BaseException):
@@ -41,20 +41,31 @@ class AgentRequests:
             else:
                 log.info("%s: asked pod %s to swap to version %d (epoch %d)", speculator, swap.pod, request.version,
                          request.epoch)  # fmt: skip
-        return fenced
+        return fencing_epoch
 
-    async def request_leases(self, leases: Sequence[LeaseRequest], snapshot: Snapshot) -> bool:
-        """Withdraw pods from the Service and return them. Returns whether an agent has seen a higher epoch."""
+    async def request_leases(self, leases: Sequence[LeaseRequest], snapshot: Snapshot) -> int:
+        """Withdraw pods from the Service and return them. Returns the same epoch as :meth:`swap`."""
         speculator = snapshot.observed.owner.full_name
-        fenced = False
+        fencing_epoch = 0
         for lease in leases:
             action = "withdraw" if lease.request.begin else "return"
             measurement = lease.request.measurement
             try:
                 await self._agents.lease(lease.ip, snapshot.agent_token, lease.request)
             except AgentError as error:
-                fenced |= isinstance(error, Fenced)
+                fencing_epoch = max(fencing_epoch, _fencing_epoch(error, lease.request.epoch))
                 log.warning("%s: could not %s pod %s for %s: %s", speculator, action, lease.pod, measurement, error)
             else:
                 log.info("%s: asked pod %s to %s for %s", speculator, lease.pod, action, measurement)
-        return fenced
+        return fencing_epoch
+
+
+def _fencing_epoch(error: AgentError, sent: int) -> int:
+    """The higher epoch than ``sent`` that the agent has seen; 0 when the agent refused for another reason, or failed.
+
+    An agent of an older version does not name its epoch. At least the next one is needed then.
+    """
+    if not isinstance(error, Fenced):
+        return 0
+    seen = sent + 1 if error.epoch is None else error.epoch
+    return seen if seen > sent else 0

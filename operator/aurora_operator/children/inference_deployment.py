@@ -3,6 +3,7 @@
 Invariants:
 
 - The pod template holds only what serving depends on, so changes of other parts of the spec never restart a pod.
+- The template comes from the caller, because pods may keep the template of an earlier version of the operator.
 - A pod leaves the Service before its engine stops.
 - The engine's container does not get the store's keys. (A workload identity belongs to the pod, and Kubernetes gives
   it to every container.)
@@ -10,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -34,9 +36,9 @@ SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 _LIFECYCLE = {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
-def serving_settings(owner: Owner, spec: SpeculatorSpec) -> str:
-    """``AURORA_SETTINGS`` of an inference pod."""
-    value = ServingSettings(
+def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
+    """The settings of an inference pod."""
+    return ServingSettings(
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
@@ -46,7 +48,6 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> str:
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
     )
-    return value.to_variable()
 
 
 def engine_image(spec: SpeculatorSpec, config: OperatorConfig) -> str:
@@ -54,10 +55,19 @@ def engine_image(spec: SpeculatorSpec, config: OperatorConfig) -> str:
     return spec.serving.image or config.runtime_image
 
 
-def deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
-    """The Deployment of the inference pods."""
-    template = pod_template(owner, spec, config, INFERENCE, _pod(owner, spec, config), spec.serving.template)
-    return child(
+def inference_template(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
+    """The pod template that follows from the spec and from this version of the operator."""
+    return pod_template(owner, spec, config, INFERENCE, _pod(owner, spec, config), spec.serving.template)
+
+
+def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations: Mapping[str, str]) -> Object:
+    """The Deployment of the inference pods.
+
+    Args:
+        template: what :func:`inference_template` returns, or the template of an earlier version of the operator.
+        annotations: what :mod:`aurora_operator.children.applied_template` keeps about ``template``.
+    """
+    made = child(
         owner,
         "apps/v1",
         "Deployment",
@@ -70,15 +80,19 @@ def deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Ob
             "revisionHistoryLimit": 3,
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": spec.serving.update.model_dump(by_alias=True),
+                "rollingUpdate": spec.serving.update.model_dump(
+                    by_alias=True, include={"max_surge", "max_unavailable"}
+                ),
             },
             "template": template,
         },
     )
+    made["metadata"]["annotations"] = dict(annotations)
+    return made
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
-    settings = serving_settings(owner, spec)
+    settings = serving_settings(owner, spec).to_variable()
     with_store = environment(spec, settings)
     agent = _agent_container(config, with_store)
     pod: dict[str, Any] = {

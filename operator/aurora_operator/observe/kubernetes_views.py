@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
+from aurora_operator.children.applied_template import read_applied_template
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import JobView, PodView, WorkloadView
+from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 _NORMAL_WAITING_REASONS = frozenset({"PodInitializing", "ContainerCreating"})
@@ -53,6 +54,22 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         message=failure.get("message", "") if failure.get("status") == "True" else "",
+    )
+
+
+def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
+    """The template of the inference Deployment."""
+    if deployment is None:
+        return None
+    status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
+    seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    counts = [status.get(count, 0) for count in ("replicas", "updatedReplicas", "readyReplicas")]
+    progress = _condition(deployment, "Progressing")
+    return DeployedTemplate(
+        template=deployment["spec"].get("template", {}),
+        applied=read_applied_template(deployment),
+        whole=seen and counts == [wanted] * 3,
+        failure=progress.get("message", "") if seen and progress.get("status") == "False" else "",
     )
 
 

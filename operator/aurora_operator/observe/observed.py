@@ -12,7 +12,9 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.children.owner import Owner
+from aurora_operator.kubernetes_api import Object
 from aurora_protocol.agent_api import AgentState, LiveCounters, MeasurementStatus
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -62,6 +64,34 @@ class WorkloadView:
     ready: int
     message: str = ""
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
+
+
+@dataclass(frozen=True)
+class DeployedTemplate:
+    """The template of the inference Deployment, and the state of its pods."""
+
+    template: Object
+    """As the API server stores it, with defaults."""
+    applied: AppliedTemplate | None
+    """As the operator applied it; None when an older operator applied it."""
+    whole: bool
+    """The controller has seen the template, and every wanted pod has it and is ready."""
+    failure: str = ""
+    """Why the pods of the template do not become ready, once the progress deadline is over."""
+
+
+@dataclass(frozen=True)
+class FleetView:
+    """The other speculators' restarts because of an upgrade of the operator."""
+
+    known: bool = True
+    """Every speculator was observed since this process started."""
+    restarting: int = 0
+    """How many of the others restart."""
+    others_wait: bool = False
+    """Another speculator, whose pods are all ready, waits for its turn."""
+    failed: bool = False
+    """The upgrade of another speculator failed."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +192,9 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()
     deployment: WorkloadView | None = None
+    deployed: DeployedTemplate | None = None
+    """None while the inference Deployment does not exist."""
+    fleet: FleetView = FleetView()
     trainer: WorkloadView | None = None
     store: StoreView = StoreView()
     keys_exist: bool = False
@@ -172,8 +205,8 @@ class Observed:
     """By pod name. The samples feed only the figures in the status; no decision depends on them."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
-    fenced: bool = False
-    """An agent refused our last swap because the agent has seen a higher epoch."""
+    fencing_epoch: int = 0
+    """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     user_requests: UserRequests = UserRequests()
     has_finalizer: bool = False
     """Whether our finalizer keeps the resource until its stored objects are deleted."""
@@ -181,5 +214,10 @@ class Observed:
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None
     """The Job refused in the last reconcile. A restarted operator does not remember the refusal and tries once more."""
+    spec_fault: str = ""
+    """The wrong fields of the stored spec, and why. ``spec`` then has their defaults, and must not shape anything new.
+
+    A version that live traffic rejects is still rolled back then.
+    """
     name_taken: tuple[str, ...] = ()
     """Children that were not applied because an object of that name belongs to somebody else: ``Service chat``."""

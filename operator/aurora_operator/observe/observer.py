@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
@@ -27,7 +29,7 @@ from aurora_operator.children.metadata import (
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, KubernetesError, NotFound
+from aurora_operator.errors import BeingDeleted, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.annotations import user_requests
@@ -65,7 +67,7 @@ class Observer:
         stored = await asyncio.to_thread(self._api.get, kubernetes_api.SPECULATOR, self.namespace, self.name)
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
-        owner, spec, status = parse(stored)
+        owner, spec, status, fault = _usable(stored)
         live = await self._live_children(owner)
         token = await self._agent_token(owner)
         pods = await self._pods(live, token)
@@ -77,6 +79,7 @@ class Observer:
             pods=pods,
             jobs=_jobs(live),
             deployment=kubernetes_views.workload_view(live.get(("Deployment", owner.name))),
+            deployed=kubernetes_views.deployed_template(live.get(("Deployment", owner.name))),
             trainer=_trainer(owner, live),
             store=await self.store.view(owner, spec, status.versions() | pinned),
             keys_exist=bool(token),
@@ -84,6 +87,7 @@ class Observer:
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             user_requests=user_requests(stored),
             has_finalizer=has_finalizer(stored),
+            spec_fault=fault,
         )
         return Snapshot(observed, live, token)
 
@@ -130,6 +134,19 @@ class Observer:
             return await self._agents.state(pod.ip, token)
         except AgentError:
             return None
+
+
+def _usable(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
+    """The parts of the resource, and the fault of its spec; empty when the spec has none.
+
+    Raises :class:`InvalidSpec` when so much is wrong that nothing can be done.
+    """
+    try:
+        return *parse(stored), ""
+    except InvalidSpec as error:
+        if error.usable_spec is None:
+            raise
+        return error.owner, error.usable_spec, error.status, str(error)
 
 
 def _jobs(live: LiveChildren) -> tuple[JobView, ...]:

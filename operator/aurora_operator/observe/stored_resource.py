@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -19,11 +23,12 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
         spec = SpeculatorSpec.model_validate(stored["spec"])
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}") from None
+        usable = _without_faults(stored["spec"], error)
+        raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}", usable) from None
     # The list holds the flags of the SGLang in our own image. A user's image may hold another SGLang: no check there.
     if spec.serving.image is None and (unknown := unknown_flags(spec.serving.extra_args)):
         text = f"spec.serving.extraArgs: SGLang has no flag {', '.join(unknown)}; correct or remove it"
-        raise InvalidSpec(owner, status, text)
+        raise InvalidSpec(owner, status, text, spec)
     return owner, spec, status
 
 
@@ -39,9 +44,41 @@ def owner_of(stored: Object) -> Owner:
     )
 
 
-def _status(stored: Object) -> SpeculatorStatus:
-    """A status that does not parse (an older operator's) counts as empty: the store and the pods rebuild it."""
+def _without_faults(stored_spec: Mapping[str, Any], error: ValidationError) -> SpeculatorSpec | None:
+    """The spec without the wrong fields, which then have their defaults; None when that is not enough.
+
+    A wrong target or store has no substitute: another store would get this one's credentials.
+    """
+    wrong = [details["loc"] for details in error.errors()]
+    if any(not path or path[0] in ("target", "store") for path in wrong):
+        return None
+    rest = copy.deepcopy(dict(stored_spec))
+    for path in wrong:
+        _remove(rest, path)
     try:
-        return SpeculatorStatus.model_validate(stored.get("status") or {})
+        return SpeculatorSpec.model_validate(rest)
     except ValidationError:
-        return SpeculatorStatus()
+        return None
+
+
+def _remove(node: dict[str, Any], path: tuple[int | str, ...]) -> None:
+    """Remove the field at ``path``. A wrong item of a list removes the whole list."""
+    name, below = str(path[0]), path[1:]
+    child = node.get(name)
+    if below and isinstance(child, dict) and below[0] in child:
+        _remove(child, below)
+    else:
+        node.pop(name, None)
+
+
+def _status(stored: Object) -> SpeculatorStatus:
+    """The stored status without the parts that do not parse, because another version of the operator wrote them.
+
+    A missing part counts as empty: the store and the pods rebuild it. The other parts are kept.
+    """
+    parts = dict(stored.get("status") or {})
+    try:
+        return SpeculatorStatus.model_validate(parts)
+    except ValidationError as error:
+        wrong = {details["loc"][0] for details in error.errors()}
+        return SpeculatorStatus.model_validate({name: part for name, part in parts.items() if name not in wrong})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.plan.upgrade.decision import UpgradeDecision
 from aurora_protocol.agent_api import MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
 
@@ -59,3 +60,5 @@ class Plan:
     notes: tuple[EventNote, ...] = field(default=())
     moving: bool = False
     """Something is under way, so the next reconcile should come soon."""
+    upgrade: UpgradeDecision | None = None
+    """What the other speculators must know about this one after an upgrade of the operator. None: nothing is known."""

@@ -1,7 +1,7 @@
 """Builds the channel's next record, which names the active, the previous and the rejected versions. Pure.
 
 Invariants: a promotion names the evidence that allowed it. Rejected versions stay rejected, up to the newest
-:data:`MAX_REJECTED`.
+:data:`MAX_REJECTED`. Fields that a newer operator added to the channel are kept.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from aurora_api.base import with_unknown_fields
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.validation import ValidationDecision
@@ -44,7 +45,7 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
     moved = advance.active != former.active
     rejected = former.rejected if advance.reject is None else (*former.rejected, advance.reject)
     returned = advance.reason is ChannelReason.ROLLED_BACK
-    return Channel(
+    made = Channel(
         epoch=former.epoch + 1,
         lineage=former.lineage,
         active=advance.active,
@@ -58,6 +59,7 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         inherited_version=former.inherited_version,
         created=now,
     )
+    return with_unknown_fields(made, former)
 
 
 def _decision(observed: Observed, step: Step, validation: ValidationDecision) -> _Decision | None:

@@ -43,7 +43,7 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
         ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
         ConditionType.DEGRADED: _degraded(observed, status),
         ConditionType.NAME_TAKEN: _name_taken(observed),
-        ConditionType.INVALID_SPEC: ConditionContent(False, "AsExpected", ""),
+        ConditionType.INVALID_SPEC: _invalid_spec(observed),
     }
     present = {type_: content for type_, content in contents.items() if content is not None}
     ordered = {ConditionType.READY: _ready(present, status), **present}
@@ -210,6 +210,13 @@ def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
     if swap.phase is not SwapPhase.FAILED or swap.version != active or view.agent.version == active:
         return ""
     return f"pod {view.name} cannot return to version {active}: {swap.error}"
+
+
+def _invalid_spec(observed: Observed) -> ConditionContent:
+    if not observed.spec_fault:
+        return ConditionContent(False, "AsExpected", "")
+    message = "pods stay as they are, rolls pause, and a version that fails is rolled back, until the spec is corrected"
+    return ConditionContent(True, "InvalidSpec", f"{message}: {observed.spec_fault}")
 
 
 def _name_taken(observed: Observed) -> ConditionContent:

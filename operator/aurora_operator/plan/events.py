@@ -93,7 +93,8 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
         known = before.get(condition.type)
         if known is not None and (known.status, known.reason) == (condition.status, condition.reason):
             continue
-        if condition.type is ConditionType.DEGRADED and condition.status is ConditionStatus.TRUE:
+        abnormal = condition.type in (ConditionType.DEGRADED, ConditionType.INVALID_SPEC)
+        if abnormal and condition.status is ConditionStatus.TRUE:
             yield EventNote(condition.reason, condition.message, warning=True)
         if condition.type is ConditionType.READY and (known is None or known.status is not condition.status):
             ready = condition.status is ConditionStatus.TRUE

@@ -114,7 +114,7 @@ def _pod_withdrawn_for(observed: Observed, candidate: CandidateStatus | None) ->
 def _needs_replica(observed: Observed, candidate: CandidateStatus | None) -> bool:
     validating = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     on_replica = observed.spec.validation.measure_on is MeasureOn.REPLICA
-    return validating and on_replica and observed.spec.rollout.pin is None
+    return validating and on_replica and observed.spec.rollout.pin is None and not observed.spec_fault
 
 
 def _lease_request(view: PodView, measurement: str, epoch: int, *, lease_seconds: int) -> LeaseRequest:

@@ -27,6 +27,8 @@ from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.root_ownership import LASTING_REASONS, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
+from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
+from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
 from aurora_operator.plan.validation import ValidationDecision, ValidationInputs
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
@@ -49,14 +51,18 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     may_decide = observed.store.ok and observed.store.channel is not None
     made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "both branches compute a status"
+    # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
+    upgrade = None if observed.spec_fault else decide_upgrade(observed, config)
+    status = with_upgrade_condition(made.status, upgrade, observed, now)
     return replace(
         made,
-        create_keys=not observed.keys_exist,
-        children=children(observed, config),
+        create_keys=not observed.keys_exist and upgrade is not None,
+        children=() if upgrade is None else children(observed, config, upgrade),
         advance=ownership.takeover or made.advance,
-        status=made.status if worth_writing(observed.status, made.status, since_written) else None,
-        notes=(*made.notes, *ownership.notes),
+        status=status if worth_writing(observed.status, status, since_written) else None,
+        notes=(*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
         moving=made.moving and observed.store.reason not in LASTING_REASONS,
+        upgrade=upgrade,
     )
 
 
@@ -96,7 +102,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     return Plan(
         advance=advance,
         status=status,
-        job=_job_to_create(observed, config, validated, lent) if rollout_rests else None,
+        job=_job_to_create(observed, config, validated, lent) if rollout_rests and not observed.spec_fault else None,
         delete_jobs=obsolete_jobs(observed.jobs, validated.job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
@@ -129,7 +135,7 @@ def _validation_inputs(
         jobs=observed.jobs,
         refused_job=observed.refused_job,
         concurrency=observed.spec.validation.concurrencies_primary_first[0],
-        may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None,
+        may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
         abort=observed.user_requests.abort,
     )
 

@@ -29,6 +29,7 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
+from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
@@ -180,7 +181,8 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         history=[*old.history, *changes.history][-MAX_HISTORY:],
         operator_state=changes.operator_state,
     )
-    return new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
+    told = new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
+    return with_kept_fields(told, old)
 
 
 def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:

@@ -12,16 +12,21 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.root_ownership import holds_workloads
+from aurora_operator.plan.upgrade.decision import UpgradeDecision
 
 
-def children(observed: Observed, config: OperatorConfig) -> tuple[Object, ...]:
+def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:
     """The children in the order of creation.
+
+    Only the inference pods wait for their turn after an upgrade of the operator. The trainer follows at once, because
+    it resumes where it stopped and serves nobody.
 
     Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
     draft.
     """
     owner, spec = observed.owner, observed.spec
-    workloads = (trainer_deployment(owner, spec, config), deployment(owner, spec, config))
+    serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
+    workloads = (trainer_deployment(owner, spec, config), serving)
     return (
         *service_accounts(owner, spec),
         *services(owner),

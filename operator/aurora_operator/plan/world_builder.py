@@ -47,6 +47,7 @@ def world_of(
     store, channel, pin = observed.store, observed.store.channel, observed.spec.rollout.pin
     assert channel is not None, "called only while there is a channel"
     away, next_version = lending.withdrawn_pods(observed), validation.next_version
+    invalid = bool(observed.spec_fault)
     return World(
         now=now,
         active=channel.active,
@@ -57,8 +58,9 @@ def world_of(
         pods=tuple(pod for pod in pods if pod.name not in away),
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
-        policy=observed.spec.rollout,
-        next_version=next_version if next_version not in rejected and not away else None,
+        policy=observed.spec.rollout.model_copy(update={"paused": True}) if invalid else observed.spec.rollout,
+        spec_invalid=invalid,
+        next_version=next_version if next_version not in rejected and not away and not invalid else None,
         newer_version=_newer_version(observed, validation, rejected),
         promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
@@ -66,7 +68,7 @@ def world_of(
         promote=observed.user_requests.promote,
         abort=observed.user_requests.abort,
         observation_gap=observed.observation_gap,
-        fenced=observed.fenced,
+        fencing_epoch=observed.fencing_epoch,
     )
 
 

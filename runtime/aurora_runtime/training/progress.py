@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Any
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training.candidates import Candidates, Comparison
 from aurora_runtime.training.lineage import utc_now
@@ -38,6 +39,8 @@ class StatusWriter:
         """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values."""
         try:
             previous = self._registry.trainer_status()
+        except InvalidRecord:
+            previous = None  # a newer trainer's record, or a damaged one; nothing is decided from the record
         except StoreError as error:
             log.warning("status not written: %s", error)
             return

@@ -83,7 +83,7 @@ def _resources(text: str) -> Iterator[dict[str, Any]]:
 def test_yaml_blocks_are_valid(document: Page) -> None:
     for block in document.blocks("yaml"):
         for spec in _resources(block):
-            SpeculatorSpec.model_validate(spec)
+            SpeculatorSpec.model_validate(spec, extra="forbid")
 
 
 @pytest.mark.parametrize("sample", sorted((ROOT / "docs/samples").glob("*.yaml")), ids=lambda path: path.name)
@@ -91,4 +91,4 @@ def test_samples_are_valid(sample: Any) -> None:
     specs = list(_resources(sample.read_text()))
     assert specs
     for spec in specs:
-        SpeculatorSpec.model_validate(spec)
+        SpeculatorSpec.model_validate(spec, extra="forbid")

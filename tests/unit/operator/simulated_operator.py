@@ -36,7 +36,7 @@ class SimulatedOperator:
     def restart(self) -> None:
         """The process is replaced by a new one, which remembers nothing."""
         self._observed_time = ObservedTime()
-        self._fenced = self._next_fenced = False
+        self._fencing_epoch = self._next_fencing_epoch = 0
         self._refused: RefusedJob | None = None
         self._next_refused: RefusedJob | None = None
         self._seen: Observed | None = None
@@ -82,12 +82,12 @@ class SimulatedOperator:
             self._seen,
             store=self._store.view(versions),
             observation_gap=self._observed_time.has_gap(now, steady),
-            fenced=self._fenced,
+            fencing_epoch=self._fencing_epoch,
             refused_job=self._refused,
         )
         self._seen = None
         made = plan(seen, CONFIG, now, timedelta.max)
-        self._fenced, self._next_fenced = False, False
+        self._fencing_epoch, self._next_fencing_epoch = 0, 0
         self._refused = self._next_refused = None
         self._actions.extend(self._steps(seen, made))
         self._actions.append(lambda: self._done(now, steady, decided=seen.store.ok))
@@ -105,7 +105,7 @@ class SimulatedOperator:
 
     def _done(self, now: datetime, steady: float, *, decided: bool) -> None:
         self._observed_time.record(now, steady, decided=decided)
-        self._fenced, self._refused = self._next_fenced, self._next_refused
+        self._fencing_epoch, self._refused = self._next_fencing_epoch, self._next_refused
 
     def _steps(self, seen: Observed, made: Plan) -> list[Callable[[], None]]:
         steps: list[Callable[[], None]] = []
@@ -146,10 +146,14 @@ class SimulatedOperator:
         try:
             pod.request(swap.request)
         except AgentError as error:
-            self._next_fenced |= isinstance(error, Fenced)
+            self._refused_by_agent(error, swap.request.epoch)
             return
         if (pod.phase, pod.asked) != before:
             self._on_accepted(swap, seen)
+
+    def _refused_by_agent(self, error: AgentError, sent: int) -> None:
+        if isinstance(error, Fenced) and error.epoch is not None and error.epoch > sent:
+            self._next_fencing_epoch = max(self._next_fencing_epoch, error.epoch)
 
     def _lend(self, lease: LeaseRequest, seen: Observed) -> None:
         pod = next((pod for pod in self._cluster.pods if pod.name == lease.pod), None)
@@ -159,7 +163,7 @@ class SimulatedOperator:
         try:
             pod.measure(lease.request)
         except AgentError as error:
-            self._next_fenced |= isinstance(error, Fenced)
+            self._refused_by_agent(error, lease.request.epoch)
             return
         if pod.measurement != before:
             self._on_accepted(lease, seen)

@@ -121,6 +121,10 @@ class SimulatedPod:
     def faulty(self) -> bool:
         return bool(self.slow or self.silent or self.lie or self.salt)
 
+    @property
+    def _seen_epoch(self) -> int | None:
+        return self.asked.epoch if self.asked is not None else None
+
     def serve(self, acceptance_length: float) -> None:
         """Serve one tick of traffic, in requests of ten verify rounds."""
         if self.serves:
@@ -137,7 +141,7 @@ class SimulatedPod:
         if self.silent:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
-            raise Fenced("a higher epoch was seen")
+            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
         holder = request.measurement == self.measurement
         if request.lease_seconds == 0:
             self.lease = 0.0 if holder else self.lease
@@ -146,7 +150,7 @@ class SimulatedPod:
                 raise AgentError("the engine is not up, or a swap is going on")
             self.measurement, self.lease = request.measurement, request.lease_seconds
         elif not (holder and self.lease > 0):
-            raise Fenced("not withdrawn for this measurement, or no longer")
+            raise Fenced("not withdrawn for this measurement, or no longer", epoch=self._seen_epoch)
 
     def return_to_service(self) -> None:
         """Serve the former version again, once the lease is over and the engine is up."""
@@ -158,11 +162,11 @@ class SimulatedPod:
         if self.silent:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
-            raise Fenced("a higher epoch was seen")
+            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
         if self.swapping:
             if self.asked is not None and request.version == self.asked.version:
                 return
-            raise Fenced("another swap is going on")
+            raise Fenced("another swap is going on", epoch=self._seen_epoch)
         if not self.serves:
             raise AgentError("the engine is not up yet, or the pod is withdrawn")
         self.asked = request

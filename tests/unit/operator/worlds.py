@@ -40,7 +40,7 @@ def digest(version: int) -> str:
 
 
 def spec(**parts: Any) -> SpeculatorSpec:
-    return SpeculatorSpec.model_validate(MINIMAL | parts)
+    return SpeculatorSpec.model_validate(MINIMAL | parts, extra="forbid")
 
 
 def lineage() -> Lineage:

@@ -16,6 +16,7 @@ from aurora_protocol.agent_api import (
     EngineMode,
     LiveCounters,
     MeasurementRequest,
+    Refusal,
     SwapPhase,
     SwapRequest,
     SwapStatus,
@@ -99,7 +100,7 @@ def invalid_state(**fields: Any) -> bytes:
         (401, b"{}", AgentError),
         (500, b"oops", AgentError),
         (200, b"not json", AgentError),
-        (200, b'{"pod": "p", "surprise": 1}', AgentError),
+        (200, b'{"pod": "p", "boot": 1}', AgentError),
         (200, invalid_state(version=-1), AgentError),
         (200, invalid_state(checksum="x" * 10_000), AgentError),
         (200, invalid_state(live=LiveCounters(requests=2**70)), AgentError),
@@ -133,6 +134,28 @@ async def test_a_refusal_carries_the_status_and_the_agents_own_text(serve: Serve
     assert raised.value.status == 409
     assert raised.value.reason.startswith("a higher epoch was seen")
     assert len(raised.value.reason) <= 300
+
+
+async def test_a_conflict_carries_the_epoch_and_the_version_of_the_last_order(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        refusal = Refusal(reason="epoch 4 is older than epoch 41", epoch=41, version=7)
+        return web.Response(body=refusal.to_json(), status=409)
+
+    agents = await serve(answer)
+    with pytest.raises(Fenced, match="HTTP 409: epoch 4 is older than epoch 41") as raised:
+        await agents.swap("127.0.0.1", "secret", REQUEST)
+    assert (raised.value.epoch, raised.value.version) == (41, 7)
+
+
+@pytest.mark.parametrize("body", [b"a swap is running", b'{"reason": "x", "epoch": 99999999999999999999}'])
+async def test_a_conflict_without_a_usable_epoch_has_none(serve: Serve, body: bytes) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, status=409)
+
+    agents = await serve(answer)
+    with pytest.raises(Fenced) as raised:
+        await agents.swap("127.0.0.1", "secret", REQUEST)
+    assert raised.value.epoch is None
 
 
 async def test_an_answer_in_pieces_is_joined_and_one_that_is_too_long_is_refused(serve: Serve) -> None:

@@ -29,6 +29,7 @@ from aurora_operator.plan.rollout.judgement_types import (
     Vouch,
     Wait,
 )
+from aurora_operator.plan.rollout.world import World
 
 WAITING_PREFIX = "waiting "
 """An idle roll drops a message with this prefix once the wait is over."""
@@ -83,13 +84,19 @@ def _under_way(facts: RolloutFacts) -> Judgement:
     if ended := failures.rejection(facts) or failures.stop_reason(facts) or _bad_traffic(facts):
         return ended
     if world.policy.paused or world.pin_set:
-        return Pause("paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set")
+        return Pause(_pause_reason(world))
     if facts.phase is RolloutPhase.PAUSED:
         return Resume()
     if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
         return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; rollout.maxNotReady is {allowed}")
     return _canary(facts) if facts.phase is RolloutPhase.CANARY else _rolling(facts)
+
+
+def _pause_reason(world: World) -> str:
+    if world.spec_invalid:
+        return "paused: the spec cannot be used"
+    return "paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set"
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:

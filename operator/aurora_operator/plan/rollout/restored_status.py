@@ -18,7 +18,7 @@ from aurora_operator.plan.rollout.world import World
 def restored(world: World, roll: Roll) -> Roll:
     """``roll`` with its times, pods and epoch brought up to what the world says."""
     update: dict[str, Any] = {
-        "epoch": max(roll.epoch, world.epoch) + (1 if world.fenced else 0),
+        "epoch": _epoch(world, roll),
         "started": _not_ahead(roll.started, world.now),
         "progressed": _not_ahead(roll.progressed, world.now),
     }
@@ -29,6 +29,16 @@ def restored(world: World, roll: Roll) -> Roll:
     if roll.analysis is not None:
         update["analysis"] = _analysis(world, roll.analysis, names)
     return roll.model_copy(update=update)
+
+
+def _epoch(world: World, roll: Roll) -> int:
+    """The epoch of this operator's requests: higher than any that a pod named, unless the status knows that one too.
+
+    The status was lost when it knows a lower epoch than a pod. When the status knows the pod's epoch, another operator
+    has decided meanwhile, and this operator goes on from that decision.
+    """
+    known = max(roll.epoch, world.epoch)
+    return world.fencing_epoch + 1 if world.fencing_epoch > known else known
 
 
 def _not_ahead(time: datetime | None, now: datetime) -> datetime | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from aurora_api.base import Model, Timestamp
+from aurora_api.base import RewrittenModel, Timestamp
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_protocol.agent_api import LiveCounters
 
@@ -22,7 +22,7 @@ UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.P
 JUDGED_PHASES = UNDER_WAY | {RolloutPhase.WATCHING}
 
 
-class PodWindow(Model):
+class PodWindow(RewrittenModel):
     """One pod's counters when the present window began, and the engine start and version that they belong to."""
 
     name: str
@@ -31,7 +31,7 @@ class PodWindow(Model):
     live: LiveCounters
 
 
-class AnalysisState(Model):
+class AnalysisState(RewrittenModel):
     """Progress of the live analysis. None in a roll that is not judged."""
 
     serving_digest: str = ""
@@ -54,7 +54,7 @@ class AnalysisState(Model):
     """The last judgement."""
 
 
-class OperatorState(Model):
+class OperatorState(RewrittenModel):
     """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
     engine_boots: dict[str, str] = Field(default_factory=dict)
@@ -73,6 +73,8 @@ class _StoredState(OperatorState):
 class Roll(RolloutStatus, OperatorState):
     """Everything that the state machine remembers from one reconcile to the next."""
 
+    unknown_state: dict[str, Any] = Field(default_factory=dict)
+    """The fields of the stored operator state that this version does not know."""
     state_lost: bool = False
     """The stored operator state was missing, unreadable or of another roll."""
 
@@ -86,6 +88,7 @@ class Roll(RolloutStatus, OperatorState):
             engine_boots=self.engine_boots,
             engine_crashes=self.engine_crashes,
             analysis=self.analysis,
+            **self.unknown_state,
         )
         return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
@@ -106,4 +109,5 @@ def read_roll(status: SpeculatorStatus) -> Roll:
         engine_boots=state.engine_boots,
         engine_crashes=state.engine_crashes,
         analysis=state.analysis,
+        unknown_state=state.model_extra or {},
     )

@@ -74,10 +74,12 @@ class World:
     """A person vouches for this version, so it is not judged any longer."""
     abort: int | None = None
     """A person rejects this version."""
+    spec_invalid: bool = False
+    """Part of the spec cannot be used, so ``policy`` is paused: no further pod gets a version."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set: deadlines restart now."""
-    fenced: bool = False
-    """A pod refused our last request because it has seen a higher epoch."""
+    fencing_epoch: int = 0
+    """The highest epoch for which a pod refused our last requests; 0: no pod has seen a higher epoch than ours."""
 
 
 def confirmed(pods: Iterable[Pod], version: int | None) -> tuple[Pod, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aurora_protocol.agent_api import MeasurementRequest, SwapRequest, TrialRequest
+from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.measurement import MeasurementLease
@@ -38,14 +38,18 @@ def authorize(token: str) -> Middleware:
 
 
 @contextlib.contextmanager
-def _faults_as_statuses() -> Iterator[None]:
-    """Turn our errors into the statuses that the API names."""
+def _faults_as_statuses(swapper: Swapper) -> Iterator[None]:
+    """Turn our errors into the statuses that the API names. A conflict names the last accepted order."""
     try:
         yield
     except InvalidRecord as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
     except SwapRefused as error:
-        raise web.HTTPConflict(text=f"{error}\n") from error
+        last = swapper.last_request()
+        refusal = Refusal(
+            reason=str(error)[:1000], epoch=last.epoch if last else None, version=last.version if last else None
+        )
+        raise web.HTTPConflict(text=refusal.to_json().decode(), content_type="application/json") from error
     except (RuntimeFault, StoreError) as error:
         raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
 
@@ -74,21 +78,21 @@ def application(
         return await state_response(200)
 
     async def put_draft(request: web.Request) -> web.Response:
-        with _faults_as_statuses():
+        with _faults_as_statuses(swapper):
             swap = SwapRequest.from_json(await request.read())
             await pod.ready()  # recovers a new engine start, if no probe has done so yet
             await swapper.request(swap)
         return await state_response(202)
 
     async def put_measurement(request: web.Request) -> web.Response:
-        with _faults_as_statuses():
+        with _faults_as_statuses(swapper):
             measurement = MeasurementRequest.from_json(await request.read())
             await pod.ready()
             await lease.request(measurement)
         return await state_response(202)
 
     async def put_trial(request: web.Request) -> web.Response:
-        with _faults_as_statuses():
+        with _faults_as_statuses(swapper):
             engine_is_ready = await lease.request_trial(TrialRequest.from_json(await request.read()))
         return await state_response(200 if engine_is_ready else 202)
 

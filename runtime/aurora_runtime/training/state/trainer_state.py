@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from aurora_api.base import with_unknown_fields
 from aurora_protocol.draft_records import FileRef, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
@@ -91,4 +92,4 @@ def encode(learning: LearningState, *, epoch: int, lineage: int, last: Registrat
         last_registered=last.version,
         created=utc_now(),
     )
-    return record, data
+    return with_unknown_fields(record, ledger.resumed_from), data

@@ -14,6 +14,7 @@ from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.children.network import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob, StoreView
 from aurora_operator.observe.snapshot import Snapshot
@@ -118,7 +119,7 @@ async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -
         "withdraw d",
         "create Event",
     ]
-    assert (outcome.fenced, outcome.apply_errors, outcome.wrote_status) == (False, (), True)
+    assert (outcome.fencing_epoch, outcome.apply_errors, outcome.wrote_status) == (0, (), True)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ class FakeObserver:
 
 async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -> None:
     journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
-    reconciler = Reconciler(journal, journal, CONFIG, "team", "chat")  # type: ignore[arg-type]
+    reconciler = Reconciler(journal, journal, CONFIG, Fleet(), "team", "chat")  # type: ignore[arg-type]
     reconciler._observer = FakeObserver(journal)  # type: ignore[assignment]
     for _ in range(3):
         await reconciler.reconcile()
@@ -197,13 +198,20 @@ async def test_an_unavailable_api_server_ends_the_reconcile() -> None:
 
 async def test_a_silent_agent_does_not_delay_the_others_and_a_fence_is_reported() -> None:
     silent = await act(Journal(faults={"swap a": AgentError("no answer")}), FULL)
-    assert not silent.fenced
-    journal = Journal(faults={"swap a": Fenced("higher epoch")})
-    assert (await act(journal, FULL)).fenced
+    assert silent.fencing_epoch == 0
+    journal = Journal(faults={"swap a": Fenced("higher epoch", epoch=41)})
+    assert (await act(journal, FULL)).fencing_epoch == 41
     assert "swap b" in journal.calls
-    journal = Journal(faults={"return c": Fenced("higher epoch")})
-    assert (await act(journal, FULL)).fenced
+    journal = Journal(faults={"return c": Fenced("higher epoch", epoch=41)})
+    assert (await act(journal, FULL)).fencing_epoch == 41
     assert "withdraw d" in journal.calls
+
+
+async def test_an_agent_that_names_no_epoch_asks_for_the_next_one_and_one_that_is_busy_for_none() -> None:
+    older = Journal(faults={"swap a": Fenced("higher epoch")})
+    assert (await act(older, FULL)).fencing_epoch == swap("a").request.epoch + 1
+    busy = Journal(faults={"swap a": Fenced("a swap is running", epoch=swap("a").request.epoch)})
+    assert (await act(busy, FULL)).fencing_epoch == 0
 
 
 async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_reverted() -> None:

@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children import inference_deployment
 from aurora_operator.children.access import new_keys, service_accounts
-from aurora_operator.children.inference_deployment import deployment
+from aurora_operator.children.inference_deployment import inference_template
 from aurora_operator.children.network import policies
+from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
+from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+
+
+def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
+    return inference_deployment.deployment(owner, given, inference_template(owner, given, config), {})
 
 
 def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
@@ -286,7 +294,7 @@ def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_
 
 
 def test_children_are_owned_and_named_after_the_speculator() -> None:
-    made = children(observed(), CONFIG)
+    made = children(observed(), CONFIG, decide(observed(), CONFIG))
     assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 7
     for child in made:
         assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid

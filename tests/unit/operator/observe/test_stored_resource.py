@@ -39,5 +39,37 @@ def test_a_field_that_does_not_parse_is_named_without_its_value() -> None:
     assert "secret" not in str(error.value)
 
 
-def test_a_status_that_does_not_parse_counts_as_empty() -> None:
-    assert parse(stored(status={"replicas": "many"}))[2] == SpeculatorStatus()
+def test_a_wrong_field_has_its_default_while_the_spec_waits_for_its_correction() -> None:
+    with pytest.raises(InvalidSpec) as error:
+        parse(stored({"replicas": "many", "extraArgs": ["--tp", 2]}))
+    usable = error.value.usable_spec
+    assert usable is not None
+    assert (usable.serving.replicas, usable.serving.extra_args) == (1, [])
+    with pytest.raises(InvalidSpec) as unknown_flag:
+        parse(stored({"extraArgs": ["--no-such-flag"], "replicas": 3}))
+    assert unknown_flag.value.usable_spec is not None
+    assert unknown_flag.value.usable_spec.serving.replicas == 3
+
+
+@pytest.mark.parametrize(
+    "part", [{"target": {}}, {"store": {"bucket": "abc", "endpoint": 7, "credentials": {"secretRef": {"name": "s3"}}}}]
+)
+def test_a_wrong_target_or_store_has_no_substitute(part: dict[str, Any]) -> None:
+    resource = stored()
+    resource["spec"] |= part
+    with pytest.raises(InvalidSpec) as error:
+        parse(resource)
+    assert error.value.usable_spec is None
+
+
+def test_a_part_of_the_status_that_does_not_parse_counts_as_empty_and_the_others_are_kept() -> None:
+    written_by_a_newer_operator = {"rollout": {"phase": "Dancing", "version": 4}, "rejected": [3], "traces": 7}
+    status = parse(stored(status=written_by_a_newer_operator))[2]
+    assert status == SpeculatorStatus(rejected=[3], traces=7)
+
+
+def test_unknown_fields_are_ignored_in_the_spec_and_kept_in_the_status() -> None:
+    _, spec, status = parse(stored({"turbo": True}, status={"mood": "good", "rollout": {"mood": "better"}}))
+    assert "turbo" not in spec.model_dump_json()
+    written = status.model_dump(mode="json", by_alias=True)
+    assert (written["mood"], written["rollout"]["mood"]) == ("good", "better")

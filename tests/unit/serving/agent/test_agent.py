@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_protocol.agent_api import AgentState
+from aurora_protocol.agent_api import AgentState, Refusal
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
@@ -85,7 +85,11 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     state = await rig.state()
     assert (state.version, state.pod, state.boot, state.engine_ready, state.lineage) == (1, "pod-0", "b1", True, 1)
     assert state.checksum == await rig.client.draft_checksum()
-    assert (await rig.http.put("/v1/draft", data=rig.swap_request(0, 1).to_json(), headers=AUTH)).status == 409
+    refused = await rig.http.put("/v1/draft", data=rig.swap_request(0, 1).to_json(), headers=AUTH)
+    assert refused.status == 409
+    refusal = Refusal.from_json(await refused.read())
+    assert (refusal.epoch, refusal.version) == (2, 1)
+    assert "older" in refusal.reason
     assert (await rig.http.put("/v1/draft", data=b'{"version": 1}', headers=AUTH)).status == 400
     text = await (await rig.http.get("/metrics")).text()
     assert "aurora_agent_draft_version 1.0" in text

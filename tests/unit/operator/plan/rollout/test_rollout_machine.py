@@ -58,7 +58,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.newest = 0
         self.joined = 0
         self.observation_gap = True
-        self.fenced = False
+        self.fencing_epoch = 0
         self.end = JUDGED
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
@@ -233,7 +233,7 @@ class RolloutMachine(RuleBasedStateMachine):
             promote=self.promote,
             abort=self.abort,
             observation_gap=self.observation_gap,
-            fenced=self.fenced,
+            fencing_epoch=self.fencing_epoch,
         )
 
     @rule(ticks=st.integers(1, 6))
@@ -268,7 +268,7 @@ class RolloutMachine(RuleBasedStateMachine):
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
             event(made.event)
-        self.observation_gap, self.fenced = False, False
+        self.observation_gap, self.fencing_epoch = False, 0
         actions: list[Callable[[], None]] = [lambda: self.advance(made), lambda: self.persist(made)]
         for number, action in enumerate([*actions, *self.swaps(made)]):
             if number == dies_after:
@@ -311,7 +311,7 @@ class RolloutMachine(RuleBasedStateMachine):
         def ask(name: str, version: int) -> None:
             for pod in self.pods:
                 if pod.name == name and pod.reachable and pod.ready and not pod.swap(version, made.rollout.epoch):
-                    self.fenced = True
+                    self.fencing_epoch = max(self.fencing_epoch, pod.epoch)
 
         return [partial(ask, name, version) for name, version in made.swaps.items()]
 

@@ -375,8 +375,8 @@ def test_an_idle_roll_returns_stray_pods_one_by_one_and_retries_failures_later()
     assert step(world(pod(A, 2, swap=failed), now=later), Roll()).swaps == {A: 0}
 
 
-def test_the_epoch_is_raised_after_a_fenced_request() -> None:
-    assert step(world(pod(A), fenced=True), Roll(epoch=3)).rollout.epoch == 4
+def test_a_higher_epoch_of_a_pod_is_passed_at_once_unless_the_status_knows_it_too() -> None:
+    assert [step(world(pod(A), fencing_epoch=41), Roll(epoch=e)).rollout.epoch for e in (3, 41)] == [42, 41]
 
 
 def test_a_version_that_a_person_vouches_for_is_not_judged() -> None:

@@ -1,0 +1,129 @@
+"""Decides when the inference pods take the template of another version of the operator. Pure.
+
+Why: pod templates follow from the operator's images and code. Without an order, an upgrade of the operator would
+restart the pods of every speculator at once.
+
+The operator keeps the template that it applied last (``children.applied_template``). A change of the speculator's own
+spec is applied at once. Any other change comes from the operator, and waits for the speculator's turn:
+
+====================  ==================================================================================================
+Stage                 Meaning
+====================  ==================================================================================================
+CURRENT               The pods have the template of this version of the operator.
+WAITING               The pods keep their template until it is their turn.
+WITH_SPEC             The pods keep their template until a user changes the spec (``serving.update.operatorUpgrade``).
+RESTARTING            The pods restart because of the upgrade, and are not all ready yet.
+====================  ==================================================================================================
+
+Invariants: at most ``maxConcurrent`` speculators of the fleet are RESTARTING. The next turn is given only while no
+upgrade failed. A speculator that is RESTARTING takes any later template at once, so another upgrade, or its rollback,
+repairs a speculator whose upgrade failed. The stage follows from the Deployment, so a restarted operator goes on with
+the order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from aurora_api.v1alpha1.serving import OperatorUpgrade
+from aurora_operator.children.applied_template import AppliedTemplate, TemplateInputs, template_inputs
+from aurora_operator.children.inference_deployment import inference_template
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.observed import FleetView, Observed
+from aurora_operator.operator_config import OperatorConfig
+
+
+class UpgradeStage(StrEnum):
+    """See the table above."""
+
+    CURRENT = "UpToDate"
+    WAITING = "WaitingForTurn"
+    WITH_SPEC = "WaitingForSpec"
+    RESTARTING = "Restarting"
+
+
+@dataclass(frozen=True)
+class UpgradeDecision:
+    """The template to apply, and the stage that the speculator is in then."""
+
+    applied: AppliedTemplate
+    annotations: Mapping[str, str]
+    stage: UpgradeStage
+    whole: bool = True
+    """All wanted pods are ready and have the Deployment's template."""
+    failure: str = ""
+    """Why the upgrade cannot be finished; empty while nothing is known to be wrong."""
+
+
+def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
+    """The template for the inference pods now."""
+    wanted = _normal(inference_template(observed.owner, observed.spec, config))
+    inputs = template_inputs(observed.owner, observed.spec)
+    latest = AppliedTemplate(wanted, inputs.every)
+    deployed = observed.deployed
+    if deployed is None or latest.annotations() is None:
+        return _decision(latest, UpgradeStage.CURRENT)
+    # A Deployment of an older operator keeps no template: its pods keep the template that they have.
+    former = deployed.applied or AppliedTemplate(deployed.template, inputs.every)
+    former = replace(former, restarting=former.restarting and not deployed.whole)
+    made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent)
+    failure = _refusal(observed) or (deployed.failure if made.restarting else "")
+    return _decision(made, _stage(made, latest, observed), whole=deployed.whole, failure=failure)
+
+
+def _next(
+    former: AppliedTemplate, latest: AppliedTemplate, inputs: TemplateInputs, observed: Observed, max_concurrent: int
+) -> AppliedTemplate:
+    if latest.template == former.template or inputs.differ_from(former.inputs):
+        return replace(latest, restarting=former.restarting)
+    if former.restarting or _nothing_runs(observed):
+        return replace(latest, restarting=former.restarting)
+    assert observed.deployed is not None, "called only when there is a Deployment"
+    staged = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.STAGED
+    if staged and may_restart(observed.fleet, max_concurrent, whole=observed.deployed.whole):
+        return replace(latest, restarting=True)
+    return former
+
+
+def may_restart(fleet: FleetView, max_concurrent: int, *, whole: bool) -> bool:
+    """Whether a speculator may restart now because of the upgrade. ``whole``: all its pods are ready.
+
+    Speculators that are whole come first. One that is broken already might hold up the order.
+    """
+    if not fleet.known or fleet.failed or fleet.restarting >= max_concurrent:
+        return False
+    return whole or not fleet.others_wait
+
+
+def _nothing_runs(observed: Observed) -> bool:
+    return observed.spec.serving.replicas == 0 and not observed.pods
+
+
+def _stage(made: AppliedTemplate, latest: AppliedTemplate, observed: Observed) -> UpgradeStage:
+    if made.restarting:
+        return UpgradeStage.RESTARTING
+    if made.template == latest.template:
+        return UpgradeStage.CURRENT
+    with_spec = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.WITH_SPEC
+    return UpgradeStage.WITH_SPEC if with_spec else UpgradeStage.WAITING
+
+
+def _refusal(observed: Observed) -> str:
+    """The API server's refusal of the Deployment in the last reconcile."""
+    title = f"Deployment {observed.owner.name}:"
+    return next((error for error in observed.apply_errors if error.startswith(title)), "")
+
+
+def _decision(
+    applied: AppliedTemplate, stage: UpgradeStage, *, whole: bool = True, failure: str = ""
+) -> UpgradeDecision:
+    return UpgradeDecision(applied, applied.annotations() or {}, stage, whole, failure)
+
+
+def _normal(template: Object) -> Object:
+    """``template`` as it is after a round trip through JSON, so that it can be compared."""
+    normal: Object = json.loads(json.dumps(template))
+    return normal

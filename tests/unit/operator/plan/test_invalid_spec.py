@@ -1,0 +1,75 @@
+"""While a spec cannot be used nothing new begins, and a version that fails is still rolled back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_operator.observe.observed import Observed
+from aurora_protocol.agent_api import SwapPhase, SwapStatus
+from tests.unit.operator.worlds import NOW, agent, condition, evidence, made, observed, pod, status, store
+
+FAULT = "spec.serving.extraArgs: SGLang has no flag --no-such-flag"
+PASSED = store(0, 1, evidence=(evidence(1),))
+
+
+def rolling() -> Observed:
+    """Version 1 is being rolled out, and one pod serves it."""
+    world = observed(store=PASSED)
+    begun = replace(world, status=status(world))
+    assert begun.status.rollout.phase is RolloutPhase.CANARY
+    return replace(begun, pods=(pod("chat-a", 1), pod("chat-b", 0)))
+
+
+def test_nothing_is_created_measured_or_rolled_out() -> None:
+    for world in (observed(store=PASSED), observed(store=store(0, 1)), observed(keys_exist=False)):
+        plan = made(replace(world, spec_fault=FAULT))
+        assert (plan.children, plan.job, plan.swaps, plan.advance, plan.create_keys) == ((), None, (), None, False)
+        assert plan.upgrade is None
+
+
+def test_a_version_that_pods_cannot_load_is_rolled_back() -> None:
+    failed = SwapStatus(phase=SwapPhase.FAILED, version=1, error="shapes differ", finished=NOW)
+    world = rolling()
+    cannot_load = replace(world.pods[1], agent=agent("chat-b", 0, swap=failed))
+    plan = made(replace(world, pods=(world.pods[0], cannot_load), spec_fault=FAULT))
+    assert plan.advance is not None
+    assert plan.advance.rejected == (1,)
+    assert plan.status is not None
+    assert plan.status.rollout.phase is RolloutPhase.ROLLING_BACK
+    returning = made(replace(world, status=plan.status, store=replace(PASSED, channel=plan.advance), spec_fault=FAULT))
+    assert [(swap.pod, swap.request.version) for swap in returning.swaps] == [("chat-a", 0)]
+
+
+def test_a_roll_pauses_and_goes_on_once_the_spec_is_corrected() -> None:
+    world = rolling()
+    paused = made(replace(world, spec_fault=FAULT))
+    assert paused.status is not None
+    assert (paused.status.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, ())
+    assert paused.status.rollout.message == "paused: the spec cannot be used"
+    assert status(replace(world, status=paused.status)).rollout.phase is RolloutPhase.CANARY
+
+
+def test_the_fault_is_in_the_conditions_and_in_one_event() -> None:
+    world = observed(spec_fault=FAULT, status=status(observed()))
+    invalid = condition(world, ConditionType.INVALID_SPEC)
+    assert (invalid.status, invalid.reason) == (ConditionStatus.TRUE, "InvalidSpec")
+    assert FAULT in invalid.message
+    assert condition(world, ConditionType.READY).reason == "InvalidSpec"
+    assert condition(world, ConditionType.AVAILABLE).status is ConditionStatus.TRUE
+    plan = made(world)
+    assert [note.reason for note in plan.notes if FAULT in note.message] == ["InvalidSpec", "InvalidSpec"]
+    assert plan.status is not None
+    assert made(replace(world, status=plan.status)).notes == ()
+
+
+def test_an_upgrade_that_waits_is_still_told() -> None:
+    pending = Condition(
+        type=ConditionType.UPGRADE_PENDING,
+        status=ConditionStatus.TRUE,
+        reason="WaitingForTurn",
+        last_transition_time=NOW,
+    )
+    world = observed(spec_fault=FAULT, status=SpeculatorStatus(conditions=[pending]))
+    assert condition(world, ConditionType.UPGRADE_PENDING) == pending

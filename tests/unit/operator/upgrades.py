@@ -1,0 +1,125 @@
+"""Speculators whose Deployments live on a simulated API server, and operators of several versions that look at them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children.inference_deployment import deployment
+from aurora_operator.children.owner import Owner
+from aurora_operator.fleet import MAX_UNKNOWN_SECONDS, START_SECONDS, Fleet
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.kubernetes_views import deployed_template
+from aurora_operator.observe.observed import Observed
+from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.upgrade.decision import UpgradeDecision, decide
+from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+
+__all__ = ["MAX_UNKNOWN_SECONDS", "Operator", "Speculator", "config"]
+
+
+def config(version: int, max_concurrent: int = 1) -> OperatorConfig:
+    """The settings of an operator with images of its own."""
+    return replace(CONFIG, agent_image=f"agent:{version}", upgrade_max_concurrent=max_concurrent)
+
+
+@dataclass
+class Speculator:
+    """A speculator, its Deployment, and whether its pods are ready."""
+
+    name: str
+    spec: SpeculatorSpec = field(default_factory=lambda: spec(serving={"replicas": 2}))
+    live: Object | None = None
+    restarts: int = 0
+    upgrading: bool = False
+    """The pods restart because of an upgrade, and are not all ready yet."""
+    spec_changed: bool = False
+    """A user changed the spec since the Deployment was applied last."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return OWNER.namespace, self.name
+
+    @property
+    def owner(self) -> Owner:
+        return replace(OWNER, name=self.name)
+
+    @property
+    def agent_image(self) -> str:
+        assert self.live is not None
+        images = {c["name"]: c["image"] for c in self.live["spec"]["template"]["spec"]["containers"]}
+        return str(images["agent"])
+
+    def change(self, **serving: Any) -> None:
+        """A user changes ``spec.serving``."""
+        before = self.spec
+        parts = before.model_dump(by_alias=True, exclude_defaults=True)
+        self.spec = spec(serving=parts["serving"] | serving)
+        self.spec_changed |= before.serving != self.spec.serving
+
+    def observe(self) -> Observed:
+        return observed(owner=self.owner, spec=self.spec, deployed=deployed_template(copy.deepcopy(self.live)))
+
+    def apply(self, made: UpgradeDecision) -> None:
+        """The API server stores the Deployment. Pods restart when their template changes."""
+        new = deployment(self.owner, self.spec, made.applied.template, made.annotations)
+        former = self.live
+        changed = former is None or former["spec"]["template"] != new["spec"]["template"]
+        if former is not None and changed:
+            self.restarts += 1
+            self.upgrading |= not self.spec_changed
+        generation = (former["metadata"]["generation"] if former else 0) + int(changed)
+        status = former["status"] if former is not None and not changed else {"observedGeneration": generation - 1}
+        new["metadata"]["generation"] = generation
+        self.live = new | {"status": status}
+        self.spec_changed = False
+
+    def become_whole(self) -> None:
+        """All pods of the Deployment become ready."""
+        if self.live is not None:
+            replicas = self.live["spec"]["replicas"]
+            counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), replicas)
+            self.live["status"] = {"observedGeneration": self.live["metadata"]["generation"], **counts}
+            self.upgrading = False
+
+    def lose_a_pod(self) -> None:
+        if self.live is not None:
+            self.live["status"]["readyReplicas"] = 0
+
+    def miss_deadline(self) -> None:
+        """The Deployment's controller gives up waiting for the pods."""
+        assert self.live is not None
+        timed_out = {"type": "Progressing", "status": "False", "message": "timed out progressing"}
+        self.live["status"] = {"observedGeneration": self.live["metadata"]["generation"], "conditions": [timed_out]}
+
+
+class Operator:
+    """One process of the operator. ``clock`` returns seconds."""
+
+    def __init__(self, settings: OperatorConfig, fleet: list[Speculator], clock: Callable[[], float]) -> None:
+        self.config, self._fleet = settings, Fleet(clock)
+        for speculator in fleet:
+            self._fleet.expect(speculator.key)
+
+    def decide(self, speculator: Speculator, **more: Any) -> UpgradeDecision:
+        """Look at a speculator and decide, as the reconciler does."""
+        seen = replace(speculator.observe(), fleet=self._fleet.view(speculator.key), **more)
+        made = decide(seen, self.config)
+        self._fleet.report(speculator.key, made)
+        return made
+
+    def look(self, *speculators: Speculator) -> None:
+        for speculator in speculators:
+            speculator.apply(self.decide(speculator))
+
+
+def started(settings: OperatorConfig, *fleet: Speculator) -> Operator:
+    """An operator that has looked at each speculator once, and now gives turns."""
+    now = [0.0]
+    made = Operator(settings, list(fleet), lambda: now[0])
+    made.look(*fleet)
+    now[0] = START_SECONDS
+    return made
