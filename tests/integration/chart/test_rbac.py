@@ -33,6 +33,7 @@ from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.kubernetes_api import HttpKubernetesApi, Object, Resource
 from aurora_operator.plan import EventNote
+from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.wanted_children import children
 from tests.assets.s3 import seaweedfs
 from tests.cluster.command import wait_until
@@ -124,7 +125,8 @@ class Probe:
             return job(self.owner, spec(), CONFIG, ValidationAttempt(version=1, attempt=1, active=0))
         if resource == kubernetes_api.SECRET:
             return new_keys(self.owner)
-        made = children(replace(observed(), owner=self.owner), CONFIG)
+        world = replace(observed(), owner=self.owner)
+        made = children(world, CONFIG, decide_upgrade(world, CONFIG))
         return next(obj for obj in made if obj["kind"] == resource.kind)
 
     def call(self, method: str, path: str, body: Object | None = None) -> str:
