@@ -46,6 +46,7 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
     ("option", "refusal"),
     [
         ("--set=replica=2", "additional properties 'replica' not allowed"),
+        ("--set=upgrade.maxConcurrent=0", "at '/upgrade/maxConcurrent'"),
         ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
         ("--set=watchNamespaces={a,a}", "at '/watchNamespaces'"),
         ("--set=secretNames={a b}", "at '/secretNames/0'"),
@@ -58,6 +59,12 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
 def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
     with pytest.raises(CommandError, match=refusal):
         render(option)
+
+
+def test_the_operator_is_told_how_many_speculators_an_upgrade_restarts_at_a_time() -> None:
+    assert operator_environment(render())["AURORA_UPGRADE_MAX_CONCURRENT"] == "1"
+    environment = operator_environment(render("--set=upgrade.maxConcurrent=5"))
+    assert environment["AURORA_UPGRADE_MAX_CONCURRENT"] == "5"
 
 
 def test_a_tenants_operator_has_no_right_outside_of_the_tenants_namespace_and_its_own() -> None:
