@@ -4,7 +4,8 @@ OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
 │   ├── NotFound      the object does not exist
 │   │   └── BeingDeleted  the speculator is being deleted
-│   └── Conflict      somebody else wrote first: observe again
+│   ├── Conflict      somebody else wrote first: observe again
+│   └── Expired       the API server no longer has the history to go on from: list again
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model
 """
@@ -45,6 +46,13 @@ class BeingDeleted(NotFound):
 
 class Conflict(KubernetesError):
     """The object exists already, or its resourceVersion changed."""
+
+
+class Expired(KubernetesError):
+    """The API server no longer has the history since a resourceVersion, or a list's next page (HTTP 410).
+
+    Errors that the API server reports within a watch have this type too, because only a list helps then.
+    """
 
 
 class ConfigError(OperatorError):

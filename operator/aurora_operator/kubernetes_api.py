@@ -3,13 +3,14 @@
 Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
 fields as null. The calls block, so async code runs them in threads.
 
-Invariants: every call has a timeout. Every failure is a :class:`KubernetesError`.
+Invariants: every call has a timeout and is counted. Every failure is a :class:`KubernetesError`. Whoever reads the
+operator's cache also reads the operator's own writes, because every write hands its answer to ``on_write``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -17,15 +18,22 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client
 from kubernetes import config as kube_config
+from prometheus_client import Counter
 
 from aurora_api import API_VERSION, KIND, PLURAL
-from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.errors import Conflict, Expired, KubernetesError, NotFound
 from aurora_operator.operator_config import OPERATOR_NAME
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
+API_CALLS = Counter(
+    "aurora_api_calls",
+    "Calls of the Kubernetes API, by verb (get, list, watch, create, apply, update or delete) and resource.",
+    ("verb", "resource"),
+)
+_VERBS = {"POST": "create", "PATCH": "apply", "PUT": "update", "DELETE": "delete"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,10 @@ class Resource:
     plural: str
 
     def path(self, namespace: str, name: str = "") -> str:
+        """The path of an object, or without ``name`` of all objects; without ``namespace`` of all namespaces."""
         prefix = "/api" if "/" not in self.api_version else "/apis"
-        return f"{prefix}/{self.api_version}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
+        place = f"namespaces/{namespace}/" if namespace else ""
+        return f"{prefix}/{self.api_version}/{place}{self.plural}" + (f"/{name}" if name else "")
 
 
 SPECULATOR = Resource(KIND, API_VERSION, PLURAL)
@@ -53,6 +63,17 @@ DISRUPTION_BUDGET = Resource("PodDisruptionBudget", "policy/v1", "poddisruptionb
 NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 EVENT = Resource("Event", "v1", "events")
 
+WATCHED = (
+    SPECULATOR,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+)
+"""Kinds that informers list and watch. Secrets are not among them: the operator may not list them."""
 CHILDREN = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
 """Kinds that are applied in every reconcile. Jobs and Secrets are created once and never changed."""
 _BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, SPECULATOR)}
@@ -78,19 +99,35 @@ class KubernetesApi(Protocol):
 
 
 class HttpKubernetesApi:
-    """:class:`KubernetesApi` over the official client, which brings connection, authentication and TLS."""
+    """:class:`KubernetesApi` over the official client, which brings connection, authentication and TLS.
 
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    Args:
+        on_write: gets the object that a write returned, in the thread of the call and before the call returns.
+    """
+
+    def __init__(self, api: client.ApiClient, on_write: Callable[[Object], None] | None = None) -> None:
+        self._api, self._on_write = api, on_write
 
     @classmethod
-    def connect(cls) -> HttpKubernetesApi:
+    def connect(cls, on_write: Callable[[Object], None] | None = None) -> HttpKubernetesApi:
         """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig."""
         try:
             kube_config.load_incluster_config()
         except kube_config.ConfigException:
             kube_config.load_kube_config()
-        return cls(client.ApiClient())
+        return cls(client.ApiClient(), on_write)
+
+    @property
+    def configuration(self) -> client.Configuration:
+        """The API server's address, and how to authenticate."""
+        return self._api.configuration
+
+    def _write(self, method: str, path: str, body: Object, *, content: str = "application/json") -> Object:
+        """A call that returns the written object."""
+        written: Object = self._call(method, path, body, content=content)
+        if self._on_write is not None:
+            self._on_write(written)
+        return written
 
     def _call(self, method: str, path: str, body: Object | None = None, *, content: str = "application/json") -> Any:
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": OPERATOR_NAME}
@@ -98,6 +135,7 @@ class HttpKubernetesApi:
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         call = f"{method} {path.split('?')[0]}"
+        _count(method, path)
         try:
             response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
             data = response.read()
@@ -106,13 +144,13 @@ class HttpKubernetesApi:
                 f"{call}: {type(error).__name__}; check that the API server can be reached"
             ) from error
         if 200 <= response.status < 300:
-            return json.loads(data)
-        try:
-            message = str(json.loads(data).get("message", ""))
-        except (ValueError, AttributeError):
-            message = ""
-        kind = {404: NotFound, 409: Conflict}.get(response.status, KubernetesError)
-        raise kind(message or f"{call}: HTTP {response.status}", response.status)
+            try:
+                return json.loads(data)
+            except ValueError:
+                raise KubernetesError(
+                    f"{call}: the answer is not JSON; check what is in front of the API server"
+                ) from None
+        raise refusal(call, response.status, data)
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         found: Object = self._call("GET", resource.path(namespace, name))
@@ -133,14 +171,12 @@ class HttpKubernetesApi:
         path = resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])
         query = urlencode({"fieldManager": OPERATOR_NAME, "force": "true"})
         suffix = f"/{subresource}" if subresource else ""
-        applied: Object = self._call("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
-        return applied
+        return self._write("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
 
     def create(self, obj: Object) -> Object:
         """Raises :class:`Conflict` when an object of that name exists."""
         path = resource_of(obj).path(obj["metadata"]["namespace"])
-        created: Object = self._call("POST", f"{path}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
-        return created
+        return self._write("POST", f"{path}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
         """Delete in the background. Deleting an object that does not exist is no error.
@@ -154,3 +190,20 @@ class HttpKubernetesApi:
             self._call("DELETE", resource.path(namespace, name), options)
         except NotFound:
             return
+
+
+def refusal(call: str, status: int, body: bytes) -> KubernetesError:
+    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one."""
+    try:
+        message = str(json.loads(body).get("message", ""))
+    except (ValueError, AttributeError):
+        message = ""
+    kind = {404: NotFound, 409: Conflict, 410: Expired}.get(status, KubernetesError)
+    return kind(message or f"{call}: HTTP {status}", status)
+
+
+def _count(method: str, path: str) -> None:
+    """Count a call of an object's path, ``…/namespaces/<namespace>/<plural>[/<name>[/<subresource>]]``."""
+    plural, *rest = path.split("?")[0].partition("/namespaces/")[2].split("/")[1:]
+    verb = _VERBS.get(method) or ("get" if rest else "list")
+    API_CALLS.labels(verb, "/".join([plural, *rest[1:]])).inc()

@@ -1,6 +1,6 @@
-"""Keeps one speculator reconciled until it is deleted: reconcile, then wait for an event or for time to pass.
+"""Keeps one speculator reconciled until it is deleted: reconcile, then wait for a change or for time to pass.
 
-Invariant: the loop never gives up on a speculator. Its handler is the one place that catches every exception. The
+Invariant: only the speculator's deletion ends the loop. Its handler is the one place that catches every exception. The
 handler logs the exception and retries with exponential, jittered backoff.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 
 from aurora_operator import metrics
 from aurora_operator.errors import Conflict, NotFound, OperatorError
@@ -18,8 +19,10 @@ from aurora_store.errors import ObjectExists, StoreError
 log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.2
-"""Events come in bursts: one reconcile answers all events that arrive within this time."""
+"""Changes come in bursts: one reconcile answers all changes that arrive within this time."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+MAX_RECONCILE_SECONDS = 600.0
+"""A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
 
 
 class SpeculatorLoop:
@@ -31,31 +34,41 @@ class SpeculatorLoop:
         self._labels = (namespace, name)
         self._wake = asyncio.Event()
         self._failures = 0
+        self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
         """Reconcile soon, because something changed."""
         self._wake.set()
 
+    @property
+    def overdue_seconds(self) -> float:
+        """Seconds since the loop should have finished a reconcile; negative while the loop turns."""
+        return time.monotonic() - self._finish_by_seconds
+
     async def run(self) -> None:
         """Reconcile until the speculator is gone."""
-        while True:
+        woken = True
+        while not self._reconciler.is_gone():
             self._wake.clear()
-            try:
-                delay_seconds = await self._reconciler.reconcile()
-                outcome, self._failures = "done", 0
-            except NotFound as error:
-                if await self._reconciler.is_gone():
-                    metrics.forget(*self._labels)
-                    return
-                log.info("%s: %s; retrying", self._speculator, error)
-                delay_seconds, outcome = MIN_BACKOFF_SECONDS, "error"
-            except (Conflict, ObjectExists) as error:
-                log.info("%s: somebody else wrote first, retrying: %s", self._speculator, error)
-                delay_seconds, outcome = random.uniform(0.1, 0.5), "conflict"  # noqa: S311 - jitter
-            except Exception as error:
-                delay_seconds, outcome = self._backoff(error), "error"
-            metrics.RECONCILES.labels(*self._labels, outcome).inc()
-            await self._pause(delay_seconds)
+            self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
+            delay_seconds = await self._turn(woken=woken)
+            self._finish_by_seconds = time.monotonic() + delay_seconds + MAX_RECONCILE_SECONDS
+            woken = await self._pause(delay_seconds)
+
+    async def _turn(self, *, woken: bool) -> float:
+        """One reconcile. Returns the seconds to wait before the next one."""
+        try:
+            delay_seconds = await self._reconciler.reconcile(woken=woken)
+            outcome, self._failures = "done", 0
+        except (Conflict, ObjectExists) as error:
+            log.info("%s: somebody else wrote first, retrying: %s", self._speculator, error)
+            delay_seconds, outcome = random.uniform(0.1, 0.5), "conflict"  # noqa: S311 - jitter
+        except Exception as error:
+            if isinstance(error, NotFound) and self._reconciler.is_gone():
+                return 0.0
+            delay_seconds, outcome = self._backoff(error), "error"
+        metrics.RECONCILES.labels(*self._labels, outcome).inc()
+        return delay_seconds
 
     def _backoff(self, error: Exception) -> float:
         """Log ``error``, and return the seconds to wait before the next attempt."""
@@ -67,11 +80,13 @@ class SpeculatorLoop:
         limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
         return random.uniform(limit / 2, limit)  # noqa: S311 - jitter
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> bool:
+        """Wait, and return whether a change ended the wait."""
         try:
             # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that arrives together with the result.
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return False
         await asyncio.sleep(DEBOUNCE_SECONDS)
+        return True

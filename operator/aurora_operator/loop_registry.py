@@ -1,46 +1,85 @@
 """The loops of this process, one task per speculator.
 
-Invariant: a speculator has at most one loop. A task holds no state that matters, so it may end and start at any time.
+Invariants: a speculator has at most one loop. Loops run only between :meth:`LoopRegistry.start` and
+:meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
+state that matters, so it may end and start at any time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 
+from aurora_operator import metrics
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
+from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_client import AgentClient
+
+log = logging.getLogger(__name__)
 
 
 class LoopRegistry:
     """Starts, wakes and stops the loops."""
 
-    def __init__(self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig) -> None:
-        self._api, self._agents, self._config = api, agents, config
+    def __init__(self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, config: OperatorConfig) -> None:
+        self._api, self._cache, self._agents, self._config = api, cache, agents, config
+        self._loops: dict[SpeculatorKey, tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
         self._fleet = Fleet()
-        self._loops: dict[tuple[str, str], tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
+        self._started = False
 
-    def wake(self, namespace: str, name: str, *, start: bool = False) -> None:
-        """Wake a speculator's loop. With ``start``, start one if there is none."""
-        key = (namespace, name)
-        known = self._loops.get(key)
-        if known is not None and not known[1].done():
+    def start(self) -> None:
+        """Run a loop for each speculator in the cache, and from now on for each one that is created."""
+        self._started = True
+        for key in self._cache.speculators():
+            self._run(key)
+        log.info("%d speculators", len(self._loops))
+
+    def wake(self, namespace: str, name: str) -> None:
+        """Wake a speculator's loop, because one of its objects changed. A new speculator gets a loop."""
+        known = self._loops.get((namespace, name))
+        if known is not None:
             known[0].wake()
-        elif start:
-            self._fleet.expect(key)
-            reconciler = Reconciler(self._api, self._agents, self._config, self._fleet, namespace, name)
-            loop = SpeculatorLoop(reconciler, namespace, name)
-            task = asyncio.create_task(loop.run(), name=f"{namespace}/{name}")
-            task.add_done_callback(lambda _: self._fleet.forget(key))
-            self._loops[key] = (loop, task)
+        elif self._started:
+            self._run((namespace, name))
+
+    def overdue(self) -> Iterator[str]:
+        """A sentence about each loop that has not finished a reconcile for too long."""
+        for (namespace, name), (loop, _) in self._loops.items():
+            if loop.overdue_seconds > 0:
+                yield f"the loop of {namespace}/{name} is overdue by {loop.overdue_seconds:.0f} s"
+
+    def __len__(self) -> int:
+        return len(self._loops)
 
     async def stop(self) -> None:
-        """Cancel all tasks. The next process continues a reconcile that is cut short."""
+        """Cancel all tasks. The next leader continues a reconcile that is cut short."""
+        self._started = False
         tasks = [task for _, task in self._loops.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._loops.clear()
+
+    def _run(self, key: SpeculatorKey) -> None:
+        reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, *key)
+        if reconciler.is_gone():
+            return
+        self._fleet.expect(key)
+        loop = SpeculatorLoop(reconciler, *key)
+        task = asyncio.create_task(loop.run(), name="/".join(key))
+        self._loops[key] = (loop, task)
+        task.add_done_callback(lambda ended: self._free(key, ended))
+
+    def _free(self, key: SpeculatorKey, task: asyncio.Task[None]) -> None:
+        """Forget a loop that ended. A speculator that was created again under the same name gets a new one."""
+        del self._loops[key]
+        self._fleet.forget(key)
+        metrics.forget(*key)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the loop of %s/%s ended unexpectedly", *key, exc_info=error)
+        if self._started:
+            self._run(key)

@@ -1,14 +1,21 @@
-"""Connects kopf to the loops: events wake loops, and nothing else happens here.
+"""Connects kopf, the informers and the loops.
 
-Invariant: no handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can be
-deleted while the operator is down.
+kopf is the operator's frame: it logs in, starts and stops us, reacts to signals, ends the process when a part of it
+fails, and serves the liveness probe. kopf does not watch. Its watch ends the whole operator on an error that is not
+HTTP 410, does not tell which objects a list contains, and therefore never reports a deletion that happened while the
+watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
+
+Invariants: no kopf handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can
+be deleted while the operator is down. No loop runs before the cache is complete.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,81 +23,93 @@ import aiohttp
 import kopf
 from prometheus_client import start_http_server
 
-from aurora_api import GROUP, PLURAL, VERSION
-from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
+from aurora_operator import metrics
 from aurora_operator.errors import ConfigError
-from aurora_operator.kubernetes_api import HttpKubernetesApi
+from aurora_operator.kubernetes_api import WATCHED, HttpKubernetesApi, Object
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
+from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.watch.api_stream import ApiStream
+from aurora_operator.watch.informers import Informers
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
-WATCHED_CHILDREN = (
-    ("", "v1", "pods"),
-    ("apps", "v1", "deployments"),
-    ("batch", "v1", "jobs"),
-)
 IO_THREADS = 64
 """Calls of the API server and the store block a thread. A store that hangs must not occupy all threads."""
+MAX_PROBLEMS_SHOWN = 5
 
 
 def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
     """kopf's registry with our handlers."""
     registry = kopf.OperatorRegistry()
-    handlers = EventHandlers(config)
+    operator = Operator(config)
     kopf.on.login(registry=registry)(kopf.login_via_client)
-    kopf.on.startup(registry=registry)(handlers.start)
-    kopf.on.cleanup(registry=registry)(handlers.stop)
-    kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(handlers.on_speculator)
-    for resource in WATCHED_CHILDREN:
-        kopf.on.event(*resource, registry=registry, labels=COMMON_LABELS)(handlers.on_child)
+    kopf.on.startup(registry=registry)(operator.start)
+    kopf.on.cleanup(registry=registry)(operator.stop)
+    kopf.on.probe(registry=registry, id="turning")(operator.check)
     return registry
 
 
-class EventHandlers:
-    """kopf's callbacks. The loops exist between :meth:`start` and :meth:`stop`."""
+class Operator:
+    """The parts of this process between :meth:`start` and :meth:`stop`, which kopf calls."""
 
     def __init__(self, config: OperatorConfig) -> None:
         self._config = config
-        self._last_seen: dict[str, tuple[int, dict[str, str]]] = {}
-        """Speculator's uid -> its generation and annotations."""
+        self._cache = ClusterCache(resource.kind for resource in WATCHED)
         self._session: aiohttp.ClientSession
+        self._informers: Informers
         self._loops: LoopRegistry
+        self._lead_task: asyncio.Task[None]
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
+        """Start the informers, and the loops once the cache is complete. Does not wait for the API server."""
         settings.posting.enabled = False
         settings.scanning.disabled = True
-        settings.watching.server_timeout = 300
-        settings.watching.client_timeout = 360
-        settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
-        labels = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
-        for resource in WATCHED_CHILDREN:
-            settings.watching.label_selectors[resource] = labels
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
         self._session = aiohttp.ClientSession()
-        self._loops = LoopRegistry(HttpKubernetesApi.connect(), AgentClient(self._session), self._config)
-        log.info("started, watching %s", ", ".join(self._config.watch_namespaces) or "all namespaces")
+        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop))
+        self._loops = LoopRegistry(api, self._cache, AgentClient(self._session), self._config)
+        stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
+        self._informers = Informers(stream, self._cache, namespaces, self._loops.wake)
+        metrics.count_cache_objects(self._cache)
+        self._informers.start()
+        self._lead_task = asyncio.create_task(self._lead(), name="lead")
+        log.info("started, watching %s", ", ".join(namespaces) or "all namespaces")
 
     async def stop(self, **_: Any) -> None:
+        self._lead_task.cancel()
+        await asyncio.gather(self._lead_task, return_exceptions=True)
         await self._loops.stop()
+        await self._informers.stop()
         await self._session.close()
 
-    async def on_speculator(self, namespace: str, name: str, uid: str, meta: kopf.Meta, **event: Any) -> None:
-        """Wake the loop when a user changed the spec or an annotation. Our own status writes come here too."""
-        if event["type"] == "DELETED":
-            self._last_seen.pop(uid, None)
-            self._loops.wake(namespace, name)
-            return
-        current = (meta["generation"], dict(meta.get("annotations") or {}))
-        if self._last_seen.get(uid) != current:
-            self._last_seen[uid] = current
-            self._loops.wake(namespace, name, start=True)
+    async def check(self, **_: Any) -> None:
+        """Fail kopf's liveness probe when a loop or an informer does not turn, so that Kubernetes restarts us."""
+        problems = [*self._informers.silent(), *self._loops.overdue()]
+        if problems:
+            more = f" and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+            raise kopf.PermanentError("; ".join(problems[:MAX_PROBLEMS_SHOWN]) + more)
 
-    async def on_child(self, namespace: str, labels: kopf.Labels, **_: Any) -> None:
-        """Wake the loop of the speculator that a child belongs to."""
-        self._loops.wake(namespace, labels.get(INSTANCE_LABEL, ""))
+    async def _lead(self) -> None:
+        """Run the loops once the cache is complete."""
+        await self._informers.wait_until_synced()
+        self._loops.start()
+
+    def _put_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> Callable[[Object], None]:
+        """Writes run in threads, and the cache belongs to the event loop.
+
+        The loop runs its callbacks in order. A write's answer is therefore in the cache before the writer goes on.
+        """
+
+        def put(obj: Object) -> None:
+            # The loop is closed already when a write outlives the operator.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._cache.put, obj)
+
+        return put
 
 
 def main() -> None:

@@ -5,10 +5,16 @@ Invariant: no label carries user text other than the namespace and the name of t
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_operator.kubernetes_api import API_CALLS
+from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed
+
+__all__ = ["API_CALLS"]
 
 _SPECULATOR = ("namespace", "name")
 
@@ -18,8 +24,9 @@ RECONCILES = Counter(
     (*_SPECULATOR, "outcome"),
 )
 RECONCILE_SECONDS = Histogram(
-    "aurora_reconcile_seconds", "Duration of a successful reconcile (observe, plan, act), in seconds.", _SPECULATOR
+    "aurora_reconcile_seconds", "Duration of a successful reconcile (observe, plan, act) of any speculator, in seconds."
 )
+CACHE_OBJECTS = Gauge("aurora_cache_objects", "Objects in the operator's cache, by kind.", ("kind",))
 READY = Gauge("aurora_speculator_ready", "1 while the condition Ready is True, otherwise 0.", _SPECULATOR)
 ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version of the draft.", _SPECULATOR)
 PODS = Gauge(
@@ -32,7 +39,7 @@ PODS = Gauge(
 def record_observation(observed: Observed, seconds: float) -> None:
     """Set the gauges from one observation, whose reconcile took ``seconds``."""
     labels = (observed.owner.namespace, observed.owner.name)
-    RECONCILE_SECONDS.labels(*labels).observe(seconds)
+    RECONCILE_SECONDS.observe(seconds)
     conditions = observed.status.conditions
     ready = any(c.type is ConditionType.READY and c.status is ConditionStatus.TRUE for c in conditions)
     READY.labels(*labels).set(int(ready))
@@ -45,11 +52,17 @@ def record_observation(observed: Observed, seconds: float) -> None:
         PODS.labels(*labels, "unknown" if version is None else str(version)).inc()
 
 
+def count_cache_objects(cache: ClusterCache) -> None:
+    """Let the gauge show what ``cache`` holds whenever it is scraped."""
+    for kind in cache.counts:
+        CACHE_OBJECTS.labels(kind).set_function(partial(cache.counts.__getitem__, kind))
+
+
 def forget(namespace: str, name: str) -> None:
     """Drop the series of a speculator that is gone."""
-    for metric in (RECONCILES, RECONCILE_SECONDS, READY, ACTIVE_VERSION, PODS):
+    for metric in (RECONCILES, READY, ACTIVE_VERSION, PODS):
         _remove(metric, namespace, name)
 
 
-def _remove(metric: Counter | Gauge | Histogram, namespace: str, name: str) -> None:
+def _remove(metric: Counter | Gauge, namespace: str, name: str) -> None:
     metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -8,64 +8,120 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import inf
 
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.data_deletion import DataDeletion
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
-from aurora_operator.errors import BeingDeleted, InvalidSpec
+from aurora_operator.children.metadata import has_finalizer
+from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
 from aurora_operator.fleet import Fleet
-from aurora_operator.kubernetes_api import KubernetesApi, Object
+from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
+from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
+from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan import EventNote, plan
+from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
 
 BUSY_POLL_SECONDS = 2.0
-"""Time until the next reconcile while something is under way."""
-IDLE_POLL_SECONDS = 15.0
-"""Time until the next reconcile while nothing is under way. An event ends either wait early."""
+"""Time until the next reconcile while something is under way. Only asking the agents and the store shows its progress.
+A change in the cluster ends every wait early."""
+WATCHFUL_POLL_SECONDS = 15.0
+"""Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
+live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
+after an upgrade."""
+REST_POLL_SECONDS = 60.0
+"""Mean time until the next reconcile at rest, with a quarter of jitter. The reconcile finds new records in the store,
+and repairs what a missed change would leave undone. It makes no API call."""
+AGENTS_AT_REST_SECONDS = 100.0
+"""Minimum age of the agents' answers at rest before the agents are asked again, so every second reconcile asks them.
+
+At rest no decision needs the answers: an engine or agent that restarts changes its pod, and that change wakes the loop.
+The answers feed the figures in the status, which are two minutes old at most. While a draft is judged or swapped, the
+agents are asked in every reconcile.
+"""
 
 
 class Reconciler:
     """Reconciles one speculator."""
 
     def __init__(
-        self, api: KubernetesApi, agents: AgentClient, config: OperatorConfig, fleet: Fleet, namespace: str, name: str
+        self,
+        api: KubernetesApi,
+        cache: ClusterCache,
+        agents: AgentClient,
+        config: OperatorConfig,
+        fleet: Fleet,
+        namespace: str,
+        name: str,
     ) -> None:
-        self._api, self._config, self._fleet = api, config, fleet
+        self._api, self._cache, self._config, self._fleet = api, cache, config, fleet
         self._key = (namespace, name)
-        self._observer = Observer(api, agents, namespace, name)
+        self._observer = Observer(api, cache, agents, namespace, name)
         self._actor = Actor(api, agents)
         self._deletion = DataDeletion(api, self._observer.store)
         self._events = EventRecorder(api)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
         self._status_written_seconds = 0.0
+        self._asked_seconds = -inf
+        self._at_rest = False
+        self._cache_is_behind = False
+        self._unreported = False
 
-    async def reconcile(self) -> float:
+    async def reconcile(self, *, woken: bool = True) -> float:
         """Reconcile once. Returns the seconds to wait before the next reconcile.
+
+        Args:
+            woken: something changed, as opposed to time having passed.
 
         Raises :class:`NotFound` when the speculator is gone, :class:`Conflict` or :class:`ObjectExists` when somebody
         else wrote first, :class:`OperatorError`, :class:`StoreError`.
         """
-        started_seconds = time.monotonic()
+        if self._cache_is_behind:
+            await self._observer.refresh()
+            self._cache_is_behind = False
         try:
-            snapshot = await self._observer.observe()
+            return await self._reconcile(woken=woken)
+        except Conflict:
+            self._cache_is_behind = True
+            raise
+
+    async def _reconcile(self, *, woken: bool) -> float:
+        started_seconds = time.monotonic()
+        ask_agents = woken or not self._at_rest or started_seconds - self._asked_seconds >= AGENTS_AT_REST_SECONDS
+        self._at_rest = False
+        try:
+            snapshot = await self._observer.observe(ask_agents=ask_agents)
         except BeingDeleted as being_deleted:
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
             await self._report_invalid_spec(error)
-            return IDLE_POLL_SECONDS
+            return _rest_seconds()
+        if ask_agents:
+            self._asked_seconds = started_seconds
+        decided, observed = await self._decide_and_act(snapshot)
+        metrics.record_observation(observed, time.monotonic() - started_seconds)
+        delay_seconds = self._delay_seconds(decided, observed)
+        self._at_rest = delay_seconds > WATCHFUL_POLL_SECONDS
+        return min(delay_seconds, max(BUSY_POLL_SECONDS, self._observer.seconds_until_due))
+
+    async def _decide_and_act(self, snapshot: Snapshot) -> tuple[Plan, Observed]:
         now, monotonic_seconds = datetime.now(UTC), time.monotonic()
         before = self._last
         observed = replace(
@@ -88,11 +144,26 @@ class Reconciler:
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()
-        metrics.record_observation(observed, time.monotonic() - started_seconds)
         # The next reconcile reports in the status what this one could not apply.
-        unreported = self._last.name_taken != before.name_taken
-        busy = decided.moving or bool(self._last.apply_errors) or unreported
-        return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+        self._unreported = self._last.name_taken != before.name_taken
+        return decided, observed
+
+    def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
+        """How long to wait unless something changes."""
+        if self._last.apply_errors or self._unreported or decided.finalizer is not None:
+            return BUSY_POLL_SECONDS
+        if not observed.store.ok:
+            # Nothing is decided about versions until the store answers, so nothing is under way.
+            return WATCHFUL_POLL_SECONDS
+        if decided.moving:
+            return BUSY_POLL_SECONDS
+        status = decided.status or observed.status
+        waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
+        judged = status.rollout.phase is not RolloutPhase.IDLE
+        silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
+        waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
+        watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
+        return WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
@@ -100,7 +171,7 @@ class Reconciler:
             return await self._deletion.advance(stored)
         except InvalidSpec as error:
             await self._report_invalid_spec(error)
-            return IDLE_POLL_SECONDS
+            return _rest_seconds()
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> None:
         """Write the fault to the conditions and post an Event, once. The children stay as they are until then."""
@@ -112,6 +183,11 @@ class Reconciler:
             await asyncio.to_thread(write_status, self._api, owner, status)
             await self._events.post(EventNote("InvalidSpec", str(error), warning=True), owner)
 
-    async def is_gone(self) -> bool:
-        """Whether the speculator was deleted. False when the API server cannot tell."""
-        return await self._observer.is_gone()
+    def is_gone(self) -> bool:
+        """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""
+        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        return stored is None or ("deletionTimestamp" in stored["metadata"] and not has_finalizer(stored))
+
+
+def _rest_seconds() -> float:
+    return REST_POLL_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311 - jitter

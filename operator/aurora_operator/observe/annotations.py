@@ -6,6 +6,8 @@ from aurora_api import GROUP
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import UserRequests
 
+MAX_VERSION_DIGITS = 8
+"""The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
 PROMOTE_ANNOTATION, ABORT_ANNOTATION = f"{GROUP}/promote", f"{GROUP}/abort"
 
 
@@ -15,6 +17,6 @@ def user_requests(speculator: Object) -> UserRequests:
 
     def version(key: str) -> int | None:
         text = annotations.get(key, "")
-        return int(text) if text.isdecimal() else None
+        return int(text) if text.isdecimal() and len(text) <= MAX_VERSION_DIGITS else None
 
     return UserRequests(promote=version(PROMOTE_ANNOTATION), abort=version(ABORT_ANNOTATION))

@@ -98,13 +98,25 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
         message = next((text for pod in own_pods for text in _termination_messages(pod)), message)
     return JobView(
         name=name,
-        version=int(labels.get(VERSION_LABEL, "-1")),
-        attempt=int(labels.get(ATTEMPT_LABEL, "-1")),
+        version=_number(labels.get(VERSION_LABEL, "")),
+        attempt=_number(labels.get(ATTEMPT_LABEL, "")),
         succeeded=_condition(job, "Complete").get("status") == "True",
         failed=failed,
         message=message,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
     )
+
+
+def ended_pod(job: Object, pods: Iterable[Object]) -> bool:
+    """Whether a pod of ``job`` has ended, so that its termination message is known."""
+    name = job["metadata"]["name"]
+    own = (pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name)
+    return any(pod.get("status", {}).get("phase") in ("Failed", "Succeeded") for pod in own)
+
+
+def _number(text: str) -> int:
+    """The number in a label; -1 when somebody changed the label to something else."""
+    return int(text) if text.isdecimal() else -1
 
 
 def _condition(obj: Object, kind: str) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 MAX_GAP = timedelta(seconds=60)
-"""Longer than one reconcile and the pause after it, shorter than any deadline that a user would set."""
+"""Longer than one reconcile and the pause after it, shorter than any deadline that a user would set.
+
+The pauses of a speculator at rest are longer. No deadline runs then, and one that begins afterwards begins in full.
+"""
 
 
 class ObservedTime:

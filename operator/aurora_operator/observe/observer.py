@@ -1,17 +1,20 @@
-"""Observes one speculator: custom resource, children, agents and store.
+"""Observes one speculator: custom resource and children from the cache, agents, and the store.
 
 Invariants:
 
-- The order is Jobs, pods, store. A finished Job's termination message and evidence are therefore never missed.
+- An observation of a speculator at rest costs no API call. Secrets are read by name once.
+- A finished Job is observed together with its pod's termination message and with its evidence. Jobs and pods come by
+  separate watches, and a Job's end may arrive before its pod's. The pod is then read from the API server, which stored
+  the pod's end first. The store is read last, because a validator writes its evidence before it ends.
 - Only a failure of the API server ends an observation early.
-- The observer may lose everything that it keeps between observations (connections, cached create-once records, the
-  recent counters) without changing a decision.
+- The observer may lose everything that it keeps between observations (connections, Secrets, cached create-once records,
+  the recent counters) without changing a decision.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -25,24 +28,23 @@ from aurora_operator.children.metadata import (
     component_of,
     has_finalizer,
     keys_name,
-    selector_text,
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, InvalidSpec, KubernetesError, NotFound
+from aurora_operator.errors import BeingDeleted, InvalidSpec, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
+from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
+from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
 from aurora_operator.observe.recent_counters import CounterHistory
-from aurora_operator.observe.secret_values import find_secret, secret_value
+from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store_access import StoreAccess
 from aurora_operator.observe.store_reader import StoreReader
 from aurora_operator.observe.stored_resource import parse
-from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
-from aurora_protocol.errors import AgentError
 from aurora_protocol.pod_settings import AGENT_TOKEN
 
 LiveChildren = dict[tuple[str, str], Object]
@@ -51,27 +53,50 @@ LiveChildren = dict[tuple[str, str], Object]
 class Observer:
     """Observes one speculator repeatedly."""
 
-    def __init__(self, api: KubernetesApi, agents: AgentClient, namespace: str, name: str) -> None:
-        self._api, self._agents = api, agents
+    def __init__(self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, namespace: str, name: str) -> None:
+        self._api, self._cache = api, cache
         self.namespace, self.name = namespace, name
-        self.store = StoreAccess(api)
+        self._secrets = SecretReader(api, namespace)
+        self.store = StoreAccess(self._secrets)
+        self._agents = AgentStates(agents)
         self._counter_history = CounterHistory()
+        self._generation = 0
+        self._read_jobs = frozenset[str]()
+        """Finished Jobs, by uid, whose pods were read from the API server."""
 
     @property
     def store_reader(self) -> StoreReader | None:
         """The speculator's open store; None until its credentials were found."""
         return self.store.reader
 
-    async def observe(self) -> Snapshot:
-        """Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`."""
-        stored = await asyncio.to_thread(self._api.get, kubernetes_api.SPECULATOR, self.namespace, self.name)
+    @property
+    def seconds_until_due(self) -> float:
+        """Seconds until there is something to read again. Infinite while nothing is expected."""
+        return self._secrets.seconds_until_next_read
+
+    async def observe(self, *, ask_agents: bool = True) -> Snapshot:
+        """Observe once.
+
+        Args:
+            ask_agents: False: take the agents' last answers. The caller knows that no pod changed since.
+
+        Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`.
+        """
+        stored = self._cache.get(kubernetes_api.SPECULATOR.kind, self.namespace, self.name)
+        if stored is None:
+            raise NotFound(f"{self.namespace}/{self.name} is gone", 404)
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
         owner, spec, status, fault = _usable(stored)
+        self._trust_no_secret_of_another_spec(owner)
         live = await self._live_children(owner)
         token = await self._agent_token(owner)
-        pods = await self._pods(live, token)
+        views = _inference_pods(live)
+        pods = await self._agents.of(views, token, ask=ask_agents)
         pinned = frozenset[int]() if spec.rollout.pin is None else {spec.rollout.pin}
+        store = await self.store.view(owner, spec, status.versions() | pinned)
+        self._doubt_secrets(owner, pods, token)
+        history = self._counter_history
         observed = Observed(
             owner=owner,
             spec=spec,
@@ -81,59 +106,79 @@ class Observer:
             deployment=kubernetes_views.workload_view(live.get(("Deployment", owner.name))),
             deployed=kubernetes_views.deployed_template(live.get(("Deployment", owner.name))),
             trainer=_trainer(owner, live),
-            store=await self.store.view(owner, spec, status.versions() | pinned),
+            store=store,
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
-            recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
+            recent_counters=history.update(pods, datetime.now(UTC)) if ask_agents else history.oldest(),
             user_requests=user_requests(stored),
             has_finalizer=has_finalizer(stored),
             spec_fault=fault,
         )
         return Snapshot(observed, live, token)
 
-    async def is_gone(self) -> bool:
-        """Whether nothing is left to do, because the custom resource is gone or being deleted without our finalizer.
+    async def refresh(self) -> None:
+        """Read the custom resource from the API server, because the cache turned out to be behind.
 
-        False when the API server cannot tell.
+        Raises :class:`KubernetesError`.
         """
-        try:
-            stored = await asyncio.to_thread(self._api.get, kubernetes_api.SPECULATOR, self.namespace, self.name)
-        except NotFound:
-            return True
-        except KubernetesError:
-            return False
-        return "deletionTimestamp" in stored["metadata"] and not has_finalizer(stored)
+        get, kind = self._api.get, kubernetes_api.SPECULATOR
+        self._cache.put(await asyncio.to_thread(get, kind, self.namespace, self.name))
+
+    def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
+        """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
+        if owner.generation != self._generation:
+            self._secrets.forget()
+            self._generation = owner.generation
 
     async def _live_children(self, owner: Owner) -> LiveChildren:
         """Objects with our labels, except those that belong to somebody else."""
-        labels = selector_text(owner)
-        kinds = (*kubernetes_api.CHILDREN, kubernetes_api.JOB)
-        lists = await asyncio.gather(
-            *(asyncio.to_thread(self._api.list, kind, owner.namespace, labels) for kind in kinds)
-        )
-        owned = [obj for listed in lists for obj in listed if owner.owns(obj)]
-        # Pods come last: by then a failed Job's pod has written its termination message. Workloads own them, not we.
-        pods = await asyncio.to_thread(self._api.list, kubernetes_api.POD, owner.namespace, labels)
-        return {(obj["kind"], obj["metadata"]["name"]): obj for obj in (*owned, *pods)}
+        objects = self._cache.children(owner.namespace, owner.name)
+        owned = [obj for obj in objects if obj["kind"] != "Pod" and owner.owns(obj)]
+        # Workloads own the pods, not we.
+        pods = [obj for obj in objects if obj["kind"] == "Pod"]
+        jobs = [obj for obj in owned if obj["kind"] == "Job"]
+        late = await self._pods_of_finished_jobs(owner, jobs, pods)
+        return {(obj["kind"], obj["metadata"]["name"]): obj for obj in (*owned, *pods, *late)}
+
+    async def _pods_of_finished_jobs(
+        self, owner: Owner, jobs: Sequence[Object], pods: Sequence[Object]
+    ) -> Sequence[Object]:
+        """The pods of Jobs that have finished while the cache does not know their pods' end yet. Read once per Job."""
+        finished = {job["metadata"]["uid"] for job in jobs if kubernetes_views.job_view(job).finished}
+        self._read_jobs &= finished
+        found: list[Object] = []
+        for job in jobs:
+            uid = job["metadata"]["uid"]
+            if uid not in finished - self._read_jobs or kubernetes_views.ended_pod(job, pods):
+                continue
+            labels = f"{kubernetes_views.JOB_LABEL}={job['metadata']['name']}"
+            listed = await asyncio.to_thread(self._api.list, kubernetes_api.POD, owner.namespace, labels)
+            for pod in listed:
+                self._cache.put(pod)
+            found += listed
+            self._read_jobs |= {uid}
+        return found
 
     async def _agent_token(self, owner: Owner) -> str:
-        secret = await find_secret(self._api, owner.namespace, keys_name(owner))
-        return secret_value(secret, AGENT_TOKEN) if secret is not None and owner.owns(secret) else ""
+        name = keys_name(owner)
+        secret = await self._secrets.find(name)
+        if secret is not None and not owner.owns(secret):
+            self._secrets.doubt(name)
+            return ""
+        return "" if secret is None else secret_value(secret, AGENT_TOKEN)
 
-    async def _pods(self, live: LiveChildren, token: str) -> tuple[PodView, ...]:
-        """The inference pods with their agents' answers, by name."""
-        objects = [obj for obj in live.values() if obj["kind"] == "Pod" and component_of(obj) == INFERENCE]
-        views = sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
-        states = await asyncio.gather(*(self._agent_state(view, token) for view in views))
-        return tuple(replace(view, agent=state) for view, state in zip(views, states, strict=True))
+    def _doubt_secrets(self, owner: Owner, pods: Sequence[PodView], token: str) -> None:
+        """Read a Secret again soon where something speaks against its value."""
+        # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
+        stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
+        if token and (stuck or self._agents.token_refused):
+            self._secrets.doubt(keys_name(owner))
 
-    async def _agent_state(self, pod: PodView, token: str) -> AgentState | None:
-        if not pod.ip or not token or pod.terminating:
-            return None
-        try:
-            return await self._agents.state(pod.ip, token)
-        except AgentError:
-            return None
+
+def _inference_pods(live: LiveChildren) -> list[PodView]:
+    """The inference pods by name, without their agents' answers."""
+    objects = [obj for obj in live.values() if obj["kind"] == "Pod" and component_of(obj) == INFERENCE]
+    return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
 def _usable(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from aurora_operator.observe.observed import CounterSample, PodView
 
 WINDOW = timedelta(seconds=60)
-"""The live acceptance length is computed over about this time."""
+"""The live acceptance length is computed over this time, or since the sample before when that is longer ago."""
 
 
 class CounterHistory:
@@ -23,14 +23,20 @@ class CounterHistory:
     def update(self, pods: Iterable[PodView], now: datetime) -> dict[str, CounterSample]:
         """Add a sample for each pod, and return each pod's oldest sample within :data:`WINDOW`, by pod name.
 
-        Samples of an earlier engine start are dropped, because its counters began at zero.
+        The sample before the new one is kept whatever its age, because a speculator at rest is sampled rarely. Samples
+        of an earlier engine start are dropped, because its counters began at zero.
         """
         kept: dict[str, list[CounterSample]] = {}
         for pod in pods:
             if pod.agent is None:
                 continue
             sample = CounterSample(boot=pod.agent.boot, time=now, live=pod.agent.live)
-            past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot and now - s.time <= WINDOW]
-            kept[pod.name] = [*past, sample]
+            past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot]
+            recent = [s for s in past if now - s.time <= WINDOW] or past[-1:]
+            kept[pod.name] = [*recent, sample]
         self._samples = kept
-        return {name: samples[0] for name, samples in kept.items()}
+        return self.oldest()
+
+    def oldest(self) -> dict[str, CounterSample]:
+        """What the last :meth:`update` returned."""
+        return {name: samples[0] for name, samples in self._samples.items()}

@@ -11,9 +11,8 @@ import asyncio
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.secret_values import find_secret, secret_value
+from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store_reader import StoreReader
 from aurora_store import StoreConfig
 
@@ -23,8 +22,8 @@ READ_TIMEOUT_SECONDS = 20.0
 class StoreAccess:
     """The store of one speculator."""
 
-    def __init__(self, api: KubernetesApi) -> None:
-        self._api = api
+    def __init__(self, secrets: SecretReader) -> None:
+        self._secrets = secrets
         self._read: asyncio.Future[StoreView] | None = None
         self.reader: StoreReader | None = None
         """The open store; None until credentials were found."""
@@ -36,19 +35,25 @@ class StoreAccess:
             return config
         if self.reader is None or self.reader.config != config:
             self.reader = await asyncio.to_thread(StoreReader, config)
-        return await self._read_in_time(self.reader, versions)
+        view = await self._read_in_time(self.reader, versions)
+        reference = spec.store.credentials.secret_ref
+        if not view.ok and reference is not None:
+            # A store that refuses rotated credentials says so in many ways, so any failure is a reason to look.
+            self._secrets.doubt(reference.name)
+        return view
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
         """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
         access, secret = "", ""
         reference = spec.store.credentials.secret_ref
         if reference is not None:
-            found = await find_secret(self._api, owner.namespace, reference.name)
+            found = await self._secrets.find(reference.name)
             if found is None:
                 text = f"create the Secret {reference.name} with the store's keys"
                 return StoreView(reason="SecretMissing", error=text)
             access, secret = (secret_value(found, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
             if not access or not secret:
+                self._secrets.doubt(reference.name)
                 text = f"the Secret {reference.name} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 return StoreView(reason="SecretIncomplete", error=text)
         settings = store_settings(owner, spec)

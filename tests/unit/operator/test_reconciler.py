@@ -1,56 +1,87 @@
-"""A spec that does not parse becomes a condition, and the children stay as they are."""
+"""One reconcile: a spec that does not parse, a cache that is behind, and the time until the next reconcile."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_operator.act.actor import ExecutionResult
+from aurora_operator.errors import Conflict, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import parse
 from aurora_operator.plan.condition_builder import invalid_spec_status
-from aurora_operator.reconciler import IDLE_POLL_SECONDS, Reconciler
+from aurora_operator.reconciler import (
+    AGENTS_AT_REST_SECONDS,
+    BUSY_POLL_SECONDS,
+    WATCHFUL_POLL_SECONDS,
+    Reconciler,
+)
 from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, status
 
+OWNER_KEY = (OWNER.namespace, OWNER.name)
 READY = Condition(type=ConditionType.READY, status=ConditionStatus.TRUE, reason="Serving", last_transition_time=NOW)
 SERVING = READY.model_copy(update={"type": ConditionType.SERVING_READY})
 
 
 @dataclass
 class FakeApi:
-    """An API server with one speculator and nothing else. Records what is applied."""
+    """An API server with one speculator and nothing else. Records what is applied, and puts answers into the cache."""
 
     spec: dict[str, Any]
     status: dict[str, Any]
+    revision: int = 77
+    refused: Exception | None = None
+    """What the next write raises."""
+    calls: list[str] = field(default_factory=list)
     applied: list[Object] = field(default_factory=list)
     created: list[Object] = field(default_factory=list)
+    cache: ClusterCache = field(default_factory=lambda: ClusterCache(["AuroraSpeculator"]))
 
-    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+    def __post_init__(self) -> None:
+        self.cache.put(self.stored)
+
+    @property
+    def stored(self) -> Object:
         metadata = {
             "namespace": OWNER.namespace,
             "name": OWNER.name,
             "uid": OWNER.uid,
             "generation": 2,
-            "resourceVersion": "77",
+            "resourceVersion": str(self.revision),
         }
-        return {"metadata": metadata, "spec": self.spec, "status": self.status}
+        return {"kind": "AuroraSpeculator", "metadata": metadata, "spec": self.spec, "status": self.status}
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        self.calls.append(f"get {resource.kind}")
+        if resource.kind != "AuroraSpeculator":
+            raise NotFound(name, 404)
+        return self.stored
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         assert subresource == "status", "no child is applied"
+        if self.refused is not None:
+            error, self.refused = self.refused, None
+            raise error
         self.applied.append(obj)
-        self.status = obj["status"]
-        return obj
+        self.status, self.revision = obj["status"], self.revision + 1
+        self.cache.put(self.stored)
+        return self.stored
+
+    def reconciler(self) -> Reconciler:
+        return Reconciler(self, self.cache, None, CONFIG, Fleet(), *OWNER_KEY)  # type: ignore[arg-type]
 
     def create(self, obj: Object) -> Object:
         assert obj["kind"] == "Event", "no child is created"
         self.created.append(obj)
         return obj
-
-
-def reconciler_of(api: FakeApi) -> Reconciler:
-    return Reconciler(api, None, CONFIG, Fleet(), OWNER.namespace, OWNER.name)  # type: ignore[arg-type]
 
 
 def conditions(api: FakeApi) -> dict[str, Condition]:
@@ -60,8 +91,8 @@ def conditions(api: FakeApi) -> dict[str, Condition]:
 async def test_an_invalid_spec_is_written_to_the_conditions_once() -> None:
     before = SpeculatorStatus(conditions=[READY, SERVING], updated="2/2")
     api = FakeApi(MINIMAL | {"target": {"model": 7}}, before.model_dump(mode="json", by_alias=True))
-    reconciler = reconciler_of(api)
-    assert await reconciler.reconcile() == IDLE_POLL_SECONDS
+    reconciler = api.reconciler()
+    assert await reconciler.reconcile() > WATCHFUL_POLL_SECONDS, "a change of the spec wakes the loop"
     invalid = conditions(api)[ConditionType.INVALID_SPEC]
     assert (invalid.status, invalid.reason) == (ConditionStatus.TRUE, "InvalidSpec")
     assert "target.model" in invalid.message
@@ -70,16 +101,16 @@ async def test_an_invalid_spec_is_written_to_the_conditions_once() -> None:
     assert conditions(api)[ConditionType.SERVING_READY] == SERVING, "the pods serve as before"
     assert api.status["updated"] == "2/2"
     assert api.applied[0]["metadata"]["resourceVersion"] == "77"
-    assert await reconciler.reconcile() == IDLE_POLL_SECONDS
+    await reconciler.reconcile()
     assert len(api.applied) == 1, "an unchanged fault is not written again"
+    assert api.calls == [], "the cache has all that is read"
     (event,) = api.created
     assert (event["reason"], event["type"]) == ("InvalidSpec", "Warning")
     assert "target.model" in event["message"]
 
 
 def test_a_status_that_does_not_parse_counts_as_empty() -> None:
-    stored = FakeApi(MINIMAL, {"replicas": "many"}).get(Resource("", "", ""), "", "")
-    _, _, parsed = parse(stored)
+    _, _, parsed = parse(FakeApi(MINIMAL, {"replicas": "many"}).stored)
     assert parsed == SpeculatorStatus()
 
 
@@ -88,3 +119,100 @@ def test_the_condition_is_cleared_once_the_spec_parses() -> None:
     corrected = {c.type: c.status for c in status(observed(status=broken)).conditions}
     assert corrected[ConditionType.INVALID_SPEC] is ConditionStatus.FALSE
     assert corrected[ConditionType.READY] is ConditionStatus.TRUE
+
+
+@dataclass
+class FakeObserver:
+    """Observes what a test sets, and records whether the agents were asked."""
+
+    observed: Observed
+    seconds_until_due: float = float("inf")
+    store_reader: None = None
+    asked: list[bool] = field(default_factory=list)
+    refreshed: int = 0
+
+    async def observe(self, *, ask_agents: bool = True) -> Snapshot:
+        self.asked.append(ask_agents)
+        return Snapshot(self.observed, {}, "token")
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
+
+
+@dataclass
+class FakeActor:
+    """Does nothing, or raises what a test sets."""
+
+    error: Exception | None = None
+
+    async def act(self, *_: Any) -> ExecutionResult:
+        if self.error is not None:
+            raise self.error
+        return ExecutionResult()
+
+
+def reconciler_at(observer: FakeObserver, actor: FakeActor | None = None) -> Reconciler:
+    made = FakeApi(MINIMAL, {}).reconciler()
+    made._observer = observer  # type: ignore[assignment]
+    made._actor = actor or FakeActor()  # type: ignore[assignment]
+    return made
+
+
+async def test_a_speculator_at_rest_is_looked_at_about_every_minute_and_its_agents_every_other_time() -> None:
+    observer = FakeObserver(observed())
+    reconciler = reconciler_at(observer)
+    delay = await reconciler.reconcile(woken=True)
+    assert 45 <= delay <= 75
+    await reconciler.reconcile(woken=False)
+    assert observer.asked == [True, False]
+    reconciler._asked_seconds -= AGENTS_AT_REST_SECONDS
+    await reconciler.reconcile(woken=False)
+    await reconciler.reconcile(woken=True)
+    assert observer.asked == [True, False, True, True], "a change in the cluster asks the agents at once"
+
+
+async def test_the_agents_are_asked_in_every_reconcile_while_something_is_under_way() -> None:
+    swapping = observed(pods=[])
+    observer = FakeObserver(swapping)
+    reconciler = reconciler_at(observer)
+    assert await reconciler.reconcile() == BUSY_POLL_SECONDS
+    assert await reconciler.reconcile(woken=False) == BUSY_POLL_SECONDS
+    assert observer.asked == [True, True]
+
+
+async def test_a_paused_roll_a_silent_agent_and_a_store_that_is_away_are_watched_closely() -> None:
+    paused = RolloutStatus(phase=RolloutPhase.PAUSED, version=1, epoch=1)
+    silent = replace(observed(), pods=tuple(replace(pod, agent=None) for pod in observed().pods))
+    for world in (
+        observed(status=SpeculatorStatus(rollout=paused)),
+        observed(store=StoreView(reason="Unreachable", error="no answer")),
+    ):
+        assert await reconciler_at(FakeObserver(world)).reconcile() <= WATCHFUL_POLL_SECONDS
+    assert await reconciler_at(FakeObserver(silent)).reconcile() <= WATCHFUL_POLL_SECONDS
+
+
+async def test_a_secret_that_is_due_ends_the_rest_early() -> None:
+    assert await reconciler_at(FakeObserver(observed(), seconds_until_due=7.0)).reconcile() == 7.0
+    assert await reconciler_at(FakeObserver(observed(), seconds_until_due=0.0)).reconcile() == BUSY_POLL_SECONDS
+
+
+async def test_after_a_conflict_the_resource_is_read_from_the_api_server_once() -> None:
+    observer, actor = FakeObserver(observed()), FakeActor(Conflict("moved on", 409))
+    reconciler = reconciler_at(observer, actor)
+    with pytest.raises(Conflict):
+        await reconciler.reconcile()
+    assert observer.refreshed == 0
+    actor.error = None
+    await reconciler.reconcile()
+    await reconciler.reconcile()
+    assert observer.refreshed == 1
+
+
+def test_a_speculator_that_is_being_deleted_is_gone() -> None:
+    api = FakeApi(MINIMAL, {})
+    reconciler = api.reconciler()
+    assert not reconciler.is_gone()
+    deleting = api.stored
+    deleting["metadata"] |= {"deletionTimestamp": "2026-11-26T00:00:00Z", "resourceVersion": "78"}
+    api.cache.put(deleting)
+    assert reconciler.is_gone()

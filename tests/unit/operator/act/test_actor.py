@@ -16,6 +16,7 @@ from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import RefusedJob, StoreView
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap
@@ -167,8 +168,9 @@ class FakeObserver:
 
     journal: Journal
     store_reader: None = None
+    seconds_until_due: float = float("inf")
 
-    async def observe(self) -> Snapshot:
+    async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         stored = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
         known = {version: registration(version) for version in (0, 1)}
         store = StoreView(lineage=lineage(), channel=channel(0), registrations=known)
@@ -178,7 +180,8 @@ class FakeObserver:
 
 async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -> None:
     journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
-    reconciler = Reconciler(journal, journal, CONFIG, Fleet(), "team", "chat")  # type: ignore[arg-type]
+    cache = ClusterCache(["AuroraSpeculator"])
+    reconciler = Reconciler(journal, cache, journal, CONFIG, Fleet(), "team", "chat")  # type: ignore[arg-type]
     reconciler._observer = FakeObserver(journal)  # type: ignore[assignment]
     for _ in range(3):
         await reconciler.reconcile()

@@ -1,61 +1,252 @@
-"""An observation is consistent, and leaves out the objects of other owners."""
+"""An observation reads the cache, is consistent, and leaves out the objects of other owners."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import base64
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from aurora_operator import kubernetes_api
+import pytest
+
+from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL, VALIDATOR, keys_name, selector
+from aurora_operator.errors import NotFound
+from aurora_operator.kubernetes_api import WATCHED, Object, Resource
+from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.kubernetes_views import JOB_LABEL
+from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
-from tests.unit.operator.worlds import OWNER
+from aurora_protocol.agent_api import AgentState
+from aurora_protocol.errors import AgentRefused, AgentUnreachable
+from tests.unit.operator.worlds import MINIMAL, OWNER, agent
+
+OURS = [{"uid": OWNER.uid}]
 
 
-class SlowJobs:
-    """Fake API server that is slow to list Jobs. The controller fails the Job meanwhile."""
-
-    def __init__(self) -> None:
-        self.failed = threading.Event()
-
-    def list(self, kind: Any, namespace: str, labels: str) -> list[dict[str, Any]]:
-        if kind == kubernetes_api.JOB:
-            self.failed.wait(0.2)
-            self.failed.set()
-            metadata = {"name": "measurement", "ownerReferences": [{"uid": OWNER.uid}]}
-            return [{"kind": "Job", "metadata": metadata, "status": {"failed": 1}}]
-        if kind == kubernetes_api.POD:
-            ended = {"status": {"words": "why"}} if self.failed.is_set() else {}
-            return [{"kind": "Pod", "metadata": {"name": "measurement-0"}, **ended}]
-        return []
+def obj(kind: str, name: str, owners: Any = OURS, component: str = "inference", **body: Any) -> Object:
+    labels = selector(OWNER, component) | COMMON_LABELS
+    metadata = {"name": name, "namespace": OWNER.namespace, "uid": f"uid of {name}", "resourceVersion": "5"}
+    return {"kind": kind, "metadata": metadata | {"labels": labels, "ownerReferences": owners}, **body}
 
 
-async def test_a_failed_job_is_observed_with_its_pods_termination_message() -> None:
-    observer = Observer(cast(Any, SlowJobs()), cast(Any, None), OWNER.namespace, OWNER.name)
-    live = await observer._live_children(OWNER)
-    assert live["Job", "measurement"]["status"] == {"failed": 1}
-    assert live["Pod", "measurement-0"]["status"] == {"words": "why"}
+def speculator(generation: int = 1, **metadata: Any) -> Object:
+    made = obj("AuroraSpeculator", OWNER.name, spec=MINIMAL, status={})
+    made["metadata"] |= {"uid": OWNER.uid, "generation": generation, "resourceVersion": str(generation)} | metadata
+    return made
 
 
-class ForeignObjects:
-    """Fake API server whose objects have our labels, but other owners."""
+def keys_secret(token: str, revision: str = "1", owners: Any = OURS) -> Object:
+    secret = obj("Secret", keys_name(OWNER), owners, data={"agent-token": base64.b64encode(token.encode()).decode()})
+    secret["metadata"]["resourceVersion"] = revision
+    return secret
 
-    def list(self, kind: Any, namespace: str, labels: str) -> list[dict[str, Any]]:
-        references = {"none": [], "other": [{"uid": "another"}], "ours": [{"uid": OWNER.uid}]}
-        return [
-            {"kind": kind.kind, "metadata": {"name": name, "ownerReferences": owners}}
-            for name, owners in references.items()
-        ]
 
-    def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any]:
-        return {"kind": "Secret", "metadata": {"name": name}, "data": {"agent-token": "c2VjcmV0"}}
+@dataclass
+class CountingApi:
+    """Fake API server that counts the calls."""
+
+    secret: Object | None = None
+    pods: list[Object] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        self.calls.append(f"get {resource.kind} {name}")
+        if resource.kind == "Secret" and name == keys_name(OWNER) and self.secret is not None:
+            return self.secret
+        raise NotFound(name, 404)
+
+    def list(self, resource: Resource, namespace: str, labels: str) -> list[Object]:
+        self.calls.append(f"list {resource.kind} {labels}")
+        return self.pods
+
+
+@dataclass
+class Agents:
+    """Fake agents: the answer of each pod's agent by address, or the error that asking raises."""
+
+    answers: dict[str, AgentState | Exception] = field(default_factory=dict)
+    accepted_token: str | None = None
+    """None: any."""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    async def state(self, ip: str, token: str) -> AgentState:
+        self.asked.append((ip, token))
+        if self.accepted_token not in (None, token):
+            raise AgentRefused("no", 401)
+        answer = self.answers[ip]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class ReadableStore:
+    """Fake store that can always be read, and does nothing."""
+
+    reader: None = None
+
+    async def view(self, *_: Any) -> StoreView:
+        return StoreView()
+
+
+class Rig:
+    """An observer over a cache that a test fills."""
+
+    def __init__(self, *objects: Object, api: CountingApi | None = None, agents: Agents | None = None) -> None:
+        self.cache = ClusterCache(resource.kind for resource in WATCHED)
+        self.api, self.agents = api or CountingApi(), agents or Agents()
+        for one in (speculator(), *objects):
+            self.cache.put(one)
+        agent_client: Any = self.agents
+        self.observer = Observer(cast(Any, self.api), self.cache, agent_client, OWNER.namespace, OWNER.name)
+        self.observer.store = cast(Any, ReadableStore())
+
+
+async def test_a_speculator_at_rest_costs_no_api_call() -> None:
+    rig = Rig(api=CountingApi(secret=keys_secret("t")))
+    await rig.observer.observe()
+    assert rig.api.calls == [f"get Secret {keys_name(OWNER)}"], "the Secret is read once"
+    for _ in range(5):
+        await rig.observer.observe()
+    assert len(rig.api.calls) == 1
+
+
+async def test_a_deleted_speculator_is_not_found() -> None:
+    rig = Rig()
+    rig.cache.put(speculator(2, deletionTimestamp="2026-11-26T00:00:00Z"))
+    with pytest.raises(NotFound):
+        await rig.observer.observe()
 
 
 async def test_only_owned_objects_count_as_children() -> None:
-    observer = Observer(cast(Any, ForeignObjects()), cast(Any, None), OWNER.namespace, OWNER.name)
-    live = await observer._live_children(OWNER)
-    assert {name for kind, name in live if kind != "Pod"} == {"ours"}
+    owners: dict[str, Any] = {"none": [], "other": [{"uid": "another"}], "ours": OURS}
+    rig = Rig(*(obj(kind, name, owner) for kind in ("Service", "Pod") for name, owner in owners.items()))
+    live = (await rig.observer.observe()).live_children
+    assert {name for kind, name in live if kind == "Service"} == {"ours"}
     assert {name for kind, name in live if kind == "Pod"} == {"none", "other", "ours"}, "workloads own the pods"
 
 
 async def test_the_token_of_a_foreign_secret_is_not_used() -> None:
-    observer = Observer(cast(Any, ForeignObjects()), cast(Any, None), OWNER.namespace, OWNER.name)
-    assert await observer._agent_token(OWNER) == ""
+    api = CountingApi(secret=keys_secret("stolen", owners=[{"uid": "another"}]))
+    snapshot = await Rig(api=api).observer.observe()
+    assert snapshot.agent_token == ""
+    assert not snapshot.observed.keys_exist
+
+
+FAILED = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": ""}]}
+ENDED = {
+    "phase": "Failed",
+    "containerStatuses": [{"name": VALIDATOR, "state": {"terminated": {"message": "3 of 8 prompts"}}}],
+}
+
+
+def validator_pod(**status: Any) -> Object:
+    pod = obj("Pod", "chat-validate-v1-1-x", [], VALIDATOR, status=status)
+    pod["metadata"]["labels"] |= {JOB_LABEL: "chat-validate-v1-1"}
+    return pod
+
+
+async def test_a_finished_job_is_observed_with_its_message_although_its_pods_watch_is_behind() -> None:
+    job = obj("Job", "chat-validate-v1-1", component=VALIDATOR, status=FAILED)
+    ended = validator_pod(**ENDED)
+    ended["metadata"]["resourceVersion"] = "6"
+    rig = Rig(job, validator_pod(phase="Running"), api=CountingApi(pods=[ended]))
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.message == "3 of 8 prompts"
+    reads = [call for call in rig.api.calls if call.startswith("list")]
+    assert reads == [f"list Pod {JOB_LABEL}=chat-validate-v1-1"]
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.message == "3 of 8 prompts"
+    assert [call for call in rig.api.calls if call.startswith("list")] == reads, "read once per Job"
+
+
+async def test_a_finished_job_whose_pod_is_gone_is_looked_up_once() -> None:
+    rig = Rig(obj("Job", "chat-validate-v1-1", component=VALIDATOR, status=FAILED))
+    for _ in range(3):
+        await rig.observer.observe()
+    assert sum(call.startswith("list") for call in rig.api.calls) == 1
+
+
+async def test_a_finished_job_whose_pods_end_is_known_costs_no_call() -> None:
+    rig = Rig(obj("Job", "chat-validate-v1-1", component=VALIDATOR, status=FAILED), validator_pod(**ENDED))
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.message == "3 of 8 prompts"
+    assert not any(call.startswith("list") for call in rig.api.calls)
+
+
+def running_pod() -> Object:
+    conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "PodScheduled")]
+    return obj("Pod", "chat-0", [], status={"podIP": "10.0.0.1", "conditions": conditions})
+
+
+async def test_a_refused_token_is_read_again_and_the_new_one_is_used() -> None:
+    agents = Agents({"10.0.0.1": agent("chat-0", 0)}, accepted_token="new")  # noqa: S106
+    rig = Rig(running_pod(), api=CountingApi(secret=keys_secret("old")), agents=agents)
+    clock = 1000.0
+    rig.observer._secrets._clock = lambda: clock
+    await rig.observer.observe()
+    rig.api.secret = keys_secret("new", "2")
+    await rig.observer.observe()
+    assert len(rig.api.calls) == 1, "the first read was a moment ago"
+    clock += 2.1
+    await rig.observer.observe()
+    assert agents.asked[-1] == ("10.0.0.1", "new")
+    for _ in range(3):
+        clock += 100
+        await rig.observer.observe()
+    assert len(rig.api.calls) == 2, "a token that works is not read again"
+
+
+async def test_a_changed_spec_reads_the_secrets_again() -> None:
+    rig = Rig(api=CountingApi(secret=keys_secret("t")))
+    await rig.observer.observe()
+    rig.cache.put(speculator(2))
+    await rig.observer.observe()
+    assert len(rig.api.calls) == 2
+
+
+async def test_agents_are_asked_only_when_the_caller_wants_it() -> None:
+    agents = Agents({"10.0.0.1": agent("chat-0", 3)})
+    rig = Rig(running_pod(), api=CountingApi(secret=keys_secret("t")), agents=agents)
+    first = (await rig.observer.observe()).observed
+    again = (await rig.observer.observe(ask_agents=False)).observed
+    assert len(agents.asked) == 1
+    assert again.pods == first.pods
+    assert again.recent_counters == first.recent_counters
+    agents.answers["10.0.0.1"] = AgentUnreachable("away")
+    (pod,) = (await rig.observer.observe()).observed.pods
+    assert pod.agent is None
+
+
+async def test_a_slow_agent_does_not_delay_the_others() -> None:
+    class SlowAgents(Agents):
+        async def state(self, ip: str, token: str) -> AgentState:
+            await asyncio.sleep(0.2)
+            return await super().state(ip, token)
+
+    pods = []
+    for number in range(20):
+        pod = running_pod()
+        pod["metadata"] |= {"name": f"chat-{number}", "uid": f"uid {number}"}
+        pods.append(pod)
+    rig = Rig(*pods, api=CountingApi(secret=keys_secret("t")), agents=SlowAgents({"10.0.0.1": agent("chat-0", 0)}))
+    async with asyncio.timeout(2):
+        observed = (await rig.observer.observe()).observed
+    assert all(pod.agent is not None for pod in observed.pods)
+
+
+async def test_a_refresh_makes_up_for_a_cache_that_is_behind() -> None:
+    class Ahead(CountingApi):
+        def get(self, resource: Resource, namespace: str, name: str) -> Object:
+            self.calls.append(f"get {resource.kind}")
+            return speculator(7)
+
+    rig = Rig(api=Ahead())
+    await rig.observer.refresh()
+    stored = rig.cache.get("AuroraSpeculator", OWNER.namespace, OWNER.name)
+    assert stored is not None
+    assert stored["metadata"]["generation"] == 7
+
+
+def test_the_instance_label_names_the_speculator() -> None:
+    assert obj("Pod", "p")["metadata"]["labels"][INSTANCE_LABEL] == OWNER.name

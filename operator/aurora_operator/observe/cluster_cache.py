@@ -1,0 +1,217 @@
+"""The speculators and their children as the API server has them, filled by informers and by our own writes. Pure.
+
+Why: a look reads this cache, so that a speculator at rest costs no API call.
+
+The cache has two sources. An informer passes on what it listed and watched, in the API server's order. A write puts its
+answer back, so that the operator reads its own writes, often before the informer delivers them.
+
+Invariants:
+
+- The newest resourceVersion of an object wins. Versions of one kind are compared as numbers, which KEP-5504 allows.
+- An informer is complete up to a revision, its *progress*. A write's answer that is not newer than the progress is
+  dropped: the informer has seen that revision already, and perhaps the deletion after it. A late answer can therefore
+  never bring a deleted object back.
+- A list removes the objects that it does not contain, unless they are newer than the list.
+- When the API server's history went back (etcd was restored from a backup), the next list replaces everything.
+
+Not thread-safe: only the event loop's thread calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aurora_api import KIND
+from aurora_operator.children.metadata import INSTANCE_LABEL
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.stored_objects import pack, unpack, wakes
+
+SpeculatorKey = tuple[str, str]
+"""Namespace and name of a speculator."""
+ObjectKey = tuple[str, str, str]
+"""Kind, namespace and name of an object."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The objects that one informer delivers: a kind, in one namespace or (empty) in all."""
+
+    kind: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.namespace or 'all namespaces'}"
+
+    def contains(self, key: ObjectKey) -> bool:
+        return key[0] == self.kind and self.namespace in ("", key[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    revision: int
+    speculator: SpeculatorKey
+    packed: bytes
+
+
+class ClusterCache:
+    """Objects by kind, namespace and name, and by speculator.
+
+    Args:
+        kinds: the kinds that informers deliver. Objects of other kinds are not stored, because nobody would remove
+            them.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self._entries: dict[ObjectKey, _Entry] = {}
+        self._by_speculator: dict[SpeculatorKey, set[ObjectKey]] = {}
+        self._progress: dict[Scope, int] = {}
+        self._counts = dict.fromkeys(kinds, 0)
+
+    # reading ---------------------------------------------------------------------------------------------------------
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """A copy of the object, or None when there is none."""
+        entry = self._entries.get((kind, namespace, name))
+        return None if entry is None else unpack(entry.packed)
+
+    def children(self, namespace: str, name: str) -> list[Object]:
+        """Copies of the objects whose labels name this speculator, pods included, in no particular order."""
+        keys = self._by_speculator.get((namespace, name), ())
+        return [unpack(self._entries[key].packed) for key in keys if key[0] != KIND]
+
+    def speculators(self) -> list[SpeculatorKey]:
+        """All speculators, also those that are being deleted."""
+        return sorted((namespace, name) for kind, namespace, name in self._entries if kind == KIND)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of stored objects by kind."""
+        return self._counts
+
+    # our own writes --------------------------------------------------------------------------------------------------
+
+    def put(self, obj: Object) -> None:
+        """Store the answer of a write or of a read by name, unless the cache knows something newer."""
+        if obj["kind"] not in self._counts:
+            return
+        key, revision = _key(obj), revision_of(obj)
+        known = self._entries.get(key)
+        newest = self._progress_at(key) if known is None else max(known.revision, self._progress_at(key))
+        if revision > newest:
+            self._store(key, revision, obj)
+
+    # what informers deliver ------------------------------------------------------------------------------------------
+
+    def begin_list(self, scope: Scope, revision: int) -> ListUpdate:
+        """Begin to take over a list of ``scope`` at ``revision``, page by page."""
+        return ListUpdate(self, scope, revision)
+
+    def update(self, scope: Scope, obj: Object) -> set[SpeculatorKey]:
+        """Take over an object that was added or modified. Returns the speculators to wake."""
+        revision = revision_of(obj)
+        self.advance(scope, revision)
+        return self._update(_key(obj), revision, obj)
+
+    def delete(self, scope: Scope, obj: Object) -> set[SpeculatorKey]:
+        """Take over a deletion, or the loss of the labels that ``scope`` selects. Returns the speculators to wake.
+
+        ``obj`` has the resourceVersion of its deletion. An object of the same name that we created since is newer.
+        """
+        key, revision = _key(obj), revision_of(obj)
+        self.advance(scope, revision)
+        entry = self._entries.get(key)
+        return self._remove(key) if entry is not None and entry.revision <= revision else set()
+
+    def advance(self, scope: Scope, revision: int) -> None:
+        """Remember that ``scope`` is complete up to ``revision`` (a bookmark)."""
+        self._progress[scope] = max(revision, self._progress.get(scope, 0))
+
+    def progress(self, scope: Scope) -> int:
+        """The revision up to which ``scope`` is complete; 0 before its first list."""
+        return self._progress.get(scope, 0)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _progress_at(self, key: ObjectKey) -> int:
+        everywhere, here = Scope(key[0]), Scope(key[0], key[1])
+        return max(self._progress.get(everywhere, 0), self._progress.get(here, 0))
+
+    def _update(self, key: ObjectKey, revision: int, obj: Object, *, force: bool = False) -> set[SpeculatorKey]:
+        before = self._entries.get(key)
+        if before is not None and revision <= before.revision and not force:
+            return set()
+        after = self._store(key, revision, obj)
+        known = None if before is None else unpack(before.packed)
+        if not wakes(known, unpack(after.packed)):
+            return set()
+        return {after.speculator} if before is None else {before.speculator, after.speculator}
+
+    def _store(self, key: ObjectKey, revision: int, obj: Object) -> _Entry:
+        before = self._entries.get(key)
+        entry = _Entry(revision, _speculator_of(obj), pack(obj))
+        if before is None:
+            self._counts[key[0]] += 1
+        else:
+            self._unindex(key, before.speculator)
+        self._entries[key] = entry
+        self._by_speculator.setdefault(entry.speculator, set()).add(key)
+        return entry
+
+    def _remove(self, key: ObjectKey) -> set[SpeculatorKey]:
+        entry = self._entries.pop(key)
+        self._counts[key[0]] -= 1
+        self._unindex(key, entry.speculator)
+        return {entry.speculator}
+
+    def _unindex(self, key: ObjectKey, speculator: SpeculatorKey) -> None:
+        keys = self._by_speculator[speculator]
+        keys.discard(key)
+        if not keys:
+            del self._by_speculator[speculator]
+
+
+class ListUpdate:
+    """The pages of one list. Pages are stored as they come, so that a large list is never held in memory as a whole.
+
+    An update that is never finished removes nothing, and leaves the scope's progress as it was.
+    """
+
+    def __init__(self, cache: ClusterCache, scope: Scope, revision: int) -> None:
+        self._cache, self._scope, self._revision = cache, scope, revision
+        self._went_back = revision < cache.progress(scope)
+        self._present: set[ObjectKey] = set()
+
+    def add(self, page: Iterable[Object]) -> set[SpeculatorKey]:
+        """Store a page. Returns the speculators to wake."""
+        woken = set[SpeculatorKey]()
+        for obj in page:
+            key = _key(obj)
+            self._present.add(key)
+            woken |= self._cache._update(key, revision_of(obj), obj, force=self._went_back)
+        return woken
+
+    def finish(self) -> set[SpeculatorKey]:
+        """Remove the objects that no page contained. Returns the speculators to wake."""
+        cache, woken = self._cache, set[SpeculatorKey]()
+        cache._progress[self._scope] = self._revision
+        absent = [key for key in cache._entries if self._scope.contains(key) and key not in self._present]
+        for key in absent:
+            if self._went_back or cache._entries[key].revision <= self._revision:
+                woken |= cache._remove(key)
+        return woken
+
+
+def revision_of(obj: Object) -> int:
+    """The object's resourceVersion as a number."""
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def _key(obj: Object) -> ObjectKey:
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def _speculator_of(obj: Object) -> SpeculatorKey:
+    metadata = obj["metadata"]
+    name = metadata["name"] if obj["kind"] == KIND else (metadata.get("labels") or {}).get(INSTANCE_LABEL, "")
+    return metadata["namespace"], name

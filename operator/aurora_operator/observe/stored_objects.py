@@ -1,0 +1,51 @@
+"""Decides which parts of an object the cache stores, and which changes of an object wake a speculator's loop. Pure.
+
+Invariant: a change wakes the loop exactly when a reconcile could read something new. A status that we wrote ourselves
+and the bookkeeping of field managers therefore wake nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from aurora_api import KIND
+from aurora_operator.kubernetes_api import Object
+
+_COMPRESSION_LEVEL = 1
+_SPECULATOR_METADATA = ("uid", "generation", "annotations", "finalizers", "deletionTimestamp")
+"""A change of these wakes the speculator's loop. The operator alone writes the status."""
+_POD_SPEC = ("nodeName",)
+"""Everything else in a pod's spec follows from its workload's template, and is the largest part of the pod."""
+
+
+def pack(obj: Object) -> bytes:
+    """``obj`` without the parts that nobody reads, as compressed JSON.
+
+    An object as Python values takes about ten times as much memory. Unpacking takes less than 0.1 ms.
+    """
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    stored = {**obj, "metadata": metadata}
+    if obj["kind"] == "Pod":
+        stored["spec"] = {key: value for key, value in obj.get("spec", {}).items() if key in _POD_SPEC}
+    return zlib.compress(json.dumps(stored, separators=(",", ":")).encode(), _COMPRESSION_LEVEL)
+
+
+def unpack(packed: bytes) -> Object:
+    """A copy of a stored object, which the caller may change."""
+    obj: Object = json.loads(zlib.decompress(packed))
+    return obj
+
+
+def wakes(old: Object | None, new: Object | None) -> bool:
+    """Whether the change from ``old`` to ``new`` (None: no such object) may change what a reconcile decides."""
+    if old is None or new is None:
+        return old is not new
+    if new["kind"] == KIND:
+        return any(old["metadata"].get(key) != new["metadata"].get(key) for key in _SPECULATOR_METADATA)
+    return _without_revision(old) != _without_revision(new)
+
+
+def _without_revision(obj: Object) -> dict[str, Any]:
+    return {**obj, "metadata": {key: value for key, value in obj["metadata"].items() if key != "resourceVersion"}}

@@ -1,0 +1,1 @@
+"""Informers: list and watch the API server, and keep the cache complete."""

@@ -1,0 +1,161 @@
+"""Lists and watches the API server without a thread per watch.
+
+The official client brings the address, the credentials and the TLS settings. Its own calls block a thread, and a
+blocked thread cannot be cancelled, so lists and watches go over aiohttp.
+
+Invariants: a list ends within :data:`LIST_SECONDS`. A watch on which nothing arrives for ``read_seconds`` ends. Every
+failure is a :class:`KubernetesError`.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes import client
+
+from aurora_operator.errors import Expired, KubernetesError
+from aurora_operator.kubernetes_api import API_CALLS, Object, Resource, refusal
+from aurora_operator.operator_config import OPERATOR_NAME
+
+CONNECT_SECONDS = 5.0
+LIST_SECONDS = 60.0
+READ_SECONDS = 90.0
+"""Silence after which a watch counts as dead. The API server sends a bookmark at least every 60 s (KEP-956)."""
+PAGE_SIZE = 250
+"""Objects per page of a list: about 2 MB."""
+MAX_EVENT_BYTES = 8 << 20
+"""More than etcd stores in one object (1.5 MiB), with room for encoding."""
+MAX_ERROR_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a list."""
+
+    items: Sequence[Object]
+    revision: int
+    """The revision that all pages of the list show."""
+    next_page: str
+    """The token that asks for the next page; empty for the last page."""
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """One event of a watch."""
+
+    type: str
+    """ADDED, MODIFIED, DELETED or BOOKMARK."""
+    object: Object
+
+
+class ApiStream:
+    """Lists and watches. Create and close it within a running event loop."""
+
+    def __init__(self, configuration: client.Configuration, *, read_seconds: float = READ_SECONDS) -> None:
+        self._configuration = configuration
+        self._read_seconds = read_seconds
+        # Without a limit: every informer occupies one connection for as long as it lives.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=_tls(configuration)))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        """One page of a list. Raises :class:`Expired` when ``token`` is too old, :class:`KubernetesError`."""
+        query = {"labelSelector": labels, "limit": str(PAGE_SIZE), "continue": token}
+        API_CALLS.labels("list", resource.plural).inc()
+        url, timeout = self._url(resource, namespace, query), aiohttp.ClientTimeout(total=LIST_SECONDS)
+        call = f"list {resource.plural}"
+        try:
+            async with self._session.get(url, headers=self._headers(), timeout=timeout) as response:
+                await _raise_for_status(call, response)
+                body = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _unreachable(call, error) from error
+        metadata = body["metadata"]
+        items = [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in body["items"]]
+        return Page(items, int(metadata["resourceVersion"]), metadata.get("continue") or "")
+
+    async def watch(
+        self, resource: Resource, namespace: str, labels: str, revision: int, seconds: int
+    ) -> AsyncGenerator[WatchEvent]:
+        """The changes after ``revision``, until the API server ends the watch after ``seconds``.
+
+        Raises :class:`Expired` when the API server has no history since ``revision`` or reports another error in the
+        stream, and :class:`KubernetesError` when the API server refuses the watch or cannot be reached.
+        """
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "labelSelector": labels,
+            "resourceVersion": str(revision),
+            "timeoutSeconds": str(seconds),
+        }
+        API_CALLS.labels("watch", resource.plural).inc()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds)
+        url, call = self._url(resource, namespace, query), f"watch {resource.plural}"
+        headers = self._headers() | {"Accept-Encoding": "identity"}
+        try:
+            async with self._session.get(url, headers=headers, timeout=timeout) as response:
+                await _raise_for_status(call, response)
+                async for line in _lines(response.content, call):
+                    yield _event(call, line, resource)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _unreachable(call, error) from error
+
+    def _url(self, resource: Resource, namespace: str, query: dict[str, str]) -> str:
+        given = urlencode({key: value for key, value in query.items() if value})
+        return f"{self._configuration.host}{resource.path(namespace)}?{given}"
+
+    def _headers(self) -> dict[str, str]:
+        # Asks for the token anew, because the token of a pod's ServiceAccount expires within an hour.
+        settings: dict[str, dict[str, Any]] = self._configuration.auth_settings()
+        token = settings.get("BearerToken", {}).get("value")
+        return {"User-Agent": OPERATOR_NAME, "Accept": "application/json"} | ({"Authorization": token} if token else {})
+
+
+def _tls(configuration: client.Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _raise_for_status(call: str, response: aiohttp.ClientResponse) -> None:
+    if response.status >= 300:
+        raise refusal(call, response.status, await response.content.read(MAX_ERROR_BYTES))
+
+
+async def _lines(content: aiohttp.StreamReader, call: str) -> AsyncIterator[bytes]:
+    """The lines of a stream, each of at most :data:`MAX_EVENT_BYTES`."""
+    rest = bytearray()
+    async for chunk in content.iter_any():
+        rest += chunk
+        *lines, last = rest.split(b"\n")
+        rest = last
+        if len(rest) > MAX_EVENT_BYTES:
+            raise KubernetesError(f"{call}: an event exceeds {MAX_EVENT_BYTES} bytes")
+        for line in lines:
+            if line:
+                yield bytes(line)
+
+
+def _event(call: str, line: bytes, resource: Resource) -> WatchEvent:
+    """The event in ``line``. Raises :class:`Expired` for an error that the API server reports in the stream."""
+    event = json.loads(line)
+    if event["type"] == "ERROR":
+        raise Expired(f"{call}: {event['object'].get('message', 'the API server ended the watch')}", 410)
+    return WatchEvent(event["type"], {"apiVersion": resource.api_version, "kind": resource.kind, **event["object"]})
+
+
+def _unreachable(call: str, error: Exception) -> KubernetesError:
+    return KubernetesError(f"{call}: {type(error).__name__}; check that the API server can be reached")

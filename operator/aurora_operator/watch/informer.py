@@ -1,0 +1,139 @@
+"""One informer: keeps one kind of objects in the cache as the API server has them.
+
+The informer lists, and then watches from the list's revision on. A watch that ends is resumed from the last revision
+that was seen, so that a disconnect costs no list. The informer lists again when the API server has no history since
+that revision (HTTP 410), reports an error in the stream, or refuses the watch :data:`MAX_REFUSALS` times in a row. A
+list finds the objects that were deleted meanwhile.
+
+Invariant: the informer never gives up. It waits between attempts, longer after each failure in a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from aurora_operator.errors import Expired, KubernetesError
+from aurora_operator.kubernetes_api import Resource
+from aurora_operator.observe.cluster_cache import ClusterCache, Scope, SpeculatorKey, revision_of
+from aurora_operator.watch.api_stream import ApiStream, WatchEvent
+
+log = logging.getLogger(__name__)
+
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+MIN_WATCH_SECONDS, MAX_WATCH_SECONDS = 300, 600
+"""The API server ends a watch after a time between these, so that the watches of many operators do not end together."""
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""HTTP statuses of a watch that the API server cannot serve now: it starts, or has too much to do."""
+MAX_REFUSALS = 5
+"""Refusals in a row after which a list starts afresh, whatever their reason is."""
+
+
+class Wake(Protocol):
+    """Wakes the loop of a speculator whose objects changed."""
+
+    def __call__(self, namespace: str, name: str) -> None: ...
+
+
+class Informer:
+    """Lists and watches one scope."""
+
+    def __init__(
+        self, stream: ApiStream, cache: ClusterCache, resource: Resource, namespace: str, labels: str, wake: Wake
+    ) -> None:
+        self._stream, self._cache, self._wake = stream, cache, wake
+        self._resource, self._labels = resource, labels
+        self.scope = Scope(resource.kind, namespace)
+        self.synced = asyncio.Event()
+        """Set once the first list is in the cache."""
+        self._last_turn = time.monotonic()
+        self._failures = 0
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the informer last heard from the API server, or last failed to."""
+        return time.monotonic() - self._last_turn
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        while True:
+            try:
+                await self._list()
+                await self._watch()
+            except Expired as error:
+                # Nothing is wrong: the history was compacted, or the API server restarted.
+                log.info("%s: %s; listing again", self.scope, error)
+            except KubernetesError as error:
+                log.warning("%s: %s; trying again", self.scope, error)
+            except Exception:
+                # Without this informer the operator would go blind. A list may still lead past the object at fault.
+                log.exception("%s: an answer of the API server was not understood; listing again", self.scope)
+            await self._back_off()
+
+    async def _list(self) -> None:
+        """Bring the cache to the API server's present state, page by page."""
+        page = await self._stream.list_page(self._resource, self.scope.namespace, self._labels, "")
+        update = self._cache.begin_list(self.scope, page.revision)
+        while True:
+            self._heard()
+            self._wake_all(update.add(page.items))
+            if not page.next_page:
+                break
+            page = await self._stream.list_page(self._resource, self.scope.namespace, self._labels, page.next_page)
+        self._wake_all(update.finish())
+        self.synced.set()
+
+    async def _watch(self) -> None:
+        """Follow the changes. Raises :class:`KubernetesError` once a list is needed."""
+        refusals = 0
+        while True:
+            started, revision, refused = time.monotonic(), self._cache.progress(self.scope), False
+            try:
+                await self._watch_once(revision)
+            except KubernetesError as error:
+                refused = error.status != 0
+                if refused and (error.status not in RETRIED_STATUSES or refusals + 1 >= MAX_REFUSALS):
+                    raise
+                log.info("%s: %s; watching on from revision %d", self.scope, error, revision)
+            refusals = refusals + 1 if refused else 0
+            if time.monotonic() - started < MIN_BACKOFF_SECONDS:
+                await self._back_off()
+            else:
+                self._heard()
+                self._failures = 0
+
+    async def _watch_once(self, revision: int) -> None:
+        seconds = random.randint(MIN_WATCH_SECONDS, MAX_WATCH_SECONDS)  # noqa: S311 - jitter
+        namespace, labels = self.scope.namespace, self._labels
+        events = self._stream.watch(self._resource, namespace, labels, revision, seconds)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                self._heard()
+                self._wake_all(self._take(event))
+
+    def _take(self, event: WatchEvent) -> set[SpeculatorKey]:
+        """Take over one event. Returns the speculators to wake."""
+        if event.type == "BOOKMARK":
+            self._cache.advance(self.scope, revision_of(event.object))
+            return set()
+        take: Callable[..., set[SpeculatorKey]] = self._cache.delete if event.type == "DELETED" else self._cache.update
+        return take(self.scope, event.object)
+
+    def _wake_all(self, speculators: set[SpeculatorKey]) -> None:
+        for namespace, name in speculators:
+            self._wake(namespace, name)
+
+    def _heard(self) -> None:
+        self._last_turn = time.monotonic()
+
+    async def _back_off(self) -> None:
+        """Wait before the next attempt: exponentially longer, up to the maximum, with jitter."""
+        self._heard()
+        limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self._failures, 10))
+        self._failures += 1
+        await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311 - jitter

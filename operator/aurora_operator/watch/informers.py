@@ -1,0 +1,49 @@
+"""All informers of this process: one for each kind, in all namespaces or in each watched one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from aurora_operator.children.metadata import COMMON_LABELS
+from aurora_operator.kubernetes_api import SPECULATOR, WATCHED
+from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.watch.api_stream import ApiStream
+from aurora_operator.watch.informer import Informer, Wake
+
+MAX_SILENT_SECONDS = 300.0
+"""An informer hears something, or fails, at least every 120 s: a watch's silence and a pause each have a limit."""
+
+
+class Informers:
+    """Starts and stops the informers. Must be created within a running event loop."""
+
+    def __init__(self, stream: ApiStream, cache: ClusterCache, namespaces: Sequence[str], wake: Wake) -> None:
+        children = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
+        self._informers = [
+            Informer(stream, cache, resource, namespace, "" if resource is SPECULATOR else children, wake)
+            for namespace in namespaces or [""]
+            for resource in WATCHED
+        ]
+        self._stream = stream
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(i.run(), name=f"informer of {i.scope}") for i in self._informers]
+
+    async def wait_until_synced(self) -> None:
+        """Return once the cache holds every informer's first list."""
+        for informer in self._informers:
+            await informer.synced.wait()
+
+    def silent(self) -> Iterator[str]:
+        """A sentence about each informer that hears nothing, although even a dead connection would be noticed."""
+        for informer in self._informers:
+            if informer.silent_seconds > MAX_SILENT_SECONDS:
+                yield f"the informer of {informer.scope} is silent for {informer.silent_seconds:.0f} s"
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stream.close()

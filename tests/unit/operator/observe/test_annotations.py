@@ -1,0 +1,29 @@
+"""Only a version number is a request; everything else in an annotation is ignored."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_operator.observe.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, user_requests
+from aurora_operator.observe.observed import UserRequests
+
+
+def requests_of(promote: str, abort: str) -> UserRequests:
+    return user_requests({"metadata": {"annotations": {PROMOTE_ANNOTATION: promote, ABORT_ANNOTATION: abort}}})
+
+
+def test_a_version_is_a_request() -> None:
+    assert requests_of("3", "12345678") == UserRequests(promote=3, abort=12345678)
+    assert user_requests({"metadata": {}}) == UserRequests()
+
+
+@pytest.mark.parametrize("text", ["", "v3", "-1", "3.0", " 3", "123456789", "9" * 5000, "²"])
+def test_anything_else_is_ignored(text: str) -> None:
+    assert requests_of(text, text) == UserRequests()
+
+
+@given(st.text())
+def test_no_text_raises(text: str) -> None:
+    requests_of(text, text)

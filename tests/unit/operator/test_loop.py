@@ -1,0 +1,115 @@
+"""A loop ends only with its speculator, survives every error, and tells when it does not turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from aurora_operator import loop as loop_module
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
+
+
+@dataclass
+class FakeReconciler:
+    """Raises what a test sets, then rests. Gone after the given number of reconciles."""
+
+    errors: list[Exception] = field(default_factory=list)
+    gone_after: int = 1000
+    rest_seconds: float = 0.0
+    woken: list[bool] = field(default_factory=list)
+
+    def is_gone(self) -> bool:
+        return len(self.woken) >= self.gone_after
+
+    async def reconcile(self, *, woken: bool) -> float:
+        self.woken.append(woken)
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.rest_seconds
+
+
+def loop_of(reconciler: FakeReconciler) -> SpeculatorLoop:
+    return SpeculatorLoop(reconciler, "team", "chat")  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "MIN_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(loop_module, "DEBOUNCE_SECONDS", 0.001)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("the cache is behind", 404),
+        KubernetesError("away", 0),
+        Conflict("somebody else", 409),
+        ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+        RecursionError("a redirect of the store"),
+        KeyError("metadata"),
+    ],
+)
+async def test_no_error_ends_the_loop_while_the_speculator_exists(error: Exception) -> None:
+    reconciler = FakeReconciler([NotFound("first", 404), error, error], gone_after=4)
+    async with asyncio.timeout(10):
+        await loop_of(reconciler).run()
+    assert len(reconciler.woken) == 4
+
+
+async def test_the_loop_ends_with_its_speculator() -> None:
+    reconciler = FakeReconciler([NotFound("deleted", 404)], gone_after=1)
+    async with asyncio.timeout(10):
+        await loop_of(reconciler).run()
+    assert reconciler.woken == [True]
+
+
+async def test_a_change_ends_the_rest_and_the_reconcile_knows_that() -> None:
+    reconciler = FakeReconciler(rest_seconds=3600)
+    loop = loop_of(reconciler)
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0.05)
+    assert reconciler.woken == [True]
+    loop.wake()
+    await asyncio.sleep(0.05)
+    assert reconciler.woken == [True, True]
+    reconciler.rest_seconds = 0.01
+    loop.wake()
+    await asyncio.sleep(0.05)
+    assert reconciler.woken[3] is False, "time alone passed"
+    task.cancel()
+
+
+async def test_a_reconcile_that_hangs_makes_the_loop_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(FakeReconciler):
+        async def reconcile(self, *, woken: bool) -> float:
+            await asyncio.sleep(3600)
+            return 0.0
+
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    loop = loop_of(Stuck())
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0)
+    now += MAX_RECONCILE_SECONDS - 1
+    assert loop.overdue_seconds < 0
+    now += 2
+    assert loop.overdue_seconds == pytest.approx(1)
+    task.cancel()
+
+
+async def test_a_loop_at_rest_is_not_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic
+    offset = 0.0
+    loop = loop_of(FakeReconciler(rest_seconds=3000))
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0.05)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + offset)
+    offset = 3000 + MAX_RECONCILE_SECONDS - 5
+    assert loop.overdue_seconds < 0
+    offset += 10
+    assert loop.overdue_seconds > 0, "its wait did not end"
+    task.cancel()

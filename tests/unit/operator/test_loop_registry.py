@@ -1,0 +1,139 @@
+"""Loops run while this process leads, one per speculator, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from aurora_operator import loop_registry as module
+from aurora_operator import metrics
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.loop_registry import LoopRegistry
+from aurora_operator.observe.cluster_cache import ClusterCache, Scope
+from tests.unit.operator.worlds import CONFIG
+
+SCOPE = Scope("AuroraSpeculator")
+
+
+class FakeReconciler:
+    """Counts its reconciles, and rests for an hour after each."""
+
+    instances: dict[tuple[str, str], int]
+    reconciles: list[str]
+
+    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, fleet: Any, *key: str) -> None:
+        self._cache, self._key = cache, (key[0], key[1])
+        self.instances[self._key] = self.instances.get(self._key, 0) + 1
+
+    def is_gone(self) -> bool:
+        return self._cache.get("AuroraSpeculator", *self._key) is None
+
+    async def reconcile(self, *, woken: bool) -> float:
+        self.reconciles.append(self._key[1])
+        metrics.READY.labels(*self._key).set(1)
+        return 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeReconciler.instances, FakeReconciler.reconciles = {}, []
+    monkeypatch.setattr(module, "Reconciler", FakeReconciler)
+    monkeypatch.setattr("aurora_operator.loop.DEBOUNCE_SECONDS", 0.001)
+
+
+def speculator(name: str, revision: int) -> Object:
+    metadata = {"namespace": "team", "name": name, "uid": f"{name}{revision}", "resourceVersion": str(revision)}
+    return {"kind": "AuroraSpeculator", "metadata": metadata | {"generation": 1}}
+
+
+def ready_series(name: str) -> float | None:
+    return REGISTRY.get_sample_value("aurora_speculator_ready", {"namespace": "team", "name": name})
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.cache = ClusterCache(["AuroraSpeculator"])
+        unused: Any = None
+        self.loops = LoopRegistry(unused, self.cache, unused, CONFIG)
+
+    def create(self, name: str, revision: int) -> None:
+        for key in self.cache.update(SCOPE, speculator(name, revision)):
+            self.loops.wake(*key)
+
+    def delete(self, name: str, revision: int) -> None:
+        for key in self.cache.delete(SCOPE, speculator(name, revision)):
+            self.loops.wake(*key)
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.05)
+
+
+async def test_no_loop_runs_before_this_process_leads_or_after_it_stopped() -> None:
+    rig = Rig()
+    rig.create("chat", 1)
+    await settle()
+    assert FakeReconciler.reconciles == []
+    rig.loops.start()
+    await settle()
+    assert FakeReconciler.reconciles == ["chat"]
+    await rig.loops.stop()
+    rig.create("code", 2)
+    await settle()
+    assert len(rig.loops) == 0
+    assert FakeReconciler.reconciles == ["chat"]
+    assert ready_series("chat") is None, "a standby shows no speculator"
+    rig.loops.start()
+    await settle()
+    assert sorted(FakeReconciler.reconciles) == ["chat", "chat", "code"]
+    await rig.loops.stop()
+
+
+async def test_a_new_speculator_gets_a_loop_and_a_deleted_one_leaves_nothing_behind() -> None:
+    rig = Rig()
+    rig.loops.start()
+    rig.create("chat", 1)
+    await settle()
+    assert ready_series("chat") == 1
+    rig.delete("chat", 2)
+    await settle()
+    assert len(rig.loops) == 0
+    assert ready_series("chat") is None
+    await rig.loops.stop()
+
+
+async def test_a_speculator_that_is_created_again_gets_a_loop_of_its_own() -> None:
+    rig = Rig()
+    rig.loops.start()
+    rig.create("chat", 1)
+    await settle()
+    rig.delete("chat", 2)
+    await asyncio.sleep(0)
+    rig.create("chat", 3)
+    await settle()
+    assert FakeReconciler.instances == {("team", "chat"): 2} or len(FakeReconciler.reconciles) == 2
+    assert len(rig.loops) == 1
+    await rig.loops.stop()
+
+
+async def test_objects_that_name_no_speculator_start_nothing() -> None:
+    rig = Rig()
+    rig.loops.start()
+    rig.loops.wake("team", "")
+    rig.loops.wake("team", "nobody")
+    assert len(rig.loops) == 0
+    await rig.loops.stop()
+
+
+async def test_a_stuck_loop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.create("chat", 1)
+    rig.loops.start()
+    await settle()
+    assert list(rig.loops.overdue()) == []
+    monkeypatch.setattr("aurora_operator.loop.SpeculatorLoop.overdue_seconds", 12.4)
+    assert list(rig.loops.overdue()) == ["the loop of team/chat is overdue by 12 s"]
+    await rig.loops.stop()

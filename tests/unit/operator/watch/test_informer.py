@@ -1,0 +1,180 @@
+"""An informer resumes, lists again where it must, and never gives up.
+
+The API server here is a fake, for answers that a real one does not give on demand. ``tests/integration/test_informers``
+has the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from aurora_operator.errors import Expired, KubernetesError
+from aurora_operator.kubernetes_api import POD, Object, Resource
+from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.watch import informer as module
+from aurora_operator.watch.api_stream import Page, WatchEvent
+from aurora_operator.watch.informer import Informer
+from tests.unit.operator.observe.test_cluster_cache import PODS, pod
+
+Step = KubernetesError | WatchEvent | Callable[[], None]
+
+
+@dataclass
+class FakeStream:
+    """A fake API server: the pages of each list, and the steps of each watch. A watch without steps stays open."""
+
+    lists: list[list[Page] | KubernetesError]
+    watches: list[list[Step]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a watch stays open."""
+
+    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        self.calls.append(f"list {token}".strip())
+        pages = self.lists[0]
+        if isinstance(pages, KubernetesError):
+            raise self.lists.pop(0)  # type: ignore[misc]
+        page = pages[int(token or 0)]
+        if not page.next_page and len(self.lists) > 1:
+            self.lists.pop(0)
+        return page
+
+    async def watch(
+        self, resource: Resource, namespace: str, labels: str, revision: int, seconds: int
+    ) -> AsyncGenerator[WatchEvent]:
+        self.calls.append(f"watch {revision}")
+        if not self.watches:
+            self.idle.set()
+            await asyncio.Event().wait()
+        for step in self.watches.pop(0):
+            if isinstance(step, KubernetesError):
+                raise step
+            if isinstance(step, WatchEvent):
+                yield step
+
+
+def page(revision: int, *pods: Object, next_page: str = "") -> Page:
+    return Page(pods, revision, next_page)
+
+
+def bookmark(revision: int) -> WatchEvent:
+    return WatchEvent("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": str(revision)}})
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
+
+
+async def run(stream: FakeStream) -> tuple[ClusterCache, list[str]]:
+    """Run an informer until its watch stays open. Returns the cache and the speculators that were woken."""
+    cache, woken = ClusterCache(["Pod"]), list[str]()
+    api: Any = stream
+    informer = Informer(api, cache, POD, "", "l", lambda namespace, name: woken.append(name))
+    task = asyncio.create_task(informer.run())
+    async with asyncio.timeout(10):
+        await stream.idle.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert informer.synced.is_set()
+    return cache, woken
+
+
+async def test_all_pages_are_in_the_cache_before_the_informer_is_synced() -> None:
+    pages = [page(9, pod("a", 3), next_page="1"), page(9, pod("b", 4), next_page="2"), page(9, pod("c", 5))]
+    stream = FakeStream([pages])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "list 1", "list 2", "watch 9"]
+    assert cache.counts["Pod"] == 3
+
+
+async def test_a_watch_resumes_from_the_last_event_or_bookmark_without_a_list() -> None:
+    away = KubernetesError("watch pods: ClientConnectorError", 0)
+    watches: list[list[Step]] = [
+        [WatchEvent("ADDED", pod("a", 11)), away],
+        [bookmark(20), KubernetesError("watch pods: ServerTimeoutError", 0)],
+        [away],
+        [away],
+        [away],
+        [away],
+        [away],
+        [away],
+    ]
+    stream = FakeStream([[page(9)]], watches)
+    cache, woken = await run(stream)
+    assert stream.calls == ["list", "watch 9", "watch 11", *["watch 20"] * 7]
+    assert cache.counts["Pod"] == 1
+    assert woken == ["chat"]
+
+
+@pytest.mark.parametrize("gone", [Expired("too old resource version", 410), KubernetesError("forbidden", 403)])
+async def test_a_revision_that_is_gone_leads_to_a_list_which_finds_deletions(gone: KubernetesError) -> None:
+    stream = FakeStream([[page(9, pod("a", 3), pod("b", 4))], [page(30, pod("b", 25))]], [[bookmark(10), gone]])
+    cache, woken = await run(stream)
+    assert stream.calls == ["list", "watch 9", "list", "watch 30"]
+    assert cache.get("Pod", "team", "a") is None
+    assert woken == ["chat", "chat"], "once for the first list, once for the missed deletion"
+
+
+async def test_a_server_that_keeps_refusing_a_watch_leads_to_a_list() -> None:
+    refused: list[Step] = [KubernetesError("Too large resource version", 504)]
+    stream = FakeStream([[page(9)], [page(5)]], [list(refused) for _ in range(module.MAX_REFUSALS)])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", *["watch 9"] * module.MAX_REFUSALS, "list", "watch 5"]
+    assert cache.progress(PODS) == 5
+
+
+async def test_a_next_page_that_expired_starts_the_list_again() -> None:
+    class Expiring(FakeStream):
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+            if token and self.calls.count("list") == 1:
+                raise Expired("the provided continue parameter is too old", 410)
+            return await super().list_page(resource, namespace, labels, token)
+
+    stream = Expiring([[page(9, pod("a", 3), next_page="1"), page(9, pod("b", 4))]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "list", "list 1", "watch 9"]
+    assert cache.counts["Pod"] == 2
+
+
+async def test_an_event_that_is_not_understood_does_not_end_the_informer() -> None:
+    poison = WatchEvent("MODIFIED", {"kind": "Pod", "metadata": {}})
+    stream = FakeStream([[page(9)], [page(12, pod("a", 11))]], [[poison]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "watch 9", "list", "watch 12"]
+    assert cache.counts["Pod"] == 1
+
+
+async def test_failures_are_retried_with_growing_bounded_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 30.0)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    failures: list[list[Page] | KubernetesError] = [KubernetesError("list pods: away", 0) for _ in range(12)]
+    await run(FakeStream([*failures, [page(9)]]))
+    limits = [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30, 30]
+    assert len(pauses) == len(limits)
+    assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
+
+
+async def test_an_informer_that_hears_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Any = FakeStream([[page(9)]])
+    informer = Informer(api, ClusterCache(["Pod"]), POD, "", "", lambda namespace, name: None)
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 301)
+    assert informer.silent_seconds > 300
+    task = asyncio.create_task(informer.run())
+    await api.idle.wait()
+    assert informer.silent_seconds < 1
+    task.cancel()
