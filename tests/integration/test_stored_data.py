@@ -1,0 +1,253 @@
+"""The operator's process against a real API server and a real S3: restore, takeover, and deletion of stored objects.
+
+The API server has no nodes, so no pod runs. What pods write is written by the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_api.crd import FILE
+from aurora_operator.children.metadata import FINALIZER
+from aurora_store import ObjectStore, Registry
+from tests.assets.s3 import S3, seaweedfs
+from tests.rig.api_server import ApiServer, api_server, free_ports
+from tests.unit.operator.worlds import channel, evidence, lineage, registration
+
+BUCKET = "stored-data"
+NAMESPACE = "team"
+RESOURCE = "auroraspeculator"
+TIMEOUT_SECONDS = 90.0
+
+
+@dataclass
+class Rig:
+    """An API server, a store, and the operator's process."""
+
+    api: ApiServer
+    s3: S3
+    log: Path
+    operator: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        metrics, liveness = free_ports(2)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": str(self.api.kubeconfig),
+            "AURORA_METRICS_PORT": str(metrics),
+            "AURORA_LIVENESS_PORT": str(liveness),
+            "AURORA_WATCH_NAMESPACES": NAMESPACE,
+            "AURORA_AGENT_IMAGE": "agent:1",
+            "AURORA_RUNTIME_IMAGE": "runtime:1",
+        }
+        with self.log.open("ab") as log:
+            self.operator = subprocess.Popen(
+                [sys.executable, "-m", "aurora_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def kill(self) -> None:
+        if self.operator is not None:
+            self.operator.kill()
+            self.operator.wait(10)
+            self.operator = None
+
+    def create(self, name: str, *, endpoint: str = "", **store: Any) -> None:
+        place = {"bucket": BUCKET, "endpoint": endpoint or self.s3.endpoint}
+        spec = {
+            "target": {"model": "org/model"},
+            "draft": {"vocabSize": 256},
+            "store": place | {"credentials": {"secretRef": {"name": "s3"}}} | store,
+        }
+        metadata = {"name": name, "namespace": NAMESPACE}
+        self.api.apply(
+            {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator", "metadata": metadata, "spec": spec}
+        )
+
+    def resource(self, name: str) -> dict[str, Any] | None:
+        items = self.api.get(RESOURCE, "-n", NAMESPACE)["items"]
+        return next((item for item in items if item["metadata"]["name"] == name), None)
+
+    def finalizers(self, name: str) -> list[str]:
+        return list(((self.resource(name) or {}).get("metadata") or {}).get("finalizers", []))
+
+    def storage(self, name: str) -> tuple[str, str]:
+        """Reason and message of the condition StorageReady."""
+        status = (self.resource(name) or {}).get("status") or {}
+        for condition in status.get("conditions", ()):
+            if condition["type"] == "StorageReady":
+                return condition["reason"], condition["message"]
+        return "", ""
+
+    def root(self, name: str) -> str:
+        return str(((self.resource(name) or {}).get("status") or {}).get("storeRoot", ""))
+
+    def event(self, reason: str) -> str:
+        events = self.api.get("events", "-n", NAMESPACE)["items"]
+        return next((str(event["message"]) for event in events if event["reason"] == reason), "")
+
+    def delete(self, name: str) -> None:
+        self.api.kubectl("delete", RESOURCE, name, "-n", NAMESPACE, "--wait=false")
+
+    def store(self, root: str) -> ObjectStore:
+        return ObjectStore(self.s3.config(bucket=BUCKET, root=root))
+
+    def train(self, root: str) -> None:
+        """Write what the trainer and the first roll leave in the store: version 1 is active."""
+        registry = Registry(self.store(root))
+        registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
+        registry.put_evidence(evidence(1))
+        for version in range(2):
+            registry.register(registration(version))
+        registry.advance_channel(channel(0))
+        registry.advance_channel(channel(1, epoch=2, previous=0))
+
+    def wait(self, expected: str, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{expected}: not within {TIMEOUT_SECONDS:.0f} s\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    controllers = ("garbage-collector-controller", "serviceaccount-controller", "namespace-controller")
+    with contextlib.ExitStack() as stack:
+        api = stack.enter_context(api_server(controllers))
+        s3 = stack.enter_context(seaweedfs())
+        api.kubectl("apply", "--server-side", "-f", FILE)
+        api.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": NAMESPACE}}
+        api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        api.apply({**secret, "stringData": s3.environment()})
+        made = Rig(api, s3, tmp_path_factory.mktemp("operator") / "log")
+        made.start()
+        stack.callback(made.kill)
+        yield made
+
+
+def test_a_restored_speculator_goes_on_and_the_former_one_says_why_it_stops(rig: Rig) -> None:
+    rig.create("old", deletionPolicy="Delete")
+    rig.wait("the finalizer", lambda: rig.finalizers("old") == [FINALIZER])
+    rig.wait("a status", lambda: rig.root("old") != "")
+    root = rig.root("old")
+    assert root.startswith(f"aurora/{NAMESPACE}/old-")
+    rig.train(root)
+    rig.wait("the store", lambda: rig.storage("old")[0] == "Ready")
+
+    rig.create("new", restoreFrom=root)
+    rig.wait("the takeover", lambda: rig.storage("new")[0] == "Ready")
+    assert "took the root" in rig.event("Restored")
+    rig.wait("the active version", lambda: (rig.resource("new") or {})["status"].get("active", {}).get("version") == 1)
+    rig.wait("its workloads", lambda: {"new", "new-trainer"} <= names(rig, "deployments"))
+    rig.wait("the former one's refusal", lambda: rig.storage("old")[0] == "TakenOver")
+    assert f"AuroraSpeculator {NAMESPACE}/new" in rig.storage("old")[1]
+
+    before = sorted(rig.store(root).list(""))
+    rig.delete("old")
+    rig.wait("the former one's end", lambda: rig.resource("old") is None)
+    assert "belongs to AuroraSpeculator team/new" in rig.event("DataKept")
+    assert [key for key in before if not key.startswith("probe/")] == [
+        key for key in sorted(rig.store(root).list("")) if not key.startswith("probe/")
+    ]
+    assert rig.finalizers("new") == []
+
+
+def names(rig: Rig, kind: str) -> set[str]:
+    return {item["metadata"]["name"] for item in rig.api.get(kind, "-n", NAMESPACE)["items"]}
+
+
+def test_another_target_is_not_restored_and_no_pod_starts(rig: Rig) -> None:
+    root = f"aurora/{NAMESPACE}/lost-1a2b3c4d"
+    registry = Registry(rig.store(root))
+    target = lineage().target.model_copy(update={"model": "org/other"})
+    registry.create_lineage(lineage().model_copy(update={"target": target}))
+    registry.register(registration(0))
+    registry.advance_channel(channel(0))
+    rig.create("other", restoreFrom=root)
+    rig.wait("the refusal", lambda: rig.storage("other")[0] == "RestoreRefused")
+    assert "target.model is org/other there and org/model here" in rig.storage("other")[1]
+    assert not {"other", "other-trainer"} & names(rig, "deployments")
+    rig.delete("other")
+    rig.wait("its end", lambda: rig.resource("other") is None)
+
+
+def test_a_deletion_deletes_all_objects_despite_a_killed_operator(rig: Rig) -> None:
+    rig.create("gone", deletionPolicy="Delete")
+    rig.wait("a status", lambda: rig.root("gone") != "")
+    root = rig.root("gone")
+    rig.train(root)
+    store = rig.store(root)
+    for number in range(1200):
+        store.put(f"traces/00000001/x/{number:05d}.safetensors", b"trace")
+    near = rig.store(f"{root}a")
+    near.put("traces/x", b"of another speculator")
+    rig.wait("its workloads", lambda: {"gone", "gone-trainer"} <= names(rig, "deployments"))
+    rig.delete("gone")
+    rig.wait("the first deletions", lambda: len(list(store.list(""))) < 1200)
+    rig.kill()
+    rig.start()
+    rig.wait("the end", lambda: rig.resource("gone") is None)
+    assert list(store.list("")) == []
+    assert list(near.list("")) == ["traces/x"]
+    assert "A listing is empty" in rig.event("DataDeleted")
+
+
+def test_a_store_that_is_away_does_not_hold_a_speculator_that_retains(rig: Rig) -> None:
+    rig.create("away", endpoint="http://127.0.0.1:9", deletionPolicy="Delete")
+    rig.wait("the finalizer", lambda: rig.finalizers("away") == [FINALIZER])
+    rig.delete("away")
+    time.sleep(5)
+    assert rig.finalizers("away") == [FINALIZER]
+    retain = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
+    rig.api.kubectl("patch", RESOURCE, "away", "-n", NAMESPACE, "--type", "merge", "-p", retain)
+    rig.wait("the end", lambda: rig.resource("away") is None)
+
+
+def test_the_finalizer_follows_the_policy_and_others_stay(rig: Rig) -> None:
+    rig.create("policy")
+    rig.wait("a status", lambda: rig.root("policy") != "")
+    assert rig.finalizers("policy") == []
+    theirs = '{"metadata":{"finalizers":["example.org/theirs"]}}'
+    rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", theirs)
+    for policy, expected in (("Delete", {FINALIZER, "example.org/theirs"}), ("Retain", {"example.org/theirs"})):
+        patch = json.dumps({"spec": {"store": {"deletionPolicy": policy}}})
+        rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", patch)
+        rig.wait(policy, lambda expected=expected: set(rig.finalizers("policy")) == expected)  # type: ignore[misc]
+    none = '{"metadata":{"finalizers":null}}'
+    rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", none)
+    rig.delete("policy")
+    rig.wait("its end", lambda: rig.resource("policy") is None)
+
+
+def test_the_statefulset_of_an_earlier_operator_is_deleted(rig: Rig) -> None:
+    rig.kill()
+    rig.create("upgraded")
+    resource = rig.resource("upgraded")
+    assert resource is not None
+    labels = {"app": "trainer"}
+    reference = {
+        "apiVersion": "aurora.dev/v1alpha1",
+        "kind": "AuroraSpeculator",
+        "name": "upgraded",
+        "uid": resource["metadata"]["uid"],
+    }
+    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "trainer", "image": "runtime:0"}]}}
+    for name, owners in (("upgraded-trainer", [reference]), ("another-trainer", [])):
+        metadata = {"name": name, "namespace": NAMESPACE, "ownerReferences": owners}
+        spec = {"serviceName": name, "selector": {"matchLabels": labels}, "template": pod}
+        rig.api.apply({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": spec})
+    rig.start()
+    rig.wait("the Deployment", lambda: "upgraded-trainer" in names(rig, "deployments"))
+    assert names(rig, "statefulsets") == {"another-trainer"}
