@@ -1,0 +1,159 @@
+"""Objects that another version wrote, on a real API server: specs, statuses and Deployments survive a rewrite."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes.config import new_client_from_config
+
+from aurora_api import API_VERSION, KIND
+from aurora_api.crd import crd
+from aurora_operator.act.status_writer import write_status
+from aurora_operator.children.applied_template import TEMPLATE_ANNOTATION
+from aurora_operator.children.inference_deployment import deployment, inference_template
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import InvalidSpec
+from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, HttpKubernetesApi, Object
+from aurora_operator.observe.kubernetes_views import deployed_template
+from aurora_operator.observe.observed import FleetView
+from aurora_operator.observe.stored_resource import parse
+from aurora_operator.plan import plan
+from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
+from tests.rig.api_server import ApiServer, api_server
+from tests.unit.operator.upgrades import config
+from tests.unit.operator.worlds import CONFIG, MINIMAL, observed
+
+NAMESPACE = "team"
+CRD_NAME = "crd/auroraspeculators.aurora.dev"
+
+
+@pytest.fixture(scope="module", name="server")
+def _server() -> Iterator[ApiServer]:
+    with api_server() as server:
+        server.kubectl("create", "namespace", NAMESPACE)
+        yield server
+
+
+@pytest.fixture(name="api")
+def _api(server: ApiServer) -> Iterator[HttpKubernetesApi]:
+    connection = new_client_from_config(str(server.kubeconfig))
+    yield HttpKubernetesApi(connection)
+    connection.close()
+
+
+def install(server: ApiServer, definition: dict[str, Any]) -> None:
+    server.apply(definition)
+    server.kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
+
+
+def create(api: HttpKubernetesApi, name: str, **parts: Any) -> Object:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return api.create({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": MINIMAL | parts})
+
+
+def schema_of(definition: dict[str, Any], part: str) -> dict[str, Any]:
+    (version,) = definition["spec"]["versions"]
+    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"][part]["properties"]
+    return found
+
+
+def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_status(
+    server: ApiServer, api: HttpKubernetesApi
+) -> None:
+    older = crd()
+    schema_of(older, "spec")["capture"]["properties"]["shardSeconds"] = {"type": "integer"}
+    install(server, older)
+    create(api, "older", capture={"shardSeconds": -5})
+    install(server, crd())
+    with pytest.raises(InvalidSpec) as raised:
+        parse(api.get(SPECULATOR, NAMESPACE, "older"))
+    fault = raised.value
+    assert fault.usable_spec is not None
+    world = observed(owner=fault.owner, spec=fault.usable_spec, status=fault.status, spec_fault=str(fault))
+    made = plan(world, CONFIG, datetime.now(UTC))
+    assert made.status is not None
+    write_status(api, fault.owner, made.status)
+    conditions = {c["type"]: c for c in api.get(SPECULATOR, NAMESPACE, "older")["status"]["conditions"]}
+    assert conditions["InvalidSpec"]["status"] == "True"
+    assert "capture.shardSeconds" in conditions["InvalidSpec"]["message"]
+
+
+def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: HttpKubernetesApi) -> None:
+    newer = crd()
+    status = schema_of(newer, "status")
+    status["mood"] = status["rollout"]["properties"]["mood"] = {"type": "string"}
+    install(server, newer)
+    create(api, "newer")
+    owner, _, stored = parse(api.get(SPECULATOR, NAMESPACE, "newer"))
+    made = plan(observed(owner=owner, status=stored), CONFIG, datetime.now(UTC)).status
+    assert made is not None
+    condition = made.conditions[0].model_copy(update={"type": "Enchanted"})
+    rollout = made.rollout.model_validate(made.rollout.model_dump() | {"mood": "better"})
+    written = {"mood": "good", "rollout": rollout, "conditions": [*made.conditions, condition], "traces": 1}
+    write_status(api, owner, made.model_validate(dict(made) | written))
+
+    owner, _, stored = parse(api.get(SPECULATOR, NAMESPACE, "newer"))
+    rewritten = plan(observed(owner=owner, status=stored), CONFIG, datetime.now(UTC)).status
+    assert rewritten is not None
+    assert rewritten.traces != 1
+    write_status(api, owner, rewritten)
+    kept = api.get(SPECULATOR, NAMESPACE, "newer")["status"]
+    assert (kept["mood"], kept["rollout"]["mood"], kept["conditions"][-1]["type"]) == ("good", "better", "Enchanted")
+    assert kept["traces"] == rewritten.traces
+
+
+def apply_decided(api: HttpKubernetesApi, owner: Owner, version: int, fleet: FleetView) -> tuple[UpgradeStage, Object]:
+    """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
+    live = api.get(DEPLOYMENT, NAMESPACE, owner.name)
+    world = observed(owner=owner, deployed=deployed_template(live), fleet=fleet)
+    made = decide(world, config(version))
+    api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
+    return made.stage, api.get(DEPLOYMENT, NAMESPACE, owner.name)
+
+
+def images(live: Object) -> set[str]:
+    return {container["image"] for container in live["spec"]["template"]["spec"]["containers"]}
+
+
+@pytest.mark.parametrize("keeps_template", [True, False])
+def test_a_deployment_keeps_its_pods_until_its_turn(
+    server: ApiServer, api: HttpKubernetesApi, keeps_template: bool
+) -> None:
+    """Without the annotation, as after an upgrade from a version that kept none, the stored template is taken."""
+    install(server, crd())
+    name = "kept" if keeps_template else "found"
+    owner = parse(create(api, name))[0]
+    world = observed(owner=owner)
+    made = decide(world, config(1))
+    annotations = made.annotations if keeps_template else {}
+    api.apply(deployment(owner, world.spec, inference_template(owner, world.spec, config(1)), annotations))
+    before = copy.deepcopy(api.get(DEPLOYMENT, NAMESPACE, name))
+
+    for _ in range(2):
+        stage, held = apply_decided(api, owner, 2, FleetView(restarting=1))
+        assert stage is UpgradeStage.WAITING
+        assert held["spec"] == before["spec"], "no pod restarts"
+        assert TEMPLATE_ANNOTATION in held["metadata"]["annotations"]
+
+    stage, restarted = apply_decided(api, owner, 2, FleetView())
+    assert stage is UpgradeStage.RESTARTING
+    assert "agent:2" in images(restarted)
+    stage, rolled_back = apply_decided(api, owner, 1, FleetView(restarting=1))
+    assert stage is UpgradeStage.RESTARTING, "it has its turn already"
+    assert rolled_back["spec"] == before["spec"], "nothing of the held template is left"
+
+
+def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, api: HttpKubernetesApi) -> None:
+    install(server, crd())
+    owner = parse(create(api, "edited"))[0]
+    world = observed(owner=owner)
+    made = decide(world, config(1))
+    applied = api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
+    server.kubectl("annotate", "deployment", "edited", "-n", NAMESPACE, f"{TEMPLATE_ANNOTATION}-")
+    stage, found = apply_decided(api, owner, 1, FleetView(restarting=1))
+    assert found["spec"] == applied["spec"]
+    assert stage is UpgradeStage.WAITING, "its template is compared once more at its turn"
