@@ -81,7 +81,7 @@ class Fleet:
             self._failed.add(key)
 
     def report_unusable(self, key: Key) -> None:
-        """The speculator's spec cannot be used, so its pods stay as they are. It keeps a turn that it has."""
+        """The spec cannot be used, or the speculator is being deleted, so its pods take no turn. It keeps one it has."""
         self._unknown.discard(key)
         self._known.add(key)
         self._waiting.discard(key)

@@ -108,6 +108,7 @@ class Reconciler:
         try:
             snapshot = await self._observer.observe(ask_agents=ask_agents)
         except BeingDeleted as being_deleted:
+            self._fleet.report_unusable(self._key)
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
