@@ -63,7 +63,8 @@ def machine() -> str:
     return f"{os.cpu_count()} x {name}"
 
 
-def commit() -> str:
-    """The commit of the working tree, marked when files differ from the commit."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+def commit(checkout: Path | None = None) -> str:
+    """The commit of ``checkout`` (default: the working directory), marked when files differ from the commit."""
+    command = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
     return described.stdout.strip() or "unknown"

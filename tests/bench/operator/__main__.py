@@ -1,0 +1,147 @@
+"""How much does an operator with many speculators cost at rest, and how fast is it?
+
+The operator is the real one, in a process of its own. API server, etcd, the controllers that make pods, and the S3
+server are real. Stand-ins take the place of agents, of scheduler and kubelet, and of trainers: there are no nodes, no
+containers and no engines. Every speculator is at rest: trained, without traffic, with nothing to do.
+
+Each size gets a fresh API server and store. Measured in turn: requests, CPU and memory at rest; seconds from a change
+of a spec to the Deployment, and from a pod's readiness to the status; seconds until everything is reconciled and
+applied after kill -9.
+
+Prints a Markdown table. With ``--record``, writes the figures to docs/results/data/operator-scale.json too.
+
+Takes about 12 minutes for each size up to 100, and 20 minutes for 1,000. Needs the build of
+Kubernetes (python -m tests.cluster build), and no cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.markdown import markdown_table
+from tests.bench.operator.run import RunOptions, run
+
+RESULTS = Path(__file__).resolve().parents[3] / "docs/results/data/operator-scale.json"
+QUESTION = "How much does an operator with many speculators cost at rest, and how fast is it?"
+DEFAULTS = RunOptions()
+
+
+def main() -> None:
+    arguments = _arguments()
+    exit_on_sigterm()
+    _raise_file_limit()
+    options = RunOptions(
+        replicas=arguments.replicas,
+        rest_seconds=arguments.rest_seconds,
+        settle_seconds=arguments.settle_seconds,
+        samples=arguments.samples,
+        restarts=arguments.restarts,
+        checkout=arguments.operator.resolve(),
+        keep_log=arguments.operator_log,
+    )
+    for count in arguments.sizes:
+        with hold_lock(arguments.lock):
+            row = run(count, options)
+        if arguments.record:
+            record(arguments.record, row, options)
+        print(table([row]), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = bench_parser("tests.bench.operator", __doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 100, 1000], help="numbers of speculators")
+    parser.add_argument("--replicas", type=int, default=DEFAULTS.replicas, help="inference pods of each speculator")
+    parser.add_argument(
+        "--rest-seconds", type=float, default=DEFAULTS.rest_seconds, help="length of the window at rest"
+    )
+    parser.add_argument(
+        "--settle-seconds", type=float, default=DEFAULTS.settle_seconds, help="wait before the window at rest"
+    )
+    parser.add_argument("--samples", type=int, default=DEFAULTS.samples, help="changes of each kind")
+    parser.add_argument("--restarts", type=int, default=DEFAULTS.restarts, help="kills of the operator")
+    parser.add_argument(
+        "--operator", type=Path, default=DEFAULTS.checkout, help="checkout with a .venv whose operator is measured"
+    )
+    parser.add_argument("--operator-log", type=Path, metavar="FILE", help="append the operator's log to this file")
+    parser.add_argument(
+        "--record", metavar="RUN", help="name of the run in operator-scale.json; its sizes are replaced"
+    )
+    add_lock_option(parser)
+    return parser.parse_args()
+
+
+def _raise_file_limit() -> None:
+    """Every agent's connection needs a file. The operator inherits the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def record(name: str, row: dict[str, Any], options: RunOptions) -> None:
+    """Put ``row`` into the run ``name`` of the results, in place of an older row of the same size."""
+    data: dict[str, Any] = {"question": QUESTION, "runs": {}}
+    if RESULTS.exists():
+        data = json.loads(RESULTS.read_text())
+    old = data["runs"].get(name, {"rows": []})
+    rows = [each for each in old["rows"] if each["speculators"] != row["speculators"]]
+    load = round(os.getloadavg()[1], 1)
+    row |= {"commit": commit(options.checkout), "date": f"{datetime.now(UTC):%Y-%m-%d}", "load_at_end": load}
+    rows = sorted([*rows, row], key=lambda each: int(each["speculators"]))
+    data["runs"][name] = {
+        "command": "python -m tests.bench.operator",
+        "machine": machine(),
+        "noise": "API server, store, stand-ins and operator share the CPUs; each row names its loads",
+        "memory_kilobytes_per_speculator": memory_slope_kilobytes(rows),
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def memory_slope_kilobytes(rows: list[dict[str, Any]]) -> float | None:
+    """Resident kilobytes (1,000 bytes) at rest for each further speculator: the slope of a line through all sizes."""
+    if len(rows) < 2:
+        return None
+    counts = [row["speculators"] for row in rows]
+    kilobytes = [row["at_rest"]["memory_mebibytes"]["now"] * 2**20 / 1000 for row in rows]
+    return round(statistics.linear_regression(counts, kilobytes).slope, 1)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The headline figures."""
+    head = (
+        *("Speculators", "Pods", "API reads/min", "API writes/min", "Store calls/min", "Agent calls/min"),
+        *(
+            "CPU s/min",
+            "RSS MiB",
+            "Applied p50",
+            "Applied p99",
+            "Status p50",
+            "Status p99",
+            "Whole s",
+            "From nothing s",
+        ),
+    )
+    return markdown_table(head, [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    rest, applied = row["at_rest"], row["change_to_applied_seconds"]
+    status = row["readiness_to_status_seconds"]["ready"]
+    return (
+        *(row["speculators"], row["pods"], rest["api_reads_per_minute"], rest["api_writes_per_minute"]),
+        *(rest["store_calls_per_minute"], rest["agent_calls_per_minute"], rest["cpu_seconds_per_minute"]),
+        *(rest["memory_mebibytes"]["now"], applied["p50"], applied["p99"], status["p50"], status["p99"]),
+        max((each["whole_seconds"] for each in row["restarts"]), default=""),
+        row["start_to_ready_seconds"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The measurements of one run: at rest, latencies of changes, and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from tests.bench.operator.agent_stand_in import AgentStandIns
+from tests.bench.operator.api_client import MERGE_PATCH, ApiClient
+from tests.bench.operator.audit_log import READ_VERBS, WRITE_VERBS, AuditLog
+from tests.bench.operator.fleet import Fleet, Speculator, ready_replicas, surge
+from tests.bench.operator.kubelet_stand_in import KubeletStandIn
+from tests.bench.operator.operator_process import OperatorProcess
+from tests.bench.operator.store_proxy import StoreProxy
+
+CHANGE_TIMEOUT_SECONDS = 120.0
+WHOLE_TIMEOUT_SECONDS = 900.0
+CHANGES_DURING_OUTAGE = 10
+WORKERS = 4
+"""Changes under way at a time."""
+MAX_PAUSE_SECONDS = 1.0
+POLL_SECONDS = 1.0
+"""How often a restart is looked at, which bounds how exact the time of the last reconcile is."""
+Row = dict[str, Any]
+
+
+@dataclass
+class Rig:
+    """Everything that a measurement needs."""
+
+    api: ApiClient
+    fleet: Fleet
+    kubelet: KubeletStandIn
+    operator: OperatorProcess
+    audit: AuditLog
+    store: StoreProxy
+    agents: AgentStandIns
+
+
+async def at_rest(rig: Rig, seconds: float) -> Row:
+    """What the operator does while nothing changes, per minute."""
+    minutes = seconds / 60
+    rig.audit.begin()
+    store, agents, cpu_seconds = Counter(rig.store.counts), Counter(rig.agents.counts), rig.operator.cpu_seconds()
+    await asyncio.sleep(seconds)
+    cpu_seconds = rig.operator.cpu_seconds() - cpu_seconds
+    requests = rig.audit.requests()
+    store, agents = rig.store.counts - store, rig.agents.counts - agents
+    return {
+        "window_seconds": seconds,
+        "api_reads_per_minute": round(requests.count(READ_VERBS) / minutes, 2),
+        "api_writes_per_minute": round(requests.count(WRITE_VERBS) / minutes, 2),
+        "api_election_requests_per_minute": round(requests.election / minutes, 2),
+        "api_requests": dict(requests.by_verb.most_common()),
+        "store_calls_per_minute": round(store.total() / minutes, 2),
+        "store_calls": dict(store.most_common()),
+        "agent_calls_per_minute": round(agents.total() / minutes, 2),
+        "cpu_seconds_per_minute": round(cpu_seconds / minutes, 3),
+        "memory_mebibytes": rig.operator.memory_mebibytes(),
+        "threads": rig.operator.threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+async def change_to_applied(rig: Rig, samples: int) -> Row:
+    """Seconds from a change of a speculator's spec, as it is sent, to the Deployment that carries the change."""
+    values = itertools.cycle((2, 3, 4, 5))
+
+    async def change(key: Speculator) -> float:
+        before = rig.fleet.deployments.objects[key]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+        value = next(v for v in values if v != before)
+        started = asyncio.get_running_loop().time()
+        await set_surge(rig.api, key, value)
+        applied = await rig.fleet.deployments.until(key, surge(value), CHANGE_TIMEOUT_SECONDS)
+        return applied - started
+
+    return latencies(await _sample(rig.fleet.members, samples, change))
+
+
+async def set_surge(api: ApiClient, key: Speculator, value: int) -> None:
+    """Change ``spec.serving.update.maxSurge``. The Deployment changes, and no pod is replaced."""
+    await api.call("PATCH", key.path, {"spec": {"serving": {"update": {"maxSurge": value}}}}, MERGE_PATCH)
+
+
+async def readiness_to_status(rig: Rig, samples: int) -> dict[str, Row]:
+    """Seconds from a change of a pod's condition Ready, as it is sent, to the speculator's ``readyReplicas``."""
+    lost: list[float] = []
+    replicas = rig.fleet.replicas
+
+    async def flap(key: Speculator) -> float:
+        loop = asyncio.get_running_loop()
+        pod = random.choice(sorted(rig.kubelet.pods[key]))  # noqa: S311 - any pod will do
+        started = loop.time()
+        await rig.kubelet.set_ready(key.namespace, pod, ready=False)
+        seen = await rig.fleet.resources.until(key, ready_replicas(replicas - 1), CHANGE_TIMEOUT_SECONDS)
+        lost.append(seen - started)
+        await asyncio.sleep(random.uniform(0, MAX_PAUSE_SECONDS))  # noqa: S311 - not in step with the operator
+        started = loop.time()
+        await rig.kubelet.set_ready(key.namespace, pod, ready=True)
+        return await rig.fleet.resources.until(key, ready_replicas(replicas), CHANGE_TIMEOUT_SECONDS) - started
+
+    gained = await _sample(rig.fleet.members, samples, flap)
+    return {"ready": latencies(gained), "not_ready": latencies(lost)}
+
+
+async def _sample(
+    members: Sequence[Speculator], samples: int, measure: Callable[[Speculator], Awaitable[float]]
+) -> list[float]:
+    """``samples`` results of ``measure``, spread over ``members``. A speculator is measured once at a time."""
+    results: list[float] = []
+    wanted = iter(range(samples))
+    shuffled = random.sample(members, len(members))
+    workers = min(WORKERS, len(members))
+
+    async def work(share: Sequence[Speculator]) -> None:
+        for _, key in zip(wanted, itertools.cycle(share), strict=False):
+            results.append(await measure(key))
+            await asyncio.sleep(random.uniform(0, MAX_PAUSE_SECONDS))  # noqa: S311 - not in step with the operator
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(workers):
+            group.create_task(work(shuffled[number::workers]))
+    return results
+
+
+async def restart(rig: Rig, progress: Callable[[str], None]) -> Row:
+    """Kill the operator, change specs while it is away, and wait until everything is reconciled and applied."""
+    loop = asyncio.get_running_loop()
+    rig.operator.kill()
+    changed = random.sample(rig.fleet.members, min(CHANGES_DURING_OUTAGE, len(rig.fleet.members)))
+    values = {key: 7 + (rig.fleet.deployments.objects[key]["metadata"]["generation"] % 2) for key in changed}
+    for key, value in values.items():
+        await set_surge(rig.api, key, value)
+    rig.audit.begin()
+    started = loop.time()
+    rig.operator.start()
+    async with asyncio.TaskGroup() as group:
+        waits = [
+            group.create_task(rig.fleet.deployments.until(key, surge(value), WHOLE_TIMEOUT_SECONDS))
+            for key, value in values.items()
+        ]
+        reconciled = group.create_task(_all_reconciled(rig, progress))
+    applied_seconds = max(wait.result() for wait in waits) - started
+    reconciled_seconds = reconciled.result() - started
+    requests = rig.audit.requests()
+    return {
+        "reconciled_seconds": round(reconciled_seconds, 2),
+        "applied_seconds": round(applied_seconds, 2),
+        "whole_seconds": round(max(reconciled_seconds, applied_seconds), 2),
+        "cpu_seconds": round(rig.operator.cpu_seconds(), 2),
+        "api_reads": requests.count(READ_VERBS),
+        "api_writes": requests.count(WRITE_VERBS),
+        "memory_mebibytes": rig.operator.memory_mebibytes(),
+    }
+
+
+async def _all_reconciled(rig: Rig, progress: Callable[[str], None]) -> float:
+    """The loop's time at which every speculator had been reconciled once."""
+    loop = asyncio.get_running_loop()
+    wanted = set(rig.fleet.members)
+    async with aiohttp.ClientSession() as session, asyncio.timeout(WHOLE_TIMEOUT_SECONDS):
+        while missing := wanted - await rig.operator.reconciled(session):
+            progress(f"{len(wanted) - len(missing)} of {len(wanted)} speculators are reconciled")
+            await asyncio.sleep(POLL_SECONDS)
+    return loop.time()
+
+
+def latencies(seconds: Sequence[float]) -> Row:
+    """Percentiles by the nearest rank."""
+    ranked = sorted(seconds)
+    return {
+        "samples": len(ranked),
+        "p50": round(percentile(ranked, 0.5), 3),
+        "p99": round(percentile(ranked, 0.99), 3),
+        "max": round(ranked[-1], 3),
+    }
+
+
+def percentile(ranked: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of ``ranked``, which is sorted, does not exceed."""
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
