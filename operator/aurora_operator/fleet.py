@@ -81,7 +81,7 @@ class Fleet:
             self._failed.add(key)
 
     def report_unusable(self, key: Key) -> None:
-        """The spec cannot be used, or the speculator is being deleted: its pods take no turn, and keep one they have."""
+        """The spec cannot be used, or the speculator is being deleted: it takes no turn, and keeps one it has."""
         self._unknown.discard(key)
         self._known.add(key)
         self._waiting.discard(key)
