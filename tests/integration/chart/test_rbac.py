@@ -35,6 +35,7 @@ from aurora_operator.kubernetes_api import HttpKubernetesApi, Object, Resource
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.wanted_children import children
+from aurora_operator.watch.api_stream import ApiStream, Page
 from tests.assets.s3 import seaweedfs
 from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
@@ -149,11 +150,30 @@ def get(probe: Probe, resource: Resource) -> None:
 
 
 def list_all(probe: Probe, resource: Resource) -> None:
-    probe.api.list(resource, TEAM)
+    """The list of an informer in all namespaces."""
+    asyncio.run(_list_page(probe.api, resource))
 
 
 def watch(probe: Probe, resource: Resource) -> None:
-    probe.call("GET", f"{resource.path(TEAM)}?watch=true&timeoutSeconds=1")
+    """The watch of an informer in all namespaces."""
+    asyncio.run(_watch(probe.api, resource, asyncio.run(_list_page(probe.admin, resource)).revision))
+
+
+async def _list_page(api: HttpKubernetesApi, resource: Resource) -> Page:
+    stream = ApiStream(api.configuration)
+    try:
+        return await stream.list_page(resource, "", "", "")
+    finally:
+        await stream.close()
+
+
+async def _watch(api: HttpKubernetesApi, resource: Resource, revision: int) -> None:
+    stream = ApiStream(api.configuration)
+    try:
+        async for _ in stream.watch(resource, "", "", revision, seconds=1):
+            pass
+    finally:
+        await stream.close()
 
 
 def create(probe: Probe, resource: Resource) -> None:
@@ -283,6 +303,7 @@ def test_every_right_is_needed_and_its_absence_is_an_error_in_words(
 
 def test_a_whole_reconcile_needs_no_other_right(server: ApiServer, tmp_path: Path) -> None:
     """The operator's process, with a token of the chart's ServiceAccount. There are no nodes, so no pod runs."""
+    server.kubectl("delete", "auroraspeculators", "--all", "-n", TEAM, "--wait=false")  # their store does not exist
     with seaweedfs() as s3:
         keys = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": TEAM}}
         server.apply(keys | {"stringData": s3.environment()})
