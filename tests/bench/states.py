@@ -9,7 +9,8 @@ unless a decision depends on them. An abstract state consists of:
 
 - the rollout: its phase, the progress of its live analysis, and the rolled version's standing (has evidence, rejected,
   a newer version exists);
-- the pods: the version of each, and whether the pod serves, is down, silent, lying, swapping or failed;
+- the pods: the version of each, and whether the pod serves, is down, silent, lying, swapping or failed, or waits for a
+  node;
 - users and cluster: paused, pin, promote and abort requests, and traffic. For the whole plan also the phase of the
   candidate, whether its Job runs, whether the store is reachable, and whether the second operator is in the middle of
   an action.
@@ -77,7 +78,8 @@ def pod_state(pod: Any, active: int, rolled: int | None, *, up: bool, silent: bo
     busy = pod.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
     swap = role_of(asked, active, rolled) if busy else "failed" if pod.phase is SwapPhase.FAILED else ""
     version = role_of(pod.version, active, rolled)
-    return version, swap, up, silent, pod.slow, bool(pod.salt), getattr(pod, "lie", "")
+    waits = not getattr(pod, "scheduled", True)
+    return version, swap, up, silent, waits, pod.slow, bool(pod.salt), getattr(pod, "lie", "")
 
 
 def rollout_state(machine: RolloutMachine) -> Hashable:

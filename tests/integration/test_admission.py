@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from aurora_api.crd import FILE
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.cluster.fixture import cluster
@@ -174,7 +175,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"validation": {"baselineMaxAgeSeconds": -1}}, "spec.validation.baselineMaxAgeSeconds"),
     ({"validation": {"timeoutSeconds": 59}}, "spec.validation.timeoutSeconds"),
     # rollout
-    ({"rollout": {"canary": 3}}, "rollout.canary must not exceed serving.replicas"),
     ({"rollout": {"pin": -1}}, "spec.rollout.pin"),
     ({"rollout": {"maxUnavailable": 1}}, "unknown field|field not declared"),
     ({"rollout": {"analysis": {"maxAcceptLoss": "1"}}}, "maxAcceptLoss is a share below 1"),
@@ -215,6 +215,7 @@ GOOD: list[dict[str, Any]] = [
     {"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}},
     {"rollout": {"paused": True, "pin": 0, "maxNotReady": 0}},
     {"serving": {"replicas": 5}, "rollout": {"canary": 5}},
+    {"serving": {"replicas": 1}, "rollout": {"canary": 5}},
 ]
 
 
@@ -270,6 +271,30 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
 @pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_sample_in_the_documentation_is_accepted(crd: Cluster, sample: Path) -> None:
     assert "created" in crd.kubectl("apply", "--dry-run=server", "-n", "default", "-f", sample)
+
+
+def test_the_sample_of_an_autoscaler_is_accepted(crd: Cluster) -> None:
+    sample = SAMPLES / "autoscaling/hpa.yaml"
+    assert "created" in crd.kubectl("apply", "--dry-run=server", "-n", "default", "-f", sample)
+
+
+def test_an_autoscaler_may_set_any_number_of_replicas(crd: Cluster) -> None:
+    """Through the scale subresource, as HorizontalPodAutoscalers and KEDA do, whatever other fields say."""
+    given = {"rollout": {"canary": 5, "maxSwapping": 5}, "validation": {"measureOn": "Replica"}}
+    crd.apply(speculator("scaled", serving={"replicas": 6}, **given))
+    try:
+        for replicas in (5, 4, 1, 0, 1, 1000, 3):
+            crd.kubectl("scale", "auroraspeculator", "scaled", f"--replicas={replicas}", "-n", "default")
+            scale = json.loads(
+                crd.kubectl("get", "aspec", "scaled", "--subresource=scale", "-n", "default", "-o", "json")
+            )
+            assert scale["spec"]["replicas"] == replicas
+        stored = crd.get("auroraspeculator", "scaled", "-n", "default")
+        assert SpeculatorSpec.model_validate(stored["spec"]).serving.replicas == 3
+        with pytest.raises(CommandError, match="replicas"):
+            crd.kubectl("scale", "auroraspeculator", "scaled", "--replicas=1001", "-n", "default")
+    finally:
+        crd.kubectl("delete", "auroraspeculator", "scaled", "-n", "default")
 
 
 def test_kubectl_explain_describes_every_field(crd: Cluster) -> None:

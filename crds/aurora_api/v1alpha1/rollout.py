@@ -120,8 +120,9 @@ class RolloutSpec(Model):
         ge=1,
         le=100,
         description=(
-            "Number of pods that take a new version first and are judged by live traffic, at most"
-            " `serving.replicas`. Raise it to reach `analysis.minRequests` sooner."
+            "Number of pods that take a new version first and are judged by live traffic. Raise it to reach"
+            " `analysis.minRequests` sooner. Where no more pods than this serve, for example after an autoscaler"
+            " scaled down, all of them are the canary, and are compared with the traffic before their swap."
         ),
     )
     analysis: AnalysisSpec = Field(default_factory=AnalysisSpec)
@@ -140,7 +141,7 @@ class RolloutSpec(Model):
         le=1000,
         description=(
             "Hold a roll while more pods than this are not ready, whatever the reason. A replica that is lent to"
-            " a measurement does not count. Raise it for many replicas."
+            " a measurement does not count, nor does a pod that waits for a node. Raise it for many replicas."
         ),
     )
     progress_deadline_seconds: int = Field(

@@ -84,7 +84,11 @@ class ServingSpec(Model):
         default=1,
         ge=0,
         le=1000,
-        description="Number of inference pods. Autoscalers set it through the scale subresource.",
+        description=(
+            "Number of inference pods. Autoscalers set it through the scale subresource, at any time, also during a"
+            " roll. No other field makes a value invalid: `rollout.canary` may be larger, and"
+            " `validation.measureOn: Replica` waits below 2. With 0, and `training.suspended`, no pod runs at all."
+        ),
     )
     image: str | None = Field(
         default=None,

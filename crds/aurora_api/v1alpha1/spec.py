@@ -34,10 +34,6 @@ class SpeculatorSpec(Model):
                 " (!has(self.store.restoreFrom) || self.store.restoreFrom == oldSelf.store.restoreFrom)",
                 "store.restoreFrom is immutable: create another AuroraSpeculator to go on from another root",
             ),
-            (
-                "self.serving.replicas == 0 || self.rollout.canary <= self.serving.replicas",
-                "rollout.canary must not exceed serving.replicas",
-            ),
         )
     }
 

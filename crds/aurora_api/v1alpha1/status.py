@@ -110,7 +110,9 @@ class RolloutStatus(RewrittenModel):
     total: int = Field(
         default=0,
         ge=0,
-        description=("Number of pods in the roll. A replica that is lent to a measurement is not counted."),
+        description=(
+            "Number of pods in the roll. A replica that is lent to a measurement, or waits for a node, is not counted."
+        ),
     )
     started: Timestamp | None = Field(default=None, description="When the roll started.")
     progressed: Timestamp | None = Field(
@@ -240,7 +242,14 @@ class SpeculatorStatus(RewrittenModel):
         default="", description="Ready pods that serve the version they should, of spec.serving.replicas: for example"
         " 2/3."
     )  # fmt: skip
-    replicas: int = Field(default=0, description="Number of inference pods that exist and are not terminating.")
+    replicas: int = Field(
+        default=0,
+        description=(
+            "Number of inference pods that exist and are not terminating, for the scale subresource. Pods that are"
+            " lent to a measurement or wait for a node count. The extra pods of an update do not: an autoscaler would"
+            " take them for wanted ones."
+        ),
+    )
     ready_replicas: int = Field(default=0, description="Number of inference pods whose engine is ready.")
     selector: str = Field(default="", description="Label selector of the inference pods, for the scale subresource.")
     traces: int = Field(

@@ -32,9 +32,11 @@ class TrainingSpec(Model):
     suspended: bool = Field(
         default=False,
         description=(
-            "Stop training and offer no new candidate. Pods go on serving the active draft, and the trainer goes"
-            " on deleting old traces. A candidate that was offered before is still measured and rolled out: set"
-            " `rollout.paused` to prevent the roll."
+            "Stop training and offer no new candidate. Pods go on serving the active draft. The trainer's pod stays"
+            " only to create the initial draft, and to delete old traces while pods may write new ones: it stops"
+            ' when `serving.replicas` is 0 or `capture.sampleRatio` is "0". A candidate that was offered before is'
+            " still measured and rolled out while `serving.replicas` is above 0: set `rollout.paused` to prevent the"
+            " roll."
         ),
     )
     learning_rate: Ratio = Field(

@@ -12,7 +12,7 @@ Invariants:
 - Two trainers at once are possible, when a lost node still runs and reaches the store. Each saved state then takes the
   next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's state.
 
-A suspended trainer still runs.
+A suspended trainer runs only while something needs it (``plan/rest.py``).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     return value.to_variable()
 
 
-def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
-    """The Deployment of the trainer."""
+def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, replicas: int) -> Object:
+    """The Deployment of the trainer, with 1 or 0 pods."""
     trainer = container(
         TRAINER,
         engine_image(spec, config),
@@ -93,7 +93,7 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         trainer_name(owner),
         TRAINER,
         spec={
-            "replicas": 1,
+            "replicas": replicas,
             "strategy": {"type": "Recreate"},
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(owner, TRAINER)},

@@ -19,6 +19,8 @@ SAME_START_TOLERANCE = timedelta(seconds=30)
 A node that comes back starts a pod's containers within this time. An engine that crashes alone takes longer than this
 to load its model before it can crash.
 """
+MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
+"""Length of a scheduler's message that the status repeats. The message may name each kind of node."""
 
 
 def pod_view(pod: Object) -> PodView:
@@ -29,6 +31,7 @@ def pod_view(pod: Object) -> PodView:
     scheduling = _condition(pod, "PodScheduled")
     if scheduling.get("status") == "False":
         reasons.append(scheduling.get("reason", ""))
+    unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
     return PodView(
         name=pod["metadata"]["name"],
         uid=pod["metadata"]["uid"],
@@ -37,6 +40,7 @@ def pod_view(pod: Object) -> PodView:
         terminating="deletionTimestamp" in pod["metadata"] or status.get("phase") in ("Failed", "Succeeded"),
         scheduled=scheduling.get("status") == "True",
         waiting=next((reason for reason in reasons if reason and reason not in _NORMAL_WAITING_REASONS), ""),
+        scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         started_together=_started_together(status.get("containerStatuses") or ()),
     )
 
@@ -45,9 +49,10 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
     """A Deployment."""
     if workload is None:
         return None
-    status, wanted = workload.get("status", {}), workload["spec"].get("replicas", 1)
+    status = workload.get("status", {})
     seen = status.get("observedGeneration", 0) >= workload["metadata"]["generation"]
-    updated = status.get("updatedReplicas", 0) >= wanted and status.get("replicas", 0) == wanted
+    # The number of pods does not matter here: a scale-up that waits for room leaves the template current.
+    updated = status.get("updatedReplicas", 0) >= status.get("replicas", 0)
     failure = _condition(workload, "ReplicaFailure")
     return WorkloadView(
         current=seen and updated,
@@ -74,13 +79,16 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
 
 
 def disruptions_allowed(budget: Object | None) -> int | None:
-    """How many pods may be evicted now; None until the PodDisruptionBudget's controller has seen its last change."""
+    """Number of healthy pods beyond those that the PodDisruptionBudget demands, negative when some are missing.
+
+    None until the budget's controller has seen the budget's last change.
+    """
     if budget is None:
         return None
     status = budget.get("status", {})
     if status.get("observedGeneration", 0) < budget["metadata"]["generation"]:
         return None
-    return int(status.get("disruptionsAllowed", 0))
+    return int(status.get("currentHealthy", 0)) - int(status.get("desiredHealthy", 0))
 
 
 def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
@@ -132,11 +140,10 @@ def _started_together(containers: Iterable[Object]) -> bool:
 
 def _waiting_reason(pod: Object) -> str:
     """Why a pod does not start, with the scheduler's message if it has one; empty when nothing is wrong."""
-    view, scheduling = pod_view(pod), _condition(pod, "PodScheduled")
+    view = pod_view(pod)
     if not view.waiting or view.terminating:
         return ""
-    message = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
-    return f"{view.waiting}: {message}" if message else view.waiting
+    return f"{view.waiting}: {view.scheduler_message}" if view.scheduler_message else view.waiting
 
 
 def _termination_messages(pod: Object) -> Iterable[str]:

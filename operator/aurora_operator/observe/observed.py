@@ -45,8 +45,15 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Kubernetes' reason why a container does not run: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
+    scheduler_message: str = ""
+    """Why the scheduler finds no node for the pod; empty once the pod has a node."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
+
+    @property
+    def waits_for_node(self) -> bool:
+        """Nothing of the pod runs yet: the cluster has no room for it, or the scheduler has not seen it."""
+        return not (self.scheduled or self.ready or self.terminating)
 
     @property
     def measurement(self) -> MeasurementStatus | None:
@@ -59,7 +66,7 @@ class WorkloadView:
     """A Deployment."""
 
     current: bool
-    """The controller has seen our last change, and every pod has the current template."""
+    """The controller has seen our last change, and every pod that exists has the current template."""
     replicas: int
     ready: int
     message: str = ""
@@ -200,7 +207,10 @@ class Observed:
     keys_exist: bool = False
     """Whether the Secret with the generated keys exists and is ours."""
     disruptions_allowed: int | None = None
-    """How many more pods the disruption budget allows to leave now; None while that is unknown."""
+    """Healthy pods beyond those that the disruption budget demands, negative when some are missing.
+
+    None while that is unknown. The budget demands the wanted pods, and so counts pods that wait for a node as missing.
+    """
     recent_counters: Mapping[str, CounterSample] = field(default_factory=dict)
     """By pod name. The samples feed only the figures in the status; no decision depends on them."""
     observation_gap: bool = False
@@ -221,3 +231,14 @@ class Observed:
     """
     name_taken: tuple[str, ...] = ()
     """Children that were not applied because an object of that name belongs to somebody else: ``Service chat``."""
+
+    @property
+    def unplaced_pods(self) -> int:
+        """Wanted pods that have no place: they wait for a node, or the API server refuses to create them (a quota).
+
+        They may never start, so nothing waits for them.
+        """
+        waiting = sum(view.waits_for_node for view in self.pods)
+        refused = self.deployment is not None and bool(self.deployment.message)
+        existing = sum(not view.terminating for view in self.pods)
+        return waiting + (max(self.spec.serving.replicas - existing, 0) if refused else 0)

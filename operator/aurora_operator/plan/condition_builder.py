@@ -10,6 +10,7 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.lending import withdrawn_pods
+from aurora_operator.plan.rest import trainer_replicas
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase
 
@@ -25,6 +26,8 @@ class ConditionContent:
 
 ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
+SCALED_TO_ZERO = "ScaledToZero"
+"""Reason of Available and ServingReady while no pods are wanted."""
 _NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
@@ -111,7 +114,7 @@ def _available(observed: Observed) -> ConditionContent:
     if serving:
         return ConditionContent(True, "PodsServe", message)
     return ConditionContent(
-        False, "NoPodServes" if wanted else "ScaledToZero", message if wanted else "no pods are wanted"
+        False, "NoPodServes" if wanted else SCALED_TO_ZERO, message if wanted else "no pods are wanted"
     )
 
 
@@ -125,21 +128,17 @@ def _storage(observed: Observed) -> ConditionContent:
 def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> ConditionContent:
     wanted, workload = observed.spec.serving.replicas, observed.deployment
     if wanted == 0:
-        return ConditionContent(True, "ScaledToZero", "no pods are wanted")
+        return ConditionContent(True, SCALED_TO_ZERO, "no pods are wanted")
     ready = min(workload.ready if workload else 0, status.ready_replicas)
     text = f"{ready} of {wanted} pods are ready"
     if workload is None or not workload.current:
         reason = (workload.message if workload else "") or "pods of the current template are being started"
-        return ConditionContent(False, "PodsUpdating", f"{text}; {reason}")
+        return ConditionContent(False, "PodsUpdating", f"{text}; {reason}{_waiting_for_node(observed)}")
     if observed.store.ok and observed.store.channel is None:
         return ConditionContent(False, "WaitingForDraft", "the trainer has not registered the initial draft yet")
     lent = len(withdrawn_pods(observed))
     if ready + lent < wanted:
-        waiting = sorted({pod.waiting for pod in observed.pods if pod.waiting})
-        scaling = status.replicas < wanted
-        return ConditionContent(
-            False, "Scaling" if scaling else "PodsNotReady", text + (f" ({', '.join(waiting)})" if waiting else "")
-        )
+        return _missing_pods(observed, status, text, wanted - ready - lent)
     text = f"{up_to_date} of {wanted} pods serve the version they should"
     if up_to_date + lent < wanted:
         return ConditionContent(False, "SwapsPending", text)
@@ -148,7 +147,35 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
     return ConditionContent(True, "Serving", text)
 
 
+def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missing: int) -> ConditionContent:
+    """Why ``missing`` of the wanted pods are not ready.
+
+    Args:
+        text: how many pods are ready.
+    """
+    starting = sorted({pod.waiting for pod in observed.pods if pod.waiting and not pod.waits_for_node})
+    text += f" ({', '.join(starting)})" if starting else ""
+    text += _waiting_for_node(observed)
+    if status.replicas < observed.spec.serving.replicas:
+        refusal = observed.deployment.message if observed.deployment else ""
+        return ConditionContent(False, "Scaling", f"{text}; {refusal}" if refusal else text)
+    all_wait = sum(pod.waits_for_node for pod in observed.pods) >= missing
+    return ConditionContent(False, "PodsPending" if all_wait else "PodsNotReady", text)
+
+
+def _waiting_for_node(observed: Observed) -> str:
+    """How many pods wait for a node, with the scheduler's reason: empty, or ``"; 2 wait for a node: …"``."""
+    waiting = [pod for pod in observed.pods if pod.waits_for_node]
+    if not waiting:
+        return ""
+    why = next((pod.scheduler_message for pod in waiting if pod.scheduler_message), "the scheduler looks for one")
+    return f"; {len(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a node: {why}"
+
+
 def _trainer(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
+    if trainer_replicas(observed) == 0:
+        message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
+        return ConditionContent(True, "Suspended", message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         message = (workload.message if workload else "") or "the trainer's pod is not ready"

@@ -9,6 +9,7 @@ from datetime import datetime
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.condition_builder import SCALED_TO_ZERO
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.validation import ValidationDecision
 
@@ -89,6 +90,9 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     for event in events:
         yield event.note
     before = {condition.type: condition for condition in old.conditions}
+    available = before.get(ConditionType.AVAILABLE)
+    # A speculator that starts, or is scaled up from zero, is not ready yet. That is no fault.
+    starts = available is None or available.reason == SCALED_TO_ZERO
     for condition in new.conditions:
         known = before.get(condition.type)
         if known is not None and (known.status, known.reason) == (condition.status, condition.reason):
@@ -99,4 +103,4 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
         if condition.type is ConditionType.READY and (known is None or known.status is not condition.status):
             ready = condition.status is ConditionStatus.TRUE
             reason = "Ready" if ready else condition.reason
-            yield EventNote(reason, condition.message, warning=not ready and known is not None)
+            yield EventNote(reason, condition.message, warning=not ready and not starts)

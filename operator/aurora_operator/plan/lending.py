@@ -4,9 +4,12 @@ The plan first names the pod in the status, and then asks the pod's agent to wit
 the Job is created, and renews the lease from then on. Any other withdrawn pod is taken back, even when the status was
 lost.
 
-Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod is ready and serves the active
-version, another pod is left, and the disruption budget allows one more disruption. At most one pod is withdrawn. When
-another pod is not ready, the withdrawn pod is taken back, measured or not: service comes before measurements.
+A pod for which the cluster has no room may wait forever, so it neither delays a measurement nor ends one.
+
+Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
+the active version, another pod is left, and the disruption budget allows one more disruption. At most one pod is
+withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
+measured or not: service comes before measurements.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ def _withdraw(
     """Withdraw the pod that the status names, or choose one, unless no pod can be spared."""
     if reason := _refusal_reason(observed):
         return LendingDecision(_waiting(candidate, reason), returns)
-    views = sorted((view for view in observed.pods if not view.terminating), key=lambda view: view.name)
+    views = sorted(_pods_with_node(observed), key=lambda view: view.name)
     chosen = next((view for view in views if view.name == candidate.pod), views[-1])
     lease = _lease_request(chosen, candidate.job or "", epoch, lease_seconds=LEASE_SECONDS)
     return LendingDecision(candidate.model_copy(update=_measuring_on(chosen)), (*returns, lease))
@@ -134,8 +137,17 @@ def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
 def _recall_reason(observed: Observed, lent: PodView | None) -> str:
     """Why the lent pod has to serve again; empty when it can be spared."""
     serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
-    others = observed.spec.serving.replicas - 1
+    others = max(_placed_pods(observed) - 1, 1)
     return "" if serving >= others else f"{serving} of the {others} other pods are ready"
+
+
+def _pods_with_node(observed: Observed) -> tuple[PodView, ...]:
+    return tuple(view for view in observed.pods if not view.terminating and not view.waits_for_node)
+
+
+def _placed_pods(observed: Observed) -> int:
+    """How many pods should be ready now: the wanted ones, without those that have no place."""
+    return max(observed.spec.serving.replicas - observed.unplaced_pods, 0)
 
 
 def _template_changing(observed: Observed) -> str:
@@ -149,9 +161,8 @@ def _template_changing(observed: Observed) -> str:
 
 def _refusal_reason(observed: Observed) -> str:
     """Why no replica may be withdrawn now; empty when one may."""
-    wanted, channel = observed.spec.serving.replicas, observed.store.channel
-    views = [view for view in observed.pods if not view.terminating]
-    if wanted < 2:
+    wanted, channel, views = _placed_pods(observed), observed.store.channel, _pods_with_node(observed)
+    if observed.spec.serving.replicas < 2:
         return "serving.replicas is below 2, and one replica has to go on serving"
     if reason := _template_changing(observed):
         return reason
@@ -160,6 +171,8 @@ def _refusal_reason(observed: Observed) -> str:
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]
     if len(ready) < wanted or len(views) != wanted:
         return f"{len(ready)} of {wanted} pods are ready"
+    if len(ready) < 2:
+        return f"{len(ready)} of {observed.spec.serving.replicas} pods is ready, and one has to go on serving"
     active = [
         view
         for view in ready
@@ -167,6 +180,8 @@ def _refusal_reason(observed: Observed) -> str:
     ]
     if len(active) < wanted:
         return f"{len(active)} of {wanted} pods serve the active version"
-    if not observed.disruptions_allowed:
+    # The budget counts a pod that has no place as disrupted, for as long as the pod waits.
+    allowed = observed.disruptions_allowed
+    if allowed is None or allowed + observed.unplaced_pods < 1:
         return "the PodDisruptionBudget allows no disruption now"
     return ""

@@ -21,6 +21,7 @@ from aurora_operator.plan import lending, validation
 from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.channel_builder import first_channel, next_channel
 from aurora_operator.plan.events import history_entries, notes, version_events
+from aurora_operator.plan.rest import is_at_rest, with_rest_message
 from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.steps import Step
@@ -29,7 +30,7 @@ from aurora_operator.plan.root_ownership import LASTING_REASONS, decide_ownershi
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
-from aurora_operator.plan.validation import ValidationDecision, ValidationInputs
+from aurora_operator.plan.validation import ValidationInputs
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -89,7 +90,8 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     # roll, and would compare against a version that is about to be replaced.
     rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
     lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), rollout_rests=rollout_rests)
-    candidate = _candidate_after(lent.candidate, step)
+    candidate = with_rest_message(_candidate_after(lent.candidate, step), observed.spec)
+    wanted_job = None if is_at_rest(observed.spec) else validated.job
     rejected = _with(rejected, step.advance.reject if step.advance else None)
     events = version_events(validated, step)
     advance = next_channel(observed, step, validated, now)
@@ -102,12 +104,12 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     return Plan(
         advance=advance,
         status=status,
-        job=_job_to_create(observed, config, validated, lent) if rollout_rests and not observed.spec_fault else None,
-        delete_jobs=obsolete_jobs(observed.jobs, validated.job, candidate.job if candidate else None),
+        job=_job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None,
+        delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
         notes=tuple(notes(old, status, events)),
-        moving=_is_moving(observed, pods, step) or bool(swaps) or validated.job is not None or advance is not None,
+        moving=_is_moving(observed, pods, step) or bool(swaps) or wanted_job is not None or advance is not None,
     )
 
 
@@ -167,10 +169,10 @@ def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
 
 
 def _job_to_create(
-    observed: Observed, config: OperatorConfig, validated: ValidationDecision, lent: lending.LendingDecision
+    observed: Observed, config: OperatorConfig, wanted: tuple[int, int] | None, lent: lending.LendingDecision
 ) -> Object | None:
-    """The Job that should exist, when it does not yet and has a place to measure."""
-    wanted, channel = validated.job, observed.store.channel
+    """The Job of the ``wanted`` (version, attempt), when it does not exist yet and has a place to measure."""
+    channel = observed.store.channel
     if wanted is None or channel is None or any((job.version, job.attempt) == wanted for job in observed.jobs):
         return None
     version, attempt = wanted
@@ -184,6 +186,13 @@ def _job_to_create(
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
-    """Whether pods or the rollout are under way, so that the next reconcile should come soon."""
-    unsettled = any(pod.swapping or not pod.ready for pod in pods) or len(pods) != observed.spec.serving.replicas
-    return unsettled or step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+    """Whether pods or the rollout are under way, so that the next reconcile should come soon.
+
+    A pod that waits for a node, or whose container cannot start, may do so forever. Kubernetes reports its next change
+    as an event, so nobody needs to look.
+    """
+    stuck = {view.name for view in observed.pods if view.waits_for_node or (view.waiting and not view.ready)}
+    changing = any(pod.swapping or (not pod.ready and pod.name not in stuck) for pod in pods)
+    refused = observed.deployment is not None and bool(observed.deployment.message)
+    counting = len(pods) != observed.spec.serving.replicas and not refused
+    return changing or counting or step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)

@@ -30,10 +30,12 @@ from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
 from aurora_operator.plan.kept_fields import with_kept_fields
+from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
+from aurora_protocol.training_records import TrainerPhase
 from aurora_store import Keys
 
 REFRESH = timedelta(seconds=5)
@@ -107,8 +109,9 @@ def _training(observed: Observed) -> TrainingStatus:
     if record is None:
         return observed.status.training
     held_out, coverage = record.held_out_acceptance_length, record.vocabulary_coverage
+    stopped = trainer_replicas(observed) == 0
     return TrainingStatus(
-        phase=record.phase,
+        phase=TrainerPhase.SUSPENDED if stopped else record.phase,
         step=record.step,
         trained_tokens=record.trained_tokens,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
@@ -172,7 +175,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         training=_training(observed),
         accept_length=accept_length or old.accept_length,
         updated=f"{up_to_date}/{observed.spec.serving.replicas}",
-        replicas=len(pods),
+        replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
         traces=sum(view.agent.capture.answer_tokens for view in observed.pods if view.agent),

@@ -43,6 +43,7 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutP
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_store import Keys
@@ -217,7 +218,7 @@ def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None =
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
         waiting_version=waiting_version,
-        message="measuring on the real engine",
+        message=MEASURING,
     )
     return _after_attempt(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
 

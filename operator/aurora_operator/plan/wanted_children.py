@@ -11,6 +11,7 @@ from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.root_ownership import holds_workloads
 from aurora_operator.plan.upgrade.decision import UpgradeDecision
 
@@ -25,8 +26,9 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     draft.
     """
     owner, spec = observed.owner, observed.spec
+    trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed))
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
-    workloads = (trainer_deployment(owner, spec, config), serving)
+    workloads = (trainer, serving)
     return (
         *service_accounts(owner, spec),
         *services(owner),

@@ -39,7 +39,10 @@ def rollout_pod(view: PodView) -> Pod:
 def world_of(
     observed: Observed, pods: Iterable[Pod], validation: ValidationDecision, rejected: frozenset[int], now: datetime
 ) -> World:
-    """The world without withdrawn pods. The rollout must neither miss them nor ask them for anything.
+    """The world of the pods that serve or start.
+
+    Withdrawn pods are left out: the rollout must neither miss them nor ask them for anything. Pods that wait for a node
+    are left out too, because they may wait forever. They take the active version once they start.
 
     Args:
         rejected: versions that are never rolled out again.
@@ -47,6 +50,7 @@ def world_of(
     store, channel, pin = observed.store, observed.store.channel, observed.spec.rollout.pin
     assert channel is not None, "called only while there is a channel"
     away, next_version = lending.withdrawn_pods(observed), validation.next_version
+    absent = away | {view.name for view in observed.pods if view.waits_for_node}
     invalid = bool(observed.spec_fault)
     return World(
         now=now,
@@ -55,7 +59,7 @@ def world_of(
         rejected=frozenset(channel.rejected),
         channel_message=channel.message,
         epoch=channel.epoch,
-        pods=tuple(pod for pod in pods if pod.name not in away),
+        pods=tuple(pod for pod in pods if pod.name not in absent),
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
         policy=observed.spec.rollout.model_copy(update={"paused": True}) if invalid else observed.spec.rollout,

@@ -96,7 +96,7 @@ class Promises(RuleBasedStateMachine):
         if forward:  # promise 2
             agents = [pod.agent for pod in seen.pods]
             busy = sum(a is not None and a.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) for a in agents)
-            down = sum(not pod.ready or agent is None for pod, agent in zip(seen.pods, agents, strict=True))
+            down = sum(not view.ready or view.agent is None for view in seen.pods if view.scheduled)
             assert len(made.swaps) + busy <= rules.max_swapping
             assert down <= rules.max_not_ready
         elif phase is RolloutPhase.IDLE and not rules.paused:
@@ -121,7 +121,7 @@ class Promises(RuleBasedStateMachine):
         if made.job is not None and seen.spec.validation.measure_on is MeasureOn.REPLICA:
             assert away, "a replica is withdrawn before its Job is created"
         if left:
-            staying = [view for view in seen.pods if view.name not in left]
+            staying = [view for view in seen.pods if view.scheduled and view.name not in left]
             assert len(left) == 1
             assert staying
             assert not away

@@ -41,6 +41,10 @@ class ServicePod:
     requests: int = 0
     answer_tokens: int = 0
     swap: SwapStatus = field(default_factory=SwapStatus)
+    scheduled: bool = True
+    """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
+    starts: bool = False
+    """The pod is new, and ready at the reconcile after the next one."""
 
     def view(self) -> Pod:
         counters = LiveCounters(
@@ -83,6 +87,8 @@ class Service:
         self.traffic = True
         self.refuses: set[str] = set()
         """Names of the pods that cannot load the draft."""
+        self.joined = pods
+        """Number of pods that have ever joined."""
         self.people: dict[str, Any] = {}
         """Requests of people, as fields of :class:`World`."""
         self.restarted = False
@@ -102,13 +108,33 @@ class Service:
             epoch=self.epoch,
             rejected=frozenset(self.rejected),
             channel_message="the channel's message",
-            pods=tuple(pod.view() for pod in self.pods),
+            pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
             policy=self.policy,
             next_version=next_version,
             promotable=frozenset() if next_version is None else frozenset({next_version}),
             observation_gap=self.restarted,
         )
         return replace(world, **self.people)
+
+    def scale(self, replicas: int, *, first: str = "", room: bool = True) -> None:
+        """Scale to ``replicas`` pods, as an autoscaler does.
+
+        Args:
+            first: name of the pod that leaves first, after those that wait for a node. Then the newest leave.
+            room: whether new pods get a node.
+        """
+        kept = sorted(self.pods, key=lambda pod: (not pod.scheduled, pod.name == first))[:replicas]
+        self.pods = [pod for pod in self.pods if pod in kept]
+        for name in "abcdefgh"[self.joined : self.joined + replicas - len(self.pods)]:
+            self.joined += 1
+            self.pods.append(ServicePod(name, self.active, ready=False, scheduled=room, starts=room))
+
+    def add_nodes(self) -> None:
+        """Pods that wait for a node get one, and choose the version that is active now."""
+        for pod in self.pods:
+            if not pod.scheduled:
+                pod.scheduled = pod.starts = True
+                pod.version = self.active
 
     def reconcile(self, *, dies_before: str = "") -> str:
         """Reconcile once. The operator may die before it writes to the channel, stores the roll ("status") or swaps."""
@@ -155,7 +181,9 @@ class Service:
     def _pass_time(self) -> None:
         self.now += timedelta(seconds=SECONDS_BETWEEN_RECONCILES)
         for pod in self.pods:
-            if self.traffic and pod.ready:
+            if pod.starts:
+                pod.ready, pod.starts = True, False
+            elif self.traffic and pod.ready:
                 pod.requests += REQUESTS_PER_RECONCILE
                 rounds = REQUESTS_PER_RECONCILE * ROUNDS_PER_REQUEST
                 pod.answer_tokens += int(rounds * self.acceptance_length.get(pod.version, 2.0))

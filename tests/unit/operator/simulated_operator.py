@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
@@ -60,13 +59,11 @@ class SimulatedOperator:
         )
         self._observed_version = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
-        if given.validation.measure_on is MeasureOn.REPLICA:
-            # Pods appear and disappear by themselves here, so the wanted number is always the existing one.
-            serving = given.serving.model_copy(update={"replicas": len(pods)})
-            given = given.model_copy(update={"serving": serving})
+        # Pods appear and disappear by themselves here, so the wanted number is always the existing one.
+        given = given.model_copy(update={"serving": given.serving.model_copy(update={"replicas": len(pods)})})
         self._seen = observed(
             spec=given,
-            disruptions_allowed=int(all(pod.serves for pod in pods)),
+            disruptions_allowed=sum(pod.serves for pod in pods) - (len(pods) - 1),
             status=SpeculatorStatus.model_validate_json(self._cluster.status),
             pods=tuple(pod.view() for pod in pods),
             jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),

@@ -88,6 +88,8 @@ class SimulatedPod:
     version: int | None
     up: bool = False
     """The engine answers, and the pod is ready."""
+    scheduled: bool = True
+    """The pod has a node. Without a node nothing of the pod runs."""
     slow: bool = False
     """Swaps never end, and the engine never becomes ready."""
     silent: bool = False
@@ -180,6 +182,10 @@ class SimulatedPod:
 
     def view(self) -> PodView:
         self.views += 1
+        if not self.scheduled:
+            return PodView(
+                self.name, uid=self.name, waiting="Unschedulable", scheduler_message="0/1 nodes are available"
+            )
         state = None if self.silent else self._state()
         return PodView(
             self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
@@ -274,6 +280,12 @@ class SimulatedCluster:
 
     def edited(self) -> None:
         self.version += 1
+
+    def delete_pods(self, count: int, first: int) -> None:
+        """Delete pods as Kubernetes does at a scale-down: without a node first, then not ready, then any from ``first``."""
+        turned = [*self.pods[first:], *self.pods[:first]]
+        leaving = {pod.name for pod in sorted(turned, key=lambda pod: (pod.scheduled, pod.serves))[:count]}
+        self.pods = [pod for pod in self.pods if pod.name not in leaving]
 
     def write_status(self, status: str, observed_version: int) -> None:
         """Raises :class:`Conflict` when somebody wrote after ``observed_version``."""

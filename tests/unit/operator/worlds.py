@@ -151,6 +151,14 @@ def pod(name: str, version: int, **more: Any) -> PodView:
     return replace(view, **more)
 
 
+NO_ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def waiting_pod(name: str) -> PodView:
+    """A pod for which the cluster has no room."""
+    return PodView(name=name, uid=name, waiting="Unschedulable", scheduler_message=NO_ROOM)
+
+
 def observed(**more: Any) -> Observed:
     """Two pods serve the initial draft, the store is readable, and nothing is under way."""
     replicas = more.get("spec", spec(serving={"replicas": 2})).serving.replicas

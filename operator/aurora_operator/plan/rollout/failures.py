@@ -55,7 +55,7 @@ def stop_reason(facts: RolloutFacts) -> Stop | None:
     if facts.roll.state_lost:
         return Stop("status.operatorState was lost, so the version cannot be judged")
     if not world.pods:
-        return Stop("no pods are left")
+        return Stop("no pod serves or starts any longer")
     if facts.no_progress:
         return Stop(f"no progress for {facts.deadline}")
     settings_changed = state is not None and state.serving_digest != world.serving_digest

@@ -86,7 +86,7 @@ def lease_request(pod: str, lease: int) -> LeaseRequest:
 
 FULL = Plan(
     create_keys=True,
-    children=(*services(OWNER), trainer_deployment(OWNER, spec(), CONFIG)),
+    children=(*services(OWNER), trainer_deployment(OWNER, spec(), CONFIG, 1)),
     advance=channel(1, epoch=2, previous=0),
     status=SpeculatorStatus(),
     job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}},

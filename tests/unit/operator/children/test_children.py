@@ -31,7 +31,7 @@ def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> d
 def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
     made = {
         "inference": deployment(OWNER, given, CONFIG),
-        "trainer": trainer_deployment(OWNER, given, CONFIG),
+        "trainer": trainer_deployment(OWNER, given, CONFIG, 1),
         "validator": job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1)),
     }
     return {name: obj["spec"]["template"] for name, obj in made.items()}
@@ -134,7 +134,7 @@ def test_a_change_that_serving_does_not_depend_on_restarts_no_pod(change: dict[s
 
 def test_a_template_of_one_role_does_not_restart_another() -> None:
     patch = {"template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}
-    assert trainer_deployment(OWNER, spec(validation=patch), CONFIG) == trainer_deployment(OWNER, spec(), CONFIG)
+    assert trainer_deployment(OWNER, spec(validation=patch), CONFIG, 1) == trainer_deployment(OWNER, spec(), CONFIG, 1)
     assert pods(spec(training=patch))["trainer"]["spec"]["nodeSelector"] == {"gpu": "yes"}
 
 
@@ -206,7 +206,7 @@ def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
     given = spec(serving=serving)
-    templates = [deployment(OWNER, given, config), trainer_deployment(OWNER, given, config)]
+    templates = [deployment(OWNER, given, config), trainer_deployment(OWNER, given, config, 1)]
     templates.append(job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)))
     names = [[one["name"] for one in made["spec"]["template"]["spec"]["imagePullSecrets"]] for made in templates]
     assert names == [["registry", "mine"], ["registry"], ["registry", "mine"]]
@@ -319,7 +319,7 @@ def test_the_trainer_leaves_a_lost_node_soon_and_its_pods_never_overlap_in_an_up
     assert tolerations(tolerations=[gpu]) == [gpu, *lost]
     patient = lost[0] | {"tolerationSeconds": 600}
     assert tolerations(tolerations=[patient]) == [patient, lost[1]], "the user's template wins"
-    made = trainer_deployment(OWNER, spec(), CONFIG)
+    made = trainer_deployment(OWNER, spec(), CONFIG, 1)
     assert made["spec"]["strategy"] == {"type": "Recreate"}
     assert made["spec"]["replicas"] == 1
     volumes = made["spec"]["template"]["spec"]["volumes"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from aurora_operator.observe import kubernetes_views
+from aurora_operator.observe.observed import PodView, WorkloadView
 
 
 def container(name: str, started: str | None) -> dict[str, Any]:
@@ -36,6 +37,49 @@ def test_containers_that_started_together_are_distinguished_from_an_engine_that_
 
 def test_a_pod_without_containers_did_not_start_together() -> None:
     assert not kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
+
+
+def inference_pod(*conditions: dict[str, str], **metadata: str) -> PodView:
+    return kubernetes_views.pod_view(
+        {"metadata": {"name": "p", "uid": "u", **metadata}, "status": {"conditions": [*conditions]}}
+    )
+
+
+def test_a_pod_waits_for_a_node_until_the_scheduler_found_one() -> None:
+    no_room = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes. " * 100}
+    found = inference_pod(no_room)
+    assert found.waits_for_node
+    assert found.scheduler_message.startswith("0/1 nodes. 0/1")
+    assert len(found.scheduler_message) == kubernetes_views.MAX_SCHEDULER_MESSAGE_CHARACTERS
+    assert inference_pod().waits_for_node, "the scheduler has not seen it yet"
+    placed = inference_pod({"type": "PodScheduled", "status": "True"})
+    assert (placed.waits_for_node, placed.scheduler_message) == (False, "")
+    assert not inference_pod(no_room, deletionTimestamp="2026-01-01T00:00:00Z").waits_for_node
+
+
+def workload(wanted: int, **status: Any) -> WorkloadView:
+    found = kubernetes_views.workload_view(
+        {"metadata": {"generation": 2}, "spec": {"replicas": wanted}, "status": {"observedGeneration": 2, **status}}
+    )
+    assert found is not None
+    return found
+
+
+def test_a_workload_is_current_while_it_scales_and_not_while_it_updates() -> None:
+    assert workload(3, replicas=2, updatedReplicas=2).current, "no room for a third pod, which changes no template"
+    assert workload(1, replicas=2, updatedReplicas=2).current, "scaled down"
+    assert workload(0).current
+    assert not workload(2, replicas=3, updatedReplicas=1).current, "an update with an extra pod"
+    assert not workload(2, replicas=1).current, "an update that deletes first"
+    assert not workload(2, replicas=2, updatedReplicas=2, observedGeneration=1).current, "not seen yet"
+
+
+def test_pods_that_a_budget_misses_count_negative() -> None:
+    status = {"observedGeneration": 1, "currentHealthy": 2, "desiredHealthy": 4, "disruptionsAllowed": 0}
+    budget = {"metadata": {"generation": 1}, "status": status}
+    assert kubernetes_views.disruptions_allowed(budget) == -2
+    assert kubernetes_views.disruptions_allowed(budget | {"status": status | {"currentHealthy": 5}}) == 1
+    assert kubernetes_views.disruptions_allowed(budget | {"metadata": {"generation": 2}}) is None
 
 
 def of_job(status: dict[str, Any]) -> dict[str, Any]:

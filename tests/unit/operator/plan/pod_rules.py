@@ -30,14 +30,31 @@ class PodRules(Promises):
         self.joined += 1
         self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
 
-    @precondition(lambda self: self.cluster.pods)
+    @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), room=st.booleans())
+    def autoscaler_scales(self, *, replicas: int, first: int, room: bool) -> None:
+        """Without ``room``, new pods wait for a node. No version may be rejected for a scale-down, even to zero."""
+        self.cluster.delete_pods(max(len(self.cluster.pods) - replicas, 0), first)
+        while len(self.cluster.pods) < replicas:
+            self.pod_joins(slow=False)
+            self.cluster.pods[-1].scheduled = room
+        self.cluster.edited()
+
+    @precondition(lambda self: any(not pod.scheduled for pod in self.cluster.pods))
+    @rule(count=st.integers(1, 5))
+    def nodes_join(self, *, count: int) -> None:
+        """Waiting pods get a node, and choose the version that is active now."""
+        for pod in [pod for pod in self.cluster.pods if not pod.scheduled][:count]:
+            pod.scheduled, pod.version = True, self.channel.active
+
+    @precondition(lambda self: any(pod.scheduled for pod in self.cluster.pods))
     @rule(
         which=st.integers(0, 4),
         fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
     )
     def pod_fails(self, *, which: int, fault: str) -> None:
         """``restarts``: with the version of before; ``restarts empty``: with the version that is active now."""
-        pod = self.cluster.pods[which % len(self.cluster.pods)]
+        pods = [pod for pod in self.cluster.pods if pod.scheduled]
+        pod = pods[which % len(pods)]
         if fault == "dies":
             self.cluster.pods.remove(pod)
         elif fault == "silent":
@@ -84,6 +101,8 @@ class PodRules(Promises):
     def all_go_on(self) -> None:
         """Swaps end and engines come up after ``pace`` further reconciles, but never in slow pods."""
         for pod in self.cluster.pods:
+            if not pod.scheduled:
+                continue
             busy = pod.swapping or not pod.up
             pod.taken = pod.taken + 1 if busy else 0
             if not pod.slow:

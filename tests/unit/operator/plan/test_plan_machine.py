@@ -4,7 +4,8 @@
 together. Two operators run by mistake, and each may die between any two actions. Store, cluster and agents are
 simulated. Candidates are measured in Jobs of their own or on a replica, and Jobs may be refused. Evidence comes late,
 twice, about a former active version or never. Agents are silent or lie. The store cannot be reached for a while. The
-clock is set forwards and backwards. People edit, pin, promote and abort.
+clock is set forwards and backwards. An autoscaler scales, also to zero, and new pods wait for a node, some forever.
+People edit, pin, promote and abort.
 
 ``promises`` says what must hold all the while. ``tests.bench.states`` runs the machine longer. Not modelled: operators
 that share one process, and a Kubernetes that loses what it acknowledged.
@@ -218,7 +219,7 @@ class PlanMachine(PodRules):
         self.monotonic_seconds += seconds
         self.cluster.pass_time(seconds)
         for pod in self.cluster.pods:
-            busy = pod.swapping or not pod.up
+            busy = pod.scheduled and (pod.swapping or not pod.up)
             pod.seconds = pod.seconds + (seconds if seconds < DEADLINE else 0) if busy else 0.0
             if pod.seconds > DEADLINE / 2:
                 self.blame()
@@ -292,7 +293,10 @@ class PlanMachine(PodRules):
     # convergence -----------------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Once faults stop, all pods serve the right version, the newest one is decided, and nothing is under way."""
+        """Once faults stop, all pods serve the right version, the newest one is decided, and nothing is under way.
+
+        Pods without a node stay without one. They must keep nothing from its end.
+        """
         if not self.store.channels:
             return
         rules = UNJUDGED if self.end == "unjudged" else JUDGED
@@ -301,13 +305,14 @@ class PlanMachine(PodRules):
         if not self.store.passed(self.pinned().get("pin", INITIAL_VERSION)):
             self.person_pins(pin=None)  # nothing is rolled out while a version that never passed is pinned
         self.cluster.edited()
-        if not self.cluster.pods:
+        if not any(pod.scheduled for pod in self.cluster.pods):
             self.pod_joins(slow=False)
         for pod in self.cluster.pods:
             pod.salt = ""
         self.faults_end()
         self.cluster.refuses_jobs, self.lent = False, {}
-        if self.cluster.spec["validation"]["measureOn"] == "Replica" and len(self.cluster.pods) < 2:
+        on_replica = self.cluster.spec["validation"]["measureOn"] == "Replica"
+        if on_replica and sum(pod.scheduled for pod in self.cluster.pods) < 2:
             self.pod_joins(slow=False)
         if self.end == "unjudged":
             self.candidate_is_registered(kind="deadly")
@@ -330,7 +335,8 @@ class PlanMachine(PodRules):
             newest = max(version for version in self.store.registrations if version not in refused)
             return status.rollout.version == newest and pin is None
         decided = self.store.newest <= active or self.store.newest in {*status.rejected, *self.channel.rejected}
-        at_rest = all(pod.version == active and pod.serves and not pod.swapping for pod in self.cluster.pods)
+        pods = [pod for pod in self.cluster.pods if pod.scheduled]
+        at_rest = all(pod.version == active and pod.serves and not pod.swapping for pod in pods)
         right = pin in (None, active)
         if not (status.rollout.phase is RolloutPhase.IDLE and at_rest and right and (decided or pin is not None)):
             return False

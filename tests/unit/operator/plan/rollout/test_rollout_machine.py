@@ -2,8 +2,8 @@
 
 The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
 the operator may die between any two of them. Pods die, join, restart in the middle of a swap, stop answering, fail to
-swap or come up with other weights. Traffic comes and goes, and some versions that passed the gate are bad for it. The
-spec changes, people pin, promote and abort, and evidence becomes outdated.
+swap or come up with other weights. An autoscaler scales, also to zero. Traffic comes and goes, and some versions that
+passed the gate are bad for it. The spec changes, people pin, promote and abort, and evidence becomes outdated.
 """
 
 from __future__ import annotations
@@ -131,6 +131,15 @@ class RolloutMachine(RuleBasedStateMachine):
             pod.salt = "!"
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.crash(pod.version)
+
+    @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), slow=st.booleans())
+    def autoscaler_scales(self, replicas: int, first: int, *, slow: bool) -> None:
+        """Kubernetes deletes pods that are not ready first. No version may be rejected for that, even at zero pods."""
+        turned = sorted([*self.pods[first:], *self.pods[:first]], key=lambda pod: pod.ready)
+        leaving = {pod.name for pod in turned[: max(len(self.pods) - replicas, 0)]}
+        self.pods = [pod for pod in self.pods if pod.name not in leaving]
+        while len(self.pods) < replicas:
+            self.join(slow=slow)
 
     def blame(self) -> None:
         if self.status.version is not None:

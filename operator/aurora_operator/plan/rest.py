@@ -1,0 +1,50 @@
+"""What runs while a speculator rests: training is suspended, or no replica is wanted. Pure.
+
+A suspended trainer has two tasks left: to create version 0, without which no pod starts, and to delete traces beyond
+``training.traceStorageLimit``. Only inference pods write traces. So the trainer's pod runs while training goes on,
+until version 0 exists, and while traces may arrive. Otherwise it would hold its machine for nothing.
+
+Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs that deletes old ones.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
+from aurora_operator.observe.observed import Observed
+
+MEASURING = "measuring on the real engine"
+AT_REST = "not measured while training is suspended and serving.replicas is 0"
+
+
+def trainer_replicas(observed: Observed) -> int:
+    """How many trainer pods should run: 1 or 0."""
+    needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
+    return int(needed)
+
+
+def is_at_rest(spec: SpeculatorSpec) -> bool:
+    """Nothing should run: training is suspended, and no replica is wanted. A verdict would be of no use now."""
+    return spec.training.suspended and spec.serving.replicas == 0
+
+
+def with_rest_message(candidate: CandidateStatus | None, spec: SpeculatorSpec) -> CandidateStatus | None:
+    """``candidate`` with a message that says that its measurement waits, or no longer waits, because of the rest."""
+    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
+        return candidate
+    if is_at_rest(spec):
+        return candidate.model_copy(update={"message": AT_REST, "pod": None})
+    return candidate.model_copy(update={"message": MEASURING}) if candidate.message == AT_REST else candidate
+
+
+def _version_0_exists(observed: Observed) -> bool:
+    """The channel's first record is written after version 0. The status still knows it while the store is away."""
+    return observed.store.channel is not None or observed.status.active is not None
+
+
+def _traces_may_arrive(observed: Observed) -> bool:
+    """Inference pods trace requests, or are wanted and will. Terminating pods upload their last traces."""
+    traced = Decimal(observed.spec.capture.sample_ratio) > 0
+    return traced and (observed.spec.serving.replicas > 0 or bool(observed.pods))

@@ -1,0 +1,215 @@
+"""An autoscaler scales a speculator on a real cluster: with and without room for its pods, in a roll, and to zero.
+
+The cluster's own HorizontalPodAutoscaler controller reads and writes the scale subresource. It needs no metrics for
+that: it scales at once to its new minimum or maximum. Pods run the stand-ins of ``operator_rig``.
+
+Room is an extended resource of the node, of which each inference pod takes one. The tests run in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aurora_api.crd import FILE
+from aurora_api.v1alpha1.conditions import Condition
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_protocol.evidence_records import VerdictKind
+from tests.assets.s3 import S3, seaweedfs
+from tests.cluster.cluster import Cluster
+from tests.cluster.command import wait_until
+from tests.cluster.fixture import cluster
+from tests.cluster.images.image_build import python_image
+from tests.integration.operator_rig import IMAGE, PYTHON, Rig, namespace, spec
+from tests.unit.operator.worlds import evidence, lineage, registration
+
+__all__ = ["cluster"]
+
+NAMESPACE, NAME = "autoscaling-test", "chat"
+ROOM = "aurora.test/room"
+PODS = f"app.kubernetes.io/instance={NAME}"
+
+
+@pytest.fixture(scope="module", name="crd")
+def _crd(cluster: Cluster) -> Cluster:
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
+    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    return cluster
+
+
+@pytest.fixture(scope="module", name="s3")
+def _s3() -> Iterator[S3]:
+    with seaweedfs() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", name="rig")
+def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A speculator with two pods that serve version 0, on a node that has room for two."""
+    folder = tmp_path_factory.mktemp("operator")
+    crd.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
+    with namespace(crd, NAMESPACE, s3):
+        rig = Rig(crd, NAMESPACE, s3, folder / "operator.log")
+        give_room(rig, 2)
+        rig.start()
+        try:
+            body = spec(s3)
+            engine, _ = body["serving"]["template"]["spec"]["containers"]
+            engine["resources"] = {"limits": {ROOM: "1"}}
+            rig.apply(NAME, body)
+            registry = rig.registry(NAME)
+            registry.create_lineage(lineage())
+            registry.register(registration(0))
+            rig.wait(NAME, "two pods", lambda s: s.updated == "2/2" and condition(s, "Ready").status == "True", 90)
+            yield rig
+        finally:
+            rig.kill()
+
+
+def give_room(rig: Rig, pods: int) -> None:
+    """Let the node hold this many inference pods."""
+    (node,) = rig.cluster.get("nodes")["items"]
+    path = f"/status/capacity/{ROOM.replace('/', '~1')}"
+    patch = json.dumps([{"op": "add", "path": path, "value": str(pods)}])
+    rig.cluster.kubectl("patch", "node", node["metadata"]["name"], "--subresource=status", "--type=json", "-p", patch)
+
+
+def scale(rig: Rig, replicas: int) -> None:
+    rig.cluster.kubectl("scale", "auroraspeculator", NAME, f"--replicas={replicas}", "-n", rig.namespace)
+
+
+def patch(rig: Rig, **parts: Any) -> None:
+    rig.cluster.kubectl(
+        "patch", "auroraspeculator", NAME, "-n", rig.namespace, "--type=merge", "-p", json.dumps({"spec": parts})
+    )
+
+
+def condition(status: SpeculatorStatus, kind: str) -> Condition:
+    """The condition of this type. Unknown until the status has one."""
+    unknown = {"type": kind, "status": "Unknown", "reason": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return next((c for c in status.conditions if c.type == kind), Condition.model_validate(unknown))
+
+
+def active(status: SpeculatorStatus) -> int | None:
+    return None if status.active is None else status.active.version
+
+
+def offer(rig: Rig, version: int, against: int) -> None:
+    """Register a version with evidence that it is better than the version ``against``."""
+    registry = rig.registry(NAME)
+    registry.put_evidence(evidence(version, VerdictKind.PASS, active=against))
+    registry.register(registration(version))
+
+
+def apply_autoscaler(rig: Rig, low: int, high: int) -> None:
+    metric = {
+        "type": "Resource",
+        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}},
+    }
+    target = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator", "name": NAME}
+    rig.cluster.apply(
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": NAME, "namespace": rig.namespace},
+            "spec": {"scaleTargetRef": target, "minReplicas": low, "maxReplicas": high, "metrics": [metric]},
+        }
+    )
+
+
+def warnings(rig: Rig) -> set[str]:
+    events = rig.get("events", "--field-selector=involvedObject.kind=AuroraSpeculator,type=Warning")["items"]
+    return {event["reason"] for event in events}
+
+
+def test_kubernetes_own_autoscaler_scales_up_without_room_and_no_client_is_worse_off(rig: Rig) -> None:
+    apply_autoscaler(rig, low=3, high=5)
+    status = rig.wait(NAME, "a pod without room", lambda s: condition(s, "Ready").reason == "PodsPending")
+    assert condition(status, "Ready").status == "True"
+    message = condition(status, "ServingReady").message
+    assert message.startswith("2 of 3 pods are ready; 1 waits for a node: 0/1 nodes are available: 1 Insufficient")
+    assert (status.replicas, status.ready_replicas) == (3, 2)
+    hpa = rig.get("hpa", NAME)["status"]
+    assert hpa["desiredReplicas"] == 3
+    able = next(c for c in hpa["conditions"] if c["type"] == "AbleToScale")
+    assert able["status"] == "True", "the controller found the speculator's scale subresource"
+    assert warnings(rig) == set()
+
+
+def test_a_roll_is_promoted_although_a_replica_finds_no_room(rig: Rig) -> None:
+    offer(rig, 1, against=0)
+    status = rig.wait(NAME, "version 1 active", lambda s: active(s) == 1 and s.rollout.phase is RolloutPhase.IDLE)
+    assert [pod.version for pod in status.pods if pod.state == "Ready"] == [1, 1]
+    assert (status.rollout.total, status.rejected) == (2, [])
+
+
+def test_a_replica_is_lent_although_another_finds_no_room(rig: Rig) -> None:
+    """The real disruption budget allows no disruption then, because it counts the waiting pod."""
+    budget = rig.get("poddisruptionbudget", NAME)["status"]
+    assert (budget["disruptionsAllowed"], budget["currentHealthy"], budget["desiredHealthy"]) == (0, 2, 2)
+    patch(rig, validation={"measureOn": "Replica"})
+    rig.registry(NAME).register(registration(2))
+    status = rig.wait(NAME, "a lent replica", lambda s: any(pod.state == "Measuring" for pod in s.pods))
+    assert status.replicas == 3, "a lent pod comes back, so an autoscaler counts it"
+    rig.cluster.kubectl("annotate", "aspec", NAME, "aurora.dev/abort=2", "-n", rig.namespace)
+    rig.wait(NAME, "its return", lambda s: s.ready_replicas == 2 and 2 in s.rejected)
+    patch(rig, validation={"measureOn": "Job"})
+
+
+def test_a_pod_that_finds_room_late_serves_the_active_version(rig: Rig) -> None:
+    give_room(rig, 5)
+    status = rig.wait(NAME, "the third pod", lambda s: s.updated == "3/3")
+    assert {pod.version for pod in status.pods} == {1}
+    assert warnings(rig) <= {"Rejected"}
+
+
+def test_kubernetes_own_autoscaler_scales_down_below_the_canary(rig: Rig) -> None:
+    patch(rig, rollout={"canary": 3})
+    apply_autoscaler(rig, low=1, high=1)
+    status = rig.wait(NAME, "one pod", lambda s: s.updated == "1/1" and s.replicas == 1)
+    assert condition(status, "InvalidSpec").status == "False"
+    offer(rig, 4, against=1)
+    rig.wait(NAME, "version 4 active", lambda s: active(s) == 4 and s.rollout.phase is RolloutPhase.IDLE)
+    rig.cluster.kubectl("delete", "hpa", NAME, "-n", rig.namespace)
+
+
+def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> None:
+    scale(rig, 2)
+    rig.wait(NAME, "two pods", lambda s: s.updated == "2/2")
+    patch(rig, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 50}})
+    offer(rig, 6, against=4)
+    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.updated == 1)
+    scale(rig, 0)
+    status = rig.wait(NAME, "rest", lambda s: s.rollout.phase is RolloutPhase.IDLE and s.replicas == 0)
+    assert 6 not in status.rejected
+    assert status.history[-1].event == "RolloutStopped"
+    ready = condition(status, "Ready")
+    assert (ready.status, ready.reason) == ("True", "ScaledToZero")
+    patch(rig, rollout={"analysis": {"consecutiveSuccessLimit": 1}})
+    scale(rig, 1)
+    status = rig.wait(NAME, "version 6 active", lambda s: active(s) == 6 and s.rollout.phase is RolloutPhase.IDLE, 90)
+    assert 6 not in status.rejected
+
+
+def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
+    """The store keeps everything, and the speculator goes on from it."""
+    patch(rig, training={"suspended": True})
+    rig.wait(NAME, "suspension", lambda s: condition(s, "TrainerReady").reason == "Suspended")
+    assert rig.get("pods", "-l", f"{PODS},app.kubernetes.io/component=trainer")["items"], "it bounds the traces"
+    scale(rig, 0)
+    wait_until("no pod", lambda: not rig.get("pods", "-l", PODS)["items"], 90)
+    status = rig.wait(NAME, "rest", lambda s: condition(s, "Ready").reason == "ScaledToZero")
+    assert "its pod is stopped" in condition(status, "TrainerReady").message
+    registry = rig.registry(NAME)
+    assert registry.last_version() == 6
+    assert registry.lineage() is not None
+    patch(rig, training={"suspended": False})
+    scale(rig, 1)
+    status = rig.wait(
+        NAME, "service", lambda s: s.updated == "1/1" and condition(s, "TrainerReady").status == "True", 90
+    )
+    assert active(status) == 6
+    assert {pod.version for pod in status.pods} == {6}

@@ -1,0 +1,259 @@
+"""Whole sequences of rollout steps while an autoscaler scales up, scales down and scales to zero, in each phase.
+
+The lines are those of ``test_step_sequences``. New pods are called c, d, and so on, and start during one reconcile.
+Pod a is the canary.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from tests.unit.operator.plan.rollout.test_step_sequences import with_canary, with_promoted_version
+from tests.unit.operator.service import Service, sequence
+
+
+def rolling() -> Service:
+    """The canary of three pods passed, and pod b was just asked."""
+    service = with_canary(3)
+    while service.roll.phase is RolloutPhase.CANARY:
+        service.reconcile()
+    return service
+
+
+def returning() -> Service:
+    """Two pods are about to return from version 1, which a person aborted."""
+    service = with_promoted_version()
+    service.people = {"abort": 1}
+    service.reconcile()
+    service.people = {}
+    return service
+
+
+def paused() -> Service:
+    """A person has paused the roll during its canary."""
+    service = with_canary()
+    service.set_policy(paused=True)
+    service.reconcile()
+    return service
+
+
+def in_phase(phase: RolloutPhase) -> Service:
+    makers = {
+        RolloutPhase.IDLE: lambda: Service(2),
+        RolloutPhase.CANARY: with_canary,
+        RolloutPhase.ROLLING: rolling,
+        RolloutPhase.WATCHING: with_promoted_version,
+        RolloutPhase.ROLLING_BACK: returning,
+        RolloutPhase.PAUSED: paused,
+    }
+    service = makers[phase]()
+    assert service.roll.phase is phase
+    return service
+
+
+def go_on(service: Service) -> list[str]:
+    """Reconcile until the service is at rest. A pause ends after two reconciles."""
+    lines = [service.reconcile()]
+    if service.policy.paused:
+        lines.append(service.reconcile())
+        service.set_policy(paused=False)
+    lines += [service.reconcile()] if lines[-1] == "Wait -> Idle" else []
+    while service.roll.phase is not RolloutPhase.IDLE:
+        lines.append(service.reconcile())
+        assert len(lines) <= 60, f"still under way: {service.roll.phase}, {service.roll.message}"
+    return lines
+
+
+CANARY_OF_TWO_OR_MORE = """
+    Start -> Canary; RolloutStarted
+    2 x NoBaseline -> Canary
+    Proceed -> Canary; a=1
+    3 x Wait -> Canary
+"""
+WATCHED_TO_ITS_END = """
+    Pass -> Watching; active 1; Promoted
+    5 x Proceed -> Watching
+    Pass -> Idle
+"""
+NEW_POD_LAST = """
+    Pass -> Rolling; b=1; CanaryPassed
+    Proceed -> Rolling; c=1
+"""
+ALONE = """
+    Start -> Canary; RolloutStarted
+    6 x NoBaseline -> Canary
+    Proceed -> Canary; {pod}=1
+    3 x Wait -> Canary
+    Pass -> Rolling; CanaryPassed
+"""
+RESUMED = """
+    2 x Pause -> Paused
+    Resume -> Canary; Resumed
+"""
+RETURN_OF_BOTH = """
+    Proceed -> RollingBack; a=0 b=0
+    Pass -> Idle; RolledBack
+"""
+
+
+def joined(*parts: str) -> list[str]:
+    return [line for part in parts for line in sequence(part)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (RolloutPhase.IDLE, ["Wait -> Idle", CANARY_OF_TWO_OR_MORE, NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        (RolloutPhase.CANARY, ["3 x Wait -> Canary", NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1", WATCHED_TO_ITS_END]),
+        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
+        (RolloutPhase.ROLLING_BACK, [RETURN_OF_BOTH]),
+        (RolloutPhase.PAUSED, [RESUMED, NEW_POD_LAST, WATCHED_TO_ITS_END]),
+    ],
+)
+def test_a_pod_that_joins_in_any_phase_gets_the_version_last(phase: RolloutPhase, expected: list[str]) -> None:
+    service = in_phase(phase)
+    service.scale(len(service.pods) + 1)
+    assert go_on(service) == joined(*expected)
+    assert {pod.version for pod in service.pods} == {service.active}
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (RolloutPhase.CANARY, ["Hold -> Canary", "2 x Wait -> Canary", NEW_POD_LAST]),
+        (RolloutPhase.ROLLING, ["Hold -> Rolling", "Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1"]),
+    ],
+)
+def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: RolloutPhase, expected: list[str]) -> None:
+    service = in_phase(phase)
+    service.scale(len(service.pods) + 2)
+    last = service.pods[-1].name
+    assert go_on(service) == joined(*expected, f"Proceed -> Rolling; {last}=1", WATCHED_TO_ITS_END)
+
+
+PROMOTED_WITHOUT = "Pass -> Rolling; b=1; CanaryPassed" + WATCHED_TO_ITS_END
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (RolloutPhase.IDLE, [CANARY_OF_TWO_OR_MORE, PROMOTED_WITHOUT]),
+        (RolloutPhase.CANARY, ["3 x Wait -> Canary", PROMOTED_WITHOUT]),
+        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
+        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
+        (RolloutPhase.ROLLING_BACK, [RETURN_OF_BOTH]),
+        (RolloutPhase.PAUSED, [RESUMED, PROMOTED_WITHOUT]),
+    ],
+)
+def test_pods_without_a_node_change_nothing_and_start_with_the_active_version_later(
+    phase: RolloutPhase, expected: list[str]
+) -> None:
+    service = in_phase(phase)
+    service.scale(len(service.pods) + 3, room=False)
+    assert go_on(service) == joined(*expected), "as without these pods"
+    service.add_nodes()
+    assert service.reconcile_times(3) == sequence("3 x Proceed -> Idle")
+    assert {pod.version for pod in service.pods if pod.ready} == {service.active}
+    assert len({pod.name for pod in service.pods if pod.ready}) == len(service.pods)
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (RolloutPhase.IDLE, [ALONE.format(pod="b"), WATCHED_TO_ITS_END]),
+        (
+            RolloutPhase.CANARY,
+            ["Proceed -> Canary; b=1", "3 x Wait -> Canary", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END],
+        ),
+        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
+        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
+        (RolloutPhase.ROLLING_BACK, ["Proceed -> RollingBack; b=0", "Pass -> Idle; RolledBack"]),
+        (
+            RolloutPhase.PAUSED,
+            [
+                RESUMED,
+                "Proceed -> Canary; b=1",
+                "2 x Wait -> Canary",
+                "Pass -> Rolling; CanaryPassed",
+                WATCHED_TO_ITS_END,
+            ],
+        ),
+    ],
+)
+def test_another_pod_takes_the_place_of_a_canary_that_a_scale_down_removes(
+    phase: RolloutPhase, expected: list[str]
+) -> None:
+    service = in_phase(phase)
+    service.scale(len(service.pods) - 1, first="a")
+    assert go_on(service) == joined(*expected)
+    assert {pod.version for pod in service.pods} == {service.active}
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (RolloutPhase.IDLE, [ALONE.format(pod="a"), WATCHED_TO_ITS_END]),
+        (RolloutPhase.CANARY, ["3 x Wait -> Canary", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
+        (RolloutPhase.ROLLING, [WATCHED_TO_ITS_END]),
+        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
+        (RolloutPhase.ROLLING_BACK, ["Proceed -> RollingBack; a=0", "Pass -> Idle; RolledBack"]),
+        (RolloutPhase.PAUSED, [RESUMED, "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
+    ],
+)
+def test_a_scale_down_of_other_pods_leaves_them_out(phase: RolloutPhase, expected: list[str]) -> None:
+    service = in_phase(phase)
+    service.scale(len(service.pods) - 1)
+    assert go_on(service) == joined(*expected)
+    assert {pod.version for pod in service.pods} == {service.active}
+
+
+def test_a_scale_down_below_the_canary_makes_all_pods_the_canary() -> None:
+    service = Service(4, canary=3, max_swapping=3)
+    service.scale(2)
+    assert go_on(service) == sequence("""
+        Start -> Canary; RolloutStarted
+        4 x NoBaseline -> Canary
+        Proceed -> Canary; a=1 b=1
+        3 x Wait -> Canary
+        Pass -> Rolling; CanaryPassed
+        Pass -> Watching; active 1; Promoted
+        5 x Proceed -> Watching
+        Pass -> Idle
+    """)
+
+
+STOPPED = "Stop -> RollingBack; RolloutStopped", "Pass -> Idle; RolledBack"
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected", "rolls_again"),
+    [
+        (RolloutPhase.IDLE, [], True),
+        (RolloutPhase.CANARY, STOPPED, True),
+        (RolloutPhase.ROLLING, STOPPED, True),
+        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"], False),
+        (RolloutPhase.ROLLING_BACK, ["Pass -> Idle; RolledBack"], False),
+        (RolloutPhase.PAUSED, STOPPED, True),
+    ],
+)
+def test_a_scale_to_zero_ends_each_phase_without_blame(
+    phase: RolloutPhase, expected: list[str], *, rolls_again: bool
+) -> None:
+    service = in_phase(phase)
+    rejected = set(service.rejected)
+    service.scale(0)
+    ended = joined(*expected)
+    assert service.reconcile_times(len(ended)) == ended
+    service.set_policy(paused=False)
+    at_rest = "Wait -> Idle" if rolls_again else "Proceed -> Idle"
+    assert service.reconcile_times(5) == [at_rest] * 5, "nothing changes any more"
+    assert service.rejected == rejected
+    service.scale(1)
+    (pod,) = service.pods
+    again = joined("Wait -> Idle", ALONE.format(pod=pod.name), WATCHED_TO_ITS_END) if rolls_again else []
+    assert service.reconcile_times(len(again)) == again
+    assert service.reconcile_times(3) == sequence("3 x Proceed -> Idle")
+    assert {pod.version for pod in service.pods} == {service.active}
+    assert service.rejected == rejected

@@ -1,0 +1,110 @@
+"""A speculator that rests: whether its trainer's pod and its validation Job exist, and what the status says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.observe.observed import JobView, Observed, StoreView, WorkloadView
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from tests.unit.operator.worlds import NOW, condition, lineage, made, observed, pod, spec, status, store
+
+NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=True, replicas=0, ready=0)}
+STOPPED = WorkloadView(current=True, replicas=0, ready=0)
+
+
+def suspended(replicas: int = 0, ratio: str = "1", **more: Any) -> Observed:
+    given = spec(
+        serving={"replicas": replicas},
+        training={"suspended": True},
+        capture={"sampleRatio": ratio},
+        validation={"measureOn": more.pop("measure_on", "Job")},
+    )
+    return observed(**({"spec": given} | (NO_PODS if replicas == 0 else {}) | more))
+
+
+def trainer_replicas(seen: Observed) -> int:
+    (workload,) = [child for child in made(seen).children if child["metadata"]["name"] == "chat-trainer"
+                   and child["kind"] != "Service"]  # fmt: skip
+    found: int = workload["spec"]["replicas"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seen", "replicas"),
+    [
+        pytest.param(observed(), 1, id="training goes on"),
+        pytest.param(observed(spec=spec(serving={"replicas": 0}), **NO_PODS), 1, id="zero replicas, and it trains on"),
+        pytest.param(suspended(), 0, id="suspended with zero replicas"),
+        pytest.param(suspended(replicas=2), 1, id="suspended, and traces have to be bounded"),
+        pytest.param(suspended(replicas=2, ratio="0"), 0, id="suspended, and nothing is traced"),
+        pytest.param(suspended(replicas=2, ratio="0.05"), 1, id="suspended, and a few requests are traced"),
+        pytest.param(suspended(store=StoreView(lineage=lineage())), 1, id="version 0 does not exist"),
+        pytest.param(
+            suspended(pods=(pod("chat-a", 0, terminating=True),)), 1, id="a pod that ends uploads its last traces"
+        ),
+    ],
+)
+def test_a_trainer_runs_only_while_something_needs_it(seen: Observed, replicas: int) -> None:
+    assert trainer_replicas(seen) == replicas
+
+
+def test_a_stopped_trainer_stays_stopped_while_the_store_is_away() -> None:
+    resting = suspended()
+    away = replace(resting, status=status(resting), store=StoreView(reason="Unreachable", error="no route"))
+    assert trainer_replicas(away) == 0
+    assert trainer_replicas(replace(away, status=SpeculatorStatus())) == 1, "nobody knows whether version 0 exists"
+
+
+def test_a_speculator_at_rest_is_ready_and_says_why_nothing_runs() -> None:
+    record = TrainerStatus(phase=TrainerPhase.TRAINING, step=7, shards=1, trained_tokens=9, updated=NOW)
+    resting = suspended(trainer=STOPPED, store=store(0, trainer=record))
+    ready = condition(resting, ConditionType.READY)
+    assert (ready.status.value, ready.reason) == ("True", "ScaledToZero")
+    trainer = condition(resting, ConditionType.TRAINER_READY)
+    assert (trainer.status.value, trainer.reason) == ("True", "Suspended")
+    assert trainer.message == "training is suspended and nothing else needs the trainer, so its pod is stopped"
+    training = status(resting).training
+    assert (training.phase, training.step) == ("Suspended", 7), "the last report came before the suspension"
+    assert not made(resting).moving
+    assert made(replace(resting, status=status(resting))).status is None, "an idle speculator writes nothing"
+
+
+def test_a_suspended_trainer_that_is_needed_and_not_ready_is_reported() -> None:
+    waits = suspended(replicas=2, trainer=STOPPED)
+    assert condition(waits, ConditionType.TRAINER_READY).reason == "PodNotReady"
+
+
+@pytest.mark.parametrize("measure_on", ["Job", "Replica"])
+def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_later(measure_on: str) -> None:
+    busy = observed(spec=spec(serving={"replicas": 2}), store=store(0, 1))
+    begun = status(busy)
+    running = JobView("chat-validate-v1-1", 1, 1)
+    resting = suspended(status=begun, store=store(0, 1), jobs=(running,), measure_on=measure_on)
+    stopped = made(resting)
+    assert (stopped.delete_jobs, stopped.job) == (("chat-validate-v1-1",), None)
+    rest = replace(resting, jobs=(), status=status(resting))
+    assert rest.status.candidate is not None
+    assert rest.status.candidate.phase is CandidatePhase.VALIDATING
+    assert rest.status.rejected == []
+    shown = next(c for c in rest.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
+    assert shown.message == "version 1: not measured while training is suspended and serving.replicas is 0"
+    assert (made(rest).job, made(rest).moving, made(rest).status) == (None, False, None)
+    back = replace(busy, status=rest.status)
+    again = made(back)
+    assert again.job is not None
+    assert again.job["metadata"]["name"] == "chat-validate-v1-1"
+    assert again.status is not None
+    assert again.status.candidate is not None
+    assert again.status.candidate.message == "measuring on the real engine"
+
+
+def test_a_job_that_ended_keeps_its_log_at_rest() -> None:
+    failed = JobView("chat-validate-v1-1", 1, 1, failed=True, message="too few prompts")
+    begun = status(observed(spec=spec(serving={"replicas": 2}), store=store(0, 1)))
+    resting = suspended(status=begun, store=store(0, 1), jobs=(failed,))
+    assert (made(resting).delete_jobs, made(resting).job) == ((), None)

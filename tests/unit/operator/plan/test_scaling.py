@@ -1,0 +1,197 @@
+"""Scaling and pods without a node: what goes on without them, what the status says, and how often the operator looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.plan import plan
+from aurora_protocol.agent_api import MeasurementPhase
+from tests.unit.operator.plan.test_lending import JOB, withdrawn
+from tests.unit.operator.worlds import (
+    CONFIG,
+    NO_ROOM,
+    NOW,
+    condition,
+    evidence,
+    made,
+    observed,
+    pod,
+    spec,
+    status,
+    store,
+    waiting_pod,
+)
+
+UNJUDGED: dict[str, Any] = {"analysis": {"consecutiveSuccessLimit": 0, "watchSeconds": 0}, "maxNotReady": 0}
+
+
+def scaled_up(replicas: int = 4, **more: Any) -> Observed:
+    """Two pods serve, and the cluster has no room for the others."""
+    parts = {"serving": {"replicas": replicas}} | more.pop("parts", {})
+    pods = (pod("chat-a", 0), pod("chat-b", 0), *(waiting_pod(f"chat-{name}") for name in "cdefgh"[: replicas - 2]))
+    workload = WorkloadView(current=True, replicas=replicas, ready=2)
+    return observed(**({"spec": spec(**parts), "pods": pods, "deployment": workload, "disruptions_allowed": -1} | more))
+
+
+def test_the_status_says_how_many_pods_wait_for_a_node_and_why() -> None:
+    seen = scaled_up()
+    serving = condition(seen, ConditionType.SERVING_READY)
+    assert (serving.status.value, serving.reason) == ("False", "PodsPending")
+    assert serving.message == f"2 of 4 pods are ready; 2 wait for a node: {NO_ROOM}"
+    ready = condition(seen, ConditionType.READY)
+    assert (ready.status.value, ready.reason, ready.message) == ("True", "PodsPending", serving.message)
+    assert [shown.state for shown in status(seen).pods] == ["Ready", "Ready", "Unschedulable", "Unschedulable"]
+    unseen = replace(seen, pods=(*seen.pods[:3], PodView("chat-d", uid="d")))
+    assert NO_ROOM in condition(unseen, ConditionType.SERVING_READY).message, "the scheduler has not seen the fourth"
+    one = scaled_up(3)
+    assert "; 1 waits for a node: " in condition(one, ConditionType.SERVING_READY).message
+
+
+def test_the_status_names_a_pod_that_does_not_start_beside_one_that_waits_for_a_node() -> None:
+    broken = pod("chat-b", 0, ready=False, agent=None, waiting="ImagePullBackOff")
+    seen = scaled_up(3, pods=(pod("chat-a", 0), broken, waiting_pod("chat-c")))
+    serving = condition(seen, ConditionType.SERVING_READY)
+    assert serving.reason == "PodsNotReady"
+    assert serving.message == f"1 of 3 pods are ready (ImagePullBackOff); 1 waits for a node: {NO_ROOM}"
+
+
+def test_the_status_says_why_an_update_does_not_go_on() -> None:
+    """The extra pod of the update finds no room."""
+    updating = WorkloadView(current=False, replicas=3, ready=2)
+    seen = observed(pods=(pod("chat-a", 0), pod("chat-b", 0), waiting_pod("chat-c")), deployment=updating)
+    message = condition(seen, ConditionType.SERVING_READY).message
+    assert message.startswith(
+        "2 of 2 pods are ready; pods of the current template are being started; 1 waits for a node"
+    )
+
+
+def test_the_status_says_why_pods_cannot_be_created() -> None:
+    refused = WorkloadView(current=True, replicas=2, ready=2, message="exceeded quota: gpus")
+    seen = observed(spec=spec(serving={"replicas": 4}), deployment=refused)
+    assert condition(seen, ConditionType.SERVING_READY).message == "2 of 4 pods are ready; exceeded quota: gpus"
+    assert condition(seen, ConditionType.READY).status.value == "True"
+    assert not made(seen).moving
+
+
+def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() -> None:
+    waits = scaled_up()
+    assert not made(waits).moving
+    assert plan(replace(waits, status=status(waits)), CONFIG, NOW, timedelta.max).status is None
+    stuck = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None, waiting="CrashLoopBackOff")))
+    assert not made(stuck).moving
+    starting = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
+    assert made(starting).moving
+    assert made(scaled_up(3, pods=waits.pods[:2])).moving, "its pod is about to be created"
+
+
+def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
+    """Even with maxNotReady 0: a pod without a node serves nobody, so a swap of the others takes nothing away."""
+    world = scaled_up(parts={"rollout": UNJUDGED}, store=store(0, 1, evidence=(evidence(1),)))
+    begun = status(world)
+    assert (begun.rollout.phase, begun.rollout.total) == (RolloutPhase.CANARY, 2)
+    world = replace(world, status=begun)
+    assert [swap.pod for swap in made(world).swaps] == ["chat-a"]
+    world = replace(world, pods=(pod("chat-a", 1), *world.pods[1:]))
+    world = replace(world, status=status(world))
+    assert world.status.rollout.phase is RolloutPhase.ROLLING
+    world = replace(world, pods=(pod("chat-a", 1), pod("chat-b", 1), *world.pods[2:]))
+    promoted = made(world).advance
+    assert promoted is not None
+    assert promoted.active == 1
+
+
+def test_a_pod_that_gets_its_node_late_is_brought_to_the_active_version() -> None:
+    """It chose its version before the promotion, and came up after it."""
+    late = scaled_up(3, pods=(pod("chat-a", 1), pod("chat-b", 1), pod("chat-c", 0)), store=store(0, 1, active=1))
+    (swap,) = made(late).swaps
+    assert (swap.pod, swap.request.version) == ("chat-c", 1)
+
+
+def measured(seen: Observed) -> Observed:
+    return replace(seen, spec=spec(serving={"replicas": seen.spec.serving.replicas}, validation={"measureOn": "Replica"}),
+                   store=store(0, 1))  # fmt: skip
+
+
+def leases(seen: Observed) -> list[tuple[str, bool]]:
+    return [(lease.pod, lease.request.begin) for lease in made(seen).leases]
+
+
+def test_a_replica_is_lent_although_other_pods_wait_for_a_node() -> None:
+    """The disruption budget counts the waiting pods as disrupted."""
+    assert leases(measured(scaled_up())) == [("chat-b", True)], "never a pod without a node"
+    assert leases(measured(scaled_up(disruptions_allowed=-2))) == [], "a third pod is disrupted"
+    refused = WorkloadView(current=True, replicas=2, ready=2, message="exceeded quota")
+    pods = (pod("chat-a", 0), pod("chat-b", 0))
+    assert leases(measured(scaled_up(3, pods=pods, deployment=refused, disruptions_allowed=0))) == [("chat-b", True)]
+
+
+def test_no_replica_is_lent_when_none_but_waiting_pods_would_be_left() -> None:
+    alone = measured(scaled_up(3, pods=(pod("chat-a", 0), waiting_pod("chat-b"), waiting_pod("chat-c"))))
+    assert leases(alone) == []
+    assert (
+        "1 of 3 pods is ready, and one has to go on serving"
+        in condition(alone, ConditionType.CANDIDATE_VALIDATED).message
+    )
+
+
+def lent(replicas: int, *pods: PodView) -> Observed:
+    """chat-b is measured, beside ``pods``."""
+    begun = measured(scaled_up(2, disruptions_allowed=1))
+    away = withdrawn("chat-b", MeasurementPhase.MEASURING)
+    seen = measured(scaled_up(replicas, pods=(*pods, away)))
+    return replace(seen, status=status(begun), jobs=(JobView(JOB, 1, 1),))
+
+
+def test_a_scale_up_without_room_ends_no_measurement_and_a_starting_pod_does() -> None:
+    assert leases(lent(3, pod("chat-a", 0), waiting_pod("chat-c"))) == []
+    starting = pod("chat-c", 0, ready=False, agent=None)
+    assert leases(lent(3, pod("chat-a", 0), starting)) == [("chat-b", False)], "service comes first"
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_lent_pod_that_a_scale_down_leaves_alone_returns(replicas: int) -> None:
+    assert leases(lent(replicas)) == [("chat-b", False)]
+    ending = pod("chat-a", 0, terminating=True)
+    assert leases(lent(replicas, ending)) == [("chat-b", False)]
+    assert leases(lent(1, pod("chat-a", 0))) == [], "another one serves"
+
+
+def test_the_replicas_for_autoscalers_leave_out_the_extra_pods_of_an_update() -> None:
+    """An autoscaler that finds its metric at the target writes the status's replicas into the spec."""
+    updating = WorkloadView(current=False, replicas=3, ready=3)
+    surge = observed(pods=(pod("chat-a", 0), pod("chat-b", 0), pod("chat-c", 0)), deployment=updating)
+    assert (status(surge).replicas, status(surge).ready_replicas) == (2, 3)
+    assert status(scaled_up()).replicas == 4, "pods that wait for a node are wanted"
+    away = lent(2, pod("chat-a", 0))
+    assert (status(away).replicas, status(away).ready_replicas) == (2, 1), "a lent pod comes back"
+    ending = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, terminating=True)))
+    assert status(ending).replicas == 1
+    selector = "app.kubernetes.io/name=aurora,app.kubernetes.io/instance=chat,app.kubernetes.io/component=inference"
+    assert {status(seen).selector for seen in (surge, away, ending)} == {selector}
+
+
+def test_a_scale_up_from_zero_posts_no_warning() -> None:
+    none = spec(serving={"replicas": 0})
+    zero = observed(spec=none, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
+    up = replace(zero, spec=spec(serving={"replicas": 2}), status=status(zero))
+    notes = made(up).notes
+    assert [(note.reason, note.warning) for note in notes] == [("Scaling", False)]
+    started = replace(observed(), status=status(up))
+    assert [(note.reason, note.warning) for note in made(started).notes] == [("Ready", False)]
+    down = replace(started, status=status(started), pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)))
+    assert [note.warning for note in made(down).notes if note.reason == "PodsNotReady"] == [True]
+
+
+def test_a_scale_down_to_fewer_pods_than_the_canary_has_rolls_out_to_those_that_are_left() -> None:
+    given = spec(serving={"replicas": 1}, rollout=UNJUDGED | {"canary": 5})
+    one = observed(spec=given, pods=(pod("chat-a", 0),), store=store(0, 1, evidence=(evidence(1),)))
+    begun = replace(one, status=status(one))
+    assert begun.status.rollout.message == "canary on 1 of 1 pods"
+    assert [swap.pod for swap in made(begun).swaps] == ["chat-a"]
