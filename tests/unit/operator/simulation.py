@@ -183,9 +183,7 @@ class SimulatedPod:
     def view(self) -> PodView:
         self.views += 1
         if not self.scheduled:
-            return PodView(
-                self.name, uid=self.name, waiting="Unschedulable", scheduler_message="0/1 nodes are available"
-            )
+            return PodView(self.name, uid=self.name, waiting="Unschedulable", scheduler_message="no node has room")
         state = None if self.silent else self._state()
         return PodView(
             self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
@@ -282,7 +280,7 @@ class SimulatedCluster:
         self.version += 1
 
     def delete_pods(self, count: int, first: int) -> None:
-        """Delete pods as Kubernetes does at a scale-down: without a node first, then not ready, then any from ``first``."""
+        """Delete ``count`` pods as Kubernetes does: those without a node, those not ready, then from ``first`` on."""
         turned = [*self.pods[first:], *self.pods[:first]]
         leaving = {pod.name for pod in sorted(turned, key=lambda pod: (pod.scheduled, pod.serves))[:count]}
         self.pods = [pod for pod in self.pods if pod.name not in leaving]

@@ -1,4 +1,4 @@
-"""Scaling and pods without a node: what goes on without them, what the status says, and how often the operator looks."""
+"""Scaling, and pods without a node: what goes on without them, what the status says, how often the operator looks."""
 
 from __future__ import annotations
 
@@ -115,8 +115,9 @@ def test_a_pod_that_gets_its_node_late_is_brought_to_the_active_version() -> Non
 
 
 def measured(seen: Observed) -> Observed:
-    return replace(seen, spec=spec(serving={"replicas": seen.spec.serving.replicas}, validation={"measureOn": "Replica"}),
-                   store=store(0, 1))  # fmt: skip
+    """``seen`` with a candidate that is to be measured on a replica."""
+    given = spec(serving={"replicas": seen.spec.serving.replicas}, validation={"measureOn": "Replica"})
+    return replace(seen, spec=given, store=store(0, 1))
 
 
 def leases(seen: Observed) -> list[tuple[str, bool]]:
