@@ -16,7 +16,7 @@ import yaml
 
 from aurora_api import API_VERSION, KIND
 from aurora_api.crd import crd
-from aurora_operator.children.inference_deployment import deployment
+from aurora_operator.children.inference_deployment import inference_template
 from tests.unit.docs.markdown import ROOT, page
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
@@ -66,7 +66,7 @@ def test_an_autoscaler_stays_within_the_field_and_scales_down_slowly(name: str) 
 
 
 def test_prometheus_scrapes_a_port_and_the_labels_of_an_inference_pod() -> None:
-    monitor, template = sample("pod-monitor.yaml")["spec"], deployment(OWNER, spec(), CONFIG)["spec"]["template"]
+    monitor, template = sample("pod-monitor.yaml")["spec"], inference_template(OWNER, spec(), CONFIG)
     labels = template["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
     assert set(monitor["podTargetLabels"]) <= labels.keys()

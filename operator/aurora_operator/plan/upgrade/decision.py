@@ -68,22 +68,39 @@ def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
         return _decision(latest, UpgradeStage.CURRENT)
     # A Deployment of an older operator keeps no template: its pods keep the template that they have.
     former = deployed.applied or AppliedTemplate(deployed.template, inputs.every)
-    former = replace(former, restarting=former.restarting and not deployed.whole)
-    made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent)
+    whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
+    former = replace(former, restarting=former.restarting and not whole)
+    made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
     failure = _refusal(observed) or (deployed.failure if made.restarting else "")
-    return _decision(made, _stage(made, latest, observed), whole=deployed.whole, failure=failure)
+    return _decision(made, _stage(made, latest, observed), whole=whole, failure=failure)
+
+
+def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
+    """Every pod has the Deployment's template and is ready, but those for which the cluster has no room.
+
+    They may wait forever, and must not hold up the order of the fleet.
+    """
+    workload, unplaced = observed.deployment, observed.unplaced_pods
+    if workload is None or not workload.current or unplaced == 0:
+        return False
+    return 0 < observed.spec.serving.replicas - unplaced <= workload.ready
 
 
 def _next(
-    former: AppliedTemplate, latest: AppliedTemplate, inputs: TemplateInputs, observed: Observed, max_concurrent: int
+    former: AppliedTemplate,
+    latest: AppliedTemplate,
+    inputs: TemplateInputs,
+    observed: Observed,
+    max_concurrent: int,
+    *,
+    whole: bool,
 ) -> AppliedTemplate:
     if latest.template == former.template or inputs.differ_from(former.inputs):
         return replace(latest, restarting=former.restarting)
     if former.restarting or _nothing_runs(observed):
         return replace(latest, restarting=former.restarting)
-    assert observed.deployed is not None, "called only when there is a Deployment"
     staged = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.STAGED
-    if staged and may_restart(observed.fleet, max_concurrent, whole=observed.deployed.whole):
+    if staged and may_restart(observed.fleet, max_concurrent, whole=whole):
         return replace(latest, restarting=True)
     return former
 

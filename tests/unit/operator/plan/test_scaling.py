@@ -10,8 +10,9 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, WorkloadView
 from aurora_operator.plan import plan
+from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
 from aurora_protocol.agent_api import MeasurementPhase
 from tests.unit.operator.plan.test_lending import JOB, withdrawn
 from tests.unit.operator.worlds import (
@@ -196,3 +197,25 @@ def test_a_scale_down_to_fewer_pods_than_the_canary_has_rolls_out_to_those_that_
     begun = replace(one, status=status(one))
     assert begun.status.rollout.message == "canary on 1 of 1 pods"
     assert [swap.pod for swap in made(begun).swaps] == ["chat-a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        pytest.param({}, UpgradeStage.CURRENT, id="no room for the third and fourth"),
+        pytest.param(
+            {"deployment": WorkloadView(current=True, replicas=4, ready=1)}, UpgradeStage.RESTARTING, id="one starts"
+        ),
+        pytest.param(
+            {"deployment": WorkloadView(current=False, replicas=4, ready=2)}, UpgradeStage.RESTARTING, id="some are old"
+        ),
+        pytest.param({"pods": (waiting_pod("chat-a"), waiting_pod("chat-b"), waiting_pod("chat-c"),
+                               waiting_pod("chat-d"))}, UpgradeStage.RESTARTING, id="no room for any"),
+    ],
+)  # fmt: skip
+def test_pods_without_room_do_not_hold_up_the_upgrade_of_a_fleet(changes: dict[str, Any], stage: UpgradeStage) -> None:
+    seen = scaled_up(**changes)
+    latest = decide(replace(seen, deployed=None), CONFIG).applied
+    restarting = DeployedTemplate(latest.template, replace(latest, restarting=True), whole=False)
+    seen = replace(seen, deployed=restarting)
+    assert decide(seen, CONFIG).stage is stage
