@@ -61,7 +61,7 @@ def run_on(api: ApiServer, pod: str, node: str) -> None:
 
 
 def test_a_trainer_starts_on_another_node_although_its_former_pod_hangs(api: ApiServer) -> None:
-    made = trainer_deployment(OWNER, spec(), CONFIG)
+    made = trainer_deployment(OWNER, spec(), CONFIG, 1)
     made["metadata"].pop("ownerReferences")  # there is no speculator here
     for node in ("lost", "other"):
         api.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
