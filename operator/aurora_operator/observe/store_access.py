@@ -7,10 +7,12 @@ their status must not wait for it. At most one read runs at a time.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
+from aurora_operator.errors import KubernetesError
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store_reader import StoreReader
@@ -47,7 +49,13 @@ class StoreAccess:
         access, secret = "", ""
         reference = spec.store.credentials.secret_ref
         if reference is not None:
-            found = await self._secrets.find(reference.name)
+            try:
+                found = await self._secrets.find(reference.name)
+            except KubernetesError as error:
+                if error.status != HTTPStatus.FORBIDDEN:
+                    raise
+                text = f"the operator may not read the Secret {reference.name}: add it to secretNames of the Helm chart"
+                return StoreView(reason="SecretForbidden", error=text)
             if found is None:
                 text = f"create the Secret {reference.name} with the store's keys"
                 return StoreView(reason="SecretMissing", error=text)

@@ -311,7 +311,7 @@ def test_a_whole_reconcile_needs_no_other_right(server: ApiServer, tmp_path: Pat
         body = {"target": {"model": "org/model"}, "store": store}
         meta = {"name": "whole", "namespace": TEAM}
         server.apply({"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": body})
-        with _operator(server, tmp_path / "operator.log") as log:
+        with _operator(server, NAMESPACE, tmp_path / "operator.log") as log:
             wait_until("the store", lambda: "StorageReady" in _true_conditions(server, "whole"), 90, log.read_text)
             wait_until("all children", lambda: _kinds_of_children(server, "whole") == CHILD_KINDS, 90, log.read_text)
         assert "forbidden" not in log.read_text()
@@ -331,18 +331,41 @@ def _kinds_of_children(server: ApiServer, name: str) -> set[str]:
     return {obj["kind"] for obj in listed}
 
 
+def test_a_tenants_operator_says_which_secret_it_may_not_read(server: ApiServer, tmp_path: Path) -> None:
+    """The tenant's values name the Secrets ``my-s3-credentials`` and ``chat-keys``."""
+    system, tenant = "aurora-tenant-a", "tenant-a"
+    for namespace in (system, tenant):
+        server.kubectl("create", "namespace", namespace)
+    objects = render(values=SAMPLES / "tenant-values.yaml", namespace=system)
+    server.apply(*(obj for obj in objects if obj["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
+    meta, credentials = {"name": "chat", "namespace": tenant}, {"secretRef": {"name": "of-another-team"}}
+    body = MINIMAL | {"store": MINIMAL["store"] | {"credentials": credentials}}
+    server.apply({"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": body})
+
+    def storage() -> dict[str, str]:
+        status = server.get("auroraspeculator", "chat", "-n", tenant).get("status", {})
+        return next((c for c in status.get("conditions", ()) if c["type"] == "StorageReady"), {})
+
+    with _operator(server, system, tmp_path / "operator.log", AURORA_WATCH_NAMESPACES=tenant) as log:
+        wait_until("the refusal", lambda: storage().get("reason") == "SecretForbidden", 60, log.read_text)
+    assert "may not read the Secret of-another-team: add it to secretNames" in storage()["message"]
+    assert server.get("secret", "chat-keys", "-n", tenant)
+
+
 @contextlib.contextmanager
-def _operator(server: ApiServer, log: Path) -> Iterator[Path]:
+def _operator(server: ApiServer, namespace: str, log: Path, **variables: str) -> Iterator[Path]:
+    """The operator's process with the rights of the release in ``namespace``."""
     metrics_port, liveness_port = free_ports(2)
     environment = {
-        "KUBECONFIG": str(server.kubeconfig_of(NAMESPACE, OPERATOR)),
+        "KUBECONFIG": str(server.kubeconfig_of(namespace, OPERATOR)),
         "PATH": os.environ["PATH"],
-        "POD_NAMESPACE": NAMESPACE,
+        "POD_NAMESPACE": namespace,
         "AURORA_LEASE_NAME": OPERATOR,
         "AURORA_AGENT_IMAGE": "agent:1",
         "AURORA_RUNTIME_IMAGE": "runtime:1",
         "AURORA_METRICS_PORT": str(metrics_port),
         "AURORA_LIVENESS_PORT": str(liveness_port),
+        **variables,
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
