@@ -39,8 +39,9 @@ from aurora_protocol.evidence_records import Arm, CachedBaseline, Evidence, Verd
 from aurora_protocol.record import Record
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, StoreConfig
-from aurora_store.errors import ObjectMissing
+from aurora_store.errors import ObjectMissing, ObjectTooLarge
 from aurora_store.keys import number_of
+from aurora_store.trainer_store import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=Record)
 GRACE = timedelta(minutes=2)
@@ -220,7 +221,7 @@ class StoreCheck:
     def _record(self, kind: str, key: str, model: type[R]) -> R | None:
         self._accounted.add(key)
         try:
-            record = model.from_json(self.store.get(key))
+            record = model.from_json(self.store.get(key, max_bytes=MAX_STATE_RECORD_BYTES))
         except ObjectMissing:
             # The object was deleted after the listing. That is allowed for trainer states and retired shards only.
             retired = self._is_retired(key)
@@ -237,7 +238,10 @@ class StoreCheck:
         """Check the size and digest of data that the record ``named_by`` names."""
         self._accounted.add(key)
         try:
-            data = self.store.get(key)
+            data = self.store.get(key, max_bytes=file.size)
+        except ObjectTooLarge:
+            self.violations.append(f"{key}: more bytes than {named_by} says")
+            return
         except ObjectMissing:
             deletable = key.startswith((Keys.TRAINER_STATE, Keys.TRACES))
             if not (deletable and not self._exists(named_by)):
@@ -255,7 +259,7 @@ class StoreCheck:
 
     def _exists(self, key: str) -> bool:
         try:
-            self.store.get(key)
+            self.store.get(key, max_bytes=MAX_STATE_RECORD_BYTES)
         except ObjectMissing:
             return False
         return True

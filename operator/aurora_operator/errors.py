@@ -6,6 +6,7 @@ OperatorError
 │   │   └── BeingDeleted  the speculator is being deleted
 │   ├── Conflict      somebody else wrote first: observe again
 │   └── Expired       the API server no longer has the history to go on from: list again
+├── CallAbandoned     a blocking call was not over at its deadline
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model
 """
@@ -53,6 +54,10 @@ class Expired(KubernetesError):
 
     Errors that the API server reports within a watch have this type too, because only a list helps then.
     """
+
+
+class CallAbandoned(OperatorError):
+    """A blocking call was not over at its deadline. Its thread may still run."""
 
 
 class ConfigError(OperatorError):

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -25,6 +24,7 @@ from prometheus_client import start_http_server
 
 from aurora_operator import metrics
 from aurora_operator.errors import ConfigError
+from aurora_operator.io_pools import api_threads
 from aurora_operator.kubernetes_api import WATCHED, HttpKubernetesApi, Object
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
@@ -35,8 +35,6 @@ from aurora_operator.watch.informers import Informers
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
-IO_THREADS = 64
-"""Calls of the API server and the store block a thread. A store that hangs must not occupy all threads."""
 MAX_PROBLEMS_SHOWN = 5
 
 
@@ -68,7 +66,7 @@ class Operator:
         settings.scanning.disabled = True
         settings.networking.request_timeout = 30
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
+        loop.set_default_executor(api_threads())
         self._session = aiohttp.ClientSession()
         api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop))
         self._loops = LoopRegistry(api, self._cache, AgentClient(self._session), self._config)

@@ -35,6 +35,18 @@ PODS = Gauge(
     (*_SPECULATOR, "version"),
 )
 
+STORE_REQUESTS = Counter(
+    "aurora_store_requests",
+    "HTTP requests to S3 stores, by operation: get, list, create, delete, head. Retries are counted too.",
+    ("operation",),
+)
+STORE_CALLS_ABANDONED = Counter(
+    "aurora_store_calls_abandoned", "Calls of S3 stores that were not over at their deadline, and were abandoned."
+)
+STORE_READ_SECONDS = Histogram(
+    "aurora_store_read_seconds", "Duration of reading one speculator's records from its store, in seconds."
+)
+
 
 def record_observation(observed: Observed, seconds: float) -> None:
     """Set the gauges from one observation, whose reconcile took ``seconds``."""

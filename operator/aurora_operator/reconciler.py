@@ -141,7 +141,9 @@ class Reconciler:
             self._fleet.report_unusable(self._key)
         else:
             self._fleet.report(self._key, decided.upgrade)
-        self._last = await self._actor.act(decided, snapshot, self._observer.store_reader)
+        self._last = await self._actor.act(decided, snapshot, self._observer.store)
+        if self._last.fencing_epoch:
+            self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()

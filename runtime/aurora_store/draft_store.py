@@ -39,11 +39,15 @@ class DraftStore(RecordStore):
         return CheckpointManifest.from_json(self.objects.get(f"{registration.checkpoint}manifest.json"))
 
     def fetch_checkpoint(self, registration: Registration, folder: Path) -> CheckpointManifest:
-        """Download a version's files into ``folder``. Raises :class:`ObjectMissing` and :class:`DigestMismatch`."""
+        """Download a version's files into ``folder``.
+
+        Raises :class:`ObjectMissing`, :class:`ObjectTooLarge` and :class:`DigestMismatch`.
+        """
         manifest = self.checkpoint(registration)
         folder.mkdir(parents=True, exist_ok=True)
         for file in manifest.files:
-            self.objects.download(registration.checkpoint + file.name, folder / file.name, file.sha256)
+            name = registration.checkpoint + file.name
+            self.objects.download(name, folder / file.name, file.sha256, max_bytes=file.size)
         return manifest
 
     def register(self, registration: Registration) -> None:

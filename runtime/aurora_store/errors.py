@@ -4,11 +4,22 @@ StoreError              the object store refused a call, or cannot be reached
 ├── ObjectMissing       there is no object at the key
 ├── ObjectExists        another writer created the object first
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
+│   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
+├── StoreOverdue        the answer was not complete at the deadline
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
 """
 
 from __future__ import annotations
+
+MAX_ERROR_CHARACTERS = 300
+"""Length of an error's text. A store may send any text as its error, and the operator repeats errors in the status."""
+
+
+def bounded_text(text: str, limit: int = MAX_ERROR_CHARACTERS) -> str:
+    """``text`` on one line, without control characters and at most ``limit`` characters long."""
+    shown = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 class StoreError(Exception):
@@ -29,6 +40,14 @@ class DigestMismatch(StoreError):
 
 class NotRootOwner(StoreError):
     """The root belongs to another speculator, or its owner deletes it. The message names the owner."""
+
+
+class ObjectTooLarge(DigestMismatch):
+    """An object is larger than the record that names it says, or than any record may be. It was not read to its end."""
+
+
+class StoreOverdue(StoreError):
+    """The answer was not complete at the deadline."""
 
 
 class StoreUnsupported(StoreError):

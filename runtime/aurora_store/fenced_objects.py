@@ -25,7 +25,7 @@ from typing import Final
 
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
-from aurora_store.errors import NotRootOwner, StoreError
+from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, number_of
 from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.root_ownership import write_refusal
@@ -89,9 +89,9 @@ class FencedObjectStore(ObjectStore):
         listed = self.list(Keys.CHANNEL, after=Keys.channel(known - 1) if known else "")
         newest = max((key for key in listed if key.endswith(".json")), default="")
         self._channel_vanished = not newest and known > 0
-        if newest and number_of(newest) > known:
-            try:
+        try:
+            if newest and number_of(newest) > known:
                 self._channel = Channel.from_json(self.get(newest))
-            except InvalidRecord as error:
-                raise StoreError(f"{newest} does not tell who owns the root: {error}") from error
+        except InvalidRecord as error:
+            raise StoreError(bounded_text(f"{newest} does not tell who owns the root: {error}")) from error
         self._looked_at_seconds = self._clock()

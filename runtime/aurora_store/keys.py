@@ -20,11 +20,17 @@ Invariant: numbers are zero-padded, so the lexical order of a listing is the ord
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
+from aurora_protocol.errors import InvalidRecord
+from aurora_store.errors import bounded_text
+
 NUMBER_WIDTH = 8
 OWNER_ID_CHARACTERS = 8
+MAX_NUMBER = 10**NUMBER_WIDTH - 1
+_RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
 
 
 def _number(value: int) -> str:
@@ -32,8 +38,14 @@ def _number(value: int) -> str:
 
 
 def number_of(key: str) -> int:
-    """The number at the end of a record's key: ``registry/00000003.json`` -> 3."""
-    return int(key.rsplit("/", 1)[-1].removesuffix(".json"))
+    """The number at the end of a record's key: ``registry/00000003.json`` -> 3.
+
+    Raises :class:`InvalidRecord` when the key has no such number: somebody else wrote it.
+    """
+    name = key.rsplit("/", 1)[-1]
+    if _RECORD_NAME.fullmatch(name) is None:
+        raise InvalidRecord(f"{bounded_text(key, 100)} has no record's name; delete it, and find out who wrote it")
+    return int(name.removesuffix(".json"))
 
 
 def root(prefix: str, namespace: str, name: str, uid: str) -> str:

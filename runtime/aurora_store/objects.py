@@ -1,7 +1,8 @@
 """Objects in S3 below one root: create-once writes, verified reads, bounded retries.
 
 Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. The only
-conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others.
+conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others. Every call has
+a total deadline. No answer is read into memory beyond its limit.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,19 +21,68 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from botocore.response import StreamingBody
+from urllib3.exceptions import HTTPError
 
 from aurora_protocol.pod_settings import StoreSettings
-from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
+from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
+from aurora_store.errors import (
+    DigestMismatch,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreError,
+    StoreOverdue,
+    StoreUnsupported,
+    bounded_text,
+)
+from aurora_store.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 CHUNK_BYTES = 1 << 20
+MAX_RECORD_BYTES = 1 << 20
+"""Largest record. Larger objects hold data, and the record that names them has their size."""
+MAX_ANSWER_BYTES = 1 << 20
+"""Largest answer that holds no object: an error, or an empty answer."""
+MAX_LISTING_PAGE_BYTES = 4 << 20
+"""Largest page of a listing. A page has at most 1000 keys of at most 1024 bytes."""
+MAX_LISTED_OBJECTS = 4_000_000
+"""Most objects of one listing: two for each of the shards that 2Ti of traces may have."""
+MIN_KEYS_PER_PAGE = 100
+"""A listing has at most one page for so many of its objects. S3 sends 1000 on a page."""
+CALL_SECONDS = 60.0
+"""Total deadline of a call, retries included, beside the time for a large object."""
+MIN_BYTES_PER_SECOND = 64 << 10
+"""A large object has so many seconds more: its size divided by this rate."""
 MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 MULTIPART = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=2)
+_ERROR_CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
+_HINTS = {
+    "NoSuchBucket": "create the bucket",
+    "AccessDenied": "check the credentials' rights on the bucket",
+    "403": "check the credentials and their rights on the bucket",
+    "InvalidAccessKeyId": "check the access key",
+    "SignatureDoesNotMatch": "check the secret key",
+}
+DEFAULT_HINT = "see the store's log"
+_FAILURES = (
+    BotoCoreError,
+    ClientError,
+    boto3.exceptions.Boto3Error,
+    ResponseParserError,
+    RedirectRefused,
+    CallLimitReached,
+    HTTPError,
+    ValueError,
+)
+"""Everything that botocore raises. HTTPError: while it reads the text of an error. ValueError: a number or a date in
+the answer's headers that does not parse."""
 log = logging.getLogger(__name__)
 
 
@@ -81,65 +132,89 @@ def sha256_file(path: Path) -> str:
 class ObjectStore:
     """Objects of one speculator. All keys are relative to its root. Thread-safe, because boto3's clients are.
 
-    Every method raises :class:`StoreError` when the store refuses the call or cannot be reached. boto3 tries each
-    request at most ``attempts`` times.
+    Every method raises :class:`StoreError` when the store refuses the call, cannot be reached, or does not answer in
+    time. boto3 tries each request at most ``attempts`` times.
     """
 
     owner: str | None = None
     """Owner id that records carry. None: the speculator that the root is named after."""
 
-    def __init__(self, config: StoreConfig, *, attempts: int = 5) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        attempts: int = 5,
+        call_seconds: float = CALL_SECONDS,
+        on_request: Callable[[str], None] = lambda operation: None,
+    ) -> None:
+        """``on_request`` is called with the operation's name before each HTTP request.
+
+        Raises :class:`StoreError` when boto3 refuses the settings, for example an endpoint that is no URL.
+        """
         self.config = config
         self._probe = f"probe/{secrets.token_hex(8)}"
-        self._s3: S3Client = boto3.session.Session().client(
-            "s3",
-            endpoint_url=config.endpoint,
-            region_name=config.region or os.environ.get("AWS_REGION") or "us-east-1",
-            aws_access_key_id=config.access_key,
-            aws_secret_access_key=config.secret_key,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=60,
-                retries={"mode": "standard", "max_attempts": attempts},
-                signature_version="s3v4",
-                s3={"addressing_style": "path" if config.endpoint else "auto"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
+        self._call_seconds, self._on_request = call_seconds, on_request
+        settings = ClientSettings(config.endpoint, config.region, config.access_key, config.secret_key, attempts)
+        self._s3: S3Client = SHARED_CLIENTS.client(settings)
 
     def _full_key(self, key: str) -> str:
         return f"{self.config.root}/{key}"
 
-    def _store_error(self, error: BotoCoreError | ClientError, call: str) -> StoreError:
-        """The typed error for botocore's ``error``. ``call`` names the operation and the key."""
+    @contextmanager
+    def _call(
+        self, operation: str, subject: str, *, answer_bytes: int = MAX_ANSWER_BYTES, object_bytes: int = 0
+    ) -> Iterator[CallLimits]:
+        """One call with its limits. Its failures become :class:`StoreError`.
+
+        Args:
+            operation: for metrics, and with ``subject`` for errors: "get", "registry/00000001.json".
+            object_bytes: size of an object that is transferred. A large object has more time.
+        """
+        call = f"{operation} {subject}"
+        seconds = self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
+        with call_limits(seconds, answer_bytes, lambda: self._on_request(operation)) as limits:
+            try:
+                yield limits
+            except _FAILURES as error:
+                raise self._store_error(error, call, limits) from error
+
+    def _store_error(self, error: Exception, call: str, limits: CallLimits) -> StoreError:
+        """The typed error for ``error``. ``call`` names the operation and the key."""
+        store = self.config.endpoint or "S3"
+        if limits.too_large and limits.reading_object:
+            return ObjectTooLarge(bounded_text(f"{call}: {limits.too_large}; find out who else writes below the root"))
+        if limits.too_large:
+            return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
+        if limits.overdue:
+            return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
+        if isinstance(error, RedirectRefused):
+            return StoreError(bounded_text(f"{call}: {store} answered with a redirect ({error}); name the final URL"))
         if isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
-                return ObjectMissing(f"{call}: no such object")
-            if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return ObjectExists(f"{call}: another writer created the object first")
-            hint = {
-                "NoSuchBucket": "create the bucket",
-                "AccessDenied": "check the credentials' rights on the bucket",
-                "InvalidAccessKeyId": "check the access key",
-                "SignatureDoesNotMatch": "check the secret key",
-            }.get(code, "see the store's log")
-            return StoreError(f"{call}: {code or status}; {hint}")
-        return StoreError(f"{call}: {type(error).__name__}; check that {self.config.endpoint or 'S3'} can be reached")
+            return self._error_sent(error, call)
+        if isinstance(error, (ResponseParserError, ValueError)) and not isinstance(error, BotoCoreError):
+            return StoreError(bounded_text(f"{call}: the answer is not one of S3; check that {store} is an S3 store"))
+        if isinstance(error, boto3.exceptions.Boto3Error):
+            return StoreError(bounded_text(f"{call}: {type(error).__name__}; see the store's log"))
+        return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {store} can be reached"))
+
+    def _error_sent(self, error: ClientError, call: str) -> StoreError:
+        """The typed error for an error that the store sent. Only its code is repeated, never its text."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
+            return ObjectMissing(bounded_text(f"{call}: no such object"))
+        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
+        shown = code if _ERROR_CODE.fullmatch(code) else f"HTTP {status}"
+        return StoreError(bounded_text(f"{call}: {shown}; {_HINTS.get(code, DEFAULT_HINT)}"))
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
-        try:
+        with self._call("put", key, object_bytes=len(data)):
             if len(data) <= MAX_SINGLE_PUT_BYTES:
                 self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data)
             else:
                 self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._full_key(key), Config=MULTIPART)
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"put {key}") from error
-        except boto3.exceptions.Boto3Error as error:
-            raise StoreError(f"put {key}: {type(error).__name__}; see the store's log") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
@@ -148,45 +223,51 @@ class ObjectStore:
         bytes, because a retry after a lost answer must not look like a lost race.
         """
         try:
-            self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data, IfNoneMatch="*")
-        except (BotoCoreError, ClientError) as error:
-            store_error = self._store_error(error, f"create {key}")
-            if isinstance(store_error, ObjectExists) and self.get(key) == data:
-                return
-            raise store_error from error
+            with self._call("create", key, object_bytes=len(data)):
+                self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data, IfNoneMatch="*")
+        except ObjectExists:
+            if not self._holds(key, data):
+                raise
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.get(key, max_bytes=len(data)) == data
+        except ObjectTooLarge:
+            return False
 
     def upload(self, key: str, path: Path) -> None:
-        """Upload a file, replacing an older object. A large file is uploaded in parts."""
-        try:
-            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key))
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"upload {key}") from error
-        except boto3.exceptions.Boto3Error as error:
-            raise StoreError(f"upload {key}: {type(error).__name__}; see the store's log") from error
+        """Upload a file, replacing an older object. A large file is uploaded in parts, by threads without a deadline.
 
-    def get(self, key: str, sha256: str | None = None) -> bytes:
+        Each read and write of such a thread has a timeout of its own.
+        """
+        with self._call("upload", key, object_bytes=path.stat().st_size):
+            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key))
+
+    def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.
 
-        Raises :class:`ObjectMissing` and :class:`DigestMismatch`.
+        Raises :class:`ObjectMissing`, :class:`ObjectTooLarge` (above ``max_bytes``) and :class:`DigestMismatch`.
         """
-        try:
-            data = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))["Body"].read()
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"get {key}") from error
+        with self._call("get", key, object_bytes=max_bytes) as limits, self._open(key, max_bytes, limits) as body:
+            data = body.read()
+            limits.require_bytes(len(data), max_bytes)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DigestMismatch(f"get {key}: the digest differs from its manifest")
         return data
 
-    def download(self, key: str, path: Path, sha256: str) -> None:
+    def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
         """Download ``key`` to ``path``, readable for all users. The file appears only when its digest is right.
 
-        Raises :class:`ObjectMissing` and :class:`DigestMismatch`.
+        Raises :class:`ObjectMissing`, :class:`ObjectTooLarge` (above ``max_bytes``) and :class:`DigestMismatch`.
         """
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         digest = hashlib.sha256()
         try:
-            body = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))["Body"]
-            with part.open("wb") as file:
+            with (
+                self._call("download", key, object_bytes=max_bytes) as limits,
+                self._open(key, max_bytes, limits) as body,
+                part.open("wb") as file,
+            ):
                 for chunk in body.iter_chunks(CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
@@ -194,59 +275,79 @@ class ObjectStore:
                 raise DigestMismatch(f"download {key}: the digest differs from its manifest")
             part.chmod(0o644)
             part.rename(path)
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"download {key}") from error
         finally:
             part.unlink(missing_ok=True)
 
-    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys below ``prefix``, in lexical order, that are greater than ``after``."""
-        return (item.key for item in self.list_objects(prefix, after=after))
+    @contextmanager
+    def _open(self, key: str, max_bytes: int, limits: CallLimits) -> Iterator[StreamingBody]:
+        """An object's body, of which a reader gets little more than ``max_bytes``.
 
-    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        Raises :class:`CallLimitReached` when the store announces a larger object.
+        """
+        answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))
+        with closing(answer["Body"]) as body:
+            limits.begin_object(max_bytes, answer.get("ContentLength", 0))
+            yield body
+
+    def list(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[str]:
+        """Keys below ``prefix``, in lexical order, that are greater than ``after``.
+
+        Raises :class:`StoreError` when there are more than ``limit``.
+        """
+        return (item.key for item in self.list_objects(prefix, after=after, limit=limit))
+
+    def list_objects(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[ObjectInfo]:
         """The objects whose keys :meth:`list` returns."""
         arguments: dict[str, Any] = {"Bucket": self.config.bucket, "Prefix": self._full_key(prefix)}
         if after:
             arguments["StartAfter"] = self._full_key(after)
+        pages = iter(self._s3.get_paginator("list_objects_v2").paginate(**arguments))
+        count, max_pages = 0, limit // MIN_KEYS_PER_PAGE + 2
+        for _ in range(max_pages):
+            with self._call("list", prefix, answer_bytes=MAX_LISTING_PAGE_BYTES):
+                page = next(pages, None)
+            if page is None:
+                return
+            listed = self._listed(prefix, page)
+            count += len(listed)
+            if count > limit:
+                break
+            yield from listed
+        raise StoreError(f"list {prefix}: more than {limit} objects or {max_pages} pages; delete what is not Aurora's")
+
+    def _listed(self, prefix: str, page: ListObjectsV2OutputTypeDef) -> tuple[ObjectInfo, ...]:
         try:
-            for page in self._s3.get_paginator("list_objects_v2").paginate(**arguments):
-                for item in page.get("Contents", []):
-                    key = item["Key"].removeprefix(self.config.root + "/")
-                    yield ObjectInfo(key, item["Size"], item["LastModified"])
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"list {prefix}") from error
+            return tuple(
+                ObjectInfo(item["Key"].removeprefix(self.config.root + "/"), item["Size"], item["LastModified"])
+                for item in page.get("Contents", [])
+            )
+        except KeyError as error:
+            raise StoreError(f"list {prefix}: the answer lacks {error}; check that the store is an S3 store") from error
 
     def delete(self, key: str) -> None:
         """Delete ``key``. A missing object is no error."""
-        try:
+        with self._call("delete", key):
             self._s3.delete_object(Bucket=self.config.bucket, Key=self._full_key(key))
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"delete {key}") from error
 
     def delete_many(self, keys: Sequence[str]) -> None:
         """Delete up to 1000 objects in one request. Missing objects are no error."""
         objects: Any = [{"Key": self._full_key(key)} for key in keys]
-        try:
+        subject = f"{len(keys)} objects"
+        with self._call("delete", subject):
             answer = self._s3.delete_objects(Bucket=self.config.bucket, Delete={"Objects": objects, "Quiet": True})
-        except (BotoCoreError, ClientError) as error:
-            raise self._store_error(error, f"delete {len(keys)} objects") from error
         if refused := answer.get("Errors"):
             code, key = refused[0].get("Code", ""), refused[0].get("Key", "")
-            raise StoreError(f"delete {len(keys)} objects: {len(refused)} were refused, the first one {key}: {code}")
+            text = f"delete {subject}: {len(refused)} were refused, the first one {key}: {code}"
+            raise StoreError(bounded_text(text))
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty."""
         try:
-            self._s3.head_bucket(Bucket=self.config.bucket)
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
-                raise self._store_error(error, f"look for bucket {self.config.bucket}") from error
-            try:
+            with self._call("head", f"bucket {self.config.bucket}"):
+                self._s3.head_bucket(Bucket=self.config.bucket)
+        except ObjectMissing:
+            with self._call("create", f"bucket {self.config.bucket}"):
                 self._s3.create_bucket(Bucket=self.config.bucket)
-            except (BotoCoreError, ClientError) as create_error:
-                raise self._store_error(create_error, f"create bucket {self.config.bucket}") from create_error
-        except BotoCoreError as error:
-            raise self._store_error(error, f"look for bucket {self.config.bucket}") from error
 
     def probe(self) -> None:
         """Prove that the store writes, deletes and keeps create-once.

@@ -43,7 +43,7 @@ class ShardStore(RecordStore):
         """A shard's manifest and its verified data. Raises :class:`ObjectMissing` and :class:`DigestMismatch`."""
         manifest = ShardManifest.from_json(self.objects.get(manifest_key))
         data_key = f"{manifest_key.rsplit('/', 1)[0]}/{manifest.file.name}"
-        return manifest, self.objects.get(data_key, manifest.file.sha256)
+        return manifest, self.objects.get(data_key, manifest.file.sha256, max_bytes=manifest.file.size)
 
     def delete_shard(self, manifest_key: str) -> None:
         """Delete a shard, its manifest first. Safe to repeat."""

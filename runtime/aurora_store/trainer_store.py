@@ -14,6 +14,8 @@ from aurora_store.keys import Keys, number_of
 from aurora_store.records import RecordStore
 
 KEPT_TRAINER_STATES = 2
+MAX_STATE_RECORD_BYTES = 256 << 20
+"""Largest record of a trainer state. The record names every shard that the state has learned from."""
 log = logging.getLogger(__name__)
 
 
@@ -57,12 +59,14 @@ class TrainerStore(RecordStore):
         if state is None:
             return None
         key = Keys.trainer_state_folder(state.epoch) + state.file.name
-        return state, self.objects.get(key, state.file.sha256)
+        return state, self.objects.get(key, state.file.sha256, max_bytes=state.file.size)
 
     def trainer_state_record(self, epoch: int | None = None) -> TrainerState | None:
         """The record of the state of ``epoch``, or of the newest one, without its data."""
         epoch = epoch or self.last_trainer_state_epoch()
-        return TrainerState.from_json(self.objects.get(Keys.trainer_state(epoch))) if epoch else None
+        if not epoch:
+            return None
+        return TrainerState.from_json(self.objects.get(Keys.trainer_state(epoch), max_bytes=MAX_STATE_RECORD_BYTES))
 
     def last_trainer_state_epoch(self) -> int:
         """The highest epoch of a stored state, readable or not. 0 when no state is stored."""

@@ -22,6 +22,7 @@ from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3600)
 WEIGHTS = "model.safetensors"
+MAX_DRAFT_BYTES = 1 << 30
 
 
 def _change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -79,7 +80,7 @@ SLOWER_DRAFTS = {"wrong vocabulary map": _shift_map, "negated head": _negate_hea
 def _damage_object(rig: FaultRig, checkpoint: str, damage: Callable[[bytes], bytes]) -> None:
     """Change the weights in the store, but not the manifest that describes them."""
     objects, key = rig.registry.objects, checkpoint + WEIGHTS
-    objects.put(key, damage(objects.get(key)))
+    objects.put(key, damage(objects.get(key, max_bytes=MAX_DRAFT_BYTES)))
 
 
 def _record(rig: FaultRig, fault: str, state: str, before: Summary, started: float, outcome: str) -> None:

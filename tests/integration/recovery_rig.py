@@ -8,7 +8,8 @@ from typing import Any
 
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store_reader import StoreReader
+from aurora_operator.observe.store.store_reader import StoreReader
+from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel
 from aurora_store import FencedObjectStore, ObjectStore, Registry
@@ -50,7 +51,7 @@ class Speculator:
         self.deletion = RootDeletion(ObjectStore(config), owner_id(owner.uid))
 
     def view(self) -> StoreView:
-        return self.reader.read(frozenset())
+        return self.reader.read(StoreNeeds(), ReadScope.ALL)
 
     def plan(self, **parts: Any) -> Plan:
         store: dict[str, Any] = MINIMAL["store"] | {"prefix": self.root.split("/")[0]}

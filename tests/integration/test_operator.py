@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from aurora_api.crd import FILE
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_store import Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
@@ -58,8 +61,15 @@ def ready(rig: Rig) -> None:
     if registry.lineage() is None:
         registry.create_lineage(lineage())
         registry.register(registration(0))
+    report_training(registry)
     true = {"Ready", "ServingReady"}
     rig.wait(NAME, "ready", lambda s: true <= {c.type for c in s.conditions if c.status == "True"}, timeout=90)
+
+
+def report_training(registry: Registry) -> None:
+    """Write the record of a trainer that learns. The operator then looks for new versions every few seconds."""
+    record = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=1, trained_tokens=1, updated=datetime.now(UTC))
+    registry.put_trainer_status(record)
 
 
 def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
@@ -263,6 +273,7 @@ def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) 
     registry = rig.registry(LENT)
     registry.create_lineage(lineage())
     registry.register(registration(0))
+    report_training(registry)
     rig.wait(LENT, "ready", lambda s: s.updated == "2/2", timeout=90)
     status = start_measurement(rig, 1)
     pod = lent_pod(status)

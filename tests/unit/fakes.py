@@ -23,8 +23,8 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, Registry
-from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError
-from aurora_store.objects import ObjectInfo
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
+from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.trainer_output import publish_draft
 
 KEY = "the-admin-key"
@@ -61,19 +61,21 @@ class FolderObjects(ObjectStore):
     def upload(self, key: str, path: Path) -> None:
         self.put(key, path.read_bytes())
 
-    def get(self, key: str, sha256: str | None = None) -> bytes:
+    def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         try:
             data = self._file(key).read_bytes()
         except FileNotFoundError as error:
             raise ObjectMissing(key) from error
+        if len(data) > max_bytes:
+            raise ObjectTooLarge(key)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DigestMismatch(key)
         return data
 
-    def download(self, key: str, path: Path, sha256: str) -> None:
-        path.write_bytes(self.get(key, sha256))
+    def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
+        path.write_bytes(self.get(key, sha256, max_bytes=max_bytes))
 
-    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[ObjectInfo]:
         self._file("")
         files = sorted((str(file.relative_to(self.path)), file) for file in self.path.rglob("*") if file.is_file())
         stats = [(key, file.stat()) for key, file in files if key.startswith(prefix) and key > after]

@@ -163,7 +163,7 @@ class PodStatus(RewrittenModel):
 
 
 class TrainingStatus(RewrittenModel):
-    """The trainer's last report. Refreshed every few seconds while it trains."""
+    """The trainer's last report. Refreshed at most every 30 s while it trains."""
 
     phase: str = Field(
         default="", description="Activity of the trainer: Starting, WaitingForTraces, Training or Suspended."
@@ -184,7 +184,6 @@ class TrainingStatus(RewrittenModel):
         description="Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1. The draft can"
         " propose no others.",
     )
-    last_updated: Timestamp | None = Field(default=None, description="When the trainer wrote these numbers.")
 
 
 class HistoryEntry(RewrittenModel):

@@ -74,6 +74,11 @@ class ValidationSpec(Model):
         "json_schema_extra": rules(
             ("self.minRounds <= self.maxRounds", "minRounds must not exceed maxRounds"),
             (
+                "self.maxRounds * size(self.concurrencies) <= 1000",
+                "maxRounds times the number of concurrencies must not exceed 1000: the record of a measurement has at"
+                " most 1 MiB",
+            ),
+            (
                 "!has(self.primaryConcurrency) || self.primaryConcurrency in self.concurrencies",
                 "primaryConcurrency must be one of concurrencies",
             ),

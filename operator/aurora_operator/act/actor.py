@@ -24,7 +24,7 @@ from aurora_operator.children.access import new_keys
 from aurora_operator.kubernetes_api import JOB, KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.snapshot import Snapshot
-from aurora_operator.observe.store_reader import StoreReader
+from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_client import AgentClient
 
@@ -52,7 +52,7 @@ class Actor:
         self._events = EventRecorder(api)
         self._former_trainer_deleted = False
 
-    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreReader | None) -> ExecutionResult:
+    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
 
         Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
@@ -66,8 +66,8 @@ class Actor:
             self._former_trainer_deleted = True
         keys = new_keys(owner) if plan.create_keys else None
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
-        if plan.advance is not None and store is not None:
-            await asyncio.to_thread(store.advance, plan.advance)
+        if plan.advance is not None:
+            await store.advance(plan.advance)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:

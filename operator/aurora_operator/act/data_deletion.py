@@ -5,7 +5,8 @@ Invariants:
 - Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
   another speculator, or as soon as the policy is Retain.
 - Each step is short and idempotent, so a restarted operator goes on.
-- A store that hangs occupies one thread, and a failure is reported with the way out after ``QUIET_SECONDS``.
+- A store that hangs holds up nobody else (``io_pools``). A failure is reported with the way out after
+  ``QUIET_SECONDS``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import NotFound
+from aurora_operator.errors import CallAbandoned, NotFound
+from aurora_operator.io_pools import pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store_access import StoreAccess
+from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.stored_resource import owner_of, parse
 from aurora_operator.plan.data_deletion import (
     QUIET_SECONDS,
@@ -37,6 +39,7 @@ from aurora_operator.plan.data_deletion import (
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_store import ObjectStore, StoreConfig
+from aurora_store.call_limits import total_deadline
 from aurora_store.errors import StoreError
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import DeletionProgress, RootDeletion
@@ -44,7 +47,9 @@ from aurora_store.root_deletion import DeletionProgress, RootDeletion
 log = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0
-STEP_TIMEOUT_SECONDS = 20.0
+STEP_DEADLINE_SECONDS = 20.0
+STEP_TIMEOUT_SECONDS = 22.0
+"""A step ends at its deadline. A little later it is abandoned, for example while a host name is looked up."""
 BUSY_DELAY_SECONDS = 2.0
 RETRY_DELAY_SECONDS = 30.0
 
@@ -56,7 +61,6 @@ class DataDeletion:
         self._api, self._store = api, store
         self._events = EventRecorder(api)
         self._root: tuple[StoreConfig, RootDeletion] | None = None
-        self._step: asyncio.Future[DeletionProgress] | None = None
 
     async def advance(self, stored: Object) -> float:
         """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
@@ -132,17 +136,21 @@ class DataDeletion:
         return BUSY_DELAY_SECONDS
 
     async def _one_step(self, config: StoreConfig, owner: str) -> DeletionProgress | None:
-        """One step in a thread. None while the step has not ended; the next call waits for the same step."""
-        if self._root is None or self._root[0] != config:
-            self._root = (config, RootDeletion(await asyncio.to_thread(ObjectStore, config, attempts=2), owner))
-            self._step = None
-        if self._step is None:
-            self._step = asyncio.ensure_future(asyncio.to_thread(self._root[1].step, STEP_SECONDS))
-        await asyncio.wait({self._step}, timeout=STEP_TIMEOUT_SECONDS)
-        if not self._step.done():
+        """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
+        known = self._root[1] if self._root is not None and self._root[0] == config else None
+
+        def step() -> tuple[RootDeletion, DeletionProgress]:
+            root = known or RootDeletion(ObjectStore(config, attempts=2, call_seconds=STEP_SECONDS), owner)
+            with total_deadline(STEP_DEADLINE_SECONDS):
+                return root, root.step(STEP_SECONDS)
+
+        try:
+            root, progress = await pool_of(config).call(step, timeout_seconds=STEP_TIMEOUT_SECONDS)
+        except CallAbandoned:
+            self._root = None
             return None
-        step, self._step = self._step, None
-        return step.result()
+        self._root = (config, root)
+        return progress
 
     async def _failed(self, owner: Owner, place: str, error: str, seconds: float) -> float:
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)

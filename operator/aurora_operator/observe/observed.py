@@ -141,6 +141,8 @@ class StoreView:
     out (``aurora_store.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
     trainer: TrainerStatus | None = None
+    trainer_error: str = ""
+    """Why the trainer's status could not be parsed. Nothing is decided from that record, so the view is good."""
 
     @property
     def ok(self) -> bool:

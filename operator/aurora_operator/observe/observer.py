@@ -41,8 +41,8 @@ from aurora_operator.observe.observed import JobView, Observed, PodView, Workloa
 from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
-from aurora_operator.observe.store_access import StoreAccess
-from aurora_operator.observe.store_reader import StoreReader
+from aurora_operator.observe.store.store_access import StoreAccess
+from aurora_operator.observe.store.store_needs import store_needs
 from aurora_operator.observe.stored_resource import parse
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
@@ -65,14 +65,9 @@ class Observer:
         """Finished Jobs, by uid, whose pods were read from the API server."""
 
     @property
-    def store_reader(self) -> StoreReader | None:
-        """The speculator's open store; None until its credentials were found."""
-        return self.store.reader
-
-    @property
     def seconds_until_due(self) -> float:
         """Seconds until there is something to read again. Infinite while nothing is expected."""
-        return self._secrets.seconds_until_next_read
+        return min(self._secrets.seconds_until_next_read, self.store.seconds_until_due())
 
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         """Observe once.
@@ -93,8 +88,8 @@ class Observer:
         token = await self._agent_token(owner)
         views = _inference_pods(live)
         pods = await self._agents.of(views, token, ask=ask_agents)
-        pinned = frozenset[int]() if spec.rollout.pin is None else {spec.rollout.pin}
-        store = await self.store.view(owner, spec, status.versions() | pinned)
+        jobs, requests = _jobs(live), user_requests(stored)
+        store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, requests))
         self._doubt_secrets(owner, pods, token)
         history = self._counter_history
         observed = Observed(
@@ -102,7 +97,7 @@ class Observer:
             spec=spec,
             status=status,
             pods=pods,
-            jobs=_jobs(live),
+            jobs=jobs,
             deployment=kubernetes_views.workload_view(live.get(("Deployment", owner.name))),
             deployed=kubernetes_views.deployed_template(live.get(("Deployment", owner.name))),
             trainer=_trainer(owner, live),
@@ -110,7 +105,7 @@ class Observer:
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             recent_counters=history.update(pods, datetime.now(UTC)) if ask_agents else history.oldest(),
-            user_requests=user_requests(stored),
+            user_requests=requests,
             has_finalizer=has_finalizer(stored),
             spec_fault=fault,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
@@ -28,6 +28,8 @@ ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 SCALED_TO_ZERO = "ScaledToZero"
 """Reason of Available and ServingReady while no pods are wanted."""
+TRAINER_SILENCE = timedelta(minutes=5)
+"""A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
 _NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
@@ -41,7 +43,7 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
         ConditionType.AVAILABLE: _available(observed),
         ConditionType.STORAGE_READY: _storage(observed),
         ConditionType.SERVING_READY: _serving(observed, status, up_to_date),
-        ConditionType.TRAINER_READY: _trainer(observed, status),
+        ConditionType.TRAINER_READY: _trainer(observed, status, now),
         ConditionType.CANDIDATE_VALIDATED: _candidate(status),
         ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
         ConditionType.DEGRADED: _degraded(observed, status),
@@ -172,7 +174,7 @@ def _waiting_for_node(observed: Observed) -> str:
     return f"; {len(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a node: {why}"
 
 
-def _trainer(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
+def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return ConditionContent(True, "Suspended", message)
@@ -182,9 +184,14 @@ def _trainer(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
         return ConditionContent(False, "PodNotReady", message)
     if observed.spec.training.suspended:
         return ConditionContent(True, "Suspended", "training is suspended; serving goes on with the active draft")
+    if observed.store.trainer_error:
+        return ConditionContent(False, "StatusUnreadable", observed.store.trainer_error)
     record = observed.store.trainer
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
+    if record is not None and now - record.updated > TRAINER_SILENCE:
+        message = f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z}; read its pod's log"
+        return ConditionContent(False, "Silent", message)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
 

@@ -26,7 +26,7 @@ from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.root_ownership import LASTING_REASONS, decide_ownership
+from aurora_operator.plan.root_ownership import TAKING_OVER, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
@@ -62,7 +62,6 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         advance=ownership.takeover or made.advance,
         status=status if worth_writing(observed.status, status, since_written) else None,
         notes=(*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
-        moving=made.moving and observed.store.reason not in LASTING_REASONS,
         upgrade=upgrade,
     )
 
@@ -73,7 +72,9 @@ def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
     advance = first_channel(observed.store, now) if observed.store.ok else None
-    return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=True)
+    # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.
+    moving = observed.store.ok or observed.store.reason == TAKING_OVER
+    return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=moving)
 
 
 def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:

@@ -24,8 +24,8 @@ from aurora_store.keys import owner_id
 from aurora_store.root_ownership import current_owner, lost, lost_text
 
 MAX_FORMER_OWNERS = 64
-LASTING_REASONS = frozenset({"TakenOver", "RestoreRefused"})
-"""Nothing but a person ends these, so the next reconcile need not come soon."""
+TAKING_OVER = "TakingOver"
+"""Reason of the view while a root is taken over. The next reconcile goes on soon."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def decide_ownership(observed: Observed, now: datetime) -> OwnershipDecision:
     assert store.channel is not None, "a root without a channel is refused"
     taken = _takeover(observed, store.channel, root, now)
     return OwnershipDecision(
-        StoreView(reason="TakingOver", error=f"the root {root} is being taken over"),
+        StoreView(reason=TAKING_OVER, error=f"the root {root} is being taken over"),
         taken,
         (EventNote("Restored", f"{taken.message}. Version {taken.active} is active, as before"),),
     )

@@ -38,7 +38,7 @@ from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_protocol.training_records import TrainerPhase
 from aurora_store import Keys
 
-REFRESH = timedelta(seconds=5)
+REFRESH = timedelta(seconds=30)
 """Time between two writes of a status in which only figures changed."""
 
 
@@ -116,7 +116,6 @@ def _training(observed: Observed) -> TrainingStatus:
         trained_tokens=record.trained_tokens,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
-        last_updated=record.updated,
     )
 
 

@@ -68,7 +68,7 @@ class SimulatedStore:
         self.channels[channel.epoch] = channel
 
     def view(self, versions: frozenset[int]) -> StoreView:
-        """The view that :class:`aurora_operator.observe.store_reader.StoreReader` would return."""
+        """The view that :class:`aurora_operator.observe.store.store_reader.StoreReader` would return."""
         if self.down:
             return StoreView(reason="Unreachable", error="no route")
         channel = self.channel

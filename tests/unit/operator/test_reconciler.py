@@ -122,12 +122,22 @@ def test_the_condition_is_cleared_once_the_spec_parses() -> None:
 
 
 @dataclass
+class FakeStore:
+    """Counts how often everything is to be read again."""
+
+    resets: int = 0
+
+    def read_everything_next(self) -> None:
+        self.resets += 1
+
+
+@dataclass
 class FakeObserver:
     """Observes what a test sets, and records whether the agents were asked."""
 
     observed: Observed
     seconds_until_due: float = float("inf")
-    store_reader: None = None
+    store: FakeStore = field(default_factory=FakeStore)
     asked: list[bool] = field(default_factory=list)
     refreshed: int = 0
 
@@ -144,11 +154,12 @@ class FakeActor:
     """Does nothing, or raises what a test sets."""
 
     error: Exception | None = None
+    result: ExecutionResult = field(default_factory=ExecutionResult)
 
     async def act(self, *_: Any) -> ExecutionResult:
         if self.error is not None:
             raise self.error
-        return ExecutionResult()
+        return self.result
 
 
 def reconciler_at(observer: FakeObserver, actor: FakeActor | None = None) -> Reconciler:
@@ -189,6 +200,14 @@ async def test_a_paused_roll_a_silent_agent_and_a_store_that_is_away_are_watched
     ):
         assert await reconciler_at(FakeObserver(world)).reconcile() <= WATCHFUL_POLL_SECONDS
     assert await reconciler_at(FakeObserver(silent)).reconcile() <= WATCHFUL_POLL_SECONDS
+
+
+async def test_the_whole_store_is_read_again_after_an_agent_has_seen_a_higher_epoch() -> None:
+    observer = FakeObserver(observed())
+    await reconciler_at(observer).reconcile()
+    assert observer.store.resets == 0
+    await reconciler_at(observer, FakeActor(result=ExecutionResult(fencing_epoch=7))).reconcile()
+    assert observer.store.resets == 1
 
 
 async def test_a_secret_that_is_due_ends_the_rest_early() -> None:

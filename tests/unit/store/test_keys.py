@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_store.keys import Keys, number_of, root
 
 numbers = st.integers(0, 10**8 - 1)
@@ -44,3 +46,20 @@ def test_a_recreated_speculator_has_another_root() -> None:
     assert one == "aurora/ns/chat-01234567"
     assert one != other
     assert root("", "ns", "chat", "0123456789") == "ns/chat-01234567"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "registry/zzz.json",
+        f"registry/{'9' * 5000}.json",
+        "registry/1.json",
+        "registry/00000001",
+        f"registry/{chr(0x661) * 8}.json",
+        "registry/-0000001.json",
+        "registry/00000001.json\n",
+    ],
+)
+def test_a_key_without_a_records_number_is_an_invalid_record(key: str) -> None:
+    with pytest.raises(InvalidRecord, match="has no record's name"):
+        number_of(key)

@@ -24,8 +24,8 @@ from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
-from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
-from aurora_store.objects import ObjectInfo
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
+from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 DRAFT_SPEC = DraftSpec(vocab_size=DRAFT_VOCAB)
@@ -169,17 +169,19 @@ class MemoryObjects(ObjectStore):
     def upload(self, key: str, path: Path) -> None:
         self._write(key, path.read_bytes())
 
-    def get(self, key: str, sha256: str | None = None) -> bytes:
+    def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         if key not in self.data:
             raise ObjectMissing(key)
+        if len(self.data[key]) > max_bytes:
+            raise ObjectTooLarge(key)
         if sha256 is not None and hashlib.sha256(self.data[key]).hexdigest() != sha256:
             raise DigestMismatch(key)
         return self.data[key]
 
-    def download(self, key: str, path: Path, sha256: str) -> None:
-        path.write_bytes(self.get(key, sha256))
+    def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
+        path.write_bytes(self.get(key, sha256, max_bytes=max_bytes))
 
-    def list_objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[ObjectInfo]:
         keys = sorted(key for key in self.data if key.startswith(prefix) and key > after)
         yield from [ObjectInfo(key, len(self.data[key]), self.written[key]) for key in keys]
 

@@ -72,8 +72,14 @@ class Journal:
     async def state(self, ip: str, token: str) -> AgentState:
         raise AgentError(ip)
 
-    def advance(self, made: Channel) -> None:
+    async def advance(self, made: Channel) -> None:
         self.record("channel")
+
+    def read_everything_next(self) -> None:
+        self.record("read the store")
+
+    def seconds_until_due(self) -> float:
+        return 60.0
 
 
 def swap(pod: str) -> Swap:
@@ -167,8 +173,11 @@ class FakeObserver:
     """Observes the status that the journal stored, and a store with a candidate."""
 
     journal: Journal
-    store_reader: None = None
     seconds_until_due: float = float("inf")
+
+    @property
+    def store(self) -> Journal:
+        return self.journal
 
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         stored = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})

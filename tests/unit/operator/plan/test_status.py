@@ -60,6 +60,40 @@ def test_a_trainer_that_cannot_start_is_not_ready() -> None:
     assert (found.status.value, found.reason, found.message) == ("False", "Starting", why)
 
 
+def reported(age: timedelta, phase: TrainerPhase = TrainerPhase.WAITING_FOR_TRACES) -> Observed:
+    """A world whose trainer wrote its record ``age`` ago."""
+    record = TrainerStatus(phase=phase, step=7, shards=2, trained_tokens=900, updated=NOW - age)
+    return observed(store=store(0, trainer=record))
+
+
+def test_a_trainers_heartbeat_writes_no_status() -> None:
+    first = status(reported(timedelta(0)))
+    for seconds in (15, 60, 290):
+        later = replace(reported(timedelta(seconds=seconds)), status=first)
+        assert plan(later, CONFIG, NOW, timedelta(hours=1)).status is None
+
+
+def test_a_trainer_that_reports_nothing_for_five_minutes_is_not_ready() -> None:
+    found = condition(reported(timedelta(minutes=6)), ConditionType.TRAINER_READY)
+    assert (found.status.value, found.reason) == ("False", "Silent")
+    assert "since 2025-12-31 23:54:00 UTC" in found.message
+    silent = replace(reported(timedelta(minutes=6)), status=status(reported(timedelta(minutes=6))))
+    assert plan(silent, CONFIG, NOW + timedelta(hours=1), timedelta(hours=1)).status is None, "said once"
+    suspended = replace(
+        reported(timedelta(minutes=6)), spec=spec(serving={"replicas": 2}, training={"suspended": True})
+    )
+    assert condition(suspended, ConditionType.TRAINER_READY).reason == "Suspended"
+
+
+def test_an_unreadable_record_of_the_trainer_blocks_nothing_else() -> None:
+    broken = observed(store=store(0, 1, evidence=(evidence(1),), trainer_error="trainer/status.json: step: too large"))
+    found = condition(broken, ConditionType.TRAINER_READY)
+    assert (found.status.value, found.reason) == ("False", "StatusUnreadable")
+    assert "trainer/status.json" in found.message
+    assert condition(broken, ConditionType.STORAGE_READY).status.value == "True"
+    assert status(broken).rollout.phase is RolloutPhase.CANARY, "the version that passed is rolled out"
+
+
 def test_the_reason_of_ready_names_the_problem() -> None:
     assert condition(observed(), ConditionType.READY).status.value == "True"
     old = WorkloadView(current=False, replicas=2, ready=2)
@@ -100,7 +134,7 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
         },
     )
     assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
-    written = plan(counted, CONFIG, NOW, timedelta(seconds=5)).status
+    written = plan(counted, CONFIG, NOW, timedelta(seconds=30)).status
     assert written is None, "no verify round passed in the window"
 
 

@@ -1,0 +1,1 @@
+"""Reads one speculator's records from its store, seldom while nothing is under way."""

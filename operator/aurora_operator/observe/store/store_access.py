@@ -1,0 +1,147 @@
+"""Opens a speculator's store with the credentials that its spec names, and reads the store when a read is due.
+
+Between two reads the last view is used again (``store_schedule`` says when, and why that is safe).
+
+Invariants: a store that does not answer delays an observation by at most :data:`CALL_TIMEOUT_SECONDS`, because pods and
+their status must not wait for it. Corrected settings open the store anew at once; nothing waits for a call with former
+settings.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.pod_template import store_settings
+from aurora_operator.errors import CallAbandoned, KubernetesError
+from aurora_operator.io_pools import EndpointPool, StorePools, pool_of
+from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.secret_values import SecretReader, secret_value
+from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
+from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope, StoreNeeds
+from aurora_protocol.draft_records import Channel
+from aurora_store import StoreConfig
+from aurora_store.errors import StoreError
+
+CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
+"""A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
+
+
+class StoreAccess:
+    """The store of one speculator."""
+
+    def __init__(
+        self, secrets: SecretReader, pools: StorePools | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``clock`` returns monotonic seconds."""
+        self._secrets, self._pools, self._clock = secrets, pools, clock
+        self._pool: EndpointPool
+        self._settings: StoreConfig | None = None
+        self.reader: StoreReader | None = None
+        """The open store; None until credentials were found."""
+        self._view = StoreView()
+        self._schedule = ReadSchedule()
+
+    async def view(self, owner: Owner, spec: SpeculatorSpec, needs: StoreNeeds) -> StoreView:
+        """The records that are needed, read again where a read is due. Raises :class:`KubernetesError`."""
+        settings = await self.config(owner, spec)
+        if isinstance(settings, StoreView):
+            self._settings = None  # the store is opened anew once its settings are there
+            return settings
+        if settings != self._settings:
+            self._open(settings)
+        scope = self._schedule.scope(self._clock(), needs)
+        if scope is not ReadScope.NONE or (self._view.ok and self.reader is not None and self.reader.lacks(needs)):
+            self._view = await self._read(settings, needs, scope)
+            self._schedule.record(self._clock(), needs, scope, self._view)
+            reference = spec.store.credentials.secret_ref
+            if not self._view.ok and reference is not None:
+                # A store that refuses rotated credentials says so in many ways, so any failure is a reason to look.
+                self._secrets.doubt(reference.name)
+        return self._view
+
+    async def advance(self, channel: Channel) -> None:
+        """Write the channel's next record.
+
+        Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
+        After an error the next view reads everything again, because the view that led to the record was outdated, or
+        because it is not known whether the record was written.
+        """
+        reader = self.reader
+        if reader is None:
+            raise StoreError("the store is not open: it could not be read before")
+        try:
+            await self._pool.call(lambda: reader.advance(channel), timeout_seconds=CALL_TIMEOUT_SECONDS)
+        except CallAbandoned as error:
+            self._close()
+            raise StoreError(str(error)) from error
+        except StoreError:
+            self._schedule.reset()
+            raise
+        self._view = replace(self._view, channel=channel)
+
+    def read_everything_next(self) -> None:
+        """Read all records for the next view: an agent has seen a decision that this operator does not know."""
+        self._schedule.reset()
+
+    def seconds_until_due(self) -> float:
+        """Seconds until a read is due although nothing else happens."""
+        if self._settings is None:
+            return math.inf
+        return self._schedule.seconds_until_due(self._clock())
+
+    def _open(self, settings: StoreConfig) -> None:
+        self._close()
+        self._settings = settings
+        self._pool = pool_of(settings, self._pools)
+
+    def _close(self) -> None:
+        """Forget the open store. A call that still runs keeps its own reader, and nobody waits for it."""
+        self._settings = self.reader = None
+        self._schedule = ReadSchedule()
+
+    async def _read(self, settings: StoreConfig, needs: StoreNeeds, scope: ReadScope) -> StoreView:
+        known = self.reader
+
+        def read() -> tuple[StoreReader, StoreView]:
+            reader = StoreReader(settings) if known is None else known
+            return reader, reader.read(needs, scope)
+
+        try:
+            self.reader, view = await self._pool.call(read, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        except StoreError as error:
+            return StoreView(reason="Unreachable", error=str(error))
+        except CallAbandoned as error:
+            self.reader = None  # the abandoned call still uses it
+            return StoreView(reason="Unreachable", error=str(error))
+        return view
+
+    async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
+        """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
+        access, secret = "", ""
+        reference = spec.store.credentials.secret_ref
+        if reference is not None:
+            try:
+                found = await self._secrets.find(reference.name)
+            except KubernetesError as error:
+                if error.status != HTTPStatus.FORBIDDEN:
+                    raise
+                text = f"the operator may not read the Secret {reference.name}: add it to secretNames of the Helm chart"
+                return StoreView(reason="SecretForbidden", error=text)
+            if found is None:
+                text = f"create the Secret {reference.name} with the store's keys"
+                return StoreView(reason="SecretMissing", error=text)
+            access, secret = (secret_value(found, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+            if not access or not secret:
+                self._secrets.doubt(reference.name)
+                text = f"the Secret {reference.name} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                return StoreView(reason="SecretIncomplete", error=text)
+        settings = store_settings(owner, spec)
+        return StoreConfig(
+            settings.bucket, settings.root, settings.endpoint, settings.region, access or None, secret or None
+        )

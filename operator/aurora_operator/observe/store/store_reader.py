@@ -1,0 +1,262 @@
+"""Reads the store's small records about one speculator into a :class:`StoreView`.
+
+Invariants:
+
+- A fault of the store never raises; the view carries the error. A record whose name, number or content is wrong is
+  named by its key, and nothing is decided until a person removes it.
+- Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
+- The store is used only after a probe showed that it keeps create-once. The probe runs once per process, and again
+  after every fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from aurora_operator import metrics
+from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
+from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.evidence_records import Evidence
+from aurora_protocol.record import Record
+from aurora_protocol.training_records import TrainerStatus
+from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store.call_limits import total_deadline
+from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError, StoreUnsupported, bounded_text
+from aurora_store.keys import MAX_NUMBER, number_of
+from aurora_store.records import MAX_RECORDS_LISTED
+from aurora_store.root_ownership import is_void
+
+R = TypeVar("R", bound=Record)
+REQUEST_ATTEMPTS = 2
+CALL_SECONDS = 10.0
+READ_SECONDS = 20.0
+"""Total deadline of one read, or of one write to the channel."""
+_PREFIXES = {
+    ReadScope.LINEAGE: Keys.LINEAGE,
+    ReadScope.CHANNEL: Keys.CHANNEL,
+    ReadScope.REGISTRY: Keys.REGISTRY,
+}
+MAX_ATTEMPTS_LISTED = 1000
+"""Most measurements of one version."""
+
+
+class StoreReader:
+    """One speculator's store. Not thread-safe: only one call at a time."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Raises :class:`StoreError` when the settings cannot be used."""
+        self.config = config
+        self._objects = ObjectStore(
+            config, attempts=REQUEST_ATTEMPTS, call_seconds=CALL_SECONDS, on_request=_count_request
+        )
+        self._registry = Registry(self._objects)
+        self._probed = False
+        self._last_keys: dict[str, str] = {}
+        """Prefix -> the last known key below it."""
+        self._records: dict[str, Record] = {}
+        """Key -> a create-once record that is needed."""
+        self._attempts: dict[int, tuple[str, ...]] = {}
+        """Version -> the keys of its evidence."""
+        self._absent: frozenset[int] = frozenset()
+        """Versions that are needed and not registered."""
+        self._trainer: TrainerStatus | None = None
+        self._trainer_error = ""
+
+    def read(self, needs: StoreNeeds, scope: ReadScope) -> StoreView:
+        """Look for new records in ``scope``, then return all records that are needed. Blocks."""
+        try:
+            with total_deadline(READ_SECONDS), metrics.STORE_READ_SECONDS.time():
+                self._probe_once()
+                return self._read(needs, scope)
+        except StoreUnsupported as error:
+            self._forget_state()
+            return StoreView(reason="ConditionalWritesUnsupported", error=str(error))
+        except (InvalidRecord, ObjectTooLarge) as error:
+            self._last_keys.clear()
+            return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
+        except StoreError as error:
+            self._forget_state()
+            return StoreView(reason="Unreachable", error=str(error))
+
+    def lacks(self, needs: StoreNeeds) -> bool:
+        """Whether a needed registration was not looked for yet."""
+        return any(
+            Keys.registration(version) not in self._records and version not in self._absent
+            for version in self._wanted(needs)
+        )
+
+    def advance(self, channel: Channel) -> None:
+        """Write the channel's next record. Blocks.
+
+        Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
+        """
+        with total_deadline(READ_SECONDS):
+            self._registry.advance_channel(channel)
+        key = Keys.channel(channel.epoch)
+        self._last_keys[Keys.CHANNEL], self._records[key] = key, channel
+
+    def _forget_state(self) -> None:
+        """Probe and list everything again: after a fault, the store may be another one, or an earlier copy."""
+        self._probed = False
+        self._last_keys.clear()
+
+    def _probe_once(self) -> None:
+        if self._probed:
+            return
+        if self.config.endpoint:
+            # A self-hosted store starts empty, so the bucket is created. On AWS a missing bucket is a typing error.
+            self._objects.ensure_bucket()
+        self._objects.probe()
+        self._probed = True
+
+    def _read(self, needs: StoreNeeds, scope: ReadScope) -> StoreView:
+        if scope is ReadScope.ALL:
+            self._absent = frozenset()
+        if ReadScope.TRAINER in scope:
+            self._read_trainer()
+            scope |= self._scope_of_trainer()
+        for kind, prefix in _PREFIXES.items():
+            if kind in scope:
+                self._find_newer(prefix)
+        lineage = self._newest(Keys.LINEAGE, Lineage, lambda record: Keys.lineage(record.number))
+        channel = self._newest(Keys.CHANNEL, Channel, lambda record: Keys.channel(record.epoch))
+        found = self._registrations(self._wanted(needs))
+        registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
+        evidence = self._evidence(registrations, needs.measurement)
+        self._forget_all_but(found, evidence)
+        return StoreView(
+            lineage=lineage,
+            channel=channel,
+            registrations=registrations,
+            evidence=evidence,
+            trainer=self._trainer,
+            trainer_error=self._trainer_error,
+        )
+
+    def _read_trainer(self) -> None:
+        try:
+            self._trainer, self._trainer_error = self._registry.trainer_status(), ""
+        except (InvalidRecord, ObjectTooLarge) as error:
+            self._trainer, self._trainer_error = None, bounded_text(f"{Keys.TRAINER_STATUS}: {error}")
+
+    def _scope_of_trainer(self) -> ReadScope:
+        """The kinds of records of which the trainer's status names a newer one. Only a hint to look now."""
+        scope = ReadScope.NONE
+        if self._trainer is not None:
+            if self._is_newer(Keys.REGISTRY, self._trainer.last_registered):
+                scope |= ReadScope.REGISTRY
+            if self._is_newer(Keys.LINEAGE, self._trainer.lineage):
+                scope |= ReadScope.LINEAGE
+        return scope
+
+    def _is_newer(self, prefix: str, number: int | None) -> bool:
+        known = self._last_keys.get(prefix)
+        return number is not None and (known is None or number > number_of(known))
+
+    def _find_newer(self, prefix: str) -> None:
+        """Look for a record with a higher number than the last known one."""
+        known = self._last_keys.get(prefix, "")
+        keys = [key for key in self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED) if _is_record(key)]
+        if keys:
+            self._last_keys[prefix] = max(keys, key=number_of)
+
+    def _newest(self, prefix: str, model: type[R], key_of: Callable[[R], str]) -> R | None:
+        key = self._last_keys.get(prefix)
+        return None if key is None else self._record(model, key, key_of)
+
+    def _wanted(self, needs: StoreNeeds) -> frozenset[int]:
+        """The versions that are needed: those of ``needs``, the initial, the newest, the active and the previous."""
+        newest, channel = self._last_keys.get(Keys.REGISTRY), self._records.get(self._last_keys.get(Keys.CHANNEL, ""))
+        versions = {INITIAL_VERSION, *needs.versions}
+        if newest is not None:
+            versions.add(number_of(newest))
+        if isinstance(channel, Channel):
+            named = (channel.active, channel.previous, channel.inherited_version)
+            versions |= {version for version in named if version is not None}
+        return frozenset(version for version in versions if 0 <= version <= MAX_NUMBER)
+
+    def _registrations(self, versions: frozenset[int]) -> dict[int, Registration]:
+        found = {}
+        for version in sorted(versions - self._absent):
+            key = Keys.registration(version)
+            try:
+                found[version] = self._record(Registration, key, lambda record: Keys.registration(record.version))
+            except ObjectMissing:
+                continue
+        self._absent = versions - found.keys()
+        newest = self._last_keys.get(Keys.REGISTRY)
+        if newest is not None and number_of(newest) in self._absent:
+            del self._last_keys[Keys.REGISTRY]  # somebody deleted it
+        return found
+
+    def _evidence(
+        self, registrations: dict[int, Registration], measurement: tuple[int, int] | None
+    ) -> tuple[Evidence, ...]:
+        """All evidence of the registered versions.
+
+        The attempts of a version are listed once. Evidence of ``measurement`` is then looked for by its key.
+        """
+        versions = [version for version in registrations if version != INITIAL_VERSION]
+        for version in versions:
+            if version not in self._attempts:
+                listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
+                self._attempts[version] = tuple(key for key in listed if _is_record(key))
+        if measurement is not None and measurement[0] in versions:
+            self._find_evidence(*measurement)
+        return tuple(self._evidence_at(key) for version in versions for key in self._attempts[version])
+
+    def _find_evidence(self, version: int, attempt: int) -> None:
+        key = Keys.evidence(version, attempt)
+        if key in self._attempts[version]:
+            return
+        try:
+            self._evidence_at(key)
+        except ObjectMissing:
+            return
+        self._attempts[version] = tuple(sorted({*self._attempts[version], key}))
+
+    def _evidence_at(self, key: str) -> Evidence:
+        found = self._record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
+        if found.samples:
+            self._records[key] = found = _without_samples(found)
+        return found
+
+    def _record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
+        """The create-once record at ``key``. Raises :class:`ObjectMissing`, and :class:`InvalidRecord` with the key."""
+        known = self._records.get(key)
+        if isinstance(known, model):
+            return known
+        try:
+            record = model.from_json(self._objects.get(key))
+        except InvalidRecord as error:
+            raise InvalidRecord(bounded_text(f"{key}: {error}")) from error
+        if key_of(record) != key:
+            raise InvalidRecord(f"{key}: the record's own numbers belong to {key_of(record)}")
+        self._records[key] = record
+        return record
+
+    def _forget_all_but(self, registrations: dict[int, Registration], evidence: tuple[Evidence, ...]) -> None:
+        used = {Keys.registration(version) for version in registrations}
+        used |= {Keys.evidence(one.version, one.attempt) for one in evidence}
+        used |= {key for prefix, key in self._last_keys.items() if prefix != Keys.REGISTRY}
+        self._records = {key: record for key, record in self._records.items() if key in used}
+        self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
+
+
+def _without_samples(evidence: Evidence) -> Evidence:
+    """The parts of evidence that the operator keeps. The raw samples take up to 50 times as much memory."""
+    baseline = evidence.baseline
+    kept = None if baseline is None else baseline.model_copy(update={"samples": ()})
+    return evidence.model_copy(update={"samples": (), "equality": (), "baseline": kept})
+
+
+def _is_record(key: str) -> bool:
+    """Whether ``key`` is a record's. Raises :class:`InvalidRecord` for a record that has no number."""
+    return key.endswith(".json") and number_of(key) >= 0
+
+
+def _count_request(operation: str) -> None:
+    metrics.STORE_REQUESTS.labels(operation).inc()

@@ -1,0 +1,144 @@
+"""Decides when which of a store's records are read. Pure: time and jitter come from outside.
+
+At rest, two requests are made a minute: the trainer's record, and a listing of the registry or, every third time, of
+the channel. Everything is read at once when something is expected: a measurement ended, a person changed the spec or an
+annotation, or our last write failed.
+
+Why a view of a minute ago is safe: records are create-once and a decision is a new record of the channel. An operator
+that decides upon an outdated view asks for an epoch that is taken, gets :class:`ObjectExists`, and reads everything
+before it decides again. Agents refuse requests with an outdated epoch in the same way.
+
+Invariants: after a fault, reads are repeated with exponential backoff. A person's request never waits for a backoff.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import Enum, Flag, auto
+
+from aurora_operator.observe.observed import StoreView
+from aurora_protocol.training_records import TrainerPhase
+
+REST_SECONDS = 61.0
+"""Time between two reads at rest, each of two requests."""
+TRAINING_SECONDS = 15.0
+"""The same while the trainer learns, because a candidate may come at any time."""
+MIN_EXPECTING_SECONDS, MAX_EXPECTING_SECONDS = 2.0, 30.0
+"""Time between two reads of everything while the first records are expected. It doubles while nothing new comes."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 30.0
+"""Time until the read after a failed one. It doubles with each failure."""
+
+
+class ReadScope(Flag):
+    """Kinds of records whose newest is looked for. A record that is needed and not known yet is always read."""
+
+    NONE = 0
+    REGISTRY = auto()
+    CHANNEL = auto()
+    LINEAGE = auto()
+    TRAINER = auto()
+    ALL = REGISTRY | CHANNEL | LINEAGE | TRAINER
+
+
+_TURNS = (
+    ReadScope.TRAINER | ReadScope.REGISTRY,
+    ReadScope.TRAINER | ReadScope.REGISTRY,
+    ReadScope.TRAINER | ReadScope.CHANNEL,
+)
+"""At rest only another operator writes to the channel. Its listing shows a foreign writer within minutes."""
+
+
+class Urgency(Enum):
+    """What is under way."""
+
+    REST = auto()
+    ROLLING = auto()
+    """A roll is under way: the channel is looked at before each step."""
+
+
+@dataclass(frozen=True)
+class StoreNeeds:
+    """The records that the next decision depends on."""
+
+    versions: frozenset[int] = frozenset()
+    """Versions whose registrations and evidence are needed, beside the newest, the active and the previous one."""
+    measurement: tuple[int, int] | None = None
+    """Version and attempt of the measurement under way, whose evidence may appear."""
+    measured: bool = False
+    """The Job of ``measurement`` ended, so its evidence is there now or never."""
+    urgency: Urgency = Urgency.REST
+    intent: Hashable = None
+    """The generation and the annotations by which a person asks for something. A change reads everything."""
+
+
+class ReadSchedule:
+    """When to read the store of one speculator. Times are seconds of a monotonic clock."""
+
+    def __init__(self, jitter: Callable[[float, float], float] = random.uniform) -> None:
+        self._jitter = jitter
+        self._view: StoreView | None = None
+        self._intent: Hashable = None
+        self._failures = 0
+        self._turn = 0
+        self._rest_due = self._expecting_due = self._retry_due = 0.0
+        self._expecting_seconds = MIN_EXPECTING_SECONDS
+
+    def reset(self) -> None:
+        """Read everything next: the settings changed, or a write failed."""
+        self._view = None
+
+    def scope(self, now: float, needs: StoreNeeds) -> ReadScope:
+        """The kinds of records to look for now."""
+        view = self._view
+        if view is None or needs.intent != self._intent:
+            return ReadScope.ALL
+        if self._failures:
+            return ReadScope.ALL if now >= self._retry_due else ReadScope.NONE
+        if needs.measured and not _has_evidence(view, needs.measurement):
+            return ReadScope.ALL
+        if view.channel is None and now >= self._expecting_due:
+            return ReadScope.ALL
+        scope = ReadScope.CHANNEL if needs.urgency is Urgency.ROLLING else ReadScope.NONE
+        return scope | _TURNS[self._turn] if now >= self._rest_due else scope
+
+    def record(self, now: float, needs: StoreNeeds, scope: ReadScope, view: StoreView) -> None:
+        """Remember a read of ``scope`` that ended at ``now``."""
+        before, self._view, self._intent = self._view, view, needs.intent
+        if not view.ok:
+            self._failures += 1
+            seconds = min(MAX_RETRY_SECONDS, MIN_RETRY_SECONDS * 2 ** min(self._failures - 1, 10))
+            self._retry_due = now + self._jitter(seconds / 2, seconds)
+            return
+        self._failures = 0
+        if before is None or _records(before) != _records(view):
+            self._expecting_seconds = MIN_EXPECTING_SECONDS
+        elif scope is ReadScope.ALL:
+            self._expecting_seconds = min(MAX_EXPECTING_SECONDS, 2 * self._expecting_seconds)
+        self._expecting_due = now + self._jitter(self._expecting_seconds / 2, self._expecting_seconds)
+        if _TURNS[self._turn] in scope:
+            self._turn = (self._turn + 1) % len(_TURNS)
+            learning = view.trainer is not None and view.trainer.phase is TrainerPhase.TRAINING
+            seconds = TRAINING_SECONDS if learning else REST_SECONDS
+            self._rest_due = now + self._jitter(seconds, 1.2 * seconds)
+
+    def seconds_until_due(self, now: float) -> float:
+        """Seconds until a read is due although nothing else happens."""
+        if self._view is None:
+            return 0.0
+        if self._failures:
+            return max(0.0, self._retry_due - now)
+        due = self._rest_due if self._view.channel is not None else min(self._rest_due, self._expecting_due)
+        return max(0.0, due - now)
+
+
+def _has_evidence(view: StoreView, measurement: tuple[int, int] | None) -> bool:
+    return any((evidence.version, evidence.attempt) == measurement for evidence in view.evidence)
+
+
+def _records(view: StoreView) -> Hashable:
+    """The create-once records of a view. The trainer's status changes all the time."""
+    lineage = view.lineage.number if view.lineage else None
+    epoch = view.channel.epoch if view.channel else None
+    return lineage, epoch, frozenset(view.registrations), len(view.evidence)

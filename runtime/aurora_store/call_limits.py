@@ -1,0 +1,228 @@
+"""Limits of one call of the store: the time until its answer is complete, and the bytes that the answer may have.
+
+Why at the socket: botocore reads headers, listings and error texts itself, and its timeouts count from byte to byte. A
+store that sends one byte a second never exceeds such a timeout, and a store that never stops sending fills the memory.
+
+Each thread has at most one call under way. Every read and write of a connection asks the limits of its thread's call.
+A thread without limits (the parts of a large upload) waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
+
+Invariant: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
+name can hold a thread longer.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
+
+IO_TIMEOUT_SECONDS = 60.0
+"""Longest wait for one read from a connection, or for sending one block of a body."""
+MAX_HEADER_BYTES = 64 << 10
+"""Bytes of an answer's headers, which an answer may have beside its body."""
+
+
+class CallLimitReached(OSError):
+    """The answer was not complete in time, or is too large. The message says which, and gives the limit."""
+
+
+class CallLimits:
+    """The limits of one call, retries included."""
+
+    def __init__(self, seconds: float, max_bytes: int, on_request: Callable[[], None]) -> None:
+        self._deadline_seconds = time.monotonic() + seconds
+        self._allowed_seconds = seconds
+        self._max_bytes = max_bytes
+        self._received_bytes = 0
+        self._on_request = on_request
+        self.too_large = ""
+        """Why the answer is too large; empty while it is not."""
+        self.reading_object = False
+        """Whether the answer's body is an object, after good headers."""
+
+    @property
+    def overdue(self) -> str:
+        """Why the call is overdue; empty before its deadline."""
+        past = time.monotonic() >= self._deadline_seconds
+        return f"no complete answer within {self._allowed_seconds:.0f} s" if past else ""
+
+    def begin_request(self) -> None:
+        """Count one HTTP request. Each attempt at the call may receive all bytes again."""
+        self.raise_if_reached()
+        self._received_bytes = 0
+        self._on_request()
+
+    def begin_object(self, max_bytes: int, announced_bytes: int) -> None:
+        """The headers were good: allow ``max_bytes`` for the object that follows.
+
+        Raises :class:`CallLimitReached` when the headers announce a larger object.
+        """
+        self.reading_object = True
+        self._max_bytes = max_bytes
+        self._received_bytes = 0
+        self.require_bytes(announced_bytes, max_bytes)
+
+    def require_bytes(self, count: int, max_bytes: int) -> None:
+        """Raise :class:`CallLimitReached` when ``count`` exceeds ``max_bytes``."""
+        if count > max_bytes:
+            self.too_large = f"the answer has more than {max_bytes} bytes"
+            raise CallLimitReached(self.too_large)
+
+    def seconds_left(self) -> float:
+        """Seconds until the deadline. Raises :class:`CallLimitReached` at the deadline."""
+        self.raise_if_reached()
+        return max(self._deadline_seconds - time.monotonic(), 0.001)
+
+    def received(self, count: int) -> None:
+        """Count bytes of the answer. Raises :class:`CallLimitReached` when the answer is too large."""
+        self._received_bytes += count
+        self.require_bytes(self._received_bytes - MAX_HEADER_BYTES, self._max_bytes)
+
+    def raise_if_reached(self) -> None:
+        """Raise :class:`CallLimitReached` when the call has reached a limit, so that nothing is tried again."""
+        if reason := self.too_large or self.overdue:
+            raise CallLimitReached(reason)
+
+
+class _ThreadState(threading.local):
+    limits: CallLimits | None = None
+    deadline_seconds: float | None = None
+
+
+_thread = _ThreadState()
+
+
+def current_limits() -> CallLimits | None:
+    """The limits of the call that this thread is making."""
+    return _thread.limits
+
+
+@contextmanager
+def call_limits(seconds: float, max_bytes: int, on_request: Callable[[], None]) -> Iterator[CallLimits]:
+    """Limit the call that this thread makes inside the context.
+
+    A :func:`total_deadline` around the call shortens ``seconds``.
+    """
+    if _thread.deadline_seconds is not None:
+        seconds = min(seconds, _thread.deadline_seconds - time.monotonic())
+    before, _thread.limits = _thread.limits, CallLimits(seconds, max_bytes, on_request)
+    try:
+        yield _thread.limits
+    finally:
+        _thread.limits = before
+
+
+@contextmanager
+def total_deadline(seconds: float) -> Iterator[None]:
+    """End all calls that this thread makes inside the context within ``seconds`` together."""
+    before, _thread.deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _thread.deadline_seconds = before
+
+
+def limit_connections(client: Any) -> None:
+    """Make the connections of a botocore client ask for limits.
+
+    botocore has no public way to the connections. Its session takes the classes of its connection pools from this
+    attribute, also for proxies.
+    """
+    session = client._endpoint.http_session
+    session._pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme
+
+
+def begin_request(**_: Any) -> None:
+    """Handler of botocore's event ``before-send``."""
+    limits = current_limits()
+    if limits is not None:
+        limits.begin_request()
+
+
+def stop_retries(**_: Any) -> None:
+    """Handler of botocore's event ``needs-retry``: a call that has reached a limit is not tried again."""
+    limits = current_limits()
+    if limits is not None:
+        limits.raise_if_reached()
+
+
+def _wait_seconds() -> float:
+    limits = current_limits()
+    return IO_TIMEOUT_SECONDS if limits is None else min(IO_TIMEOUT_SECONDS, limits.seconds_left())
+
+
+def _received(count: int) -> int:
+    limits = current_limits()
+    if limits is not None:
+        limits.received(count)
+    return count
+
+
+class _LimitedSocket(socket.socket):
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        self.settimeout(_wait_seconds())
+        return _received(super().recv_into(buffer, nbytes, flags))
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.settimeout(_wait_seconds())
+        super().sendall(data, flags)
+
+
+class _LimitedTlsSocket(ssl.SSLSocket):
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(_wait_seconds())
+        return _received(super().recv_into(buffer, nbytes, flags))
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.settimeout(_wait_seconds())
+        super().sendall(data, flags)
+
+
+def _limited(connect: Callable[[], socket.socket]) -> socket.socket:
+    """A connection that asks for limits, in place of the one that ``connect`` returns."""
+    plain = connect()
+    timeout = plain.gettimeout()
+    limited = _LimitedSocket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+    limited.settimeout(timeout)
+    return limited
+
+
+def _connect_seconds(timeout: float | None) -> float:
+    return _wait_seconds() if timeout is None else min(timeout, _wait_seconds())
+
+
+class _HttpConnection(AWSHTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        self.timeout = _connect_seconds(self.timeout)
+        return _limited(super()._new_conn)
+
+
+class _HttpsConnection(AWSHTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        self.timeout = _connect_seconds(self.timeout)
+        return _limited(super()._new_conn)
+
+    def connect(self) -> None:
+        if self.ssl_context is not None:
+            self.ssl_context.sslsocket_class = _LimitedTlsSocket
+        super().connect()
+
+
+class _HttpPool(AWSHTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(AWSHTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection

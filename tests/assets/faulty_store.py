@@ -1,0 +1,133 @@
+"""A fake S3 store on loopback that misbehaves in ways that a real store cannot be made to show.
+
+The fake drips bytes, never stops sending, redirects, or answers with what is no S3 answer. It checks no signature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+DRIP_SECONDS = 0.1
+"""Time between two bytes of a dripping answer: short beside the deadlines of the tests, far below any read timeout."""
+
+Answer = Callable[["Request"], None]
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request to the fake. An :data:`Answer` uses the methods below."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def _handle(self) -> None:
+        if length := int(self.headers.get("Content-Length") or 0):
+            self.rfile.read(length)
+        self.server.store.requests.append(f"{self.command} {self.path}")
+        # A client that gives up closes the connection.
+        with contextlib.suppress(ConnectionError):
+            self.server.store.answer(self)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = _handle  # noqa: N815 - names of http.server
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output quiet."""
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """A whole answer."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def drip(self, data: bytes) -> None:
+        """Send ``data`` byte by byte until the client gives up or the server stops."""
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            if self.server.store.stopped.wait(DRIP_SECONDS):
+                return
+
+
+def drip_headers(request: Request) -> None:
+    """An endless header, one byte at a time."""
+    request.drip(b"HTTP/1.1 200 OK\r\nX-Drip: " + b"a" * 100_000)
+
+
+def drip_body(request: Request) -> None:
+    """Good headers, and a body of 100 kB, one byte at a time."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    request.drip(b"a" * 100_000)
+
+
+def endless_body(status: int) -> Answer:
+    """A chunked body that never ends, as fast as the client reads."""
+
+    def answer(request: Request) -> None:
+        request.wfile.write(f"HTTP/1.1 {status} OK\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        while not request.server.store.stopped.is_set():
+            request.wfile.write(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
+
+    return answer
+
+
+def hang(request: Request) -> None:
+    """No answer at all."""
+    request.server.store.stopped.wait()
+
+
+def whole(status: int, body: bytes = b"", **headers: str) -> Answer:
+    """A whole answer."""
+    return lambda request: request.reply(status, body, **headers)
+
+
+@dataclass
+class FaultyStore:
+    """The fake. ``answer`` may be replaced at any time."""
+
+    answer: Answer
+    scheme: str = "http"
+    port: int = 0
+    requests: list[str] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def __init__(self, store: FaultyStore, tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.store = store
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client that gives up resets its connection."""
+
+
+@contextlib.contextmanager
+def faulty_store(answer: Answer, *, tls: ssl.SSLContext | None = None) -> Iterator[FaultyStore]:
+    """Run the fake until the context ends, with TLS if ``tls`` is given."""
+    store = FaultyStore(answer, scheme="http" if tls is None else "https")
+    with _Server(store, tls) as server:
+        store.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield store
+        finally:
+            store.stopped.set()
+            server.shutdown()
+            thread.join(5)

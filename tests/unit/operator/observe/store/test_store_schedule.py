@@ -1,0 +1,129 @@
+"""When the store is read: seldom at rest, at once when something is expected, with backoff after faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store.store_schedule import (
+    MAX_EXPECTING_SECONDS,
+    MAX_RETRY_SECONDS,
+    ReadSchedule,
+    ReadScope,
+    StoreNeeds,
+    Urgency,
+)
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from tests.unit.operator.worlds import NOW, evidence, store
+
+AT_REST = StoreNeeds(intent=1)
+DOWN = StoreView(reason="Unreachable", error="no route")
+
+
+def shortest(low: float, high: float) -> float:
+    return low
+
+
+def trainer(phase: TrainerPhase) -> TrainerStatus:
+    return TrainerStatus(phase=phase, step=1, shards=1, trained_tokens=1, updated=NOW)
+
+
+def read_once(schedule: ReadSchedule, now: float, needs: StoreNeeds, view: StoreView) -> ReadScope:
+    """One view: the scope that is due, recorded as read."""
+    scope = schedule.scope(now, needs)
+    if scope:
+        schedule.record(now, needs, scope, view)
+    return scope
+
+
+def opened(view: StoreView) -> ReadSchedule:
+    """A schedule that has read everything at time 0."""
+    schedule = ReadSchedule(shortest)
+    assert read_once(schedule, 0, AT_REST, view) is ReadScope.ALL
+    return schedule
+
+
+@given(st.lists(st.floats(0.1, 20), min_size=1, max_size=400))
+def test_a_speculator_at_rest_costs_at_most_two_requests_a_minute(pauses: list[float]) -> None:
+    view = store(0, trainer=trainer(TrainerPhase.WAITING_FOR_TRACES))
+    schedule, now, requests = opened(view), 0.0, list[float]()
+    for pause in pauses:
+        now += pause
+        scope = read_once(schedule, now, AT_REST, view)
+        assert len(scope) <= 2
+        requests += [now] * len(scope)
+    for start in requests:
+        assert sum(start <= time < start + 60 for time in requests) <= 2
+
+
+def test_at_rest_registry_trainer_and_channel_are_all_looked_at_within_minutes() -> None:
+    view, seen = store(0), ReadScope.NONE
+    schedule = opened(view)
+    for second in range(1, 300):
+        seen |= read_once(schedule, second, AT_REST, view)
+    assert seen == ReadScope.REGISTRY | ReadScope.TRAINER | ReadScope.CHANNEL
+
+
+def test_while_the_trainer_learns_a_candidate_is_looked_for_more_often() -> None:
+    view = store(0, trainer=trainer(TrainerPhase.TRAINING))
+    schedule = opened(view)
+    scopes = [read_once(schedule, second, AT_REST, view) for second in range(1, 61)]
+    assert sum(ReadScope.REGISTRY in scope for scope in scopes) == 3
+
+
+def test_everything_is_read_at_once_when_a_person_asks_for_something() -> None:
+    schedule = opened(store(0))
+    assert schedule.scope(1, AT_REST) is ReadScope.NONE
+    assert schedule.scope(1, replace(AT_REST, intent=2)) is ReadScope.ALL
+
+
+def test_everything_is_read_at_once_when_a_measurement_ended_until_its_evidence_is_there() -> None:
+    measuring = StoreNeeds(intent=1, measurement=(1, 1))
+    schedule = opened(store(0, 1))
+    assert schedule.scope(1, measuring) is ReadScope.NONE
+    ended = replace(measuring, measured=True)
+    assert read_once(schedule, 1, ended, store(0, 1)) is ReadScope.ALL
+    assert read_once(schedule, 1.1, ended, store(0, 1, evidence=(evidence(1),))) is ReadScope.ALL
+    assert read_once(schedule, 1.2, ended, store(0, 1, evidence=(evidence(1),))) is ReadScope.NONE
+
+
+def test_a_roll_looks_at_the_channel_before_each_step() -> None:
+    schedule = opened(store(0, 1))
+    rolling = replace(AT_REST, urgency=Urgency.ROLLING)
+    assert [read_once(schedule, second, rolling, store(0, 1)) for second in (2, 4, 6)] == [ReadScope.CHANNEL] * 3
+
+
+def test_the_first_records_are_expected_with_a_growing_interval() -> None:
+    nothing = StoreView()
+    schedule = opened(nothing)
+    reads = [second for second in range(1, 601) if read_once(schedule, second, AT_REST, nothing) is ReadScope.ALL]
+    assert reads[0] <= 2
+    assert 600 / MAX_EXPECTING_SECONDS <= len(reads) < 60
+    assert read_once(schedule, 601 + MAX_EXPECTING_SECONDS, AT_REST, store(0)) is ReadScope.ALL
+    assert schedule.scope(603 + MAX_EXPECTING_SECONDS, AT_REST) is ReadScope.NONE
+
+
+def test_faults_are_retried_with_backoff_and_a_person_does_not_wait_for_it() -> None:
+    schedule, now, retries = opened(store(0)), 100.0, list[float]()
+    schedule.record(now, AT_REST, ReadScope.ALL, DOWN)
+    while now < 400:
+        now += 0.5
+        if read_once(schedule, now, AT_REST, DOWN):
+            retries.append(now)
+    pauses = [later - earlier for earlier, later in pairwise(retries)]
+    assert retries[0] <= 102
+    assert max(pauses) <= MAX_RETRY_SECONDS
+    assert min(pauses[5:]) >= MAX_RETRY_SECONDS / 2
+    assert schedule.scope(now, replace(AT_REST, intent=2)) is ReadScope.ALL
+    assert schedule.seconds_until_due(now) <= MAX_RETRY_SECONDS
+
+
+def test_after_a_reset_everything_is_read() -> None:
+    schedule = opened(store(0))
+    schedule.reset()
+    assert schedule.scope(0.1, AT_REST) is ReadScope.ALL
+    assert schedule.seconds_until_due(0.1) == 0

@@ -1,0 +1,112 @@
+"""A store that hangs holds up neither a healthy store nor the process. Hanging calls are threads that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from aurora_operator import metrics
+from aurora_operator.errors import CallAbandoned
+from aurora_operator.io_pools import StorePools
+
+HOSTILE = 64
+PROMPT_SECONDS = 1.0
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Set at the end of a test, so that its hanging calls end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def prompt_seconds(pools: StorePools, endpoint: str = "healthy") -> float:
+    """Seconds that a call of a healthy store takes."""
+    began = time.monotonic()
+    assert await pools.of(endpoint).call(lambda: 42, timeout_seconds=5) == 42
+    return time.monotonic() - began
+
+
+async def abandoned(pools: StorePools, endpoint: str, released: threading.Event, seconds: float = 0.2) -> None:
+    with pytest.raises(CallAbandoned):
+        await pools.of(endpoint).call(lambda: released.wait(30), timeout_seconds=seconds)
+
+
+async def test_a_hanging_call_is_abandoned_at_its_deadline_and_counted(released: threading.Event) -> None:
+    before = metrics.STORE_CALLS_ABANDONED._value.get()
+    began = time.monotonic()
+    await abandoned(StorePools(), "slow", released)
+    assert time.monotonic() - began < PROMPT_SECONDS
+    assert metrics.STORE_CALLS_ABANDONED._value.get() == before + 1
+
+
+async def test_64_hanging_endpoints_do_not_delay_a_healthy_one(released: threading.Event) -> None:
+    pools = StorePools()
+    hanging = [asyncio.create_task(abandoned(pools, f"slow-{number}", released, 3)) for number in range(HOSTILE)]
+    await asyncio.sleep(0.1)
+    assert await prompt_seconds(pools) < PROMPT_SECONDS
+    await asyncio.gather(*hanging)
+    assert await prompt_seconds(pools) < PROMPT_SECONDS, "the abandoned threads still run"
+
+
+async def test_one_endpoint_made_and_deleted_64_times_does_not_delay_a_healthy_one(released: threading.Event) -> None:
+    pools = StorePools()
+    for _ in range(HOSTILE):
+        task = asyncio.create_task(pools.of("slow").call(lambda: released.wait(30), timeout_seconds=30))
+        await asyncio.sleep(0)
+        task.cancel()
+    assert await prompt_seconds(pools) < PROMPT_SECONDS
+
+
+async def test_endpoints_that_hang_leave_threads_for_those_that_answer(released: threading.Event) -> None:
+    pools = StorePools(threads=8, unproven=4, per_endpoint=2)
+    known = pools.of("known")  # a speculator holds the pool of its store
+    await prompt_seconds(pools, "known")
+    hanging = [asyncio.create_task(abandoned(pools, f"slow-{number}", released, 1)) for number in range(32)]
+    await asyncio.sleep(0.1)
+    assert await prompt_seconds(pools, "known") < PROMPT_SECONDS
+    await asyncio.gather(*hanging)
+    assert known is pools.of("known")
+
+
+async def test_an_endpoint_has_a_bounded_share(released: threading.Event) -> None:
+    pools, running, most = StorePools(per_endpoint=3), list[int](), 0
+
+    def work() -> None:
+        nonlocal most
+        running.append(1)
+        most = max(most, len(running))
+        time.sleep(0.05)
+        running.pop()
+
+    await asyncio.gather(*(pools.of("busy").call(work, timeout_seconds=10) for _ in range(12)))
+    assert most == 3
+
+
+async def test_errors_reach_the_caller_and_slots_come_back(released: threading.Event) -> None:
+    pools = StorePools(threads=1, unproven=1, per_endpoint=1)
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no"):
+            await pools.of("a").call(fail, timeout_seconds=1)
+        assert await prompt_seconds(pools, "b") < PROMPT_SECONDS
+
+
+async def test_a_pool_is_freed_with_its_last_user(released: threading.Event) -> None:
+    pools = StorePools()
+    kept = pools.of("kept")
+    for number in range(100):
+        await prompt_seconds(pools, f"endpoint-{number}")
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert len(pools) == 1
+    assert pools.of("kept") is kept

@@ -1,0 +1,74 @@
+"""Clients are shared by settings, freed with their last user, and never show credentials."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from aurora_store import ObjectStore, StoreConfig
+from aurora_store.errors import StoreError
+from aurora_store.s3_clients import ClientSettings, S3Clients
+
+SETTINGS = ClientSettings("http://127.0.0.1:1", "us-east-1", "access", "secret", 1)
+MAX_SPECULATOR_BYTES = 50_000
+
+
+def test_users_with_equal_settings_share_a_client_and_others_do_not() -> None:
+    clients = S3Clients()
+    first = clients.client(SETTINGS)
+    assert clients.client(replace(SETTINGS)) is first
+    others = (
+        replace(SETTINGS, endpoint="http://127.0.0.1:2"),
+        replace(SETTINGS, region="eu-central-1"),
+        replace(SETTINGS, secret_key="other"),  # noqa: S106 - made up
+    )
+    assert all(clients.client(other) is not first for other in others)
+
+
+def test_a_client_is_freed_with_its_last_user() -> None:
+    clients = S3Clients()
+    kept = clients.client(SETTINGS)
+    other = clients.client(replace(SETTINGS, region="eu-central-1"))
+    assert len(clients) == 2
+    del other
+    gc.collect()
+    assert len(clients) == 1
+    assert clients.client(SETTINGS) is kept
+
+
+def test_a_further_speculator_with_the_same_settings_takes_little_memory() -> None:
+    def open_store(number: int) -> ObjectStore:
+        return ObjectStore(StoreConfig("bucket", f"root-{number}", "http://127.0.0.1:1", None, "access", "secret"))
+
+    first = open_store(0)
+    tracemalloc.start()
+    try:
+        more = [open_store(number) for number in range(1, 101)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / len(more) < MAX_SPECULATOR_BYTES
+    assert all(store._s3 is first._s3 for store in more)
+
+
+def test_settings_never_show_credentials() -> None:
+    assert "secret" not in repr(SETTINGS).replace("secret_key", "")
+    assert "access" not in repr(SETTINGS).replace("access_key", "")
+
+
+def test_a_client_without_credentials_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An identity that the cloud provides later must be found."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    clients, ambient = S3Clients(), replace(SETTINGS, access_key=None, secret_key=None)
+    with pytest.raises(StoreError, match="no credentials were found"):
+        clients.client(ambient)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "later")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "later")
+    assert clients.client(ambient) is not None
