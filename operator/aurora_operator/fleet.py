@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
+from aurora_operator import metrics
 from aurora_operator.observe.observed import FleetView
 from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
 
@@ -40,7 +42,10 @@ class Fleet:
         self._known: set[Key] = set()
         self._restarting: set[Key] = set()
         self._waiting: set[Key] = set()
+        self._waiting_and_whole: set[Key] = set()
         self._failed: set[Key] = set()
+        for stage, keys in (("waiting", self._waiting), ("restarting", self._restarting), ("failed", self._failed)):
+            metrics.UPGRADES.labels(stage).set_function(partial(len, keys))
 
     def expect(self, key: Key) -> None:
         """A loop starts, which will report."""
@@ -51,8 +56,9 @@ class Fleet:
 
     def forget(self, key: Key) -> None:
         """The speculator is gone."""
-        for keys in (self._unknown, self._known, self._restarting, self._waiting, self._failed):
-            keys.discard(key)
+        self._unknown.discard(key)
+        self._known.discard(key)
+        self._leave_order(key)
 
     def view(self, key: Key) -> FleetView:
         """The fleet without the speculator ``key``."""
@@ -61,7 +67,7 @@ class Fleet:
         return FleetView(
             known=all_known and elapsed_seconds >= START_SECONDS,
             restarting=len(self._restarting - {key}),
-            others_wait=bool(self._waiting - {key}),
+            others_wait=bool(self._waiting_and_whole - {key}),
             failed=bool(self._failed - {key}),
         )
 
@@ -75,8 +81,10 @@ class Fleet:
         self._known.add(key)
         if decision.stage is UpgradeStage.RESTARTING:
             self._restarting.add(key)
-        elif decision.stage is UpgradeStage.WAITING and decision.whole:
+        elif decision.stage is UpgradeStage.WAITING:
             self._waiting.add(key)
+            if decision.whole:
+                self._waiting_and_whole.add(key)
         if failed:
             self._failed.add(key)
 
@@ -85,3 +93,8 @@ class Fleet:
         self._unknown.discard(key)
         self._known.add(key)
         self._waiting.discard(key)
+        self._waiting_and_whole.discard(key)
+
+    def _leave_order(self, key: Key) -> None:
+        for keys in (self._restarting, self._waiting, self._waiting_and_whole, self._failed):
+            keys.discard(key)

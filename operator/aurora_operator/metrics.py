@@ -29,6 +29,12 @@ RECONCILE_SECONDS = Histogram(
 CACHE_OBJECTS = Gauge("aurora_cache_objects", "Objects in the operator's cache, by kind.", ("kind",))
 READY = Gauge("aurora_speculator_ready", "1 while the condition Ready is True, otherwise 0.", _SPECULATOR)
 ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version of the draft.", _SPECULATOR)
+UPGRADES = Gauge(
+    "aurora_upgrade_speculators",
+    "Speculators whose pods have not restarted yet since an upgrade of the operator, by stage: waiting, restarting or"
+    " failed (no further speculator restarts).",
+    ("stage",),
+)
 PODS = Gauge(
     "aurora_speculator_pods",
     "Inference pods, by the draft version that their engine serves (unknown: the agent did not answer).",

@@ -1,0 +1,63 @@
+"""What the fleet tells a loop about the others, and what its metric shows."""
+
+from __future__ import annotations
+
+from aurora_operator import metrics
+from aurora_operator.children.applied_template import AppliedTemplate
+from aurora_operator.fleet import MAX_UNKNOWN_SECONDS, START_SECONDS, Fleet
+from aurora_operator.observe.observed import FleetView
+from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
+
+A, B, C = ("team", "a"), ("team", "b"), ("team", "c")
+
+
+def decision(stage: UpgradeStage, *, whole: bool = True, failure: str = "") -> UpgradeDecision:
+    return UpgradeDecision(AppliedTemplate({}, {}), {}, stage, whole, failure)
+
+
+def counts() -> dict[str, float]:
+    (family,) = metrics.UPGRADES.collect()
+    return {sample.labels["stage"]: sample.value for sample in family.samples}
+
+
+def test_a_loop_sees_the_others_and_not_itself() -> None:
+    fleet = Fleet(lambda: START_SECONDS)
+    fleet.report(A, decision(UpgradeStage.RESTARTING))
+    fleet.report(B, decision(UpgradeStage.WAITING))
+    fleet.report(C, decision(UpgradeStage.WAITING, whole=False))
+    assert fleet.view(A) == FleetView(restarting=0, others_wait=True)
+    assert fleet.view(B) == FleetView(restarting=1, others_wait=False), "one that is broken does not come first"
+    assert counts() == {"waiting": 2, "restarting": 1, "failed": 0}
+    fleet.report(A, decision(UpgradeStage.RESTARTING, failure="timed out"))
+    assert (fleet.view(B).failed, fleet.view(A).failed) == (True, False)
+    assert counts()["failed"] == 1
+    fleet.report(A, decision(UpgradeStage.CURRENT, failure="refused, but nothing waits for it"))
+    assert fleet.view(B) == FleetView()
+
+
+def test_a_speculator_that_is_gone_or_cannot_be_used_waits_no_more() -> None:
+    fleet = Fleet(lambda: START_SECONDS)
+    for key in (A, B):
+        fleet.report(key, decision(UpgradeStage.WAITING))
+    fleet.forget(A)
+    fleet.report_unusable(B)
+    assert fleet.view(C) == FleetView()
+    fleet.report(B, decision(UpgradeStage.RESTARTING))
+    fleet.report_unusable(B)
+    assert fleet.view(C).restarting == 1, "its pods restart all the same"
+
+
+def test_the_fleet_is_known_once_every_loop_reported_or_was_given_up() -> None:
+    now = 0.0
+    fleet = Fleet(lambda: now)
+    fleet.expect(A)
+    fleet.expect(B)
+    fleet.report(A, decision(UpgradeStage.WAITING))
+    fleet.report(B, decision(UpgradeStage.CURRENT))
+    assert not fleet.view(A).known, "more loops may start"
+    now = START_SECONDS
+    assert fleet.view(A).known
+    fleet.expect(C)
+    assert (fleet.view(A).known, fleet.view(C).known) == (False, True)
+    now = MAX_UNKNOWN_SECONDS
+    assert fleet.view(A).known
