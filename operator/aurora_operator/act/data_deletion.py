@@ -28,7 +28,7 @@ from aurora_operator.io_pools import pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.stored_resource import owner_of, parse
+from aurora_operator.observe.stored_resource import owner_of, parse_usable
 from aurora_operator.plan.data_deletion import (
     QUIET_SECONDS,
     DeletionFacts,
@@ -86,7 +86,7 @@ class DataDeletion:
             case DeletionStep.WAIT_FOR_PODS:
                 log.info("%s: %d pods have not ended yet", owner.full_name, running_pods)
             case DeletionStep.DELETE_OBJECTS:
-                return await self._delete_objects(owner, parse(stored)[1], facts.seconds)
+                return await self._delete_objects(owner, parse_usable(stored)[1], facts.seconds)
         return BUSY_DELAY_SECONDS
 
     async def _workloads_and_pods(self, owner: Owner) -> tuple[list[Object], int]:

@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
@@ -31,7 +29,7 @@ from aurora_operator.children.metadata import (
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, InvalidSpec, NotFound
+from aurora_operator.errors import BeingDeleted, NotFound
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.agent_states import AgentStates
@@ -43,7 +41,7 @@ from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
-from aurora_operator.observe.stored_resource import parse
+from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 
@@ -82,7 +80,7 @@ class Observer:
             raise NotFound(f"{self.namespace}/{self.name} is gone", 404)
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
-        owner, spec, status, fault = _usable(stored)
+        owner, spec, status, fault = parse_usable(stored)
         self._trust_no_secret_of_another_spec(owner)
         live = await self._live_children(owner)
         token = await self._agent_token(owner)
@@ -174,19 +172,6 @@ def _inference_pods(live: LiveChildren) -> list[PodView]:
     """The inference pods by name, without their agents' answers."""
     objects = [obj for obj in live.values() if obj["kind"] == "Pod" and component_of(obj) == INFERENCE]
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
-
-
-def _usable(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
-    """The parts of the resource, and the fault of its spec; empty when the spec has none.
-
-    Raises :class:`InvalidSpec` when so much is wrong that nothing can be done.
-    """
-    try:
-        return *parse(stored), ""
-    except InvalidSpec as error:
-        if error.usable_spec is None:
-            raise
-        return error.owner, error.usable_spec, error.status, str(error)
 
 
 def _jobs(live: LiveChildren) -> tuple[JobView, ...]:

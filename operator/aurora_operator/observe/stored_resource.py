@@ -32,6 +32,21 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
     return owner, spec, status
 
 
+def parse_usable(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
+    """The parts of a stored custom resource, and the fault of its spec; empty when the spec has none.
+
+    A wrong field has its default in the returned spec. Store and target are as they are stored.
+
+    Raises :class:`InvalidSpec` when so much is wrong that nothing can be done.
+    """
+    try:
+        return *parse(stored), ""
+    except InvalidSpec as error:
+        if error.usable_spec is None:
+            raise
+        return error.owner, error.usable_spec, error.status, str(error)
+
+
 def owner_of(stored: Object) -> Owner:
     """The identity of a stored custom resource."""
     metadata = stored["metadata"]

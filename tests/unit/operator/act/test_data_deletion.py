@@ -45,6 +45,7 @@ class FakeCluster:
     calls: list[str] = field(default_factory=list)
     events: list[Object] = field(default_factory=list)
     kill_at: int | None = None
+    serving: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stored(self) -> Object:
@@ -57,7 +58,8 @@ class FakeCluster:
             "finalizers": self.finalizers,
             "deletionTimestamp": (datetime.now(UTC) - self.age).isoformat(),
         }
-        return {"metadata": metadata, "spec": MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": self.policy}}}
+        store = MINIMAL["store"] | {"deletionPolicy": self.policy}
+        return {"metadata": metadata, "spec": MINIMAL | {"store": store, "serving": self.serving}}
 
     def _call(self, text: str) -> None:
         if len(self.calls) == self.kill_at:
@@ -170,6 +172,15 @@ async def test_the_order_is_workloads_pods_objects_event_finalizer(
     assert list(cluster.workloads) == [("Deployment", "another")], "only our own"
     assert cluster.events[0]["message"].startswith("Deleted 4 objects")
     assert cluster.finalizers == []
+
+
+async def test_a_fault_outside_of_the_store_does_not_hold_up_the_deletion(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.serving = {"extraArgs": ["--no-such-flag"], "replicas": "many"}
+    store = FakeStore(cluster)
+    await run(cluster, store, monkeypatch)
+    assert (cluster.finalizers, store.objects) == ([], 0)
 
 
 async def test_a_deletion_goes_on_after_a_kill_at_any_call(monkeypatch: pytest.MonkeyPatch) -> None:
