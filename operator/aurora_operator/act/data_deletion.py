@@ -137,26 +137,31 @@ class DataDeletion:
 
     async def _one_step(self, config: StoreConfig, owner: str) -> DeletionProgress | None:
         """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
-        known = self._root[1] if self._root is not None and self._root[0] == config else None
-
-        def step() -> tuple[RootDeletion, DeletionProgress]:
-            root = known or RootDeletion(ObjectStore(config, attempts=2, call_seconds=STEP_SECONDS), owner)
-            with total_deadline(STEP_DEADLINE_SECONDS):
-                return root, root.step(STEP_SECONDS)
-
+        pool = pool_of(config)
         try:
-            root, progress = await pool_of(config).call(step, timeout_seconds=STEP_TIMEOUT_SECONDS)
+            if self._root is None or self._root[0] != config:
+                opened = await pool.call(lambda: _open_root(config, owner), timeout_seconds=STEP_TIMEOUT_SECONDS)
+                self._root = (config, opened)
+            root = self._root[1]
+            return await pool.call(lambda: _bounded_step(root), timeout_seconds=STEP_TIMEOUT_SECONDS)
         except CallAbandoned:
-            self._root = None
+            self._root = None  # the abandoned step still uses it
             return None
-        self._root = (config, root)
-        return progress
 
     async def _failed(self, owner: Owner, place: str, error: str, seconds: float) -> float:
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
         if seconds >= QUIET_SECONDS:
             await self._events.post(failure_note(error, place, owner.namespace, owner.name), owner)
         return RETRY_DELAY_SECONDS
+
+
+def _open_root(config: StoreConfig, owner: str) -> RootDeletion:
+    return RootDeletion(ObjectStore(config, attempts=2, call_seconds=STEP_SECONDS), owner)
+
+
+def _bounded_step(root: RootDeletion) -> DeletionProgress:
+    with total_deadline(STEP_DEADLINE_SECONDS):
+        return root.step(STEP_SECONDS)
 
 
 def _policy(stored: Object) -> DeletionPolicy:

@@ -128,6 +128,10 @@ class RefusedJob:
     message: str
 
 
+TAKEN_OVER = "TakenOver"
+"""Reason of a store whose root another speculator owns."""
+
+
 @dataclass(frozen=True)
 class StoreView:
     """The small records in the store. When ``error`` is set the store could not be read, and the rest is empty."""

@@ -13,14 +13,16 @@ from decimal import Decimal
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.observe.observed import Observed
+from aurora_operator.observe.observed import TAKEN_OVER, Observed
 
 MEASURING = "measuring on the real engine"
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
 
 
 def trainer_replicas(observed: Observed) -> int:
-    """How many trainer pods should run: 1 or 0."""
+    """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
+    if observed.store.reason == TAKEN_OVER:
+        return 0
     needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
     return int(needed)
 

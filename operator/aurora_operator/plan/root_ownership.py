@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.observe.observed import TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.keys import owner_id
@@ -46,7 +46,7 @@ def decide_ownership(observed: Observed, now: datetime) -> OwnershipDecision:
         return OwnershipDecision(store)
     if lost(store.channel, root, owner):
         assert store.channel is not None, "a root without a channel was never taken over"
-        return OwnershipDecision(StoreView(reason="TakenOver", error=lost_text(store.channel, root)))
+        return OwnershipDecision(StoreView(reason=TAKEN_OVER, error=lost_text(store.channel, root)))
     if store.channel is not None and current_owner(store.channel, root) == owner:
         return OwnershipDecision(store)
     if refusal := _refusal(observed, root):
