@@ -96,6 +96,9 @@ class Rig:
         events = self.api.get("events", "-n", NAMESPACE)["items"]
         return next((str(event["message"]) for event in events if event["reason"] == reason), "")
 
+    def replicas(self, deployment: str) -> int:
+        return int(self.api.get("deployment", deployment, "-n", NAMESPACE)["spec"].get("replicas", 1))
+
     def delete(self, name: str) -> None:
         self.api.kubectl("delete", RESOURCE, name, "-n", NAMESPACE, "--wait=false")
 
@@ -151,7 +154,11 @@ def test_a_restored_speculator_goes_on_and_the_former_one_says_why_it_stops(rig:
     assert "took the root" in rig.event("Restored")
     rig.wait("the active version", lambda: (rig.resource("new") or {})["status"].get("active", {}).get("version") == 1)
     rig.wait("its workloads", lambda: {"new", "new-trainer"} <= names(rig, "deployments"))
+    # At rest a takeover is noticed within minutes, and at once when a person asks for something.
+    rig.api.kubectl("annotate", RESOURCE, "old", "-n", NAMESPACE, "aurora.dev/promote=1")
     rig.wait("the former one's refusal", lambda: rig.storage("old")[0] == "TakenOver")
+    rig.wait("the end of its trainer", lambda: rig.replicas("old-trainer") == 0)
+    assert rig.replicas("old") == 1, "its pods serve on"
     assert f"AuroraSpeculator {NAMESPACE}/new" in rig.storage("old")[1]
 
     before = sorted(rig.store(root).list(""))
