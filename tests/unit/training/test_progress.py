@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.training.progress import StatusWriter
+from aurora_store import Keys
 from tests.unit.training import tiny
 
 
@@ -27,3 +28,12 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         2.5,
         1,
     )
+
+
+def test_a_status_of_a_newer_trainer_is_replaced() -> None:
+    registry, _ = tiny.memory_registry()
+    registry.objects.put(Keys.TRAINER_STATUS, b'{"schemaVersion": 2, "phase": "Dreaming"}')
+    StatusWriter(registry).announce(TrainerPhase.STARTING, message="loading")
+    status = registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.message) == (TrainerPhase.STARTING, "loading")
