@@ -47,11 +47,18 @@ _KEPT = (
     "minItems", "maxItems", "required",
 )  # fmt: skip
 
-_NAME_RULE = {
-    "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
-    "message": "metadata.name is part of the names of Services and Jobs: at most 40 lower-case letters, digits and '-',"
-    " a letter first",
-}
+_NAME_RULES = [
+    {
+        "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
+        "message": "metadata.name is part of the names of Services and Jobs: at most 40 lower-case letters, digits and"
+        " '-', a letter first",
+    },
+    {
+        "rule": "!(self.metadata.name in ['default', 'kubernetes'])",
+        "message": "metadata.name must not be 'default' or 'kubernetes': a speculator's ServiceAccount and Service have"
+        " its name, and Kubernetes needs a ServiceAccount default and a Service kubernetes of its own",
+    },
+]
 
 _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
@@ -205,7 +212,7 @@ def crd() -> dict[str, Any]:
                                 "spec": spec,
                                 "status": status,
                             },
-                            "x-kubernetes-validations": [_NAME_RULE],
+                            "x-kubernetes-validations": _NAME_RULES,
                         }
                     },
                 }

@@ -7,6 +7,7 @@ OperatorError
 │   ├── Conflict      somebody else wrote first: observe again
 │   └── Expired       the API server no longer has the history to go on from: list again
 ├── CallAbandoned     a blocking call was not over at its deadline
+├── NotLeading        another replica acts
 ├── ConfigError       the operator's own settings are incomplete
 └── InvalidSpec       a stored spec does not satisfy its model
 """
@@ -46,7 +47,11 @@ class BeingDeleted(NotFound):
 
 
 class Conflict(KubernetesError):
-    """The object exists already, or its resourceVersion changed."""
+    """The object exists already, its resourceVersion changed, or another object has its name now."""
+
+
+class NotLeading(OperatorError):
+    """This replica does not hold the installation's Lease, so it must not act."""
 
 
 class Expired(KubernetesError):

@@ -1,10 +1,11 @@
-"""The calls of the API server that the operator needs: get, list, server-side apply, create and delete.
+"""The calls of the API server that the operator needs: get, list, create, server-side apply, replace and delete.
 
 Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
 fields as null. The calls block, so async code runs them in threads.
 
-Invariants: every call has a timeout and is counted. Every failure is a :class:`KubernetesError`. Whoever reads the
-operator's cache also reads the operator's own writes, because every write hands its answer to ``on_write``.
+Invariants: every call has a timeout and is counted. Every failure is a :class:`KubernetesError`. No delete reaches an
+object other than the one that was observed, because it carries that object's uid. Whoever reads the operator's cache
+also reads the operator's own writes, because every write hands its answer to ``on_write``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
+MERGE_CONTENT_TYPE = "application/merge-patch+json"
 API_CALLS = Counter(
     "aurora_api_calls",
     "Calls of the Kubernetes API, by verb (get, list, watch, create, apply, update or delete) and resource.",
@@ -62,6 +64,7 @@ SERVICE_ACCOUNT = Resource("ServiceAccount", "v1", "serviceaccounts")
 DISRUPTION_BUDGET = Resource("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 EVENT = Resource("Event", "v1", "events")
+LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
 
 WATCHED = (
     SPECULATOR,
@@ -76,7 +79,7 @@ WATCHED = (
 """Kinds that informers list and watch. Secrets are not among them: the operator may not list them."""
 CHILDREN = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
 """Kinds that are applied in every reconcile. Jobs and Secrets are created once and never changed."""
-_BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, SPECULATOR)}
+_BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, LEASE, SPECULATOR)}
 
 
 def resource_of(obj: Mapping[str, Any]) -> Resource:
@@ -95,7 +98,9 @@ class KubernetesApi(Protocol):
 
     def create(self, obj: Object) -> Object: ...
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None: ...
+    def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object: ...
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None: ...
 
 
 class HttpKubernetesApi:
@@ -103,19 +108,35 @@ class HttpKubernetesApi:
 
     Args:
         on_write: gets the object that a write returned, in the thread of the call and before the call returns.
+        before_write: called in the thread of the call just before each write. Raises an error to prevent the write.
+        timeout_seconds: of connecting and of reading.
     """
 
-    def __init__(self, api: client.ApiClient, on_write: Callable[[Object], None] | None = None) -> None:
-        self._api, self._on_write = api, on_write
+    def __init__(
+        self,
+        api: client.ApiClient,
+        on_write: Callable[[Object], None] | None = None,
+        before_write: Callable[[], None] | None = None,
+        timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
+    ) -> None:
+        self._api, self._on_write, self._before_write = api, on_write, before_write
+        self._timeout_seconds = timeout_seconds
 
     @classmethod
-    def connect(cls, on_write: Callable[[Object], None] | None = None) -> HttpKubernetesApi:
+    def connect(
+        cls,
+        on_write: Callable[[Object], None] | None = None,
+        before_write: Callable[[], None] | None = None,
+        timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
+    ) -> HttpKubernetesApi:
         """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig."""
         try:
             kube_config.load_incluster_config()
         except kube_config.ConfigException:
             kube_config.load_kube_config()
-        return cls(client.ApiClient(), on_write)
+        configuration = client.Configuration.get_default_copy()
+        configuration.retries = 0  # a retry deep inside would happen after ``before_write`` has allowed the write
+        return cls(client.ApiClient(configuration), on_write, before_write, timeout_seconds)
 
     @property
     def configuration(self) -> client.Configuration:
@@ -136,8 +157,10 @@ class HttpKubernetesApi:
         )
         call = f"{method} {path.split('?')[0]}"
         _count(method, path)
+        if method != "GET" and self._before_write is not None:
+            self._before_write()
         try:
-            response = self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            response = self._api.call_api(*request, _request_timeout=self._timeout_seconds)
             data = response.read()
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
             raise KubernetesError(
@@ -166,26 +189,43 @@ class HttpKubernetesApi:
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         """Server-side apply. Fields that others set and that ``obj`` does not contain are left alone.
 
-        Raises :class:`Conflict` when ``obj`` carries a resourceVersion that is no longer the object's.
+        Raises :class:`Conflict` when ``obj`` carries a uid and no object exists (none is created), or a
+        resourceVersion that is no longer the object's. A uid that is not the stored object's is refused as a conflict,
+        or for some kinds as an invalid change (HTTP 422).
         """
-        path = resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])
         query = urlencode({"fieldManager": OPERATOR_NAME, "force": "true"})
         suffix = f"/{subresource}" if subresource else ""
-        return self._write("PATCH", f"{path}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
+        return self._write("PATCH", f"{_path_of(obj)}{suffix}?{query}", obj, content=APPLY_CONTENT_TYPE)
 
     def create(self, obj: Object) -> Object:
         """Raises :class:`Conflict` when an object of that name exists."""
         path = resource_of(obj).path(obj["metadata"]["namespace"])
         return self._write("POST", f"{path}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
-        """Delete in the background. Deleting an object that does not exist is no error.
+    def replace(self, obj: Object) -> Object:
+        """Raises :class:`Conflict` when the stored object is another one, or has another resourceVersion."""
+        return self._write("PUT", f"{_path_of(obj)}?{urlencode({'fieldManager': OPERATOR_NAME})}", obj)
 
-        With ``uid``, only this object is deleted. Raises :class:`Conflict` when another object has the name now.
+    def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
+        """Replace ``metadata.managedFields`` and nothing else.
+
+        Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
         """
-        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid:
-            options["preconditions"] = {"uid": uid}
+        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], "managedFields": managed_fields}
+        path = f"{_path_of(obj)}?{urlencode({'fieldManager': OPERATOR_NAME})}"
+        return self._write("PATCH", path, {"metadata": metadata}, content=MERGE_CONTENT_TYPE)
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete the object ``uid`` in the background.
+
+        It is no error when the object does not exist. Raises :class:`Conflict` when another object has the name.
+        """
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
         try:
             self._call("DELETE", resource.path(namespace, name), options)
         except NotFound:
@@ -207,3 +247,7 @@ def _count(method: str, path: str) -> None:
     plural, *rest = path.split("?")[0].partition("/namespaces/")[2].split("/")[1:]
     verb = _VERBS.get(method) or ("get" if rest else "list")
     API_CALLS.labels(verb, "/".join([plural, *rest[1:]])).inc()
+
+
+def _path_of(obj: Object) -> str:
+    return resource_of(obj).path(obj["metadata"]["namespace"], obj["metadata"]["name"])

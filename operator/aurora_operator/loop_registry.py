@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 
 from aurora_operator import metrics
+from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
@@ -26,8 +27,10 @@ log = logging.getLogger(__name__)
 class LoopRegistry:
     """Starts, wakes and stops the loops."""
 
-    def __init__(self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, config: OperatorConfig) -> None:
-        self._api, self._cache, self._agents, self._config = api, cache, agents, config
+    def __init__(
+        self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, config: OperatorConfig, authority: Authority
+    ) -> None:
+        self._api, self._cache, self._agents, self._config, self._authority = api, cache, agents, config, authority
         self._loops: dict[SpeculatorKey, tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
         self._fleet = Fleet()
         self._started = False
@@ -65,7 +68,7 @@ class LoopRegistry:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _run(self, key: SpeculatorKey) -> None:
-        reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, *key)
+        reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, self._authority, *key)
         if reconciler.is_gone():
             return
         self._fleet.expect(key)
@@ -79,7 +82,9 @@ class LoopRegistry:
         del self._loops[key]
         self._fleet.forget(key)
         metrics.forget(*key)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the loop of %s/%s ended unexpectedly", *key, exc_info=error)
+        if not task.cancelled():
+            self._authority.forget(*key)
+            if (error := task.exception()) is not None:
+                log.error("the loop of %s/%s ended unexpectedly", *key, exc_info=error)
         if self._started:
             self._run(key)

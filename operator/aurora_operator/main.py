@@ -6,7 +6,7 @@ HTTP 410, does not tell which objects a list contains, and therefore never repor
 watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
 
 Invariants: no kopf handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can
-be deleted while the operator is down. No loop runs before the cache is complete.
+be deleted while the operator is down. No loop runs before the cache is complete, nor while another replica leads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +24,11 @@ import kopf
 from prometheus_client import start_http_server
 
 from aurora_operator import metrics
+from aurora_operator.act.authority import Authority
 from aurora_operator.errors import ConfigError
 from aurora_operator.io_pools import api_threads
 from aurora_operator.kubernetes_api import WATCHED, HttpKubernetesApi, Object
+from aurora_operator.leadership import LEASE_TIMEOUT_SECONDS, LeaderElector
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -58,6 +61,7 @@ class Operator:
         self._session: aiohttp.ClientSession
         self._informers: Informers
         self._loops: LoopRegistry
+        self._elector: LeaderElector
         self._lead_task: asyncio.Task[None]
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -68,19 +72,23 @@ class Operator:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(api_threads())
         self._session = aiohttp.ClientSession()
-        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop))
-        self._loops = LoopRegistry(api, self._cache, AgentClient(self._session), self._config)
+        self._elector = LeaderElector(HttpKubernetesApi.connect(timeout_seconds=LEASE_TIMEOUT_SECONDS), self._config)
+        ensure_leading = self._elector.ensure_leading
+        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), before_write=ensure_leading)
+        authority = Authority(api, self._config, ensure_leading)
+        self._loops = LoopRegistry(api, self._cache, AgentClient(self._session), self._config, authority)
         stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
         self._informers = Informers(stream, self._cache, namespaces, self._loops.wake)
         metrics.count_cache_objects(self._cache)
         self._informers.start()
         self._lead_task = asyncio.create_task(self._lead(), name="lead")
+        self._lead_task.add_done_callback(_stop_process_on_error)
         log.info("started, watching %s", ", ".join(namespaces) or "all namespaces")
 
     async def stop(self, **_: Any) -> None:
+        """Stop the loops, then release the Lease, so that another replica leads at once."""
         self._lead_task.cancel()
         await asyncio.gather(self._lead_task, return_exceptions=True)
-        await self._loops.stop()
         await self._informers.stop()
         await self._session.close()
 
@@ -92,9 +100,9 @@ class Operator:
             raise kopf.PermanentError("; ".join(problems[:MAX_PROBLEMS_SHOWN]) + more)
 
     async def _lead(self) -> None:
-        """Run the loops once the cache is complete."""
+        """Compete for the Lease once the cache is complete, and run the loops while this replica leads."""
         await self._informers.wait_until_synced()
-        self._loops.start()
+        await self._elector.run(self._loops.start, self._loops.stop)
 
     def _put_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> Callable[[Object], None]:
         """Writes run in threads, and the cache belongs to the event loop.
@@ -108,6 +116,13 @@ class Operator:
                 loop.call_soon_threadsafe(self._cache.put, obj)
 
         return put
+
+
+def _stop_process_on_error(election: asyncio.Task[None]) -> None:
+    """End the process when the election ended by an error: without an election this replica would wait for ever."""
+    if not election.cancelled() and (error := election.exception()) is not None:
+        log.error("the election failed unexpectedly, the process ends", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def main() -> None:

@@ -18,6 +18,9 @@ __all__ = ["API_CALLS"]
 
 _SPECULATOR = ("namespace", "name")
 
+LEADING = Gauge(
+    "aurora_operator_leading", "1 while this replica holds the Lease and acts, 0 while it waits as a standby."
+)
 RECONCILES = Counter(
     "aurora_reconciles",
     "Reconciles of a speculator, by outcome: done, conflict (somebody else wrote first) or error.",

@@ -15,6 +15,8 @@ OPERATOR_NAME = "aurora-operator"
 """Field manager, user agent, source of events and the label ``app.kubernetes.io/managed-by``."""
 _IMAGES = {"AURORA_RUNTIME_IMAGE": "images.runtime", "AURORA_AGENT_IMAGE": "images.agent"}
 """Variable -> the chart's value that sets it."""
+MIN_LEASE_SECONDS = 3
+"""Below this, one slow answer of the API server ends the leadership."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,14 @@ class OperatorConfig:
     runtime_image: str
     agent_image: str
     operator_namespace: str = "default"
+    pod_name: str = ""
+    """The operator's own pod. Empty outside of a cluster."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
+    lease_name: str = OPERATOR_NAME
+    """The Lease in ``operator_namespace`` that the replicas of this installation compete for."""
+    lease_seconds: int = 10
+    """How long a leader's Lease lasts without a renewal."""
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets in each speculator's namespace."""
@@ -35,20 +43,28 @@ class OperatorConfig:
     liveness_port: int = 8081
     log_level: str = "INFO"
 
+    @property
+    def installation(self) -> str:
+        """``namespace/lease``: two operators with the same installation never act at the same time."""
+        return f"{self.operator_namespace}/{self.lease_name}"
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> OperatorConfig:
-        """Raises :class:`ConfigError` when an image is not set."""
+        """Raises :class:`ConfigError` when an image is not set, or when a setting cannot be used."""
         env = os.environ if env is None else env
         return cls(
             runtime_image=_image(env, "AURORA_RUNTIME_IMAGE"),
             agent_image=_image(env, "AURORA_AGENT_IMAGE"),
             operator_namespace=env.get("POD_NAMESPACE", "default"),
+            pod_name=env.get("POD_NAME", ""),
             watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
+            lease_name=env.get("AURORA_LEASE_NAME", "") or OPERATOR_NAME,
+            lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=10, minimum=MIN_LEASE_SECONDS),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
-            upgrade_max_concurrent=int(env.get("AURORA_UPGRADE_MAX_CONCURRENT", "1")),
-            metrics_port=int(env.get("AURORA_METRICS_PORT", "8080")),
-            liveness_port=int(env.get("AURORA_LIVENESS_PORT", "8081")),
+            upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
+            metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
+            liveness_port=_number(env, "AURORA_LIVENESS_PORT", default=8081),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
         )
 
@@ -66,3 +82,12 @@ def _image(env: Mapping[str, str], variable: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _number(env: Mapping[str, str], variable: str, *, default: int, minimum: int = 1) -> int:
+    text = env.get(variable, "") or str(default)
+    if not text.isdecimal() or int(text) < minimum:
+        raise ConfigError(
+            f"the environment variable {variable} is {text!r}; set it to a whole number from {minimum} up"
+        )
+    return int(text)

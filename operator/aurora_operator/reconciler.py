@@ -14,13 +14,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf
 
-from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
+from aurora_operator.act.authority import Authority, Claim
 from aurora_operator.act.data_deletion import DataDeletion
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.metadata import has_finalizer
+from aurora_operator.children.owner import Owner
 from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
@@ -29,6 +31,7 @@ from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.snapshot import Snapshot
+from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.condition_builder import invalid_spec_status
@@ -66,14 +69,15 @@ class Reconciler:
         agents: AgentClient,
         config: OperatorConfig,
         fleet: Fleet,
+        authority: Authority,
         namespace: str,
         name: str,
     ) -> None:
-        self._api, self._cache, self._config, self._fleet = api, cache, config, fleet
+        self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
         self._key = (namespace, name)
         self._observer = Observer(api, cache, agents, namespace, name)
-        self._actor = Actor(api, agents)
-        self._deletion = DataDeletion(api, self._observer.store)
+        self._actor = Actor(api, agents, authority)
+        self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
@@ -112,8 +116,13 @@ class Reconciler:
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
-            await self._report_invalid_spec(error)
-            return _rest_seconds()
+            claim = await self._claim(error.owner, error.status)
+            if claim is Claim.HOLD:
+                await self._report_invalid_spec(error)
+            return _delay_after(claim)
+        claim = await self._claim(snapshot.observed.owner, snapshot.observed.status)
+        if claim is not Claim.HOLD:
+            return _delay_after(claim)
         if ask_agents:
             self._asked_seconds = started_seconds
         decided, observed = await self._decide_and_act(snapshot)
@@ -121,6 +130,12 @@ class Reconciler:
         delay_seconds = self._delay_seconds(decided, observed)
         self._at_rest = delay_seconds > WATCHFUL_POLL_SECONDS
         return min(delay_seconds, max(BUSY_POLL_SECONDS, self._observer.seconds_until_due))
+
+    async def _claim(self, owner: Owner, status: SpeculatorStatus) -> Claim:
+        claim = await self._authority.claim(owner, status)
+        if claim is Claim.YIELD:
+            self._fleet.report_unusable(self._key)
+        return claim
 
     async def _decide_and_act(self, snapshot: Snapshot) -> tuple[Plan, Observed]:
         now, monotonic_seconds = datetime.now(UTC), time.monotonic()
@@ -170,6 +185,9 @@ class Reconciler:
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
+        claim = await self._claim(owner_of(stored), status_of(stored))
+        if claim is not Claim.HOLD:
+            return _delay_after(claim)
         try:
             return await self._deletion.advance(stored)
         except InvalidSpec as error:
@@ -190,6 +208,11 @@ class Reconciler:
         """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""
         stored = self._cache.get(SPECULATOR.kind, *self._key)
         return stored is None or ("deletionTimestamp" in stored["metadata"] and not has_finalizer(stored))
+
+
+def _delay_after(claim: Claim) -> float:
+    """Seconds until the next reconcile when this one ends with the claim. A status that was written is read at once."""
+    return 0.0 if claim is Claim.TAKE else _rest_seconds()
 
 
 def _rest_seconds() -> float:

@@ -241,6 +241,13 @@ def test_a_name_that_cannot_name_a_service_is_refused(crd: Cluster) -> None:
             dry_run(crd, speculator(name))
 
 
+@pytest.mark.parametrize("name", ["default", "kubernetes"])
+def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(crd: Cluster, name: str) -> None:
+    with pytest.raises(CommandError, match="must not be 'default' or 'kubernetes': a speculator's ServiceAccount and"):
+        dry_run(crd, speculator(name))
+    assert dry_run(crd, speculator(f"{name}-chat"))
+
+
 def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
     crd.apply(speculator())
     try:

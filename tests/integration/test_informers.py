@@ -76,7 +76,9 @@ class Rig:
 
     async def delete(self, *names: str) -> None:
         for name in names:
-            await asyncio.to_thread(self.other.delete, SERVICE_ACCOUNT, NAMESPACE, name)
+            found = await asyncio.to_thread(self.other.get, SERVICE_ACCOUNT, NAMESPACE, name)
+            uid = found["metadata"]["uid"]
+            await asyncio.to_thread(self.other.delete, SERVICE_ACCOUNT, NAMESPACE, name, uid)
 
     async def agrees(self) -> None:
         """Wait until the cache holds exactly what the API server has."""
@@ -215,8 +217,9 @@ async def test_an_own_write_is_read_at_once_and_a_late_answer_does_no_harm(serve
         for number in range(20):
             answers.append(await asyncio.to_thread(writer.create, account(f"own-{number}")))
             assert rig.cache.get("ServiceAccount", NAMESPACE, f"own-{number}") is not None
-        for number in range(20):
-            await asyncio.to_thread(writer.delete, SERVICE_ACCOUNT, NAMESPACE, f"own-{number}")
+        for answer in answers:
+            made = answer["metadata"]
+            await asyncio.to_thread(writer.delete, SERVICE_ACCOUNT, NAMESPACE, made["name"], made["uid"])
         await rig.agrees()
         for answer in answers:
             rig.cache.put(answer)

@@ -201,6 +201,18 @@ class HistoryEntry(RewrittenModel):
     message: str = Field(default="", description="Why it was decided.")
 
 
+class OperatorIdentity(RewrittenModel):
+    """An installation of the operator."""
+
+    installation: str = Field(
+        description="Namespace and name of the Lease that the installation's replicas compete for."
+    )
+    version: str = Field(default="", description="Version of the operator.")
+
+    def __str__(self) -> str:
+        return f"operator {self.installation} (version {self.version})"
+
+
 class SpeculatorStatus(RewrittenModel):
     """Observed state."""
 
@@ -269,6 +281,13 @@ class SpeculatorStatus(RewrittenModel):
     )
     history: list[HistoryEntry] = Field(
         default_factory=list, max_length=MAX_HISTORY, description="The last 20 decisions, oldest first."
+    )
+    operator: OperatorIdentity | None = Field(
+        default=None,
+        description=(
+            "The installation of the operator that acts on this speculator. Another installation that finds its own"
+            " name replaced here stops acting on the speculator, and says so in an event."
+        ),
     )
     operator_state: dict[str, Any] = Field(
         default_factory=dict,

@@ -6,6 +6,8 @@ Invariants:
 - The status is written only over the version of the custom resource that was observed. When two operators write, or an
   operator and a user, the second write fails, and that operator observes again.
 - No agent is asked for anything before the decision behind the request is in the status.
+- Every action is preceded by a check that this process still leads. For the API server's writes,
+  :class:`HttpKubernetesApi` checks.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import logging
 from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
+from aurora_operator.act.authority import Authority
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
-from aurora_operator.kubernetes_api import JOB, KubernetesApi
+from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
@@ -45,8 +48,8 @@ class ExecutionResult:
 class Actor:
     """Executes the plans of one speculator."""
 
-    def __init__(self, api: KubernetesApi, agents: AgentClient) -> None:
-        self._api = api
+    def __init__(self, api: KubernetesApi, agents: AgentClient, authority: Authority) -> None:
+        self._api, self._authority = api, authority
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
@@ -55,7 +58,7 @@ class Actor:
     async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
 
-        Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
+        Raises :class:`Conflict` (observe again), :class:`NotLeading`, :class:`KubernetesError`, :class:`StoreError`.
         """
         owner = snapshot.observed.owner
         if plan.finalizer is not None:
@@ -67,14 +70,15 @@ class Actor:
         keys = new_keys(owner) if plan.create_keys else None
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
         if plan.advance is not None:
+            self._authority.ensure_leading()
             await store.advance(plan.advance)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
             await asyncio.to_thread(write_status, self._api, owner, plan.status)
-        for name in plan.delete_jobs:
-            await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name)
+        await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
         job = await self._children.create_job(owner, plan.job)
+        self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
         fencing_epoch = max(fencing_epoch, await self._agents.request_leases(plan.leases, snapshot))
         for note in plan.notes:

@@ -1,15 +1,17 @@
-"""Applies the children, creates the keys and the Jobs, and leaves other owners' objects alone.
+"""Creates and applies the children, creates the keys and the Jobs, and leaves other owners' objects alone.
 
-This module decides whether to apply. Field manager and options of server-side apply are in ``kubernetes_api``.
+This module decides whether to write. Field manager and options of server-side apply are in ``kubernetes_api``.
 
-Invariant: an object that exists under a child's name without an owner reference to this speculator is never changed.
-Its name is reported instead, and the child is created once the name is free. Names that every namespace uses, such as
-the ServiceAccount ``default``, are therefore safe.
+Invariant: an object that this speculator does not control is never changed. Its name is reported instead, and the child
+is created once the name is free. No other writer can slip in between a look and a write: the first write of a child is
+a create call, which fails when the name is taken. Every later write names the uid of the object that was observed, and
+the API server refuses the write when the name belongs to another object by then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aurora_operator.act.field_ownership import applied_managed_fields
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
-from aurora_operator.kubernetes_api import KubernetesApi, Object, resource_of
+from aurora_operator.kubernetes_api import JOB, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import RefusedJob
 
 log = logging.getLogger(__name__)
@@ -44,32 +47,42 @@ class WriteResult:
     refused: RefusedJob | None = None
 
 
+class _NameTakenError(Exception):
+    """An object of another owner has the child's name."""
+
+
 class ChildWriter:
     """Writes the children of one speculator.
 
-    The writer remembers each applied child, so an unchanged child costs no call.
+    The writer remembers each child as written, so an unchanged child costs no call.
     """
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
-        self._applied: dict[tuple[str, str], tuple[str, Any]] = {}
+        self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
         self, owner: Owner, keys: Object | None, children: Sequence[Object], existing: Mapping[tuple[str, str], Object]
     ) -> WriteResult:
-        """Create the Secret ``keys`` unless it exists, then apply ``children``. ``existing`` holds our children so far.
+        """Create the Secret ``keys`` unless it exists, then write ``children``. ``existing`` holds our children so far.
 
-        Raises :class:`KubernetesError` when the API server is unavailable, or refuses to read an object.
+        Raises :class:`Conflict` when somebody else wrote an object meanwhile, and :class:`KubernetesError` when the
+        API server is unavailable or refuses to read an object.
         """
         errors, name_taken = list[str](), list[str]()
         if keys is not None and not await self._create_keys(owner, keys):
             name_taken.append(_title(keys))
         for child in children:
-            current = existing.get(_key(child))
-            if current is None and await self._is_taken(owner, child):
+            try:
+                await self._write(owner, child, existing.get(_key(child)))
+            except _NameTakenError:
                 name_taken.append(_title(child))
-            elif error := await self._apply(child, current):
-                errors.append(error)
+            except Conflict:
+                raise
+            except KubernetesError as error:
+                if error.status in UNAVAILABLE_STATUSES:
+                    raise
+                errors.append(error_text(child, error))
         return WriteResult(tuple(errors), tuple(name_taken))
 
     async def create_job(self, owner: Owner, job: Object | None) -> WriteResult:
@@ -90,6 +103,15 @@ class ChildWriter:
             return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
         return WriteResult()
 
+    async def delete_jobs(self, owner: Owner, names: Sequence[str], existing: Mapping[tuple[str, str], Object]) -> None:
+        """Delete Jobs. A Job that is gone, or whose name belongs to another object by now, is left alone."""
+        for name in names:
+            job = existing.get((JOB.kind, name))
+            if job is None:
+                continue
+            with contextlib.suppress(Conflict):
+                await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
+
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create the Secret with the generated keys. False when its name is taken."""
         try:
@@ -102,30 +124,61 @@ class ChildWriter:
 
     async def _is_taken(self, owner: Owner, child: Object) -> bool:
         """Whether an object of another owner has the name of ``child``."""
+        found = await self._find(child)
+        return found is not None and not owner.owns(found)
+
+    async def _find(self, child: Object) -> Object | None:
         metadata = child["metadata"]
         try:
-            found = await asyncio.to_thread(self._api.get, resource_of(child), metadata["namespace"], metadata["name"])
+            return await asyncio.to_thread(self._api.get, resource_of(child), metadata["namespace"], metadata["name"])
         except NotFound:
-            return False
-        return not owner.owns(found)
+            return None
 
-    async def _apply(self, child: Object, existing: Object | None) -> str:
-        """Apply ``child`` unless nobody changed it since our last apply.
-
-        Returns the API server's refusal, or an empty string.
-        """
+    async def _write(self, owner: Owner, child: Object, existing: Object | None) -> None:
+        """Create or apply ``child`` unless nobody changed it since our last write."""
         key = _key(child)
         digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-        if existing is not None and self._applied.get(key) == (digest, _revision(existing)):
-            return ""
+        if existing is not None and self._written.get(key) == (digest, _revision(existing)):
+            return
+        if existing is None:
+            written = await self._create(owner, child)
+        else:
+            written = await self._apply(owner, child, existing["metadata"]["uid"])
+        self._written[key] = (digest, _revision(written))
+
+    async def _create(self, owner: Owner, child: Object) -> Object:
         try:
-            applied = await asyncio.to_thread(self._api.apply, child)
+            return await asyncio.to_thread(self._api.create, child)
+        except Conflict:
+            found = await self._find(child)
+            if found is None:
+                raise
+            if not owner.owns(found):
+                raise _NameTakenError from None
+        # The observation did not show our own child yet.
+        return await self._apply(owner, child, found["metadata"]["uid"])
+
+    async def _apply(self, owner: Owner, child: Object, uid: str) -> Object:
+        """Apply ``child`` to the object ``uid``. Raises :class:`Conflict` when that object does not exist any more."""
+        body = {**child, "metadata": {**child["metadata"], "uid": uid}}
+        try:
+            applied = await asyncio.to_thread(self._api.apply, body)
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES:
                 raise
-            return error_text(child, error)
-        self._applied[key] = (digest, _revision(applied))
-        return ""
+            # The API server refuses another uid as a conflict, or for some kinds as a change of an immutable field.
+            found = await self._find(child)
+            if found is not None and not owner.owns(found):
+                raise _NameTakenError from None
+            if found is None or found["metadata"]["uid"] != uid:
+                raise Conflict(f"{_title(child)} was replaced while it was written", 409) from error
+            raise
+        managed_fields = applied_managed_fields(applied["metadata"].get("managedFields") or ())
+        if managed_fields is None:
+            return applied
+        # The first apply after a create call could not remove fields. See field_ownership.
+        await asyncio.to_thread(self._api.set_managed_fields, applied, managed_fields)
+        return await asyncio.to_thread(self._api.apply, body)
 
 
 def error_text(obj: Object, error: KubernetesError) -> str:
@@ -142,7 +195,7 @@ def _title(obj: Object) -> str:
 
 
 def _revision(obj: Object) -> Any:
-    """A value that changes whenever somebody changes a field that we applied.
+    """A value that changes whenever somebody changes a field that we wrote.
 
     The value is the uid with the generation, or with the resourceVersion for kinds without a generation.
     """

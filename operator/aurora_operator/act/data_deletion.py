@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -57,8 +57,8 @@ RETRY_DELAY_SECONDS = 30.0
 class DataDeletion:
     """Deletes the stored objects of one speculator."""
 
-    def __init__(self, api: KubernetesApi, store: StoreAccess) -> None:
-        self._api, self._store = api, store
+    def __init__(self, api: KubernetesApi, store: StoreAccess, ensure_leading: Callable[[], None]) -> None:
+        self._api, self._store, self._ensure_leading = api, store, ensure_leading
         self._events = EventRecorder(api)
         self._root: tuple[StoreConfig, RootDeletion] | None = None
 
@@ -143,10 +143,16 @@ class DataDeletion:
                 opened = await pool.call(lambda: _open_root(config, owner), timeout_seconds=STEP_TIMEOUT_SECONDS)
                 self._root = (config, opened)
             root = self._root[1]
-            return await pool.call(lambda: _bounded_step(root), timeout_seconds=STEP_TIMEOUT_SECONDS)
+            return await pool.call(lambda: self._bounded_step(root), timeout_seconds=STEP_TIMEOUT_SECONDS)
         except CallAbandoned:
             self._root = None  # the abandoned step still uses it
             return None
+
+    def _bounded_step(self, root: RootDeletion) -> DeletionProgress:
+        """Blocks. The leadership is checked in the thread, because waiting for a thread may take long."""
+        self._ensure_leading()
+        with total_deadline(STEP_DEADLINE_SECONDS):
+            return root.step(STEP_SECONDS)
 
     async def _failed(self, owner: Owner, place: str, error: str, seconds: float) -> float:
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
@@ -157,11 +163,6 @@ class DataDeletion:
 
 def _open_root(config: StoreConfig, owner: str) -> RootDeletion:
     return RootDeletion(ObjectStore(config, attempts=2, call_seconds=STEP_SECONDS), owner)
-
-
-def _bounded_step(root: RootDeletion) -> DeletionProgress:
-    with total_deadline(STEP_DEADLINE_SECONDS):
-        return root.step(STEP_SECONDS)
 
 
 def _policy(stored: Object) -> DeletionPolicy:

@@ -23,5 +23,10 @@ class Owner:
         return f"{self.namespace}/{self.name}"
 
     def owns(self, obj: Mapping[str, Any]) -> bool:
-        """Whether ``obj`` has an owner reference to this speculator. An object without one belongs to somebody else."""
-        return any(reference["uid"] == self.uid for reference in obj["metadata"].get("ownerReferences") or ())
+        """Whether this speculator controls ``obj``. Any other object belongs to somebody else.
+
+        A plain owner reference does not count: a user may add one, so that Kubernetes deletes the user's object
+        together with the speculator.
+        """
+        references = obj["metadata"].get("ownerReferences") or ()
+        return any(reference["uid"] == self.uid and reference.get("controller") for reference in references)

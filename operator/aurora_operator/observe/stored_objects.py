@@ -15,7 +15,7 @@ from aurora_operator.kubernetes_api import Object
 
 _COMPRESSION_LEVEL = 1
 _SPECULATOR_METADATA = ("uid", "generation", "annotations", "finalizers", "deletionTimestamp")
-"""A change of these wakes the speculator's loop. The operator alone writes the status."""
+"""A change of these wakes the speculator's loop. So does another installation's name in the status."""
 _POD_SPEC = ("nodeName",)
 """Everything else in a pod's spec follows from its workload's template, and is the largest part of the pod."""
 
@@ -43,8 +43,13 @@ def wakes(old: Object | None, new: Object | None) -> bool:
     if old is None or new is None:
         return old is not new
     if new["kind"] == KIND:
-        return any(old["metadata"].get(key) != new["metadata"].get(key) for key in _SPECULATOR_METADATA)
+        changed = any(old["metadata"].get(key) != new["metadata"].get(key) for key in _SPECULATOR_METADATA)
+        return changed or _acting_installation(old) != _acting_installation(new)
     return _without_revision(old) != _without_revision(new)
+
+
+def _acting_installation(speculator: Object) -> Any:
+    return (speculator.get("status") or {}).get("operator")
 
 
 def _without_revision(obj: Object) -> dict[str, Any]:

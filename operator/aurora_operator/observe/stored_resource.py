@@ -18,7 +18,7 @@ from aurora_protocol.sglang_flags import unknown_flags
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
     """The parts of a stored custom resource. Raises :class:`InvalidSpec`."""
-    owner, status = owner_of(stored), _status(stored)
+    owner, status = owner_of(stored), status_of(stored)
     try:
         spec = SpeculatorSpec.model_validate(stored["spec"])
     except ValidationError as error:
@@ -86,7 +86,7 @@ def _remove(node: dict[str, Any], path: tuple[int | str, ...]) -> None:
         node.pop(name, None)
 
 
-def _status(stored: Object) -> SpeculatorStatus:
+def status_of(stored: Object) -> SpeculatorStatus:
     """The stored status without the parts that do not parse, because another version of the operator wrote them.
 
     A missing part counts as empty: the store and the pods rebuild it. The other parts are kept.

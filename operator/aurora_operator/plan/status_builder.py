@@ -181,6 +181,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         rejected=sorted(changes.rejected),
         pods=_pod_statuses(observed, pods, accept_lengths),
         history=[*old.history, *changes.history][-MAX_HISTORY:],
+        operator=old.operator,
         operator_state=changes.operator_state,
     )
     told = new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})

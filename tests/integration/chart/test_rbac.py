@@ -186,10 +186,10 @@ def patch(probe: Probe, resource: Resource) -> None:
 
 
 def delete(probe: Probe, resource: Resource) -> None:
-    name = probe.admin.create(probe.child(resource))["metadata"]["name"]
-    probe.api.delete(resource, TEAM, name)
+    made = probe.admin.create(probe.child(resource))["metadata"]
+    probe.api.delete(resource, TEAM, made["name"], made["uid"])
     with pytest.raises(NotFound):
-        probe.admin.get(resource, TEAM, name)
+        probe.admin.get(resource, TEAM, made["name"])
 
 
 def write_own_status(probe: Probe) -> None:

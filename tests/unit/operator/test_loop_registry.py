@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from aurora_operator import loop_registry as module
 from aurora_operator import metrics
+from aurora_operator.act.authority import Authority
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
@@ -24,8 +25,8 @@ class FakeReconciler:
     instances: dict[tuple[str, str], int]
     reconciles: list[str]
 
-    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, fleet: Any, *key: str) -> None:
-        self._cache, self._key = cache, (key[0], key[1])
+    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, *rest: Any) -> None:
+        self._cache, self._key = cache, (rest[-2], rest[-1])
         self.instances[self._key] = self.instances.get(self._key, 0) + 1
 
     def is_gone(self) -> bool:
@@ -57,7 +58,7 @@ class Rig:
     def __init__(self) -> None:
         self.cache = ClusterCache(["AuroraSpeculator"])
         unused: Any = None
-        self.loops = LoopRegistry(unused, self.cache, unused, CONFIG)
+        self.loops = LoopRegistry(unused, self.cache, unused, CONFIG, Authority(unused, CONFIG, lambda: None))
 
     def create(self, name: str, revision: int) -> None:
         for key in self.cache.update(SCOPE, speculator(name, revision)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from aurora_operator.errors import ConfigError
@@ -25,3 +28,31 @@ def test_a_missing_image_is_an_error_that_names_the_variable_and_the_charts_valu
     env = {key: text for key, text in IMAGES.items() if key != variable} | ({} if image is None else {variable: image})
     with pytest.raises(ConfigError, match=f"{variable} is not set.* set {value} in the values"):
         OperatorConfig.from_env(env)
+
+
+def test_an_installation_is_named_by_its_lease() -> None:
+    config = OperatorConfig.from_env(IMAGES | {"POD_NAMESPACE": "aurora-system", "AURORA_LEASE_NAME": "prod"})
+    assert (config.lease_name, config.installation) == ("prod", "aurora-system/prod")
+    assert OperatorConfig.from_env(IMAGES).installation == "default/aurora-operator"
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"AURORA_LEASE_SECONDS": "2"}, "AURORA_LEASE_SECONDS is '2'; set it to a whole number from 3 up"),
+        ({"AURORA_LEASE_SECONDS": "soon"}, "AURORA_LEASE_SECONDS is 'soon'"),
+        ({"AURORA_METRICS_PORT": "-1"}, "AURORA_METRICS_PORT is '-1'"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_an_error_that_names_the_variable(env: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OperatorConfig.from_env(IMAGES | env)
+
+
+def test_the_operator_refuses_to_start_without_images_and_says_so() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "aurora_operator"], env={}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("aurora-operator: the environment variable AURORA_RUNTIME_IMAGE is not set; set it")
+    assert "Traceback" not in ended.stderr

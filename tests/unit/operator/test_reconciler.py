@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.act.actor import ExecutionResult
+from aurora_operator.act.authority import Authority
 from aurora_operator.errors import Conflict, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
@@ -76,7 +78,8 @@ class FakeApi:
         return self.stored
 
     def reconciler(self) -> Reconciler:
-        return Reconciler(self, self.cache, None, CONFIG, Fleet(), *OWNER_KEY)  # type: ignore[arg-type]
+        authority = Authority(self, CONFIG, lambda: None)  # type: ignore[arg-type]
+        return Reconciler(self, self.cache, None, CONFIG, Fleet(), authority, *OWNER_KEY)  # type: ignore[arg-type]
 
     def create(self, obj: Object) -> Object:
         assert obj["kind"] == "Event", "no child is created"
@@ -92,6 +95,8 @@ async def test_an_invalid_spec_is_written_to_the_conditions_once() -> None:
     before = SpeculatorStatus(conditions=[READY, SERVING], updated="2/2")
     api = FakeApi(MINIMAL | {"target": {"model": 7}}, before.model_dump(mode="json", by_alias=True))
     reconciler = api.reconciler()
+    assert await reconciler.reconcile() == 0, "the operator's name was written: observe again at once"
+    api.applied.clear()
     assert await reconciler.reconcile() > WATCHFUL_POLL_SECONDS, "a change of the spec wakes the loop"
     invalid = conditions(api)[ConditionType.INVALID_SPEC]
     assert (invalid.status, invalid.reason) == (ConditionStatus.TRUE, "InvalidSpec")
@@ -100,7 +105,7 @@ async def test_an_invalid_spec_is_written_to_the_conditions_once() -> None:
     assert conditions(api)[ConditionType.READY].status is ConditionStatus.FALSE
     assert conditions(api)[ConditionType.SERVING_READY] == SERVING, "the pods serve as before"
     assert api.status["updated"] == "2/2"
-    assert api.applied[0]["metadata"]["resourceVersion"] == "77"
+    assert api.applied[0]["metadata"]["resourceVersion"] == "78", "the version that the claim made"
     await reconciler.reconcile()
     assert len(api.applied) == 1, "an unchanged fault is not written again"
     assert api.calls == [], "the cache has all that is read"
@@ -163,7 +168,11 @@ class FakeActor:
 
 
 def reconciler_at(observer: FakeObserver, actor: FakeActor | None = None) -> Reconciler:
+    """A reconciler that observes a speculator on which its own installation acts."""
     made = FakeApi(MINIMAL, {}).reconciler()
+    own = OperatorIdentity(installation=CONFIG.installation, version=version("aurora-operator"))
+    world = observer.observed
+    observer.observed = replace(world, status=world.status.model_copy(update={"operator": own}))
     made._observer = observer  # type: ignore[assignment]
     made._actor = actor or FakeActor()  # type: ignore[assignment]
     return made

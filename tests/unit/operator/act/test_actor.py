@@ -10,10 +10,11 @@ import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.act.actor import Actor
+from aurora_operator.act.authority import Authority
 from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.children.network import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
-from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -49,17 +50,19 @@ class Journal:
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         self.record("status" if subresource else f"apply {obj['kind']}")
-        key = (obj["kind"], obj["metadata"]["name"])
-        stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
-        self.objects[key] = stored
-        return stored
+        return self.store(obj)
 
     def create(self, obj: Object) -> Object:
         self.record(f"create {obj['kind']}")
-        return obj
+        return self.store(obj)
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
-        self.record(f"delete {resource.kind} {name}")
+    def store(self, obj: Object) -> Object:
+        stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
+        self.objects[obj["kind"], obj["metadata"].get("name", "")] = stored
+        return stored
+
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        self.record(f"delete {resource.kind} {name} {uid}")
 
     async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
         self.record(f"swap {ip}")
@@ -103,22 +106,35 @@ FULL = Plan(
 )
 
 
+def authority(journal: Journal) -> Authority:
+    def ensure_leading() -> None:
+        if "not leading" in journal.faults:
+            raise journal.faults["not leading"]
+
+    return Authority(journal, CONFIG, ensure_leading)  # type: ignore[arg-type]
+
+
+def new_actor(journal: Journal) -> Actor:
+    return Actor(journal, journal, authority(journal))  # type: ignore[arg-type]
+
+
 async def act(journal: Journal, plan: Plan, actor: Actor | None = None) -> Any:
     snapshot = Snapshot(observed(), journal.objects, "token")
-    actor = actor or Actor(journal, journal)  # type: ignore[arg-type]
+    actor = actor or new_actor(journal)
     return await actor.act(plan, snapshot, journal)  # type: ignore[arg-type]
 
 
 async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -> None:
     journal = Journal()
+    journal.store({"kind": "Job", "metadata": {"name": "old"}})
     outcome = await act(journal, FULL)
     assert journal.calls == [
         "create Secret",
-        "apply Service",
-        "apply Deployment",
+        "create Service",
+        "create Deployment",
         "channel",
         "status",
-        "delete Job old",
+        "delete Job old u",
         "create Job",
         "swap a",
         "swap b",
@@ -144,10 +160,31 @@ async def test_an_operator_that_loses_a_race_asks_no_agent(where: str, error: Ex
     assert journal.calls[-1] == where
 
 
+async def test_a_process_that_stopped_leading_advances_no_channel_and_asks_no_agent() -> None:
+    journal = Journal(faults={"not leading": NotLeading("no Lease")})
+    with pytest.raises(NotLeading):
+        await act(journal, FULL)
+    assert "channel" not in journal.calls
+    journal.calls.clear()
+    with pytest.raises(NotLeading):
+        await act(journal, replace(FULL, advance=None))
+    assert [call for call in journal.calls if call.startswith(("swap", "return", "withdraw"))] == []
+
+
+async def test_a_job_that_is_gone_or_whose_name_another_job_has_is_not_deleted() -> None:
+    journal = Journal()
+    await act(journal, FULL)
+    assert [call for call in journal.calls if call.startswith("delete")] == [], "the Job was not observed"
+    journal = Journal(faults={"delete Job old u": Conflict("another uid", 409)})
+    journal.store({"kind": "Job", "metadata": {"name": "old"}})
+    await act(journal, FULL)
+    assert "swap b" in journal.calls, "the name belongs to another Job by now"
+
+
 async def test_a_refused_child_does_not_delay_the_other_actions() -> None:
     faults: dict[str, Exception] = {
-        "apply Service": KubernetesError("bad port", 422),
-        "apply Deployment": KubernetesError("bad pod", 422),
+        "create Service": KubernetesError("bad port", 422),
+        "create Deployment": KubernetesError("bad pod", 422),
     }
     journal = Journal(faults=faults)
     outcome = await act(journal, FULL)
@@ -190,9 +227,10 @@ class FakeObserver:
 async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -> None:
     journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
     cache = ClusterCache(["AuroraSpeculator"])
-    reconciler = Reconciler(journal, cache, journal, CONFIG, Fleet(), "team", "chat")  # type: ignore[arg-type]
+    right = authority(journal)
+    reconciler = Reconciler(journal, cache, journal, CONFIG, Fleet(), right, "team", "chat")  # type: ignore[arg-type]
     reconciler._observer = FakeObserver(journal)  # type: ignore[assignment]
-    for _ in range(3):
+    for _ in range(4):
         await reconciler.reconcile()
     assert journal.calls.count("create Job") == 1
     candidate = (await FakeObserver(journal).observe()).observed.status.candidate
@@ -202,7 +240,7 @@ async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -
 
 
 async def test_an_unavailable_api_server_ends_the_reconcile() -> None:
-    journal = Journal(faults={"apply Service": KubernetesError("away", 0)})
+    journal = Journal(faults={"create Service": KubernetesError("away", 0)})
     with pytest.raises(KubernetesError):
         await act(journal, FULL)
     assert "status" not in journal.calls
@@ -228,7 +266,7 @@ async def test_an_agent_that_names_no_epoch_asks_for_the_next_one_and_one_that_i
 
 async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_reverted() -> None:
     journal = Journal()
-    actor = Actor(journal, journal)  # type: ignore[arg-type]
+    actor = new_actor(journal)
     quiet = replace(
         FULL, create_keys=False, advance=None, status=None, job=None, delete_jobs=(), swaps=(), leases=(), notes=()
     )
@@ -242,7 +280,7 @@ async def test_an_unchanged_child_costs_no_call_and_a_change_by_others_is_revert
     journal.calls.clear()
     del journal.objects["Deployment", "chat-trainer"]
     await act(journal, quiet, actor)
-    assert journal.calls == ["apply Deployment"]
+    assert journal.calls == ["create Deployment"]
 
 
 async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_version() -> None:

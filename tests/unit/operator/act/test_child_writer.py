@@ -11,7 +11,7 @@ import pytest
 from aurora_operator.act.child_writer import ChildWriter, WriteResult
 from aurora_operator.children.access import new_keys
 from aurora_operator.children.network import disruption_budget, services
-from aurora_operator.errors import Conflict, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from tests.unit.operator.worlds import OWNER
 
@@ -23,10 +23,11 @@ JOB: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"
 
 @dataclass
 class FakeApi:
-    """Stores objects by kind and name, and records every write."""
+    """Stores objects by kind and name like an API server, uids and managed fields included. Records every write."""
 
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
+    revision: int = 0
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         try:
@@ -37,20 +38,34 @@ class FakeApi:
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
         raise NotImplementedError
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         raise NotImplementedError
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
-        self.writes.append(f"{obj['kind']} {obj['metadata']['name']}")
-        return self._store(obj)
+        current = self.objects.get((obj["kind"], obj["metadata"]["name"]))
+        if current is None:
+            raise Conflict("uid mismatch", 409)
+        if current["metadata"]["uid"] != obj["metadata"]["uid"]:
+            raise KubernetesError("metadata.uid: field is immutable", 422)
+        records = current["metadata"]["managedFields"]
+        applied = next((r for r in records if r["operation"] == "Apply"), {**records[0], "operation": "Apply"})
+        return self._store("apply", obj, [*(r for r in records if r["operation"] != "Apply"), applied])
 
     def create(self, obj: Object) -> Object:
         if (obj["kind"], obj["metadata"]["name"]) in self.objects:
             raise Conflict("exists", 409)
-        return self.apply(obj)
+        record = {"manager": "aurora-operator", "operation": "Update", "fieldsV1": {}}
+        uid = f"uid-{self.revision}"
+        return self._store("create", {**obj, "metadata": {**obj["metadata"], "uid": uid}}, [record])
 
-    def _store(self, obj: Object) -> Object:
-        stored = {**obj, "metadata": {**obj["metadata"], "uid": "u", "resourceVersion": "1"}}
+    def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
+        return self._store("adopt fields", obj, managed_fields)
+
+    def _store(self, call: str, obj: Object, managed_fields: Sequence[Object]) -> Object:
+        self.writes.append(f"{call} {obj['kind']} {obj['metadata']['name']}")
+        self.revision += 1
+        metadata = {**obj["metadata"], "resourceVersion": str(self.revision), "managedFields": managed_fields}
+        stored = {**obj, "metadata": metadata}
         self.objects[obj["kind"], obj["metadata"]["name"]] = stored
         return stored
 
@@ -58,8 +73,8 @@ class FakeApi:
         """The objects that the observer would pass on."""
         return {key: obj for key, obj in self.objects.items() if OWNER.owns(obj)}
 
-    def add_foreign(self, kind: str, name: str, *references: dict[str, str]) -> None:
-        metadata: dict[str, Any] = {"name": name, "ownerReferences": [*references]} if references else {"name": name}
+    def add_foreign(self, kind: str, name: str, *references: dict[str, Any]) -> None:
+        metadata: dict[str, Any] = {"name": name, "uid": "foreign", "ownerReferences": [*references]}
         self.objects[kind, name] = {"kind": kind, "metadata": metadata}
 
 
@@ -68,15 +83,19 @@ async def write(api: FakeApi, writer: ChildWriter | None = None) -> WriteResult:
     return await writer.write(OWNER, KEYS, (SERVICE, BUDGET), api.owned())
 
 
-@pytest.mark.parametrize("references", [(), ({"uid": "another"},)], ids=["no owner", "another owner"])
-async def test_a_foreign_object_is_reported_and_the_other_children_are_applied(
-    references: tuple[dict[str, str], ...],
+@pytest.mark.parametrize(
+    "references",
+    [(), ({"uid": "another", "controller": True},), ({"uid": OWNER.uid},)],
+    ids=["no owner", "another controller", "a reference that a user added"],
+)
+async def test_a_foreign_object_is_reported_and_the_other_children_are_created(
+    references: tuple[dict[str, Any], ...],
 ) -> None:
     api = FakeApi()
     api.add_foreign("Service", "chat", *references)
     result = await write(api)
     assert result == WriteResult(name_taken=("Service chat",))
-    assert api.writes == ["Secret chat-keys", "PodDisruptionBudget chat"]
+    assert api.writes == ["create Secret chat-keys", "create PodDisruptionBudget chat"]
 
 
 async def test_a_child_is_created_once_its_name_is_free() -> None:
@@ -87,17 +106,55 @@ async def test_a_child_is_created_once_its_name_is_free() -> None:
     del api.objects["Service", "chat"]
     api.writes.clear()
     assert await write(api, writer) == WriteResult()
-    assert api.writes == ["Service chat"]
+    assert api.writes == ["create Service chat"]
 
 
 async def test_a_child_that_another_owner_replaced_is_left_alone() -> None:
     api = FakeApi()
     writer = ChildWriter(api)
     await write(api, writer)
-    api.add_foreign("Service", "chat", {"uid": "another"})
+    api.add_foreign("Service", "chat", {"uid": "another", "controller": True})
     api.writes.clear()
     assert await write(api, writer) == WriteResult(name_taken=("Service chat",))
     assert api.writes == []
+
+
+async def test_a_child_that_is_replaced_between_the_look_and_the_write_is_left_alone() -> None:
+    api = FakeApi()
+    await write(api)
+    before = api.owned()
+    api.add_foreign("Service", "chat")
+    foreign = api.objects["Service", "chat"]
+    result = await ChildWriter(api).write(OWNER, None, (SERVICE,), before)
+    assert result == WriteResult(name_taken=("Service chat",))
+    assert api.objects["Service", "chat"] is foreign
+
+
+async def test_a_child_that_vanishes_between_the_look_and_the_write_is_observed_again() -> None:
+    api = FakeApi()
+    await write(api)
+    before = api.owned()
+    del api.objects["Service", "chat"]
+    with pytest.raises(Conflict):
+        await ChildWriter(api).write(OWNER, None, (SERVICE,), before)
+    assert ("Service", "chat") not in api.objects, "an apply never creates"
+
+
+async def test_our_own_child_that_the_observation_did_not_show_is_applied() -> None:
+    api = FakeApi()
+    await write(api)
+    api.writes.clear()
+    assert await ChildWriter(api).write(OWNER, None, (SERVICE,), {}) == WriteResult()
+    assert api.writes == ["apply Service chat", "adopt fields Service chat", "apply Service chat"]
+
+
+async def test_the_first_apply_after_a_creation_takes_over_the_created_fields_once() -> None:
+    api = FakeApi()
+    await write(api)
+    for expected in (["apply Service chat", "adopt fields Service chat", "apply Service chat"], ["apply Service chat"]):
+        api.writes.clear()
+        await ChildWriter(api).write(OWNER, None, (SERVICE,), api.owned())
+        assert api.writes == expected
 
 
 async def test_a_foreign_secret_is_not_taken_for_the_keys() -> None:
@@ -105,7 +162,7 @@ async def test_a_foreign_secret_is_not_taken_for_the_keys() -> None:
     api.add_foreign("Secret", "chat-keys")
     result = await write(api)
     assert result == WriteResult(name_taken=("Secret chat-keys",))
-    assert api.writes == ["Service chat", "PodDisruptionBudget chat"]
+    assert api.writes == ["create Service chat", "create PodDisruptionBudget chat"]
 
 
 async def test_our_own_keys_are_never_created_twice() -> None:
@@ -113,12 +170,12 @@ async def test_our_own_keys_are_never_created_twice() -> None:
     assert await write(api) == WriteResult()
     api.writes.clear()
     assert await write(api) == WriteResult(), "the Secret exists and is ours"
-    assert "Secret chat-keys" not in api.writes
+    assert [call for call in api.writes if "Secret" in call] == []
 
 
 async def test_a_foreign_job_is_reported_and_our_own_is_not() -> None:
     api = FakeApi()
     api.add_foreign("Job", "j")
     assert await ChildWriter(api).create_job(OWNER, JOB) == WriteResult(name_taken=("Job j",))
-    api.add_foreign("Job", "j", {"uid": OWNER.uid})
+    api.add_foreign("Job", "j", {"uid": OWNER.uid, "controller": True})
     assert await ChildWriter(api).create_job(OWNER, JOB) == WriteResult()

@@ -77,7 +77,7 @@ class FakeCluster:
             return self.pods
         return [obj for (kind, _), obj in self.workloads.items() if kind == resource.kind]
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         self._call(f"delete {resource.kind} {name}")
         if obj := self.workloads.pop((resource.kind, name), None):
             assert obj["metadata"]["uid"] == uid
@@ -117,7 +117,7 @@ class FakeStore:
 
 
 def workload(kind: str, name: str, uid: str = OWNER.uid) -> tuple[tuple[str, str], Object]:
-    metadata = {"name": name, "uid": f"uid-{name}", "ownerReferences": [{"uid": uid}]}
+    metadata = {"name": name, "uid": f"uid-{name}", "ownerReferences": [{"uid": uid, "controller": True}]}
     return (kind, name), {"kind": kind, "metadata": metadata}
 
 
@@ -138,7 +138,7 @@ def _cluster() -> FakeCluster:
 def deletion(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> DataDeletion:
     monkeypatch.setattr(data_deletion, "RootDeletion", lambda objects, owner: store)
     monkeypatch.setattr(data_deletion, "ObjectStore", lambda config, **options: None)
-    return DataDeletion(cast(Any, cluster), cast(Any, store))
+    return DataDeletion(cast(Any, cluster), cast(Any, store), lambda: None)
 
 
 async def run(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,11 @@ class OneStatefulSet:
         assert (resource.kind, name) == ("StatefulSet", "chat-trainer")
         if self.owner_uid is None:
             raise NotFound(name, 404)
-        return {"metadata": {"name": name, "uid": "s1", "ownerReferences": [{"uid": self.owner_uid}]}}
+        return {
+            "metadata": {"name": name, "uid": "s1", "ownerReferences": [{"uid": self.owner_uid, "controller": True}]}
+        }
 
-    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         if self.replaced:
             raise Conflict("the uid differs", 409)
         self.deleted.append((name, uid))

@@ -20,7 +20,7 @@ from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
 from tests.unit.operator.worlds import MINIMAL, OWNER, agent
 
-OURS = [{"uid": OWNER.uid}]
+OURS = [{"uid": OWNER.uid, "controller": True}]
 
 
 def obj(kind: str, name: str, owners: Any = OURS, component: str = "inference", **body: Any) -> Object:
@@ -119,11 +119,12 @@ async def test_a_deleted_speculator_is_not_found() -> None:
 
 
 async def test_only_owned_objects_count_as_children() -> None:
-    owners: dict[str, Any] = {"none": [], "other": [{"uid": "another"}], "ours": OURS}
+    others = {"other": [{"uid": "another", "controller": True}], "user": [{"uid": OWNER.uid}]}
+    owners: dict[str, Any] = {"none": [], "ours": OURS} | others
     rig = Rig(*(obj(kind, name, owner) for kind in ("Service", "Pod") for name, owner in owners.items()))
     live = (await rig.observer.observe()).live_children
     assert {name for kind, name in live if kind == "Service"} == {"ours"}
-    assert {name for kind, name in live if kind == "Pod"} == {"none", "other", "ours"}, "workloads own the pods"
+    assert {name for kind, name in live if kind == "Pod"} == {"none", "other", "user", "ours"}, "workloads own the pods"
 
 
 async def test_the_token_of_a_foreign_secret_is_not_used() -> None:

@@ -50,6 +50,11 @@ def test_a_status_that_we_wrote_wakes_nobody() -> None:
     assert not wakes(SPECULATOR, changed(SPECULATOR, "status", "updated", to="0/1"))
 
 
+def test_another_installation_in_the_status_wakes() -> None:
+    other = {"installation": "laptop/aurora-operator", "version": "1"}
+    assert wakes(SPECULATOR, changed(SPECULATOR, "status", "operator", to=other))
+
+
 def test_a_child_wakes_when_its_spec_or_status_changes_or_when_it_comes_or_goes() -> None:
     assert wakes(DEPLOYMENT, changed(DEPLOYMENT, "status", "readyReplicas", to=0))
     assert wakes(DEPLOYMENT, changed(DEPLOYMENT, "spec", "replicas", to=2))

@@ -1,0 +1,182 @@
+"""Runs the election of the one replica that acts (see ``election``). The other replicas wait.
+
+Invariants:
+
+- A leader stops acting before a standby may take the Lease. It checks the time before every act
+  (:meth:`LeaderElector.ensure_leading`), so a leader that was frozen finds its leadership expired when it goes on.
+- A call that was under way when the leader froze may arrive late all the same. The fences refuse it: the status carries
+  its resourceVersion, a channel record is created once, and agents refuse an older epoch.
+- No call delays a renewal: the Lease's calls have threads and connections of their own, and a deadline.
+
+The client library's ``kubernetes.leaderelection`` keeps none of these invariants. It measures by the clock of the day,
+its calls have no timeout, an unreachable API server ends it with an exception, and it never releases its Lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from aurora_operator import metrics
+from aurora_operator.election import Election, LeaseTiming
+from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
+from aurora_operator.kubernetes_api import LEASE, Object, Resource
+from aurora_operator.operator_config import OperatorConfig
+
+log = logging.getLogger(__name__)
+
+LEASE_TIMEOUT_SECONDS = (2.0, 3.0)
+"""Timeouts of connecting and of reading, for the Lease's calls: a broken connection must fail before the Lease does."""
+_CALL_THREADS = 2
+"""The second thread serves while a call in the first is overdue."""
+
+
+def boot_seconds() -> float:
+    """Seconds since boot. Unlike ``time.monotonic``, they include the time in which the machine was suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class LeaseApi(Protocol):
+    """The calls that an election needs. All of them block."""
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object: ...
+
+    def create(self, obj: Object) -> Object: ...
+
+    def replace(self, obj: Object) -> Object: ...
+
+
+class LeaderElector:
+    """This replica's part in the election.
+
+    Args:
+        api: a client of its own, with :data:`LEASE_TIMEOUT_SECONDS`.
+        clock: seconds that go on while this process is frozen.
+    """
+
+    def __init__(self, api: LeaseApi, config: OperatorConfig, clock: Callable[[], float] = boot_seconds) -> None:
+        self._api, self._clock = api, clock
+        self._namespace, self._name = config.operator_namespace, config.lease_name
+        identity = f"{config.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        self._election = Election(identity, LeaseTiming(config.lease_seconds))
+        self._threads = ThreadPoolExecutor(_CALL_THREADS, thread_name_prefix="lease")
+        self._failure = ""
+        self._other_holder = ""
+
+    @property
+    def leading(self) -> bool:
+        """Whether this replica may act at this moment."""
+        return self._election.leads(self._clock())
+
+    def ensure_leading(self) -> None:
+        """Raises :class:`NotLeading` unless this replica may act at this moment. Threads may call this."""
+        if not self.leading:
+            raise NotLeading(f"this replica does not hold the Lease {self._namespace}/{self._name}, so it does not act")
+
+    async def run(self, on_started: Callable[[], None], on_lost: Callable[[], Awaitable[None]]) -> None:
+        """Compete for the Lease, and lead while it is held, until this task is cancelled. Then release the Lease.
+
+        Args:
+            on_started: called when this replica has become the leader. Must not block.
+            on_lost: called when the leadership ends, also at a cancellation. The next ``on_started`` comes after it.
+        """
+        replica = f"{self._election.identity}, Lease {self._namespace}/{self._name}"
+        try:
+            while True:
+                await self._attempt_while(leading=False)
+                log.info("%s: this replica leads", replica)
+                metrics.LEADING.set(1)
+                try:
+                    on_started()
+                    await self._attempt_while(leading=True)
+                    log.warning("%s: this replica lost the Lease and stops acting", replica)
+                finally:
+                    metrics.LEADING.set(0)
+                    await on_lost()
+        finally:
+            await self._release()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _attempt_while(self, *, leading: bool) -> None:
+        """Look for the Lease and take it (or renew it) until this replica begins (or ceases) to lead."""
+        if leading:
+            await self._sleep()
+        while self.leading is leading:
+            await self._attempt()
+            if self.leading is leading:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        pause_seconds = self._election.pause_seconds(self._clock())
+        if self._failure:  # a leader has little time left
+            pause_seconds = min(pause_seconds, self._election.timing.retry_seconds / 4)
+        await asyncio.sleep(pause_seconds)
+
+    async def _attempt(self) -> None:
+        """One attempt to take or to renew the Lease, within the time that is left."""
+        timing, now_seconds = self._election.timing, self._clock()
+        left_seconds = self._election.leads_until_seconds - now_seconds
+        try:
+            async with asyncio.timeout(left_seconds if left_seconds > 0 else timing.renew_deadline_seconds):
+                if left_seconds <= 0:
+                    await self._look()
+                if self._election.may_take(self._clock()) and not await self._take():
+                    await self._look()
+                    # The answer to an earlier write of our own was lost: renew at once.
+                    if self._election.holds_lease:
+                        await self._take()
+        except (KubernetesError, TimeoutError) as error:
+            self._report(f"cannot read or write the Lease: {error or 'the API server did not answer in time'}")
+
+    async def _look(self) -> None:
+        try:
+            lease: Object | None = await self._call(self._api.get, LEASE, self._namespace, self._name)
+        except NotFound:
+            lease = None
+        self._election = self._election.after_look(lease, self._clock())
+        sighting = self._election.sighting
+        other = sighting.holder if sighting is not None and not self._election.holds_lease else ""
+        if other and other != self._other_holder:
+            log.info("%s: this replica is a standby of %s", self._election.identity, other)
+        self._other_holder = other
+
+    async def _take(self) -> bool:
+        """Write this replica into the Lease. False when the Lease is not the one that was seen."""
+        sent_seconds = self._clock()
+        body = self._election.taken_lease(self._name, self._namespace, datetime.now(UTC))
+        try:
+            call = self._api.create if self._election.sighting is None else self._api.replace
+            lease = await self._call(call, body)
+        except (Conflict, NotFound):
+            return False
+        self._election = self._election.after_write(lease, sent_seconds, self._clock())
+        self._report("")
+        return True
+
+    async def _release(self) -> None:
+        """Give the Lease back, so that another replica leads at once. After a failure the Lease expires instead."""
+        self._election = self._election.stopped()
+        lease = self._election.released_lease(datetime.now(UTC))
+        if lease is None:
+            return
+        try:
+            async with asyncio.timeout(self._election.timing.retry_seconds):
+                await self._call(self._api.replace, lease)
+        except (KubernetesError, TimeoutError) as error:
+            self._report(f"cannot release the Lease: {error or 'the API server did not answer in time'}")
+
+    async def _call(self, call: Callable[..., Object], *arguments: Any) -> Object:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def _report(self, failure: str) -> None:
+        """Log a failure once, until a write succeeds or another failure comes."""
+        if failure and failure != self._failure:
+            log.warning("%s, Lease %s/%s: %s", self._election.identity, self._namespace, self._name, failure)
+        self._failure = failure

@@ -1,0 +1,144 @@
+"""Two replicas of the operator on a real API server: one acts, and the other acts soon after the first one failed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aurora_operator.election import LeaseTiming
+from tests.rig.api_server import api_server
+from tests.rig.operator_replicas import (
+    NAMESPACE,
+    OperatorReplica,
+    OperatorRig,
+    audit_flags,
+    audited_acts,
+    seconds_until,
+)
+
+LEASE_SECONDS = 4
+FAILOVER_SECONDS = LeaseTiming(LEASE_SECONDS).failover_seconds + 10
+"""The bound of the election, and the time of three calls and of one reconcile on a machine that others use too."""
+SETTINGS = {"AURORA_LEASE_SECONDS": str(LEASE_SECONDS)}
+START_SECONDS = 180
+
+
+@pytest.fixture(scope="module", name="rig")
+def _rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorRig]:
+    folder = tmp_path_factory.mktemp("replicas")
+    with api_server(flags=audit_flags(folder)) as server:
+        rig = OperatorRig(server, folder)
+        rig.prepare()
+        rig.create_speculator()
+        yield rig
+
+
+@pytest.fixture(name="replicas")
+def _replicas(rig: OperatorRig) -> Iterator[tuple[OperatorReplica, OperatorReplica]]:
+    """A leader and a standby, in this order."""
+    with rig.replica("replica-a", **SETTINGS) as first, rig.replica("replica-b", **SETTINGS) as second:
+        first.start()
+        seconds_until(first.leads, START_SECONDS, "a leader")
+        second.start_as_standby(START_SECONDS)
+        scale(rig, 1)
+        yield first, second
+
+
+def scale(rig: OperatorRig, replicas: int, timeout_seconds: float = START_SECONDS) -> float:
+    """How long it takes until the operators have passed a change of the spec on to the Deployment."""
+    rig.scale(replicas)
+    return seconds_until(lambda: rig.scaled_to(replicas), timeout_seconds, f"a Deployment with {replicas} replicas")
+
+
+@contextlib.contextmanager
+def steady_edits(rig: OperatorRig) -> Iterator[None]:
+    """Change the spec several times a second, so that the leader writes all the time."""
+    stopped = threading.Event()
+
+    def edit() -> None:
+        replicas = 10
+        while not stopped.wait(0.3):
+            replicas = 10 + (replicas + 1) % 20
+            rig.scale(replicas)
+
+    thread = threading.Thread(target=edit)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def no_double_action(rig: OperatorRig) -> None:
+    written = audited_acts(rig.folder / "audit.log")
+    assert written.acts > 10
+    assert written.violations == ()
+
+
+def test_a_standby_waits_and_takes_over_from_a_killed_leader(
+    rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]
+) -> None:
+    leader, standby = replicas
+    assert (leader.leads(), standby.leads()) == (True, False)
+    with steady_edits(rig):
+        leader.end(signal.SIGKILL)
+    assert scale(rig, 2, FAILOVER_SECONDS) < FAILOVER_SECONDS
+    assert standby.leads()
+    no_double_action(rig)
+
+
+def test_a_clean_stop_hands_over_at_once(rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]) -> None:
+    leader, standby = replicas
+    leader.end(signal.SIGTERM)
+    seconds_until(standby.leads, FAILOVER_SECONDS, "the standby leads")
+    scale(rig, 3)
+    no_double_action(rig)
+
+
+def test_a_leader_that_is_cut_off_stops_and_the_standby_takes_over(
+    rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]
+) -> None:
+    leader, standby = replicas
+    leader.proxy.cut()
+    with steady_edits(rig):
+        seconds_until(lambda: not leader.leads(), FAILOVER_SECONDS, "the leader stops")
+        seconds_until(standby.leads, FAILOVER_SECONDS, "the standby leads")
+        leader.proxy.mend()
+        seconds_until(lambda: len(leader.log_lines("WARNING")) > 0, 30, "the log says so")
+    scale(rig, 4)
+    assert (leader.leads(), standby.leads()) == (False, True)
+    assert any("lost the Lease" in line for line in leader.log_lines("WARNING"))
+    no_double_action(rig)
+
+
+def test_a_frozen_leader_does_not_act_when_it_wakes_up(
+    rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]
+) -> None:
+    leader, standby = replicas
+    with steady_edits(rig):
+        leader.send(signal.SIGSTOP)
+        seconds_until(standby.leads, FAILOVER_SECONDS, "the standby leads")
+        leader.send(signal.SIGCONT)
+        seconds_until(lambda: "lost the Lease" in leader.log.read_text(), 30, "the old leader finds out")
+    scale(rig, 5)
+    assert (leader.leads(), standby.leads()) == (False, True)
+    no_double_action(rig)
+
+
+def test_the_lease_tells_people_who_leads(rig: OperatorRig, replicas: tuple[OperatorReplica, OperatorReplica]) -> None:
+    lease = rig.server.get("lease", "aurora-operator", "-n", "aurora-system")["spec"]
+    assert lease["holderIdentity"].startswith("replica-a_")
+    assert lease["leaseDurationSeconds"] == LEASE_SECONDS
+    assert rig.server.get("deployment", "chat", "-n", NAMESPACE)
+
+
+def test_the_replicas_logged_no_error(rig: OperatorRig) -> None:
+    """Holds after all tests above."""
+    for log in Path(rig.folder).glob("replica-*.log"):
+        assert '"level": "ERROR"' not in log.read_text().replace('"level":"ERROR"', '"level": "ERROR"'), log

@@ -1,0 +1,192 @@
+"""What the operator's writes do on a real API server when an object is not ours, or not ours any more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from aurora_operator.act.child_writer import ChildWriter, WriteResult
+from aurora_operator.act.field_ownership import applied_managed_fields
+from aurora_operator.children.access import new_keys
+from aurora_operator.children.network import services
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.kubernetes_api import (
+    CHILDREN,
+    SECRET,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    SPECULATOR,
+    HttpKubernetesApi,
+    Object,
+)
+from aurora_operator.plan.upgrade.decision import decide
+from aurora_operator.plan.wanted_children import children
+from tests.rig.api_server import api_server
+from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorRig
+from tests.unit.operator.worlds import CONFIG, observed
+
+Existing = dict[tuple[str, str], Object]
+
+
+@pytest.fixture(scope="module", name="rig")
+def _rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorRig]:
+    with api_server() as server:
+        rig = OperatorRig(server, tmp_path_factory.mktemp("ownership"))
+        rig.prepare()
+        yield rig
+
+
+@pytest.fixture(name="owner")
+def _owner(rig: OperatorRig) -> Iterator[Owner]:
+    """The owner of a new speculator. Its children are removed afterwards, because no garbage collector runs here."""
+    rig.create_speculator()
+    metadata = rig.api.get(SPECULATOR, NAMESPACE, NAME)["metadata"]
+    yield Owner(NAMESPACE, NAME, metadata["uid"], 1, metadata["resourceVersion"])
+    rig.server.kubectl("delete", "auroraspeculator", NAME, "-n", NAMESPACE)
+    for resource in (*CHILDREN, SECRET):
+        rig.server.kubectl("delete", resource.plural, "--all", "-n", NAMESPACE)
+
+
+def wanted(owner: Owner) -> tuple[Object, ...]:
+    world = observed(owner=owner)
+    return children(world, CONFIG, decide(world, CONFIG))
+
+
+def existing(api: HttpKubernetesApi, owner: Owner) -> Existing:
+    """The children as an observation passes them on: only those that the speculator controls."""
+    listed = [obj for resource in CHILDREN for obj in api.list(resource, NAMESPACE)]
+    return {(obj["kind"], obj["metadata"]["name"]): obj for obj in listed if owner.owns(obj)}
+
+
+def foreign_service(rig: OperatorRig, name: str = NAME) -> Object:
+    spec = {"selector": {"app": "another"}, "ports": [{"port": 9}]}
+    rig.server.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE},
+                      "spec": spec})  # fmt: skip
+    return rig.api.get(SERVICE, NAMESPACE, name)
+
+
+def own_records(obj: Object) -> list[tuple[str, str]]:
+    return [
+        (record["operation"], record.get("subresource", ""))
+        for record in obj["metadata"]["managedFields"]
+        if record["manager"] == "aurora-operator"
+    ]
+
+
+async def test_an_apply_with_another_uid_is_refused_and_never_creates(rig: OperatorRig, owner: Owner) -> None:
+    (service,) = services(owner)
+    ours = rig.api.create(service)
+    with_uid = {**service, "metadata": {**service["metadata"], "uid": ours["metadata"]["uid"]}}
+    assert rig.api.apply(with_uid)["metadata"]["uid"] == ours["metadata"]["uid"]
+    rig.api.delete(SERVICE, NAMESPACE, NAME, ours["metadata"]["uid"])
+    with pytest.raises(Conflict):
+        rig.api.apply(with_uid)
+    with pytest.raises(NotFound):
+        rig.api.get(SERVICE, NAMESPACE, NAME)
+    before = foreign_service(rig)
+    with pytest.raises(KubernetesError, match=r"metadata\.uid"):
+        rig.api.apply(with_uid)
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
+
+
+async def test_a_delete_with_another_uid_is_refused(rig: OperatorRig, owner: Owner) -> None:
+    before = foreign_service(rig)
+    with pytest.raises(Conflict):
+        rig.api.delete(SERVICE, NAMESPACE, NAME, "11111111-2222-3333-4444-555555555555")
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
+
+
+async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: OperatorRig, owner: Owner) -> None:
+    before = foreign_service(rig)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": NAMESPACE}}
+    rig.server.apply(account)
+    account_before = rig.api.get(SERVICE_ACCOUNT, NAMESPACE, NAME)
+    keys = new_keys(owner)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": keys["metadata"] | {"ownerReferences": []}}
+    rig.server.apply(secret)
+    writer = ChildWriter(rig.api)
+    result = await writer.write(owner, keys, wanted(owner), existing(rig.api, owner))
+    assert set(result.name_taken) == {f"Service {NAME}", f"ServiceAccount {NAME}", f"Secret {NAME}-keys"}
+    assert result.errors == ()
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
+    assert rig.api.get(SERVICE_ACCOUNT, NAMESPACE, NAME) == account_before
+    assert "data" not in rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys")
+    # The children exist as soon as the names are free.
+    for kind in ("service", "serviceaccount"):
+        rig.server.kubectl("delete", kind, NAME, "-n", NAMESPACE)
+    rig.server.kubectl("delete", "secret", f"{NAME}-keys", "-n", NAMESPACE)
+    assert await writer.write(owner, keys, wanted(owner), existing(rig.api, owner)) == WriteResult()
+    assert owner.owns(rig.api.get(SERVICE, NAMESPACE, NAME))
+    assert owner.owns(rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys"))
+    # A foreign object takes the name of a child between the look and the write.
+    looked = existing(rig.api, owner)
+    rig.api.delete(SERVICE, NAMESPACE, NAME, looked["Service", NAME]["metadata"]["uid"])
+    replaced = foreign_service(rig)
+    result = await ChildWriter(rig.api).write(owner, None, wanted(owner), looked)
+    assert result.name_taken == (f"Service {NAME}",)
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == replaced
+
+
+async def test_a_field_that_a_child_no_longer_has_is_removed_although_the_child_was_created(
+    rig: OperatorRig, owner: Owner
+) -> None:
+    wide, narrow = with_extra_field(wanted(owner), owner), wanted(owner)
+    assert await ChildWriter(rig.api).write(owner, None, wide, {}) == WriteResult()
+    created = existing(rig.api, owner)
+    assert {tuple(own_records(obj)) for obj in created.values()} == {(("Update", ""),)}
+    assert await ChildWriter(rig.api).write(owner, None, narrow, created) == WriteResult()
+    applied = existing(rig.api, owner)
+    for obj in applied.values():
+        assert own_records(obj) == [("Apply", "")], obj["kind"]
+        assert "extra" not in obj["metadata"]["labels"], obj["kind"]
+        assert applied_managed_fields(obj["metadata"]["managedFields"]) is None
+    deployment = applied["Deployment", NAME]["spec"]["template"]["spec"]
+    assert "priorityClassName" not in deployment
+
+
+async def test_the_change_of_field_ownership_restarts_nothing(rig: OperatorRig, owner: Owner) -> None:
+    """A pod template that changed, even by a default, would restart every pod."""
+    assert await ChildWriter(rig.api).write(owner, None, wanted(owner), {}) == WriteResult()
+    before = existing(rig.api, owner)
+    assert await ChildWriter(rig.api).write(owner, None, wanted(owner), before) == WriteResult()
+    after = existing(rig.api, owner)
+    assert [(key, without_bookkeeping(obj)) for key, obj in after.items()] == [
+        (key, without_bookkeeping(obj)) for key, obj in before.items()
+    ]
+
+
+async def test_an_object_that_carries_a_users_reference_to_the_speculator_is_not_ours(
+    rig: OperatorRig, owner: Owner
+) -> None:
+    foreign = foreign_service(rig)
+    reference = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator", "name": NAME, "uid": owner.uid}
+    rig.server.apply({**without_server_fields(foreign), "metadata": {"name": NAME, "namespace": NAMESPACE,
+                                                                     "ownerReferences": [reference]}})  # fmt: skip
+    before = rig.api.get(SERVICE, NAMESPACE, NAME)
+    result = await ChildWriter(rig.api).write(owner, None, wanted(owner), existing(rig.api, owner))
+    assert result.name_taken == (f"Service {NAME}",)
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
+
+
+def with_extra_field(objects: Sequence[Object], owner: Owner) -> list[Object]:
+    """``objects`` with one more label each, and one more field in the Deployment's pods."""
+    made = copy.deepcopy(list(objects))
+    for obj in made:
+        obj["metadata"]["labels"]["extra"] = "yes"
+        if obj["kind"] == "Deployment":
+            obj["spec"]["template"]["spec"]["priorityClassName"] = "system-node-critical"
+    return made
+
+
+def without_bookkeeping(obj: Object) -> dict[str, Any]:
+    metadata = {k: v for k, v in obj["metadata"].items() if k not in ("managedFields", "resourceVersion")}
+    return {**obj, "metadata": metadata}
+
+
+def without_server_fields(obj: Object) -> dict[str, Any]:
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "spec": {"selector": obj["spec"]["selector"],
+            "ports": [{"port": 9}]}}  # fmt: skip

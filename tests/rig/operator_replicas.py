@@ -1,0 +1,261 @@
+"""Operator processes beside a real API server: replicas that compete for a Lease, and faults that hit one of them.
+
+Each replica has a ServiceAccount of its own, so the API server's audit log tells who wrote what, and a proxy of its
+own, so that its network can be cut. There are no pods: the speculator's store has no credentials, and the operator
+only keeps the children and the status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client
+from kubernetes import config as kube_config
+
+from aurora_api import GROUP, PLURAL, VERSION
+from aurora_api.crd import FILE
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.errors import NotFound
+from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, HttpKubernetesApi, Object
+from tests.rig.api_server import ApiServer, free_ports
+from tests.rig.network_cut import TcpProxy, tcp_proxy
+
+NAMESPACE, SYSTEM_NAMESPACE, NAME = "team", "aurora-system", "chat"
+SPEC = {
+    "target": {"model": "org/model"},
+    "store": {"bucket": "bucket", "credentials": {"secretRef": {"name": "absent"}}},
+    "serving": {"replicas": 1},
+}
+_POLL_SECONDS = 0.05
+_STOP_TIMEOUT_SECONDS = 30.0
+_LEADING = re.compile(r"^aurora_operator_leading (\S+)$", re.MULTILINE)
+
+
+@dataclass
+class OperatorReplica:
+    """One operator process."""
+
+    name: str
+    kubeconfig: Path
+    log: Path
+    proxy: TcpProxy
+    settings: Mapping[str, str]
+    _process: subprocess.Popen[bytes] | None = field(default=None)
+    _metrics_port: int = 0
+
+    def start(self) -> None:
+        self._metrics_port, liveness_port = free_ports(2)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": str(self.kubeconfig),
+            "AURORA_METRICS_PORT": str(self._metrics_port),
+            "AURORA_LIVENESS_PORT": str(liveness_port),
+            "AURORA_RUNTIME_IMAGE": "aurora.test/runtime:1",
+            "AURORA_AGENT_IMAGE": "aurora.test/agent:1",
+            "AURORA_WATCH_NAMESPACES": NAMESPACE,
+            "POD_NAMESPACE": SYSTEM_NAMESPACE,
+            "POD_NAME": self.name,
+            **self.settings,
+        }
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "aurora_operator"]
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal. SIGSTOP freezes the process, SIGCONT lets it go on."""
+        assert self._process is not None, "the replica was started"
+        self._process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the process. SIGTERM lets the process release its Lease."""
+        if self._process is not None:
+            self.send(number)
+            self._process.wait(_STOP_TIMEOUT_SECONDS)
+            self._process = None
+
+    def leads(self) -> bool:
+        """What the replica's own metric says. False while the replica does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=2) as response:
+                found = _LEADING.search(response.read().decode())
+        except OSError:
+            return False
+        return found is not None and float(found[1]) == 1
+
+    def starts(self) -> int:
+        """How often a process of this replica has come to wait as a standby."""
+        return sum("this replica is a standby" in line for line in self.log_lines("INFO"))
+
+    def start_as_standby(self, timeout_seconds: float) -> None:
+        """Start beside a leader, and wait until the process is ready to take over."""
+        before = self.starts() if self.log.exists() else 0
+        self.start()
+        seconds_until(lambda: self.starts() > before, timeout_seconds, f"{self.name} waits as a standby")
+
+    def log_lines(self, level: str) -> list[str]:
+        """The messages of one level in the log."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line["message"] for line in lines if line["level"] == level]
+
+
+@dataclass
+class OperatorRig:
+    """An API server with a speculator, and operators that act on it."""
+
+    server: ApiServer
+    folder: Path
+
+    def __post_init__(self) -> None:
+        access = kube_config.new_client_from_config(str(self.server.kubeconfig))
+        self.api = HttpKubernetesApi(access)
+        self._objects = client.CustomObjectsApi(access)
+
+    def prepare(self) -> None:
+        """Install the CRD, and create the namespaces."""
+        self.server.kubectl("apply", "--server-side", "-f", FILE)
+        self.server.kubectl("wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s")
+        for namespace in (NAMESPACE, SYSTEM_NAMESPACE):
+            self.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
+    def create_speculator(self, name: str = NAME) -> None:
+        kind = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "AuroraSpeculator"}
+        self.server.apply({**kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": SPEC})
+
+    @contextlib.contextmanager
+    def replica(self, name: str, **settings: str) -> Iterator[OperatorReplica]:
+        """A replica that is not started yet, with a ServiceAccount and a network of its own. It ends with the context.
+
+        Args:
+            settings: more environment variables.
+        """
+        account = {"apiVersion": "v1", "kind": "ServiceAccount"}
+        self.server.apply({**account, "metadata": {"name": name, "namespace": SYSTEM_NAMESPACE}})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": SYSTEM_NAMESPACE}
+        kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding"}
+        self.server.apply({**kind, "metadata": {"name": name}, "roleRef": role, "subjects": [subject]})
+        direct = self.server.kubeconfig_of(SYSTEM_NAMESPACE, name)
+        port = int(self.server.url.rpartition(":")[2])
+        with tcp_proxy(port) as proxy:
+            kubeconfig = self.folder / f"{name}.kubeconfig"
+            kubeconfig.write_text(direct.read_text().replace(self.server.url, f"https://127.0.0.1:{proxy.port}"))
+            replica = OperatorReplica(name, kubeconfig, self.folder / f"{name}.log", proxy, settings)
+            try:
+                yield replica
+            finally:
+                replica.end()
+
+    def scale(self, replicas: int) -> None:
+        """Change the speculator's spec, for the operator to pass on to the Deployment."""
+        patch = {"spec": {"serving": {"replicas": replicas}}}
+        self._objects.patch_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, NAME, patch)
+
+    def deployment(self) -> Object | None:
+        try:
+            return self.api.get(DEPLOYMENT, NAMESPACE, NAME)
+        except NotFound:
+            return None
+
+    def scaled_to(self, replicas: int) -> bool:
+        found = self.deployment()
+        return found is not None and found["spec"]["replicas"] == replicas
+
+    def status(self) -> SpeculatorStatus:
+        stored = self.api.get(SPECULATOR, NAMESPACE, NAME)
+        return SpeculatorStatus.model_validate(stored.get("status") or {})
+
+    def events(self, reason: str) -> list[str]:
+        """The messages of the Events with this reason."""
+        listed = self.server.get("events", "-n", NAMESPACE)["items"]
+        return [event["message"] for event in listed if event["reason"] == reason]
+
+
+def seconds_until(holds: Callable[[], bool], timeout_seconds: float, what: str) -> float:
+    """How long it took until ``holds``. Raises TimeoutError with ``what`` when it took too long."""
+    started = time.monotonic()
+    while not holds():
+        if time.monotonic() - started > timeout_seconds:
+            raise TimeoutError(f"{what}: not within {timeout_seconds:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return time.monotonic() - started
+
+
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "verbs": ["get", "list", "watch"]},
+        {
+            "level": "Request",
+            "namespaces": [SYSTEM_NAMESPACE],  # the API server has a Lease of its own elsewhere
+            "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}],
+        },
+        {"level": "Metadata", "userGroups": [f"system:serviceaccounts:{SYSTEM_NAMESPACE}"]},
+        {"level": "None"},
+    ],
+}
+
+
+def audit_flags(folder: Path) -> list[str]:
+    """Flags with which the API server logs the writes of the replicas to ``folder``/audit.log."""
+    policy = folder / "audit-policy.json"
+    policy.write_text(json.dumps(AUDIT_POLICY))
+    return [f"--audit-policy-file={policy}", f"--audit-log-path={folder / 'audit.log'}", "--audit-log-mode=blocking"]
+
+
+@dataclass(frozen=True)
+class AuditedActs:
+    """What the replicas wrote."""
+
+    acts: int
+    """Writes of any replica to anything but the Lease."""
+    takeovers: int
+    """How often the Lease went from one replica to another."""
+    violations: tuple[str, ...]
+    """Writes by a replica after another replica had taken the Lease."""
+
+
+def audited_acts(log: Path) -> AuditedActs:
+    """Check in the audit log that no replica wrote anything after another replica had taken the Lease."""
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    taken: list[tuple[str, str]] = []
+    acts: list[tuple[str, str, str]] = []
+    for event in events:
+        user, reference = event["user"]["username"].rpartition(":")[2], event["objectRef"]
+        if reference["resource"] != "leases":
+            acts.append((event["requestReceivedTimestamp"], user, _act_text(event)))
+        elif event["responseStatus"]["code"] < 300 and event["requestObject"]["spec"].get("holderIdentity"):
+            taken.append((event["stageTimestamp"], user))
+    taken.sort()
+    takeovers = sum(before[1] != after[1] for before, after in itertools.pairwise(taken))
+    violations = [
+        f"{received} {user} {text}, but {holder} holds the Lease"
+        for received, user, text in acts
+        if (holder := _holder_at(taken, received)) not in ("", user)
+    ]
+    return AuditedActs(len(acts), takeovers, tuple(violations))
+
+
+def _holder_at(taken: list[tuple[str, str]], received: str) -> str:
+    """Who had taken the Lease last when a request was received. All timestamps have the same format, in UTC."""
+    return next((user for stored, user in reversed(taken) if stored < received), "")
+
+
+def _act_text(event: dict[str, Any]) -> str:
+    reference = event["objectRef"]
+    parts = [reference["resource"], reference.get("subresource", ""), reference.get("name", "")]
+    return f"{event['verb']} {'/'.join(part for part in parts if part)}"

@@ -1,0 +1,187 @@
+"""At most one replica leads, whatever is delayed, lost, frozen or released."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aurora_operator.election import Election, LeaseTiming
+from aurora_operator.kubernetes_api import Object
+
+TIMING = LeaseTiming(10)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+REPLICAS = st.integers(0, 2)
+
+
+def stored(spec: Object, version: int = 1, uid: str = "lease") -> Object:
+    return {"metadata": {"name": "l", "namespace": "n", "uid": uid, "resourceVersion": str(version)}, "spec": spec}
+
+
+def replica(name: str = "me") -> Election:
+    return Election(name, TIMING)
+
+
+def held_by(holder: str, renewed: str = "t0") -> Object:
+    return stored({"holderIdentity": holder, "leaseDurationSeconds": 10, "renewTime": renewed})
+
+
+def test_a_lease_that_does_not_exist_or_has_no_holder_is_taken_at_once() -> None:
+    assert replica().after_look(None, 100).may_take(100)
+    assert replica().after_look(held_by(""), 100).may_take(100)
+
+
+def test_a_lease_of_another_replica_is_taken_when_it_was_seen_unchanged_for_its_duration() -> None:
+    seen = replica().after_look(held_by("other"), 100)
+    assert not seen.may_take(109.9)
+    assert seen.may_take(110)
+    renewed = seen.after_look(held_by("other", "t1"), 109)
+    assert not renewed.may_take(118.9), "a renewal starts the time anew"
+    untouched = seen.after_look(held_by("other"), 109)
+    assert untouched.may_take(110)
+
+
+def test_a_lease_that_was_deleted_and_created_again_with_the_same_content_is_a_new_one() -> None:
+    again = stored(held_by("other")["spec"], uid="another")
+    assert not replica().after_look(held_by("other"), 100).after_look(again, 109).may_take(110)
+
+
+def test_a_leader_stops_before_a_standby_may_take_the_lease() -> None:
+    leader = replica().after_write(held_by("me"), sent_seconds=100, now_seconds=103)
+    assert leader.leads(106.9)
+    assert not leader.leads(107), "the time counts from before the call"
+    assert TIMING.renew_deadline_seconds < TIMING.lease_seconds
+
+
+def test_a_leader_stops_at_once_when_the_lease_is_gone_or_names_another_replica() -> None:
+    leader = replica().after_write(held_by("me"), 100, 100)
+    assert leader.after_look(held_by("me", "t9"), 101).leads(101)
+    assert not leader.after_look(held_by("other"), 101).leads(101)
+    assert not leader.after_look(None, 101).leads(101)
+
+
+def test_a_standby_looks_again_exactly_when_the_lease_expires() -> None:
+    seen = replica().after_look(held_by("other"), 100)
+    assert seen.pause_seconds(100) == TIMING.retry_seconds
+    assert seen.pause_seconds(109.5) == 0.5
+    assert 0 < seen.pause_seconds(110) < TIMING.retry_seconds, "an attempt that failed is repeated after a pause"
+
+
+def test_a_renewal_keeps_the_time_of_acquisition_and_a_change_counts() -> None:
+    first = replica("a").taken_lease("l", "n", NOW)
+    assert first["spec"]["leaseTransitions"] == 0
+    leader = replica("a").after_write(stored(first["spec"]), 0, 0)
+    later = datetime(2026, 1, 2, tzinfo=UTC)
+    renewal = leader.taken_lease("l", "n", later)
+    assert renewal["spec"]["acquireTime"] == first["spec"]["acquireTime"] != renewal["spec"]["renewTime"]
+    assert renewal["metadata"]["resourceVersion"] == "1"
+    taken = replica("b").after_look(stored(renewal["spec"], 2), 50).taken_lease("l", "n", later)
+    assert (taken["spec"]["holderIdentity"], taken["spec"]["leaseTransitions"]) == ("b", 1)
+    assert taken["spec"]["acquireTime"] == renewal["spec"]["renewTime"]
+
+
+def test_only_the_holder_releases_the_lease() -> None:
+    assert replica().released_lease(NOW) is None
+    assert replica().after_look(held_by("other"), 0).released_lease(NOW) is None
+    free = replica().after_look(held_by("me"), 0).released_lease(NOW)
+    assert free is not None
+    assert free["spec"]["holderIdentity"] == ""
+
+
+@dataclass
+class Process:
+    """One replica with the calls that are under way. Its clock has an offset of its own."""
+
+    election: Election
+    offset_seconds: float
+    writes: list[tuple[Object, float, int]] = field(default_factory=list)
+    """Requests that the API server has not received yet, each with its time of sending and its run."""
+    answers: list[tuple[str, Object | None, float]] = field(default_factory=list)
+    """Answers that the process has not received yet, each with the time at which its request was sent."""
+    run: int = 0
+    """Grows with each clean stop. A process that stopped waits for no answer."""
+
+
+class Replicas(RuleBasedStateMachine):
+    """Three replicas and a simulated API server. Requests and answers are delayed, reordered and lost at will."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_seconds = 1000.0
+        self.lease: Object | None = None
+        self.version = 0
+        self.processes = [Process(replica(name), offset) for name, offset in (("a", 0.0), ("b", 500.0), ("c", -300.0))]
+
+    def clock(self, process: Process) -> float:
+        return self.now_seconds + process.offset_seconds
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 2.0, 2.9, 3.1, 7.0, 10.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_seconds += seconds
+
+    @rule(index=REPLICAS)
+    def look_is_answered(self, index: int) -> None:
+        process = self.processes[index]
+        process.answers.append(("look", copy.deepcopy(self.lease), self.clock(process)))
+
+    @rule(index=REPLICAS)
+    def write_is_sent(self, index: int) -> None:
+        process = self.processes[index]
+        now_seconds = self.clock(process)
+        if process.election.may_take(now_seconds):
+            process.writes.append((process.election.taken_lease("l", "n", NOW), now_seconds, process.run))
+
+    @rule(index=REPLICAS)
+    def lease_is_released(self, index: int) -> None:
+        process = self.processes[index]
+        process.answers.clear()
+        process.run += 1
+        process.election = process.election.stopped()
+        lease = process.election.released_lease(NOW)
+        if lease is not None:
+            self.store(lease)
+
+    @precondition(lambda self: any(process.writes for process in self.processes))
+    @rule(index=REPLICAS, data=st.data(), lost=st.booleans())
+    def write_arrives(self, index: int, data: st.DataObject, lost: bool) -> None:
+        process = self.processes[index]
+        if process.writes:
+            body, sent, run = process.writes.pop(data.draw(st.integers(0, len(process.writes) - 1)))
+            answer = self.store(body)
+            if answer is not None and run == process.run and not lost:
+                process.answers.append(("write", answer, sent))
+
+    @precondition(lambda self: any(process.answers for process in self.processes))
+    @rule(index=REPLICAS)
+    def answer_arrives(self, index: int) -> None:
+        process = self.processes[index]
+        if process.answers:
+            kind, lease, sent = process.answers.pop(0)
+            now_seconds = self.clock(process)
+            if kind == "look":
+                process.election = process.election.after_look(lease, now_seconds)
+            else:
+                assert lease is not None
+                process.election = process.election.after_write(lease, sent, now_seconds)
+
+    def store(self, body: Object) -> Object | None:
+        """What the API server does: it stores a write whose resourceVersion is current, or refuses it."""
+        current = None if self.lease is None else self.lease["metadata"]["resourceVersion"]
+        if body["metadata"].get("resourceVersion") != current:
+            return None
+        self.version += 1
+        self.lease = stored(copy.deepcopy(body["spec"]), self.version)
+        return copy.deepcopy(self.lease)
+
+    @invariant()
+    def at_most_one_leads(self) -> None:
+        leaders = [p.election.identity for p in self.processes if p.election.leads(self.clock(p))]
+        assert len(leaders) <= 1, leaders
+
+
+TestReplicas = Replicas.TestCase
+TestReplicas.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
