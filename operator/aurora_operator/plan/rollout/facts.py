@@ -42,7 +42,10 @@ class RolloutFacts:
     third_version_pods: tuple[str, ...]
     """Ready pods that serve neither the active nor the rolled version, and are not swapping."""
     uncertain_pods: int
-    """Number of pods that may serve, or come up, with a version that is not known."""
+    """Number of pods that may come up with the roll's version: they had it or were asked for it, and are not ready now.
+
+    A pod that joined since comes up with the active version.
+    """
     all_updated: bool
     """Every pod that may be answering requests serves the roll's version, and there is such a pod."""
     settled: bool
@@ -104,7 +107,7 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         third_version_pods=tuple(
             pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
         ),
-        uncertain_pods=sum(not pod.ready and (pod.up or pod.starting) for pod in pods),
+        uncertain_pods=sum(p.name in roll.engine_boots and not p.ready and (p.up or p.starting) for p in pods),
         all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
         settled=_settled(world),
         returned=not any(pod.swapping or (pod.ready and pod.version != world.active) for pod in pods),

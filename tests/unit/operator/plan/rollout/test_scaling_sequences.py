@@ -133,6 +133,21 @@ def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: RolloutPha
     assert go_on(service) == joined(*expected, f"Proceed -> Rolling; {last}=1", WATCHED_TO_ITS_END)
 
 
+def test_a_new_pod_that_starts_for_long_delays_no_roll() -> None:
+    """It comes up with the version that was active when it started, and swaps to the promoted one then."""
+    service = Service(2)
+    assert service.reconcile_times(3) == sequence(CANARY_OF_TWO_OR_MORE)[:3]
+    service.scale(3)
+    (new,) = [pod for pod in service.pods if not pod.ready]
+    new.starts = False
+    assert service.reconcile_until_idle() == joined("Proceed -> Canary; a=1", "3 x Wait -> Canary", PROMOTED_WITHOUT)
+    new.ready = True
+    assert service.reconcile_times(2) == sequence("""
+        Proceed -> Idle; c=1
+        Proceed -> Idle
+    """)
+
+
 PROMOTED_WITHOUT = "Pass -> Rolling; b=1; CanaryPassed" + WATCHED_TO_ITS_END
 
 
