@@ -102,15 +102,19 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
     status = status_of(after, pods, changes, now)
     swaps = tuple(_swap_requests(observed, step))
+    job_exists = any((view.version, view.attempt) == wanted_job for view in observed.jobs)
+    new_job = _job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None
+    # A candidate that waits for a replica waits for pods and the disruption budget, whose changes are events.
+    measuring = job_exists or new_job is not None or bool(lent.leases)
     return Plan(
         advance=advance,
         status=status,
-        job=_job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None,
+        job=new_job,
         delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
         notes=tuple(notes(old, status, events)),
-        moving=_is_moving(observed, pods, step) or bool(swaps) or wanted_job is not None or advance is not None,
+        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None,
     )
 
 

@@ -87,6 +87,8 @@ def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() 
     assert plan(replace(waits, status=status(waits)), CONFIG, NOW, timedelta.max).status is None
     stuck = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None, waiting="CrashLoopBackOff")))
     assert not made(stuck).moving
+    alone = measured(scaled_up(3, pods=(pod("chat-a", 0), waiting_pod("chat-b"), waiting_pod("chat-c"))))
+    assert not made(alone).moving, "its candidate waits for a replica"
     starting = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     assert made(starting).moving
     assert made(scaled_up(3, pods=waits.pods[:2])).moving, "its pod is about to be created"
