@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
-from aurora_operator.observe.observed import Observed, PodView
+from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_protocol.agent_api import SwapPhase
@@ -175,6 +175,8 @@ def _waiting_for_node(observed: Observed) -> str:
 
 
 def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
+    if observed.store.reason == TAKEN_OVER:
+        return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return ConditionContent(True, "Suspended", message)

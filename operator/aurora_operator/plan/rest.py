@@ -1,4 +1,4 @@
-"""What runs while a speculator rests: training is suspended, or no replica is wanted. Pure.
+"""What runs while a speculator rests: training is suspended or impossible, or no replica is wanted. Pure.
 
 A suspended trainer has two tasks left: to create version 0, without which no pod starts, and to delete traces beyond
 ``training.traceStorageLimit``. Only inference pods write traces. So the trainer's pod runs while training goes on,

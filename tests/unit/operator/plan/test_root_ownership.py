@@ -145,6 +145,8 @@ def test_a_speculator_that_lost_its_root_decides_nothing_and_says_why() -> None:
         assert (plan.job, plan.swaps, plan.leases) == (None, (), ())
         replicas = {c["metadata"]["name"]: c["spec"]["replicas"] for c in plan.children if c["kind"] == "Deployment"}
         assert replicas == {"chat": world.spec.serving.replicas, "chat-trainer": 0}, "serves on, and learns nothing"
+        trainer = condition(world, ConditionType.TRAINER_READY)
+        assert (trainer.status.value, trainer.reason) == ("False", "TakenOver")
         shown = condition(world, ConditionType.STORAGE_READY)
         assert shown.reason == "TakenOver"
         assert "AuroraSpeculator team/chat (uid 55555555…)" in shown.message
