@@ -20,6 +20,7 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import container, environment, pod_template, store_settings
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
 from aurora_operator.children.template_merge import merge
+from aurora_operator.children.user_template import container_named
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
@@ -53,6 +54,11 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
 def engine_image(spec: SpeculatorSpec, config: OperatorConfig) -> str:
     """The image of the engine, the trainer and the validator."""
     return spec.serving.image or config.runtime_image
+
+
+def served_image(template: Object) -> str:
+    """The engine's image in a pod template of the inference Deployment."""
+    return str(container_named(template.get("spec", {}), "sglang").get("image", ""))
 
 
 def inference_template(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:

@@ -43,6 +43,8 @@ class ValidationAttempt:
     attempt: int
     active: int
     replica: Replica | None = None
+    replica_image: str = ""
+    """Image of the replica's engine, which may be that of an earlier version of the operator."""
 
 
 def validator_template(serving: PodTemplate) -> PodTemplate:
@@ -85,7 +87,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         candidate=attempt.version,
         active=attempt.active,
         attempt=attempt.attempt,
-        image=engine_image(spec, config),
+        image=attempt.replica_image or engine_image(spec, config),
         pod_digest=engine_setup_digest(spec),
         replica=attempt.replica,
     )

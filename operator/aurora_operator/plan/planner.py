@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
+from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
@@ -181,13 +182,15 @@ def _job_to_create(
     if wanted is None or channel is None or any((job.version, job.attempt) == wanted for job in observed.jobs):
         return None
     version, attempt = wanted
-    replica = None
+    replica, image = None, ""
     if observed.spec.validation.measure_on is MeasureOn.REPLICA:
         if lent.pod is None:
             return None
         name = job_name(observed.owner.name, version, attempt)
         replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
-    return job(observed.owner, observed.spec, config, ValidationAttempt(version, attempt, channel.active, replica))
+        image = served_image(observed.deployed.template) if observed.deployed else ""
+    chosen = ValidationAttempt(version, attempt, channel.active, replica, image)
+    return job(observed.owner, observed.spec, config, chosen)
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:

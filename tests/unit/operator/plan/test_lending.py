@@ -10,7 +10,7 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_operator.observe.observed import JobView, Observed, PodView, RefusedJob, WorkloadView
+from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
@@ -64,6 +64,17 @@ def test_no_pod_with_a_former_template_is_measured_on() -> None:
     edited = replace(lent(), jobs=(), deployment=old)
     assert [(lease.pod, lease.request.lease_seconds) for lease in made(edited).leases] == [("chat-b", 0)]
     assert made(edited).job is None
+
+
+def test_a_measurement_names_the_image_that_the_replica_runs_while_its_pods_wait_for_an_upgrade() -> None:
+    serving = {"spec": {"containers": [{"name": "agent", "image": "a:1"}, {"name": "sglang", "image": "former:1"}]}}
+    waiting = replace(lent(), jobs=(), deployed=DeployedTemplate(serving, None, whole=True))
+    job = made(waiting).job
+    assert job is not None
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert ValidationSettings.from_json(values["AURORA_SETTINGS"]).image == "former:1"
+    assert container["image"] == CONFIG.runtime_image
 
 
 def test_no_job_is_created_while_kubernetes_still_calls_the_lent_pod_ready() -> None:
