@@ -58,10 +58,10 @@ def ready(rig: Rig) -> None:
     """Wait for a speculator with two pods that serve the initial draft. Create the speculator if there is none."""
     rig.apply(NAME, spec(rig.s3))
     registry = rig.registry(NAME)
+    report_training(registry)
     if registry.lineage() is None:
         registry.create_lineage(lineage())
         registry.register(registration(0))
-    report_training(registry)
     true = {"Ready", "ServingReady"}
     rig.wait(NAME, "ready", lambda s: true <= {c.type for c in s.conditions if c.status == "True"}, timeout=90)
 
@@ -271,9 +271,9 @@ def endpoints(rig: Rig) -> dict[str, bool]:
 def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) -> None:
     rig.apply(LENT, spec(rig.s3, measure_on="Replica"))
     registry = rig.registry(LENT)
+    report_training(registry)
     registry.create_lineage(lineage())
     registry.register(registration(0))
-    report_training(registry)
     rig.wait(LENT, "ready", lambda s: s.updated == "2/2", timeout=90)
     status = start_measurement(rig, 1)
     pod = lent_pod(status)
