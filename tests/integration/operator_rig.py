@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
 from tests.assets.s3 import S3
@@ -159,6 +161,12 @@ def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any
         "validation": {"measureOn": measure_on, "template": {"spec": {"containers": [validator]}}},
         "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
     }
+
+
+def report_training(registry: Registry) -> None:
+    """Write the record of a trainer that learns. The operator then looks for new versions every few seconds."""
+    record = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=1, trained_tokens=1, updated=datetime.now(UTC))
+    registry.put_trainer_status(record)
 
 
 def _free_port() -> int:

@@ -23,7 +23,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import IMAGE, PYTHON, Rig, namespace, spec
+from tests.integration.operator_rig import IMAGE, PYTHON, Rig, namespace, report_training, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]
@@ -61,6 +61,7 @@ def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iter
             engine["resources"] = {"limits": {ROOM: "1"}}
             rig.apply(NAME, body)
             registry = rig.registry(NAME)
+            report_training(registry)
             registry.create_lineage(lineage())
             registry.register(registration(0))
             rig.wait(NAME, "two pods", lambda s: s.updated == "2/2" and condition(s, "Ready").status == "True", 90)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,14 +11,21 @@ import pytest
 from aurora_api.crd import FILE
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_protocol.evidence_records import VerdictKind
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_store import Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import DEGRADED_VERSION, IMAGE, PYTHON, UNLOADABLE_VERSION, Rig, namespace, spec
+from tests.integration.operator_rig import (
+    DEGRADED_VERSION,
+    IMAGE,
+    PYTHON,
+    UNLOADABLE_VERSION,
+    Rig,
+    namespace,
+    report_training,
+    spec,
+)
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]
@@ -64,12 +70,6 @@ def ready(rig: Rig) -> None:
         registry.register(registration(0))
     true = {"Ready", "ServingReady"}
     rig.wait(NAME, "ready", lambda s: true <= {c.type for c in s.conditions if c.status == "True"}, timeout=90)
-
-
-def report_training(registry: Registry) -> None:
-    """Write the record of a trainer that learns. The operator then looks for new versions every few seconds."""
-    record = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=1, trained_tokens=1, updated=datetime.now(UTC))
-    registry.put_trainer_status(record)
 
 
 def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
