@@ -28,6 +28,8 @@ from aurora_operator.operator_config import OPERATOR_NAME
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
+MAX_CONNECTIONS = 32
+"""Connections that are kept for later calls. With fewer than threads, calls would make a new TLS connection each."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 MERGE_CONTENT_TYPE = "application/merge-patch+json"
 API_CALLS = Counter(
@@ -136,6 +138,7 @@ class HttpKubernetesApi:
             kube_config.load_kube_config()
         configuration = client.Configuration.get_default_copy()
         configuration.retries = 0  # a retry deep inside would happen after ``before_write`` has allowed the write
+        configuration.connection_pool_maxsize = MAX_CONNECTIONS
         return cls(client.ApiClient(configuration), on_write, before_write, timeout_seconds)
 
     @property

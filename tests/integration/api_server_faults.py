@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
+from tests.cluster.command import CommandError
 from tests.rig.api_server import ApiServer
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 
 
 class Network:
@@ -29,6 +27,7 @@ class Network:
         self._whole.set()
         self.is_cut = False
         self.port = 0
+        self.connections: set[asyncio.Future[None]] = set()
 
     def cut(self) -> None:
         """End all connections, and refuse new ones."""
@@ -46,10 +45,16 @@ class Network:
         self.is_cut = False
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.is_cut:
+        self.connections.add(asyncio.ensure_future(self._forward(reader, writer)))
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self.is_cut:
+                raise ConnectionError("the network is cut")
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
             writer.transport.abort()
             return
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         whole = self._whole
         writers = {writer, upstream_writer}
         self._writers |= writers
@@ -84,6 +89,7 @@ async def network(server: ApiServer) -> AsyncIterator[Network]:
     finally:
         made.cut()
         listener.close()
+        await asyncio.gather(*made.connections)
 
 
 def _process(server: ApiServer) -> tuple[int, list[str]]:
@@ -98,7 +104,7 @@ def _process(server: ApiServer) -> tuple[int, list[str]]:
 
 @contextlib.contextmanager
 def restarted(server: ApiServer) -> Iterator[None]:
-    """Kill the API server with SIGKILL and start it again. It knows only the history that etcd still has.
+    """Kill the API server with SIGKILL and start it again. Watches end, and calls fail meanwhile.
 
     The new process ends with the context, because the server's own context does not know it.
     """
@@ -106,29 +112,16 @@ def restarted(server: ApiServer) -> Iterator[None]:
     os.kill(pid, signal.SIGKILL)
     while _is_running(pid):
         time.sleep(0.05)
-    with (server.directory / "kube-apiserver-again.log").open("ab") as log:
+    log_file = server.directory / "kube-apiserver-again.log"
+    with log_file.open("ab") as log:
         environment = {"PATH": os.environ["PATH"], "HOME": str(server.directory)}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
-        wait_until_ready(server)
+        _wait_until_ready(server, process, log_file)
         yield
     finally:
         process.kill()
         process.wait(15)
-
-
-def compact(server: ApiServer) -> None:
-    """Let etcd forget all history, as it does of itself after five minutes. The API server may still know some."""
-    _, command = _process(server)
-    etcd = next(word for word in command if word.startswith("--etcd-servers=")).partition("=")[2]
-    revision = _etcd(etcd, "range", {"key": "Lw=="})["header"]["revision"]
-    _etcd(etcd, "compaction", {"revision": revision, "physical": True})
-
-
-def _etcd(url: str, call: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(f"{url}/v3/kv/{call}", json.dumps(body).encode(), method="POST")  # noqa: S310 - http, by etcd
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-        return json.load(answer)
 
 
 def _is_running(pid: int) -> bool:
@@ -139,13 +132,13 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def wait_until_ready(server: ApiServer) -> None:
+def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes], log_file: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
             if server.kubectl("get", "--raw", "/readyz") == "ok":
                 return
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
+        except CommandError as error:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"not ready: {log_file.read_text(errors='replace')[-2000:]}") from error
         time.sleep(0.2)

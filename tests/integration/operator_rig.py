@@ -237,8 +237,9 @@ class Rig:
         return SpeculatorStatus.model_validate(self.get("auroraspeculator", name).get("status") or {})
 
     def wait(
-        self, name: str, expected: str, holds: Callable[[SpeculatorStatus], bool], timeout: float = 60
+        self, name: str, expected: str, holds: Callable[[SpeculatorStatus], bool], timeout: float = 180
     ) -> SpeculatorStatus:
+        """Wait until the status ``holds``. At rest, the operator finds a new record of the store within 75 s."""
         deadline = time.monotonic() + timeout
         while True:
             status = self.status(name)
