@@ -66,6 +66,7 @@ SERVICE_ACCOUNT = Resource("ServiceAccount", "v1", "serviceaccounts")
 DISRUPTION_BUDGET = Resource("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 EVENT = Resource("Event", "v1", "events")
+NAMESPACE = Resource("Namespace", "v1", "namespaces")
 LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
 
 WATCHED = (

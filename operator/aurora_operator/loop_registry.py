@@ -2,7 +2,7 @@
 
 Invariants: a speculator has at most one loop. Loops run only between :meth:`LoopRegistry.start` and
 :meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
-state that matters, so it may end and start at any time.
+state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
-from aurora_operator.kubernetes_api import KubernetesApi
+from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
@@ -43,7 +43,14 @@ class LoopRegistry:
         log.info("%d speculators", len(self._loops))
 
     def wake(self, namespace: str, name: str) -> None:
-        """Wake a speculator's loop, because one of its objects changed. A new speculator gets a loop."""
+        """Wake a speculator's loop, because one of its objects changed. A new speculator gets a loop.
+
+        An empty ``name``: the namespace joined this operator's shard, or left it.
+        """
+        if not name:
+            if self._config.shard:
+                self._follow_shard(namespace)
+            return
         known = self._loops.get((namespace, name))
         if known is not None:
             known[0].wake()
@@ -67,7 +74,25 @@ class LoopRegistry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _in_shard(self, namespace: str) -> bool:
+        return not self._config.shard or self._cache.get(NAMESPACE.kind, "", namespace) is not None
+
+    def _follow_shard(self, namespace: str) -> None:
+        """Start the loops of a namespace that joined the shard. Stop those of a namespace that left."""
+        for key in self._cache.speculators():
+            if key[0] != namespace:
+                continue
+            known = self._loops.get(key)
+            if not self._in_shard(namespace):
+                self._authority.forget(*key)  # another operator acts there from now on, and that is no displacement
+                if known is not None:
+                    known[1].cancel()
+            elif known is None and self._started:
+                self._run(key)
+
     def _run(self, key: SpeculatorKey) -> None:
+        if not self._in_shard(key[0]):
+            return
         reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, self._authority, *key)
         if reconciler.is_gone():
             return

@@ -27,7 +27,7 @@ from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.errors import ConfigError
 from aurora_operator.io_pools import api_threads
-from aurora_operator.kubernetes_api import WATCHED, HttpKubernetesApi, Object
+from aurora_operator.kubernetes_api import NAMESPACE, WATCHED, HttpKubernetesApi, Object
 from aurora_operator.leadership import LEASE_TIMEOUT_SECONDS, LeaderElector
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
@@ -57,7 +57,7 @@ class Operator:
 
     def __init__(self, config: OperatorConfig) -> None:
         self._config = config
-        self._cache = ClusterCache(resource.kind for resource in WATCHED)
+        self._cache = ClusterCache(resource.kind for resource in (*WATCHED, NAMESPACE))
         self._session: aiohttp.ClientSession
         self._informers: Informers
         self._loops: LoopRegistry
@@ -78,12 +78,13 @@ class Operator:
         authority = Authority(api, self._config, ensure_leading)
         self._loops = LoopRegistry(api, self._cache, AgentClient(self._session), self._config, authority)
         stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
-        self._informers = Informers(stream, self._cache, namespaces, self._loops.wake)
+        self._informers = Informers(stream, self._cache, namespaces, self._loops.wake, self._config.shard)
         metrics.count_cache_objects(self._cache)
         self._informers.start()
         self._lead_task = asyncio.create_task(self._lead(), name="lead")
         self._lead_task.add_done_callback(_stop_process_on_error)
-        log.info("started, watching %s", ", ".join(namespaces) or "all namespaces")
+        everywhere = f"the namespaces of shard {self._config.shard}" if self._config.shard else "all namespaces"
+        log.info("started, watching %s", ", ".join(namespaces) or everywhere)
 
     async def stop(self, **_: Any) -> None:
         """Stop the loops, then release the Lease, so that another replica leads at once."""

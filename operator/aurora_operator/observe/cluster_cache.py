@@ -208,10 +208,11 @@ def revision_of(obj: Object) -> int:
 
 
 def _key(obj: Object) -> ObjectKey:
-    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+    return obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
 
 
 def _speculator_of(obj: Object) -> SpeculatorKey:
+    """The speculator that an object belongs to. A namespace belongs to none: it has itself and an empty name."""
     metadata = obj["metadata"]
     name = metadata["name"] if obj["kind"] == KIND else (metadata.get("labels") or {}).get(INSTANCE_LABEL, "")
-    return metadata["namespace"], name
+    return metadata.get("namespace") or metadata["name"], name

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 
-from aurora_operator.children.metadata import COMMON_LABELS
-from aurora_operator.kubernetes_api import SPECULATOR, WATCHED
+from aurora_operator.children.metadata import COMMON_LABELS, SHARD_LABEL
+from aurora_operator.kubernetes_api import NAMESPACE, SPECULATOR, WATCHED
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informer import Informer, Wake
@@ -16,15 +16,24 @@ MAX_SILENT_SECONDS = 300.0
 
 
 class Informers:
-    """Starts and stops the informers. Must be created within a running event loop."""
+    """Starts and stops the informers. Must be created within a running event loop.
 
-    def __init__(self, stream: ApiStream, cache: ClusterCache, namespaces: Sequence[str], wake: Wake) -> None:
+    Args:
+        namespaces: the watched namespaces. Empty: all.
+        shard: deliver the namespaces of this shard too, as an object each. Empty: deliver no namespaces.
+    """
+
+    def __init__(
+        self, stream: ApiStream, cache: ClusterCache, namespaces: Sequence[str], wake: Wake, shard: str = ""
+    ) -> None:
         children = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
         self._informers = [
             Informer(stream, cache, resource, namespace, "" if resource is SPECULATOR else children, wake)
             for namespace in namespaces or [""]
             for resource in WATCHED
         ]
+        if shard:
+            self._informers.append(Informer(stream, cache, NAMESPACE, "", f"{SHARD_LABEL}={shard}", wake))
         self._stream = stream
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from aurora_operator.act.authority import Authority
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
+from aurora_operator.operator_config import OperatorConfig
 from tests.unit.operator.worlds import CONFIG
 
 SCOPE = Scope("AuroraSpeculator")
@@ -55,10 +57,10 @@ def ready_series(name: str) -> float | None:
 
 
 class Rig:
-    def __init__(self) -> None:
-        self.cache = ClusterCache(["AuroraSpeculator"])
+    def __init__(self, config: OperatorConfig = CONFIG) -> None:
+        self.cache = ClusterCache(["AuroraSpeculator", "Namespace"])
         unused: Any = None
-        self.loops = LoopRegistry(unused, self.cache, unused, CONFIG, Authority(unused, CONFIG, lambda: None))
+        self.loops = LoopRegistry(unused, self.cache, unused, config, Authority(unused, config, lambda: None))
 
     def create(self, name: str, revision: int) -> None:
         for key in self.cache.update(SCOPE, speculator(name, revision)):
@@ -66,6 +68,13 @@ class Rig:
 
     def delete(self, name: str, revision: int) -> None:
         for key in self.cache.delete(SCOPE, speculator(name, revision)):
+            self.loops.wake(*key)
+
+    def label(self, revision: int, *, joins: bool) -> None:
+        """The namespace joins the operator's shard, or leaves it."""
+        take = self.cache.update if joins else self.cache.delete
+        metadata = {"name": "team", "uid": "team", "resourceVersion": str(revision)}
+        for key in take(Scope("Namespace"), {"kind": "Namespace", "metadata": metadata}):
             self.loops.wake(*key)
 
 
@@ -126,6 +135,25 @@ async def test_objects_that_name_no_speculator_start_nothing() -> None:
     rig.loops.wake("team", "")
     rig.loops.wake("team", "nobody")
     assert len(rig.loops) == 0
+    await rig.loops.stop()
+
+
+async def test_loops_run_only_in_the_namespaces_of_the_shard() -> None:
+    rig = Rig(replace(CONFIG, shard="eu"))
+    rig.create("chat", 1)
+    rig.loops.start()
+    rig.create("code", 2)
+    await settle()
+    assert len(rig.loops) == 0, "the namespace belongs to no shard"
+    rig.label(3, joins=True)
+    await settle()
+    assert sorted(FakeReconciler.reconciles) == ["chat", "code"]
+    rig.label(4, joins=False)
+    await settle()
+    assert len(rig.loops) == 0
+    rig.label(5, joins=True)
+    await settle()
+    assert len(rig.loops) == 2
     await rig.loops.stop()
 
 
