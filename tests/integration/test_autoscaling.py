@@ -207,6 +207,7 @@ def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
     registry = rig.registry(NAME)
     assert registry.last_version() == 6
     assert registry.lineage() is not None
+    report_training(registry)
     patch(rig, training={"suspended": False})
     scale(rig, 1)
     status = rig.wait(

@@ -191,6 +191,8 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
     record = observed.store.trainer
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
+    if record is not None and record.phase is TrainerPhase.SUSPENDED:
+        return ConditionContent(True, "Starting", "the trainer starts again after the suspension")
     if record is not None and now - record.updated > TRAINER_SILENCE:
         message = f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z}; read its pod's log"
         return ConditionContent(False, "Silent", message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -72,6 +73,13 @@ def test_a_speculator_at_rest_is_ready_and_says_why_nothing_runs() -> None:
     assert (training.phase, training.step) == ("Suspended", 7), "the last report came before the suspension"
     assert not made(resting).moving
     assert made(replace(resting, status=status(resting))).status is None, "an idle speculator writes nothing"
+
+
+def test_a_trainer_that_starts_after_a_long_suspension_is_not_called_silent() -> None:
+    before = NOW - timedelta(days=3)
+    record = TrainerStatus(phase=TrainerPhase.SUSPENDED, step=7, shards=1, trained_tokens=9, updated=before)
+    trainer = condition(observed(store=store(0, trainer=record)), ConditionType.TRAINER_READY)
+    assert (trainer.status.value, trainer.reason) == ("True", "Starting")
 
 
 def test_a_suspended_trainer_that_is_needed_and_not_ready_is_reported() -> None:
