@@ -195,6 +195,7 @@ class Rig:
             "KUBECONFIG": str(self._operator_kubeconfig),
             "POD_NAMESPACE": self.namespace,
             "AURORA_WATCH_NAMESPACES": self.namespace,
+            "AURORA_LEASE_SECONDS": "5",  # an operator that follows a killed one waits this long
             "AURORA_AGENT_IMAGE": IMAGE,
             "AURORA_RUNTIME_IMAGE": IMAGE,
         }
