@@ -61,6 +61,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.served
 	$(PY) -m tests.bench.served.shift
 	$(PY) -m tests.bench.operator
+	$(PY) -m tests.bench.operator.failover
 
 crd: env ## Generate the CRD from the models
 	$(PY) -m aurora_api.crd
