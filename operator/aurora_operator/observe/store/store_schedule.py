@@ -26,7 +26,10 @@ REST_SECONDS = 61.0
 TRAINING_SECONDS = 15.0
 """The same while the trainer learns, because a candidate may come at any time."""
 MIN_EXPECTING_SECONDS, MAX_EXPECTING_SECONDS = 2.0, 30.0
-"""Time between two reads of everything while the first records are expected. It doubles while nothing new comes."""
+"""Time between two reads while the first records are expected. It doubles while nothing new comes."""
+SELDOM_EXPECTING_SECONDS = 120.0
+"""The same after :data:`MAX_EXPECTING_READS` reads in vain, about a quarter of an hour. Perhaps no trainer comes."""
+MAX_EXPECTING_READS = 40
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 30.0
 """Time until the read after a failed one. It doubles with each failure."""
 
@@ -83,7 +86,7 @@ class ReadSchedule:
         self._failures = 0
         self._turn = 0
         self._rest_due = self._expecting_due = self._retry_due = 0.0
-        self._expecting_seconds = MIN_EXPECTING_SECONDS
+        self._reads_in_vain = 0
 
     def reset(self) -> None:
         """Read everything next: the settings changed, or a write failed."""
@@ -98,8 +101,11 @@ class ReadSchedule:
             return ReadScope.ALL if now >= self._retry_due else ReadScope.NONE
         if needs.measured and not _has_evidence(view, needs.measurement):
             return ReadScope.ALL
-        if view.channel is None and now >= self._expecting_due:
-            return ReadScope.ALL
+        if view.channel is None:
+            if now < self._expecting_due:
+                return ReadScope.NONE
+            # The trainer writes the lineage last, so nothing else needs to be looked for before.
+            return ReadScope.LINEAGE | ReadScope.TRAINER if view.lineage is None else ReadScope.ALL
         scope = ReadScope.CHANNEL if needs.urgency is Urgency.ROLLING else ReadScope.NONE
         return scope | _TURNS[self._turn] if now >= self._rest_due else scope
 
@@ -112,11 +118,12 @@ class ReadSchedule:
             self._retry_due = now + self._jitter(seconds / 2, seconds)
             return
         self._failures = 0
-        if before is None or _records(before) != _records(view):
-            self._expecting_seconds = MIN_EXPECTING_SECONDS
-        elif scope is ReadScope.ALL:
-            self._expecting_seconds = min(MAX_EXPECTING_SECONDS, 2 * self._expecting_seconds)
-        self._expecting_due = now + self._jitter(self._expecting_seconds / 2, self._expecting_seconds)
+        changed = before is None or _records(before) != _records(view)
+        self._reads_in_vain = 0 if changed else self._reads_in_vain + 1
+        seconds = min(MAX_EXPECTING_SECONDS, MIN_EXPECTING_SECONDS * 2 ** min(self._reads_in_vain, 10))
+        if self._reads_in_vain >= MAX_EXPECTING_READS:
+            seconds = SELDOM_EXPECTING_SECONDS
+        self._expecting_due = now + self._jitter(seconds / 2, seconds)
         if _TURNS[self._turn] in scope:
             self._turn = (self._turn + 1) % len(_TURNS)
             learning = view.trainer is not None and view.trainer.phase is TrainerPhase.TRAINING
@@ -129,7 +136,7 @@ class ReadSchedule:
             return 0.0
         if self._failures:
             return max(0.0, self._retry_due - now)
-        due = self._rest_due if self._view.channel is not None else min(self._rest_due, self._expecting_due)
+        due = self._rest_due if self._view.channel is not None else self._expecting_due
         return max(0.0, due - now)
 
 

@@ -12,13 +12,14 @@ from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_schedule import (
     MAX_EXPECTING_SECONDS,
     MAX_RETRY_SECONDS,
+    SELDOM_EXPECTING_SECONDS,
     ReadSchedule,
     ReadScope,
     StoreNeeds,
     Urgency,
 )
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.worlds import NOW, evidence, store
+from tests.unit.operator.worlds import NOW, evidence, lineage, store
 
 AT_REST = StoreNeeds(intent=1)
 DOWN = StoreView(reason="Unreachable", error="no route")
@@ -98,13 +99,19 @@ def test_a_roll_looks_at_the_channel_before_each_step() -> None:
 
 
 def test_the_first_records_are_expected_with_a_growing_interval() -> None:
-    nothing = StoreView()
+    nothing, looked = StoreView(), ReadScope.LINEAGE | ReadScope.TRAINER
     schedule = opened(nothing)
-    reads = [second for second in range(1, 601) if read_once(schedule, second, AT_REST, nothing) is ReadScope.ALL]
+    scopes = {second: read_once(schedule, second, AT_REST, nothing) for second in range(1, 3601)}
+    reads = [second for second, scope in scopes.items() if scope]
+    assert {scopes[second] for second in reads} == {looked}
+    pauses = [later - earlier for earlier, later in pairwise(reads)]
     assert reads[0] <= 2
-    assert 600 / MAX_EXPECTING_SECONDS <= len(reads) < 60
-    assert read_once(schedule, 601 + MAX_EXPECTING_SECONDS, AT_REST, store(0)) is ReadScope.ALL
-    assert schedule.scope(603 + MAX_EXPECTING_SECONDS, AT_REST) is ReadScope.NONE
+    assert max(pauses[:30]) <= MAX_EXPECTING_SECONDS
+    assert min(pauses[-5:]) >= SELDOM_EXPECTING_SECONDS / 2, "two requests a minute when no trainer ever comes"
+    created = StoreView(lineage=lineage())
+    assert read_once(schedule, 3600 + SELDOM_EXPECTING_SECONDS, AT_REST, created) == looked
+    assert read_once(schedule, 3602 + SELDOM_EXPECTING_SECONDS, AT_REST, store(0)) is ReadScope.ALL
+    assert schedule.scope(3604 + SELDOM_EXPECTING_SECONDS, AT_REST) is ReadScope.NONE
 
 
 def test_faults_are_retried_with_backoff_and_a_person_does_not_wait_for_it() -> None:
