@@ -1,0 +1,149 @@
+"""One speculator's store takes the operator away from no other speculator."""
+
+from __future__ import annotations
+
+import base64
+import re
+import urllib.request
+
+import pytest
+
+from tests.cluster.command import wait_until
+from tests.isolation.hostile_stores import Behaviour, fake_store
+from tests.isolation.idle_speculators import GOOD_ENDPOINT, IdleSpeculators
+from tests.rig.fault_injection import OPERATOR_SELECTOR
+from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
+
+pytestmark = pytest.mark.timeout(900)
+HOSTILE = tuple(f"hostile-{number}" for number in range(64))
+APPLY_SECONDS = 30.0
+"""Bound of the time from a spec change to the changed Deployment, beside 64 hostile stores on two cores."""
+MAX_GROWTH_BYTES = 100 << 20
+
+
+def _operator_pods(aurora: Installation) -> list[dict[str, object]]:
+    selection = ("-n", SYSTEM_NAMESPACE, "-l", OPERATOR_SELECTOR)
+    pods: list[dict[str, object]] = aurora.cluster.get("pods", *selection)["items"]
+    return pods
+
+
+def _restarts(aurora: Installation) -> int:
+    pods = _operator_pods(aurora)
+    return sum(c["restartCount"] for pod in pods for c in pod["status"]["containerStatuses"])  # type: ignore[index]
+
+
+def _memory_bytes(aurora: Installation) -> float:
+    """The largest resident memory of an operator process, from its own metrics."""
+    sizes = []
+    for pod in _operator_pods(aurora):
+        address = pod["status"]["podIP"]  # type: ignore[index]
+        port = next(
+            p["containerPort"]
+            for c in pod["spec"]["containers"]  # type: ignore[index]
+            for p in c["ports"]
+            if p["name"] == "metrics"
+        )
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        sizes.append(float(re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.M)[0]))
+    return max(sizes)
+
+
+@pytest.fixture
+def healthy(speculators: IdleSpeculators) -> str:
+    """The name of a speculator with a good store, applied once already."""
+    speculators.apply("healthy")
+    wait_until(
+        "the healthy speculator's Deployment exists", lambda: speculators.child("deployment", "healthy") is not None, 90
+    )
+    return "healthy"
+
+
+@pytest.mark.parametrize("behaviour", list(Behaviour))
+def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
+    speculators: IdleSpeculators, healthy: str, behaviour: Behaviour
+) -> None:
+    aurora = speculators.aurora
+    restarts, memory_bytes = _restarts(aurora), _memory_bytes(aurora)
+    with fake_store(aurora.cluster.host_address, behaviour) as endpoint:
+        speculators.apply(*HOSTILE, endpoint=endpoint)
+        wait_until(
+            "the operator reports a hostile store",
+            lambda: speculators.condition(HOSTILE[-1], "StorageReady").get("status") == "False",
+            180,
+        )
+        seconds = [speculators.seconds_until_applied(healthy, APPLY_SECONDS) for _ in range(3)]
+        growth_bytes = _memory_bytes(aurora) - memory_bytes
+        message = speculators.condition(HOSTILE[-1], "StorageReady")["message"]
+        # Settings that are corrected take effect while calls with the old settings still hang.
+        speculators.apply(HOSTILE[0], endpoint=GOOD_ENDPOINT)
+        wait_until(
+            "the corrected endpoint is used",
+            lambda: speculators.condition(HOSTILE[0], "StorageReady").get("status") == "True",
+            120,
+        )
+    print(f"{behaviour}: applied after {seconds} s, memory grew by {growth_bytes / 1e6:.0f} MB; {message}")
+    assert len(message) <= 1000
+    assert growth_bytes < MAX_GROWTH_BYTES
+    assert _restarts(aurora) == restarts
+
+
+def test_a_speculator_that_is_made_and_deleted_64_times_leaves_nothing_behind(
+    speculators: IdleSpeculators, healthy: str
+) -> None:
+    with fake_store(speculators.aurora.cluster.host_address, Behaviour.DRIP) as endpoint:
+        for start in range(0, 64, 8):
+            names = HOSTILE[start : start + 8]
+            speculators.apply(*names, endpoint=endpoint)
+            wait_until(
+                "the operator looked at them",
+                lambda names=names: all(speculators.child("deployment", name) for name in names),  # type: ignore[misc]
+                180,
+            )
+            speculators.delete(*names)
+        seconds = speculators.seconds_until_applied(healthy, APPLY_SECONDS)
+    print(f"applied after {seconds:.1f} s")
+
+
+def test_records_and_settings_that_do_not_parse_never_end_a_loop(speculators: IdleSpeculators, healthy: str) -> None:
+    """Odd values of security.md 12: each once raised out of the loop of its speculator."""
+    aurora = speculators.aurora
+    speculators.apply("odd-host", endpoint="http://no-such-host.invalid:9000")
+    aurora.cluster.kubectl(
+        *("annotate", RESOURCE, healthy, "-n", aurora.namespace, f"aurora.dev/promote={'9' * 5000}", "--overwrite")
+    )
+    speculators.seconds_until_applied(healthy, APPLY_SECONDS)
+    aurora.cluster.kubectl("annotate", RESOURCE, healthy, "-n", aurora.namespace, "aurora.dev/promote-")
+    wait_until(
+        "the unknown host is reported",
+        lambda: speculators.condition("odd-host", "StorageReady").get("status") == "False",
+        120,
+    )
+    speculators.apply("odd-host")
+    wait_until(
+        "the corrected endpoint is used",
+        lambda: speculators.condition("odd-host", "StorageReady").get("status") == "True",
+        120,
+    )
+
+
+def test_a_secret_that_is_corrected_is_used_without_a_restart(speculators: IdleSpeculators) -> None:
+    cluster, namespace = speculators.aurora.cluster, speculators.aurora.namespace
+    good = cluster.get("secret", "aurora-store", "-n", namespace)["data"]
+    bad = {**good, "AWS_SECRET_ACCESS_KEY": base64.b64encode(b"wrong").decode()}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "aurora-store"}}
+    cluster.apply({**secret, "data": bad}, namespace=namespace)
+    try:
+        speculators.apply("keys")
+        wait_until(
+            "the wrong key is reported",
+            lambda: speculators.condition("keys", "StorageReady").get("status") == "False",
+            120,
+        )
+    finally:
+        cluster.apply({**secret, "data": good}, namespace=namespace)
+    wait_until(
+        "the corrected key is used",
+        lambda: speculators.condition("keys", "StorageReady").get("status") == "True",
+        180,
+    )
