@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check format test unit integration e2e e2e-faults e2e-upgrade demo bench crd lock images clean
+.PHONY: help env check format test unit integration e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,7 +42,10 @@ e2e-faults: env ## Test every fault in every state of a rollout, on a real clust
 e2e-upgrade: env ## Test upgrade and rollback of the chart from the former version, on a real cluster under traffic (30 minutes)
 	$(PY) -m pytest -q -s tests/upgrade
 
-test: check integration e2e ## All tests but e2e-faults and e2e-upgrade
+e2e-isolation: env ## Attack the operator from other resources, stores and releases, on a real cluster (half an hour)
+	$(PY) -m pytest -q -s tests/isolation
+
+test: check integration e2e ## All tests but e2e-faults, e2e-upgrade and e2e-isolation
 
 demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
 	$(PY) -m tests.demo
