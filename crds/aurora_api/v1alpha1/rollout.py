@@ -9,7 +9,7 @@ from aurora_api.v1alpha1.cel import rules
 
 
 class AnalysisSpec(Model):
-    """How live traffic judges a new draft. Its pods are compared with pods on the active draft, or with a baseline."""
+    """How live traffic judges a new draft: against pods on the active draft, or against traffic before the first swap."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.maxAcceptLoss) < 1.0", "maxAcceptLoss is a share below 1"))
@@ -38,7 +38,7 @@ class AnalysisSpec(Model):
         le=1000000,
         description=(
             "Ended requests that each side of a judgement needs in an interval: the pods on the new draft, and"
-            " the pods or baseline that they are compared with. Lower it for services with little traffic:"
+            " the pods or the earlier traffic that they are compared with. Lower it for services with little traffic:"
             " judgements come sooner and notice less."
         ),
     )
@@ -53,8 +53,8 @@ class AnalysisSpec(Model):
         default="0.5",
         description=(
             'Share by which the time between answer tokens may exceed that of pods on the active draft: "0.5" is'
-            " 50 %. A judgement fails when the excess is beyond chance in three intervals in a row. Lower it where"
-            " latency matters and machines are alike."
+            " 50 %. An interval with an excess beyond chance is neither good nor failed; from the third in a row on"
+            " it is a failed judgement. Lower it where latency matters and machines are alike."
         ),
     )
     max_abort_increase: Ratio = Field(
@@ -69,8 +69,8 @@ class AnalysisSpec(Model):
         ge=0,
         le=100,
         description=(
-            "Number of failed judgements that a roll may have, and separately the number of engine crashes. One"
-            " more rolls the draft back. 0 rolls back at the first."
+            "Roll back after more failed judgements than this, or after more engine crashes than this. The two are"
+            " counted separately. 0 rolls back at the first of either. Raise it where traffic is uneven."
         ),
     )
     consecutive_success_limit: int = Field(
@@ -100,8 +100,8 @@ class RolloutSpec(Model):
         default=False,
         description=(
             "Start no roll, and stop a roll in progress before its next pod: pods that swapped already keep the new"
-            " draft. Training and measurements go on. A version that live traffic rejects, or a person with the"
-            " annotation `aurora.dev/abort`, is rolled back all the same. `pin` works while rolls are paused."
+            " draft. Training and measurements go on. A version is still rolled back when live traffic"
+            " rejects it, or when somebody sets the annotation `aurora.dev/abort`. `pin` works while rolls are paused."
         ),
     )
     pin: int | None = Field(

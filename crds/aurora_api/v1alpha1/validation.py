@@ -50,8 +50,9 @@ class Tolerance(Model):
     default: Ratio = Field(
         default="0.05",
         description=(
-            'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The 95 % interval must exclude a'
-            " larger loss, so a draft that really loses this much fails. Lower it where no concurrency may lose."
+            'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The whole 95 % interval must lie'
+            " within the tolerance, so a draft whose true loss equals it nearly always fails. Lower it where no"
+            " concurrency may lose."
         ),
     )
     per_concurrency: list[ConcurrencyTolerance] | None = Field(

@@ -15,8 +15,8 @@ class TrainingPolicy:
     """Bounds of the trainer's memory, and how often the trainer polls and saves."""
 
     replay_bytes: int = 1 << 30
-    """Bytes of examples that the replay buffer holds in host memory. Retention keeps at least as many bytes of
-    consumed shards."""
+    """Bytes of examples that the replay buffer holds in host memory. Retention keeps at least this many bytes of
+    consumed shards in the store, because a restart fills the buffer from them."""
     held_out_requests: int = 48
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
     prefix_bank_bytes: int = 256 << 20
@@ -29,8 +29,8 @@ class TrainingPolicy:
     poll_seconds: float = 2.0
     """Wait between two listings of the store while there is nothing to train on."""
     shards_per_listing: int = 64
-    """Shards trained between two listings. During a long backlog the trainer lists again, because retention deletes
-    unread the shards for which the store has no room."""
+    """Shards trained between two listings. In a long backlog the trainer lists again in between, because only a
+    listing lets retention delete the oldest untrained shards that the store has no room for."""
     save_interval_seconds: float = 20.0
     """Least time between two saves."""
     max_save_time_share: float = 0.1

@@ -7,10 +7,9 @@ Every loss is a formula over the outcomes of :func:`bucket_logprobs`: the captur
 renormalising: all tokens that were not kept are one outcome. With k = V the bucket is empty and the loss is the full
 one.
 
-Invariant: a loss is never negative, and 0 where the two distributions agree (cross-entropy: only where the draft is
-also certain). Where the target has mass outside the draft's vocabulary, p is conditioned on the vocabulary and the row
-is scaled by the mass inside. Two losses differ: :func:`total_variation` compares p as it is, and :func:`cross_entropy`
-drops the row if its most likely token is outside.
+Invariant: a loss is never negative, and 0 where the two distributions agree. Where the target has mass outside the
+draft's vocabulary, a loss compares q with ``p / target.mass()`` and multiplies the result by ``target.mass()``. Two
+losses differ: :func:`total_variation` compares p as it is, and :func:`cross_entropy` looks at one token only.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def reverse_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     inside = target.ids >= 0
-    # A row without captured tokens has one outcome and no loss. A row that captured the draft's whole
-    # vocabulary has no uncaptured bucket.
+    # A row without captured tokens has the bucket as its only outcome, so its loss is 0. A row that captured the
+    # draft's whole vocabulary has no bucket.
     complete = inside.sum(-1) == logits.shape[-1]
     p = target.probs.clamp(min=MIN_TARGET_PROB).masked_fill(~inside, 0.0)
     p_u = torch.where(complete, 0.0, target.uncaptured_mass.clamp(min=MIN_TARGET_PROB))
@@ -76,9 +75,9 @@ def reverse_kl(logits: Tensor, target: TargetDistribution) -> Tensor:
 def cross_entropy(logits: Tensor, target: TargetDistribution) -> Tensor:
     """``-log q(argmax p)``; 0 where the target's most likely token is outside the draft's vocabulary.
 
-    The most likely token is the row's first, because capture sorts by probability. Greedy verification asks for no
-    other token. Medusa trains its heads with this loss (arXiv 2401.10774). Elsewhere the loss is 0 only where the draft
-    is certain.
+    Where that token is inside, the loss is 0 only if the draft is certain of it. The token is the row's first, because
+    capture sorts by probability. Greedy verification asks for no other token. Medusa trains its heads with this loss
+    (arXiv 2401.10774).
     """
     captured, _ = bucket_logprobs(logits, target)
     return torch.where(target.ids[:, 0] >= 0, -captured[:, 0], 0.0)
@@ -87,9 +86,9 @@ def cross_entropy(logits: Tensor, target: TargetDistribution) -> Tensor:
 def total_variation(logits: Tensor, target: TargetDistribution) -> Tensor:
     """``sum_i (p_i - q_i)+ + (p_u - q_u)+``: total variation without the mass outside the draft's vocabulary.
 
-    Where the vocabulary holds all of that mass, and every token is captured, this is one minus the expected acceptance
-    ``sum_v min(p_v, q_v)`` under speculative sampling (Leviathan et al., arXiv 2211.17192, Theorem 3.5). DistillSpec
-    distils drafts with it (arXiv 2310.08461).
+    Where the draft's vocabulary holds all of the target's mass, and every token is captured, this is one minus the
+    expected acceptance ``sum_v min(p_v, q_v)`` under speculative sampling (Leviathan et al., arXiv 2211.17192, Theorem
+    3.5). DistillSpec distils drafts with it (arXiv 2310.08461).
     """
     captured, uncaptured = bucket_logprobs(logits, target)
     p, p_u = target.probs, target.uncaptured_mass

@@ -6,11 +6,11 @@ docs/results/learning.md). The averaging window is a share of the steps since th
 soon forgotten (as in Karras et al., arXiv 2312.02696, section 3). The window is bounded
 (``Recipe.max_average_window``), so that the average follows shifts of the traffic.
 
-A new vocabulary map restarts the average, because it would trail behind the untrained rows that come in. For some steps
-after that, the average hardly smooths the weights.
+A new vocabulary map restarts the average: the map brings in untrained rows, which training changes fast, and the former
+average would lag behind them. For some steps after that, the average hardly smooths the weights.
 
-Invariants: the average never influences training. It is stored as its offset from the trained weights, which is small,
-in bf16. Saving rounds the live average too, so that a resumed session continues identically.
+Invariants: the average never influences training. It is stored in bf16, as its small offset from the trained
+weights. Saving also rounds the live average to the stored value, so that a resumed session continues identically.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ WINDOW_SHARE: Final = 0.2
 class WeightEma:
     """The average of ``draft``'s weights over a window of at most ``max_window`` steps.
 
-    Once the window is full, the weight of a step falls to 1/e after that many more steps.
+    Once the window has its full length, a step's share of the average falls to 1/e within ``max_window`` steps.
 
-    Shares the draft's embedding, the target's whole ``[vocab, H]``, which torch's ``AveragedModel`` would copy.
+    The draft's embedding, the target's whole ``[vocab, H]`` matrix, is shared. Torch's ``AveragedModel`` would copy it.
     """
 
     def __init__(self, draft: DraftModel, max_window: int) -> None:
@@ -55,7 +55,10 @@ class WeightEma:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """The offset from the draft and the number of steps, on the CPU. Rounds the live average likewise."""
+        """The offset from the draft and the number of steps, on the CPU.
+
+        Also rounds the live average to the stored value.
+        """
         tensors = {EMA_STEPS: torch.tensor(self._steps)}
         for name, averaged, trained in self._parameter_pairs():
             offset = (averaged - trained).to(torch.bfloat16)

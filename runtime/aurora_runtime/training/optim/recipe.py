@@ -20,11 +20,11 @@ class Recipe:
     replay_sampling: ReplaySampling = ReplaySampling.UNIFORM
     unroll_path: UnrollPath = UnrollPath.COMMITTED
     loss: Loss = forward_kl
-    discard: float = 0.1  # weight of a depth's rejected nodes relative to its path nodes (Aurora's lambda); 0: none
-    step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and Aurora's published loop)
+    discard: float = 0.1  # weight of rejected nodes; nodes along the answer weigh 1 (lambda in the Aurora paper)
+    step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and the Aurora paper's code)
     warmup_steps: int = 10
     max_gradient_norm: float = 1.0
-    max_average_window: int = 200  # served weights average at most so many steps; 1: the trained weights are served
+    max_average_window: int = 200  # longest window, in steps, of the moving average that is served; 1: no average
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
-    batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer takes the same steps
+    batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer makes the same batches
     prompt_weight: float = 0.0  # weight of a prompt position's loss

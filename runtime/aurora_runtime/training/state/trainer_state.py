@@ -1,7 +1,10 @@
 """The trainer's resumable state in the store.
 
-Invariant: the weights and the list of shards that they were trained on travel in one record, written after its data. A
-trainer registers its first version only after it stored a state. So whenever a kill comes, no shard is trained twice
+A state is one data file (weights, optimizer moments, average), and one record that names the file and lists the shards
+that the weights were trained on.
+
+Invariant: the record is written after its data. After each start, a trainer stores a state before it registers a
+version. So whenever a kill comes, no shard is trained twice
 into the same weights.
 
 The limit: when no undamaged state is left, the trainer starts from the last version with an empty list. The kept shards
@@ -42,7 +45,10 @@ class StoredState:
 
 
 def read_record(registry: Registry, lineage: int) -> TrainerState | None:
-    """The record of the state that :func:`read` returns, without its tensors."""
+    """The newest readable record, if it belongs to ``lineage``.
+
+    Its data is not checked. If the data is damaged, :func:`read` returns an older state.
+    """
     record = _newest(registry, registry.trainer_state_record)
     return record if record is not None and record.lineage == lineage else None
 
@@ -50,7 +56,7 @@ def read_record(registry: Registry, lineage: int) -> TrainerState | None:
 def read(registry: Registry, lineage: int) -> StoredState | None:
     """The newest undamaged state, if it belongs to ``lineage``.
 
-    A damaged state is logged and skipped. Shards that only this state lists as consumed are then trained again.
+    A damaged state is logged and skipped. Shards that only the damaged state lists as consumed are then trained again.
     """
 
     def stored(epoch: int) -> StoredState | None:
