@@ -15,8 +15,8 @@ import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
 from tests.demo.progress import learned_draft_serves_everywhere, progress_line
-from tests.rig.fault_injection import evict_pod, kill_container, kill_operator
-from tests.rig.installation import RESOURCE, Installation
+from tests.rig.fault_injection import OPERATOR_SELECTOR, evict_pod, kill_container, kill_operator
+from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
 from tests.rig.store_inspection import check_objects, registry
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
@@ -135,5 +135,5 @@ def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:
 
 
 def test_the_operator_logged_no_unexpected_error(run: Run, aurora: Installation) -> None:
-    log = aurora.cluster.kubectl("logs", "-n", "aurora-system", "deployment/aurora-operator", "--tail=-1")
+    log = aurora.cluster.kubectl("logs", "-n", SYSTEM_NAMESPACE, "-l", OPERATOR_SELECTOR, "--prefix", "--tail=-1")
     assert [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line] == []

@@ -26,8 +26,8 @@ NAME = "faults"
 POLL_SECONDS = 0.05
 STEP_TIMEOUT_SECONDS = 900.0
 """Longer than any step of a draft's life, faults included, on a machine four times slower than the usual two cores."""
-EXPECTED_PODS = 2 + 1 + 2
-"""Two inference pods, the trainer, the operator and the store."""
+EXPECTED_PODS = 2 + 1 + 2 + 1
+"""Two inference pods, the trainer, two pods of the operator, and the store."""
 SPEC: dict[str, Any] = {
     "training": {"publishTokens": 1_000_000_000, "publishSeconds": 1_000_000_000},
     "validation": {"minRounds": 3, "maxRounds": 8, "maxNewTokens": 32},
@@ -119,7 +119,7 @@ class FaultRig:
         return bool(self.status()["active"]["version"] == version)
 
     def pods(self) -> list[Resource]:
-        """Pods of the inference Deployment, the trainer, the operator and the store, but not those of Jobs."""
+        """Pods of the inference Deployment, the trainer, the operator's pods and the store, but not those of Jobs."""
         return [
             *self.component_pods("inference"),
             *self.component_pods("trainer"),

@@ -194,6 +194,7 @@ class Rig:
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self._operator_kubeconfig),
             "POD_NAMESPACE": self.namespace,
+            "AURORA_LEASE_NAME": OPERATOR,
             "AURORA_WATCH_NAMESPACES": self.namespace,
             "AURORA_LEASE_SECONDS": "5",  # an operator that follows a killed one waits this long
             "AURORA_AGENT_IMAGE": IMAGE,

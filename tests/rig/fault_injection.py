@@ -23,7 +23,7 @@ def kill_container(aurora: Installation, pod: str, container: str, namespace: st
 
 
 def kill_operator(aurora: Installation) -> None:
-    """Delete the operator's pod without a grace period, so that its process ends between any two actions."""
+    """Delete every pod of the operator without a grace period, so that the leader ends between any two actions."""
     selection = ("-n", SYSTEM_NAMESPACE, "-l", OPERATOR_SELECTOR)
     aurora.cluster.kubectl("delete", "pod", *selection, "--grace-period=0", "--force", "--wait=false")
 

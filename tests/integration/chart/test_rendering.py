@@ -45,6 +45,8 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
 @pytest.mark.parametrize(
     ("option", "refusal"),
     [
+        ("--set=replicas=-1", "at '/replicas'"),
+        ("--set=replicas=two", "at '/replicas'"),
         ("--set=replica=2", "additional properties 'replica' not allowed"),
         ("--set=upgrade.maxConcurrent=0", "at '/upgrade/maxConcurrent'"),
         ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
@@ -61,9 +63,42 @@ def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, ref
         render(option)
 
 
-def test_the_operator_is_told_how_many_speculators_an_upgrade_restarts_at_a_time() -> None:
-    assert operator_environment(render())["AURORA_UPGRADE_MAX_CONCURRENT"] == "1"
-    environment = operator_environment(render("--set=upgrade.maxConcurrent=5"))
+def test_two_pods_spread_over_nodes_and_a_drain_takes_one_at_a_time() -> None:
+    objects = render()
+    deployment = select(objects, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert {rule["topologyKey"] for rule in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert {rule["whenUnsatisfiable"] for rule in spread} == {"ScheduleAnyway"}
+    labels = deployment["template"]["metadata"]["labels"]
+    assert all(rule["labelSelector"]["matchLabels"].items() <= labels.items() for rule in spread)
+    budget = select(objects, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == deployment["selector"]
+
+
+def test_one_pod_has_no_budget_that_could_block_a_drain() -> None:
+    objects = render("--set=replicas=1")
+    assert "topologySpreadConstraints" not in select(objects, "Deployment")["spec"]["template"]["spec"]
+    with pytest.raises(KeyError):
+        select(objects, "PodDisruptionBudget")
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_upgrade_starts_a_standby_before_a_pod_stops(replicas: int) -> None:
+    strategy = select(render(f"--set=replicas={replicas}"), "Deployment")["spec"]["strategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def test_own_spread_constraints_replace_the_default() -> None:
+    own = {"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
+    options = [f"--set=topologySpreadConstraints[0].{key}={value}" for key, value in own.items()]
+    assert select(render(*options), "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"] == [own]
+
+
+def test_the_operator_is_told_its_lease_and_the_staged_upgrade() -> None:
+    environment = operator_environment(render("--set=upgrade.maxConcurrent=5", release="blue"), "blue-operator")
+    assert environment["AURORA_LEASE_NAME"] == "blue-operator"
     assert environment["AURORA_UPGRADE_MAX_CONCURRENT"] == "5"
 
 
