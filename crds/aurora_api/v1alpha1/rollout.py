@@ -9,7 +9,7 @@ from aurora_api.v1alpha1.cel import rules
 
 
 class AnalysisSpec(Model):
-    """How live traffic judges a new draft: against pods on the active draft, or against traffic before the first swap."""
+    """How live traffic judges a new draft: against pods on the active draft, or traffic before the first swap."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.maxAcceptLoss) < 1.0", "maxAcceptLoss is a share below 1"))
