@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aurora_operator.act.field_ownership import applied_managed_fields
+from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import JOB, KubernetesApi, Object, resource_of
@@ -54,7 +53,8 @@ class _NameTakenError(Exception):
 class ChildWriter:
     """Writes the children of one speculator.
 
-    The writer remembers each child as written, so an unchanged child costs no call.
+    The writer remembers each child as written, so an unchanged child costs no call. After a restart the child itself
+    shows that it is unchanged.
     """
 
     def __init__(self, api: KubernetesApi) -> None:
@@ -136,10 +136,13 @@ class ChildWriter:
 
     async def _write(self, owner: Owner, child: Object, existing: Object | None) -> None:
         """Create or apply ``child`` unless nobody changed it since our last write."""
-        key = _key(child)
-        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-        if existing is not None and self._written.get(key) == (digest, _revision(existing)):
-            return
+        child = with_digest(child)
+        key, digest = _key(child), child["metadata"]["annotations"][DIGEST_ANNOTATION]
+        if existing is not None:
+            if key not in self._written and is_unchanged(child, existing):
+                self._written[key] = (digest, _revision(existing))
+            if self._written.get(key) == (digest, _revision(existing)):
+                return
         if existing is None:
             written = await self._create(owner, child)
         else:

@@ -16,6 +16,7 @@ from aurora_operator.kubernetes_api import Object, Resource
 from tests.unit.operator.worlds import OWNER
 
 (SERVICE,) = services(OWNER)
+CHANGED_SERVICE: Object = {**SERVICE, "spec": {**SERVICE["spec"], "publishNotReadyAddresses": True}}
 BUDGET = disruption_budget(OWNER)
 KEYS = new_keys(OWNER)
 JOB: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "team"}}
@@ -125,7 +126,7 @@ async def test_a_child_that_is_replaced_between_the_look_and_the_write_is_left_a
     before = api.owned()
     api.add_foreign("Service", "chat")
     foreign = api.objects["Service", "chat"]
-    result = await ChildWriter(api).write(OWNER, None, (SERVICE,), before)
+    result = await ChildWriter(api).write(OWNER, None, (CHANGED_SERVICE,), before)
     assert result == WriteResult(name_taken=("Service chat",))
     assert api.objects["Service", "chat"] is foreign
 
@@ -136,7 +137,7 @@ async def test_a_child_that_vanishes_between_the_look_and_the_write_is_observed_
     before = api.owned()
     del api.objects["Service", "chat"]
     with pytest.raises(Conflict):
-        await ChildWriter(api).write(OWNER, None, (SERVICE,), before)
+        await ChildWriter(api).write(OWNER, None, (CHANGED_SERVICE,), before)
     assert ("Service", "chat") not in api.objects, "an apply never creates"
 
 
@@ -151,10 +152,23 @@ async def test_our_own_child_that_the_observation_did_not_show_is_applied() -> N
 async def test_the_first_apply_after_a_creation_takes_over_the_created_fields_once() -> None:
     api = FakeApi()
     await write(api)
-    for expected in (["apply Service chat", "adopt fields Service chat", "apply Service chat"], ["apply Service chat"]):
+    adopting = ["apply Service chat", "adopt fields Service chat", "apply Service chat"]
+    for child, expected in ((CHANGED_SERVICE, adopting), (SERVICE, ["apply Service chat"])):
         api.writes.clear()
-        await ChildWriter(api).write(OWNER, None, (SERVICE,), api.owned())
+        await ChildWriter(api).write(OWNER, None, (child,), api.owned())
         assert api.writes == expected
+
+
+async def test_after_a_restart_only_children_that_differ_are_written() -> None:
+    api = FakeApi()
+    await write(api)
+    api.writes.clear()
+    assert await write(api, ChildWriter(api)) == WriteResult()
+    assert api.writes == []
+    api.objects["Service", "chat"]["metadata"]["labels"] = {"somebody": "else"}
+    await ChildWriter(api).write(OWNER, None, (SERVICE, BUDGET), api.owned())
+    assert api.writes[0] == "apply Service chat"
+    assert "apply PodDisruptionBudget chat" not in api.writes
 
 
 async def test_a_foreign_secret_is_not_taken_for_the_keys() -> None:
