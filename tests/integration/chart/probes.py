@@ -1,0 +1,238 @@
+"""What the operator does with each of its rights, by its own code. A right that no code uses has no probe."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from kubernetes import client
+
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator import kubernetes_api
+from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.finalizer import set_finalizer
+from aurora_operator.act.former_trainer import delete_former_trainer
+from aurora_operator.act.status_writer import write_status
+from aurora_operator.children.access import new_keys
+from aurora_operator.children.metadata import child, trainer_name
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.validation_job import ValidationAttempt, job
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.kubernetes_api import HttpKubernetesApi, Object, Resource
+from aurora_operator.leadership import LeaderElector
+from aurora_operator.plan import EventNote
+from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
+from aurora_operator.plan.wanted_children import children
+from aurora_operator.watch.api_stream import ApiStream, Page
+from tests.integration.chart.conftest import TEAM
+from tests.rig.rendered_chart import NAMESPACE, Right
+from tests.unit.operator.worlds import CONFIG, observed, spec
+
+RESOURCES = (
+    kubernetes_api.SPECULATOR,
+    *kubernetes_api.CHILDREN,
+    kubernetes_api.JOB,
+    kubernetes_api.POD,
+    kubernetes_api.SECRET,
+    kubernetes_api.NAMESPACE,
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A speculator, an administrator's API, and the operator's API with the rights of one ServiceAccount."""
+
+    admin: HttpKubernetesApi
+    client: client.ApiClient
+    owner: Owner
+
+    @property
+    def api(self) -> HttpKubernetesApi:
+        return HttpKubernetesApi(self.client)
+
+    def as_admin(self) -> Probe:
+        return replace(self, client=self.admin._api)
+
+    def child(self, resource: Resource) -> Object:
+        """A child of this kind, as the operator makes it."""
+        if resource == kubernetes_api.JOB:
+            return job(self.owner, spec(), CONFIG, ValidationAttempt(version=1, attempt=1, active=0))
+        if resource == kubernetes_api.SECRET:
+            return new_keys(self.owner)
+        world = replace(observed(), owner=self.owner)
+        made = children(world, CONFIG, decide_upgrade(world, CONFIG))
+        return next(obj for obj in made if obj["kind"] == resource.kind)
+
+    def call(self, method: str, path: str, body: Object | None = None) -> str:
+        """A call that the operator's API client does not offer."""
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        request = self.client.param_serialize(
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        response = self.client.call_api(*request, _request_timeout=30)
+        text: str = response.read().decode()
+        if response.status >= 300:
+            raise KubernetesError(json.loads(text)["message"], response.status)
+        return text
+
+
+def get(probe: Probe, resource: Resource) -> None:
+    obj = probe.owner if resource == kubernetes_api.SPECULATOR else probe.admin.create(probe.child(resource))
+    name = obj.name if isinstance(obj, Owner) else obj["metadata"]["name"]
+    assert probe.api.get(resource, TEAM, name)["metadata"]["name"] == name
+
+
+def list_all(probe: Probe, resource: Resource) -> None:
+    """The list of an informer in all namespaces."""
+    asyncio.run(_list_page(probe.api, resource))
+
+
+def watch(probe: Probe, resource: Resource) -> None:
+    """The watch of an informer in all namespaces."""
+    asyncio.run(_watch(probe.api, resource, asyncio.run(_list_page(probe.admin, resource)).revision))
+
+
+async def _list_page(api: HttpKubernetesApi, resource: Resource) -> Page:
+    stream = ApiStream(api.configuration)
+    try:
+        return await stream.list_page(resource, "", "", "")
+    finally:
+        await stream.close()
+
+
+async def _watch(api: HttpKubernetesApi, resource: Resource, revision: int) -> None:
+    stream = ApiStream(api.configuration)
+    try:
+        async for _ in stream.watch(resource, "", "", revision, seconds=1):
+            pass
+    finally:
+        await stream.close()
+
+
+def create(probe: Probe, resource: Resource) -> None:
+    probe.api.create(probe.child(resource))
+
+
+def patch(probe: Probe, resource: Resource) -> None:
+    probe.admin.create(probe.child(resource))
+    probe.api.apply(probe.child(resource))
+
+
+def delete(probe: Probe, resource: Resource) -> None:
+    made = probe.admin.create(probe.child(resource))["metadata"]
+    probe.api.delete(resource, TEAM, made["name"], made["uid"])
+    with pytest.raises(NotFound):
+        probe.admin.get(resource, TEAM, made["name"])
+
+
+def write_own_status(probe: Probe) -> None:
+    write_status(probe.api, probe.owner, SpeculatorStatus())
+
+
+def block_owner_deletion(probe: Probe) -> None:
+    """Every child has an owner reference with blockOwnerDeletion."""
+    probe.api.create(probe.child(kubernetes_api.SERVICE))
+
+
+def hold_by_finalizer(probe: Probe) -> None:
+    set_finalizer(probe.api, probe.owner, wanted=True)
+
+
+def replace_former_trainer(probe: Probe) -> None:
+    """Find and delete the StatefulSet of an earlier version."""
+    name, labels = trainer_name(probe.owner), {"app": "former"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "trainer", "image": "trainer:1"}]}}
+    body = {"selector": {"matchLabels": labels}, "serviceName": name, "template": template}
+    former = child(probe.owner, "apps/v1", "StatefulSet", name, spec=body)
+    probe.as_admin().call("POST", kubernetes_api.STATEFUL_SET.path(TEAM), former)
+    asyncio.run(delete_former_trainer(probe.api, probe.owner))
+    with pytest.raises(NotFound):
+        probe.admin.get(kubernetes_api.STATEFUL_SET, TEAM, name)
+
+
+def post_event(probe: Probe) -> None:
+    """A refused Event is only logged. ``explained`` finds the log line."""
+    note = EventNote("Probe", "a test of the operator's rights", warning=False)
+    asyncio.run(EventRecorder(probe.api).post(note, probe.owner))
+
+
+class LeaseCalls:
+    """The election's calls. Keeps a refusal, which the election itself only logs before it tries again."""
+
+    def __init__(self, api: HttpKubernetesApi) -> None:
+        self._api = api
+        self.refusal: KubernetesError | None = None
+        self.on_refusal: Callable[[], object] = lambda: None
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        return self._kept(lambda: self._api.get(resource, namespace, name))
+
+    def create(self, obj: Object) -> Object:
+        return self._kept(lambda: self._api.create(obj))
+
+    def replace(self, obj: Object) -> Object:
+        return self._kept(lambda: self._api.replace(obj))
+
+    def _kept(self, call: Callable[[], Object]) -> Object:
+        try:
+            return call()
+        except (NotFound, Conflict):
+            raise
+        except KubernetesError as error:
+            self.refusal = error
+            self.on_refusal()
+            raise
+
+
+def lead(probe: Probe, *, lease_exists: bool) -> None:
+    """Win the election for a Lease of the speculator's name."""
+    lease = kubernetes_api.LEASE
+    if lease_exists:
+        metadata = {"name": probe.owner.name, "namespace": NAMESPACE}
+        probe.admin.create({"apiVersion": lease.api_version, "kind": lease.kind, "metadata": metadata, "spec": {}})
+    calls = LeaseCalls(probe.api)
+    config = replace(CONFIG, operator_namespace=NAMESPACE, lease_name=probe.owner.name)
+    asyncio.run(_lead_once(LeaderElector(calls, config), calls))
+    if calls.refusal is not None:
+        raise calls.refusal
+
+
+async def _lead_once(elector: LeaderElector, calls: LeaseCalls) -> None:
+    async def nothing() -> None:
+        return
+
+    loop, decided = asyncio.get_running_loop(), asyncio.Event()
+    calls.on_refusal = lambda: loop.call_soon_threadsafe(decided.set)
+    election = asyncio.create_task(elector.run(decided.set, nothing))
+    async with asyncio.timeout(60):
+        await decided.wait()
+    election.cancel()
+    await asyncio.gather(election, return_exceptions=True)
+
+
+BY_VERB = {"get": get, "list": list_all, "watch": watch, "create": create, "patch": patch, "delete": delete}
+SPECIAL: dict[tuple[str, str], Callable[[Probe], None]] = {
+    ("auroraspeculators/status", "patch"): write_own_status,
+    ("auroraspeculators/finalizers", "update"): block_owner_deletion,
+    ("auroraspeculators", "patch"): hold_by_finalizer,
+    ("statefulsets", "get"): replace_former_trainer,
+    ("statefulsets", "delete"): replace_former_trainer,
+    ("events", "create"): post_event,
+    ("leases", "create"): lambda probe: lead(probe, lease_exists=False),
+    ("leases", "get"): lambda probe: lead(probe, lease_exists=True),
+    ("leases", "update"): lambda probe: lead(probe, lease_exists=True),
+}
+"""Rights that no child's kind explains."""
+
+
+def run_probe(probe: Probe, right: Right) -> None:
+    """Do what the operator does with this right. Raises :class:`KubernetesError` when the right is missing."""
+    special = SPECIAL.get((right.resource, right.verb))
+    if special is not None:
+        special(probe)
+    else:
+        (resource,) = (resource for resource in RESOURCES if resource.plural == right.resource)
+        BY_VERB[right.verb](probe, resource)
