@@ -119,21 +119,29 @@ class Replicas(RuleBasedStateMachine):
     def clock(self, process: Process) -> float:
         return self.now_seconds + process.offset_seconds
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 2.0, 2.9, 3.1, 7.0, 10.0]))
+    @rule(seconds=st.sampled_from([0.5, 2.9, 6.9, 10.0]))
     def time_passes(self, seconds: float) -> None:
         self.now_seconds += seconds
 
-    @rule(index=REPLICAS)
-    def look_is_answered(self, index: int) -> None:
+    @rule(index=REPLICAS, late=st.booleans())
+    def look(self, index: int, late: bool) -> None:
         process = self.processes[index]
         process.answers.append(("look", copy.deepcopy(self.lease), self.clock(process)))
+        if not late:
+            self.receive(process)
 
-    @rule(index=REPLICAS)
-    def write_is_sent(self, index: int) -> None:
+    @rule(index=REPLICAS, late=st.sampled_from(["no", "request", "answer", "lost answer"]))
+    def write(self, index: int, late: str) -> None:
         process = self.processes[index]
         now_seconds = self.clock(process)
-        if process.election.may_take(now_seconds):
-            process.writes.append((process.election.taken_lease("l", "n", NOW), now_seconds, process.run))
+        if not process.election.may_take(now_seconds):
+            return
+        process.writes.append((process.election.taken_lease("l", "n", NOW), now_seconds, process.run))
+        if late == "request":
+            return
+        self.arrive(process, lost=late == "lost answer")
+        if late == "no":
+            self.receive(process)
 
     @rule(index=REPLICAS)
     def lease_is_released(self, index: int) -> None:
@@ -146,21 +154,27 @@ class Replicas(RuleBasedStateMachine):
             self.store(lease)
 
     @precondition(lambda self: any(process.writes for process in self.processes))
-    @rule(index=REPLICAS, data=st.data(), lost=st.booleans())
-    def write_arrives(self, index: int, data: st.DataObject, lost: bool) -> None:
-        process = self.processes[index]
+    @rule(index=REPLICAS)
+    def late_request_arrives(self, index: int) -> None:
+        self.arrive(self.processes[index], lost=False)
+
+    @precondition(lambda self: any(process.answers for process in self.processes))
+    @rule(index=REPLICAS)
+    def late_answer_arrives(self, index: int) -> None:
+        self.receive(self.processes[index])
+
+    def arrive(self, process: Process, *, lost: bool) -> None:
+        """The API server receives the last request that is under way."""
         if process.writes:
-            body, sent, run = process.writes.pop(data.draw(st.integers(0, len(process.writes) - 1)))
+            body, sent, run = process.writes.pop()
             answer = self.store(body)
             if answer is not None and run == process.run and not lost:
                 process.answers.append(("write", answer, sent))
 
-    @precondition(lambda self: any(process.answers for process in self.processes))
-    @rule(index=REPLICAS)
-    def answer_arrives(self, index: int) -> None:
-        process = self.processes[index]
+    def receive(self, process: Process) -> None:
+        """The process receives the last answer that is under way."""
         if process.answers:
-            kind, lease, sent = process.answers.pop(0)
+            kind, lease, sent = process.answers.pop()
             now_seconds = self.clock(process)
             if kind == "look":
                 process.election = process.election.after_look(lease, now_seconds)
@@ -184,4 +198,4 @@ class Replicas(RuleBasedStateMachine):
 
 
 TestReplicas = Replicas.TestCase
-TestReplicas.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestReplicas.settings = settings(max_examples=500, stateful_step_count=50, deadline=None)
