@@ -249,6 +249,7 @@ def test_the_statefulset_of_an_earlier_operator_is_deleted(rig: Rig) -> None:
         "kind": "AuroraSpeculator",
         "name": "upgraded",
         "uid": resource["metadata"]["uid"],
+        "controller": True,
     }
     pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "trainer", "image": "runtime:0"}]}}
     for name, owners in (("upgraded-trainer", [reference]), ("another-trainer", [])):
