@@ -124,6 +124,7 @@ class HttpKubernetesApi:
     ) -> None:
         self._api, self._on_write, self._before_write = api, on_write, before_write
         self._timeout_seconds = timeout_seconds
+        api.user_agent = OPERATOR_NAME  # not a header of each call: the client's own header would replace it
 
     @classmethod
     def connect(
@@ -155,7 +156,7 @@ class HttpKubernetesApi:
         return written
 
     def _call(self, method: str, path: str, body: Object | None = None, *, content: str = "application/json") -> Any:
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": OPERATOR_NAME}
+        headers = {"Accept": "application/json", "Content-Type": content}
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )

@@ -48,14 +48,14 @@ WATCHFUL_POLL_SECONDS = 15.0
 live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
 after an upgrade."""
 REST_POLL_SECONDS = 60.0
-"""Mean time until the next reconcile at rest, with a quarter of jitter. The reconcile finds new records in the store,
-and repairs what a missed change would leave undone. It makes no API call."""
+"""Mean time until the next reconcile at rest, with a quarter of jitter. The reconcile repairs what a missed change
+would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
 AGENTS_AT_REST_SECONDS = 100.0
-"""Minimum age of the agents' answers at rest before the agents are asked again, so every second reconcile asks them.
+"""Minimum age of the agents' answers at rest before a reconcile asks the agents again.
 
 At rest no decision needs the answers: an engine or agent that restarts changes its pod, and that change wakes the loop.
-The answers feed the figures in the status, which are two minutes old at most. While a draft is judged or swapped, the
-agents are asked in every reconcile.
+The answers feed the figures in the status, which are three minutes old at most. While a draft is judged or swapped,
+the agents are asked in every reconcile.
 """
 
 
