@@ -7,9 +7,11 @@ handler logs the exception and retries with exponential, jittered backoff.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
+from collections.abc import AsyncIterator
 
 from aurora_operator import metrics
 from aurora_operator.errors import Conflict, NotFound, OperatorError
@@ -25,11 +27,47 @@ MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
 
 
+MAX_RECONCILES = 32
+"""Reconciles at a time. After a start all speculators are reconciled. Without a limit, one turn of the event loop would
+then compute for all of them, for many seconds, in which the Lease is not renewed."""
+MAX_SLOT_SECONDS = 2.0
+"""A reconcile that takes longer waits for a store or an agent, and computes nothing. Others take its slot."""
+
+
+class ReconcileSlots:
+    """Limits how many reconciles compute at a time. All loops of a process share one object.
+
+    A reconcile gives its slot back after :data:`MAX_SLOT_SECONDS` at the latest, so that slow stores hold up nobody.
+    """
+
+    def __init__(self, slots: int = MAX_RECONCILES, max_slot_seconds: float = MAX_SLOT_SECONDS) -> None:
+        self._slots, self._max_slot_seconds = asyncio.Semaphore(slots), max_slot_seconds
+        self.free = slots
+        """Slots that nobody holds."""
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for the block or for the longest time, whichever is shorter."""
+        await self._slots.acquire()
+        self.free -= 1
+        early = asyncio.get_running_loop().call_later(self._max_slot_seconds, self._give_back)
+        try:
+            yield
+        finally:
+            if early.when() > asyncio.get_running_loop().time():
+                early.cancel()
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self.free += 1
+        self._slots.release()
+
+
 class SpeculatorLoop:
     """The loop of one speculator."""
 
-    def __init__(self, reconciler: Reconciler, namespace: str, name: str) -> None:
-        self._reconciler = reconciler
+    def __init__(self, reconciler: Reconciler, slots: ReconcileSlots, namespace: str, name: str) -> None:
+        self._reconciler, self._slots = reconciler, slots
         self._speculator = f"{namespace}/{name}"
         self._labels = (namespace, name)
         self._wake = asyncio.Event()
@@ -58,7 +96,8 @@ class SpeculatorLoop:
     async def _turn(self, *, woken: bool) -> float:
         """One reconcile. Returns the seconds to wait before the next one."""
         try:
-            delay_seconds = await self._reconciler.reconcile(woken=woken)
+            async with self._slots.slot():
+                delay_seconds = await self._reconciler.reconcile(woken=woken)
             outcome, self._failures = "done", 0
         except (Conflict, ObjectExists) as error:
             log.info("%s: somebody else wrote first, retrying: %s", self._speculator, error)

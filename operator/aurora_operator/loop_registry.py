@@ -15,7 +15,7 @@ from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
-from aurora_operator.loop import SpeculatorLoop
+from aurora_operator.loop import ReconcileSlots, SpeculatorLoop
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconciler import Reconciler
@@ -33,6 +33,7 @@ class LoopRegistry:
         self._api, self._cache, self._agents, self._config, self._authority = api, cache, agents, config, authority
         self._loops: dict[SpeculatorKey, tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
         self._fleet = Fleet()
+        self._slots = ReconcileSlots()
         self._started = False
 
     def start(self) -> None:
@@ -97,7 +98,7 @@ class LoopRegistry:
         if reconciler.is_gone():
             return
         self._fleet.expect(key)
-        loop = SpeculatorLoop(reconciler, *key)
+        loop = SpeculatorLoop(reconciler, self._slots, *key)
         task = asyncio.create_task(loop.run(), name="/".join(key))
         self._loops[key] = (loop, task)
         task.add_done_callback(lambda ended: self._free(key, ended))

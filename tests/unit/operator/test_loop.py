@@ -10,7 +10,7 @@ import pytest
 
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
-from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
+from aurora_operator.loop import MAX_RECONCILE_SECONDS, ReconcileSlots, SpeculatorLoop
 
 
 @dataclass
@@ -33,7 +33,7 @@ class FakeReconciler:
 
 
 def loop_of(reconciler: FakeReconciler) -> SpeculatorLoop:
-    return SpeculatorLoop(reconciler, "team", "chat")  # type: ignore[arg-type]
+    return SpeculatorLoop(reconciler, ReconcileSlots(), "team", "chat")  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +113,42 @@ async def test_a_loop_at_rest_is_not_overdue(monkeypatch: pytest.MonkeyPatch) ->
     offset += 10
     assert loop.overdue_seconds > 0, "its wait did not end"
     task.cancel()
+
+
+async def test_no_more_reconciles_run_at_a_time_than_there_are_slots() -> None:
+    slots, running, most = ReconcileSlots(3, 60.0), 0, 0
+
+    async def reconcile() -> None:
+        nonlocal running, most
+        async with slots.slot():
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 1
+
+    await asyncio.gather(*(reconcile() for _ in range(20)))
+    assert most == 3
+
+
+async def test_a_reconcile_that_waits_for_a_slow_store_holds_up_nobody_for_long() -> None:
+    slots = ReconcileSlots(2, 0.05)
+    hanging = [asyncio.create_task(_hold(slots)) for _ in range(2)]
+    async with asyncio.timeout(5):
+        for _ in range(10):
+            async with slots.slot():
+                pass
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    entered = [asyncio.create_task(_hold(slots)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert slots.free == 0, "each slot was given back once"
+    for task in entered:
+        task.cancel()
+    await asyncio.gather(*entered, return_exceptions=True)
+    assert slots.free == 2
+
+
+async def _hold(slots: ReconcileSlots) -> None:
+    async with slots.slot():
+        await asyncio.sleep(60)
