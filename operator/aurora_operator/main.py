@@ -25,6 +25,7 @@ from prometheus_client import start_http_server
 
 from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
+from aurora_operator.election_thread import run_election
 from aurora_operator.errors import ConfigError
 from aurora_operator.io_pools import api_threads
 from aurora_operator.kubernetes_api import NAMESPACE, WATCHED, HttpKubernetesApi, Object
@@ -103,7 +104,7 @@ class Operator:
     async def _lead(self) -> None:
         """Compete for the Lease once the cache is complete, and run the loops while this replica leads."""
         await self._informers.wait_until_synced()
-        await self._elector.run(self._loops.start, self._loops.stop)
+        await run_election(self._elector, self._loops.start, self._loops.stop)
 
     def _put_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> Callable[[Object], None]:
         """Writes run in threads, and the cache belongs to the event loop.
