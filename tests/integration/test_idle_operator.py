@@ -87,7 +87,7 @@ class Rig:
         events = [json.loads(line) for line in self.audit.read_bytes()[since:].splitlines()]
         ours = [event for event in events if event.get("userAgent", "").startswith(("aurora-operator", "kopf"))]
         found = [(e["verb"], (e.get("objectRef") or {}).get("resource", e["requestURI"])) for e in ours]
-        assert ("update", "leases") in found, "the audit log names the operator as the caller"
+        assert found, "the audit log names no call of the operator, so the filter does not know its name"
         return Counter(call for call in found if call[1] != "leases")
 
     def patch_status(self, kind: str, name: str, **status: Any) -> None:
