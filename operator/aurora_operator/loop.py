@@ -25,11 +25,9 @@ DEBOUNCE_SECONDS = 0.2
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
-
-
 MAX_RECONCILES = 32
-"""Reconciles at a time. After a start all speculators are reconciled. Without a limit, one turn of the event loop would
-then compute for all of them, for many seconds, in which the Lease is not renewed."""
+"""Reconciles that compute at a time. After a start all speculators are reconciled. Without a limit, one turn of the
+event loop would compute for all of them. No change would be applied and no probe answered meanwhile."""
 MAX_SLOT_SECONDS = 2.0
 """A reconcile that takes longer waits for a store or an agent, and computes nothing. Others take its slot."""
 
@@ -42,25 +40,18 @@ class ReconcileSlots:
 
     def __init__(self, slots: int = MAX_RECONCILES, max_slot_seconds: float = MAX_SLOT_SECONDS) -> None:
         self._slots, self._max_slot_seconds = asyncio.Semaphore(slots), max_slot_seconds
-        self.free = slots
-        """Slots that nobody holds."""
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for the block or for the longest time, whichever is shorter."""
         await self._slots.acquire()
-        self.free -= 1
-        early = asyncio.get_running_loop().call_later(self._max_slot_seconds, self._give_back)
+        early = asyncio.get_running_loop().call_later(self._max_slot_seconds, self._slots.release)
         try:
             yield
         finally:
             if early.when() > asyncio.get_running_loop().time():
                 early.cancel()
-                self._give_back()
-
-    def _give_back(self) -> None:
-        self.free += 1
-        self._slots.release()
+                self._slots.release()
 
 
 class SpeculatorLoop:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aurora_api.crd import FILE
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
@@ -259,6 +260,12 @@ class Rig:
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
         return Registry(objects)
+
+
+def install_crd(cluster: Cluster) -> None:
+    """Install the resource definition, and wait until the API server serves it."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
+    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
 
 
 @contextlib.contextmanager

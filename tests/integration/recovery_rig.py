@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.observed import StoreView
@@ -16,12 +19,25 @@ from aurora_store import FencedObjectStore, ObjectStore, Registry
 from aurora_store.fenced_objects import MAX_AGE_SECONDS
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import RootDeletion
-from tests.assets.s3 import S3
+from tests.assets.s3 import S3, seaweedfs
 from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec
 
 OLD = Owner("blue", "chat", "01d00000-0000", 1, "1")
 NEW = Owner("green", "chat", "4e300000-0000", 1, "1")
 THIRD = Owner("red", "chat", "33330000-0000", 1, "1")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        ObjectStore(server.config()).ensure_bucket()
+        yield server
+
+
+@pytest.fixture
+def root(s3: S3, request: pytest.FixtureRequest) -> str:
+    """A root of the test's own, with the store of the speculator :data:`OLD`."""
+    return root_of_old(s3, request.node.name)
 
 
 def root_of_old(s3: S3, namespace: str) -> str:

@@ -15,6 +15,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.cluster.fixture import cluster
+from tests.integration.operator_rig import install_crd
 
 __all__ = ["cluster"]
 
@@ -25,8 +26,7 @@ STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
 
 @pytest.fixture(scope="module", name="crd")
 def _crd(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
-    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    install_crd(cluster)
     return cluster
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.crd import FILE
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_protocol.evidence_records import VerdictKind
@@ -23,7 +22,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import IMAGE, PYTHON, Rig, namespace, report_training, spec
+from tests.integration.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]
@@ -35,8 +34,7 @@ PODS = f"app.kubernetes.io/instance={NAME}"
 
 @pytest.fixture(scope="module", name="crd")
 def _crd(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
-    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    install_crd(cluster)
     return cluster
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.crd import FILE
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_protocol.evidence_records import VerdictKind
 from tests.assets.s3 import S3, seaweedfs
@@ -22,6 +21,7 @@ from tests.integration.operator_rig import (
     PYTHON,
     UNLOADABLE_VERSION,
     Rig,
+    install_crd,
     namespace,
     report_training,
     spec,
@@ -36,8 +36,7 @@ NAME = "chat"
 
 @pytest.fixture(scope="module", name="crd")
 def _crd(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", FILE)
-    cluster.kubectl("wait", "--for=condition=Established", "crd/auroraspeculators.aurora.dev", "--timeout=30s")
+    install_crd(cluster)
     return cluster
 
 

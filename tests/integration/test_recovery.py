@@ -6,7 +6,7 @@ trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,24 +17,14 @@ from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
 from aurora_store.errors import NotRootOwner, ObjectExists
 from aurora_store.keys import owner_id
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
-from tests.integration.recovery_rig import NEW, OLD, THIRD, Speculator, root_of_old
+from tests.integration.recovery_rig import NEW, OLD, THIRD, Speculator, root, s3
 from tests.unit.operator.worlds import channel, evidence, lineage, registration
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        ObjectStore(server.config()).ensure_bucket()
-        yield server
-
-
-@pytest.fixture
-def root(s3: S3, request: pytest.FixtureRequest) -> str:
-    return root_of_old(s3, request.node.name)
+__all__ = ["root", "s3"]
 
 
 def test_everything_goes_on_after_a_takeover(s3: S3, root: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,21 +11,11 @@ from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.root_ownership import write_refusal
-from tests.assets.s3 import S3, seaweedfs
-from tests.integration.recovery_rig import NEW, OLD, Speculator, root_of_old
+from tests.assets.s3 import S3
+from tests.integration.recovery_rig import NEW, OLD, Speculator, root, s3
 from tests.unit.training import tiny
 
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        ObjectStore(server.config()).ensure_bucket()
-        yield server
-
-
-@pytest.fixture
-def root(s3: S3, request: pytest.FixtureRequest) -> str:
-    return root_of_old(s3, request.node.name)
+__all__ = ["root", "s3"]
 
 
 class KilledError(Exception):

@@ -82,5 +82,5 @@ def _is_ours(speculators: IdleSpeculators) -> bool:
 
 @pytest.mark.parametrize("name", ["kubernetes", "default"])
 def test_a_speculator_with_a_name_that_kubernetes_needs_is_refused(speculators: IdleSpeculators, name: str) -> None:
-    with pytest.raises(CommandError, match="name"):
+    with pytest.raises(CommandError, match=r"metadata\.name must not be 'default' or 'kubernetes'"):
         speculators.aurora.cluster.apply(manifest(name), namespace=speculators.aurora.namespace)

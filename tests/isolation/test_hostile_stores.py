@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import urllib.request
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -21,28 +23,28 @@ APPLY_SECONDS = 30.0
 MAX_GROWTH_BYTES = 100 << 20
 
 
-def _operator_pods(aurora: Installation) -> list[dict[str, object]]:
+def _operator_pods(aurora: Installation) -> list[dict[str, Any]]:
     selection = ("-n", SYSTEM_NAMESPACE, "-l", OPERATOR_SELECTOR)
-    pods: list[dict[str, object]] = aurora.cluster.get("pods", *selection)["items"]
+    pods: list[dict[str, Any]] = aurora.cluster.get("pods", *selection)["items"]
     return pods
 
 
 def _restarts(aurora: Installation) -> int:
     pods = _operator_pods(aurora)
-    return sum(c["restartCount"] for pod in pods for c in pod["status"]["containerStatuses"])  # type: ignore[index]
+    return sum(c["restartCount"] for pod in pods for c in pod["status"]["containerStatuses"])
+
+
+def _wait_for_deployments(speculators: IdleSpeculators, names: Sequence[str]) -> None:
+    """Wait until the operator has reconciled each of the speculators once."""
+    wait_until("their Deployments", lambda: all(speculators.child("deployment", name) for name in names), 180)
 
 
 def _memory_bytes(aurora: Installation) -> float:
     """The largest resident memory of an operator process, from its own metrics."""
     sizes = []
     for pod in _operator_pods(aurora):
-        address = pod["status"]["podIP"]  # type: ignore[index]
-        port = next(
-            p["containerPort"]
-            for c in pod["spec"]["containers"]  # type: ignore[index]
-            for p in c["ports"]
-            if p["name"] == "metrics"
-        )
+        address = pod["status"]["podIP"]
+        port = next(p["containerPort"] for c in pod["spec"]["containers"] for p in c["ports"] if p["name"] == "metrics")
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         sizes.append(float(re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.M)[0]))
@@ -95,18 +97,13 @@ def test_a_speculator_that_is_made_and_deleted_64_times_leaves_nothing_behind(
         for start in range(0, 64, 8):
             names = HOSTILE[start : start + 8]
             speculators.apply(*names, endpoint=endpoint)
-            wait_until(
-                "the operator looked at them",
-                lambda names=names: all(speculators.child("deployment", name) for name in names),  # type: ignore[misc]
-                180,
-            )
+            _wait_for_deployments(speculators, names)
             speculators.delete(*names)
         seconds = speculators.seconds_until_applied(healthy, APPLY_SECONDS)
     print(f"applied after {seconds:.1f} s")
 
 
 def test_records_and_settings_that_do_not_parse_never_end_a_loop(speculators: IdleSpeculators, healthy: str) -> None:
-    """Odd values of security.md 12: each once raised out of the loop of its speculator."""
     aurora = speculators.aurora
     speculators.apply("odd-host", endpoint="http://no-such-host.invalid:9000")
     aurora.cluster.kubectl(

@@ -20,7 +20,7 @@ _OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-
 
 
 class DeletionPolicy(StrEnum):
-    """What happens to the speculator's objects in the bucket when the speculator is deleted."""
+    """Whether the speculator's objects in the bucket outlive the speculator."""
 
     RETAIN = "Retain"
     DELETE = "Delete"

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Claim(Enum):
-    """What an installation does about a speculator."""
+    """The decision of an installation whether to act on a speculator."""
 
     HOLD = "its name is in the status: it acts"
     TAKE = "it writes its name into the status"
@@ -43,7 +43,7 @@ class Claim(Enum):
 
 
 def decide(own: OperatorIdentity, named: OperatorIdentity | None, *, held_before: bool) -> Claim:
-    """What the installation ``own`` does when the status names ``named``.
+    """Decide for the installation ``own``, while the status names ``named``.
 
     Args:
         held_before: this process has seen its own installation in the status of this speculator before.

@@ -198,9 +198,10 @@ def _title(obj: Object) -> str:
 
 
 def _revision(obj: Object) -> Any:
-    """A value that changes whenever somebody changes a field that we wrote.
+    """A value that changes when somebody changes the spec, or for kinds without a generation any field.
 
-    The value is the uid with the generation, or with the resourceVersion for kinds without a generation.
+    The value is the uid with the generation, or with the resourceVersion. A Deployment's resourceVersion changes with
+    its status all the time. A label that somebody changes on a Deployment therefore stays until our next write.
     """
     metadata = obj["metadata"]
     return (metadata["uid"], metadata.get("generation") or metadata["resourceVersion"])

@@ -33,7 +33,7 @@ RESTART_ANNOTATION: Final = "aurora.dev/upgrade-restart"
 """"true" from the restart because of an upgrade of the operator until all pods are ready again."""
 MAX_ANNOTATION_BYTES: Final = 128 * 1024
 MAX_TEMPLATE_BYTES: Final = 2 * 1024 * 1024
-"""Of the JSON that the annotation decodes to. The API server stores no larger object."""
+"""Limit of the JSON that the annotation decodes to. The API server stores no larger object."""
 
 
 @dataclass(frozen=True)

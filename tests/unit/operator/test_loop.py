@@ -131,24 +131,27 @@ async def test_no_more_reconciles_run_at_a_time_than_there_are_slots() -> None:
 
 
 async def test_a_reconcile_that_waits_for_a_slow_store_holds_up_nobody_for_long() -> None:
-    slots = ReconcileSlots(2, 0.05)
-    hanging = [asyncio.create_task(_hold(slots)) for _ in range(2)]
+    slots, entered = ReconcileSlots(2, 0.2), 0
+
+    async def hang() -> None:
+        nonlocal entered
+        async with slots.slot():
+            entered += 1
+            await asyncio.sleep(60)
+
+    async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    hanging = [asyncio.create_task(hang()) for _ in range(2)]
     async with asyncio.timeout(5):
         for _ in range(10):
             async with slots.slot():
-                pass
-    for task in hanging:
-        task.cancel()
-    await asyncio.gather(*hanging, return_exceptions=True)
-    entered = [asyncio.create_task(_hold(slots)) for _ in range(3)]
-    await asyncio.sleep(0.01)
-    assert slots.free == 0, "each slot was given back once"
-    for task in entered:
-        task.cancel()
-    await asyncio.gather(*entered, return_exceptions=True)
-    assert slots.free == 2
-
-
-async def _hold(slots: ReconcileSlots) -> None:
-    async with slots.slot():
-        await asyncio.sleep(60)
+                await asyncio.sleep(0)
+    await cancel_all(hanging)
+    entered = 0
+    more = [asyncio.create_task(hang()) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert entered == 2, "each slot was given back once"
+    await cancel_all(more)
