@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from aurora_protocol.record import Record
-from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, Withdrawal
+from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
 
 R = TypeVar("R", bound=Record)
 
@@ -51,6 +51,10 @@ class PodFolder:
         return self.path / "capture.json"
 
     @property
+    def speculation(self) -> Path:
+        return self.path / "speculation.json"
+
+    @property
     def engine(self) -> Path:
         return self.path / "engine.json"
 
@@ -84,6 +88,9 @@ class PodFolder:
 
     def read_capture_state(self) -> CaptureState | None:
         return _read(self.capture, CaptureState)
+
+    def read_speculation_state(self) -> SpeculationState | None:
+        return _read(self.speculation, SpeculationState)
 
 
 def _read(path: Path, record: type[R]) -> R | None:

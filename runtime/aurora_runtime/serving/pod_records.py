@@ -7,12 +7,17 @@ holds the paths of the records.
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import EngineMode, Machine, measurement_pass
+from aurora_protocol.agent_api import MAX_COUNT, EngineMode, Machine, measurement_pass
 from aurora_protocol.record import Record, Sha256
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+ArmName = Annotated[str, Field(pattern=r"^(off|(lookup|draft)-[1-9][0-9]{0,2})$")]
+"""An arm of the speculation controller: `off`, or who proposes and how many tokens, such as `lookup-5` or `draft-3`."""
 
 
 class EngineState(Record):
@@ -51,6 +56,71 @@ class CaptureState(Record):
     shards_written: int = 0
     shards_dropped: int = 0
     updated_at: Timestamp
+
+
+class SourceCounters(Record):
+    """What one source of proposals (lookup or draft) did since the engine started.
+
+    Item ``i`` of a tuple stands for the ``i + 1``-th proposed token of a chain. A chain of 3 tokens, of which the
+    target accepted 1, adds 1 to the first 3 items of `proposed_at` and to the first item of `accepted_at`.
+    """
+
+    requests: Count = Field(default=0, description="Requests for which the source proposed at least once.")
+    proposed_at: tuple[Count, ...] = Field(default=(), description="Chains with a proposed token at each position.")
+    accepted_at: tuple[Count, ...] = Field(default=(), description="Chains accepted up to each position.")
+
+    @model_validator(mode="after")
+    def _accepted_was_proposed(self) -> Self:
+        if len(self.accepted_at) > len(self.proposed_at) or any(
+            accepted > proposed for accepted, proposed in zip(self.accepted_at, self.proposed_at, strict=False)
+        ):
+            raise ValueError("more tokens were accepted than proposed")
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """Chains of at least one token: one for each round of a request for which the source proposed."""
+        return self.proposed_at[0] if self.proposed_at else 0
+
+    @property
+    def proposed(self) -> int:
+        """Proposed tokens."""
+        return sum(self.proposed_at)
+
+    @property
+    def accepted(self) -> int:
+        """Accepted tokens, without the target's own."""
+        return sum(self.accepted_at)
+
+
+class RoundCost(Record):
+    """The measured time of a decode round."""
+
+    arm: ArmName
+    batch_size: int = Field(ge=1, description="Running requests.")
+    milliseconds: float = Field(gt=0, allow_inf_nan=False)
+
+
+class SpeculationState(Record):
+    """``speculation.json``: decisions and results of the speculation controller since the engine started.
+
+    A round of ``rounds_by_arm`` is one decode round of the batch. A round of a :class:`SourceCounters` is one request's
+    part of a decode round.
+    """
+
+    boot: str
+    rounds_by_arm: dict[ArmName, Count] = Field(default_factory=dict)
+    lookup: SourceCounters = SourceCounters()
+    draft: SourceCounters = SourceCounters()
+    costs: tuple[RoundCost, ...] = Field(default=(), description="Only arms and batch sizes that were measured.")
+    speedup_over_off: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Estimated throughput relative to no speculation. None: nothing to estimate it from.",
+    )
+    exploring_share: float = Field(default=0, ge=0, le=1, description="Share of the decode rounds that explored.")
+    written_at: Timestamp
 
 
 class Withdrawal(Record):
