@@ -1,0 +1,204 @@
+"""Proposes what followed the last tokens of a request when they occurred before: prompt lookup on the host.
+
+Text that is copied or repeated needs no draft model: the best guess for the next tokens is what followed the same
+tokens the last time. This module neither imports torch nor reads a clock.
+
+Invariants:
+- A proposal is a verbatim continuation: its first token followed the matched suffix in some text that is kept.
+- With the scope Request no proposal ever depends on the tokens of another request, with the scope Off there is none.
+- An evicted text never comes back, because its number is not used again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+
+SUFFIX_LENGTHS: Final = (2, 3, 4, 6, 8)
+"""The lengths of suffixes that are looked up, the longest first."""
+
+LONGEST_MATCH: Final = 32
+"""A match longer than this counts as this long."""
+
+SLOTS_PER_TOKEN: Final = 4
+SHARED_CHUNK_TOKENS: Final = 32
+"""Other requests see an answer in chunks of this many tokens, and the rest when the request ends."""
+
+_POSITION_BITS: Final = 28
+_POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
+_SHARED: Final = 0
+
+
+class LookupScope(StrEnum):
+    """Whose text a request's proposals may come from."""
+
+    OFF = "Off"
+    REQUEST = "Request"
+    SPECULATOR = "Speculator"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Proposed tokens, none when nothing matched, and how many of the request's last tokens matched."""
+
+    tokens: tuple[int, ...] = ()
+    match_length: int = 0
+
+
+_NOTHING: Final = Proposal()
+
+
+@dataclass(eq=False)
+class _Text:
+    """A request's prompt and answer. ``number`` is unique and never 0, so that a place is never 0."""
+
+    number: int
+    tokens: array[int] = field(default_factory=lambda: array("q"))
+    shared: int = 0  # suffixes that end before this position are in the shared space
+
+    @property
+    def first_place(self) -> int:
+        return self.number << _POSITION_BITS
+
+
+class LookupIndex:
+    """The texts of this process's requests and where their suffixes occurred.
+
+    ``max_tokens`` bounds the tokens that are kept. Running requests are always kept, because the engine's KV cache
+    bounds them. Ended requests are kept with the scope Speculator only, and evicted whole, the oldest first.
+    ``vocabulary_size`` ends a proposal before a token that the target cannot embed (SGLang replaces the placeholders
+    of images in a prompt by such numbers).
+
+    A request that was never begun has no text: :meth:`extend` and :meth:`end` do nothing for it, and :meth:`propose`
+    proposes nothing.
+    """
+
+    def __init__(self, scope: LookupScope, max_tokens: int, *, vocabulary_size: int | None = None) -> None:
+        if max_tokens < 1:
+            raise ValueError("max_tokens must be positive")
+        self._scope: Final = scope
+        self._max_tokens: Final = max_tokens
+        self._vocabulary_size: Final = vocabulary_size
+        slots = 1 << max(4, (max_tokens * SLOTS_PER_TOKEN - 1).bit_length())
+        self._table: Final = SuffixTable(SUFFIX_LENGTHS, 2 if scope is LookupScope.OFF else slots)
+        self._running: Final[dict[str, _Text]] = {}
+        self._texts: Final[dict[int, _Text]] = {}
+        self._ended: Final[deque[_Text]] = deque()
+        self._last_number = 0
+        self._tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts that are kept."""
+        return self._tokens
+
+    def begin(self, rid: str, prompt: Sequence[int]) -> None:
+        """Start a request with its prompt. A request that was begun before starts afresh."""
+        if self._scope is LookupScope.OFF:
+            return
+        if known := self._running.pop(rid, None):
+            self._forget(known)
+        self._last_number += 1
+        text = _Text(self._last_number, array("q", prompt))
+        self._running[rid] = text
+        self._texts[text.number] = text
+        self._tokens += len(prompt)
+        self._table.put_range(text.tokens, 1, len(prompt), text.number, text.first_place)
+        self._share(text)
+        self._evict()
+
+    def extend(self, rid: str, tokens: Sequence[int]) -> None:
+        """Append tokens that the target committed."""
+        if (text := self._running.get(rid)) is None:
+            return
+        own = text.tokens
+        for token in tokens:
+            end = len(own)
+            own.append(token)
+            self._table.put(own, end, text.number, text.first_place + end)
+        self._tokens += len(tokens)
+        if len(own) - text.shared >= SHARED_CHUNK_TOKENS:
+            self._share(text)
+
+    def end(self, rid: str) -> None:
+        """Stop a request. With the scope Speculator its text remains for other requests."""
+        if (text := self._running.pop(rid, None)) is None:
+            return
+        if self._scope is LookupScope.SPECULATOR:
+            self._share(text)
+            self._ended.append(text)
+            self._evict()
+        else:
+            self._forget(text)
+
+    def propose(self, rid: str, count: int) -> Proposal:
+        """At most ``count`` tokens that followed the longest suffix of the request that occurred before.
+
+        The latest occurrence is taken. Of equally long matches the request's own text goes before the others'.
+        """
+        if (text := self._running.get(rid)) is None or count < 1:
+            return _NOTHING
+        end = len(text.tokens)
+        own = self._table.slots_of(text.tokens, end, text.number)
+        shared = own
+        if self._scope is LookupScope.SPECULATOR:
+            shared = self._table.slots_of(text.tokens, end, _SHARED)
+        for (order, own_slot), (_, shared_slot) in zip(reversed(own), reversed(shared), strict=True):
+            for slot in dict.fromkeys((own_slot, shared_slot)):
+                if found := self._occurrence(text, order, self._table.get(slot)):
+                    return self._proposal(text, *found, order, count)
+        return _NOTHING
+
+    def _occurrence(self, text: _Text, order: int, place: int) -> tuple[_Text, int] | None:
+        """The text and position of ``place``, if the last ``order`` tokens of ``text`` really stand before it."""
+        source = self._texts.get(place >> _POSITION_BITS)
+        if source is None or (source is not text and self._scope is LookupScope.REQUEST):
+            return None
+        position = place & _POSITION_MASK
+        end = len(text.tokens)
+        if source.tokens[position - order : position] != text.tokens[end - order : end]:
+            return None
+        return source, position
+
+    def _proposal(self, text: _Text, source: _Text, position: int, order: int, count: int) -> Proposal:
+        tokens = list(source.tokens[position : position + count])
+        if source is text:  # a repetition: what follows the end of the text is the proposal itself
+            period = len(tokens)
+            while len(tokens) < count:
+                tokens.append(tokens[-period])
+        if self._vocabulary_size is not None:
+            for index, token in enumerate(tokens):
+                if not 0 <= token < self._vocabulary_size:
+                    del tokens[index:]
+                    break
+        if not tokens:
+            return _NOTHING
+        return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
+
+    def _share(self, text: _Text) -> None:
+        if self._scope is LookupScope.SPECULATOR:
+            self._table.put_range(text.tokens, max(1, text.shared), len(text.tokens), _SHARED, text.first_place)
+            text.shared = len(text.tokens)
+
+    def _evict(self) -> None:
+        while self._tokens > self._max_tokens and self._ended:
+            self._forget(self._ended.popleft())
+
+    def _forget(self, text: _Text) -> None:
+        del self._texts[text.number]
+        self._tokens -= len(text.tokens)
+
+
+def _match_length(tokens: array[int], source: array[int], position: int, known: int) -> int:
+    """How many tokens before ``position`` equal the end of ``tokens``, at least ``known`` and at most LONGEST_MATCH."""
+    end = len(tokens)
+    length = known
+    while length < min(position, end, LONGEST_MATCH) and source[position - 1 - length] == tokens[end - 1 - length]:
+        length += 1
+    return length

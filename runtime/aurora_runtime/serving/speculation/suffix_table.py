@@ -1,0 +1,91 @@
+"""A hash table of suffixes: where did the last m tokens of a text occur, and what followed them?
+
+A slot holds the latest place only, and a later suffix with the same hash overwrites it. So the table has a fixed size
+and an insertion a fixed cost, whatever the tokens are. Invariant: the table never compares tokens. A place that it
+returns is a hint, and the reader checks it against the text.
+
+The hash of m tokens is ``sum(a[k] * token[k]) mod 2**64`` with odd multipliers, and its slot the upper bits of that
+sum (multiply-shift hashing, Dietzfelbinger). The sum for a longer suffix continues the sum of a shorter one.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MASK: Final = (1 << 64) - 1
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+
+
+def _multipliers(count: int) -> list[int]:
+    """``count`` odd 64-bit numbers: the finaliser of SplitMix64 on 1, 2, 3 and so on."""
+    numbers = []
+    for index in range(1, count + 1):
+        mixed = (index * _GOLDEN) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        numbers.append((mixed ^ (mixed >> 31)) | 1)
+    return numbers
+
+
+class SuffixTable:
+    """Places by suffix, for the suffix lengths ``orders`` (ascending) and ``slots`` slots a length (a power of two).
+
+    A place is a positive number that the caller chooses. A ``space`` keeps the suffixes of one reader apart from
+    others in the same table.
+    """
+
+    def __init__(self, orders: Sequence[int], slots: int) -> None:
+        if list(orders) != sorted(set(orders)) or not orders or orders[0] < 1:
+            raise ValueError("the orders are positive, distinct and ascending")
+        if slots < 2 or slots & (slots - 1):
+            raise ValueError("the number of slots is a power of two")
+        self._longest: Final = orders[-1]
+        self._shift: Final = 65 - slots.bit_length()
+        *multipliers, self._space_multiplier = _multipliers(self._longest + 1)
+        self._multipliers: Final = multipliers
+        self._start: Final = {order: row * slots for row, order in enumerate(orders)}
+        self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)
+        self._view: Final = self._array.data
+
+    def slots_of(self, tokens: array[int], end: int, space: int) -> list[tuple[int, int]]:
+        """``(order, slot)`` of each suffix of ``tokens[:end]`` that the text is long enough for, shortest first."""
+        total = (space * self._space_multiplier) & _MASK
+        found = []
+        for order, multiplier in enumerate(self._multipliers[:end], start=1):
+            total += multiplier * tokens[end - order]
+            if (start := self._start.get(order)) is not None:
+                found.append((order, start + ((total & _MASK) >> self._shift)))
+        return found
+
+    def put(self, tokens: array[int], end: int, space: int, place: int) -> None:
+        """Note that the suffixes of ``tokens[:end]`` occurred, and that ``place`` followed them."""
+        for _, slot in self.slots_of(tokens, end, space):
+            self._view[slot] = place
+
+    def get(self, slot: int) -> int:
+        """The latest place that was put into the slot, 0 if none was."""
+        return self._view[slot]
+
+    def put_range(self, tokens: array[int], first: int, last: int, space: int, place: int) -> None:
+        """The same as ``put(tokens, end, space, place + end)`` for each ``end`` from ``first`` to ``last - 1``.
+
+        Vectorised, for prompts and whole answers.
+        """
+        if last <= first:
+            return
+        window = np.array(tokens[max(0, first - self._longest) : last - 1], dtype=np.int64).view(np.uint64)
+        missing = max(0, self._longest - first)
+        window = np.concatenate([np.zeros(missing, dtype=np.uint64), window])
+        total = np.full(last - first, (space * self._space_multiplier) & _MASK, dtype=np.uint64)
+        places = np.arange(place + first, place + last, dtype=np.int64)
+        for order, multiplier in enumerate(self._multipliers, start=1):
+            total += window[self._longest - order :][: last - first] * np.uint64(multiplier)
+            if (start := self._start.get(order)) is not None:
+                skipped = max(0, order - first)
+                slots = (total[skipped:] >> np.uint64(self._shift)).astype(np.int64) + start
+                self._array[slots] = places[skipped:]

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aurora_runtime.serving.speculation.lookup_index import (
+    LONGEST_MATCH,
+    SHARED_CHUNK_TOKENS,
+    SUFFIX_LENGTHS,
+    LookupIndex,
+    LookupScope,
+    Proposal,
+)
+
+NOTHING = Proposal()
+texts = st.lists(st.integers(0, 3), max_size=60)
+
+
+def naive_own_proposal(tokens: list[int], count: int) -> Proposal:
+    """The latest earlier occurrence of the longest suffix, found by trying every place."""
+    end = len(tokens)
+    for order in reversed(SUFFIX_LENGTHS):
+        for position in range(end - 1, order - 1, -1):
+            if tokens[position - order : position] == tokens[end - order :]:
+                proposed = list(tokens)
+                for source in range(position, position + count):
+                    proposed.append(proposed[source])
+                return Proposal(tuple(proposed[end:]), common_suffix(tokens, tokens[:position]))
+    return NOTHING
+
+
+def common_suffix(one: list[int], other: list[int]) -> int:
+    length = 0
+    while length < min(len(one), len(other), LONGEST_MATCH) and one[-1 - length] == other[-1 - length]:
+        length += 1
+    return length
+
+
+@given(texts, st.lists(texts, max_size=5), st.integers(1, 20))
+def test_a_request_is_looked_up_in_itself_as_by_trying_every_place(
+    prompt: list[int], answer: list[list[int]], count: int
+) -> None:
+    index = LookupIndex(LookupScope.REQUEST, 1 << 20)  # so many slots that hashes do not collide
+    index.begin("a", prompt)
+    tokens = list(prompt)
+    for part in answer:
+        index.extend("a", part)
+        tokens += part
+    assert index.propose("a", count) == naive_own_proposal(tokens, count)
+
+
+@dataclass
+class Naive:
+    """All texts, and which of them other requests may see."""
+
+    running: dict[str, list[int]] = field(default_factory=dict)
+    ended: list[list[int]] = field(default_factory=list)
+
+    def tokens(self) -> int:
+        return sum(map(len, self.ended)) + sum(map(len, self.running.values()))
+
+
+class SpeculatorScope(RuleBasedStateMachine):
+    """Random requests of one speculator against the plain record of their texts."""
+
+    MAX_TOKENS = 200
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = LookupIndex(LookupScope.SPECULATOR, self.MAX_TOKENS, vocabulary_size=3)
+        self.naive = Naive()
+
+    def evict(self) -> None:
+        while self.naive.ended and self.naive.tokens() > self.MAX_TOKENS:
+            self.naive.ended.pop(0)
+
+    @rule(rid=st.sampled_from("abc"), prompt=texts)
+    def begin(self, rid: str, prompt: list[int]) -> None:
+        self.index.begin(rid, prompt)
+        self.naive.running[rid] = list(prompt)
+        self.evict()
+
+    @rule(rid=st.sampled_from("abc"), tokens=texts)
+    def extend(self, rid: str, tokens: list[int]) -> None:
+        self.index.extend(rid, tokens)
+        if rid in self.naive.running:
+            self.naive.running[rid] += tokens
+
+    @rule(rid=st.sampled_from("abc"))
+    def end(self, rid: str) -> None:
+        self.index.end(rid)
+        if rid in self.naive.running:
+            self.naive.ended.append(self.naive.running.pop(rid))
+            self.evict()
+
+    @invariant()
+    def the_same_tokens_are_kept(self) -> None:
+        assert self.index.tokens == self.naive.tokens()
+
+    @invariant()
+    def a_proposal_continues_a_kept_text(self) -> None:
+        sources = [*self.naive.ended, *self.naive.running.values()]
+        for rid, own in self.naive.running.items():
+            proposal = self.index.propose(rid, 5)
+            if proposal == NOTHING:
+                continue
+            assert len(proposal.tokens) <= 5
+            assert all(0 <= token < 3 for token in proposal.tokens)
+            matched = own[len(own) - proposal.match_length :]
+            assert any(
+                text[place : place + proposal.match_length] == matched
+                and continues(text, place + proposal.match_length, proposal.tokens)
+                for text in sources
+                for place in range(len(text) - proposal.match_length)
+            )
+
+
+def continues(text: list[int], place: int, proposed: tuple[int, ...]) -> bool:
+    """Whether ``proposed`` stands at ``place``, where the end of ``text`` is continued by the proposal."""
+    longer = text[place:] + list(proposed)
+    return longer[: len(proposed)] == list(proposed)
+
+
+TestSpeculatorScope = SpeculatorScope.TestCase
+TestSpeculatorScope.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+@given(texts, texts, st.integers(1, 8))
+def test_with_scope_request_other_requests_change_nothing(mine: list[int], other: list[int], count: int) -> None:
+    alone, beside = LookupIndex(LookupScope.REQUEST, 500), LookupIndex(LookupScope.REQUEST, 500)
+    beside.begin("other", other)
+    beside.begin("ended", other)
+    beside.end("ended")
+    for index in (alone, beside):
+        index.begin("mine", mine)
+    assert alone.propose("mine", count) == beside.propose("mine", count)
+
+
+def test_with_scope_off_nothing_is_kept_or_proposed() -> None:
+    index = LookupIndex(LookupScope.OFF, 100)
+    index.begin("a", [1, 2, 3, 1, 2, 3])
+    index.extend("a", [1, 2])
+    assert index.propose("a", 4) == NOTHING
+    assert index.tokens == 0
+
+
+def test_with_scope_speculator_an_answer_is_found_by_later_requests() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("a", [1, 2, 3])
+    index.extend("a", [4, 5, 6])
+    index.end("a")
+    index.begin("b", [9, 2, 3])
+    assert index.propose("b", 2) == Proposal((4, 5), 2)
+    assert index.propose("b", 20) == Proposal((4, 5, 6), 2)
+
+
+def test_a_running_answer_is_found_by_others_after_a_chunk() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("a", [])
+    index.extend("a", range(100, 100 + SHARED_CHUNK_TOKENS))
+    index.begin("b", [105, 106])
+    assert index.propose("b", 2) == Proposal((107, 108), 2)
+
+
+def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("other", [5, 1, 2, 70, 71])
+    index.begin("own", [4, 1, 2, 80, 81, 4, 1, 2])
+    index.begin("longer", [9, 9, 3, 1, 2, 80, 9, 5, 1, 2])
+    index.begin("late", [1, 2, 60, 61])
+    assert index.propose("own", 2) == Proposal((80, 81), 3)
+    assert index.propose("longer", 2) == Proposal((70, 71), 3)
+
+
+def test_a_repetition_goes_on_beyond_the_end_of_the_text() -> None:
+    index = LookupIndex(LookupScope.REQUEST, 1000)
+    index.begin("a", [1, 2, 3, 1, 2, 3])
+    assert index.propose("a", 7) == Proposal((1, 2, 3, 1, 2, 3, 1), 3)
+
+
+def test_evicted_requests_are_not_found() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 20)
+    for rid, first in (("a", 100), ("b", 200), ("c", 300)):
+        index.begin(rid, range(first, first + 8))
+        index.end(rid)
+    assert index.tokens == 16
+    index.begin("d", [102, 103])
+    assert index.propose("d", 2) == NOTHING
+    index.begin("e", [302, 303])
+    assert index.propose("e", 2) == Proposal((304, 305), 2)
+
+
+def test_a_request_that_begins_again_forgets_its_former_text() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 100)
+    index.begin("a", [1, 2, 3, 4])
+    index.begin("a", [5, 6])
+    index.begin("b", [2, 3])
+    assert index.propose("b", 1) == NOTHING
+    assert index.tokens == 4
+
+
+def test_proposals_end_before_a_token_outside_the_vocabulary() -> None:
+    index = LookupIndex(LookupScope.REQUEST, 100, vocabulary_size=50)
+    index.begin("a", [1, 2, 3, 1_000_007, 4, 1, 2])
+    assert index.propose("a", 5) == Proposal((3,), 2)
+    index.begin("b", [1, 2, 2**62, 1, 2])
+    assert index.propose("b", 5) == NOTHING
+
+
+def test_unknown_requests_are_harmless() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 100)
+    index.extend("a", [1, 2])
+    index.end("a")
+    assert index.propose("a", 3) == NOTHING
+
+
+@pytest.mark.parametrize("prompt", [[7] * 131_072, list(range(131_072)), [1, 2] * 65_536])
+def test_indexing_a_long_prompt_takes_linear_time(prompt: list[int]) -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1 << 18)
+    started = time.process_time()
+    index.begin("a", prompt)
+    index.extend("a", prompt[:1024])
+    index.propose("a", 12)
+    assert time.process_time() - started < 5.0
