@@ -1,0 +1,86 @@
+"""How likely the next proposed token is right when all tokens before it were: the raw material of every estimate.
+
+Verification accepts a proposal up to its first wrong token. So a proposal of ``a`` accepted tokens out of ``k`` gives
+``a`` successes at the positions 1 to ``a`` and, unless all were accepted, one failure at position ``a + 1``. Nothing
+is learned about later positions. All numbers of steps share these rates, so that a short round teaches about long ones.
+
+Invariant: expected accepted tokens never fall with the number of steps, and rise by at most one per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Final
+
+PRIOR_WEIGHT: Final = 2.0
+"""Observations that the prior counts for."""
+
+
+class SurvivalRates:
+    """Rates by position, estimated from recent proposals. Older proposals count less."""
+
+    def __init__(self, positions: Sequence[int], prior: float) -> None:
+        """``positions[d]`` is the group that position ``d + 1`` belongs to. Groups are 0, 1, … without gaps.
+
+        ``prior`` is the rate of group 0 before any observation. A later group's prior is the rate of the group before.
+        """
+        self._positions = tuple(positions)
+        groups = max(self._positions) + 1
+        self._prior = prior
+        self._successes = [0.0] * groups
+        self._trials = [0.0] * groups
+
+    @property
+    def trials(self) -> float:
+        """Weight of the observations at the first position."""
+        return self._trials[0]
+
+    def fade(self, factor: float) -> None:
+        """Multiply the weight of all observations so far by ``factor``."""
+        self._successes = [value * factor for value in self._successes]
+        self._trials = [value * factor for value in self._trials]
+
+    def add(self, accepted: int, proposed: int) -> None:
+        """Learn from one proposal."""
+        positions, successes, trials = self._positions, self._successes, self._trials
+        last = len(positions)
+        for group in positions[: min(accepted, last)]:
+            successes[group] += 1.0
+            trials[group] += 1.0
+        if accepted < proposed and accepted < last:
+            trials[positions[accepted]] += 1.0
+
+    def rates(self, z: float = 0.0) -> list[float]:
+        """The rate by position. ``z`` standard errors above the estimate, or below where ``z`` is negative."""
+        by_group = list[float]()
+        prior = self._prior
+        for successes, trials in zip(self._successes, self._trials, strict=True):
+            rate = (successes + PRIOR_WEIGHT * prior) / (trials + PRIOR_WEIGHT)
+            prior = rate
+            by_group.append(wilson_bound(rate, trials + PRIOR_WEIGHT, z) if z else rate)
+        return [by_group[group] for group in self._positions]
+
+
+def wilson_bound(rate: float, weight: float, z: float) -> float:
+    """The end of Wilson's interval of a rate that rests on ``weight`` observations.
+
+    Unlike a bound from the normal distribution, this bound stays between 0 and 1 and holds up with few observations.
+    """
+    square = z * z / weight
+    half_width = z * sqrt(max(0.0, rate * (1 - rate) / weight + square / (4 * weight)))
+    return min(1.0, max(0.0, (rate + square / 2 + half_width) / (1 + square)))
+
+
+def expected_accepted(rates: Sequence[float], odds: float = 1.0) -> tuple[float, ...]:
+    """Expected accepted tokens by number of steps, from 0 to ``len(rates)`` steps.
+
+    ``odds`` multiplies the odds of every rate: above 1 for a request whose proposals are better than the others'.
+    """
+    total, reached = 0.0, 1.0
+    curve = [0.0]
+    for rate in rates:
+        reached *= rate * odds / (1.0 - rate + rate * odds) if rate < 1.0 else 1.0
+        total += reached
+        curve.append(total)
+    return tuple(curve)
