@@ -4,6 +4,10 @@ Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
 
+Versions: a shard without ``source`` is older than the speculation controller. Its server drafted in every round of
+more than one node, so :func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the
+controller ignores ``source``, and takes a rejected lookup for one of the draft. An unknown source is refused.
+
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 import torch
@@ -20,6 +25,14 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import is_held_out
+
+
+class ProposalSource(IntEnum):
+    """Who proposed the nodes of a verify round below its root, as a trace stores it."""
+
+    NONE = 0  # nobody: the round verifies the root only, or its other nodes are padding
+    LOOKUP = 1
+    DRAFT = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,9 @@ class RequestTrace:
     hidden: Tensor  # [S, H3] float16 or bfloat16; row i belongs to position hidden_start + i
     root: Tensor  # [R] int32: position of the round's root in ``tokens``
     node_count: Tensor  # [R] int32
-    accepted: Tensor  # [R] int32: draft tokens accepted, without the bonus token
+    accepted: Tensor  # [R] int32: proposed tokens accepted, without the bonus token
     version: Tensor  # [R] int32: draft version in force
+    source: Tensor  # [R] uint8: ProposalSource of the round
     node_token: Tensor  # [M] int32
     node_parent: Tensor  # [M] int16: index within the round, -1 at the root
     node_accepted: Tensor  # [M] bool: on the accepted path (the root always is)
@@ -56,6 +70,8 @@ class RequestTrace:
             problems.append("round tensors differ in length")
         if any(getattr(self, name).shape[0] != nodes for name in _BY_NODES) or nodes != int(self.node_count.sum()):
             problems.append("node tensors differ in length")
+        if rounds and int(self.source.max()) > max(ProposalSource):
+            problems.append("a source of proposals is unknown; upgrade the reader")
         if problems:
             raise TraceFormatError("; ".join(problems))
 
@@ -64,11 +80,21 @@ class RequestTrace:
         return self.tokens.shape[0] - self.prompt_length
 
     @property
+    def drafted(self) -> Tensor:
+        """Whether the draft proposed the round's nodes ``[R]`` bool."""
+        return self.source == ProposalSource.DRAFT
+
+    @property
     def held_out(self) -> bool:
         return is_held_out(self.request)
 
 
-_BY_ROUNDS: Final = ("root", "node_count", "accepted", "version")
+def sources_without_controller(node_count: Tensor) -> Tensor:
+    """The sources of rounds ``[R]`` on a server that has only the draft: the draft wherever there is a proposal."""
+    return torch.where(node_count > 1, ProposalSource.DRAFT, ProposalSource.NONE).to(torch.uint8)
+
+
+_BY_ROUNDS: Final = ("root", "node_count", "accepted", "version", "source")
 _BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
 _CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
 
@@ -107,6 +133,8 @@ def encode(traces: Sequence[RequestTrace]) -> bytes:
 def decode(data: bytes) -> Iterator[RequestTrace]:
     """The traces of a shard, in order. Their tensors are views of the shard's. Raises :class:`TraceFormatError`."""
     tensors = load(data)
+    if "node_count" in tensors:
+        tensors.setdefault("source", sources_without_controller(tensors["node_count"]))
     if missing := {"index", *_CONCATENATED} - tensors.keys():
         raise TraceFormatError(f"tensors missing: {', '.join(sorted(missing))}")
     first = dict.fromkeys(_CONCATENATED, 0)

@@ -32,7 +32,7 @@ import torch
 from tests.bench.bench_command import bench_parser
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
-from aurora_runtime.traces import RequestTrace, decode, encode
+from aurora_runtime.traces import RequestTrace, decode, encode, sources_without_controller
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftConfig, DraftModel
@@ -95,6 +95,7 @@ def random_request(shape: DraftConfig, seed: int, prompt_tokens: int, answer_tok
         node_count=torch.full((rounds,), width, dtype=torch.int32),
         accepted=torch.tensor(accepted, dtype=torch.int32),
         version=torch.zeros(rounds, dtype=torch.int32),
+        source=sources_without_controller(torch.full((rounds,), width)),
         node_token=torch.where(on_path, tokens[position], draw(DRAFT_VOCABULARY, rounds * width).to(torch.int32)),
         node_parent=(depth - 1).to(torch.int16),
         node_accepted=on_path,

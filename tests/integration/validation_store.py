@@ -52,6 +52,7 @@ def trace_of(prompt: list[int]) -> RequestTrace:
         node_count=none,
         accepted=none,
         version=none,
+        source=none,
         node_token=none,
         node_parent=torch.zeros(0, dtype=torch.int16),
         node_accepted=torch.zeros(0, dtype=torch.bool),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import RequestTrace, sources_without_controller
 from tests.assets.model import causal_model
 from tests.assets.traces.proposals import Tree, propose
 from tests.assets.traces.recorded import (
@@ -171,6 +171,7 @@ def with_verify_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: An
         node_count=torch.tensor([len(r.tree.tokens) for r in rounds], dtype=torch.int32),
         accepted=torch.tensor([r.accepted for r in rounds], dtype=torch.int32),
         version=torch.full((len(rounds),), version, dtype=torch.int32),
+        source=sources_without_controller(torch.tensor([len(r.tree.tokens) for r in rounds])),
         node_token=torch.tensor([token for r in rounds for token in r.tree.tokens], dtype=torch.int32),
         node_parent=torch.tensor([parent for r in rounds for parent in r.tree.parents], dtype=torch.int16),
         node_accepted=torch.tensor([node in r.path for r in rounds for node in range(len(r.tree.tokens))]),

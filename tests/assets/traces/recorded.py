@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, decode, encode
+from aurora_runtime.traces import ProposalSource, RequestTrace, decode, encode
 from tests.assets.cache import cache_root
 from tests.assets.model import causal_model, ensure_model
 from tests.cluster.file_lock import exclusive_lock
@@ -104,6 +104,7 @@ def record(model: Any, tokens: Tensor, prompt_length: int) -> RequestTrace:
         node_count=torch.ones(rounds, dtype=torch.int32),
         accepted=torch.zeros(rounds, dtype=torch.int32),
         version=torch.zeros(rounds, dtype=torch.int32),
+        source=torch.full((rounds,), ProposalSource.NONE, dtype=torch.uint8),
         node_token=tokens[prompt_length : length - 1].to(torch.int32),
         node_parent=torch.full((rounds,), -1, dtype=torch.int16),
         node_accepted=torch.ones(rounds, dtype=torch.bool),

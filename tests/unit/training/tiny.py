@@ -16,7 +16,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, encode
+from aurora_runtime.traces import RequestTrace, encode, sources_without_controller
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
@@ -127,6 +127,7 @@ def trace(
         node_count=torch.full((len(roots),), steps + 1, dtype=torch.int32),
         accepted=torch.tensor(accepted, dtype=torch.int32),
         version=torch.zeros(len(roots), dtype=torch.int32),
+        source=sources_without_controller(torch.full((len(roots),), steps + 1)),
         node_token=torch.where(on_path, tokens[position.long()], integers(0, VOCAB, nodes).to(torch.int32)),
         node_parent=(node - 1).to(torch.int16),
         node_accepted=on_path,

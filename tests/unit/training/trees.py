@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import RequestTrace, sources_without_controller
 from tests.unit.training import tiny
 
 
@@ -53,6 +53,7 @@ def tree_trace(
         node_count=torch.full((len(roots),), nodes, dtype=torch.int32),
         accepted=torch.tensor(accepted, dtype=torch.int32),
         version=torch.zeros(len(roots), dtype=torch.int32),
+        source=sources_without_controller(torch.full((len(roots),), nodes)),
         node_token=torch.tensor(drafted, dtype=torch.int32),
         node_parent=torch.tensor(parents, dtype=torch.int16),
         node_accepted=torch.tensor(on_path, dtype=torch.bool),

@@ -19,6 +19,7 @@ from torch import Tensor
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, VerifyRound
+from aurora_runtime.traces import ProposalSource
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,12 @@ class VerifyOutput:
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
     version: int
+    sources: tuple[ProposalSource, ...]  # R
     draft_tokens: Tensor  # [R, n]
     next_token: Tensor  # [R, n]
     next_sibling: Tensor  # [R, n]
     path: Tensor  # [R, steps + 1] node indices within the request; below 0 after the path's end
-    path_length: Tensor  # [R] accepted draft tokens + 1
+    path_length: Tensor  # [R] accepted proposed tokens + 1
     hidden: Tensor  # [R, steps + 1, H3] of the path's nodes
     top_ids: Tensor  # [R, n, K]
     top_logprobs: Tensor  # [R, n, K]
@@ -112,6 +114,7 @@ class VerifyOutput:
                 VerifyRound(
                     rid=request.rid,
                     version=self.version,
+                    source=self.sources[i],
                     draft_tokens=self.draft_tokens[i].clone(),
                     next_token=self.next_token[i].clone(),
                     next_sibling=self.next_sibling[i].clone(),

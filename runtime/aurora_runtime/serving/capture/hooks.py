@@ -6,7 +6,7 @@ tensor-parallel rank 0 captures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -24,6 +24,25 @@ from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedR
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
 from aurora_runtime.serving.capture.top_tokens import top_tokens
+from aurora_runtime.traces import ProposalSource
+
+
+def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[TracedRequest]) -> tuple[ProposalSource, ...]:
+    """Who proposed the nodes of each traced request.
+
+    The worker of the speculation controller leaves a source for each request of the batch on SGLang's verify input. A
+    server without the controller leaves none, and its draft proposes every node below a root.
+
+    Raises :class:`LookupError` when there is not one source for each request.
+    """
+    if verify_input.draft_token_num == 1:
+        return (ProposalSource.NONE,) * len(traced)
+    chosen = getattr(verify_input, "aurora_sources", None)
+    if chosen is None:
+        return (ProposalSource.DRAFT,) * len(traced)
+    if len(chosen) != batch_size:
+        raise LookupError("the batch has another number of requests than of sources")
+    return tuple(ProposalSource[chosen[request.index].name] for request in traced)
 
 
 class Hooks:
@@ -86,6 +105,7 @@ class Hooks:
             sink=self._sink,
             traced=traced,
             version=int(version) if version.isdecimal() else -1,
+            sources=proposal_sources(verify_input, size, traced),
             draft_tokens=select_rows(verify_input.draft_token, size, traced),
             next_token=select_rows(verify_input.retrieve_next_token.reshape(-1), size, traced),
             next_sibling=select_rows(verify_input.retrieve_next_sibling.reshape(-1), size, traced),

@@ -23,6 +23,7 @@ DTYPES: Final = {
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
+    torch.uint8: "U8",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",

@@ -173,7 +173,6 @@ class ShardWriter:
 
     def _manifest(self, shard: _OpenShard, file: FileRef, lost: int) -> ShardManifest:
         traces = shard.traces
-        rounds = sum(t.root.shape[0] for t in traces)
         return ShardManifest(
             lineage=self.settings.lineage,
             pod=self.settings.pod,
@@ -183,9 +182,9 @@ class ShardWriter:
             requests=len(traces),
             tokens=shard.tokens,
             answer_tokens=sum(t.answer_tokens for t in traces),
-            rounds=rounds,
-            proposed=sum(t.node_token.shape[0] for t in traces) - rounds,
-            accepted=sum(int(t.accepted.sum()) for t in traces),
+            rounds=sum(t.root.shape[0] for t in traces),
+            proposed=sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
+            accepted=sum(int(t.accepted[t.drafted].sum()) for t in traces),
             dropped_records=lost,
             draft_versions=tuple(sorted({v for t in traces for v in t.version.tolist()})),
             created=datetime.now(UTC),

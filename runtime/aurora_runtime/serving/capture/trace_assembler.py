@@ -3,7 +3,7 @@
 How positions are counted: a request is its prompt followed by its answer. Prefilling ``n`` prompt tokens yields the
 hidden states of those positions and the first answer token. A verify round starts when ``c`` answer tokens are
 committed. Its root (node 0) is the last of these tokens, at position ``prompt + c - 1``, and has no hidden state yet.
-The states of the accepted path (root, then accepted draft tokens) belong to positions root, root + 1, and so on. The
+The states of the accepted path (root, then accepted tokens) belong to positions root, root + 1, and so on. The
 round's last committed token, the bonus token, gets its state as the root of the next round. So the last answer token
 has no state, unless an end token cut the round short.
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import ProposalSource, RequestTrace
 
 STALE_AFTER_RECORDS: Final = 100_000
 """A request is stale, because its last record was lost, when this many later records hold none of its own."""
@@ -56,10 +56,11 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class VerifyRound:
-    """One verify round of one request: ``n`` nodes, ``a`` accepted draft tokens, ``K`` top tokens."""
+    """One verify round of one request: ``n`` nodes, ``a`` accepted proposed tokens, ``K`` top tokens."""
 
     rid: str
     version: int
+    source: ProposalSource
     draft_tokens: Tensor  # [n]
     next_token: Tensor  # [n] first child of each node, -1 for none
     next_sibling: Tensor  # [n] next child of the same parent, -1 for none
@@ -239,6 +240,7 @@ class TraceAssembler:
             node_count=torch.tensor([item.event.draft_tokens.shape[0] for item in rounds], dtype=torch.int32),
             accepted=torch.tensor([item.accepted for item in rounds], dtype=torch.int32),
             version=torch.tensor([item.event.version for item in rounds], dtype=torch.int32),
+            source=torch.tensor([item.event.source for item in rounds], dtype=torch.uint8),
             node_token=torch.cat([item.event.draft_tokens for item in rounds]).to(torch.int32),
             node_parent=torch.tensor(parents, dtype=torch.int16),
             node_accepted=torch.tensor(on_path, dtype=torch.bool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from aurora_runtime.serving.capture.hooks import Hooks
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.top_tokens import top_tokens
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
+from aurora_runtime.traces import ProposalSource
 
 NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
 
@@ -64,18 +66,27 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, rati
     return hooks, recorder
 
 
-def verify(size: int) -> tuple[Any, Any, Any]:
-    """Result, verify input and logits of a batch whose request i accepts i drafts (at most 2) of a chain of 4."""
-    accept = torch.full((size, DEPTH), -1, dtype=torch.int32)
-    lengths = torch.tensor([min(i, DEPTH - 1) + 1 for i in range(size)], dtype=torch.int32)
+class Proposer(StrEnum):
+    """Stands in for the sources of the speculation controller."""
+
+    NONE = "none"
+    LOOKUP = "lookup"
+    DRAFT = "draft"
+
+
+def verify(size: int, *, nodes: int = NODES, depth: int = DEPTH, **on_input: Any) -> tuple[Any, Any, Any]:
+    """Result, verify input and logits of a batch whose request i accepts i tokens (at most depth - 1) of a chain."""
+    accept = torch.full((size, depth), -1, dtype=torch.int32)
+    lengths = torch.tensor([min(i, depth - 1) + 1 for i in range(size)], dtype=torch.int32)
     for i, length in enumerate(lengths.tolist()):
-        accept[i, :length] = i * NODES + torch.arange(length, dtype=torch.int32)
-    rows = size * NODES
+        accept[i, :length] = i * nodes + torch.arange(length, dtype=torch.int32)
+    rows = size * nodes
     verify_input = SimpleNamespace(
         draft_token=torch.arange(rows),
-        draft_token_num=NODES,
-        retrieve_next_token=torch.tensor([[1, 2, 3, -1]] * size),
-        retrieve_next_sibling=torch.full((size, NODES), -1),
+        draft_token_num=nodes,
+        retrieve_next_token=torch.tensor([[*range(1, nodes), -1]] * size),
+        retrieve_next_sibling=torch.full((size, nodes), -1),
+        **on_input,
     )
     logits = SimpleNamespace(
         next_token_logits=torch.randn(rows, VOCAB),
@@ -132,6 +143,54 @@ def test_a_verify_batch_becomes_one_round_per_request(monkeypatch: pytest.Monkey
     assert last.commit is not None
     assert (last.commit.output_index, last.commit.token_ids) == (4, (5, 6, 7))
     assert recorder.errors == 0
+
+
+def captured_rounds(hooks: Hooks, recorder: Recorder, verified: tuple[Any, Any, Any]) -> list[VerifyRound]:
+    """The rounds that capture makes of a verified batch."""
+    result, verify_input, logits = verified
+    batch = batch_of(*(request(f"r{i}") for i in range(len(result[1]))))
+    hooks.after_sample(result, verify_input, batch, logits)
+    commits = [commit(1, *range(int(length))) for length in result[1]]
+    logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, commits)
+    return [event for event in recorder.batches[-1] if isinstance(event, VerifyRound)]
+
+
+def test_a_round_names_the_source_that_the_controller_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    chosen = (Proposer.DRAFT, Proposer.NONE, Proposer.LOOKUP)
+    rounds = captured_rounds(hooks, recorder, verify(3, aurora_sources=chosen))
+    assert [event.source for event in rounds] == [ProposalSource.DRAFT, ProposalSource.NONE, ProposalSource.LOOKUP]
+
+
+def test_without_a_controller_the_draft_proposes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    assert {event.source for event in captured_rounds(hooks, recorder, verify(2))} == {ProposalSource.DRAFT}
+
+
+@pytest.mark.parametrize("on_input", [{}, {"aurora_sources": (Proposer.NONE, Proposer.NONE)}])
+def test_a_round_of_width_1_has_one_node_and_no_proposals(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_input: dict[str, Any]
+) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    rounds = captured_rounds(hooks, recorder, verify(2, nodes=1, depth=1, **on_input))
+    assert [(event.source, event.draft_tokens.tolist(), event.path.tolist()) for event in rounds] == [
+        (ProposalSource.NONE, [0], [0]),
+        (ProposalSource.NONE, [1], [0]),
+    ]
+    assert [event.hidden.shape for event in rounds] == [(1, WIDTH)] * 2
+    assert recorder.errors == 0
+
+
+def test_sources_of_another_batch_lose_the_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    result, verify_input, logits = verify(2, aurora_sources=(Proposer.DRAFT,))
+    hooks.after_sample(result, verify_input, batch_of(request("a"), request("b")), logits)
+    assert logits.auxiliary_device_output is None
+    assert recorder.errors == 1
 
 
 def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSetting
 from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.traces import decode
+from aurora_runtime.traces import ProposalSource, decode
 from aurora_store import Keys
 from aurora_store.objects import sha256_file
-from tests.unit.serving.capture.test_trace_assembler import TOP_TOKENS, long_request
+from tests.unit.serving.capture.test_trace_assembler import TOP_TOKENS, drafted_request, long_request
 
 
 class Clock:
@@ -80,6 +80,17 @@ def test_a_shard_is_written_when_it_is_due_with_a_manifest_of_its_content(tmp_pa
     assert (manifest.proposed, manifest.accepted, manifest.draft_versions) == (0, 0, (0,))
     stem = Keys.shard(1, "pod-0", "0b", 0, manifest.created)
     assert stem.rsplit("/", 1)[1] == data.stem, "the file is named as its object will be"
+
+
+def test_a_manifest_counts_the_tokens_of_the_draft_only(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock())
+    for rid, source in (("a", ProposalSource.DRAFT), ("b", ProposalSource.LOOKUP), ("c", ProposalSource.NONE)):
+        offer(writer, drafted_request(rid, source))
+        writer.step()
+    writer.flush()
+    (data,) = shards(tmp_path)
+    manifest = ShardManifest.from_json(data.with_suffix(".json").read_bytes())
+    assert (manifest.requests, manifest.rounds, manifest.proposed, manifest.accepted) == (3, 3, 2, 1)
 
 
 def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
-from aurora_runtime.traces import RequestTrace, decode, encode
+from aurora_runtime.traces import ProposalSource, RequestTrace, decode, encode
 
 TOP_TOKENS = 3
 VOCAB = 50
@@ -47,6 +47,20 @@ class Simulated:
     cached: int
     paths: list[tuple[int, int]]  # root position and visible accepted drafts of each round
     all_parents: list[int]
+    sources: list[ProposalSource]
+
+
+def tree(draw: st.DrawFn, root: int, accepted: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Tokens and parents of a tree, and its accepted path. Nodes of the path may have a rejected sibling."""
+    tokens, parents, path = [root], [-1], [0]
+    for want in accepted:
+        if draw(st.booleans()):
+            parents.append(path[-1])
+            tokens.append(VOCAB + 1)
+        parents.append(path[-1])
+        tokens.append(want)
+        path.append(len(tokens) - 1)
+    return tokens, parents, path
 
 
 @st.composite
@@ -63,7 +77,7 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
         commit = Commit(0, tuple(answer[:1])) if cut == len(prompt) else None
         events.append(PromptChunk(rid, prompt, at, states(full, at, cut), commit, finished=False))
         at = cut
-    done, paths, all_parents = 1, [], []
+    done, paths, all_parents, sources = 1, [], [], []
     while done < len(answer):
         if draw(st.integers(0, 9)) == 0:  # retracted: prefilled again with its answer, behind some cached prefix
             start = draw(st.integers(0, len(prompt) + done - 1))
@@ -77,23 +91,18 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
         visible = min(accepted, len(answer) - done)
         committed = answer[done : done + accepted + 1]
         drafted = [*answer[done : done + visible], *([VOCAB] * (accepted - visible))]
-        # the accepted path, with a rejected sibling before each of its nodes
-        path, parents, tokens = [0], [-1], [full[root]]
-        for want in drafted:
-            if draw(st.booleans()):
-                parents.append(path[-1])
-                tokens.append(VOCAB + 1)
-            parents.append(path[-1])
-            tokens.append(want)
-            path.append(len(tokens) - 1)
+        tokens, parents, path = tree(draw, full[root], drafted)
         first, sibling = links(parents)
         done += len(committed)
+        # A round of width 1 has no proposals. In a wider one, a request without a source has padding.
+        sources.append(draw(st.sampled_from(ProposalSource)) if len(tokens) > 1 else ProposalSource.NONE)
         beyond = [[0.0, 0.0]] * (accepted - visible)
         known = states(full, root, root + visible + 1)
         events.append(
             VerifyRound(
                 rid=rid,
                 version=3,
+                source=sources[-1],
                 draft_tokens=torch.tensor(tokens),
                 next_token=torch.tensor(first),
                 next_sibling=torch.tensor(sibling),
@@ -108,7 +117,7 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
         )
         paths.append((root, visible))
         all_parents += parents
-    return Simulated(events, prompt, answer, cached, paths, all_parents)
+    return Simulated(events, prompt, answer, cached, paths, all_parents, sources)
 
 
 def assembler(**options: int) -> TraceAssembler:
@@ -139,6 +148,7 @@ def test_a_trace_holds_the_tokens_that_the_client_received(request: Simulated) -
     assert torch.equal(trace.hidden, states(full, trace.hidden_start, end))
     assert list(zip(trace.root.tolist(), trace.accepted.tolist(), strict=True)) == request.paths
     assert trace.node_parent.tolist() == request.all_parents
+    assert trace.source.tolist() == request.sources
     at = 0
     for root, nodes, accepted in zip(
         trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
@@ -200,6 +210,7 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
             VerifyRound(
                 rid=rid,
                 version=0,
+                source=ProposalSource.NONE,
                 draft_tokens=node,
                 next_token=torch.tensor([-1]),
                 next_sibling=torch.tensor([-1]),
@@ -213,6 +224,28 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
             )
         )
     return events
+
+
+def drafted_request(rid: str, source: ProposalSource) -> list[PromptChunk | VerifyRound]:
+    """A prompt of 3 tokens, and one round in which ``source`` proposes 2 tokens, of which the target accepts 1."""
+    tokens = list(range(6))
+    prompt = PromptChunk(rid, tokens[:3], 0, states(tokens, 0, 3), Commit(0, (3,)), finished=False)
+    verified = VerifyRound(
+        rid=rid,
+        version=0,
+        source=source,
+        draft_tokens=torch.tensor([3, 4, 9]),
+        next_token=torch.tensor([1, 2, -1]),
+        next_sibling=torch.full((3,), -1),
+        path=torch.tensor([0, 1]),
+        hidden=states(tokens, 3, 5),
+        top_ids=torch.zeros(3, TOP_TOKENS, dtype=torch.int32),
+        top_logprobs=torch.zeros(3, TOP_TOKENS),
+        uncaptured_mass=torch.zeros(3),
+        commit=Commit(1, (4, 5)),
+        finished=True,
+    )
+    return [prompt, verified]
 
 
 def test_a_long_request_is_cut_and_its_further_records_are_ignored() -> None:
