@@ -32,7 +32,7 @@ class UnrollPath(StrEnum):
     """The roots that the draft is unrolled from, and the tokens along the way."""
 
     COMMITTED = "committed"  # from every root, along the committed tokens, as if all of them had been accepted
-    PROPOSED = "proposed"  # from the roots where serving drafted, along the accepted part of the proposal
+    PROPOSED = "proposed"  # from the roots where the draft proposed, along the accepted part of the proposal
 
 
 @dataclass(frozen=True)

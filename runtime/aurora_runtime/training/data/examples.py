@@ -2,7 +2,8 @@
 
 Invariants: serving can draft from every root, which is the slot of the last prompt token or a later one. Every training
 target is a distribution that the target really had at that position. Prompt slots only provide keys and values, unless
-prompt positions have a weight.
+prompt positions have a weight. Every accepted token is trained, whoever proposed it, because the target chose it. What
+was served is read from the draft's own rounds only, because a round of lookup says nothing of the draft.
 
 Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t + 2``, so step
 ``j`` at root ``t`` is trained on the target's distribution at position ``t + 1 + j``.
@@ -40,9 +41,7 @@ class Example:
     aux: Tensor  # [T, 3H]: the target's auxiliary hidden states
     targets: CapturedDistributions  # T + 1 rows, by position
     weight: Tensor  # [T + 1] float16: weight of the position's loss, 0 where no distribution is known
-    accepted: (
-        Tensor  # [root_count] int8: draft tokens accepted in the round proposed at the root, -1 where no round began
-    )
+    accepted: Tensor  # [root_count] int8: tokens accepted of the draft's proposal at the root, -1 where it made none
     rejected: RejectedNodes
 
     @property
@@ -136,13 +135,13 @@ class _Request:
 
 
 def _accepted_by_slot(trace: RequestTrace) -> Tensor:
-    """Draft tokens accepted in the round proposed at each slot ``[S]`` int8, -1 where no round began.
+    """Tokens accepted of the draft's proposal at each slot ``[S]`` int8, -1 where the draft made none.
 
     The state at slot ``t`` is the first to propose in the round whose root is token ``t + 1``.
     """
     accepted = torch.full((trace.hidden.shape[0],), -1, dtype=torch.int8)
     slot = trace.root.long() - 1 - trace.hidden_start
-    inside = (slot >= 0) & (slot < accepted.numel())
+    inside = trace.drafted & (slot >= 0) & (slot < accepted.numel())
     accepted[slot[inside]] = trace.accepted[inside].to(torch.int8)
     return accepted
 

@@ -1,7 +1,8 @@
 """Verify nodes that the draft proposed and the target rejected.
 
 The target was evaluated at these nodes too, so the distribution that would have followed each rejected token is known:
-a counterfactual distribution to train on. Invariant: every node is below an accepted node of its round or below
+a counterfactual distribution to train on. A rejected lookup is left out: the draft did not make that mistake, and would
+seldom be asked to continue it. Invariant: every node is below an accepted node of its round or below
 another rejected node, and parents come before children, so that the trees can be unrolled as they were served.
 """
 
@@ -106,7 +107,7 @@ class _RoundTrees:
 
 
 def rejected_nodes_of(trace: RequestTrace, vocab_size: int) -> RejectedNodes:
-    """The rejected nodes of ``trace``, with slots relative to ``hidden_start``.
+    """The nodes of ``trace`` that the draft proposed and the target rejected, with slots relative to ``hidden_start``.
 
     Nodes below the answer's last token are left out, because no token follows there. Raises :class:`TraceFormatError`
     for token ids outside the target's vocabulary and for parents outside their round.
@@ -118,7 +119,8 @@ def rejected_nodes_of(trace: RequestTrace, vocab_size: int) -> RejectedNodes:
     depth, accepted_depth = trees.depths(trace.node_accepted)
     slot = trees.root_position - 1 - trace.hidden_start
     inside_answer = trees.root_position + accepted_depth < trace.tokens.shape[0] - 1
-    nodes = (~trace.node_accepted & (depth > 0) & inside_answer & (slot >= 0)).nonzero().flatten()
+    rejected = trace.drafted[trees.round_of] & ~trace.node_accepted & (depth > 0)
+    nodes = (rejected & inside_answer & (slot >= 0)).nonzero().flatten()
     nodes = trees.shallowest(nodes, depth)
     index = torch.full((len(drafted),), -1, dtype=torch.int32)
     index[nodes] = torch.arange(nodes.numel(), dtype=torch.int32)

@@ -30,7 +30,7 @@ class ReplaySampling(StrEnum):
 
     UNIFORM = "uniform"  # all with the same weight
     RECENT = "recent"  # with a weight that halves every HALF_LIFE_ADDITIONS
-    PRIORITIZED = "prioritized"  # in proportion to the verify rounds that serving needed per token
+    PRIORITIZED = "prioritized"  # in proportion to the drafted rounds that serving needed per token
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class ReplayedExample:
 
 
 def priority(example: Example) -> float | None:
-    """Verify rounds per committed token: 1 when all draft tokens were rejected, down to 1 / (1 + steps).
+    """Drafted rounds per token they committed: 1 when all proposals were rejected, down to 1 / (1 + steps).
 
-    None when no round began in the example. Rounds are the cost of serving the example, so the weight is proportional
-    to the possible saving, and never 0. The value is part of the trace, so it costs nothing and survives a restart,
-    which a loss remembered by training would not. The value does not change with training: an example that an earlier
-    draft got wrong keeps its priority.
+    None when the draft proposed nothing in the example. Rounds are the cost of serving the example, so the weight is
+    proportional to the possible saving, and never 0. The value is part of the trace, so it costs nothing and survives a
+    restart, which a loss remembered by training would not. The value does not change with training: an example that an
+    earlier draft got wrong keeps its priority.
     """
     accepted = example.accepted[example.accepted >= 0]
     rounds = accepted.numel()

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from aurora_runtime.errors import TraceFormatError
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import ProposalSource, RequestTrace
 from aurora_runtime.training.data import examples as module
 from aurora_runtime.training.data import rejected_nodes
 from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
 from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_sampling import priority
 from aurora_runtime.training.data.slot_batches import batch_by_slots
+from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 from tests.assets.traces.verify_nodes import nodes_of
@@ -143,6 +145,54 @@ def test_examples_hold_the_rejected_nodes_of_their_roots() -> None:
     want = {(n.slot, n.path) for n in nodes_of(trace, rejected_nodes.MAX_STEPS + 1) if not n.accepted}
     found = paths_of(examples_of(trace, tiny.VOCAB))
     assert sorted(found) == sorted(want)
+
+
+def mixed_sources(trace: RequestTrace) -> RequestTrace:
+    """``trace`` with its rounds proposed by each source in turn."""
+    return dataclasses.replace(trace, source=(torch.arange(trace.root.numel()) % 3).to(torch.uint8))
+
+
+def test_a_rejected_node_is_trained_only_where_the_draft_proposed_it() -> None:
+    trace = mixed_sources(tree_trace(9, answer=30))
+    drafted = {root - 1 for root, source in zip(trace.root.tolist(), trace.source, strict=True) if source == 2}
+    want = {(n.slot, n.path) for n in nodes_of(trace, 17) if not n.accepted and n.slot in drafted}
+    assert want
+    assert set(paths_of(examples_of(trace, tiny.VOCAB))) == want
+
+
+def test_an_accepted_token_is_trained_whoever_proposed_it() -> None:
+    trace = tree_trace(9, answer=30)
+    (plain,) = examples_of(trace, tiny.VOCAB)
+    (mixed,) = examples_of(mixed_sources(trace), tiny.VOCAB)
+    assert torch.equal(mixed.weight, plain.weight)
+    assert torch.equal(mixed.targets.target_ids, plain.targets.target_ids)
+    assert torch.equal(mixed.targets.target_probs, plain.targets.target_probs)
+
+
+def test_what_serving_accepted_is_read_from_rounds_of_the_draft() -> None:
+    trace = mixed_sources(tree_trace(9, answer=30))
+    (example,) = examples_of(trace, tiny.VOCAB)
+    served = torch.full_like(example.accepted, -1)
+    slot = trace.root.long() - 1 - example.start - example.first_root
+    served[slot[trace.drafted]] = trace.accepted[trace.drafted].to(torch.int8)
+    assert int((served >= 0).sum()) == int(trace.drafted.sum()) > 1
+    assert torch.equal(example.accepted, served)
+
+
+def test_a_request_that_was_served_without_speculation_is_trained_and_evaluated(tmp_path: Path) -> None:
+    """Rounds of width 1 have a target distribution at each position, nothing rejected, and no acceptance."""
+    trace = tiny.trace(5, prompt=8, answer=15, steps=0)
+    assert set(trace.node_count.tolist()) == {1}
+    assert set(trace.source.tolist()) == {ProposalSource.NONE}
+    (example,) = examples_of(trace, tiny.VOCAB)
+    assert (example.root_count, len(example.rejected), int(example.accepted.max())) == (14, 0, -1)
+    assert priority(example) is None
+    draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
+    batch = collate([example], 3, vocabulary, with_rejected=True)
+    assert int((batch.target_rows[0] >= 0).sum()) == 14
+    result = evaluate(draft, [example], vocabulary, 3)
+    assert result.tokens == 14
+    assert 1 <= result.acceptance_length <= 4
 
 
 def test_a_cut_request_keeps_each_rejected_node_with_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
