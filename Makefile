@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check format test unit integration e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
+.PHONY: help env check format test unit integration integration-operator integration-engine e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,7 +31,14 @@ unit: env ## Unit tests
 	$(PY) -m pytest -q tests/unit
 
 integration: env ## Tests against a real S3, SGLang on CPU and an API server
-	$(PY) -m pytest -q tests/integration tests/cluster
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target integration-operator integration-engine
+
+# The operator's tests mostly wait, and the engine's tests mostly compute. Side by side they take less time.
+integration-operator: env
+	$(PY) -m pytest -q tests/integration/operator tests/integration/installations tests/integration/chart tests/cluster
+
+integration-engine: env
+	$(PY) -m pytest -q tests/integration/engine tests/integration/training tests/integration/store
 
 e2e: env ## Test the whole loop on a real cluster
 	$(PY) -m pytest -q tests/e2e

@@ -1,6 +1,6 @@
 """The samples for autoscalers name our resource, our pods and ports, and metrics that the installed SGLang reports.
 
-The API server checks ``hpa.yaml`` in ``tests/integration/test_admission.py``. It knows no PodMonitor and no
+The API server checks ``hpa.yaml`` in ``tests/integration/operator/test_admission.py``. It knows no PodMonitor and no
 ScaledObject, so these are checked here: whatever in them depends on us or on SGLang.
 """
 

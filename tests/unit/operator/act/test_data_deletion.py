@@ -1,7 +1,7 @@
 """Deleting a speculator with ``deletionPolicy: Delete``: pods first, then objects, then the finalizer.
 
 The API server is a fake that ends the operator at a chosen call. The objects lie in a fake store in memory, because the
-store's own behaviour is tested on a real S3 (``tests/integration/test_root_deletion.py``).
+store's own behaviour is tested on a real S3 (``tests/integration/store/test_root_deletion.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An informer resumes, lists again where it must, and never gives up.
 
-The API server here is a fake, for answers that a real one does not give on demand. ``tests/integration/test_informers``
-has the real one.
+The API server here is a fake, for answers that a real one does not give on demand.
+``tests/integration/operator/test_informers`` has the real one.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
+from tests.integration.operator.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 __all__ = ["cluster"]

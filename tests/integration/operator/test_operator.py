@@ -15,7 +15,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
 from tests.cluster.fixture import cluster
 from tests.cluster.images.image_build import python_image
-from tests.integration.operator_rig import (
+from tests.integration.operator.operator_rig import (
     DEGRADED_VERSION,
     IMAGE,
     PYTHON,

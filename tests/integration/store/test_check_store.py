@@ -14,7 +14,7 @@ from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
-from tests.integration.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
+from tests.integration.engine.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)

@@ -35,13 +35,13 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import publish_draft
-from tests.integration.lineage import (
+from tests.integration.engine.validation_store import held_out_traces, put_traces
+from tests.integration.training.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
     write_constant_draft,
     write_draft,
 )
-from tests.integration.validation_store import held_out_traces, put_traces
 
 pytestmark = pytest.mark.timeout(1800)  # four engine starts: half a minute each when quiet, minutes when busy
 

@@ -34,7 +34,7 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import publish_draft
-from tests.integration.captured_traces import (
+from tests.integration.training.captured_traces import (
     STEPS,
     chat_prompt,
     check_states,
@@ -44,7 +44,7 @@ from tests.integration.captured_traces import (
     generate,
     prompts_of,
 )
-from tests.integration.lineage import (
+from tests.integration.training.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
     target_ids,

@@ -27,7 +27,7 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
-from tests.integration.validation_store import held_out_traces, put_lineage, put_traces, put_version
+from tests.integration.engine.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)

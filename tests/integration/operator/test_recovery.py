@@ -19,7 +19,7 @@ from aurora_store.errors import NotRootOwner, ObjectExists
 from aurora_store.keys import owner_id
 from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
-from tests.integration.recovery_rig import NEW, OLD, THIRD, Speculator, root, s3
+from tests.integration.operator.recovery_rig import NEW, OLD, THIRD, Speculator, root, s3
 from tests.unit.operator.worlds import channel, evidence, lineage, registration
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig

@@ -15,11 +15,11 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.cluster.fixture import cluster
-from tests.integration.operator_rig import install_crd
+from tests.integration.operator.operator_rig import install_crd
 
 __all__ = ["cluster"]
 
-SAMPLES = Path(__file__).parents[2] / "docs/samples"
+SAMPLES = Path(__file__).parents[3] / "docs/samples"
 TARGET = {"model": "m"}
 STORE = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
 

@@ -12,7 +12,7 @@ from aurora_store.keys import owner_id
 from aurora_store.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.root_ownership import write_refusal
 from tests.assets.s3 import S3
-from tests.integration.recovery_rig import NEW, OLD, Speculator, root, s3
+from tests.integration.operator.recovery_rig import NEW, OLD, Speculator, root, s3
 from tests.unit.training import tiny
 
 __all__ = ["root", "s3"]

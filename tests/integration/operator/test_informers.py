@@ -21,7 +21,7 @@ from aurora_operator.watch import api_stream
 from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informer import Informer
 from aurora_operator.watch.informers import Informers
-from tests.integration.api_server_faults import network, restarted
+from tests.integration.operator.api_server_faults import network, restarted
 from tests.rig.api_server import ApiServer, api_server
 
 NAMESPACE = "default"

@@ -1,0 +1,1 @@
+"""Serving and measuring on real SGLang."""

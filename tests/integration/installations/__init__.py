@@ -1,0 +1,1 @@
+"""Several operators beside each other: replicas, shards, installations and versions, and many speculators."""

@@ -1,0 +1,1 @@
+"""The trainer on traces of a real engine and a real S3 server."""
