@@ -26,8 +26,11 @@ Invariants:
 from __future__ import annotations
 
 import hmac
+import operator
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Literal, Self, TypeVar
+from itertools import starmap, zip_longest
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,6 +47,11 @@ MEASUREMENT_PREFIX = "aurora-measure-"
 """Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
 MAX_COUNT = 2**48
 """Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
+MAX_SPEEDUP = 1000
+"""Limit of an estimated speedup."""
+MAX_POSITIONS = 64
+"""Longest chain of proposed tokens that counters tell apart by position."""
+Count = Annotated[int, Field(ge=0)]
 Counters = TypeVar("Counters", "LiveCounters", "CaptureCounters")
 
 
@@ -96,6 +104,35 @@ class SwapStatus(Model):
     finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
 
+class DraftCounters(Model):
+    """What the draft proposed since the engine started, on a server that chooses a source and a shape for each round.
+
+    Item ``i`` of a tuple stands for the ``i + 1``-th proposed token of a chain.
+    """
+
+    requests: Count = Field(default=0, description="Requests for which the draft proposed at least once.")
+    proposed_at: tuple[Count, ...] = Field(
+        default=(), max_length=MAX_POSITIONS, description="Chains with a proposed token at each position."
+    )
+    accepted_at: tuple[Count, ...] = Field(
+        default=(), max_length=MAX_POSITIONS, description="Chains accepted up to each position."
+    )
+
+    def since(self, earlier: DraftCounters) -> DraftCounters:
+        """The difference to an ``earlier`` reading. A counter that fell counts as 0."""
+        return self._combined(earlier, lambda now, before: max(0, now - before))
+
+    def plus(self, other: DraftCounters) -> DraftCounters:
+        return self._combined(other, operator.add)
+
+    def _combined(self, other: DraftCounters, combine: Callable[[int, int], int]) -> DraftCounters:
+        return DraftCounters(
+            requests=combine(self.requests, other.requests),
+            proposed_at=tuple(starmap(combine, zip_longest(self.proposed_at, other.proposed_at, fillvalue=0))),
+            accepted_at=tuple(starmap(combine, zip_longest(self.accepted_at, other.accepted_at, fillvalue=0))),
+        )
+
+
 class LiveCounters(Model):
     """Counters of live traffic since the engine started. A reader takes differences of two readings."""
 
@@ -105,6 +142,13 @@ class LiveCounters(Model):
     verify_rounds: int = Field(default=0, description="Verify rounds.")
     proposed: int = Field(default=0, description="Draft tokens proposed.")
     accepted: int = Field(default=0, description="Draft tokens accepted, without bonus tokens.")
+    lookup_proposed: int = Field(default=0, description="Tokens that lookup proposed.")
+    lookup_accepted: int = Field(default=0, description="Tokens of lookup that were accepted.")
+    draft: DraftCounters | None = Field(
+        default=None,
+        description="What the draft proposed, by position. None: the draft proposes the same number of tokens in each"
+        " verify round.",
+    )
     gap_milliseconds: int = Field(
         default=0, description="Sum, over ended requests, of each request's mean time between answer tokens, in ms."
     )
@@ -113,6 +157,25 @@ class LiveCounters(Model):
         default=0,
         description="Upper bound of the sum of the squared means, in ms². Bounds the variance of the means.",
     )
+
+    def since(self, earlier: LiveCounters) -> LiveCounters:
+        """The traffic since an ``earlier`` reading. A counter that fell counts as 0."""
+        draft = self.draft.since(earlier.draft) if self.draft and earlier.draft else None
+        return self._combined(earlier, lambda now, before: max(0, now - before), draft)
+
+    def plus(self, other: LiveCounters) -> LiveCounters:
+        """The traffic of both. What the draft proposed is known only where both sides know it."""
+        draft = self.draft.plus(other.draft) if self.draft and other.draft else None
+        return self._combined(other, operator.add, draft)
+
+    def _combined(
+        self, other: LiveCounters, combine: Callable[[int, int], int], draft: DraftCounters | None
+    ) -> LiveCounters:
+        counts = {
+            name: combine(getattr(self, name), getattr(other, name))
+            for name in type(self).model_fields.keys() - {"draft"}
+        }
+        return LiveCounters(**counts, draft=draft)
 
 
 class CaptureCounters(Model):
@@ -209,11 +272,25 @@ class AgentState(Record):
     swap: SwapStatus = Field(default=SwapStatus(), description="The last swap.")
     live: LiveCounters = Field(default=LiveCounters(), description="Counters of live traffic.")
     capture: CaptureCounters = Field(default=CaptureCounters(), description="Counters of trace capture.")
+    speedup_estimate: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SPEEDUP,
+        description="Throughput relative to no speculation, as the pod's speculation controller estimates it now."
+        " None: not known.",
+    )
     measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
 
     @field_validator("live", "capture")
     @classmethod
     def _within_limits(cls, counters: Counters) -> Counters:
-        if not all(0 <= count <= MAX_COUNT for count in counters.model_dump().values()):
+        if not all(0 <= count <= MAX_COUNT for count in _all_counts(counters)):
             raise ValueError(f"a counter is below 0 or above {MAX_COUNT}")
         return counters
+
+
+def _all_counts(counters: LiveCounters | CaptureCounters) -> list[int]:
+    counts = list(counters.model_dump(exclude={"draft"}).values())
+    if isinstance(counters, LiveCounters) and counters.draft is not None:
+        counts += [counters.draft.requests, *counters.draft.proposed_at, *counters.draft.accepted_at]
+    return counts

@@ -46,7 +46,9 @@ class AnalysisSpec(Model):
         default="0.1",
         description=(
             'Share of the acceptance length that pods on the new draft may lose against the others: "0.1" is 10'
-            " %. A loss counts only beyond chance. Lower it to notice small losses; they take more requests."
+            " %. Only tokens that the draft proposed count, not those of lookup. Pods whose former draft hardly"
+            " proposed have nothing to lose. A loss counts only beyond chance. Lower it to notice small losses; they"
+            " take more requests."
         ),
     )
     max_latency_increase: Ratio = Field(

@@ -109,6 +109,9 @@ class SpeculationState(Record):
     """
 
     boot: str
+    ok: bool = Field(default=True, description="False: the plugin refused to install its hooks; `error` says why.")
+    error: str = ""
+    errors: Count = Field(default=0, description="Rounds that were decided without the controller after an error.")
     rounds_by_arm: dict[ArmName, Count] = Field(default_factory=dict)
     lookup: SourceCounters = SourceCounters()
     draft: SourceCounters = SourceCounters()

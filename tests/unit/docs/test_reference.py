@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -10,6 +11,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_operator import metrics as operator_metrics
 from aurora_protocol.agent_api import AgentState
 from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_store import Keys
 from tests.unit.docs.markdown import ROOT, page
 
@@ -35,7 +37,8 @@ def test_the_metrics_page_lists_all_metrics() -> None:
     }
     agents = Metrics()
     agents.record_swap("success", 0.1)
-    text = agents.render(AgentState(pod="p", boot="b", engine_ready=True, version=1)).decode()
+    speculation = SpeculationState(boot="b", speedup_over_off=1.0, written_at=datetime.now(UTC))
+    text = agents.render(AgentState(pod="p", boot="b", engine_ready=True, version=1), speculation).decode()
     exposed |= {name for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
     assert _first_column("docs/reference/metrics.md", "aurora_") == exposed
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout import live_analysis
-from aurora_operator.plan.rollout.live_analysis import PodCounters
+from aurora_operator.plan.rollout.analysis import live_analysis
+from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters
 from aurora_operator.plan.rollout.restored_status import restored
 from aurora_operator.plan.rollout.roll import JUDGED_PHASES, AnalysisState, Roll
 from aurora_operator.plan.rollout.world import Pod, World, confirmed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout import live_analysis
+from aurora_operator.plan.rollout.analysis import live_analysis
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement import WAITING_PREFIX, canary_pods
 from aurora_operator.plan.rollout.judgement_types import Hold, Pass, Pause, Start, Wait

@@ -69,7 +69,9 @@ def application(
         return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the pod is not ready\n")
 
     async def get_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(await pod.state()), content_type="text/plain", charset="utf-8")
+        state = await pod.state()
+        text = metrics.render(state, pod.speculation(state.boot))
+        return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def state_response(status: int) -> web.Response:
         return web.Response(status=status, body=(await pod.state()).to_json(), content_type="application/json")

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import AgentState
+from aurora_runtime.serving.pod_records import SpeculationState
 
 PAUSE_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -19,6 +20,7 @@ class _StateCollector(Collector):
 
     def __init__(self) -> None:
         self.state: AgentState | None = None
+        self.speculation: SpeculationState | None = None
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -36,8 +38,10 @@ class _StateCollector(Collector):
             ("requests", "Requests answered since the engine started.", live.requests),
             ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
             ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
-            ("proposed_draft_tokens", "Draft tokens proposed since the engine started.", live.proposed),
-            ("accepted_draft_tokens", "Draft tokens accepted since the engine started.", live.accepted),
+            ("proposed_draft_tokens", "Tokens that the draft proposed since the engine started.", live.proposed),
+            ("accepted_draft_tokens", "Tokens of the draft accepted since the engine started.", live.accepted),
+            ("proposed_lookup_tokens", "Tokens that lookup proposed since the engine started.", live.lookup_proposed),
+            ("accepted_lookup_tokens", "Tokens of lookup accepted since the engine started.", live.lookup_accepted),
             ("captured_records", "Prompts and verify rounds captured for traces.", capture.captured_records),
             ("dropped_records", "Prompts and verify rounds lost before they became traces.", capture.dropped_records),
             ("captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
@@ -45,6 +49,32 @@ class _StateCollector(Collector):
             ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
         ):
             yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
+        if self.speculation is not None:
+            yield from _speculation_metrics(self.speculation)
+
+
+def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
+    """What the speculation controller decided and measured."""
+    help_text = "Decode rounds of the batch since the engine started, by arm: off, or the source and the steps."
+    rounds = CounterMetricFamily("aurora_agent_decode_rounds", help_text, labels=["arm"])
+    for arm, count in sorted(speculation.rounds_by_arm.items()):
+        rounds.add_metric([arm], count)
+    yield rounds
+    help_text = "A request's parts of decode rounds for which this source proposed, since the engine started."
+    chains = CounterMetricFamily("aurora_agent_proposed_chains", help_text, labels=["source"])
+    for source, counters in (("draft", speculation.draft), ("lookup", speculation.lookup)):
+        chains.add_metric([source], counters.rounds)
+    yield chains
+    help_text = "Measured seconds of a decode round, by arm and number of running requests."
+    costs = GaugeMetricFamily("aurora_agent_decode_round_seconds", help_text, labels=["arm", "requests"])
+    for cost in speculation.costs:
+        costs.add_metric([cost.arm, str(cost.batch_size)], cost.milliseconds / 1000)
+    yield costs
+    help_text = "Share of the decode rounds that explored an arm, since the engine started."
+    yield GaugeMetricFamily("aurora_agent_exploring_share", help_text, speculation.exploring_share)
+    if speculation.speedup_over_off is not None:
+        help_text = "Estimated throughput relative to no speculation."
+        yield GaugeMetricFamily("aurora_agent_estimated_speedup", help_text, speculation.speedup_over_off)
 
 
 class Metrics:
@@ -70,7 +100,7 @@ class Metrics:
         if pause_seconds is not None:
             self._pauses.observe(pause_seconds)
 
-    def render(self, state: AgentState) -> bytes:
-        """The text of ``/metrics`` for ``state``."""
-        self._states.state = state
+    def render(self, state: AgentState, speculation: SpeculationState | None = None) -> bytes:
+        """The text of ``/metrics`` for ``state``, and for the speculation controller where there is one."""
+        self._states.state, self._states.speculation = state, speculation
         return generate_latest(self._registry)

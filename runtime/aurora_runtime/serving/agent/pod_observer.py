@@ -1,4 +1,4 @@
-"""Observes what one pod serves: from the engine, the launcher, the capture plugin and the swapper.
+"""Observes what one pod serves: from the engine, the launcher, the plugins and the swapper.
 
 Invariant: version and checksum are answers of the engine. The observer asks for the version every time. It asks for the
 checksum only once per engine start and swap, because the checksum costs the engine a pass over the draft.
@@ -9,12 +9,22 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
+from aurora_protocol.agent_api import (
+    MAX_COUNT,
+    MAX_POSITIONS,
+    MAX_SPEEDUP,
+    AgentState,
+    CaptureCounters,
+    DraftCounters,
+    LiveCounters,
+)
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused, EngineFault
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.pod_records import SpeculationState
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +77,21 @@ class PodObserver:
             answer_tokens=state.traced_answer_tokens,
         )
 
+    def speculation(self, boot: str) -> SpeculationState | None:
+        """What the speculation controller of the engine start ``boot`` did. None where no controller decides.
+
+        A withdrawn pod has no ``boot``, because its rounds serve nobody.
+
+        The age of the report does not matter: an idle engine has nothing to add. Without a report, the engine drafts
+        the same number of tokens in each round.
+        """
+        try:
+            state = self._pod.folder.read_speculation_state()
+        except InvalidRecord as error:
+            log.warning("speculation.json is not readable: %s", error)
+            return None
+        return state if state is not None and state.ok and state.boot == boot else None
+
     async def state(self) -> AgentState:
         """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
@@ -74,11 +99,13 @@ class PodObserver:
         version: int | None = None
         checksum: str | None = None
         live = LiveCounters()
+        speculation: SpeculationState | None = None
         boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
                 version = await self._pod.engine.draft_version()
                 live = await self._pod.engine.live_counters(self._pod.draft_tokens)
+                speculation = self.speculation(boot)
                 checksum = None if self._swapper.is_swapping else await self._swapper.checksum(version)
             except EngineFault as error:
                 log.warning("the engine does not answer: %s", error)
@@ -91,9 +118,10 @@ class PodObserver:
             version=version,
             checksum=checksum,
             swap=self._swapper.status,
-            live=live,
+            live=live if speculation is None else _by_source(live, speculation),
             capture=self.capture_counters(),
             measurement=measurement,
+            speedup_estimate=_speedup(speculation),
         )
 
     def _lineage(self) -> int | None:
@@ -101,3 +129,27 @@ class PodObserver:
             return self._pod.drafts.lineage().number
         except DraftRefused:
             return None
+
+
+def _by_source(live: LiveCounters, speculation: SpeculationState) -> LiveCounters:
+    """``live`` with the proposed and accepted tokens as the controller counted them, by source."""
+    draft, lookup = speculation.draft, speculation.lookup
+    return live.model_copy(
+        update={
+            "proposed": min(draft.proposed, MAX_COUNT),
+            "accepted": min(draft.accepted, MAX_COUNT),
+            "lookup_proposed": min(lookup.proposed, MAX_COUNT),
+            "lookup_accepted": min(lookup.accepted, MAX_COUNT),
+            "draft": DraftCounters(
+                requests=draft.requests,
+                proposed_at=draft.proposed_at[:MAX_POSITIONS],
+                accepted_at=draft.accepted_at[:MAX_POSITIONS],
+            ),
+        }
+    )
+
+
+def _speedup(speculation: SpeculationState | None) -> float | None:
+    if speculation is None or speculation.speedup_over_off is None:
+        return None
+    return min(speculation.speedup_over_off, MAX_SPEEDUP)

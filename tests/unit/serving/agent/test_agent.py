@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_protocol.agent_api import AgentState, Refusal
+from aurora_protocol.agent_api import AgentState, DraftCounters, Refusal
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
@@ -21,7 +21,7 @@ from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import CaptureState, EngineState
+from aurora_runtime.serving.pod_records import CaptureState, EngineState, RoundCost, SourceCounters, SpeculationState
 from tests.unit.fakes import KEY
 from tests.unit.serving.agent.rigs import AUTH, TOKEN, Rig
 from tests.unit.serving.agent.test_uploader import shard
@@ -155,6 +155,67 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
     capture = (await rig.state()).capture
     assert (capture.captured_records, capture.dropped_records) == (9, 3)
     assert (capture.answer_tokens, capture.shards_dropped) == (7, 4)
+
+
+def report(boot: str = "b1", **fields: object) -> SpeculationState:
+    values = {
+        "boot": boot,
+        "rounds_by_arm": {"off": 90, "draft-3": 10},
+        "lookup": SourceCounters(requests=3, proposed_at=(40, 30), accepted_at=(20, 10)),
+        "draft": SourceCounters(requests=4, proposed_at=(10, 10, 10), accepted_at=(7, 5, 2)),
+        "costs": (RoundCost(arm="off", batch_size=4, milliseconds=12.5),),
+        "speedup_over_off": 1.4,
+        "exploring_share": 0.02,
+        "written_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    return SpeculationState.model_validate(values | fields)
+
+
+async def test_the_draft_is_counted_apart_from_lookup(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    plain = await rig.state()
+    write_atomically(rig.folder.speculation, report().to_json())
+    state = await rig.state()
+    assert (state.live.proposed, state.live.accepted) == (30, 14)
+    assert (state.live.lookup_proposed, state.live.lookup_accepted) == (70, 30)
+    assert state.live.draft == DraftCounters(requests=4, proposed_at=(10, 10, 10), accepted_at=(7, 5, 2))
+    assert state.live.answer_tokens == plain.live.answer_tokens, "counted by the engine, whoever proposed"
+    assert state.speedup_estimate == 1.4
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(report(boot="b0").to_json(), id="of another engine start"),
+        pytest.param(report(ok=False, error="another SGLang").to_json(), id="of a controller that was refused"),
+        pytest.param(b"{", id="damaged"),
+    ],
+)
+async def test_without_a_controller_the_engine_counts_for_the_draft(rig: AgentRig, file: bytes) -> None:
+    rig.engine_is(ready=True)
+    plain = await rig.state()
+    assert (plain.live.draft, plain.speedup_estimate) == (None, None)
+    write_atomically(rig.folder.speculation, file)
+    assert await rig.state() == plain
+    assert "aurora_agent_decode_rounds" not in await (await rig.http.get("/metrics")).text()
+
+
+async def test_the_metrics_show_rounds_by_arm_tokens_by_source_and_costs(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    write_atomically(rig.folder.speculation, report().to_json())
+    text = await (await rig.http.get("/metrics")).text()
+    for line in (
+        'aurora_agent_decode_rounds_total{arm="off"} 90.0',
+        'aurora_agent_decode_rounds_total{arm="draft-3"} 10.0',
+        'aurora_agent_proposed_chains_total{source="draft"} 10.0',
+        'aurora_agent_proposed_chains_total{source="lookup"} 40.0',
+        "aurora_agent_accepted_draft_tokens_total 14.0",
+        "aurora_agent_accepted_lookup_tokens_total 30.0",
+        'aurora_agent_decode_round_seconds{arm="off",requests="4"} 0.0125',
+        "aurora_agent_exploring_share 0.02",
+        "aurora_agent_estimated_speedup 1.4",
+    ):
+        assert line in text.splitlines()
 
 
 def test_an_empty_token_is_refused() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_operator.plan.rollout.live_analysis import PodCounters, judge, measure_baseline, starved
+from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters, judge, measure_baseline, starved
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
@@ -44,10 +44,7 @@ def is_rejected(rng: random.Random, *, slower: float = 1.0, busy: bool = True, w
         }
         canary, peers = {"c": pods["c"]}, {"p": pods["p"]}
         state = judge(state, canary, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
-        total = [
-            LiveCounters(**{k: getattr(old, k) + getattr(more, k) for k in LiveCounters.model_fields})
-            for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)
-        ]
+        total = [old.plus(more) for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)]
     return state.bad_windows > AnalysisSpec().failure_limit
 
 

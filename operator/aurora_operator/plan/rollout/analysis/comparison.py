@@ -1,4 +1,4 @@
-"""Compares two groups of pods by the sums of their counters: acceptance length, time between tokens, aborts. Pure.
+"""Compares two groups of pods by the sums of their counters: acceptance, time between tokens, aborts. Pure.
 
 Invariants: a side that misses its bar by no more than chance allows is undecided, never bad. Times that depend on the
 load are compared only between sides that share it.
@@ -7,14 +7,11 @@ load are compared only between sides that share it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
+from aurora_operator.plan.rollout.analysis.acceptance import MIN_Z_SCORE, Mean, compare_acceptance
 from aurora_protocol.agent_api import LiveCounters
-
-MIN_Z_SCORE = 3.0
-"""Standard errors that a loss must exceed. High, because windows are judged repeatedly and a rejection is final."""
 
 
 class Outcome(Enum):
@@ -26,26 +23,9 @@ class Outcome(Enum):
     BAD = auto()
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """A mean and an upper bound of its standard error."""
-
-    value: float
-    error: float
-
-
 def has_enough_requests(counters: LiveCounters, policy: AnalysisSpec) -> bool:
     """Whether a side has answered enough requests to be compared at all."""
     return counters.requests >= policy.min_requests and counters.verify_rounds > 0
-
-
-def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool:
-    """Whether chance moves the acceptance length by less than the loss that the policy tolerates.
-
-    ``counters`` must have :func:`has_enough_requests`.
-    """
-    length = _accept_length(counters, steps)
-    return MIN_Z_SCORE * length.error <= float(policy.max_accept_loss) * length.value
 
 
 def compare(
@@ -56,15 +36,11 @@ def compare(
     Both sides must have :func:`has_enough_requests`.
 
     Args:
-        steps: draft steps per round: a round accepts between 0 and this many tokens.
+        steps: draft steps of a round on a server without the speculation controller.
         same_load: both sides answered at the same time, under the same load.
     """
-    new_length, old_length = _accept_length(new, steps), _accept_length(old, steps)
-    parts = [f"acceptance length {new_length.value:.2f} against {old_length.value:.2f}"]
-    kept_share = 1 - float(policy.max_accept_loss)
-    shortfall = kept_share * old_length.value - new_length.value
-    bad = shortfall > MIN_Z_SCORE * math.hypot(new_length.error, kept_share * old_length.error)
-    undecided = shortfall > 0
+    acceptance = compare_acceptance(new, old, policy, steps)
+    parts, bad, undecided = [acceptance.text], acceptance.bad, acceptance.undecided
     slow = False
     new_gap, old_gap = _gap(new, policy), _gap(old, policy)
     if same_load and new_gap and old_gap:
@@ -82,18 +58,7 @@ def compare(
     return outcome, ", ".join(parts)
 
 
-def _accept_length(counters: LiveCounters, steps: int) -> _Mean:
-    """Answer tokens per verify round.
-
-    A variable between 0 and s with mean a has a variance of at most a(s - a) (Bhatia and Davis, 2000). The rounds of a
-    request resemble each other, so the sample size is the number of requests, not of rounds.
-    """
-    length = counters.answer_tokens / counters.verify_rounds
-    accepted = min(max(length - 1, 0.0), float(steps))
-    return _Mean(length, math.sqrt(accepted * (steps - accepted) / counters.requests))
-
-
-def _gap(counters: LiveCounters, policy: AnalysisSpec) -> _Mean | None:
+def _gap(counters: LiveCounters, policy: AnalysisSpec) -> Mean | None:
     """Mean milliseconds between tokens, over requests.
 
     None when the sum of squares is unknown, or when too few requests have a time between tokens: the spread of a few
@@ -102,7 +67,7 @@ def _gap(counters: LiveCounters, policy: AnalysisSpec) -> _Mean | None:
     if not counters.gap_squares or counters.gaps < policy.min_requests:
         return None
     mean = counters.gap_milliseconds / counters.gaps
-    return _Mean(mean, math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps))
+    return Mean(mean, math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps))
 
 
 def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:

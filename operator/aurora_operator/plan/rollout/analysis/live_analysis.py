@@ -11,6 +11,9 @@ other work of the pod's machine. Such work slows all requests of a window alike,
 Slowness therefore counts only after :data:`MIN_SLOW_WINDOWS` windows in a row. A machine that stays slow for longer
 cannot be distinguished from a slow draft.
 
+With the speculation controller the draft is judged by the chains that it proposed, not by those of lookup. Where the
+former draft hardly proposes, only the rest of the comparison judges (see ``acceptance.py``).
+
 Invariants: a difference that chance explains makes no judgement, and the window grows until the window can be judged.
 A pod that does not answer keeps its window. Counters of an engine that restarted are compared only with the same
 engine start. The whole state is an :class:`AnalysisState`, so a restarted operator goes on with it.
@@ -18,13 +21,15 @@ engine start. The whole state is an :class:`AnalysisState`, so a restarted opera
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
-from aurora_operator.plan.rollout.comparison import Outcome, compare, has_enough_requests, is_precise
+from aurora_operator.plan.rollout.analysis.acceptance import is_precise
+from aurora_operator.plan.rollout.analysis.comparison import Outcome, compare, has_enough_requests
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
 from aurora_protocol.agent_api import LiveCounters
 
@@ -56,7 +61,9 @@ def with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int)
 
 
 def _is_same_engine(window: PodWindow, live: PodCounters) -> bool:
-    return (live.boot, live.version) == (window.boot, window.version)
+    """Whether the counters go on with those of the window, by the same engine start, version and way of counting."""
+    counts_alike = (live.counters.draft is None) == (window.live.draft is None)
+    return counts_alike and (live.boot, live.version) == (window.boot, window.version)
 
 
 def _window(name: str, live: PodCounters) -> PodWindow:
@@ -71,13 +78,12 @@ def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) ->
 
 def _window_traffic(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
     """The traffic of ``pods`` in the window so far, summed."""
-    total = dict.fromkeys(LiveCounters.model_fields, 0)
-    for window in analysis.windows:
-        live = pods.get(window.name)
-        if live is not None and _is_same_engine(window, live):
-            for name in total:
-                total[name] += max(0, getattr(live.counters, name) - getattr(window.live, name))
-    return LiveCounters(**total)
+    traffic = [
+        live.counters.since(window.live)
+        for window in analysis.windows
+        if (live := pods.get(window.name)) is not None and _is_same_engine(window, live)
+    ]
+    return functools.reduce(LiveCounters.plus, traffic) if traffic else LiveCounters()
 
 
 def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime) -> bool:
@@ -127,7 +133,7 @@ def judge(
 
     Args:
         judged: the pods that serve ``version``.
-        steps: draft steps per round: a round accepts between 0 and this many tokens.
+        steps: draft steps of a round on a server without the speculation controller.
     """
     everyone = {**peers, **judged}
     analysis = with_windows_for(analysis, everyone, version)

@@ -1,0 +1,1 @@
+"""What does live traffic say of a version?"""
