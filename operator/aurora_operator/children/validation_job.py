@@ -82,6 +82,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         draft=spec.draft,
         validation=spec.validation.model_copy(update={"template": PodTemplate()}),
         device=spec.serving.device,
+        max_running_requests=spec.serving.max_running_requests,
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
         candidate=attempt.version,

@@ -151,6 +151,7 @@ async def _measure_on_job_engines(
         device=this_machine.device,
         kv_tokens=kv_cache_tokens(prompts, plan, settings.validation.max_new_tokens),
         extra_args=tuple(settings.extra_args),
+        max_running_requests=settings.max_running_requests,
     )
     engines = JobEngines(
         engines=EngineSet(spec, scratch),
