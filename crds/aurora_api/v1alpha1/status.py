@@ -76,7 +76,8 @@ class CandidateStatus(VersionStatus):
     )
     phase: CandidatePhase = Field(
         description="Validating: the measurement waits or runs. Validated: the version passed and may be rolled out."
-        " Rejected, Inconclusive: the version is never rolled out. Failed: the measurement could not be made and is"
+        " Rejected, Inconclusive: the version is never rolled out. An inconclusive one could not be decided within its"
+        " rounds, or gave way to a newer version. Failed: the measurement could not be made and is"
         " repeated later."
     )
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
@@ -90,6 +91,11 @@ class CandidateStatus(VersionStatus):
             "An older version that passed its measurement and waits for its roll. Measuring this candidate does"
             " not block that roll."
         ),
+    )
+    took_over_from: int | None = Field(
+        default=None,
+        description="The version whose undecided measurement gave way to this candidate's. This candidate's measurement"
+        " gives way to no other.",
     )
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 

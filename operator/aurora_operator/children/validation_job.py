@@ -45,6 +45,8 @@ class ValidationAttempt:
     replica: Replica | None = None
     replica_image: str = ""
     """Image of the replica's engine, which may be that of an earlier version of the operator."""
+    gives_way: bool = True
+    """Whether the measurement, while it is undecided, ends early for a newer version."""
 
 
 def validator_template(serving: PodTemplate) -> PodTemplate:
@@ -91,6 +93,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         image=attempt.replica_image or engine_image(spec, config),
         pod_digest=engine_setup_digest(spec),
         replica=attempt.replica,
+        gives_way=attempt.gives_way,
     )
     return value.to_variable()
 
