@@ -178,6 +178,16 @@ class TrainingStatus(RewrittenModel):
     trained_tokens: int = Field(
         default=0, description=("Number of traced token positions trained on so far, each counted once.")
     )
+    steps_per_minute: str | None = Field(
+        default=None,
+        description="Optimizer steps per minute over the last minute or more of training. Time in which the trainer"
+        " waits for traces does not count.",
+    )
+    pending_shards: int | None = Field(
+        default=None,
+        description="Shards of new traces that wait to be trained. A number that keeps growing says that the trainer"
+        " falls behind.",
+    )
     held_out_accept_length: str | None = Field(
         default=None,
         description=(
@@ -254,6 +264,13 @@ class SpeculatorStatus(RewrittenModel):
         default=None,
         description="Answer tokens per verify round of live traffic, bonus token included, over all pods and about the"
         " last minute. Keeps its last value while there is no traffic.",
+    )
+    estimated_speedup: str | None = Field(
+        default=None,
+        description="Throughput of live traffic over no speculation, as the pods' engines estimate it from the costs of"
+        " their own verify rounds, for example ~1.8x. An estimate, over all pods and about the last minute:"
+        " `active.speedup` is measured. Unset while no engine chooses the size of its rounds. Keeps its last value"
+        " while there is no traffic.",
     )
     updated: str = Field(
         default="", description="Ready pods that serve the version they should, of spec.serving.replicas: for example"
