@@ -69,6 +69,7 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Updated", "string", ".status.updated", 0),
     ("Rollout", "string", ".status.rollout.phase", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Est-Speedup", "string", ".status.estimatedSpeedup", 1),
     ("Candidate", "integer", ".status.candidate.version", 1),
     ("Target", "string", ".spec.target.model", 1),
     ("Traces", "integer", ".status.traces", 1),

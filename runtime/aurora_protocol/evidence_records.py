@@ -101,6 +101,19 @@ class VerdictKind(StrEnum):
     INCONCLUSIVE = "Inconclusive"
 
 
+class MeasurementEnd(StrEnum):
+    """Why a measurement ended."""
+
+    DECIDED = "Decided"
+    """Its verdict is final."""
+    BUDGET_USED = "BudgetUsed"
+    """Its rounds or its time are used up."""
+    HOPELESS = "Hopeless"
+    """The rounds that were left would hardly have decided it."""
+    GAVE_WAY = "GaveWay"
+    """A newer version waited, and the measurement was far from a decision."""
+
+
 class RatioEstimate(RewrittenModel):
     """The throughput of one arm divided by that of another, with a confidence interval."""
 
@@ -172,5 +185,9 @@ class Evidence(StoredRecord):
     environment: Environment = Field(description="Where the candidate was measured.")
     prompts_sha256: Sha256 = Field(description="Digest of the prompts' hashes, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
+    end: MeasurementEnd | None = Field(
+        default=None, description="Why the measurement ended. None in records of earlier versions."
+    )
+    end_message: str = Field(default="", description="Why the measurement ended undecided, in plain words.")
     started: Timestamp = Field(description="When the measurement began.")
     finished: Timestamp = Field(description="When the measurement ended.")

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_api.v1alpha1.serving import Device
+from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
@@ -77,6 +77,9 @@ class ServingSettings(_PodSettings):
     draft: DraftSpec
     capture: CaptureSpec
     device: Device = Device.AUTO
+    max_running_requests: int = Field(
+        default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that the engine answers at a time."
+    )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings
 
@@ -112,6 +115,9 @@ class ValidationSettings(_PodSettings):
     draft: DraftSpec
     validation: ValidationSpec
     device: Device = Device.AUTO
+    max_running_requests: int = Field(
+        default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that each engine answers at a time."
+    )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings
     candidate: int = Field(ge=1, description="The version to measure.")
@@ -125,4 +131,7 @@ class ValidationSettings(_PodSettings):
     )
     replica: Replica | None = Field(
         default=None, description="The withdrawn pod to measure on. None: start engines in the Job's own pod."
+    )
+    gives_way: bool = Field(
+        default=True, description="Whether an undecided measurement ends early when a newer version is registered."
     )

@@ -66,6 +66,13 @@ class TrainerStatus(StoredRecord):
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
     )
     last_registered: int | None = Field(default=None, description="The version registered last.")
+    steps_per_minute: float | None = Field(
+        default=None, ge=0, description="Optimizer steps per minute over the last minute or more of training."
+    )
+    highest_steps_per_minute: float | None = Field(
+        default=None, ge=0, description="Highest steps_per_minute since the trainer's process started."
+    )
+    pending_shards: int = Field(default=0, ge=0, description="Shards of new traces that wait to be trained.")
     message: str = Field(default="", description="Details in plain words.")
     updated: Timestamp = Field(description="When this record was written.")
 

@@ -16,3 +16,13 @@ def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
 def matches(pattern: str, message: str) -> dict[str, Any]:
     """JSON-schema extras that make the API server refuse text that does not match ``pattern``, with ``message``."""
     return rules((f"self.matches(r'{pattern}')", message))
+
+
+def no_flag(arguments: str, *flags: str) -> str:
+    """A CEL rule: none of ``arguments`` is one of ``flags``, nor an abbreviation of one, which argparse accepts.
+
+    Args:
+        arguments: a CEL expression for a list of command-line arguments, such as ``self``.
+        flags: flags as SGLang's server knows them, such as ``--port``.
+    """
+    return f"{arguments}.all(a, !a.startsWith('--') || !{list(flags)}.exists(o, o.startsWith(a.split('=')[0])))"

@@ -1,4 +1,4 @@
-"""``spec.draft``: the draft model's architecture and how many tokens it proposes."""
+"""``spec.draft``: the draft model's architecture, how many tokens a round proposes, and where they come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,25 @@ class Architecture(StrEnum):
     EAGLE3 = "EAGLE3"
 
 
+class Shape(StrEnum):
+    """Who decides how many tokens a verify round proposes."""
+
+    ADAPTIVE = "Adaptive"
+    FIXED = "Fixed"
+
+
+class LookupScope(StrEnum):
+    """The text in which an inference pod looks up what may follow a request's last tokens."""
+
+    OFF = "Off"
+    REQUEST = "Request"
+    SPECULATOR = "Speculator"
+
+
 _CHAIN = ("draftTokens of a chain (branching 1) is steps + 1: leave draftTokens unset", "a tree needs draftTokens")
+_TREE_IS_FIXED = (
+    "shape Adaptive proposes chains: with branching above 1 leave shape unset or set it to Fixed, or set branching to 1"
+)
 
 
 class DraftSpec(Model):
@@ -29,6 +47,7 @@ class DraftSpec(Model):
             ("self.vocabSize == oldSelf.vocabSize", "vocabSize is immutable: it defines the lineage"),
             ("self.branching > 1 || !has(self.draftTokens) || self.draftTokens == self.steps + 1", _CHAIN[0]),
             ("self.branching == 1 || has(self.draftTokens)", _CHAIN[1]),
+            ("self.branching == 1 || !has(self.shape) || self.shape == 'Fixed'", _TREE_IS_FIXED),
             (
                 "!has(self.draftTokens) || self.draftTokens <= 1 + self.steps * self.branching * self.branching",
                 "draftTokens exceeds the nodes of the tree: 1 + steps * branching * branching",
@@ -52,9 +71,31 @@ class DraftSpec(Model):
         ge=1,
         le=16,
         description=(
-            "Tokens that the draft proposes one after another in a verify round. Raise it where answers follow a"
-            " form (JSON, code) and acceptance is high, and leave `draftTokens` unset. Training then unrolls as"
-            " deep. Pods restart one by one when it changes."
+            "Most tokens that the draft proposes one after another in a verify round. With `shape: Adaptive` each"
+            " round proposes as many of them as pay, or none; with `shape: Fixed` each round proposes all. Raise it"
+            " where answers follow a form (JSON, code) and acceptance is high, and leave `draftTokens` unset. Training"
+            " then unrolls as deep. Pods restart one by one when it changes."
+        ),
+    )
+    shape: Shape | None = Field(
+        default=None,
+        description=(
+            "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains,"
+            " and proposes as many tokens as pay at the present load, from the draft, from `lookup` or none at all."
+            " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
+            " slower than no speculation; `lookup` has no effect. Choose it to compare. Unset: Adaptive for a chain,"
+            " Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."
+        ),
+    )
+    lookup: LookupScope = Field(
+        default=LookupScope.REQUEST,
+        description=(
+            "Text in which a pod looks up tokens to propose beside the draft's. `Request`: the request's own prompt and"
+            " answer so far; it reveals nothing to other clients. `Speculator`: also recent prompts and answers of"
+            " other requests to this speculator. That is fastest where requests resemble each other, but a client who"
+            " measures time can find out whether a text that the client guesses was in another client's request: choose"
+            " it where all clients may know that. `Off`: no lookup. Answers are the same with each value. Pods restart"
+            " one by one when it changes."
         ),
     )
     branching: int = Field(
@@ -63,8 +104,8 @@ class DraftSpec(Model):
         le=16,
         description=(
             "Alternatives per proposed token, as SGLang's --speculative-eagle-topk. 1 proposes a chain. More"
-            " propose a tree, which accepts more and verifies more: set `draftTokens` too. Pods restart one by one"
-            " when it changes."
+            " propose a tree of a fixed shape, which accepts more and verifies more: set `draftTokens` too. Pods"
+            " restart one by one when it changes."
         ),
     )
     draft_tokens: int | None = Field(
@@ -72,7 +113,7 @@ class DraftSpec(Model):
         ge=2,
         le=64,
         description=(
-            "Tokens that the target verifies in a round, counting the one that the round starts from. Leave it"
+            "Most tokens that the target verifies in a round, counting the one that the round starts from. Leave it"
             " unset for a chain, where it is steps + 1: raise `steps` to propose more. Required when `branching`"
             " is above 1. Pods restart one by one when it changes."
         ),
@@ -84,9 +125,20 @@ class DraftSpec(Model):
             raise ValueError(_CHAIN[0])
         if self.branching > 1 and self.draft_tokens is None:
             raise ValueError(_CHAIN[1])
+        if self.branching > 1 and self.shape is Shape.ADAPTIVE:
+            raise ValueError(_TREE_IS_FIXED)
         return self
 
     @property
+    def adaptive(self) -> bool:
+        """Whether the engine chooses the size of each verify round. A tree has a fixed shape."""
+        return self.branching == 1 and self.shape is not Shape.FIXED
+
+    def for_training(self) -> Self:
+        """The draft without what only serving uses, so that a change of it restarts no trainer."""
+        return self.model_copy(update={"shape": None, "lookup": LookupScope.REQUEST})
+
+    @property
     def tokens_per_round(self) -> int:
-        """Tokens that the target verifies in a round, the root included."""
+        """Most tokens that the target verifies in a round, the root included. With a fixed shape, in each round."""
         return self.steps + 1 if self.draft_tokens is None else self.draft_tokens

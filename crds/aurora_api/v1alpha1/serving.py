@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from aurora_api.base import CountOrPercent, Model
-from aurora_api.v1alpha1.cel import matches, rules
+from aurora_api.v1alpha1.cel import matches, no_flag, rules
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
@@ -20,9 +20,26 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
+DEFAULT_MAX_RUNNING_REQUESTS: Final = 256
+_SPECULATIVE_FLAGS_ALLOWED: Final = (
+    *("--speculative-attention-mode", "--speculative-draft-attention-backend", "--speculative-draft-kv-cache-dtype"),
+    *("--speculative-moe-a2a-backend", "--speculative-moe-runner-backend"),
+)
+"""Flags that say how a verify round computes, and change neither its proposals nor what is accepted."""
+_NGRAM_FLAGS: Final = "--speculative-ngram-"
+"""Flags that have an effect only in the baseline NGRAM of ``spec.validation.baselines``."""
+
+
 def _refuse(*flags: str) -> str:
-    """A CEL rule over arguments: none is one of ``flags``, nor an abbreviation of one, which argparse accepts."""
-    return f"self.all(a, !a.startsWith('--') || !{list(flags)}.exists(o, o.startsWith(a.split('=')[0])))"
+    """A CEL rule over the arguments: none is one of ``flags``."""
+    return no_flag("self", *flags)
+
+
+def _refuse_speculative_flags() -> str:
+    """A CEL rule over the arguments: no flag of SGLang's speculation but those allowed, and no abbreviation of one."""
+    allowed = f"(a.startsWith('{_NGRAM_FLAGS}') || a.split('=')[0] in {list(_SPECULATIVE_FLAGS_ALLOWED)})"
+    abbreviates = "'--speculative-'.startsWith(a.split('=')[0])"
+    return f"self.all(a, !a.startsWith('--') || {allowed} || !(a.startsWith('--speculative-') || {abbreviates}))"
 
 
 class OperatorUpgrade(StrEnum):
@@ -106,12 +123,24 @@ class ServingSpec(Model):
         description="`auto` computes on CUDA when the pod sees a GPU, else on the CPU. Set `cuda` to make a pod without"
         " a GPU fail instead.",
     )
+    max_running_requests: int = Field(
+        default=DEFAULT_MAX_RUNNING_REQUESTS,
+        ge=1,
+        le=4096,
+        description=(
+            "Most requests that an engine answers at the same time. Further requests wait in the engine's queue."
+            " SGLang's own limit for engines that speculate is 48, and a busy engine would then be slower than without"
+            " speculation. Raise it where more requests fit in the memory of a pod's GPU, lower it to bound the time"
+            " between the tokens of an answer. Pods restart one by one when it changes."
+        ),
+    )
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
         max_length=64,
         description=(
             "Further arguments for SGLang's server, such as `--tp` and `2`. The API server refuses arguments that"
-            " `spec` sets or that break draft swaps. An unknown flag shows in the condition InvalidSpec."
+            " `spec` sets, and those that break draft swaps or speculation. An unknown flag shows in the condition"
+            " InvalidSpec."
         ),
         json_schema_extra=rules(
             (
@@ -122,15 +151,33 @@ class ServingSpec(Model):
             (
                 _refuse(
                     *("--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version", "--config"),
-                    *("--speculative-algorithm", "--speculative-draft-model-path", "--speculative-num-steps"),
-                    *("--speculative-eagle-topk", "--speculative-num-draft-tokens", "--custom-weight-loader"),
+                    "--custom-weight-loader",
                 ),
-                "extraArgs cannot set what spec.target and spec.draft set, nor the address, version and weight loader"
-                " that the agent relies on",
+                "extraArgs cannot set what spec.target sets, nor the address, version and weight loader that the agent"
+                " relies on",
+            ),
+            (
+                _refuse_speculative_flags(),
+                "extraArgs cannot set how SGLang speculates: set spec.draft instead (steps, shape, lookup). Allowed are"
+                f" {', '.join(_SPECULATIVE_FLAGS_ALLOWED)} and {_NGRAM_FLAGS}*",
+            ),
+            (
+                _refuse("--enable-multi-layer-eagle", "--decoupled-spec-bind-endpoint"),
+                "extraArgs cannot choose another way to draft: the draft of spec.draft has one layer and runs in the"
+                " pod's own engine",
+            ),
+            (
+                _refuse("--max-running-requests"),
+                "extraArgs cannot set --max-running-requests: set serving.maxRunningRequests instead",
             ),
             (
                 _refuse("--dp-size", "--data-parallel-size"),
                 "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
+            ),
+            (
+                _refuse("--enable-dp-attention", "--attn-dp-size", "--attention-data-parallel-size"),
+                "extraArgs cannot enable data-parallel attention: its ranks would choose different sizes of a verify"
+                " round; raise replicas instead",
             ),
             (
                 _refuse("--quantization", "--load-format"),
@@ -142,8 +189,8 @@ class ServingSpec(Model):
                 "extraArgs cannot enable LoRA: traces would mix the hidden states of several targets",
             ),
             (
-                _refuse("--nnodes", "--node-rank", "--dist-init-addr"),
-                "extraArgs cannot spread an engine over several nodes: each pod runs a whole engine",
+                _refuse("--nnodes", "--node-rank", "--dist-init-addr", "--disaggregation-mode"),
+                "extraArgs cannot spread an engine over several nodes or pods: each pod runs a whole engine",
             ),
         ),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.capture import CaptureSpec
-from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.cel import no_flag, rules
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.serving import ServingSpec
@@ -14,6 +16,9 @@ from aurora_api.v1alpha1.store import StoreSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
+
+_NO_FLAG_THAT_FIXES_THE_SHAPE: Final = no_flag("self.serving.extraArgs", "--enable-two-batch-overlap", "--enable-pdmux")
+"""SGLang cannot change the size of a verify round with these (`speculative/adaptive_spec_params.py:49`)."""
 
 
 class SpeculatorSpec(Model):
@@ -33,6 +38,17 @@ class SpeculatorSpec(Model):
                 "has(self.store.restoreFrom) == has(oldSelf.store.restoreFrom) &&"
                 " (!has(self.store.restoreFrom) || self.store.restoreFrom == oldSelf.store.restoreFrom)",
                 "store.restoreFrom is immutable: create another AuroraSpeculator to go on from another root",
+            ),
+            (
+                "self.validation.concurrencies.all(c, c <= self.serving.maxRunningRequests)",
+                "validation.concurrencies must not exceed serving.maxRunningRequests: the requests beyond it would wait"
+                " in the engine's queue",
+            ),
+            (
+                "self.draft.branching > 1 || (has(self.draft.shape) && self.draft.shape == 'Fixed')"
+                f" || !has(self.serving.extraArgs) || {_NO_FLAG_THAT_FIXES_THE_SHAPE}",
+                "draft.shape Adaptive cannot run with --enable-two-batch-overlap or --enable-pdmux: remove the flag"
+                " from serving.extraArgs, or set draft.shape to Fixed",
             ),
         )
     }

@@ -76,7 +76,8 @@ class CandidateStatus(VersionStatus):
     )
     phase: CandidatePhase = Field(
         description="Validating: the measurement waits or runs. Validated: the version passed and may be rolled out."
-        " Rejected, Inconclusive: the version is never rolled out. Failed: the measurement could not be made and is"
+        " Rejected, Inconclusive: the version is never rolled out. An inconclusive one could not be decided within its"
+        " rounds, or gave way to a newer version. Failed: the measurement could not be made and is"
         " repeated later."
     )
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
@@ -90,6 +91,11 @@ class CandidateStatus(VersionStatus):
             "An older version that passed its measurement and waits for its roll. Measuring this candidate does"
             " not block that roll."
         ),
+    )
+    took_over_from: int | None = Field(
+        default=None,
+        description="The version whose undecided measurement gave way to this candidate's. This candidate's measurement"
+        " gives way to no other.",
     )
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
@@ -172,6 +178,16 @@ class TrainingStatus(RewrittenModel):
     trained_tokens: int = Field(
         default=0, description=("Number of traced token positions trained on so far, each counted once.")
     )
+    steps_per_minute: str | None = Field(
+        default=None,
+        description="Optimizer steps per minute over the last minute or more of training. Time in which the trainer"
+        " waits for traces does not count.",
+    )
+    pending_shards: int | None = Field(
+        default=None,
+        description="Shards of new traces that wait to be trained. A number that keeps growing says that the trainer"
+        " falls behind.",
+    )
     held_out_accept_length: str | None = Field(
         default=None,
         description=(
@@ -248,6 +264,13 @@ class SpeculatorStatus(RewrittenModel):
         default=None,
         description="Answer tokens per verify round of live traffic, bonus token included, over all pods and about the"
         " last minute. Keeps its last value while there is no traffic.",
+    )
+    estimated_speedup: str | None = Field(
+        default=None,
+        description="Throughput of live traffic over no speculation, as the pods' engines estimate it from the costs of"
+        " their own verify rounds, for example ~1.8x. An estimate, over all pods and about the last minute:"
+        " `active.speedup` is measured. Unset while no engine chooses the size of its rounds. Keeps its last value"
+        " while there is no traffic.",
     )
     updated: str = Field(
         default="", description="Ready pods that serve the version they should, of spec.serving.replicas: for example"

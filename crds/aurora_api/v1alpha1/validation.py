@@ -35,7 +35,10 @@ class ConcurrencyTolerance(Model):
 
 
 class Tolerance(Model):
-    """Share of throughput that a candidate may lose against the active draft, except at the primary concurrency."""
+    """Share of throughput that a candidate may lose against the active draft, except at the primary concurrency.
+
+    No tolerance lets a candidate pass that is slower than no speculation.
+    """
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
@@ -52,7 +55,7 @@ class Tolerance(Model):
         description=(
             'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The whole 95 % interval must lie'
             " within the tolerance, so a draft whose true loss equals it nearly always fails. Lower it where no"
-            " concurrency may lose."
+            " concurrency may lose. Whatever it is, a candidate must reach 0.98 of the throughput without speculation."
         ),
     )
     per_concurrency: list[ConcurrencyTolerance] | None = Field(
@@ -109,7 +112,8 @@ class ValidationSpec(Model):
         le=1024,
         description=(
             "The one of `concurrencies` at which a candidate must gain `minImprovement`. At the others it must"
-            " stay within `tolerance`. Unset: the lowest. Set it to the usual load of a pod."
+            " stay within `tolerance`, and be no slower than no speculation. Unset: the lowest. Set it to the usual"
+            " load of a pod."
         ),
     )
     min_improvement: Ratio = Field(
@@ -131,12 +135,13 @@ class ValidationSpec(Model):
         ),
     )
     max_rounds: int = Field(
-        default=12,
+        default=24,
         ge=3,
         le=1000,
         description=(
-            "Number of measurement rounds after which an undecided measurement ends as inconclusive. Raise it"
-            " where intervals stay wide."
+            "Number of measurement rounds after which an undecided measurement ends as inconclusive. It ends earlier"
+            " when the rounds that are left would hardly decide, or when a newer version waits. Raise it where"
+            " intervals stay wide: the candidate's message then names the number of rounds that it needs."
         ),
     )
     prompts_per_round: int = Field(

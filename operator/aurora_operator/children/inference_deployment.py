@@ -46,6 +46,7 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
         draft=spec.draft,
         capture=spec.capture,
         device=spec.serving.device,
+        max_running_requests=spec.serving.max_running_requests,
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
     )

@@ -63,7 +63,7 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
-        draft=spec.draft,
+        draft=spec.draft.for_training(),
         training=spec.training.model_copy(update={"template": type(spec.training.template)()}),
         store=store_settings(owner, spec),
     )

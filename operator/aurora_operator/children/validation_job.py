@@ -45,6 +45,8 @@ class ValidationAttempt:
     replica: Replica | None = None
     replica_image: str = ""
     """Image of the replica's engine, which may be that of an earlier version of the operator."""
+    gives_way: bool = True
+    """Whether the measurement, while it is undecided, ends early for a newer version."""
 
 
 def validator_template(serving: PodTemplate) -> PodTemplate:
@@ -82,6 +84,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         draft=spec.draft,
         validation=spec.validation.model_copy(update={"template": PodTemplate()}),
         device=spec.serving.device,
+        max_running_requests=spec.serving.max_running_requests,
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
         candidate=attempt.version,
@@ -90,6 +93,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         image=attempt.replica_image or engine_image(spec, config),
         pod_digest=engine_setup_digest(spec),
         replica=attempt.replica,
+        gives_way=attempt.gives_way,
     )
     return value.to_variable()
 

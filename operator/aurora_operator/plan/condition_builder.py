@@ -12,7 +12,7 @@ from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_protocol.agent_api import SwapPhase
-from aurora_protocol.training_records import TrainerPhase
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ SCALED_TO_ZERO = "ScaledToZero"
 """Reason of Available and ServingReady while no pods are wanted."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
+LEAST_STEPS_PER_MINUTE = 10.0
+STARVED_SHARE = 0.25
+"""A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
 _NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
@@ -196,8 +199,24 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
     if record is not None and now - record.updated > TRAINER_SILENCE:
         message = f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z}; read its pod's log"
         return ConditionContent(False, "Silent", message)
+    if record is not None and (starvation := _starvation(record)):
+        return ConditionContent(True, "Starved", starvation)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
+
+
+def _starvation(record: TrainerStatus) -> str:
+    """Why the trainer gets too little of its device; empty when it does not, or when no new traces wait."""
+    pace, highest = record.steps_per_minute, record.highest_steps_per_minute
+    if pace is None or highest is None or record.pending_shards == 0:
+        return ""
+    if pace >= max(LEAST_STEPS_PER_MINUTE, STARVED_SHARE * highest):
+        return ""
+    return (
+        f"the trainer starves: it makes {pace:.1f} optimizer steps a minute, at most {highest:.1f} so far, and"
+        f" {record.pending_shards} shards of new traces wait. Give the container trainer more CPU or a GPU of its own"
+        " in training.template, or lower training.replay"
+    )
 
 
 def _candidate(status: SpeculatorStatus) -> ConditionContent | None:

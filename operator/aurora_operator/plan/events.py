@@ -9,9 +9,9 @@ from datetime import datetime
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.condition_builder import SCALED_TO_ZERO
 from aurora_operator.plan.rollout.steps import Step
-from aurora_operator.plan.validation import ValidationDecision
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",

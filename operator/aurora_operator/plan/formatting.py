@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aurora_protocol.evidence_records import Evidence
 
 
@@ -26,3 +28,16 @@ def source_text(evidence: Evidence, concurrency: int) -> str:
 def accept_text(answer_tokens: int, verify_rounds: int) -> str | None:
     """Answer tokens per verify round, the bonus token included."""
     return f"{answer_tokens / verify_rounds:.2f}" if verify_rounds > 0 else None
+
+
+def speedup_text(traffic: Iterable[tuple[int, float]]) -> str | None:
+    """``~1.8x`` for pairs of a pod's answer tokens and its estimated speedup; None without tokens.
+
+    Without speculation a pod would have answered tokens / speedup in the same time. So the speedup of all pods is the
+    harmonic mean, weighted by tokens. Pods without tokens or with a speedup of 0 do not count.
+    """
+    counted = [(tokens, speedup) for tokens, speedup in traffic if tokens > 0 and speedup > 0]
+    if not counted:
+        return None
+    answered = sum(tokens for tokens, _ in counted)
+    return f"~{answered / sum(tokens / speedup for tokens, speedup in counted):.1f}x"

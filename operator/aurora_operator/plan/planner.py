@@ -18,8 +18,10 @@ from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan import lending, validation
+from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
+from aurora_operator.plan.candidate import validation
+from aurora_operator.plan.candidate.validation import ValidationInputs
 from aurora_operator.plan.channel_builder import first_channel, next_channel
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.rest import is_at_rest, with_rest_message
@@ -31,7 +33,6 @@ from aurora_operator.plan.root_ownership import TAKING_OVER, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
-from aurora_operator.plan.validation import ValidationInputs
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -189,7 +190,8 @@ def _job_to_create(
         name = job_name(observed.owner.name, version, attempt)
         replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
         image = served_image(observed.deployed.template) if observed.deployed else ""
-    chosen = ValidationAttempt(version, attempt, channel.active, replica, image)
+    gives_way = lent.candidate is None or lent.candidate.took_over_from is None
+    chosen = ValidationAttempt(version, attempt, channel.active, replica, image, gives_way)
     return job(observed.owner, observed.spec, config, chosen)
 
 

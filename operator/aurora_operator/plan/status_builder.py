@@ -28,7 +28,7 @@ from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.condition_builder import conditions
-from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
+from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
 from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
@@ -90,6 +90,16 @@ def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str |
     return accept_text(all_tokens, all_rounds), by_pod
 
 
+def _estimated_speedup(observed: Observed) -> str | None:
+    """The pods' estimated speedups over no speculation as one, over the recent traffic."""
+    traffic = []
+    for pod in observed.pods:
+        start, agent = observed.recent_counters.get(pod.name), pod.agent
+        if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
+            traffic.append((agent.live.answer_tokens - start.live.answer_tokens, agent.speedup_estimate))
+    return speedup_text(traffic)
+
+
 def _pod_state(view: PodView, pod: Pod | None) -> str:
     if view.terminating:
         return "Terminating"
@@ -114,6 +124,8 @@ def _training(observed: Observed) -> TrainingStatus:
         phase=TrainerPhase.SUSPENDED if stopped else record.phase,
         step=record.step,
         trained_tokens=record.trained_tokens,
+        steps_per_minute=None if record.steps_per_minute is None else f"{record.steps_per_minute:.1f}",
+        pending_shards=record.pending_shards,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
     )
@@ -173,6 +185,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         rollout=changes.rollout,
         training=_training(observed),
         accept_length=accept_length or old.accept_length,
+        estimated_speedup=_estimated_speedup(observed) or old.estimated_speedup,
         updated=f"{up_to_date}/{observed.spec.serving.replicas}",
         replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),
@@ -198,6 +211,7 @@ def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
     update = {
         "conditions": quiet_conditions,
         "accept_length": None,
+        "estimated_speedup": None,
         "traces": 0,
         "training": TrainingStatus(),
         "pods": pods,

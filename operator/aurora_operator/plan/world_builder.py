@@ -9,8 +9,8 @@ from datetime import datetime
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan import lending
+from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.rollout.world import Pod, World
-from aurora_operator.plan.validation import ValidationDecision
 from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, RatioEstimate, Sample
-from aurora_protocol.gate.intervals import Interval, difference_interval, mean_interval
+from aurora_protocol.gate.intervals import Confidence, Interval, difference_interval, mean_interval
 
 _MAX_LOG = 700.0
 """Largest logarithm whose exponential a float holds."""
@@ -40,7 +40,13 @@ class Comparison:
         )
 
 
-def paired_ratio(samples: Sequence[Sample], numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
+def paired_ratio(
+    samples: Sequence[Sample],
+    numerator: Arm,
+    denominator: Arm,
+    concurrency: int,
+    confidence: Confidence = Confidence.FINAL,
+) -> RatioEstimate | None:
     """The throughput ratio of two arms that were measured in the same rounds. None when no round has both.
 
     Pairing by round cancels what slows the whole machine, because the arms alternate within a round.
@@ -51,14 +57,19 @@ def paired_ratio(samples: Sequence[Sample], numerator: Arm, denominator: Arm, co
         return None
     return Comparison(numerator, denominator, concurrency).estimate(
         sum(log_ratios) / len(log_ratios),
-        mean_interval(log_ratios, seed=concurrency),
+        mean_interval(log_ratios, seed=concurrency, confidence=confidence),
         rounds=len(log_ratios),
         paired=True,
     )
 
 
 def unpaired_ratio(
-    samples: Sequence[Sample], numerator: Arm, baseline: Sequence[Sample], denominator: Arm, concurrency: int
+    samples: Sequence[Sample],
+    numerator: Arm,
+    baseline: Sequence[Sample],
+    denominator: Arm,
+    concurrency: int,
+    confidence: Confidence = Confidence.FINAL,
 ) -> RatioEstimate | None:
     """The throughput ratio of an arm in ``samples`` to one in ``baseline``, which was measured at another time.
 
@@ -74,7 +85,7 @@ def unpaired_ratio(
     below = list(_log_speeds(baseline, denominator, concurrency).values())
     if not above or not below:
         return None
-    interval = difference_interval(above, below, seed=concurrency)
+    interval = difference_interval(above, below, seed=concurrency, confidence=confidence)
     change = log_speed_change(samples, baseline, concurrency) or 0.0
     return Comparison(numerator, denominator, concurrency).estimate(
         statistics.fmean(above) - statistics.fmean(below),

@@ -12,6 +12,10 @@ greedy answers were compared                                                   I
 no greedy answer differs beyond a near tie            Reject
 ====================================================  =======================  =========================
 
+No declared concurrency may be slower than without speculation (promise 6, "Never slower"). Where speculation does not
+pay, the engine turns it off, and the true ratio to off is 1. No interval clears a bar that the true ratio lies on, so
+the bar is :data:`NEVER_SLOWER` where the candidate need not gain.
+
 Invariant (promise 1, "Earned"): the worst outcome decides. A ratio reaches its minimum only when the *lower* bound of
 its interval does. A bar inside the interval cannot be decided, and ``Inconclusive`` never promotes.
 """
@@ -22,6 +26,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
+from typing import Final
 
 from aurora_protocol.evidence_records import (
     AnswerEquality,
@@ -32,10 +37,13 @@ from aurora_protocol.evidence_records import (
     Verdict,
     VerdictKind,
 )
+from aurora_protocol.gate.intervals import Confidence
 from aurora_protocol.gate.throughput_ratios import log_speed_change, paired_ratio, unpaired_ratio
 
 _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
 """Arms that are always measured in the same rounds. A baseline never replaces their samples."""
+NEVER_SLOWER: Final = 0.98
+"""Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
@@ -48,7 +56,8 @@ class GatePolicy:
     min_improvement: float
     """Share by which the candidate must be faster than the active draft at the primary concurrency."""
     tolerance: float
-    """Share by which the candidate may be slower than the active draft at the other concurrencies."""
+    """Share by which the candidate may be slower than the active draft at the other concurrencies. However large it is,
+    the candidate must not be slower than no speculation."""
     min_rounds: int
     """Fewest rounds with which a ratio is decided."""
     tolerances: Mapping[int, float] = field(default_factory=dict)
@@ -75,13 +84,17 @@ class Bar:
 
 
 def bars(policy: GatePolicy) -> tuple[Bar, ...]:
-    """The ratios that decide."""
+    """The ratios that decide: two at each concurrency, the primary one first."""
     return (
         Bar(Arm.CANDIDATE, Arm.ACTIVE, policy.primary, 1 + policy.min_improvement),
         Bar(Arm.CANDIDATE, Arm.OFF, policy.primary, 1.0),
         *(
-            Bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance_at(concurrency))
+            bar
             for concurrency in policy.concurrencies[1:]
+            for bar in (
+                Bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance_at(concurrency)),
+                Bar(Arm.CANDIDATE, Arm.OFF, concurrency, NEVER_SLOWER),
+            )
         ),
     )
 
@@ -91,8 +104,6 @@ def reported_ratios(policy: GatePolicy) -> Iterator[tuple[Arm, Arm, int]]:
     for concurrency in policy.concurrencies:
         yield Arm.ACTIVE, Arm.OFF, concurrency
         yield Arm.CANDIDATE, Arm.NGRAM, concurrency
-        if concurrency != policy.primary:
-            yield Arm.CANDIDATE, Arm.OFF, concurrency
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ def judge(
     equality: Sequence[AnswerEquality],
     policy: GatePolicy,
     baseline: BaselineSamples | None = None,
+    confidence: Confidence = Confidence.FINAL,
 ) -> Verdict:
     """Apply every rule. The worst outcome decides.
 
@@ -116,8 +128,9 @@ def judge(
         equality: comparisons of greedy answers, one for each arm.
         baseline: samples of off, and of NGRAM where the speculator asks for it, that were measured at another time. Its
             samples of the active draft serve only to show how the machine's speed has changed since.
+        confidence: of the ratios' intervals. The stored verdict is final.
     """
-    measured = _Measured(samples, baseline)
+    measured = _Measured(samples, baseline, confidence)
     decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
     reported = [measured.ratio(*names) for names in reported_ratios(policy)]
     outcomes = [
@@ -139,6 +152,7 @@ class _Measured:
 
     samples: Sequence[Sample]
     baseline: BaselineSamples | None
+    confidence: Confidence
 
     def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
         """The baseline, when its samples replace ``arm``. None when ``arm`` is always paired or not in the baseline."""
@@ -149,8 +163,8 @@ class _Measured:
     def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         """The throughput ratio of two arms, paired where possible. None when it was not measured."""
         if baseline := self._baseline_for(denominator):
-            return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency)
-        return paired_ratio(self.samples, numerator, denominator, concurrency)
+            return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency, self.confidence)
+        return paired_ratio(self.samples, numerator, denominator, concurrency, self.confidence)
 
     def describe(self, bar: Bar) -> str:
         """The name of the bar's ratio, and how old the baseline in it is."""

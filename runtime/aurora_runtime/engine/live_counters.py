@@ -76,4 +76,4 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
         "gaps": int(sums.get(f"{_GAP_HISTOGRAM}_count", 0)),
         "gap_squares": math.ceil(1e6 * sum_of_squares_bound(text, _GAP_HISTOGRAM)),
     }
-    return LiveCounters(**{name: min(count, MAX_COUNT) for name, count in counted.items()})
+    return LiveCounters.model_validate({name: min(count, MAX_COUNT) for name, count in counted.items()})

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
@@ -50,6 +51,7 @@ class EngineSpec:
     dtype: str = "auto"
     revision: str | None = None
     extra_args: tuple[str, ...] = ()
+    max_running_requests: int = DEFAULT_MAX_RUNNING_REQUESTS
 
     def arguments(self, port: int, speculation: Eagle3 | Ngram | None, memory_share: float) -> list[str]:
         """The command line. ``memory_share`` is the share of the free GPU memory that the server may use."""
@@ -63,6 +65,7 @@ class EngineSpec:
                 self.dtype,
             ),
             *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
+            *("--max-running-requests", str(self.max_running_requests)),
         ]
         if self.revision is not None:
             command += ["--revision", self.revision]

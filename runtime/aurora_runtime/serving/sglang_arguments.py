@@ -23,6 +23,9 @@ def engine_arguments(
 ) -> list[str]:
     """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
+    The limit of running requests is the same in all modes, so that they are compared under the same load. By itself
+    SGLang would limit the modes with speculation to 48 (`srt/arg_groups/speculative_hook.py:1086`), and not the others.
+
     Args:
         draft: folder of the draft to start with.
         version: version of that draft.
@@ -36,6 +39,7 @@ def engine_arguments(
     arguments += ["--model-path", target.model, "--served-model-name", target.model]
     arguments += ["--revision", target.revision] if target.revision else []
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
+    arguments += ["--max-running-requests", str(settings.max_running_requests)]
     speculation = {
         EngineMode.DRAFT: Eagle3(draft, version, settings.draft).arguments(),
         EngineMode.OFF: [],

@@ -66,9 +66,11 @@ class Trainer:
         if pending := self.stages.retention.shards_to_train():
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
+            self.progress.record_work(trains=True, pending_shards=0)
             self.stages.replay.while_waiting(self.policy.poll_seconds)
             self.run_due_stages(TrainerPhase.TRAINING)
         else:
+            self.progress.record_work(trains=False, pending_shards=0)
             self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
             self.retrier.sleep(self.policy.poll_seconds)
 
@@ -76,6 +78,7 @@ class Trainer:
         for index, key in enumerate(pending[: self.policy.shards_per_listing]):
             if self.retrier.stopping:
                 return
+            self.progress.record_work(trains=True, pending_shards=len(pending) - index)
             self.stages.reader.prefetch(pending[index:])
             self.stages.fresh.train(key, self.stages.reader.read(key))
             self.run_due_stages(TrainerPhase.TRAINING)

@@ -14,6 +14,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training.candidates import Candidates, Comparison
 from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.pace import TrainingPace
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange
@@ -65,6 +66,12 @@ class Progress:
         self._acceptance_length: float | None = None
         self._coverage: float | None = None
         self._message = ""
+        self._pace = TrainingPace()
+
+    def record_work(self, *, trains: bool, pending_shards: int) -> None:
+        """Note whether the trainer trains from now on, and how many shards of new traces wait."""
+        steps = self._learning.session.steps
+        self._pace.observe(time.monotonic(), steps, trains=trains, pending_shards=pending_shards)
 
     def record_comparison(self, comparison: Comparison) -> None:
         """Put the result of a comparison into the next status, and make that status due now."""
@@ -95,6 +102,9 @@ class Progress:
                 held_out_acceptance_length=self._acceptance_length,
                 vocabulary_coverage=self._coverage,
                 last_registered=last.version,
+                steps_per_minute=self._pace.steps_per_minute,
+                highest_steps_per_minute=self._pace.highest_steps_per_minute,
+                pending_shards=self._pace.pending_shards,
                 message=self._message,
                 updated=utc_now(),
             )

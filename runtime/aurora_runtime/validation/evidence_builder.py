@@ -56,6 +56,8 @@ def build_evidence(
         environment=environment,
         prompts_sha256=prompts_digest(prompts),
         verdict=measurement.verdicts[-1],
+        end=measurement.end.kind,
+        end_message=measurement.end.message,
         started=attempt.started,
         finished=datetime.now(UTC),
     )

@@ -6,6 +6,7 @@ Invariant: the plan, the prompts and the gate are the same on the Job's own engi
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_protocol.draft_records import Lineage
-from aurora_protocol.evidence_records import Arm, BaselineSamples, CachedBaseline, Environment, Evidence, Sample
+from aurora_protocol.errors import ProtocolError
+from aurora_protocol.evidence_records import (
+    Arm,
+    BaselineSamples,
+    CachedBaseline,
+    Environment,
+    Evidence,
+    Sample,
+    VerdictKind,
+)
 from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
@@ -35,6 +45,9 @@ from aurora_runtime.validation.rounds.measure import Measurement, measure, measu
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_store import Registry
+from aurora_store.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 30.0
 """Part of the time limit that is reserved for stopping the engines and writing the evidence."""
@@ -79,9 +92,37 @@ class ValidationRun:
         return self.attempt.plan
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
-        """A cached baseline that is usable in ``environment``."""
+        """A cached baseline that is usable in ``environment``.
+
+        None for a candidate that a cached baseline left undecided before: off is then measured anew, because a ratio
+        to a baseline of another time has a wider interval.
+        """
+        candidate = self.attempt.candidate
+        if any(
+            evidence.verdict.kind is VerdictKind.INCONCLUSIVE and evidence.baseline is not None
+            for evidence in self.registry.evidence_of_all_attempts(candidate.version)
+        ):
+            return None
         requirements = BaselineRequirements.of(self.attempt, environment)
         return find_baseline(self.registry, self.lineage.number, self.attempt.active, requirements)
+
+    async def newer_version(self) -> int | None:
+        """A version of the lineage that was registered after the candidate, and that the candidate may give way to."""
+        if not self.settings.gives_way:
+            return None
+        try:
+            return await asyncio.to_thread(self._newest_after_candidate)
+        except (StoreError, ProtocolError) as error:
+            log.warning("newer versions are not known: %s", error)
+            return None
+
+    def _newest_after_candidate(self) -> int | None:
+        candidate, newest = self.attempt.candidate, self.registry.last_version()
+        if newest is None or newest <= candidate.version:
+            return None
+        channel = self.registry.channel()
+        refused = channel is not None and newest in channel.rejected
+        return None if refused or self.registry.registration(newest).lineage != candidate.lineage else newest
 
     def result(
         self,
@@ -151,6 +192,7 @@ async def _measure_on_job_engines(
         device=this_machine.device,
         kv_tokens=kv_cache_tokens(prompts, plan, settings.validation.max_new_tokens),
         extra_args=tuple(settings.extra_args),
+        max_running_requests=settings.max_running_requests,
     )
     engines = JobEngines(
         engines=EngineSet(spec, scratch),
@@ -162,7 +204,8 @@ async def _measure_on_job_engines(
         deadline=run.deadline,
     )
     async with engines:
-        measurement = await measure(RoundRunner(engines, prompts, plan, run.deadline), baseline=baseline)
+        runner = RoundRunner(engines, prompts, plan, run.deadline)
+        measurement = await measure(runner, baseline=baseline, newer_version=run.newer_version)
     samples_to_cache = () if baseline else measurement.samples
     return run.result(environment, measurement, prompts, baseline, samples_to_cache)
 
@@ -188,7 +231,7 @@ async def _measure_on_replica(
         if baseline is None:
             samples_to_cache, off_answers = await measure_baseline(runner)
             baseline = fresh_baseline(run.attempt, samples_to_cache)
-        measurement = await measure(runner, baseline=baseline, off_answers=off_answers)
+        measurement = await measure(runner, baseline=baseline, off_answers=off_answers, newer_version=run.newer_version)
         await engine.confirm_lease()
     return run.result(environment, measurement, prompts, baseline, samples_to_cache)
 

@@ -114,6 +114,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"draft": {"steps": 17}}, "spec.draft.steps"),
     ({"draft": {"vocabSize": 100}}, "spec.draft.vocabSize"),
     ({"draft": {"architecture": "MEDUSA"}}, "spec.draft.architecture: Unsupported value"),
+    ({"draft": {"shape": "Tree"}}, "spec.draft.shape: Unsupported value"),
+    ({"draft": {"branching": 2, "draftTokens": 8, "shape": "Adaptive"}}, "with branching above 1 leave shape unset"),
+    ({"draft": {"lookup": "Cluster"}}, "spec.draft.lookup: Unsupported value"),
     ({"draft": {"topK": 2}}, "unknown field|field not declared"),
     ({"draft": {"pin": 2}}, "unknown field|field not declared"),
     # serving
@@ -129,9 +132,28 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (arguments("--api-key=secret"), "extraArgs cannot set SGLang's keys"),
     (arguments("--api=secret"), "extraArgs cannot set SGLang's keys"),
     (arguments("--tp-size", "2", "--port=1"), "nor the address, version and weight loader"),
-    (arguments("--speculative-draft-model", "/d"), "what spec.target and spec.draft set"),
-    (arguments("--speculative-num-steps", "5"), "what spec.target and spec.draft set"),
+    (arguments("--speculative-draft-model", "/d"), "how SGLang speculates: set spec.draft instead"),
+    (arguments("--speculative-num-steps", "5"), "how SGLang speculates: set spec.draft instead"),
+    (arguments("--speculative-adaptive"), "how SGLang speculates: set spec.draft instead"),
+    (arguments("--speculative-accept-threshold-single=0.5"), "how SGLang speculates"),
+    (arguments("--speculative-attention", "prefill"), "Allowed are --speculative-attention-mode"),
+    (arguments("--spec", "x"), "how SGLang speculates: set spec.draft instead"),
+    (arguments("--enable-multi-layer-eagle"), "extraArgs cannot choose another way to draft"),
+    (arguments("--max-running-requests", "64"), "set serving.maxRunningRequests instead"),
+    (arguments("--max-running=64"), "set serving.maxRunningRequests instead"),
     (arguments("--dp", "2"), "raise replicas instead"),
+    (arguments("--enable-dp-attention"), "extraArgs cannot enable data-parallel attention"),
+    (arguments("--attn-dp-size=2"), "extraArgs cannot enable data-parallel attention"),
+    (arguments("--enable-two-batch-overlap"), "set draft.shape to Fixed"),
+    (arguments("--tp", "2", "--enable-pdm"), "set draft.shape to Fixed"),
+    (arguments("--disaggregation-mode", "prefill"), "each pod runs a whole engine"),
+    ({"serving": {"maxRunningRequests": 0}}, "spec.serving.maxRunningRequests"),
+    ({"serving": {"maxRunningRequests": 4097}}, "spec.serving.maxRunningRequests"),
+    (
+        {"serving": {"maxRunningRequests": 3}},
+        "validation.concurrencies must not exceed serving.maxRunningRequests",
+    ),
+    ({"validation": {"concurrencies": [1, 512]}}, "must not exceed serving.maxRunningRequests"),
     (arguments("--quantization", "fp8"), "extraArgs cannot set --quantization"),
     (arguments("--load-format", "dummy"), "extraArgs cannot set --quantization or --load-format"),
     (arguments("--enable-lora"), "extraArgs cannot enable LoRA"),
@@ -199,7 +221,17 @@ GOOD: list[dict[str, Any]] = [
     {"draft": {"steps": 5}},
     {"draft": {"steps": 5, "draftTokens": 6}},
     {"draft": {"steps": 3, "branching": 2, "draftTokens": 8}},
+    {"draft": {"steps": 3, "branching": 2, "draftTokens": 8, "shape": "Fixed"}},
+    {"draft": {"steps": 7, "shape": "Adaptive", "lookup": "Speculator"}},
+    {"draft": {"lookup": "Off", "shape": "Fixed"}},
     {"serving": {"replicas": 0}},
+    {"serving": {"maxRunningRequests": 4}},
+    {"serving": {"maxRunningRequests": 512}, "validation": {"concurrencies": [1, 512]}},
+    {"draft": {"shape": "Fixed"}} | arguments("--enable-two-batch-overlap"),
+    {"draft": {"branching": 2, "draftTokens": 4}} | arguments("--enable-pdmux"),
+    arguments("--speculative-draft-attention-backend", "fa3", "--speculative-attention-mode=decode"),
+    arguments("--speculative-ngram-max-trie-depth", "12"),
+    arguments("--schedule-policy", "lpm", "--sleep-on-idle", "--served-model-name", "chat"),
     {"serving": {"update": {"maxSurge": "25%", "maxUnavailable": "25%"}}},
     {"serving": {"update": {"maxSurge": 0, "maxUnavailable": 1}}},
     {"serving": {"image": "registry.example:5000/aurora@sha256:abc", "device": "cuda"}},
@@ -269,7 +301,14 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
     sample = SAMPLES / "quickstart.yaml"
     assert len(sample.read_text().splitlines()) < 12
     made = json.loads(crd.kubectl("create", "--dry-run=server", "-n", "default", "-f", sample, "-o", "json"))
-    assert made["spec"]["draft"] == {"architecture": "EAGLE3", "vocabSize": 16384, "steps": 3, "branching": 1}
+    assert made["spec"]["draft"] == {
+        "architecture": "EAGLE3",
+        "vocabSize": 16384,
+        "steps": 3,
+        "lookup": "Request",
+        "branching": 1,
+    }
+    assert made["spec"]["serving"]["maxRunningRequests"] == 256
     assert made["spec"]["rollout"]["canary"] == 1
     assert made["spec"]["validation"]["concurrencies"] == [1, 4]
     assert made["spec"]["validation"]["tolerance"] == {"default": "0.05"}

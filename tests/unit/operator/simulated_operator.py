@@ -118,9 +118,10 @@ class SimulatedOperator:
             labels = metadata["labels"]
             (measure,) = made.job["spec"]["template"]["spec"]["containers"]
             texts = [variable["value"] for variable in measure["env"] if variable["name"] == "AURORA_SETTINGS"]
-            replica = ValidationSettings.from_json(texts[0]).replica
+            settings = ValidationSettings.from_json(texts[0])
+            pod = settings.replica.pod if settings.replica else ""
             version, attempt = int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"])
-            job = SimulatedJob(version, attempt, channel.active, pod=replica.pod if replica else "")
+            job = SimulatedJob(version, attempt, channel.active, pod=pod, gives_way=settings.gives_way)
             steps.append(partial(self._create, metadata["name"], job))
         steps += [partial(self._swap, swap, seen) for swap in made.swaps]
         steps += [partial(self._lend, lease, seen) for lease in made.leases]

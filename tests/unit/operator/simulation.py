@@ -25,7 +25,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
 from aurora_protocol.errors import AgentError, Fenced
-from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store.errors import ObjectExists, StoreError
 from tests.unit.operator.worlds import digest, evidence, lineage, registration
 
@@ -235,6 +235,7 @@ class SimulatedJob:
     active: int
     pod: str = ""
     """The replica that the Job measures on, and whose lease it renews."""
+    gives_way: bool = True
     ended: str = ""
     """``succeeded`` or ``failed``; empty while the Job runs."""
 
@@ -248,8 +249,15 @@ class SimulatedJob:
             message="too few prompts" if self.ended == "failed" else "",
         )
 
-    def measured(self, kind: VerdictKind) -> Evidence:
-        return evidence(self.version, kind, active=self.active, attempt=self.attempt, active_digest=digest(self.active))
+    def measured(self, kind: VerdictKind, end: MeasurementEnd | None = None) -> Evidence:
+        return evidence(
+            self.version,
+            kind,
+            active=self.active,
+            attempt=self.attempt,
+            active_digest=digest(self.active),
+            end=end,
+        )
 
 
 @dataclass

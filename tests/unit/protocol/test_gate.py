@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
+from aurora_protocol.gate.intervals import Confidence
 from aurora_protocol.gate.verdict import Bar, bars
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
@@ -77,7 +78,9 @@ def test_the_bars_are_the_improvement_no_speculation_and_the_tolerances() -> Non
         Bar(Arm.CANDIDATE, Arm.ACTIVE, 4, 1.25),
         Bar(Arm.CANDIDATE, Arm.OFF, 4, 1.0),
         Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 0.5),
+        Bar(Arm.CANDIDATE, Arm.OFF, 1, 0.98),
         Bar(Arm.CANDIDATE, Arm.ACTIVE, 16, 0.25),
+        Bar(Arm.CANDIDATE, Arm.OFF, 16, 0.98),
     )
 
 
@@ -100,8 +103,26 @@ def test_a_loss_at_another_concurrency_is_rejected() -> None:
     assert kind(samples) is VerdictKind.REJECT
 
 
+def test_a_candidate_slower_than_no_speculation_at_any_concurrency_is_rejected_whatever_the_tolerance() -> None:
+    """The active draft is as slow there, so no tolerance against the active draft would see it."""
+    samples = measured(FAST) + measured({Arm.OFF: 20.0, Arm.ACTIVE: 19.0, Arm.CANDIDATE: 19.0}, concurrencies=(16,))
+    policy = dataclasses.replace(POLICY, concurrencies=(1, 4, 16), tolerance=0.9)
+    verdict = judge(samples, SAME, policy)
+    assert verdict.kind is VerdictKind.REJECT
+    (reason,) = (r for r in verdict.reasons if "candidate/off at concurrency 16" in r)
+    assert reason.endswith("< 0.980")
+
+
+def test_a_candidate_as_fast_as_no_speculation_under_load_passes() -> None:
+    """There the engine turns speculation off, and the true ratio is 1."""
+    even = measured({Arm.OFF: 20.0, Arm.ACTIVE: 20.0, Arm.CANDIDATE: 20.0}, rounds=8, noise=0.01, concurrencies=(16,))
+    samples = measured(FAST, rounds=8) + even
+    policy = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
+    assert kind(samples, policy=policy) is VerdictKind.PASS
+
+
 def test_a_tolerance_of_one_concurrency_replaces_the_general_one() -> None:
-    samples = measured(FAST) + measured({**FAST, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
+    samples = measured(FAST) + measured({Arm.OFF: 10.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
     strict = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
     assert kind(samples, policy=strict) is VerdictKind.REJECT
     assert kind(samples, policy=dataclasses.replace(strict, tolerances={16: 0.3})) is VerdictKind.PASS
@@ -181,6 +202,30 @@ def test_intervals_contain_their_estimate_and_verdicts_are_reproducible(samples:
     for ratio in verdict.ratios:
         assert ratio.low <= ratio.estimate * (1 + 1e-9)
         assert ratio.estimate <= ratio.high * (1 + 1e-9)
+
+
+@given(noisy)
+@settings(deadline=None, max_examples=20)
+def test_a_verdict_that_is_final_early_is_final_with_the_same_samples_later(samples: list[Sample]) -> None:
+    early = judge(samples, SAME, POLICY, confidence=Confidence.EARLY)
+    if early.kind is not VerdictKind.INCONCLUSIVE:
+        assert judge(samples, SAME, POLICY).kind is early.kind
+    for wide, narrow in zip(early.ratios, judge(samples, SAME, POLICY).ratios, strict=True):
+        assert wide.low <= narrow.low
+        assert narrow.high <= wide.high
+
+
+@given(noisy, st.floats(0.05, 0.99), st.floats(0, 0.95))
+@settings(deadline=None, max_examples=40)
+def test_no_tolerance_lets_a_draft_pass_that_is_slower_than_no_speculation(
+    samples: list[Sample], slowdown: float, tolerance: float
+) -> None:
+    """Off is at least 3 % faster than the candidate in each round at concurrency 4."""
+    at_four = [s for s in samples if s.concurrency == 4 and s.arm is Arm.CANDIDATE]
+    off = [s.model_copy(update={"arm": Arm.OFF, "seconds": s.seconds * min(slowdown, 0.97)}) for s in at_four]
+    rest = [s for s in samples if not (s.concurrency == 4 and s.arm is Arm.OFF)]
+    policy = dataclasses.replace(POLICY, tolerance=tolerance, min_rounds=1)
+    assert kind([*rest, *off], policy=policy) is not VerdictKind.PASS
 
 
 @given(noisy)

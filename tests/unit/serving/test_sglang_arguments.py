@@ -36,6 +36,7 @@ def test_the_command_line_follows_the_spec() -> None:
         "--speculative-eagle-topk": "4",
         "--speculative-num-draft-tokens": "8",
         "--weight-version": "3",
+        "--max-running-requests": "256",
         "--custom-weight-loader": "aurora_runtime.engine.weight_loader.load_draft",
     }.items():
         assert arguments[arguments.index(flag) + 1] == value
@@ -55,5 +56,6 @@ def test_the_modes_of_a_measurement_differ_in_speculation_alone() -> None:
 
     draft, off, ngram = (arguments(mode) for mode in (EngineMode.DRAFT, EngineMode.OFF, EngineMode.NGRAM))
     assert off < draft
+    assert "--max-running-requests" in off
     assert not any(argument.startswith("--speculative") for argument in off)
     assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "8"}

@@ -1,4 +1,7 @@
-"""Measures a candidate: interleaved rounds until the verdict is final, or the rounds or the time are used up.
+"""Measures a candidate: interleaved rounds until the gate's budget ends the measurement.
+
+After each round :mod:`aurora_protocol.gate.budget` says whether another one follows, and at which concurrencies: those
+where all is decided are left out, so that the others are decided sooner.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
 engine, :func:`measure_baseline` measures them first. With a cached baseline they are not measured.
@@ -9,19 +12,37 @@ Invariant: active and candidate are always measured in the same rounds.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
-from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
+from aurora_protocol.evidence_records import (
+    AnswerEquality,
+    Arm,
+    BaselineSamples,
+    MeasurementEnd,
+    Sample,
+    Verdict,
+    VerdictKind,
+)
 from aurora_protocol.gate import judge
+from aurora_protocol.gate.budget import Ending, Progress, ending, open_concurrencies
+from aurora_protocol.gate.intervals import Confidence
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundResult, RoundRunner
-from aurora_runtime.validation.rounds.round_schedule import may_stop_early
 
 log = logging.getLogger(__name__)
 
-FINAL_VERDICTS = (VerdictKind.PASS, VerdictKind.REJECT)
+NewerVersion = Callable[[], Awaitable[int | None]]
+"""Asks the store for a newer version that waits to be measured."""
+_NO_TIME_LEFT: Final = Ending(MeasurementEnd.BUDGET_USED, "undecided: the time is used up")
+
+
+async def no_newer_version() -> int | None:
+    """For a measurement that gives way to no version."""
+    return None
 
 
 @dataclass
@@ -32,6 +53,7 @@ class Measurement:
     samples: list[Sample] = field(default_factory=list)
     equality: dict[Arm, EqualityCounter] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+    end: Ending = _NO_TIME_LEFT
 
     def equalities(self) -> tuple[AnswerEquality, ...]:
         """The comparison of greedy answers for each compared arm."""
@@ -50,7 +72,8 @@ class Measurement:
 def rejected_unmeasured(reason: str) -> Measurement:
     """The result for a candidate that no pod would load: a rejection without samples."""
     return Measurement(
-        verdicts=[Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load the draft: {reason}",), ratios=())]
+        verdicts=[Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load the draft: {reason}",), ratios=())],
+        end=Ending(MeasurementEnd.DECIDED),
     )
 
 
@@ -78,7 +101,11 @@ async def measure_baseline(runner: RoundRunner) -> tuple[list[Sample], Answers]:
 
 
 async def measure(
-    runner: RoundRunner, *, baseline: BaselineSamples | None = None, off_answers: Answers | None = None
+    runner: RoundRunner,
+    *,
+    baseline: BaselineSamples | None = None,
+    off_answers: Answers | None = None,
+    newer_version: NewerVersion = no_newer_version,
 ) -> Measurement:
     """Measure round by round.
 
@@ -86,6 +113,7 @@ async def measure(
         baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
         off_answers: off's answers, when off was measured just before. With a baseline and without these answers, the
             candidate is compared with the active draft, whose answers the caller knows to equal off's.
+        newer_version: asked after each undecided round.
 
     Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
     """
@@ -95,12 +123,13 @@ async def measure(
     counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
     measurement = Measurement(equality=counters, arms=arms)
     longest_round_seconds = 0.0
+    concurrencies = plan.policy.concurrencies
     for number in range(plan.max_rounds):
         started = runner.clock()
         if number and started + longest_round_seconds > runner.deadline:
             log.info("measure: no time for another round")
             break
-        result = await runner.run(number, arms)
+        result = await runner.run(number, arms, concurrencies)
         if result is None:
             break
         measurement.samples += result.samples
@@ -108,12 +137,18 @@ async def measure(
         await _compare_answers(runner, result, reference_answers, measurement)
         round_seconds = runner.clock() - started
         longest_round_seconds = max(longest_round_seconds, round_seconds)
-        measurement.verdicts.append(judge(measurement.samples, measurement.equalities(), plan.policy, baseline))
-        _log_round(number, plan.max_rounds, measurement.verdicts[-1], round_seconds)
-        # Before min_rounds no ratio is decided. Only failed requests or different answers make a verdict final then,
-        # and neither goes away.
-        if may_stop_early([verdict.kind for verdict in measurement.verdicts], final=FINAL_VERDICTS):
+        so_far = measurement.samples, measurement.equalities(), plan.policy, baseline
+        verdict, early = judge(*so_far), judge(*so_far, confidence=Confidence.EARLY)
+        measurement.verdicts.append(verdict)
+        _log_round(number, plan.max_rounds, verdict, round_seconds)
+        rounds_left = int(min(plan.max_rounds - number - 1, (runner.deadline - runner.clock()) / longest_round_seconds))
+        rounds_allowed = number + 1 + max(0, rounds_left)
+        newer = await newer_version() if number + 1 >= plan.policy.min_rounds else None
+        end = ending(Progress(plan.policy, verdict, early, number + 1, rounds_allowed, newer))
+        if end is not None:
+            measurement.end = end
             break
+        concurrencies = open_concurrencies(plan.policy, early)
     if not measurement.verdicts:
         raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
     return measurement
@@ -139,4 +174,4 @@ def _log_round(number: int, max_rounds: int, verdict: Verdict, seconds: float) -
         for ratio in verdict.ratios
         if ratio.numerator is Arm.CANDIDATE
     )
-    log.info("measure: round %d of %d in %.0f s: %s: %s", number + 1, max_rounds, seconds, verdict.kind, ratios)
+    log.info("measure: round %d of at most %d in %.0f s: %s: %s", number + 1, max_rounds, seconds, verdict.kind, ratios)

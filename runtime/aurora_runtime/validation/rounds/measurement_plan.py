@@ -37,8 +37,13 @@ class MeasurementPlan:
 
     @property
     def prompts_wanted(self) -> int:
-        """Number of distinct prompts with which no two rounds share a prompt."""
-        return self.prompts_per_worker * sum(self.policy.concurrencies) * self.max_rounds
+        """Number of distinct prompts with which the first rounds, twice the fewest, share no prompt.
+
+        More would be of older traffic, which the candidate will not serve.
+        """
+        return (
+            self.prompts_per_worker * sum(self.policy.concurrencies) * min(self.max_rounds, 2 * self.policy.min_rounds)
+        )
 
 
 def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:

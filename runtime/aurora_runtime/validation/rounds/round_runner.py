@@ -53,8 +53,13 @@ class RoundRunner:
     deadline: float
     clock: Callable[[], float] = time.monotonic
 
-    async def run(self, number: int, arms: Sequence[Arm]) -> RoundResult | None:
+    async def run(
+        self, number: int, arms: Sequence[Arm], concurrencies: Sequence[int] | None = None
+    ) -> RoundResult | None:
         """Run round ``number`` with ``arms``. None when time ran out before the round's end.
+
+        Args:
+            concurrencies: the declared concurrencies to measure at. None: all.
 
         Raises :class:`MeasurementError` when requests fail without speculation: then nothing can be said about a draft.
         """
@@ -66,7 +71,7 @@ class RoundRunner:
             prompts_per_worker=self.plan.prompts_per_worker,
             available=len(self.prompts),
         )
-        for batch in schedule:
+        for batch in (b for b in schedule if concurrencies is None or b.concurrency in concurrencies):
             if self.clock() > self.deadline:
                 log.info("measure: time ran out during round %d, which is left out", number)
                 return None

@@ -49,12 +49,3 @@ def _rotated(items: Sequence[T], by: int) -> list[T]:
     """``items`` rotated to the left."""
     by %= len(items)
     return [*items[by:], *items[:by]]
-
-
-def may_stop_early(kinds: Sequence[str], *, final: Sequence[str], needed: int = 2) -> bool:
-    """Whether measuring may stop before the last round: the last ``needed`` verdicts are equal and final.
-
-    Two in a row are needed, so that one lucky round does not decide.
-    """
-    last = kinds[-needed:]
-    return len(last) == needed and len(set(last)) == 1 and last[0] in final

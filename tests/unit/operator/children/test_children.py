@@ -12,7 +12,7 @@ import pytest
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.access import new_keys, service_accounts
-from aurora_operator.children.inference_deployment import inference_template
+from aurora_operator.children.inference_deployment import inference_template, serving_settings
 from aurora_operator.children.network import policies
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
@@ -245,6 +245,7 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     [
         {"serving": {"template": {"spec": {"containers": [{"name": "sglang", "resources": GPU}]}}}},
         {"serving": {"extraArgs": ["--tp-size", "2"]}},
+        {"serving": {"maxRunningRequests": 64}},
         {"validation": {"measureOn": "Replica"}},
         {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
     ],
@@ -253,6 +254,22 @@ def test_the_engine_setup_digest_changes_with_everything_that_decides_speed(chan
     assert engine_setup_digest(spec(**change)) != engine_setup_digest(spec())
     unrelated = spec(serving={"replicas": 5}, rollout={"paused": True})
     assert engine_setup_digest(unrelated) == engine_setup_digest(spec())
+
+
+def test_settings_of_speculation_restart_the_inference_pods_only() -> None:
+    before = pods(spec())
+    for change in ({"lookup": "Speculator"}, {"shape": "Fixed"}):
+        after = pods(spec(draft=change))
+        assert {role for role in before if before[role] != after[role]} == {"inference", "validator"}
+    limited = pods(spec(serving={"maxRunningRequests": 64}))
+    assert {role for role in before if before[role] != limited[role]} == {"inference", "validator"}
+
+
+def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:
+    given = spec(draft={"lookup": "Speculator", "shape": "Fixed"}, serving={"maxRunningRequests": 64})
+    settings = serving_settings(OWNER, given)
+    sent = ServingSettings.from_json(settings.to_variable())
+    assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", False, 64)
 
 
 def test_building_children_does_not_change_the_spec() -> None:

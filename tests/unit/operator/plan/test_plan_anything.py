@@ -20,7 +20,7 @@ from aurora_operator.plan import plan
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
 from aurora_protocol.agent_api import LiveCounters, MeasurementPhase, MeasurementStatus, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
-from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, lineage, observed, pod, registration, spec
 
 VERSIONS = st.integers(0, 3)
@@ -89,6 +89,7 @@ def proofs(draw: st.DrawFn) -> Evidence:
         draw(st.sampled_from(VerdictKind)),
         active=draw(VERSIONS),
         attempt=draw(st.integers(1, 2)),
+        end=draw(st.none() | st.sampled_from(MeasurementEnd)),
     )
 
 

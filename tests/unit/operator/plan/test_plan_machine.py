@@ -22,7 +22,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_protocol.draft_records import INITIAL_VERSION
-from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from tests.unit.operator.plan.pod_rules import PodRules
 from tests.unit.operator.simulated_operator import SimulatedOperator
 
@@ -85,7 +85,9 @@ class PlanMachine(PodRules):
         self.time_goes_on(reconciles=reconciles)
 
     @rule(
-        gate=st.sampled_from(["passes", "passes", "passes late", "rejects", "wavers", "fails", "never ends", "no Jobs"])
+        gate=st.sampled_from(
+            ["passes", "passes", "passes late", "rejects", "wavers", "gives way", "fails", "never ends", "no Jobs"]
+        )
     )
     def gate_changes(self, *, gate: str) -> None:
         self.gate, self.cluster.refuses_jobs = gate, gate == "no Jobs"
@@ -93,22 +95,34 @@ class PlanMachine(PodRules):
     def jobs_end(self) -> None:
         """Jobs end as the gate is now. Late evidence arrives by a rule of its own."""
         verdict = {"rejects": VerdictKind.REJECT, "wavers": VerdictKind.INCONCLUSIVE}.get(self.gate, VerdictKind.PASS)
-        for name in sorted(self.cluster.jobs):
-            if self.gate != "never ends":
+        for name, job in sorted(self.cluster.jobs.items()):
+            if self.gate == "gives way" and job.gives_way and self.store.newest > job.version:
+                self.end_job(name, VerdictKind.INCONCLUSIVE, end=MeasurementEnd.GAVE_WAY)
+            elif self.gate != "never ends":
                 self.end_job(name, None if self.gate == "fails" else verdict, late=self.gate == "passes late")
 
     @precondition(lambda self: self.cluster.jobs)
     @rule(which=st.integers(0, 3), ended=st.sampled_from(["succeeded", "failed", "vanishes"]), late=st.booleans(),
-          verdict=st.sampled_from([*VerdictKind, None]))  # fmt: skip
-    def job_ends(self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None) -> None:
+          verdict=st.sampled_from([*VerdictKind, None]), end=st.none() | st.sampled_from(MeasurementEnd))  # fmt: skip
+    def job_ends(
+        self, *, which: int, ended: str, late: bool, verdict: VerdictKind | None, end: MeasurementEnd | None
+    ) -> None:
         """A Job ends in any way. Its evidence was written before, comes afterwards, or never comes."""
         name = sorted(self.cluster.jobs)[which % len(self.cluster.jobs)]
-        self.end_job(name, verdict, late=late, ended=ended)
+        self.end_job(name, verdict, late=late, ended=ended, end=end)
 
-    def end_job(self, name: str, verdict: VerdictKind | None, *, late: bool = False, ended: str = "") -> None:
+    def end_job(
+        self,
+        name: str,
+        verdict: VerdictKind | None,
+        *,
+        late: bool = False,
+        ended: str = "",
+        end: MeasurementEnd | None = None,
+    ) -> None:
         job = self.cluster.jobs[name]
         if not job.ended and verdict is not None:
-            self.late_evidence.append(job.measured(verdict))
+            self.late_evidence.append(job.measured(verdict, end))
             if not late:
                 self.evidence_arrives(which=-1)
         if ended == "vanishes":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     RolloutPhase,
     SpeculatorStatus,
@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.observe.observed import (
     CounterSample,
     Observed,
+    PodView,
     WorkloadView,
 )
 from aurora_operator.plan import plan
@@ -85,6 +86,39 @@ def test_a_trainer_that_reports_nothing_for_five_minutes_is_not_ready() -> None:
     assert condition(suspended, ConditionType.TRAINER_READY).reason == "Suspended"
 
 
+@pytest.mark.parametrize(
+    ("pace", "highest", "pending", "reason"),
+    [
+        (40.0, 240.0, 5, "Starved"),
+        (8.0, 9.0, 1, "Starved"),
+        (40.0, 240.0, 0, "Training"),
+        (80.0, 240.0, 5, "Training"),
+        (None, None, 5, "Training"),
+    ],
+)
+def test_a_trainer_starves_when_it_is_slow_while_new_traces_wait(
+    pace: float | None, highest: float | None, pending: int, reason: str
+) -> None:
+    record = TrainerStatus(
+        phase=TrainerPhase.TRAINING,
+        step=9,
+        shards=1,
+        trained_tokens=10,
+        steps_per_minute=pace,
+        highest_steps_per_minute=highest,
+        pending_shards=pending,
+        updated=NOW,
+    )
+    world = observed(store=store(0, trainer=record))
+    found = condition(world, ConditionType.TRAINER_READY)
+    assert (found.status, found.reason) == (ConditionStatus.TRUE, reason)
+    if reason == "Starved":
+        assert f"{pace:.1f} optimizer steps a minute, at most {highest:.1f} so far" in found.message
+    training = status(world).training
+    assert training.pending_shards == pending
+    assert training.steps_per_minute == (None if pace is None else f"{pace:.1f}")
+
+
 def test_an_unreadable_record_of_the_trainer_blocks_nothing_else() -> None:
     broken = observed(store=store(0, 1, evidence=(evidence(1),), trainer_error="trainer/status.json: step: too large"))
     found = condition(broken, ConditionType.TRAINER_READY)
@@ -119,6 +153,27 @@ def test_transition_times_change_with_the_status_only() -> None:
     assert times[ConditionType.READY] == later
     assert times[ConditionType.AVAILABLE] == later
     assert times[ConditionType.STORAGE_READY] == NOW
+
+
+def test_the_estimated_speedup_weighs_the_pods_by_their_traffic_and_is_kept_without_traffic() -> None:
+    def serving(name: str, speedup: float | None) -> PodView:
+        return pod(name, 0, agent=agent(name, 0, speedup_estimate=speedup))
+
+    def counted(name: str, tokens: int) -> CounterSample:
+        now = agent(name, 0).live
+        return CounterSample("b1", NOW, now.model_copy(update={"answer_tokens": now.answer_tokens - tokens}))
+
+    pods = (serving("chat-a", 3.0), serving("chat-b", 1.0), serving("chat-c", None))
+    world = observed(pods=pods, recent_counters={name: counted(name, 60) for name in ("chat-a", "chat-b", "chat-c")})
+    busy = status(world)
+    assert busy.estimated_speedup == "~1.5x", "120 tokens, where 20 + 60 would have come without speculation"
+    quiet = replace(
+        world,
+        status=busy.model_copy(update={"updated": "unknown"}),
+        recent_counters={name: counted(name, 0) for name in ("chat-a", "chat-b")},
+    )
+    assert status(quiet).estimated_speedup == "~1.5x"
+    assert status(observed()).estimated_speedup is None, "no engine chooses the size of its rounds"
 
 
 def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_later() -> None:

@@ -14,7 +14,9 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
-from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.evidence_records import BaselineSamples, Evidence, MeasurementEnd, VerdictKind
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
+from aurora_store import Keys
 from tests.unit.operator.worlds import (
     NOW,
     condition,
@@ -128,3 +130,88 @@ def test_a_candidate_that_is_being_measured_is_not_replaced() -> None:
     world = observed(store=store(0, 1))
     running = replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1),), store=store(0, 1, 2))
     assert validating(running) == 1
+
+
+def measured(world: Observed, *proofs: Evidence, newest: int) -> Observed:
+    """``world`` after its candidate's measurement, whose evidence is the last of ``proofs``. ``newest`` is registered.
+
+    The Job has ended, and the plan has seen the evidence.
+    """
+    found = replace(world, jobs=(), store=store(*range(newest + 1), evidence=proofs))
+    return replace(found, status=status(found))
+
+
+def undecided(version: int, end: MeasurementEnd = MeasurementEnd.BUDGET_USED, **more: Any) -> Evidence:
+    return evidence(version, VerdictKind.INCONCLUSIVE, end=end, end_message="undecided after 6 rounds", **more)
+
+
+def candidate(world: Observed) -> CandidateStatus:
+    found = world.status.candidate
+    assert found is not None
+    return found
+
+
+def started(newest: int = 1) -> Observed:
+    world = observed(store=store(*range(newest + 1)))
+    return replace(world, status=status(world))
+
+
+def test_an_undecided_candidate_is_measured_once_more_while_no_newer_version_waits() -> None:
+    first = measured(started(), undecided(1), newest=1)
+    assert (candidate(first).phase, candidate(first).attempt) == (CandidatePhase.VALIDATING, 2)
+    second = measured(first, undecided(1), undecided(1, attempt=2), newest=1)
+    assert candidate(second).phase is CandidatePhase.INCONCLUSIVE
+    assert candidate(second).message.endswith("undecided after 6 rounds; it was measured 2 times")
+
+
+def test_an_undecided_candidate_makes_room_for_a_newer_version_at_once() -> None:
+    first = measured(started(), undecided(1), newest=2)
+    assert candidate(first).phase is CandidatePhase.INCONCLUSIVE
+    assert "version 2 is newer and is measured instead" in candidate(first).message
+    assert first.status.rejected == [1]
+    assert [(entry.event, entry.version) for entry in first.status.history] == [("Inconclusive", 1)]
+    assert validating(first) == 2
+
+
+def test_a_hopeless_candidate_is_not_measured_again_unless_a_cached_baseline_made_it_hopeless() -> None:
+    hopeless = undecided(1, MeasurementEnd.HOPELESS)
+    ended = measured(started(), hopeless, newest=1)
+    assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
+    assert "another measurement would hardly decide either" in candidate(ended).message
+    cached = BaselineSamples(key="baselines/00000001/00000009-0001.json", samples=(), created=NOW)
+    again = measured(started(), hopeless.model_copy(update={"baseline": cached}), newest=1)
+    assert (candidate(again).phase, candidate(again).attempt) == (CandidatePhase.VALIDATING, 2)
+    own = cached.model_copy(update={"key": Keys.baseline(1, 1, 1)})
+    alone = measured(started(), hopeless.model_copy(update={"baseline": own}), newest=1)
+    assert candidate(alone).phase is CandidatePhase.INCONCLUSIVE
+
+
+def test_of_two_candidates_in_a_row_at_most_one_gives_way() -> None:
+    gave_way = measured(started(), undecided(1, MeasurementEnd.GAVE_WAY), newest=2)
+    begun = made(gave_way)
+    assert begun.status is not None
+    assert begun.status.candidate is not None
+    assert (begun.status.candidate.version, begun.status.candidate.took_over_from) == (2, 1)
+    assert begun.job is not None
+    assert settings_of(begun.job).gives_way is False
+    after = measured(replace(gave_way, status=begun.status), undecided(1), undecided(2), newest=3)
+    third = made(after)
+    assert third.status is not None
+    assert third.status.candidate is not None
+    assert (third.status.candidate.version, third.status.candidate.took_over_from) == (3, None)
+    assert third.job is not None
+    assert settings_of(third.job).gives_way is True
+
+
+def test_a_candidate_that_could_not_be_measured_hands_on_that_it_took_over() -> None:
+    failed = CandidateStatus(version=2, phase=CandidatePhase.FAILED, took_over_from=1, since=NOW)
+    world = observed(store=store(0, 1, 2, 3), status=SpeculatorStatus(candidate=failed))
+    begun = status(world).candidate
+    assert begun is not None
+    assert (begun.version, begun.took_over_from) == (3, 1)
+
+
+def settings_of(job: dict[str, Any]) -> ValidationSettings:
+    (validator,) = job["spec"]["template"]["spec"]["containers"]
+    (text,) = (entry["value"] for entry in validator["env"] if entry["name"] == SETTINGS_VARIABLE)
+    return ValidationSettings.from_json(text)

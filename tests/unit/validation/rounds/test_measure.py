@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aurora_protocol.evidence_records import Arm, BaselineSamples, VerdictKind
+from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate.budget import Ending
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
@@ -22,7 +23,7 @@ PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(40)]
 ANSWER = tuple(range(10, 30))
 
 
-def plan(max_rounds: int = 9) -> MeasurementPlan:
+def plan(max_rounds: int = 12) -> MeasurementPlan:
     policy = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=4)
     return MeasurementPlan(policy, ARMS, max_rounds, prompts_per_worker=2)
 
@@ -32,6 +33,9 @@ class SimulatedEngines:
     """Engines that answer at given speeds, in virtual time."""
 
     speeds: dict[Arm, float]
+    under_load: dict[Arm, float] = field(default_factory=dict)
+    """Speeds above concurrency 1, where they differ."""
+    wobble: float = 0.01
     answers: dict[Arm, tuple[int, ...]] = field(default_factory=dict)
     gap: float = 0.0
     fail: Arm | None = None
@@ -48,8 +52,9 @@ class SimulatedEngines:
         self.turns += 1
         tokens = self.answers.get(arm, ANSWER)
         # A deterministic wobble that differs between arms, so that intervals have a width.
-        wobble = 1 + 0.01 * ((self.turns * 7) % 5)
-        seconds = wobble * len(prompts) * len(tokens) / self.speeds[arm]
+        wobble = 1 + self.wobble * ((self.turns * 7) % 5)
+        speed = self.under_load.get(arm, self.speeds[arm]) if concurrency > 1 else self.speeds[arm]
+        seconds = wobble * len(prompts) * len(tokens) / speed
         self.now += seconds
         answer = Answer(tokens, None if arm is Arm.OFF else len(tokens) // 2)
         answers: list[Answer | None] = [answer for _ in prompts]
@@ -78,8 +83,9 @@ async def test_a_clear_winner_stops_early_and_is_recorded() -> None:
     result = await measure(runner(simulated))
     assert result.verdicts[-1].kind is VerdictKind.PASS
     rounds = {s.round for s in result.samples}
-    assert rounds == set(range(5)), "min_rounds is 4, and a verdict must be seen twice"
-    assert len(result.samples) == 5 * len(ARMS) * 2
+    assert rounds == set(range(4)), "min_rounds is 4"
+    assert len(result.samples) == 4 * len(ARMS) * 2
+    assert result.end == Ending(MeasurementEnd.DECIDED)
     assert result.acceptance_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
     (active, candidate) = result.equalities()
     assert candidate.identical == candidate.prompts == active.prompts > 0
@@ -89,15 +95,46 @@ async def test_a_clear_loser_stops_early() -> None:
     simulated = engines(10.0)
     result = await measure(runner(simulated))
     assert result.verdicts[-1].kind is VerdictKind.REJECT
-    assert len(result.verdicts) == 5
+    assert len(result.verdicts) == 4
 
 
-async def test_an_undecided_measurement_uses_all_rounds() -> None:
-    simulated = engines(18.9)
+def undecidable(wobble: float = 0.01) -> SimulatedEngines:
+    """The candidate gains exactly the improvement that the policy demands."""
+    simulated = engines(18.9, wobble=wobble)
     simulated.speeds[Arm.OFF] = 15.0
-    result = await measure(runner(simulated))
+    return simulated
+
+
+async def test_a_measurement_that_its_rounds_cannot_decide_ends_early_and_says_how_many_it_would_need() -> None:
+    result = await measure(runner(undecidable()))
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
-    assert len(result.verdicts) == 9
+    assert 4 <= len(result.verdicts) < 12
+    assert result.end.kind is MeasurementEnd.HOPELESS
+    assert "candidate/active at concurrency 1 needs" in result.end.message
+    assert "of 12 that are allowed" in result.end.message
+
+
+async def test_an_undecided_measurement_gives_way_to_a_newer_version_and_a_decided_one_does_not() -> None:
+    async def newer() -> int:
+        return 7
+
+    undecided = await measure(runner(undecidable(0.02)), newer_version=newer)
+    assert undecided.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+    assert undecided.end.kind is MeasurementEnd.GAVE_WAY
+    assert "gives way to version 7" in undecided.end.message
+    assert 4 <= len(undecided.verdicts) <= 8
+    decided = await measure(runner(engines(40.0)), newer_version=newer)
+    assert decided.verdicts[-1].kind is VerdictKind.PASS
+
+
+async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
+    """At concurrency 4 the candidate is as fast as off, which takes more rounds to show than the gain at 1."""
+    simulated = engines(40.0, under_load=dict.fromkeys(ARMS, 20.0), wobble=0.015)
+    result = await measure(runner(simulated))
+    rounds = {c: len({s.round for s in result.samples if s.concurrency == c}) for c in (1, 4)}
+    assert rounds[1] == 4
+    assert rounds[4] > 4
+    assert result.verdicts[-1].kind is VerdictKind.PASS
 
 
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
@@ -124,7 +161,7 @@ async def test_failed_requests_without_speculation_are_an_error_not_a_verdict() 
 async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:
     simulated = engines(40.0, fail=Arm.CANDIDATE)
     result = await measure(runner(simulated))
-    assert [v.kind for v in result.verdicts] == [VerdictKind.REJECT] * 2
+    assert [v.kind for v in result.verdicts] == [VerdictKind.REJECT]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_protocol.evidence_records import Arm, VerdictKind
-from aurora_runtime.validation.rounds.round_schedule import batches, may_stop_early
+from aurora_protocol.evidence_records import Arm
+from aurora_runtime.validation.rounds.round_schedule import batches
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 arms = st.sampled_from([ARMS[:3], ARMS])
@@ -48,13 +48,3 @@ def test_rounds_share_no_prompt_when_there_are_enough() -> None:
         turns = batches(number, ARMS, [1, 4], prompts_per_worker=2, available=40)
         used += {p for t in turns for p in t.prompts}
     assert len(used) == len(set(used)) == 40
-
-
-def test_only_two_final_verdicts_in_a_row_stop_early() -> None:
-    final = (VerdictKind.PASS, VerdictKind.REJECT)
-    good, bad, undecided = VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE
-    assert may_stop_early([undecided, good, good], final=final)
-    assert not may_stop_early([good], final=final)
-    assert not may_stop_early([good, bad], final=final)
-    assert not may_stop_early([undecided, undecided], final=final)
-    assert not may_stop_early([good, undecided, good], final=final)

@@ -6,7 +6,7 @@
     Validating --> Validated      passed: may be rolled out and become active
     Validating --> Rejected       failed a bar: never rolled out
     Validating --> Validating     undecided: measured once more
-    Validating --> Inconclusive   undecided again: never rolled out
+    Validating --> Inconclusive   undecided again, or a newer version waits: never rolled out
     Validating --> Failed         could not be measured
     Failed     --> Validating     after a growing delay
     Validated  --> Rejected       failed in its roll
@@ -17,7 +17,8 @@ The newest version replaces a candidate that is decided, and one that waits. A c
 - in Validating, for a replica, or for another measurement because the active version changed;
 - in Validated, for its roll, while rolls are paused or pods are missing.
 
-A candidate that is being measured is not replaced.
+A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
+version waits (``aurora_protocol.gate.budget``).
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
 that publishes faster than candidates are measured would keep every version from the pods. A delayed roll therefore
@@ -27,10 +28,11 @@ roll ended without blame can be rolled out again once the newer one is decided, 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
 (``plan/lending.py``).
 
-Invariants: one Job at a time. A candidate is measured against one active version at most :data:`MAX_MEASUREMENTS`
-times. A measurement that could not be made says nothing about the candidate, even when the API server refused the Job.
-Such a measurement is repeated after growing delays and never counts as a verdict. A candidate is rolled out only with
-the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
+Invariants: one Job at a time. A candidate is measured against one active version at most ``MAX_MEASUREMENTS`` times
+(``undecided_measurement.py``). A measurement that could not be made says nothing about the candidate, even when the API
+server refused the Job. Such a measurement is repeated after growing delays and never counts as a verdict. A candidate
+is rolled out only with the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the version that is
+active *now*.
 """
 
 from __future__ import annotations
@@ -42,13 +44,13 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
 from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_store import Keys
 
-MAX_MEASUREMENTS = 2
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
 """Delay before a failed measurement is repeated: starts at the minimum and doubles up to the maximum."""
 POD_DOES_NOT_START = "; its pod does not start: "
@@ -163,12 +165,12 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
     newer = _newer_version(inputs, candidate.version)
     if candidate.phase is CandidatePhase.VALIDATING:
         if newer is not None and _measurement_not_begun(inputs, candidate):
-            return _begin(inputs, newer, candidate.waiting_version)
+            return _begin(inputs, newer, candidate)
         return _after_attempt(inputs, candidate)
     if candidate.phase is CandidatePhase.VALIDATED:
         return _validated(inputs, candidate, newer)
     if newer is not None:
-        return _begin(inputs, newer, candidate.waiting_version)
+        return _begin(inputs, newer, candidate)
     if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and _retry_is_due(inputs, candidate):
         return _next_attempt(inputs, candidate)
     return ValidationDecision(candidate)
@@ -178,7 +180,8 @@ def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int 
     """The next state of a candidate that passed and was not rolled out yet."""
     promotable = inputs.store.promotion_evidence(candidate.version) is not None
     if newer is not None:
-        return _begin(inputs, newer, candidate.version if promotable else None)
+        waiting = candidate.version if promotable else None
+        return _begin(inputs, newer, candidate.model_copy(update={"waiting_version": waiting}))
     if promotable:
         return ValidationDecision(candidate, next_version=candidate.version)
     return _begin(inputs, candidate.version) if inputs.may_measure else ValidationDecision(candidate)
@@ -202,8 +205,8 @@ def _retry_delay(attempt: int) -> timedelta:
     return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempt - 1, 10)))
 
 
-def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None = None) -> ValidationDecision:
-    """Make ``version`` the candidate.
+def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | None = None) -> ValidationDecision:
+    """Make ``version`` the candidate in place of ``former``, whose waiting version goes on waiting.
 
     After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
     """
@@ -217,10 +220,19 @@ def _begin(inputs: ValidationInputs, version: int, waiting_version: int | None =
         attempt=attempt,
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
-        waiting_version=waiting_version,
+        waiting_version=former.waiting_version if former else None,
+        took_over_from=_took_over_from(inputs, former) if former else None,
         message=MEASURING,
     )
     return _after_attempt(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
+
+
+def _took_over_from(inputs: ValidationInputs, former: CandidateStatus) -> int | None:
+    """The version whose measurement gave way to the candidate after ``former``, if one did."""
+    if former.phase not in DECIDED:
+        return former.took_over_from  # it was not measured to its end, so nothing was decided since
+    evidence = inputs.store.evidence_of(former.version)
+    return former.version if evidence and gave_way(evidence[-1]) else None
 
 
 def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
@@ -240,7 +252,7 @@ def _with_figures(inputs: ValidationInputs, candidate: CandidateStatus, evidence
         "speedup": ratio_text(evidence, "candidate", "off", inputs.concurrency),
         "gain": ratio_text(evidence, "candidate", "active", inputs.concurrency),
         "speedup_source": source_text(evidence, inputs.concurrency),
-        "message": "; ".join(evidence.verdict.reasons),
+        "message": "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message))),
     }
     return candidate.model_copy(update=figures)
 
@@ -252,18 +264,18 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
         return ValidationDecision(validated, next_version=candidate.version, event="Validated")
     if evidence.verdict.kind is VerdictKind.REJECT:
         return _end(candidate, CandidatePhase.REJECTED, "Rejected")
-    reason = candidate.message
+    reason, newer = candidate.message, _newer_version(inputs, candidate.version)
     if passed:
         # The evidence compares with a version that is no longer active, so it proves nothing about the active one.
-        newer = _newer_version(inputs, candidate.version)
         if newer is not None:
-            return _begin(inputs, newer, candidate.waiting_version)
+            return _begin(inputs, newer, candidate)
         reason = "the measurement compared with a version that is no longer active"
     against_active = [
         e for e in inputs.store.evidence_of(candidate.version) if e.active_version == inputs.channel.active
     ]
-    if len(against_active) >= MAX_MEASUREMENTS:
-        return _end(candidate.model_copy(update={"message": reason}), CandidatePhase.INCONCLUSIVE, "Inconclusive")
+    if why := reason_to_end(evidence, len(against_active), newer):
+        ended = candidate.model_copy(update={"message": f"{reason}; {why}"})
+        return _end(ended, CandidatePhase.INCONCLUSIVE, "Inconclusive")
     return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {reason}"}))
 
 

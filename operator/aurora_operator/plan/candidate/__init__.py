@@ -1,0 +1,1 @@
+"""Decides which version is measured, and what follows from its measurement. Pure."""

@@ -1,0 +1,194 @@
+"""Decides after each round whether a measurement goes on, and at which concurrencies. Pure.
+
+A measurement ends when
+
+- it is decided: its verdict is final at the early confidence level;
+- it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
+- it gives way: a newer version waits, and the measurement would need more rounds than a new one needs to begin;
+- its rounds or its time are used up.
+
+The forecast assumes normal noise, as Student's t does. After n rounds with mean m and standard deviation s, the mean of
+N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-width of its interval is t s / sqrt(N). This
+is the predictive power of Spiegelhalter, Freedman and Blackburn (1986) with a flat prior.
+
+Invariants: a measurement that is decided never ends as undecided. One that gives way had at least the policy's fewest
+rounds. While a newer version waits, an undecided one takes at most twice as many.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aurora_protocol.evidence_records import MeasurementEnd, RatioEstimate, Verdict, VerdictKind
+from aurora_protocol.gate.intervals import t_quantile
+from aurora_protocol.gate.verdict import Bar, GatePolicy, bars
+
+MIN_CHANCE: Final = 0.05
+"""Probability of a decision below which further rounds are not worth their time."""
+MAX_FORECAST_ROUNDS: Final = 10_000
+FINAL_VERDICTS: Final = frozenset({VerdictKind.PASS, VerdictKind.REJECT})
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One bar, and its ratio after ``rounds`` rounds. All figures are logarithms of ratios."""
+
+    bar: Bar
+    rounds: int
+    """Rounds behind the ratio, at least 2."""
+    lead: float
+    """Mean minus bar. Negative: the candidate is below the bar."""
+    deviation: float
+    """Standard deviation of a round."""
+
+    @classmethod
+    def of(cls, bar: Bar, ratio: RatioEstimate, rounds: int) -> Forecast:
+        """The forecast of ``ratio``, whose interval is at the final confidence level.
+
+        Args:
+            rounds: rounds of the candidate. An unpaired ratio counts those of the baseline if they are fewer, but only
+                the candidate's grow. The forecast then promises too much, so that no measurement ends too soon.
+        """
+        half_width = (math.log(ratio.high) - math.log(ratio.low)) / 2
+        deviation = half_width * math.sqrt(rounds) / t_quantile(rounds - 1)
+        return cls(bar, rounds, math.log(ratio.estimate) - math.log(bar.minimum_ratio), deviation)
+
+    def half_width(self, rounds: int) -> float:
+        """Expected half-width of the interval after ``rounds`` rounds, at least 2."""
+        return t_quantile(rounds - 1) * self.deviation / math.sqrt(rounds)
+
+    def rounds_to_decide(self) -> int:
+        """Number of all rounds after which the interval excludes the bar, if the mean stays as it is.
+
+        At least :attr:`rounds`, and at most :data:`MAX_FORECAST_ROUNDS`.
+        """
+        low, high = max(2, self.rounds), MAX_FORECAST_ROUNDS
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.half_width(middle) <= abs(self.lead) else (middle + 1, high)
+        return low
+
+    def chances(self, rounds: int) -> tuple[float, float]:
+        """Probabilities that the ratio clears the bar, and that it misses the bar, after ``rounds`` rounds in all."""
+        rounds = max(rounds, self.rounds)
+        half_width = self.half_width(rounds)
+        spread = self.deviation * math.sqrt(max(0.0, 1 / self.rounds - 1 / rounds))
+        if spread == 0.0:
+            return float(self.lead >= half_width), float(self.lead < -half_width)
+        normal = statistics.NormalDist(self.lead, spread)
+        return 1 - normal.cdf(half_width), normal.cdf(-half_width)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A measurement after one of its rounds."""
+
+    policy: GatePolicy
+    verdict: Verdict
+    """At the final confidence level."""
+    early: Verdict
+    """At the early confidence level."""
+    rounds: int
+    """Rounds done."""
+    rounds_allowed: int
+    """Rounds that fit into the budget and into the time, those done included."""
+    newer_version: int | None = None
+    """A newer version that waits to be measured. The trainer registers a version only if its held-out acceptance, on
+    the traffic of now, is larger than the former version's."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a measurement ends. The message is empty for a decided one, whose verdict has the reasons."""
+
+    kind: MeasurementEnd
+    message: str = ""
+
+
+def ending(progress: Progress) -> Ending | None:
+    """Why the measurement ends after this round; None while it goes on."""
+    if progress.early.kind in FINAL_VERDICTS:
+        return Ending(MeasurementEnd.DECIDED)
+    if progress.rounds >= progress.rounds_allowed:
+        if progress.verdict.kind in FINAL_VERDICTS:
+            return Ending(MeasurementEnd.DECIDED)
+        return Ending(MeasurementEnd.BUDGET_USED, f"undecided after {progress.rounds} rounds")
+    if progress.rounds < progress.policy.min_rounds:
+        return None
+    undecided = _undecided_forecasts(progress)
+    if undecided is not None and not undecided:
+        message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
+        return Ending(MeasurementEnd.HOPELESS, message)
+    if undecided and _chance_of_a_decision(undecided, progress.rounds_allowed) < MIN_CHANCE:
+        return Ending(MeasurementEnd.HOPELESS, _hopeless(undecided, progress))
+    if progress.newer_version is not None and _is_far_from_a_decision(undecided, progress):
+        message = f"undecided after {progress.rounds} rounds, gives way to version {progress.newer_version}"
+        return Ending(MeasurementEnd.GAVE_WAY, message)
+    return None
+
+
+def open_concurrencies(policy: GatePolicy, early: Verdict) -> tuple[int, ...]:
+    """The concurrencies to measure at in the next round: those with a bar that is not decided at the early level.
+
+    All while there are too few rounds, or when only something else than a bar is open. The order is the policy's.
+    """
+    ratios = {(r.numerator, r.denominator, r.concurrency): r for r in early.ratios}
+    open_ = set()
+    for bar in bars(policy):
+        ratio = ratios.get((bar.numerator, bar.denominator, bar.concurrency))
+        if ratio is None or ratio.rounds < policy.min_rounds or _straddles(bar, ratio):
+            open_.add(bar.concurrency)
+    return tuple(c for c in policy.concurrencies if c in open_) or policy.concurrencies
+
+
+def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:
+    return ratio.low < bar.minimum_ratio <= ratio.high
+
+
+def _is_far_from_a_decision(undecided: Sequence[Forecast] | None, progress: Progress) -> bool:
+    """Whether the measurement has had its share of rounds, or needs more than a new measurement needs to begin."""
+    fewest = progress.policy.min_rounds
+    return progress.rounds >= 2 * fewest or (
+        bool(undecided) and _rounds_to_decide(undecided or ()) - progress.rounds > fewest
+    )
+
+
+def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:
+    """Forecasts of the bars that are measured further. None when a bar has no ratio yet."""
+    final = {(r.numerator, r.denominator, r.concurrency): r for r in progress.verdict.ratios}
+    early = {(r.numerator, r.denominator, r.concurrency): r for r in progress.early.ratios}
+    found = []
+    for bar in bars(progress.policy):
+        key = (bar.numerator, bar.denominator, bar.concurrency)
+        if key not in final or key not in early:
+            return None
+        if _straddles(bar, early[key]):
+            ratio = final[key]
+            found.append(Forecast.of(bar, ratio, ratio.rounds if ratio.paired else progress.rounds))
+    return tuple(found)
+
+
+def _chance_of_a_decision(undecided: Sequence[Forecast], rounds: int) -> float:
+    """An upper bound of the probability of a final verdict: every bar clears, or one misses."""
+    chances = [forecast.chances(rounds) for forecast in undecided]
+    return min(1.0, min(clears for clears, _ in chances) + sum(misses for _, misses in chances))
+
+
+def _rounds_to_decide(undecided: Sequence[Forecast]) -> int:
+    """Rounds after which the verdict is expected: when the first bar is missed, or when the last one is cleared."""
+    missed = [forecast.rounds_to_decide() for forecast in undecided if forecast.lead < 0]
+    return min(missed) if missed else max(forecast.rounds_to_decide() for forecast in undecided)
+
+
+def _hopeless(undecided: Sequence[Forecast], progress: Progress) -> str:
+    slowest = max(undecided, key=Forecast.rounds_to_decide)
+    bar, needed = slowest.bar, slowest.rounds_to_decide()
+    rounds = f"about {needed}" if needed < MAX_FORECAST_ROUNDS else f"more than {MAX_FORECAST_ROUNDS}"
+    return (
+        f"undecided after {progress.rounds} rounds: {bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
+        f" needs {rounds} rounds of {progress.rounds_allowed} that are allowed"
+    )

@@ -1,0 +1,186 @@
+"""How long a measurement goes on: the forecast, and the rule that ends an undecided one."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate.budget import MAX_FORECAST_ROUNDS, Ending, Forecast, Progress, ending, open_concurrencies
+from aurora_protocol.gate.intervals import Confidence, t_quantile
+from aurora_protocol.gate.verdict import Bar, bars
+
+POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
+BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
+
+forecasts = st.builds(
+    Forecast, bar=st.just(BAR), rounds=st.integers(2, 40), lead=st.floats(-0.5, 0.5), deviation=st.floats(0, 0.3)
+)
+
+
+def ratio(bar: Bar, lead: float, half_width: float, rounds: int, *, paired: bool = True) -> RatioEstimate:
+    """A ratio whose estimate is ``lead`` above the bar. Both figures are logarithms."""
+    middle = math.log(bar.minimum_ratio) + lead
+    return RatioEstimate(
+        numerator=bar.numerator,
+        denominator=bar.denominator,
+        concurrency=bar.concurrency,
+        rounds=rounds,
+        paired=paired,
+        estimate=math.exp(middle),
+        low=math.exp(middle - half_width),
+        high=math.exp(middle + half_width),
+    )
+
+
+def progress(
+    leads: dict[tuple[Arm, int], float],
+    *,
+    rounds: int = 6,
+    allowed: int = 24,
+    newer: int | None = None,
+    deviation: float = 0.03,
+) -> Progress:
+    """A measurement whose ratios lead their bars by ``leads``, by default by a clear 0.5."""
+    verdicts = {}
+    for confidence in Confidence:
+        half_width = t_quantile(rounds - 1, confidence) * deviation / math.sqrt(rounds)
+        ratios, kinds = [], set()
+        for bar in bars(POLICY):
+            lead = leads.get((bar.denominator, bar.concurrency), 0.5)
+            ratios.append(ratio(bar, lead, half_width, rounds))
+            clear = VerdictKind.PASS if lead >= half_width else VerdictKind.REJECT
+            kinds.add(VerdictKind.INCONCLUSIVE if -half_width <= lead < half_width else clear)
+        worst = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
+        kind = next(k for k in worst if k in kinds)
+        verdicts[confidence] = Verdict(kind=kind, reasons=(), ratios=tuple(ratios))
+    return Progress(POLICY, verdicts[Confidence.FINAL], verdicts[Confidence.EARLY], rounds, allowed, newer)
+
+
+NEAR = {(Arm.OFF, 4): 0.004}
+"""A ratio that the noise of 3 % hides for hundreds of rounds."""
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (progress({}), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): -0.5}), MeasurementEnd.DECIDED),
+        (progress({(Arm.OFF, 4): 0.02}), None),
+        (progress({(Arm.OFF, 4): 0.02}, rounds=24), MeasurementEnd.DECIDED),
+        (progress(NEAR, rounds=6), None),
+        (progress(NEAR, rounds=20), MeasurementEnd.HOPELESS),
+        (progress(NEAR, rounds=24), MeasurementEnd.BUDGET_USED),
+        (progress(NEAR, rounds=6, newer=9), MeasurementEnd.GAVE_WAY),
+        (progress(NEAR, rounds=4, newer=9), None),
+        (progress({(Arm.OFF, 4): 0.03}, rounds=5, newer=9), None),
+        (progress({}, newer=9), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): 0.02}, rounds=10, newer=9), MeasurementEnd.GAVE_WAY),
+    ],
+)
+def test_a_measurement_ends_when_it_is_decided_hopeless_used_up_or_gives_way(
+    state: Progress, expected: MeasurementEnd | None
+) -> None:
+    found = ending(state)
+    assert (found.kind if found else None) is expected
+
+
+def test_the_endings_say_why_in_plain_words() -> None:
+    assert ending(progress({})) == Ending(MeasurementEnd.DECIDED)
+    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((20, None), (24, None), (6, 9)))
+    assert hopeless is not None
+    assert hopeless.message == (
+        "undecided after 20 rounds: candidate/off at concurrency 4 needs about 219 rounds of 24 that are allowed"
+    )
+    assert used is not None
+    assert used.message == "undecided after 24 rounds"
+    assert gave_way is not None
+    assert gave_way.message == "undecided after 6 rounds, gives way to version 9"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([(bar.denominator, bar.concurrency) for bar in bars(POLICY)]), st.floats(-0.2, 0.2)
+    ),
+    st.integers(2, 24),
+    st.none() | st.just(9),
+    st.floats(0, 0.3),
+)
+def test_the_promises_of_the_budget_hold(
+    leads: dict[tuple[Arm, int], float], rounds: int, newer: int | None, deviation: float
+) -> None:
+    state = progress(leads, rounds=rounds, newer=newer, deviation=deviation)
+    found = ending(state)
+    final = state.early.kind is not VerdictKind.INCONCLUSIVE
+    assert final == (found is not None and found.kind is MeasurementEnd.DECIDED) or rounds == 24
+    if rounds == 24:
+        assert found is not None, "no measurement goes on for ever"
+    if found is not None and found.kind is MeasurementEnd.GAVE_WAY:
+        assert newer is not None
+        assert POLICY.min_rounds <= rounds
+    if newer is not None and rounds >= 2 * POLICY.min_rounds:
+        assert found is not None, "while a newer version waits, an undecided one takes at most twice min_rounds"
+    assert set(open_concurrencies(POLICY, state.early)) <= set(POLICY.concurrencies)
+    assert open_concurrencies(POLICY, state.early)
+
+
+def test_the_next_round_measures_where_something_is_open() -> None:
+    assert open_concurrencies(POLICY, progress(NEAR).early) == (4,)
+    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0}).early) == (1,)
+    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0} | NEAR).early) == (1, 4)
+    assert open_concurrencies(POLICY, progress(NEAR, rounds=4).early) == (1, 4), "too few rounds decide nothing"
+    nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(), ratios=())
+    assert open_concurrencies(POLICY, nothing) == (1, 4)
+
+
+@given(forecasts)
+def test_the_rounds_to_decide_are_the_fewest_that_exclude_the_bar(forecast: Forecast) -> None:
+    needed = forecast.rounds_to_decide()
+    assert forecast.rounds <= needed <= MAX_FORECAST_ROUNDS
+    if needed < MAX_FORECAST_ROUNDS:
+        assert forecast.half_width(needed) <= abs(forecast.lead)
+    if needed > forecast.rounds:
+        assert forecast.half_width(needed - 1) > abs(forecast.lead)
+
+
+@given(forecasts, st.integers(2, 60), st.floats(0, 0.2))
+def test_chances_are_probabilities_and_a_larger_lead_never_makes_a_pass_less_likely(
+    forecast: Forecast, rounds: int, more: float
+) -> None:
+    clears, misses = forecast.chances(rounds)
+    assert 0 <= clears <= 1
+    assert 0 <= misses <= 1
+    assert clears + misses <= 1 + 1e-9
+    better = Forecast(forecast.bar, forecast.rounds, forecast.lead + more, forecast.deviation).chances(rounds)
+    assert better[0] >= clears - 1e-9
+    assert better[1] <= misses + 1e-9
+
+
+def test_the_forecast_comes_true_as_often_as_it_says() -> None:
+    """Measurements with any true ratio and six rounds done of 24, whose bar is not decided yet."""
+    rng = random.Random(5)  # noqa: S311 - noise, no secret
+    expected, came_true, trials, noise = 0.0, 0, 0, 0.05
+    bar = Bar(Arm.CANDIDATE, Arm.OFF, 1, 1.0)
+    while trials < 2000:
+        truth = rng.uniform(-0.15, 0.15)
+        rounds = [rng.gauss(truth, noise) for _ in range(24)]
+        forecast = Forecast(bar, 6, statistics.fmean(rounds[:6]), statistics.stdev(rounds[:6]))
+        if abs(forecast.lead) > forecast.half_width(6):
+            continue
+        trials += 1
+        expected += sum(forecast.chances(24))
+        came_true += abs(statistics.fmean(rounds)) > t_quantile(23) * statistics.stdev(rounds) / math.sqrt(24)
+    assert came_true / trials == pytest.approx(expected / trials, abs=0.05)
+
+
+def test_a_forecast_reads_the_noise_from_the_interval() -> None:
+    half_width = t_quantile(7) * 0.04 / math.sqrt(8)
+    forecast = Forecast.of(BAR, ratio(BAR, 0.01, half_width, 8), 8)
+    assert forecast.deviation == pytest.approx(0.04)
+    assert forecast.lead == pytest.approx(0.01)
