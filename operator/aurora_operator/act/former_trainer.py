@@ -1,18 +1,19 @@
 """Deletes the StatefulSet that an earlier operator made for the trainer.
 
-Why: the trainer is a Deployment now. Without this step, both would train.
+Why: the trainer is a Deployment now. Without this step, both would train. The StatefulSet is looked for until the
+Deployment exists, so it costs no call afterwards.
 
 Invariant: only a StatefulSet with an owner reference to the speculator is deleted, by its uid.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, NotFound
+from aurora_operator.errors import NotFound
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import STATEFUL_SET, KubernetesApi
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,14 @@ async def delete_former_trainer(api: KubernetesApi, owner: Owner) -> None:
 
     The Deployment's pod may start meanwhile. When both save the same epoch, the loser restarts and resumes.
 
-    Raises :class:`KubernetesError`.
+    Raises :class:`Conflict` when somebody else replaced it meanwhile, and :class:`KubernetesError`.
     """
     name = trainer_name(owner)
     try:
-        found = await asyncio.to_thread(api.get, STATEFUL_SET, owner.namespace, name)
+        found = await call_api(api.get, STATEFUL_SET, owner.namespace, name)
         if not owner.owns(found):
             return
-        await asyncio.to_thread(api.delete, STATEFUL_SET, owner.namespace, name, found["metadata"]["uid"])
-    except (NotFound, Conflict):
+        await call_api(api.delete, STATEFUL_SET, owner.namespace, name, found["metadata"]["uid"])
+    except NotFound:
         return
     log.info("%s: deleted the StatefulSet %s, because the trainer is a Deployment now", owner.full_name, name)
