@@ -45,7 +45,7 @@ def common_suffix(one: list[int], other: list[int]) -> int:
 def test_a_request_is_looked_up_in_itself_as_by_trying_every_place(
     prompt: list[int], answer: list[list[int]], count: int
 ) -> None:
-    index = LookupIndex(LookupScope.REQUEST, 1 << 20)  # so many slots that hashes do not collide
+    index = LookupIndex(LookupScope.REQUEST, 1 << 18)  # so many slots that hashes do not collide
     index.begin("a", prompt)
     tokens = list(prompt)
     for part in answer:
@@ -127,7 +127,7 @@ def continues(text: list[int], place: int, proposed: tuple[int, ...]) -> bool:
 
 
 TestSpeculatorScope = SpeculatorScope.TestCase
-TestSpeculatorScope.settings = settings(max_examples=60, stateful_step_count=25)
+TestSpeculatorScope.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 @given(texts, texts, st.integers(1, 8))
