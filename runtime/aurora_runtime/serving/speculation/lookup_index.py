@@ -14,21 +14,19 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from aurora_runtime.serving.speculation.suffix_table import SuffixTable
 
-SUFFIX_LENGTHS: Final = (2, 3, 4, 6, 8)
-"""The lengths of suffixes that are looked up, the longest first."""
+SUFFIX_LENGTHS: Final = (1, 2, 4, 8)
+"""The lengths of suffixes that are looked up, the longest first. More lengths found nothing more in measurements."""
 
 LONGEST_MATCH: Final = 32
 """A match longer than this counts as this long."""
 
 SLOTS_PER_TOKEN: Final = 4
-SHARED_CHUNK_TOKENS: Final = 32
-"""Other requests see an answer in chunks of this many tokens, and the rest when the request ends."""
 
 _POSITION_BITS: Final = 28
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
@@ -59,8 +57,7 @@ class _Text:
     """A request's prompt and answer. ``number`` is unique and never 0, so that a place is never 0."""
 
     number: int
-    tokens: array[int] = field(default_factory=lambda: array("q"))
-    shared: int = 0  # suffixes that end before this position are in the shared space
+    tokens: array[int]
 
     @property
     def first_place(self) -> int:
@@ -109,29 +106,25 @@ class LookupIndex:
         self._running[rid] = text
         self._texts[text.number] = text
         self._tokens += len(prompt)
-        self._table.put_range(text.tokens, 1, len(prompt), text.number, text.first_place)
-        self._share(text)
+        self._table.put_range(text.tokens, 1, len(prompt), self._spaces(text), text.first_place)
         self._evict()
 
     def extend(self, rid: str, tokens: Sequence[int]) -> None:
         """Append tokens that the target committed."""
         if (text := self._running.get(rid)) is None:
             return
-        own = text.tokens
+        spaces = self._spaces(text)
         for token in tokens:
-            end = len(own)
-            own.append(token)
-            self._table.put(own, end, text.number, text.first_place + end)
+            end = len(text.tokens)
+            text.tokens.append(token)
+            self._table.put(text.tokens, end, spaces, text.first_place + end)
         self._tokens += len(tokens)
-        if len(own) - text.shared >= SHARED_CHUNK_TOKENS:
-            self._share(text)
 
     def end(self, rid: str) -> None:
         """Stop a request. With the scope Speculator its text remains for other requests."""
         if (text := self._running.pop(rid, None)) is None:
             return
         if self._scope is LookupScope.SPECULATOR:
-            self._share(text)
             self._ended.append(text)
             self._evict()
         else:
@@ -144,16 +137,16 @@ class LookupIndex:
         """
         if (text := self._running.get(rid)) is None or count < 1:
             return _NOTHING
-        end = len(text.tokens)
-        own = self._table.slots_of(text.tokens, end, text.number)
-        shared = own
-        if self._scope is LookupScope.SPECULATOR:
-            shared = self._table.slots_of(text.tokens, end, _SHARED)
-        for (order, own_slot), (_, shared_slot) in zip(reversed(own), reversed(shared), strict=True):
-            for slot in dict.fromkeys((own_slot, shared_slot)):
-                if found := self._occurrence(text, order, self._table.get(slot)):
+        sums = self._table.sums_of(text.tokens, len(text.tokens))
+        for order, start, total in reversed(sums):
+            for space in self._spaces(text):
+                if found := self._occurrence(text, order, self._table.get(space, start, total)):
                     return self._proposal(text, *found, order, count)
         return _NOTHING
+
+    def _spaces(self, text: _Text) -> tuple[int, ...]:
+        """The spaces in which a request's suffixes are put and looked up, its own first."""
+        return (text.number, _SHARED) if self._scope is LookupScope.SPECULATOR else (text.number,)
 
     def _occurrence(self, text: _Text, order: int, place: int) -> tuple[_Text, int] | None:
         """The text and position of ``place``, if the last ``order`` tokens of ``text`` really stand before it."""
@@ -180,11 +173,6 @@ class LookupIndex:
         if not tokens:
             return _NOTHING
         return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
-
-    def _share(self, text: _Text) -> None:
-        if self._scope is LookupScope.SPECULATOR:
-            self._table.put_range(text.tokens, max(1, text.shared), len(text.tokens), _SHARED, text.first_place)
-            text.shared = len(text.tokens)
 
     def _evict(self) -> None:
         while self._tokens > self._max_tokens and self._ended:
