@@ -211,6 +211,34 @@ def test_proposals_end_before_a_token_outside_the_vocabulary() -> None:
     assert index.propose("b", 5) == NOTHING
 
 
+def test_a_request_that_may_not_be_shared_helps_itself_only() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 100, shares=lambda prompt: prompt[0] != 1)
+    index.begin("private", [1, 2, 3, 4])
+    index.begin("other", [2, 3])
+    assert index.propose("other", 1) == NOTHING
+    index.extend("private", [2, 3])
+    assert index.propose("private", 1) == Proposal((4,), 2)
+    index.end("private")
+    assert index.tokens == 2
+
+
+def test_a_seed_is_found_and_counts_as_an_ended_request() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 8)
+    index.seed([1, 2, 3, 4])
+    index.begin("a", [1, 2])
+    assert index.propose("a", 2) == Proposal((3, 4), 2)
+    index.seed([5, 6, 7, 8])
+    assert index.tokens == 6
+    assert index.propose("a", 2) == NOTHING
+
+
+@pytest.mark.parametrize("scope", [LookupScope.OFF, LookupScope.REQUEST])
+def test_other_scopes_take_no_seed(scope: LookupScope) -> None:
+    index = LookupIndex(scope, 100)
+    index.seed([1, 2, 3])
+    assert index.tokens == 0
+
+
 def test_unknown_requests_are_harmless() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 100)
     index.extend("a", [1, 2])
