@@ -9,6 +9,8 @@ Invariant: the decision depends on the prompt alone. So the same prompt is never
 from __future__ import annotations
 
 import hashlib
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,8 +19,13 @@ PROMPTS_PER_HELD_OUT: Final = 8
 
 
 def prompt_hash(tokens: Sequence[int]) -> int:
-    """A 63-bit hash of a prompt's token ids."""
-    data = b"".join(token.to_bytes(4, "little") for token in tokens)
+    """A 63-bit hash of a prompt's token ids, each as four bytes, little-endian.
+
+    Raises OverflowError for a token that does not fit.
+    """
+    data = array("I", tokens)
+    if sys.byteorder == "big":
+        data.byteswap()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
 
 

@@ -253,6 +253,20 @@ class ObjectStore:
             raise DigestMismatch(f"get {key}: the digest differs from its manifest")
         return data
 
+    def get_range(self, key: str, first: int, size: int) -> bytes:
+        """``size`` bytes from byte ``first`` of the object at ``key``, or what there is of them. Not verified.
+
+        Raises :class:`ObjectMissing`, and :class:`ObjectTooLarge` when the store ignores the range.
+        """
+        byte_range = f"bytes={first}-{first + size - 1}"
+        with (
+            self._call("get", key, object_bytes=size) as limits,
+            self._open(key, size, limits, Range=byte_range) as body,
+        ):
+            data = body.read()
+            limits.require_bytes(len(data), size)
+        return data
+
     def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
         """Download ``key`` to ``path``, readable for all users. The file appears only when its digest is right.
 
@@ -277,12 +291,12 @@ class ObjectStore:
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def _open(self, key: str, max_bytes: int, limits: CallLimits) -> Iterator[StreamingBody]:
+    def _open(self, key: str, max_bytes: int, limits: CallLimits, **options: Any) -> Iterator[StreamingBody]:
         """An object's body, of which a reader gets little more than ``max_bytes``.
 
         Raises :class:`CallLimitReached` when the store announces a larger object.
         """
-        answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key))
+        answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key), **options)
         with closing(answer["Body"]) as body:
             limits.begin_object(max_bytes, answer.get("ContentLength", 0))
             yield body

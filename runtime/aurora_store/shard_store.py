@@ -45,6 +45,13 @@ class ShardStore(RecordStore):
         data_key = f"{manifest_key.rsplit('/', 1)[0]}/{manifest.file.name}"
         return manifest, self.objects.get(data_key, manifest.file.sha256, max_bytes=manifest.file.size)
 
+    def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
+        """``size`` bytes of a shard's data from byte ``first``, or what there is of them. Not verified.
+
+        Raises :class:`ObjectMissing`.
+        """
+        return self.objects.get_range(_data_key(manifest_key), first, size)
+
     def delete_shard(self, manifest_key: str) -> None:
         """Delete a shard, its manifest first. Safe to repeat."""
         self.objects.delete(manifest_key)

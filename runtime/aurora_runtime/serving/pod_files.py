@@ -43,6 +43,11 @@ class PodFolder:
         return self.path / "spool"
 
     @property
+    def lookup_seed(self) -> Path:
+        """Recent answers from the store, with which the engine's lookup begins."""
+        return self.path / "lookup-seed.safetensors"
+
+    @property
     def lineage(self) -> Path:
         return self.path / "lineage.json"
 

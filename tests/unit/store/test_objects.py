@@ -234,6 +234,20 @@ def test_a_listing_without_end_is_an_error(store: FaultyStore) -> None:
             list(objects(store, call_seconds=60).list("registry/", limit=500))
 
 
+def test_a_range_is_asked_for_and_no_more_is_read(store: FaultyStore) -> None:
+    asked: list[str | None] = []
+
+    def answer(request: Request) -> None:
+        asked.append(request.headers.get("Range"))
+        request.reply(206, b"x" * 20)
+
+    store.answer = answer
+    assert objects(store).get_range("traces/x", 100, 20) == b"x" * 20
+    with pytest.raises(ObjectTooLarge):
+        objects(store).get_range("traces/x", 0, 19)
+    assert asked == ["bytes=100-119", "bytes=0-18"]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "region"),
     [("http://minio_svc:9000", None), ("http://[::1", None), ("nonsense", None), ("http://127.0.0.1:1", "eu central")],

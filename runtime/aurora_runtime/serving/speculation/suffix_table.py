@@ -47,45 +47,52 @@ class SuffixTable:
         self._longest: Final = orders[-1]
         self._shift: Final = 65 - slots.bit_length()
         *multipliers, self._space_multiplier = _multipliers(self._longest + 1)
-        self._multipliers: Final = multipliers
-        self._start: Final = {order: row * slots for row, order in enumerate(orders)}
+        starts = {order: row * slots for row, order in enumerate(orders)}
+        self._steps: Final = [(order, a, starts.get(order)) for order, a in enumerate(multipliers, start=1)]
         self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)
         self._view: Final = self._array.data
 
-    def slots_of(self, tokens: array[int], end: int, space: int) -> list[tuple[int, int]]:
-        """``(order, slot)`` of each suffix of ``tokens[:end]`` that the text is long enough for, shortest first."""
-        total = (space * self._space_multiplier) & _MASK
-        found = []
-        for order, multiplier in enumerate(self._multipliers[:end], start=1):
+    def sums_of(self, tokens: array[int], end: int) -> list[tuple[int, int, int]]:
+        """``(order, start, sum)`` of each suffix of ``tokens[:end]`` that the text is long enough for, shortest first.
+
+        ``start`` is the order's first slot. The sum does not depend on a space.
+        """
+        total, found = 0, []
+        for order, multiplier, start in self._steps[:end]:
             total += multiplier * tokens[end - order]
-            if (start := self._start.get(order)) is not None:
-                found.append((order, start + ((total & _MASK) >> self._shift)))
+            if start is not None:
+                found.append((order, start, total))
         return found
 
-    def put(self, tokens: array[int], end: int, space: int, place: int) -> None:
-        """Note that the suffixes of ``tokens[:end]`` occurred, and that ``place`` followed them."""
-        for _, slot in self.slots_of(tokens, end, space):
-            self._view[slot] = place
+    def get(self, space: int, start: int, total: int) -> int:
+        """The latest place that was put into a suffix's slot in ``space``, 0 if none was."""
+        return self._view[start + (((total + space * self._space_multiplier) & _MASK) >> self._shift)]
 
-    def get(self, slot: int) -> int:
-        """The latest place that was put into the slot, 0 if none was."""
-        return self._view[slot]
+    def put(self, tokens: array[int], end: int, spaces: Sequence[int], place: int) -> None:
+        """Note in ``spaces`` that the suffixes of ``tokens[:end]`` occurred, and that ``place`` followed them."""
+        salts = [space * self._space_multiplier for space in spaces]
+        for _, start, total in self.sums_of(tokens, end):
+            for salt in salts:
+                self._view[start + (((total + salt) & _MASK) >> self._shift)] = place
 
-    def put_range(self, tokens: array[int], first: int, last: int, space: int, place: int) -> None:
-        """The same as ``put(tokens, end, space, place + end)`` for each ``end`` from ``first`` to ``last - 1``.
+    def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
+        """The same as ``put(tokens, end, spaces, place + end)`` for each ``end`` from ``first`` to ``last - 1``.
 
-        Vectorised, for prompts and whole answers.
+        Vectorised, for prompts.
         """
-        if last <= first:
+        count = last - first
+        if count <= 0:
             return
         window = np.array(tokens[max(0, first - self._longest) : last - 1], dtype=np.int64).view(np.uint64)
         missing = max(0, self._longest - first)
         window = np.concatenate([np.zeros(missing, dtype=np.uint64), window])
-        total = np.full(last - first, (space * self._space_multiplier) & _MASK, dtype=np.uint64)
+        salts = [np.uint64((space * self._space_multiplier) & _MASK) for space in spaces]
         places = np.arange(place + first, place + last, dtype=np.int64)
-        for order, multiplier in enumerate(self._multipliers, start=1):
-            total += window[self._longest - order :][: last - first] * np.uint64(multiplier)
-            if (start := self._start.get(order)) is not None:
-                skipped = max(0, order - first)
-                slots = (total[skipped:] >> np.uint64(self._shift)).astype(np.int64) + start
-                self._array[slots] = places[skipped:]
+        total = np.zeros(count, dtype=np.uint64)
+        for order, multiplier, start in self._steps:
+            total += window[self._longest - order :][:count] * np.uint64(multiplier)
+            if start is not None:
+                skipped = max(0, order - first)  # the text is too short for this order before
+                for salt in salts:
+                    slots = ((total[skipped:] + salt) >> np.uint64(self._shift)).astype(np.int64) + start
+                    self._array[slots] = places[skipped:]

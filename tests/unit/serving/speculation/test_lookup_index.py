@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aurora_runtime.serving.speculation.lookup_index import (
     LONGEST_MATCH,
-    SHARED_CHUNK_TOKENS,
     SUFFIX_LENGTHS,
     LookupIndex,
     LookupScope,
@@ -45,7 +44,7 @@ def common_suffix(one: list[int], other: list[int]) -> int:
 def test_a_request_is_looked_up_in_itself_as_by_trying_every_place(
     prompt: list[int], answer: list[list[int]], count: int
 ) -> None:
-    index = LookupIndex(LookupScope.REQUEST, 1 << 20)  # so many slots that hashes do not collide
+    index = LookupIndex(LookupScope.REQUEST, 1 << 18)  # so many slots that hashes do not collide
     index.begin("a", prompt)
     tokens = list(prompt)
     for part in answer:
@@ -127,7 +126,7 @@ def continues(text: list[int], place: int, proposed: tuple[int, ...]) -> bool:
 
 
 TestSpeculatorScope = SpeculatorScope.TestCase
-TestSpeculatorScope.settings = settings(max_examples=60, stateful_step_count=25)
+TestSpeculatorScope.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 @given(texts, texts, st.integers(1, 8))
@@ -159,22 +158,22 @@ def test_with_scope_speculator_an_answer_is_found_by_later_requests() -> None:
     assert index.propose("b", 20) == Proposal((4, 5, 6), 2)
 
 
-def test_a_running_answer_is_found_by_others_after_a_chunk() -> None:
+def test_a_running_answer_is_found_by_others() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("a", [])
-    index.extend("a", range(100, 100 + SHARED_CHUNK_TOKENS))
+    index.extend("a", range(100, 110))
     index.begin("b", [105, 106])
     assert index.propose("b", 2) == Proposal((107, 108), 2)
 
 
 def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
-    index.begin("other", [5, 1, 2, 70, 71])
-    index.begin("own", [4, 1, 2, 80, 81, 4, 1, 2])
-    index.begin("longer", [9, 9, 3, 1, 2, 80, 9, 5, 1, 2])
+    index.begin("other", [6, 5, 1, 2, 70, 71])
+    index.begin("own", [4, 1, 2, 80, 81, 3, 1, 2])
+    index.begin("longer", [9, 9, 3, 1, 2, 80, 6, 5, 1, 2])
     index.begin("late", [1, 2, 60, 61])
-    assert index.propose("own", 2) == Proposal((80, 81), 3)
-    assert index.propose("longer", 2) == Proposal((70, 71), 3)
+    assert index.propose("own", 2) == Proposal((80, 81), 2)
+    assert index.propose("longer", 2) == Proposal((70, 71), 4)
 
 
 def test_a_repetition_goes_on_beyond_the_end_of_the_text() -> None:
@@ -191,7 +190,7 @@ def test_evicted_requests_are_not_found() -> None:
     assert index.tokens == 16
     index.begin("d", [102, 103])
     assert index.propose("d", 2) == NOTHING
-    index.begin("e", [302, 303])
+    index.begin("e", [99, 302, 303])
     assert index.propose("e", 2) == Proposal((304, 305), 2)
 
 
@@ -210,6 +209,34 @@ def test_proposals_end_before_a_token_outside_the_vocabulary() -> None:
     assert index.propose("a", 5) == Proposal((3,), 2)
     index.begin("b", [1, 2, 2**62, 1, 2])
     assert index.propose("b", 5) == NOTHING
+
+
+def test_a_request_that_may_not_be_shared_helps_itself_only() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 100, shares=lambda prompt: prompt[0] != 1)
+    index.begin("private", [1, 2, 3, 4])
+    index.begin("other", [2, 3])
+    assert index.propose("other", 1) == NOTHING
+    index.extend("private", [2, 3])
+    assert index.propose("private", 1) == Proposal((4,), 2)
+    index.end("private")
+    assert index.tokens == 2
+
+
+def test_a_seed_is_found_and_counts_as_an_ended_request() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 8)
+    index.seed([1, 2, 3, 4])
+    index.begin("a", [1, 2])
+    assert index.propose("a", 2) == Proposal((3, 4), 2)
+    index.seed([5, 6, 7, 8])
+    assert index.tokens == 6
+    assert index.propose("a", 2) == NOTHING
+
+
+@pytest.mark.parametrize("scope", [LookupScope.OFF, LookupScope.REQUEST])
+def test_other_scopes_take_no_seed(scope: LookupScope) -> None:
+    index = LookupIndex(scope, 100)
+    index.seed([1, 2, 3])
+    assert index.tokens == 0
 
 
 def test_unknown_requests_are_harmless() -> None:

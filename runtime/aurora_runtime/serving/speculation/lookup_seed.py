@@ -1,0 +1,117 @@
+"""The seed of a new pod's lookup: recent answers of the speculator, in a file that the agent writes for the engine.
+
+Without a seed a new pod looks up in an empty index, while the other pods know the traffic. This module holds what both
+sides agree on. It imports neither torch nor sglang, because the agent imports it.
+
+Invariants:
+- A request whose prompt is held out is never shared, neither by a seed nor by a running index. Candidates are measured
+  on held-out prompts, and must not find their answers.
+- A file that is damaged, too large or of another vocabulary seeds nothing. Proposals never decide what is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+
+log = logging.getLogger(__name__)
+
+MAX_SEED_TOKENS: Final = 1 << 17
+"""Most tokens of a seed. Loading them takes the engine's scheduler about 40 ms in all."""
+MAX_SEED_BYTES: Final = 8 * MAX_SEED_TOKENS + (1 << 16)
+MAX_TOKENS_PER_STEP: Final = 4096
+"""Tokens after which a step of the loader ends: about a millisecond."""
+
+
+def may_share(prompt: Sequence[int]) -> bool:
+    """Whether other requests may be answered from a request with this prompt.
+
+    SGLang replaces the placeholders of images by numbers that no hash takes. Such a prompt is not shared.
+    """
+    try:
+        return not is_held_out(prompt_hash(prompt))
+    except OverflowError:
+        return False
+
+
+def encode_seed(texts: Sequence[ArrayLike]) -> bytes:
+    """A seed's file: ``lengths [Q]`` and ``tokens [T]``, both int32, of ``Q`` texts with ``T`` tokens in all."""
+    arrays = [np.asarray(text, dtype=np.int32) for text in texts]
+    lengths = np.array([each.size for each in arrays], dtype=np.int32)
+    return save({"lengths": lengths, "tokens": np.concatenate([np.zeros(0, dtype=np.int32), *arrays])})
+
+
+def decode_seed(data: bytes, vocabulary_size: int) -> list[array[int]]:
+    """The texts of a seed's file. Raises ValueError when the file is no seed for this vocabulary."""
+    if len(data) > MAX_SEED_BYTES:
+        raise ValueError(f"the seed has more than {MAX_SEED_BYTES} bytes")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(f"the seed is no safetensors file: {error}") from error
+    lengths, tokens = _int32(tensors, "lengths"), _int32(tensors, "tokens")
+    if tokens.size > MAX_SEED_TOKENS or lengths.size > MAX_SEED_TOKENS:
+        raise ValueError(f"the seed has more than {MAX_SEED_TOKENS} tokens")
+    if (lengths < 1).any() or int(lengths.sum(dtype=np.int64)) != tokens.size:
+        raise ValueError("the seed's texts do not have its tokens")
+    if ((tokens < 0) | (tokens >= vocabulary_size)).any():
+        raise ValueError(f"the seed has tokens outside the vocabulary of {vocabulary_size}")
+    ends = np.cumsum(lengths).tolist()
+    return [array("q", tokens[end - length : end].tolist()) for length, end in zip(lengths.tolist(), ends, strict=True)]
+
+
+def _int32(tensors: dict[str, NDArray[np.int32]], name: str) -> NDArray[np.int32]:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != np.int32 or tensor.ndim != 1:
+        raise ValueError(f"the seed has no list of int32 named {name}")
+    return tensor
+
+
+class SeedLoader:
+    """Loads a seed into an index, a little at a time. The file may appear long after the engine's start."""
+
+    def __init__(self, path: Path, index: LookupIndex, vocabulary_size: int) -> None:
+        self._path: Final = path
+        self._index: Final = index
+        self._vocabulary_size: Final = vocabulary_size
+        self._texts: list[array[int]] | None = None  # None: not read yet. Reversed: the next one is the last.
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole seed is in the index, or the file was no seed."""
+        return self._texts == []
+
+    def step(self) -> None:
+        """Read the file if it is there, or add some of its texts. Call it often, for example in each round."""
+        if self._texts is None:
+            self._texts = self._read()
+            return
+        added = 0
+        while self._texts and added < MAX_TOKENS_PER_STEP:
+            text = self._texts.pop()
+            self._index.seed(text)
+            added += len(text)
+
+    def _read(self) -> list[array[int]] | None:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(MAX_SEED_BYTES + 1)
+            texts = decode_seed(data, self._vocabulary_size)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("lookup starts without a seed: %s", error)
+            return []
+        log.info("lookup is seeded with %d recent answers", len(texts))
+        return texts[::-1]

@@ -1,0 +1,172 @@
+"""The seed of a new pod's lookup: which answers it takes from the store, and what bad shards cost."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.serving.agent import seed_writer
+from aurora_runtime.serving.agent.seed_writer import CONTEXT_TOKENS, answers_of_shard, recent_answers, write_seed
+from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.speculation.lookup_seed import decode_seed
+from aurora_runtime.traces import RequestTrace, encode, shard_tensors
+from aurora_store import Registry
+from tests.assets.trainer_process import put_shards
+from tests.unit.fakes import FolderObjects
+
+VOCABULARY = 1000
+SHARED = [prompt for first in range(80) if not is_held_out(prompt_hash(prompt := [first, first + 1]))]
+HELD_OUT = [prompt for first in range(80) if is_held_out(prompt_hash(prompt := [first, first + 1]))]
+
+
+def trace(prompt: list[int], answer: list[int]) -> RequestTrace:
+    """A trace of a request without verify rounds. Its hidden states stand for what a seed never reads."""
+    none = torch.zeros(0, dtype=torch.int32)
+    tokens = torch.tensor([*prompt, *answer], dtype=torch.int32)
+    return RequestTrace(
+        request=prompt_hash(prompt),
+        prompt_length=len(prompt),
+        hidden_start=0,
+        tokens=tokens,
+        hidden=torch.ones(len(tokens), 12, dtype=torch.float16),
+        root=none,
+        node_count=none,
+        accepted=none,
+        version=none,
+        source=none,
+        node_token=none,
+        node_parent=torch.zeros(0, dtype=torch.int16),
+        node_accepted=torch.zeros(0, dtype=torch.bool),
+        top_ids=torch.zeros(0, 4, dtype=torch.int32),
+        top_logprobs=torch.zeros(0, 4, dtype=torch.float16),
+        uncaptured_mass=torch.zeros(0, dtype=torch.float16),
+    )
+
+
+def reader(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda first, size: data[first : first + size]
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> FolderObjects:
+    (tmp_path / "store").mkdir()
+    return FolderObjects(tmp_path / "store")
+
+
+@pytest.fixture
+def registry(objects: FolderObjects) -> Registry:
+    return Registry(objects)
+
+
+def answers(registry: Registry) -> list[list[int]]:
+    return [answer.tolist() for answer in recent_answers(registry, 1, VOCABULARY)]
+
+
+def test_a_seed_has_the_newest_answers_last_and_each_once(registry: Registry, tmp_path: Path) -> None:
+    first, second, third = SHARED[:3]
+    put_shards(
+        registry, [trace(first, [900, 901]), trace(second, [902]), trace(first, [900, 901]), trace(third, [])], 2
+    )
+    assert write_seed(PodFolder(tmp_path), registry, 1, VOCABULARY) == 2
+    seed = decode_seed(PodFolder(tmp_path).lookup_seed.read_bytes(), VOCABULARY)
+    assert [list(text) for text in seed] == [[*second, 902], [*first, 900, 901]]
+
+
+def test_answers_to_held_out_prompts_are_left_out(registry: Registry) -> None:
+    put_shards(registry, [trace(HELD_OUT[0], [900]), trace(SHARED[0], [901]), trace(HELD_OUT[1], [902])], 3)
+    assert answers(registry) == [[*SHARED[0], 901]]
+
+
+def test_only_the_end_of_a_prompt_is_kept(registry: Registry) -> None:
+    prompt = next(p for first in range(80) if not is_held_out(prompt_hash(p := list(range(first, first + 100)))))
+    put_shards(registry, [trace(prompt, [900])], 1)
+    assert answers(registry) == [[*prompt[-CONTEXT_TOKENS:], 900]]
+
+
+def test_answers_with_tokens_outside_the_vocabulary_are_left_out(registry: Registry) -> None:
+    put_shards(registry, [trace(SHARED[0], [900]), trace(SHARED[1], [VOCABULARY]), trace(SHARED[2], [-1])], 3)
+    assert answers(registry) == [[*SHARED[0], 900]]
+
+
+def test_a_seed_is_bounded_and_reads_no_more_shards_than_it_needs(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seed_writer, "MAX_SEED_TOKENS", 8)
+    old, *_ = put_shards(registry, [trace(prompt, [900, 901]) for prompt in SHARED[:4]], 1)
+    read: list[str] = []
+
+    def record(key: str, first: int, size: int) -> bytes:
+        read.append(key)
+        return Registry.shard_range(registry, key, first, size)
+
+    monkeypatch.setattr(registry, "shard_range", record)
+    assert answers(registry) == [[*SHARED[2], 900, 901], [*SHARED[3], 900, 901]]
+    assert old not in read
+
+
+def test_a_damaged_or_deleted_shard_costs_only_its_own_answers(registry: Registry, objects: FolderObjects) -> None:
+    damaged, nested, deleted, _ = put_shards(registry, [trace(prompt, [900]) for prompt in SHARED[:4]], 1)
+    (objects.path / damaged.replace(".json", ".safetensors")).write_bytes(b"\xff" * 100)
+    (objects.path / nested.replace(".json", ".safetensors")).write_bytes(struct.pack("<Q", 60_000) + b"[" * 60_000)
+    (objects.path / deleted.replace(".json", ".safetensors")).unlink()
+    assert answers(registry) == [[*SHARED[3], 900]]
+
+
+def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: FolderObjects, tmp_path: Path) -> None:
+    objects.down = True
+    assert write_seed(PodFolder(tmp_path), registry, 1, VOCABULARY) == 0
+    assert not PodFolder(tmp_path).lookup_seed.exists()
+
+
+def test_the_hidden_states_of_a_shard_are_not_read(tmp_path: Path) -> None:
+    traces = [trace(prompt, [900] * 500) for prompt in SHARED[:60]]
+    size = write_safetensors(tmp_path / "shard", shard_tensors(traces))[1]
+    data, spans = (tmp_path / "shard").read_bytes(), list[int]()
+
+    def read(first: int, count: int) -> bytes:
+        spans.append(count)
+        return data[first : first + count]
+
+    assert len(list(answers_of_shard(read))) == 60
+    assert sum(spans) < size / 3
+
+
+@given(st.data())
+def test_a_shard_with_any_damage_is_refused_or_gives_tokens(data: st.DataObject) -> None:
+    good = bytearray(encode([trace(prompt, [900, 901]) for prompt in SHARED[:3]]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(good[: data.draw(st.integers(0, len(good)))])
+    try:
+        found = list(answers_of_shard(reader(cut)))
+    except ValueError:
+        return
+    assert all(answer.dtype == "<i4" and answer.ndim == 1 for answer in found)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        {},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "I32", "shape": [2], "data_offsets": [0, 9]},
+        {"dtype": "I32", "shape": [2], "data_offsets": [-8, 0]},
+        {"dtype": "I32", "shape": [2.0], "data_offsets": [0.0, 8.0]},
+        {"dtype": "I32", "shape": ["2"], "data_offsets": ["0", "8"]},
+        {"dtype": "I32", "shape": [1 << 40], "data_offsets": [0, 4 << 40]},
+    ],
+)
+def test_a_header_that_describes_no_token_ids_is_refused(entry: object) -> None:
+    header = json.dumps({"index": {"dtype": "I64", "shape": [0, 7], "data_offsets": [0, 0]}, "tokens": entry}).encode()
+    with pytest.raises(ValueError, match="tensor"):
+        list(answers_of_shard(reader(struct.pack("<Q", len(header)) + header + bytes(8))))
