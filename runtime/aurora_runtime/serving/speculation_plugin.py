@@ -74,8 +74,8 @@ def _install_hooks(settings: SpeculationSettings) -> None:
     from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
     from aurora_runtime.serving.speculation.lookup_index import LookupIndex
     from aurora_runtime.serving.speculation.policy import FixedArms, Policy
+    from aurora_runtime.serving.speculation.request_texts import RequestTexts
     from aurora_runtime.serving.speculation.round_report import RoundReport
-    from aurora_runtime.serving.speculation.tracked_requests import TrackedRequests
     from aurora_runtime.serving.speculation.worker_hooks import WorkerHooks
 
     policy: Policy
@@ -83,13 +83,12 @@ def _install_hooks(settings: SpeculationSettings) -> None:
         policy = FixedArms(settings.fixed_arms)
     else:
         policy = Controller(settings.arms, ControllerSettings(), random.Random(settings.boot))  # noqa: S311 - no secret
-    widest = max(arm.steps for arm in settings.arms)
+    longest = max(arm.steps for arm in settings.arms)
     hooks = WorkerHooks(
+        settings,
         policy,
-        TrackedRequests(LookupIndex(settings.lookup, settings.lookup_tokens)),
-        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, widest),
-        arms=settings.arms,
-        pending_bytes=settings.pending_bytes,
+        RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens)),
+        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
     )

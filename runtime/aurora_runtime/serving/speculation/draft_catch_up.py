@@ -9,8 +9,9 @@ Invariant: afterwards position ``i`` of the draft's KV cache holds the token at 
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,24 @@ class DraftStart:
     hidden_states: Tensor
 
 
-def catch_up(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending: CatchUpInput) -> DraftStart:
-    """Process the pending tokens of the requests ``late``, of which ``batch`` holds at least the device state.
+@contextlib.contextmanager
+def draft_contexts(draft_worker: Any) -> Iterator[None]:
+    """SGLang's contexts around every pass of the draft (sglang/srt/speculative/eagle_worker_v2.py:1474)."""
+    from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
+    from sglang.srt.speculative.spec_utils import draft_tp_context
 
-    ``batch`` is not changed. The caller has entered the draft's contexts, as around ``EagleDraftWorker.draft``.
+    with (
+        draft_tp_context(draft_worker.parallel_layout),
+        speculative_moe_backend_context(),
+        speculative_moe_a2a_backend_context(),
+    ):
+        yield
+
+
+def catch_up(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending: CatchUpInput) -> DraftStart:
+    """Process the pending tokens of the requests ``late`` inside :func:`draft_contexts`.
+
+    ``batch`` is not changed. It lends only what all batches of the engine have in common.
     """
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.serving.speculation.pending_tokens import BufferShape, PendingTokens
+
+log = logging.getLogger(__name__)
 
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
 _SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
@@ -40,3 +43,20 @@ def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
     if parallel.pp_size > 1:
         return "with pipeline parallelism the last stage drafts ahead of the decision"
     return None
+
+
+def pending_buffer(worker: Any, arms: Sequence[Arm], budget_bytes: int) -> PendingTokens:
+    """The buffer for the pending tokens of this worker's draft."""
+    from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
+
+    draft_worker = worker.draft_worker
+    shape = BufferShape(
+        rows=draft_worker.req_to_token_pool.req_to_token.shape[0],
+        widest=max(arm.width for arm in arms),
+        width=get_draft_input_from_target_hidden_dim(draft_worker.draft_runner),
+        dtype=draft_worker.draft_runner.model_config.dtype,
+        budget_bytes=budget_bytes,
+    )
+    buffer = PendingTokens(shape, draft_worker.device)
+    log.info("aurora speculation: %d tokens a request may be pending, %d bytes", buffer.capacity, buffer.bytes)
+    return buffer

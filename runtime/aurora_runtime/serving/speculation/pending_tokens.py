@@ -3,8 +3,8 @@
 A round that does not draft is cheap because the draft does not process the committed tokens either. The draft's KV
 cache then lacks them. This buffer keeps what the draft needs to catch up.
 
-Invariant: row ``r`` of the buffer holds, in order, the first ``count`` tokens that follow the draft's KV cache of the
-request in row ``r`` of SGLang's request table. The caller keeps the counts, because the host knows them anyway.
+Invariant: row ``r`` of the buffer holds, in order, the tokens that follow the draft's KV cache of the request in row
+``r`` of SGLang's request table. The caller keeps the counts, because the host knows them anyway.
 
 Letters in shapes: B requests, n nodes of a verify round (a chain), D the width of the target's captured states.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -31,26 +32,46 @@ class CatchUpInput:
     hidden: Tensor
 
 
+@dataclass(frozen=True)
+class BufferShape:
+    """The sizes of a buffer.
+
+    Attributes:
+        rows: rows of the request table.
+        widest: tokens of the widest verify round.
+        width: D.
+        budget_bytes: device memory to use. The buffer takes more only if two rounds would not fit otherwise.
+    """
+
+    rows: int
+    widest: int
+    width: int
+    dtype: torch.dtype
+    budget_bytes: int
+
+    @property
+    def columns(self) -> int:
+        token_bytes = self.width * self.dtype.itemsize + torch.int64.itemsize
+        return max(self.budget_bytes // (self.rows * token_bytes), 2 * self.widest)
+
+
 class PendingTokens:
     """One buffer for the whole request table.
 
     Attributes:
-        capacity: pending tokens that a request can have.
+        capacity: pending tokens that a request can have before a round.
     """
 
-    def __init__(self, rows: int, widest: int, budget_bytes: int) -> None:
-        """``rows`` of the request table, the ``widest`` verify round in tokens, and the bytes of the buffer."""
-        self._rows = rows
-        self._widest = widest
-        self._budget_bytes = budget_bytes
-        self._tokens: Tensor | None = None
-        self._hidden: Tensor | None = None
-        self.capacity = 0
+    def __init__(self, shape: BufferShape, device: torch.device | str) -> None:
+        sizes = (shape.rows, shape.columns)
+        self._tokens = torch.zeros(sizes, dtype=torch.int64, device=device)
+        self._hidden = torch.zeros((*sizes, shape.width), dtype=shape.dtype, device=device)
+        self.capacity: Final = shape.columns - shape.widest
 
     @property
     def bytes(self) -> int:
-        """Device memory in use."""
-        return sum(t.numel() * t.element_size() for t in (self._tokens, self._hidden) if t is not None)
+        """Device memory of the buffer."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self._tokens, self._hidden))
 
     def append(self, rows: Sequence[int], counts: Sequence[int], tokens: Tensor, hidden: Tensor) -> None:
         """Write all nodes of a verify round behind the pending tokens of each request.
@@ -63,30 +84,16 @@ class PendingTokens:
             tokens: [B, n] the target's token after each node.
             hidden: [B, n, D].
         """
-        if self._tokens is None or self._hidden is None:
-            self._allocate(hidden)
-        assert self._tokens is not None
-        assert self._hidden is not None
         device = hidden.device
         row = torch.tensor(rows, device=device).unsqueeze(1)
         column = torch.tensor(counts, device=device).unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
         self._tokens[row, column] = tokens.to(self._tokens.dtype)
-        self._hidden[row, column] = hidden
+        self._hidden[row, column] = hidden.to(self._hidden.dtype)
 
     def read(self, rows: Sequence[int], counts: Sequence[int]) -> CatchUpInput:
         """The first ``counts[i]`` pending tokens of each of the ``rows``."""
-        assert self._tokens is not None
-        assert self._hidden is not None
         pairs = list(zip(rows, counts, strict=True))
         return CatchUpInput(
             torch.cat([self._tokens[row, :count] for row, count in pairs]),
             torch.cat([self._hidden[row, :count] for row, count in pairs]),
         )
-
-    def _allocate(self, hidden: Tensor) -> None:
-        token_bytes = hidden.shape[-1] * hidden.element_size() + torch.int64.itemsize
-        columns = max(self._budget_bytes // (self._rows * token_bytes), 2 * self._widest)
-        self.capacity = columns - self._widest
-        shape = (self._rows, columns)
-        self._tokens = torch.zeros(shape, dtype=torch.int64, device=hidden.device)
-        self._hidden = torch.zeros((*shape, hidden.shape[-1]), dtype=hidden.dtype, device=hidden.device)

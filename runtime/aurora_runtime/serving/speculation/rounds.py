@@ -25,6 +25,7 @@ class Round:
     """A decode round of B requests that was decided.
 
     Attributes:
+        proposals: what lookup proposes.
         reqs: SGLang's requests, in the batch's order.
         rows: rows of the request table.
         lengths: committed tokens of each request before the round.

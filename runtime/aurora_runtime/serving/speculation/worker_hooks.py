@@ -6,9 +6,9 @@ the draft where it is not needed, and let the draft catch up before it is needed
 
 Invariants:
 - Verification is SGLang's own, so answers do not depend on what is proposed.
-- An error before a round makes it a round without proposals. An error that would leave SGLang's state half changed is
-  raised.
-- A drafting round starts from a draft KV cache without gaps, for every request whose source may be the draft.
+- An error in a decision makes the round one without proposals. Any other error is raised, because SGLang's state may
+  then be half changed.
+- A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
 """
 
 from __future__ import annotations
@@ -20,92 +20,103 @@ from typing import Any
 import torch
 
 from aurora_runtime.serving.speculation.arms import Arm
-from aurora_runtime.serving.speculation.draft_catch_up import LateRequest, catch_up, replace_rows
-from aurora_runtime.serving.speculation.engine_requirements import SWITCH_LOGGER, is_no_switch, obstacle_to_control
-from aurora_runtime.serving.speculation.outlook import Decision
-from aurora_runtime.serving.speculation.pending_tokens import PendingTokens
+from aurora_runtime.serving.speculation.draft_progress import DraftProgress
+from aurora_runtime.serving.speculation.engine_requirements import (
+    SWITCH_LOGGER,
+    is_no_switch,
+    obstacle_to_control,
+    pending_buffer,
+)
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.policy import Policy
 from aurora_runtime.serving.speculation.proposed_tokens import lookup_verify_input, with_lookup
 from aurora_runtime.serving.speculation.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.request_texts import RequestTexts
 from aurora_runtime.serving.speculation.round_report import RoundReport
 from aurora_runtime.serving.speculation.rounds import Round, RoundObserver, plain_decision
-from aurora_runtime.serving.speculation.tracked_requests import TrackedRequests
+from aurora_runtime.serving.speculation.settings import SpeculationSettings
 
 log = logging.getLogger(__name__)
 
 Original = Callable[..., Any]
 
 
+class _EngineControl:
+    """What the hooks keep about the one worker of this process, once it has started.
+
+    Attributes:
+        batch: the last batch, which lends its common parts to passes of the draft between rounds.
+    """
+
+    def __init__(self, worker: Any, arms: Sequence[Arm], pending_bytes: int) -> None:
+        self.worker = worker
+        self.draft_worker = worker.draft_worker
+        self.ranks = RankAgreement.of_engine()
+        self.progress = DraftProgress(pending_buffer(worker, arms, pending_bytes))
+        self.batch: Any = None
+
+
 class WorkerHooks:
     """The hooks of one scheduler process. SGLang calls all of them from one thread.
 
     Args:
-        arms: the arms that may be decided.
-        pending_bytes: device memory for pending tokens.
         refuse: is told why the engine cannot be controlled. The hooks then leave every round to SGLang.
-        ranks: makes the agreement among tensor-parallel ranks. Called at the engine's start.
         read_version: returns the draft's version.
     """
 
     def __init__(
         self,
+        settings: SpeculationSettings,
         policy: Policy,
-        requests: TrackedRequests,
+        texts: RequestTexts,
         report: RoundReport,
         *,
-        arms: Sequence[Arm],
-        pending_bytes: int,
         refuse: Callable[[str], None],
-        ranks: Callable[[], RankAgreement] = RankAgreement.of_engine,
         read_version: Callable[[], str],
     ) -> None:
+        self._arms = settings.arms
+        self._longest = max(arm.steps for arm in self._arms)
+        self._pending_bytes = settings.pending_bytes
         self._policy = policy
-        self._requests = requests
+        self._texts = texts
         self._report = report
-        self._observer = RoundObserver(policy)
-        self._pending_bytes = pending_bytes
-        self._arms = tuple(arms)
-        self._widest = max(arm.steps for arm in self._arms)
         self._refuse = refuse
-        self._make_ranks = ranks
         self._read_version = read_version
-        self._ranks: RankAgreement | None = None
-        self._pending: PendingTokens | None = None
+        self._observer = RoundObserver(policy)
+        self._control: _EngineControl | None = None
         self._round: Round | None = None
         self._version: str | None = None
-        self._active = False
 
     def around_start(self, original: Original, worker: Any) -> None:
-        """Around ``EAGLEWorkerV2.init_cuda_graphs``: checks that the engine was started as the hooks need it."""
+        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
         original(worker)
         obstacle = obstacle_to_control(worker, self._arms)
         if obstacle is not None:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
             return
-        self._active = True
+        self._control = _EngineControl(worker, self._arms, self._pending_bytes)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
-        self._ranks = self._make_ranks()
-        if self._ranks.decides:
+        if self._control.ranks.decides:
             self._report.start()
 
     # the round -------------------------------------------------------------------------------------------------------
 
     def around_forward(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Around ``EAGLEWorkerV2.forward_batch_generation``: decides a decode round before it begins."""
-        if not self._active:
+        control = self._control
+        if control is None or batch.forward_mode.is_idle() or not batch.reqs:
             return original(worker, batch, *args, **kwargs)
         began = self._observer.forward_begins()
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             result = original(worker, batch, *args, **kwargs)
-            for req in batch.reqs:
-                self._requests.caught_up(req.rid)  # SGLang ran the draft over all tokens of a prefilled request
+            control.progress.prefilled(batch.reqs)
             return result
-        if batch.forward_mode.is_idle() or not batch.reqs:
-            return original(worker, batch, *args, **kwargs)
-        self._round = self._begin(worker, batch, began)
-        self._observer.round_begins(self._round)
-        worker.adaptive_controller._activate(self._round.decision.arm.steps)
+        control.batch = batch
+        self._round = current = self._begin(control, batch, began)
+        self._observer.round_begins(current)
+        control.progress.round_begins(control.draft_worker, batch, current)
+        worker.adaptive_controller._activate(current.decision.arm.steps)
         try:
             return original(worker, batch, *args, **kwargs)
         finally:
@@ -113,41 +124,46 @@ class WorkerHooks:
 
     def around_activate(self, original: Original, worker: Any, batch_size: int) -> None:
         """In place of ``EAGLEWorkerV2.activate_step_by_batch``: the round has its state already."""
-        if not self._active:
+        if self._control is None:
             original(worker, batch_size)
 
     def around_verify_complete(
         self, original: Original, worker: Any, num_correct_drafts_per_req: Sequence[int], batch_size: int = 0
     ) -> None:
         """In place of ``EAGLEWorkerV2.on_verify_complete_cpu``: the accepted tokens of a round are known."""
-        if not self._active:
+        if self._control is None:
             original(worker, num_correct_drafts_per_req, batch_size=batch_size)
             return
         ended = self._observer.round_ended(num_correct_drafts_per_req)
-        if ended is None:
-            return
-        self._report.add(ended, num_correct_drafts_per_req)
-        if not ended.drafts and self._pending is not None:
-            for req, accepted in zip(ended.reqs, num_correct_drafts_per_req, strict=True):
-                self._requests.skipped(req.rid, accepted + 1, self._pending.capacity)
+        if ended is not None:
+            self._report.add(ended, num_correct_drafts_per_req)
+            self._control.progress.committed(ended, num_correct_drafts_per_req)
 
     def around_release(self, original: Original, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
         """Around ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
-        self._requests.ended(req)
-        self._observer.request_ended(req.rid)
-        self._report.request_ended(req.rid)
+        control = self._control
+        if control is not None:
+            if req.kv.holds_kv:
+                cached = checkpoint and not req.skip_radix_cache_insert
+                control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
+            self._texts.ended(req)
+            self._report.request_ended(req.rid)
+            self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 
-    def _begin(self, worker: Any, batch: Any, began: float) -> Round:
-        assert self._ranks is not None
+    def _begin(self, control: _EngineControl, batch: Any, began: float) -> Round:
         reqs = tuple(batch.reqs)
-        outlooks, proposals = self._requests.before_round(reqs, self._widest)
-        decision = self._ranks.agree(self._decide(outlooks) if self._ranks.decides else None, len(reqs))
-        rows = tuple(int(row) for row in batch.req_pool_indices_cpu.tolist())
-        lengths = tuple(int(length) for length in batch.seq_lens_cpu.tolist())
+        proposals = self._texts.proposals(reqs, self._longest)
+        outlooks = tuple(
+            RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
+            for req, proposal in zip(reqs, proposals, strict=True)
+        )
+        decision = control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(reqs))
+        rows = tuple(batch.req_pool_indices_cpu.tolist())
+        lengths = tuple(batch.seq_lens_cpu.tolist())
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
 
-    def _decide(self, outlooks: Sequence[Any]) -> Decision:
+    def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         try:
             version = self._read_version()
             if version != self._version:
@@ -165,11 +181,11 @@ class WorkerHooks:
     def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
         """Around ``EagleDraftWorker.draft``: proposes from the decided sources."""
         current = self._round
-        if current is None:
+        if current is None or self._control is None:
             return original(draft_worker, batch, with_topology=with_topology)
         if not current.drafts:
             return lookup_verify_input(draft_worker, batch, current)
-        self._catch_up(draft_worker, batch, current)
+        self._control.progress.before_draft(draft_worker, batch, current)
         verify_input = original(draft_worker, batch, with_topology=with_topology)
         verify_input.draft_token = with_lookup(verify_input.draft_token, current)
         return verify_input
@@ -185,38 +201,11 @@ class WorkerHooks:
     ) -> None:
         """Around ``EagleDraftWorker._draft_extend_for_decode``: leaves it out in a round that does not draft."""
         current = self._round
-        if current is None or current.drafts:
+        if current is None or self._control is None or current.drafts:
             original(draft_worker, batch, batch_result, **kwargs)
             return
-        self._keep_pending(draft_worker, current, batch_result)
+        self._control.progress.draft_left_out(current, batch_result)
         fill_draft_start(draft_worker, batch_result.next_draft_input, len(current.reqs))
-
-    def _keep_pending(self, draft_worker: Any, current: Round, batch_result: Any) -> None:
-        if self._pending is None:
-            rows = draft_worker.req_to_token_pool.req_to_token.shape[0]
-            self._pending = PendingTokens(rows, self._widest + 1, self._pending_bytes)
-        size = len(current.reqs)
-        kept = [i for i, req in enumerate(current.reqs) if self._requests.pending(req.rid) >= 0]
-        if not kept:
-            return
-        tokens = batch_result.next_token_ids.view(size, -1)
-        hidden = batch_result.logits_output.hidden_states.view(size, tokens.shape[1], -1)
-        if len(kept) < size:
-            tokens, hidden = tokens[kept], hidden[kept]
-        counts = [self._requests.pending(current.reqs[i].rid) for i in kept]
-        self._pending.append([current.rows[i] for i in kept], counts, tokens, hidden)
-
-    def _catch_up(self, draft_worker: Any, batch: Any, current: Round) -> None:
-        pending = [self._requests.pending(req.rid) for req in current.reqs]
-        behind = [i for i, count in enumerate(pending) if count > 0]
-        if not behind or self._pending is None:
-            return
-        late = [LateRequest(current.reqs[i], current.rows[i], current.lengths[i], pending[i]) for i in behind]
-        inputs = self._pending.read([r.row for r in late], [r.pending for r in late])
-        start = catch_up(draft_worker, batch, late, inputs)
-        replace_rows(batch.spec_info, behind, start)
-        for request in late:
-            self._requests.caught_up(request.req.rid)
 
 
 def fill_draft_start(draft_worker: Any, draft_input: Any, requests: int) -> None:
