@@ -13,9 +13,6 @@ from aurora_runtime.engine.path_payload import LOADER
 SPECULATION_VARIABLE: Final = "AURORA_SPECULATION"
 """The variable with the settings of the plugin ``aurora_speculation``. Without it the plugin does nothing."""
 SPECULATION_PLUGIN: Final = "aurora_speculation"
-MAX_RUNNING_REQUESTS: Final = 256
-"""Requests that an engine with a round controller runs at a time. SGLang runs 48 with a draft unless it is told a
-number (sglang/srt/arg_groups/speculative_hook.py:1086), because a fixed shape would slow more requests down."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class RoundController:
         """
         return [
             *("--speculative-adaptive", "--speculative-adaptive-config", str(self.adaptive_config)),
-            *("--max-running-requests", str(MAX_RUNNING_REQUESTS), "--disable-overlap-schedule"),
+            "--disable-overlap-schedule",
         ]
 
     def environment(self) -> Mapping[str, str]:

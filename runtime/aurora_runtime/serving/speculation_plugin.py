@@ -72,11 +72,9 @@ def _install_hooks(settings: SpeculationSettings) -> None:
     from sglang.srt.runtime_context import get_serving
 
     from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
-    from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-    from aurora_runtime.serving.speculation.policy import FixedArms, Policy
-    from aurora_runtime.serving.speculation.request_texts import RequestTexts
-    from aurora_runtime.serving.speculation.round_report import RoundReport
-    from aurora_runtime.serving.speculation.worker_hooks import WorkerHooks
+    from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
+    from aurora_runtime.serving.speculation.worker.policy import FixedArms, Policy
+    from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 
     policy: Policy
     if settings.fixed_arms:
@@ -87,7 +85,6 @@ def _install_hooks(settings: SpeculationSettings) -> None:
     hooks = WorkerHooks(
         settings,
         policy,
-        RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens)),
         RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),

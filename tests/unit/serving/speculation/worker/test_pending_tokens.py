@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.pending_tokens import BufferShape, PendingTokens
+from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
 WIDTH = 3
 WIDEST = 5

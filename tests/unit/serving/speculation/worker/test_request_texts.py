@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope
-from aurora_runtime.serving.speculation.request_texts import RequestTexts
-from tests.unit.serving.speculation.fake_requests import FakeRequest
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 
 
 def texts(scope: LookupScope = LookupScope.REQUEST) -> RequestTexts:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_runtime.serving.speculation import draft_progress
 from aurora_runtime.serving.speculation.arms import OFF, Arm
-from aurora_runtime.serving.speculation.draft_catch_up import DraftStart, LateRequest
-from aurora_runtime.serving.speculation.draft_progress import PASS_TOKENS, ROUNDS_IN_USE, DraftProgress
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
-from aurora_runtime.serving.speculation.pending_tokens import BufferShape, CatchUpInput, PendingTokens
-from aurora_runtime.serving.speculation.rounds import Round
-from tests.unit.serving.speculation.fake_requests import FakeRequest, a_round
+from aurora_runtime.serving.speculation.worker import draft_progress
+from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest
+from aurora_runtime.serving.speculation.worker.draft_progress import PASS_TOKENS, ROUNDS_IN_USE, DraftProgress
+from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, CatchUpInput, PendingTokens
+from aurora_runtime.serving.speculation.worker.rounds import Round
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 
 DRAFT = Arm(3, drafts=True)
 LOOKUP = Arm(3, drafts=False)

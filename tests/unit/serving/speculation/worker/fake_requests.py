@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from aurora_runtime.serving.speculation.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.rounds import Round
+from aurora_runtime.serving.speculation.worker.rounds import Round
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
-from aurora_runtime.serving.speculation.policy import FixedArms
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
 
 FOUND = RequestOutlook("found", 4, 3, 0)
 NOTHING = RequestOutlook("nothing", 0, 0, 2)

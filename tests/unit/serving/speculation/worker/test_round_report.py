@@ -7,9 +7,9 @@ from pathlib import Path
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import FixedArms
-from aurora_runtime.serving.speculation.round_report import RoundReport
-from tests.unit.serving.speculation.fake_requests import FakeRequest, a_round
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from aurora_runtime.serving.speculation.worker.round_report import RoundReport
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 
 DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurora_runtime.serving.speculation.pending_tokens import CatchUpInput
+from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput
 
 
 @dataclass(frozen=True)

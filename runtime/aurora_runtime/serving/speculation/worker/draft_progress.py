@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import torch
 
-from aurora_runtime.serving.speculation.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
-from aurora_runtime.serving.speculation.pending_tokens import PendingTokens
-from aurora_runtime.serving.speculation.rounds import Round
+from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
+from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens
+from aurora_runtime.serving.speculation.worker.rounds import Round
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ the draft where it is not needed, and let the draft catch up before it is needed
 
 Invariants:
 - Verification is SGLang's own, so answers do not depend on what is proposed.
-- An error in a decision makes the round one without proposals. Any other error is raised, because SGLang's state may
-  then be half changed.
+- An error in lookup or in a decision makes the round one without proposals. Any other error is raised, because SGLang's
+  state may then be half changed.
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
 """
 
@@ -19,22 +19,22 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.serving.speculation.arms import Arm
-from aurora_runtime.serving.speculation.draft_progress import DraftProgress
-from aurora_runtime.serving.speculation.engine_requirements import (
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.settings import SpeculationSettings
+from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
+from aurora_runtime.serving.speculation.worker.engine_requirements import (
     SWITCH_LOGGER,
     is_no_switch,
     obstacle_to_control,
     pending_buffer,
 )
-from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.policy import Policy
-from aurora_runtime.serving.speculation.proposed_tokens import lookup_verify_input, with_lookup
-from aurora_runtime.serving.speculation.rank_agreement import RankAgreement
-from aurora_runtime.serving.speculation.request_texts import RequestTexts
-from aurora_runtime.serving.speculation.round_report import RoundReport
-from aurora_runtime.serving.speculation.rounds import Round, RoundObserver, plain_decision
-from aurora_runtime.serving.speculation.settings import SpeculationSettings
+from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from aurora_runtime.serving.speculation.worker.round_report import RoundReport
+from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,12 @@ class _EngineControl:
         batch: the last batch, which lends its common parts to passes of the draft between rounds.
     """
 
-    def __init__(self, worker: Any, arms: Sequence[Arm], pending_bytes: int) -> None:
-        self.worker = worker
+    def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
         self.draft_worker = worker.draft_worker
         self.ranks = RankAgreement.of_engine()
-        self.progress = DraftProgress(pending_buffer(worker, arms, pending_bytes))
+        self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
+        vocabulary = worker.target_worker.model_config.vocab_size
+        self.texts = RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary))
         self.batch: Any = None
 
 
@@ -68,17 +69,14 @@ class WorkerHooks:
         self,
         settings: SpeculationSettings,
         policy: Policy,
-        texts: RequestTexts,
         report: RoundReport,
         *,
         refuse: Callable[[str], None],
         read_version: Callable[[], str],
     ) -> None:
-        self._arms = settings.arms
-        self._longest = max(arm.steps for arm in self._arms)
-        self._pending_bytes = settings.pending_bytes
+        self._settings = settings
+        self._longest = max(arm.steps for arm in settings.arms)
         self._policy = policy
-        self._texts = texts
         self._report = report
         self._refuse = refuse
         self._read_version = read_version
@@ -90,12 +88,12 @@ class WorkerHooks:
     def around_start(self, original: Original, worker: Any) -> None:
         """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
         original(worker)
-        obstacle = obstacle_to_control(worker, self._arms)
+        obstacle = obstacle_to_control(worker, self._settings.arms)
         if obstacle is not None:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
             return
-        self._control = _EngineControl(worker, self._arms, self._pending_bytes)
+        self._control = _EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
         if self._control.ranks.decides:
             self._report.start()
@@ -146,14 +144,14 @@ class WorkerHooks:
             if req.kv.holds_kv:
                 cached = checkpoint and not req.skip_radix_cache_insert
                 control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
-            self._texts.ended(req)
+            control.texts.ended(req)
             self._report.request_ended(req.rid)
             self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 
     def _begin(self, control: _EngineControl, batch: Any, began: float) -> Round:
         reqs = tuple(batch.reqs)
-        proposals = self._texts.proposals(reqs, self._longest)
+        proposals = self._look_up(control, reqs)
         outlooks = tuple(
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
             for req, proposal in zip(reqs, proposals, strict=True)
@@ -162,6 +160,14 @@ class WorkerHooks:
         rows = tuple(batch.req_pool_indices_cpu.tolist())
         lengths = tuple(batch.seq_lens_cpu.tolist())
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
+
+    def _look_up(self, control: _EngineControl, reqs: Sequence[Any]) -> tuple[Proposal, ...]:
+        try:
+            return control.texts.proposals(reqs, self._longest)
+        except Exception:  # no proposal costs time; an exception here would end the scheduler
+            self._report.count_error()
+            log.exception("aurora speculation: a round was decided without lookup")
+            return (Proposal(),) * len(reqs)
 
     def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 from aurora_runtime.serving.speculation.arms import OFF, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.policy import Policy
+from aurora_runtime.serving.speculation.worker.policy import Policy
 
 
 @dataclass(frozen=True)

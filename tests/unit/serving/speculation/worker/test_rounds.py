@@ -7,9 +7,9 @@ from typing import Any
 
 from aurora_runtime.serving.speculation.arms import OFF, Arm
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.policy import FixedArms
-from aurora_runtime.serving.speculation.rounds import RoundObserver
-from tests.unit.serving.speculation.fake_requests import FakeRequest, a_round
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 
 
 class Listener(FixedArms):

@@ -15,8 +15,8 @@ from typing import Final
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
 from aurora_runtime.serving.speculation.arms import Source
-from aurora_runtime.serving.speculation.policy import Policy
-from aurora_runtime.serving.speculation.rounds import Round
+from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.rounds import Round
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_runtime.serving.speculation.arms import Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.rounds import Round
+from aurora_runtime.serving.speculation.worker.rounds import Round
 
 FILLER: Proposal = Proposal((0,))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.outlook import Decision
-from aurora_runtime.serving.speculation.rank_agreement import RankAgreement, decode, encode
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
 
 DECISIONS = (
     Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True),
