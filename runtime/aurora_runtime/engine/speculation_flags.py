@@ -28,14 +28,8 @@ class RoundController:
     settings: str
 
     def arguments(self) -> list[str]:
-        """SGLang chooses states by its own rule under these flags; the plugin replaces the rule.
-
-        The plugin reads committed tokens on the host before each round, which overlap scheduling does not offer.
-        """
-        return [
-            *("--speculative-adaptive", "--speculative-adaptive-config", str(self.adaptive_config)),
-            "--disable-overlap-schedule",
-        ]
+        """SGLang chooses states by its own rule under these flags; the plugin replaces the rule."""
+        return ["--speculative-adaptive", "--speculative-adaptive-config", str(self.adaptive_config)]
 
     def environment(self) -> Mapping[str, str]:
         return {SPECULATION_VARIABLE: self.settings}

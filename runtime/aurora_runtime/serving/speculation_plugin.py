@@ -32,6 +32,7 @@ HOOKED_PARAMETERS: Final = {
     f"{_DRAFT_WORKER}.draft": ("self", "batch", "with_topology"),
     f"{_DRAFT_WORKER}._draft_extend_for_decode": ("self", "batch", "batch_result", "kv_loc_plan"),
     "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "checkpoint"),
+    "sglang.srt.managers.overlap_utils.decide_needs_cpu_seq_lens": ("attn_backends",),
 }
 """The parameters, in order, of each hooked function of SGLang 0.5.23."""
 
@@ -98,6 +99,7 @@ def _install_hooks(settings: SpeculationSettings) -> None:
         hooks.around_draft,
         hooks.around_extend,
         hooks.around_release,
+        hooks.around_cpu_lengths,
     )
     for target, hook in zip(HOOKED_PARAMETERS, replacements, strict=True):
         HookRegistry.register(target, hook, HookType.AROUND)

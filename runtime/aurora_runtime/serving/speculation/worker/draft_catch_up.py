@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput
 
 
@@ -98,9 +99,9 @@ def _extend_batch(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pe
     extend.reqs = [request.req for request in late]
     extend.forward_mode = ForwardMode.EXTEND
     extend.input_ids = pending.tokens
-    extend.req_pool_indices = torch.tensor([request.row for request in late], device=device)
+    extend.req_pool_indices = to_device([request.row for request in late], device)
     extend.seq_lens_cpu = torch.tensor(lengths)
-    extend.seq_lens = extend.seq_lens_cpu.to(device)
+    extend.seq_lens = to_device(lengths, device)
     extend.orig_seq_lens = extend.seq_lens.to(torch.int32)
     extend.seq_lens_sum = sum(lengths)
     extend.out_cache_loc = torch.cat([table[r.row, r.length - r.pending : r.length] for r in late]).to(torch.int64)
@@ -119,7 +120,7 @@ def _extend_batch(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pe
 
 def replace_rows(draft_input: Any, rows: Sequence[int], start: DraftStart) -> None:
     """Let the chains of the batch's ``rows`` start from ``start``. Other rows stay as they are."""
-    index = torch.tensor(rows, device=start.topk_index.device)
+    index = to_device(rows, start.topk_index.device)
     for name, rows_of_start in vars(start).items():
         whole = getattr(draft_input, name)
         setattr(draft_input, name, whole.index_copy(0, index, rows_of_start.to(whole.dtype)))

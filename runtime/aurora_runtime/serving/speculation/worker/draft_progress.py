@@ -20,7 +20,7 @@ import torch
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
 from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
 from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens
-from aurora_runtime.serving.speculation.worker.rounds import Round
+from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,15 @@ class DraftProgress:
 
     def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> None:
         """Before any round: note whether the draft is in use, and make room for the round's tokens."""
+        self._give_up_inconsistent(current)
         chosen = current.drafts and not current.decision.explores
         self._rounds_unused = 0 if chosen else self._rounds_unused + 1
         if current.drafts or not self.in_use:
             return
         full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.capacity]
-        if full:
+        for passed in _passes(self._late(current, full)):
             with draft_contexts(draft_worker):
-                self._process(draft_worker, batch, self._late(current, full))
+                self._process(draft_worker, batch, passed)
 
     def before_draft(self, draft_worker: Any, batch: Any, current: Round) -> None:
         """Before the draft's chain: process the pending tokens of the batch. SGLang has entered the contexts."""
@@ -96,6 +97,8 @@ class DraftProgress:
         if current.drafts:
             return
         for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
+            if not is_running(req):
+                continue
             progress = self._requests.setdefault(req.rid, _Progress())
             if progress.pending != CANNOT_DRAFT:
                 progress.pending += count + 1
@@ -108,11 +111,18 @@ class DraftProgress:
 
     def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> None:
         """A request leaves the engine. ``cached``: the prefix cache keeps its KV cache."""
-        progress = self._requests.pop(req.rid, None)
-        if progress is None or progress.pending <= 0 or not (cached and self.in_use):
-            return
-        with draft_contexts(draft_worker):
-            self._process(draft_worker, batch, [LateRequest(req, row, progress.length, progress.pending)])
+        progress = self._requests.get(req.rid)
+        if progress is not None and progress.pending > 0 and cached and self.in_use:
+            with draft_contexts(draft_worker):
+                self._process(draft_worker, batch, [LateRequest(req, row, progress.length, progress.pending)])
+        self._requests.pop(req.rid, None)
+
+    def _give_up_inconsistent(self, current: Round) -> None:
+        """Give up requests whose length is not the one that their rounds add up to: their pending tokens are others."""
+        for req, length in zip(current.reqs, current.lengths, strict=True):
+            progress = self._requests.get(req.rid)
+            if progress is not None and progress.pending > 0 and progress.length != length:
+                progress.pending = CANNOT_DRAFT
 
     def _late(self, current: Round, places: Sequence[int]) -> list[LateRequest]:
         return [

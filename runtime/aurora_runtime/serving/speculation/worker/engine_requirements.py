@@ -34,8 +34,6 @@ def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
     missing = sorted({arm.steps for arm in arms} - set(worker.adaptive_controller.candidate_steps))
     if missing:
         return f"--speculative-adaptive-config lacks the steps {', '.join(map(str, missing))}"
-    if not schedule.disable_overlap_schedule:
-        return "overlap scheduling is on: add --disable-overlap-schedule"
     if schedule.enable_mixed_chunk:
         return "--enable-mixed-chunk decodes tokens in prefill batches, which the draft would miss"
     if spec.speculative_use_rejection_sampling:
@@ -43,6 +41,13 @@ def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
     if parallel.pp_size > 1:
         return "with pipeline parallelism the last stage drafts ahead of the decision"
     return None
+
+
+def is_overlapping() -> bool:
+    """Whether SGLang launches a batch before it has processed the results of the one before."""
+    from sglang.srt.runtime_context import get_schedule
+
+    return not get_schedule().disable_overlap_schedule
 
 
 def pending_buffer(worker: Any, arms: Sequence[Arm], budget_bytes: int) -> PendingTokens:

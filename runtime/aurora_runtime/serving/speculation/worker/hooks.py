@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposa
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
+from aurora_runtime.serving.speculation.worker.early_results import EarlyResults, start_copy
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
     SWITCH_LOGGER,
     is_no_switch,
+    is_overlapping,
     obstacle_to_control,
     pending_buffer,
 )
@@ -45,7 +47,9 @@ class _EngineControl:
     """What the hooks keep about the one worker of this process, once it has started.
 
     Attributes:
+        overlaps: whether a round is launched before the scheduler has processed the one before.
         batch: the last batch, which lends its common parts to passes of the draft between rounds.
+        results: the last round's tokens, under overlap scheduling.
     """
 
     def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
@@ -54,7 +58,9 @@ class _EngineControl:
         self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
         vocabulary = worker.target_worker.model_config.vocab_size
         self.texts = RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary))
+        self.overlaps = is_overlapping()
         self.batch: Any = None
+        self.results: EarlyResults | None = None
 
 
 class WorkerHooks:
@@ -105,13 +111,15 @@ class WorkerHooks:
         control = self._control
         if control is None or batch.forward_mode.is_idle() or not batch.reqs:
             return original(worker, batch, *args, **kwargs)
-        began = self._observer.forward_begins()
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            self._prefill_begins(control, batch.reqs)
             result = original(worker, batch, *args, **kwargs)
             control.progress.prefilled(batch.reqs)
             return result
         control.batch = batch
-        self._round = current = self._begin(control, batch, began)
+        recent = self._take_early_results(control)
+        began = self._observer.forward_begins()
+        self._round = current = self._begin(control, batch, recent, began)
         self._observer.round_begins(current)
         control.progress.round_begins(control.draft_worker, batch, current)
         worker.adaptive_controller._activate(current.decision.arm.steps)
@@ -128,42 +136,73 @@ class WorkerHooks:
     def around_verify_complete(
         self, original: Original, worker: Any, num_correct_drafts_per_req: Sequence[int], batch_size: int = 0
     ) -> None:
-        """In place of ``EAGLEWorkerV2.on_verify_complete_cpu``: the accepted tokens of a round are known."""
+        """In place of ``EAGLEWorkerV2.on_verify_complete_cpu``: the accepted tokens of a round are known.
+
+        Under overlap scheduling they have been known since the next round began.
+        """
         if self._control is None:
             original(worker, num_correct_drafts_per_req, batch_size=batch_size)
             return
-        ended = self._observer.round_ended(num_correct_drafts_per_req)
-        if ended is not None:
-            self._report.add(ended, num_correct_drafts_per_req)
-            self._control.progress.committed(ended, num_correct_drafts_per_req)
+        if not self._control.overlaps:
+            self._round_ended(self._control, num_correct_drafts_per_req)
 
     def around_release(self, original: Original, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
         """Around ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
         control = self._control
         if control is not None:
             if req.kv.holds_kv:
-                cached = checkpoint and not req.skip_radix_cache_insert
+                # Under overlap scheduling a round with this request is in flight, so the draft cannot use its row.
+                cached = checkpoint and not req.skip_radix_cache_insert and not control.overlaps
                 control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
             control.texts.ended(req)
             self._report.request_ended(req.rid)
             self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 
-    def _begin(self, control: _EngineControl, batch: Any, began: float) -> Round:
+    def _prefill_begins(self, control: _EngineControl, reqs: Sequence[Any]) -> None:
+        """A prefill ends the time of the last round, unless the round may still be running."""
+        if not control.overlaps:
+            self._observer.forward_begins()
+            return
+        self._observer.interrupted()
+        if self._observer.involves(reqs):  # retracted in the meantime: the round must not count after the prefill
+            self._take_early_results(control)
+
+    def _take_early_results(self, control: _EngineControl) -> Mapping[str, Sequence[int]]:
+        """Under overlap scheduling: end the last round. Returns its tokens by request."""
+        results, control.results = control.results, None
+        if results is None:
+            return {}
+        committed = results.committed()
+        ended = self._round_ended(control, [len(tokens) - 1 for tokens in committed])
+        if ended is None:
+            return {}
+        return {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
+
+    def _round_ended(self, control: _EngineControl, accepted: Sequence[int]) -> Round | None:
+        ended = self._observer.round_ended(accepted)
+        if ended is not None:
+            self._report.add(ended, accepted)
+            control.progress.committed(ended, accepted)
+        return ended
+
+    def _begin(self, control: _EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
         reqs = tuple(batch.reqs)
-        proposals = self._look_up(control, reqs)
+        rows = tuple(batch.req_pool_indices_cpu.tolist())
+        lengths = tuple(batch.seq_lens_cpu.tolist())
+        proposals = self._look_up(control, reqs, lengths, [recent.get(req.rid, ()) for req in reqs])
         outlooks = tuple(
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
             for req, proposal in zip(reqs, proposals, strict=True)
         )
         decision = control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(reqs))
-        rows = tuple(batch.req_pool_indices_cpu.tolist())
-        lengths = tuple(batch.seq_lens_cpu.tolist())
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
 
-    def _look_up(self, control: _EngineControl, reqs: Sequence[Any]) -> tuple[Proposal, ...]:
+    def _look_up(
+        self, control: _EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
+    ) -> tuple[Proposal, ...]:
         try:
-            return control.texts.proposals(reqs, self._longest)
+            return control.texts.proposals(reqs, lengths, recent, self._longest)
         except Exception:  # no proposal costs time; an exception here would end the scheduler
             self._report.count_error()
             log.exception("aurora speculation: a round was decided without lookup")
@@ -182,6 +221,10 @@ class WorkerHooks:
             log.exception("aurora speculation: a round was decided without the controller")
             return plain_decision(len(outlooks))
 
+    def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
+        """In place of ``decide_needs_cpu_seq_lens``: a decision needs the lengths of all requests on the host."""
+        return self._control is not None or bool(original(attn_backends))
+
     # the draft -------------------------------------------------------------------------------------------------------
 
     def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
@@ -197,10 +240,14 @@ class WorkerHooks:
         return verify_input
 
     def around_verify(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around ``EAGLEWorkerV2.verify``: tells trace capture who proposed each chain."""
-        if self._round is not None:
-            batch.spec_info.aurora_sources = self._round.decision.sources
-        return original(worker, batch, *args, **kwargs)
+        """Around ``EAGLEWorkerV2.verify``: tells trace capture who proposed each chain, and fetches the tokens."""
+        if self._round is None or self._control is None:
+            return original(worker, batch, *args, **kwargs)
+        batch.spec_info.aurora_sources = self._round.decision.sources
+        result = original(worker, batch, *args, **kwargs)
+        if self._control.overlaps:
+            self._control.results = start_copy(result)
+        return result
 
     def around_extend(
         self, original: Original, draft_worker: Any, batch: Any, batch_result: Any, **kwargs: Any

@@ -18,6 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.serving.speculation.worker.device_copy import to_device
+
 
 @dataclass(frozen=True)
 class CatchUpInput:
@@ -85,8 +87,8 @@ class PendingTokens:
             hidden: [B, n, D].
         """
         device = hidden.device
-        row = torch.tensor(rows, device=device).unsqueeze(1)
-        column = torch.tensor(counts, device=device).unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
+        row = to_device(rows, device).unsqueeze(1)
+        column = to_device(counts, device).unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
         self._tokens[row, column] = tokens.to(self._tokens.dtype)
         self._hidden[row, column] = hidden.to(self._hidden.dtype)
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aurora_runtime.serving.speculation.arms import Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
+from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.rounds import Round
 
 FILLER: Proposal = Proposal((0,))
@@ -44,7 +44,7 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
         batch.spec_info,
         draft_worker._topk1_parents_prealloc[:size],
         draft_worker._topk1_score_indices_prealloc[:size],
-        torch.tensor(lookup_chains(current), device=batch.device),
+        to_device(lookup_chains(current), batch.device),
         None,
         target_worker=draft_worker.target_worker,
         topk=1,
@@ -62,6 +62,6 @@ def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
         return draft_token
     chains = lookup_chains(current)
     tokens = draft_token.view(len(current.reqs), -1).clone()
-    rows = torch.tensor(chosen, device=tokens.device)
-    tokens[rows, 1:] = torch.tensor([chains[i] for i in chosen], device=tokens.device, dtype=tokens.dtype)
+    rows = to_device(chosen, tokens.device)
+    tokens[rows, 1:] = to_device([chains[i] for i in chosen], tokens.device).to(tokens.dtype)
     return tokens.view(-1)

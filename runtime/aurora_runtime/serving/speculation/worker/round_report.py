@@ -16,7 +16,7 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
 from aurora_runtime.serving.speculation.arms import Source
 from aurora_runtime.serving.speculation.worker.policy import Policy
-from aurora_runtime.serving.speculation.worker.rounds import Round
+from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RoundReport:
         for req, source, proposal, tokens in zip(
             current.reqs, current.decision.sources, current.proposals, accepted, strict=True
         ):
-            if source is Source.NONE:
+            if source is Source.NONE or not is_running(req):
                 continue
             proposed = min(len(proposal.tokens), arm.steps) if source is Source.LOOKUP else arm.steps
             count = self._counts[source]

@@ -44,6 +44,14 @@ class Round:
         return self.decision.arm.drafts
 
 
+def is_running(req: Any) -> bool:
+    """Whether the engine still answers a request.
+
+    Under overlap scheduling a request takes part in one more round, which was launched before its end was known.
+    """
+    return not (req.finished() or req.is_retracted)
+
+
 def plain_decision(requests: int) -> Decision:
     """A round without proposals, which is always correct."""
     return Decision(OFF, (Source.NONE,) * requests, explores=False)
@@ -83,6 +91,10 @@ class RoundObserver:
             return None
         self._accepted = tuple(accepted)
         return self._round
+
+    def involves(self, reqs: Sequence[Any]) -> bool:
+        """Whether any of ``reqs`` takes part in the last round."""
+        return self._round is not None and any(req in self._round.reqs for req in reqs)
 
     def interrupted(self) -> None:
         """Something other than the round takes time before the next forward pass."""

@@ -19,6 +19,7 @@ class FakeRequest:
     origin_input_ids: list[int] = field(default_factory=lambda: [1, 2, 3])
     output_ids: list[int] = field(default_factory=list)
     ended: bool = False
+    is_retracted: bool = False
 
     def finished(self) -> bool:
         return self.ended

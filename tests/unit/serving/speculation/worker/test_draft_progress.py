@@ -96,7 +96,7 @@ def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: R
     for length in range(CAPACITY + 1):
         rig.run(a_round([req], OFF, lengths=[10 + length]), [0])
     assert rig.progress.pending("r") == CAPACITY + 1
-    rig.run(a_round([req], OFF, lengths=[20]), [0])
+    rig.run(a_round([req], OFF, lengths=[11 + CAPACITY]), [0])
     assert rig.progress.pending("r") == CANNOT_DRAFT
     rig.run(a_round([req], DRAFT), [0])
     assert rig.passes == []
@@ -127,6 +127,24 @@ def test_a_request_that_ends_leaves_no_gap_in_the_prefix_cache_of_a_draft_in_use
     assert [(late[0].length, late[0].pending, tokens) for late, tokens in rig.passes] == [
         (14, 3, [100, 101, 102])
     ] * passes
+    assert rig.progress.pending("r") == 0
+
+
+def test_a_request_whose_length_is_not_what_its_rounds_add_up_to_is_given_up(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF, lengths=[10]), [0])
+    rig.run(a_round([req], DRAFT, lengths=[15]), [0])
+    assert rig.passes == []
+    assert rig.progress.pending("r") == CANNOT_DRAFT
+
+
+def test_a_round_after_a_requests_last_one_is_ignored(rig: Rig) -> None:
+    """Under overlap scheduling it was launched before the request's end was known."""
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF, lengths=[10]), [0])
+    rig.progress.ends(None, None, req, 0, cached=False)
+    req.ended = True
+    rig.run(a_round([req], OFF, lengths=[11]), [0])
     assert rig.progress.pending("r") == 0
 
 

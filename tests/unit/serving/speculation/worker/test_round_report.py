@@ -49,6 +49,13 @@ def test_a_request_counts_once_for_each_source(tmp_path: Path) -> None:
     assert report.state().draft.requests == 2
 
 
+def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path) -> None:
+    """Under overlap scheduling it was launched before the request's end was known."""
+    report = RoundReport(PodFolder(tmp_path), "boot", FixedArms(["off"]), longest=5)
+    report.add(a_round([FakeRequest("r", ended=True)], Arm(1, drafts=True)), [1])
+    assert report.state().draft.rounds == 0
+
+
 def test_an_engine_without_rounds_reports_nothing(tmp_path: Path) -> None:
     state = RoundReport(PodFolder(tmp_path), "boot", FixedArms(["off"]), longest=5).state()
     assert (state.rounds_by_arm, state.exploring_share, state.draft.rounds) == ({}, 0, 0)

@@ -28,7 +28,7 @@ from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
-from tests.integration.captured_traces import chat_prompt, load_tokenizer
+from tests.integration.training.captured_traces import chat_prompt, load_tokenizer
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -98,7 +98,10 @@ def plain_answers(prompts: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def controlled(prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+def controlled(
+    prompts: list[list[int]], plain_answers: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Controlled]:
+    """The server starts after the one of `plain_answers` has ended, because two cores are too few for both."""
     folder, target = tmp_path_factory.mktemp("state"), ensure_model()
     draft = write_random_draft(folder / "draft", target, seed=3, scale=0.05)
     other = write_repeating_draft(folder / "other", target)
