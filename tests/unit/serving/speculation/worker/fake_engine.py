@@ -217,5 +217,3 @@ class FakeEngine:
     @staticmethod
     def _fail(*_: Any, **__: Any) -> None:
         raise AssertionError("SGLang's own rule ran")
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker import draft_progress, hooks
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
@@ -39,10 +41,10 @@ class ControlledEngine:
         policy = FixedArms(arms)
         self.report = RoundReport(PodFolder(Path("/state")), "b", policy, longest=5)
         self.hooks = WorkerHooks(SETTINGS, policy, self.report, refuse=pytest.fail, read_version=lambda: "1")
-        self.engine = FakeEngine(self.hooks, overlaps, random.Random(seed), retract_share)
+        self.engine = FakeEngine(self.hooks, overlaps, random.Random(seed), retract_share)  # noqa: S311 - no secret
         columns = CAPACITY + 6
         buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
-        self.control: Any = SimpleNamespace(
+        control: Any = SimpleNamespace(
             draft_worker=None,
             ranks=RankAgreement(None, 0, decides=True),
             progress=DraftProgress(buffer),
@@ -51,7 +53,7 @@ class ControlledEngine:
             batch=None,
             results=None,
         )
-        self.hooks._control = self.control
+        self.hooks._control = self.control = control
 
     def run(self, lengths: list[int]) -> list[RunningRequest]:
         requests = []
@@ -66,6 +68,13 @@ class ControlledEngine:
             patch.setattr(hooks, "fill_draft_start", lambda *_: None)
             self.engine.run(requests)
         return requests
+
+
+class Failing(FixedArms):
+    """A policy with a bug."""
+
+    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+        raise ZeroDivisionError
 
 
 @given(
@@ -110,7 +119,7 @@ def test_a_draft_in_use_leaves_no_gap_in_the_prefix_cache(overlaps: bool, at_the
 
 def test_an_error_of_the_policy_costs_proposals_only() -> None:
     controlled = ControlledEngine(["draft-3"], overlaps=False)
-    controlled.hooks._policy.choose = lambda _: 1 / 0  # type: ignore[assignment, method-assign]
+    controlled.hooks._policy = Failing(["draft-3"])
     [req] = controlled.run([6])
     assert len(req.output_ids) == 6
     assert controlled.report.state().rounds_by_arm == {"off": 5}
