@@ -25,7 +25,7 @@ from pathlib import Path
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
-from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
 log = logging.getLogger(__name__)
@@ -77,11 +77,14 @@ class EngineSpec:
             command += speculation.arguments()
         return [*command, *self.extra_args]
 
-    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, base: Mapping[str, str], speculation: Eagle3 | Ngram | None = None) -> dict[str, str]:
         """The server's environment: ``base`` without the store's credentials. The server captures no traces."""
         variables = {name: value for name, value in base.items() if name not in _STORE_CREDENTIALS}
         variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
         variables |= {"TOKENIZERS_PARALLELISM": "false"}
+        if isinstance(speculation, Eagle3) and speculation.controller is not None:
+            variables |= speculation.controller.environment()
+            variables["SGLANG_PLUGINS"] += f",{SPECULATION_PLUGIN}"
         if self.device == "cpu":
             variables |= cpu.environment(variables)
         return variables
@@ -106,7 +109,7 @@ class EngineProcess:
         with self.log_file.open("wb") as sink:
             self._process = subprocess.Popen(
                 command,
-                env=spec.environment(os.environ),
+                env=spec.environment(os.environ, speculation),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,

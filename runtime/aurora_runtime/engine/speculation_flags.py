@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.engine.path_payload import LOADER
 
+SPECULATION_VARIABLE: Final = "AURORA_SPECULATION"
+"""The variable with the settings of the plugin ``aurora_speculation``. Without it the plugin does nothing."""
+SPECULATION_PLUGIN: Final = "aurora_speculation"
+
+
+@dataclass(frozen=True)
+class RoundController:
+    """The speculation plugin decides the shape of each round.
+
+    Attributes:
+        adaptive_config: file with the numbers of steps for which SGLang builds runtime states.
+        settings: the plugin's settings as JSON.
+    """
+
+    adaptive_config: Path
+    settings: str
+
+    def arguments(self) -> list[str]:
+        """SGLang chooses states by its own rule under these flags; the plugin replaces the rule."""
+        return ["--speculative-adaptive", "--speculative-adaptive-config", str(self.adaptive_config)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {SPECULATION_VARIABLE: self.settings}
+
 
 @dataclass(frozen=True)
 class Eagle3:
-    """A swappable draft in ``folder``, used as ``spec`` says. The engine reports ``version`` as the draft's version."""
+    """A swappable draft in ``folder``, used as ``spec`` says. The engine reports ``version`` as the draft's version.
+
+    With a ``controller`` the shape of ``spec`` bounds the draft's proposals. Without, every round has this shape.
+
+    Raises :class:`ValueError` for a controller with a tree (``spec.branching`` above 1).
+    """
 
     folder: Path
     version: int
     spec: DraftSpec
+    controller: RoundController | None = None
+
+    def __post_init__(self) -> None:
+        if self.controller is not None and self.spec.branching > 1:
+            raise ValueError("the round controller proposes chains: branching must be 1")
 
     def arguments(self) -> list[str]:
         return [
@@ -25,6 +61,7 @@ class Eagle3:
             *("--speculative-eagle-topk", str(self.spec.branching)),
             *("--speculative-num-draft-tokens", str(self.spec.tokens_per_round)),
             *("--custom-weight-loader", LOADER, "--weight-version", str(self.version)),
+            *([] if self.controller is None else self.controller.arguments()),
         ]
 
 

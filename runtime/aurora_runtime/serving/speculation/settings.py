@@ -1,0 +1,61 @@
+"""The speculation plugin's settings, which the launcher passes to SGLang's processes in ``AURORA_SPECULATION``.
+
+The settings also name the runtime states that SGLang must build at its start: one for each number of steps. Invariant:
+the states that the plugin activates are those that SGLang was told to build, because both come from here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from aurora_protocol.record import Record
+from aurora_runtime.engine.speculation_flags import RoundController
+from aurora_runtime.serving.speculation.arms import Arm, arms_within
+from aurora_runtime.serving.speculation.lookup_index import LookupScope
+
+LOOKUP_STEPS: Final = 11
+"""Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
+
+
+class SpeculationSettings(Record):
+    """The value of ``AURORA_SPECULATION``."""
+
+    state_folder: str = Field(description="The pod's shared folder.")
+    boot: str = Field(description="Random id of this engine start.")
+    draft_steps: int = Field(ge=1, description="Tokens that the draft proposes at most.")
+    lookup_steps: int = Field(default=LOOKUP_STEPS, ge=0, description="Tokens that lookup proposes at most.")
+    lookup: LookupScope = Field(default=LookupScope.SPECULATOR, description="Whose text lookup may propose from.")
+    lookup_tokens: int = Field(default=1 << 20, ge=1, description="Tokens of ended requests that lookup keeps.")
+    pending_bytes: int = Field(
+        default=256 << 20,
+        ge=1,
+        description="Device memory for the target's hidden states of tokens that the draft has not processed yet.",
+    )
+    fixed_arms: tuple[str, ...] = Field(
+        default=(),
+        description="Arms that rounds take in turn instead of choosing, for measurements and tests. `union-N` is"
+        " `draft-N` with lookup's tokens where lookup has any.",
+    )
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms to choose from, :data:`~aurora_runtime.serving.speculation.arms.OFF` first."""
+        return arms_within(self.draft_steps, 0 if self.lookup is LookupScope.OFF else self.lookup_steps)
+
+
+def adaptive_config(arms: tuple[Arm, ...]) -> str:
+    """The content of SGLang's ``--speculative-adaptive-config`` that builds a state for every arm.
+
+    The key 1 means batches of one request and more (sglang/srt/speculative/adaptive_spec_params.py:208).
+    """
+    return json.dumps({"1": {"candidate_steps": sorted({arm.steps for arm in arms})}})
+
+
+def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) -> RoundController:
+    """What an engine with these settings is started with. Writes ``adaptive_config_file``."""
+    adaptive_config_file.write_text(adaptive_config(settings.arms))
+    return RoundController(adaptive_config_file, settings.to_json().decode())

@@ -1,0 +1,1 @@
+"""The worker: carries out the controller's decisions inside stock SGLang."""

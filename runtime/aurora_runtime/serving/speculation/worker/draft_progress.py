@@ -1,0 +1,157 @@
+"""How far the draft has processed each request, and when it catches up.
+
+Catching up costs a small share of what the target paid for the same tokens, but at high load this share counts. So the
+draft catches up before it proposes, and otherwise only while it is in use: when a request's buffer is full, and when a
+request ends, so that the prefix cache offers a later request a draft KV cache without gaps. While the draft is not in
+use, requests end with gaps. Answers never depend on it; the draft's proposals behind such a prefix are worse.
+
+Invariant: a request's pending tokens are exactly the committed tokens behind its draft KV cache, or it CANNOT_DRAFT.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
+from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
+from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens
+from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
+
+log = logging.getLogger(__name__)
+
+ROUNDS_IN_USE: Final = 512
+"""The draft counts as in use for this many rounds after it was last chosen for its value."""
+PASS_TOKENS: Final = 2048
+"""Tokens that one pass of the draft processes at most, unless a single request has more."""
+
+
+@dataclass
+class _Progress:
+    """One request: committed tokens in the target's KV cache, and how many of them the draft has not processed."""
+
+    length: int = 0
+    pending: int = 0
+
+
+class DraftProgress:
+    """The progress of every running request."""
+
+    def __init__(self, buffer: PendingTokens) -> None:
+        self._buffer = buffer
+        self._requests: dict[str, _Progress] = {}
+        self._rounds_unused = ROUNDS_IN_USE
+
+    @property
+    def in_use(self) -> bool:
+        return self._rounds_unused < ROUNDS_IN_USE
+
+    def pending(self, rid: str) -> int:
+        """Committed tokens that the draft has not processed, or CANNOT_DRAFT."""
+        progress = self._requests.get(rid)
+        return 0 if progress is None else progress.pending
+
+    def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> None:
+        """Before any round: note whether the draft is in use, and make room for the round's tokens."""
+        self._give_up_inconsistent(current)
+        chosen = current.drafts and not current.decision.explores
+        self._rounds_unused = 0 if chosen else self._rounds_unused + 1
+        if current.drafts or not self.in_use:
+            return
+        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.capacity]
+        for passed in _passes(self._late(current, full)):
+            with draft_contexts(draft_worker):
+                self._process(draft_worker, batch, passed)
+
+    def before_draft(self, draft_worker: Any, batch: Any, current: Round) -> None:
+        """Before the draft's chain: process the pending tokens of the batch. SGLang has entered the contexts."""
+        late = self._late(current, [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > 0])
+        for passed in _passes(late):
+            start = self._process(draft_worker, batch, passed)
+            if start is not None:
+                places = {req.rid: place for place, req in enumerate(current.reqs)}
+                replace_rows(batch.spec_info, [places[request.req.rid] for request in passed], start)
+
+    def draft_left_out(self, current: Round, batch_result: Any) -> None:
+        """After a round's verification, instead of the draft's extend: keep what the draft would have processed."""
+        kept = [i for i, req in enumerate(current.reqs) if 0 <= self.pending(req.rid) <= self._buffer.capacity]
+        for i, req in enumerate(current.reqs):
+            if i not in kept:
+                self._requests[req.rid] = _Progress(pending=CANNOT_DRAFT)
+        if not kept:
+            return
+        size = len(current.reqs)
+        tokens = batch_result.next_token_ids.view(size, -1)
+        hidden = batch_result.logits_output.hidden_states.view(size, tokens.shape[1], -1)
+        if len(kept) < size:
+            tokens, hidden = tokens[kept], hidden[kept]
+        counts = [self.pending(current.reqs[i].rid) for i in kept]
+        self._buffer.append([current.rows[i] for i in kept], counts, tokens, hidden)
+
+    def committed(self, current: Round, accepted: Sequence[int]) -> None:
+        """The accepted proposed tokens of a round without the draft are known."""
+        if current.drafts:
+            return
+        for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
+            if not is_running(req):
+                continue
+            progress = self._requests.setdefault(req.rid, _Progress())
+            if progress.pending != CANNOT_DRAFT:
+                progress.pending += count + 1
+                progress.length = length + count + 1
+
+    def prefilled(self, reqs: Sequence[Any]) -> None:
+        """SGLang ran the draft over all tokens of these requests."""
+        for req in reqs:
+            self._requests.pop(req.rid, None)
+
+    def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> None:
+        """A request leaves the engine. ``cached``: the prefix cache keeps its KV cache."""
+        progress = self._requests.get(req.rid)
+        if progress is not None and progress.pending > 0 and cached and self.in_use:
+            with draft_contexts(draft_worker):
+                self._process(draft_worker, batch, [LateRequest(req, row, progress.length, progress.pending)])
+        self._requests.pop(req.rid, None)
+
+    def _give_up_inconsistent(self, current: Round) -> None:
+        """Give up requests whose length is not the one that their rounds add up to: their pending tokens are others."""
+        for req, length in zip(current.reqs, current.lengths, strict=True):
+            progress = self._requests.get(req.rid)
+            if progress is not None and progress.pending > 0 and progress.length != length:
+                progress.pending = CANNOT_DRAFT
+
+    def _late(self, current: Round, places: Sequence[int]) -> list[LateRequest]:
+        return [
+            LateRequest(req, current.rows[i], current.lengths[i], self.pending(req.rid))
+            for i, req in enumerate(current.reqs)
+            if i in places
+        ]
+
+    def _process(self, draft_worker: Any, batch: Any, late: Sequence[LateRequest]) -> Any:
+        """Let the draft process pending tokens. None: the device has too little memory, and they CANNOT_DRAFT."""
+        inputs = self._buffer.read([request.row for request in late], [request.pending for request in late])
+        try:
+            start = catch_up(draft_worker, batch, late, inputs)
+        except torch.OutOfMemoryError:
+            log.warning("aurora speculation: no memory for the draft to catch up; %d requests go on without", len(late))
+            start = None
+        for request in late:
+            self._requests[request.req.rid] = _Progress(pending=0 if start is not None else CANNOT_DRAFT)
+        return start
+
+
+def _passes(late: Sequence[LateRequest]) -> list[list[LateRequest]]:
+    """The requests in groups of at most :data:`PASS_TOKENS` tokens."""
+    groups: list[list[LateRequest]] = []
+    tokens = PASS_TOKENS
+    for request in late:
+        if tokens + request.pending > PASS_TOKENS:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(request)
+        tokens += request.pending
+    return groups

@@ -1,0 +1,67 @@
+"""What the worker hooks need from the engine that they run in, checked once at its start.
+
+The flags of :mod:`aurora_runtime.engine.speculation_flags` fulfil every requirement. A user's own flags may undo them,
+and SGLang turns some off with only a warning. So the worker is asked, not the command line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
+
+log = logging.getLogger(__name__)
+
+SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
+_SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
+
+
+def is_no_switch(record: logging.LogRecord) -> bool:
+    """A filter for :data:`SWITCH_LOGGER`: SGLang logs every change of the runtime state, here several a second."""
+    return not record.getMessage().startswith(_SWITCH_MESSAGE)
+
+
+def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
+    """Why rounds of this EAGLE-3 worker cannot be controlled; None when they can."""
+    from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
+
+    schedule, spec, parallel = get_schedule(), get_spec(), get_parallel()
+    if worker.adaptive_controller is None:
+        return "SGLang has turned --speculative-adaptive off (its log says why)"
+    missing = sorted({arm.steps for arm in arms} - set(worker.adaptive_controller.candidate_steps))
+    if missing:
+        return f"--speculative-adaptive-config lacks the steps {', '.join(map(str, missing))}"
+    if schedule.enable_mixed_chunk:
+        return "--enable-mixed-chunk decodes tokens in prefill batches, which the draft would miss"
+    if spec.speculative_use_rejection_sampling:
+        return "--speculative-use-rejection-sampling needs the draft's probabilities, which lookup does not have"
+    if parallel.pp_size > 1:
+        return "with pipeline parallelism the last stage drafts ahead of the decision"
+    return None
+
+
+def is_overlapping() -> bool:
+    """Whether SGLang launches a batch before it has processed the results of the one before."""
+    from sglang.srt.runtime_context import get_schedule
+
+    return not get_schedule().disable_overlap_schedule
+
+
+def pending_buffer(worker: Any, arms: Sequence[Arm], budget_bytes: int) -> PendingTokens:
+    """The buffer for the pending tokens of this worker's draft."""
+    from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
+
+    draft_worker = worker.draft_worker
+    shape = BufferShape(
+        rows=draft_worker.req_to_token_pool.req_to_token.shape[0],
+        widest=max(arm.width for arm in arms),
+        width=get_draft_input_from_target_hidden_dim(draft_worker.draft_runner),
+        dtype=draft_worker.draft_runner.model_config.dtype,
+        budget_bytes=budget_bytes,
+    )
+    buffer = PendingTokens(shape, draft_worker.device)
+    log.info("aurora speculation: %d tokens a request may be pending, %d bytes", buffer.capacity, buffer.bytes)
+    return buffer

@@ -1,0 +1,275 @@
+"""The hooks that run inside SGLang's EAGLE-3 worker and carry out each round's decision.
+
+SGLang keeps one runtime state for each number of steps (sglang/srt/speculative/adaptive_runtime_state.py). Its own rule
+chooses the state by acceptance alone. These hooks choose instead, put lookup's tokens into the verify round, leave out
+the draft where it is not needed, and let the draft catch up before it is needed again.
+
+Invariants:
+- Verification is SGLang's own, so answers do not depend on what is proposed.
+- An error in lookup or in a decision makes the round one without proposals. Any other error is raised, because SGLang's
+  state may then be half changed.
+- A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.settings import SpeculationSettings
+from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
+from aurora_runtime.serving.speculation.worker.early_results import EarlyResults, start_copy
+from aurora_runtime.serving.speculation.worker.engine_requirements import (
+    SWITCH_LOGGER,
+    is_no_switch,
+    is_overlapping,
+    obstacle_to_control,
+    pending_buffer,
+)
+from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from aurora_runtime.serving.speculation.worker.round_report import RoundReport
+from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
+
+log = logging.getLogger(__name__)
+
+Original = Callable[..., Any]
+
+
+class _EngineControl:
+    """What the hooks keep about the one worker of this process, once it has started.
+
+    Attributes:
+        overlaps: whether a round is launched before the scheduler has processed the one before.
+        batch: the last batch, which lends its common parts to passes of the draft between rounds.
+        results: the last round's tokens, under overlap scheduling.
+    """
+
+    def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
+        self.draft_worker = worker.draft_worker
+        self.ranks = RankAgreement.of_engine()
+        self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
+        vocabulary = worker.target_worker.model_config.vocab_size
+        self.texts = RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary))
+        self.overlaps = is_overlapping()
+        self.batch: Any = None
+        self.results: EarlyResults | None = None
+
+
+class WorkerHooks:
+    """The hooks of one scheduler process. SGLang calls all of them from one thread.
+
+    Args:
+        refuse: is told why the engine cannot be controlled. The hooks then leave every round to SGLang.
+        read_version: returns the draft's version.
+    """
+
+    def __init__(
+        self,
+        settings: SpeculationSettings,
+        policy: Policy,
+        report: RoundReport,
+        *,
+        refuse: Callable[[str], None],
+        read_version: Callable[[], str],
+    ) -> None:
+        self._settings = settings
+        self._longest = max(arm.steps for arm in settings.arms)
+        self._policy = policy
+        self._report = report
+        self._refuse = refuse
+        self._read_version = read_version
+        self._observer = RoundObserver(policy)
+        self._control: _EngineControl | None = None
+        self._round: Round | None = None
+        self._version: str | None = None
+
+    def around_start(self, original: Original, worker: Any) -> None:
+        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
+        original(worker)
+        obstacle = obstacle_to_control(worker, self._settings.arms)
+        if obstacle is not None:
+            log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
+            self._refuse(obstacle)
+            return
+        self._control = _EngineControl(worker, self._settings)
+        logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
+        if self._control.ranks.decides:
+            self._report.start()
+
+    # the round -------------------------------------------------------------------------------------------------------
+
+    def around_forward(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around ``EAGLEWorkerV2.forward_batch_generation``: decides a decode round before it begins."""
+        control = self._control
+        if control is None or batch.forward_mode.is_idle() or not batch.reqs:
+            return original(worker, batch, *args, **kwargs)
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            self._prefill_begins(control, batch.reqs)
+            result = original(worker, batch, *args, **kwargs)
+            control.progress.prefilled(batch.reqs)
+            return result
+        control.batch = batch
+        recent = self._take_early_results(control)
+        began = self._observer.forward_begins()
+        self._round = current = self._begin(control, batch, recent, began)
+        self._observer.round_begins(current)
+        control.progress.round_begins(control.draft_worker, batch, current)
+        worker.adaptive_controller._activate(current.decision.arm.steps)
+        try:
+            return original(worker, batch, *args, **kwargs)
+        finally:
+            self._round = None
+
+    def around_activate(self, original: Original, worker: Any, batch_size: int) -> None:
+        """In place of ``EAGLEWorkerV2.activate_step_by_batch``: the round has its state already."""
+        if self._control is None:
+            original(worker, batch_size)
+
+    def around_verify_complete(
+        self, original: Original, worker: Any, num_correct_drafts_per_req: Sequence[int], batch_size: int = 0
+    ) -> None:
+        """In place of ``EAGLEWorkerV2.on_verify_complete_cpu``: the accepted tokens of a round are known.
+
+        Under overlap scheduling they have been known since the next round began.
+        """
+        if self._control is None:
+            original(worker, num_correct_drafts_per_req, batch_size=batch_size)
+            return
+        if not self._control.overlaps:
+            self._round_ended(self._control, num_correct_drafts_per_req)
+
+    def around_release(self, original: Original, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
+        """Around ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
+        control = self._control
+        if control is not None:
+            if req.kv.holds_kv:
+                # Under overlap scheduling a round with this request is in flight, so the draft cannot use its row.
+                cached = checkpoint and not req.skip_radix_cache_insert and not control.overlaps
+                control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
+            control.texts.ended(req)
+            self._report.request_ended(req.rid)
+            self._observer.request_ended(req.rid)
+        original(req, tree_cache, checkpoint=checkpoint)
+
+    def _prefill_begins(self, control: _EngineControl, reqs: Sequence[Any]) -> None:
+        """A prefill ends the time of the last round, unless the round may still be running."""
+        if not control.overlaps:
+            self._observer.forward_begins()
+            return
+        self._observer.interrupted()
+        if self._observer.involves(reqs):  # retracted in the meantime: the round must not count after the prefill
+            self._take_early_results(control)
+
+    def _take_early_results(self, control: _EngineControl) -> Mapping[str, Sequence[int]]:
+        """Under overlap scheduling: end the last round. Returns its tokens by request."""
+        results, control.results = control.results, None
+        if results is None:
+            return {}
+        committed = results.committed()
+        ended = self._round_ended(control, [len(tokens) - 1 for tokens in committed])
+        if ended is None:
+            return {}
+        return {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
+
+    def _round_ended(self, control: _EngineControl, accepted: Sequence[int]) -> Round | None:
+        ended = self._observer.round_ended(accepted)
+        if ended is not None:
+            self._report.add(ended, accepted)
+            control.progress.committed(ended, accepted)
+        return ended
+
+    def _begin(self, control: _EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
+        reqs = tuple(batch.reqs)
+        rows = tuple(batch.req_pool_indices_cpu.tolist())
+        lengths = tuple(batch.seq_lens_cpu.tolist())
+        proposals = self._look_up(control, reqs, lengths, [recent.get(req.rid, ()) for req in reqs])
+        outlooks = tuple(
+            RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
+            for req, proposal in zip(reqs, proposals, strict=True)
+        )
+        decision = control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(reqs))
+        return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
+
+    def _look_up(
+        self, control: _EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
+    ) -> tuple[Proposal, ...]:
+        try:
+            return control.texts.proposals(reqs, lengths, recent, self._longest)
+        except Exception:  # no proposal costs time; an exception here would end the scheduler
+            self._report.count_error()
+            log.exception("aurora speculation: a round was decided without lookup")
+            return (Proposal(),) * len(reqs)
+
+    def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+        try:
+            version = self._read_version()
+            if version != self._version:
+                if self._version is not None:
+                    self._policy.draft_replaced()
+                self._version = version
+            return self._policy.choose(outlooks)
+        except Exception:  # a wrong choice costs time; an exception here would end the scheduler
+            self._report.count_error()
+            log.exception("aurora speculation: a round was decided without the controller")
+            return plain_decision(len(outlooks))
+
+    def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
+        """In place of ``decide_needs_cpu_seq_lens``: a decision needs the lengths of all requests on the host."""
+        return self._control is not None or bool(original(attn_backends))
+
+    # the draft -------------------------------------------------------------------------------------------------------
+
+    def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
+        """Around ``EagleDraftWorker.draft``: proposes from the decided sources."""
+        current = self._round
+        if current is None or self._control is None:
+            return original(draft_worker, batch, with_topology=with_topology)
+        if not current.drafts:
+            return lookup_verify_input(draft_worker, batch, current)
+        self._control.progress.before_draft(draft_worker, batch, current)
+        verify_input = original(draft_worker, batch, with_topology=with_topology)
+        verify_input.draft_token = with_lookup(verify_input.draft_token, current)
+        return verify_input
+
+    def around_verify(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around ``EAGLEWorkerV2.verify``: tells trace capture who proposed each chain, and fetches the tokens."""
+        if self._round is None or self._control is None:
+            return original(worker, batch, *args, **kwargs)
+        batch.spec_info.aurora_sources = self._round.decision.sources
+        result = original(worker, batch, *args, **kwargs)
+        if self._control.overlaps:
+            self._control.results = start_copy(result)
+        return result
+
+    def around_extend(
+        self, original: Original, draft_worker: Any, batch: Any, batch_result: Any, **kwargs: Any
+    ) -> None:
+        """Around ``EagleDraftWorker._draft_extend_for_decode``: leaves it out in a round that does not draft."""
+        current = self._round
+        if current is None or self._control is None or current.drafts:
+            original(draft_worker, batch, batch_result, **kwargs)
+            return
+        self._control.progress.draft_left_out(current, batch_result)
+        fill_draft_start(draft_worker, batch_result.next_draft_input, len(current.reqs))
+
+
+def fill_draft_start(draft_worker: Any, draft_input: Any, requests: int) -> None:
+    """Give the next draft input tensors of the right shapes. Nothing reads them before the draft has caught up.
+
+    The scheduler filters and merges them with the batch (sglang/srt/speculative/eagle_info.py:235).
+    """
+    from sglang.srt.speculative.eagle_utils import get_draft_recurrent_hidden_state_spec
+
+    width, dtype = get_draft_recurrent_hidden_state_spec(draft_worker.draft_runner)
+    device = draft_worker.device
+    draft_input.topk_p = torch.zeros((requests, 1), dtype=torch.float32, device=device)
+    draft_input.topk_index = torch.zeros((requests, 1), dtype=torch.int64, device=device)
+    draft_input.hidden_states = torch.zeros((requests, width), dtype=dtype, device=device)

@@ -1,0 +1,66 @@
+"""All tensor-parallel ranks run the same round: rank 0 decides and broadcasts its decision.
+
+The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
+each other for ever. Lookup needs no broadcast: all ranks commit the same tokens and therefore propose the same ones.
+
+Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order, also after an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+import torch.distributed
+
+from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.serving.speculation.outlook import Decision
+
+_SOURCES: Final = tuple(Source)
+_HEADER: Final = 3
+
+
+def encode(decision: Decision) -> torch.Tensor:
+    """A decision for B requests as ``[3 + B]`` int64."""
+    sources = [_SOURCES.index(source) for source in decision.sources]
+    return torch.tensor([decision.arm.steps, decision.arm.drafts, decision.explores, *sources])
+
+
+def decode(values: torch.Tensor) -> Decision:
+    """The decision that :func:`encode` encoded."""
+    steps, drafts, explores, *sources = values.tolist()
+    return Decision(Arm(steps, bool(drafts)), tuple(_SOURCES[source] for source in sources), bool(explores))
+
+
+class RankAgreement:
+    """The decision of rank 0, on every rank.
+
+    Args:
+        group: the CPU process group of the tensor-parallel ranks; None for a single rank.
+        first: the global rank of the group's rank 0.
+        decides: whether this is rank 0.
+    """
+
+    def __init__(self, group: Any | None, first: int, *, decides: bool) -> None:
+        self._group = group
+        self._first = first
+        self.decides = decides
+
+    @classmethod
+    def of_engine(cls) -> RankAgreement:
+        """The agreement among SGLang's tensor-parallel ranks (sglang/srt/distributed/parallel_state.py:278)."""
+        from sglang.srt.runtime_context import get_parallel
+
+        group = get_parallel().tp_group
+        if group.world_size == 1:
+            return cls(None, 0, decides=True)
+        return cls(group.cpu_group, group.ranks[0], decides=group.rank_in_group == 0)
+
+    def agree(self, decision: Decision | None, requests: int) -> Decision:
+        """The decision of rank 0 for a batch of ``requests``. Other ranks pass None."""
+        if self._group is None:
+            assert decision is not None
+            return decision
+        values = torch.zeros(_HEADER + requests, dtype=torch.int64) if decision is None else encode(decision)
+        torch.distributed.broadcast(values, self._first, group=self._group)
+        return decode(values)

@@ -1,0 +1,62 @@
+"""Feeds lookup with the prompts and the committed tokens of running requests.
+
+Invariants: lookup's text of a request is its prompt and its committed tokens, no token twice. A request whose last
+tokens are not known on the host gets no proposal. A request that left the engine leaves only what the lookup index
+keeps by itself. This module imports neither torch nor SGLang: requests are read by attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
+
+_NOTHING: Final = Proposal()
+
+
+@dataclass
+class RequestTexts:
+    """The texts of all running requests, by request id."""
+
+    index: LookupIndex
+    _indexed: dict[str, int] = field(default_factory=dict)  # answer tokens that lookup has
+
+    def __len__(self) -> int:
+        return len(self._indexed)
+
+    def proposals(
+        self, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]], tokens: int
+    ) -> tuple[Proposal, ...]:
+        """Add the tokens that were committed since, and ask lookup for at most ``tokens`` tokens of each request.
+
+        Args:
+            lengths: tokens of each request in the target's KV cache: all but the last committed token.
+            recent: tokens of each request's last round, which the request itself may lack under overlap scheduling.
+        """
+        return tuple(
+            self.index.propose(req.rid, tokens) if self._add_committed(req, length, last) else _NOTHING
+            for req, length, last in zip(reqs, lengths, recent, strict=True)
+        )
+
+    def ended(self, req: Any) -> None:
+        """The request left the engine: it finished, was aborted, or will be prefilled again after a retraction."""
+        if (indexed := self._indexed.pop(req.rid, None)) is not None:
+            self.index.extend(req.rid, req.output_ids[indexed:])
+        self.index.end(req.rid)
+
+    def _add_committed(self, req: Any, length: int, recent: Sequence[int]) -> bool:
+        """Whether lookup now has all committed tokens of the request."""
+        indexed = self._indexed.get(req.rid)
+        if indexed is None:
+            self.index.begin(req.rid, req.origin_input_ids)
+            indexed = 0
+        new = list(req.output_ids[indexed:])
+        missing = length + 1 - len(req.origin_input_ids) - indexed - len(new)
+        if 0 < missing <= len(recent):
+            new += recent[-missing:]
+            missing = 0
+        self.index.extend(req.rid, new)
+        self._indexed[req.rid] = indexed + len(new)
+        return missing <= 0

@@ -1,0 +1,121 @@
+"""Counts what rounds proposed and accepted, and writes ``speculation.json`` for the agent.
+
+Invariant: counting costs the scheduler a few additions a round. A thread writes the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS: Final = 1.0
+
+
+class _SourceCount:
+    """The counters of one source."""
+
+    def __init__(self, longest: int) -> None:
+        self.requests = 0
+        self.chains = [0] * (longest + 1)
+        self.accepted = [0] * (longest + 1)
+
+    def record(self) -> SourceCounters:
+        return SourceCounters(
+            requests=self.requests, proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted)
+        )
+
+
+def _at_least(counts: Sequence[int]) -> tuple[int, ...]:
+    """From chains of each length 0, 1, 2…: chains of at least 1, 2… tokens. Empty when there is none."""
+    sums: list[int] = []
+    total = 0
+    for count in reversed(counts[1:]):
+        total += count
+        if total or sums:
+            sums.append(total)
+    return tuple(reversed(sums))
+
+
+class RoundReport:
+    """The counters of one engine start."""
+
+    def __init__(self, folder: PodFolder, boot: str, policy: Policy, longest: int) -> None:
+        self._folder = folder
+        self._boot = boot
+        self._policy = policy
+        self._rounds: Counter[str] = Counter()
+        self._exploring = 0
+        self._counts = {source: _SourceCount(longest) for source in (Source.LOOKUP, Source.DRAFT)}
+        self._seen: dict[str, set[Source]] = {}
+        self.errors = 0
+
+    def add(self, current: Round, accepted: Sequence[int]) -> None:
+        """A round ended. ``accepted`` holds each request's accepted proposed tokens."""
+        arm = current.decision.arm
+        self._rounds[arm.name] += 1
+        self._exploring += current.decision.explores
+        for req, source, proposal, tokens in zip(
+            current.reqs, current.decision.sources, current.proposals, accepted, strict=True
+        ):
+            if source is Source.NONE or not is_running(req):
+                continue
+            proposed = min(len(proposal.tokens), arm.steps) if source is Source.LOOKUP else arm.steps
+            count = self._counts[source]
+            count.chains[proposed] += 1
+            count.accepted[min(tokens, proposed)] += 1
+            seen = self._seen.setdefault(req.rid, set())
+            if source not in seen:
+                seen.add(source)
+                count.requests += 1
+
+    def request_ended(self, rid: str) -> None:
+        self._seen.pop(rid, None)
+
+    def count_error(self) -> None:
+        self.errors += 1
+
+    def state(self) -> SpeculationState:
+        report, rounds = self._policy.report(), self._rounds.total()
+        return SpeculationState(
+            boot=self._boot,
+            errors=self.errors,
+            rounds_by_arm=dict(self._rounds),
+            lookup=self._counts[Source.LOOKUP].record(),
+            draft=self._counts[Source.DRAFT].record(),
+            costs=tuple(
+                RoundCost(arm=cell.arm.name, batch_size=cell.batch_size, milliseconds=cell.milliseconds)
+                for cell in report.costs
+                if cell.milliseconds > 0
+            ),
+            speedup_over_off=report.speedup_over_off,
+            exploring_share=self._exploring / rounds if rounds else 0,
+            written_at=datetime.now(UTC),
+        )
+
+    def write(self) -> None:
+        write_atomically(self._folder.speculation, self.state().to_json())
+
+    def start(self) -> None:
+        """Write the file now and every :data:`REPORT_SECONDS`, from a thread that ends with the process."""
+        threading.Thread(target=self._run, name="aurora-speculation", daemon=True).start()
+
+    def _run(self) -> None:
+        wait = threading.Event()
+        while True:
+            try:
+                self.write()
+            except Exception:  # the thread's outermost loop: a full disk, or counters that changed while they were read
+                log.warning("aurora speculation: speculation.json was not written", exc_info=True)
+            wait.wait(REPORT_SECONDS)

@@ -1,0 +1,104 @@
+"""One decode round after the other: what was decided, what came of it, and how long it took.
+
+A round's time is the time from its start to the start of the next forward pass. It contains everything that a round
+costs the engine, also the handling of its tokens. The time is unknown when the engine may have waited in between.
+
+Invariants: the policy observes each round once and in order, or never if the engine lost its results. A request's end
+is reported after the last round that it took part in. This module imports neither torch nor SGLang.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aurora_runtime.serving.speculation.arms import OFF, Source
+from aurora_runtime.serving.speculation.lookup_index import Proposal
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.worker.policy import Policy
+
+
+@dataclass(frozen=True)
+class Round:
+    """A decode round of B requests that was decided.
+
+    Attributes:
+        proposals: what lookup proposes.
+        reqs: SGLang's requests, in the batch's order.
+        rows: rows of the request table.
+        lengths: committed tokens of each request before the round.
+    """
+
+    decision: Decision
+    outlooks: tuple[RequestOutlook, ...]
+    proposals: tuple[Proposal, ...]
+    reqs: tuple[Any, ...]
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    began: float
+
+    @property
+    def drafts(self) -> bool:
+        return self.decision.arm.drafts
+
+
+def is_running(req: Any) -> bool:
+    """Whether the engine still answers a request.
+
+    Under overlap scheduling a request takes part in one more round, which was launched before its end was known.
+    """
+    return not (req.finished() or req.is_retracted)
+
+
+def plain_decision(requests: int) -> Decision:
+    """A round without proposals, which is always correct."""
+    return Decision(OFF, (Source.NONE,) * requests, explores=False)
+
+
+class RoundObserver:
+    """Tells the policy about each round once the next forward pass begins."""
+
+    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._round: Round | None = None
+        self._accepted: tuple[int, ...] | None = None
+        self._comparable = True
+        self._ended: list[str] = []
+
+    def forward_begins(self) -> float:
+        """A forward pass of any kind begins now. Returns the time, in seconds."""
+        now = self._clock()
+        last, accepted = self._round, self._accepted
+        self._round = self._accepted = None
+        if last is not None and accepted is not None:
+            busy = self._comparable and any(not req.finished() for req in last.reqs)
+            milliseconds = (now - last.began) * 1000 if busy else None
+            self._policy.observe(last.decision, last.outlooks, accepted, milliseconds)
+        for rid in self._ended:
+            self._policy.request_ended(rid)
+        self._ended.clear()
+        return now
+
+    def round_begins(self, current: Round) -> None:
+        self._round, self._comparable = current, True
+
+    def round_ended(self, accepted: Sequence[int]) -> Round | None:
+        """The accepted proposed tokens of each request are known. Returns the round, if it is the one that began."""
+        if self._round is None or len(accepted) != len(self._round.reqs):
+            return None
+        self._accepted = tuple(accepted)
+        return self._round
+
+    def involves(self, reqs: Sequence[Any]) -> bool:
+        """Whether any of ``reqs`` takes part in the last round."""
+        return self._round is not None and any(req in self._round.reqs for req in reqs)
+
+    def interrupted(self) -> None:
+        """Something other than the round takes time before the next forward pass."""
+        self._comparable = False
+
+    def request_ended(self, rid: str) -> None:
+        self._ended.append(rid)

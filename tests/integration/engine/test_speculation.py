@@ -1,0 +1,203 @@
+"""The speculation worker in a real server: no decision changes an answer, and the draft misses nothing.
+
+Everything computes in fp32, so that answers and proposals can be compared for equality. The server takes fixed arms in
+turn. First every round drafts, which gives the reference. Then off, lookup and draft alternate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_runtime.engine.draft_swap import load_in_pause
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.speculation_flags import Eagle3
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.speculation.lookup_index import LookupScope
+from aurora_runtime.serving.speculation.settings import SpeculationSettings, round_controller
+from aurora_runtime.traces import ProposalSource, RequestTrace, decode
+from tests.assets.model import ensure_model
+from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
+from tests.assets.sglang_server import Server, sglang_server
+from tests.integration.training.captured_traces import chat_prompt, load_tokenizer
+
+pytestmark = pytest.mark.timeout(1500)
+
+STEPS = 3
+ANSWER_TOKENS = 24
+QUESTIONS = ("Count from one to ten.", "Give JSON with name and city for: Anna lives in Rome.")
+REFERENCE_ROUNDS = 2 + (len(QUESTIONS) + 1) * ANSWER_TOKENS
+ALTERNATING = (
+    "off",
+    "off",
+    "draft-3",
+    "lookup-5",
+    "draft-3",
+    "draft-3",
+    "off",
+    "lookup-5",
+    "union-2",
+    "off",
+    "draft-3",
+)
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A server whose rounds take fixed arms."""
+
+    server: Server
+    folder: Path
+    other_draft: Path
+    prompts: list[list[int]]
+
+    def ask(self, prompt: list[int]) -> list[int]:
+        sampling = {"temperature": 0, "max_new_tokens": ANSWER_TOKENS, "ignore_eos": True}
+        answer = self.server.post("/generate", {"input_ids": prompt, "sampling_params": sampling})
+        output: list[int] = answer["output_ids"]
+        return output
+
+    def state(self) -> SpeculationState:
+        return SpeculationState.from_json((self.folder / "speculation.json").read_bytes())
+
+    def traces(self, answers: list[list[int]]) -> dict[tuple[int, ...], list[RequestTrace]]:
+        """All traces by their tokens, once there are as many as ``answers``."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found: dict[tuple[int, ...], list[RequestTrace]] = {}
+            for manifest in sorted((self.folder / "spool").glob("*.json")):
+                for trace in decode(manifest.with_suffix(".safetensors").read_bytes()):
+                    found.setdefault(tuple(trace.tokens.tolist()), []).append(trace)
+            if sum(map(len, found.values())) >= len(answers):
+                return found
+            time.sleep(0.3)
+        raise TimeoutError("the traces were not written")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    target = ensure_model()
+    repeating = [int(token) for token in load_tokenizer(target).encode(REPEATING_TEXT, add_special_tokens=False)]
+    return [repeating, *(chat_prompt(target, question) for question in QUESTIONS)]
+
+
+@pytest.fixture(scope="module")
+def plain_answers(prompts: list[list[int]]) -> list[list[int]]:
+    """Answers of a server that does not speculate."""
+    with sglang_server(ensure_model(), extra_args=["--dtype", "float32"]) as server:
+        return [Controlled(server, Path(), Path(), prompts).ask(prompt) for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def controlled(
+    prompts: list[list[int]], plain_answers: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Controlled]:
+    """The server starts after the one of `plain_answers` has ended, because two cores are too few for both."""
+    folder, target = tmp_path_factory.mktemp("state"), ensure_model()
+    draft = write_random_draft(folder / "draft", target, seed=3, scale=0.05)
+    other = write_repeating_draft(folder / "other", target)
+    settings = SpeculationSettings(
+        state_folder=str(folder),
+        boot="boot",
+        draft_steps=STEPS,
+        lookup_steps=5,
+        lookup=LookupScope.REQUEST,
+        fixed_arms=("draft-3",) * REFERENCE_ROUNDS + ALTERNATING * 200,
+    )
+    capture = CaptureSettings(state_folder=str(folder), lineage=1, pod="pod", boot="boot", shard_seconds=0.2)
+    controller = round_controller(settings, folder / "adaptive.json")
+    flags = Eagle3(draft, 0, DraftSpec(steps=STEPS), controller).arguments()
+    with sglang_server(
+        target,
+        extra_args=["--dtype", "float32", "--skip-server-warmup", *flags],
+        env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode()},
+        plugins="aurora_cpu,aurora_vocabulary,aurora_speculation,aurora_capture",
+        log=folder / "log",
+    ) as server:
+        yield Controlled(server, folder, other, prompts)
+
+
+def test_answers_and_proposals_do_not_depend_on_the_rounds_before(
+    controlled: Controlled, plain_answers: list[list[int]]
+) -> None:
+    probe = {"text": "Hi", "rid": f"{PROBE_PREFIX}1", "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
+    controlled.server.post("/generate", probe)
+    reference = [controlled.ask(prompt) for prompt in controlled.prompts]
+    assert reference == plain_answers
+    alone = [controlled.ask(prompt) for prompt in controlled.prompts]
+    assert alone == plain_answers
+    with ThreadPoolExecutor(4) as clients:
+        together = list(clients.map(controlled.ask, controlled.prompts))
+    assert together == plain_answers
+    traces = controlled.traces(reference + alone + together)
+    compared = 0
+    for prompt, answer in zip(controlled.prompts, plain_answers, strict=True):
+        first, *later = traces[tuple(prompt + answer)]
+        assert len(later) == 2
+        expected = proposals(first)
+        for trace in later:
+            assert set(trace.source.tolist()) == set(ProposalSource)
+            assert set(trace.node_count.tolist()) == {1, 3, STEPS + 1, 6}, "every arm took part"
+            for root, tokens in proposals(trace).items():
+                if root in expected:
+                    assert tokens == expected[root]
+                    compared += 1
+    assert compared > 20
+
+
+def proposals(trace: RequestTrace) -> dict[int, list[int]]:
+    """What the draft proposed in its full rounds, by the position of the round's root."""
+    nodes = iter(trace.node_token.tolist())
+    by_round = zip(trace.root.tolist(), trace.node_count.tolist(), trace.source.tolist(), strict=True)
+    found = {(root, source): [next(nodes) for _ in range(count)] for root, count, source in by_round}
+    return {
+        root: tokens
+        for (root, source), tokens in found.items()
+        if source == ProposalSource.DRAFT and len(tokens) == STEPS + 1
+    }
+
+
+def test_a_swap_while_rounds_alternate_changes_no_answer(
+    controlled: Controlled, plain_answers: list[list[int]]
+) -> None:
+    async def swap() -> None:
+        async with open_session() as session:
+            weights = controlled.other_draft / "model.safetensors"
+            await load_in_pause(SGLangClient(session, controlled.server.url), weights, 1)
+
+    with ThreadPoolExecutor(4) as clients:
+        running = [clients.submit(controlled.ask, prompt) for prompt in controlled.prompts]
+        time.sleep(0.3)
+        asyncio.run(swap())
+        assert [answer.result() for answer in running] == plain_answers
+    asyncio.run(flush_cache(controlled.server))  # the cached prompts were processed by the former draft
+    assert [controlled.ask(prompt) for prompt in controlled.prompts] == plain_answers
+
+
+async def flush_cache(server: Server) -> None:
+    async with open_session() as session:
+        await SGLangClient(session, server.url).flush_prefix_cache()
+
+
+def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Controlled) -> None:
+    time.sleep(1.5)
+    state = controlled.state()
+    assert state.ok
+    assert state.errors == 0
+    assert {"off", "draft-3", "draft-2", "lookup-5"} <= state.rounds_by_arm.keys()
+    assert state.draft.proposed > 100
+    assert state.draft.accepted > 5, "the draft after the swap repeats tokens"
+    assert state.lookup.accepted > 5
+    assert state.lookup.requests > 3
+    log = (controlled.folder / "log").read_text(errors="replace")
+    assert "Switch adaptive runtime state: steps 0" not in log
+    assert json.loads((controlled.folder / "capture.json").read_text())["hookErrors"] == 0

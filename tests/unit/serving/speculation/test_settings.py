@@ -1,0 +1,40 @@
+"""The engine builds a state for every arm that the plugin may choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3
+from aurora_runtime.serving.speculation.lookup_index import LookupScope
+from aurora_runtime.serving.speculation.settings import SpeculationSettings, round_controller
+
+
+def settings(**changes: object) -> SpeculationSettings:
+    return SpeculationSettings.model_validate({"state_folder": "/state", "boot": "b", "draft_steps": 3, **changes})
+
+
+def test_every_arm_has_a_state(tmp_path: Path) -> None:
+    controller = round_controller(settings(), tmp_path / "adaptive.json")
+    steps = json.loads((tmp_path / "adaptive.json").read_text())["1"]["candidate_steps"]
+    assert steps == sorted({arm.steps for arm in settings().arms})
+    assert SpeculationSettings.from_json(controller.environment()[SPECULATION_VARIABLE]) == settings()
+
+
+def test_without_lookup_only_the_draft_proposes() -> None:
+    assert [arm.name for arm in settings(lookup=LookupScope.OFF).arms] == ["off", "draft-1", "draft-2", "draft-3"]
+
+
+def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp_path: Path) -> None:
+    controller = round_controller(settings(), tmp_path / "adaptive.json")
+    arguments = Eagle3(Path("/draft"), 7, DraftSpec(steps=3), controller).arguments()
+    assert (
+        arguments[: len(Eagle3(Path("/draft"), 7, DraftSpec(steps=3)).arguments())]
+        == Eagle3(Path("/draft"), 7, DraftSpec(steps=3)).arguments()
+    )
+    assert arguments[arguments.index("--speculative-adaptive-config") + 1] == str(tmp_path / "adaptive.json")
+    with pytest.raises(ValueError, match="branching"):
+        Eagle3(Path("/draft"), 7, DraftSpec(steps=3, branching=2, draft_tokens=6), controller)

@@ -1,0 +1,50 @@
+"""Stand-ins for SGLang's requests and rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.serving.speculation.lookup_index import Proposal
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.worker.rounds import Round
+
+
+@dataclass
+class FakeRequest:
+    """What the worker reads of SGLang's request."""
+
+    rid: str
+    origin_input_ids: list[int] = field(default_factory=lambda: [1, 2, 3])
+    output_ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    is_retracted: bool = False
+
+    def finished(self) -> bool:
+        return self.ended
+
+
+def a_round(
+    reqs: Sequence[FakeRequest],
+    arm: Arm,
+    *,
+    sources: Sequence[Source] | None = None,
+    proposals: Sequence[Proposal] | None = None,
+    lengths: Sequence[int] | None = None,
+    explores: bool = False,
+    began: float = 0.0,
+) -> Round:
+    """A round of ``reqs``. By default the draft proposes if the arm drafts, and lookup otherwise."""
+    source = Source.DRAFT if arm.drafts else Source.LOOKUP if arm.steps else Source.NONE
+    decision = Decision(arm, tuple(sources or [source] * len(reqs)), explores)
+    outlooks = tuple(RequestOutlook(req.rid, 0, 0, 0) for req in reqs)
+    return Round(
+        decision,
+        outlooks,
+        tuple(proposals or [Proposal()] * len(reqs)),
+        tuple(reqs),
+        tuple(range(len(reqs))),
+        tuple(lengths or [10] * len(reqs)),
+        began,
+    )

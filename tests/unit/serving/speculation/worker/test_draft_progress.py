@@ -1,0 +1,175 @@
+"""The draft catches up exactly when it must, and what it gets are the committed tokens that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from aurora_runtime.serving.speculation.arms import OFF, Arm
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
+from aurora_runtime.serving.speculation.worker import draft_progress
+from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest
+from aurora_runtime.serving.speculation.worker.draft_progress import PASS_TOKENS, ROUNDS_IN_USE, DraftProgress
+from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, CatchUpInput, PendingTokens
+from aurora_runtime.serving.speculation.worker.rounds import Round
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+
+DRAFT = Arm(3, drafts=True)
+LOOKUP = Arm(3, drafts=False)
+CAPACITY = 8
+
+
+class Rig:
+    """A progress whose passes of the draft are recorded instead of run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, memory: bool = True) -> None:
+        self.progress = DraftProgress(PendingTokens(BufferShape(4, 4, 1, torch.float32, 4 * 12 * 12), "cpu"))
+        self.passes: list[tuple[list[LateRequest], list[int]]] = []
+        self.memory = memory
+        monkeypatch.setattr(draft_progress, "catch_up", self._catch_up)
+        monkeypatch.setattr(draft_progress, "draft_contexts", lambda _: nullcontext())
+
+    def _catch_up(self, _: Any, batch: Any, late: Sequence[LateRequest], inputs: CatchUpInput) -> DraftStart:
+        if not self.memory:
+            raise torch.OutOfMemoryError
+        self.passes.append((list(late), inputs.tokens.tolist()))
+        rows = torch.tensor([[request.length] for request in late])
+        return DraftStart(rows.float(), rows, rows.float())
+
+    def run(self, current: Round, accepted: Sequence[int], first_token: int = 100) -> Any:
+        """One round, as the worker's hooks run it. Returns the batch's draft input."""
+        size, width = len(current.reqs), current.decision.arm.width
+        zeros = torch.zeros(size, 1)
+        spec_info = SimpleNamespace(topk_p=zeros, topk_index=zeros.long(), hidden_states=zeros)
+        batch = SimpleNamespace(spec_info=spec_info)
+        self.progress.round_begins(None, batch, current)
+        if current.drafts:
+            self.progress.before_draft(None, batch, current)
+        else:
+            tokens = torch.arange(size * width) + first_token
+            states = SimpleNamespace(hidden_states=tokens.float().unsqueeze(-1))
+            self.progress.draft_left_out(current, SimpleNamespace(next_token_ids=tokens, logits_output=states))
+        self.progress.committed(current, accepted)
+        return spec_info
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
+
+
+def test_a_drafting_round_first_processes_what_other_rounds_committed(rig: Rig) -> None:
+    one, two = FakeRequest("one"), FakeRequest("two")
+    rig.run(a_round([one, two], OFF, lengths=[10, 20]), [0, 0], first_token=100)
+    rig.run(a_round([one, two], LOOKUP, lengths=[11, 21]), [2, 0], first_token=200)
+    assert (rig.progress.pending("one"), rig.progress.pending("two")) == (4, 2)
+    start = rig.run(a_round([one, two], DRAFT, lengths=[14, 22]), [0, 0])
+    [(late, tokens)] = rig.passes
+    assert [(request.row, request.length, request.pending) for request in late] == [(0, 14, 4), (1, 22, 2)]
+    assert tokens == [100, 200, 201, 202, 101, 204]
+    assert start.topk_index.tolist() == [[14], [22]]
+    rig.run(a_round([one, two], DRAFT, lengths=[15, 23]), [0, 0])
+    assert len(rig.passes) == 1, "a draft that has caught up has nothing to do"
+
+
+def test_requests_that_are_not_behind_keep_their_start(rig: Rig) -> None:
+    behind, new = FakeRequest("behind"), FakeRequest("new")
+    rig.run(a_round([behind], OFF), [0])
+    start = rig.run(a_round([new, behind], DRAFT, lengths=[5, 11]), [0, 0])
+    assert start.topk_index.tolist() == [[0], [11]]
+
+
+def test_a_prefill_processes_everything(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF), [0])
+    rig.progress.prefilled([req])
+    assert rig.progress.pending("r") == 0
+
+
+def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: Rig) -> None:
+    req = FakeRequest("r")
+    for length in range(CAPACITY + 1):
+        rig.run(a_round([req], OFF, lengths=[10 + length]), [0])
+    assert rig.progress.pending("r") == CAPACITY + 1
+    rig.run(a_round([req], OFF, lengths=[11 + CAPACITY]), [0])
+    assert rig.progress.pending("r") == CANNOT_DRAFT
+    rig.run(a_round([req], DRAFT), [0])
+    assert rig.passes == []
+    assert rig.progress.pending("r") == CANNOT_DRAFT, "its draft KV cache keeps a gap"
+    rig.progress.prefilled([req])
+    assert rig.progress.pending("r") == 0, "a retracted request is prefilled again"
+
+
+def test_a_draft_in_use_catches_up_when_a_buffer_is_full(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.run(a_round([req], DRAFT), [0])
+    for length in range(CAPACITY + 2):
+        rig.run(a_round([req], OFF, lengths=[11 + length]), [0])
+    [(late, _)] = rig.passes
+    assert (late[0].length, late[0].pending) == (11 + CAPACITY + 1, CAPACITY + 1)
+    assert rig.progress.pending("r") == 1
+
+
+@pytest.mark.parametrize(("used", "cached", "passes"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_a_request_that_ends_leaves_no_gap_in_the_prefix_cache_of_a_draft_in_use(
+    rig: Rig, used: bool, cached: bool, passes: int
+) -> None:
+    req = FakeRequest("r")
+    if used:
+        rig.run(a_round([req], DRAFT), [0])
+    rig.run(a_round([req], LOOKUP, lengths=[11]), [2])
+    rig.progress.ends(None, None, req, 0, cached=cached)
+    assert [(late[0].length, late[0].pending, tokens) for late, tokens in rig.passes] == [
+        (14, 3, [100, 101, 102])
+    ] * passes
+    assert rig.progress.pending("r") == 0
+
+
+def test_a_request_whose_length_is_not_what_its_rounds_add_up_to_is_given_up(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF, lengths=[10]), [0])
+    rig.run(a_round([req], DRAFT, lengths=[15]), [0])
+    assert rig.passes == []
+    assert rig.progress.pending("r") == CANNOT_DRAFT
+
+
+def test_a_round_after_a_requests_last_one_is_ignored(rig: Rig) -> None:
+    """Under overlap scheduling it was launched before the request's end was known."""
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF, lengths=[10]), [0])
+    rig.progress.ends(None, None, req, 0, cached=False)
+    req.ended = True
+    rig.run(a_round([req], OFF, lengths=[11]), [0])
+    assert rig.progress.pending("r") == 0
+
+
+def test_exploring_does_not_put_the_draft_in_use_and_disuse_ends(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.run(a_round([req], DRAFT, explores=True), [0])
+    assert not rig.progress.in_use
+    rig.run(a_round([req], DRAFT), [0])
+    for _ in range(ROUNDS_IN_USE - 1):
+        rig.progress.round_begins(None, None, a_round([req], OFF))
+    assert rig.progress.in_use
+    rig.progress.round_begins(None, None, a_round([req], OFF))
+    assert not rig.progress.in_use
+
+
+def test_without_memory_requests_go_on_without_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, memory=False)
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF), [0])
+    rig.run(a_round([req], DRAFT), [0])
+    assert rig.progress.pending("r") == CANNOT_DRAFT
+
+
+def test_passes_are_bounded_and_keep_the_order() -> None:
+    late = [LateRequest(None, row, 0, pending) for row, pending in enumerate((1500, 600, 5000, 10, 20))]
+    passes = draft_progress._passes(late)
+    assert [[request.row for request in group] for group in passes] == [[0], [1], [2], [3, 4]]
+    assert all(len(group) == 1 or sum(r.pending for r in group) <= PASS_TOKENS for group in passes)

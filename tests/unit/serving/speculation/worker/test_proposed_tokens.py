@@ -1,0 +1,31 @@
+"""Lookup's tokens stand in the right rows of a verify round, and every row is filled with valid tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.serving.speculation.lookup_index import Proposal
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, with_lookup
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+
+DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
+REQS = [FakeRequest(name) for name in "abc"]
+PROPOSALS = [Proposal((5, 6, 7, 8), 2), Proposal((9,), 2), Proposal()]
+
+
+def test_proposals_are_cut_or_filled_to_the_rounds_width() -> None:
+    current = a_round(REQS, Arm(3, drafts=False), proposals=PROPOSALS)
+    assert lookup_chains(current) == [[5, 6, 7], [9, 9, 9], [0, 0, 0]]
+
+
+def test_only_the_rows_of_lookup_are_replaced() -> None:
+    draft_token = torch.arange(9)
+    current = a_round(REQS, Arm(2, drafts=True), sources=(DRAFT, LOOKUP, NONE), proposals=PROPOSALS)
+    assert with_lookup(draft_token, current).tolist() == [0, 1, 2, 3, 9, 9, 6, 7, 8]
+    assert draft_token.tolist() == list(range(9)), "SGLang may use the tensor again"
+
+
+def test_a_round_of_the_draft_alone_is_left_as_it_is() -> None:
+    draft_token = torch.arange(9)
+    assert with_lookup(draft_token, a_round(REQS, Arm(2, drafts=True), proposals=PROPOSALS)) is draft_token

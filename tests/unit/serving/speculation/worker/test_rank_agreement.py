@@ -1,0 +1,50 @@
+"""Tensor-parallel ranks decide alike: rank 0 broadcasts over a real process group."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.serving.speculation.outlook import Decision
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
+
+DECISIONS = (
+    Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True),
+    Decision(OFF, (Source.NONE,), explores=False),
+    Decision(Arm(11, drafts=False), (Source.LOOKUP, Source.NONE), explores=False),
+)
+
+
+@given(st.integers(1, 16), st.booleans(), st.booleans(), st.lists(st.sampled_from(Source)))
+def test_a_decision_survives_its_encoding(steps: int, drafts: bool, explores: bool, sources: list[Source]) -> None:
+    decision = Decision(Arm(steps, drafts), tuple(sources), explores)
+    assert decode(encode(decision)) == decision
+
+
+def test_a_single_rank_takes_its_own_decision() -> None:
+    assert RankAgreement(None, 0, decides=True).agree(DECISIONS[0], 3) == DECISIONS[0]
+
+
+def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, list[Decision]]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
+    agreed = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
+    results.put((rank, agreed))
+    dist.destroy_process_group()
+
+
+def test_all_ranks_take_the_decision_of_rank_0(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    agreed = dict(results.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    assert agreed == {0: list(DECISIONS), 1: list(DECISIONS)}

@@ -1,0 +1,95 @@
+"""Lookup sees each committed token once, and forgets requests that left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope, Proposal
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
+
+
+def texts(scope: LookupScope = LookupScope.REQUEST) -> RequestTexts:
+    return RequestTexts(LookupIndex(scope, 1000))
+
+
+def ask(known: RequestTexts, req: FakeRequest, tokens: int, *, ahead: Sequence[int] = ()) -> Proposal:
+    """Ask for proposals when the target has committed the tokens that ``req`` holds and those ``ahead``."""
+    length = len(req.origin_input_ids) + len(req.output_ids) + len(ahead) - 1
+    [proposal] = known.proposals([req], [length], [ahead], tokens)
+    return proposal
+
+
+def test_committed_tokens_are_added_once() -> None:
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
+    assert ask(known, req, 3).tokens == ()
+    req.output_ids += [1, 2, 3]
+    for _ in range(2):
+        proposal = ask(known, req, 2)
+        assert proposal.tokens == (4, 5)
+        assert proposal.match_length == 3
+
+
+def test_tokens_of_the_round_in_front_are_known_before_the_request_has_them() -> None:
+    """Under overlap scheduling a request lacks the tokens of its last round."""
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
+    ask(known, req, 1)
+    assert ask(known, req, 2, ahead=[1, 2, 3]).tokens == (4, 5)
+    req.output_ids += [1, 2, 3]
+    assert ask(known, req, 2, ahead=[4]).tokens == (5, 9)
+    req.output_ids += [4]
+    proposal = ask(known, req, 3)
+    assert proposal.match_length == 4, "no token was added twice"
+
+
+def test_a_request_whose_last_token_is_unknown_gets_no_proposal() -> None:
+    """The first round after a prefill, under overlap scheduling."""
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 1, 2])
+    [proposal] = known.proposals([req], [5], [()], 2)
+    assert proposal.tokens == ()
+    req.output_ids += [3]
+    assert ask(known, req, 2).tokens == (1, 2)
+
+
+@given(st.data())
+def test_whatever_the_lag_lookup_has_the_committed_tokens(data: st.DataObject) -> None:
+    prompt = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=6))
+    known, req = texts(), FakeRequest("r", prompt, [])
+    committed = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=1))
+    last: list[int] = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        overlaps = data.draw(st.booleans())
+        req.output_ids = committed[: len(committed) - len(last)] if overlaps else list(committed)
+        known.proposals([req], [len(prompt) + len(committed) - 1], [last], 2)
+        if last or not overlaps:
+            assert list(known.index._running["r"].tokens) == prompt + committed
+        last = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+        committed = committed + last
+
+
+def test_a_request_that_left_is_forgotten_and_may_come_back() -> None:
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 4], [])
+    ask(known, req, 2)
+    known.ended(req)
+    assert len(known) == 0
+    assert known.index.tokens == 0
+    req.output_ids += [9, 1, 2, 3]
+    assert ask(known, req, 1).tokens == (4,), "a retracted request is prefilled again"
+
+
+def test_the_last_tokens_of_a_request_reach_other_requests() -> None:
+    known = texts(LookupScope.SPECULATOR)
+    first, second = FakeRequest("1", [1, 2, 3], [4, 5, 6]), FakeRequest("2", [0, 4, 5], [6])
+    ask(known, first, 1)
+    first.output_ids += [7, 8]
+    known.ended(first)
+    assert ask(known, second, 2).tokens == (7, 8)
+
+
+def test_the_end_of_a_request_that_never_decoded_is_harmless() -> None:
+    known = texts()
+    known.ended(FakeRequest("unknown"))
+    assert len(known) == 0

@@ -1,0 +1,74 @@
+"""The policy hears of every round once, with a time only where the time is the round's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aurora_runtime.serving.speculation.arms import OFF, Arm
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+
+
+class Listener(FixedArms):
+    """A policy that records what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(["off"])
+        self.heard: list[Any] = []
+
+    def observe(
+        self,
+        decision: Decision,
+        outlooks: Sequence[RequestOutlook],
+        accepted: Sequence[int],
+        milliseconds: float | None,
+    ) -> None:
+        self.heard.append((decision.arm, tuple(accepted), milliseconds))
+
+    def request_ended(self, rid: str) -> None:
+        self.heard.append(rid)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_rounds_time_ends_when_the_next_forward_pass_begins() -> None:
+    policy, clock = Listener(), Clock()
+    observer, req = RoundObserver(policy, clock), FakeRequest("r")
+    began = observer.forward_begins()
+    observer.round_begins(a_round([req], Arm(2, drafts=False), began=began))
+    assert observer.round_ended([2]) is not None
+    assert policy.heard == []
+    clock.now = 0.25
+    observer.forward_begins()
+    assert policy.heard == [(Arm(2, drafts=False), (2,), 250.0)]
+    observer.forward_begins()
+    assert len(policy.heard) == 1
+
+
+def test_the_time_is_unknown_when_the_engine_may_have_waited() -> None:
+    policy, clock = Listener(), Clock()
+    observer, req = RoundObserver(policy, clock), FakeRequest("r", ended=True)
+    observer.round_begins(a_round([req], OFF))
+    observer.round_ended([0])
+    clock.now = 9.0
+    observer.request_ended("r")
+    observer.forward_begins()
+    assert policy.heard == [(OFF, (0,), None), "r"], "the end of a request follows its last round"
+
+
+def test_a_round_whose_results_were_lost_is_not_observed() -> None:
+    policy = Listener()
+    observer, reqs = RoundObserver(policy, Clock()), [FakeRequest("a"), FakeRequest("b")]
+    observer.round_begins(a_round(reqs, OFF))
+    assert observer.round_ended([0]) is None
+    observer.forward_begins()
+    assert observer.round_ended([0, 0]) is None
+    assert policy.heard == []
