@@ -96,7 +96,7 @@ def _estimated_speedup(observed: Observed) -> str | None:
     for pod in observed.pods:
         start, agent = observed.recent_counters.get(pod.name), pod.agent
         if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
-            traffic.append((agent.live.answer_tokens - start.live.answer_tokens, agent.speedup_estimate))
+            traffic.append((agent.live.answer_tokens - start.answer_tokens, agent.speedup_estimate))
     return speedup_text(traffic)
 
 

@@ -161,7 +161,7 @@ def test_the_estimated_speedup_weighs_the_pods_by_their_traffic_and_is_kept_with
 
     def counted(name: str, tokens: int) -> CounterSample:
         now = agent(name, 0).live
-        return CounterSample("b1", NOW, now.model_copy(update={"answer_tokens": now.answer_tokens - tokens}))
+        return CounterSample("b1", NOW, now.answer_tokens - tokens, now.verify_rounds)
 
     pods = (serving("chat-a", 3.0), serving("chat-b", 1.0), serving("chat-c", None))
     world = observed(pods=pods, recent_counters={name: counted(name, 60) for name in ("chat-a", "chat-b", "chat-c")})
