@@ -17,6 +17,8 @@ from aurora_protocol.draft_records import CheckpointManifest, Lineage
 from aurora_protocol.pod_settings import ADMIN_KEY, ServingSettings
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import detect_machine
+from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
+from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
@@ -67,6 +69,13 @@ class EngineStart:
         """Write ``engine.json``."""
         _report(self.options.folder, self.state, ready=ready)
 
+    @property
+    def controller(self) -> RoundController | None:
+        """What decides the shape of each round. None: the shape is fixed."""
+        if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
+            return None
+        return controller_of(self.settings.draft, self.options.folder.path, self.state.boot)
+
     def command(self, config: Path) -> list[str]:
         """SGLang's command line. ``config`` holds the admin key."""
         speculative = self.state.mode is not EngineMode.OFF
@@ -79,6 +88,7 @@ class EngineStart:
             device_args=cpu.server_args(speculative=speculative) if self.on_cpu else [],
             config=config,
             mode=self.state.mode,
+            controller=self.controller,
         )
         return [str(Path(sys.executable).with_name("sglang")), "serve", *arguments]
 
@@ -88,9 +98,11 @@ class EngineStart:
         if self.on_cpu:
             environment |= cpu.environment(environment)
         if plugins := environment.get("SGLANG_PLUGINS"):
-            environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture,aurora_vocabulary"
+            environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture,{SPECULATION_PLUGIN},aurora_vocabulary"
         environment.setdefault("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "0")
         environment[CAPTURE_VARIABLE] = self._capture_settings().to_json().decode()
+        if self.controller is not None:
+            environment |= self.controller.environment()
         return environment
 
     def _capture_settings(self) -> CaptureSettings:
@@ -116,7 +128,7 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
     )
     _report(options.folder, state, ready=False)
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
-    for leftover in (options.folder.capture, options.folder.stopping):
+    for leftover in (options.folder.capture, options.folder.speculation, options.folder.stopping):
         leftover.unlink(missing_ok=True)
     return EngineStart(settings, options, state, StartFiles.read(options))
 

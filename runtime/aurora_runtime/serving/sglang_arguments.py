@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings
-from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram, RoundController
 
 
 def engine_arguments(
@@ -20,6 +20,7 @@ def engine_arguments(
     device_args: Sequence[str] = (),
     config: Path | None = None,
     mode: EngineMode = EngineMode.DRAFT,
+    controller: RoundController | None = None,
 ) -> list[str]:
     """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
@@ -33,6 +34,7 @@ def engine_arguments(
         config: YAML file with further arguments. The file holds the secrets, because any process can read a command
             line.
         mode: how the engine speculates. A serving pod uses the draft; the other modes serve measurements.
+        controller: decides the shape of each round of a draft. None: the shape is fixed.
     """
     target = settings.target
     arguments = ["--config", str(config)] if config else []
@@ -41,7 +43,7 @@ def engine_arguments(
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
     arguments += ["--max-running-requests", str(settings.max_running_requests)]
     speculation = {
-        EngineMode.DRAFT: Eagle3(draft, version, settings.draft).arguments(),
+        EngineMode.DRAFT: Eagle3(draft, version, settings.draft, controller).arguments(),
         EngineMode.OFF: [],
         EngineMode.NGRAM: Ngram(settings.draft.tokens_per_round).arguments(),
     }

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import SpeculationState
-from aurora_runtime.serving.speculation.settings import SpeculationSettings
 from aurora_runtime.sglang_version import require_parameters, require_sglang
 
 _WORKER: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"

@@ -26,7 +26,7 @@ from tests.bench.speculation.generated_rounds import traffics
 from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds
 from tests.bench.speculation.regret import measure_regret, new_controller
 
-from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.controller import RequestOutlook
 
 REQUESTS_AT_LEAST = 60

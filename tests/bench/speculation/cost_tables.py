@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, sqrt
 
-from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.engine.arms import Arm
 
 CostTable = Callable[[Arm, int, int], float]
 """Milliseconds of a round, by arm, batch size, and tokens by which the draft is behind in the whole batch."""

@@ -28,8 +28,8 @@ from tests.bench.bench_command import bench_parser
 from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds, matching_tokens
 from tests.traffic.prompts import Domain
 
-from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap

@@ -10,7 +10,7 @@ from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 from tests.bench.speculation.simulator import FixedArm, PlayedRound, against_off, play, speed, worst_window
 
-from aurora_runtime.serving.speculation.arms import Arm, arms_within
+from aurora_runtime.engine.arms import Arm, arms_within
 from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
 
 ARMS = arms_within(draft_steps=7, lookup_steps=11)

@@ -14,7 +14,7 @@ from typing import Protocol
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller import Decision, RequestOutlook
 
 BACKLOG_TOKENS = 256

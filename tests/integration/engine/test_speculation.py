@@ -16,14 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3
+from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_records import SpeculationState
-from aurora_runtime.serving.speculation.lookup_index import LookupScope
-from aurora_runtime.serving.speculation.settings import SpeculationSettings, round_controller
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime import sglang_version
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import speculation_plugin
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.settings import SpeculationSettings
 
 
 def test_a_refusal_is_written_for_the_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

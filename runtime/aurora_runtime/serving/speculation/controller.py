@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
 from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
 from aurora_runtime.serving.speculation.estimates.value_model import Curve, ValueModel

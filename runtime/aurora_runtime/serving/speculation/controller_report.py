@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 
 SPEEDUP_MEMORY: Final = 0.998

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.engine.arms import Arm
 
 PROVEN_TRIALS: Final = 4.0
 """Observations of the draft's position that allow an arm one rung deeper to be explored."""

@@ -16,9 +16,9 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.serving.speculation.suffix_table import SuffixTable
 
 SUFFIX_LENGTHS: Final = (1, 2, 4, 8)
@@ -33,14 +33,6 @@ SLOTS_PER_TOKEN: Final = 2
 _POSITION_BITS: Final = 28
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
 _SHARED: Final = 0
-
-
-class LookupScope(StrEnum):
-    """Whose text a request's proposals may come from."""
-
-    OFF = "Off"
-    REQUEST = "Request"
-    SPECULATOR = "Speculator"
 
 
 @dataclass(frozen=True)

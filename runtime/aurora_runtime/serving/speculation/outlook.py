@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.engine.arms import Arm, Source
 
 CANNOT_DRAFT: Final = -1
 """The value of ``pending`` of a request that the draft cannot serve any more."""

@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
@@ -69,7 +70,10 @@ class JobEngines:
         speculation: dict[str, Eagle3 | Ngram | None] = {}
         if Arm.OFF in self.baseline_arms:
             speculation[_engine_name(Arm.OFF)] = None
-        speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, self.draft_spec)
+        spec = self.draft_spec
+        # The engine is measured as it serves: with the controller where pods have it.
+        controller = controller_of(spec, self.engines.folder, "measurement") if spec.adaptive else None
+        speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, spec, controller)
         if Arm.NGRAM in self.baseline_arms:
             speculation[_engine_name(Arm.NGRAM)] = Ngram(self.draft_spec.tokens_per_round)
         on_gpu = self.engines.spec.device != "cpu"

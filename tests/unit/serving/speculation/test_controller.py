@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source, arms_within
+from aurora_runtime.engine.arms import OFF, Arm, Source, arms_within
 from aurora_runtime.serving.speculation.controller import (
     CANNOT_DRAFT,
     Controller,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm
+from aurora_runtime.engine.arms import OFF, Arm
 from aurora_runtime.serving.speculation.exploration import (
     ExplorationBudget,
     ExplorationSettings,

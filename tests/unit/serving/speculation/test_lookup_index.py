@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.serving.speculation.lookup_index import (
     LONGEST_MATCH,
     SUFFIX_LENGTHS,
     LookupIndex,
-    LookupScope,
     Proposal,
 )
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.held_out_split import PROMPTS_PER_HELD_OUT, is_held_out, prompt_hash
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope, Proposal
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.lookup_seed import (
     MAX_SEED_BYTES,
     MAX_SEED_TOKENS,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.engine.arms import Arm
 
 Coefficients = tuple[float, float, float, float, float]
 PRIOR_SHARES: Final[Coefficients] = (0.96, 0.015, 0.04, 0.06, 0.01)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from math import exp, log, sqrt
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
 
 NOISE_VARIANCE: Final = 0.08**2

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from math import log2
 from typing import Final
 
-from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.estimates.survival import SurvivalRates, expected_accepted
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import EarlyResults, start_copy
 from aurora_runtime.serving.speculation.worker.engine_requirements import (

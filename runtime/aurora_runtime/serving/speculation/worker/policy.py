@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.rounds import Round

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 import torch.distributed
 
-from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.outlook import Decision
 
 _SOURCES: Final = tuple(Source)

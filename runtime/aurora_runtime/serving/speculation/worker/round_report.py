@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
-from aurora_runtime.serving.speculation.arms import Source
 from aurora_runtime.serving.speculation.worker.policy import Policy
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 

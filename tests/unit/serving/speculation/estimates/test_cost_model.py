@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, arms_within
+from aurora_runtime.engine.arms import OFF, Arm, arms_within
 from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, ascending, size_range
 from tests.bench.speculation.cost_tables import CostTable, Noise, cpu_milliseconds, gpu_milliseconds
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, ValueModel
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 

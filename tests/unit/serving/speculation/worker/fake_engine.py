@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm
+from aurora_runtime.engine.arms import OFF, Arm
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
 from aurora_runtime.serving.speculation.worker import draft_progress
 from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest

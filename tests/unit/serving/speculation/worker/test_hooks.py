@@ -14,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_api.v1alpha1.draft import LookupScope
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker import draft_progress, hooks
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks

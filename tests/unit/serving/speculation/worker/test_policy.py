@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aurora_runtime.serving.speculation.arms import Arm, Source
+from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, with_lookup
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.outlook import Decision
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
 

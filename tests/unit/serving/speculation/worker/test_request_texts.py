@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, LookupScope, Proposal
+from aurora_api.v1alpha1.draft import LookupScope
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 

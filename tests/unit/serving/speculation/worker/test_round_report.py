@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport

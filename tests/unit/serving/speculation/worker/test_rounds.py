@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm
+from aurora_runtime.engine.arms import OFF, Arm
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rounds import RoundObserver

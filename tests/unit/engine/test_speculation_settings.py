@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3
-from aurora_runtime.serving.speculation.lookup_index import LookupScope
-from aurora_runtime.serving.speculation.settings import SpeculationSettings, round_controller
+from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
 
 
 def settings(**changes: object) -> SpeculationSettings:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.arms import OFF, Arm, arms_within
+from aurora_runtime.engine.arms import OFF, Arm, arms_within
 
 
 def test_arms_within_bounds_offer_the_ladder_and_the_bounds_themselves() -> None:

@@ -12,10 +12,10 @@ from typing import Final
 
 from pydantic import Field
 
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.record import Record
+from aurora_runtime.engine.arms import Arm, arms_within
 from aurora_runtime.engine.speculation_flags import RoundController
-from aurora_runtime.serving.speculation.arms import Arm, arms_within
-from aurora_runtime.serving.speculation.lookup_index import LookupScope
 
 LOOKUP_STEPS: Final = 11
 """Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
@@ -43,7 +43,7 @@ class SpeculationSettings(Record):
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms to choose from, :data:`~aurora_runtime.serving.speculation.arms.OFF` first."""
+        """The arms to choose from, :data:`~aurora_runtime.engine.arms.OFF` first."""
         return arms_within(self.draft_steps, 0 if self.lookup is LookupScope.OFF else self.lookup_steps)
 
 
@@ -59,3 +59,9 @@ def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) 
     """What an engine with these settings is started with. Writes ``adaptive_config_file``."""
     adaptive_config_file.write_text(adaptive_config(settings.arms))
     return RoundController(adaptive_config_file, settings.to_json().decode())
+
+
+def controller_of(draft: DraftSpec, folder: Path, boot: str) -> RoundController:
+    """The controller of an engine that serves ``draft`` and keeps its files in ``folder``."""
+    settings = SpeculationSettings(state_folder=str(folder), boot=boot, draft_steps=draft.steps, lookup=draft.lookup)
+    return round_controller(settings, folder / "adaptive-steps.json")
