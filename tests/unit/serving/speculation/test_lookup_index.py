@@ -169,7 +169,7 @@ def test_a_running_answer_is_found_by_others() -> None:
 def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("other", [6, 5, 1, 2, 70, 71])
-    index.begin("own", [4, 1, 2, 80, 81, 3, 1, 2])
+    index.begin("own", [4, 1, 2, 80, 81, 7, 1, 2])
     index.begin("longer", [9, 9, 3, 1, 2, 80, 6, 5, 1, 2])
     index.begin("late", [1, 2, 60, 61])
     assert index.propose("own", 2) == Proposal((80, 81), 2)
