@@ -70,6 +70,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.vocabulary
 	$(PY) -m tests.bench.served
 	$(PY) -m tests.bench.served.shift
+	$(PY) -m tests.bench.speculation
 	$(PY) -m tests.bench.operator
 	$(PY) -m tests.bench.operator.failover
 

@@ -1,6 +1,7 @@
 """Chooses each decode round's arm and sources: the most expected tokens per expected millisecond.
 
-Value comes from :mod:`value_model`, cost from :mod:`cost_model`, and :mod:`exploration` bounds what learning may cost.
+Value comes from :mod:`estimates.value_model`, cost from :mod:`estimates.cost_model`, and :mod:`exploration` bounds
+what learning may cost.
 
 Invariants:
 - No clock, no torch, no SGLang: the controller is a function of its calls and of its ``random``. Controllers with
@@ -15,18 +16,30 @@ broadcasts the :class:`Decision`, or every rank observes the milliseconds of ran
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from aurora_runtime.serving.speculation.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.controller_report import ControllerReport, CostCell
-from aurora_runtime.serving.speculation.cost_model import CostModel
-from aurora_runtime.serving.speculation.exploration import ExplorationBudget, ExplorationSettings
+from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
+from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
+from aurora_runtime.serving.speculation.estimates.value_model import Curve, ValueModel
+from aurora_runtime.serving.speculation.exploration import (
+    ExplorationBudget,
+    ExplorationSettings,
+    Prospect,
+    is_off_due,
+    most_promising,
+    with_draft_step_by_step,
+)
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.value_model import ValueModel
 
 __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings", "Decision", "RequestOutlook"]
+
+CATCH_UP_ROUNDS: Final = 8.0
+"""Rounds over which the draft's catch-up is written off: it is paid once, and the rounds after it need none."""
+OFF_PREFERENCE: Final = 0.005
+"""Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,10 @@ class ControllerSettings:
 
     Attributes:
         hysteresis: an arm replaces the arm of the last round when it is better by this share.
-        optimism: standard errors above the estimate that an arm is given when exploring.
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
-    hysteresis: float = 0.02
-    optimism: float = 1.5
+    hysteresis: float = 0.01
 
 
 class Controller:
@@ -51,34 +62,32 @@ class Controller:
         if OFF not in arms:
             raise ValueError("the arms must contain off")
         self._arms = tuple(sorted(set(arms)))
+        self._index = {arm: i for i, arm in enumerate(self._arms)}
+        self._shapes = tuple((i, arm.steps, arm.drafts) for i, arm in enumerate(self._arms))
+        self._can_draft = any(arm.drafts for arm in self._arms)
         self._settings = settings
         self._random = random
-        self._values = ValueModel(max(arm.steps for arm in self._arms))
+        self._values = ValueModel(self._arms[-1].steps)
         self._costs = CostModel(self._arms)
         self._budget = ExplorationBudget(settings.exploration)
-        self._last = OFF
-        self._exploring_rounds = 0
-        self._rounds_by_arm: Counter[Arm] = Counter()
-        self._proposed: Counter[Source] = Counter()
-        self._accepted: Counter[Source] = Counter()
+        self._counters = RoundCounters()
+        self._last = 0
+        self._explored_last = False
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         """Decide the next round of a batch. An empty batch is off."""
         if not outlooks:
             return Decision(OFF, (), explores=False)
-        costs = self._costs.milliseconds(len(outlooks))
-        tokens = self._tokens(outlooks, 0.0)
-        speeds = [tokens[i] / costs[i] for i in range(len(costs))]
-        best = max(range(len(speeds)), key=speeds.__getitem__)
-        last = self._arms.index(self._last)
-        if speeds[last] * (1 + self._settings.hysteresis) >= speeds[best]:
-            best = last
-        explored = self._worth_exploring(outlooks, costs, speeds[best])
-        chosen = best if explored is None else explored
-        if explored is None:
-            self._last = self._arms[best]
+        lookup, draft = self._curves(outlooks, 0.0)
+        tokens = self._tokens(lookup, draft)
+        costs = self._milliseconds(outlooks)
+        best = self._best(tokens, costs)
+        self._last = best
+        chosen, self._explored_last = best, False
+        if self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
+            chosen, self._explored_last = found.arm, True
         arm = self._arms[chosen]
-        return Decision(arm, self._sources(arm, outlooks), explores=explored is not None)
+        return Decision(arm, _sources(arm, lookup, draft), self._explored_last)
 
     def observe(
         self,
@@ -86,32 +95,45 @@ class Controller:
         outlooks: Sequence[RequestOutlook],
         accepted: Sequence[int],
         milliseconds: float | None,
+        unplayed_lookup: Sequence[int] = (),
     ) -> None:
         """Learn from a round.
 
         Args:
             accepted: accepted proposed tokens of each request, without the bonus token.
             milliseconds: the round's time. None: it cannot be compared, for example because a prefill was in between.
+            unplayed_lookup: for each request, how many tokens of its lookup are the tokens that the round made, of a
+                lookup that was not the round's source. Lookup's value is then known before lookup was ever used. Empty:
+                not known.
         """
-        self._values.begin_round()
-        self._rounds_by_arm[decision.arm] += 1
-        self._exploring_rounds += decision.explores
-        for outlook, source, count in zip(outlooks, decision.sources, accepted, strict=True):
-            proposed = decision.arm.steps
-            if source is Source.LOOKUP:
-                proposed = min(proposed, outlook.lookup_length)
-            if source is not Source.NONE:
-                self._proposed[source] += proposed
-                self._accepted[source] += count
-                self._values.learn(source, outlook, count, proposed)
-        if milliseconds is None or not outlooks:
+        if not outlooks:
             return
-        size = len(outlooks)
-        self._costs.learn(decision.arm, size, milliseconds)
-        off = self._costs.milliseconds(size)[0]
+        self._values.begin_round()
+        arm, steps = decision.arm, decision.arm.steps
+        drafted, looked_up = [], []
+        for i, (outlook, source, count) in enumerate(zip(outlooks, decision.sources, accepted, strict=True)):
+            if source is Source.DRAFT:
+                drafted.append((outlook, count, steps))
+            elif source is Source.LOOKUP:
+                looked_up.append((outlook, count, min(steps, outlook.lookup_length)))
+            if unplayed_lookup and source is not Source.LOOKUP:
+                looked_up.append((outlook, unplayed_lookup[i], min(count + 1, outlook.lookup_length)))
+        size, made = len(outlooks), len(outlooks) + sum(accepted)
+        self._counters.count(decision, outlooks, accepted)
+        if drafted:
+            self._values.learn(Source.DRAFT, drafted)
+        if looked_up:
+            self._values.learn(Source.LOOKUP, looked_up)
+        if milliseconds is None:
+            return
+        pending = _pending(outlooks) if arm.drafts else 0
+        self._costs.learn(arm, size, milliseconds, pending)
+        costs = self._costs.milliseconds(size)
+        took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
+        self._counters.compare_with_off(took, costs[0] * made / size)
         if decision.explores:
-            self._budget.spend(self._costs.milliseconds(size)[self._arms.index(decision.arm)] - off)
-        self._budget.earn(off, off)
+            self._budget.spend(took - made / self._best_speed(outlooks))
+        self._budget.earn(costs[0] * made / size, costs[0])
 
     def draft_replaced(self) -> None:
         """Another draft version serves: forget the draft's values and keep the costs."""
@@ -123,47 +145,95 @@ class Controller:
 
     def report(self) -> ControllerReport:
         """Counters and estimates, for people and metrics."""
-        return ControllerReport(
-            rounds=self._rounds_by_arm.total(),
-            exploring_rounds=self._exploring_rounds,
-            rounds_by_arm=dict(self._rounds_by_arm),
-            proposed_by_source=dict(self._proposed),
-            accepted_by_source=dict(self._accepted),
-            costs=tuple[CostCell, ...](),
-            speedup_over_off=None,
-        )
+        return self._counters.report(self._costs.cells())
 
-    def _tokens(self, outlooks: Sequence[RequestOutlook], z: float) -> list[float]:
+    def _curves(self, outlooks: Sequence[RequestOutlook], z: float) -> tuple[list[Curve], list[Curve]]:
+        """The curves of lookup and draft of each request."""
+        values = self._values
+        return [values.lookup_curve(o, z) for o in outlooks], [values.draft_curve(o, z) for o in outlooks]
+
+    def _tokens(self, lookup: list[Curve], draft: list[Curve]) -> list[float]:
         """Expected tokens of a round by arm, bonus tokens included."""
-        lookup = [self._values.lookup_curve(outlook, z) for outlook in outlooks]
-        draft = [self._values.draft_curve(outlook, z) for outlook in outlooks]
-        without = list(map(sum, zip(*lookup, strict=True)))
-        with_draft = list(map(sum, zip(*(map(max, a, b) for a, b in zip(lookup, draft, strict=True)), strict=True)))
-        size = len(outlooks)
-        return [size + (with_draft if arm.drafts else without)[arm.steps] for arm in self._arms]
+        size = len(lookup)
+        if size == 1:
+            without: Sequence[float] = lookup[0]
+            with_draft: Sequence[float] = list(map(max, lookup[0], draft[0])) if self._can_draft else without
+        else:
+            without = list(map(sum, zip(*lookup, strict=True)))
+            with_draft = without
+            if self._can_draft:
+                better = [list(map(max, a, b)) for a, b in zip(lookup, draft, strict=True)]
+                with_draft = list(map(sum, zip(*better, strict=True)))
+        return [size + (with_draft[steps] if drafts else without[steps]) for _, steps, drafts in self._shapes]
 
-    def _worth_exploring(self, outlooks: Sequence[RequestOutlook], costs: Sequence[float], speed: float) -> int | None:
-        """The cheapest arm that could be better than ``speed`` and that the budget can pay."""
+    def _milliseconds(self, outlooks: Sequence[RequestOutlook]) -> Sequence[float]:
+        """Expected time of a round by arm. The draft's catch-up is written off over several rounds."""
+        costs = self._costs.milliseconds(len(outlooks))
+        pending = _pending(outlooks)
+        if not pending or not self._can_draft:
+            return costs
+        catch_up = self._costs.catch_up_milliseconds(pending, len(outlooks)) / CATCH_UP_ROUNDS
+        return [cost + catch_up if drafts else cost for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)]
+
+    def _best(self, tokens: Sequence[float], costs: Sequence[float]) -> int:
+        """The arm with the most tokens per millisecond. The last one stays if it is about as good."""
+        speeds = [a / b for a, b in zip(tokens, costs, strict=True)]
+        best = max(speeds)
+        if speeds[0] * (1 + OFF_PREFERENCE) >= best:
+            return 0
+        if speeds[self._last] * (1 + self._settings.hysteresis) >= best:
+            return self._last
+        return speeds.index(best)
+
+    def _best_speed(self, outlooks: Sequence[RequestOutlook]) -> float:
+        tokens, costs = self._tokens(*self._curves(outlooks, 0.0)), self._milliseconds(outlooks)
+        return max(a / b for a, b in zip(tokens, costs, strict=True))
+
+    def _may_explore(self) -> bool:
+        """Whether to look for something to explore. After a round that explored, always: bursts catch up once."""
         if self._budget.credit_milliseconds <= 0:
-            return None
-        tokens = self._tokens(outlooks, self._settings.optimism)
-        size = len(outlooks)
-        affordable = [
-            (costs[i] - size / speed, i)
-            for i in range(len(costs))
-            if tokens[i] > speed * costs[i] and 0 < costs[i] - size / speed <= self._budget.credit_milliseconds
+            return False
+        return self._explored_last or self._random.random() < self._settings.exploration.consider
+
+    def _explore(
+        self, outlooks: Sequence[RequestOutlook], tokens: Sequence[float], costs: Sequence[float], speed: float
+    ) -> Prospect | None:
+        """The arm to explore, if one is worth it and can be paid."""
+        size, credit = len(outlooks), self._budget.credit_milliseconds
+        if self._last and costs[0] - size / speed <= credit:
+            samples, age = self._costs.off_age(size)
+            if is_off_due(samples, age, speed * costs[0] / size):
+                return Prospect(0, size, size / costs[0], costs[0])
+        exploration = self._settings.exploration
+        optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
+        doubts = self._costs.deviations(len(outlooks))
+        catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
+        steady = self._costs.milliseconds(size)
+        prospects = [
+            Prospect(i, tokens[i], optimistic[i] / steady[i] * (1 + doubts[i]), steady[i] + drafts * catch_up)
+            for i, _, drafts in self._shapes
         ]
-        return min(affordable)[1] if affordable else None
+        if self._can_draft:
+            trials = [self._values.draft_trials(d) for d in range(self._arms[-1].steps)]
+            prospects = with_draft_step_by_step(self._arms, prospects, trials)
+        del prospects[self._last]
+        return most_promising(prospects, speed, credit, exploration.min_gain)
 
-    def _sources(self, arm: Arm, outlooks: Sequence[RequestOutlook]) -> tuple[Source, ...]:
-        """The source of each request: the one with more expected tokens in this arm."""
-        if arm == OFF:
-            return (Source.NONE,) * len(outlooks)
-        return tuple(self._source(arm, outlook) for outlook in outlooks)
 
-    def _source(self, arm: Arm, outlook: RequestOutlook) -> Source:
-        lookup = self._values.lookup_curve(outlook)[arm.steps]
-        draft = self._values.draft_curve(outlook)[arm.steps] if arm.drafts else 0.0
-        if lookup <= 0.0 and draft <= 0.0:
-            return Source.NONE
-        return Source.LOOKUP if lookup >= draft else Source.DRAFT
+def _pending(outlooks: Sequence[RequestOutlook]) -> int:
+    """Tokens by which the draft is behind in the whole batch."""
+    return sum(o.pending for o in outlooks if o.pending > 0)
+
+
+def _sources(arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
+    """The source of each request: the one with more expected tokens in this arm."""
+    steps = arm.steps
+    if not steps:
+        return (Source.NONE,) * len(lookup)
+    sources = []
+    for looked_up, drafted in zip(lookup, draft, strict=True):
+        if arm.drafts and drafted[steps] > looked_up[steps]:
+            sources.append(Source.DRAFT)
+        else:
+            sources.append(Source.LOOKUP if looked_up[steps] > 0.0 else Source.NONE)
+    return tuple(sources)

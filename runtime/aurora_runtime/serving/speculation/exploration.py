@@ -1,15 +1,29 @@
-"""How much the controller may spend on learning: a token bucket of milliseconds.
+"""What the controller may spend on learning, and what it learns next.
 
-An exploring round may lose time against the round that seemed best. The bucket pays that loss. It earns a fixed share
-of the time that passes and holds a few rounds at most. So in any stretch of traffic, exploration loses at most the
-share of the stretch's time and one full bucket. A round that explores and wins costs nothing.
+A round that explores may lose time against the round that seemed best. A token bucket of milliseconds pays that loss.
+The bucket earns a fixed share of the time that passes, and holds a few rounds at most. A round that explores and wins
+pays its gain in.
 
-Invariant: a round explores only when the bucket covers the loss that it would have if nothing were accepted.
+Invariant: over any stretch of rounds, exploration loses at most the share of the stretch's time, one full bucket, and
+the loss of one round.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from aurora_runtime.serving.speculation.arms import Arm
+
+PROVEN_TRIALS: Final = 4.0
+"""Observations of the draft's position that allow an arm one rung deeper to be explored."""
+OFF_INTERVAL_ROUNDS: Final = 50
+"""Rounds after which off is timed again, times the speedup."""
+OFF_INTERVAL_GROWTH: Final = 6
+"""Rounds by which the interval grows with every time, until it has its full length."""
+LEAST_LOSS: Final = 0.02
+"""The smallest relative loss with which a gain is weighed. Smaller ones are within the noise of the estimates."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +32,17 @@ class ExplorationSettings:
 
     Attributes:
         share: share of the time that exploration may lose.
-        burst_rounds: rounds' worth of time that the bucket holds at most.
+        burst_rounds: off rounds' worth of time that the bucket holds at most.
+        consider: share of rounds in which exploring is considered at all.
+        optimism: standard errors above the estimate with which an arm's value is considered.
+        min_gain: an arm is explored if it could be better than the best arm by this share.
     """
 
-    share: float = 0.008
-    burst_rounds: float = 1.5
+    share: float = 0.005
+    burst_rounds: float = 1.0
+    consider: float = 0.25
+    optimism: float = 1.5
+    min_gain: float = 0.03
 
 
 class ExplorationBudget:
@@ -30,17 +50,90 @@ class ExplorationBudget:
 
     def __init__(self, settings: ExplorationSettings) -> None:
         self._settings = settings
-        self._credit = 0.0
+        self._credit: float | None = None
 
     @property
     def credit_milliseconds(self) -> float:
-        return self._credit
+        return self._credit or 0.0
 
-    def earn(self, milliseconds: float, round_milliseconds: float) -> None:
-        """A round has passed. ``round_milliseconds`` is the time of a round without speculation."""
-        limit = self._settings.burst_rounds * round_milliseconds
-        self._credit = min(limit, self._credit + self._settings.share * milliseconds)
+    def earn(self, worth_milliseconds: float, off_milliseconds: float) -> None:
+        """A round made tokens for which rounds without speculation take ``worth_milliseconds``.
+
+        One such round takes ``off_milliseconds``. The first round fills the bucket.
+        """
+        limit = self._settings.burst_rounds * off_milliseconds
+        if self._credit is None:
+            self._credit = limit
+        self._credit = min(limit, self._credit + self._settings.share * worth_milliseconds)
 
     def spend(self, milliseconds: float) -> None:
-        """Pay the loss of a round that explored. A gain is not credited."""
-        self._credit -= max(0.0, milliseconds)
+        """Pay the loss of a round that explored, or take in its gain where ``milliseconds`` is negative."""
+        self._credit = self.credit_milliseconds - milliseconds
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What exploring an arm may bring.
+
+    Attributes:
+        tokens: expected tokens of the round.
+        optimistic_speed: tokens per millisecond that the arm may well have, once the draft has caught up. 0: the arm is
+            not to be explored.
+        milliseconds: expected time, the whole catch-up of the draft included.
+    """
+
+    arm: int
+    tokens: float
+    optimistic_speed: float
+    milliseconds: float
+
+
+def most_promising(
+    prospects: Sequence[Prospect], speed: float, credit_milliseconds: float, min_gain: float
+) -> Prospect | None:
+    """The prospect with the largest possible gain per expected loss, among those that the credit covers.
+
+    Args:
+        speed: tokens per millisecond of the best arm.
+        min_gain: the share by which a prospect must be able to beat ``speed``.
+    """
+    best, best_score = None, 0.0
+    for prospect in prospects:
+        gain = prospect.optimistic_speed / speed - 1
+        loss = prospect.milliseconds - prospect.tokens / speed
+        if gain <= min_gain or loss > credit_milliseconds:
+            continue
+        score = gain / max(loss / prospect.milliseconds, LEAST_LOSS)
+        if score > best_score:
+            best, best_score = prospect, score
+    return best
+
+
+def is_off_due(samples: int, age_rounds: int, speedup: float) -> bool:
+    """Whether to time a round without speculation again, although another arm is faster.
+
+    Off is what every other arm is compared with, for the promise and for the report. While speculation is ``speedup``
+    times as fast, nothing else would time off. A new cell is timed more often until it has a few times.
+    """
+    return age_rounds >= speedup * min(OFF_INTERVAL_ROUNDS, OFF_INTERVAL_GROWTH * samples)
+
+
+def with_draft_step_by_step(
+    arms: Sequence[Arm], prospects: Sequence[Prospect], trials: Sequence[float]
+) -> list[Prospect]:
+    """The prospects in the order of the arms, of which the draft's are explored from few steps to many.
+
+    The first draft arm with a position that is not known yet stands for all deeper ones: it gets the best of their
+    optimistic speeds, and they are not explored. So one cheap step finds an untrained draft out, although only many
+    steps could have been worth it. A good draft climbs a rung every few rounds. ``trials[d]`` is the weight of what is
+    known about position ``d + 1``.
+    """
+    result = list(prospects)
+    drafting = [i for i, arm in enumerate(arms) if arm.drafts]
+    frontier = next((n for n, i in enumerate(drafting) if trials[arms[i].steps - 1] < PROVEN_TRIALS), len(drafting))
+    beyond = drafting[frontier:]
+    if beyond:
+        best = max(result[i].optimistic_speed for i in beyond)
+        for i in beyond:
+            result[i] = replace(result[i], optimistic_speed=best if i == beyond[0] else 0.0)
+    return result

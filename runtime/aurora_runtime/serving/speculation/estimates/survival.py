@@ -10,11 +10,14 @@ Invariant: expected accepted tokens never fall with the number of steps, and ris
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, sqrt
 from typing import Final
 
 PRIOR_WEIGHT: Final = 2.0
 """Observations that the prior counts for."""
+UNKNOWN_WEIGHT: Final = 0.3
+"""Observations that a bound rests on when there are none. So the bounds of an unknown rate are nearly 0 and 1."""
+_MAX_SCALE: Final = 1e9
 
 
 class SurvivalRates:
@@ -30,35 +33,39 @@ class SurvivalRates:
         self._prior = prior
         self._successes = [0.0] * groups
         self._trials = [0.0] * groups
+        # New observations count for ever more, which is cheaper than to reduce all old ones each time.
+        self._scale = 1.0
 
-    @property
-    def trials(self) -> float:
-        """Weight of the observations at the first position."""
-        return self._trials[0]
+    def trials(self, position: int) -> float:
+        """The weight of the observations at a position, counted from 0."""
+        return self._trials[self._positions[position]] / self._scale
 
-    def fade(self, factor: float) -> None:
-        """Multiply the weight of all observations so far by ``factor``."""
-        self._successes = [value * factor for value in self._successes]
-        self._trials = [value * factor for value in self._trials]
+    def fade(self, by: float) -> None:
+        """Reduce the weight of all observations so far to ``exp(-by)`` of what it was."""
+        self._scale *= exp(by)
+        if self._scale > _MAX_SCALE:
+            self._successes = [value / self._scale for value in self._successes]
+            self._trials = [value / self._scale for value in self._trials]
+            self._scale = 1.0
 
     def add(self, accepted: int, proposed: int) -> None:
         """Learn from one proposal."""
-        positions, successes, trials = self._positions, self._successes, self._trials
+        positions, successes, trials, one = self._positions, self._successes, self._trials, self._scale
         last = len(positions)
-        for group in positions[: min(accepted, last)]:
-            successes[group] += 1.0
-            trials[group] += 1.0
+        for group in positions[:accepted]:
+            successes[group] += one
+            trials[group] += one
         if accepted < proposed and accepted < last:
-            trials[positions[accepted]] += 1.0
+            trials[positions[accepted]] += one
 
     def rates(self, z: float = 0.0) -> list[float]:
         """The rate by position. ``z`` standard errors above the estimate, or below where ``z`` is negative."""
         by_group = list[float]()
-        prior = self._prior
+        prior, scale = self._prior, self._scale
         for successes, trials in zip(self._successes, self._trials, strict=True):
-            rate = (successes + PRIOR_WEIGHT * prior) / (trials + PRIOR_WEIGHT)
-            prior = rate
-            by_group.append(wilson_bound(rate, trials + PRIOR_WEIGHT, z) if z else rate)
+            weight = trials / scale + PRIOR_WEIGHT
+            prior = (successes / scale + PRIOR_WEIGHT * prior) / weight
+            by_group.append(wilson_bound(prior, trials / scale + UNKNOWN_WEIGHT, z) if z else prior)
         return [by_group[group] for group in self._positions]
 
 

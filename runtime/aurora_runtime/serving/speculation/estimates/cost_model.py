@@ -1,0 +1,275 @@
+"""How many milliseconds a round takes, by arm and batch size, measured while rounds go by.
+
+A *cell* is an arm and a range of batch sizes. Its time is the fitted formula (:mod:`cost_line`) times the cell's level,
+so that batch sizes within a cell are comparable. A cell that was never timed has the formula's time.
+
+Machines become slower and faster for all arms at once (neighbours, clocks, longer contexts). The *pace* follows what
+all cells have in common. Cells keep times at pace 1. Without the pace, the arm that happened to be timed in a slow
+minute would seem dear until it is timed again.
+
+Each time is split between pace and level by their variances, as a Kalman filter does: a new or long unused cell takes
+most of a deviation, otherwise the pace takes it. Outliers are clipped. Nothing makes a round faster than it is, but
+much makes a round slower. So a new cell believes a time far below its estimate, and waits for a second one after a
+time far above it.
+
+Invariants:
+- At one batch size, estimates never fall with the number of steps, and an arm with the draft never costs less than the
+  same steps without.
+- Of an outlier in a well-known cell, at most :data:`CLIP` standard deviations count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from math import exp, log, sqrt
+from typing import Final
+
+from aurora_runtime.serving.speculation.arms import Arm
+from aurora_runtime.serving.speculation.estimates import cost_line
+
+NOISE_VARIANCE: Final = 0.08**2
+"""Variance of the logarithm of a single time."""
+PACE_VARIANCE_PER_ROUND: Final = 0.02**2
+"""How fast the machine's speed wanders."""
+LEVEL_VARIANCE_PER_ROUND: Final = 0.004**2
+"""How fast an arm's cost wanders against the others, in rounds without the arm. In rounds with it, the pace wanders."""
+UNTIMED_VARIANCE: Final = 0.25**2
+"""Variance of the logarithm of a cell's level before the first time: how wrong the formula may be."""
+CLIP: Final = 2.5
+"""Standard deviations from which a time counts as an outlier."""
+FEW_TIMES: Final = 3
+"""Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
+DOUBTED_DEVIATION: Final = 0.25
+"""Logarithmic deviation above the formula from which a cell's first time is probably an outlier."""
+DEFAULT_MILLISECONDS: Final = 20.0
+"""An off round of one request before any measurement. Only ratios matter until then."""
+NEARNESS: Final = 1.5
+"""Ranges of batch sizes within which a cell's weight in the formula falls to 1/e."""
+MAX_WEIGHT: Final = 9
+"""Times that a cell counts for in the formula at most. The formula is not exact, however often a cell is timed."""
+CATCH_UP_SHARES: Final = (0.05, 0.08)
+"""A catch-up's time before any measurement: a share of an off round, and per token a share of a verified token's time.
+A draft has one layer where the target has dozens."""
+CATCH_UP_GAIN: Final = 0.2
+"""How much of a deviation of a catch-up's time is taken over."""
+CATCH_UP_VISIBLE: Final = 0.1
+"""Share of a round from which a catch-up is long enough to be measured."""
+_REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
+
+
+class _Cell:
+    """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
+
+    __slots__ = ("_variance", "batch_size", "level", "round", "samples")
+
+    def __init__(self) -> None:
+        self.level = 1.0
+        self.samples = 0
+        self.batch_size = 0
+        """The size of the last batch."""
+        self._variance = UNTIMED_VARIANCE
+        self.round = 0
+
+    def variance(self, now: int) -> float:
+        """Variance of the level's logarithm in round ``now``. It grows while the arm is not timed."""
+        return min(UNTIMED_VARIANCE, self._variance + LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1))
+
+    def add(self, batch_size: int, ratio: float, now: int, pace_variance: float) -> tuple[float, float]:
+        """Learn a time over the formula's time. Returns its logarithmic deviation and the deviation's variance."""
+        variance, noise = self.variance(now), NOISE_VARIANCE
+        deviation = log(ratio / self.level)
+        if self.samples == 0 and deviation > DOUBTED_DEVIATION:
+            noise = deviation * deviation
+        elif self.samples <= FEW_TIMES and deviation < -CLIP * sqrt(variance + pace_variance + noise):
+            variance = UNTIMED_VARIANCE
+        total = variance + pace_variance + noise
+        bound = CLIP * sqrt(total)
+        deviation = max(-bound, min(deviation, bound))
+        self.level *= exp(deviation * variance / total)
+        self._variance = variance * (1 - variance / total)
+        self.round = now
+        self.samples += 1
+        self.batch_size = batch_size
+        return deviation, total
+
+
+class _Range:
+    """A range of batch sizes: its formula, its cells in the order of the arms, and what follows from them."""
+
+    def __init__(self, arms: tuple[Arm, ...]) -> None:
+        self._arms = arms
+        self.cells: list[_Cell | None] = [None] * len(arms)
+        self.line = cost_line.prior_line(DEFAULT_MILLISECONDS)
+        self.outdated = True
+        self.formula: dict[int, list[float]] = {}
+        self.tables: dict[int, tuple[float, ...]] = {}
+
+    def refer_to(self, line: cost_line.Coefficients) -> None:
+        """Take a new formula. Cells keep their milliseconds."""
+        before, self.line, self.outdated = self.line, line, False
+        self.formula.clear()
+        self.tables.clear()
+        for arm, cell in zip(self._arms, self.cells, strict=True):
+            if cell is not None:
+                size = cell.batch_size
+                cell.level *= cost_line.milliseconds(before, arm, size) / cost_line.milliseconds(line, arm, size)
+
+    def cell_milliseconds(self, arm: Arm, cell: _Cell) -> float:
+        """A cell's time at its batch size."""
+        return cell.level * cost_line.milliseconds(self.line, arm, cell.batch_size)
+
+    def formula_milliseconds(self, batch_size: int) -> list[float]:
+        """The formula's time of each arm. Only after :meth:`refer_to`."""
+        if (found := self.formula.get(batch_size)) is None:
+            line = self.line
+            found = self.formula[batch_size] = [cost_line.milliseconds(line, arm, batch_size) for arm in self._arms]
+        return found
+
+
+class CostModel:
+    """Milliseconds of a round."""
+
+    def __init__(self, arms: tuple[Arm, ...]) -> None:
+        """``arms`` in ascending order, off first."""
+        self._arms = arms
+        self._index = {arm: i for i, arm in enumerate(arms)}
+        self._plain = [i for i, arm in enumerate(arms) if not arm.drafts]
+        self._drafting = [i for i, arm in enumerate(arms) if arm.drafts]
+        self._ranges: dict[int, _Range] = {}
+        self._round = 0
+        self._pace = 1.0
+        self._pace_variance = 0.0
+        self._catch_up = 1.0
+
+    @property
+    def pace(self) -> float:
+        """How slow the machine is now, against the time of the first measurements."""
+        return self._pace
+
+    def milliseconds(self, batch_size: int) -> tuple[float, ...]:
+        """The time of each arm at pace 1, in the order of the arms. Only ratios matter for a choice."""
+        here = self._range(size_range(batch_size))
+        if (table := here.tables.get(batch_size)) is None:
+            table = here.tables[batch_size] = self._table(here, batch_size)
+        return table
+
+    def catch_up_milliseconds(self, pending: int, batch_size: int) -> float:
+        """The time at pace 1 in which the draft processes a batch's ``pending`` tokens before it can propose."""
+        if pending <= 0:
+            return 0.0
+        line = self._range(size_range(batch_size)).line
+        fixed, per_token = CATCH_UP_SHARES
+        return self._catch_up * (fixed * (line[0] + line[1] * batch_size) + per_token * line[2] * pending)
+
+    def deviations(self, batch_size: int) -> list[float]:
+        """The standard deviation of the logarithm of each arm's estimate, pace apart."""
+        unknown, now = sqrt(UNTIMED_VARIANCE), self._round
+        cells = self._range(size_range(batch_size)).cells
+        return [sqrt(cell.variance(now)) if cell else unknown for cell in cells]
+
+    def off_age(self, batch_size: int) -> tuple[int, int]:
+        """How often off was timed at about this batch size, and how many rounds ago it was timed last."""
+        cell = self._range(size_range(batch_size)).cells[0]
+        return (cell.samples, self._round - cell.round) if cell else (0, self._round)
+
+    def learn(self, arm: Arm, batch_size: int, milliseconds: float, pending: int = 0) -> None:
+        """Learn the time of one round. ``pending`` is the draft's backlog over the whole batch."""
+        here, index = self._range(size_range(batch_size)), self._index[arm]
+        self._round += 1
+        self._pace_variance += PACE_VARIANCE_PER_ROUND
+        expected = self.milliseconds(batch_size)[index]
+        catch_up = self.catch_up_milliseconds(pending, batch_size) if arm.drafts else 0.0
+        at_pace = milliseconds / self._pace
+        if (cell := here.cells[index]) is None:
+            cell = here.cells[index] = _Cell()
+        elif catch_up > CATCH_UP_VISIBLE * expected and cell.samples >= 3:
+            self._learn_catch_up(catch_up, at_pace - expected)
+            return
+        own = max(0.3 * at_pace, at_pace - catch_up)
+        ratio = own / here.formula_milliseconds(batch_size)[index]
+        deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance)
+        gain = self._pace_variance / variance
+        self._pace *= exp(gain * deviation)
+        self._pace_variance *= 1 - gain
+        here.tables.clear()
+        if cell.samples in _REFIT_SAMPLES:
+            for each in self._ranges.values():
+                each.outdated = True
+
+    def cells(self) -> Iterator[tuple[Arm, int, float, int]]:
+        """Arm, batch size, milliseconds at the present pace, and number of times of every cell that was timed."""
+        for _, each in sorted(self._ranges.items()):
+            for arm, cell in zip(self._arms, each.cells, strict=True):
+                if cell is not None:
+                    yield arm, cell.batch_size, each.cell_milliseconds(arm, cell) * self._pace, cell.samples
+
+    def _learn_catch_up(self, expected: float, measured: float) -> None:
+        step = log(max(0.3 * expected, measured) / expected)
+        self._catch_up *= exp(CATCH_UP_GAIN * min(1.0, step))
+
+    def _range(self, number: int) -> _Range:
+        """A range with its formula."""
+        if (found := self._ranges.get(number)) is None:
+            found = self._ranges[number] = _Range(self._arms)
+        if found.outdated:
+            found.refer_to(self._fit(number))
+        return found
+
+    def _fit(self, number: int) -> cost_line.Coefficients:
+        """The formula around a range. Cells of near ranges count more."""
+        default = cost_line.prior_line(1.0)
+        timed, closest, unit = [], float("inf"), DEFAULT_MILLISECONDS
+        for there, each in self._ranges.items():
+            distance = abs(there - number)
+            weight = exp(-distance / NEARNESS)
+            for arm, cell in zip(self._arms, each.cells, strict=True):
+                if cell is None or not cell.samples:
+                    continue
+                size, milliseconds = cell.batch_size, each.cell_milliseconds(arm, cell)
+                timed.append((arm, size, milliseconds, weight * min(cell.samples, MAX_WEIGHT)))
+                if distance + arm.steps < closest:
+                    closest = distance + arm.steps
+                    unit = milliseconds / cost_line.milliseconds(default, arm, size)
+        return cost_line.fit(timed, unit)
+
+    def _table(self, here: _Range, batch_size: int) -> tuple[float, ...]:
+        """Formula times correction, changed as little as possible so that costs rise with steps."""
+        values = here.formula_milliseconds(batch_size)
+        values = [v * cell.level if cell else v for v, cell in zip(values, here.cells, strict=True)]
+        for chain in (self._plain, self._drafting):
+            if any(values[a] > values[b] for a, b in itertools.pairwise(chain)):
+                cells = [here.cells[i] for i in chain]
+                now = self._round
+                weights = [1 / (cell.variance(now) if cell else UNTIMED_VARIANCE) for cell in cells]
+                for i, value in zip(chain, ascending([values[i] for i in chain], weights), strict=True):
+                    values[i] = value
+        floor = 0.0
+        for i, arm in enumerate(self._arms):
+            if not arm.drafts:
+                floor = values[i]
+            elif values[i] < floor:
+                values[i] = floor
+        return tuple(values)
+
+
+def ascending(values: list[float], weights: list[float]) -> list[float]:
+    """The nearest ascending sequence in weighted least squares: neighbours in the wrong order share their mean."""
+    blocks = list[tuple[float, float, int]]()
+    for value, weight in zip(values, weights, strict=True):
+        mean, total, count = value, weight, 1
+        while blocks and blocks[-1][0] > mean:
+            its_mean, its_total, its_count = blocks.pop()
+            mean = (its_mean * its_total + mean * total) / (its_total + total)
+            total += its_total
+            count += its_count
+        blocks.append((mean, total, count))
+    return [mean for mean, _, count in blocks for _ in range(count)]
+
+
+def size_range(batch_size: int) -> int:
+    """The number of the range of batch sizes: 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-16, 17-24, …"""
+    if batch_size <= 4:
+        return batch_size
+    bits = (batch_size - 1).bit_length() - 1
+    return 2 * bits + 1 + (batch_size > 3 << (bits - 1))

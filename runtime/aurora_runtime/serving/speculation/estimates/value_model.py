@@ -1,0 +1,219 @@
+"""How many proposed tokens a round is expected to have accepted, by source, number of steps and request.
+
+Rates are kept for the draft by position, and for lookup by length of the match. On top of them each request has odds
+of its own per source, because one request copies its prompt while another one beside it does not.
+
+Invariants:
+- The model knows rounds, not time. Evidence fades with the proposals that were seen since, and more slowly with the
+  rounds that went by without any.
+- A request's odds are 1 until the request has proposals of its own. Few proposals move the odds little.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from math import log2
+from typing import Final
+
+from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.serving.speculation.estimates.survival import SurvivalRates, expected_accepted
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
+
+MATCH_BUCKETS: Final = (1, 3, 4, 5, 6, 8, 16, 32)
+"""The shortest match of each bucket."""
+MATCH_PRIORS: Final = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.5)
+"""The rate of a bucket's first token before any observation. Low, because an unproven source must not cost much."""
+LOOKUP_GROUPS: Final = (0, 1, 2, 2, 3)
+"""Groups of the first positions of a lookup. All later positions belong to the last group."""
+DRAFT_PRIOR: Final = 0.1
+MEMORY_PROPOSALS: Final = 80.0
+"""Proposals of a source after which earlier evidence counts for 1/e of its weight."""
+MEMORY_ROUNDS: Final = 200.0
+"""Rounds after which evidence counts for 1/e of its weight, even without a proposal."""
+ODDS_MEMORY: Final = 0.9
+"""Weight that a request's earlier proposals keep with each further one."""
+ODDS_WEIGHT: Final = 1.0
+"""Successes and failures that a request's odds of 1 count for."""
+MAX_LEVEL: Final = 12
+"""Odds are rounded to powers of the square root of 2, and kept within this many powers, so that curves are shared."""
+START_GAIN: Final = 0.35
+"""How much of the odds that a request ended with the next request begins with."""
+MAX_REQUESTS: Final = 4096
+"""Requests whose odds are kept. The oldest are forgotten first."""
+
+Curve = tuple[float, ...]
+"""Expected accepted tokens by number of steps, from 0 steps on."""
+Proposed = tuple[RequestOutlook, int, int]
+"""A request, its accepted and its proposed tokens."""
+
+_LONGEST_BUCKET: Final = MATCH_BUCKETS[-1]
+_BUCKET_OF: Final = tuple(
+    max(0, sum(start <= match for start in MATCH_BUCKETS) - 1) for match in range(_LONGEST_BUCKET + 1)
+)
+
+
+class _Odds:
+    """How a request's proposals did against what was expected of them."""
+
+    __slots__ = ("_start", "expected_failures", "expected_successes", "failures", "level", "successes")
+
+    def __init__(self, start: int) -> None:
+        self.successes = self.expected_successes = self.failures = self.expected_failures = 0.0
+        self._start = self.level = start
+
+    def add(self, accepted: int, proposed: int, rates: Sequence[float]) -> None:
+        """Learn from a proposal whose positions have the given rates."""
+        failed = accepted < proposed
+        tried = rates[: accepted + failed]
+        if self._start:
+            odds = 2.0 ** (self._start / 2)
+            tried = [rate * odds / (1.0 - rate + rate * odds) for rate in tried]
+        expected = sum(tried)
+        self.successes = self.successes * ODDS_MEMORY + len(tried) - failed
+        self.expected_successes = self.expected_successes * ODDS_MEMORY + expected
+        self.failures = self.failures * ODDS_MEMORY + failed
+        self.expected_failures = self.expected_failures * ODDS_MEMORY + len(tried) - expected
+        better = (self.successes + ODDS_WEIGHT) * (self.expected_failures + ODDS_WEIGHT)
+        worse = (self.failures + ODDS_WEIGHT) * (self.expected_successes + ODDS_WEIGHT)
+        self.level = max(-MAX_LEVEL, min(MAX_LEVEL, self._start + round(2 * log2(better / worse))))
+
+
+class _RequestOdds:
+    """The odds of all running requests for one source, and the odds that a new request begins with.
+
+    A new request begins with the odds that the last requests ended with. The rates cannot say this: they count
+    proposals, and a request that proposes badly soon proposes no more, so the rates see little of it.
+    """
+
+    def __init__(self) -> None:
+        self._odds: OrderedDict[str, _Odds] = OrderedDict()
+        self._start = 0.0
+
+    def __len__(self) -> int:
+        return len(self._odds)
+
+    def level(self, rid: str) -> int:
+        """The level of a request's odds."""
+        odds = self._odds.get(rid)
+        return round(self._start) if odds is None else odds.level
+
+    def of(self, rid: str) -> _Odds:
+        """The odds of a request, new ones if there are none."""
+        if (odds := self._odds.get(rid)) is None:
+            odds = self._odds[rid] = _Odds(round(self._start))
+            if len(self._odds) > MAX_REQUESTS:
+                self._odds.popitem(last=False)
+        return odds
+
+    def end(self, rid: str) -> None:
+        """Forget a request, but not how it did."""
+        if odds := self._odds.pop(rid, None):
+            self._start += START_GAIN * (odds.level - self._start)
+
+
+class _SourceRates:
+    """Rates with their curves, computed when first asked for after a change."""
+
+    def __init__(self, positions: Sequence[int], prior: float) -> None:
+        self._rates = SurvivalRates(positions, prior)
+        self._round = 0
+        self._curves: dict[tuple[int, float], Curve] = {}
+        self._by_z: dict[float, list[float]] = {}
+
+    def trials(self, position: int) -> float:
+        return self._rates.trials(position)
+
+    def learn(self, proposals: Sequence[tuple[_Odds, int, int]], now: int) -> None:
+        """Learn from a round's proposals: the odds, the accepted and the proposed tokens of each."""
+        mean = self.rates(0.0)
+        self._rates.fade((now - self._round) / MEMORY_ROUNDS + len(proposals) / MEMORY_PROPOSALS)
+        self._round = now
+        for odds, accepted, proposed in proposals:
+            odds.add(accepted, proposed, mean)
+            self._rates.add(accepted, proposed)
+        self._curves.clear()
+        self._by_z.clear()
+
+    def rates(self, z: float) -> list[float]:
+        if (found := self._by_z.get(z)) is None:
+            found = self._by_z[z] = self._rates.rates(z)
+        return found
+
+    def curve(self, level: int, z: float) -> Curve:
+        key = (level, z)
+        if (found := self._curves.get(key)) is None:
+            found = self._curves[key] = expected_accepted(self.rates(z), 2.0 ** (level / 2))
+        return found
+
+
+class ValueModel:
+    """Expected accepted tokens of each request."""
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self._round = 0
+        self._nothing: Curve = (0.0,) * (max_steps + 1)
+        self._draft_odds = _RequestOdds()
+        self._lookup_odds = _RequestOdds()
+        self._draft = self._new_draft()
+        groups = [LOOKUP_GROUPS[min(d, len(LOOKUP_GROUPS) - 1)] for d in range(max(1, max_steps))]
+        self._lookup = [_SourceRates(groups, prior) for prior in MATCH_PRIORS]
+
+    def _new_draft(self) -> _SourceRates:
+        return _SourceRates(range(max(1, self._max_steps)), DRAFT_PRIOR)
+
+    def draft_replaced(self) -> None:
+        """Forget what the former draft did."""
+        self._draft = self._new_draft()
+        self._draft_odds = _RequestOdds()
+
+    def request_ended(self, rid: str) -> None:
+        """Forget a request. An unknown request is ignored."""
+        self._draft_odds.end(rid)
+        self._lookup_odds.end(rid)
+
+    @property
+    def tracked_requests(self) -> int:
+        """Requests that odds are kept of, the larger number of the two sources."""
+        return max(len(self._draft_odds), len(self._lookup_odds))
+
+    def draft_trials(self, position: int) -> float:
+        """The weight of what is known about the draft's proposals at a position, counted from 0."""
+        return self._draft.trials(position)
+
+    def lookup_curve(self, outlook: RequestOutlook, z: float = 0.0) -> Curve:
+        """Expected accepted tokens of a request's lookup, ``z`` standard errors above the estimate."""
+        length = outlook.lookup_length
+        if outlook.lookup_match <= 0 or length <= 0:
+            return self._nothing
+        bucket = self._lookup[_BUCKET_OF[min(outlook.lookup_match, _LONGEST_BUCKET)]]
+        curve = bucket.curve(self._lookup_odds.level(outlook.rid), z)
+        if length >= self._max_steps:
+            return curve
+        return curve[: length + 1] + (curve[length],) * (self._max_steps - length)
+
+    def draft_curve(self, outlook: RequestOutlook, z: float = 0.0) -> Curve:
+        """Expected accepted tokens of a request's chain, ``z`` standard errors above the estimate."""
+        if outlook.pending == CANNOT_DRAFT:
+            return self._nothing
+        return self._draft.curve(self._draft_odds.level(outlook.rid), z)
+
+    def begin_round(self) -> None:
+        """Count a round. Evidence of earlier rounds fades."""
+        self._round += 1
+
+    def learn(self, source: Source, proposals: Iterable[Proposed]) -> None:
+        """Learn from a round's proposals of one source. Proposals without tokens are ignored."""
+        if source is Source.DRAFT:
+            learned = [(self._draft_odds.of(o.rid), a, p) for o, a, p in proposals if p > 0]
+            if learned:
+                self._draft.learn(learned, self._round)
+        elif source is Source.LOOKUP:
+            by_bucket = dict[int, list[tuple[_Odds, int, int]]]()
+            for o, a, p in proposals:
+                if p > 0 and o.lookup_match > 0:
+                    bucket = _BUCKET_OF[min(o.lookup_match, _LONGEST_BUCKET)]
+                    by_bucket.setdefault(bucket, []).append((self._lookup_odds.of(o.rid), a, p))
+            for bucket, group in by_bucket.items():
+                self._lookup[bucket].learn(group, self._round)

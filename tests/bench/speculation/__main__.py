@@ -1,0 +1,92 @@
+"""How much slower than the best fixed arm is the speculation controller, and how long does a decision take?
+
+Replays rounds under the controller and under every fixed arm: no speculation, lookup with a fixed width, the draft with
+a fixed number of steps. Costs come from a table that looks like this machine's CPU, or like a GPU. The controller sees
+noisy times. Results use true ones.
+
+Prints, per cost table, traffic and concurrency, the best fixed arm, its speed over off, the controller's speed over the
+best arm's, its worst stretch of 200 rounds against off, and the share of exploring rounds. Then prints the
+microseconds of a decision (choose and observe together) by batch size.
+
+Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays the rounds that
+tests.bench.speculation.record wrote. Takes about two minutes. Needs a CPU only.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.bench.bench_command import bench_parser
+from tests.bench.markdown import markdown_row, markdown_table
+from tests.bench.speculation.cost_tables import cpu_milliseconds, gpu_milliseconds
+from tests.bench.speculation.generated_rounds import traffics
+from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds
+from tests.bench.speculation.regret import measure_regret, new_controller
+
+from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.serving.speculation.controller import RequestOutlook
+
+REQUESTS_AT_LEAST = 60
+REQUESTS_PER_PLACE = 24
+MACHINES = {"cpu": cpu_milliseconds, "gpu": gpu_milliseconds}
+
+
+def recorded_traffics(file: Path, requests: int) -> Mapping[str, Sequence[RecordedRequest]]:
+    """The recorded requests by domain, repeated until there are enough, and all domains in turn."""
+    recorded = RecordedRounds.read(file).requests
+    by_domain = dict[str, list[RecordedRequest]]()
+    for request in recorded:
+        by_domain.setdefault(request.domain, []).append(request)
+    mixed = [r for turn in zip(*by_domain.values(), strict=False) for r in turn]
+    return {name: [r[i % len(r)] for i in range(requests)] for name, r in {**by_domain, "mixed": mixed}.items()}
+
+
+def decision_microseconds(batch_size: int, rounds: int) -> float:
+    """The median time of a decision and its observation, for a batch in which half of the requests have a lookup."""
+    controller, rng, times = new_controller(), random.Random(5), list[float]()  # noqa: S311 - no secret
+    for _ in range(rounds):
+        outlooks = [
+            RequestOutlook(f"r{i}", rng.choice((0, 2, 5, 9)) if i % 2 == 0 else 0, 11, 0) for i in range(batch_size)
+        ]
+        begin = time.perf_counter()
+        decision = controller.choose(outlooks)
+        chosen = time.perf_counter()
+        right = [0 if s is Source.NONE else min(decision.arm.steps, rng.choice((0, 1, 3, 7))) for s in decision.sources]
+        took = 20.0 + 0.3 * decision.arm.steps * batch_size
+        observing = time.perf_counter()
+        controller.observe(decision, outlooks, right, took)
+        times.append(time.perf_counter() - observing + chosen - begin)
+    return sorted(times)[len(times) // 2] * 1e6
+
+
+def main() -> None:
+    parser = bench_parser("tests.bench.speculation", __doc__)
+    parser.add_argument("--machines", nargs="+", choices=list(MACHINES), default=list(MACHINES), help="cost tables")
+    parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16, 64], help="requests at a time")
+    parser.add_argument("--recorded", type=Path, help="replay recorded rounds instead of generated ones")
+    parser.add_argument("--seed", type=int, default=1, help="seed of traffic, noise and exploration")
+    options = parser.parse_args()
+    head = ["costs", "traffic", "concurrency", "best arm", "best / off", "controller / best", "worst 200 / off"]
+    print(markdown_table([*head, "exploring"], []))
+    for machine in options.machines:
+        for concurrency in options.concurrency:
+            count = max(REQUESTS_AT_LEAST, REQUESTS_PER_PLACE * concurrency)
+            file = options.recorded
+            every = recorded_traffics(file, count) if file else traffics(count, options.seed)
+            for name, traffic in every.items():
+                regret = measure_regret(traffic, concurrency, MACHINES[machine], options.seed)
+                figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
+                cells = [machine, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
+                print(markdown_row(cells), flush=True)
+    print()
+    sizes = (1, 4, 16, 64)
+    print(markdown_table(["batch size", "microseconds a decision"], []))
+    for size in sizes:
+        print(markdown_row([size, f"{decision_microseconds(size, 4000 // size):.0f}"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How a controller did against the best fixed arm on the same traffic: its regret."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.speculation.cost_tables import CostTable, Noise
+from tests.bench.speculation.recorded_rounds import RecordedRequest
+from tests.bench.speculation.simulator import FixedArm, PlayedRound, against_off, play, speed, worst_window
+
+from aurora_runtime.serving.speculation.arms import Arm, arms_within
+from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
+
+ARMS = arms_within(draft_steps=7, lookup_steps=11)
+WINDOW_ROUNDS = 200
+"""Rounds over which a fresh pod must be about as fast as off. In shorter stretches one exploring round shows."""
+
+
+def new_controller(seed: int = 1) -> Controller:
+    """A fresh pod's controller."""
+    return Controller(ARMS, ControllerSettings(), random.Random(seed))  # noqa: S311 - no secret
+
+
+def new_noise(seed: int = 1) -> Noise:
+    """A noisy machine."""
+    return Noise(random.Random(seed))  # noqa: S311 - no secret
+
+
+@dataclass(frozen=True)
+class BestFixedArm:
+    """The fixed arm that is fastest on some traffic, and its speed in tokens per millisecond."""
+
+    arm: Arm
+    speed: float
+    speedup: float
+    """The speed over off's."""
+
+
+def best_fixed_arm(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable) -> BestFixedArm:
+    """The best of off, lookup with a fixed width, and the draft with a fixed number of steps.
+
+    The best is chosen afterwards on the same requests, so it is a little better than anyone could have known.
+    """
+    played = {arm: list(play(FixedArm(arm), traffic, concurrency, costs, new_noise())) for arm in ARMS}
+    best = max(played, key=lambda arm: speed(played[arm]))
+    return BestFixedArm(best, speed(played[best]), against_off(played[best]))
+
+
+@dataclass(frozen=True)
+class Regret:
+    """A controller's run.
+
+    Attributes:
+        of_best: its speed over the best fixed arm's.
+        worst_window: the lowest speed over off's in any :data:`WINDOW_ROUNDS` rounds. Infinite if there are fewer.
+        exploring_rounds: the share of rounds that explored.
+    """
+
+    best: BestFixedArm
+    of_best: float
+    speedup: float
+    worst_window: float
+    exploring_rounds: float
+    rounds: Sequence[PlayedRound]
+
+
+def measure_regret(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1) -> Regret:
+    """Play the traffic with a fresh controller and with every fixed arm."""
+    best = best_fixed_arm(traffic, concurrency, costs)
+    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
+    return Regret(
+        best=best,
+        of_best=speed(rounds) / best.speed,
+        speedup=against_off(rounds),
+        worst_window=worst_window(rounds, WINDOW_ROUNDS),
+        exploring_rounds=sum(r.explores for r in rounds) / len(rounds),
+        rounds=rounds,
+    )

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora_runtime.serving.speculation.arms import OFF, Arm, arms_within
+from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, ascending, size_range
+from tests.bench.speculation.cost_tables import CostTable, Noise, cpu_milliseconds, gpu_milliseconds
+
+ARMS = arms_within(draft_steps=7, lookup_steps=11)
+TABLES = pytest.mark.parametrize("table", [cpu_milliseconds, gpu_milliseconds])
+
+
+def estimate(model: CostModel, arm: Arm, batch_size: int) -> float:
+    return model.milliseconds(batch_size)[ARMS.index(arm)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(ARMS), st.integers(1, 64), st.floats(1, 500)), max_size=40))
+def test_estimates_are_positive_and_never_fall_with_steps_or_with_the_draft(
+    times: list[tuple[Arm, int, float]],
+) -> None:
+    model = CostModel(ARMS)
+    for arm, batch_size, milliseconds in times:
+        model.learn(arm, batch_size, milliseconds)
+    for batch_size in (1, 3, 16, 64):
+        costs = dict(zip(ARMS, model.milliseconds(batch_size), strict=True))
+        assert min(costs.values()) > 0
+        for arm, cost in costs.items():
+            for other, other_cost in costs.items():
+                if arm.steps <= other.steps and arm.drafts <= other.drafts:
+                    assert cost <= other_cost * (1 + 1e-9), (arm, other)
+
+
+@TABLES
+def test_ratios_between_arms_are_learned_under_noise_and_a_wandering_pace(table: CostTable) -> None:
+    model, rng = CostModel(ARMS), random.Random(3)  # noqa: S311 - no secret
+    noise = Noise(rng)
+    for _ in range(1500):
+        arm = rng.choice(ARMS)
+        model.learn(arm, 4, noise.measured(table(arm, 4, 0)))
+    for arm in ARMS:
+        ratio = estimate(model, arm, 4) / estimate(model, OFF, 4)
+        assert ratio == pytest.approx(table(arm, 4, 0) / table(OFF, 4, 0), rel=0.06)
+
+
+@TABLES
+def test_cells_that_were_never_timed_are_estimated_from_the_others(table: CostTable) -> None:
+    model = CostModel(ARMS)
+    for arm in (OFF, Arm(1, drafts=True), Arm(3, drafts=False), Arm(3, drafts=True)):
+        for batch_size in (1, 4):
+            for _ in range(5):
+                model.learn(arm, batch_size, table(arm, batch_size, 0))
+    for arm in (Arm(2, drafts=False), Arm(5, drafts=False), Arm(5, drafts=True)):
+        for batch_size in (2, 4, 6):
+            assert estimate(model, arm, batch_size) == pytest.approx(table(arm, batch_size, 0), rel=0.2)
+
+
+def test_a_machine_that_becomes_slower_hardly_changes_the_ratio_to_an_arm_that_is_not_timed() -> None:
+    model = CostModel(ARMS)
+    fast, slow = OFF, Arm(5, drafts=False)
+    for _ in range(60):
+        model.learn(fast, 1, 20.0)
+        model.learn(slow, 1, 24.0)
+    for _ in range(60):
+        model.learn(fast, 1, 30.0)
+    assert estimate(model, slow, 1) / estimate(model, fast, 1) == pytest.approx(1.2, rel=0.08)
+    assert estimate(model, fast, 1) * model.pace == pytest.approx(30.0, rel=0.04)
+
+
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_an_outlier_of_three_times_the_time_is_soon_forgotten(first: int) -> None:
+    model, arm = CostModel(ARMS), Arm(3, drafts=False)
+    for _ in range(8):
+        model.learn(OFF, 1, 20.0)
+    for i in range(8):
+        model.learn(arm, 1, 66.0 if i == first else 22.0)
+    assert estimate(model, arm, 1) / estimate(model, OFF, 1) == pytest.approx(1.1, rel=0.08)
+
+
+def test_the_catch_up_is_learned_and_does_not_make_the_arm_dear() -> None:
+    model, arm = CostModel(ARMS), Arm(3, drafts=True)
+    for _ in range(30):
+        model.learn(OFF, 1, 20.0)
+        model.learn(arm, 1, 26.0)
+    for _ in range(30):
+        model.learn(arm, 1, 26.0 + 0.5 + 0.02 * 200, pending=200)
+        model.learn(OFF, 1, 20.0)
+    assert estimate(model, arm, 1) / estimate(model, OFF, 1) == pytest.approx(1.3, rel=0.03)
+    assert model.catch_up_milliseconds(200, 1) == pytest.approx(4.5, rel=0.25)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 10)), min_size=1, max_size=12))
+def test_the_nearest_ascending_sequence_keeps_the_weighted_sum(pairs: list[tuple[float, float]]) -> None:
+    values, weights = [v for v, _ in pairs], [w for _, w in pairs]
+    result = ascending(values, weights)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(result))
+    assert sum(a * w for a, w in zip(result, weights, strict=True)) == pytest.approx(
+        sum(a * w for a, w in zip(values, weights, strict=True))
+    )
+    assert ascending(result, weights) == pytest.approx(result)
+
+
+def test_ranges_of_batch_sizes_have_no_gaps_and_grow_with_the_size() -> None:
+    numbers = [size_range(size) for size in range(1, 65)]
+    assert numbers[:8] == [1, 2, 3, 4, 5, 5, 6, 6]
+    assert all(b - a in (0, 1) for a, b in itertools.pairwise(numbers))

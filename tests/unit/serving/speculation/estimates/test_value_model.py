@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from aurora_runtime.serving.speculation.arms import Source
+from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, ValueModel
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
+
+
+def outlook(rid: str, match: int = 0, length: int = 7, pending: int = 0) -> RequestOutlook:
+    return RequestOutlook(rid, match, length if match else 0, pending)
+
+
+def teach(model: ValueModel, source: Source, request: RequestOutlook, accepted: int, rounds: int = 30) -> None:
+    for _ in range(rounds):
+        model.begin_round()
+        model.learn(source, [(request, accepted, 7)])
+
+
+def test_long_matches_are_learned_apart_from_short_ones() -> None:
+    model = ValueModel(7)
+    for i in range(30):
+        teach(model, Source.LOOKUP, outlook(f"long {i}", match=20), 7, rounds=1)
+        teach(model, Source.LOOKUP, outlook(f"short {i}", match=2), 0, rounds=1)
+    assert model.lookup_curve(outlook("new", match=20))[7] > 5
+    assert model.lookup_curve(outlook("new", match=2))[7] < 0.5
+
+
+def test_lookup_promises_no_more_tokens_than_it_has() -> None:
+    model = ValueModel(7)
+    teach(model, Source.LOOKUP, outlook("a", match=20), 7)
+    curve = model.lookup_curve(outlook("a", match=20, length=3))
+    assert curve[3] == curve[7] <= 3
+
+
+def test_a_request_that_the_draft_cannot_serve_is_promised_nothing() -> None:
+    model = ValueModel(7)
+    teach(model, Source.DRAFT, outlook("a"), 7)
+    assert model.draft_curve(outlook("a", pending=CANNOT_DRAFT))[7] == 0
+
+
+def test_a_request_that_the_draft_guesses_badly_lowers_its_own_estimate_at_once() -> None:
+    model = ValueModel(7)
+    for i in range(40):
+        teach(model, Source.DRAFT, outlook(f"good {i}"), 6, rounds=1)
+    teach(model, Source.DRAFT, outlook("bad"), 0, rounds=3)
+    assert model.draft_curve(outlook("bad"))[7] < 0.4 * model.draft_curve(outlook("other"))[7]
+
+
+def test_new_requests_begin_with_the_odds_that_the_last_ones_ended_with() -> None:
+    model = ValueModel(7)
+    teach(model, Source.DRAFT, outlook("first"), 6)
+    hopeful = model.draft_curve(outlook("new"))[7]
+    for i in range(4):
+        teach(model, Source.DRAFT, outlook(f"bad {i}"), 0, rounds=4)
+        model.request_ended(f"bad {i}")
+    assert model.draft_curve(outlook("new"))[7] < 0.3 * hopeful
+
+
+def test_a_replaced_draft_is_unknown_and_lookup_is_not() -> None:
+    model = ValueModel(7)
+    teach(model, Source.DRAFT, outlook("a"), 7)
+    teach(model, Source.LOOKUP, outlook("a", match=8), 7)
+    known = model.lookup_curve(outlook("a", match=8))
+    model.draft_replaced()
+    assert model.draft_curve(outlook("a"))[7] < 0.2
+    assert model.draft_trials(0) == 0
+    assert model.lookup_curve(outlook("a", match=8)) == known
+
+
+def test_requests_that_never_end_do_not_pile_up() -> None:
+    model = ValueModel(2)
+    for i in range(MAX_REQUESTS + 10):
+        model.learn(Source.DRAFT, [(outlook(f"r{i}"), 0, 1)])
+    assert model.tracked_requests <= MAX_REQUESTS

@@ -1,0 +1,143 @@
+"""The controller against the best fixed arm, on simulated engines (tests/bench/speculation).
+
+Rounds are generated with the statistics of published measurements. Costs look like a CPU's and like a GPU's. The
+controller sees noisy times, the results use true ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
+from tests.bench.speculation.generated_rounds import (
+    DOCSTRINGS,
+    JSON,
+    PROSE,
+    SQL,
+    UNTRAINED,
+    TrafficKind,
+    generate,
+    in_turn,
+)
+from tests.bench.speculation.recorded_rounds import RecordedRequest
+from tests.bench.speculation.regret import (
+    WINDOW_ROUNDS,
+    best_fixed_arm,
+    measure_regret,
+    new_controller,
+    new_noise,
+)
+from tests.bench.speculation.simulator import against_off, play, speed, worst_window
+
+OF_BEST = 0.97
+"""Least speed on stationary traffic, over the best fixed arm's: from the first request of a fresh pod to the last."""
+OF_OFF = 0.98
+"""Least speed in any 200 rounds of a fresh pod, over that of no speculation."""
+AFTER_SHIFT = 0.98
+"""Least speed from 100 rounds after a change on, over the speed of the best fixed arm of what came."""
+ROUNDS_TO_ADAPT = 100
+
+machines = pytest.mark.parametrize("costs", [cpu_milliseconds, gpu_milliseconds])
+UNTRAINED_JSON = JSON.with_draft(UNTRAINED)
+UNTRAINED_DOCSTRINGS = DOCSTRINGS.with_draft(UNTRAINED)
+
+
+def requests_for(concurrency: int) -> int:
+    return 60 if concurrency == 1 else 40 * concurrency
+
+
+@machines
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("kind", [JSON, UNTRAINED_JSON, DOCSTRINGS, UNTRAINED_DOCSTRINGS], ids=lambda k: str(k.known))
+def test_stationary_traffic_is_as_fast_as_with_the_best_fixed_arm(
+    kind: TrafficKind, concurrency: int, costs: CostTable
+) -> None:
+    regret = measure_regret(generate(kind, requests_for(concurrency)), concurrency, costs)
+    assert regret.of_best >= OF_BEST, regret.best
+
+
+@machines
+def test_mixed_traffic_is_faster_than_with_the_best_fixed_arm(costs: CostTable) -> None:
+    regret = measure_regret(in_turn((JSON, DOCSTRINGS, SQL, PROSE), 80), 1, costs)
+    assert regret.of_best >= 1.05, regret.best
+
+
+@machines
+@pytest.mark.parametrize("concurrency", [1, 4, 16])
+@pytest.mark.parametrize("kind", [PROSE, UNTRAINED_DOCSTRINGS], ids=["prose", "untrained draft"])
+def test_a_fresh_pod_is_never_slower_than_off_over_200_rounds(
+    kind: TrafficKind, concurrency: int, costs: CostTable
+) -> None:
+    for seed in range(2):
+        traffic = generate(kind, 14 * concurrency, seed)
+        rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
+        assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF, seed
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize(
+    ("before", "after", "replaced"),
+    [
+        pytest.param(JSON, PROSE, False, id="to traffic that nothing can guess"),
+        pytest.param(PROSE, JSON, False, id="from traffic that nothing can guess"),
+        pytest.param(DOCSTRINGS, UNTRAINED_DOCSTRINGS, True, id="swap to an untrained draft"),
+        pytest.param(DOCSTRINGS, DOCSTRINGS.with_draft(0.1), True, id="swap to a worse draft"),
+        pytest.param(DOCSTRINGS, DOCSTRINGS.with_draft(0.1), False, id="a draft that gets worse unnoticed"),
+    ],
+)
+def test_after_a_change_the_best_speed_is_back_within_100_rounds(
+    before: TrafficKind, after: TrafficKind, replaced: bool, concurrency: int
+) -> None:
+    controller, noise = new_controller(), new_noise()
+    count = requests_for(concurrency) // 2
+    assert list(play(controller, generate(before, count), concurrency, cpu_milliseconds, noise))
+    if replaced:
+        controller.draft_replaced()
+    traffic = generate(after, count, seed=1)
+    rounds = list(play(controller, traffic, concurrency, cpu_milliseconds, noise))
+    best = best_fixed_arm(traffic, concurrency, cpu_milliseconds)
+    assert speed(rounds[ROUNDS_TO_ADAPT:]) >= AFTER_SHIFT * best.speed, best
+
+
+@machines
+def test_speculation_follows_the_load_up_and_down(costs: CostTable) -> None:
+    controller, noise = new_controller(), new_noise()
+    for concurrency in (1, 4, 64, 16, 1):
+        traffic = generate(DOCSTRINGS, 12 * concurrency + 24, seed=concurrency)
+        rounds = list(play(controller, traffic, concurrency, costs, noise))
+        best = best_fixed_arm(traffic, concurrency, costs)
+        assert against_off(rounds) >= OF_OFF, concurrency
+        assert speed(rounds[len(rounds) // 2 :]) >= 0.94 * best.speed, concurrency
+
+
+def test_exploration_loses_at_most_two_percent_of_the_time() -> None:
+    regret = measure_regret(generate(PROSE, 20), 1, cpu_milliseconds)
+    lost = sum(r.milliseconds - r.off_milliseconds for r in regret.rounds if r.explores)
+    assert lost <= 0.02 * sum(r.milliseconds for r in regret.rounds)
+    assert regret.exploring_rounds <= 0.15
+
+
+def test_without_reports_of_unused_lookups_lookup_is_found_all_the_same() -> None:
+    traffic = generate(UNTRAINED_JSON, 60)
+    rounds = list(play(new_controller(), traffic, 1, cpu_milliseconds, new_noise(), reports_unplayed_lookup=False))
+    assert against_off(rounds[len(rounds) // 2 :]) > 2.0
+
+
+def test_generated_traffic_accepts_as_much_as_the_published_measurements() -> None:
+    def per_round(traffic: list[RecordedRequest], steps: int, draft: bool) -> float:
+        rounds = tokens = 0
+        for request in traffic:
+            place = 0
+            while place < request.places:
+                right = (request.draft_right if draft else request.lookup_right)[place]
+                tokens += 1 + min(right, steps)
+                place += 1 + min(right, steps)
+                rounds += 1
+        return tokens / rounds
+
+    json, docstrings, prose = (generate(kind, 300) for kind in (JSON, DOCSTRINGS, PROSE))
+    assert per_round(json, 11, draft=False) == pytest.approx(6.7, abs=0.7)
+    assert per_round(json, 7, draft=True) == pytest.approx(6.5, abs=0.7)
+    assert per_round(docstrings, 3, draft=False) == pytest.approx(1.9, abs=0.2)
+    assert per_round(docstrings, 2, draft=True) == pytest.approx(2.04, abs=0.2)
+    assert per_round(prose, 7, draft=True) < 1.1
