@@ -1,7 +1,8 @@
 """Runs blocking calls in threads, so that a slow API server or store holds up nobody else.
 
 Each store endpoint has a bounded share of the threads for stores. The API server has threads of its own. A call has a
-total deadline. An overdue call is abandoned: its caller goes on, and its thread counts until it really ends.
+total deadline, which includes the wait for a thread and the resolution of host names. An overdue call is abandoned: its
+caller goes on, and its thread counts until it really ends.
 
 An endpoint is *proven* when its last call took less than :data:`PROVEN_SECONDS`. All other endpoints together get at
 most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer.
@@ -18,15 +19,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aurora_operator import metrics
-from aurora_operator.errors import CallAbandoned
+from aurora_operator.errors import CallAbandoned, KubernetesError
 from aurora_store import StoreConfig
 
+P = ParamSpec("P")
 T = TypeVar("T")
 API_THREADS = 32
+API_CALL_SECONDS = 60.0
+"""Total deadline of a call of the API server. The API server ends a request after 60 s itself (--request-timeout)."""
 STORE_THREADS = 256
 """Threads for all stores together."""
 UNPROVEN_THREADS = 128
@@ -38,8 +42,26 @@ PROVEN_SECONDS = 5.0
 
 
 def api_threads() -> ThreadPoolExecutor:
-    """The executor for calls of the API server: the event loop's default, which ``asyncio.to_thread`` uses."""
+    """The executor for calls of the API server: the event loop's default, which :func:`call_api` uses."""
     return ThreadPoolExecutor(API_THREADS, thread_name_prefix="api")
+
+
+async def call_api(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call of the API server in one of its threads.
+
+    Raises :class:`KubernetesError` after :data:`API_CALL_SECONDS`, and what ``work`` raises. A call that has not begun
+    by then never begins. An abandoned write that has begun may still happen, like a write whose answer is lost. The
+    next reconcile observes both.
+    """
+    try:
+        async with asyncio.timeout(API_CALL_SECONDS) as deadline:
+            return await asyncio.to_thread(work, *args, **kwargs)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        metrics.API_CALLS_ABANDONED.inc()
+        text = f"the API server gave no complete answer within {API_CALL_SECONDS:.0f} s"
+        raise KubernetesError(f"{text}; check that it can be reached") from error
 
 
 class StorePools:
@@ -121,8 +143,13 @@ class EndpointPool:
             with suppress(RuntimeError):  # the event loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(finish, transfer)
 
-        # A daemon thread: a call that hangs does not keep the process from ending.
-        threading.Thread(target=run, name="store", daemon=True).start()
+        try:
+            # A daemon thread: a call that hangs does not keep the process from ending.
+            threading.Thread(target=run, name="store", daemon=True).start()
+        except RuntimeError as error:
+            for slot in held:
+                slot.release()
+            raise CallAbandoned("this process cannot start another thread; raise its limit of processes") from error
         return future
 
     async def _slots(self) -> list[asyncio.Semaphore]:

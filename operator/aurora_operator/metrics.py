@@ -44,6 +44,10 @@ PODS = Gauge(
     (*_SPECULATOR, "version"),
 )
 
+API_CALLS_ABANDONED = Counter(
+    "aurora_api_calls_abandoned",
+    "Calls of the Kubernetes API that were not over at their deadline, and were abandoned.",
+)
 STORE_REQUESTS = Counter(
     "aurora_store_requests",
     "HTTP requests to S3 stores, by operation: get, list, create, delete, head. Retries are counted too.",

@@ -6,7 +6,6 @@ reconciles is either observed again, or only makes the next decision more carefu
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -25,6 +24,7 @@ from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
 from aurora_operator.fleet import Fleet
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed
@@ -201,7 +201,7 @@ class Reconciler:
         status = invalid_spec_status(error.status, owner.generation, str(error), datetime.now(UTC))
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
-            await asyncio.to_thread(write_status, self._api, owner, status)
+            await call_api(write_status, self._api, owner, status)
             await self._events.post(EventNote("InvalidSpec", str(error), warning=True), owner)
 
     def is_gone(self) -> bool:

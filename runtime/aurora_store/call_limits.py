@@ -4,7 +4,7 @@ Why at the socket: botocore reads headers, listings and error texts itself, and 
 store that sends one byte a second never exceeds such a timeout, and a store that never stops sending fills the memory.
 
 Each thread has at most one call under way. Every read and write of a connection asks the limits of its thread's call.
-A thread without limits (the parts of a large upload) waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
+A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
 
 Invariant: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
 name can hold a thread longer.

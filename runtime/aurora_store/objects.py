@@ -61,7 +61,8 @@ MIN_BYTES_PER_SECOND = 64 << 10
 """A large object has so many seconds more: its size divided by this rate."""
 MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
-MULTIPART = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, max_concurrency=2)
+TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
+"""How a file is uploaded. Its parts are sent one after the other by the calling thread, whose call has a deadline."""
 _ERROR_CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
 _HINTS = {
     "NoSuchBucket": "create the bucket",
@@ -214,7 +215,7 @@ class ObjectStore:
             if len(data) <= MAX_SINGLE_PUT_BYTES:
                 self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data)
             else:
-                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._full_key(key), Config=MULTIPART)
+                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._full_key(key), Config=TRANSFER)
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
@@ -236,12 +237,9 @@ class ObjectStore:
             return False
 
     def upload(self, key: str, path: Path) -> None:
-        """Upload a file, replacing an older object. A large file is uploaded in parts, by threads without a deadline.
-
-        Each read and write of such a thread has a timeout of its own.
-        """
+        """Upload a file, replacing an older object. A large file is uploaded in parts."""
         with self._call("upload", key, object_bytes=path.stat().st_size):
-            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key))
+            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key), Config=TRANSFER)
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

@@ -32,7 +32,7 @@ class Request(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.server.store.answer(self)
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = _handle  # noqa: N815 - names of http.server
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle  # noqa: N815 - names of http.server
 
     def log_message(self, *_: object) -> None:
         """Keep the test's output quiet."""

@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.snapshot import Snapshot
@@ -62,7 +62,7 @@ class Actor:
         """
         owner = snapshot.observed.owner
         if plan.finalizer is not None:
-            await asyncio.to_thread(set_finalizer, self._api, owner, wanted=plan.finalizer)
+            await call_api(set_finalizer, self._api, owner, wanted=plan.finalizer)
             return ExecutionResult()
         if not self._former_trainer_deleted:
             await delete_former_trainer(self._api, owner)
@@ -75,7 +75,7 @@ class Actor:
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
-            await asyncio.to_thread(write_status, self._api, owner, plan.status)
+            await call_api(write_status, self._api, owner, plan.status)
         await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
         job = await self._children.create_job(owner, plan.job)
         self._authority.ensure_leading()

@@ -17,7 +17,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
@@ -27,6 +26,7 @@ from aurora_api.v1alpha1.status import OperatorIdentity, SpeculatorStatus
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.owner import Owner
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.operator_config import OPERATOR_NAME, OperatorConfig
 from aurora_operator.plan import EventNote
@@ -81,7 +81,7 @@ class Authority:
             await self._give_way(owner, status.operator)
             return made
         if made is Claim.TAKE:
-            await asyncio.to_thread(write_status, self._api, owner, status.model_copy(update={"operator": self._own}))
+            await call_api(write_status, self._api, owner, status.model_copy(update={"operator": self._own}))
             if status.operator is not None:
                 log.info("%s: %s acts from now on, instead of %s", owner.full_name, self._own, status.operator)
         self._held[key] = owner.uid

@@ -10,7 +10,6 @@ the API server refuses the write when the name belongs to another object by then
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from aurora_operator.act.field_ownership import applied_managed_fields
 from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import JOB, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import RefusedJob
 
@@ -93,7 +93,7 @@ class ChildWriter:
         if job is None:
             return WriteResult()
         try:
-            await asyncio.to_thread(self._api.create, job)
+            await call_api(self._api.create, job)
         except Conflict:
             taken = await self._is_taken(owner, job)
             return WriteResult(name_taken=(_title(job),) if taken else ())
@@ -110,12 +110,12 @@ class ChildWriter:
             if job is None:
                 continue
             with contextlib.suppress(Conflict):
-                await asyncio.to_thread(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
+                await call_api(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create the Secret with the generated keys. False when its name is taken."""
         try:
-            await asyncio.to_thread(self._api.create, keys)
+            await call_api(self._api.create, keys)
         except Conflict:
             return not await self._is_taken(owner, keys)
         except KubernetesError as error:
@@ -130,7 +130,7 @@ class ChildWriter:
     async def _find(self, child: Object) -> Object | None:
         metadata = child["metadata"]
         try:
-            return await asyncio.to_thread(self._api.get, resource_of(child), metadata["namespace"], metadata["name"])
+            return await call_api(self._api.get, resource_of(child), metadata["namespace"], metadata["name"])
         except NotFound:
             return None
 
@@ -151,7 +151,7 @@ class ChildWriter:
 
     async def _create(self, owner: Owner, child: Object) -> Object:
         try:
-            return await asyncio.to_thread(self._api.create, child)
+            return await call_api(self._api.create, child)
         except Conflict:
             found = await self._find(child)
             if found is None:
@@ -165,7 +165,7 @@ class ChildWriter:
         """Apply ``child`` to the object ``uid``. Raises :class:`Conflict` when that object does not exist any more."""
         body = {**child, "metadata": {**child["metadata"], "uid": uid}}
         try:
-            applied = await asyncio.to_thread(self._api.apply, body)
+            applied = await call_api(self._api.apply, body)
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES:
                 raise
@@ -180,8 +180,8 @@ class ChildWriter:
         if managed_fields is None:
             return applied
         # The first apply after a create call could not remove fields. See field_ownership.
-        await asyncio.to_thread(self._api.set_managed_fields, applied, managed_fields)
-        return await asyncio.to_thread(self._api.apply, body)
+        await call_api(self._api.set_managed_fields, applied, managed_fields)
+        return await call_api(self._api.apply, body)
 
 
 def error_text(obj: Object, error: KubernetesError) -> str:

@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, NotFound
-from aurora_operator.io_pools import pool_of
+from aurora_operator.io_pools import call_api, pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_access import StoreAccess
@@ -95,23 +94,21 @@ class DataDeletion:
         workloads = [
             obj
             for kind in (DEPLOYMENT, JOB)
-            for obj in await asyncio.to_thread(self._api.list, kind, owner.namespace, labels)
+            for obj in await call_api(self._api.list, kind, owner.namespace, labels)
             if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
         ]
-        pods = await asyncio.to_thread(self._api.list, POD, owner.namespace, labels)
+        pods = await call_api(self._api.list, POD, owner.namespace, labels)
         return workloads, sum(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
         await delete_former_trainer(self._api, owner)
         for obj in workloads:
             metadata = obj["metadata"]
-            await asyncio.to_thread(
-                self._api.delete, resource_of(obj), owner.namespace, metadata["name"], metadata["uid"]
-            )
+            await call_api(self._api.delete, resource_of(obj), owner.namespace, metadata["name"], metadata["uid"])
         log.info("%s: deleted %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
 
     async def _release(self, owner: Owner) -> None:
-        await asyncio.to_thread(set_finalizer, self._api, owner, wanted=False)
+        await call_api(set_finalizer, self._api, owner, wanted=False)
         log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
 
     async def _delete_objects(self, owner: Owner, spec: SpeculatorSpec, seconds: float) -> float:

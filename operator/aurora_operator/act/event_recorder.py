@@ -5,7 +5,6 @@ Invariant: the same Event is posted at most once an hour, so a state that flaps 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from aurora_api import API_VERSION, KIND
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.operator_config import OPERATOR_NAME
 from aurora_operator.plan import EventNote
@@ -34,7 +34,7 @@ class EventRecorder:
         log.info("%s: %s: %s", owner.full_name, note.reason, note.message)
         event = _event(note, owner, datetime.now(UTC))
         try:
-            await asyncio.to_thread(self._api.create, event)
+            await call_api(self._api.create, event)
         except Conflict:
             return
         except KubernetesError as error:

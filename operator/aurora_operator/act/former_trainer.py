@@ -7,12 +7,12 @@ Invariant: only a StatefulSet with an owner reference to the speculator is delet
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, NotFound
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import STATEFUL_SET, KubernetesApi
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ async def delete_former_trainer(api: KubernetesApi, owner: Owner) -> None:
     """
     name = trainer_name(owner)
     try:
-        found = await asyncio.to_thread(api.get, STATEFUL_SET, owner.namespace, name)
+        found = await call_api(api.get, STATEFUL_SET, owner.namespace, name)
         if not owner.owns(found):
             return
-        await asyncio.to_thread(api.delete, STATEFUL_SET, owner.namespace, name, found["metadata"]["uid"])
+        await call_api(api.delete, STATEFUL_SET, owner.namespace, name, found["metadata"]["uid"])
     except (NotFound, Conflict):
         return
     log.info("%s: deleted the StatefulSet %s, because the trainer is a Deployment now", owner.full_name, name)

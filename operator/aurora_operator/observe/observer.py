@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from aurora_operator.children.metadata import (
 )
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import BeingDeleted, NotFound
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.agent_states import AgentStates
@@ -115,7 +115,7 @@ class Observer:
         Raises :class:`KubernetesError`.
         """
         get, kind = self._api.get, kubernetes_api.SPECULATOR
-        self._cache.put(await asyncio.to_thread(get, kind, self.namespace, self.name))
+        self._cache.put(await call_api(get, kind, self.namespace, self.name))
 
     def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
         """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
@@ -145,7 +145,7 @@ class Observer:
             if uid not in finished - self._read_jobs or kubernetes_views.ended_pod(job, pods):
                 continue
             labels = f"{kubernetes_views.JOB_LABEL}={job['metadata']['name']}"
-            listed = await asyncio.to_thread(self._api.list, kubernetes_api.POD, owner.namespace, labels)
+            listed = await call_api(self._api.list, kubernetes_api.POD, owner.namespace, labels)
             for pod in listed:
                 self._cache.put(pod)
             found += listed

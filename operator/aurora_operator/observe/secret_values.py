@@ -6,7 +6,6 @@ after a delay that grows from :data:`MIN_DELAY_SECONDS` to :data:`MAX_DELAY_SECO
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import time
@@ -16,6 +15,7 @@ from math import inf
 
 from aurora_operator import kubernetes_api
 from aurora_operator.errors import NotFound
+from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 2.0, 60.0
@@ -59,7 +59,7 @@ class SecretReader:
         if known is not None and self._clock() < known.next_seconds:
             return known.secret
         try:
-            secret = await asyncio.to_thread(self._api.get, kubernetes_api.SECRET, self._namespace, name)
+            secret = await call_api(self._api.get, kubernetes_api.SECRET, self._namespace, name)
         except NotFound:
             secret = None
         reading = _Reading(secret, self._clock(), reads=1)

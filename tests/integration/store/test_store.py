@@ -16,7 +16,7 @@ from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, Linea
 from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig, objects
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
-from aurora_store.objects import MULTIPART
+from aurora_store.objects import TRANSFER
 from tests.assets.s3 import S3, seaweedfs
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -129,7 +129,7 @@ def test_a_large_file_is_uploaded_in_parts_and_downloaded_intact(store: ObjectSt
 def test_an_object_beyond_the_limit_of_one_request_is_put_in_parts(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = bytes(range(256)) * (MULTIPART.multipart_threshold // 256 + 1)
+    data = bytes(range(256)) * (TRANSFER.multipart_threshold // 256 + 1)
     monkeypatch.setattr(objects, "MAX_SINGLE_PUT_BYTES", 1 << 20)
     store.put("large", data)
     assert store.get("large", sha(data), max_bytes=len(data)) == data

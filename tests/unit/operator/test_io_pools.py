@@ -7,12 +7,13 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from aurora_operator import metrics
-from aurora_operator.errors import CallAbandoned
-from aurora_operator.io_pools import StorePools
+from aurora_operator import io_pools, metrics
+from aurora_operator.errors import CallAbandoned, KubernetesError
+from aurora_operator.io_pools import StorePools, call_api
 
 HOSTILE = 64
 PROMPT_SECONDS = 1.0
@@ -110,3 +111,41 @@ async def test_a_pool_is_freed_with_its_last_user(released: threading.Event) -> 
     gc.collect()
     assert len(pools) == 1
     assert pools.of("kept") is kept
+
+
+async def test_slots_come_back_when_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, released: threading.Event
+) -> None:
+    pools = StorePools(threads=1, unproven=1, per_endpoint=1)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(CallAbandoned, match="limit of processes"):
+            await pools.of("a").call(lambda: 1, timeout_seconds=1)
+    assert await prompt_seconds(pools, "a") < PROMPT_SECONDS
+
+
+async def test_a_call_of_the_api_server_is_abandoned_at_its_deadline_and_counted(released: threading.Event) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    before = metrics.API_CALLS_ABANDONED._value.get()
+    began: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io_pools, "API_CALL_SECONDS", 0.2)
+        calls = (call_api(released.wait, 30), call_api(began.append, "queued"))
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error) for error in errors] == [KubernetesError, KubernetesError]
+    assert metrics.API_CALLS_ABANDONED._value.get() == before + 2
+    released.set()
+    assert await call_api(lambda: 42) == 42
+    assert began == [], "a call that nobody waits for must not begin"
+
+
+async def test_a_timeout_inside_a_call_is_not_taken_for_the_deadline() -> None:
+    def time_out() -> None:
+        raise TimeoutError("inside")
+
+    with pytest.raises(TimeoutError, match="inside"):
+        await call_api(time_out)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from boto3.s3.transfer import TransferConfig
 
 from aurora_store import ObjectStore, StoreConfig
+from aurora_store import objects as objects_module
 from aurora_store.call_limits import total_deadline
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectTooLarge, StoreError, StoreOverdue
 from aurora_store.objects import MAX_RECORD_BYTES
@@ -74,6 +76,27 @@ def test_a_store_that_drips_or_hangs_holds_no_call_beyond_its_deadline(
     with pytest.raises(StoreOverdue, match="no complete answer within 1 s"):
         CALLS[call](objects(store))
     assert time.monotonic() - began < CALL_SECONDS + MARGIN_SECONDS
+
+
+def test_a_large_upload_ends_at_its_deadline_when_a_part_hangs(
+    store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> None:
+        if request.command == "POST":
+            request.reply(200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>")
+        else:
+            hang(request)
+
+    store.answer = answer
+    monkeypatch.setattr(objects_module, "TRANSFER", TransferConfig(multipart_threshold=1 << 20, use_threads=False))
+    monkeypatch.setattr(objects_module, "MIN_BYTES_PER_SECOND", 1 << 40)
+    file = tmp_path / "large"
+    file.write_bytes(bytes(6 << 20))
+    began = time.monotonic()
+    with pytest.raises(StoreOverdue, match="no complete answer within 1 s"):
+        objects(store).upload("x", file)
+    assert time.monotonic() - began < CALL_SECONDS + MARGIN_SECONDS
+    assert any("partNumber" in request for request in store.requests)
 
 
 @pytest.fixture
