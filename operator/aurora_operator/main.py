@@ -1,7 +1,7 @@
 """Connects kopf, the informers and the loops.
 
-kopf is the operator's frame: it logs in, starts and stops us, reacts to signals, ends the process when a part of it
-fails, and serves the liveness probe. kopf does not watch. Its watch ends the whole operator on an error that is not
+kopf is the operator's frame: it logs in, starts and stops us, reacts to signals, and ends the process when a part of it
+fails. kopf does not watch. Its watch ends the whole operator on an error that is not
 HTTP 410, does not tell which objects a list contains, and therefore never reports a deletion that happened while the
 watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
 
@@ -16,7 +16,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -25,11 +25,12 @@ from prometheus_client import start_http_server
 
 from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
-from aurora_operator.election_thread import run_election
 from aurora_operator.errors import ConfigError
+from aurora_operator.health import HealthServer
 from aurora_operator.io_pools import api_threads
 from aurora_operator.kubernetes_api import NAMESPACE, WATCHED, HttpKubernetesApi, Object
-from aurora_operator.leadership import LEASE_TIMEOUT_SECONDS, LeaderElector
+from aurora_operator.lead.election_thread import run_election
+from aurora_operator.lead.leadership import LEASE_TIMEOUT_SECONDS, LeaderElector
 from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -39,7 +40,6 @@ from aurora_operator.watch.informers import Informers
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
-MAX_PROBLEMS_SHOWN = 5
 
 
 def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
@@ -49,7 +49,6 @@ def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
     kopf.on.login(registry=registry)(kopf.login_via_client)
     kopf.on.startup(registry=registry)(operator.start)
     kopf.on.cleanup(registry=registry)(operator.stop)
-    kopf.on.probe(registry=registry, id="turning")(operator.check)
     return registry
 
 
@@ -63,6 +62,7 @@ class Operator:
         self._informers: Informers
         self._loops: LoopRegistry
         self._elector: LeaderElector
+        self._health = HealthServer(self.problems, self.is_ready)
         self._lead_task: asyncio.Task[None]
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -82,6 +82,7 @@ class Operator:
         self._informers = Informers(stream, self._cache, namespaces, self._loops.wake, self._config.shard)
         metrics.count_cache_objects(self._cache)
         self._informers.start()
+        await self._health.start(self._config.health_port)
         self._lead_task = asyncio.create_task(self._lead(), name="lead")
         self._lead_task.add_done_callback(_stop_process_on_error)
         everywhere = f"the namespaces of shard {self._config.shard}" if self._config.shard else "all namespaces"
@@ -91,15 +92,17 @@ class Operator:
         """Stop the loops, then release the Lease, so that another replica leads at once."""
         self._lead_task.cancel()
         await asyncio.gather(self._lead_task, return_exceptions=True)
+        await self._health.stop()
         await self._informers.stop()
         await self._session.close()
 
-    async def check(self, **_: Any) -> None:
-        """Fail kopf's liveness probe when a loop or an informer does not turn, so that Kubernetes restarts us."""
-        problems = [*self._informers.silent(), *self._loops.overdue()]
-        if problems:
-            more = f" and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
-            raise kopf.PermanentError("; ".join(problems[:MAX_PROBLEMS_SHOWN]) + more)
+    def problems(self) -> Sequence[str]:
+        """A sentence about each loop and informer that does not turn."""
+        return [*self._informers.silent(), *self._loops.overdue()]
+
+    def is_ready(self) -> bool:
+        """Whether this replica could lead: its cache is complete."""
+        return self._informers.synced
 
     async def _lead(self) -> None:
         """Compete for the Lease once the cache is complete, and run the loops while this replica leads."""
@@ -140,7 +143,6 @@ def main() -> None:
         standalone=True,
         clusterwide=not config.watch_namespaces,
         namespaces=config.watch_namespaces,
-        liveness_endpoint=f"http://0.0.0.0:{config.liveness_port}/healthz",
     )
 
 

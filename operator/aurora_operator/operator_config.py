@@ -44,7 +44,7 @@ class OperatorConfig:
     upgrade_max_concurrent: int = 1
     """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
     metrics_port: int = 8080
-    liveness_port: int = 8081
+    health_port: int = 8081
     log_level: str = "INFO"
 
     @property
@@ -72,7 +72,7 @@ class OperatorConfig:
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
             metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
-            liveness_port=_number(env, "AURORA_LIVENESS_PORT", default=8081),
+            health_port=_number(env, "AURORA_HEALTH_PORT", default=8081),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
         )
 

@@ -57,12 +57,12 @@ class OperatorReplica:
     _metrics_port: int = 0
 
     def start(self) -> None:
-        self._metrics_port, liveness_port = free_ports(2)
+        self._metrics_port, health_port = free_ports(2)
         environment = {
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.kubeconfig),
             "AURORA_METRICS_PORT": str(self._metrics_port),
-            "AURORA_LIVENESS_PORT": str(liveness_port),
+            "AURORA_HEALTH_PORT": str(health_port),
             "AURORA_RUNTIME_IMAGE": "aurora.test/runtime:1",
             "AURORA_AGENT_IMAGE": "aurora.test/agent:1",
             "AURORA_WATCH_NAMESPACES": NAMESPACE,

@@ -45,6 +45,11 @@ class Informers:
         for informer in self._informers:
             await informer.synced.wait()
 
+    @property
+    def synced(self) -> bool:
+        """Whether the cache holds every informer's first list."""
+        return all(informer.synced.is_set() for informer in self._informers)
+
     def silent(self) -> Iterator[str]:
         """A sentence about each informer that hears nothing, although even a dead connection would be noticed."""
         for informer in self._informers:

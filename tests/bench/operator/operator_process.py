@@ -39,7 +39,7 @@ class OperatorProcess:
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.kubeconfig),
             "AURORA_METRICS_PORT": metrics,
-            "AURORA_LIVENESS_PORT": liveness,
+            "AURORA_HEALTH_PORT": liveness,
             "AURORA_RUNTIME_IMAGE": IMAGE,
             "AURORA_AGENT_IMAGE": IMAGE,
             "POD_NAMESPACE": "default",

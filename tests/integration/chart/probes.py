@@ -22,7 +22,7 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import HttpKubernetesApi, Object, Resource
-from aurora_operator.leadership import LeaderElector
+from aurora_operator.lead.leadership import LeaderElector
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.wanted_children import children

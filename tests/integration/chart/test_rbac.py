@@ -179,7 +179,7 @@ def test_a_tenants_operator_says_which_secret_it_may_not_read(server: ApiServer,
 @contextlib.contextmanager
 def _operator(server: ApiServer, namespace: str, log: Path, **variables: str) -> Iterator[Path]:
     """The operator's process with the rights of the release in ``namespace``."""
-    metrics_port, liveness_port = free_ports(2)
+    metrics_port, health_port = free_ports(2)
     environment = {
         "KUBECONFIG": str(server.kubeconfig_of(namespace, OPERATOR)),
         "PATH": os.environ["PATH"],
@@ -188,7 +188,7 @@ def _operator(server: ApiServer, namespace: str, log: Path, **variables: str) ->
         "AURORA_AGENT_IMAGE": "agent:1",
         "AURORA_RUNTIME_IMAGE": "runtime:1",
         "AURORA_METRICS_PORT": str(metrics_port),
-        "AURORA_LIVENESS_PORT": str(liveness_port),
+        "AURORA_HEALTH_PORT": str(health_port),
         **variables,
     }
     with log.open("wb") as output:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_operator.election import LeaseTiming
+from aurora_operator.lead.election import LeaseTiming
 from tests.rig.api_server import api_server
 from tests.rig.operator_replicas import (
     NAMESPACE,

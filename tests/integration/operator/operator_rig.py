@@ -188,7 +188,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the operator, which watches only this namespace and has no other rights than the chart gives."""
-        ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_LIVENESS_PORT": str(_free_port())}
+        ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_HEALTH_PORT": str(_free_port())}
         environment = {
             **self.cluster.environment,
             **ports,

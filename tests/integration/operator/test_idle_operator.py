@@ -130,7 +130,7 @@ def _rig(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(server.kubeconfig),
             "AURORA_METRICS_PORT": str(metrics_port),
-            "AURORA_LIVENESS_PORT": str(health_port),
+            "AURORA_HEALTH_PORT": str(health_port),
             "AURORA_AGENT_IMAGE": "agent:1",
             "AURORA_RUNTIME_IMAGE": "runtime:1",
         }

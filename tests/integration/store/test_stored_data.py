@@ -46,7 +46,7 @@ class Rig:
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.api.kubeconfig),
             "AURORA_METRICS_PORT": str(metrics),
-            "AURORA_LIVENESS_PORT": str(liveness),
+            "AURORA_HEALTH_PORT": str(liveness),
             "AURORA_WATCH_NAMESPACES": NAMESPACE,
             "AURORA_AGENT_IMAGE": "agent:1",
             "AURORA_RUNTIME_IMAGE": "runtime:1",

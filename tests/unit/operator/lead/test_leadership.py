@@ -15,7 +15,7 @@ import pytest
 
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.leadership import LeaderElector, boot_seconds
+from aurora_operator.lead.leadership import LeaderElector, boot_seconds
 from tests.unit.operator.worlds import CONFIG
 
 SHORT = replace(CONFIG, lease_seconds=2)

@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from aurora_operator import metrics
-from aurora_operator.election import Election, LeaseTiming
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import LEASE, Object, Resource
+from aurora_operator.lead.election import Election, LeaseTiming
 from aurora_operator.operator_config import OperatorConfig
 
 log = logging.getLogger(__name__)

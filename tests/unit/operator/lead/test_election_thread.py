@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from aurora_operator.election_thread import run_election
+from aurora_operator.lead.election_thread import run_election
 
 
 class Recorder:

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aurora_operator.election import Election, LeaseTiming
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.lead.election import Election, LeaseTiming
 
 TIMING = LeaseTiming(10)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -19,7 +19,7 @@ AsyncCallback = Callable[[], Awaitable[None]]
 
 
 class Elector(Protocol):
-    """The part of :class:`~aurora_operator.leadership.LeaderElector` that this module needs."""
+    """The part of :class:`~aurora_operator.lead.leadership.LeaderElector` that this module needs."""
 
     async def run(self, on_started: Callable[[], None], on_lost: AsyncCallback) -> None: ...
 
