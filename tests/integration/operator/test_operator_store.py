@@ -129,7 +129,8 @@ def total(counts: dict[str, float]) -> float:
 
 
 async def test_a_speculator_at_rest_costs_at_most_two_requests_a_minute(speculator: Speculator) -> None:
-    assert (await speculator.look()).ok
+    for _ in range(2):
+        assert (await speculator.look(120)).ok, "the second read of a process probes the store"
     times, before = list[float](), total(requests())
     for _ in range(240):
         view = await speculator.look(POLL_SECONDS)
@@ -139,6 +140,30 @@ async def test_a_speculator_at_rest_costs_at_most_two_requests_a_minute(speculat
     assert times, "the store is still read"
     for start in times:
         assert sum(start <= at < start + 60 for at in times) <= 2
+
+
+async def test_a_root_with_a_channel_is_read_first_and_probed_with_the_second_read(speculator: Speculator) -> None:
+    before = requests()
+    assert (await speculator.look()).channel == channel(0)
+    first = requests()
+    assert {name for name, count in first.items() if count > before.get(name, 0)} == {"get", "list"}
+    await speculator.look(120)
+    assert requests()["create"] > first.get("create", 0)
+
+
+async def test_a_new_root_is_probed_before_it_is_read(s3: S3, owner: Owner) -> None:
+    before = requests().get("create", 0)
+    view = await Speculator(s3, owner).look()
+    assert view.ok
+    assert view.channel is None
+    assert requests()["create"] > before
+
+
+async def test_nothing_is_written_to_a_root_that_was_not_probed(speculator: Speculator) -> None:
+    await speculator.look()
+    before = requests()
+    await speculator.access.advance(channel(0, epoch=2))
+    assert requests()["create"] >= before.get("create", 0) + 3, "two of the probe, and the record"
 
 
 async def test_a_new_version_and_its_evidence_are_found(s3: S3, speculator: Speculator) -> None:

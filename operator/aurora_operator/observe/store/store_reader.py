@@ -5,12 +5,14 @@ Invariants:
 - A fault of the store never raises; the view carries the error. A record whose name, number or content is wrong is
   named by its key, and nothing is decided until a person removes it.
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
-- The store is used only after a probe showed that it keeps create-once. The probe runs once per process, and again
-  after every fault.
+- Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
+  after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
+  probes such a root with its second read. A thousand roots are then read sooner after a restart.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -54,6 +56,7 @@ class StoreReader:
         )
         self._registry = Registry(self._objects)
         self._probed = False
+        self._may_postpone_probe = True
         self._last_keys: dict[str, str] = {}
         """Prefix -> the last known key below it."""
         self._records: dict[str, Record] = {}
@@ -69,8 +72,7 @@ class StoreReader:
         """Look for new records in ``scope``, then return all records that are needed. Blocks."""
         try:
             with total_deadline(READ_SECONDS), metrics.STORE_READ_SECONDS.time():
-                self._probe_once()
-                return self._read(needs, scope)
+                return self._read(needs, scope & ~self._prepare())
         except StoreUnsupported as error:
             self._forget_state()
             return StoreView(reason="ConditionalWritesUnsupported", error=str(error))
@@ -94,14 +96,27 @@ class StoreReader:
         Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
         """
         with total_deadline(READ_SECONDS):
+            self._probe_once()
             self._registry.advance_channel(channel)
         key = Keys.channel(channel.epoch)
         self._last_keys[Keys.CHANNEL], self._records[key] = key, channel
 
     def _forget_state(self) -> None:
         """Probe and list everything again: after a fault, the store may be another one, or an earlier copy."""
-        self._probed = False
+        self._probed = self._may_postpone_probe = False
         self._last_keys.clear()
+
+    def _prepare(self) -> ReadScope:
+        """Probe, unless that may wait. Returns the kinds of records that were looked for on the way."""
+        if not self._probed and self._may_postpone_probe:
+            self._may_postpone_probe = False
+            # The probe says more about a store that cannot be listed.
+            with contextlib.suppress(StoreError):
+                self._find_newer(Keys.CHANNEL)
+            if Keys.CHANNEL in self._last_keys:
+                return ReadScope.CHANNEL
+        self._probe_once()
+        return ReadScope.NONE
 
     def _probe_once(self) -> None:
         if self._probed:
