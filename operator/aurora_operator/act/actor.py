@@ -23,6 +23,7 @@ from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
+from aurora_operator.children.metadata import trainer_name
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
@@ -53,7 +54,6 @@ class Actor:
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
-        self._former_trainer_deleted = False
 
     async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
@@ -64,9 +64,8 @@ class Actor:
         if plan.finalizer is not None:
             await call_api(set_finalizer, self._api, owner, wanted=plan.finalizer)
             return ExecutionResult()
-        if not self._former_trainer_deleted:
+        if ("Deployment", trainer_name(owner)) not in snapshot.live_children:
             await delete_former_trainer(self._api, owner)
-            self._former_trainer_deleted = True
         keys = new_keys(owner) if plan.create_keys else None
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
         if plan.advance is not None:

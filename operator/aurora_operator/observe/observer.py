@@ -13,8 +13,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from aurora_operator import kubernetes_api
@@ -41,11 +41,21 @@ from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
+from aurora_operator.observe.stored_objects import PackedObjects
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 
-LiveChildren = dict[tuple[str, str], Object]
+
+@dataclass(frozen=True)
+class _Children:
+    """The children at one moment, unpacked no longer than it takes to read them."""
+
+    packed: PackedObjects
+    """Only children that this speculator owns, and pods."""
+    pods: Sequence[PodView]
+    jobs: tuple[JobView, ...]
+    trainer: WorkloadView | None
 
 
 class Observer:
@@ -82,23 +92,23 @@ class Observer:
             raise BeingDeleted(stored)
         owner, spec, status, fault = parse_usable(stored)
         self._trust_no_secret_of_another_spec(owner)
-        live = await self._live_children(owner)
+        children = await self._children(owner)
         token = await self._agent_token(owner)
-        views = _inference_pods(live)
-        pods = await self._agents.of(views, token, ask=ask_agents)
-        jobs, requests = _jobs(live), user_requests(stored)
-        store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, requests))
+        pods = await self._agents.of(children.pods, token, ask=ask_agents)
+        requests = user_requests(stored)
+        store = await self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests))
         self._doubt_secrets(owner, pods, token)
-        history = self._counter_history
+        history, live = self._counter_history, children.packed
+        deployment = live.get(("Deployment", owner.name))
         observed = Observed(
             owner=owner,
             spec=spec,
             status=status,
             pods=pods,
-            jobs=jobs,
-            deployment=kubernetes_views.workload_view(live.get(("Deployment", owner.name))),
-            deployed=kubernetes_views.deployed_template(live.get(("Deployment", owner.name))),
-            trainer=_trainer(owner, live),
+            jobs=children.jobs,
+            deployment=kubernetes_views.workload_view(deployment),
+            deployed=kubernetes_views.deployed_template(deployment),
+            trainer=children.trainer,
             store=store,
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
@@ -123,15 +133,18 @@ class Observer:
             self._secrets.forget()
             self._generation = owner.generation
 
-    async def _live_children(self, owner: Owner) -> LiveChildren:
-        """Objects with our labels, except those that belong to somebody else."""
-        objects = self._cache.children(owner.namespace, owner.name)
-        owned = [obj for obj in objects if obj["kind"] != "Pod" and owner.owns(obj)]
+    async def _children(self, owner: Owner) -> _Children:
+        """The objects with our labels, except those that belong to somebody else."""
+        packed = self._cache.children(owner.namespace, owner.name)
         # Workloads own the pods, not we.
-        pods = [obj for obj in objects if obj["kind"] == "Pod"]
-        jobs = [obj for obj in owned if obj["kind"] == "Job"]
+        live = {key: obj for key, obj in packed.items() if obj["kind"] == "Pod" or owner.owns(obj)}
+        pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
+        jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
         late = await self._pods_of_finished_jobs(owner, jobs, pods)
-        return {(obj["kind"], obj["metadata"]["name"]): obj for obj in (*owned, *pods, *late)}
+        pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
+        return _Children(
+            packed.restricted(live.keys()), _inference_pods(pods), _jobs(jobs, pods), _trainer(owner, live)
+        )
 
     async def _pods_of_finished_jobs(
         self, owner: Owner, jobs: Sequence[Object], pods: Sequence[Object]
@@ -168,16 +181,15 @@ class Observer:
             self._secrets.doubt(keys_name(owner))
 
 
-def _inference_pods(live: LiveChildren) -> list[PodView]:
+def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     """The inference pods by name, without their agents' answers."""
-    objects = [obj for obj in live.values() if obj["kind"] == "Pod" and component_of(obj) == INFERENCE]
+    objects = [pod for pod in pods if component_of(pod) == INFERENCE]
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
-def _jobs(live: LiveChildren) -> tuple[JobView, ...]:
-    validators = [obj for obj in live.values() if component_of(obj) == VALIDATOR]
-    pods = [obj for obj in validators if obj["kind"] == "Pod"]
-    return tuple(kubernetes_views.job_view(obj, pods) for obj in validators if obj["kind"] == "Job")
+def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]:
+    of_validators = [pod for pod in pods if component_of(pod) == VALIDATOR]
+    return tuple(kubernetes_views.job_view(job, of_validators) for job in jobs if component_of(job) == VALIDATOR)
 
 
 def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:

@@ -30,7 +30,8 @@ class CounterHistory:
         for pod in pods:
             if pod.agent is None:
                 continue
-            sample = CounterSample(boot=pod.agent.boot, time=now, live=pod.agent.live)
+            live = pod.agent.live
+            sample = CounterSample(pod.agent.boot, now, live.answer_tokens, live.verify_rounds)
             past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot]
             recent = [s for s in past if now - s.time <= WINDOW] or past[-1:]
             kept[pod.name] = [*recent, sample]

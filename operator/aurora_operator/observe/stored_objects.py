@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from aurora_api import KIND
@@ -36,6 +37,29 @@ def unpack(packed: bytes) -> Object:
     """A copy of a stored object, which the caller may change."""
     obj: Object = json.loads(zlib.decompress(packed))
     return obj
+
+
+class PackedObjects(Mapping[tuple[str, str], Object]):
+    """Objects by kind and name, which are unpacked anew by each access.
+
+    Why: a reconcile waits for agents and for the store. A thousand reconciles that wait hold no unpacked object.
+    """
+
+    def __init__(self, packed: Mapping[tuple[str, str], bytes]) -> None:
+        self._packed = packed
+
+    def __getitem__(self, key: tuple[str, str]) -> Object:
+        return unpack(self._packed[key])
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def restricted(self, keys: Collection[tuple[str, str]]) -> PackedObjects:
+        """The objects with these keys."""
+        return PackedObjects({key: packed for key, packed in self._packed.items() if key in keys})
 
 
 def wakes(old: Object | None, new: Object | None) -> bool:

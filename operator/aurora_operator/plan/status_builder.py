@@ -83,8 +83,8 @@ def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str |
         start = observed.recent_counters.get(pod.name)
         if pod.agent is None or start is None or start.boot != pod.agent.boot:
             continue
-        tokens = pod.agent.live.answer_tokens - start.live.answer_tokens
-        rounds = pod.agent.live.verify_rounds - start.live.verify_rounds
+        tokens = pod.agent.live.answer_tokens - start.answer_tokens
+        rounds = pod.agent.live.verify_rounds - start.verify_rounds
         by_pod[pod.name] = accept_text(tokens, rounds)
         all_tokens, all_rounds = all_tokens + tokens, all_rounds + rounds
     return accept_text(all_tokens, all_rounds), by_pod

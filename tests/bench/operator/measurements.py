@@ -158,6 +158,7 @@ async def restart(rig: Rig, progress: Callable[[str], None]) -> Row:
         "cpu_seconds": round(rig.operator.cpu_seconds(), 2),
         "api_reads": requests.count(READ_VERBS),
         "api_writes": requests.count(WRITE_VERBS),
+        "api_requests": dict(requests.by_verb.most_common()),
         "memory_mebibytes": rig.operator.memory_mebibytes(),
     }
 

@@ -88,7 +88,7 @@ class Rig:
         async def both() -> tuple[Any, Any]:
             listed = await asyncio.to_thread(self.other.list, SERVICE_ACCOUNT, NAMESPACE, LABELS)
             there = {obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in listed}
-            cached = self.cache.children(NAMESPACE, "chat")
+            cached = self.cache.children(NAMESPACE, "chat").values()
             return there, {obj["metadata"]["name"]: obj["metadata"]["resourceVersion"] for obj in cached}
 
         async with asyncio.timeout(BOUND_SECONDS):
@@ -248,7 +248,7 @@ async def test_without_the_definition_the_informers_wait_and_with_it_they_are_co
         async with asyncio.timeout(60):
             await synced
         assert list(informers.silent()) == []
-        assert cache.children("another", "chat") == []
+        assert not cache.children("another", "chat")
     finally:
         async with asyncio.timeout(2):
             await informers.stop()

@@ -39,9 +39,13 @@ class OneStatefulSet:
         (OneStatefulSet(OWNER.uid), [("chat-trainer", "s1")]),
         (OneStatefulSet("another"), []),
         (OneStatefulSet(None), []),
-        (OneStatefulSet(OWNER.uid, replaced=True), []),
     ],
 )
 async def test_only_our_own_statefulset_is_deleted(api: OneStatefulSet, deleted: list[tuple[str, str]]) -> None:
     await delete_former_trainer(cast(Any, api), OWNER)
     assert api.deleted == deleted
+
+
+async def test_a_statefulset_that_was_replaced_meanwhile_is_looked_at_again() -> None:
+    with pytest.raises(Conflict):
+        await delete_former_trainer(cast(Any, OneStatefulSet(OWNER.uid, replaced=True)), OWNER)

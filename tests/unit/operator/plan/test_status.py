@@ -128,10 +128,7 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
     busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
     counted = replace(
         busier,
-        recent_counters={
-            p.name: CounterSample("b1", NOW, agent("x", 0).live.model_copy(update={"answer_tokens": 0}))
-            for p in same.pods
-        },
+        recent_counters={p.name: CounterSample("b1", NOW, 0, agent("x", 0).live.verify_rounds) for p in same.pods},
     )
     assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
     written = plan(counted, CONFIG, NOW, timedelta(seconds=30)).status
@@ -139,8 +136,7 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
 
 
 def test_live_acceptance_is_tokens_per_round_since_the_engine_started() -> None:
-    start = agent("x", 0).live.model_copy(update={"answer_tokens": 10, "verify_rounds": 10})
-    samples = {"chat-a": CounterSample("b1", NOW, start), "chat-b": CounterSample("former", NOW, start)}
+    samples = {"chat-a": CounterSample("b1", NOW, 10, 10), "chat-b": CounterSample("former", NOW, 10, 10)}
     shown = status(observed(recent_counters=samples))
     assert shown.accept_length == "2.25"
     assert [p.accept_length for p in shown.pods] == ["2.25", None]
