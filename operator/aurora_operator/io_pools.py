@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aurora_operator import metrics
 from aurora_operator.errors import CallAbandoned, KubernetesError
+from aurora_operator.reconcile_slots import outside
 from aurora_store import StoreConfig
 
 P = ParamSpec("P")
@@ -113,6 +114,9 @@ class EndpointPool:
 
         Raises :class:`CallAbandoned` at the deadline, and what ``work`` raises.
         """
+        return await outside(self._bounded(work, timeout_seconds))
+
+    async def _bounded(self, work: Callable[[], T], timeout_seconds: float) -> T:
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncio.shield(await self._start(work))

@@ -7,14 +7,13 @@ handler logs the exception and retries with exponential, jittered backoff.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
 
 from aurora_operator import metrics
 from aurora_operator.errors import Conflict, NotFound, OperatorError
+from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_operator.reconciler import Reconciler
 from aurora_store.errors import ObjectExists, StoreError
 
@@ -25,33 +24,6 @@ DEBOUNCE_SECONDS = 0.2
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
-MAX_RECONCILES = 32
-"""Reconciles that compute at a time. After a start all speculators are reconciled. Without a limit, one turn of the
-event loop would compute for all of them. No change would be applied and no probe answered meanwhile."""
-MAX_SLOT_SECONDS = 2.0
-"""A reconcile that takes longer waits for a store or an agent, and computes nothing. Others take its slot."""
-
-
-class ReconcileSlots:
-    """Limits how many reconciles compute at a time. All loops of a process share one object.
-
-    A reconcile gives its slot back after :data:`MAX_SLOT_SECONDS` at the latest, so that slow stores hold up nobody.
-    """
-
-    def __init__(self, slots: int = MAX_RECONCILES, max_slot_seconds: float = MAX_SLOT_SECONDS) -> None:
-        self._slots, self._max_slot_seconds = asyncio.Semaphore(slots), max_slot_seconds
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for the block or for the longest time, whichever is shorter."""
-        await self._slots.acquire()
-        early = asyncio.get_running_loop().call_later(self._max_slot_seconds, self._slots.release)
-        try:
-            yield
-        finally:
-            if early.when() > asyncio.get_running_loop().time():
-                early.cancel()
-                self._slots.release()
 
 
 class SpeculatorLoop:

@@ -15,9 +15,10 @@ from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
-from aurora_operator.loop import ReconcileSlots, SpeculatorLoop
+from aurora_operator.loop import SpeculatorLoop
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_client import AgentClient
 

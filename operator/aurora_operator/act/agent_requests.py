@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.plan import LeaseRequest, Swap
+from aurora_operator.reconcile_slots import outside
+from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
 
@@ -25,9 +27,7 @@ class AgentRequests:
 
     async def swap(self, swaps: Sequence[Swap], snapshot: Snapshot) -> int:
         """Ask all pods at once to swap. Returns the highest epoch that an agent refused a request for; 0: none did."""
-        answers = await asyncio.gather(
-            *(self._agents.swap(swap.ip, snapshot.agent_token, swap.request) for swap in swaps), return_exceptions=True
-        )
+        answers = await outside(self._answers(swaps, snapshot.agent_token))
         speculator = snapshot.observed.owner.full_name
         fencing_epoch = 0
         for swap, answer in zip(swaps, answers, strict=True):
@@ -43,6 +43,11 @@ class AgentRequests:
                          request.epoch)  # fmt: skip
         return fencing_epoch
 
+    async def _answers(self, swaps: Sequence[Swap], token: str) -> list[AgentState | BaseException]:
+        """The agents' answers, or the errors that took their place, in the order of ``swaps``."""
+        requests = (self._agents.swap(swap.ip, token, swap.request) for swap in swaps)
+        return await asyncio.gather(*requests, return_exceptions=True)
+
     async def request_leases(self, leases: Sequence[LeaseRequest], snapshot: Snapshot) -> int:
         """Withdraw pods from the Service and return them. Returns the same epoch as :meth:`swap`."""
         speculator = snapshot.observed.owner.full_name
@@ -51,7 +56,7 @@ class AgentRequests:
             action = "withdraw" if lease.request.begin else "return"
             measurement = lease.request.measurement
             try:
-                await self._agents.lease(lease.ip, snapshot.agent_token, lease.request)
+                await outside(self._agents.lease(lease.ip, snapshot.agent_token, lease.request))
             except AgentError as error:
                 fencing_epoch = max(fencing_epoch, _fencing_epoch(error, lease.request.epoch))
                 log.warning("%s: could not %s pod %s for %s: %s", speculator, action, lease.pod, measurement, error)

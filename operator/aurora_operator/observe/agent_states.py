@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from aurora_operator.observe.observed import PodView
+from aurora_operator.reconcile_slots import outside
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, AgentRefused
@@ -36,11 +37,14 @@ class AgentStates:
         pods = tuple(views)
         if ask:
             self.token_refused = False
-            states = await asyncio.gather(*(self._state(pod, token) for pod in pods))
+            states = await outside(self._states(pods, token))
             answered = [(pod, state) for pod, state in zip(pods, states, strict=True) if state is not None]
             self._answers = {pod.uid: state.to_json() for pod, state in answered}
             return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
         return tuple(replace(pod, agent=self._last_answer(pod)) for pod in pods)
+
+    async def _states(self, pods: Iterable[PodView], token: str) -> list[AgentState | None]:
+        return await asyncio.gather(*(self._state(pod, token) for pod in pods))
 
     def _last_answer(self, pod: PodView) -> AgentState | None:
         answer = self._answers.get(pod.uid)

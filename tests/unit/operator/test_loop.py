@@ -10,7 +10,8 @@ import pytest
 
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
-from aurora_operator.loop import MAX_RECONCILE_SECONDS, ReconcileSlots, SpeculatorLoop
+from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
+from aurora_operator.reconcile_slots import ReconcileSlots
 
 
 @dataclass
@@ -113,45 +114,3 @@ async def test_a_loop_at_rest_is_not_overdue(monkeypatch: pytest.MonkeyPatch) ->
     offset += 10
     assert loop.overdue_seconds > 0, "its wait did not end"
     task.cancel()
-
-
-async def test_no_more_reconciles_run_at_a_time_than_there_are_slots() -> None:
-    slots, running, most = ReconcileSlots(3, 60.0), 0, 0
-
-    async def reconcile() -> None:
-        nonlocal running, most
-        async with slots.slot():
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0.001)
-            running -= 1
-
-    await asyncio.gather(*(reconcile() for _ in range(20)))
-    assert most == 3
-
-
-async def test_a_reconcile_that_waits_for_a_slow_store_holds_up_nobody_for_long() -> None:
-    slots, entered = ReconcileSlots(2, 0.2), 0
-
-    async def hang() -> None:
-        nonlocal entered
-        async with slots.slot():
-            entered += 1
-            await asyncio.sleep(60)
-
-    async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    hanging = [asyncio.create_task(hang()) for _ in range(2)]
-    async with asyncio.timeout(5):
-        for _ in range(10):
-            async with slots.slot():
-                await asyncio.sleep(0)
-    await cancel_all(hanging)
-    entered = 0
-    more = [asyncio.create_task(hang()) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    assert entered == 2, "each slot was given back once"
-    await cancel_all(more)
