@@ -10,7 +10,7 @@ from typing import Any, cast
 import aiohttp
 
 from aurora_operator.health import HealthServer
-from aurora_operator.main import Operator
+from aurora_operator.main import Operator, agent_session
 from tests.unit.operator.worlds import CONFIG
 
 
@@ -72,3 +72,16 @@ async def test_a_replica_is_not_ready_before_its_cache_is_complete() -> None:
         assert (await answer(f"{address}/healthz"))[0] == 200, "a replica that fills its cache must not be restarted"
         informers.synced = True
         assert (await answer(f"{address}/readyz"))[0] == 200
+
+
+async def test_no_connection_to_an_agent_is_kept() -> None:
+    server = HealthServer(list, lambda: True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    await server.start(port)
+    try:
+        async with agent_session() as session, session.get(f"http://127.0.0.1:{port}/healthz") as response:
+            assert response.headers["Connection"] == "close"
+    finally:
+        await server.stop()

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from aurora_protocol import agent_client as module
 from aurora_protocol.agent_api import (
     CaptureCounters,
     EngineMode,
@@ -44,7 +45,7 @@ async def _serve() -> AsyncIterator[Serve]:
             app.router.add_put("/v1/draft", handler)
             app.router.add_put("/v1/measurement", handler)
             app.router.add_put("/v1/measurement/trial", handler)
-            server = TestServer(app)
+            server = TestServer(app, host="0.0.0.0")  # noqa: S104 - tests call several addresses of the loopback
             await server.start_server()
             servers.append(server)
             assert server.port is not None
@@ -194,3 +195,63 @@ async def test_an_agent_that_does_not_listen_is_unreachable() -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(AgentUnreachable):
             await AgentClient(session, 1).state("127.0.0.1", "secret")
+
+
+async def test_the_wait_for_a_turn_does_not_count_as_the_agents_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = most = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.1)
+        under_way -= 1
+        return web.Response(body=agent("p", 0).to_json())
+
+    monkeypatch.setattr(module, "MAX_CALLS", 2)
+    agents = await serve(answer, call_seconds=0.5)
+    answers = await asyncio.gather(*(agents.state("127.0.0.1", "secret") for _ in range(16)))
+    assert len(answers) == 16, "the last one waited longer than an agent may take"
+    assert most == 2
+
+
+async def test_agents_that_do_not_answer_hold_up_no_other_and_are_asked_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = True
+
+    async def answer(request: web.Request) -> web.Response:
+        if hangs and request.host.startswith("127.0.0.2"):
+            await asyncio.sleep(5)
+        return web.Response(body=agent("p", 0).to_json())
+
+    monkeypatch.setattr(module, "MAX_CALLS", 2)
+    monkeypatch.setattr(module, "MAX_CALLS_TO_SILENT", 1)
+    agents = await serve(answer, call_seconds=0.5)
+    with pytest.raises(AgentUnreachable):
+        await agents.state("127.0.0.2", "secret")
+    silent = [asyncio.create_task(agents.state("127.0.0.2", "secret")) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.3):
+        await agents.state("127.0.0.1", "secret")
+    outcomes = await asyncio.gather(*silent, return_exceptions=True)
+    assert all(isinstance(outcome, AgentUnreachable) for outcome in outcomes)
+    hangs = False
+    assert (await agents.state("127.0.0.2", "secret")).version == 0
+
+
+async def test_a_wait_for_a_turn_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response(body=agent("p", 0).to_json())
+
+    monkeypatch.setattr(module, "MAX_CALLS", 1)
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.1)
+    agents = await serve(answer)
+    first = asyncio.create_task(agents.state("127.0.0.1", "secret"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(AgentUnreachable):
+        await agents.state("127.0.0.1", "secret")
+    assert (await first).version == 0
