@@ -20,6 +20,7 @@ import urllib3
 from kubernetes import client
 from kubernetes import config as kube_config
 from prometheus_client import Counter
+from pydantic_core import from_json
 
 from aurora_api import API_VERSION, KIND, PLURAL
 from aurora_operator.errors import Conflict, Expired, KubernetesError, NotFound
@@ -173,7 +174,7 @@ class HttpKubernetesApi:
             ) from error
         if 200 <= response.status < 300:
             try:
-                return json.loads(data)
+                return from_json(data)
             except ValueError:
                 raise KubernetesError(
                     f"{call}: the answer is not JSON; check what is in front of the API server"

@@ -6,10 +6,11 @@ and the bookkeeping of field managers therefore wake nobody.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from aurora_api import KIND
 from aurora_operator.kubernetes_api import Object
@@ -24,18 +25,18 @@ _POD_SPEC = ("nodeName",)
 def pack(obj: Object) -> bytes:
     """``obj`` without the parts that nobody reads, as compressed JSON.
 
-    An object as Python values takes about ten times as much memory. Unpacking takes less than 0.1 ms.
+    An object as Python values takes about ten times as much memory. Unpacking takes about 0.02 ms.
     """
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     stored = {**obj, "metadata": metadata}
     if obj["kind"] == "Pod":
         stored["spec"] = {key: value for key, value in obj.get("spec", {}).items() if key in _POD_SPEC}
-    return zlib.compress(json.dumps(stored, separators=(",", ":")).encode(), _COMPRESSION_LEVEL)
+    return zlib.compress(to_json(stored), _COMPRESSION_LEVEL)
 
 
 def unpack(packed: bytes) -> Object:
     """A copy of a stored object, which the caller may change."""
-    obj: Object = json.loads(zlib.decompress(packed))
+    obj: Object = from_json(zlib.decompress(packed))
     return obj
 
 
@@ -50,6 +51,9 @@ class PackedObjects(Mapping[tuple[str, str], Object]):
 
     def __getitem__(self, key: tuple[str, str]) -> Object:
         return unpack(self._packed[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._packed  # the inherited one would unpack the object
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._packed)

@@ -16,12 +16,13 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from aurora_operator.errors import Expired, KubernetesError
 from aurora_operator.kubernetes_api import Resource
-from aurora_operator.observe.cluster_cache import ClusterCache, Scope, SpeculatorKey, revision_of
-from aurora_operator.watch.api_stream import ApiStream, WatchEvent
+from aurora_operator.observe.cluster_cache import ClusterCache, ListUpdate, Scope, SpeculatorKey, revision_of
+from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +77,21 @@ class Informer:
             await self._back_off()
 
     async def _list(self) -> None:
-        """Bring the cache to the API server's present state, page by page."""
-        page = await self._stream.list_page(self._resource, self.scope.namespace, self._labels, "")
-        update = self._cache.begin_list(self.scope, page.revision)
-        while True:
-            self._heard()
-            self._wake_all(update.add(page.items))
-            if not page.next_page:
-                break
-            page = await self._stream.list_page(self._resource, self.scope.namespace, self._labels, page.next_page)
+        """Bring the cache to the API server's present state, page by page. No page outlives the wait for the next."""
+        list_page = partial(self._stream.list_page, self._resource, self.scope.namespace, self._labels)
+        update, token = self._take_page(await list_page(""), None)
+        while token:
+            update, token = self._take_page(await list_page(token), update)
         self._wake_all(update.finish())
         self.synced.set()
+
+    def _take_page(self, page: Page, update: ListUpdate | None) -> tuple[ListUpdate, str]:
+        """Take over a page; ``update`` is None for the first one. Returns the update and the next page's token."""
+        self._heard()
+        if update is None:
+            update = self._cache.begin_list(self.scope, page.revision)
+        self._wake_all(update.add(page.items))
+        return update, page.next_page
 
     async def _watch(self) -> None:
         """Follow the changes. Raises :class:`KubernetesError` once a list is needed."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.observe.stored_objects import pack, unpack, wakes
+from aurora_operator.observe.stored_objects import PackedObjects, pack, unpack, wakes
 
 SPECULATOR: dict[str, Any] = {
     "kind": "AuroraSpeculator",
@@ -66,3 +66,9 @@ def test_a_child_wakes_when_its_spec_or_status_changes_or_when_it_comes_or_goes(
 def test_a_heartbeat_of_field_managers_wakes_nobody() -> None:
     beat = changed(DEPLOYMENT, "metadata", "managedFields", to=[{"time": "later"}])
     assert not wakes(unpack(pack(DEPLOYMENT)), unpack(pack(beat)))
+
+
+def test_a_look_for_a_key_unpacks_nothing() -> None:
+    stored = PackedObjects({("Pod", "chat-a"): b"this cannot be unpacked"})
+    assert ("Pod", "chat-a") in stored
+    assert ("Pod", "chat-b") not in stored

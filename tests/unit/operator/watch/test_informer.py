@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,22 @@ async def test_all_pages_are_in_the_cache_before_the_informer_is_synced() -> Non
     cache, _ = await run(stream)
     assert stream.calls == ["list", "list 1", "list 2", "watch 9"]
     assert cache.counts["Pod"] == 3
+
+
+async def test_an_informer_holds_no_page_while_it_waits_for_the_next_one() -> None:
+    made: list[weakref.ref[Page]] = []
+
+    class Stream(FakeStream):
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+            await asyncio.sleep(0)
+            assert all(each() is None for each in made), "pages of all informers would add up"
+            number = len(made)
+            fresh = page(9, pod(f"p{number}", number + 1), next_page=str(number + 1) if number < 3 else "")
+            made.append(weakref.ref(fresh))
+            return fresh
+
+    cache, _ = await run(Stream([]))
+    assert cache.counts["Pod"] == len(made) == 4
 
 
 async def test_a_watch_resumes_from_the_last_event_or_bookmark_without_a_list() -> None:
