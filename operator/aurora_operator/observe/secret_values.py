@@ -18,6 +18,7 @@ from aurora_operator.errors import NotFound
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
+_READ_METADATA = frozenset({"name", "namespace", "uid", "resourceVersion", "ownerReferences"})
 MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 2.0, 60.0
 
 
@@ -59,7 +60,7 @@ class SecretReader:
         if known is not None and self._clock() < known.next_seconds:
             return known.secret
         try:
-            secret = await call_api(self._api.get, kubernetes_api.SECRET, self._namespace, name)
+            secret = _read_parts(await call_api(self._api.get, kubernetes_api.SECRET, self._namespace, name))
         except NotFound:
             secret = None
         reading = _Reading(secret, self._clock(), reads=1)
@@ -83,6 +84,14 @@ class SecretReader:
         """Seconds until a Secret is to be read again; infinite while all are trusted."""
         due = min((reading.next_seconds for reading in self._readings.values()), default=inf)
         return max(0.0, due - self._clock())
+
+
+def _read_parts(secret: Object) -> Object:
+    """The parts of a Secret that somebody reads. The bookkeeping of field managers is several times as large."""
+    metadata = {key: value for key, value in secret["metadata"].items() if key in _READ_METADATA}
+    return {
+        key: metadata if key == "metadata" else secret[key] for key in ("kind", "metadata", "data") if key in secret
+    }
 
 
 def secret_value(secret: Object, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -36,6 +37,17 @@ async def test_a_secret_that_works_is_read_once() -> None:
         assert await rig.reader.find("s3") == rig.secret
     assert rig.reads == 1
     assert rig.reader.seconds_until_next_read == float("inf")
+
+
+async def test_only_the_parts_of_a_secret_that_are_read_stay_in_memory() -> None:
+    rig = Rig(secret("1") | {"data": {"key": "dmFsdWU="}})
+    expected = copy.deepcopy(rig.secret)
+    assert rig.secret is not None
+    rig.secret["metadata"] |= {"managedFields": [{"manager": "helm"}], "annotations": {"applied": "dmFsdWU="}}
+    found = await rig.reader.find("s3")
+    assert found == expected
+    assert found is not None
+    assert secret_value(found, "key") == "value"
 
 
 async def test_a_missing_secret_is_looked_for_after_growing_bounded_delays() -> None:
