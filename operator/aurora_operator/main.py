@@ -35,6 +35,7 @@ from aurora_operator.logs import configure_logs
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.process_memory import keep_memory_small
 from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informers import Informers
 from aurora_protocol.agent_client import AgentClient
@@ -145,6 +146,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"aurora-operator: {error}")
     configure_logs(config.log_level)
+    keep_memory_small()
     start_http_server(config.metrics_port)
     kopf.run(
         registry=handler_registry(config),
