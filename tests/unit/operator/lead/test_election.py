@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -119,6 +119,11 @@ class Replicas(RuleBasedStateMachine):
     def clock(self, process: Process) -> float:
         return self.now_seconds + process.offset_seconds
 
+    @property
+    def wall_clock(self) -> datetime:
+        """A renewal differs from the last one only by this time."""
+        return NOW + timedelta(seconds=self.now_seconds)
+
     @rule(seconds=st.sampled_from([0.5, 2.9, 6.9, 10.0]))
     def time_passes(self, seconds: float) -> None:
         self.now_seconds += seconds
@@ -136,7 +141,7 @@ class Replicas(RuleBasedStateMachine):
         now_seconds = self.clock(process)
         if not process.election.may_take(now_seconds):
             return
-        process.writes.append((process.election.taken_lease("l", "n", NOW), now_seconds, process.run))
+        process.writes.append((process.election.taken_lease("l", "n", self.wall_clock), now_seconds, process.run))
         if late == "request":
             return
         self.arrive(process, lost=late == "lost answer")
@@ -149,7 +154,7 @@ class Replicas(RuleBasedStateMachine):
         process.answers.clear()
         process.run += 1
         process.election = process.election.stopped()
-        lease = process.election.released_lease(NOW)
+        lease = process.election.released_lease(self.wall_clock)
         if lease is not None:
             self.store(lease)
 
