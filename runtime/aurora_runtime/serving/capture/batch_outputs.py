@@ -1,9 +1,9 @@
-"""Clones of a batch's device tensors, and their split into the records of single requests.
+"""A batch's tensors on their way to the host, and their split into the records of single requests.
 
-The clones take SGLang's auxiliary-output path (sglang/srt/managers/auxiliary_output.py). A hook clones the tensors on
-the device, SGLang copies the clones to the host with the batch's own results, and calls ``consume`` after it has
-committed the batch's tokens. So capture adds no synchronisation. Invariant: ``consume`` never raises, because SGLang
-catches no error there.
+The tensors take SGLang's auxiliary-output path (sglang/srt/managers/auxiliary_output.py). A hook keeps the tensors of
+a batch, SGLang copies them to the host with the batch's own results, and calls ``consume`` after it has committed the
+batch's tokens. So capture adds no synchronisation. Invariant: ``consume`` never raises, because SGLang catches no error
+there.
 """
 
 from __future__ import annotations
@@ -13,31 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
-from aurora_runtime.serving.capture.shard_writer import ShardWriter
+from aurora_runtime.serving.capture.shard_writer import Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, VerifyRound
+from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors, to_trace_dtype
 from aurora_runtime.traces import ProposalSource
 
 log = logging.getLogger(__name__)
-
-
-def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]) -> Tensor:
-    """A copy of the rows of the R traced requests: ``[B * n, ...]`` to ``[R, n, ...]``.
-
-    The indices are Python numbers, so nothing is sent to the device.
-    """
-    whole = tensor.reshape(batch_size, -1, *tensor.shape[1:])
-    if len(traced) == batch_size:
-        return whole.clone()
-    return torch.stack([whole[request.index] for request in traced])
-
-
-def to_trace_dtype(hidden: Tensor) -> Tensor:
-    """Hidden states in 16 bits; float32 becomes bfloat16, because float16 lacks its range."""
-    return hidden.to(torch.bfloat16) if hidden.dtype == torch.float32 else hidden
 
 
 @dataclass(frozen=True)
@@ -74,55 +58,54 @@ def _commits_and_ends(
 
 @dataclass(frozen=True)
 class VerifyOutput:
-    """Clones of one verify batch: R traced requests of n nodes each, first on the device, then on the host.
+    """One verify batch of B requests, of which R are traced, on its way to the host.
 
-    SGLang calls :meth:`copy_to_host`, and then :meth:`consume` once the batch's tokens are committed.
+    SGLang calls :meth:`copy_to_host`, and then :meth:`consume` once the batch's tokens are committed. ``tensors`` are
+    reduced already where the engine reuses their memory. Otherwise :meth:`split` reduces them, in the writer's thread.
     """
 
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
+    batch_size: int
     version: int
     sources: tuple[ProposalSource, ...]  # R
-    draft_tokens: Tensor  # [R, n]
-    next_token: Tensor  # [R, n]
-    next_sibling: Tensor  # [R, n]
-    path: Tensor  # [R, steps + 1] node indices within the request; below 0 after the path's end
-    path_length: Tensor  # [R] accepted proposed tokens + 1
-    hidden: Tensor  # [R, steps + 1, H3] of the path's nodes
-    top_ids: Tensor  # [R, n, K]
-    top_logprobs: Tensor  # [R, n, K]
-    uncaptured_mass: Tensor  # [R, n] probability of all other tokens
+    top_tokens: int
+    tensors: ReducedVerify | VerifyTensors
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> VerifyOutput:
-        fields: dict[str, Any] = {n: copy_tensor(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **fields)
+        if isinstance(self.tensors, VerifyTensors):
+            return self
+        return replace(self, tensors=self.tensors.copied(copy_tensor))
 
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
         try:
             ends = _commits_and_ends(batch, commits, self.traced)
             self.sink.request_filter.probe_captured = True
-            self.sink.writer.offer(lambda: self.split(ends), len(self.traced))
+            self.sink.writer.offer(Batch(lambda: self.split(ends), len(self.traced), self.tensors.nbytes))
         except Exception:  # SGLang does not catch: an error here would end the scheduler
             count_error(self.sink.writer)
 
     def split(self, ends: Sequence[tuple[Commit | None, bool]]) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` holds each request's commit and whether it has ended."""
+        tensors = self.tensors
+        if isinstance(tensors, VerifyTensors):
+            tensors = tensors.reduced(self.batch_size, self.traced, self.top_tokens)
         rounds: list[PromptChunk | VerifyRound] = []
-        lengths = self.path_length.tolist()
+        lengths = tensors.path_length.tolist()
         for i, (request, (commit, finished)) in enumerate(zip(self.traced, ends, strict=True)):
             rounds.append(
                 VerifyRound(
                     rid=request.rid,
                     version=self.version,
                     source=self.sources[i],
-                    draft_tokens=self.draft_tokens[i].clone(),
-                    next_token=self.next_token[i].clone(),
-                    next_sibling=self.next_sibling[i].clone(),
-                    path=self.path[i, : lengths[i]].clone(),
-                    hidden=self.hidden[i, : lengths[i]],
-                    top_ids=self.top_ids[i].clone(),
-                    top_logprobs=self.top_logprobs[i].clone(),
-                    uncaptured_mass=self.uncaptured_mass[i].clone(),
+                    draft_tokens=tensors.draft_tokens[i].clone(),
+                    next_token=tensors.next_token[i].clone(),
+                    next_sibling=tensors.next_sibling[i].clone(),
+                    path=tensors.path[i, : lengths[i]].clone(),
+                    hidden=tensors.hidden[i, : lengths[i]],
+                    top_ids=tensors.top_ids[i].clone(),
+                    top_logprobs=tensors.top_logprobs[i].clone(),
+                    uncaptured_mass=tensors.uncaptured_mass[i].clone(),
                     commit=commit,
                     finished=finished,
                 )
@@ -132,7 +115,7 @@ class VerifyOutput:
 
 @dataclass(frozen=True)
 class PromptOutput:
-    """Clones of one prefill batch's hidden states, one for each traced request.
+    """The hidden states of one prefill batch, one tensor for each traced request.
 
     SGLang calls its methods as it calls those of :class:`VerifyOutput`.
     """
@@ -149,7 +132,8 @@ class PromptOutput:
         try:
             ends = _commits_and_ends(batch, commits, self.traced)
             prompts = [batch.reqs[request.index].origin_input_ids for request in self.traced]
-            self.sink.writer.offer(lambda: self.split(ends, prompts), len(self.traced))
+            nbytes = sum(part.nbytes for part in self.hidden)
+            self.sink.writer.offer(Batch(lambda: self.split(ends, prompts), len(self.traced), nbytes))
         except Exception:  # as in VerifyOutput
             count_error(self.sink.writer)
 
@@ -158,7 +142,7 @@ class PromptOutput:
     ) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
-            PromptChunk(request.rid, prompt, start, hidden, commit, finished)
+            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished)
             for request, prompt, start, hidden, (commit, finished) in zip(
                 self.traced, prompts, self.starts, self.hidden, ends, strict=True
             )

@@ -1,4 +1,4 @@
-"""The two hooks that run inside SGLang's scheduler and clone the tensors of traced batches.
+"""The two hooks that run inside SGLang's scheduler and keep the tensors of traced batches.
 
 Invariants: a hook never raises and never blocks. A hook does nothing for a batch without traced requests. Only
 tensor-parallel rank 0 captures.
@@ -10,20 +10,11 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-import torch
-
-from aurora_runtime.serving.capture.batch_outputs import (
-    CaptureSink,
-    PromptOutput,
-    VerifyOutput,
-    count_error,
-    select_rows,
-    to_trace_dtype,
-)
+from aurora_runtime.serving.capture.batch_outputs import CaptureSink, PromptOutput, VerifyOutput, count_error
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
-from aurora_runtime.serving.capture.top_tokens import top_tokens
+from aurora_runtime.serving.capture.verify_tensors import VerifyTensors, keep_hidden
 from aurora_runtime.traces import ProposalSource
 
 
@@ -82,39 +73,27 @@ class Hooks:
         try:
             traced = self._traced_requests(batch)
             if traced:
-                output = self._clone_verify_round(traced, result, verify_input, batch, logits_output)
+                output = self._verify_output(traced, result, verify_input, batch, logits_output)
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output
                 )
         except Exception:  # SGLang does not catch
             count_error(self._sink.writer)
 
-    def _clone_verify_round(
+    def _verify_output(
         self, traced: tuple[TracedRequest, ...], result: Any, verify_input: Any, batch: Any, logits_output: Any
     ) -> VerifyOutput:
-        _, accept_lens, accept_index = result
-        size, nodes = len(batch.reqs), verify_input.draft_token_num
-        path = accept_index.reshape(size, -1).long()
-        states = logits_output.hidden_states.index_select(0, path.clamp(min=0).reshape(-1))
-        offsets = torch.arange(size, device=path.device).unsqueeze(1) * nodes
-        logits = select_rows(logits_output.next_token_logits, size, traced).flatten(0, 1)
-        ids, logprobs, uncaptured_mass = top_tokens(logits, self._top_tokens)
-        shape = (len(traced), nodes)
+        size = len(batch.reqs)
         version = self._read_version()
+        tensors = VerifyTensors.of(result, verify_input, logits_output)
         return VerifyOutput(
             sink=self._sink,
             traced=traced,
+            batch_size=size,
             version=int(version) if version.isdecimal() else -1,
             sources=proposal_sources(verify_input, size, traced),
-            draft_tokens=select_rows(verify_input.draft_token, size, traced),
-            next_token=select_rows(verify_input.retrieve_next_token.reshape(-1), size, traced),
-            next_sibling=select_rows(verify_input.retrieve_next_sibling.reshape(-1), size, traced),
-            path=select_rows((path - offsets).reshape(-1), size, traced),
-            path_length=select_rows(accept_lens, size, traced).reshape(-1),
-            hidden=to_trace_dtype(select_rows(states, size, traced)),
-            top_ids=ids.reshape(*shape, -1),
-            top_logprobs=logprobs.reshape(*shape, -1),
-            uncaptured_mass=uncaptured_mass.reshape(shape),
+            top_tokens=self._top_tokens,
+            tensors=tensors if tensors.outlives_the_batch else tensors.reduced(size, traced, self._top_tokens),
         )
 
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +117,7 @@ class Hooks:
                     sink=self._sink,
                     traced=traced,
                     starts=tuple(starts[request.index] for request in traced),
-                    hidden=tuple(to_trace_dtype(parts[request.index].clone()) for request in traced),
+                    hidden=tuple(keep_hidden(parts[request.index]) for request in traced),
                 )
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output

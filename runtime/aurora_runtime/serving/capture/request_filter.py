@@ -10,12 +10,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 
 HEALTH_CHECK_PREFIX: Final = "HEALTH_CHECK"
+REMEMBERED_REQUESTS: Final = 4096
+"""Requests whose draw is remembered, so that a round does not hash the ids of its requests again."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class RequestFilter:
     """Selects the requests to trace. ``ratio`` is the share of the requests that are sampled."""
 
     def __init__(self, ratio: Decimal) -> None:
-        self._ratio = ratio
+        self._draws = lru_cache(REMEMBERED_REQUESTS)(lambda rid: is_sampled(rid, ratio))
         self.probe_captured = False
 
     def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:
@@ -51,4 +54,4 @@ class RequestFilter:
             return True
         if not self.probe_captured or req.multimodal_inputs is not None or req.input_embeds is not None:
             return False  # a position without a token id cannot be trained on
-        return req.beam_group is None and is_sampled(rid, self._ratio)
+        return req.beam_group is None and self._draws(rid)

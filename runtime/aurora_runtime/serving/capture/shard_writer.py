@@ -34,8 +34,15 @@ STOPPING_SHARD_SECONDS: Final = 2.0
 """Longest time that a shard stays open while the engine stops. An open shard is lost with the engine, so this time is
 short. A still shorter time would overflow the spool."""
 
-Batch = Callable[[], list[PromptChunk | VerifyRound]]
-"""Returns the records of one batch. The writer makes the call, so that the split does not cost the scheduler time."""
+
+@dataclass(frozen=True)
+class Batch:
+    """The records of one batch, before they are split. The writer splits them: it must not cost the scheduler time."""
+
+    split: Callable[[], list[PromptChunk | VerifyRound]]
+    records: int
+    nbytes: int
+    """Memory that the batch holds until it is split."""
 
 
 @dataclass
@@ -62,6 +69,7 @@ class ShardWriter:
         self._seq = 0
         self._records = self._probes = self._requests = self._answer_tokens = 0
         self._lost = self._lost_before = 0
+        self._offered_bytes = self._taken_bytes = 0  # each is written by one thread only
         self._written = self._spool_dropped = 0
         self._hook_errors = 0
         self._next_heartbeat = 0.0
@@ -77,12 +85,18 @@ class ShardWriter:
         self._thread = threading.Thread(target=self._run, name="aurora-capture", daemon=True)
         self._thread.start()
 
-    def offer(self, batch: Batch, records: int) -> None:
-        """Queue one batch of ``records`` records. When the queue is full, the batch is dropped and counted."""
+    def offer(self, batch: Batch) -> None:
+        """Queue one batch. A batch that the queue has no room or no memory for is dropped, and its records counted."""
+        queued = self._offered_bytes - self._taken_bytes
+        if queued and queued + batch.nbytes > self.settings.max_queued_bytes:
+            self._lost += batch.records
+            return
         try:
             self._queue.put_nowait(batch)
         except queue.Full:
-            self._lost += records
+            self._lost += batch.records
+        else:
+            self._offered_bytes += batch.nbytes
 
     def count_hook_error(self) -> None:
         """Count an exception inside a hook."""
@@ -117,7 +131,8 @@ class ShardWriter:
         except queue.Empty:
             pass
         else:
-            self._process(batch())
+            self._taken_bytes += batch.nbytes
+            self._process(batch.split())
         now = self._clock()
         shard = self._open_shard
         full = shard.tokens >= self.settings.shard_tokens

@@ -10,7 +10,7 @@ import pytest
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture.request_filter import is_sampled
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
-from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, ShardWriter
+from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
 from aurora_runtime.serving.pod_records import CaptureState
 from aurora_runtime.traces import ProposalSource, decode
@@ -43,8 +43,8 @@ def make(path: Path, clock: Clock, **options: object) -> ShardWriter:
     return writer
 
 
-def offer(writer: ShardWriter, events: list[PromptChunk | VerifyRound]) -> None:
-    writer.offer(lambda: events, len(events))
+def offer(writer: ShardWriter, events: list[PromptChunk | VerifyRound], nbytes: int = 0) -> None:
+    writer.offer(Batch(lambda: events, len(events), nbytes))
 
 
 def write_one_shard(writer: ShardWriter, clock: Clock) -> None:
@@ -52,7 +52,7 @@ def write_one_shard(writer: ShardWriter, clock: Clock) -> None:
     offer(writer, long_request("r", prompt=3, answer=4))
     writer.step()
     clock.now += 11
-    writer._queue.put(list)  # an empty batch instead of the wait
+    writer._queue.put(Batch(list, 0, 0))  # an empty batch instead of the wait
     writer.step()
 
 
@@ -143,6 +143,18 @@ def test_a_writer_that_lags_loses_records_and_never_blocks(tmp_path: Path) -> No
     assert writer.state().dropped_records == 3 * 4
 
 
+def test_batches_that_wait_are_bounded_by_their_memory(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock(), max_queued_bytes=100)
+    events = long_request("r", prompt=3, answer=4)
+    offer(writer, events, nbytes=1000)  # larger than the bound: an empty queue takes it
+    offer(writer, events, nbytes=1)
+    assert writer.state().dropped_records == 4
+    writer.step()
+    offer(writer, events, nbytes=60)
+    offer(writer, events, nbytes=60)
+    assert writer.state().dropped_records == 8, "the batch that was taken no longer counts"
+
+
 def test_position_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock, max_queued_batches=1)
@@ -181,7 +193,7 @@ def test_a_batch_that_fails_is_counted_and_the_thread_goes_on(tmp_path: Path, ca
     def broken() -> list[PromptChunk | VerifyRound]:
         raise ValueError("broken batch")
 
-    writer.offer(broken, 1)
+    writer.offer(Batch(broken, 1, 0))
     offer(writer, long_request("r", prompt=3, answer=4))
     writer.start()
     writer.stop()
