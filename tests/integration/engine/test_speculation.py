@@ -138,18 +138,20 @@ def test_answers_and_proposals_do_not_depend_on_the_rounds_before(
         together = list(clients.map(controlled.ask, controlled.prompts))
     assert together == plain_answers
     traces = controlled.traces(reference + alone + together)
-    compared = 0
+    compared, sources, widths = 0, set[int](), set[int]()
     for prompt, answer in zip(controlled.prompts, plain_answers, strict=True):
         first, *later = traces[tuple(prompt + answer)]
         assert len(later) == 2
         expected = proposals(first)
         for trace in later:
-            assert set(trace.source.tolist()) == set(ProposalSource)
-            assert set(trace.node_count.tolist()) == {1, 3, STEPS + 1, 6}, "every arm took part"
+            sources |= set(trace.source.tolist())
+            widths |= set(trace.node_count.tolist())
             for root, tokens in proposals(trace).items():
                 if root in expected:
                     assert tokens == expected[root]
                     compared += 1
+    assert sources == set(ProposalSource)
+    assert widths == {1, 3, STEPS + 1, 6}, "every arm took part"
     assert compared > 20
 
 
