@@ -27,6 +27,7 @@ from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
+from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
@@ -53,6 +54,7 @@ class Agent:
     lease: MeasurementLease
     uploader: Uploader
     application: web.Application
+    seeding: threading.Thread | None = None
 
 
 def _open_registry(settings: ServingSettings) -> Registry:
@@ -75,7 +77,8 @@ def build_agent(settings: ServingSettings, options: argparse.Namespace, session:
     lease = MeasurementLease(pod, swapper, token=token)
     uploader = Uploader(folder.spool, registry)
     observer = PodObserver(pod, swapper, uploader, lease)
-    return Agent(folder, observer, swapper, lease, uploader, application(observer, swapper, lease, metrics, token))
+    api = application(observer, swapper, lease, metrics, token)
+    return Agent(folder, observer, swapper, lease, uploader, api, seeding_thread(pod, registry, settings.draft))
 
 
 def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
@@ -105,6 +108,8 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
         tasks = [asyncio.create_task(agent.uploader.run()), asyncio.create_task(agent.lease.run())]
+        if agent.seeding is not None:
+            agent.seeding.start()
         log.info("the agent listens on port %d", options.port)
         try:
             await _run_until_shutdown(agent, options, shutdown, tasks)

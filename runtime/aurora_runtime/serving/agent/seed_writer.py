@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -20,7 +21,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.errors import DraftRefused
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
 from aurora_store import Registry
@@ -43,6 +48,25 @@ INDEX_COLUMNS: Final = 7
 
 Read = Callable[[int, int], bytes]
 """Bytes of a shard: from the first argument on, as many as the second says."""
+
+
+def seeding_thread(pod: PodContext, registry: Registry, draft: DraftSpec) -> threading.Thread | None:
+    """A thread, not started, that writes the pod's seed. None where no lookup would use the seed.
+
+    The thread is a daemon, so that a store that hangs does not hold the agent's exit.
+    """
+    if not draft.adaptive or draft.lookup is not LookupScope.SPECULATOR:
+        return None
+
+    def run() -> None:
+        try:
+            lineage = pod.drafts.lineage()
+        except (DraftRefused, InvalidRecord, OSError) as error:
+            log.warning("lookup gets no seed: %s", error)
+            return
+        write_seed(pod.folder, registry, lineage.number, lineage.target.vocab_size)
+
+    return threading.Thread(target=run, name="lookup-seed", daemon=True)
 
 
 def write_seed(folder: PodFolder, registry: Registry, lineage: int, vocabulary_size: int) -> int:

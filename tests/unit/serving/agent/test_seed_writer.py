@@ -6,22 +6,33 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.agent import seed_writer
-from aurora_runtime.serving.agent.seed_writer import CONTEXT_TOKENS, answers_of_shard, recent_answers, write_seed
+from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.seed_writer import (
+    CONTEXT_TOKENS,
+    answers_of_shard,
+    recent_answers,
+    seeding_thread,
+    write_seed,
+)
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
-from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import decode_seed
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_store import Registry
 from tests.assets.trainer_process import put_shards
-from tests.unit.fakes import FolderObjects
+from tests.unit.fakes import FolderObjects, lineage
 
 VOCABULARY = 1000
 SHARED = [prompt for first in range(80) if not is_held_out(prompt_hash(prompt := [first, first + 1]))]
@@ -125,6 +136,40 @@ def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: F
     objects.down = True
     assert write_seed(PodFolder(tmp_path), registry, 1, VOCABULARY) == 0
     assert not PodFolder(tmp_path).lookup_seed.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "seeded"),
+    [
+        ({"lookup": LookupScope.SPECULATOR}, True),
+        ({"lookup": LookupScope.SPECULATOR, "shape": Shape.FIXED}, False),
+        ({"lookup": LookupScope.REQUEST}, False),
+        ({"lookup": LookupScope.OFF}, False),
+    ],
+)
+def test_a_seed_is_written_where_lookup_uses_it(
+    registry: Registry, tmp_path: Path, fields: dict[str, str], seeded: bool
+) -> None:
+    folder = PodFolder(tmp_path)
+    write_atomically(folder.lineage, lineage().to_json())
+    put_shards(registry, [trace(SHARED[0], [0])], 1)
+    pod = cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
+    thread = seeding_thread(pod, registry, DraftSpec.model_validate({"shape": Shape.ADAPTIVE} | fields))
+    assert (thread is not None) == seeded
+    if thread is not None:
+        thread.start()
+        thread.join()
+    assert folder.lookup_seed.exists() == seeded
+
+
+def test_a_pod_without_a_lineage_gets_no_seed(registry: Registry, tmp_path: Path) -> None:
+    folder = PodFolder(tmp_path)
+    pod = cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
+    thread = seeding_thread(pod, registry, DraftSpec(shape=Shape.ADAPTIVE, lookup=LookupScope.SPECULATOR))
+    assert thread is not None
+    thread.start()
+    thread.join()
+    assert not folder.lookup_seed.exists()
 
 
 def test_the_hidden_states_of_a_shard_are_not_read(tmp_path: Path) -> None:
