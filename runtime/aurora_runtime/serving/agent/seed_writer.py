@@ -1,7 +1,8 @@
 """Writes the seed of the engine's lookup: answers from the newest shards of the store, once when the agent starts.
 
-The agent does this beside the engine's start, which takes longer and does not wait for the seed. Only the token ids of
-a shard are read, by ranges: its hidden states are hundreds of times larger.
+The agent does this beside the engine's start. The engine reads the file once its weights are loaded, and starts without
+a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
+times larger.
 
 Invariants: answers to held-out prompts are left out. What is read is bounded, whatever the store holds. A store that
 fails or a shard that is no shard costs the seed, never the pod.
@@ -34,7 +35,7 @@ from aurora_store.errors import ObjectMissing, StoreError
 log = logging.getLogger(__name__)
 
 MAX_SHARDS: Final = 256
-MAX_SECONDS: Final = 120.0
+MAX_SECONDS: Final = 60.0
 """Time after which no further shard is read."""
 CONTEXT_TOKENS: Final = 16
 """Tokens of the prompt that are kept before an answer, so that its first tokens can be found too."""

@@ -7,6 +7,7 @@ Invariants:
 - A proposal is a verbatim continuation: its first token followed the matched suffix in some text that is kept.
 - With the scope Request no proposal ever depends on the tokens of another request, with the scope Off there is none.
 - No proposal comes from a request that may not be shared, except for this request itself.
+- The same calls give the same proposals in every process, because tensor-parallel ranks each have an index.
 - An evicted text never comes back, because its number is not used again.
 """
 

@@ -28,10 +28,8 @@ from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 log = logging.getLogger(__name__)
 
 MAX_SEED_TOKENS: Final = 1 << 17
-"""Most tokens of a seed. Loading them takes the engine's scheduler about 40 ms in all."""
+"""Most tokens of a seed. The engine adds them to its index at its start, within about 40 ms."""
 MAX_SEED_BYTES: Final = 8 * MAX_SEED_TOKENS + (1 << 16)
-MAX_TOKENS_PER_STEP: Final = 4096
-"""Tokens after which a step of the loader ends: about a millisecond."""
 
 
 def may_share(prompt: Sequence[int]) -> bool:
@@ -78,40 +76,27 @@ def _int32(tensors: dict[str, NDArray[np.int32]], name: str) -> NDArray[np.int32
     return tensor
 
 
-class SeedLoader:
-    """Loads a seed into an index, a little at a time. The file may appear long after the engine's start."""
+def read_seed(path: Path) -> bytes:
+    """The bytes of a seed's file, at most ``MAX_SEED_BYTES + 1``. Empty when there is no file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SEED_BYTES + 1)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        log.warning("lookup starts without a seed: %s", error)
+        return b""
 
-    def __init__(self, path: Path, index: LookupIndex, vocabulary_size: int) -> None:
-        self._path: Final = path
-        self._index: Final = index
-        self._vocabulary_size: Final = vocabulary_size
-        self._texts: list[array[int]] | None = None  # None: not read yet. Reversed: the next one is the last.
 
-    @property
-    def done(self) -> bool:
-        """Whether the whole seed is in the index, or the file was no seed."""
-        return self._texts == []
-
-    def step(self) -> None:
-        """Read the file if it is there, or add some of its texts. Call it often, for example in each round."""
-        if self._texts is None:
-            self._texts = self._read()
-            return
-        added = 0
-        while self._texts and added < MAX_TOKENS_PER_STEP:
-            text = self._texts.pop()
-            self._index.seed(text)
-            added += len(text)
-
-    def _read(self) -> list[array[int]] | None:
-        try:
-            with self._path.open("rb") as file:
-                data = file.read(MAX_SEED_BYTES + 1)
-            texts = decode_seed(data, self._vocabulary_size)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            log.warning("lookup starts without a seed: %s", error)
-            return []
-        log.info("lookup is seeded with %d recent answers", len(texts))
-        return texts[::-1]
+def seed_index(index: LookupIndex, data: bytes, vocabulary_size: int) -> None:
+    """Add the texts of a seed's file to an index. Bytes that are no seed add nothing."""
+    if not data:
+        return
+    try:
+        texts = decode_seed(data, vocabulary_size)
+    except ValueError as error:
+        log.warning("lookup starts without a seed: %s", error)
+        return
+    for text in texts:
+        index.seed(text)
+    log.info("lookup starts with %d recent answers", len(texts))

@@ -15,11 +15,11 @@ from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposa
 from aurora_runtime.serving.speculation.lookup_seed import (
     MAX_SEED_BYTES,
     MAX_SEED_TOKENS,
-    MAX_TOKENS_PER_STEP,
-    SeedLoader,
     decode_seed,
     encode_seed,
     may_share,
+    read_seed,
+    seed_index,
 )
 
 VOCABULARY = 50
@@ -68,22 +68,12 @@ def test_the_largest_seed_fits_its_file() -> None:
     assert len(encode_seed([[1]] * MAX_SEED_TOKENS)) <= MAX_SEED_BYTES
 
 
-def test_the_loader_waits_for_the_file_and_loads_it_in_bounded_steps(tmp_path: Path) -> None:
-    path, index = tmp_path / "seed", LookupIndex(LookupScope.SPECULATOR, 1 << 16)
-    loader = SeedLoader(path, index, VOCABULARY)
-    loader.step()
-    texts = [[1] * 1500, [2] * 1500, [3] * 1500, [4, 5, 6]]
-    path.write_bytes(encode_seed(texts))
-    sizes = []
-    for _ in range(3):
-        loader.step()
-        sizes.append(index.tokens)
-    assert sizes == [0, 4500, 4503]
-    assert sizes[1] < MAX_TOKENS_PER_STEP + 1500
-    assert loader.done
-    path.write_bytes(encode_seed([[7]]))
-    loader.step()
-    assert index.tokens == 4503
+def test_an_index_is_seeded_with_the_texts_of_the_file(tmp_path: Path) -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 100)
+    seed_index(index, read_seed(tmp_path / "seed"), VOCABULARY)
+    assert index.tokens == 0
+    (tmp_path / "seed").write_bytes(encode_seed([[1, 2, 3], [4, 5, 6]]))
+    seed_index(index, read_seed(tmp_path / "seed"), VOCABULARY)
     index.begin("a", [4, 5])
     assert index.propose("a", 1) == Proposal((6,), 2)
 
@@ -101,9 +91,7 @@ def test_the_loader_waits_for_the_file_and_loads_it_in_bounded_steps(tmp_path: P
 def test_a_bad_file_seeds_nothing(tmp_path: Path, write: Callable[[Path], object]) -> None:
     path, index = tmp_path / "seed", LookupIndex(LookupScope.SPECULATOR, 100)
     write(path)
-    loader = SeedLoader(path, index, VOCABULARY)
-    loader.step()
-    assert loader.done
+    seed_index(index, read_seed(path), VOCABULARY)
     assert index.tokens == 0
 
 

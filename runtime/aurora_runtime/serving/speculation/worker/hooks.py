@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.speculation import lookup_seed
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
@@ -57,7 +60,12 @@ class _EngineControl:
         self.ranks = RankAgreement.of_engine()
         self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
         vocabulary = worker.target_worker.model_config.vocab_size
-        self.texts = RequestTexts(LookupIndex(settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary))
+        index = LookupIndex(
+            settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary, shares=lookup_seed.may_share
+        )
+        seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
+        lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)
+        self.texts = RequestTexts(index)
         self.overlaps = is_overlapping()
         self.batch: Any = None
         self.results: EarlyResults | None = None

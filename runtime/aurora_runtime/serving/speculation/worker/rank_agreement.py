@@ -1,7 +1,8 @@
 """All tensor-parallel ranks run the same round: rank 0 decides and broadcasts its decision.
 
 The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
-each other for ever. Lookup needs no broadcast: all ranks commit the same tokens and therefore propose the same ones.
+each other for ever. Lookup needs no broadcast: all ranks begin with the same seed and commit the same tokens, and
+therefore propose the same ones.
 
 Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order, also after an error.
 """
@@ -55,6 +56,20 @@ class RankAgreement:
         if group.world_size == 1:
             return cls(None, 0, decides=True)
         return cls(group.cpu_group, group.ranks[0], decides=group.rank_in_group == 0)
+
+    def share(self, data: bytes) -> bytes:
+        """The bytes of rank 0. Every rank calls this in the same order; what other ranks pass is ignored."""
+        if self._group is None:
+            return data
+        size = torch.tensor([len(data)])
+        torch.distributed.broadcast(size, self._first, group=self._group)
+        values = torch.zeros(int(size), dtype=torch.uint8)
+        if not values.numel():
+            return b""
+        if self.decides:
+            values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        torch.distributed.broadcast(values, self._first, group=self._group)
+        return values.numpy().tobytes()
 
     def agree(self, decision: Decision | None, requests: int) -> Decision:
         """The decision of rank 0 for a batch of ``requests``. Other ranks pass None."""

@@ -18,6 +18,7 @@ DECISIONS = (
     Decision(OFF, (Source.NONE,), explores=False),
     Decision(Arm(11, drafts=False), (Source.LOOKUP, Source.NONE), explores=False),
 )
+SHARED = (b"a seed", b"", bytes(range(256)) * 100)
 
 
 @given(st.integers(1, 16), st.booleans(), st.booleans(), st.lists(st.sampled_from(Source)))
@@ -30,15 +31,20 @@ def test_a_single_rank_takes_its_own_decision() -> None:
     assert RankAgreement(None, 0, decides=True).agree(DECISIONS[0], 3) == DECISIONS[0]
 
 
-def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, list[Decision]]]) -> None:
+def test_a_single_rank_keeps_its_own_bytes() -> None:
+    assert RankAgreement(None, 0, decides=True).share(b"seed") == b"seed"
+
+
+def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, tuple[list[object], ...]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
-    agreed = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
-    results.put((rank, agreed))
+    agreed: list[object] = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
+    shared: list[object] = [agreement.share(data if rank == 0 else b"other") for data in SHARED]
+    results.put((rank, (agreed, shared)))
     dist.destroy_process_group()
 
 
-def test_all_ranks_take_the_decision_of_rank_0(tmp_path: Path) -> None:
+def test_all_ranks_take_the_decision_and_the_bytes_of_rank_0(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), results)) for rank in range(2)]
@@ -47,4 +53,4 @@ def test_all_ranks_take_the_decision_of_rank_0(tmp_path: Path) -> None:
     agreed = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    assert agreed == {0: list(DECISIONS), 1: list(DECISIONS)}
+    assert agreed == dict.fromkeys((0, 1), (list(DECISIONS), list(SHARED)))
