@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import draft_progress, hooks
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
@@ -141,3 +143,23 @@ def test_without_control_every_round_is_sglangs_own() -> None:
     worker_hooks.around_release(lambda *_, **__: calls.append("release"), None, None, checkpoint=True)
     assert worker_hooks.around_cpu_lengths(lambda _: False, ()) is False
     assert calls == ["forward", "activate", "complete", "draft", "verify", "extend", "release"]
+
+
+def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PodFolder(tmp_path).lookup_seed.write_bytes(encode_seed([[1, 2, 3]]))
+    monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
+    monkeypatch.setattr(hooks, "pending_buffer", lambda *_: None)
+    monkeypatch.setattr(hooks, "is_overlapping", lambda: False)
+    model = SimpleNamespace(vocab_size=5000)
+    worker = SimpleNamespace(draft_worker=None, target_worker=SimpleNamespace(model_config=model))
+    settings = SETTINGS.model_copy(update={"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR})
+    index = hooks._EngineControl(worker, settings).texts.index
+    index.begin("a", [1, 2])
+    assert index.propose("a", 1).tokens == (3,)
+    held_out = next(prompt for first in range(100, 999) if is_held_out(prompt_hash(prompt := [first, first + 1])))
+    index.begin("b", [*held_out])
+    index.extend("b", [4000])
+    index.begin("c", [*held_out])
+    assert index.propose("c", 1).tokens == ()
