@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.v1alpha1.draft import LookupScope, Shape
 from aurora_protocol.record import Sha256, StoredRecord
 
 
@@ -80,6 +81,14 @@ class Environment(RewrittenModel):
     draft_steps: int = Field(description="Draft steps per verify round.")
     draft_branching: int = Field(description="Candidates per draft step. 1 drafts a chain, more a tree.")
     draft_tokens: int = Field(description="Tokens verified per round.")
+    draft_shape: Shape = Field(
+        default=Shape.FIXED,
+        description="Whether the engine chose the size of each verify round. draft_steps and draft_tokens are then the"
+        " largest sizes of the draft's proposals.",
+    )
+    lookup: LookupScope = Field(
+        default=LookupScope.OFF, description="The text in which the engine looked up tokens to propose."
+    )
     image: str = Field(default="", description="Container image of the engine.")
     pod_digest: str = Field(
         default="", description="Digest of all other settings that decide speed: engine arguments and pod resources."

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from aurora_api.v1alpha1.draft import LookupScope, Shape
 from aurora_protocol.agent_api import Machine
 from aurora_protocol.evidence_records import BaselineSamples, Environment, Evidence
 from aurora_protocol.pod_settings import ValidationSettings
@@ -28,6 +29,8 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
         draft_steps=settings.draft.steps,
         draft_branching=settings.draft.branching,
         draft_tokens=settings.draft.tokens_per_round,
+        draft_shape=Shape.ADAPTIVE if settings.draft.adaptive else Shape.FIXED,
+        lookup=settings.draft.lookup if settings.draft.adaptive else LookupScope.OFF,
         image=settings.image,
         pod_digest=settings.pod_digest,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),

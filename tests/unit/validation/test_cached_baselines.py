@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.draft_records import Registration
@@ -201,3 +201,12 @@ def test_a_baseline_with_too_few_rounds_is_not_cached_and_an_arm_with_failures_i
     assert failed is not None
     assert {s.arm for s in failed.samples} == {Arm.OFF}
     assert failed.draft_digests == {}
+
+
+def test_a_baseline_of_another_shape_or_scope_of_lookup_is_not_used() -> None:
+    """The active draft beside it, which shows a change of the machine's speed, was served in another way."""
+    for changes in ({"draft_shape": Shape.ADAPTIVE}, {"lookup": LookupScope.REQUEST}):
+        served_otherwise = replace(REQUIREMENTS, environment=elsewhere(**changes))
+        assert (
+            reason_not_usable(baseline(), served_otherwise) == "it was measured on another machine, engine or setting"
+        )
