@@ -105,7 +105,7 @@ class SwapStatus(Model):
 
 
 class DraftCounters(Model):
-    """What the draft proposed since the engine started, on a server that chooses a source and a shape for each round.
+    """Counts the draft's proposals since the engine started, where a controller chooses each round's source and shape.
 
     Item ``i`` of a tuple stands for the ``i + 1``-th proposed token of a chain.
     """

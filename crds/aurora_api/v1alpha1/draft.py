@@ -18,7 +18,7 @@ class Architecture(StrEnum):
 
 
 class Shape(StrEnum):
-    """Who decides how many tokens a verify round proposes."""
+    """Whether every verify round proposes the same number of tokens, or the engine chooses the number each round."""
 
     ADAPTIVE = "Adaptive"
     FIXED = "Fixed"

@@ -56,12 +56,12 @@ def adaptive_config(arms: tuple[Arm, ...]) -> str:
 
 
 def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) -> RoundController:
-    """What an engine with these settings is started with. Writes ``adaptive_config_file``."""
+    """The controller of an engine with these settings. Writes ``adaptive_config_file``, which the engine reads."""
     adaptive_config_file.write_text(adaptive_config(settings.arms))
     return RoundController(adaptive_config_file, settings.to_json().decode())
 
 
 def controller_of(draft: DraftSpec, folder: Path, boot: str) -> RoundController:
-    """The controller of an engine that serves ``draft`` and keeps its files in ``folder``."""
+    """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``."""
     settings = SpeculationSettings(state_folder=str(folder), boot=boot, draft_steps=draft.steps, lookup=draft.lookup)
     return round_controller(settings, folder / "adaptive-steps.json")

@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from aurora_protocol.agent_api import EngineMode
@@ -69,9 +70,9 @@ class EngineStart:
         """Write ``engine.json``."""
         _report(self.options.folder, self.state, ready=ready)
 
-    @property
+    @cached_property
     def controller(self) -> RoundController | None:
-        """What decides the shape of each round. None: the shape is fixed."""
+        """Decides the shape of each round. None: the shape is fixed. The first use writes the controller's file."""
         if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
             return None
         return controller_of(self.settings.draft, self.options.folder.path, self.state.boot)

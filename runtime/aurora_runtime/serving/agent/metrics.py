@@ -54,7 +54,7 @@ class _StateCollector(Collector):
 
 
 def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
-    """What the speculation controller decided and measured."""
+    """The decisions and measurements of the speculation controller."""
     help_text = "Decode rounds of the batch since the engine started, by arm: off, or the source and the steps."
     rounds = CounterMetricFamily("aurora_agent_decode_rounds", help_text, labels=["arm"])
     for arm, count in sorted(speculation.rounds_by_arm.items()):

@@ -78,7 +78,7 @@ class PodObserver:
         )
 
     def speculation(self, boot: str) -> SpeculationState | None:
-        """What the speculation controller of the engine start ``boot`` did. None where no controller decides.
+        """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.
 
         A withdrawn pod has no ``boot``, because its rounds serve nobody.
 

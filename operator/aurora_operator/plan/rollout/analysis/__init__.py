@@ -1,1 +1,1 @@
-"""What does live traffic say of a version?"""
+"""Compares a new version of the draft with the former one on live traffic."""

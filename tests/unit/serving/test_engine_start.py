@@ -1,0 +1,42 @@
+"""An engine starts with the controller where the spec says Adaptive, and only to serve or measure a draft."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
+from aurora_protocol.agent_api import EngineMode
+from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.engine_start import EngineStart
+from tests.unit.serving.engine_starts import engine_start
+
+
+def start(path: Path, shape: Shape, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
+    made = engine_start(path, mode=mode)
+    draft = DraftSpec(steps=3, shape=shape, lookup=LookupScope.REQUEST)
+    return replace(made, settings=made.settings.model_copy(update={"draft": draft}))
+
+
+def test_adaptive_starts_the_controller_with_the_spec_as_its_bounds(tmp_path: Path) -> None:
+    made = start(tmp_path, Shape.ADAPTIVE)
+    command = made.command(tmp_path / "config.yaml")
+    config = Path(command[command.index("--speculative-adaptive-config") + 1])
+    assert config.exists()
+    settings = SpeculationSettings.from_json(made.environment()[SPECULATION_VARIABLE])
+    assert (settings.draft_steps, settings.lookup, settings.boot) == (3, LookupScope.REQUEST, "b1")
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode"),
+    [(Shape.FIXED, EngineMode.DRAFT), (Shape.ADAPTIVE, EngineMode.OFF), (Shape.ADAPTIVE, EngineMode.NGRAM)],
+)
+def test_a_fixed_shape_and_a_baseline_start_without_the_controller(
+    tmp_path: Path, shape: Shape, mode: EngineMode
+) -> None:
+    made = start(tmp_path, shape, mode)
+    assert "--speculative-adaptive" not in made.command(tmp_path / "config.yaml")
+    assert SPECULATION_VARIABLE not in made.environment()
