@@ -48,6 +48,9 @@ pytestmark = pytest.mark.timeout(1800)  # four engine starts: half a minute each
 TOKENS, ROUNDS = 16, 3
 DRAFT = DraftSpec(vocab_size=DRAFT_VOCABULARY)
 PROMPT = [1, 2, 3, 4, 5]
+FIRST_CANDIDATE, SECOND_CANDIDATE = 1, 2
+"""The baseline that the first candidate's measurement caches serves the second. It may not serve the first again: three
+rounds can leave that candidate undecided."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class World:
     before: AgentState
     answer: list[int]
 
-    def validator(self, attempt: int, log: Path) -> subprocess.Popen[bytes]:
-        """Start the Job's program for an attempt."""
+    def validator(self, candidate: int, attempt: int, log: Path) -> subprocess.Popen[bytes]:
+        """Start the Job's program for an attempt to measure ``candidate``."""
         replica = Replica(
             pod="pod-0",
             ip="127.0.0.1",
@@ -72,7 +75,7 @@ class World:
             agent_port=self.pod.agent_port,
             engine_port=self.pod.engine_port,
         )
-        settings = self.settings.model_copy(update={"attempt": attempt, "replica": replica})
+        settings = self.settings.model_copy(update={"candidate": candidate, "attempt": attempt, "replica": replica})
         environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
         command = [sys.executable, "-m", "aurora_runtime.validation", "--keys", str(self.pod.keys)]
         with log.open("wb") as sink:
@@ -87,9 +90,12 @@ class World:
                 raise TimeoutError(f"{event}: not within {timeout_seconds} s\n{agent}\n{engine}")
             time.sleep(0.3)
 
-    def wait_until_candidate_is_loaded(self, validator: subprocess.Popen[bytes]) -> None:
-        """Wait until the engine holds the candidate, or the validator has ended."""
-        self.wait_until("the candidate is loaded", lambda: self.engine_version() == "1" or validator.poll() is not None)
+    def wait_until_second_candidate_is_loaded(self, validator: subprocess.Popen[bytes]) -> None:
+        """Wait until the engine holds the second candidate, or the validator has ended."""
+        version = str(SECOND_CANDIDATE)
+        self.wait_until(
+            "the candidate is loaded", lambda: self.engine_version() == version or validator.poll() is not None
+        )
 
     def engine_version(self) -> str:
         """The version that the engine reports, a trial draft included. Empty while the engine is down."""
@@ -125,6 +131,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         drafts = [
             write_constant_draft(base / "constant", model, first),
             write_draft(base / "random", model, first, seed=7),
+            write_draft(base / "other-random", model, first, seed=11),
         ]
         registry.create_lineage(lineage_of(drafts[0], model))
         versions = {number: publish_draft(registry, folder, number) for number, folder in enumerate(drafts)}
@@ -151,9 +158,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             ),
             device=Device.AUTO,
             store=store,
-            candidate=1,
+            candidate=FIRST_CANDIDATE,
             active=0,
             attempt=1,
+            gives_way=False,
         )
         pod = PodProcesses(base / "pod", serving, s3.environment())
         staged = pod.stage()
@@ -169,11 +177,11 @@ def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World
     with world.pod.agent():
         assert world.pod.request_measurement("job-1", 120, begin=True) == 202
         assert http_status(f"{world.pod.agent_url}/readyz") == 503
-        with world.validator(1, tmp_path / "validator.log") as validator:
+        with world.validator(FIRST_CANDIDATE, 1, tmp_path / "validator.log") as validator:
             assert validator.wait(1500) == 0, (tmp_path / "validator.log").read_text()[-3000:]
         world.assert_returned()
         time.sleep(3)  # longer than a shard stays open
-    evidence = world.registry.evidence(1)
+    evidence = world.registry.evidence(FIRST_CANDIDATE)
     assert evidence is not None
     assert evidence.baseline is not None
     ((key, baseline),) = world.registry.baselines(1)
@@ -198,10 +206,10 @@ def test_a_replica_returns_to_its_own_draft_when_the_validator_dies(world: World
     """The validator is killed while the candidate is loaded. The pod refuses clients until the lease ends."""
     with world.pod.agent():
         assert world.pod.request_measurement("job-2", 120, begin=True) == 202
-        with world.validator(2, tmp_path / "validator.log") as validator:
-            world.wait_until_candidate_is_loaded(validator)
+        with world.validator(SECOND_CANDIDATE, 2, tmp_path / "validator.log") as validator:
+            world.wait_until_second_candidate_is_loaded(validator)
             validator.kill()
-        assert world.engine_version() == "1", (tmp_path / "validator.log").read_text()[-3000:]
+        assert world.engine_version() == str(SECOND_CANDIDATE), (tmp_path / "validator.log").read_text()[-3000:]
         assert http_status(f"{world.pod.agent_url}/readyz") == 503
         body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
         assert http_status(f"{world.pod.engine_url}/generate", body) == 503
@@ -222,8 +230,8 @@ def test_a_replica_returns_when_its_agent_restarts_during_a_measurement(world: W
     with contextlib.ExitStack() as validators:
         with world.pod.agent() as agent:
             assert world.pod.request_measurement("job-3", 600, begin=True) == 202
-            validator = validators.enter_context(world.validator(3, tmp_path / "validator.log"))
-            world.wait_until_candidate_is_loaded(validator)
+            validator = validators.enter_context(world.validator(SECOND_CANDIDATE, 3, tmp_path / "validator.log"))
+            world.wait_until_second_candidate_is_loaded(validator)
             agent.kill()
         with world.pod.agent():
             world.assert_returned()
