@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check format test unit integration integration-operator integration-engine e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
+.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,14 +14,15 @@ help: ## List the targets
 env: ## Install Python packages in the cache, and a thin .venv in this checkout
 	@tests/setup/python.sh
 
-check: env ## Fast checks: format, lint, types, import rules, generated CRD, helm lint, unit tests
+check: static unit ## Fast checks: format, lint, types, import rules, generated CRD, helm lint, unit tests
+
+static: env ## The fast checks without the unit tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command as run; run()"
 	$(PY) -m aurora_api.crd --check
 	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator --values charts/aurora-operator/ci/images-values.yaml
-	$(PY) -m pytest -q tests/unit
 
 format: env ## Format the code
 	$(PY) -m ruff format .
@@ -30,15 +31,21 @@ format: env ## Format the code
 unit: env ## Unit tests
 	$(PY) -m pytest -q tests/unit
 
-integration: env ## Tests against a real S3, SGLang on CPU and an API server
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target integration-operator integration-engine
+# Two targets at a time. The operator's tests mostly wait, and the engine's tests mostly compute.
+TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs 2 --output-sync=target
+INTEGRATION = integration-engine integration-operator integration-data
 
-# The operator's tests mostly wait, and the engine's tests mostly compute. Side by side they take less time.
+integration: env ## Tests against a real S3, SGLang on CPU and an API server
+	@$(TWO_AT_A_TIME) $(INTEGRATION)
+
+integration-engine: env
+	$(PY) -m pytest -q tests/integration/engine
+
 integration-operator: env
 	$(PY) -m pytest -q tests/integration/operator tests/integration/installations tests/integration/chart tests/cluster
 
-integration-engine: env
-	$(PY) -m pytest -q tests/integration/engine tests/integration/training tests/integration/store
+integration-data: env
+	$(PY) -m pytest -q tests/integration/training tests/integration/store
 
 e2e: env ## Test the whole loop on a real cluster
 	$(PY) -m pytest -q tests/e2e
@@ -52,7 +59,9 @@ e2e-upgrade: env ## Test upgrade and rollback of the chart from the former versi
 e2e-isolation: env ## Attack the operator from other resources, stores and releases, on a real cluster (half an hour)
 	$(PY) -m pytest -q -s tests/isolation
 
-test: check integration e2e ## All tests but e2e-faults, e2e-upgrade and e2e-isolation
+test: static ## All tests but e2e-faults, e2e-upgrade and e2e-isolation
+	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
+	@$(MAKE) --no-print-directory e2e
 
 demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
 	$(PY) -m tests.demo
