@@ -1,12 +1,14 @@
 """How much faster are drafts that learned from live traffic than no speculation, and than SGLang's NGRAM?
 
 First an untrained draft learns from one domain's live requests (tests/bench/served/live_training.py). The live pod
-drafts in the first of --shapes. Then three kinds of servers run side by side:
+drafts in the first of --shapes. Then these servers run side by side:
 
 - without speculation;
 - with NGRAM, after NGRAM has answered the same live requests;
 - with EAGLE-3. One server swaps, as pods do, between the untrained draft and the draft after each number of answer
-  tokens. The last draft also runs on one more server per further shape.
+  tokens. The last draft also runs on one more server per further shape;
+- with --controller, the speculation controller with each of these drafts, on servers of their own that have answered
+  the same live requests, and with the untrained draft on one that has answered nothing.
 
 In every round all arms answer the same fresh prompts in turn, at each concurrency.
 
@@ -31,7 +33,7 @@ from typing import Final
 
 import torch
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
-from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup
+from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup, with_controller
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
@@ -58,6 +60,8 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
         parts, (options.out or folder) / run.replace(" ", ""), spec, unroll, MAX_ANSWER_TOKENS
     )
     lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
+    if options.controller:
+        lineup = with_controller(lineup, training.checkpoints, spec, folder)
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
@@ -91,6 +95,7 @@ def _options() -> argparse.Namespace:
         help="shapes of a verify round: the live pod drafts in the first, and the last draft is measured in all "
         f"(default: a chain of {DEFAULT_SHAPES[0].steps} steps)",
     )
+    parser.add_argument("--controller", action="store_true", help="measure the speculation controller too")
     parser.add_argument(
         "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
     )

@@ -1,7 +1,12 @@
-"""The arms of the comparison and the servers behind them: no speculation, NGRAM, and the drafts."""
+"""The arms of the comparison and the servers behind them: no speculation, NGRAM, the drafts, and the controller.
+
+Invariant: servers that look up in earlier answers share none, and all but the fresh pod's have answered the same
+requests before.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +20,12 @@ from tests.bench.served.paired_rounds import Measured, MeasurementPlan, measure
 from tests.bench.served.round_shapes import describe_shape
 from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.validation.engines.engine_set import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
@@ -35,17 +41,30 @@ class Lineup:
         servers: how each server speculates, by the server's name. None: without speculation.
         ngrams: names of the NGRAM arms.
         trained: names of the arms with the last draft, which learned from the most traffic, one per shape.
+        controlled: names of the arms whose rounds the controller decides, one per draft, and one for a fresh pod.
+        fresh: the server of a pod that has answered nothing before. Empty: there is none.
     """
 
     arms: tuple[Arm, ...]
     servers: dict[str, Eagle3 | Ngram | None]
     ngrams: tuple[str, ...]
     trained: tuple[str, ...]
+    controlled: tuple[str, ...] = ()
+    fresh: str = ""
 
     @property
     def off(self) -> str:
         """The name of the arm without speculation."""
         return self.arms[0].name
+
+    @property
+    def with_corpus(self) -> tuple[str, ...]:
+        """The servers that look up in earlier answers, without the fresh pod's."""
+        return tuple(
+            name
+            for name, method in self.servers.items()
+            if isinstance(method, Ngram) or (isinstance(method, Eagle3) and method.controller and name != self.fresh)
+        )
 
 
 def lineup_of(
@@ -70,6 +89,32 @@ def lineup_of(
     return Lineup(tuple(arms), servers, ngrams, trained)
 
 
+def with_controller(lineup: Lineup, checkpoints: Sequence[Checkpoint], spec: DraftSpec, folder: Path) -> Lineup:
+    """``lineup`` and the controller with each draft, and with the untrained draft in a pod that is fresh.
+
+    Args:
+        folder: for what the servers write beside their logs.
+    """
+    adaptive = spec.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": LookupScope.SPECULATOR})
+    added, servers = list[Arm](), dict[str, Eagle3 | Ngram | None]()
+    drafts = [("controller, fresh pod", checkpoints[0].draft)]
+    drafts += [(f"controller, {one.name}", one.draft) for one in checkpoints]
+    for number, (name, draft) in enumerate(drafts):
+        added.append(Arm(name, f"controlled-{number}", draft))
+        state = folder / added[-1].server
+        state.mkdir()
+        servers[added[-1].server] = Eagle3(
+            draft.folder, draft.version, adaptive, controller_of(adaptive, state, "bench")
+        )
+    return dataclasses.replace(
+        lineup,
+        arms=(*lineup.arms, *added),
+        servers=lineup.servers | servers,
+        controlled=tuple(arm.name for arm in added),
+        fresh=added[0].server,
+    )
+
+
 def chat_texts(tokenizer: Any, messages: Sequence[str]) -> list[str]:
     """Each message as the text of a chat request."""
     return [
@@ -84,7 +129,8 @@ async def measure_lineup(
     """Start the servers, measure, and stop the servers.
 
     Args:
-        learned_from: the messages that the drafts learned from. NGRAM answers them before it is measured.
+        learned_from: the messages that the drafts learned from. Servers that look up in earlier answers answer these
+            messages before they are measured.
         folder: for the servers' logs.
     """
     from transformers import AutoTokenizer
@@ -99,9 +145,10 @@ async def measure_lineup(
     spec = EngineSpec(str(model), "cpu", DEFAULT_KV_TOKENS, DType.BFLOAT16.value)
     async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
         await servers.learn_checksums(lineup.arms)
-        if lineup.ngrams:
+        if lineup.with_corpus:
             began = time.monotonic()
-            await servers.feed_ngram(learned_prompts)
+            await servers.feed(lineup.with_corpus, learned_prompts)
             seconds = time.monotonic() - began
-            print(f"{domain}: NGRAM answered {len(learned_from)} requests in {seconds:.0f} s", flush=True)
+            names = ", ".join(lineup.with_corpus)
+            print(f"{domain}: {names} answered {len(learned_from)} requests in {seconds:.0f} s", flush=True)
         return await measure(servers, plan, fresh_prompts, tokenizer.decode)

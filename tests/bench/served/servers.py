@@ -80,18 +80,16 @@ class Servers:
     ) -> None:
         await self.engines.close()
 
-    async def feed_ngram(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Have every NGRAM server answer ``prompts``, the same requests that the drafts learned from.
+    async def feed(self, names: Sequence[str], prompts: Sequence[Sequence[int]]) -> None:
+        """Have the servers ``names`` answer ``prompts``, the same requests that the drafts learned from.
 
         Raises:
             MeasurementError: a request failed.
         """
-        names = [name for name, speculation in self.speculation.items() if isinstance(speculation, Ngram)]
-        results = await asyncio.gather(
-            *(self.engines.client(name).batch(prompts, FEED_CONCURRENCY, self.max_new_tokens) for name in names)
-        )
-        if failures := sum(result.failures for result in results):
-            raise MeasurementError(f"{failures} requests failed while NGRAM answered the traffic")
+        for name in names:  # in turn: servers that answer at once take each other's time, and the controller learns it
+            result = await self.engines.client(name).batch(prompts, FEED_CONCURRENCY, self.max_new_tokens)
+            if result.failures:
+                raise MeasurementError(f"{name}: {result.failures} requests failed while it answered the traffic")
 
     async def learn_checksums(self, arms: Sequence[Arm]) -> None:
         """Load every arm's draft once and remember its checksum.

@@ -122,6 +122,31 @@ def _ngram_line(outcome: Outcome, name: str, concurrency: int) -> str:
     return f"concurrency {concurrency}: {verdict}, {name} is {describe_ratio(ratio)} as fast: {reason}"
 
 
+def controller_lines(outcome: Outcome) -> list[str]:
+    """The controller against off, and against the best single arm that has the same draft or none."""
+    lines = []
+    for concurrency in outcome.plan.concurrencies:
+        for name in outcome.lineup.controlled:
+            best = best_single_arm(outcome, name, concurrency)
+            lines.append(
+                f"concurrency {concurrency}: {name} is {describe_ratio(ratio_of(outcome, name, best, concurrency))} as"
+                f" fast as the best single arm ({best}), and"
+                f" {describe_ratio(ratio_of(outcome, name, outcome.lineup.off, concurrency))} as fast as off"
+            )
+    return lines
+
+
+def best_single_arm(outcome: Outcome, controlled: str, concurrency: int) -> str:
+    """The fastest arm that decides nothing and has the draft of the arm ``controlled``, or no draft."""
+    lineup, drafts = outcome.lineup, {arm.name: arm.draft for arm in outcome.plan.arms}
+    singles = [
+        arm.name
+        for arm in outcome.plan.arms
+        if arm.name not in lineup.controlled and drafts[arm.name] in (None, drafts[controlled])
+    ]
+    return max(singles, key=lambda one: outcome.measured.summary(one, concurrency).tokens_per_second)
+
+
 def explain_difference(draft: ArmSummary, ngram: ArmSummary) -> str:
     """The acceptance lengths and the costs of a round, compared.
 
@@ -158,7 +183,8 @@ def caption(outcome: Outcome) -> str:
         f"{last.requests} live requests ({last.tokens} answer tokens, held-out ones included) in {last.steps} steps, "
         f"{last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU seconds. Learning ended "
         f"{last.settled_seconds:.0f} s after the last request. Training unrolled {training.unroll_steps} steps, with a "
-        f"vocabulary map of {training.spec.vocab_size:,} tokens. NGRAM had answered the same requests. No server "
+        f"vocabulary map of {training.spec.vocab_size:,} tokens. NGRAM had answered the same requests, and so "
+        "had the controller, except for the fresh pod's. No server "
         "captures traces while it is measured. Tokens per second include the prefill. The cost of a round is the "
         "median over streams, between their first and their last output."
     )
@@ -177,7 +203,12 @@ def period_line(periods: Sequence[VersionPeriod]) -> str:
 
 def section(outcome: Outcome) -> str:
     """The whole report on one kind of traffic."""
-    lines = [*goal_lines(outcome), *ngram_lines(outcome), period_line(outcome.training.periods)]
+    lines = [
+        *goal_lines(outcome),
+        *controller_lines(outcome),
+        *ngram_lines(outcome),
+        period_line(outcome.training.periods),
+    ]
     parts = [caption(outcome), speed_table(outcome), "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join([*parts, equality_table(outcome.measured.equality)])
 

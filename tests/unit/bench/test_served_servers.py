@@ -20,7 +20,7 @@ from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines import engine_set
 from aurora_runtime.validation.engines.engine_set import EngineSet
 from tests.bench.learning.served import serve_in_turn
-from tests.bench.served.lineup import lineup_of
+from tests.bench.served.lineup import lineup_of, with_controller
 from tests.bench.served.live_training import Checkpoint, TrainingRecord
 from tests.bench.served.paired_rounds import MeasurementPlan, measure
 from tests.bench.served.servers import DRAFT, Servers
@@ -28,6 +28,7 @@ from tests.unit.fakes import FakeEngine
 
 SPEC = EngineSpec("model", "cpu", 1024)
 WARM = ["warm one", "warm two"]
+CONTROLLED = tuple(f"controlled-{number}" for number in range(4))
 
 
 class AnsweringEngine(FakeEngine):
@@ -110,7 +111,7 @@ async def engines(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, An
     monkeypatch.setattr(engine_set, "EngineProcess", FakeProcess)
     for shared in (FakeProcess.urls, FakeProcess.started, FakeProcess.stopped, FakeProcess.dead):
         shared.clear()
-    running = {name: AnsweringEngine() for name in ("off", "ngram-4", "ngram-12", "draft")}
+    running = {name: AnsweringEngine() for name in ("off", "ngram-4", "ngram-12", "draft", *CONTROLLED)}
     async with contextlib.AsyncExitStack() as stack:
         for name, engine in running.items():
             engine.ranks = 1
@@ -122,28 +123,30 @@ async def test_every_arm_is_asked_the_same_prompts_and_each_draft_under_its_own_
     engines: dict[str, AnsweringEngine], tmp_path: Path
 ) -> None:
     drafts = [checkpoint(tmp_path, version, bytes([version])) for version in range(3)]
-    lineup = lineup_of(drafts, (4, 12))
+    lineup = with_controller(lineup_of(drafts, (4, 12)), drafts, DraftSpec(), tmp_path)
     plan = MeasurementPlan(lineup.arms, (1, 2), rounds=2, prompts_per_worker=2, near_tie_gap=0.5)
     prompts = [[number, number] for number in range(plan.prompts_needed)]
     learned = [[100 + number] for number in range(10)]
     async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
         await running.learn_checksums(lineup.arms)
-        await running.feed_ngram(learned)
+        await running.feed(lineup.with_corpus, learned)
         measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
     assert FakeProcess.started == dict(lineup.servers)
     assert sorted(FakeProcess.stopped) == sorted(engines)
     asked = {tuple(prompt) for prompt in prompts}
-    for name in ("ngram-4", "ngram-12"):
+    assert lineup.fresh == CONTROLLED[0]
+    for name in ("ngram-4", "ngram-12", *CONTROLLED[1:]):
         received = [prompt for _, prompt in engines[name].asked]
         assert Counter(received) == Counter([*map(tuple, learned), *asked])
         assert set(received[: len(learned)]) == set(map(tuple, learned)), "the traffic comes first"
-    assert {prompt for _, prompt in engines["off"].asked} == asked
+    for name in ("off", lineup.fresh):
+        assert {prompt for _, prompt in engines[name].asked} == asked
     assert Counter(engines["draft"].asked) == Counter((str(v), prompt) for v in range(3) for prompt in asked)
     swaps = engines["draft"].calls.count("update_weights_from_tensor")
     assert engines["draft"].flushed == swaps > len(drafts)
     assert not any(engines[name].flushed for name in ("off", "ngram-4", "ngram-12"))
     assert {name: engine.warmed.total() for name, engine in engines.items()} == {
-        "off": 6, "ngram-4": 6, "ngram-12": 6, "draft": 18,
+        "off": 6, "ngram-4": 6, "ngram-12": 6, "draft": 18, **dict.fromkeys(CONTROLLED, 6),
     }  # fmt: skip
     assert all(one.identical == plan.prompts_needed for one in measured.equality.values())
 

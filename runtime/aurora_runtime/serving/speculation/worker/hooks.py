@@ -182,13 +182,15 @@ class WorkerHooks:
         if results is None:
             return {}
         committed = results.committed()
-        ended = self._round_ended(control, [len(tokens) - 1 for tokens in committed])
+        ended = self._round_ended(control, [len(tokens) - 1 for tokens in committed], committed)
         if ended is None:
             return {}
         return {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
 
-    def _round_ended(self, control: _EngineControl, accepted: Sequence[int]) -> Round | None:
-        ended = self._observer.round_ended(accepted)
+    def _round_ended(
+        self, control: _EngineControl, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()
+    ) -> Round | None:
+        ended = self._observer.round_ended(accepted, committed)
         if ended is not None:
             self._report.add(ended, accepted)
             control.progress.committed(ended, accepted)

@@ -26,6 +26,7 @@ class Policy(Protocol):
         outlooks: Sequence[RequestOutlook],
         accepted: Sequence[int],
         milliseconds: float | None,
+        unplayed_lookup: Sequence[int] = (),
     ) -> None: ...
 
     def draft_replaced(self) -> None: ...
@@ -81,6 +82,7 @@ class FixedArms:
         outlooks: Sequence[RequestOutlook],
         accepted: Sequence[int],
         milliseconds: float | None,
+        unplayed_lookup: Sequence[int] = (),
     ) -> None:
         return
 

@@ -9,6 +9,7 @@ is reported after the last round that it took part in. This module imports neith
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ class Round:
     def drafts(self) -> bool:
         return self.decision.arm.drafts
 
+    def matching_lookup(self, committed: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """How many tokens of each request's lookup are the tokens that the round committed."""
+        counts = []
+        for proposal, tokens in zip(self.proposals, committed, strict=True):
+            pairs = zip(proposal.tokens, tokens, strict=False)
+            counts.append(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        return tuple(counts)
+
 
 def is_running(req: Any) -> bool:
     """Whether the engine still answers a request.
@@ -65,6 +74,7 @@ class RoundObserver:
         self._clock = clock
         self._round: Round | None = None
         self._accepted: tuple[int, ...] | None = None
+        self._committed: Sequence[Sequence[int]] = ()
         self._comparable = True
         self._ended: list[str] = []
 
@@ -76,7 +86,8 @@ class RoundObserver:
         if last is not None and accepted is not None:
             busy = self._comparable and any(not req.finished() for req in last.reqs)
             milliseconds = (now - last.began) * 1000 if busy else None
-            self._policy.observe(last.decision, last.outlooks, accepted, milliseconds)
+            committed = self._committed or _committed_by_requests(last, accepted)
+            self._policy.observe(last.decision, last.outlooks, accepted, milliseconds, last.matching_lookup(committed))
         for rid in self._ended:
             self._policy.request_ended(rid)
         self._ended.clear()
@@ -85,11 +96,15 @@ class RoundObserver:
     def round_begins(self, current: Round) -> None:
         self._round, self._comparable = current, True
 
-    def round_ended(self, accepted: Sequence[int]) -> Round | None:
-        """The accepted proposed tokens of each request are known. Returns the round, if it is the one that began."""
+    def round_ended(self, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()) -> Round | None:
+        """The accepted proposed tokens of each request are known. Returns the round, if it is the one that began.
+
+        ``committed``: the tokens that each request got. Empty: the requests have them when the next forward pass
+        begins.
+        """
         if self._round is None or len(accepted) != len(self._round.reqs):
             return None
-        self._accepted = tuple(accepted)
+        self._accepted, self._committed = tuple(accepted), committed
         return self._round
 
     def involves(self, reqs: Sequence[Any]) -> bool:
@@ -102,3 +117,12 @@ class RoundObserver:
 
     def request_ended(self, rid: str) -> None:
         self._ended.append(rid)
+
+
+def _committed_by_requests(current: Round, accepted: Sequence[int]) -> list[Sequence[int]]:
+    """The tokens that each request got in a round, read from the requests. A request that ended may have cut some."""
+    committed = []
+    for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
+        start = length + 1 - len(req.origin_input_ids)  # the last committed token is not in the KV cache yet
+        committed.append(req.output_ids[start : start + count + 1])
+    return committed

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurora_runtime.engine.arms import OFF, Arm
+from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
@@ -18,6 +19,7 @@ class Listener(FixedArms):
     def __init__(self) -> None:
         super().__init__(["off"])
         self.heard: list[Any] = []
+        self.matching: tuple[int, ...] = ()
 
     def observe(
         self,
@@ -25,8 +27,10 @@ class Listener(FixedArms):
         outlooks: Sequence[RequestOutlook],
         accepted: Sequence[int],
         milliseconds: float | None,
+        unplayed_lookup: Sequence[int] = (),
     ) -> None:
         self.heard.append((decision.arm, tuple(accepted), milliseconds))
+        self.matching = tuple(unplayed_lookup)
 
     def request_ended(self, rid: str) -> None:
         self.heard.append(rid)
@@ -72,3 +76,21 @@ def test_a_round_whose_results_were_lost_is_not_observed() -> None:
     observer.forward_begins()
     assert observer.round_ended([0, 0]) is None
     assert policy.heard == []
+
+
+def test_the_policy_hears_how_much_of_a_lookup_was_right_that_the_round_did_not_use() -> None:
+    """Once with the tokens in the requests, and once with tokens that the requests do not have yet."""
+    policy = Listener()
+    observer = RoundObserver(policy, Clock())
+    reqs = [FakeRequest("a", output_ids=[7]), FakeRequest("b", output_ids=[7]), FakeRequest("c", output_ids=[7])]
+    proposals = [Proposal((8, 9, 1), 4), Proposal((5, 6), 4), Proposal()]
+    for arm, committed in ((Arm(2, drafts=True), [[8, 9], [6], [8]]), (OFF, [[8], [5], [8]])):
+        lengths = [2 + len(req.output_ids) for req in reqs]
+        observer.round_begins(a_round(reqs, arm, proposals=proposals, lengths=lengths))
+        accepted = [len(tokens) - 1 for tokens in committed]
+        observer.round_ended(accepted, committed if arm == OFF else ())
+        if arm != OFF:
+            for req, tokens in zip(reqs, committed, strict=True):
+                req.output_ids += tokens
+        observer.forward_begins()
+        assert policy.matching == ((2, 0, 0) if arm != OFF else (1, 1, 0))
