@@ -1,6 +1,7 @@
 """Decides whether an engine that was just started may take requests.
 
-Invariant: a pod is not ready before SGLang is ready, hides its admin key, and has captured one probe request.
+Invariant: a pod is not ready before SGLang is ready, hides its admin key, has captured one probe request, and lets the
+speculation controller decide its rounds where the speculator wants that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ READY_POLL_SECONDS: Final = 0.5
 PROBE_POLL_SECONDS: Final = 0.1
 PROBE_TIMEOUT_SECONDS: Final = 120.0
 PROBE_TOKENS: Final = 8
+CONTROLLER_TIMEOUT_SECONDS: Final = 30.0
+"""The controller reports once when SGLang has built its worker, which is before SGLang is ready."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class ReadinessCheck:
             await self._check_redaction(client)
             if self.start.state.mode is EngineMode.DRAFT:
                 await self._check_capture(client)
+                await self._check_controller()
 
     async def _wait_ready(self, client: SGLangClient) -> None:
         """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""
@@ -83,3 +87,23 @@ class ReadinessCheck:
                     break
             await asyncio.sleep(PROBE_POLL_SECONDS)
         raise EngineFault("no verify round of the probe request was captured: is the capture plugin loaded?")
+
+    async def _check_controller(self) -> None:
+        """Raise :class:`EngineFault` when the controller should decide the rounds and does not.
+
+        SGLang would then choose the shapes by a rule of its own, which can be slower than no speculation.
+        """
+        if self.start.controller is None:
+            return
+        deadline = time.monotonic() + CONTROLLER_TIMEOUT_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            controller = self.start.options.folder.read_speculation_state()
+            if controller is not None and controller.boot == self.start.state.boot:
+                if controller.ok:
+                    return
+                raise EngineFault(
+                    f"the speculation controller refused: {controller.error}. Remove what it names from"
+                    " serving.extraArgs, or set draft.shape to Fixed"
+                )
+            await asyncio.sleep(PROBE_POLL_SECONDS)
+        raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.agent_api import EngineMode, Machine
 from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, StartFiles
 from aurora_runtime.serving.pod_files import PodFolder
@@ -14,10 +15,12 @@ from tests.unit.serving.test_sglang_arguments import settings
 ADMIN_KEY = "the-admin-key"
 
 
-def engine_start(path: Path, *, port: int = 1, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
+def engine_start(
+    path: Path, *, port: int = 1, mode: EngineMode = EngineMode.DRAFT, draft: DraftSpec | None = None
+) -> EngineStart:
     machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
     return EngineStart(
-        settings(),
+        settings() if draft is None else settings().model_copy(update={"draft": draft}),
         LauncherOptions(PodFolder(path), path, port, "127.0.0.1"),
         EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), mode=mode, machine=machine),
         StartFiles(draft=path / "draft", version=3, lineage=1, admin_key=ADMIN_KEY),

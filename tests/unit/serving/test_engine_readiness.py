@@ -14,13 +14,17 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving import engine_readiness
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_records import CaptureState, SpeculationState
 from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
+
+ADAPTIVE = DraftSpec(shape=Shape.ADAPTIVE)
 
 
 class Engine:
@@ -70,8 +74,19 @@ async def engine(tmp_path: Path) -> AsyncIterator[tuple[Engine, int]]:
         yield engine, server.port
 
 
-async def check(path: Path, port: int, process: subprocess.Popen[bytes], mode: EngineMode = EngineMode.DRAFT) -> None:
-    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, mode=mode), process).run)
+async def check(
+    path: Path,
+    port: int,
+    process: subprocess.Popen[bytes],
+    mode: EngineMode = EngineMode.DRAFT,
+    draft: DraftSpec | None = None,
+) -> None:
+    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, mode=mode, draft=draft), process).run)
+
+
+def write_speculation(path: Path, **fields: Any) -> None:
+    state = SpeculationState(written_at=datetime.now(UTC), **fields)
+    write_atomically(PodFolder(path).speculation, state.to_json())
 
 
 async def test_a_captured_probe_makes_the_engine_ready(
@@ -104,6 +119,26 @@ async def test_a_refusal_of_the_capture_plugin_is_named(
     engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang", updated_at=datetime.now(UTC))
     with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
         await check(tmp_path, engine[1], process)
+
+
+async def test_an_engine_whose_controller_refused_is_not_ready(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    write_speculation(tmp_path, boot="b1", ok=False, error="--enable-mixed-chunk decodes in prefill batches")
+    with pytest.raises(EngineFault, match=r"controller refused: --enable-mixed-chunk.*serving\.extraArgs"):
+        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
+    await check(tmp_path, engine[1], process)  # a fixed shape needs no controller
+
+
+async def test_an_engine_is_ready_once_the_controller_of_this_start_has_reported(
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_readiness, "CONTROLLER_TIMEOUT_SECONDS", 0.3)
+    write_speculation(tmp_path, boot="the start before")
+    with pytest.raises(EngineFault, match="has not reported"):
+        await check(tmp_path, engine[1], process, draft=ADAPTIVE)
+    write_speculation(tmp_path, boot="b1")
+    await check(tmp_path, engine[1], process, draft=ADAPTIVE)
 
 
 def test_an_engine_that_ends_before_it_is_ready_is_reported(tmp_path: Path) -> None:
