@@ -23,9 +23,6 @@ from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3000)
 NAME = "loop"
-SPEC = {"validation": {"concurrencies": [1]}}
-"""At concurrency 4 this machine needs many more rounds to tell a draft from no speculation. The demo takes that
-time, and tests/integration measures at two concurrencies."""
 BUDGET_SECONDS = 2400.0
 
 
@@ -51,7 +48,7 @@ def _status(resource: dict[str, object]) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def run(aurora: Installation) -> Iterator[Run]:
     outcome = Run()
-    aurora.apply(NAME, SPEC)
+    aurora.apply(NAME)
     ready = aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     outcome.initial_checksums = {pod["checksum"] for pod in ready["status"]["pods"]}
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))

@@ -30,10 +30,11 @@ EXPECTED_PODS = 2 + 1 + 2 + 1
 """Two inference pods, the trainer, two pods of the operator, and the store."""
 SPEC: dict[str, Any] = {
     "training": {"publishTokens": 1_000_000_000, "publishSeconds": 1_000_000_000},
-    "validation": {"minRounds": 3, "maxRounds": 8, "maxNewTokens": 32},
+    "validation": {"concurrencies": [1], "minRounds": 3, "maxRounds": 8, "maxNewTokens": 32},
     "rollout": {"analysis": {"watchSeconds": 120}},
 }
-"""The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when."""
+"""The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when. With one
+concurrency a measurement is decided within the rounds that it may take."""
 
 Resource = dict[str, Any]
 

@@ -47,7 +47,7 @@ def small_speculator(
             "template": _template(("trainer",), model, python, TRAINING_CPU),
         },
         "validation": {
-            "concurrencies": [1, 4],
+            "concurrencies": [1, 2],  # four requests in flight on two pods
             "tolerance": {"default": "0.1"},
             "promptsPerRound": 2,
             "maxNewTokens": 64,

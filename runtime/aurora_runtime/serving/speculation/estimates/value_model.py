@@ -20,9 +20,9 @@ from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.estimates.survival import SurvivalRates, expected_accepted
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 
-MATCH_BUCKETS: Final = (1, 3, 4, 5, 6, 8, 16, 32)
+MATCH_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 16, 32)
 """The shortest match of each bucket."""
-MATCH_PRIORS: Final = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.5)
+MATCH_PRIORS: Final = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.5)
 """The rate of a bucket's first token before any observation. Low, because an unproven source must not cost much."""
 LOOKUP_GROUPS: Final = (0, 1, 2, 2, 3)
 """Groups of the first positions of a lookup. All later positions belong to the last group."""
