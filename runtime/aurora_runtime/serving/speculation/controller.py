@@ -135,9 +135,9 @@ class Controller:
             self._budget.spend(took - made / self._best_speed(outlooks))
         self._budget.earn(costs[0] * made / size, costs[0])
 
-    def draft_replaced(self) -> None:
-        """Another draft version serves: forget the draft's values and keep the costs."""
-        self._values.draft_replaced()
+    def draft_serves(self, version: str) -> None:
+        """The draft ``version`` serves from now on. Costs stay, because all drafts have one shape."""
+        self._values.draft_serves(version)
 
     def request_ended(self, rid: str) -> None:
         """Forget a request. An unknown request is ignored."""

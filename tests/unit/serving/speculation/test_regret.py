@@ -92,7 +92,7 @@ def test_after_a_change_the_best_speed_is_back_within_100_rounds(
     count = requests_for(concurrency) // 2
     assert list(play(controller, generate(before, count), concurrency, cpu_milliseconds, noise))
     if replaced:
-        controller.draft_replaced()
+        controller.draft_serves("2")
     traffic = generate(after, count, seed=1)
     rounds = list(play(controller, traffic, concurrency, cpu_milliseconds, noise))
     best = best_fixed_arm(traffic, concurrency, cpu_milliseconds)

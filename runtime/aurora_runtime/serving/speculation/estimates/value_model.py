@@ -7,6 +7,8 @@ Invariants:
 - The model knows rounds, not time. Evidence fades with the proposals that were seen since, and more slowly with the
   rounds that went by without any.
 - A request's odds are 1 until the request has proposals of its own. Few proposals move the odds little.
+- A draft is judged by its own proposals only. A version that serves again, after a rollback or in a measurement's next
+  round, has the rates that it had.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ MAX_LEVEL: Final = 12
 """Odds are rounded to powers of the square root of 2, and kept within this many powers, so that curves are shared."""
 START_GAIN: Final = 0.35
 """How much of the odds that a request ended with the next request begins with."""
+MAX_VERSIONS: Final = 4
+"""Draft versions whose rates are kept. Those that served last are kept longest."""
 MAX_REQUESTS: Final = 4096
 """Requests whose odds are kept. The oldest are forgotten first."""
 
@@ -154,18 +158,20 @@ class ValueModel:
         self._max_steps = max_steps
         self._round = 0
         self._nothing: Curve = (0.0,) * (max_steps + 1)
-        self._draft_odds = _RequestOdds()
         self._lookup_odds = _RequestOdds()
-        self._draft = self._new_draft()
+        self._drafts: OrderedDict[str, _SourceRates] = OrderedDict()
+        self.draft_serves("")
         groups = [LOOKUP_GROUPS[min(d, len(LOOKUP_GROUPS) - 1)] for d in range(max(1, max_steps))]
         self._lookup = [_SourceRates(groups, prior) for prior in MATCH_PRIORS]
 
-    def _new_draft(self) -> _SourceRates:
-        return _SourceRates(range(max(1, self._max_steps)), DRAFT_PRIOR)
-
-    def draft_replaced(self) -> None:
-        """Forget what the former draft did."""
-        self._draft = self._new_draft()
+    def draft_serves(self, version: str) -> None:
+        """The draft ``version`` serves from now on. What requests had from another draft says nothing about it."""
+        if version not in self._drafts:
+            self._drafts[version] = _SourceRates(range(max(1, self._max_steps)), DRAFT_PRIOR)
+        self._drafts.move_to_end(version)
+        self._draft = self._drafts[version]
+        if len(self._drafts) > MAX_VERSIONS:
+            self._drafts.popitem(last=False)
         self._draft_odds = _RequestOdds()
 
     def request_ended(self, rid: str) -> None:

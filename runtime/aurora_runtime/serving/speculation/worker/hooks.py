@@ -222,8 +222,7 @@ class WorkerHooks:
         try:
             version = self._read_version()
             if version != self._version:
-                if self._version is not None:
-                    self._policy.draft_replaced()
+                self._policy.draft_serves(version)
                 self._version = version
             return self._policy.choose(outlooks)
         except Exception:  # a wrong choice costs time; an exception here would end the scheduler

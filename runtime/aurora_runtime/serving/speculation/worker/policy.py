@@ -29,7 +29,7 @@ class Policy(Protocol):
         unplayed_lookup: Sequence[int] = (),
     ) -> None: ...
 
-    def draft_replaced(self) -> None: ...
+    def draft_serves(self, version: str) -> None: ...
 
     def request_ended(self, rid: str) -> None: ...
 
@@ -86,7 +86,7 @@ class FixedArms:
     ) -> None:
         return
 
-    def draft_replaced(self) -> None:
+    def draft_serves(self, version: str) -> None:
         return
 
     def request_ended(self, rid: str) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from aurora_runtime.engine.arms import Source
-from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, ValueModel
+from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, MAX_VERSIONS, ValueModel
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 
 
@@ -60,10 +60,28 @@ def test_a_replaced_draft_is_unknown_and_lookup_is_not() -> None:
     teach(model, Source.DRAFT, outlook("a"), 7)
     teach(model, Source.LOOKUP, outlook("a", match=8), 7)
     known = model.lookup_curve(outlook("a", match=8))
-    model.draft_replaced()
+    model.draft_serves("2")
     assert model.draft_curve(outlook("a"))[7] < 0.2
     assert model.draft_trials(0) == 0
     assert model.lookup_curve(outlook("a", match=8)) == known
+
+
+def test_a_draft_that_serves_again_has_the_rates_that_it_had() -> None:
+    """The gate's measurement swaps two drafts in turn, and a rollback brings the former draft back."""
+    model = ValueModel(7)
+    model.draft_serves("1")
+    teach(model, Source.DRAFT, outlook("a"), 7)
+    model.request_ended("a")
+    trials = model.draft_trials(0)
+    model.draft_serves("2")
+    teach(model, Source.DRAFT, outlook("b"), 0)
+    model.draft_serves("1")
+    assert model.draft_trials(0) == trials
+    assert model.draft_curve(outlook("new"))[7] > 4
+    for version in range(3, 3 + MAX_VERSIONS):
+        model.draft_serves(str(version))
+    model.draft_serves("1")
+    assert model.draft_trials(0) == 0, "only the last versions are kept"
 
 
 def test_requests_that_never_end_do_not_pile_up() -> None:
