@@ -26,8 +26,6 @@ PROMPTS = (
     "Write one sentence on rivers.",
     "Give JSON with name and city for: Anna lives in Rome.",
     "Count from one to ten.",
-    "Write a docstring for a function that adds two numbers.",
-    "Name three colours.",
 )
 pytestmark = pytest.mark.timeout(1500)
 
