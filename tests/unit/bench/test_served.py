@@ -19,13 +19,14 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from tests.bench.served import messages
-from tests.bench.served.lineup import lineup_of
+from tests.bench.served.lineup import Lineup, lineup_of, with_controller
 from tests.bench.served.live_training import Checkpoint, LiveTraining, TrainingRecord, VersionPeriod
 from tests.bench.served.paired_rounds import ArmSummary, BatchCounts, Measured, MeasurementPlan, Sample, measure
 from tests.bench.served.round_shapes import parse_shape, unroll_steps
 from tests.bench.served.servers import OFF, Arm
 from tests.bench.served.speed_report import (
     Outcome,
+    controller_lines,
     explain_difference,
     goal_lines,
     ngram_lines,
@@ -137,13 +138,13 @@ async def test_failures_without_speculation_end_the_measurement_and_others_are_c
     assert sum(s.counts.failures for s in measured.samples) == 20
 
 
-def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
+def outcome(speeds: dict[str, float], noise: float = 0.01, lineup: Lineup = LINEUP) -> Outcome:
     """Arms with about the given tok/s at concurrency 1 and 4. ``noise`` is the largest deviation, as a share."""
     rng = random.Random(1)  # noqa: S311 - made-up samples
     costs = {"off": (20.0, None), "NGRAM, 4 tokens": (22.0, 40), "NGRAM, 12 tokens": (44.0, 40)}
     samples = []
     for number in range(8):
-        for arm in LINEUP.arms:
+        for arm in lineup.arms:
             for concurrency in PLAN.concurrencies:
                 ms, rounds = costs.get(arm.name, (30.0, 36))
                 deviation = 1 + noise * rng.uniform(-1, 1)
@@ -153,7 +154,8 @@ def outcome(speeds: dict[str, float], noise: float = 0.01) -> Outcome:
     same = AnswerEquality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=1, different=0, largest_margin=0.1)
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
     periods = [VersionPeriod(0, 1_400, 1.004), VersionPeriod(1, 9_000, None), VersionPeriod(2, 19_950, 2.71)]
-    return Outcome("json", PLAN, measured, LINEUP, LiveTraining(DraftSpec(), 3, CHECKPOINTS, periods))
+    plan = dataclasses.replace(PLAN, arms=lineup.arms)
+    return Outcome("json", plan, measured, lineup, LiveTraining(DraftSpec(), 3, CHECKPOINTS, periods))
 
 
 SPEEDS = {
@@ -178,6 +180,18 @@ def test_a_draft_that_is_faster_beats_the_fastest_ngram() -> None:
     assert "EAGLE-3 after 19.9k beats NGRAM, 12 tokens" in ngram_lines(outcome(slower))[0]
     alike = SPEEDS | {"NGRAM, 4 tokens": 90.5}
     assert "cannot be told apart" in ngram_lines(outcome(alike, noise=0.2))[0]
+
+
+def test_the_controller_is_compared_with_the_best_arm_that_has_its_draft_or_none(tmp_path: Path) -> None:
+    lineup = with_controller(LINEUP, CHECKPOINTS, DraftSpec(), tmp_path)
+    speeds = SPEEDS | {"EAGLE-3 after 19.9k": 120.0, "controller, fresh pod": 55.0}
+    speeds |= {"controller, EAGLE-3 untrained": 121.0, "controller, EAGLE-3 after 19.9k": 132.0}
+    fresh, untrained, trained = controller_lines(outcome(speeds, noise=0.0, lineup=lineup))[:3]
+    assert "fresh pod is 0.50x [0.50, 0.50] as fast as the best single arm (NGRAM, 4 tokens)" in fresh
+    assert fresh.endswith("1.38x [1.38, 1.38] as fast as off")
+    assert "1.10x [1.10, 1.10] as fast as the best single arm (NGRAM, 4 tokens)" in untrained
+    assert "1.10x [1.10, 1.10] as fast as the best single arm (EAGLE-3 after 19.9k)" in trained
+    assert controller_lines(outcome(SPEEDS)) == []
 
 
 def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:
