@@ -26,6 +26,7 @@ class Network:
         self._writers: set[asyncio.StreamWriter] = set()
         self._whole = asyncio.Event()
         self._whole.set()
+        self._stalled: list[asyncio.Event] = []
         self.is_cut = False
         self.port = 0
         self.connections: set[asyncio.Future[None]] = set()
@@ -35,10 +36,13 @@ class Network:
         self.is_cut = True
         for writer in self._writers:
             writer.transport.abort()
+        for stalled in self._stalled:
+            stalled.set()
 
     def stall(self) -> None:
         """Deliver nothing more over the present connections, as when a firewall forgot them. New ones work."""
         self._whole.clear()
+        self._stalled.append(self._whole)
         self._whole = asyncio.Event()
         self._whole.set()
 
@@ -93,8 +97,7 @@ async def network(server: ApiServer) -> AsyncIterator[Network]:
     finally:
         made.cut()
         listener.close()
-        # A connection that was accepted just now is not among the connections yet. Left alone, its socket would be
-        # found open in a later test.
+        # A connection that was accepted just now is not among the connections yet.
         await asyncio.sleep(ACCEPT_SECONDS)
         await asyncio.gather(*made.connections)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ def configuration(server: ApiServer, port: int | None = None) -> client.Configur
     kube_config.load_kube_config(str(server.kubeconfig), client_configuration=made)
     if port is not None:
         made.host = f"https://127.0.0.1:{port}"
+        made.refresh_api_key_hook = None  # the hook would bring back the host of the kubeconfig
     return made
 
 
@@ -120,8 +122,14 @@ def calls(verb: str) -> float:
     return float(API_CALLS.labels(verb, "serviceaccounts")._value.get())
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_SECONDS):
+def connections_to(port: int) -> int:
+    """Established TCP connections of this network namespace to ``port`` (proc_net_tcp(5): 01 is ESTABLISHED)."""
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[2].rpartition(":")[2], 16) == port and row[3] == "01" for row in rows)
+
+
+async def eventually(holds: Callable[[], bool], seconds: float = BOUND_SECONDS) -> None:
+    async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.05)
 
@@ -172,6 +180,18 @@ async def test_a_dead_connection_is_noticed(server: ApiServer) -> None:
         path.stall()
         await rig.create("a")
         await eventually(lambda: rig.cache.get("ServiceAccount", NAMESPACE, "a") is not None)
+
+
+async def test_a_watch_that_is_left_ends_its_connection_although_the_api_server_does_not_answer(
+    server: ApiServer,
+) -> None:
+    async with network(server) as path:
+        async with informing(server, port=path.port) as rig:
+            await rig.create("a")
+            await rig.agrees()
+            assert connections_to(path.port) > 0
+            path.stall()
+        await eventually(lambda: connections_to(path.port) == 0, 2)
 
 
 async def test_a_deletion_during_a_cut_is_found_although_the_api_server_lost_its_history(own_server: ApiServer) -> None:
