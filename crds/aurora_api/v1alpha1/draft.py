@@ -84,7 +84,8 @@ class DraftSpec(Model):
             " and proposes as many tokens as pay at the present load, from the draft, from `lookup` or none at all."
             " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
             " slower than no speculation; `lookup` has no effect. A tree (`branching` above 1) is always Fixed."
-            " Adaptive is new, and its speed is not measured yet. Pods restart one by one when it changes."
+            " Adaptive is new: its speed is measured on one kind of traffic only. Pods restart one by one when it"
+            " changes."
         ),
     )
     lookup: LookupScope = Field(
