@@ -4,7 +4,7 @@ The official client brings the address, the credentials and the TLS settings. It
 blocked thread cannot be cancelled, so lists and watches go over aiohttp.
 
 Invariants: a list ends within :data:`LIST_SECONDS`. A watch on which nothing arrives for ``read_seconds`` ends. The
-connection of a watch that is left ends at once. Every failure is a :class:`KubernetesError`.
+connection of a list or watch that is left ends at once. Every failure is a :class:`KubernetesError`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class ApiStream:
         try:
             async with self._session.get(url, headers=self._headers(), timeout=timeout) as response:
                 await _raise_for_status(call, response)
-                text = await response.read()
+                try:
+                    text = await response.read()
+                finally:
+                    _abort(response)
             # No other task runs between here and the caller's next wait, so only one parsed page exists at a time.
             body = from_json(text)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
