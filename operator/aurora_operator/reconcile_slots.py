@@ -17,8 +17,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MAX_RECONCILES = 32
-"""Slots. There are as many threads for calls of the API server."""
+MAX_RECONCILES = 12
+"""Slots. More take more memory and start a thousand speculators no sooner (``docs/results/operator-scale.md``)."""
 PATIENCE_SECONDS = 0.5
 """A store nearby answers sooner."""
 

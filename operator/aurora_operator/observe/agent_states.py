@@ -6,8 +6,11 @@ Invariant: an agent that does not answer never delays the others, and is data: i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+
+from pydantic import TypeAdapter
 
 from aurora_operator.observe.observed import PodView
 from aurora_operator.reconcile_slots import outside
@@ -16,6 +19,8 @@ from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, AgentRefused
 
 _WRONG_TOKEN = frozenset({401, 403})
+_ANSWERS = TypeAdapter(dict[str, AgentState])
+"""Pod uid -> the last answer of its agent."""
 
 
 class AgentStates:
@@ -23,8 +28,7 @@ class AgentStates:
 
     def __init__(self, agents: AgentClient) -> None:
         self._agents = agents
-        self._answers: dict[str, bytes] = {}
-        """Pod uid -> the last answer as JSON, which takes a seventh of the memory."""
+        self._answers = _pack({})
         self.token_refused = False
         """Whether an agent refused the token when it was last asked."""
 
@@ -38,17 +42,14 @@ class AgentStates:
         if ask:
             self.token_refused = False
             states = await outside(self._states(pods, token))
-            answered = [(pod, state) for pod, state in zip(pods, states, strict=True) if state is not None]
-            self._answers = {pod.uid: state.to_json() for pod, state in answered}
-            return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
-        return tuple(replace(pod, agent=self._last_answer(pod)) for pod in pods)
+            answers = {pod.uid: state for pod, state in zip(pods, states, strict=True) if state is not None}
+            self._answers = _pack(answers)
+        else:
+            answers = _unpack(self._answers)
+        return tuple(replace(pod, agent=answers.get(pod.uid)) for pod in pods)
 
     async def _states(self, pods: Iterable[PodView], token: str) -> list[AgentState | None]:
         return await asyncio.gather(*(self._state(pod, token) for pod in pods))
-
-    def _last_answer(self, pod: PodView) -> AgentState | None:
-        answer = self._answers.get(pod.uid)
-        return None if answer is None else AgentState.from_json(answer)
 
     async def _state(self, pod: PodView, token: str) -> AgentState | None:
         if not pod.ip or not token or pod.terminating:
@@ -60,3 +61,12 @@ class AgentStates:
             return None
         except AgentError:
             return None
+
+
+def _pack(answers: Mapping[str, AgentState]) -> bytes:
+    """The answers of one speculator as compressed JSON, which takes a fiftieth of their memory: they are alike."""
+    return zlib.compress(_ANSWERS.dump_json(dict(answers), by_alias=True, exclude_none=True), level=1)
+
+
+def _unpack(packed: bytes) -> dict[str, AgentState]:
+    return _ANSWERS.validate_json(zlib.decompress(packed))
