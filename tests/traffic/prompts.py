@@ -2,7 +2,8 @@
 
 ``extraction`` asks for the facts of an invented sentence as JSON. ``sql`` asks for an INSERT statement with the same
 facts. ``docstrings`` asks for the docstring of a short function from the running interpreter's standard library, whose
-source is read when needed and never copied here. A switch between domains simulates a shift of traffic.
+source is read when needed and never copied here. ``prose`` asks for the beginning of a story, of which neither the
+request nor an earlier answer has much. A switch between domains simulates a shift of traffic.
 Invariant: the same domain and seed give the same prompts in the same order.
 """
 
@@ -22,6 +23,7 @@ class Domain(StrEnum):
     EXTRACTION = "extraction"
     SQL = "sql"
     DOCSTRINGS = "docstrings"
+    PROSE = "prose"
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -145,6 +147,46 @@ def docstrings(seed: int = 0) -> Iterator[str]:
             yield f"{_DOCSTRING_TASK}\n\n{source}"
 
 
+_STORY_TASK = (
+    "Write the first lines of a story about {name}, who comes from {city} and finds {count} {colour} {product}s "
+    "{place}. The mood is {mood}."
+)
+_PLACES = (
+    "behind an old mill",
+    "on a night train",
+    "at the bottom of a lake",
+    "in an empty museum",
+    "under the floor of a school",
+    "on the roof of a hospital",
+    "in a stranger's suitcase",
+    "at the end of a long tunnel",
+)
+_MOODS = _words("""
+    cheerful gloomy tense tender absurd solemn playful eerie hopeful bitter dreamy restless proud lonely curious
+""")
+
+
+def prose(seed: int = 0) -> Iterator[str]:
+    """Endless prompts that ask for the first lines of a story. Repetitions are rare."""
+    rng = random.Random(seed)  # noqa: S311 - invented facts, not secrets
+    while True:
+        yield _STORY_TASK.format(
+            name=f"{rng.choice(_FIRST)} {rng.choice(_LAST)}",
+            city=rng.choice(_CITIES),
+            count=rng.randint(2, 19),
+            colour=rng.choice(_COLOURS),
+            product=rng.choice(_PRODUCTS),
+            place=rng.choice(_PLACES),
+            mood=rng.choice(_MOODS),
+        )
+
+
 def prompts(domain: Domain, seed: int = 0) -> Iterator[str]:
     """The endless stream of one domain's prompts."""
-    return {Domain.EXTRACTION: extraction, Domain.SQL: sql, Domain.DOCSTRINGS: docstrings}[domain](seed)
+    streams = {
+        Domain.EXTRACTION: extraction,
+        Domain.SQL: sql,
+        Domain.DOCSTRINGS: docstrings,
+        Domain.PROSE: prose,
+    }
+    return streams[domain](seed)

@@ -35,7 +35,7 @@ import torch
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
 from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup, with_controller
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
-from tests.bench.served.messages import DOMAINS, RESERVED_MESSAGES, traffic
+from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
@@ -44,15 +44,17 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
 
-CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000)}
-"""Answer tokens of traffic after which a draft is measured, by domain."""
+CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000), "prose": (), "mixed": (20_000,)}
+"""Answer tokens of traffic after which a draft is measured, by domain. Without any, only the untrained draft is."""
+UNTRAINED_REQUESTS: Final = 100
+"""Requests that servers with lookup answer before they are measured beside an untrained draft alone."""
 NGRAM_TOKENS: Final = (4, 12)
 """Draft tokens of the NGRAM arms: as many as our draft verifies, and SGLang's own default."""
 
 
 def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str) -> Outcome:
     """Train on the live traffic of one domain, then measure the drafts. ``code`` is the commit."""
-    marks = sorted(options.tokens or CHECKPOINT_TOKENS[domain])
+    marks = sorted(CHECKPOINT_TOKENS[domain] if options.tokens is None else options.tokens)
     parts = [TrafficPart(domain, mark - before) for before, mark in itertools.pairwise((0, *marks))]
     spec, unroll = options.shapes[0].model_copy(update={"vocab_size": options.vocabulary}), unroll_steps(options.shapes)
     run = "-".join(map(str, ("drafts", domain, describe_shape(spec), spec.vocab_size, unroll, *marks, code)))
@@ -65,20 +67,23 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
-    learned_from = traffic(domain)[: training.checkpoints[-1].record.requests]
+    learned_from = traffic(domain)[: training.checkpoints[-1].record.requests or UNTRAINED_REQUESTS]
     measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))
     return Outcome(domain, plan, measured, lineup, training)
 
 
 def _options() -> argparse.Namespace:
     parser = bench_parser("tests.bench.served", __doc__)
-    parser.add_argument("--traffic", nargs="+", choices=DOMAINS, default=list(DOMAINS), help="domains to measure")
-    defaults = "; ".join(f"{domain} {' '.join(map(str, marks))}" for domain, marks in CHECKPOINT_TOKENS.items())
+    parser.add_argument("--traffic", nargs="+", choices=DOMAINS, default=list(LEARNED), help="domains to measure")
+    defaults = "; ".join(
+        f"{domain} {' '.join(map(str, marks)) or 'none'}" for domain, marks in CHECKPOINT_TOKENS.items()
+    )
     parser.add_argument(
         "--tokens",
         type=int,
-        nargs="+",
-        help=f"answer tokens of traffic after which the draft is measured (default: {defaults})",
+        nargs="*",
+        help="answer tokens of traffic after which the draft is measured; without a number, only the untrained draft "
+        f"is (default: {defaults})",
     )
     parser.add_argument("--rounds", type=int, default=8, help="rounds in which every arm answers fresh prompts")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
@@ -107,9 +112,11 @@ def _options() -> argparse.Namespace:
     )
     add_lock_option(parser)
     options = parser.parse_args()
-    if (needed := options.rounds * options.per_worker * sum(options.concurrency)) > RESERVED_MESSAGES:
+    needed, available = options.rounds * options.per_worker * sum(options.concurrency), RESERVED_MESSAGES
+    if short := [domain for domain in options.traffic if needed > available[domain]]:
         parser.error(
-            f"the run needs {needed} fresh prompts and there are {RESERVED_MESSAGES}: lower --rounds or --per-worker"
+            f"the run needs {needed} fresh prompts, and {short[0]} has {available[short[0]]}: "
+            "lower --rounds or --per-worker"
         )
     return options
 

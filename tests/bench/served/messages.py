@@ -1,38 +1,62 @@
 """The chat messages of a domain: the traffic that drafts learn from, and reserved messages that measure them.
 
-Invariants: no two messages of a domain are the same. The last :data:`RESERVED_MESSAGES` messages are never traffic, so
-no draft has learned from the messages that measure it.
+Invariants: no two messages of a domain are the same. The last messages of a domain are reserved: they are never
+traffic, so no draft has learned from the messages that measure it.
 """
 
 from __future__ import annotations
 
+import itertools
+import random
 from typing import Final
 
 from tests.assets.traces import recorded
 from tests.traffic import prompts
 
-DOMAINS: Final = ("json", "docstrings")
-RESERVED_MESSAGES: Final = 160
-MAX_JSON_MESSAGES: Final = 4000
-"""A limit, because JSON extraction could generate messages without end."""
+LEARNED: Final = ("json", "docstrings")
+"""The domains that are measured by default: a draft learns each of them."""
+DOMAINS: Final = (*LEARNED, "prose", "mixed")
+MIXED: Final = ("json", "docstrings", "sql", "prose")
+"""The kinds of requests that ``mixed`` shuffles, each as often as the others."""
+RESERVED_MESSAGES: Final = {"json": 640, "docstrings": 160, "prose": 640, "mixed": 320}
+"""Messages for measurements. The standard library has too few functions for more requests for docstrings."""
+MAX_MESSAGES: Final = 4000
+"""A limit, because all domains but docstrings could generate messages without end."""
 
 
 def traffic(domain: str) -> list[str]:
     """The messages that clients send to the live service, in order."""
-    return _messages(domain)[:-RESERVED_MESSAGES]
+    return _messages(domain)[: -RESERVED_MESSAGES[domain]]
 
 
 def reserved(domain: str) -> list[str]:
     """The messages that are sent in measurements only."""
-    return _messages(domain)[-RESERVED_MESSAGES:]
+    return _messages(domain)[-RESERVED_MESSAGES[domain] :]
 
 
 def _messages(domain: str) -> list[str]:
-    if domain == "json":
-        return recorded.json_messages(MAX_JSON_MESSAGES)
+    match domain:
+        case "json":
+            return recorded.json_messages(MAX_MESSAGES)
+        case "mixed":
+            return _mixed()
+        case _:
+            return _distinct(prompts.Domain(domain))
+
+
+def _mixed() -> list[str]:
+    """As many messages of each kind as there are of the rarest, in a random order."""
+    kinds = [_messages(kind) for kind in MIXED]
+    messages = list(itertools.chain.from_iterable(zip(*kinds, strict=False)))
+    random.Random(recorded.DOMAIN_SEED).shuffle(messages)  # noqa: S311 - an order, not a secret
+    return messages
+
+
+def _distinct(domain: prompts.Domain) -> list[str]:
+    """The distinct messages of a stream, until the stream begins again."""
     distinct = dict[str, None]()
-    for text in prompts.prompts(prompts.Domain(domain), recorded.DOMAIN_SEED):
-        if text in distinct:  # all functions of the standard library have been asked about, and the stream begins again
+    for text in prompts.prompts(domain, recorded.DOMAIN_SEED):
+        if text in distinct or len(distinct) == MAX_MESSAGES:
             break
         distinct[text] = None
     return list(distinct)

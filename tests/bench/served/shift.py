@@ -28,7 +28,7 @@ import torch
 from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, machine
 from tests.bench.served.lineup import MAX_ANSWER_TOKENS, lineup_of, measure_lineup
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
-from tests.bench.served.messages import DOMAINS, RESERVED_MESSAGES
+from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES
 from tests.bench.served.paired_rounds import MeasurementPlan
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import (
@@ -95,7 +95,11 @@ def run_shift(options: argparse.Namespace, folder: Path, code: str) -> list[Outc
 def _options() -> argparse.Namespace:
     parser = bench_parser("tests.bench.served.shift", __doc__)
     parser.add_argument(
-        "--domains", nargs=2, choices=DOMAINS, default=list(DOMAINS), help="the domains before and after the shift"
+        "--domains",
+        nargs=2,
+        choices=DOMAINS,
+        default=list(LEARNED),
+        help="the domains before and after the shift",
     )
     parser.add_argument(
         "--tokens", type=int, nargs=2, default=[20_000, 60_000], help="answer tokens of traffic in each domain"
@@ -118,8 +122,9 @@ def _options() -> argparse.Namespace:
         "drafts again instead of training new ones",
     )
     options = parser.parse_args()
-    if (needed := options.rounds * PROMPTS_PER_WORKER * sum(CONCURRENCIES)) > RESERVED_MESSAGES:
-        parser.error(f"the run needs {needed} fresh prompts and there are {RESERVED_MESSAGES}: lower --rounds")
+    available = min(RESERVED_MESSAGES[domain] for domain in options.domains)
+    if (needed := options.rounds * PROMPTS_PER_WORKER * sum(CONCURRENCIES)) > available:
+        parser.error(f"the run needs {needed} fresh prompts and there are {available}: lower --rounds")
     return options
 
 

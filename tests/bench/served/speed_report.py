@@ -75,7 +75,9 @@ def speed_table(outcome: Outcome) -> str:
 
 
 def goal_lines(outcome: Outcome) -> list[str]:
-    """Whether the trained draft meets the speed goals, in each shape."""
+    """Whether the trained draft meets the domain's speed goals, in each shape."""
+    if outcome.traffic not in GOALS:
+        return []
     goals = [(*goal, name) for goal in GOALS[outcome.traffic].ratios.items() for name in outcome.lineup.trained]
     lines = [_goal_line(outcome, name, concurrency, ratio) for concurrency, ratio, name in goals]
     return [line for line in lines if line]
@@ -191,7 +193,9 @@ def caption(outcome: Outcome) -> str:
 
 
 def period_line(periods: Sequence[VersionPeriod]) -> str:
-    """The acceptance length that the pod counted, by version and by answer tokens of traffic."""
+    """The acceptance length that the pod counted, by version and by answer tokens of traffic. Empty without traffic."""
+    if not periods:
+        return ""
     lengths = [
         f"{'untrained' if one.version == 0 else f'version {one.version}'} until {one.until_tokens / 1000:.1f}k: "
         f"{one.acceptance_length:.2f}"
@@ -209,7 +213,7 @@ def section(outcome: Outcome) -> str:
         *ngram_lines(outcome),
         period_line(outcome.training.periods),
     ]
-    parts = [caption(outcome), speed_table(outcome), "\n".join(f"- {line}" for line in lines)]
+    parts = [caption(outcome), speed_table(outcome), "\n".join(f"- {line}" for line in lines if line)]
     return "\n\n".join([*parts, equality_table(outcome.measured.equality)])
 
 

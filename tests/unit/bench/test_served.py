@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
         assert len({t.prompts for t in turns}) == len(PLAN.concurrencies)
         asked.update((turn.arm.name, prompt) for turn in turns for prompt in turn.prompts)
         first[turns[0].arm.name] += 1
-    assert PLAN.prompts_needed <= messages.RESERVED_MESSAGES
+    assert PLAN.prompts_needed <= min(messages.RESERVED_MESSAGES.values())
     assert set(asked) == {(arm.name, prompt) for arm in PLAN.arms for prompt in range(PLAN.prompts_needed)}
     assert set(asked.values()) == {1}
     assert len(first) == len(PLAN.arms), "no arm is always first"
@@ -87,8 +88,24 @@ def test_every_arm_is_asked_the_same_prompts_and_none_twice() -> None:
 @pytest.mark.parametrize("domain", messages.DOMAINS)
 def test_reserved_messages_are_never_traffic(domain: str) -> None:
     traffic, reserved = messages.traffic(domain), messages.reserved(domain)
-    assert len(reserved) == messages.RESERVED_MESSAGES
+    assert len(reserved) == messages.RESERVED_MESSAGES[domain]
     assert len({*traffic, *reserved}) == len(traffic) + len(reserved) > 1000
+
+
+def test_mixed_traffic_has_each_kind_equally_often_and_in_no_order() -> None:
+    traffic = messages.traffic("mixed")
+    openings = {
+        "Extract name": "json",
+        "Write one SQL": "sql",
+        "Write the docstring": "docstrings",
+        "Write the first": "prose",
+    }
+    kinds = [next(kind for opening, kind in openings.items() if text.startswith(opening)) for text in traffic]
+    for start in range(0, len(kinds) - 400, 400):
+        counts = Counter(kinds[start : start + 400])
+        assert set(counts) == set(messages.MIXED)
+        assert min(counts.values()) > 60, "each kind comes all the time"
+    assert sum(one == next_one for one, next_one in itertools.pairwise(kinds)) > len(kinds) / 8, "not in turn"
 
 
 class FakeServers:
