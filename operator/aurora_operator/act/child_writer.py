@@ -140,14 +140,14 @@ class ChildWriter:
         key, digest = _key(child), child["metadata"]["annotations"][DIGEST_ANNOTATION]
         if existing is not None:
             if key not in self._written and is_unchanged(child, existing):
-                self._written[key] = (digest, _revision(existing))
-            if self._written.get(key) == (digest, _revision(existing)):
+                self._written[key] = (digest, _revision(existing, child))
+            if self._written.get(key) == (digest, _revision(existing, child)):
                 return
         if existing is None:
             written = await self._create(owner, child)
         else:
             written = await self._apply(owner, child, existing["metadata"]["uid"])
-        self._written[key] = (digest, _revision(written))
+        self._written[key] = (digest, _revision(written, child))
 
     async def _create(self, owner: Owner, child: Object) -> Object:
         try:
@@ -197,11 +197,13 @@ def _title(obj: Object) -> str:
     return f"{obj['kind']} {obj['metadata']['name']}"
 
 
-def _revision(obj: Object) -> Any:
-    """A value that changes when somebody changes the spec, or for kinds without a generation any field.
+def _revision(obj: Object, child: Object) -> Any:
+    """A value that changes when somebody changes the spec of ``obj``, or a label that ``child`` gave it.
 
-    The value is the uid with the generation, or with the resourceVersion. A Deployment's resourceVersion changes with
-    its status all the time. A label that somebody changes on a Deployment therefore stays until our next write.
+    For kinds without a generation the value changes with every field, because it has the resourceVersion. Other kinds
+    change their resourceVersion with each status.
     """
     metadata = obj["metadata"]
-    return (metadata["uid"], metadata.get("generation") or metadata["resourceVersion"])
+    labels = metadata.get("labels") or {}
+    ours = tuple(labels.get(label) for label in sorted(child["metadata"].get("labels") or {}))
+    return metadata["uid"], metadata.get("generation") or metadata["resourceVersion"], ours

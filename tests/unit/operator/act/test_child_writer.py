@@ -66,6 +66,8 @@ class FakeApi:
         self.writes.append(f"{call} {obj['kind']} {obj['metadata']['name']}")
         self.revision += 1
         metadata = {**obj["metadata"], "resourceVersion": str(self.revision), "managedFields": managed_fields}
+        if obj["kind"] == "PodDisruptionBudget":
+            metadata["generation"] = 1  # its specification never changes in these tests
         stored = {**obj, "metadata": metadata}
         self.objects[obj["kind"], obj["metadata"]["name"]] = stored
         return stored
@@ -97,6 +99,23 @@ async def test_a_foreign_object_is_reported_and_the_other_children_are_created(
     result = await write(api)
     assert result == WriteResult(name_taken=("Service chat",))
     assert api.writes == ["create Secret chat-keys", "create PodDisruptionBudget chat"]
+
+
+async def test_a_label_that_somebody_changed_is_written_again_although_the_generation_stays() -> None:
+    api = FakeApi()
+    writer = ChildWriter(api)
+    await write(api, writer)
+    api.writes.clear()
+    metadata = api.objects["PodDisruptionBudget", "chat"]["metadata"]
+    metadata |= {"resourceVersion": "100", "labels": {**metadata["labels"], "of-a-user": "x"}}
+    await write(api, writer)
+    assert api.writes == [], "the label of a user is no concern of ours"
+    metadata["labels"] = {**metadata["labels"], "app.kubernetes.io/name": "changed"}
+    await write(api, writer)
+    assert "apply PodDisruptionBudget chat" in api.writes
+    api.writes.clear()
+    await write(api, writer)
+    assert api.writes == []
 
 
 async def test_a_child_is_created_once_its_name_is_free() -> None:
