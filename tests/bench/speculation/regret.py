@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
-from tests.bench.speculation.simulator import FixedArm, PlayedRound, against_off, play, speed, worst_window
+from tests.bench.speculation.simulator import PlayedRound, against_off, play, speed, worst_window
 
 from aurora_runtime.engine.arms import Arm, arms_within
 from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
 
 ARMS = arms_within(draft_steps=7, lookup_steps=11)
 WINDOW_ROUNDS = 200
@@ -43,7 +44,7 @@ def best_fixed_arm(traffic: Sequence[RecordedRequest], concurrency: int, costs: 
 
     The best is chosen afterwards on the same requests, so it is a little better than anyone could have known.
     """
-    played = {arm: list(play(FixedArm(arm), traffic, concurrency, costs, new_noise())) for arm in ARMS}
+    played = {arm: list(play(FixedArms([arm.name]), traffic, concurrency, costs, new_noise())) for arm in ARMS}
     best = max(played, key=lambda arm: speed(played[arm]))
     return BestFixedArm(best, speed(played[best]), against_off(played[best]))
 

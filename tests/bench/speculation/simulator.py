@@ -9,57 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.controller import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.controller import RequestOutlook
+from aurora_runtime.serving.speculation.worker.policy import Policy
 
 BACKLOG_TOKENS = 256
 """The draft's backlog grows up to this many tokens, because older ones are not needed for good proposals."""
-
-
-class Policy(Protocol):
-    """What decides the rounds."""
-
-    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision: ...
-
-    def observe(
-        self,
-        decision: Decision,
-        outlooks: Sequence[RequestOutlook],
-        accepted: Sequence[int],
-        milliseconds: float | None,
-        unplayed_lookup: Sequence[int] = (),
-    ) -> None: ...
-
-    def request_ended(self, rid: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class FixedArm:
-    """One arm for all rounds, with one source: what SGLang does with fixed flags."""
-
-    arm: Arm
-
-    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
-        source = Source.NONE if self.arm == OFF else Source.DRAFT if self.arm.drafts else Source.LOOKUP
-        return Decision(self.arm, (source,) * len(outlooks), explores=False)
-
-    def observe(
-        self,
-        decision: Decision,
-        outlooks: Sequence[RequestOutlook],
-        accepted: Sequence[int],
-        milliseconds: float | None,
-        unplayed_lookup: Sequence[int] = (),
-    ) -> None:
-        """Nothing is learned."""
-
-    def request_ended(self, rid: str) -> None:
-        """Nothing is kept."""
 
 
 @dataclass(frozen=True)
