@@ -151,6 +151,31 @@ async def test_a_root_with_a_channel_is_read_first_and_probed_with_the_second_re
     assert requests()["create"] > first.get("create", 0)
 
 
+async def test_the_first_read_of_a_root_lists_nothing_that_the_trainer_names(s3: S3, speculator: Speculator) -> None:
+    speculator.registry(s3).put_trainer_status(trainer_status(lineage=1, last_registered=0))
+    before = requests().get("list", 0)
+    view = await speculator.look()
+    assert (view.lineage, view.newest) == (lineage(), 0)
+    assert requests()["list"] - before == 1, "the channel alone, which the trainer does not know"
+
+
+@pytest.mark.parametrize(
+    "named", [{"lineage": 7}, {"last_registered": 7}, {"lineage": 2**40, "last_registered": 2**40}]
+)
+async def test_a_trainer_that_names_records_that_are_not_there_hides_no_record(
+    s3: S3, speculator: Speculator, named: dict[str, int]
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_trainer_status(trainer_status(**named))
+    view = await speculator.look()
+    for _ in range(2):
+        if (view.lineage, view.newest) != (lineage(), 1):
+            view = await speculator.look(120)
+    assert view.ok
+    assert (view.lineage, view.newest) == (lineage(), 1)
+
+
 async def test_a_new_root_is_probed_before_it_is_read(s3: S3, owner: Owner) -> None:
     before = requests().get("create", 0)
     view = await Speculator(s3, owner).look()

@@ -7,7 +7,8 @@ Invariants:
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
 - Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
   after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
-  probes such a root with its second read. A thousand roots are then read sooner after a restart.
+  probes such a root with its second read. In its first read it takes the trainer's word for the newest lineage and
+  registration, as at rest. A thousand roots are then read sooner after a restart.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class StoreReader:
         """Look for new records in ``scope``, then return all records that are needed. Blocks."""
         try:
             with total_deadline(READ_SECONDS), metrics.STORE_READ_SECONDS.time():
-                return self._read(needs, scope & ~self._prepare())
+                found = self._prepare()
+                return self._read(needs, scope & ~found, trust_trainer=found is not ReadScope.NONE)
         except StoreUnsupported as error:
             self._forget_state()
             return StoreView(reason="ConditionalWritesUnsupported", error=str(error))
@@ -127,12 +129,12 @@ class StoreReader:
         self._objects.probe()
         self._probed = True
 
-    def _read(self, needs: StoreNeeds, scope: ReadScope) -> StoreView:
+    def _read(self, needs: StoreNeeds, scope: ReadScope, *, trust_trainer: bool) -> StoreView:
         if scope is ReadScope.ALL:
             self._absent = frozenset()
         if ReadScope.TRAINER in scope:
             self._read_trainer()
-            scope |= self._scope_of_trainer()
+            scope = scope & ~self._named_by_trainer() if trust_trainer else scope | self._scope_of_trainer()
         for kind, prefix in _PREFIXES.items():
             if kind in scope:
                 self._find_newer(prefix)
@@ -166,6 +168,21 @@ class StoreReader:
             if self._is_newer(Keys.LINEAGE, self._trainer.lineage):
                 scope |= ReadScope.LINEAGE
         return scope
+
+    def _named_by_trainer(self) -> ReadScope:
+        """Take the newest lineage and registration from the trainer's status. Returns what needs no listing then."""
+        named, status = ReadScope.NONE, self._trainer
+        if status is None:
+            return named
+        if status.lineage is not None:
+            with contextlib.suppress(ObjectMissing):
+                self._record(Lineage, Keys.lineage(status.lineage), lambda record: Keys.lineage(record.number))
+                self._last_keys[Keys.LINEAGE] = Keys.lineage(status.lineage)
+                named |= ReadScope.LINEAGE
+        if status.last_registered is not None:
+            self._last_keys[Keys.REGISTRY] = Keys.registration(status.last_registered)
+            named |= ReadScope.REGISTRY
+        return named
 
     def _is_newer(self, prefix: str, number: int | None) -> bool:
         known = self._last_keys.get(prefix)
