@@ -31,7 +31,7 @@ _COMMON_TEXT = (
     b'{"apiVersion":"v1","kind":"Pod","metadata":{"name":"","generateName":"","namespace":"","uid":"",'
     b'"resourceVersion":"","generation":1,"creationTimestamp":"20'
 )
-"""Text that most objects contain. zlib refers to this text instead of repeating it, so a pod takes 270 bytes and not 620.
+"""Text that most objects contain. zlib refers to this text instead of repeating it, so a pod takes 270 bytes, not 620.
 An object without this text is stored as well, and only takes more memory."""
 _POD_SPEC = ("nodeName",)
 """Everything else in a pod's spec follows from its workload's template, and is the largest part of the pod."""
