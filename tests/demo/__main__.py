@@ -20,6 +20,7 @@ from typing import Any
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.demo.progress import evidence_table, learned_draft_serves_everywhere, progress_line
+from tests.demo.speed_over_time import SpeedOverTime
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
@@ -76,12 +77,14 @@ def run_demo(cluster: Cluster) -> int:
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()
     deadline = time.monotonic() + BUDGET_SECONDS
-    succeeded = False
+    succeeded, speed = False, SpeedOverTime()
     try:
         while not succeeded and time.monotonic() < deadline:
             time.sleep(PROGRESS_SECONDS)
             resource = aurora.get(NAME)
-            log(progress_line(resource, driver.summary()))
+            traffic = driver.summary()
+            log(progress_line(resource, traffic))
+            speed.add(resource, traffic)
             succeeded = learned_draft_serves_everywhere(resource)
         if succeeded:
             time.sleep(PROGRESS_SECONDS)  # some traffic on the new draft
@@ -89,6 +92,7 @@ def run_demo(cluster: Cluster) -> int:
         traffic = driver.stop()
     resource = aurora.get(NAME)
     print_results(aurora, resource, traffic, succeeded)
+    print(speed.table())
     if not succeeded:
         log(f"failed: no candidate passed the gate within {BUDGET_SECONDS:.0f} s, so no draft was swapped")
         return 1

@@ -30,6 +30,8 @@ def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
     serving = f"serving version {version}"
     if status.get("acceptLength"):
         serving += f", acceptance length {status['acceptLength']}"
+    if status.get("estimatedSpeedup"):
+        serving += f", estimated at {status['estimatedSpeedup']} of no speculation"
     return f"{_activity(status)} | {serving} | {traffic.requests} requests, {traffic.failed} failed"
 
 

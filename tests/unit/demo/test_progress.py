@@ -38,6 +38,11 @@ def test_a_candidate_that_is_measured_is_named() -> None:
     assert progress_line(resource(candidate=candidate), CLIENT).startswith("measuring version 1 against version 0 | ")
 
 
+def test_the_estimated_speed_against_no_speculation_is_shown() -> None:
+    line = progress_line(resource(estimated_speedup="~1.8x"), CLIENT)
+    assert "acceptance length 1.05, estimated at ~1.8x of no speculation | " in line
+
+
 def test_a_rejected_candidate_is_named_with_a_shortened_reason() -> None:
     candidate = CandidateStatus(version=1, phase=CandidatePhase.REJECTED, message="slower than " * 40)
     line = progress_line(resource(candidate=candidate), CLIENT)
