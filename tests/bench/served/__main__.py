@@ -72,7 +72,7 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     )
     learned_from = traffic(domain)[: training.checkpoints[-1].record.requests or UNTRAINED_REQUESTS]
     measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))
-    return Outcome(domain, plan, measured, lineup, training)
+    return Outcome(domain, plan, measured, lineup, training, answered_before=len(learned_from))
 
 
 def _options() -> argparse.Namespace:

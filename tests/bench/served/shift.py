@@ -88,7 +88,7 @@ def run_shift(options: argparse.Namespace, folder: Path, code: str) -> list[Outc
     outcomes = list[Outcome]()
     for domain in options.domains:
         measured = asyncio.run(measure_lineup(domain, lineup, plan, (), folder))
-        outcomes.append(Outcome(domain, plan, measured, lineup, training))
+        outcomes.append(Outcome(domain, plan, measured, lineup, training, answered_before=0))
     return outcomes
 
 

@@ -172,7 +172,7 @@ def outcome(speeds: dict[str, float], noise: float = 0.01, lineup: Lineup = LINE
     measured = Measured(tuple(samples), {"EAGLE-3 untrained": same}, 0.97, 1.0)
     periods = [VersionPeriod(0, 1_400, 1.004), VersionPeriod(1, 9_000, None), VersionPeriod(2, 19_950, 2.71)]
     plan = dataclasses.replace(PLAN, arms=lineup.arms)
-    return Outcome("json", plan, measured, lineup, LiveTraining(DraftSpec(), 3, CHECKPOINTS, periods))
+    return Outcome("json", plan, measured, lineup, LiveTraining(DraftSpec(), 3, CHECKPOINTS, periods), 565)
 
 
 SPEEDS = {
