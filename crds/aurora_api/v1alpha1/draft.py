@@ -77,15 +77,14 @@ class DraftSpec(Model):
             " then unrolls as deep. Pods restart one by one when it changes."
         ),
     )
-    shape: Shape = Field(
-        default=Shape.FIXED,
+    shape: Shape | None = Field(
+        default=None,
         description=(
             "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains,"
             " and proposes as many tokens as pay at the present load, from the draft, from `lookup` or none at all."
             " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
-            " slower than no speculation; `lookup` has no effect. A tree (`branching` above 1) is always Fixed."
-            " Adaptive is new: its speed is measured on one kind of traffic only. Pods restart one by one when it"
-            " changes."
+            " slower than no speculation; `lookup` has no effect. Choose it to compare. Unset: Adaptive for a chain,"
+            " Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."
         ),
     )
     lookup: LookupScope = Field(
@@ -133,11 +132,11 @@ class DraftSpec(Model):
     @property
     def adaptive(self) -> bool:
         """Whether the engine chooses the size of each verify round. A tree has a fixed shape."""
-        return self.shape is Shape.ADAPTIVE
+        return self.branching == 1 and self.shape is not Shape.FIXED
 
     def for_training(self) -> Self:
         """The draft without what only serving uses, so that a change of it restarts no trainer."""
-        return self.model_copy(update={"shape": Shape.FIXED, "lookup": LookupScope.REQUEST})
+        return self.model_copy(update={"shape": None, "lookup": LookupScope.REQUEST})
 
     @property
     def tokens_per_round(self) -> int:

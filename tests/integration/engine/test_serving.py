@@ -22,13 +22,14 @@ from aiohttp import ClientSession
 from safetensors.torch import load_file, save_file
 
 from aurora_api.v1alpha1.capture import CaptureSpec
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -106,7 +107,8 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     registry.create_lineage(lineage_of(drafts[0], target))
     versions = {number: publish_draft(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
-    settings = _settings(store, target, DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS))
+    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, shape=Shape.FIXED)
+    settings = _settings(store, target, draft)
     pod = PodProcesses(base / "pod", settings, store.environment())
     staged = pod.stage()
     assert staged.returncode == 0, staged.stderr.decode()
@@ -308,6 +310,35 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(60) == 0
         assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
+
+
+def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3, world: World, tmp_path: Path) -> None:
+    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, lookup=LookupScope.SPECULATOR)
+    pod = PodProcesses(tmp_path / "pod", _settings(store, world.target, draft), store.environment())
+    assert pod.stage().returncode == 0
+    with pod.engine(), pod.agent():
+        prompts = [prompt + prompt[-3:] for prompt in prompts_of(world.target)]
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(lambda prompt: generate(pod.engine_url, prompt), prompts))
+        texts = [tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)]
+        found = collect_traces(world.registry, set(texts))
+        traces = [found[text] for text in texts]
+        for trace, prompt, answer in zip(traces, prompts, answers, strict=True):
+            check_trace(trace, prompt, answer, most_steps=LOOKUP_STEPS)
+        widths = {width for trace in traces for width in trace.node_count.tolist()}
+        assert widths > {1}, "rounds with and without proposals"
+        check_states(traces[0], world.target)
+
+        before = [_stream(url := pod.engine_url, prompt, 48) for prompt in prompts]
+        assert before == [_stream(world.pod.engine_url, prompt, 48) for prompt in prompts]
+        with ThreadPoolExecutor(4) as clients:
+            running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
+            time.sleep(0.5)
+            assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
+            new = pod.wait_until_swap_ends()
+            assert [future.result() for future in running] == before
+        assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
+        assert [_stream(url, prompt, 48) for prompt in prompts] == before
 
 
 def _schedulers_of(launcher: int) -> list[int]:

@@ -73,7 +73,8 @@ def collect_traces(
     raise TimeoutError(f"{len(wanted - found.keys())} of {len(wanted)} traces are not in the store")
 
 
-def check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any]) -> None:
+def check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any], *, most_steps: int = STEPS) -> None:
+    """Check a trace against the answer of an engine whose rounds propose at most ``most_steps`` tokens."""
     output, meta = answer["output_ids"], answer["meta_info"]
     tokens = trace.tokens.tolist()
     assert tokens == prompt + output
@@ -87,7 +88,7 @@ def check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any]) 
     assert len(tokens) - 1 <= end <= len(tokens)
     assert trace.root.shape[0] == meta["spec_verify_ct"]
     beyond_the_end = meta["spec_num_correct_drafts"] - int(trace.accepted.sum())
-    assert 0 <= beyond_the_end <= STEPS
+    assert 0 <= beyond_the_end <= most_steps
     at, reached, retractions = 0, len(prompt), meta["num_retractions"]
     for root, nodes, accepted in zip(
         trace.root.tolist(), trace.node_count.tolist(), trace.accepted.tolist(), strict=True
