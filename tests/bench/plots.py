@@ -29,7 +29,9 @@ BLUE, GREEN, AMBER, RED = "#3b82f6", "#10b981", "#f59e0b", "#ef4444"
 TITLES: Final = {"json": "JSON extraction", "docstrings": "docstrings"}
 GOAL_MEBIBYTES, GOAL_MEBIBYTES_EACH = 150e6 / 2**20, 50e3 / 2**20
 """The operator's memory at rest must stay below 150 MB and 50 kB for each speculator."""
-COLOUR_OF_CONCURRENCY: Final = {1: BLUE, 4: AMBER}
+CONCURRENCIES: Final = (1, 4)
+"""The concurrencies of most measurements."""
+COLOUR_OF_CONCURRENCY: Final = {1: BLUE, 2: GREEN, 4: AMBER}
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def vocabulary_map() -> Figure:
     chosen.set_xlabel("answer tokens that the map is chosen from, thousands")
     chosen.set_ylabel("share of answer tokens in the map")
     chosen.legend()
-    for concurrency, colour in COLOUR_OF_CONCURRENCY.items():
+    for concurrency in CONCURRENCIES:
+        colour = COLOUR_OF_CONCURRENCY[concurrency]
         sizes = runs["sizes"]["rows"]
         rounds = [row[f"milliseconds_per_round_at_{concurrency}"] for row in sizes]
         medians = [r["median"] for r in rounds]
@@ -219,13 +222,26 @@ def faults() -> Figure:
 
 
 def demo() -> Figure:
-    """How much faster is the demo's draft?"""
-    figure, (panel,) = _figure(1, height=2.2)
-    labels = {"candidate/active": "trained / untrained draft", "candidate/off": "trained draft / no speculation"}
-    rows = [Interval.of(labels[row["ratio"]], row["concurrency"], row) for row in load("demo")["warm"]["rows"]]
-    _intervals(panel, rows, baseline=1)
-    panel.set_xlabel("ratio of tokens per second")
-    _concurrency_legend(figure)
+    """How much faster is the demo's draft, and how fast are the pods meanwhile?"""
+    figure, (ratios, over_time) = _figure(2, height=2.9)
+    run = load("demo")["adaptive"]
+    labels = {
+        "active/off": "untrained draft / no speculation",
+        "candidate/active": "trained / untrained draft",
+        "candidate/off": "trained draft / no speculation",
+    }
+    rows = [Interval.of(labels[row["ratio"]], row["concurrency"], row) for row in run["rows"]]
+    _intervals(ratios, sorted(rows, key=lambda row: list(labels.values()).index(row.label)), baseline=1)
+    ratios.set_xlabel("ratio of tokens per second, measured")
+    known = [row for row in run["over_time"] if "estimated_speedup" in row]
+    minutes = [row["minutes"] for row in known]
+    over_time.plot(minutes, [row["estimated_speedup"] for row in known], color=BLUE, marker="o", markersize=4)
+    over_time.axhline(1, color=GREY, linestyle=":")
+    over_time.set_xlim(left=0)
+    over_time.set_ylim(bottom=0)
+    over_time.set_xlabel("minutes of traffic")
+    over_time.set_ylabel("speed against no speculation,\nengines' estimate")
+    _concurrency_legend(figure, (1, 2))
     return figure
 
 
@@ -329,10 +345,10 @@ def _intervals(panel: Axes, rows: Sequence[Interval], *, baseline: float | None 
         panel.set_xlim(left=0)
 
 
-def _concurrency_legend(figure: Figure) -> None:
+def _concurrency_legend(figure: Figure, concurrencies: Sequence[int] = CONCURRENCIES) -> None:
     handles = [
-        mpl.lines.Line2D([], [], marker="o", color=colour, label=f"concurrency {concurrency}")
-        for concurrency, colour in COLOUR_OF_CONCURRENCY.items()
+        mpl.lines.Line2D([], [], marker="o", color=COLOUR_OF_CONCURRENCY[each], label=f"concurrency {each}")
+        for each in concurrencies
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
