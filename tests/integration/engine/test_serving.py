@@ -29,6 +29,7 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
+from aurora_runtime.held_out_split import traffic_key
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -57,6 +58,8 @@ pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alon
 
 CHUNK_TOKENS = 24
 """Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
+KEY = traffic_key(ADMIN_KEY, 1)
+"""Decides which prompts of the pod are held out."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
     traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
-        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer)
+        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, KEY)
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
@@ -278,7 +281,7 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
     assert answer["meta_info"]["num_retractions"] == 1
     wanted = tuple(prompt + answer["output_ids"])
     trace = collect_traces(world.registry, {wanted})[wanted]
-    check_trace(trace, prompt, answer)
+    check_trace(trace, prompt, answer, KEY)
     check_states(trace, world.target)
 
 
@@ -297,7 +300,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             trace = traces[tuple(prompt + answer["output_ids"])]
-            check_trace(trace, prompt, answer)
+            check_trace(trace, prompt, answer, KEY)
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
         check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)

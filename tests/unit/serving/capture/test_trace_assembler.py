@@ -128,6 +128,12 @@ def feed(target: TraceAssembler, events: list[PromptChunk | VerifyRound]) -> lis
     return [trace for event in events if (trace := target.add(event)) is not None]
 
 
+@given(simulated(), st.binary(max_size=32))
+def test_a_trace_names_the_keyed_hash_of_its_prompt(request: Simulated, key: bytes) -> None:
+    target = TraceAssembler(top_tokens=TOP_TOKENS, max_tokens=10_000, max_open_bytes=1 << 30, traffic_key=key)
+    assert all(trace.request == prompt_hash(request.prompt, key) for trace in feed(target, request.events))
+
+
 @given(simulated())
 def test_a_trace_holds_the_tokens_that_the_client_received(request: Simulated) -> None:
     target = assembler()
