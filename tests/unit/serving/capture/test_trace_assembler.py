@@ -120,8 +120,8 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
     return Simulated(events, prompt, answer, cached, paths, all_parents, sources)
 
 
-def assembler(**options: int) -> TraceAssembler:
-    return TraceAssembler(**{"top_tokens": TOP_TOKENS, "max_tokens": 10_000, "max_open_bytes": 1 << 30} | options)
+def assembler(max_tokens: int = 10_000, max_open_bytes: int = 1 << 30) -> TraceAssembler:
+    return TraceAssembler(top_tokens=TOP_TOKENS, max_tokens=max_tokens, max_open_bytes=max_open_bytes)
 
 
 def feed(target: TraceAssembler, events: list[PromptChunk | VerifyRound]) -> list[RequestTrace]:
