@@ -138,6 +138,24 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input_ids": [1, 2**31 - 1]},
+        {"input_ids": [-1, 1]},
+        {"input_ids": [[1, 2], [1, 10**9]]},
+        {"input_ids": [1, 2], "return_logprob": True, "top_logprobs_num": 10**7},
+        {"text": "hello", "sampling_params": {"n": 10**8}},
+    ],
+    ids=["beyond the vocabulary", "negative", "in a batch", "log-probabilities", "answers"],
+)
+def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answered(
+    world: World, body: dict[str, Any]
+) -> None:
+    assert http_status(f"{world.pod.engine_url}/generate", body) == 400
+    assert generate(world.pod.engine_url, prompts_of(world.target)[0], 4)["output_ids"]
+
+
 def test_keys_are_never_shown(world: World) -> None:
     assert ADMIN_KEY not in http_body(f"{world.pod.engine_url}/server_info").decode()
     assert ADMIN_KEY not in world.pod.log.read_text(errors="replace")
