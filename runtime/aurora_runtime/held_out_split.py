@@ -3,12 +3,17 @@
 A held-out request is never trained on. The trainer compares drafts and reviews the vocabulary map on held-out requests,
 and the validator measures candidates on their prompts.
 
-Invariant: the decision depends on the prompt alone. So the same prompt is never on both sides, whichever pod served it.
+Capture decides once, when it writes a trace: the trace holds the keyed hash of its prompt. Trainer, validator and agent
+read that number, and need no key.
+
+Invariants: the decision depends on the prompt and on the key of the speculator's lineage alone. So the same prompt is
+never on both sides, whichever pod served it, and a client cannot tell on which side a prompt is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import sys
 from array import array
 from collections.abc import Sequence
@@ -18,15 +23,31 @@ PROMPTS_PER_HELD_OUT: Final = 8
 """One prompt in this many is held out, whenever it is asked."""
 
 
-def prompt_hash(tokens: Sequence[int]) -> int:
+def traffic_key(secret: str, lineage: int) -> bytes:
+    """The key of all draws over the traffic of a lineage. ``secret`` is one that all pods of a speculator have."""
+    return hmac.digest(secret.encode(), f"aurora traffic {lineage}".encode(), "sha256")
+
+
+def keyed_draw(key: bytes, data: bytes) -> int:
+    """A 64-bit number that nobody without ``key`` can predict.
+
+    The rest of the digest stays secret, so it cannot be extended to that of longer data.
+    """
+    return int.from_bytes(hashlib.sha256(key + data).digest()[:8], "big")
+
+
+def prompt_hash(tokens: Sequence[int], key: bytes = b"") -> int:
     """A 63-bit hash of a prompt's token ids, each as four bytes, little-endian.
+
+    Args:
+        key: the lineage's :func:`traffic_key`. Empty only where no client is involved.
 
     Raises OverflowError for a token that does not fit.
     """
     data = array("I", tokens)
     if sys.byteorder == "big":
         data.byteswap()
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1
+    return keyed_draw(key, data.tobytes()) >> 1
 
 
 def is_held_out(hashed_prompt: int) -> bool:

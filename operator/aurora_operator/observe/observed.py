@@ -144,6 +144,7 @@ class StoreView:
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
     out (``aurora_store.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
+    """Its verdicts are the operator's own, computed from the samples with the bars of the spec."""
     trainer: TrainerStatus | None = None
     trainer_error: str = ""
     """Why the trainer's status could not be parsed. Nothing is decided from that record, so the view is good."""
@@ -174,11 +175,14 @@ class StoreView:
         """The evidence that allows ``version`` to replace the version that is active now (promise 1), if any."""
         if self.channel is None or version not in self.registrations:
             return None
-        registration = self.registrations[version]
+        registration, active = self.registrations[version], self.registrations.get(self.channel.active)
+        if active is None:
+            return None
         for evidence in reversed(self.evidence_of(version)):
             if (
                 evidence.verdict.kind is VerdictKind.PASS
                 and evidence.active_version == self.channel.active
+                and evidence.active_digest == active.digest
                 and evidence.lineage == self.channel.lineage == registration.lineage
                 and evidence.candidate_digest == registration.digest
             ):

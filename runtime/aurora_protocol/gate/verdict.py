@@ -26,8 +26,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Final
+from typing import Final, Self
 
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
@@ -44,6 +45,8 @@ _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
 """Arms that are always measured in the same rounds. A baseline never replaces their samples."""
 NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
+FEWEST_ROUNDS: Final = 3
+"""The lowest ``validation.minRounds`` that the API allows."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
@@ -62,6 +65,17 @@ class GatePolicy:
     """Fewest rounds with which a ratio is decided."""
     tolerances: Mapping[int, float] = field(default_factory=dict)
     """Tolerance by concurrency. An entry replaces :attr:`tolerance` at its concurrency."""
+
+    @classmethod
+    def of(cls, spec: ValidationSpec) -> Self:
+        """The requirements of a resource."""
+        return cls(
+            concurrencies=spec.concurrencies_primary_first,
+            min_improvement=float(spec.min_improvement),
+            tolerance=float(spec.tolerance.default),
+            min_rounds=spec.min_rounds,
+            tolerances={entry.concurrency: float(entry.tolerance) for entry in spec.tolerance.per_concurrency or ()},
+        )
 
     @property
     def primary(self) -> int:

@@ -30,6 +30,14 @@ class SpeculationSettings(Record):
     lookup_steps: int = Field(default=LOOKUP_STEPS, ge=0, description="Tokens that lookup proposes at most.")
     lookup: LookupScope = Field(default=LookupScope.SPECULATOR, description="Whose text lookup may propose from.")
     lookup_tokens: int = Field(default=1 << 20, ge=1, description="Tokens of ended requests that lookup keeps.")
+    traffic_key: str = Field(
+        default="", repr=False, description="Hexadecimal key that decides which prompts are held out, as in capture."
+    )
+    shares: bool = Field(
+        default=True,
+        description="Whether requests may be answered from other requests at all. False in an engine that answers only"
+        " the held-out prompts of a measurement.",
+    )
     pending_bytes: int = Field(
         default=256 << 20,
         ge=1,
@@ -61,7 +69,21 @@ def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) 
     return RoundController(adaptive_config_file, settings.to_json().decode())
 
 
-def controller_of(draft: DraftSpec, folder: Path, boot: str) -> RoundController:
-    """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``."""
-    settings = SpeculationSettings(state_folder=str(folder), boot=boot, draft_steps=draft.steps, lookup=draft.lookup)
+def controller_of(
+    draft: DraftSpec, folder: Path, boot: str, *, traffic_key: bytes = b"", shares: bool = True
+) -> RoundController:
+    """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``.
+
+    Args:
+        traffic_key: that of the engine's traces.
+        shares: whether requests may be answered from others.
+    """
+    settings = SpeculationSettings(
+        state_folder=str(folder),
+        boot=boot,
+        draft_steps=draft.steps,
+        lookup=draft.lookup,
+        traffic_key=traffic_key.hex(),
+        shares=shares,
+    )
     return round_controller(settings, folder / "adaptive-steps.json")

@@ -1,4 +1,4 @@
-"""The entry point ``sglang.srt.plugins: aurora_capture``: installs the redaction, the guard and the trace hooks.
+"""The entry point ``sglang.srt.plugins: aurora_capture``: installs redaction, request limits, guard and trace hooks.
 
 When a plugin fails, SGLang only logs the error and serves without the plugin. So this plugin also writes its refusal to
 ``capture.json``. The launcher reads the reason there, because it waits for a captured probe request before the pod is
@@ -17,6 +17,7 @@ from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.request_limits import LIMITED_PARAMETERS
 from aurora_runtime.sglang_version import require_parameters, require_sglang
 
 SAMPLE_FUNCTION: Final = "sglang.srt.speculative.eagle_utils.eagle_sample"
@@ -32,8 +33,9 @@ HOOKED_PARAMETERS: Final = {
         "watermark_full_mask",
     ),
     PREFILL_FUNCTION: ("self", "batch", "on_publish", "pp_proxy_tensors", "coordination_plan"),
+    **LIMITED_PARAMETERS,
 }
-"""The parameters, in order, of each function whose hook captures traces, in SGLang 0.5.23."""
+"""The parameters, in order, of each function whose hook captures traces or limits requests, in SGLang 0.5.23."""
 
 
 def check_sglang() -> None:
@@ -55,8 +57,13 @@ def install() -> None:
     settings = CaptureSettings.from_json(text)
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from aurora_runtime.serving import log_redaction, measurement_guard
+    from aurora_runtime.serving import log_redaction, measurement_guard, request_limits
 
+    HookRegistry.register(request_limits.VALIDATE_FUNCTION, request_limits.before_validation, HookType.BEFORE)
+    HookRegistry.register(request_limits.BATCH_FUNCTION, request_limits.before_batch, HookType.BEFORE)
+    HookRegistry.register(
+        measurement_guard.AUTHENTICATION_FUNCTION, request_limits.after_authentication, HookType.AFTER
+    )
     HookRegistry.register(
         measurement_guard.AUTHENTICATION_FUNCTION, measurement_guard.guard_hook(settings), HookType.AFTER
     )

@@ -20,6 +20,7 @@ from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
+from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
@@ -44,6 +45,11 @@ class StartFiles:
     version: int
     lineage: int
     admin_key: str
+
+    @property
+    def traffic_key(self) -> bytes:
+        """Decides which requests are traced and which are held out. Equal in all pods: they have the same admin key."""
+        return traffic_key(self.admin_key, self.lineage)
 
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
@@ -75,7 +81,8 @@ class EngineStart:
         """Decides the shape of each round. None: the shape is fixed. The first use writes the controller's file."""
         if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
             return None
-        return controller_of(self.settings.draft, self.options.folder.path, self.state.boot)
+        folder, key = self.options.folder.path, self.files.traffic_key
+        return controller_of(self.settings.draft, folder, self.state.boot, traffic_key=key)
 
     def command(self, config: Path) -> list[str]:
         """SGLang's command line. ``config`` holds the admin key."""
@@ -113,6 +120,7 @@ class EngineStart:
             lineage=self.files.lineage,
             pod=os.environ.get("POD_NAME", "pod"),
             boot=self.state.boot,
+            traffic_key=self.files.traffic_key.hex(),
             sample_ratio=capture.sample_ratio,
             top_tokens=capture.top_tokens,
             shard_seconds=capture.shard_seconds,

@@ -30,6 +30,7 @@ from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
+from aurora_runtime.held_out_split import traffic_key
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -58,6 +59,8 @@ pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alon
 
 CHUNK_TOKENS = 24
 """Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
+KEY = traffic_key(ADMIN_KEY, 1)
+"""Decides which prompts of the pod are held out."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
     traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
-        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer)
+        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, KEY)
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
@@ -135,6 +138,24 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     manifests = [world.registry.shard(key)[0] for key in world.registry.shard_keys(1)]
     assert all(manifest.draft_versions == (0,) for manifest in manifests)
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input_ids": [1, 2**31 - 1]},
+        {"input_ids": [-1, 1]},
+        {"input_ids": [[1, 2], [1, 10**9]]},
+        {"input_ids": [1, 2], "return_logprob": True, "top_logprobs_num": 10**7},
+        {"text": "hello", "sampling_params": {"n": 10**8}},
+    ],
+    ids=["beyond the vocabulary", "negative", "in a batch", "log-probabilities", "answers"],
+)
+def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answered(
+    world: World, body: dict[str, Any]
+) -> None:
+    assert http_status(f"{world.pod.engine_url}/generate", body) == 400
+    assert generate(world.pod.engine_url, prompts_of(world.target)[0], 4)["output_ids"]
 
 
 def test_keys_are_never_shown(world: World) -> None:
@@ -280,7 +301,7 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
     assert answer["meta_info"]["num_retractions"] == 1
     wanted = tuple(prompt + answer["output_ids"])
     trace = collect_traces(world.registry, {wanted})[wanted]
-    check_trace(trace, prompt, answer)
+    check_trace(trace, prompt, answer, KEY)
     check_states(trace, world.target)
 
 
@@ -299,7 +320,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             trace = traces[tuple(prompt + answer["output_ids"])]
-            check_trace(trace, prompt, answer)
+            check_trace(trace, prompt, answer, KEY)
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
         check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
@@ -324,7 +345,7 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         found = collect_traces(world.registry, set(texts))
         traces = [found[text] for text in texts]
         for trace, prompt, answer in zip(traces, prompts, answers, strict=True):
-            check_trace(trace, prompt, answer, most_steps=LOOKUP_STEPS)
+            check_trace(trace, prompt, answer, KEY, most_steps=LOOKUP_STEPS)
         widths = {width for trace in traces for width in trace.node_count.tolist()}
         assert widths > {1}, "rounds with and without proposals"
         check_states(traces[0], world.target)

@@ -24,12 +24,13 @@ from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
 from aurora_protocol.draft_records import ChannelReason
+from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
 from tests.assets.faulty_store import drip_body, drip_headers, endless_body, faulty_store, whole
 from tests.assets.s3 import S3, seaweedfs
-from tests.unit.operator.worlds import NOW, channel, evidence, lineage, registration, spec
+from tests.unit.operator.worlds import NOW, channel, evidence, lineage, registration, samples, spec
 
 BUCKET = "operator-reads"
 POLL_SECONDS = 15.0
@@ -208,6 +209,38 @@ async def test_a_new_version_and_its_evidence_are_found(s3: S3, speculator: Spec
     assert (found.version, found.attempt, found.verdict.kind) == (1, 1, evidence(1).verdict.kind)
     assert found.samples == (), "the operator does not keep raw samples"
     assert requests()["list"] - before["list"] <= 3, "lineage, channel and registry; evidence is read by its key"
+
+
+@pytest.mark.parametrize(
+    ("found", "passes"),
+    [
+        (evidence(1), True),
+        (evidence(1, samples=()), False),
+        (evidence(1, samples=samples(rounds=4)), False),
+        (evidence(1, active_digest=registration(9).digest), False),
+        (evidence(1, candidate_digest=registration(9).digest), False),
+    ],
+    ids=["honest", "no samples", "too few rounds", "another active draft", "another candidate"],
+)
+async def test_evidence_that_only_says_pass_promotes_nothing(
+    s3: S3, speculator: Speculator, found: Evidence, passes: bool
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(found)
+    view = await speculator.look()
+    assert [one.version for one in view.evidence] == [1]
+    assert (view.promotion_evidence(1) is not None) is passes
+
+
+async def test_evidence_is_judged_with_the_bars_of_the_present_spec(s3: S3, speculator: Speculator) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(evidence(1))
+    for generation, (bars, passes) in enumerate([({}, True), ({"minImprovement": "0.5"}, False), ({}, True)]):
+        speculator.owner = replace(speculator.owner, generation=generation)
+        speculator.spec = speculator.spec.model_copy(update={"validation": spec(validation=bars).validation})
+        assert ((await speculator.look()).promotion_evidence(1) is not None) is passes, bars
 
 
 async def test_the_trainers_record_hints_at_a_new_version(s3: S3, speculator: Speculator) -> None:

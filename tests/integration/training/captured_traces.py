@@ -73,14 +73,21 @@ def collect_traces(
     raise TimeoutError(f"{len(wanted - found.keys())} of {len(wanted)} traces are not in the store")
 
 
-def check_trace(trace: RequestTrace, prompt: list[int], answer: dict[str, Any], *, most_steps: int = STEPS) -> None:
-    """Check a trace against the answer of an engine whose rounds propose at most ``most_steps`` tokens."""
+def check_trace(
+    trace: RequestTrace, prompt: list[int], answer: dict[str, Any], key: bytes, *, most_steps: int = STEPS
+) -> None:
+    """Check a trace against the answer.
+
+    Args:
+        key: the pod's, which decides on which side of the split the prompt is.
+        most_steps: most tokens that a round of the engine proposes.
+    """
     output, meta = answer["output_ids"], answer["meta_info"]
     tokens = trace.tokens.tolist()
     assert tokens == prompt + output
     assert trace.prompt_length == len(prompt)
-    assert trace.request == prompt_hash(prompt)
-    assert trace.held_out == is_held_out(prompt_hash(prompt))
+    assert trace.request == prompt_hash(prompt, key)
+    assert trace.held_out == is_held_out(prompt_hash(prompt, key))
     assert trace.hidden_start <= meta["cached_tokens"], "what the prefix cache holds was not computed"
     if meta["num_retractions"] == 0:
         assert trace.hidden_start == meta["cached_tokens"]

@@ -82,6 +82,21 @@ def channel(active: int, epoch: int = 1, previous: int | None = None, rejected: 
     )
 
 
+_SPEEDS = {Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 162}
+
+
+def samples(
+    rounds: int = 5, speeds: dict[Arm, int] = _SPEEDS, concurrencies: tuple[int, ...] = (1, 4)
+) -> tuple[Sample, ...]:
+    """Samples with which a candidate passes with the bars of :func:`spec`."""
+    return tuple(
+        Sample(arm=arm, concurrency=concurrency, round=number, requests=4, tokens=tokens, seconds=1.0)
+        for number in range(rounds)
+        for concurrency in concurrencies
+        for arm, tokens in speeds.items()
+    )
+
+
 def evidence(
     version: int, kind: VerdictKind = VerdictKind.PASS, *, active: int = 0, attempt: int = 1, **more: Any
 ) -> Evidence:
@@ -108,7 +123,7 @@ def evidence(
         candidate_digest=digest(version),
         active_version=active,
         active_digest=digest(active),
-        samples=(Sample(arm=Arm.OFF, concurrency=1, round=0, requests=1, tokens=10, seconds=1.0),),
+        samples=samples(),
         equality=(AnswerEquality(arm=Arm.CANDIDATE, prompts=1, identical=1, near_ties=0, different=0),),
         acceptance_length={Arm.CANDIDATE: 2.0},
         environment=Environment(

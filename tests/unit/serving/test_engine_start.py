@@ -11,8 +11,10 @@ from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.held_out_split import traffic_key
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.engine_start import EngineStart
-from tests.unit.serving.engine_starts import engine_start
+from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
 
 
 def start(path: Path, shape: Shape, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
@@ -28,6 +30,15 @@ def test_adaptive_starts_the_controller_with_the_spec_as_its_bounds(tmp_path: Pa
     assert config.exists()
     settings = SpeculationSettings.from_json(made.environment()[SPECULATION_VARIABLE])
     assert (settings.draft_steps, settings.lookup, settings.boot) == (3, LookupScope.REQUEST, "b1")
+
+
+def test_capture_and_lookup_get_the_same_key_and_never_the_secret_behind_it(tmp_path: Path) -> None:
+    environment = start(tmp_path, Shape.ADAPTIVE).environment()
+    capture = CaptureSettings.from_json(environment[CAPTURE_VARIABLE])
+    lookup = SpeculationSettings.from_json(environment[SPECULATION_VARIABLE])
+    assert capture.traffic_key == lookup.traffic_key == traffic_key(ADMIN_KEY, lineage=1).hex()
+    assert ADMIN_KEY not in environment[CAPTURE_VARIABLE] + environment[SPECULATION_VARIABLE]
+    assert capture.traffic_key not in f"{capture!r} {lookup!r}", "no log shows the key"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorS
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.observed import JobView, UserRequests
 from aurora_operator.observe.store.store_schedule import StoreNeeds, Urgency
+from aurora_protocol.gate import GatePolicy
 
 
 def store_needs(
@@ -26,5 +27,7 @@ def store_needs(
         measurement=measurement,
         measured=measured,
         urgency=Urgency.REST if rests else Urgency.ROLLING,
+        policy=GatePolicy.of(spec.validation),
+        pin=spec.rollout.pin,
         intent=(owner.uid, owner.generation, requests),
     )

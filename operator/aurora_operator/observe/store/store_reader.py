@@ -5,6 +5,7 @@ Invariants:
 - A fault of the store never raises; the view carries the error. A record whose name, number or content is wrong is
   named by its key, and nothing is decided until a person removes it.
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
+- The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
 - Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
   after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
   probes such a root with its second read. In its first read it takes the trainer's word for the newest lineage and
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 from aurora_operator import metrics
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store.evidence_check import MAX_EXAMINED, NO_EXAMINATION, Examination
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
@@ -61,7 +63,9 @@ class StoreReader:
         self._last_keys: dict[str, str] = {}
         """Prefix -> the last known key below it."""
         self._records: dict[str, Record] = {}
-        """Key -> a create-once record that is needed."""
+        """Key -> a create-once record that is needed. Evidence is in :attr:`_examined`."""
+        self._examined: dict[str, tuple[Examination, Evidence]] = {}
+        """Key -> evidence with the verdict that the examination gave."""
         self._attempts: dict[int, tuple[str, ...]] = {}
         """Version -> the keys of its evidence."""
         self._absent: frozenset[int] = frozenset()
@@ -142,7 +146,7 @@ class StoreReader:
         channel = self._newest(Keys.CHANNEL, Channel, lambda record: Keys.channel(record.epoch))
         found = self._registrations(self._wanted(needs))
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
-        evidence = self._evidence(registrations, needs.measurement)
+        evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
         self._forget_all_but(found, evidence)
         return StoreView(
             lineage=lineage,
@@ -225,56 +229,68 @@ class StoreReader:
         return found
 
     def _evidence(
-        self, registrations: dict[int, Registration], measurement: tuple[int, int] | None
+        self, registrations: dict[int, Registration], needs: StoreNeeds, active: int | None
     ) -> tuple[Evidence, ...]:
         """All evidence of the registered versions.
 
-        The attempts of a version are listed once. Evidence of ``measurement`` is then looked for by its key.
+        The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
         """
-        versions = [version for version in registrations if version != INITIAL_VERSION]
-        for version in versions:
+        found: list[Evidence] = []
+        for version in (version for version in registrations if version != INITIAL_VERSION):
+            examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
                 self._attempts[version] = tuple(key for key in listed if _is_record(key))
-        if measurement is not None and measurement[0] in versions:
-            self._find_evidence(*measurement)
-        return tuple(self._evidence_at(key) for version in versions for key in self._attempts[version])
+            if needs.measurement is not None and needs.measurement[0] == version:
+                self._find_evidence(*needs.measurement, examination)
+            keys = self._attempts[version]
+            found += (self._evidence_at(key, NO_EXAMINATION) for key in keys[:-MAX_EXAMINED])
+            found += (self._evidence_at(key, examination) for key in keys[-MAX_EXAMINED:])
+        return tuple(found)
 
-    def _find_evidence(self, version: int, attempt: int) -> None:
+    def _find_evidence(self, version: int, attempt: int, examination: Examination) -> None:
         key = Keys.evidence(version, attempt)
         if key in self._attempts[version]:
             return
         try:
-            self._evidence_at(key)
+            self._evidence_at(key, examination)
         except ObjectMissing:
             return
         self._attempts[version] = tuple(sorted({*self._attempts[version], key}))
 
-    def _evidence_at(self, key: str) -> Evidence:
-        found = self._record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
-        if found.samples:
-            self._records[key] = found = _without_samples(found)
-        return found
+    def _evidence_at(self, key: str, examination: Examination) -> Evidence:
+        known = self._examined.get(key)
+        if known is not None and examination.is_met_by(known[0]):
+            return known[1]
+        read = self._read_record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
+        examined = _without_samples(examination.verdict_of(read))
+        self._examined[key] = examination, examined
+        return examined
 
     def _record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
         """The create-once record at ``key``. Raises :class:`ObjectMissing`, and :class:`InvalidRecord` with the key."""
         known = self._records.get(key)
         if isinstance(known, model):
             return known
+        record = self._read_record(model, key, key_of)
+        self._records[key] = record
+        return record
+
+    def _read_record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
         try:
             record = model.from_json(self._objects.get(key))
         except InvalidRecord as error:
             raise InvalidRecord(bounded_text(f"{key}: {error}")) from error
         if key_of(record) != key:
             raise InvalidRecord(f"{key}: the record's own numbers belong to {key_of(record)}")
-        self._records[key] = record
         return record
 
     def _forget_all_but(self, registrations: dict[int, Registration], evidence: tuple[Evidence, ...]) -> None:
         used = {Keys.registration(version) for version in registrations}
-        used |= {Keys.evidence(one.version, one.attempt) for one in evidence}
         used |= {key for prefix, key in self._last_keys.items() if prefix != Keys.REGISTRY}
         self._records = {key: record for key, record in self._records.items() if key in used}
+        kept = {Keys.evidence(one.version, one.attempt) for one in evidence}
+        self._examined = {key: known for key, known in self._examined.items() if key in kept}
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.observe.observed import StoreView
+from aurora_protocol.gate import GatePolicy
 from aurora_protocol.training_records import TrainerPhase
 
 REST_SECONDS = 61.0
@@ -72,6 +74,10 @@ class StoreNeeds:
     measured: bool = False
     """The Job of ``measurement`` ended, so its evidence is there now or never."""
     urgency: Urgency = Urgency.REST
+    policy: GatePolicy = field(default_factory=lambda: GatePolicy.of(ValidationSpec()))
+    """The bars of the spec, with which evidence is judged again."""
+    pin: int | None = None
+    """The version that a person pinned."""
     intent: Hashable = None
     """The generation and the annotations by which a person asks for something. A change reads everything."""
 

@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.forward import at_rest, with_fields
 from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
-from aurora_operator.plan.rollout.roll import Roll
+from aurora_operator.plan.rollout.roll import NO_CRASHES, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.rollout.swaps import return_strays
 from aurora_protocol.draft_records import ChannelReason
@@ -72,7 +72,6 @@ def _returning(facts: RolloutFacts, reason: str) -> Roll:
         epoch=facts.roll.epoch + 1,
         progressed=facts.world.now,
         analysis=None,
-        engine_boots={},
-        engine_crashes=0,
+        **NO_CRASHES,
         message=reason,
     )

@@ -7,7 +7,8 @@ again.
 Invariants: deadlines do not run while a roll waits for traffic, for a person or for pods to become ready, and start
 again in full afterwards. A crash
 counts against the version only when the operator was observing and the engine crashed alone. A crash together with the
-pod's agent, or with engines of another version, says more about the machine.
+pod's agent, or with engines of another version, says more about the machine. Engines of other versions that crash
+during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
 """
 
 from __future__ import annotations
@@ -132,7 +133,10 @@ def _deadline(world: World) -> timedelta:
 
 
 def _with_crashes_counted(world: World, roll: Roll) -> Roll:
-    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it."""
+    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it.
+
+    The engines of other versions that crashed are counted beside them.
+    """
     if roll.version is None or roll.phase not in JUDGED_PHASES:
         return roll
     boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
@@ -143,7 +147,16 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     others_crashed = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in roll.engine_boots)
     with_agent = {pod.name for pod in world.pods if pod.started_together}
     blamed = 0 if world.observation_gap or others_crashed else len(crashed - with_agent)
-    return roll.model_copy(update={"engine_boots": kept | serving, "engine_crashes": roll.engine_crashes + blamed})
+    others = {name: boot for name, boot in boots.items() if boot and name not in kept | serving}
+    known = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
+    also_crashed = {name for name, boot in known.items() if boots.get(name, boot) != boot} - with_agent
+    update = {
+        "engine_boots": kept | serving,
+        "engine_crashes": roll.engine_crashes + blamed,
+        "other_boots": {name: boot for name, boot in known.items() if name not in boots} | others,
+        "other_crashes": roll.other_crashes + (0 if world.observation_gap else len(also_crashed)),
+    }
+    return roll.model_copy(update=update)
 
 
 def _live(world: World, version: int | None) -> dict[str, PodCounters]:

@@ -1,7 +1,8 @@
 """Failures of a roll: some reject its version, others end the roll without blame for its version. Pure.
 
-A version is rejected when engines crash while serving it, or when a pod loads it and never becomes ready. This holds
-even when live analysis is off; otherwise the version would be offered again and crash engines forever.
+A version is rejected when more engines crash while serving it than while serving others, or when a pod loads it and
+never becomes ready. This holds even when live analysis is off; otherwise the version would be offered again and crash
+engines forever.
 
 Invariants: time alone never rejects a version. An agent that does not answer while its pod is up, or a store that does
 not hand the draft out, says nothing about the version. A version that cannot be judged keeps a newer one waiting for a
@@ -40,9 +41,13 @@ def rejection_in_watch(facts: RolloutFacts) -> Reject | None:
 
 
 def engine_crashes(facts: RolloutFacts) -> Reject | None:
-    """A rejection when more engines crashed with the version than the policy tolerates."""
+    """A rejection when more engines crashed with the version than the policy tolerates.
+
+    Engines of other versions that crashed in the same roll raise the limit: the version did not end them, so something
+    else ends engines, and may have ended those with the version.
+    """
     count = facts.roll.engine_crashes
-    if count <= facts.world.policy.analysis.failure_limit:
+    if count - facts.roll.other_crashes <= facts.world.policy.analysis.failure_limit:
         return None
     return Reject(f"{count} engines crashed while serving version {facts.version}")
 

@@ -9,7 +9,7 @@ from aurora_operator.plan.rollout.analysis import live_analysis
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement import WAITING_PREFIX, canary_pods
 from aurora_operator.plan.rollout.judgement_types import Hold, Pass, Pause, Start, Wait
-from aurora_operator.plan.rollout.roll import AnalysisState, Roll
+from aurora_operator.plan.rollout.roll import NO_CRASHES, AnalysisState, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.rollout.swaps import next_swaps, retry_note, return_rejected, return_strays
 from aurora_protocol.draft_records import ChannelReason
@@ -26,7 +26,7 @@ def with_analysis(roll: Roll, **update: Any) -> Roll:
 
 def at_rest(roll: Roll, **update: Any) -> Roll:
     """An idle roll. The state of the live analysis and the counts of engine crashes are dropped."""
-    return with_fields(roll, phase=RolloutPhase.IDLE, analysis=None, engine_boots={}, engine_crashes=0, **update)
+    return with_fields(roll, phase=RolloutPhase.IDLE, analysis=None, **NO_CRASHES, **update)
 
 
 # idle ----------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def restored(world: World, roll: Roll) -> Roll:
     if world.observation_gap and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now
     names = {pod.name for pod in world.pods}
-    update["engine_boots"] = {name: boot for name, boot in roll.engine_boots.items() if name in names}
+    for field in ("engine_boots", "other_boots"):
+        update[field] = {name: boot for name, boot in getattr(roll, field).items() if name in names}
     if roll.analysis is not None:
         update["analysis"] = _analysis(world, roll.analysis, names)
     return roll.model_copy(update=update)

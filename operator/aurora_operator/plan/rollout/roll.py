@@ -9,7 +9,8 @@ blame for its version.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from pydantic import Field, ValidationError
 
@@ -54,6 +55,15 @@ class AnalysisState(RewrittenModel):
     """The last judgement."""
 
 
+NO_CRASHES: Final[Mapping[str, Any]] = {
+    "engine_boots": {},
+    "engine_crashes": 0,
+    "other_boots": {},
+    "other_crashes": 0,
+}
+"""The fields of a roll that counts engine crashes from zero."""
+
+
 class OperatorState(RewrittenModel):
     """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
@@ -61,6 +71,10 @@ class OperatorState(RewrittenModel):
     """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
+    other_boots: dict[str, str] = Field(default_factory=dict)
+    """Pod -> engine start, for every other pod that serves."""
+    other_crashes: int = Field(default=0, ge=0)
+    """How many of these engines have crashed. Whatever ended them may end engines with the version too."""
     analysis: AnalysisState | None = None
 
 
@@ -87,6 +101,8 @@ class Roll(RolloutStatus, OperatorState):
             version=self.version,
             engine_boots=self.engine_boots,
             engine_crashes=self.engine_crashes,
+            other_boots=self.other_boots,
+            other_crashes=self.other_crashes,
             analysis=self.analysis,
             **self.unknown_state,
         )
@@ -108,6 +124,8 @@ def read_roll(status: SpeculatorStatus) -> Roll:
         **shown,
         engine_boots=state.engine_boots,
         engine_crashes=state.engine_crashes,
+        other_boots=state.other_boots,
+        other_crashes=state.other_crashes,
         analysis=state.analysis,
         unknown_state=state.model_extra or {},
     )

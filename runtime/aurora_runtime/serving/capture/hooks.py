@@ -57,7 +57,8 @@ class Hooks:
         self._append_output = append_output
         self._read_rank = read_rank
         self._read_version = read_version
-        self._sink = CaptureSink(ShardWriter(settings), RequestFilter(Decimal(settings.sample_ratio)))
+        key = bytes.fromhex(settings.traffic_key)
+        self._sink = CaptureSink(ShardWriter(settings), RequestFilter(Decimal(settings.sample_ratio), key))
         self._started = False
 
     def _traced_requests(self, batch: Any) -> tuple[TracedRequest, ...]:

@@ -6,7 +6,6 @@ probe is traced, because no client sends requests before that.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
+from aurora_runtime.held_out_split import keyed_draw
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 
 HEALTH_CHECK_PREFIX: Final = "HEALTH_CHECK"
@@ -29,17 +29,19 @@ class TracedRequest:
     rid: str
 
 
-def is_sampled(rid: str, ratio: Decimal) -> bool:
-    """Whether a request is in the sample: a pure function of its id, so that all ranks and batches agree."""
-    draw = int.from_bytes(hashlib.sha256(rid.encode()).digest()[:8], "big")
-    return Decimal(draw) < ratio * (1 << 64)
+def is_sampled(rid: str, ratio: Decimal, key: bytes = b"") -> bool:
+    """Whether a request is in the sample: a pure function of its id and the key, so that all ranks and batches agree.
+
+    A client may choose the id. Without the key it cannot choose an id that is traced, or one that is not.
+    """
+    return Decimal(keyed_draw(key, rid.encode())) < ratio * (1 << 64)
 
 
 class RequestFilter:
-    """Selects the requests to trace. ``ratio`` is the share of the requests that are sampled."""
+    """Selects the requests to trace. ``ratio`` is the share of the requests that are sampled, ``key`` decides which."""
 
-    def __init__(self, ratio: Decimal) -> None:
-        self._draws = lru_cache(REMEMBERED_REQUESTS)(lambda rid: is_sampled(rid, ratio))
+    def __init__(self, ratio: Decimal, key: bytes = b"") -> None:
+        self._draws = lru_cache(REMEMBERED_REQUESTS)(lambda rid: is_sampled(rid, ratio, key))
         self.probe_captured = False
 
     def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:

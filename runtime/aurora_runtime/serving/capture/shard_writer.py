@@ -63,7 +63,10 @@ class ShardWriter:
         self._clock = clock
         self._queue: queue.Queue[Batch] = queue.Queue(settings.max_queued_batches)
         self._assembler = TraceAssembler(
-            top_tokens=settings.top_tokens, max_tokens=settings.shard_tokens, max_open_bytes=settings.max_open_bytes
+            top_tokens=settings.top_tokens,
+            max_tokens=settings.shard_tokens,
+            max_open_bytes=settings.max_open_bytes,
+            traffic_key=bytes.fromhex(settings.traffic_key),
         )
         self._open_shard = _OpenShard()
         self._seq = 0

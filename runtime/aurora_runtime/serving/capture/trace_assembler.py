@@ -112,14 +112,16 @@ class TraceAssembler:
         top_tokens: width of ``top_ids``.
         max_tokens: limit of a trace. A longer request is cut: its trace ends here and its further records are ignored.
         max_open_bytes: limit of the hidden states of all unfinished requests. A request that exceeds it is dropped.
+        traffic_key: decides with a prompt whether its requests are held out.
 
     ``dropped`` counts dropped requests by reason.
     """
 
-    def __init__(self, *, top_tokens: int, max_tokens: int, max_open_bytes: int) -> None:
+    def __init__(self, *, top_tokens: int, max_tokens: int, max_open_bytes: int, traffic_key: bytes = b"") -> None:
         self.top_tokens = top_tokens
         self.max_tokens = max_tokens
         self.max_open_bytes = max_open_bytes
+        self._traffic_key = traffic_key
         self.dropped: Counter[str] = Counter()
         self._open: dict[str, _OpenRequest] = {}
         self._open_bytes = 0
@@ -231,7 +233,7 @@ class TraceAssembler:
                 marks[node] = True
             on_path += marks
         return RequestTrace(
-            request=prompt_hash(request.prompt),
+            request=prompt_hash(request.prompt, self._traffic_key),
             prompt_length=len(request.prompt),
             hidden_start=start,
             tokens=torch.tensor(tokens, dtype=torch.int32),

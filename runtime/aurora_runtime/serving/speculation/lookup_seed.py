@@ -32,13 +32,13 @@ MAX_SEED_TOKENS: Final = 1 << 17
 MAX_SEED_BYTES: Final = 8 * MAX_SEED_TOKENS + (1 << 16)
 
 
-def may_share(prompt: Sequence[int]) -> bool:
-    """Whether other requests may be answered from a request with this prompt.
+def may_share(prompt: Sequence[int], key: bytes = b"") -> bool:
+    """Whether other requests may be answered from a request with this prompt. ``key`` is that of the engine's traces.
 
     SGLang replaces the placeholders of images by numbers that no hash takes. Such a prompt is not shared.
     """
     try:
-        return not is_held_out(prompt_hash(prompt))
+        return not is_held_out(prompt_hash(prompt, key))
     except OverflowError:
         return False
 

@@ -72,7 +72,7 @@ class JobEngines:
             speculation[_engine_name(Arm.OFF)] = None
         spec = self.draft_spec
         # The engine is measured as it serves: with the controller where pods have it.
-        controller = controller_of(spec, self.engines.folder, "measurement") if spec.adaptive else None
+        controller = controller_of(spec, self.engines.folder, "measurement", shares=False) if spec.adaptive else None
         speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, spec, controller)
         if Arm.NGRAM in self.baseline_arms:
             speculation[_engine_name(Arm.NGRAM)] = Ngram(self.draft_spec.tokens_per_round)

@@ -49,15 +49,8 @@ class MeasurementPlan:
 def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
     """The measurement that the resource asks for."""
     spec = settings.validation
-    policy = GatePolicy(
-        concurrencies=spec.concurrencies_primary_first,
-        min_improvement=float(spec.min_improvement),
-        tolerance=float(spec.tolerance.default),
-        min_rounds=spec.min_rounds,
-        tolerances={entry.concurrency: float(entry.tolerance) for entry in spec.tolerance.per_concurrency or ()},
-    )
     arms = [Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE]
     if Baseline.NGRAM in spec.baselines:
         arms.append(Arm.NGRAM)
     bound = near_tie_bound(settings.target.dtype)
-    return MeasurementPlan(policy, tuple(arms), spec.max_rounds, spec.prompts_per_round, bound)
+    return MeasurementPlan(GatePolicy.of(spec), tuple(arms), spec.max_rounds, spec.prompts_per_round, bound)

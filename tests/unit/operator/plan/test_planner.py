@@ -216,6 +216,7 @@ def test_rejecting_a_candidate_leaves_the_active_version_as_it_is() -> None:
     [
         ({"active_version": 5}, "compared with another version"),
         ({"candidate_digest": f"{9:064x}"}, "other weights"),
+        ({"active_digest": f"{9:064x}"}, "compared with other weights"),
         ({"lineage": 2}, "another lineage"),
     ],
 )

@@ -120,12 +120,18 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
     return Simulated(events, prompt, answer, cached, paths, all_parents, sources)
 
 
-def assembler(**options: int) -> TraceAssembler:
-    return TraceAssembler(**{"top_tokens": TOP_TOKENS, "max_tokens": 10_000, "max_open_bytes": 1 << 30} | options)
+def assembler(max_tokens: int = 10_000, max_open_bytes: int = 1 << 30) -> TraceAssembler:
+    return TraceAssembler(top_tokens=TOP_TOKENS, max_tokens=max_tokens, max_open_bytes=max_open_bytes)
 
 
 def feed(target: TraceAssembler, events: list[PromptChunk | VerifyRound]) -> list[RequestTrace]:
     return [trace for event in events if (trace := target.add(event)) is not None]
+
+
+@given(simulated(), st.binary(max_size=32))
+def test_a_trace_names_the_keyed_hash_of_its_prompt(request: Simulated, key: bytes) -> None:
+    target = TraceAssembler(top_tokens=TOP_TOKENS, max_tokens=10_000, max_open_bytes=1 << 30, traffic_key=key)
+    assert all(trace.request == prompt_hash(request.prompt, key) for trace in feed(target, request.events))
 
 
 @given(simulated())

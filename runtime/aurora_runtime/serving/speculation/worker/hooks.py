@@ -60,8 +60,12 @@ class _EngineControl:
         self.ranks = RankAgreement.of_engine()
         self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
         vocabulary = worker.target_worker.model_config.vocab_size
+        traffic_key = bytes.fromhex(settings.traffic_key)
         index = LookupIndex(
-            settings.lookup, settings.lookup_tokens, vocabulary_size=vocabulary, shares=lookup_seed.may_share
+            settings.lookup,
+            settings.lookup_tokens,
+            vocabulary_size=vocabulary,
+            shares=lambda prompt: settings.shares and lookup_seed.may_share(prompt, traffic_key),
         )
         seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
         lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)

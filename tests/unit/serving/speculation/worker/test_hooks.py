@@ -145,8 +145,9 @@ def test_without_control_every_round_is_sglangs_own() -> None:
     assert calls == ["forward", "activate", "complete", "draft", "verify", "extend", "release"]
 
 
+@pytest.mark.parametrize("key", [b"", b"the key of the traces"])
 def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes
 ) -> None:
     PodFolder(tmp_path).lookup_seed.write_bytes(encode_seed([[1, 2, 3]]))
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
@@ -154,12 +155,19 @@ def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
     monkeypatch.setattr(hooks, "is_overlapping", lambda: False)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(draft_worker=None, target_worker=SimpleNamespace(model_config=model))
-    settings = SETTINGS.model_copy(update={"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR})
+    changes = {"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR, "traffic_key": key.hex()}
+    settings = SETTINGS.model_copy(update=changes)
     index = hooks._EngineControl(worker, settings).texts.index
     index.begin("a", [1, 2])
     assert index.propose("a", 1).tokens == (3,)
-    held_out = next(prompt for first in range(100, 999) if is_held_out(prompt_hash(prompt := [first, first + 1])))
+    held_out = next(prompt for first in range(100, 999) if is_held_out(prompt_hash(prompt := [first, first + 1], key)))
     index.begin("b", [*held_out])
     index.extend("b", [4000])
     index.begin("c", [*held_out])
     assert index.propose("c", 1).tokens == ()
+    measured = hooks._EngineControl(worker, settings.model_copy(update={"shares": False})).texts.index
+    for prompt in ([first, first + 1] for first in range(100, 140)):
+        measured.begin("b", [*prompt])
+        measured.extend("b", [4000])
+        measured.begin("c", [*prompt])
+        assert measured.propose("c", 1).tokens == (), "an engine of a measurement shares no request"

@@ -1,0 +1,109 @@
+"""Refuses requests that would end SGLang's scheduler, before the scheduler sees them.
+
+SGLang 0.5.23 checks the length of a prompt. It does not check whether the token ids of ``input_ids`` are in the
+vocabulary, whether as many top log-probabilities exist as a client asks for, how many answers one request asks for, or
+how large a body is. Each of the first two ends the scheduler, and with it every request of the pod. Two such ends would
+also refuse a draft that is not to blame.
+
+The hooks raise ValueError, which SGLang answers with status 400. Invariant: a request within the limits passes
+unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
+
+VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
+"""Called once for each prompt, with its token ids, before it is sent to the scheduler."""
+BATCH_FUNCTION: Final = "sglang.srt.managers.io_struct.GenerateReqInput._normalize_batch_inputs"
+"""Called once for each request of several prompts or answers, before the request is expanded to one of each."""
+LIMITED_PARAMETERS: Final = {VALIDATE_FUNCTION: ("self", "obj", "input_ids"), BATCH_FUNCTION: ("self",)}
+"""The parameters, in order, of the hooked functions in SGLang 0.5.23."""
+
+MAX_BODY_BYTES: Final = 64 << 20
+"""Largest body of a request. A prompt of a million tokens has about 8 MB; images come as base64."""
+MAX_ANSWERS: Final = 4096
+"""Most answers of one request: prompts times ``n``."""
+_MAX_DIGITS: Final = 18
+"""Digits of a content length that is worth parsing."""
+_TOO_LARGE: Final = b"the body of a request may have at most %d bytes\n" % MAX_BODY_BYTES
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -> None:
+    """Runs before ``_validate_one_request``. Raises ValueError for a request that the scheduler would not survive."""
+    vocabulary = int(manager.model_config.vocab_size)
+    # A processor of images may insert ids of its own, so only the client's ids are checked beside images.
+    has_images = manager.mm_processor is not None and obj.contains_mm_input()
+    ids = obj.input_ids if has_images else input_ids
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ValueError(f"input_ids: a token id is outside the vocabulary; valid ids are 0 to {vocabulary - 1}")
+    if not 0 <= (getattr(obj, "top_logprobs_num", None) or 0) <= vocabulary:
+        raise ValueError(f"top_logprobs_num must be between 0 and {vocabulary}")
+
+
+def before_batch(obj: Any) -> None:
+    """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many answers."""
+    if obj.batch_size * obj.parallel_sample_num > MAX_ANSWERS:
+        raise ValueError(f"a request may ask for at most {MAX_ANSWERS} answers, prompts times n")
+
+
+class BodyLimit:
+    """ASGI middleware. Refuses a body that says it is too large, and stops reading one that turns out to be."""
+
+    def __init__(self, app: Application, limit_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app, self._limit_bytes = app, limit_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and (len(declared) > _MAX_DIGITS or int(declared) > self._limit_bytes):
+            await _refuse(send)
+            return
+        received, started = 0, False
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            if received > self._limit_bytes:
+                return {"type": "http.disconnect"}
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message if received <= self._limit_bytes else {"type": "http.disconnect"}
+
+        async def noted_send(message: Message) -> None:
+            nonlocal started
+            if received <= self._limit_bytes:
+                started = started or message["type"] == "http.response.start"
+                await send(message)
+
+        try:
+            await self._app(scope, counted_receive, noted_send)
+        except Exception:
+            # SGLang's reader of a body that was cut off raises. Only the client is to blame.
+            if received <= self._limit_bytes or started:
+                raise
+        if received > self._limit_bytes and not started:
+            await _refuse(send)
+
+
+async def _refuse(send: Send) -> None:
+    headers = [
+        (b"content-type", b"text/plain"),
+        (b"content-length", str(len(_TOO_LARGE)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": _TOO_LARGE})
+
+
+def after_authentication(result: Any, app: Any, *_: Any, **__: Any) -> Any:
+    """The hook that puts :class:`BodyLimit` before SGLang's routes."""
+    app.add_middleware(BodyLimit)
+    return result
