@@ -7,6 +7,17 @@
 {{ .Release.Name }}-store
 {{- end }}
 
+{{/* Hosts of stores that may have private addresses. The embedded store is one of them, under each of its names. */}}
+{{- define "aurora.internalhosts" -}}
+{{- $hosts := .Values.stores.internalHosts }}
+{{- if .Values.embeddedStore.enabled }}
+{{- range list "" ".svc" ".svc.cluster.local" }}
+{{- $hosts = append $hosts (printf "%s.%s%s" (include "aurora.storename" $) $.Release.Namespace .) }}
+{{- end }}
+{{- end }}
+{{- join "," $hosts }}
+{{- end }}
+
 {{- define "aurora.selector" -}}
 app.kubernetes.io/name: aurora-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
