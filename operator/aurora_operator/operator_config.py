@@ -44,6 +44,8 @@ class OperatorConfig:
     """Names of Secrets in each speculator's namespace."""
     upgrade_max_concurrent: int = 1
     """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
+    scraper_namespaces: tuple[str, ...] = ()
+    """Namespaces whose pods may read the metrics of agents."""
     stores: StorePolicy = field(default_factory=StorePolicy)
     """Which stores speculators may use."""
     metrics_port: int = 8080
@@ -74,6 +76,7 @@ class OperatorConfig:
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
+            scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
             stores=_stores(env),
             metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
             health_port=_number(env, "AURORA_HEALTH_PORT", default=8081),

@@ -122,6 +122,12 @@ def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None
     assert policy.addresses == AddressPolicy.of(["minio.storage", "192.168.0.0/16", *embedded])
 
 
+def test_the_operator_is_told_who_may_scrape_agents() -> None:
+    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
+    assert environment["AURORA_SCRAPER_NAMESPACES"] == "monitoring,tracing"
+    assert operator_environment(render())["AURORA_SCRAPER_NAMESPACES"] == ""
+
+
 def test_by_default_any_store_at_a_public_address_may_be_used() -> None:
     environment = operator_environment(render())
     policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])
