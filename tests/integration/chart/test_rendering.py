@@ -44,6 +44,17 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
     assert [image.partition(":")[2] for image in images] == ["0.1.0"] * 3
 
 
+def test_a_digest_decides_instead_of_the_tag() -> None:
+    digest = f"sha256:{'0a' * 32}"
+    options = [f"--set=images.{part}.digest={digest},images.{part}.tag=v1" for part in ("operator", "agent", "runtime")]
+    objects = render(*options)
+    (container,) = select(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = operator_environment(objects)
+    images = [container["image"], environment["AURORA_AGENT_IMAGE"], environment["AURORA_RUNTIME_IMAGE"]]
+    assert [image.partition("@")[2] for image in images] == [digest] * 3
+    assert not any(":v1" in image for image in images)
+
+
 @pytest.mark.parametrize(
     ("option", "refusal"),
     [
@@ -59,6 +70,7 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
         ("--set=secretNames={a b}", "at '/secretNames/0'"),
         ("--set=images.agent.repository=a b", "at '/images/agent/repository'"),
         ("--set=images.agent.repository=a:v1", "at '/images/agent/repository'"),
+        ("--set=images.agent.digest=latest", "at '/images/agent/digest'"),
         ("--set=resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("--set=logLevel=LOUD", "at '/logLevel'"),
         ("--set=stores.internalHosts={http://minio}", "at '/stores/internalHosts/0'"),
