@@ -1,34 +1,38 @@
 # Three images from one checkout: operator, agent and runtime. Each contains only the packages that it needs.
 #   docker build --target operator -t aurora-operator .
+# Every package is checked against the hash in its lock file. For a base image that cannot change under its tag, pass its
+# digest: --build-arg BASE=docker.io/library/python:3.11-slim@sha256:…
 # The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes.
 
 ARG BASE=docker.io/library/python:3.11-slim
 
 FROM ${BASE} AS wheel
 WORKDIR /src
+COPY requirements/build.txt /requirements.txt
+RUN python -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY crds/aurora_api crds/aurora_api
 COPY operator/aurora_operator operator/aurora_operator
 COPY runtime/aurora_protocol runtime/aurora_protocol
 COPY runtime/aurora_store runtime/aurora_store
 COPY runtime/aurora_runtime runtime/aurora_runtime
-RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${BASE} AS operator-packages
 COPY requirements/operator.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
 RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM ${BASE} AS agent-packages
 COPY requirements/agent.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
 RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM ${BASE} AS runtime-packages
 COPY requirements/runtime.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps -r /requirements.txt
+RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
 RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 

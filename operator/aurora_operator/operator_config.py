@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aurora_operator.errors import ConfigError
+from aurora_store.policy.store_policy import StorePolicy
 
 OPERATOR_NAME = "aurora-operator"
 """Field manager, user agent, source of events and the label ``app.kubernetes.io/managed-by``."""
@@ -43,6 +44,10 @@ class OperatorConfig:
     """Names of Secrets in each speculator's namespace."""
     upgrade_max_concurrent: int = 1
     """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
+    scraper_namespaces: tuple[str, ...] = ()
+    """Namespaces whose pods may read the metrics of agents."""
+    stores: StorePolicy = field(default_factory=StorePolicy)
+    """Which stores speculators may use."""
     metrics_port: int = 8080
     health_port: int = 8081
     log_level: str = "INFO"
@@ -71,6 +76,8 @@ class OperatorConfig:
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
+            scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
+            stores=_stores(env),
             metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
             health_port=_number(env, "AURORA_HEALTH_PORT", default=8081),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
@@ -86,6 +93,14 @@ def _image(env: Mapping[str, str], variable: str) -> str:
             f"or set {_IMAGES[variable]} in the values of the Helm chart"
         )
     return image
+
+
+def _stores(env: Mapping[str, str]) -> StorePolicy:
+    rules, hosts = "AURORA_STORE_RULES", "AURORA_STORE_INTERNAL_HOSTS"
+    try:
+        return StorePolicy.parse(env.get(rules, ""), env.get(hosts, ""))
+    except ValueError as error:
+        raise ConfigError(f"the environment variables {rules} and {hosts} cannot be used: {error}") from error
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Reconciler:
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
         self._key = (namespace, name)
-        self._observer = Observer(api, cache, agents, namespace, name)
+        self._observer = Observer(api, cache, agents, config.stores, namespace, name)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)

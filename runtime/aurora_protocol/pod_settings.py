@@ -3,8 +3,8 @@
 Why one model per role: a role gets only the parts of the spec that it uses. A change of the gate, say, then does not
 restart the serving pods.
 
-Invariant: settings hold no credentials. The store's credentials come as ``AWS_*`` variables. The keys of the engine's
-admin API and of the agent come as files.
+Invariant: settings hold no credentials. The store's credentials come as ``AWS_*`` variables. The key of the engine's
+admin API and the agent's token come as files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from aurora_protocol.record import Record
 
 SETTINGS_VARIABLE = "AURORA_SETTINGS"
 KEYS_FOLDER = "/etc/aurora/keys"
-"""Folder with the files of the generated Secret: :data:`ADMIN_KEY` and :data:`AGENT_TOKEN`."""
+"""Folder of a container's key: :data:`AGENT_TOKEN` of agent and validator, :data:`ADMIN_KEY` of the engine."""
+ENGINE_KEY_FOLDER = "/etc/aurora/engine"
+"""Folder with this pod's :data:`ADMIN_KEY`, which the init container makes and the agent reads."""
 ADMIN_KEY = "admin-key"
 AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
 STATE_FOLDER = "/var/lib/aurora"

@@ -6,8 +6,9 @@ store that sends one byte a second never exceeds such a timeout, and a store tha
 Each thread has at most one call under way. Every read and write of a connection asks the limits of its thread's call.
 A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
 
-Invariant: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
-name can hold a thread longer.
+Invariants: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
+name can hold a thread longer. With an :class:`AddressPolicy`, no connection is opened to an address that it refuses.
+Through a proxy the client resolves no name, so there the proxy decides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from botocore.awsrequest import (
@@ -26,6 +28,9 @@ from botocore.awsrequest import (
     AWSHTTPSConnection,
     AWSHTTPSConnectionPool,
 )
+from urllib3.exceptions import HTTPError, NameResolutionError
+
+from aurora_store.policy.address_policy import AddressPolicy
 
 IO_TIMEOUT_SECONDS = 60.0
 """Longest wait for one read from a connection, or for sending one block of a body."""
@@ -48,6 +53,8 @@ class CallLimits:
         self._on_request = on_request
         self.too_large = ""
         """Why the answer is too large; empty while it is not."""
+        self.address_refused = ""
+        """Why the endpoint's address is refused; empty while it is not."""
         self.reading_object = False
         """Whether the answer's body is an object, after good headers."""
 
@@ -91,7 +98,7 @@ class CallLimits:
 
     def raise_if_reached(self) -> None:
         """Raise :class:`CallLimitReached` when the call has reached a limit, so that nothing is tried again."""
-        if reason := self.too_large or self.overdue:
+        if reason := self.too_large or self.address_refused or self.overdue:
             raise CallLimitReached(reason)
 
 
@@ -133,14 +140,17 @@ def total_deadline(seconds: float) -> Iterator[None]:
         _thread.deadline_seconds = before
 
 
-def limit_connections(client: Any) -> None:
-    """Make the connections of a botocore client ask for limits.
+def limit_connections(client: Any, addresses: AddressPolicy | None) -> None:
+    """Make the connections of a botocore client ask for limits, and connect to allowed addresses only.
 
     botocore has no public way to the connections. Its session takes the classes of its connection pools from this
     attribute, also for proxies.
     """
     session = client._endpoint.http_session
-    session._pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    session._pool_classes_by_scheme = {
+        "http": partial(_HttpPool, addresses=addresses),
+        "https": partial(_HttpsPool, addresses=addresses),
+    }
     session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme
 
 
@@ -203,16 +213,56 @@ def _connect_seconds(timeout: float | None) -> float:
     return _wait_seconds() if timeout is None else min(timeout, _wait_seconds())
 
 
+def _connect(connection: Any, addresses: AddressPolicy | None, connect: Callable[[], socket.socket]) -> socket.socket:
+    """Open ``connection`` by ``connect``, to an address that the policy allows."""
+    connection.timeout = _connect_seconds(connection.timeout)
+    if addresses is None or connection.proxy is not None:
+        return connect()
+    host = connection._dns_host
+    try:
+        allowed = addresses.allowed_addresses(host, connection.port)
+    except socket.gaierror as error:
+        raise NameResolutionError(host, connection, error) from error
+    if not allowed:
+        raise _refused()
+    for address in allowed:
+        # urllib3 resolves this field once more, and an address resolves to itself.
+        connection._dns_host = address
+        try:
+            return connect()
+        except HTTPError:
+            if address == allowed[-1]:
+                raise
+        finally:
+            connection._dns_host = host
+    raise AssertionError("the last address returns or raises")
+
+
+def _refused() -> CallLimitReached:
+    """The error for an endpoint without an allowed address. The call is not tried again."""
+    reason = "the endpoint leads to an address of the node or of the cluster"
+    limits = current_limits()
+    if limits is not None:
+        limits.address_refused = reason
+    return CallLimitReached(reason)
+
+
 class _HttpConnection(AWSHTTPConnection):
+    def __init__(self, *args: Any, addresses: AddressPolicy | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._addresses = addresses
+
     def _new_conn(self) -> socket.socket:
-        self.timeout = _connect_seconds(self.timeout)
-        return _limited(super()._new_conn)
+        return _limited(lambda: _connect(self, self._addresses, super(_HttpConnection, self)._new_conn))
 
 
 class _HttpsConnection(AWSHTTPSConnection):
+    def __init__(self, *args: Any, addresses: AddressPolicy | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._addresses = addresses
+
     def _new_conn(self) -> socket.socket:
-        self.timeout = _connect_seconds(self.timeout)
-        return _limited(super()._new_conn)
+        return _limited(lambda: _connect(self, self._addresses, super(_HttpsConnection, self)._new_conn))
 
     def connect(self) -> None:
         if self.ssl_context is not None:

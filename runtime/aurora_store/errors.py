@@ -6,6 +6,7 @@ StoreError              the object store refused a call, or cannot be reached
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
+├── AddressRefused      the endpoint leads to an address that may not be connected to
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
 """
@@ -14,6 +15,25 @@ from __future__ import annotations
 
 MAX_ERROR_CHARACTERS = 300
 """Length of an error's text. A store may send any text as its error, and the operator repeats errors in the status."""
+
+DEFAULT_HINT = "see the store's log"
+_CODES_WITHOUT_HINT = (
+    *("AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "BadDigest", "BucketAlreadyExists"),
+    *("BucketAlreadyOwnedByYou", "EntityTooLarge", "ExpiredToken", "IllegalLocationConstraintException"),
+    *("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidBucketState", "InvalidObjectState"),
+    *("InvalidRange", "InvalidRequest", "InvalidSecurity", "InvalidToken", "KeyTooLongError", "MalformedXML"),
+    *("MethodNotAllowed", "MissingContentLength", "NotImplemented", "NotSignedUp", "OperationAborted"),
+    *("PermanentRedirect", "QuotaExceeded", "RequestTimeTooSkewed", "RequestTimeout", "ServiceUnavailable"),
+    *("SlowDown", "TemporaryRedirect", "TokenRefreshRequired", "TooManyBuckets", "XMinioStorageFull"),
+)
+ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
+    "NoSuchBucket": "create the bucket",
+    "AccessDenied": "check the credentials' rights on the bucket",
+    "403": "check the credentials and their rights on the bucket",
+    "InvalidAccessKeyId": "check the access key",
+    "SignatureDoesNotMatch": "check the secret key",
+}
+"""The error codes that S3 and its copies define, with what to do. Any other code is a stranger's text."""
 
 
 def bounded_text(text: str, limit: int = MAX_ERROR_CHARACTERS) -> str:
@@ -48,6 +68,10 @@ class ObjectTooLarge(DigestMismatch):
 
 class StoreOverdue(StoreError):
     """The answer was not complete at the deadline."""
+
+
+class AddressRefused(StoreError):
+    """The endpoint leads to an address of the node or of the cluster, which was not connected to."""
 
 
 class StoreUnsupported(StoreError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,6 +28,9 @@ from urllib3.exceptions import HTTPError
 from aurora_protocol.pod_settings import StoreSettings
 from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.errors import (
+    DEFAULT_HINT,
+    ERROR_HINTS,
+    AddressRefused,
     DigestMismatch,
     ObjectExists,
     ObjectMissing,
@@ -38,6 +40,7 @@ from aurora_store.errors import (
     StoreUnsupported,
     bounded_text,
 )
+from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 
 if TYPE_CHECKING:
@@ -63,15 +66,6 @@ MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
 """How a file is uploaded. Its parts are sent one after the other by the calling thread, whose call has a deadline."""
-_ERROR_CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
-_HINTS = {
-    "NoSuchBucket": "create the bucket",
-    "AccessDenied": "check the credentials' rights on the bucket",
-    "403": "check the credentials and their rights on the bucket",
-    "InvalidAccessKeyId": "check the access key",
-    "SignatureDoesNotMatch": "check the secret key",
-}
-DEFAULT_HINT = "see the store's log"
 _FAILURES = (
     BotoCoreError,
     ClientError,
@@ -102,6 +96,8 @@ class StoreConfig:
     secret_key: str | None = None
     owner: str | None = None
     """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
+    addresses: AddressPolicy | None = None
+    """Addresses that ``endpoint`` may lead to. None: any. Without ``endpoint`` it has no effect."""
 
     def __repr__(self) -> str:
         return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
@@ -155,7 +151,10 @@ class ObjectStore:
         self.config = config
         self._probe = f"probe/{secrets.token_hex(8)}"
         self._call_seconds, self._on_request = call_seconds, on_request
-        settings = ClientSettings(config.endpoint, config.region, config.access_key, config.secret_key, attempts)
+        addresses = config.addresses if config.endpoint else None
+        settings = ClientSettings(
+            config.endpoint, config.region, config.access_key, config.secret_key, attempts, addresses
+        )
         self._s3: S3Client = SHARED_CLIENTS.client(settings)
 
     def _full_key(self, key: str) -> str:
@@ -186,6 +185,9 @@ class ObjectStore:
             return ObjectTooLarge(bounded_text(f"{call}: {limits.too_large}; find out who else writes below the root"))
         if limits.too_large:
             return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
+        if limits.address_refused:
+            text = f"{call}: {limits.address_refused}, where the operator may not connect to; ask the operator's"
+            return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
         if limits.overdue:
             return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
         if isinstance(error, RedirectRefused):
@@ -199,15 +201,15 @@ class ObjectStore:
         return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {store} can be reached"))
 
     def _error_sent(self, error: ClientError, call: str) -> StoreError:
-        """The typed error for an error that the store sent. Only its code is repeated, never its text."""
+        """The typed error for an error that the store sent. Only a code that S3 defines is repeated, never a text."""
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
             return ObjectMissing(bounded_text(f"{call}: no such object"))
         if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
             return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
-        shown = code if _ERROR_CODE.fullmatch(code) else f"HTTP {status}"
-        return StoreError(bounded_text(f"{call}: {shown}; {_HINTS.get(code, DEFAULT_HINT)}"))
+        shown = code if code in ERROR_HINTS else f"HTTP {status}"
+        return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""

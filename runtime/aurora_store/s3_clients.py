@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError
 
 from aurora_store import call_limits
 from aurora_store.errors import StoreError, bounded_text
+from aurora_store.policy.address_policy import AddressPolicy
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -47,6 +48,8 @@ class ClientSettings:
     secret_key: str | None = field(repr=False)
     attempts: int
     """How often boto3 tries a request that failed in transit."""
+    addresses: AddressPolicy | None = None
+    """Addresses that ``endpoint`` may lead to. None: any."""
 
 
 class S3Clients:
@@ -106,7 +109,7 @@ class _Session:
             )
         except (BotoCoreError, ValueError) as error:
             raise StoreError(bounded_text(f"the store's settings cannot be used: {error}")) from error
-        call_limits.limit_connections(client)
+        call_limits.limit_connections(client, settings.addresses)
         events: Any = client.meta.events
         events.register_first("before-send.s3", call_limits.begin_request)
         events.register_first("needs-retry.s3", call_limits.stop_retries)

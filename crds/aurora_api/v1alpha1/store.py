@@ -68,6 +68,10 @@ class StoreSpec(Model):
                 "!has(self.endpoint) || !self.endpoint.matches('^https?://(169[.]254[.]|[[][fF][eE][89abAB])')",
                 "endpoint: link-local addresses are refused, because they reach a node's metadata service",
             ),
+            (
+                "!has(self.endpoint) || has(self.credentials.secretRef)",
+                "with endpoint set credentials.secretRef: the operator signs with its own identity for AWS S3 only",
+            ),
         )
     }
 
@@ -102,7 +106,9 @@ class StoreSpec(Model):
             "an endpoint is a URL such as http://minio.storage:9000: a host name or address, perhaps a port and a path,"
             " and no user, password or query",
         ),
-        description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3.",
+        description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3. The operator's"
+        " administrator must allow a host inside the cluster (`stores.internalHosts` of the chart). Needs"
+        " `credentials.secretRef`.",
     )
     region: str | None = Field(
         default=None,

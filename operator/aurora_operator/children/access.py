@@ -23,6 +23,9 @@ def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
 
 
 def new_keys(owner: Owner) -> Object:
-    """A Secret with newly generated random keys; every call returns other keys."""
+    """A Secret with newly generated random keys; every call returns other keys.
+
+    Pods of an earlier version of the operator take their engine's admin key from here.
+    """
     data = {ADMIN_KEY: secrets.token_urlsafe(32), AGENT_TOKEN: secrets.token_urlsafe(32)}
     return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)

@@ -5,8 +5,10 @@ Invariants:
 - The pod template holds only what serving depends on, so changes of other parts of the spec never restart a pod.
 - The template comes from the caller, because pods may keep the template of an earlier version of the operator.
 - A pod leaves the Service before its engine stops.
-- The engine's container does not get the store's keys. (A workload identity belongs to the pod, and Kubernetes gives
-  it to every container.)
+- The engine's container gets neither the store's keys nor the agent's token. (A workload identity belongs to the pod,
+  and Kubernetes gives it to every container.)
+- The key of the engine's admin API is the pod's own. The port of that API is also the port for clients, so the API
+  cannot listen on the loopback alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from aurora_operator.children.user_template import container_named
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
-from aurora_protocol.pod_settings import KEYS_FOLDER, ServingSettings
+from aurora_protocol.pod_settings import AGENT_TOKEN, ENGINE_KEY_FOLDER, KEYS_FOLDER, ServingSettings
 
 AGENT_MODULE = "aurora_runtime.serving.agent"
 PROGRESS_DEADLINE_SECONDS = 3900
@@ -32,8 +34,9 @@ PROGRESS_DEADLINE_SECONDS = 3900
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
+_ENGINE_KEY = "engine-key"
 SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
-SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}}
 _LIFECYCLE = {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
@@ -104,15 +107,27 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
     agent = _agent_container(config, with_store)
     pod: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "initContainers": [container("stage", config.agent_image, [AGENT_MODULE, "stage"], with_store)],
+        "initContainers": [_stage_container(config, with_store)],
         "containers": [_engine_container(spec, config, environment(spec, settings, store=False)), agent],
         "volumes": [
-            {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440}},
+            agent_token_volume(owner),
+            {"name": _ENGINE_KEY, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             SHM_VOLUME,
         ],
     }
     agent["command"] += agent_shutdown_arguments(merge(pod, spec.serving.template.spec))
     return pod
+
+
+def agent_token_volume(owner: Owner) -> Object:
+    """The Secret's agent token. The Secret has other keys, too, for pods of an earlier version of the operator."""
+    items = [{"key": AGENT_TOKEN, "path": AGENT_TOKEN}]
+    return {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": items}}
+
+
+def _stage_container(config: OperatorConfig, env: list[Object]) -> Object:
+    mounts = [{"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER}]
+    return container("stage", config.agent_image, [AGENT_MODULE, "stage"], env, volumeMounts=mounts)
 
 
 def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Object]) -> Object:
@@ -126,7 +141,7 @@ def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Ob
         lifecycle=_LIFECYCLE,
         startupProbe={"httpGet": health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 720},
         livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
-        volumeMounts=[KEYS_MOUNT, SHM_MOUNT],
+        volumeMounts=[KEYS_MOUNT | {"name": _ENGINE_KEY}, SHM_MOUNT],
     )
 
 
@@ -152,5 +167,5 @@ def _agent_container(config: OperatorConfig, env: list[Object]) -> Object:
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
-        volumeMounts=[KEYS_MOUNT],
+        volumeMounts=[KEYS_MOUNT, {"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER, "readOnly": True}],
     )

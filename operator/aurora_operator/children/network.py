@@ -2,8 +2,9 @@
 
 Invariants:
 
-- Only the operator's pods reach the agents' port. With ``validation.measureOn: Replica`` the validators reach the port
-  too. The agents demand their token from both.
+- The operator's pods reach the agents' port, and so do the namespaces that the administrator named for scraping. With
+  ``validation.measureOn: Replica`` the validators reach the port too. The agents demand their token for all but probes
+  and metrics.
 - The engine's port is open to the speculator's own namespace and to namespaces labelled ``aurora.dev/client=true``.
 - The trainer and the validators accept no connection.
 """
@@ -62,6 +63,10 @@ def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list
     }
     on_replica = spec.validation.measure_on is MeasureOn.REPLICA
     validators = [{"podSelector": {"matchLabels": selector(owner, VALIDATOR)}}] if on_replica else []
+    scrapers = [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+        for name in config.scraper_namespaces
+    ]
     serve = {
         "podSelector": {"matchLabels": selector(owner, INFERENCE)},
         "policyTypes": ["Ingress"],
@@ -70,7 +75,7 @@ def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list
                 "from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": CLIENT_LABEL}}],
                 "ports": [{"port": ENGINE_PORT, "protocol": "TCP"}],
             },
-            {"from": [operator, *validators], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
+            {"from": [operator, *scrapers, *validators], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
         ],
     }
     closed = {

@@ -1,6 +1,7 @@
 """The pods that the operator makes: containers, environment, security context, and the user's template on top.
 
-Invariant: without a user's template, every pod passes Pod Security's ``restricted`` profile.
+Invariants: without a user's template, every pod passes Pod Security's ``restricted`` profile. No container writes to
+another one's ``/tmp``. Every volume that a pod may fill has a limit.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreS
 from aurora_store.keys import owner_id, root
 
 USER_ID = 10001
-_MOUNTS = (
-    {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own emptyDir
-    {"name": "state", "mountPath": STATE_FOLDER},
-)
-_VOLUMES = ({"name": "tmp", "emptyDir": {}}, {"name": "state", "emptyDir": {}})
+STATE_LIMIT = "64Gi"
+"""Drafts and up to 4 GiB of traces in an inference pod; shards and saved states in the trainer's."""
+TMP_LIMIT = "1Ti"
+"""Packages of the container compile into ``/tmp``, and a model from Hugging Face is downloaded there."""
+HELPER_TMP_LIMIT = "1Gi"
+_HELPERS = ("stage", "agent")
+"""Containers that keep nothing large in ``/tmp``."""
 
 
 def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
@@ -70,8 +73,17 @@ def container(name: str, image: str, module: list[str], env: list[Object], **mor
             "capabilities": {"drop": ["ALL"]},
         },
         **more,
-        "volumeMounts": [*_MOUNTS, *more.get("volumeMounts", [])],
+        "volumeMounts": [
+            {"name": _tmp_volume(name), "mountPath": "/tmp"},  # noqa: S108 - the container's own emptyDir
+            {"name": "state", "mountPath": STATE_FOLDER},
+            *more.get("volumeMounts", []),
+        ],
     }
+
+
+def _tmp_volume(container_name: str) -> str:
+    """The volume of a container's ``/tmp``. No two containers share one: Python may import from it."""
+    return f"tmp-{container_name}" if container_name in _HELPERS else "tmp"
 
 
 def pod_template(
@@ -103,6 +115,9 @@ def _base_pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, pod: M
         for kind in ("initContainers", "containers")
         if kind in pod
     }
+    names = [item["name"] for items in containers.values() for item in items]
+    limits = {_tmp_volume(name): HELPER_TMP_LIMIT if name in _HELPERS else TMP_LIMIT for name in names}
+    volumes = [{"name": name, "emptyDir": {"sizeLimit": limit}} for name, limit in limits.items()]
     secrets = {"imagePullSecrets": [{"name": name} for name in config.pull_secrets]} if config.pull_secrets else {}
     return {
         "automountServiceAccountToken": False,
@@ -118,5 +133,5 @@ def _base_pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, pod: M
         **pod,
         **containers,
         **secrets,
-        "volumes": [*_VOLUMES, *pod.get("volumes", [])],
+        "volumes": [*volumes, {"name": "state", "emptyDir": {"sizeLimit": STATE_LIMIT}}, *pod.get("volumes", [])],
     }

@@ -17,13 +17,19 @@ from typing import Any
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.children.inference_deployment import KEYS_MOUNT, SHM_MOUNT, SHM_VOLUME, engine_image
-from aurora_operator.children.metadata import ATTEMPT_LABEL, VALIDATOR, VERSION_LABEL, child, job_name, keys_name
+from aurora_operator.children.inference_deployment import (
+    KEYS_MOUNT,
+    SHM_MOUNT,
+    SHM_VOLUME,
+    agent_token_volume,
+    engine_image,
+)
+from aurora_operator.children.metadata import ATTEMPT_LABEL, VALIDATOR, VERSION_LABEL, child, job_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import container, environment, pod_template, store_settings
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
-from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
+from aurora_protocol.pod_settings import Replica, ValidationSettings
 
 FINISHED_JOB_TTL_SECONDS = 3600
 """Kubernetes keeps a finished Job, and with it the Job's log, for this long."""
@@ -132,11 +138,9 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         environment(spec, validation_settings(owner, spec, config, attempt)),
         volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT],
     )
-    token = {"key": AGENT_TOKEN, "path": AGENT_TOKEN}
-    keys = {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": [token]}}
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
         "containers": [validator],
-        "volumes": [keys if attempt.replica else SHM_VOLUME],
+        "volumes": [agent_token_volume(owner) if attempt.replica else SHM_VOLUME],
     }

@@ -45,6 +45,7 @@ from aurora_operator.observe.stored_objects import PackedObjects
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
+from aurora_store.policy.store_policy import StorePolicy
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,19 @@ class _Children:
 class Observer:
     """Observes one speculator repeatedly."""
 
-    def __init__(self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, namespace: str, name: str) -> None:
+    def __init__(
+        self,
+        api: KubernetesApi,
+        cache: ClusterCache,
+        agents: AgentClient,
+        stores: StorePolicy,
+        namespace: str,
+        name: str,
+    ) -> None:
         self._api, self._cache = api, cache
         self.namespace, self.name = namespace, name
         self._secrets = SecretReader(api, namespace)
-        self.store = StoreAccess(self._secrets)
+        self.store = StoreAccess(self._secrets, stores)
         self._agents = AgentStates(agents)
         self._counter_history = CounterHistory()
         self._generation = 0

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from aurora_store.policy.address_policy import AddressPolicy
+from aurora_store.policy.store_policy import StorePolicy, StoreRule
 from tests.cluster.command import CommandError, run
 from tests.cluster.local.build import binaries
 from tests.rig.rendered_chart import (
@@ -42,6 +44,17 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
     assert [image.partition(":")[2] for image in images] == ["0.1.0"] * 3
 
 
+def test_a_digest_decides_instead_of_the_tag() -> None:
+    digest = f"sha256:{'0a' * 32}"
+    options = [f"--set=images.{part}.digest={digest},images.{part}.tag=v1" for part in ("operator", "agent", "runtime")]
+    objects = render(*options)
+    (container,) = select(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = operator_environment(objects)
+    images = [container["image"], environment["AURORA_AGENT_IMAGE"], environment["AURORA_RUNTIME_IMAGE"]]
+    assert [image.partition("@")[2] for image in images] == [digest] * 3
+    assert not any(":v1" in image for image in images)
+
+
 @pytest.mark.parametrize(
     ("option", "refusal"),
     [
@@ -57,8 +70,12 @@ def test_no_image_has_a_default_that_changes_under_its_tag() -> None:
         ("--set=secretNames={a b}", "at '/secretNames/0'"),
         ("--set=images.agent.repository=a b", "at '/images/agent/repository'"),
         ("--set=images.agent.repository=a:v1", "at '/images/agent/repository'"),
+        ("--set=images.agent.digest=latest", "at '/images/agent/digest'"),
         ("--set=resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("--set=logLevel=LOUD", "at '/logLevel'"),
+        ("--set=stores.internalHosts={http://minio}", "at '/stores/internalHosts/0'"),
+        ("--set=stores.allowed[0].endpoint=minio:9000", "at '/stores/allowed/0/endpoint'"),
+        ("--set=stores.allowed[0].buckets=a", "additional properties 'buckets' not allowed"),
     ],
 )
 def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
@@ -104,6 +121,29 @@ def test_the_operator_is_told_its_lease_its_shard_and_the_staged_upgrade() -> No
     assert environment["AURORA_LEASE_NAME"] == "blue-operator"
     assert (environment["AURORA_SHARD"], environment["AURORA_WATCH_NAMESPACES"]) == ("blue", "")
     assert environment["AURORA_UPGRADE_MAX_CONCURRENT"] == "5"
+
+
+def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None:
+    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
+    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])
+    assert policy.rules == (
+        StoreRule(("team-a", "team-b"), "http://minio.storage:9000", "models", "team"),
+        StoreRule(bucket="my-aurora-bucket"),
+    )
+    embedded = [f"aurora-store.aurora-system{domain}" for domain in ("", ".svc", ".svc.cluster.local")]
+    assert policy.addresses == AddressPolicy.of(["minio.storage", "192.168.0.0/16", *embedded])
+
+
+def test_the_operator_is_told_who_may_scrape_agents() -> None:
+    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
+    assert environment["AURORA_SCRAPER_NAMESPACES"] == "monitoring,tracing"
+    assert operator_environment(render())["AURORA_SCRAPER_NAMESPACES"] == ""
+
+
+def test_by_default_any_store_at_a_public_address_may_be_used() -> None:
+    environment = operator_environment(render())
+    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])
+    assert policy == StorePolicy()
 
 
 def test_a_tenants_operator_has_no_right_outside_of_the_tenants_namespace_and_its_own() -> None:

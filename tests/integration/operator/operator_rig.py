@@ -26,7 +26,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
-from tests.assets.s3 import S3
+from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
 from tests.cluster.cluster import Cluster
 from tests.rig.rendered_chart import OPERATOR, render
 
@@ -190,6 +190,7 @@ class Rig:
         """Start the operator, which watches only this namespace and has no other rights than the chart gives."""
         ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_HEALTH_PORT": str(_free_port())}
         environment = {
+            **STORES_ON_THIS_MACHINE,
             **self.cluster.environment,
             **ports,
             "PATH": os.environ["PATH"],

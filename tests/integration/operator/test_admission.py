@@ -89,6 +89,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"store": STORE | {"endpoint": "http://169.254.169.254"}}, "link-local addresses are refused"),
     ({"store": STORE | {"endpoint": "http://[fe80::1]:9000"}}, "link-local addresses are refused"),
     ({"store": STORE | {"region": "eu central"}}, "a region has lower-case letters"),
+    (
+        {"store": STORE | {"endpoint": "http://minio", "credentials": {"serviceAccountName": "s3-writer"}}},
+        "with endpoint set credentials.secretRef",
+    ),
     ({"store": STORE | {"credentials": {}}}, "exactly one of secretRef and serviceAccountName"),
     (
         {"store": STORE | {"credentials": {"secretRef": {"name": "a"}, "serviceAccountName": "b"}}},

@@ -26,7 +26,7 @@ from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE
 from aurora_operator.reconciler import REST_POLL_SECONDS
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
 from tests.cluster.command import wait_until
 from tests.rig.api_server import ApiServer, api_server, free_ports
 from tests.unit.operator.worlds import lineage, registration
@@ -127,6 +127,7 @@ def _rig(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": NAMESPACE}}
         server.apply(secret | {"stringData": s3.environment()})
         environment = {
+            **STORES_ON_THIS_MACHINE,
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(server.kubeconfig),
             "AURORA_METRICS_PORT": str(metrics_port),

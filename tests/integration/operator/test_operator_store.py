@@ -28,13 +28,15 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
+from aurora_store.policy.store_policy import StorePolicy
 from tests.assets.faulty_store import drip_body, drip_headers, endless_body, faulty_store, whole
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
 from tests.unit.operator.worlds import NOW, channel, evidence, lineage, registration, samples, spec
 
 BUCKET = "operator-reads"
 POLL_SECONDS = 15.0
 HOSTILE = 64
+ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ class Speculator:
         self.owner, self.clock = owner, Clock()
         self.api = FakeApi(s3.access_key, s3.secret_key)
         self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
-        self.access = StoreAccess(self.secrets, pools, self.clock)
+        self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, pools, self.clock)
         self.spec = self.spec_at(endpoint or s3.endpoint)
         self.status = SpeculatorStatus()
         self.jobs: tuple[JobView, ...] = ()

@@ -211,6 +211,14 @@ def test_no_answer_raises_anything_but_a_short_store_error(store: FaultyStore, c
     assert "Evil text" not in text
 
 
+@pytest.mark.parametrize("code", ["internal.example.svc", "Forbidden2", "AccessDeniedToAdminUserRoot"])
+def test_a_code_that_s3_does_not_define_is_not_repeated(store: FaultyStore, code: str) -> None:
+    store.answer = whole(403, f"{XML}<Error><Code>{code}</Code><Message>m</Message></Error>".encode())
+    text = error_text(lambda: objects(store, attempts=1).get("key"))
+    assert code not in text
+    assert "HTTP 403" in text
+
+
 def test_a_listing_without_end_is_an_error(store: FaultyStore) -> None:
     page = (
         "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{0}</NextContinuationToken>{1}"

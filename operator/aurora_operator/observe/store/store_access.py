@@ -4,7 +4,7 @@ Between two reads the last view is used again (``store_schedule`` says when, and
 
 Invariants: a store that does not answer delays an observation by at most :data:`CALL_TIMEOUT_SECONDS`, because pods and
 their status must not wait for it. Corrected settings open the store anew at once; nothing waits for a call with former
-settings.
+settings. A store that the administrator's policy refuses is never called.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope
 from aurora_protocol.draft_records import Channel
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
+from aurora_store.policy.store_policy import StorePolicy
 
 CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
 """A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
@@ -36,10 +37,14 @@ class StoreAccess:
     """The store of one speculator."""
 
     def __init__(
-        self, secrets: SecretReader, pools: StorePools | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        secrets: SecretReader,
+        policy: StorePolicy,
+        pools: StorePools | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` returns monotonic seconds."""
-        self._secrets, self._pools, self._clock = secrets, pools, clock
+        self._secrets, self._policy, self._pools, self._clock = secrets, policy, pools, clock
         self._pool: EndpointPool
         self._settings: StoreConfig | None = None
         self.reader: StoreReader | None = None
@@ -123,6 +128,10 @@ class StoreAccess:
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
         """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
+        settings = store_settings(owner, spec)
+        refusal = self._policy.refusal(owner.namespace, spec.store, settings.root)
+        if refusal is not None:
+            return StoreView(reason=refusal.reason, error=refusal.message)
         access, secret = "", ""
         reference = spec.store.credentials.secret_ref
         if reference is not None:
@@ -141,7 +150,12 @@ class StoreAccess:
                 self._secrets.doubt(reference.name)
                 text = f"the Secret {reference.name} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 return StoreView(reason="SecretIncomplete", error=text)
-        settings = store_settings(owner, spec)
         return StoreConfig(
-            settings.bucket, settings.root, settings.endpoint, settings.region, access or None, secret or None
+            settings.bucket,
+            settings.root,
+            settings.endpoint,
+            settings.region,
+            access or None,
+            secret or None,
+            addresses=self._policy.addresses,
         )

@@ -29,7 +29,14 @@ from aurora_protocol.record import Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.call_limits import total_deadline
-from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError, StoreUnsupported, bounded_text
+from aurora_store.errors import (
+    AddressRefused,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreError,
+    StoreUnsupported,
+    bounded_text,
+)
 from aurora_store.keys import MAX_NUMBER, number_of
 from aurora_store.records import MAX_RECORDS_LISTED
 from aurora_store.root_ownership import is_void
@@ -85,6 +92,9 @@ class StoreReader:
         except (InvalidRecord, ObjectTooLarge) as error:
             self._last_keys.clear()
             return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
+        except AddressRefused as error:
+            self._forget_state()
+            return StoreView(reason="AddressRefused", error=str(error))
         except StoreError as error:
             self._forget_state()
             return StoreView(reason="Unreachable", error=str(error))

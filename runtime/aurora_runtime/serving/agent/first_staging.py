@@ -1,13 +1,15 @@
-"""The init container's work: wait for the active draft, stage it, and make it current.
+"""The init container's work: make the pod's engine key, wait for the active draft, stage it, and make it current.
 
-Invariant: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
-the store is out of reach.
+Invariants: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
+the store is out of reach. Each pod has an engine key of its own, so an engine cannot give orders to another one.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
+from pathlib import Path
 from typing import Final
 
 from aurora_protocol.draft_records import INITIAL_VERSION, Lineage, Registration
@@ -19,6 +21,16 @@ from aurora_store.errors import ObjectMissing, StoreError
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 2.0
+
+
+def make_engine_key(path: Path) -> None:
+    """Write a new random key to ``path``, unless a former run of the init container has written one."""
+    if path.exists():
+        return
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(secrets.token_urlsafe(32))
+    part.chmod(0o440)
+    part.rename(path)
 
 
 def find_active_draft(registry: Registry) -> tuple[Lineage, Registration] | str:

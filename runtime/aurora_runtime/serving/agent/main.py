@@ -17,11 +17,18 @@ import aiohttp
 from aiohttp import web
 
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
-from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_protocol.pod_settings import (
+    ADMIN_KEY,
+    AGENT_TOKEN,
+    ENGINE_KEY_FOLDER,
+    KEYS_FOLDER,
+    STATE_FOLDER,
+    ServingSettings,
+)
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.first_staging import stage_active_draft
+from aurora_runtime.serving.agent.first_staging import make_engine_key, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
@@ -64,7 +71,7 @@ def _open_registry(settings: ServingSettings) -> Registry:
 def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
     """The agent of one pod. The agent calls the engine over ``session``."""
     folder, registry, metrics = PodFolder(options.state), _open_registry(settings), Metrics()
-    admin_key = (options.keys / ADMIN_KEY).read_text().strip()
+    admin_key = options.engine_key.read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
     pod = PodContext(
         name=os.environ.get("POD_NAME", "pod"),
@@ -155,7 +162,14 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "command", choices=["stage", "serve"], help="stage the draft to start with, or serve as the pod's sidecar"
     )
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
-    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the admin key and the token")
+    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the agent's token")
+    parser.add_argument(
+        "--engine-key",
+        type=Path,
+        metavar="FILE",
+        default=Path(ENGINE_KEY_FOLDER, ADMIN_KEY),
+        help="file with the key of the engine's admin API, which `stage` makes",
+    )
     parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
     # The operator calls the agent by the pod's address.
     parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
@@ -192,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "stage":
             # The first process of a container ignores a signal that it does not handle.
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+            make_engine_key(options.engine_key)
             registry = _open_registry(settings)
             stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:

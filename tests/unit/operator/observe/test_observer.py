@@ -18,6 +18,7 @@ from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
+from aurora_store.policy.store_policy import StorePolicy
 from tests.unit.operator.worlds import MINIMAL, OWNER, agent
 
 OURS = [{"uid": OWNER.uid, "controller": True}]
@@ -98,7 +99,8 @@ class Rig:
         for one in (speculator(), *objects):
             self.cache.put(one)
         agent_client: Any = self.agents
-        self.observer = Observer(cast(Any, self.api), self.cache, agent_client, OWNER.namespace, OWNER.name)
+        fake_api: Any = self.api
+        self.observer = Observer(fake_api, self.cache, agent_client, StorePolicy(), OWNER.namespace, OWNER.name)
         self.observer.store = cast(Any, ReadableStore())
 
 

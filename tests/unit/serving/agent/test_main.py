@@ -72,7 +72,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         for name in (ADMIN_KEY, AGENT_TOKEN):
             (path / name).write_text("secret")
         options = argparse.Namespace(
-            state=path, keys=path, port=0, host="127.0.0.1", engine_port=1,
+            state=path, keys=path, engine_key=path / ADMIN_KEY, port=0, host="127.0.0.1", engine_port=1,
             shutdown_seconds=3600.0, signal_skew_seconds=0.1,
         )
         asyncio.run(serve())

@@ -1,0 +1,177 @@
+"""Through a speculator's template, its author gets no pod that the author's namespace is not meant for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster.command import CommandError, wait_until
+from tests.integration.chart.conftest import TEAM
+from tests.rig.api_server import ApiServer
+from tests.rig.rendered_chart import OPERATOR, SAMPLES, render, select
+
+KIND, POLICY = "ValidatingAdmissionPolicy", f"{OPERATOR}-pod-templates"
+PRIVILEGED = "team-with-nodes"
+PARTS = {"serving": "sglang", "training": "trainer", "validation": "validator"}
+
+
+def speculator(part: str = "serving", pod: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
+    store = {"bucket": "abc", "credentials": {"secretRef": {"name": "s3"}}}
+    template = {"spec": pod or {}, "metadata": metadata}
+    return {
+        "apiVersion": "aurora.dev/v1alpha1",
+        "kind": "AuroraSpeculator",
+        "metadata": {"name": "author"},
+        "spec": {"target": {"model": "m"}, "store": store, part: {"template": template}},
+    }
+
+
+def container(name: str = "sglang", **fields: Any) -> dict[str, Any]:
+    return {"containers": [{"name": name, **fields}]}
+
+
+def secured(**fields: Any) -> dict[str, Any]:
+    return container(securityContext=fields)
+
+
+NODE: list[tuple[dict[str, Any], str]] = [
+    ({"hostNetwork": True}, "share the node's network, processes or IPC"),
+    ({"hostPID": True}, "share the node's network, processes or IPC"),
+    ({"hostIPC": True}, "share the node's network, processes or IPC"),
+    ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "mount a folder of the node"),
+    ({"volumes": [{"name": "tmp", "hostPath": {"path": "/etc"}}]}, "mount a folder of the node"),
+    (container(ports=[{"containerPort": 1, "hostPort": 22}]), "open a port of the node"),
+    (secured(privileged=True), "make a container privileged"),
+    ({"initContainers": [{"name": "stage", "securityContext": {"privileged": True}}]}, "make a container privileged"),
+    ({"securityContext": {"windowsOptions": {"hostProcess": True}}}, "make a container privileged"),
+    (secured(capabilities={"add": ["SYS_ADMIN"]}), "add capabilities"),
+    (secured(procMount="Unmasked"), "weaken the protection by the kernel"),
+    (secured(seccompProfile={"type": "Unconfined"}), "weaken the protection by the kernel"),
+    ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "weaken the protection by the kernel"),
+    (secured(appArmorProfile={"type": "Unconfined"}), "weaken the protection by the kernel"),
+    ({"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}, "weaken the protection by the kernel"),
+    ({"securityContext": {"seLinuxOptions": {"user": "root"}}}, "weaken the protection by the kernel"),
+    (container(livenessProbe={"httpGet": {"host": "169.254.169.254", "port": 80}}), "let the node connect to another"),
+    (container(lifecycle={"preStop": {"tcpSocket": {"host": "10.0.0.1", "port": 1}}}), "let the node connect to"),
+]
+IDENTITY: list[dict[str, Any]] = [
+    {"serviceAccountName": "admin"},
+    {"serviceAccount": "admin"},
+    {"automountServiceAccountToken": True},
+    {"automountServiceAccountToken": None},
+    {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]},
+]
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"nodeSelector": {"gpu": "a100"}, "tolerations": [{"operator": "Exists"}], "hostNetwork": False, "hostIPC": None},
+    {"volumes": [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}, {"name": "c", "configMap": {}}]},
+    {"volumes": None, "securityContext": None},
+    {"volumes": [{"name": "p", "projected": {"sources": [{"secret": {"name": "s"}}]}}]},
+    {"securityContext": {"runAsUser": 0, "seccompProfile": None, "windowsOptions": None}},
+    container(resources={"limits": {"nvidia.com/gpu": 1}}, ports=[{"containerPort": 1}], env=[{"name": "A"}]),
+    container(securityContext=None, ports=None, lifecycle=None, livenessProbe=None),
+    secured(capabilities={"drop": ["ALL"]}, privileged=False, seccompProfile={"type": "RuntimeDefault"}),
+    secured(capabilities=None, privileged=None),
+    container(livenessProbe={"httpGet": {"path": "/health", "port": 1}}, lifecycle={"preStop": {"sleep": {}}}),
+]
+
+
+def dry_run(server: ApiServer, resource: dict[str, Any], namespace: str = TEAM) -> str:
+    command = ("apply", "--server-side", "--dry-run=server", "-n", namespace, "-f", "-")
+    return server.kubectl(*command, stdin=json.dumps(resource))
+
+
+@pytest.fixture(scope="module", name="policed")
+def _policed(server: ApiServer) -> Iterator[ApiServer]:
+    """The chart's server, once the policy is at work, with a namespace that may have privileged pods."""
+    labels = {"pod-security.kubernetes.io/enforce": "privileged"}
+    metadata = {"name": PRIVILEGED, "labels": labels}
+    server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+    def refuses() -> bool:
+        try:
+            dry_run(server, speculator(pod={"hostNetwork": True}))
+        except CommandError:
+            return True
+        return False
+
+    wait_until("the policy is at work", refuses, 60)
+    yield server
+    server.kubectl("delete", "namespace", PRIVILEGED, "--wait=false")
+
+
+@pytest.mark.parametrize(("pod", "message"), NODE, ids=[json.dumps(pod)[:60] for pod, _ in NODE])
+def test_a_template_that_reaches_for_the_node_is_refused_in_plain_words(
+    policed: ApiServer, pod: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CommandError, match=f"a template must not {message}"):
+        dry_run(policed, speculator(pod=pod))
+    assert dry_run(policed, speculator(pod=pod), PRIVILEGED)
+
+
+@pytest.mark.parametrize("pod", IDENTITY, ids=[json.dumps(pod)[:60] for pod in IDENTITY])
+@pytest.mark.parametrize("namespace", [TEAM, PRIVILEGED])
+def test_a_template_that_chooses_an_identity_is_refused_in_plain_words(
+    policed: ApiServer, pod: dict[str, Any], namespace: str
+) -> None:
+    with pytest.raises(CommandError, match="a template must not choose an identity"):
+        dry_run(policed, speculator(pod=pod), namespace)
+
+
+def test_a_resource_from_before_the_policy_is_scaled_annotated_and_deleted_but_its_spec_must_fit(
+    policed: ApiServer,
+) -> None:
+    resource = speculator(pod={"hostNetwork": True})
+    resource["metadata"]["namespace"] = PRIVILEGED
+    policed.apply(resource)
+    label, name = "pod-security.kubernetes.io/enforce", ("auroraspeculator", "author", "-n", PRIVILEGED)
+    policed.kubectl("label", "namespace", PRIVILEGED, f"{label}-")
+    try:
+        policed.kubectl("annotate", *name, "aurora.dev/promote=1")
+        policed.kubectl("scale", *name, "--replicas=0")
+        with pytest.raises(CommandError, match="share the node's network"):
+            policed.kubectl("patch", *name, "--type=merge", '--patch={"spec":{"rollout":{"paused":true}}}')
+        policed.kubectl("delete", *name)
+    finally:
+        policed.kubectl("label", "namespace", PRIVILEGED, f"{label}=privileged")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_template_is_checked(policed: ApiServer, part: str) -> None:
+    with pytest.raises(CommandError, match="make a container privileged"):
+        dry_run(policed, speculator(part, container(PARTS[part], securityContext={"privileged": True})))
+    with pytest.raises(CommandError, match="mount a folder of the node"):
+        dry_run(policed, speculator(part, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}))
+
+
+def test_an_annotation_cannot_turn_apparmor_off(policed: ApiServer) -> None:
+    annotation = {"container.apparmor.security.beta.kubernetes.io/sglang": "unconfined"}
+    with pytest.raises(CommandError, match="weaken the protection by the kernel"):
+        dry_run(policed, speculator(annotations=annotation))
+
+
+@pytest.mark.parametrize("pod", GOOD, ids=[json.dumps(pod)[:60] for pod in GOOD])
+def test_a_usual_template_is_accepted(policed: ApiServer, pod: dict[str, Any]) -> None:
+    assert dry_run(policed, speculator(pod=pod))
+
+
+def test_a_cluster_wide_release_restricts_templates_and_one_for_namespaces_does_when_asked() -> None:
+    assert select(render(), KIND, POLICY)
+    for option in ("podTemplates.restrict=Never", "watchNamespaces={tenant-a}"):
+        with pytest.raises(KeyError):
+            select(render(f"--set={option}"), KIND, POLICY)
+    assert ("In", ["tenant-a"]) in _namespaces(render(values=SAMPLES / "tenant-values.yaml"))
+
+
+def test_an_exempt_namespace_and_other_shards_are_left_out() -> None:
+    exempt = render("--set=podTemplates.exemptNamespaces={demo}", values=SAMPLES / "shard-values.yaml")
+    assert _namespaces(exempt)[1:] == [("NotIn", ["demo"]), ("In", ["blue"])]
+
+
+def _namespaces(objects: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    spec = select(objects, f"{KIND}Binding", POLICY)["spec"]
+    expressions = spec["matchResources"]["namespaceSelector"]["matchExpressions"]
+    return [(expression["operator"], expression.get("values", [])) for expression in expressions]

@@ -1,0 +1,52 @@
+"""The containers of a pod share only what they need, and nobody but those named reaches them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from aurora_operator.children.network import policies
+from tests.unit.operator.children.test_children import containers, pods
+from tests.unit.operator.worlds import CONFIG, OWNER, spec
+
+
+@pytest.mark.parametrize("name", ["inference", "trainer", "validator"])
+def test_no_two_containers_share_a_tmp_and_every_volume_that_a_pod_fills_has_a_limit(name: str) -> None:
+    template = pods(spec())[name]
+    folders = [{mount["mountPath"]: mount["name"] for mount in c["volumeMounts"]}["/tmp"] for c in containers(template)]  # noqa: S108
+    assert len(folders) == len(set(folders))
+    filled = [volume["emptyDir"] for volume in template["spec"]["volumes"] if "emptyDir" in volume]
+    assert filled
+    assert all(volume["sizeLimit"] for volume in filled)
+
+
+def test_a_user_may_raise_the_limit_of_a_volume() -> None:
+    volume = {"name": "tmp", "emptyDir": {"sizeLimit": "2Ti"}}
+    given = spec(serving={"template": {"spec": {"volumes": [volume]}}})
+    assert [v for v in pods(given)["inference"]["spec"]["volumes"] if v["name"] == "tmp"] == [volume]
+
+
+def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine_key() -> None:
+    pod = pods(spec())["inference"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    (secret,) = (name for name, volume in volumes.items() if "secret" in volume)
+    assert [item["key"] for item in volumes[secret]["secret"]["items"]] == ["agent-token"]
+    mounts = {
+        container["name"]: {mount["name"]: mount for mount in container["volumeMounts"]}
+        for container in (*pod["initContainers"], *pod["containers"])
+    }
+    assert {name for name, mounted in mounts.items() if secret in mounted} == {"agent"}
+    assert {name for name, mounted in mounts.items() if "engine-key" in mounted} == {"stage", "sglang", "agent"}
+    assert volumes["engine-key"]["emptyDir"]["medium"] == "Memory"
+    writers = {name for name, mounted in mounts.items() if not mounted.get("engine-key", {}).get("readOnly")}
+    assert writers == {"stage"}
+    assert mounts["sglang"]["engine-key"]["mountPath"] == "/etc/aurora/keys", "where the launcher looks for its key"
+
+
+def test_a_scraper_that_the_administrator_names_reaches_the_agents_metrics() -> None:
+    serve, _ = policies(OWNER, spec(), dataclasses.replace(CONFIG, scraper_namespaces=("monitoring",)))
+    (peers,) = (rule["from"] for rule in serve["spec"]["ingress"] if rule["ports"][0]["port"] == 8471)
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert monitoring in peers
+    assert monitoring not in policies(OWNER, spec(), CONFIG)[0]["spec"]["ingress"][1]["from"]
