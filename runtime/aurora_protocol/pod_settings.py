@@ -26,10 +26,12 @@ from aurora_protocol.record import Record
 
 SETTINGS_VARIABLE = "AURORA_SETTINGS"
 KEYS_FOLDER = "/etc/aurora/keys"
-"""Folder of a container's key: :data:`AGENT_TOKEN` of agent and validator, :data:`ADMIN_KEY` of the engine."""
+"""Folder of a container's keys: :data:`AGENT_TOKEN` of agent and validator, the pod's own files of the engine."""
 ENGINE_KEY_FOLDER = "/etc/aurora/engine"
-"""Folder with this pod's :data:`ADMIN_KEY`, which the init container makes and the agent reads."""
+"""Folder with this pod's :data:`ADMIN_KEY` and :data:`TRAFFIC_SECRET`. The init container makes both."""
 ADMIN_KEY = "admin-key"
+TRAFFIC_SECRET = "traffic-secret"  # noqa: S105 - a file name
+"""File, beside :data:`ADMIN_KEY`, with the secret that all pods of a speculator draw the traced requests with."""
 AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
 STATE_FOLDER = "/var/lib/aurora"
 """Folder that the containers of an inference pod share. Holds ``drafts/`` and ``spool/``."""

@@ -21,11 +21,13 @@ from typing import Any
 
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, ServingSettings
+from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.pod_files import PodFolder
 from tests.assets.sglang_server import free_port
 
 ADMIN_KEY = "admin-key-of-the-test"
+SPECULATOR_KEY = "key-of-the-speculator"
 AGENT_TOKEN = "agent-token-of-the-test"  # noqa: S105 - used by tests only
 START_TIMEOUT_SECONDS = 900.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -91,10 +93,12 @@ class PodProcesses:
 
     def __post_init__(self) -> None:
         self.folder = PodFolder(self.path / "state")
-        self.keys = self.path / "keys"
+        self.keys, self.engine_keys = self.path / "keys", self.path / "engine-keys"
         self.folder.path.mkdir(parents=True)
         self.keys.mkdir()
-        (self.keys / "admin-key").write_text(ADMIN_KEY + "\n")
+        self.engine_keys.mkdir()
+        (self.keys / "admin-key").write_text(SPECULATOR_KEY + "\n")
+        (self.engine_keys / "admin-key").write_text(ADMIN_KEY + "\n")
         (self.keys / "agent-token").write_text(AGENT_TOKEN + "\n")
 
     @property
@@ -106,16 +110,24 @@ class PodProcesses:
         return f"http://127.0.0.1:{self.agent_port}"
 
     @property
+    def traffic_key(self) -> bytes:
+        """The key of the pod's draws, once the pod is staged. The lineage is the first."""
+        return traffic_key((self.engine_keys / TRAFFIC_SECRET).read_text(), 1)
+
+    @property
     def log(self) -> Path:
         return self.path / "engine.log"
 
-    def _command(self, module: str, *arguments: str) -> list[str]:
-        shared = ["--state", str(self.folder.path), "--keys", str(self.keys), "--host", "127.0.0.1"]
+    def _command(self, module: str, keys: Path, *arguments: str) -> list[str]:
+        shared = ["--state", str(self.folder.path), "--keys", str(keys), "--host", "127.0.0.1"]
         return [sys.executable, "-m", module, *arguments, *shared]
 
+    def _launcher_command(self) -> list[str]:
+        return self._command("aurora_runtime.serving.launcher", self.engine_keys, "--port", str(self.engine_port))
+
     def _agent_command(self, *arguments: str) -> list[str]:
-        engine_key = ["--engine-key", str(self.keys / "admin-key")]
-        return self._command("aurora_runtime.serving.agent", *arguments, *engine_key)
+        engine_key = ["--engine-key", str(self.engine_keys / "admin-key")]
+        return self._command("aurora_runtime.serving.agent", self.keys, *arguments, *engine_key)
 
     def _variables(self) -> dict[str, str]:
         # Let the engine write compiled code even if this process may not. Otherwise every start takes a minute on two
@@ -138,7 +150,7 @@ class PodProcesses:
     @contextlib.contextmanager
     def engine(self) -> Iterator[subprocess.Popen[bytes]]:
         """The engine's process, ready to serve. Raises TimeoutError, with the end of the log, if it does not start."""
-        command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
+        command = self._launcher_command()
         with self.log.open("ab") as sink:
             process = subprocess.Popen(command, env=self._variables(), stdout=sink, stderr=subprocess.STDOUT)
         try:
@@ -156,7 +168,7 @@ class PodProcesses:
     @contextlib.contextmanager
     def restarting_engine(self) -> Iterator[None]:
         """The engine's process, restarted whenever it ends, as the kubelet restarts a container."""
-        command = self._command("aurora_runtime.serving.launcher", "--port", str(self.engine_port))
+        command = self._launcher_command()
         stopping = threading.Event()
 
         def keep_running() -> None:

@@ -26,7 +26,7 @@ from aurora_operator.children.user_template import container_named
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
-from aurora_protocol.pod_settings import AGENT_TOKEN, ENGINE_KEY_FOLDER, KEYS_FOLDER, ServingSettings
+from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, ENGINE_KEY_FOLDER, KEYS_FOLDER, ServingSettings
 
 AGENT_MODULE = "aurora_runtime.serving.agent"
 PROGRESS_DEADLINE_SECONDS = 3900
@@ -35,6 +35,7 @@ AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
 _ENGINE_KEY = "engine-key"
+_SPECULATOR_KEY = "speculator-key"
 SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
 SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}}
 _LIFECYCLE = {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
@@ -111,6 +112,7 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
         "containers": [_engine_container(spec, config, environment(spec, settings, store=False)), agent],
         "volumes": [
             agent_token_volume(owner),
+            _secret_volume(_SPECULATOR_KEY, owner, ADMIN_KEY),
             {"name": _ENGINE_KEY, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             SHM_VOLUME,
         ],
@@ -120,13 +122,20 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
 
 
 def agent_token_volume(owner: Owner) -> Object:
-    """The Secret's agent token. The Secret has other keys, too, for pods of an earlier version of the operator."""
-    items = [{"key": AGENT_TOKEN, "path": AGENT_TOKEN}]
-    return {"name": "keys", "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": items}}
+    """The agent token of the speculator's Secret, without the Secret's other key."""
+    return _secret_volume("keys", owner, AGENT_TOKEN)
+
+
+def _secret_volume(name: str, owner: Owner, key: str) -> Object:
+    items = [{"key": key, "path": key}]
+    return {"name": name, "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": items}}
 
 
 def _stage_container(config: OperatorConfig, env: list[Object]) -> Object:
-    mounts = [{"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER}]
+    mounts = [
+        {"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER},
+        {"name": _SPECULATOR_KEY, "mountPath": KEYS_FOLDER, "readOnly": True},
+    ]
     return container("stage", config.agent_image, [AGENT_MODULE, "stage"], env, volumeMounts=mounts)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest, Lineage
-from aurora_protocol.pod_settings import ADMIN_KEY, ServingSettings
+from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
@@ -39,24 +39,26 @@ class LauncherOptions:
 
 @dataclass(frozen=True)
 class StartFiles:
-    """The draft to start with and the admin key, as read from the pod's folders."""
+    """The draft to start with and the engine's keys, as read from the pod's folders."""
 
     draft: Path
     version: int
     lineage: int
     admin_key: str
+    traffic_secret: str
 
     @property
     def traffic_key(self) -> bytes:
-        """Decides which requests are traced and which are held out. Equal in all pods: they have the same admin key."""
-        return traffic_key(self.admin_key, self.lineage)
+        """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
+        return traffic_key(self.traffic_secret, self.lineage)
 
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
         draft = options.folder.current.resolve(strict=True)
         manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())
         lineage = Lineage.from_json(options.folder.lineage.read_bytes())
-        return cls(draft, manifest.version, lineage.number, (options.keys / ADMIN_KEY).read_text().strip())
+        admin_key, secret = ((options.keys / name).read_text().strip() for name in (ADMIN_KEY, TRAFFIC_SECRET))
+        return cls(draft, manifest.version, lineage.number, admin_key, secret)
 
 
 @dataclass(frozen=True)

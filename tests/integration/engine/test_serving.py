@@ -30,7 +30,6 @@ from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
-from aurora_runtime.held_out_split import traffic_key
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -59,8 +58,6 @@ pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alon
 
 CHUNK_TOKENS = 24
 """Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
-KEY = traffic_key(ADMIN_KEY, 1)
-"""Decides which prompts of the pod are held out."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
     traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
-        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, KEY)
+        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, world.pod.traffic_key)
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
@@ -301,7 +298,7 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
     assert answer["meta_info"]["num_retractions"] == 1
     wanted = tuple(prompt + answer["output_ids"])
     trace = collect_traces(world.registry, {wanted})[wanted]
-    check_trace(trace, prompt, answer, KEY)
+    check_trace(trace, prompt, answer, world.pod.traffic_key)
     check_states(trace, world.target)
 
 
@@ -320,7 +317,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             trace = traces[tuple(prompt + answer["output_ids"])]
-            check_trace(trace, prompt, answer, KEY)
+            check_trace(trace, prompt, answer, world.pod.traffic_key)
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
         check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
@@ -345,7 +342,7 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         found = collect_traces(world.registry, set(texts))
         traces = [found[text] for text in texts]
         for trace, prompt, answer in zip(traces, prompts, answers, strict=True):
-            check_trace(trace, prompt, answer, KEY, most_steps=LOOKUP_STEPS)
+            check_trace(trace, prompt, answer, world.pod.traffic_key, most_steps=LOOKUP_STEPS)
         widths = {width for trace in traces for width in trace.node_count.tolist()}
         assert widths > {1}, "rounds with and without proposals"
         check_states(traces[0], world.target)

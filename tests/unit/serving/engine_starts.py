@@ -13,6 +13,7 @@ from aurora_runtime.serving.pod_records import EngineState
 from tests.unit.serving.test_sglang_arguments import settings
 
 ADMIN_KEY = "the-admin-key"
+TRAFFIC_SECRET = "the-traffic-secret"  # noqa: S105 - of the tests
 
 
 def engine_start(
@@ -23,5 +24,5 @@ def engine_start(
         settings() if draft is None else settings().model_copy(update={"draft": draft}),
         LauncherOptions(PodFolder(path), path, port, "127.0.0.1"),
         EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), mode=mode, machine=machine),
-        StartFiles(draft=path / "draft", version=3, lineage=1, admin_key=ADMIN_KEY),
+        StartFiles(draft=path / "draft", version=3, lineage=1, admin_key=ADMIN_KEY, traffic_secret=TRAFFIC_SECRET),
     )

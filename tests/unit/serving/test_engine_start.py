@@ -14,7 +14,7 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.engine_start import EngineStart
-from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
+from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start
 
 
 def start(path: Path, shape: Shape, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
@@ -36,8 +36,9 @@ def test_capture_and_lookup_get_the_same_key_and_never_the_secret_behind_it(tmp_
     environment = start(tmp_path, Shape.ADAPTIVE).environment()
     capture = CaptureSettings.from_json(environment[CAPTURE_VARIABLE])
     lookup = SpeculationSettings.from_json(environment[SPECULATION_VARIABLE])
-    assert capture.traffic_key == lookup.traffic_key == traffic_key(ADMIN_KEY, lineage=1).hex()
-    assert ADMIN_KEY not in environment[CAPTURE_VARIABLE] + environment[SPECULATION_VARIABLE]
+    assert capture.traffic_key == lookup.traffic_key == traffic_key(TRAFFIC_SECRET, lineage=1).hex()
+    for secret in (ADMIN_KEY, TRAFFIC_SECRET):
+        assert secret not in environment[CAPTURE_VARIABLE] + environment[SPECULATION_VARIABLE]
     assert capture.traffic_key not in f"{capture!r} {lookup!r}", "no log shows the key"
 
 

@@ -1,11 +1,13 @@
-"""The init container's work: make the pod's engine key, wait for the active draft, stage it, and make it current.
+"""The init container's work: make the engine's keys, wait for the active draft, stage it, and make it current.
 
 Invariants: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
-the store is out of reach. Each pod has an engine key of its own, so an engine cannot give orders to another one.
+the store is out of reach. Each pod has an admin key of its own, so an engine cannot give orders to another one. All
+pods of a speculator have the same traffic secret, so they hold out the same prompts.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 import secrets
 import time
@@ -25,10 +27,22 @@ POLL_SECONDS: Final = 2.0
 
 def make_engine_key(path: Path) -> None:
     """Write a new random key to ``path``, unless a former run of the init container has written one."""
-    if path.exists():
-        return
+    if not path.exists():
+        _write_key(path, secrets.token_urlsafe(32))
+
+
+def make_traffic_secret(speculator_key: Path, path: Path) -> None:
+    """Derive the traffic secret from the speculator's key, and write it to ``path``.
+
+    Nobody can compute the speculator's key back. It is the admin key of pods of an earlier version.
+    """
+    derived = hmac.digest(speculator_key.read_bytes().strip(), b"aurora traffic of all pods", "sha256")
+    _write_key(path, derived.hex())
+
+
+def _write_key(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
-    part.write_text(secrets.token_urlsafe(32))
+    part.write_text(text)
     part.chmod(0o440)
     part.rename(path)
 

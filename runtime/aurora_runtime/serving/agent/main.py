@@ -23,12 +23,13 @@ from aurora_protocol.pod_settings import (
     ENGINE_KEY_FOLDER,
     KEYS_FOLDER,
     STATE_FOLDER,
+    TRAFFIC_SECRET,
     ServingSettings,
 )
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.first_staging import make_engine_key, stage_active_draft
+from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
@@ -162,7 +163,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "command", choices=["stage", "serve"], help="stage the draft to start with, or serve as the pod's sidecar"
     )
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
-    parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the agent's token")
+    parser.add_argument(
+        "--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the agent's token, or the key for `stage`"
+    )
     parser.add_argument(
         "--engine-key",
         type=Path,
@@ -207,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
             # The first process of a container ignores a signal that it does not handle.
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             make_engine_key(options.engine_key)
+            make_traffic_secret(options.keys / ADMIN_KEY, options.engine_key.with_name(TRAFFIC_SECRET))
             registry = _open_registry(settings)
             stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:

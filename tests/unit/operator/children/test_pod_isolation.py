@@ -30,13 +30,15 @@ def test_a_user_may_raise_the_limit_of_a_volume() -> None:
 def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine_key() -> None:
     pod = pods(spec())["inference"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    (secret,) = (name for name, volume in volumes.items() if "secret" in volume)
-    assert [item["key"] for item in volumes[secret]["secret"]["items"]] == ["agent-token"]
+    secrets = {name: volume["secret"]["items"] for name, volume in volumes.items() if "secret" in volume}
+    keys = {name: [item["key"] for item in items] for name, items in secrets.items()}
+    assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"]}
     mounts = {
         container["name"]: {mount["name"]: mount for mount in container["volumeMounts"]}
         for container in (*pod["initContainers"], *pod["containers"])
     }
-    assert {name for name, mounted in mounts.items() if secret in mounted} == {"agent"}
+    assert {name for name, mounted in mounts.items() if "keys" in mounted} == {"agent"}
+    assert {name for name, mounted in mounts.items() if "speculator-key" in mounted} == {"stage"}
     assert {name for name, mounted in mounts.items() if "engine-key" in mounted} == {"stage", "sglang", "agent"}
     assert volumes["engine-key"]["emptyDir"]["medium"] == "Memory"
     writers = {name for name, mounted in mounts.items() if not mounted.get("engine-key", {}).get("readOnly")}
