@@ -6,6 +6,7 @@ StoreError              the object store refused a call, or cannot be reached
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
+├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
 """
@@ -52,3 +53,7 @@ class StoreOverdue(StoreError):
 
 class StoreUnsupported(StoreError):
     """The store ignores ``If-None-Match: *``, so two writers could overwrite each other."""
+
+
+class StoreInterrupted(StoreError):
+    """The call was given up, because nobody waits for its answer any more."""
