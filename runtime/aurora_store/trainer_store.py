@@ -75,8 +75,6 @@ class TrainerStore(RecordStore):
         )
         if not all(map(is_shard_key, (*state.consumed, *state.retired))):
             raise InvalidRecord(f"{Keys.trainer_state(epoch)}: a shard's key is not one")
-        if state.file.name != Keys.trainer_state_file(state.file.sha256):
-            raise InvalidRecord(f"{Keys.trainer_state(epoch)}: the data's name is not that of its digest")
         return state
 
     def last_trainer_state_epoch(self) -> int:

@@ -197,7 +197,7 @@ def test_foreign_objects_among_the_traces_are_neither_trained_nor_deleted() -> N
     [
         {"consumed": ["registry/00000001.json"]},
         {"retired": ["traces/../channel/00000001.json"]},
-        {"file": {"name": "other.safetensors", "sha256": "0" * 64, "size": 1}},
+        {"file": {"name": "../00000002/state.safetensors", "sha256": "0" * 64, "size": 1}},
         {"epoch": 7},
     ],
     ids=str,

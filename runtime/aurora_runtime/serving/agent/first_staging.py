@@ -54,8 +54,8 @@ def stage_active_draft(
     for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
-    on_disk = drafts.current() if folder.lineage.exists() else None
-    lineage_on_disk = drafts.lineage().number if on_disk is not None else None
+    lineage_on_disk = _lineage_on_disk(drafts)
+    on_disk = drafts.current() if lineage_on_disk is not None else None
     deadline = time.monotonic() + timeout_seconds
     logged = ""
     while True:
@@ -68,7 +68,7 @@ def stage_active_draft(
                 return draft
             missing = draft
         except (StoreError, InvalidRecord, DraftRefused) as error:
-            if on_disk is not None and drafts.lineage().number == lineage_on_disk:
+            if on_disk is not None and _lineage_on_disk(drafts) == lineage_on_disk:
                 log.warning("starting with draft version %d from disk: %s", on_disk.version, error)
                 return on_disk
             if isinstance(error, DraftRefused):
@@ -80,6 +80,14 @@ def stage_active_draft(
             log.info("waiting for %s", missing)
             logged = missing
         time.sleep(poll_seconds)
+
+
+def _lineage_on_disk(drafts: DraftCache) -> int | None:
+    """The number of the lineage on the disk. None when there is none, or when its record is damaged."""
+    try:
+        return drafts.lineage().number
+    except (DraftRefused, InvalidRecord):
+        return None
 
 
 def _stage_if_there(folder: PodFolder, registry: Registry, drafts: DraftCache) -> StagedDraft | str:

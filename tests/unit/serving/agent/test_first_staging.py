@@ -94,6 +94,18 @@ def test_a_pod_that_has_a_draft_starts_despite_an_invalid_record(
     assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
 
 
+def test_a_lineage_that_is_damaged_on_the_disk_is_written_again(registry: Registry, started: PodFolder) -> None:
+    started.lineage.write_text("")
+    assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
+    assert started.lineage.read_bytes() == lineage_bytes(registry)
+
+
+def lineage_bytes(registry: Registry) -> bytes:
+    stored = registry.lineage()
+    assert stored is not None
+    return stored.to_json()
+
+
 def test_a_new_pod_says_which_record_is_invalid(registry: Registry, started: PodFolder, tmp_path: Path) -> None:
     registry.objects.put(Keys.channel(1), b"{}")
     with pytest.raises(StoreError, match=r"gave up waiting for the store: channel/00000001\.json"):
