@@ -2,7 +2,8 @@
 #   docker build --target operator -t aurora-operator .
 # Every package is checked against the hash in its lock file. For a base image that cannot change under its tag, pass its
 # digest: --build-arg BASE=docker.io/library/python:3.11-slim@sha256:…
-# The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes.
+# The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes. No
+# Python process imports from there: the working directory is /, and Python searches neither it nor the user's site.
 
 ARG BASE=docker.io/library/python:3.11-slim
 
@@ -40,17 +41,18 @@ RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 FROM ${BASE} AS rootless
 RUN echo 'aurora:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd \
  && echo 'aurora:x:10001:' >> /etc/group
-ENV PATH=/opt/aurora/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=aurora
+ENV PATH=/opt/aurora/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1 \
+    HOME=/tmp USER=aurora
 USER 10001:10001
-WORKDIR /tmp
+WORKDIR /
 
 FROM rootless AS operator
 COPY --from=operator-packages /opt/aurora /opt/aurora
-CMD ["python", "-m", "aurora_operator"]
+CMD ["python", "-P", "-m", "aurora_operator"]
 
 FROM rootless AS agent
 COPY --from=agent-packages /opt/aurora /opt/aurora
-CMD ["python", "-m", "aurora_runtime.serving.agent", "serve"]
+CMD ["python", "-P", "-m", "aurora_runtime.serving.agent", "serve"]
 
 # Compilers: Triton compiles small launchers when a kernel is first used, and SGLang compiles whole kernels.
 # libnuma: SGLang pins memory with it.
@@ -72,4 +74,4 @@ RUN printf '#include <cuda_bf16.h>\n#include <cuda/std/type_traits>\n__global__ 
  && c++ -shared /tmp/proof.o -L"$CUDA_HOME/lib64" -lcudart -o /tmp/proof.so \
  && rm /tmp/proof.*
 USER 10001:10001
-CMD ["python", "-m", "aurora_runtime.serving.launcher"]
+CMD ["python", "-P", "-m", "aurora_runtime.serving.launcher"]

@@ -15,18 +15,22 @@ from typing import Literal
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
-from aurora_protocol.record import Sha256, StoredRecord
+from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
 
 INITIAL_VERSION = 0
 """Version of the lineage's initial draft, the only version that is served without evidence."""
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+DRAFT_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""The files of a draft's checkpoint, beside its manifest."""
 
 
 class FileRef(RewrittenModel):
     """One data object that a record names."""
 
-    name: str = Field(description="File name, relative to the folder of the record that names it.")
+    name: FileName = Field(description="File name, relative to the folder of the record that names it.")
     sha256: Sha256 = Field(description="Digest of the file.")
-    size: int = Field(ge=0, description="Size of the file in bytes.")
+    size: Count = Field(description="Size of the file in bytes.")
 
 
 class TensorSpec(RewrittenModel):
@@ -47,6 +51,18 @@ class TargetIdentity(RewrittenModel):
     vocab_size: int = Field(gt=0, description="Number of tokens in the target's vocabulary.")
 
 
+class DraftSizes(RewrittenModel):
+    """Sizes of a draft that neither its target nor its tensors' shapes tell. They are part of its ``config.json``."""
+
+    intermediate_size: int = Field(gt=0, le=1 << 24, description="Width of the feed-forward layer.")
+    heads: int = Field(gt=0, le=1 << 16, description="Attention heads.")
+    kv_heads: int = Field(gt=0, le=1 << 16, description="Attention heads with keys and values of their own.")
+    head_dim: int = Field(gt=0, le=1 << 16, description="Width of an attention head.")
+    rms_norm_eps: float = Field(gt=0, le=0.1, description="Term that keeps the norms finite.")
+    rope_theta: float = Field(gt=0, le=1e12, description="Base of the rotary position embedding.")
+    max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")
+
+
 class Lineage(StoredRecord):
     """All that the drafts of one line of descent share and that a running SGLang cannot change: shapes and types.
 
@@ -54,12 +70,15 @@ class Lineage(StoredRecord):
     """
 
     schema_version: Literal[1] = 1
-    number: int = Field(ge=1, description="Number of the lineage, from 1.")
+    number: RecordNumber = Field(ge=1, description="Number of the lineage, from 1.")
     target: TargetIdentity = Field(description="The target of all drafts of this lineage.")
     architecture: str = Field(description="Architecture of the drafts, for example EAGLE3.")
     draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
     aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang's numbering).")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
+    draft: DraftSizes | None = Field(
+        default=None, description="Sizes of all drafts of this lineage. None in lineages of earlier versions."
+    )
     created: Timestamp = Field(description="When the lineage was created.")
 
 
@@ -67,13 +86,15 @@ class CheckpointManifest(StoredRecord):
     """The files of one draft checkpoint. Written after the files."""
 
     schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1, description="Number of the lineage.")
-    version: int = Field(ge=0, description="Version of the draft.")
-    parent: int | None = Field(default=None, description="The version that the trainer had registered before, if any.")
+    lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
+    version: RecordNumber = Field(description="Version of the draft.")
+    parent: RecordNumber | None = Field(
+        default=None, description="The version that the trainer had registered before, if any."
+    )
     digest: Sha256 = Field(description="Digest of model.safetensors, which identifies the weights.")
     files: tuple[FileRef, ...] = Field(description="All files of the checkpoint.")
-    step: int = Field(ge=0, description="Optimizer steps behind these weights.")
-    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    step: Count = Field(description="Optimizer steps behind these weights.")
+    trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")
     provenance: dict[str, str] = Field(default_factory=dict, description="Versions and settings of the trainer.")
     created: Timestamp = Field(description="When the checkpoint was written.")
 
@@ -82,14 +103,16 @@ class Registration(StoredRecord):
     """A version offered for validation. The number in the record's key is the lock: one writer can take a version."""
 
     schema_version: Literal[1] = 1
-    version: int = Field(ge=0, description="The version, unique within the speculator.")
-    lineage: int = Field(ge=1, description="Number of the lineage.")
+    version: RecordNumber = Field(description="The version, unique within the speculator.")
+    lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
     checkpoint: str = Field(description="Key of the checkpoint's folder, relative to the speculator's root.")
     digest: Sha256 = Field(description="Digest of the weights, as in the checkpoint's manifest.")
     held_out_acceptance_length: float | None = Field(
-        default=None, description="Acceptance length simulated on held-out traces, bonus token included."
+        default=None,
+        allow_inf_nan=False,
+        description="Acceptance length simulated on held-out traces, bonus token included.",
     )
-    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")
     owner: str | None = Field(
         default=None,
         description="Owner id of the speculator that registered the version. None: the root's first owner.",
@@ -132,13 +155,15 @@ class Channel(StoredRecord):
     """
 
     schema_version: Literal[1] = 1
-    epoch: int = Field(ge=1, description="Number of the channel record, from 1. Pods refuse orders of a lower epoch.")
-    lineage: int = Field(ge=1, description="Number of the active version's lineage.")
-    active: int = Field(ge=0, description="The version that pods serve.")
-    previous: int | None = Field(default=None, description="The version to roll back to.")
+    epoch: RecordNumber = Field(
+        ge=1, description="Number of the channel record, from 1. Pods refuse orders of a lower epoch."
+    )
+    lineage: RecordNumber = Field(ge=1, description="Number of the active version's lineage.")
+    active: RecordNumber = Field(description="The version that pods serve.")
+    previous: RecordNumber | None = Field(default=None, description="The version to roll back to.")
     reason: ChannelReason = Field(description="Why this epoch began.")
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
-    rejected: tuple[int, ...] = Field(
+    rejected: tuple[RecordNumber, ...] = Field(
         default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."
     )
     message: str = Field(default="", description="Why this epoch began, in plain words.")
@@ -149,7 +174,7 @@ class Channel(StoredRecord):
     former_owners: tuple[str, ...] = Field(
         default=(), description="Owner ids of the speculators that lost the root. None of them takes it over again."
     )
-    inherited_version: int | None = Field(
+    inherited_version: RecordNumber | None = Field(
         default=None,
         description="The newest version when the owner took the root over. Later versions of others do not count.",
     )

@@ -6,15 +6,18 @@ Invariants:
 
 - A record that was parsed satisfies its model. An error message names wrong fields but never shows values, because a
   value may be private.
+- A file name in a record is one plain name, and a record's number fits into its key. So no record leads a reader out of
+  a folder.
 - A new optional field keeps a record's ``schemaVersion``: older readers ignore the field. A record whose meaning an
   older reader would get wrong has a higher ``schemaVersion``, and older readers refuse it (:class:`NewerRecord`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from aurora_api.base import Model, RewrittenModel
 from aurora_protocol.errors import InvalidRecord, NewerRecord
@@ -24,6 +27,27 @@ SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 """A lower-case hexadecimal SHA-256 digest."""
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
+
+
+def _plain_name(name: str) -> str:
+    if _FILE_NAME.fullmatch(name) is None:
+        raise ValueError("not a plain name, so it may lead outside its folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
+"""The name of a file in the folder of the record that names it. Neither a path nor a hidden file."""
+
+MAX_NUMBER = 10**8 - 1
+"""Highest number of a lineage, a version or an epoch. The keys of records have eight digits."""
+
+RecordNumber = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+"""The number of a lineage, a version, an epoch, an attempt or a shard."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A count, for example of tokens or bytes."""
 
 
 class Record(Model):

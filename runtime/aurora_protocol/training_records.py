@@ -17,26 +17,28 @@ from pydantic import Field
 
 from aurora_api.base import Timestamp
 from aurora_protocol.draft_records import FileRef
-from aurora_protocol.record import StoredRecord
+from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord
 
 
 class ShardManifest(StoredRecord):
     """One shard, a file of traces. Written after the shard's safetensors file, which lies beside the manifest."""
 
     schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1, description="Number of the lineage whose drafts were served.")
-    pod: str = Field(description="The inference pod that wrote the shard.")
-    boot: str = Field(description="Random id of one engine start. Pod, boot and seq make the shard's key unique.")
-    seq: int = Field(ge=0, description="Number of the shard within one engine start, from 0.")
+    lineage: RecordNumber = Field(ge=1, description="Number of the lineage whose drafts were served.")
+    pod: FileName = Field(description="The inference pod that wrote the shard.")
+    boot: FileName = Field(description="Random id of one engine start. Pod, boot and seq make the shard's key unique.")
+    seq: RecordNumber = Field(description="Number of the shard within one engine start, from 0.")
     file: FileRef = Field(description="The shard's data.")
-    requests: int = Field(ge=0, description="Requests with a trace in the shard.")
-    tokens: int = Field(ge=0, description="Positions with hidden states, prompts included.")
-    answer_tokens: int = Field(ge=0, description="Tokens committed by verify rounds.")
-    rounds: int = Field(ge=0, description="Verify rounds.")
-    proposed: int = Field(ge=0, description="Tokens that the draft proposed. Those of lookup do not count.")
-    accepted: int = Field(ge=0, description="Tokens of the draft that were accepted, without bonus tokens.")
-    dropped_records: int = Field(ge=0, description="Rounds and prompts dropped under load since the previous shard.")
-    draft_versions: tuple[int, ...] = Field(description="Versions of the draft that were served during the traces.")
+    requests: Count = Field(description="Requests with a trace in the shard.")
+    tokens: Count = Field(description="Positions with hidden states, prompts included.")
+    answer_tokens: Count = Field(description="Tokens committed by verify rounds.")
+    rounds: Count = Field(description="Verify rounds.")
+    proposed: Count = Field(description="Tokens that the draft proposed. Those of lookup do not count.")
+    accepted: Count = Field(description="Tokens of the draft that were accepted, without bonus tokens.")
+    dropped_records: Count = Field(description="Rounds and prompts dropped under load since the previous shard.")
+    draft_versions: tuple[RecordNumber, ...] = Field(
+        description="Versions of the draft that were served during the traces."
+    )
     created: Timestamp = Field(description="When the shard was written.")
 
 
@@ -53,11 +55,13 @@ class TrainerStatus(StoredRecord):
     """The trainer's progress, for people. Overwritten in place, so nothing is decided from this record."""
 
     schema_version: Literal[1] = 1
-    lineage: int | None = Field(default=None, description="Number of the lineage. None before the lineage exists.")
+    lineage: RecordNumber | None = Field(
+        default=None, description="Number of the lineage. None before the lineage exists."
+    )
     phase: TrainerPhase = Field(description="The trainer's current activity.")
-    step: int = Field(ge=0, description="Optimizer steps so far.")
-    shards: int = Field(ge=0, description="Shards trained on so far.")
-    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    step: Count = Field(description="Optimizer steps so far.")
+    shards: Count = Field(description="Shards trained on so far.")
+    trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")
     loss: float | None = Field(default=None, description="Recent training loss.")
     held_out_acceptance_length: float | None = Field(
         default=None, description="Acceptance length simulated on held-out traces, bonus token included."
@@ -65,14 +69,18 @@ class TrainerStatus(StoredRecord):
     vocabulary_coverage: float | None = Field(
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
     )
-    last_registered: int | None = Field(default=None, description="The version registered last.")
+    last_registered: RecordNumber | None = Field(default=None, description="The version registered last.")
     steps_per_minute: float | None = Field(
         default=None, ge=0, description="Optimizer steps per minute over the last minute or more of training."
     )
     highest_steps_per_minute: float | None = Field(
         default=None, ge=0, description="Highest steps_per_minute since the trainer's process started."
     )
-    pending_shards: int = Field(default=0, ge=0, description="Shards of new traces that wait to be trained.")
+    pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
+    quarantined_shards: tuple[str, ...] = Field(
+        default=(),
+        description="Manifest keys of the last shards that killed the trainer twice and are not read any more.",
+    )
     message: str = Field(default="", description="Details in plain words.")
     updated: Timestamp = Field(description="When this record was written.")
 
@@ -84,23 +92,23 @@ class TrainerState(StoredRecord):
     """
 
     schema_version: Literal[1] = 1
-    epoch: int = Field(ge=1, description="Number of the saved state, from 1.")
-    lineage: int = Field(ge=1, description="Number of the lineage.")
-    step: int = Field(ge=0, description="Optimizer steps so far.")
-    trained_tokens: int = Field(ge=0, description="Traced positions that training saw for the first time, in tokens.")
+    epoch: RecordNumber = Field(ge=1, description="Number of the saved state, from 1.")
+    lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
+    step: Count = Field(description="Optimizer steps so far.")
+    trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")
     consumed: tuple[str, ...] = Field(
         description="Manifest keys of the shards trained on, relative to the speculator's root. None is trained twice."
     )
     retired: tuple[str, ...] = Field(
         default=(), description="Manifest keys of the consumed shards that are no longer needed."
     )
-    forgotten: int = Field(
-        default=0, ge=0, description="Number of consumed shards that were deleted and are no longer listed."
+    forgotten: Count = Field(
+        default=0, description="Number of consumed shards that were deleted and are no longer listed."
     )
     file: FileRef = Field(description="Weights and optimizer state.")
     registered_acceptance_length: float | None = Field(
         default=None, description="Acceptance length on held-out traces of the version registered last."
     )
-    registered_tokens: int = Field(default=0, ge=0, description="Value of trained_tokens at the last registration.")
-    last_registered: int | None = Field(default=None, description="The version registered last.")
+    registered_tokens: Count = Field(default=0, description="Value of trained_tokens at the last registration.")
+    last_registered: RecordNumber | None = Field(default=None, description="The version registered last.")
     created: Timestamp = Field(description="When the state was saved.")

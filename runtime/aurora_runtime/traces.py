@@ -14,12 +14,13 @@ most likely tokens kept per node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class RequestTrace:
             problems.append("round tensors differ in length")
         if any(getattr(self, name).shape[0] != nodes for name in _BY_NODES) or nodes != int(self.node_count.sum()):
             problems.append("node tensors differ in length")
-        if rounds and int(self.source.max()) > max(ProposalSource):
+        if rounds and not 0 <= int(self.source.min()) <= int(self.source.max()) <= max(ProposalSource):
             problems.append("a source of proposals is unknown; upgrade the reader")
         if problems:
             raise TraceFormatError("; ".join(problems))
@@ -97,6 +98,16 @@ def sources_without_controller(node_count: Tensor) -> Tensor:
 _BY_ROUNDS: Final = ("root", "node_count", "accepted", "version", "source")
 _BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
 _CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
+_MATRICES: Final = ("hidden", "top_ids", "top_logprobs")
+_FLOAT_TENSORS: Final = ("hidden", "top_logprobs", "uncaptured_mass")
+_INTEGERS: Final = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
+_BOOLS: Final = (torch.bool,)
+INDEX_COLUMNS: Final = 7
+MAX_TRACE_ROWS: Final = 1 << 24
+"""Most tokens, rounds or nodes of one request."""
+MAX_TOP_TOKENS: Final = 256
+"""Most likely tokens per node, as ``capture.topTokens`` allows."""
 
 
 def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
@@ -131,21 +142,62 @@ def encode(traces: Sequence[RequestTrace]) -> bytes:
 
 
 def decode(data: bytes) -> Iterator[RequestTrace]:
-    """The traces of a shard, in order. Their tensors are views of the shard's. Raises :class:`TraceFormatError`."""
-    tensors = load(data)
-    if "node_count" in tensors:
+    """The traces of a shard, in order. Their tensors are views of the shard's.
+
+    Raises :class:`TraceFormatError`, whatever the bytes are. A later trace of a shard may be wrong although an earlier
+    one was right.
+    """
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise TraceFormatError("not a safetensors file that this reader knows") from error
+    if "node_count" in tensors and tensors["node_count"].dim() == 1:
         tensors.setdefault("source", sources_without_controller(tensors["node_count"]))
     if missing := {"index", *_CONCATENATED} - tensors.keys():
         raise TraceFormatError(f"tensors missing: {', '.join(sorted(missing))}")
+    _require_formats(tensors)
+    index = tensors["index"]
+    _require_index(index, tensors)
     first = dict.fromkeys(_CONCATENATED, 0)
-    for request, prompt_length, hidden_start, n_tokens, n_hidden, n_rounds, n_nodes in tensors["index"].tolist():
-        lengths = {
-            "tokens": n_tokens,
-            "hidden": n_hidden,
-            **dict.fromkeys(_BY_ROUNDS, n_rounds),
-            **dict.fromkeys(_BY_NODES, n_nodes),
-        }
+    for request, prompt_length, hidden_start, n_tokens, n_hidden, n_rounds, n_nodes in index.tolist():
+        lengths = _lengths(n_tokens, n_hidden, n_rounds, n_nodes)
         parts = {name: tensors[name][first[name] : first[name] + length] for name, length in lengths.items()}
         yield RequestTrace(request=request, prompt_length=prompt_length, hidden_start=hidden_start, **parts)
         for name, length in lengths.items():
             first[name] += length
+
+
+def _lengths(tokens: int, hidden: int, rounds: int, nodes: int) -> dict[str, int]:
+    """How many rows of each concatenated tensor one trace has."""
+    return {
+        "tokens": tokens,
+        "hidden": hidden,
+        **dict.fromkeys(_BY_ROUNDS, rounds),
+        **dict.fromkeys(_BY_NODES, nodes),
+    }
+
+
+def _require_formats(tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`TraceFormatError` unless the tensors have the dimensions and the kinds of numbers of a shard's."""
+    for name in _CONCATENATED:
+        tensor = tensors[name]
+        kind = _FLOATS if name in _FLOAT_TENSORS else _BOOLS if name == "node_accepted" else _INTEGERS
+        if tensor.dim() != (2 if name in _MATRICES else 1) or tensor.dtype not in kind:
+            raise TraceFormatError(f"{name} has another type or other dimensions")
+    columns = tensors["top_ids"].shape[1]
+    if columns != tensors["top_logprobs"].shape[1] or columns > MAX_TOP_TOKENS:
+        raise TraceFormatError("the target's likely tokens have too many columns, or differ in their columns")
+
+
+def _require_index(index: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`TraceFormatError` unless the requests of ``index`` share out the rows of the tensors."""
+    if index.dtype != torch.int64 or index.dim() != 2 or index.shape[1] != INDEX_COLUMNS:
+        raise TraceFormatError("the index has another type or other columns")
+    if index.numel() and (int(index.min()) < 0 or int(index[:, 1:].max()) > MAX_TRACE_ROWS):
+        raise TraceFormatError("the index names impossible lengths")
+    if bool((index[:, 1] > index[:, 3]).any()):
+        raise TraceFormatError("a prompt is longer than its request")
+    expected = _lengths(*index[:, 3:].sum(dim=0).tolist())
+    for name, rows in expected.items():
+        if tensors[name].shape[0] != rows:
+            raise TraceFormatError(f"{name} has {tensors[name].shape[0]} rows, and the index names {rows}")

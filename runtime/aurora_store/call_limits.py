@@ -7,8 +7,9 @@ Each thread has at most one call under way. Every read and write of a connection
 A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
 
 Invariants: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
-name can hold a thread longer. With an :class:`AddressPolicy`, no connection is opened to an address that it refuses.
-Through a proxy the client resolves no name, so there the proxy decides.
+name can hold a thread longer. A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait
+for bytes. With an :class:`AddressPolicy`, no connection is opened to an address that it refuses. Through a proxy the
+client resolves no name, so there the proxy decides.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ from aurora_store.policy.address_policy import AddressPolicy
 
 IO_TIMEOUT_SECONDS = 60.0
 """Longest wait for one read from a connection, or for sending one block of a body."""
+INTERRUPT_POLL_SECONDS = 0.5
+"""How often a wait for bytes looks whether the call was interrupted."""
 MAX_HEADER_BYTES = 64 << 10
 """Bytes of an answer's headers, which an answer may have beside its body."""
 
 
 class CallLimitReached(OSError):
-    """The answer was not complete in time, or is too large. The message says which, and gives the limit."""
+    """The answer was not complete in time, is too large, or nobody wants it any more. The message says which."""
+
+
+INTERRUPTED = "nobody waits for the answer any more"
 
 
 class CallLimits:
@@ -51,6 +57,8 @@ class CallLimits:
         self._max_bytes = max_bytes
         self._received_bytes = 0
         self._on_request = on_request
+        self.interrupted = _thread.interrupted
+        """Whether nobody wants the answer any more."""
         self.too_large = ""
         """Why the answer is too large; empty while it is not."""
         self.address_refused = ""
@@ -98,13 +106,19 @@ class CallLimits:
 
     def raise_if_reached(self) -> None:
         """Raise :class:`CallLimitReached` when the call has reached a limit, so that nothing is tried again."""
-        if reason := self.too_large or self.address_refused or self.overdue:
+        given_up = INTERRUPTED if self.interrupted() else ""
+        if reason := self.too_large or self.address_refused or self.overdue or given_up:
             raise CallLimitReached(reason)
+
+
+def _never() -> bool:
+    return False
 
 
 class _ThreadState(threading.local):
     limits: CallLimits | None = None
     deadline_seconds: float | None = None
+    interrupted: Callable[[], bool] = staticmethod(_never)
 
 
 _thread = _ThreadState()
@@ -138,6 +152,24 @@ def total_deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         _thread.deadline_seconds = before
+
+
+@contextmanager
+def interruptible(interrupted: Callable[[], bool]) -> Iterator[None]:
+    """End the call that this thread makes inside the context soon after ``interrupted`` returns true.
+
+    ``interrupted`` is called often, and by this thread.
+    """
+    before, _thread.interrupted = _thread.interrupted, interrupted
+    try:
+        yield
+    finally:
+        _thread.interrupted = before
+
+
+def is_interrupted() -> bool:
+    """Whether the work of this thread was interrupted."""
+    return _thread.interrupted()
 
 
 def limit_connections(client: Any, addresses: AddressPolicy | None) -> None:
@@ -180,10 +212,23 @@ def _received(count: int) -> int:
     return count
 
 
+def _receive(connection: socket.socket, receive: Callable[[], int]) -> int:
+    """Call ``receive`` until it returns, the wait is over, or the thread's call was interrupted."""
+    limits, give_up = current_limits(), time.monotonic() + _wait_seconds()
+    while True:
+        connection.settimeout(max(0.001, min(INTERRUPT_POLL_SECONDS, give_up - time.monotonic())))
+        try:
+            return _received(receive())
+        except TimeoutError:
+            if limits is not None:
+                limits.raise_if_reached()
+            if time.monotonic() >= give_up:
+                raise
+
+
 class _LimitedSocket(socket.socket):
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        self.settimeout(_wait_seconds())
-        return _received(super().recv_into(buffer, nbytes, flags))
+        return _receive(self, lambda: socket.socket.recv_into(self, buffer, nbytes, flags))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.settimeout(_wait_seconds())
@@ -192,8 +237,7 @@ class _LimitedSocket(socket.socket):
 
 class _LimitedTlsSocket(ssl.SSLSocket):
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        self.settimeout(_wait_seconds())
-        return _received(super().recv_into(buffer, nbytes, flags))
+        return _receive(self, lambda: ssl.SSLSocket.recv_into(self, buffer, nbytes, flags))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.settimeout(_wait_seconds())

@@ -1,17 +1,33 @@
 """Records about drafts: lineages, checkpoints, registered versions and the channel.
 
-Invariant: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
-:class:`~aurora_store.errors.ObjectExists`.
+Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
+:class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, its weights have
+the digest of its registration, and nothing is downloaded before its manifest says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from aurora_protocol.draft_records import Channel, CheckpointManifest, Lineage, Registration
-from aurora_store.keys import Keys, number_of
+from aurora_protocol.draft_records import (
+    DRAFT_FILES,
+    WEIGHTS_FILE,
+    Channel,
+    CheckpointManifest,
+    Lineage,
+    Registration,
+)
+from aurora_protocol.errors import InvalidRecord
+from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
+from aurora_store.keys import Keys
 from aurora_store.records import RecordStore
 from aurora_store.root_ownership import is_void
+
+MAX_CONFIG_BYTES = 64 << 10
+"""Largest file of a draft beside its weights."""
+MAX_WEIGHTS_BYTES = 64 << 30
+"""Largest file of weights, where the reader knows no lower bound."""
 
 
 class DraftStore(RecordStore):
@@ -23,8 +39,10 @@ class DraftStore(RecordStore):
 
     def lineage(self) -> Lineage | None:
         """The newest lineage."""
-        key = self._last_record_key(Keys.LINEAGE)
-        return Lineage.from_json(self.objects.get(key)) if key else None
+        numbers = self._sequence(Keys.LINEAGE)
+        if not numbers:
+            return None
+        return self._read(Lineage, Keys.lineage(numbers[-1]), lambda record: Keys.lineage(record.number))
 
     def put_checkpoint(self, manifest: CheckpointManifest, folder: Path) -> str:
         """Upload the files that ``manifest`` names from ``folder``, then the manifest. Returns the folder's key."""
@@ -34,16 +52,43 @@ class DraftStore(RecordStore):
         self.objects.create(f"{prefix}manifest.json", manifest.to_json())
         return prefix
 
-    def checkpoint(self, registration: Registration) -> CheckpointManifest:
-        """The manifest of a version's checkpoint. Raises :class:`ObjectMissing`."""
-        return CheckpointManifest.from_json(self.objects.get(f"{registration.checkpoint}manifest.json"))
+    def checkpoint(
+        self, registration: Registration, *, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+    ) -> CheckpointManifest:
+        """The manifest of a version's checkpoint.
 
-    def fetch_checkpoint(self, registration: Registration, folder: Path) -> CheckpointManifest:
-        """Download a version's files into ``folder``.
+        Args:
+            max_weights_bytes: largest file of weights that the manifest may name.
 
-        Raises :class:`ObjectMissing`, :class:`ObjectTooLarge` and :class:`DigestMismatch`.
+        Raises :class:`ObjectMissing`, and :class:`InvalidRecord` when the manifest contradicts the registration or
+        names other files than those of a draft, or too large ones.
         """
-        manifest = self.checkpoint(registration)
+        folder = Keys.checkpoint(registration.version, registration.digest)
+        if registration.checkpoint != folder:
+            raise InvalidRecord(f"version {registration.version} is registered with a folder that is not its own")
+        manifest = self._read(
+            CheckpointManifest,
+            f"{folder}manifest.json",
+            lambda record: f"{Keys.checkpoint(record.version, record.digest)}manifest.json",
+        )
+        _require_draft(manifest, registration)
+        for file in manifest.files:
+            limit = max_weights_bytes if file.name == WEIGHTS_FILE else MAX_CONFIG_BYTES
+            if file.size > limit:
+                raise InvalidRecord(f"the draft's {file.name} has {file.size} bytes; at most {limit} are expected")
+        return manifest
+
+    def fetch_checkpoint(
+        self, registration: Registration, folder: Path, *, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+    ) -> CheckpointManifest:
+        """Download the two files of a version's draft into ``folder``.
+
+        Args:
+            max_weights_bytes: largest file of weights that is downloaded.
+
+        Raises :class:`ObjectMissing`, :class:`ObjectTooLarge`, :class:`DigestMismatch` and :class:`InvalidRecord`.
+        """
+        manifest = self.checkpoint(registration, max_weights_bytes=max_weights_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         for file in manifest.files:
             name = registration.checkpoint + file.name
@@ -56,20 +101,33 @@ class DraftStore(RecordStore):
         self.objects.create(Keys.registration(registration.version), registration.to_json())
 
     def registration(self, version: int) -> Registration:
-        """The registration of ``version``. Raises :class:`ObjectMissing`."""
-        return Registration.from_json(self.objects.get(Keys.registration(version)))
+        """The registration of ``version``. Raises :class:`ObjectMissing` and :class:`InvalidRecord`."""
+        key = Keys.registration(version)
+        return self._read(Registration, key, lambda record: Keys.registration(record.version))
+
+    def registrations(self) -> Iterator[Registration]:
+        """The readable registrations, newest version first.
+
+        A version that a former owner of the root registered late does not count, nor does an unreadable one.
+
+        Raises :class:`StoreError` while the channel is unreadable, because the channel says which versions count.
+        """
+        try:
+            channel = self.channel()
+        except InvalidRecord as error:
+            raise StoreError(f"{error}; delete it, and find out who wrote it") from error
+        for version in reversed(self._sequence(Keys.REGISTRY)):
+            try:
+                registration = self.registration(version)
+            except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
+                self._leave_out(Keys.registration(version), str(error))
+                continue
+            if channel is None or not is_void(registration, channel):
+                yield registration
 
     def last_version(self) -> int | None:
-        """The highest registered version. A version that a former owner of the root registered late does not count."""
-        versions = [number_of(key) for key in self._record_keys(Keys.REGISTRY)]
-        channel = self.channel()
-        return next((v for v in reversed(versions) if not self._is_void(v, channel)), None)
-
-    def _is_void(self, version: int, channel: Channel | None) -> bool:
-        """Whether ``version`` was registered by a speculator that had lost the root."""
-        if channel is None or channel.inherited_version is None or version <= channel.inherited_version:
-            return False
-        return is_void(self.registration(version), channel)
+        """The highest version of :meth:`registrations`."""
+        return next((registration.version for registration in self.registrations()), None)
 
     def advance_channel(self, channel: Channel) -> None:
         """Write the channel's next record.
@@ -80,5 +138,19 @@ class DraftStore(RecordStore):
 
     def channel(self) -> Channel | None:
         """The channel's record with the highest epoch."""
-        key = self._last_record_key(Keys.CHANNEL)
-        return Channel.from_json(self.objects.get(key)) if key else None
+        epochs = self._sequence(Keys.CHANNEL)
+        if not epochs:
+            return None
+        return self._read(Channel, Keys.channel(epochs[-1]), lambda record: Keys.channel(record.epoch))
+
+
+def _require_draft(manifest: CheckpointManifest, registration: Registration) -> None:
+    """Raise :class:`InvalidRecord` unless ``manifest`` names exactly the draft that was registered."""
+    if sorted(file.name for file in manifest.files) != sorted(DRAFT_FILES):
+        raise InvalidRecord(f"a draft is exactly {' and '.join(DRAFT_FILES)}; its manifest names other files")
+    if manifest.lineage != registration.lineage:
+        raise InvalidRecord(f"the manifest is of lineage {manifest.lineage}, not of {registration.lineage}")
+    if (manifest.version, manifest.digest) != (registration.version, registration.digest):
+        raise InvalidRecord("the manifest contradicts the registration")
+    if any(file.sha256 != registration.digest for file in manifest.files if file.name == WEIGHTS_FILE):
+        raise InvalidRecord(f"the manifest's {WEIGHTS_FILE} has another digest than the registration")

@@ -7,6 +7,7 @@ StoreError              the object store refused a call, or cannot be reached
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
 ├── AddressRefused      the endpoint leads to an address that may not be connected to
+├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
 """
@@ -76,3 +77,7 @@ class AddressRefused(StoreError):
 
 class StoreUnsupported(StoreError):
     """The store ignores ``If-None-Match: *``, so two writers could overwrite each other."""
+
+
+class StoreInterrupted(StoreError):
+    """The call was given up, because nobody waits for its answer any more."""

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
+from aurora_store.errors import ObjectTooLarge
 from aurora_store.keys import Keys
 from aurora_store.records import RecordStore
+
+MAX_BASELINES_TRIED = 64
+"""How many of the newest baselines are read at most, readable or not."""
 
 
 class EvidenceStore(RecordStore):
@@ -23,12 +28,20 @@ class EvidenceStore(RecordStore):
 
     def evidence(self, version: int) -> Evidence | None:
         """The evidence of the last attempt at measuring ``version``."""
-        key = self._last_record_key(Keys.evidence_of(version))
-        return Evidence.from_json(self.objects.get(key)) if key else None
+        attempts = self._sequence(Keys.evidence_of(version))
+        return self._evidence(version, attempts[-1]) if attempts else None
 
     def evidence_of_all_attempts(self, version: int) -> Iterator[Evidence]:
-        """The evidence of every attempt at measuring ``version``, first attempt first."""
-        return (Evidence.from_json(self.objects.get(key)) for key in self._record_keys(Keys.evidence_of(version)))
+        """The readable evidence of every attempt at measuring ``version``, first attempt first."""
+        for attempt in self._sequence(Keys.evidence_of(version)):
+            try:
+                yield self._evidence(version, attempt)
+            except (InvalidRecord, ObjectTooLarge) as error:
+                self._leave_out(Keys.evidence(version, attempt), str(error))
+
+    def _evidence(self, version: int, attempt: int) -> Evidence:
+        key = Keys.evidence(version, attempt)
+        return self._read(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
 
     def put_baseline(self, baseline: CachedBaseline) -> str:
         """Write a baseline. Returns its key. Raises :class:`ObjectExists` when the attempt left one already."""
@@ -37,6 +50,9 @@ class EvidenceStore(RecordStore):
         return key
 
     def baselines(self, lineage: int) -> Iterator[tuple[str, CachedBaseline]]:
-        """Keys and records of a lineage's baselines, newest version first."""
-        keys = reversed(self._record_keys(Keys.baselines(lineage)))
-        return ((key, CachedBaseline.from_json(self.objects.get(key))) for key in keys)
+        """Keys and records of a lineage's readable baselines, newest version first."""
+        for key in self._json_keys(Keys.baselines(lineage))[: -MAX_BASELINES_TRIED - 1 : -1]:
+            try:
+                yield key, self._read(CachedBaseline, key, lambda r: Keys.baseline(r.lineage, r.version, r.attempt))
+            except (InvalidRecord, ObjectTooLarge) as error:
+                self._leave_out(key, str(error))

@@ -26,7 +26,7 @@ from typing import Final
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
-from aurora_store.keys import Keys, first_owner, number_of
+from aurora_store.keys import Keys, first_owner, in_sequence, record_number
 from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.root_ownership import write_refusal
 
@@ -52,6 +52,10 @@ class FencedObjectStore(ObjectStore):
     def create(self, key: str, data: bytes) -> None:
         self._check(key)
         super().create(key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._check(key)
+        super().put_file(key, path)
 
     def upload(self, key: str, path: Path) -> None:
         self._check(key)
@@ -87,11 +91,12 @@ class FencedObjectStore(ObjectStore):
         known = self._channel.epoch if self._channel is not None else 0
         # The listing begins with the known record, so an empty listing shows that the records were deleted.
         listed = self.list(Keys.CHANNEL, after=Keys.channel(known - 1) if known else "")
-        newest = max((key for key in listed if key.endswith(".json")), default="")
-        self._channel_vanished = not newest and known > 0
+        epochs = in_sequence((number for key in listed if (number := record_number(key)) is not None), known)
+        self._channel_vanished = not epochs and known > 0
         try:
-            if newest and number_of(newest) > known:
-                self._channel = Channel.from_json(self.get(newest))
+            if epochs and epochs[-1] > known:
+                self._channel = Channel.from_json(self.get(Keys.channel(epochs[-1])))
         except InvalidRecord as error:
-            raise StoreError(bounded_text(f"{newest} does not tell who owns the root: {error}")) from error
+            text = f"{Keys.channel(epochs[-1])} does not tell who owns the root: {error}"
+            raise StoreError(bounded_text(text)) from error
         self._looked_at_seconds = self._clock()

@@ -21,16 +21,20 @@ Invariant: numbers are zero-padded, so the lexical order of a listing is the ord
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.record import MAX_NUMBER
 from aurora_store.errors import bounded_text
 
-NUMBER_WIDTH = 8
+NUMBER_WIDTH = len(str(MAX_NUMBER))
 OWNER_ID_CHARACTERS = 8
-MAX_NUMBER = 10**NUMBER_WIDTH - 1
+MAX_NUMBER_GAP = 1000
+"""Most numbers that a sequence of records may skip. Writers take the next number, or the one after a taken number."""
 _RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
+_SHARD_KEY = re.compile(r"traces(/[A-Za-z0-9][A-Za-z0-9._-]*)+\.json", re.ASCII)
 
 
 def _number(value: int) -> str:
@@ -46,6 +50,40 @@ def number_of(key: str) -> int:
     if _RECORD_NAME.fullmatch(name) is None:
         raise InvalidRecord(f"{bounded_text(key, 100)} has no record's name; delete it, and find out who wrote it")
     return int(name.removesuffix(".json"))
+
+
+def record_number(key: str) -> int | None:
+    """As :func:`number_of`; None when the key has no such number."""
+    try:
+        return number_of(key)
+    except InvalidRecord:
+        return None
+
+
+def in_sequence(numbers: Iterable[int], known: int = 0) -> list[int]:
+    """``numbers`` in ascending order, up to the first that skips more than :data:`MAX_NUMBER_GAP` after ``known``.
+
+    Why: the highest number wins, so one foreign record with the last possible number would win for ever, and no writer
+    could take a number after it. The last :data:`MAX_NUMBER_GAP` numbers are never in sequence.
+    """
+    kept: list[int] = []
+    for number in sorted(numbers):
+        if number - (kept[-1] if kept else known) > MAX_NUMBER_GAP or number > MAX_NUMBER - MAX_NUMBER_GAP:
+            break
+        kept.append(number)
+    return kept
+
+
+def is_shard_key(key: str) -> bool:
+    """Whether ``key`` may be that of a shard's manifest: a path below the traces without hidden parts or ``..``."""
+    return _SHARD_KEY.fullmatch(key) is not None
+
+
+def shard_data_key(manifest_key: str) -> str:
+    """The key of a shard's data. Raises :class:`InvalidRecord` when ``manifest_key`` is not a manifest's."""
+    if not is_shard_key(manifest_key):
+        raise InvalidRecord(f"{bounded_text(manifest_key, 100)} is not the key of a shard's manifest")
+    return f"{manifest_key.removesuffix('.json')}.safetensors"
 
 
 def root(prefix: str, namespace: str, name: str, uid: str) -> str:

@@ -26,7 +26,7 @@ from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
 from aurora_protocol.pod_settings import StoreSettings
-from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
+from aurora_store.call_limits import INTERRUPTED, CallLimitReached, CallLimits, call_limits
 from aurora_store.errors import (
     DEFAULT_HINT,
     ERROR_HINTS,
@@ -36,6 +36,7 @@ from aurora_store.errors import (
     ObjectMissing,
     ObjectTooLarge,
     StoreError,
+    StoreInterrupted,
     StoreOverdue,
     StoreUnsupported,
     bounded_text,
@@ -190,6 +191,8 @@ class ObjectStore:
             return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
         if limits.overdue:
             return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
+        if limits.interrupted():
+            return StoreInterrupted(bounded_text(f"{call}: {INTERRUPTED}"))
         if isinstance(error, RedirectRefused):
             return StoreError(bounded_text(f"{call}: {store} answered with a redirect ({error}); name the final URL"))
         if isinstance(error, ClientError):
@@ -242,6 +245,15 @@ class ObjectStore:
         """Upload a file, replacing an older object. A large file is uploaded in parts."""
         with self._call("upload", key, object_bytes=path.stat().st_size):
             self._s3.upload_file(str(path), self.config.bucket, self._full_key(key), Config=TRANSFER)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a file at ``key`` in one request where S3 allows that. Only a block of the file is in memory."""
+        size = path.stat().st_size
+        if size > MAX_SINGLE_PUT_BYTES:
+            self.upload(key, path)
+            return
+        with self._call("put", key, object_bytes=size), path.open("rb") as file:
+            self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=file)
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

@@ -10,10 +10,16 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
-from aurora_store.keys import Keys
+from aurora_store.errors import bounded_text
+from aurora_store.keys import Keys, is_shard_key, shard_data_key
 from aurora_store.records import RecordStore
+
+MAX_SHARD_BYTES = 4 << 30
+"""Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,27 @@ class ShardListing:
 class ShardStore(RecordStore):
     """Shards of traces."""
 
-    def put_shard(self, manifest: ShardManifest, data: bytes) -> str:
-        """Write a shard, data first. Returns the manifest's key.
+    def put_shard(self, manifest: ShardManifest, data: Path) -> str:
+        """Write a shard from the file ``data``, data first. Returns the manifest's key.
 
         A retry is harmless, because pod, boot and seq make the key unique.
         """
-        stem = Keys.shard(manifest.lineage, manifest.pod, manifest.boot, manifest.seq, manifest.created)
-        self.objects.put(f"{stem}.safetensors", data)
+        stem = _stem(manifest)
+        self.objects.put_file(f"{stem}.safetensors", data)
         self.objects.create(f"{stem}.json", manifest.to_json())
         return f"{stem}.json"
 
     def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
-        """A shard's manifest and its verified data. Raises :class:`ObjectMissing` and :class:`DigestMismatch`."""
-        manifest = ShardManifest.from_json(self.objects.get(manifest_key))
-        data_key = f"{manifest_key.rsplit('/', 1)[0]}/{manifest.file.name}"
+        """A shard's manifest and its verified data.
+
+        Raises :class:`ObjectMissing`, :class:`InvalidRecord` and :class:`DigestMismatch`.
+        """
+        data_key = shard_data_key(manifest_key)
+        manifest = self._read(ShardManifest, manifest_key, lambda record: f"{_stem(record)}.json")
+        if manifest.file.name != data_key.rsplit("/", 1)[1]:
+            raise InvalidRecord(f"{bounded_text(manifest_key)}: names data that are not its own")
+        if manifest.file.size > MAX_SHARD_BYTES:
+            raise InvalidRecord(f"{bounded_text(manifest_key)}: names more than {MAX_SHARD_BYTES} bytes")
         return manifest, self.objects.get(data_key, manifest.file.sha256, max_bytes=manifest.file.size)
 
     def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
@@ -50,16 +63,16 @@ class ShardStore(RecordStore):
 
         Raises :class:`ObjectMissing`.
         """
-        return self.objects.get_range(_data_key(manifest_key), first, size)
+        return self.objects.get_range(shard_data_key(manifest_key), first, size)
 
     def delete_shard(self, manifest_key: str) -> None:
         """Delete a shard, its manifest first. Safe to repeat."""
         self.objects.delete(manifest_key)
-        self.objects.delete(_data_key(manifest_key))
+        self.objects.delete(shard_data_key(manifest_key))
 
     def shard_keys(self, lineage: int) -> Iterator[str]:
         """Keys of the manifests of a lineage's shards, oldest hour first."""
-        return (key for key in self.objects.list(Keys.traces(lineage)) if key.endswith(".json"))
+        return (key for key in self.objects.list(Keys.traces(lineage)) if is_shard_key(key))
 
     def newest_shards(self, lineage: int, limit: int) -> list[str]:
         """Keys of the ``limit`` manifests written last, newest first.
@@ -67,7 +80,7 @@ class ShardStore(RecordStore):
         The order is by the store's clock. The keys do not show the order, because each engine start counts from 0.
         """
         objects = self.objects.list_objects(Keys.traces(lineage))
-        manifests = ((item.modified, item.key) for item in objects if item.key.endswith(".json"))
+        manifests = ((item.modified, item.key) for item in objects if is_shard_key(item.key))
         return [key for _, key in heapq.nlargest(limit, manifests)]
 
     def list_shards(self, lineage: int) -> ShardListing:
@@ -76,6 +89,8 @@ class ShardStore(RecordStore):
         listing = ShardListing()
         for key, item in objects.items():
             stem, _, extension = key.rpartition(".")
+            if not is_shard_key(f"{stem}.json"):
+                continue  # no agent wrote this object, so the trainer neither reads nor deletes it
             if extension == "json":
                 data = objects.get(f"{stem}.safetensors")
                 listing.data_bytes[key] = data.size_bytes if data else 0
@@ -87,8 +102,8 @@ class ShardStore(RecordStore):
         """When the data of an orphan was written. None when the shard has a manifest, or has no data."""
         prefix = manifest_key.removesuffix("json")
         modified = {item.key: item.modified for item in self.objects.list_objects(prefix)}
-        return None if manifest_key in modified else modified.get(_data_key(manifest_key))
+        return None if manifest_key in modified else modified.get(shard_data_key(manifest_key))
 
 
-def _data_key(manifest_key: str) -> str:
-    return f"{manifest_key.removesuffix('.json')}.safetensors"
+def _stem(manifest: ShardManifest) -> str:
+    return Keys.shard(manifest.lineage, manifest.pod, manifest.boot, manifest.seq, manifest.created)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store.errors import ObjectMissing, StoreError
-from aurora_store.keys import Keys, number_of
+from aurora_store.keys import Keys, is_shard_key
 from aurora_store.records import RecordStore
 
 KEPT_TRAINER_STATES = 2
@@ -66,7 +67,15 @@ class TrainerStore(RecordStore):
         epoch = epoch or self.last_trainer_state_epoch()
         if not epoch:
             return None
-        return TrainerState.from_json(self.objects.get(Keys.trainer_state(epoch), max_bytes=MAX_STATE_RECORD_BYTES))
+        state = self._read(
+            TrainerState,
+            Keys.trainer_state(epoch),
+            lambda record: Keys.trainer_state(record.epoch),
+            max_bytes=MAX_STATE_RECORD_BYTES,
+        )
+        if not all(map(is_shard_key, (*state.consumed, *state.retired))):
+            raise InvalidRecord(f"{Keys.trainer_state(epoch)}: a shard's key is not one")
+        return state
 
     def last_trainer_state_epoch(self) -> int:
         """The highest epoch of a stored state, readable or not. 0 when no state is stored."""
@@ -74,4 +83,4 @@ class TrainerStore(RecordStore):
 
     def trainer_state_epochs(self) -> list[int]:
         """The epochs of all stored states, readable or not, oldest first."""
-        return sorted(number_of(key) for key in self._record_keys(Keys.TRAINER_STATE))
+        return self._sequence(Keys.TRAINER_STATE, from_start=False)

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aurora_runtime.engine.draft_config import DraftConfig, config_json
+
 DRAFT_VOCABULARY = 16384
 REPEATING_TEXT = "pi = 3." + "3" * 39
 """SmolLM2-135M continues this text with threes for at least 48 tokens. It soon leaves most other repetitions."""
@@ -65,26 +67,26 @@ def write_random_draft(
 def _config(target_config: dict[str, Any], draft_vocabulary: int) -> dict[str, Any]:
     """The draft's `config.json`: the target's sizes, with one layer."""
     rope = target_config.get("rope_parameters") or {}
-    return {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
-        "hidden_size": target_config["hidden_size"],
-        "intermediate_size": target_config["intermediate_size"],
-        "num_attention_heads": target_config["num_attention_heads"],
-        "num_key_value_heads": target_config["num_key_value_heads"],
-        "head_dim": _head_size(target_config),
-        "num_hidden_layers": 1,
-        "vocab_size": target_config["vocab_size"],
-        "draft_vocab_size": draft_vocabulary,
-        "hidden_act": "silu",
-        "max_position_embeddings": target_config["max_position_embeddings"],
-        "rms_norm_eps": target_config["rms_norm_eps"],
-        "rope_theta": rope.get("rope_theta", target_config.get("rope_theta", 10000.0)),
-        "tie_word_embeddings": False,
-        "bos_token_id": target_config.get("bos_token_id"),
-        "eos_token_id": target_config.get("eos_token_id"),
-        "torch_dtype": "bfloat16",
-    }
+    return config_json(
+        DraftConfig(
+            hidden_size=target_config["hidden_size"],
+            intermediate_size=target_config["intermediate_size"],
+            heads=target_config["num_attention_heads"],
+            kv_heads=target_config["num_key_value_heads"],
+            head_dim=_head_size(target_config),
+            vocab_size=target_config["vocab_size"],
+            draft_vocab_size=draft_vocabulary,
+            rms_norm_eps=target_config["rms_norm_eps"],
+            rope_theta=float(rope.get("rope_theta", target_config.get("rope_theta", 10000.0))),
+            max_positions=target_config["max_position_embeddings"],
+            aux_layers=aux_layers(target_config["num_hidden_layers"]),
+        )
+    )
+
+
+def aux_layers(layers: int) -> tuple[int, int, int]:
+    """The target layers whose outputs the drafts read: SGLang's default for a target of so many layers."""
+    return (1, layers // 2 - 1, layers - 4)
 
 
 def _head_size(target_config: dict[str, Any]) -> int:

@@ -22,6 +22,7 @@ from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training.lineage import utc_now
 from aurora_store import Registry
 from tests.assets.s3 import S3
+from tests.assets.shards import put_shard_bytes
 
 TRAINER_MODULE = "aurora_runtime.training"
 WAIT_SECONDS = 600.0
@@ -111,7 +112,7 @@ def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, fi
             draft_versions=(0,),
             created=utc_now(),
         )
-        keys.append(registry.put_shard(manifest, data))
+        keys.append(put_shard_bytes(registry, manifest, data))
     return keys
 
 

@@ -32,10 +32,11 @@ import torch
 from tests.bench.bench_command import bench_parser
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
+from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.traces import RequestTrace, decode, encode, sources_without_controller
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.slot_batches import batch_by_slots
-from aurora_runtime.training.model.draft import DraftConfig, DraftModel
+from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.batch_loss import draft_outputs, loss_of_outputs
 from aurora_runtime.training.optim.recipe import Recipe

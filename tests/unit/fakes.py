@@ -20,7 +20,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER
-from aurora_protocol.draft_records import Lineage, Registration, TargetIdentity, TensorSpec
+from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, TargetIdentity, TensorSpec
+from aurora_runtime.engine.draft_config import config_json, lineage_config
 from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
@@ -28,6 +29,9 @@ from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInf
 from tests.assets.trainer_output import publish_draft
 
 KEY = "the-admin-key"
+SIZES = DraftSizes(
+    intermediate_size=4, heads=1, kv_heads=1, head_dim=2, rms_norm_eps=1e-5, rope_theta=1e4, max_positions=64
+)
 D2T = struct.pack("<4q", 0, 1, 2, 3)
 
 
@@ -60,6 +64,8 @@ class FolderObjects(ObjectStore):
 
     def upload(self, key: str, path: Path) -> None:
         self.put(key, path.read_bytes())
+
+    put_file = upload
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         try:
@@ -121,6 +127,7 @@ def lineage(number: int = 1) -> Lineage:
         draft_vocab_size=4,
         aux_layers=(1, 2, 3),
         tensors={n: TensorSpec(shape=tuple(s), dtype=d) for n, (d, s, _) in draft_tensors().items()},
+        draft=SIZES,
         created=datetime.now(UTC),
     )
 
@@ -130,7 +137,7 @@ def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *
     source = folder / f"source-{version}"
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(data)
-    (source / "config.json").write_text("{}")
+    (source / "config.json").write_text(json.dumps(config_json(lineage_config(lineage(), SIZES))))
     return publish_draft(registry, source, version, lineage=of_lineage)
 
 

@@ -45,3 +45,46 @@ def test_a_source_is_kept_for_each_round() -> None:
     trace = tiny.trace(1)
     with pytest.raises(TraceFormatError, match="round tensors differ in length"):
         type(trace)(**{**vars(trace), "source": torch.zeros(1, dtype=torch.uint8)})
+
+
+def index_with(column: int, value: int) -> dict[str, torch.Tensor]:
+    tensors = shard_tensors([tiny.trace(1), tiny.trace(2)])
+    tensors["index"][0, column] = value
+    return tensors
+
+
+@pytest.mark.parametrize("column", range(7))
+def test_an_index_with_a_negative_number_is_refused(column: int) -> None:
+    with pytest.raises(TraceFormatError, match="impossible lengths"):
+        list(decode(save(index_with(column, -8))))
+
+
+@pytest.mark.parametrize("column", range(1, 7))
+def test_an_index_that_does_not_fit_its_tensors_is_refused(column: int) -> None:
+    with pytest.raises(TraceFormatError):
+        list(decode(save(index_with(column, 1 << 20))))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("hidden", torch.zeros(3)),
+        ("tokens", torch.zeros(3, 3, dtype=torch.int32)),
+        ("tokens", torch.zeros(3, dtype=torch.float32)),
+        ("node_accepted", torch.zeros(3, dtype=torch.int32)),
+        ("top_ids", torch.zeros(3, 100_000, dtype=torch.int32)),
+        ("top_logprobs", torch.zeros(3, 1, dtype=torch.float16)),
+        ("index", torch.zeros(7, dtype=torch.int64)),
+        ("index", torch.zeros(1, 8, dtype=torch.int64)),
+        ("index", torch.zeros(1, 7, dtype=torch.float32)),
+    ],
+)
+def test_a_tensor_of_another_form_is_refused(name: str, tensor: torch.Tensor) -> None:
+    with pytest.raises(TraceFormatError):
+        list(decode(save(shard_tensors([tiny.trace(1)]) | {name: tensor})))
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 100, b"\xff" * 8, bytes(100)])
+def test_bytes_that_are_no_shard_are_refused(data: bytes) -> None:
+    with pytest.raises(TraceFormatError):
+        list(decode(data))

@@ -47,6 +47,8 @@ def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> l
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the pod's own emptyDir
         {"name": "USER", "value": "aurora"},
+        {"name": "PYTHONSAFEPATH", "value": "1"},  # for the processes that ours start
+        {"name": "PYTHONNOUSERSITE", "value": "1"},  # the user's site would be below HOME, which is /tmp
     ]
     reference = spec.store.credentials.secret_ref
     if store and reference is not None:
@@ -60,12 +62,13 @@ def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> l
 def container(name: str, image: str, module: list[str], env: list[Object], **more: Any) -> Object:
     """A container that Pod Security's ``restricted`` profile admits, with a read-only root filesystem.
 
-    ``module`` holds the arguments of ``python -m``.
+    ``module`` holds the arguments of ``python -m``. With ``-P`` Python never imports from the working directory, which
+    a user's template may set to a folder that another container writes to.
     """
     return {
         "name": name,
         "image": image,
-        "command": ["python", "-m", *module],
+        "command": ["python", "-P", "-m", *module],
         "env": env,
         "securityContext": {
             "allowPrivilegeEscalation": False,

@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from aurora_protocol.draft_records import Lineage, TensorSpec
+from aurora_protocol.draft_records import CONFIG_FILE, WEIGHTS_FILE, Lineage, TensorSpec
+from aurora_runtime.engine.draft_config import check_draft_config
 from aurora_runtime.errors import DraftRefused
 
-WEIGHTS: Final = "model.safetensors"
+WEIGHTS: Final = WEIGHTS_FILE
 """Name of the file of weights in a draft's folder."""
 MAX_HEADER_BYTES: Final = 16 << 20
 READ_CHUNK_BYTES: Final = 8 << 20
@@ -63,7 +64,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], int]
     try:
         header = json.loads(file.read(length))
         entries = {name: _parse_entry(value) for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DraftRefused("not a safetensors file: its header cannot be read") from error
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
@@ -80,6 +81,18 @@ def _parse_entry(value: Any) -> TensorEntry:
     begin, end = value["data_offsets"]
     shape = tuple(int(n) for n in value["shape"])
     return TensorEntry(TensorSpec(shape=shape, dtype=str(value["dtype"])), int(begin), int(end))
+
+
+def max_weights_bytes(lineage: Lineage) -> int:
+    """Largest file of weights that a draft of ``lineage`` may have."""
+    tensors = (DTYPE_BYTES.get(spec.dtype, 8) * prod(spec.shape) for spec in lineage.tensors.values())
+    return 8 + MAX_HEADER_BYTES + sum(tensors)
+
+
+def check_draft(folder: Path, lineage: Lineage) -> None:
+    """Raise :class:`DraftRefused` unless an engine of this lineage may start with, or load, the draft in ``folder``."""
+    check_draft_config(folder / CONFIG_FILE, lineage)
+    check_draft_file(folder / WEIGHTS, lineage)
 
 
 def check_draft_file(path: Path, lineage: Lineage) -> None:

@@ -1,7 +1,8 @@
 """Describes the machine that an engine runs on.
 
-A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariant: one machine
-always gets the same description, because measurements are compared only between equal descriptions.
+A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariants: one machine
+always gets the same description, because measurements are compared only between equal descriptions. The child imports
+nothing from the working directory, where a draft's files may lie.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from aurora_protocol.agent_api import Machine
 from aurora_runtime.errors import EngineFault
 
 GPU_QUERY_SECONDS = 300.0
+ISOLATED_PYTHON = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
+"""Environment of an engine: Python imports neither from the working directory nor from the user's site."""
 _GPU_QUERY = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,7 +39,7 @@ def _cpu_description() -> str:
 def _gpu_count_and_name() -> tuple[int, str]:
     """How many GPUs torch sees, and the name of the first one."""
     query = subprocess.run(
-        [sys.executable, "-c", _GPU_QUERY], check=False, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS
+        [sys.executable, "-I", "-c", _GPU_QUERY], check=False, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS
     )
     if query.returncode != 0:
         raise EngineFault(f"torch did not report the GPUs of this machine: {query.stderr.strip()[-300:]}")

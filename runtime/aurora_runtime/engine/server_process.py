@@ -24,6 +24,7 @@ from pathlib import Path
 
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS
 from aurora_runtime.cpu import launch_settings as cpu
+from aurora_runtime.engine.machine import ISOLATED_PYTHON
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
@@ -81,7 +82,7 @@ class EngineSpec:
         """The server's environment: ``base`` without the store's credentials. The server captures no traces."""
         variables = {name: value for name, value in base.items() if name not in _STORE_CREDENTIALS}
         variables |= {"SGLANG_PLUGINS": "aurora_cpu,aurora_vocabulary", "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
-        variables |= {"TOKENIZERS_PARALLELISM": "false"}
+        variables |= {"TOKENIZERS_PARALLELISM": "false"} | ISOLATED_PYTHON
         if isinstance(speculation, Eagle3) and speculation.controller is not None:
             variables |= speculation.controller.environment()
             variables["SGLANG_PLUGINS"] += f",{SPECULATION_PLUGIN}"

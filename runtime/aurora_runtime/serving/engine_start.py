@@ -17,7 +17,7 @@ from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest, Lineage
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.cpu import launch_settings as cpu
-from aurora_runtime.engine.machine import detect_machine
+from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
@@ -104,7 +104,7 @@ class EngineStart:
 
     def environment(self) -> dict[str, str]:
         """SGLang's environment: this process's, the capture settings, and the CPU engine's variables on a CPU."""
-        environment = dict(os.environ)
+        environment = dict(os.environ) | ISOLATED_PYTHON
         if self.on_cpu:
             environment |= cpu.environment(environment)
         if plugins := environment.get("SGLANG_PLUGINS"):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
-from aurora_protocol.draft_records import INITIAL_VERSION, Lineage
+from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_budget import ReplayBudget
+from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.data.shards import ShardReader
-from aurora_runtime.training.lineage import fetch_draft
+from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
 from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.optim.ranks import Ranks, SharedSession
@@ -66,12 +67,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainerContext:
-    """The store, the target and the lineage that a trainer works on."""
+    """The store, the target and the lineage that a trainer works on, and the deaths of earlier trainers in its pod."""
 
     registry: Registry
     target: TargetModel
     lineage: Lineage
     retrier: Retrier
+    deaths: ShardDeaths = field(default_factory=ShardDeaths)
 
 
 def build_trainer(
@@ -81,11 +83,9 @@ def build_trainer(
     registry, retrier = context.registry, context.retrier
     stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage.number))
     record = stored.record if stored else None
-    newest = retrier.call("reading the registry", registry.last_version) or INITIAL_VERSION
-    last = retrier.call("reading the registry", lambda: registry.registration(newest))
-    last_draft = retrier.call("fetching the last version", lambda: fetch_draft(registry, newest, context.target))
+    last, last_draft = retrier.call("fetching the last version", lambda: newest_draft(registry, context.target))
     ledger = ShardLedger(registry, context.lineage.number, retrier, record)
-    session = _session(config, context, newest, device, ranks)
+    session = _session(config, context, last.version, device, ranks)
     trained_tokens = record.trained_tokens if record else last.trained_tokens
     learning = _empty_learning_state(config, context.target, session, ledger, trained_tokens)
     reader = _reader(config, context)
@@ -94,7 +94,7 @@ def build_trainer(
         learning.restore(stored.tensors, reader)
         log.info("resumed at step %d, %d positions", session.steps, learning.trained_tokens)
     candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
-    progress = Progress(registry, learning, candidates, config.policy)
+    progress = Progress(registry, learning, candidates, config.policy, context.deaths)
     stages = _stages(config, context, learning, reader, candidates, progress)
     return Trainer(learning, stages, progress, retrier, config.policy)
 
@@ -134,6 +134,7 @@ def _reader(config: TrainingConfig, context: TrainerContext) -> ShardReader:
         context.retrier,
         policy=config.policy,
         prompt_weight=config.recipe.prompt_weight,
+        deaths=context.deaths,
     )
 
 

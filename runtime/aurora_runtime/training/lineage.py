@@ -19,13 +19,15 @@ import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.errors import CheckpointFormatError
 from aurora_runtime.training.model import checkpoint, initial_draft
-from aurora_runtime.training.model.draft import DraftConfig, DraftModel
+from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import Keys, Registry
-from aurora_store.errors import ObjectExists, ObjectMissing
+from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
 FIRST_LINEAGE: Final = 1
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         draft_vocab_size=config.draft_vocab_size,
         aux_layers=config.aux_layers,
         tensors=exported.tensors,
+        draft=config.sizes,
         created=now(),
     )
     try:
@@ -92,7 +95,8 @@ def _ensure_version_0(
         )
         publish(registry, folder, manifest)
         return draft.config, exported
-    draft, ids = checkpoint.load(folder, target.embedding)
+    expected = initial_draft.draft_config(target, spec.vocab_size)
+    draft, ids = checkpoint.load(folder, target.embedding, expected)
     return draft.config, checkpoint.export(draft, ids, folder)
 
 
@@ -126,8 +130,11 @@ def publish(
     try:
         registry.register(registration)
     except ObjectExists:
-        stored = registry.registration(manifest.version)
-        if stored.digest != manifest.digest:
+        try:
+            stored = registry.registration(manifest.version)
+        except InvalidRecord:
+            stored = None
+        if stored is None or stored.digest != manifest.digest:
             raise
         return stored
     return registration
@@ -137,8 +144,22 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
     """The draft of a registered version, and its vocabulary map."""
     with tempfile.TemporaryDirectory() as scratch:
         registry.fetch_checkpoint(registry.registration(number), Path(scratch))
-        draft, ids = checkpoint.load(Path(scratch), target.embedding)
+        expected = initial_draft.draft_config(target, target.identity.vocab_size)
+        draft, ids = checkpoint.load(Path(scratch), target.embedding, expected)
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
+
+
+def newest_draft(registry: Registry, target: TargetModel) -> tuple[Registration, tuple[DraftModel, VocabularyMap]]:
+    """The newest version whose draft can be read, and the draft. Versions that cannot be read are logged.
+
+    Raises :class:`CheckpointFormatError` when no version can be read.
+    """
+    for registration in registry.registrations():
+        try:
+            return registration, fetch_draft(registry, registration.version, target)
+        except (ObjectMissing, DigestMismatch, InvalidRecord, CheckpointFormatError) as error:
+            log.error("version %d cannot be read; trying the one before: %s", registration.version, error)  # noqa: TRY400
+    raise CheckpointFormatError("the store has no version that can be read")
 
 
 def provenance() -> dict[str, str]:

@@ -81,6 +81,7 @@ class Trainer:
             self.progress.record_work(trains=True, pending_shards=len(pending) - index)
             self.stages.reader.prefetch(pending[index:])
             self.stages.fresh.train(key, self.stages.reader.read(key))
+            self.stages.reader.finish()
             self.run_due_stages(TrainerPhase.TRAINING)
 
     def run_due_stages(self, phase: TrainerPhase) -> None:

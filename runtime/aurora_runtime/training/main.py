@@ -10,15 +10,17 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import torch
 
 from aurora_protocol.draft_records import Lineage
-from aurora_protocol.pod_settings import TrainerSettings
+from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
+from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.optim.ranks import Ranks, run_follower, world_size
@@ -34,7 +36,12 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    settings: TrainerSettings, registry: Registry, retrier: Retrier, device: torch.device, ranks: Ranks | None
+    settings: TrainerSettings,
+    registry: Registry,
+    retrier: Retrier,
+    device: torch.device,
+    ranks: Ranks | None,
+    deaths: ShardDeaths | None = None,
 ) -> None:
     """Create the lineage if needed, then train or, when suspended, wait. Returns when ``retrier`` is stopped."""
     target = retrier.call(
@@ -48,7 +55,8 @@ def run(
     if settings.training.suspended:
         wait_suspended(config, registry, lineage, retrier)
         return
-    build_trainer(config, TrainerContext(registry, target, lineage, retrier), device, ranks).run()
+    context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths())
+    build_trainer(config, context, device, ranks).run()
 
 
 def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier) -> None:
@@ -75,12 +83,13 @@ def own_device() -> torch.device:
     return device
 
 
-def stop_on_signals(retrier: Retrier, stop_seconds: float) -> None:
+def stop_on_signals(retrier: Retrier, deaths: ShardDeaths, stop_seconds: float) -> None:
     """Stop ``retrier`` on SIGTERM and SIGINT, and end the process ``stop_seconds`` later if it still runs."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         log.info("stopping on signal %d", signum)
         retrier.stop()
+        deaths.stop()
         deadline = threading.Timer(stop_seconds, os._exit, (1,))
         deadline.daemon = True
         deadline.start()
@@ -103,12 +112,12 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         run_follower(ranks, device)
         return
-    retrier = Retrier()
-    stop_on_signals(retrier, DEFAULT_POLICY.stop_seconds)
+    retrier, deaths = Retrier(), ShardDeaths(Path(STATE_FOLDER))
+    stop_on_signals(retrier, deaths, DEFAULT_POLICY.stop_seconds)
     registry = Registry(FencedObjectStore(StoreConfig.of(settings.store)))
     log.info("training for %s on %s, %d thread(s)", settings.target.model, device.type, torch.get_num_threads())
     try:
-        run(settings, registry, retrier, device, ranks)
+        run(settings, registry, retrier, device, ranks, deaths)
     except Interrupted as interrupted:
         log.info("%s", interrupted)
     if ranks:

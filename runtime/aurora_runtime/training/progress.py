@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training.candidates import Candidates, Comparison
+from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.pace import TrainingPace
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
@@ -21,6 +22,8 @@ from aurora_runtime.training.vocabulary_coverage import VocabularyChange
 from aurora_store import Registry
 from aurora_store.errors import StoreError
 
+SHARDS_NAMED: Final = 10
+"""Most shards in quarantine that the status names."""
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +61,9 @@ class Progress:
         learning: LearningState,
         candidates: Candidates,
         policy: TrainingPolicy = DEFAULT_POLICY,
+        deaths: ShardDeaths | None = None,
     ) -> None:
+        self._deaths = deaths or ShardDeaths()
         self._writer, self._learning, self._candidates = StatusWriter(registry), learning, candidates
         self._policy = policy
         self._phase: TrainerPhase | None = None
@@ -80,6 +85,15 @@ class Progress:
             self._coverage = comparison.held_out.coverage
         self._message = comparison.message
         self._next_write = 0.0
+
+    def _quarantine_note(self) -> str:
+        """What people should know of shards that killed the trainer. Empty when none did."""
+        quarantined = self._deaths.quarantined
+        if not quarantined:
+            return ""
+        return (
+            f"{len(quarantined)} shard(s) killed the trainer twice and are quarantined, the last one {quarantined[-1]}"
+        )
 
     def record_vocabulary_change(self, change: VocabularyChange) -> None:
         """Put a change of the vocabulary map into the next status, and make that status due now."""
@@ -105,7 +119,8 @@ class Progress:
                 steps_per_minute=self._pace.steps_per_minute,
                 highest_steps_per_minute=self._pace.highest_steps_per_minute,
                 pending_shards=self._pace.pending_shards,
-                message=self._message,
+                message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
+                quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
                 updated=utc_now(),
             )
         )

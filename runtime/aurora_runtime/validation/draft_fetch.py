@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from aurora_protocol.draft_records import Lineage, Registration
-from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_weights_bytes
 from aurora_runtime.errors import DraftRefused
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
@@ -39,14 +40,13 @@ def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage
     """Download a version into ``folder`` and verify its digests.
 
     Raises :class:`DraftRefused` when a pod would not load the draft: missing or damaged files, another lineage, other
-    tensors, another vocabulary map, or values that are not finite.
+    tensors, another vocabulary map, another configuration, or values that are not finite.
     """
     try:
-        manifest = registry.fetch_checkpoint(registration, folder)
-    except (ObjectMissing, DigestMismatch) as error:
+        manifest = registry.fetch_checkpoint(registration, folder, max_weights_bytes=max_weights_bytes(lineage))
+    except (ObjectMissing, DigestMismatch, InvalidRecord) as error:
         raise DraftRefused(f"the draft's files are not what its manifest says: {error}") from error
     if manifest.lineage != lineage.number:
         raise DraftRefused(f"the draft is of lineage {manifest.lineage}, not of {lineage.number}")
-    draft = FetchedDraft(folder, registration.version)
-    check_draft_file(draft.weights, lineage)
-    return draft
+    check_draft(folder, lineage)
+    return FetchedDraft(folder, registration.version)

@@ -1,7 +1,8 @@
 """Chooses held-out prompts of recent traffic: a candidate is measured on them, and was never trained on them.
 
 Invariants: only held-out requests are chosen, those of the newest shards first. The same shards give the same prompts
-in the same order. Prompts are token ids, and leave this process only as requests to the engines under test.
+in the same order. One damaged shard stops no measurement. Prompts are token ids, and leave this process only as
+requests to the engines under test.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aurora_runtime.errors import MeasurementError
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.errors import MeasurementError, TraceFormatError
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_store import Registry
-from aurora_store.errors import ObjectMissing
+from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
 
@@ -32,40 +34,57 @@ class Prompt:
     tokens: tuple[int, ...]
 
 
-def held_out_prompts(registry: Registry, lineage: int, *, wanted: int, needed: int) -> tuple[Prompt, ...]:
-    """Up to ``wanted`` distinct prompts, newest shards first.
+def held_out_prompts(
+    registry: Registry, lineage: int, *, vocab_size: int, wanted: int, needed: int
+) -> tuple[Prompt, ...]:
+    """Up to ``wanted`` distinct prompts, newest shards first. A damaged shard is logged and skipped.
+
+    Args:
+        vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
     chance, so the operator retries when there is more traffic.
     """
     keys = registry.newest_shards(lineage, MAX_SHARDS)
     prompts: dict[int, Prompt] = {}
-    shards_read = 0
+    shards_read = damaged = 0
     for key in keys:
         if len(prompts) >= wanted:
             break
         try:
-            data = registry.shard(key)[1]
+            found = _held_out(decode(registry.shard(key)[1]), vocab_size)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
-        _add_held_out(decode(data), wanted, prompts)
+        except (DigestMismatch, InvalidRecord, TraceFormatError) as error:
+            damaged += 1
+            log.warning("shard %s is damaged and skipped: %s", key, error)
+            continue
+        for prompt in found:
+            if len(prompts) < wanted:
+                prompts.setdefault(prompt.request, prompt)
         shards_read += 1
     log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(prompts), shards_read, len(keys))
     if len(prompts) < needed:
         raise MeasurementError(
             f"{len(prompts)} distinct held-out prompts in the newest {shards_read} shards; {needed} are needed: "
-            "wait for traffic"
+            f"wait for traffic{f'. {damaged} more shards are damaged' if damaged else ''}"
         )
     return tuple(prompts.values())
 
 
-def _add_held_out(traces: Iterable[RequestTrace], wanted: int, prompts: dict[int, Prompt]) -> None:
-    """Add the held-out prompts of ``traces``, in their order, until there are ``wanted``."""
+def _held_out(traces: Iterable[RequestTrace], vocab_size: int) -> list[Prompt]:
+    """The held-out prompts of ``traces`` that can be measured with, in their order.
+
+    Raises :class:`TraceFormatError`. All of a shard's prompts are used, or none.
+    """
+    found = []
     for trace in traces:
-        if len(prompts) >= wanted:
-            return
-        if trace.held_out and trace.request not in prompts and 0 < trace.prompt_length <= MAX_PROMPT_TOKENS:
-            prompts[trace.request] = Prompt(trace.request, tuple(trace.tokens[: trace.prompt_length].tolist()))
+        if trace.held_out and 0 < trace.prompt_length <= MAX_PROMPT_TOKENS:
+            tokens = tuple(trace.tokens[: trace.prompt_length].tolist())
+            if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+                raise TraceFormatError("a prompt has tokens outside the target's vocabulary")
+            found.append(Prompt(trace.request, tokens))
+    return found
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:

@@ -45,6 +45,7 @@ from aurora_runtime.validation.rounds.measure import Measurement, measure, measu
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_store import Registry
+from aurora_store.call_limits import total_deadline
 from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -161,12 +162,20 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
     deadline = time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS
     run = ValidationRun(attempt, registry, lineage, deadline)
     try:
-        candidate = fetch_draft(registry, attempt.candidate, lineage, workspace.scratch / "candidate")
+        with total_deadline(settings.validation.timeout_seconds - FINISH_SECONDS):
+            candidate = fetch_draft(registry, attempt.candidate, lineage, workspace.scratch / "candidate")
     except DraftRefused as refusal:
         this_machine = await asyncio.to_thread(detect_machine, settings.device)
         return run.result(measurement_environment(settings, this_machine), rejected_unmeasured(str(refusal)))
     plan = attempt.plan
-    prompts = held_out_prompts(registry, lineage.number, wanted=plan.prompts_wanted, needed=plan.prompts_needed)
+    with total_deadline(deadline - time.monotonic()):
+        prompts = held_out_prompts(
+            registry,
+            lineage.number,
+            vocab_size=lineage.target.vocab_size,
+            wanted=plan.prompts_wanted,
+            needed=plan.prompts_needed,
+        )
     if settings.replica is not None:
         token = (workspace.keys / AGENT_TOKEN).read_text().strip()
         return await _measure_on_replica(run, prompts, settings.replica, token)
@@ -179,7 +188,8 @@ async def _measure_on_job_engines(
     """Start all engines side by side. Engines for off and NGRAM start only when no cached baseline is usable."""
     settings, plan, active = run.settings, run.plan, run.attempt.active
     try:
-        active_draft = fetch_draft(run.registry, active, run.lineage, scratch / "active")
+        with total_deadline(run.deadline - time.monotonic()):
+            active_draft = fetch_draft(run.registry, active, run.lineage, scratch / "active")
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
     this_machine = await asyncio.to_thread(detect_machine, settings.device)

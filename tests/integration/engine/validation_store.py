@@ -21,6 +21,8 @@ from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.traces import RequestTrace, encode
 from aurora_store import Keys, Registry
 from aurora_store.objects import sha256_file
+from tests.assets.random_draft import aux_layers
+from tests.assets.shards import put_shard_bytes
 from tests.traffic.prompts import extraction
 
 ZERO_DIGEST = "0" * 64
@@ -66,7 +68,8 @@ def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
     """Upload one shard of lineage 1 that holds ``traces``."""
     now, data = datetime.now(UTC), encode(traces)
     stem = Keys.shard(1, "pod-0", "boot", 0, now).rsplit("/", 1)[1]
-    registry.put_shard(
+    put_shard_bytes(
+        registry,
         ShardManifest(
             lineage=1,
             pod="pod-0",
@@ -105,7 +108,7 @@ def put_lineage(registry: Registry, draft: Path) -> None:
             ),
             architecture="EAGLE3",
             draft_vocab_size=tensors["d2t"].shape[0],
-            aux_layers=(2, 15, 27),
+            aux_layers=aux_layers(30),
             tensors={name: entry.spec for name, entry in entries.items()},
             created=datetime.now(UTC),
         )

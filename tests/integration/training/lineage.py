@@ -18,7 +18,7 @@ from torch import Tensor
 from aurora_protocol.draft_records import Lineage, TargetIdentity
 from aurora_runtime.engine.draft_file_check import read_header
 from aurora_store.objects import sha256_file
-from tests.assets.random_draft import write_random_draft
+from tests.assets.random_draft import aux_layers, write_random_draft
 
 DRAFT_VOCABULARY = 1024
 
@@ -91,7 +91,7 @@ def lineage_of(draft: Path, target: Path) -> Lineage:
         ),
         architecture="EAGLE3",
         draft_vocab_size=DRAFT_VOCABULARY,
-        aux_layers=(2, layers // 2, layers - 3),
+        aux_layers=aux_layers(layers),
         tensors={name: entry.spec for name, entry in entries.items()},
         created=datetime.now(UTC),
     )

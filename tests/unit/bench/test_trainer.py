@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.traces import decode
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.model.draft import DraftConfig
 from tests.bench.trainer import (
     DRAFT_VOCABULARY,
     PARTS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from boto3.s3.transfer import TransferConfig
 
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store import objects as objects_module
-from aurora_store.call_limits import total_deadline
-from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectTooLarge, StoreError, StoreOverdue
+from aurora_store.call_limits import INTERRUPT_POLL_SECONDS, interruptible, total_deadline
+from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectTooLarge, StoreError, StoreInterrupted, StoreOverdue
 from aurora_store.objects import MAX_RECORD_BYTES
 from tests.assets.faulty_store import (
     Answer,
@@ -263,3 +264,28 @@ def test_a_range_is_asked_for_and_no_more_is_read(store: FaultyStore) -> None:
 def test_settings_that_boto3_refuses_are_a_store_error(endpoint: str, region: str | None) -> None:
     with pytest.raises(StoreError):
         ObjectStore(StoreConfig("bucket", "root", endpoint, region, "access", "secret"), attempts=1).get("x")
+
+
+@pytest.mark.parametrize("answer", [drip_headers, drip_body, hang], ids=["headers", "body", "nothing"])
+def test_a_download_that_nobody_wants_any_more_ends_soon(store: FaultyStore, tmp_path: Path, answer: Answer) -> None:
+    store.answer = answer
+    given_up = threading.Event()
+    threading.Timer(0.3, given_up.set).start()
+    began = time.monotonic()
+    with interruptible(given_up.is_set), pytest.raises(StoreInterrupted, match="nobody waits"):
+        objects(store, call_seconds=60).download("x", tmp_path / "x", "0" * 64, max_bytes=100_000)
+    assert time.monotonic() - began < 0.3 + INTERRUPT_POLL_SECONDS + MARGIN_SECONDS
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_stops_at_the_declared_size(store: FaultyStore, tmp_path: Path) -> None:
+    store.answer = endless_body(200)
+    sent_before = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(ObjectTooLarge, match="more than 1000 bytes"):
+        objects(store, call_seconds=60).download("x", tmp_path / "x", "0" * 64, max_bytes=1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.monotonic() - sent_before < 10
+    assert peak < 16 << 20
+    assert list(tmp_path.iterdir()) == []

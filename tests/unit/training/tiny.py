@@ -26,6 +26,7 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_store import ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
+from tests.assets.shards import put_shard_bytes
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 DRAFT_SPEC = DraftSpec(vocab_size=DRAFT_VOCAB)
@@ -170,6 +171,8 @@ class MemoryObjects(ObjectStore):
     def upload(self, key: str, path: Path) -> None:
         self._write(key, path.read_bytes())
 
+    put_file = upload
+
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         if key not in self.data:
             raise ObjectMissing(key)
@@ -214,7 +217,8 @@ def put_shard(registry: Registry, seq: int, traces: list[RequestTrace]) -> str:
     data = encode(traces)
     created = utc_now()
     stem = f"pod-0-boot-{seq:08d}"
-    return registry.put_shard(
+    return put_shard_bytes(
+        registry,
         ShardManifest(
             lineage=1,
             pod="pod-0",

@@ -12,6 +12,7 @@ from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
 from aurora_runtime.traces import encode
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
+from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.loop import Trainer
 from aurora_runtime.training.optim.recipe import Recipe
@@ -67,6 +68,6 @@ class TrainerRig:
         config = TrainingConfig.of(self.settings, self.policy)
         return dataclasses.replace(config, limits=self.limits, recipe=self.recipe or config.recipe)
 
-    def trainer(self, retrier: Retrier) -> Trainer:
-        context = TrainerContext(self.registry, self.target, self.lineage, retrier)
+    def trainer(self, retrier: Retrier, deaths: ShardDeaths | None = None) -> Trainer:
+        context = TrainerContext(self.registry, self.target, self.lineage, retrier, deaths or ShardDeaths())
         return build_trainer(self.config, context, torch.device("cpu"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from pathlib import Path
 
 import pytest
 
+from aurora_protocol.draft_records import Registration
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_store import Registry
@@ -59,3 +62,34 @@ def test_files_that_are_damaged_or_missing_are_refused(registry: Registry, tmp_p
     registry.objects.delete(key)
     with pytest.raises(DraftRefused, match="not what its manifest says"):
         fetch_draft(registry, registered, lineage(), tmp_path / "missing")
+
+
+def rewrite(registry: Registry, registered: Registration, name: str, data: bytes) -> None:
+    """Replace a file of the draft and name its digest in the manifest, as a bucket writer does."""
+    registry.objects.put(registered.checkpoint + name, data)
+    key = f"{registered.checkpoint}manifest.json"
+    manifest = json.loads(registry.objects.get(key))
+    for file in manifest["files"]:
+        if file["name"] == name:
+            file |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    registry.objects.put(key, json.dumps(manifest).encode())
+
+
+def test_a_draft_whose_configuration_or_manifest_was_changed_is_not_measured(
+    registry: Registry, tmp_path: Path
+) -> None:
+    registered = publish_bytes(registry, tmp_path, 1, safetensors(draft_tensors()))
+    own = json.loads(registry.objects.get(f"{registered.checkpoint}config.json"))
+    for config in (b"{", b"{}", json.dumps(own | {"auto_map": {"AutoConfig": "modeling_evil.Config"}}).encode()):
+        rewrite(registry, registered, "config.json", config)
+        with pytest.raises(DraftRefused, match=r"config\.json"):
+            fetch_draft(registry, registered, lineage(), tmp_path / "candidate")
+    rewrite(registry, registered, "config.json", json.dumps(own).encode())
+    fetch_draft(registry, registered, lineage(), tmp_path / "candidate")
+    rewrite(registry, registered, "model.safetensors", safetensors(draft_tensors(2.0)))
+    with pytest.raises(DraftRefused, match="another digest than the registration"):
+        fetch_draft(registry, registered, lineage(), tmp_path / "other")
+    registry.objects.put(f"{registered.checkpoint}manifest.json", b"[" * 100_000)
+    with pytest.raises(DraftRefused, match="not what its manifest says"):
+        fetch_draft(registry, registered, lineage(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import save
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, encode
+from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts, prompts_digest
 from aurora_store import Registry
-from aurora_store.errors import ObjectMissing
+from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectTooLarge
 
 
 def trace(first: int, length: int = 6) -> RequestTrace:
@@ -41,10 +44,13 @@ def trace(first: int, length: int = 6) -> RequestTrace:
 
 
 class Shards:
-    """The reading methods of a registry, over shards in memory, oldest first. A shard without traces was deleted."""
+    """The reading methods of a registry, over shards in memory, oldest first. A shard without traces was deleted.
 
-    def __init__(self, shards: dict[str, list[RequestTrace]]) -> None:
-        self.shards = shards
+    ``damage`` is what a reader gets of the newest shard.
+    """
+
+    def __init__(self, shards: dict[str, list[RequestTrace]], damage: bytes | Exception | None = None) -> None:
+        self.shards, self.damage = shards, damage
         self.read: list[str] = []
 
     def newest_shards(self, lineage: int, limit: int) -> list[str]:
@@ -52,6 +58,10 @@ class Shards:
 
     def shard(self, key: str) -> tuple[ShardManifest | None, bytes]:
         self.read.append(key)
+        if self.damage is not None and key == list(self.shards)[-1]:
+            if isinstance(self.damage, Exception):
+                raise self.damage
+            return None, self.damage
         if not self.shards[key]:
             raise ObjectMissing(key)
         return None, encode(self.shards[key])
@@ -73,33 +83,62 @@ def test_only_held_out_prompts_newest_first_without_repeats() -> None:
     held_out = [t for t in traces if t.held_out]
     assert 20 < len(held_out) < 100
     shards = Shards({OLD: traces[:200], NEW: traces[200:], NEWER: [traces[0], *traces[390:]]})
-    found = held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
+    found = held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)
     assert {p.request for p in found} == {t.request for t in held_out}
     assert len(found) == len(held_out)
     assert shards.read == [NEWER, NEW, OLD]
     assert all(len(p.tokens) == 6 for p in found), "a prompt holds no tokens of the answer"
-    assert found == held_out_prompts(registry(shards), 1, wanted=1000, needed=1)
+    assert found == held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)
 
 
 def test_older_shards_are_not_read_when_the_newest_suffice() -> None:
     traces = [trace(i) for i in range(400)]
     shards = Shards({OLD: traces[:200], NEW: traces[200:]})
-    assert len(held_out_prompts(registry(shards), 1, wanted=5, needed=5)) == 5
+    assert len(held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=5, needed=5)) == 5
     assert shards.read == [NEW]
 
 
 def test_a_shard_that_the_trainer_deletes_meanwhile_is_skipped() -> None:
     traces = [trace(i) for i in range(400)]
     shards = Shards({OLD: traces, NEW: [], NEWER: traces[:200]})
-    assert len(held_out_prompts(registry(shards), 1, wanted=1000, needed=1)) == sum(t.held_out for t in traces)
+    assert len(held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)) == sum(
+        t.held_out for t in traces
+    )
     assert shards.read == [NEWER, NEW, OLD]
+
+
+DAMAGE: dict[str, bytes | Exception] = {
+    "another digest": DigestMismatch("the digest differs"),
+    "too large": ObjectTooLarge("more than 1 byte"),
+    "no manifest": InvalidRecord("ShardManifest: lineage: Field required"),
+    "no safetensors": b"x" * 100,
+    "empty": b"",
+    "no tensors": save({}),
+    "a negative request": save(shard_tensors([dataclasses.replace(trace(0), request=-8)])),
+    "a token beyond the vocabulary": encode([dataclasses.replace(trace(0), request=8, tokens=torch.tensor([9, 1000]))]),
+    "a prompt longer than its tokens": encode([dataclasses.replace(trace(0), request=8, prompt_length=99)]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_one_damaged_shard_stops_no_measurement(damage: bytes | Exception) -> None:
+    traces = [trace(i) for i in range(100)]
+    shards = Shards({OLD: traces, NEW: traces}, damage)
+    found = held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)
+    assert {prompt.request for prompt in found} == {t.request for t in traces if t.held_out}
+    assert shards.read == [NEW, OLD]
+
+
+def test_an_error_says_how_many_shards_are_damaged() -> None:
+    with pytest.raises(MeasurementError, match="1 more shards are damaged"):
+        held_out_prompts(registry(Shards({OLD: [trace(0)]}, b"")), 1, vocab_size=1000, wanted=50, needed=50)
 
 
 def test_too_few_prompts_is_an_error() -> None:
     with pytest.raises(MeasurementError, match="wait for traffic"):
-        held_out_prompts(registry(Shards({OLD: [trace(0)]})), 1, wanted=50, needed=50)
+        held_out_prompts(registry(Shards({OLD: [trace(0)]})), 1, vocab_size=1000, wanted=50, needed=50)
     with pytest.raises(MeasurementError, match="0 distinct"):
-        held_out_prompts(registry(Shards({})), 1, wanted=1, needed=1)
+        held_out_prompts(registry(Shards({})), 1, vocab_size=1000, wanted=1, needed=1)
 
 
 def test_the_digest_depends_on_the_prompts_and_not_on_their_order() -> None:

@@ -25,7 +25,7 @@ from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
-from aurora_protocol.record import Record
+from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.call_limits import total_deadline
@@ -37,7 +37,7 @@ from aurora_store.errors import (
     StoreUnsupported,
     bounded_text,
 )
-from aurora_store.keys import MAX_NUMBER, number_of
+from aurora_store.keys import number_of
 from aurora_store.records import MAX_RECORDS_LISTED
 from aurora_store.root_ownership import is_void
 

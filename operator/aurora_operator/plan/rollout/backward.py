@@ -12,7 +12,7 @@ from aurora_operator.plan.rollout.forward import at_rest, with_fields
 from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
 from aurora_operator.plan.rollout.roll import NO_CRASHES, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
-from aurora_operator.plan.rollout.swaps import return_strays
+from aurora_operator.plan.rollout.swaps import return_all
 from aurora_protocol.draft_records import ChannelReason
 
 
@@ -43,7 +43,7 @@ def return_to_previous(facts: RolloutFacts, judgement: Reject) -> Step:
 
 def return_pods(facts: RolloutFacts, judgement: object) -> Step:
     """Ask all pods with another version for the active one, at once."""
-    return Step(facts.roll, swaps=return_strays(facts, len(facts.world.pods)))
+    return Step(facts.roll, swaps=return_all(facts))
 
 
 def end_return(facts: RolloutFacts, judgement: object) -> Step:
@@ -62,7 +62,7 @@ def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
     """Bring all pods to the active version, so that no third version serves once the pinned one is active."""
     returning = facts.phase is RolloutPhase.ROLLING_BACK
     roll = facts.roll if returning else _returning(facts, judgement.reason)
-    return Step(roll, swaps=return_strays(facts, len(facts.world.pods)))
+    return Step(roll, swaps=return_all(facts))
 
 
 def _returning(facts: RolloutFacts, reason: str) -> Roll:

@@ -1,7 +1,8 @@
 """Chooses the pods to ask for a version. A *stray* pod serves another version than the active one. Pure.
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled out. No pod is asked while it
-swaps, nor within :data:`RETRY_AFTER` of a failed swap to the same version. Pods that are not ready are not asked.
+swaps, except to give up the download of another version, nor within :data:`RETRY_AFTER` of a failed swap to the same
+version. Pods that are not ready are not asked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,26 @@ def return_strays(facts: RolloutFacts, limit: int) -> dict[str, int]:
     """Swaps that return stray pods to the active version, at most ``limit`` at a time."""
     world = facts.world
     return _to_active(facts, [pod for pod in world.pods if pod.version != world.active], limit)
+
+
+def return_all(facts: RolloutFacts) -> dict[str, int]:
+    """Swaps that return every pod to the active version at once, also a pod that only stages another version.
+
+    The agent then gives the download up. Else it would load the other version at the end of the download.
+    """
+    world = facts.world
+    asked = [
+        pod.name
+        for pod in world.pods
+        if pod.ready
+        and not _failed_lately(pod, world.active, world.now)
+        and (_stages_another(pod, world.active) or (pod.version != world.active and not pod.swapping))
+    ]
+    return dict.fromkeys(sorted(asked), world.active)
+
+
+def _stages_another(pod: Pod, version: int) -> bool:
+    return pod.swap.phase is SwapPhase.STAGING and pod.swap.version != version
 
 
 def return_rejected(facts: RolloutFacts) -> dict[str, int]:

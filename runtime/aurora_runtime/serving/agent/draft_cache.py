@@ -13,16 +13,20 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.draft_records import CheckpointManifest, Lineage, Registration
-from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
+from aurora_protocol.draft_records import CONFIG_FILE, DRAFT_FILES, CheckpointManifest, Lineage, Registration
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.engine.draft_config import check_draft_config
+from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_weights_bytes
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Registry
-from aurora_store.errors import ObjectMissing
+from aurora_store.call_limits import is_interrupted
+from aurora_store.errors import ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,7 @@ class DraftCache:
     def __init__(self, folder: PodFolder, registry: Registry) -> None:
         self._folder = folder
         self._registry = registry
+        self._lock = threading.Lock()
 
     def current(self) -> StagedDraft | None:
         """The draft that ``current`` points at. None when there is none, or when it is incomplete."""
@@ -86,17 +91,18 @@ class DraftCache:
 
         Raises:
             DraftRefused: the version is not registered with this digest, is of another lineage, or fails a check.
-            StoreError: the store is out of reach.
+            StoreError: the store is out of reach, or the work was interrupted (:mod:`aurora_store.call_limits`).
             OSError: the disk is full.
         """
-        lineage = self.lineage()
-        target = self._folder.drafts / f"{version:08d}-{digest[:12]}"
-        staged = self._read(target)
-        if staged is None or staged.digest != digest or sha256_file(staged.weights) != digest:
-            self._delete_all_but((*keep, self.current()))
-            staged = self._fetch(version, digest, lineage, target)
-        self._delete_all_but((*keep, self.current(), staged))
-        return staged
+        with self._lock:
+            lineage = self.lineage()
+            target = self._folder.drafts / f"{version:08d}-{digest[:12]}"
+            staged = self._read(target)
+            if staged is None or not _is_whole(staged, digest, lineage):
+                self._delete_all_but((*keep, self.current()))
+                staged = self._fetch(version, digest, lineage, target)
+            self._delete_all_but((*keep, self.current(), staged))
+            return staged
 
     def make_current(self, draft: StagedDraft) -> None:
         """Point ``current`` at ``draft`` atomically."""
@@ -107,23 +113,27 @@ class DraftCache:
     def _read(self, folder: Path) -> StagedDraft | None:
         try:
             manifest = CheckpointManifest.from_json((folder / MANIFEST).read_bytes())
-        except OSError:
+        except (OSError, InvalidRecord):
             return None
-        complete = (folder / WEIGHTS).exists()
+        complete = all((folder / name).exists() for name in DRAFT_FILES)
         return StagedDraft(folder, manifest.version, manifest.digest) if complete else None
 
     def _fetch(self, version: int, digest: str, lineage: Lineage, target: Path) -> StagedDraft:
-        registration = self._check_registration(version, digest, lineage)
-        manifest = self._registry.checkpoint(registration)
-        self._check_manifest(manifest, registration)
         part = self._folder.drafts / f".{target.name}.{secrets.token_hex(4)}"
         try:
-            self._registry.fetch_checkpoint(registration, part)
-            check_draft_file(part / WEIGHTS, lineage)
+            registration = self._check_registration(version, digest, lineage)
+            limit = max_weights_bytes(lineage)
+            self._require_room(self._registry.checkpoint(registration, max_weights_bytes=limit))
+            manifest = self._registry.fetch_checkpoint(registration, part, max_weights_bytes=limit)
+            check_draft(part, lineage)
             (part / MANIFEST).write_bytes(manifest.to_json())
             part.chmod(0o755)
+            if is_interrupted():
+                raise StoreInterrupted(f"the download of version {version} was given up")
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
+        except InvalidRecord as error:
+            raise DraftRefused(f"version {version}: {error}") from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
         log.info("staged draft version %d", version)
@@ -142,14 +152,7 @@ class DraftCache:
             )
         return registration
 
-    def _check_manifest(self, manifest: CheckpointManifest, registration: Registration) -> None:
-        files = {file.name: file for file in manifest.files}
-        if any(Path(name).name != name or name in (MANIFEST, "") for name in files):
-            raise DraftRefused("the checkpoint names files outside its folder")
-        if manifest.version != registration.version or manifest.digest != registration.digest:
-            raise DraftRefused("the checkpoint's manifest contradicts its registration")
-        if WEIGHTS not in files or files[WEIGHTS].sha256 != manifest.digest:
-            raise DraftRefused(f"the checkpoint's digest is not that of its {WEIGHTS}")
+    def _require_room(self, manifest: CheckpointManifest) -> None:
         needed_bytes = sum(file.size for file in manifest.files) + RESERVED_DISK_BYTES
         free_bytes = shutil.disk_usage(self._folder.drafts).free
         if needed_bytes > free_bytes:
@@ -160,3 +163,12 @@ class DraftCache:
         for path in self._folder.drafts.iterdir():
             if path.is_dir() and not path.is_symlink() and path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(staged: StagedDraft, digest: str, lineage: Lineage) -> bool:
+    """Whether the staged files are still those that were checked."""
+    try:
+        check_draft_config(staged.folder / CONFIG_FILE, lineage)
+    except (DraftRefused, OSError):
+        return False
+    return staged.digest == digest and sha256_file(staged.weights) == digest

@@ -1,8 +1,9 @@
 """The init container's work: make the engine's keys, wait for the active draft, stage it, and make it current.
 
 Invariants: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
-the store is out of reach. Each pod has an admin key of its own, so an engine cannot give orders to another one. All
-pods of a speculator have the same traffic secret, so they hold out the same prompts.
+the store is out of reach or slow, or holds an invalid record. No call of the store outlasts the deadline. Each pod has
+an admin key of its own, so an engine cannot give orders to another one. All pods of a speculator have the same traffic
+secret, so they hold out the same prompts.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from pathlib import Path
 from typing import Final
 
 from aurora_protocol.draft_records import INITIAL_VERSION, Lineage, Registration
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_store import Registry
+from aurora_store.call_limits import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 2.0
+STORE_SECONDS_WITH_DRAFT: Final = 120.0
+"""How long a pod that has a draft on its disk waits for the store. The operator swaps the pod later."""
+MIN_STORE_SECONDS: Final = 1.0
+"""Even an attempt at the deadline gets this long."""
 
 
 def make_engine_key(path: Path) -> None:
@@ -66,30 +74,32 @@ def stage_active_draft(
     """Wait for the active draft, stage it, make it current.
 
     Raises:
-        DraftRefused: no engine may load the draft.
+        DraftRefused: no engine may load the draft, and the disk has none of its lineage.
         StoreError: the time is over. The message names what is still missing.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
     for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
+    lineage_on_disk = _lineage_on_disk(drafts)
+    on_disk = drafts.current() if lineage_on_disk is not None else None
     deadline = time.monotonic() + timeout_seconds
     logged = ""
     while True:
+        left_seconds = deadline - time.monotonic()
+        store_seconds = min(left_seconds, STORE_SECONDS_WITH_DRAFT) if on_disk else left_seconds
         try:
-            found = find_active_draft(registry)
-            if not isinstance(found, str):
-                lineage, registration = found
-                write_atomically(folder.lineage, lineage.to_json())
-                draft = drafts.stage(registration.version, registration.digest)
-                drafts.make_current(draft)
+            with total_deadline(max(store_seconds, MIN_STORE_SECONDS)):
+                draft = _stage_if_there(folder, registry, drafts)
+            if not isinstance(draft, str):
                 return draft
-            missing = found
-        except StoreError as error:
-            current = drafts.current()
-            if current is not None and folder.lineage.exists():
-                log.warning("starting with draft version %d from disk: %s", current.version, error)
-                return current
+            missing = draft
+        except (StoreError, InvalidRecord, DraftRefused) as error:
+            if on_disk is not None and _lineage_on_disk(drafts) == lineage_on_disk:
+                log.warning("starting with draft version %d from disk: %s", on_disk.version, error)
+                return on_disk
+            if isinstance(error, DraftRefused):
+                raise
             missing = f"the store: {error}"
         if time.monotonic() >= deadline:
             raise StoreError(f"gave up waiting for {missing}")
@@ -97,3 +107,23 @@ def stage_active_draft(
             log.info("waiting for %s", missing)
             logged = missing
         time.sleep(poll_seconds)
+
+
+def _lineage_on_disk(drafts: DraftCache) -> int | None:
+    """The number of the lineage on the disk. None when there is none, or when its record is damaged."""
+    try:
+        return drafts.lineage().number
+    except (DraftRefused, InvalidRecord):
+        return None
+
+
+def _stage_if_there(folder: PodFolder, registry: Registry, drafts: DraftCache) -> StagedDraft | str:
+    """Stage the active draft and make it current. While a record is missing, a text that names what is missing."""
+    found = find_active_draft(registry)
+    if isinstance(found, str):
+        return found
+    lineage, registration = found
+    write_atomically(folder.lineage, lineage.to_json())
+    draft = drafts.stage(registration.version, registration.digest)
+    drafts.make_current(draft)
+    return draft

@@ -138,7 +138,9 @@ class MeasurementLease:
             version, digest = request.version, request.digest
             if version is None or digest is None:
                 return await self._pod.engine.flush_if_idle()
-            loaded = await self._withdrawn_engine.load_trial(version, digest, boot, withdrawal)
+            loaded = await self._withdrawn_engine.load_trial(
+                version, digest, boot, withdrawal, given_up=lambda: not self._is_valid()
+            )
             return loaded and await self._pod.engine.flush_if_idle()
 
     async def run(self) -> None:

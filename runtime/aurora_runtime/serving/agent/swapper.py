@@ -1,7 +1,8 @@
 """Swaps the draft that a pod serves: stage the new draft, load and confirm it, restore the previous one on failure.
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
-version and by checksum. A failed swap leaves the engine with the previous draft, or reports that the previous draft
+version and by checksum. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
+loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft
 could not be restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
 """
 
@@ -9,17 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
+from aurora_store.call_limits import interruptible
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def _is_transient(error: Exception) -> bool:
@@ -45,6 +50,7 @@ class Swapper:
         self._pod = pod
         self._on_finished = on_finished
         self._task: asyncio.Task[None] | None = None
+        self._staging_given_up = threading.Event()
         self._lock = asyncio.Lock()
         self._recovered_boot = ""
         self.draft_swap = DraftSwap(pod.engine)
@@ -109,41 +115,61 @@ class Swapper:
         last = self.last_request()
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
-        if self.is_swapping:
-            if last is not None and (request.version, request.digest) == (last.version, last.digest):
-                return
-            raise SwapRefused(f"a swap to version {self.status.version} is running")
+        if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
+            return
+        self._require_interruptible(request, last)
         if not self._recovered_boot:
             raise EngineFault("the engine is not up yet")
         version = await self._pod.engine.draft_version()
         current = self._pod.drafts.current()
         if self._pod.folder.withdrawal.exists():
             raise EngineFault("the pod is withdrawn for a measurement")
+        self._require_interruptible(request, last)  # a running swap may have got further meanwhile
+        self._staging_given_up.set()
         write_atomically(self._pod.folder.swap_request, request.to_json())
         if version == request.version and current is not None and current.digest == request.digest:
             self.status = SwapStatus(version=version, finished=self.status.finished)
             return
         self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version)
-        self._task = asyncio.create_task(self._swap(request))
+        former, self._staging_given_up = self._task, threading.Event()
+        self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
+
+    def _require_interruptible(self, request: SwapRequest, last: SwapRequest | None) -> None:
+        """Raise :class:`SwapRefused` if a swap runs, unless it only downloads and ``request`` is of a higher epoch.
+
+        A rollback must not wait for a slow download, and the downloaded draft must not be loaded after the rollback.
+        """
+        if not self.is_swapping or self._staging_given_up.is_set():
+            return
+        if self.status.phase is not SwapPhase.STAGING or last is None or request.epoch <= last.epoch:
+            raise SwapRefused(f"a swap to version {self.status.version} is running")
 
     async def wait(self) -> None:
         """Wait until no swap is running. A pod that stops must not leave a swap unfinished."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def _swap(self, request: SwapRequest) -> None:
+    async def _swap(self, request: SwapRequest, former: asyncio.Task[None] | None, given_up: threading.Event) -> None:
+        if former is not None:
+            await asyncio.wait([former])
         drafts = self._pod.drafts
         draft_may_be_at_fault = False
         try:
             previous_version = await self._pod.engine.draft_version()
-            previous = await asyncio.to_thread(drafts.find_or_stage, previous_version)
+            previous = await _in_thread(given_up, lambda: drafts.find_or_stage(previous_version))
             await self.draft_swap.remember_checksum(previous)
             draft_may_be_at_fault = True
-            draft = await asyncio.to_thread(drafts.stage, request.version, request.digest, keep=(previous,))
+            draft = await _in_thread(given_up, lambda: drafts.stage(request.version, request.digest, keep=(previous,)))
+            if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
+                log.info("the swap to version %d was given up for a newer order", request.version)
+                return
             self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
+            if given_up.is_set():
+                log.info("the swap to version %d was given up for a newer order: %s", request.version, error)
+                return
             self._fail(request, str(error), transient=not draft_may_be_at_fault or _is_transient(error))
         except Exception as error:  # the task's outermost frame: an unreported failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
@@ -163,3 +189,13 @@ class Swapper:
         )
         self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)
+
+
+async def _in_thread(given_up: threading.Event, function: Callable[[], T]) -> T:
+    """Call ``function`` in a thread. Its calls of the store end soon after ``given_up`` is set."""
+
+    def run() -> T:
+        with interruptible(given_up.is_set):
+            return function()
+
+    return await asyncio.to_thread(run)

@@ -2,14 +2,14 @@
 
 Invariants: a shard is deleted only after the store has its data and its manifest. A shard that differs from its
 manifest is dropped and counted, never uploaded. A store outage delays uploads and nothing else, because the writer
-bounds the spool. A pod that stops waits for the store no longer than its grace period, and counts the shards it loses.
+bounds the spool. No shard is held in memory. A pod that stops waits for the store no longer than its grace period, and
+counts the shards it loses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import random
 import threading
@@ -23,6 +23,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_store import Registry
 from aurora_store.errors import ObjectExists, StoreError
+from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -145,18 +146,20 @@ class Uploader:
         data_path = path.with_suffix(".safetensors")
         try:
             manifest = ShardManifest.from_json(path.read_bytes())
-            data = data_path.read_bytes()
+            whole = data_path.stat().st_size == manifest.file.size and sha256_file(data_path) == manifest.file.sha256
         except FileNotFoundError:
             path.unlink(missing_ok=True)  # the writer dropped this shard and counted it
             return
         except InvalidRecord as error:
             self._drop(path, str(error))
             return
-        if len(data) != manifest.file.size or hashlib.sha256(data).hexdigest() != manifest.file.sha256:
+        if not whole:
             self._drop(path, "its data differ from its manifest")
             return
         try:
-            self._registry.put_shard(manifest, data)
+            self._registry.put_shard(manifest, data_path)
+        except FileNotFoundError:
+            return  # the writer dropped this shard meanwhile; the next look removes its manifest
         except ObjectExists as error:
             self._drop(path, str(error))
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import EngineMode
@@ -20,6 +21,7 @@ from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawal
+from aurora_store.call_limits import interruptible
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +62,15 @@ class WithdrawnEngine:
         write_atomically(self._pod.folder.mode, order.to_json())
         self._failed_restores = 0
 
-    async def load_trial(self, version: int, digest: str, boot: str, withdrawal: Withdrawal) -> bool:
+    async def load_trial(
+        self, version: int, digest: str, boot: str, withdrawal: Withdrawal, *, given_up: Callable[[], bool]
+    ) -> bool:
         """Load a trial draft, unless the engine holds it already.
 
         Returns False while a client's request is still running: call again then.
+
+        Args:
+            given_up: whether the lease is over. The download then ends, because it holds the pod's return up.
 
         Raises:
             RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored at once if possible, and
@@ -74,7 +81,9 @@ class WithdrawnEngine:
         if boot != withdrawal.boot:
             withdrawal = await self._record_restart(withdrawal, boot)
         current = self._current_draft(withdrawal)
-        draft = await self._stage(version, digest, current)
+        draft = await self._stage(version, digest, current, given_up)
+        if given_up():
+            raise EngineFault("the lease ended during the download")
         if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
         if withdrawal.trial_boot != boot:
@@ -87,9 +96,16 @@ class WithdrawnEngine:
         await self._draft_swap_of(withdrawal, boot).load_or_restore(draft, current)
         return True
 
-    async def _stage(self, version: int, digest: str, current: StagedDraft) -> StagedDraft:
+    async def _stage(
+        self, version: int, digest: str, current: StagedDraft, given_up: Callable[[], bool]
+    ) -> StagedDraft:
         keep = (current,) if self._last_trial is None else (current, self._last_trial)
-        draft = await asyncio.to_thread(self._pod.drafts.stage, version, digest, keep=keep)
+
+        def stage() -> StagedDraft:
+            with interruptible(given_up):
+                return self._pod.drafts.stage(version, digest, keep=keep)
+
+        draft = await asyncio.to_thread(stage)
         if digest != current.digest:
             self._last_trial = draft
         return draft

@@ -1,7 +1,7 @@
 """Reads shards and splits their requests into training and held-out examples.
 
-Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. No
-held-out request reaches the training side.
+Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. A shard
+that killed the trainer twice is skipped too. No held-out request reaches the training side.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.prefetch import ShardPrefetcher
 from aurora_runtime.training.data.prefix_bank import PrefixBank
+from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_store import Registry
@@ -62,11 +63,14 @@ class ShardReader:
         *,
         policy: TrainingPolicy = DEFAULT_POLICY,
         prompt_weight: float = 0.0,
+        deaths: ShardDeaths | None = None,
     ) -> None:
+        """``deaths`` remembers what kills the trainer. None: nothing is remembered."""
         self._registry, self._vocab_size = registry, vocab_size
         self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
         self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards)
+        self.deaths = deaths or ShardDeaths()
         self.damaged = 0
 
     def _fetch(self, key: str) -> bytes:
@@ -74,16 +78,28 @@ class ShardReader:
 
     def prefetch(self, keys: Sequence[str]) -> None:
         """Begin to fetch the first of ``keys``, which are read next and in this order."""
-        self._prefetcher.prefetch(keys)
+        self._prefetcher.prefetch(() if self.deaths.suspects else keys)
 
     def read(self, key: str) -> Shard | None:
-        """The shard's examples, or None when the shard is damaged."""
+        """The shard's examples, or None when the shard is damaged or quarantined.
+
+        Call :meth:`finish` when the work on the shard is done.
+        """
+        if key in self.deaths.quarantined:
+            log.error("shard %s is quarantined and skipped", key)
+            return None
+        self.deaths.begin(key)
         try:
             return self._split(key, decode(self._prefetcher.get(key)))
         except _DAMAGE_ERRORS as error:
+            self.finish()
             self.damaged += 1
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
             return None
+
+    def finish(self) -> None:
+        """Note that the work on the shard that was read last succeeded."""
+        self.deaths.end()
 
     def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
         train: list[Example] = []

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from aurora_protocol.draft_records import FileRef, TensorSpec
-from aurora_runtime.errors import CheckpointFormatError
-from aurora_runtime.training.model.draft import ARCHITECTURE, DraftConfig, DraftModel
+from aurora_protocol.draft_records import CONFIG_FILE, WEIGHTS_FILE, FileRef, TensorSpec
+from aurora_runtime.engine.draft_config import DraftConfig, config_json, read_config
+from aurora_runtime.errors import CheckpointFormatError, DraftRefused
+from aurora_runtime.training.model.draft import DraftModel
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 D2T, T2D = "d2t", "t2d"
 _DTYPES: Final = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -32,33 +33,6 @@ class ExportedCheckpoint:
     digest: str  # of model.safetensors
     files: tuple[FileRef, ...]
     tensors: dict[str, TensorSpec]
-
-
-def config_json(config: DraftConfig) -> dict[str, Any]:
-    """The content of ``config.json``. The rope is written under transformers' old and new field names."""
-    return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "hidden_act": "silu",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "num_hidden_layers": 1,
-        "vocab_size": config.vocab_size,
-        "draft_vocab_size": config.draft_vocab_size,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "tie_word_embeddings": False,
-        "eagle_config": {
-            "eagle_aux_hidden_state_layer_ids": list(config.aux_layers),
-            "use_aux_hidden_state": True,
-        },
-    }
 
 
 def config_from_json(data: dict[str, Any]) -> DraftConfig:
@@ -79,6 +53,8 @@ def config_from_json(data: dict[str, Any]) -> DraftConfig:
         )
     except KeyError as error:
         raise CheckpointFormatError(f"{CONFIG_FILE} lacks {error.args[0]}") from error
+    except TypeError as error:
+        raise CheckpointFormatError(f"{CONFIG_FILE} has a field of another type") from error
 
 
 def export(draft: DraftModel, ids: Tensor, folder: Path) -> ExportedCheckpoint:
@@ -104,13 +80,29 @@ def export(draft: DraftModel, ids: Tensor, folder: Path) -> ExportedCheckpoint:
     )
 
 
-def load(folder: Path, embedding: Tensor) -> tuple[DraftModel, Tensor]:
+def _require_sizes(config: DraftConfig, expected: DraftConfig) -> None:
+    if config != replace(expected, draft_vocab_size=config.draft_vocab_size):
+        raise CheckpointFormatError(f"{CONFIG_FILE} is not that of a draft of this target")
+    if not 0 < config.draft_vocab_size <= config.vocab_size:
+        raise CheckpointFormatError(f"{CONFIG_FILE} has an impossible draft_vocab_size")
+
+
+def load(folder: Path, embedding: Tensor, expected: DraftConfig | None = None) -> tuple[DraftModel, Tensor]:
     """The draft in ``folder`` and the target ids of its tokens ``[draft_vocab]``.
 
-    Raises :class:`CheckpointFormatError` when fields or tensors are missing or have wrong shapes.
+    Args:
+        expected: configuration of the lineage's drafts, of which only ``draft_vocab_size`` may differ. None: this
+            process wrote the folder.
+
+    Raises :class:`CheckpointFormatError` when fields or tensors are missing, or differ from what is expected.
     """
-    config = config_from_json(json.loads((folder / CONFIG_FILE).read_bytes()))
-    tensors = load_file(folder / WEIGHTS_FILE)
+    try:
+        config = config_from_json(read_config(folder / CONFIG_FILE))
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (DraftRefused, SafetensorError) as error:
+        raise CheckpointFormatError(f"the draft's files cannot be read: {error}") from error
+    if expected is not None:
+        _require_sizes(config, expected)
     offsets = tensors.pop(D2T, None)
     tensors.pop(T2D, None)
     if offsets is None:

@@ -7,30 +7,11 @@ checkpoint's names. Slot ``t`` holds the embedding of token ``t+1`` and the targ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ARCHITECTURE = "LlamaForCausalLMEagle3"
-
-
-@dataclass(frozen=True)
-class DraftConfig:
-    """Sizes of a draft. It reads the *outputs* of the target layers ``aux_layers`` (eagle_config's numbering)."""
-
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    draft_vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-    aux_layers: tuple[int, ...]
+from aurora_runtime.engine.draft_config import DraftConfig
 
 
 class RMSNorm(nn.Module):

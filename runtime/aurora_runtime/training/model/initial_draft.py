@@ -15,7 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.training.model.draft import DraftConfig, DraftModel
+from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel
 
 SEED: Final = 20_260_206

@@ -67,4 +67,5 @@ def restore(
             replay.restore(span, shard.train)
         for request, examples in shard.held_out if index in held_out_shards else ():
             held_out.add(request, examples, shard.key)
+        reader.finish()
     replay.evicted = int(tensors[EVICTED])

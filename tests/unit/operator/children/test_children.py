@@ -171,11 +171,19 @@ def test_a_validator_is_shaped_like_an_inference_pod_but_runs_its_own_program() 
     template = pods(given)["validator"]
     (container,) = template["spec"]["containers"]
     assert (container["name"], container["resources"]) == ("validator", GPU)
-    assert container["command"] == ["python", "-m", "aurora_runtime.validation"]
+    assert container["command"] == ["python", "-P", "-m", "aurora_runtime.validation"]
     assert template["spec"]["nodeSelector"] == {"gpu": "yes"}
     assert template["spec"]["priorityClassName"] == "low"
     assert template["metadata"]["labels"]["aurora.dev/version"] == "2"
     assert "team" in template["metadata"]["labels"]
+
+
+def test_no_container_imports_from_its_working_directory() -> None:
+    """A template may set the working directory to a folder that another container writes to."""
+    for template in pods(spec()).values():
+        for each in containers(template):
+            assert each["command"][:3] == ["python", "-P", "-m"]
+            assert {"PYTHONSAFEPATH", "PYTHONNOUSERSITE"} <= variables(each).keys()
 
 
 @pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 1}, {"nvidia.com/gpu": "1", "cpu": 8}, "?"])
@@ -184,7 +192,7 @@ def test_a_trainer_on_one_device_is_one_process(limits: Any) -> None:
         training={"template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": limits}}]}}}
     )
     (container,) = pods(given)["trainer"]["spec"]["containers"]
-    assert container["command"] == ["python", "-m", "aurora_runtime.training"]
+    assert container["command"] == ["python", "-P", "-m", "aurora_runtime.training"]
 
 
 @pytest.mark.parametrize("limits", [{"nvidia.com/gpu": 4}, {"nvidia.com/gpu": "4", "cpu": "8"}, {"amd.com/gpu": 4}])
@@ -193,7 +201,7 @@ def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]
     beside = {"name": "watcher", "resources": {"limits": {"nvidia.com/gpu": 1}}}
     given = spec(training={"template": {"spec": {"containers": [beside, own]}}})
     container = next(c for c in pods(given)["trainer"]["spec"]["containers"] if c["name"] == "trainer")
-    torchrun = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    torchrun = ["python", "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     assert container["command"] == [*torchrun, "-m", "aurora_runtime.training"]
     own["command"] = ["mine"]
     given = spec(training={"template": {"spec": {"containers": [beside, own]}}})

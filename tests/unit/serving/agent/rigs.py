@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from aiohttp.test_utils import TestClient
 
 from aurora_protocol.agent_api import (
@@ -27,6 +30,8 @@ from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from aurora_store import Registry
+from aurora_store.call_limits import is_interrupted
+from aurora_store.errors import StoreInterrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
@@ -152,3 +157,23 @@ class PodRig(Rig):
             except EngineFault:
                 continue
         raise AssertionError("the pod did not return")
+
+
+class SlowStore:
+    """Holds each download of weights until it is given up or released. ``deaf`` downloads go on to their end."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, *, deaf: bool = False) -> None:
+        self.began, self.released = threading.Event(), threading.Event()
+        download = rig.objects.download
+
+        def slowly(key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
+            self.began.set()
+            while not self.released.wait(0.01):
+                if is_interrupted() and not deaf:
+                    raise StoreInterrupted(f"download {key}")
+            download(key, path, sha256, max_bytes=max_bytes)
+
+        monkeypatch.setattr(rig.objects, "download", slowly)
+
+    async def wait_until_begun(self) -> None:
+        assert await asyncio.to_thread(self.began.wait, 10)

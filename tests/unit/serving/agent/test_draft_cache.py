@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import types
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Registry
+from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
@@ -125,5 +127,49 @@ def test_a_full_disk_is_not_reported_as_a_bad_draft(
     full = types.SimpleNamespace(free=1 << 20)
     monkeypatch.setattr("aurora_runtime.serving.agent.draft_cache.shutil.disk_usage", lambda _: full)
     with pytest.raises(OSError, match="not enough disk"):
+        DraftCache(folder, registry).stage(1, digest)
+    assert staged(folder) == []
+
+
+def test_a_draft_with_another_configuration_is_refused(
+    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+) -> None:
+    digest = add_draft(registry, tmp_path, 1)
+    (config,), (manifest,) = objects.path.rglob("config.json"), objects.path.rglob("manifest.json")
+    before = config.read_bytes()
+    evil = json.dumps(json.loads(before) | {"auto_map": {"AutoConfig": "modeling_evil.Config"}}).encode()
+    config.write_bytes(evil)
+    named = json.loads(manifest.read_text())
+    for file in named["files"]:
+        if file["name"] == "config.json":
+            file |= {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
+    manifest.write_text(json.dumps(named))
+    with pytest.raises(DraftRefused, match="not that of lineage 1: auto_map"):
+        DraftCache(folder, registry).stage(1, digest)
+    assert staged(folder) == []
+
+
+def test_a_configuration_damaged_on_disk_is_fetched_again(
+    registry: Registry, folder: PodFolder, tmp_path: Path
+) -> None:
+    drafts = DraftCache(folder, registry)
+    digest = add_draft(registry, tmp_path, 1)
+    config = drafts.stage(1, digest).folder / "config.json"
+    whole = config.read_bytes()
+    config.write_text("{}")
+    drafts.stage(1, digest)
+    assert config.read_bytes() == whole
+
+
+@pytest.mark.parametrize("key", [Keys.registration(1), "manifest"])
+def test_an_invalid_record_of_a_version_refuses_this_version(
+    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path, key: str
+) -> None:
+    digest = add_draft(registry, tmp_path, 1)
+    if key == "manifest":
+        (file,) = objects.path.rglob("manifest.json")
+        key = str(file.relative_to(objects.path))
+    registry.objects.put(key, b"[" * 100_000)
+    with pytest.raises(DraftRefused, match="version 1: "):
         DraftCache(folder, registry).stage(1, digest)
     assert staged(folder) == []

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_runtime.errors import DraftRefused
+from aurora_runtime.serving.agent import first_staging
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import Registry
+from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import StoreError
-from tests.unit.fakes import FolderObjects, lineage
+from tests.assets.faulty_store import Answer, drip_body, drip_headers, faulty_store, hang
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.serving.agent.test_draft_cache import add_draft
+
+MARGIN_SECONDS = 3.0
+"""botocore waits up to one second before the retry that the deadline forbids."""
 
 
 @pytest.fixture
@@ -64,3 +71,73 @@ def test_a_pod_that_has_a_draft_starts_without_the_store(
     stage_active_draft(folder, registry, timeout_seconds=0)
     objects.down = True
     assert stage_active_draft(folder, registry, timeout_seconds=0).version == 0
+
+
+@pytest.fixture
+def started(registry: Registry, tmp_path: Path) -> PodFolder:
+    """The folder of a pod that started once with version 0."""
+    registry.create_lineage(lineage())
+    add_draft(registry, tmp_path, 0)
+    folder = PodFolder(tmp_path / "started")
+    stage_active_draft(folder, registry, timeout_seconds=0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "key", [Keys.channel(1), Keys.lineage(1), Keys.registration(0), Keys.checkpoint(1, "0" * 64) + "manifest.json"]
+)
+@pytest.mark.parametrize("data", [b"{}", b"[" * 100_000, b"\xff"], ids=["empty", "brackets", "no text"])
+def test_a_pod_that_has_a_draft_starts_despite_an_invalid_record(
+    registry: Registry, started: PodFolder, key: str, data: bytes
+) -> None:
+    registry.objects.put(key, data)
+    assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
+
+
+def test_a_lineage_that_is_damaged_on_the_disk_is_written_again(registry: Registry, started: PodFolder) -> None:
+    started.lineage.write_text("")
+    assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
+    assert started.lineage.read_bytes() == lineage_bytes(registry)
+
+
+def lineage_bytes(registry: Registry) -> bytes:
+    stored = registry.lineage()
+    assert stored is not None
+    return stored.to_json()
+
+
+def test_a_new_pod_says_which_record_is_invalid(registry: Registry, started: PodFolder, tmp_path: Path) -> None:
+    registry.objects.put(Keys.channel(1), b"{}")
+    with pytest.raises(StoreError, match=r"gave up waiting for the store: channel/00000001\.json"):
+        stage_active_draft(PodFolder(tmp_path / "fresh"), registry, timeout_seconds=0, poll_seconds=0)
+
+
+def test_a_pod_that_has_a_draft_does_not_need_the_active_one_to_be_loadable(
+    registry: Registry, started: PodFolder, tmp_path: Path
+) -> None:
+    publish_bytes(registry, tmp_path / "sources", 1, safetensors(draft_tensors(float("nan"))))
+    registry.advance_channel(channel(1, 1))
+    assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
+    with pytest.raises(DraftRefused, match="not finite"):
+        stage_active_draft(PodFolder(tmp_path / "fresh"), registry, timeout_seconds=0)
+
+
+@pytest.mark.parametrize("answer", [drip_headers, drip_body, hang], ids=["headers", "body", "nothing"])
+def test_a_slow_store_does_not_defeat_the_deadline(started: PodFolder, tmp_path: Path, answer: Answer) -> None:
+    with faulty_store(answer) as store:
+        config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
+        slow = Registry(ObjectStore(config, attempts=2))
+        began = time.monotonic()
+        assert stage_active_draft(started, slow, timeout_seconds=2).version == 0
+        with pytest.raises(StoreError, match="gave up waiting"):
+            stage_active_draft(PodFolder(tmp_path / "fresh"), slow, timeout_seconds=2, poll_seconds=0)
+        assert time.monotonic() - began < 2 * (2 + MARGIN_SECONDS)
+
+
+def test_a_pod_that_has_a_draft_waits_less_than_a_new_one(started: PodFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_staging, "STORE_SECONDS_WITH_DRAFT", 1.0)
+    with faulty_store(drip_body) as store:
+        config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
+        began = time.monotonic()
+        stage_active_draft(started, Registry(ObjectStore(config, attempts=2)), timeout_seconds=3600)
+        assert time.monotonic() - began < 1 + MARGIN_SECONDS

@@ -21,7 +21,8 @@ from aurora_protocol.agent_api import (
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
-from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, PodRig
+from aurora_store.errors import StoreError
+from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, PodRig, SlowStore
 
 
 @pytest.fixture
@@ -206,3 +207,22 @@ async def test_the_measurement_api_over_http(rig: PodRig) -> None:
         assert measured.machine is not None
         assert measured.machine.hardware == "two cores"
         assert measured.boot == "b1"
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_download_of_a_trial_draft_ends_with_the_lease(
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    """A slow store must not hold the pod out of its Service, and a late download must not load its draft."""
+    await rig.withdraw()
+    store = SlowStore(rig, monkeypatch, deaf=deaf)
+    trial = asyncio.create_task(rig.trial(1))
+    await store.wait_until_begun()
+    rig.now += 61
+    if deaf:
+        store.released.set()
+    with pytest.raises((StoreError, EngineFault)):
+        await asyncio.wait_for(trial, 10)
+    assert rig.engine.calls.count("pause_generation") == 0
+    await rig.return_to_service()
+    assert rig.serves(0)

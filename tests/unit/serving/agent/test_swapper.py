@@ -12,12 +12,13 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
+from aurora_runtime.engine.draft_swap import DraftFile
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_store.errors import ObjectMissing
 from tests.unit.fakes import KEY, FakeEngine, draft_tensors, publish_bytes, safetensors
-from tests.unit.serving.agent.rigs import Rig
+from tests.unit.serving.agent.rigs import Rig, SlowStore
 
 
 @pytest_asyncio.fixture
@@ -149,10 +150,67 @@ async def test_only_one_swap_runs_at_a_time(rig: Rig) -> None:
     await rig.swapper.request(rig.swap_request(1, 2))
     await rig.swapper.request(rig.swap_request(1, 2))
     with pytest.raises(SwapRefused, match="is running"):
-        await rig.swapper.request(rig.swap_request(2, 3))
+        await rig.swapper.request(rig.swap_request(2, 2))
     await rig.swapper.wait()
     assert rig.serves(1)
     assert rig.engine.calls.count("pause_generation") == 1
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_rollback_ends_a_download_and_the_draft_is_never_loaded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, deaf: bool
+) -> None:
+    """A download that does not hear the order, because its last byte has come, must not load its draft either."""
+    store = SlowStore(rig, monkeypatch, deaf=deaf)
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await store.wait_until_begun()
+    await rig.swapper.request(rig.swap_request(0, 3))
+    assert (rig.swapper.status.phase, rig.swapper.status.version) == (SwapPhase.IDLE, 0)
+    store.released.set() if deaf else None
+    await asyncio.wait_for(rig.swapper.wait(), 10)
+    assert rig.serves(0)
+    assert rig.engine.calls == []
+    assert rig.drafts.find_staged(1) is None
+    with pytest.raises(SwapRefused, match="older"):
+        await rig.swapper.request(rig.swap_request(1, 2))
+
+
+async def test_a_newer_order_for_a_third_version_follows_the_download_that_it_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SlowStore(rig, monkeypatch)
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await store.wait_until_begun()
+    await rig.swapper.request(rig.swap_request(2, 3))
+    store.released.set()
+    await asyncio.wait_for(rig.swapper.wait(), 10)
+    assert rig.serves(2)
+    assert rig.engine.calls.count("pause_generation") == 1
+    assert [result for result, _ in rig.results] == ["success"]
+
+
+async def test_an_order_that_comes_too_late_for_the_download_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the pause on a swap is short, and the operator asks again."""
+    loading, go_on = asyncio.Event(), asyncio.Event()
+    load = rig.swapper.draft_swap.load_or_restore
+
+    async def slowly(draft: DraftFile, fallback: DraftFile) -> float:
+        loading.set()
+        await go_on.wait()
+        return await load(draft, fallback)
+
+    monkeypatch.setattr(rig.swapper.draft_swap, "load_or_restore", slowly)
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await asyncio.wait_for(loading.wait(), 10)
+    with pytest.raises(SwapRefused, match="is running"):
+        await rig.swapper.request(rig.swap_request(0, 3))
+    go_on.set()
+    await rig.swapper.wait()
+    assert rig.serves(1)
+    await rig.swap(0, epoch=3)
+    assert rig.serves(0)
 
 
 async def test_many_requests_at_once_make_one_swap(rig: Rig) -> None:

@@ -182,3 +182,26 @@ def test_retention_and_cleanup_get_the_stop_request(rig: TrainerRig, monkeypatch
     monkeypatch.setattr(trainer.stages.orphans, "delete_due", tick)
     trainer.run()
     assert seen == [True, True]
+
+
+FOREIGN_VERSIONS: dict[str, Callable[[TrainerRig], None]] = {
+    "an unreadable registration": lambda rig: rig.objects.put(Keys.registration(1), b"{}"),
+    "a number out of sequence": lambda rig: rig.objects.put(Keys.registration(99_999_999), b"{}"),
+    "a foreign name": lambda rig: rig.objects.put("registry/zzz.json", b"{}"),
+    "a version without files": lambda rig: rig.registry.register(
+        rig.registry.registration(0).model_copy(
+            update={"version": 1, "checkpoint": Keys.checkpoint(1, "0" * 64), "digest": "0" * 64}
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", FOREIGN_VERSIONS.values(), ids=FOREIGN_VERSIONS)
+def test_a_foreign_version_does_not_keep_the_trainer_from_starting(
+    rig: TrainerRig, attack: Callable[[TrainerRig], None]
+) -> None:
+    attack(rig)
+    trainer = rig.trainer(Traffic(rig.registry, 1))
+    assert trainer.stages.offering.candidates.last.version == 0
+    trainer.run()
+    assert trainer.learning.ledger.total == 1

@@ -1,0 +1,163 @@
+"""A draft's ``config.json``: how it follows from the lineage, and the comparison of a stored one with that.
+
+Why: the gate swaps weights alone, so a wrong configuration would first bite at the next start of an engine, possibly in
+every pod at once. SGLang and transformers let a configuration choose code.
+
+Invariant: a configuration that passes has exactly the lineage's fields with the lineage's values. This module imports
+neither torch nor SGLang, because the agent imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from aurora_protocol.draft_records import CONFIG_FILE, DraftSizes, Lineage
+from aurora_runtime.errors import DraftRefused
+
+ARCHITECTURE: Final = "LlamaForCausalLMEagle3"
+MAX_FIELDS_NAMED: Final = 5
+"""Most fields that an error names."""
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """Sizes of a draft. It reads the *outputs* of the target layers ``aux_layers`` (eagle_config's numbering)."""
+
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    draft_vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_positions: int
+    aux_layers: tuple[int, ...]
+
+    @property
+    def sizes(self) -> DraftSizes:
+        """The sizes that a lineage records beside its own fields."""
+        return DraftSizes(
+            intermediate_size=self.intermediate_size,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            max_positions=self.max_positions,
+        )
+
+
+def config_json(config: DraftConfig) -> dict[str, Any]:
+    """The content of ``config.json``. The rope is written under transformers' old and new field names."""
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "num_hidden_layers": 1,
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": config.draft_vocab_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "tie_word_embeddings": False,
+        "eagle_config": {
+            "eagle_aux_hidden_state_layer_ids": list(config.aux_layers),
+            "use_aux_hidden_state": True,
+        },
+    }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a ``config.json``. Raises :class:`DraftRefused` unless it is one plain JSON object."""
+    try:
+        data = json.loads(path.read_bytes(), object_pairs_hook=_fields, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # RecursionError: a file of brackets
+        raise DraftRefused(
+            f"{CONFIG_FILE} is not JSON, names a field twice, or holds a number that is not finite"
+        ) from (error)
+    if not isinstance(data, dict):
+        raise DraftRefused(f"{CONFIG_FILE} is not a JSON object")
+    return data
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field is named twice")
+    return fields
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
+    """The configuration of all drafts of ``lineage``."""
+    return DraftConfig(
+        hidden_size=lineage.target.hidden_size,
+        vocab_size=lineage.target.vocab_size,
+        draft_vocab_size=lineage.draft_vocab_size,
+        aux_layers=lineage.aux_layers,
+        **sizes.model_dump(include=set(DraftSizes.model_fields)),
+    )
+
+
+def check_draft_config(path: Path, lineage: Lineage) -> None:
+    """Raise :class:`DraftRefused` unless ``path`` is the configuration of a draft of ``lineage``, field by field."""
+    actual = read_config(path)
+    sizes = lineage.draft or _sizes_that_fit(actual, lineage)
+    expected = config_json(lineage_config(lineage, sizes))
+    different = sorted(name for name in expected.keys() | actual.keys() if not _is_same(name, expected, actual))
+    if different:
+        names = ", ".join(name[:64] for name in different[:MAX_FIELDS_NAMED])
+        raise DraftRefused(f"{CONFIG_FILE} is not that of lineage {lineage.number}: {names}")
+
+
+def _is_same(name: str, expected: dict[str, Any], actual: dict[str, Any]) -> bool:
+    """Whether both have the field with the same value. In Python, True equals 1; in JSON it does not."""
+    if name not in expected or name not in actual:
+        return False
+    return json.dumps(expected[name], sort_keys=True) == json.dumps(actual[name], sort_keys=True)
+
+
+def _sizes_that_fit(config: dict[str, Any], lineage: Lineage) -> DraftSizes:
+    """The sizes that ``config`` names, for a lineage that is older than its field ``draft``.
+
+    Raises :class:`DraftRefused` unless the lineage's tensors have these sizes.
+    """
+    try:
+        sizes = DraftSizes(
+            intermediate_size=config["intermediate_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_theta=config["rope_theta"],
+            max_positions=config["max_position_embeddings"],
+        )
+        rows = {name: spec.shape[0] for name, spec in lineage.tensors.items() if spec.shape}
+        fits = (
+            rows["midlayer.self_attn.q_proj.weight"] == sizes.heads * sizes.head_dim
+            and rows["midlayer.self_attn.k_proj.weight"] == sizes.kv_heads * sizes.head_dim
+            and rows["midlayer.mlp.gate_proj.weight"] == sizes.intermediate_size
+            and sizes.heads % sizes.kv_heads == 0
+        )
+    except (KeyError, ValidationError) as error:
+        raise DraftRefused(f"{CONFIG_FILE} lacks sizes, or has impossible ones") from error
+    if not fits:
+        raise DraftRefused(f"{CONFIG_FILE} has other sizes than the tensors of lineage {lineage.number}")
+    return sizes

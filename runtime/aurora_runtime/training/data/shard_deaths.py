@@ -1,0 +1,118 @@
+"""Remembers on which shard the trainer died, and quarantines a shard after its second death.
+
+Why: a shard may kill the trainer, for example through its memory. A restarted trainer would take the same shard first,
+and would die for ever. A shard that merely raises an error is damaged and skipped, and needs none of this.
+
+The file lies in the pod's own folder. Nobody else writes there, no shard costs a call of the store, and the folder
+outlives the container.
+
+Invariants: a shard is quarantined only after two deaths during work on that shard, without a success in between. An
+orderly stop is no death. A folder that cannot be written to costs the quarantine, and never the trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.record import Record
+
+DEATHS_BEFORE_QUARANTINE: Final = 2
+MAX_SHARDS_REMEMBERED: Final = 64
+FILE_NAME: Final = "shard-deaths.json"
+log = logging.getLogger(__name__)
+
+
+class _DeathRecord(Record):
+    """The content of the file."""
+
+    current: str | None = Field(default=None, description="The shard that the trainer works on.")
+    deaths: dict[str, int] = Field(default_factory=dict, description="How often the trainer died on a shard.")
+    quarantined: tuple[str, ...] = Field(default=(), description="Shards that are not read any more, newest last.")
+
+
+class ShardDeaths:
+    """The deaths of one trainer. Only the process that trains has one."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Read the file in ``folder``. A shard that the last process worked on when it ended counts as a death.
+
+        Without a folder, or with one that does not exist, nothing is remembered.
+        """
+        self._path = folder / FILE_NAME if folder is not None and folder.is_dir() else None
+        record = self._stored()
+        self._deaths, self._quarantined = dict(record.deaths), list(record.quarantined)
+        self._current: str | None = None
+        self._stopped = False
+        if record.current is not None:
+            self._count_death(record.current)
+            self._write()
+
+    @property
+    def quarantined(self) -> tuple[str, ...]:
+        """The manifest keys of the shards in quarantine, newest last."""
+        return tuple(self._quarantined)
+
+    @property
+    def suspects(self) -> bool:
+        """Whether a shard is under suspicion. Then shards are read one at a time, so that the right one is blamed."""
+        return bool(self._deaths)
+
+    def begin(self, key: str) -> None:
+        """Note that work on a shard begins."""
+        if not self._stopped:
+            self._current = key
+            self._write()
+
+    def end(self) -> None:
+        """Note that the work on the current shard succeeded."""
+        if self._current is not None:
+            self._deaths.pop(self._current, None)
+            self._current = None
+            self._write()
+
+    def stop(self) -> None:
+        """Note that the trainer was asked to stop. Its end is no death. Safe in a signal handler."""
+        self._stopped, self._current = True, None
+        self._write()
+
+    def _count_death(self, key: str) -> None:
+        self._deaths[key] = deaths = self._deaths.get(key, 0) + 1
+        log.error("the trainer died during its work on shard %s, %d time(s) so far", key, deaths)
+        if deaths >= DEATHS_BEFORE_QUARANTINE:
+            del self._deaths[key]
+            self._quarantined = [*(other for other in self._quarantined if other != key), key]
+            log.error("shard %s is quarantined: it is not read any more", key)
+
+    def _stored(self) -> _DeathRecord:
+        if self._path is None:
+            return _DeathRecord()
+        try:
+            return _DeathRecord.from_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return _DeathRecord()
+        except (OSError, InvalidRecord) as error:
+            log.warning("earlier deaths of the trainer are not known: %s", error)
+            return _DeathRecord()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        record = _DeathRecord(
+            current=self._current,
+            deaths=dict(list(self._deaths.items())[-MAX_SHARDS_REMEMBERED:]),
+            quarantined=tuple(self._quarantined[-MAX_SHARDS_REMEMBERED:]),
+        )
+        part = self._path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
+        try:
+            part.write_bytes(record.to_json())
+            os.replace(part, self._path)
+        except OSError as error:
+            log.warning("a death of the trainer would not be noticed: %s", error)
+            part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Mutated objects in a store, and every reader of the runtime."""

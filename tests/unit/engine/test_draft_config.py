@@ -1,0 +1,113 @@
+"""A draft's configuration follows from its lineage: another one never reaches an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_protocol.draft_records import Lineage, TensorSpec
+from aurora_runtime.engine.draft_config import check_draft_config, config_json, lineage_config
+from aurora_runtime.errors import DraftRefused
+from tests.unit.fakes import SIZES, lineage
+
+OWN: dict[str, Any] = config_json(lineage_config(lineage(), SIZES))
+OLDER = lineage().model_copy(
+    update={
+        "draft": None,
+        "tensors": {
+            "midlayer.self_attn.q_proj.weight": TensorSpec(shape=(2, 4), dtype="BF16"),
+            "midlayer.self_attn.k_proj.weight": TensorSpec(shape=(2, 4), dtype="BF16"),
+            "midlayer.mlp.gate_proj.weight": TensorSpec(shape=(4, 2), dtype="BF16"),
+        },
+    }
+)
+"""A lineage of a version that did not record the sizes of its drafts."""
+
+
+def refusal(tmp_path: Path, data: bytes, of: Lineage) -> str:
+    """Why the configuration is refused; empty when it passes."""
+    file = tmp_path / "config.json"
+    file.write_bytes(data)
+    try:
+        check_draft_config(file, of)
+    except DraftRefused as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("of", [lineage(), OLDER], ids=["this version", "older"])
+def test_the_lineages_own_configuration_passes(tmp_path: Path, of: Lineage) -> None:
+    assert refusal(tmp_path, json.dumps(OWN, indent=1).encode(), of) == ""
+
+
+@pytest.mark.parametrize("of", [lineage(), OLDER], ids=["this version", "older"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_map": {"AutoConfig": "modeling_evil.Config"}},
+        {"architectures": ["Evil"]},
+        {"model_type": "evil"},
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"hidden_size": 4},
+        {"num_hidden_layers": 2},
+        {"tie_word_embeddings": 0},
+        {"tie_word_embeddings": True},
+        {"draft_vocab_size": 8},
+        {"intermediate_size": 8},
+        {"num_attention_heads": 2},
+        {"head_dim": 1 << 40},
+        {"rms_norm_eps": "nan"},
+        {"rms_norm_eps": 0},
+        {"max_position_embeddings": -1},
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic"}},
+        {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2, 2], "use_aux_hidden_state": True}},
+        {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 2, 3], "use_aux_hidden_state": 1}},
+    ],
+    ids=str,
+)
+def test_another_value_or_another_field_is_refused(tmp_path: Path, of: Lineage, change: dict[str, Any]) -> None:
+    assert "config.json" in refusal(tmp_path, json.dumps(OWN | change).encode(), of)
+
+
+@pytest.mark.parametrize("field", OWN)
+def test_a_missing_field_is_refused(tmp_path: Path, field: str) -> None:
+    assert field in refusal(tmp_path, json.dumps({k: v for k, v in OWN.items() if k != field}).encode(), lineage())
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 2e4}, {"rms_norm_eps": 1e-6}, {"max_position_embeddings": 65}])
+def test_a_value_that_no_tensor_shows_is_refused_where_the_lineage_records_it(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    (name,) = change
+    assert name in refusal(tmp_path, json.dumps(OWN | change).encode(), lineage())
+
+
+def twice(text: str) -> str:
+    return text.replace("{", '{"model_type": "llama", ', 1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:-1],
+        lambda text: "[" * 100_000,
+        lambda text: "[]",
+        lambda text: "",
+        lambda text: "\xff",
+        lambda text: text.replace("1e-05", "NaN"),
+        twice,
+    ],
+    ids=["broken", "brackets", "list", "empty", "no text", "NaN", "a field twice"],
+)
+def test_what_is_no_plain_json_object_is_refused(tmp_path: Path, spoil: Callable[[str], str]) -> None:
+    assert "config.json" in refusal(tmp_path, spoil(json.dumps(OWN)).encode("latin-1"), lineage())
+
+
+def test_an_error_names_fields_and_no_values(tmp_path: Path) -> None:
+    told = refusal(tmp_path, json.dumps(OWN | {f"x{n}": "secret" for n in range(1000)}).encode(), lineage())
+    assert len(told) < 500
+    assert "secret" not in told
