@@ -80,8 +80,7 @@ class Speculator:
         self.api = FakeApi(s3.access_key, s3.secret_key)
         self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
         self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, pools, self.clock)
-        self.spec = self.spec_at(endpoint or s3.endpoint)
-        self.status = SpeculatorStatus()
+        self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
         self.jobs: tuple[JobView, ...] = ()
         self.requests = UserRequests()
 

@@ -236,3 +236,13 @@ def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None
     assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
     hangs = step(world(loading, pod(B), **late), rolling(engine_boots={A: "b"}))
     assert hangs.advance == Advance(0, ChannelReason.REFUSED, reject=1)
+
+
+@pytest.mark.parametrize("phase", [SwapPhase.STAGING, SwapPhase.SWAPPING])
+def test_a_rollback_ends_the_download_of_the_rejected_version(phase: SwapPhase) -> None:
+    """Its agent would load the version at the end of the download. From the pause on the operator waits instead."""
+    back = rolling(RolloutPhase.ROLLING_BACK, epoch=5)
+    staging = pod(A, 0, swap=SwapStatus(phase=phase, version=1))
+    staging_active = pod(C, 1, swap=SwapStatus(phase=SwapPhase.STAGING, version=0))
+    made = step(world(staging, pod(B, 1), staging_active, rejected=frozenset({1})), back)
+    assert made.swaps == ({A: 0, B: 0} if phase is SwapPhase.STAGING else {B: 0})

@@ -398,13 +398,3 @@ def test_a_pod_with_a_rejected_version_returns_even_during_a_pause(rejected: boo
     watched: dict[str, Any] = {"policy": {"paused": True, "analysis": JUDGED}, "active": 2, "previous": 0}
     seen = world(pod(A, 1), pod(B, 2), rejected=late["rejected"], **watched)
     assert step(seen, watching().model_copy(update={"version": 2})).swaps == ({A: 2} if rejected else {})
-
-
-@pytest.mark.parametrize("phase", [SwapPhase.STAGING, SwapPhase.SWAPPING])
-def test_a_rollback_ends_the_download_of_the_rejected_version(phase: SwapPhase) -> None:
-    """Its agent would load the version at the end of the download. From the pause on the operator waits instead."""
-    back = rolling(RolloutPhase.ROLLING_BACK, epoch=5)
-    staging = pod(A, 0, swap=SwapStatus(phase=phase, version=1))
-    staging_active = pod(C, 1, swap=SwapStatus(phase=SwapPhase.STAGING, version=0))
-    made = step(world(staging, pod(B, 1), staging_active, rejected=frozenset({1})), back)
-    assert made.swaps == ({A: 0, B: 0} if phase is SwapPhase.STAGING else {B: 0})
