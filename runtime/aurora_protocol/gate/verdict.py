@@ -50,7 +50,7 @@ FEWEST_ROUNDS: Final = 3
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GatePolicy:
     """The gate's requirements. Improvement and tolerances are shares of throughput: 0.05 means five percent."""
 

@@ -35,7 +35,7 @@ class Demand(Enum):
     """The version is not newer than the active one, so no promotion depends on its evidence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Examination:
     """How the evidence of one version is examined."""
 

@@ -25,6 +25,7 @@ from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
+from aurora_protocol.gate import GatePolicy
 from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
@@ -73,6 +74,8 @@ class StoreReader:
         """Key -> a create-once record that is needed. Evidence is in :attr:`_examined`."""
         self._examined: dict[str, tuple[Examination, Evidence]] = {}
         """Key -> evidence with the verdict that the examination gave."""
+        self._policy: GatePolicy | None = None
+        """The bars with which :attr:`_examined` was read."""
         self._attempts: dict[int, tuple[str, ...]] = {}
         """Version -> the keys of its evidence."""
         self._absent: frozenset[int] = frozenset()
@@ -245,9 +248,12 @@ class StoreReader:
 
         The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
         """
+        if needs.policy != self._policy:
+            self._policy = needs.policy
+            self._examined.clear()
         found: list[Evidence] = []
         for version in (version for version in registrations if version != INITIAL_VERSION):
-            examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
+            examination = Examination.of(version, self._policy, active=active, pin=needs.pin)
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
                 self._attempts[version] = tuple(key for key in listed if _is_record(key))
@@ -273,7 +279,7 @@ class StoreReader:
         if known is not None and examination.is_met_by(known[0]):
             return known[1]
         read = self._read_record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
-        examined = _without_samples(examination.verdict_of(read))
+        examined = _shown_parts(examination.verdict_of(read), self._policy)
         self._examined[key] = examination, examined
         return examined
 
@@ -304,11 +310,18 @@ class StoreReader:
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
 
 
-def _without_samples(evidence: Evidence) -> Evidence:
-    """The parts of evidence that the operator keeps. The raw samples take up to 50 times as much memory."""
+def _shown_parts(evidence: Evidence, policy: GatePolicy | None) -> Evidence:
+    """The parts of evidence that the operator keeps. The raw samples take up to 50 times as much memory.
+
+    The status shows the ratios at the primary concurrency only.
+    """
     baseline = evidence.baseline
     kept = None if baseline is None else baseline.model_copy(update={"samples": ()})
-    return evidence.model_copy(update={"samples": (), "equality": (), "baseline": kept})
+    ratios = evidence.verdict.ratios
+    if policy is not None:
+        ratios = tuple(ratio for ratio in ratios if ratio.concurrency == policy.primary)
+    verdict = evidence.verdict.model_copy(update={"ratios": ratios})
+    return evidence.model_copy(update={"samples": (), "equality": (), "baseline": kept, "verdict": verdict})
 
 
 def _is_record(key: str) -> bool:
