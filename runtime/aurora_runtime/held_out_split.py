@@ -6,8 +6,8 @@ and the validator measures candidates on their prompts.
 Capture decides once, when it writes a trace: the trace holds the keyed hash of its prompt. Trainer, validator and agent
 read that number, and need no key.
 
-Invariants: the decision depends on the prompt and on the key of the speculator's lineage alone. So the same prompt is
-never on both sides, whichever pod served it, and a client cannot tell on which side a prompt is.
+Invariants: the decision depends on the prompt and on the key of the speculator's lineage alone. While the key stays
+the same, no prompt is on both sides, whichever pod served it, and a client cannot tell on which side a prompt is.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class DraftSpec(Model):
             "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains,"
             " and proposes as many tokens as pay at the present load, from the draft, from `lookup` or none at all."
             " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
-            " slower than no speculation; `lookup` has no effect. Choose it to compare. Unset: Adaptive for a chain,"
+            " slower than no speculation; `lookup` has no effect. Use it only to compare. Unset: Adaptive for a chain,"
             " Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."
         ),
     )

@@ -54,7 +54,7 @@ def before_batch(obj: Any) -> None:
 
 
 class BodyLimit:
-    """ASGI middleware. Refuses a body that says it is too large, and stops reading one that turns out to be."""
+    """ASGI middleware. Refuses a body whose declared length is too large, and stops reading at the limit."""
 
     def __init__(self, app: Application, limit_bytes: int = MAX_BODY_BYTES) -> None:
         self._app, self._limit_bytes = app, limit_bytes

@@ -164,7 +164,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
     parser.add_argument(
-        "--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the agent's token, or the key for `stage`"
+        "--keys",
+        type=Path,
+        default=Path(KEYS_FOLDER),
+        help="folder with the agent's token, and for `stage` with the speculator's key",
     )
     parser.add_argument(
         "--engine-key",
