@@ -21,7 +21,8 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import DraftConfig
-from aurora_runtime.errors import CheckpointFormatError
+from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
+from aurora_runtime.errors import CheckpointFormatError, DraftRefused
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel
@@ -141,9 +142,17 @@ def publish(
 
 
 def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
-    """The draft of a registered version, and its vocabulary map."""
+    """The draft of a registered version, and its vocabulary map.
+
+    Raises :class:`DraftRefused` when an engine would not load the draft.
+    """
+    lineage = registry.lineage()
+    if lineage is None:
+        raise CheckpointFormatError("the store has no lineage")
     with tempfile.TemporaryDirectory() as scratch:
-        registry.fetch_checkpoint(registry.registration(number), Path(scratch))
+        limit = max_weights_bytes(lineage)
+        registry.fetch_checkpoint(registry.registration(number), Path(scratch), max_weights_bytes=limit)
+        check_draft(Path(scratch), lineage)
         expected = initial_draft.draft_config(target, target.identity.vocab_size)
         draft, ids = checkpoint.load(Path(scratch), target.embedding, expected)
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
@@ -157,7 +166,7 @@ def newest_draft(registry: Registry, target: TargetModel) -> tuple[Registration,
     for registration in registry.registrations():
         try:
             return registration, fetch_draft(registry, registration.version, target)
-        except (ObjectMissing, DigestMismatch, InvalidRecord, CheckpointFormatError) as error:
+        except (ObjectMissing, DigestMismatch, InvalidRecord, DraftRefused, CheckpointFormatError) as error:
             log.error("version %d cannot be read; trying the one before: %s", registration.version, error)  # noqa: TRY400
     raise CheckpointFormatError("the store has no version that can be read")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aurora_runtime.training import main
 from aurora_runtime.training.candidates import Comparison
@@ -17,6 +19,7 @@ from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state import trainer_state
 from aurora_store import Keys
 from aurora_store.errors import ObjectExists
+from tests.assets.trainer_output import publish_draft
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
@@ -184,9 +187,21 @@ def test_retention_and_cleanup_get_the_stop_request(rig: TrainerRig, monkeypatch
     assert seen == [True, True]
 
 
+def publish_a_map_outside_the_vocabulary(rig: TrainerRig) -> None:
+    """Register a version 1 that is whole, and whose vocabulary map names a token that the target lacks."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rig.registry.fetch_checkpoint(rig.registry.registration(0), folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["d2t"][0] = 10**6
+        save_file(tensors, folder / "model.safetensors")
+        publish_draft(rig.registry, folder, 1)
+
+
 FOREIGN_VERSIONS: dict[str, Callable[[TrainerRig], None]] = {
     "an unreadable registration": lambda rig: rig.objects.put(Keys.registration(1), b"{}"),
     "a number out of sequence": lambda rig: rig.objects.put(Keys.registration(99_999_999), b"{}"),
+    "a map outside the vocabulary": publish_a_map_outside_the_vocabulary,
     "a foreign name": lambda rig: rig.objects.put("registry/zzz.json", b"{}"),
     "a version without files": lambda rig: rig.registry.register(
         rig.registry.registration(0).model_copy(
