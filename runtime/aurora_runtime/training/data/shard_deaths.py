@@ -6,8 +6,10 @@ and would die for ever. A shard that merely raises an error is damaged and skipp
 The file lies in the pod's own folder. Nobody else writes there, no shard costs a call of the store, and the folder
 outlives the container.
 
-Invariants: a shard is quarantined only after two deaths during work on that shard, without a success in between. An
-orderly stop is no death. A folder that cannot be written to costs the quarantine, and never the trainer.
+Invariants: a shard is quarantined only after two deaths during work on that shard, without a success in between. After
+two quarantines without a success in between no further shard is quarantined: a trainer that dies on every shard has
+another cause, such as a small memory limit, and its traces shall be there when the cause is gone. An orderly stop is no
+death. Without a folder that can be written to there is no quarantine, and the trainer still runs.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
 
 DEATHS_BEFORE_QUARANTINE: Final = 2
+QUARANTINES_IN_A_ROW: Final = 2
 MAX_SHARDS_REMEMBERED: Final = 64
 FILE_NAME: Final = "shard-deaths.json"
 log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class _DeathRecord(Record):
     current: str | None = Field(default=None, description="The shard that the trainer works on.")
     deaths: dict[str, int] = Field(default_factory=dict, description="How often the trainer died on a shard.")
     quarantined: tuple[str, ...] = Field(default=(), description="Shards that are not read any more, newest last.")
+    in_a_row: int = Field(default=0, ge=0, description="Quarantines since the work on a shard last succeeded.")
 
 
 class ShardDeaths:
@@ -48,6 +52,7 @@ class ShardDeaths:
         self._path = folder / FILE_NAME if folder is not None and folder.is_dir() else None
         record = self._stored()
         self._deaths, self._quarantined = dict(record.deaths), list(record.quarantined)
+        self._in_a_row = record.in_a_row
         self._current: str | None = None
         self._stopped = False
         if record.current is not None:
@@ -74,7 +79,7 @@ class ShardDeaths:
         """Note that the work on the current shard succeeded."""
         if self._current is not None:
             self._deaths.pop(self._current, None)
-            self._current = None
+            self._current, self._in_a_row = None, 0
             self._write()
 
     def stop(self) -> None:
@@ -85,8 +90,13 @@ class ShardDeaths:
     def _count_death(self, key: str) -> None:
         self._deaths[key] = deaths = self._deaths.get(key, 0) + 1
         log.error("the trainer died during its work on shard %s, %d time(s) so far", key, deaths)
-        if deaths >= DEATHS_BEFORE_QUARANTINE:
+        if deaths < DEATHS_BEFORE_QUARANTINE:
+            return
+        if self._in_a_row >= QUARANTINES_IN_A_ROW:
+            log.error("the trainer dies on every shard, so look for another cause, such as a small memory limit")
+        else:
             del self._deaths[key]
+            self._in_a_row += 1
             self._quarantined = [*(other for other in self._quarantined if other != key), key]
             log.error("shard %s is quarantined: it is not read any more", key)
 
@@ -108,6 +118,7 @@ class ShardDeaths:
             current=self._current,
             deaths=dict(list(self._deaths.items())[-MAX_SHARDS_REMEMBERED:]),
             quarantined=tuple(self._quarantined[-MAX_SHARDS_REMEMBERED:]),
+            in_a_row=self._in_a_row,
         )
         part = self._path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
         try:

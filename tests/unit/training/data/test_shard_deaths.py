@@ -46,6 +46,19 @@ def test_deaths_on_two_shards_are_counted_one_by_one(tmp_path: Path) -> None:
     assert die(tmp_path, OTHER).quarantined == (OTHER,)
 
 
+def test_a_trainer_that_dies_on_every_shard_keeps_its_traces(tmp_path: Path) -> None:
+    """Only two shards are given up. One success shows that the others are good, and quarantine is possible again."""
+    shards = [f"traces/00000001/{number}.json" for number in range(4)]
+    for shard in shards:
+        for _ in range(3):
+            known = die(tmp_path, shard)
+    assert known.quarantined == tuple(shards[:2])
+    known.begin(shards[3])
+    known.end()
+    die(tmp_path, shards[2])
+    assert ShardDeaths(tmp_path).quarantined == tuple(shards[:3])
+
+
 def test_a_stop_is_no_death_whatever_the_trainer_does_meanwhile(tmp_path: Path) -> None:
     for _ in range(3):
         deaths = ShardDeaths(tmp_path)
