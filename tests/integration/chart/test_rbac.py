@@ -18,7 +18,7 @@ from aurora_operator import kubernetes_api
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import KubernetesError
 from aurora_operator.kubernetes_api import HttpKubernetesApi, Object
-from tests.assets.s3 import seaweedfs
+from tests.assets.s3 import STORES_ON_THIS_MACHINE, seaweedfs
 from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.integration.chart.probes import Probe, run_probe
@@ -189,6 +189,7 @@ def _operator(server: ApiServer, namespace: str, log: Path, **variables: str) ->
         "AURORA_RUNTIME_IMAGE": "runtime:1",
         "AURORA_METRICS_PORT": str(metrics_port),
         "AURORA_HEALTH_PORT": str(health_port),
+        **STORES_ON_THIS_MACHINE,
         **variables,
     }
     with log.open("wb") as output:

@@ -309,7 +309,6 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
         "architecture": "EAGLE3",
         "vocabSize": 16384,
         "steps": 3,
-        "shape": "Fixed",
         "lookup": "Request",
         "branching": 1,
     }
