@@ -147,7 +147,8 @@ def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None
         StoreRule(("team-a", "team-b"), "http://minio.storage:9000", "models", "team"),
         StoreRule(bucket="my-aurora-bucket"),
     )
-    embedded = [f"aurora-store.aurora-system{domain}" for domain in ("", ".svc", ".svc.cluster.local")]
+    domains = ("", ".aurora-system", ".aurora-system.svc", ".aurora-system.svc.cluster.local")
+    embedded = [f"aurora-store{domain}" for domain in domains]
     assert policy.addresses == AddressPolicy.of(["minio.storage", "192.168.0.0/16", *embedded])
 
 
