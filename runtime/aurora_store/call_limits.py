@@ -37,6 +37,8 @@ IO_TIMEOUT_SECONDS = 60.0
 """Longest wait for one read from a connection, or for sending one block of a body."""
 INTERRUPT_POLL_SECONDS = 0.5
 """How often a wait for bytes looks whether the call was interrupted."""
+MAX_ADDRESSES = 8
+"""Most addresses of one host name that a connection tries."""
 MAX_HEADER_BYTES = 64 << 10
 """Bytes of an answer's headers, which an answer may have beside its body."""
 
@@ -259,17 +261,19 @@ def _connect_seconds(timeout: float | None) -> float:
 
 def _connect(connection: Any, addresses: AddressPolicy | None, connect: Callable[[], socket.socket]) -> socket.socket:
     """Open ``connection`` by ``connect``, to an address that the policy allows."""
-    connection.timeout = _connect_seconds(connection.timeout)
+    timeout = connection.timeout
     if addresses is None or connection.proxy is not None:
+        connection.timeout = _connect_seconds(timeout)
         return connect()
     host = connection._dns_host
     try:
-        allowed = addresses.allowed_addresses(host, connection.port)
+        allowed = addresses.allowed_addresses(host, connection.port)[:MAX_ADDRESSES]
     except socket.gaierror as error:
         raise NameResolutionError(host, connection, error) from error
     if not allowed:
         raise _refused()
     for address in allowed:
+        connection.timeout = _connect_seconds(timeout)
         # urllib3 resolves this field once more, and an address resolves to itself.
         connection._dns_host = address
         try:

@@ -11,6 +11,7 @@
 {{- define "aurora.internalhosts" -}}
 {{- $hosts := .Values.stores.internalHosts }}
 {{- if .Values.embeddedStore.enabled }}
+{{- $hosts = append $hosts (include "aurora.storename" .) }}
 {{- range list "" ".svc" ".svc.cluster.local" }}
 {{- $hosts = append $hosts (printf "%s.%s%s" (include "aurora.storename" $) $.Release.Namespace .) }}
 {{- end }}

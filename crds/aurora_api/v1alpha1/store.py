@@ -11,7 +11,8 @@ from aurora_api.base import Model
 from aurora_api.v1alpha1.cel import matches, rules
 
 _HOST: Final = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
-ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:[0-9]{{1,5}})?(/[A-Za-z0-9._~/-]*)?$"
+_PORT: Final = "([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$"
 """No user information, no query, no underscore in the host: botocore refuses such a host only at the first call."""
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 ROOT_PATTERN: Final = rf"^({_SEGMENT}/)*[a-z0-9-]+/[a-z0-9-]+-[0-9a-f]{{8}}$"
@@ -103,8 +104,8 @@ class StoreSpec(Model):
         pattern=ENDPOINT_PATTERN,
         json_schema_extra=matches(
             ENDPOINT_PATTERN,
-            "an endpoint is a URL such as http://minio.storage:9000: a host name or address, perhaps a port and a path,"
-            " and no user, password or query",
+            "an endpoint is a URL such as http://minio.storage:9000: a host name or address, perhaps a port up to"
+            " 65535 and a path, and no user, password or query",
         ),
         description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3. The operator's"
         " administrator must allow a host inside the cluster (`stores.internalHosts` of the chart). Needs"

@@ -1,8 +1,8 @@
 """Refuses requests that would end SGLang's scheduler, before the scheduler sees them.
 
 SGLang 0.5.23 checks the length of a prompt. It does not check whether the token ids of ``input_ids`` are in the
-vocabulary, whether as many top log-probabilities exist as a client asks for, how many answers one request asks for, or
-how large a body is. Each of the first two ends the scheduler, and with it every request of the pod. Two such ends would
+vocabulary, whether as many top log-probabilities exist as a client asks for, how many answers ``n`` asks for, or how
+large a body is. Each of the first two ends the scheduler, and with it every request of the pod. Two such ends would
 also refuse a draft that is not to blame.
 
 The hooks raise ValueError, which SGLang answers with status 400. Invariant: a request within the limits passes
@@ -24,7 +24,7 @@ LIMITED_PARAMETERS: Final = {VALIDATE_FUNCTION: ("self", "obj", "input_ids"), BA
 MAX_BODY_BYTES: Final = 64 << 20
 """Largest body of a request. A prompt of a million tokens has about 8 MB; images come as base64."""
 MAX_ANSWERS: Final = 4096
-"""Most answers of one request: prompts times ``n``."""
+"""Most answers of a request with ``n`` above 1: prompts times ``n``. Without it, each prompt is in the body."""
 _MAX_DIGITS: Final = 18
 """Digits of a content length that is worth parsing."""
 _TOO_LARGE: Final = b"the body of a request may have at most %d bytes\n" % MAX_BODY_BYTES
@@ -49,8 +49,8 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
 
 def before_batch(obj: Any) -> None:
     """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many answers."""
-    if obj.batch_size * obj.parallel_sample_num > MAX_ANSWERS:
-        raise ValueError(f"a request may ask for at most {MAX_ANSWERS} answers, prompts times n")
+    if obj.parallel_sample_num > 1 and obj.batch_size * obj.parallel_sample_num > MAX_ANSWERS:
+        raise ValueError(f"with n above 1 a request may ask for at most {MAX_ANSWERS} answers, prompts times n")
 
 
 class BodyLimit:

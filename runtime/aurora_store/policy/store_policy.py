@@ -101,6 +101,10 @@ def _rules(values: Any) -> Iterable[StoreRule]:
         texts = [value.get(name) or "" for name in ("endpoint", "bucket", "prefix")]
         if not isinstance(namespaces, list) or not all(isinstance(text, str) for text in (*namespaces, *texts)):
             raise ValueError("a rule's namespaces are a list of names, and its other fields are texts")
+        try:
+            _endpoint_parts(texts[0])
+        except ValueError as error:
+            raise ValueError(f"the endpoint {texts[0]!r} of a rule is no URL: {error}") from error
         yield StoreRule(tuple(namespaces), *texts)
 
 
@@ -109,11 +113,18 @@ def _has_known_fields(value: Any) -> bool:
 
 
 def _same_endpoint(first: str, second: str) -> bool:
-    return _endpoint_parts(first) == _endpoint_parts(second)
+    """Whether two texts are one URL. A text that is no URL equals none."""
+    try:
+        return _endpoint_parts(first) == _endpoint_parts(second)
+    except ValueError:
+        return False
 
 
 def _endpoint_parts(endpoint: str) -> tuple[str, str, int | None, str]:
-    """Scheme, host, port and path, so that two spellings of one URL are equal."""
+    """Scheme, host, port and path, so that two spellings of one URL are equal.
+
+    Raises :class:`ValueError` for an impossible port and for a bad address in brackets.
+    """
     parts = urlsplit(endpoint)
-    host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme)
-    return parts.scheme, host, port, parts.path.rstrip("/")
+    host, port = (parts.hostname or "").rstrip("."), parts.port
+    return parts.scheme, host, _PORTS.get(parts.scheme) if port is None else port, parts.path.rstrip("/")

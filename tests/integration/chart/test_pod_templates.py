@@ -121,19 +121,41 @@ def test_a_template_that_chooses_an_identity_is_refused_in_plain_words(
         dry_run(policed, speculator(pod=pod), namespace)
 
 
-def test_a_resource_from_before_the_policy_is_scaled_annotated_and_deleted_but_its_spec_must_fit(
+OTHER_CHANGES: list[dict[str, Any]] = [
+    {"rollout": {"paused": True}},
+    {"rollout": {"pin": 0}},
+    {"store": {"deletionPolicy": "Delete"}},
+    {"store": {"deletionPolicy": "Retain"}},
+    {"serving": {"update": {"operatorUpgrade": "WithSpec"}}, "training": {"suspended": True}},
+]
+TEMPLATE_CHANGES: list[dict[str, Any]] = [
+    {"serving": {"template": {"spec": {"nodeSelector": {"gpu": "a100"}}}}},
+    {"training": {"template": {"spec": {"nodeSelector": {"gpu": "a100"}}}}},
+    {"serving": {"template": None}, "validation": {"template": {"spec": {"hostNetwork": True}}}},
+]
+
+
+def test_a_resource_from_before_the_policy_is_paused_pinned_and_deleted_but_a_new_template_must_fit(
     policed: ApiServer,
 ) -> None:
     resource = speculator(pod={"hostNetwork": True})
     resource["metadata"]["namespace"] = PRIVILEGED
     policed.apply(resource)
     label, name = "pod-security.kubernetes.io/enforce", ("auroraspeculator", "author", "-n", PRIVILEGED)
+
+    def patch(change: dict[str, Any]) -> None:
+        policed.kubectl("patch", *name, "--type=merge", f"--patch={json.dumps({'spec': change})}")
+
     policed.kubectl("label", "namespace", PRIVILEGED, f"{label}-")
     try:
         policed.kubectl("annotate", *name, "aurora.dev/promote=1")
         policed.kubectl("scale", *name, "--replicas=0")
-        with pytest.raises(CommandError, match="share the node's network"):
-            policed.kubectl("patch", *name, "--type=merge", '--patch={"spec":{"rollout":{"paused":true}}}')
+        for change in OTHER_CHANGES:
+            patch(change)
+        for change in TEMPLATE_CHANGES:
+            with pytest.raises(CommandError, match="share the node's network"):
+                patch(change)
+        patch({"serving": {"template": {"spec": {"hostNetwork": None, "nodeSelector": {"gpu": "a100"}}}}})
         policed.kubectl("delete", *name)
     finally:
         policed.kubectl("label", "namespace", PRIVILEGED, f"{label}=privileged")
@@ -159,7 +181,8 @@ def test_a_usual_template_is_accepted(policed: ApiServer, pod: dict[str, Any]) -
 
 
 def test_a_cluster_wide_release_restricts_templates_and_one_for_namespaces_does_when_asked() -> None:
-    assert select(render(), KIND, POLICY)
+    conditions = select(render(), KIND, POLICY)["spec"]["matchConditions"]
+    assert [condition["name"] for condition in conditions] == ["a-template-changes"]
     for option in ("podTemplates.restrict=Never", "watchNamespaces={tenant-a}"):
         with pytest.raises(KeyError):
             select(render(f"--set={option}"), KIND, POLICY)

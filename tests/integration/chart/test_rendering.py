@@ -56,6 +56,21 @@ def test_a_digest_decides_instead_of_the_tag() -> None:
 
 
 @pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://minio",
+        "https://minio_svc.storage:9000/path",
+        "http://[fd00::1]",
+        "http://[fd00::1]:65535/",
+        "http://m:1",
+    ],
+)
+def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None:
+    environment = operator_environment(render(f"--set=stores.allowed[0].endpoint={endpoint}"))
+    assert StorePolicy.parse(environment["AURORA_STORE_RULES"], "").rules == (StoreRule(endpoint=endpoint),)
+
+
+@pytest.mark.parametrize(
     ("option", "refusal"),
     [
         ("--set=replicas=-1", "at '/replicas'"),
@@ -75,6 +90,8 @@ def test_a_digest_decides_instead_of_the_tag() -> None:
         ("--set=logLevel=LOUD", "at '/logLevel'"),
         ("--set=stores.internalHosts={http://minio}", "at '/stores/internalHosts/0'"),
         ("--set=stores.allowed[0].endpoint=minio:9000", "at '/stores/allowed/0/endpoint'"),
+        ("--set=stores.allowed[0].endpoint=http://minio:abc", "at '/stores/allowed/0/endpoint'"),
+        ("--set=stores.allowed[0].endpoint=http://minio:65536", "at '/stores/allowed/0/endpoint'"),
         ("--set=stores.allowed[0].buckets=a", "additional properties 'buckets' not allowed"),
     ],
 )
@@ -130,7 +147,8 @@ def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None
         StoreRule(("team-a", "team-b"), "http://minio.storage:9000", "models", "team"),
         StoreRule(bucket="my-aurora-bucket"),
     )
-    embedded = [f"aurora-store.aurora-system{domain}" for domain in ("", ".svc", ".svc.cluster.local")]
+    domains = ("", ".aurora-system", ".aurora-system.svc", ".aurora-system.svc.cluster.local")
+    embedded = [f"aurora-store{domain}" for domain in domains]
     assert policy.addresses == AddressPolicy.of(["minio.storage", "192.168.0.0/16", *embedded])
 
 

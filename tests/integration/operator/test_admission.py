@@ -86,6 +86,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"store": STORE | {"endpoint": "http://[::1"}}, "an endpoint is a URL"),
     ({"store": STORE | {"endpoint": "http://minio_svc:9000"}}, "an endpoint is a URL"),
     ({"store": STORE | {"endpoint": "http://minio?x=1"}}, "an endpoint is a URL"),
+    ({"store": STORE | {"endpoint": "http://minio:65536"}}, "a port up to 65535"),
     ({"store": STORE | {"endpoint": "http://169.254.169.254"}}, "link-local addresses are refused"),
     ({"store": STORE | {"endpoint": "http://[fe80::1]:9000"}}, "link-local addresses are refused"),
     ({"store": STORE | {"region": "eu central"}}, "a region has lower-case letters"),

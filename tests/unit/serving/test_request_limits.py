@@ -69,9 +69,13 @@ def test_more_top_tokens_than_the_vocabulary_has_are_refused(wanted: int) -> Non
 
 def test_a_request_for_too_many_answers_is_refused_before_it_is_expanded() -> None:
     before_batch(SimpleNamespace(batch_size=4, parallel_sample_num=MAX_ANSWERS // 4))
-    for batch, answers in ((1, 10**8), (MAX_ANSWERS, 2)):
+    for batch, answers in ((1, 10**8), (MAX_ANSWERS, 2), (MAX_ANSWERS // 2 + 1, 2)):
         with pytest.raises(ValueError, match="at most 4096 answers"):
             before_batch(SimpleNamespace(batch_size=batch, parallel_sample_num=answers))
+
+
+def test_a_long_list_of_prompts_with_one_answer_each_passes() -> None:
+    before_batch(SimpleNamespace(batch_size=5000, parallel_sample_num=1))
 
 
 def definitions(path: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import urllib3.util.connection
 
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import AddressRefused, StoreError
@@ -127,3 +129,29 @@ def test_a_name_that_changes_its_address_is_judged_by_the_address_that_is_connec
     with pytest.raises(StoreError):
         objects.get("key")
     assert store.requests == []
+
+
+@pytest.mark.parametrize(("connect_seconds", "most_addresses"), [(0.0, 16), (0.7, 3)])
+def test_a_name_with_many_addresses_holds_a_call_no_longer_than_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, connect_seconds: float, most_addresses: int
+) -> None:
+    """The client tries the request twice, with eight addresses each."""
+    real, waits_seconds = socket.getaddrinfo, list[float]()
+
+    def resolve(host: str, port: int, *arguments: Any, **options: Any) -> Any:
+        if host == "many.example":
+            return [answer for n in range(2, 40) for answer in real(f"127.0.0.{n}", port, type=socket.SOCK_STREAM)]
+        return real(host, port, *arguments, **options)
+
+    def connect(_: tuple[str, int], timeout: float, **__: Any) -> socket.socket:
+        waits_seconds.append(min(connect_seconds, timeout))
+        time.sleep(waits_seconds[-1])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", connect)
+    policy = AddressPolicy.of(["127.0.0.0/8"])
+    with pytest.raises(StoreError):
+        ObjectStore(config("http://many.example:9", policy), attempts=1, call_seconds=2).get("key")
+    assert 1 <= len(waits_seconds) <= most_addresses
+    assert sum(waits_seconds) <= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from aurora_operator.errors import ConfigError
 from aurora_operator.operator_config import OperatorConfig
@@ -13,12 +14,13 @@ from tests.unit.operator.worlds import spec
 
 IMAGES = {"AURORA_RUNTIME_IMAGE": "runtime:1", "AURORA_AGENT_IMAGE": "agent:1"}
 KEYS = {"secretRef": {"name": "s3"}}
+STORE = {"bucket": "bucket", "credentials": KEYS}
 IDENTITY = {"serviceAccountName": "cloud"}
 
 
 def refused(policy: StorePolicy, namespace: str = "team", root: str = "team/x/chat", **store: object) -> str:
     """The reason of the refusal; empty when the store is allowed."""
-    given = spec(store={"bucket": "bucket", "credentials": KEYS} | store).store
+    given = spec(store=STORE | store).store
     refusal = policy.refusal(namespace, given, root)
     return refusal.reason if refusal else ""
 
@@ -62,11 +64,26 @@ def test_a_rule_binds_a_namespace_to_a_bucket_and_a_folder(
         ("http://minio.storage:9000", False),
         ("http://minio.storage/path", False),
         ("http://minio.storage.evil.example", False),
+        ("http://minio.storage:0", False),
+        ("http://[::::]", False),
+        ("http://[10.0.0.1]:80", False),
     ],
 )
 def test_an_endpoint_is_compared_as_a_url(endpoint: str, allowed: bool) -> None:
     policy = StorePolicy((StoreRule(endpoint="http://minio.storage"),))
     assert (refused(policy, endpoint=endpoint) == "") is allowed
+
+
+def test_an_impossible_port_gets_no_further_than_the_spec() -> None:
+    for port in ("0080", "9000", "59999", "65535"):
+        assert spec(store=STORE | {"endpoint": f"http://minio:{port}"})
+    for port in ("65536", "65540", "65600", "66000", "70000", "99999", "100000"):
+        with pytest.raises(ValidationError, match="endpoint"):
+            spec(store=STORE | {"endpoint": f"http://minio:{port}"})
+    unchecked = spec(store=STORE).store.model_copy(update={"endpoint": "http://minio.storage:70000"})
+    refusal = StorePolicy((StoreRule(endpoint="http://minio.storage"),)).refusal("team", unchecked, "root")
+    assert refusal is not None
+    assert refusal.reason == "StoreNotAllowed"
 
 
 def test_the_policy_comes_from_the_environment() -> None:
@@ -86,6 +103,9 @@ def test_the_policy_comes_from_the_environment() -> None:
         ("AURORA_STORE_RULES", '[{"buckets": []}]'),
         ("AURORA_STORE_RULES", '[{"namespaces": "team"}]'),
         ("AURORA_STORE_RULES", '[{"bucket": 1}]'),
+        ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:abc"}]'),
+        ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:65536"}]'),
+        ("AURORA_STORE_RULES", '[{"endpoint": "http://[::::]"}]'),
         ("AURORA_STORE_INTERNAL_HOSTS", "http://minio"),
         ("AURORA_STORE_INTERNAL_HOSTS", "10.0.0.0/40"),
     ],
