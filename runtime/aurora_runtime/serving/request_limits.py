@@ -23,8 +23,10 @@ LIMITED_PARAMETERS: Final = {VALIDATE_FUNCTION: ("self", "obj", "input_ids"), BA
 
 MAX_BODY_BYTES: Final = 64 << 20
 """Largest body of a request. A prompt of a million tokens has about 8 MB; images come as base64."""
+MAX_PROMPTS: Final = 65_536
+"""Most prompts of a request."""
 MAX_ANSWERS: Final = 4096
-"""Most answers of a request with ``n`` above 1: prompts times ``n``. Without it, each prompt is in the body."""
+"""Most answers of a request with ``n`` above 1: prompts times ``n``."""
 _MAX_DIGITS: Final = 18
 """Digits of a content length that is worth parsing."""
 _TOO_LARGE: Final = b"the body of a request may have at most %d bytes\n" % MAX_BODY_BYTES
@@ -48,7 +50,9 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
 
 
 def before_batch(obj: Any) -> None:
-    """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many answers."""
+    """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many prompts or answers."""
+    if obj.batch_size > MAX_PROMPTS:
+        raise ValueError(f"a request may have at most {MAX_PROMPTS} prompts")
     if obj.parallel_sample_num > 1 and obj.batch_size * obj.parallel_sample_num > MAX_ANSWERS:
         raise ValueError(f"with n above 1 a request may ask for at most {MAX_ANSWERS} answers, prompts times n")
 

@@ -256,7 +256,13 @@ def lent_pod(status: SpeculatorStatus) -> str:
 def start_measurement(rig: Rig, version: int) -> SpeculatorStatus:
     """Register a version, and wait until one of two replicas is withdrawn for the version's Job."""
     rig.registry(LENT).register(registration(version))
-    status = rig.wait(LENT, "a withdrawn replica", lambda s: bool(lent_pod(s)) and s.ready_replicas == 1)
+
+    def withdrawn(status: SpeculatorStatus) -> bool:
+        measured = status.candidate is not None and status.candidate.version == version
+        return measured and bool(lent_pod(status)) and status.ready_replicas == 1
+
+    # The failed measurement of a former version may be repeated first.
+    status = rig.wait(LENT, "a withdrawn replica", withdrawn)
     job = f"{LENT}-validate-v{version}-1"
     wait_until("the Job", lambda: any(j["metadata"]["name"] == job for j in rig.get("jobs")["items"]), 30)
     return status

@@ -17,6 +17,7 @@ from aurora_runtime.serving.request_limits import (
     BATCH_FUNCTION,
     LIMITED_PARAMETERS,
     MAX_ANSWERS,
+    MAX_PROMPTS,
     VALIDATE_FUNCTION,
     BodyLimit,
     before_batch,
@@ -76,6 +77,8 @@ def test_a_request_for_too_many_answers_is_refused_before_it_is_expanded() -> No
 
 def test_a_long_list_of_prompts_with_one_answer_each_passes() -> None:
     before_batch(SimpleNamespace(batch_size=5000, parallel_sample_num=1))
+    with pytest.raises(ValueError, match="at most 65536 prompts"):
+        before_batch(SimpleNamespace(batch_size=MAX_PROMPTS + 1, parallel_sample_num=1))
 
 
 def definitions(path: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
