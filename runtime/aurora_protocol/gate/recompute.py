@@ -4,40 +4,46 @@ Why: whoever can write to the bucket can write "Pass". A reader of evidence ther
 candidate. It believes the other verdicts, because they promote nothing.
 
 Invariants: evidence that says anything but Pass never becomes Pass. :func:`recomputed` answers for every record that
-satisfies its model, and works on at most :data:`MAX_SAMPLES` samples.
+satisfies its model, and estimates each ratio once, from at most :data:`MAX_SAMPLES` samples of each arm.
+
+The computing time is bounded by 4 intervals for each of 8 concurrencies, whatever the policies are. The largest
+evidence took 1450 ms of one core of a small virtual machine, evidence of 5 rounds at 2 concurrencies 25 ms.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from aurora_protocol.evidence_records import Arm, Evidence, Sample, Verdict, VerdictKind
-from aurora_protocol.gate.verdict import FEWEST_ROUNDS, GatePolicy, judge
+from aurora_protocol.gate.verdict import FEWEST_ROUNDS, GatePolicy, Ratios, judge_each
 
-MAX_SAMPLES: Final = 1000 * len(Arm)
-"""Most samples of a measurement, and of its baseline: the API allows 1000 rounds times concurrencies."""
+MAX_SAMPLES: Final = 1000
+"""Most samples of one arm in a measurement, and in its baseline: the API allows 1000 rounds times concurrencies."""
 _MAX_CONCURRENCIES: Final = 8
 """Most concurrencies of a measurement."""
 _SECONDS = (1e-6, 1e7)
 _MAX_TOKENS = 10**12
 
 
-def recomputed(evidence: Evidence, policies: Sequence[GatePolicy]) -> Evidence:
+def recomputed(evidence: Evidence, policies: Sequence[GatePolicy], ratios: Ratios | None = None) -> Evidence:
     """``evidence`` with the verdict of its own samples, where it says Pass. It passes when one of ``policies`` passes.
 
     Args:
-        policies: at least one. The last one gives the reasons when none passes.
+        policies: at least one. The last one gives the reasons when none passes. They share the ratios, so further
+            policies take hardly any time.
+        ratios: ratios that were estimated before from the same record. Those estimated now are added.
     """
     if evidence.verdict.kind is not VerdictKind.PASS:
         return evidence
     if problem := _incredible(evidence):
         return _with_verdict(evidence, Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(problem,), ratios=()))
     verdicts = []
-    for policy in policies:
-        verdicts.append(judge(evidence.samples, evidence.equality, policy, evidence.baseline))
-        if verdicts[-1].kind is VerdictKind.PASS:
+    for verdict in judge_each(evidence.samples, evidence.equality, policies, evidence.baseline, ratios=ratios):
+        verdicts.append(verdict)
+        if verdict.kind is VerdictKind.PASS:
             break
     return _with_verdict(evidence, verdicts[-1])
 
@@ -71,8 +77,8 @@ def least_policies(evidence: Evidence) -> tuple[GatePolicy, ...]:
 def _incredible(evidence: Evidence) -> str:
     """Why no validator can have written the samples; empty when one can have."""
     groups = (evidence.samples, evidence.baseline.samples if evidence.baseline else ())
-    if any(len(samples) > MAX_SAMPLES for samples in groups):
-        return f"the evidence has more than {MAX_SAMPLES} samples"
+    if any(count > MAX_SAMPLES for samples in groups for count in Counter(one.arm for one in samples).values()):
+        return f"the evidence has more than {MAX_SAMPLES} samples of one arm"
     if not all(_is_credible(sample) for samples in groups for sample in samples):
         return "the evidence has samples with impossible figures"
     if any(one.identical + one.near_ties + one.different != one.prompts for one in evidence.equality):

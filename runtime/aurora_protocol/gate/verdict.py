@@ -23,7 +23,7 @@ its interval does. A bar inside the interval cannot be decided, and ``Inconclusi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Final, Self
@@ -47,6 +47,8 @@ NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 FEWEST_ROUNDS: Final = 3
 """The lowest ``validation.minRounds`` that the API allows."""
+Ratios = dict[tuple[Arm, Arm, int], RatioEstimate | None]
+"""Numerator, denominator and concurrency -> the ratio; None when it was not measured."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
@@ -144,7 +146,28 @@ def judge(
             samples of the active draft serve only to show how the machine's speed has changed since.
         confidence: of the ratios' intervals. The stored verdict is final.
     """
-    measured = _Measured(samples, baseline, confidence)
+    return next(judge_each(samples, equality, (policy,), baseline, confidence))
+
+
+def judge_each(
+    samples: Sequence[Sample],
+    equality: Sequence[AnswerEquality],
+    policies: Iterable[GatePolicy],
+    baseline: BaselineSamples | None = None,
+    confidence: Confidence = Confidence.FINAL,
+    ratios: Ratios | None = None,
+) -> Iterator[Verdict]:
+    """The verdict of :func:`judge` with each policy in turn. Each ratio is estimated once for all policies.
+
+    Args:
+        ratios: ratios that were estimated before from the same samples. Those estimated now are added.
+    """
+    measured = _Measured(samples, baseline, confidence, {} if ratios is None else ratios)
+    for policy in policies:
+        yield _verdict(measured, equality, policy)
+
+
+def _verdict(measured: _Measured, equality: Sequence[AnswerEquality], policy: GatePolicy) -> Verdict:
     decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
     reported = [measured.ratio(*names) for names in reported_ratios(policy)]
     outcomes = [
@@ -167,6 +190,8 @@ class _Measured:
     samples: Sequence[Sample]
     baseline: BaselineSamples | None
     confidence: Confidence
+    ratios: Ratios
+    """The ratios that were estimated. The resampling takes nearly all time of a verdict."""
 
     def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
         """The baseline, when its samples replace ``arm``. None when ``arm`` is always paired or not in the baseline."""
@@ -176,6 +201,12 @@ class _Measured:
 
     def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         """The throughput ratio of two arms, paired where possible. None when it was not measured."""
+        names = numerator, denominator, concurrency
+        if names not in self.ratios:
+            self.ratios[names] = self._estimate(*names)
+        return self.ratios[names]
+
+    def _estimate(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         if baseline := self._baseline_for(denominator):
             return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency, self.confidence)
         return paired_ratio(self.samples, numerator, denominator, concurrency, self.confidence)

@@ -7,7 +7,7 @@ import base64
 import gc
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,13 +18,16 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, Speculat
 from aurora_operator import metrics
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.io_pools import StorePools
+from aurora_operator.errors import CallAbandoned
+from aurora_operator.io_pools import EndpointPool, StorePools
 from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
+from aurora_operator.observe.store import evidence_check
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
 from aurora_protocol.draft_records import ChannelReason
-from aurora_protocol.evidence_records import Evidence
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.gate import recompute
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
@@ -244,6 +247,65 @@ async def test_evidence_is_judged_with_the_bars_of_the_present_spec(s3: S3, spec
         assert ((await speculator.look()).promotion_evidence(1) is not None) is passes, bars
 
 
+@pytest.fixture(name="judged")
+def _judged(monkeypatch: pytest.MonkeyPatch) -> list[Evidence]:
+    """The evidence whose verdict is computed again."""
+    judged = list[Evidence]()
+
+    def recomputed(evidence: Evidence, *more: Any) -> Evidence:
+        judged.append(evidence)
+        return recompute.recomputed(evidence, *more)
+
+    monkeypatch.setattr(evidence_check, "recomputed", recomputed)
+    return judged
+
+
+@pytest.mark.parametrize("pin", [None, 1])
+async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged(
+    s3: S3, speculator: Speculator, judged: list[Evidence], pin: int | None
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    for attempt in range(1, 6):
+        registry.put_evidence(evidence(1, samples=samples(rounds=4)).model_copy(update={"attempt": attempt}))
+    registry.put_evidence(evidence(1, VerdictKind.INCONCLUSIVE).model_copy(update={"attempt": 6}))
+    speculator.spec = speculator.spec.model_copy(update={"rollout": spec(rollout={"pin": pin}).rollout})
+    for _ in range(3):
+        view = await speculator.look(120)
+    assert [one.attempt for one in judged] == [5, 4]
+    assert [one.attempt for one in view.evidence] == [1, 2, 3, 4, 5, 6]
+    assert view.promotion_evidence(1) is None or pin == 1
+
+
+async def test_evidence_that_was_judged_before_its_read_was_abandoned_is_not_judged_again(
+    s3: S3, speculator: Speculator, judged: list[Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(evidence(1))
+
+    async def abandoned(_: EndpointPool, work: Callable[[], object], **__: object) -> object:
+        await asyncio.to_thread(work)
+        raise CallAbandoned("too late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EndpointPool, "call", abandoned)
+        assert (await speculator.look()).reason == "Unreachable"
+    assert (await speculator.look(60)).promotion_evidence(1) is not None
+    assert len(judged) == 1
+
+
+async def test_a_registration_out_of_sequence_is_named_although_the_trainer_names_it(
+    s3: S3, speculator: Speculator
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(99_999_999))
+    registry.put_trainer_status(trainer_status(last_registered=99_999_999))
+    view = await speculator.look()
+    assert view.reason == "InvalidRecord"
+    assert "registry/99999999.json" in view.error
+
+
 async def test_the_trainers_record_hints_at_a_new_version(s3: S3, speculator: Speculator) -> None:
     await speculator.look()
     for _ in range(2):  # two listings of the registry; the next turn lists the channel
@@ -281,8 +343,15 @@ async def test_an_operator_that_decides_upon_an_outdated_view_loses_the_race_and
         ("lineage/00000002.json", b'{"number": 2}'),
         ("registry/00000007.json", b" " * (2 << 20)),
         ("evidence/00000003/zzz.json", b"{}"),
+        ("channel/99999999.json", channel(0, epoch=99_999_999).to_json()),
+        ("channel/00001002.json", channel(0, epoch=1002).to_json()),
+        ("registry/00001004.json", registration(1004).to_json()),
+        ("evidence/00000003/00001001.json", evidence(3).model_copy(update={"attempt": 1001}).to_json()),
     ],
-    ids=["name", "digits", "version", "epoch", "json", "fields", "2 MiB", "evidence"],
+    ids=[
+        *("name", "digits", "version", "epoch", "json", "fields", "2 MiB", "evidence"),
+        *("last epoch", "epoch out of sequence", "version out of sequence", "attempt out of sequence"),
+    ],
 )
 async def test_a_foreign_record_is_named_and_its_removal_is_enough(
     s3: S3, speculator: Speculator, key: str, data: bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Evidence, Sample, VerdictKind
-from aurora_protocol.gate import GatePolicy, judge
+from aurora_protocol.gate import GatePolicy, judge, throughput_ratios
+from aurora_protocol.gate.intervals import Interval
 from aurora_protocol.gate.recompute import least_policies, recomputed
 from tests.unit.operator.worlds import NOW, evidence, samples
 
@@ -91,6 +93,36 @@ def test_a_version_that_passed_with_other_settings_clears_the_bars_that_no_setti
     assert recomputed(former, least_policies(former)).verdict.kind is VerdictKind.PASS
     for forged in (evidence(1, samples=()), evidence(1, samples=samples(speeds=SLOW))):
         assert recomputed(forged, least_policies(forged)).verdict.kind is not VerdictKind.PASS
+
+
+@pytest.fixture(name="intervals")
+def _intervals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of values of each interval that is estimated. Intervals take nearly all time of a verdict."""
+    sizes = list[int]()
+
+    def interval(values: Sequence[float], *_: Any, **__: Any) -> Interval:
+        sizes.append(len(values))
+        return Interval(-1.0, 1.0)
+
+    monkeypatch.setattr(throughput_ratios, "mean_interval", interval)
+    return sizes
+
+
+def test_each_ratio_is_estimated_once_for_all_concurrencies_that_may_be_the_primary_one(intervals: list[int]) -> None:
+    forged = evidence(1, samples=samples(rounds=3, concurrencies=tuple(range(1, 9)), speeds=SLOW))
+    policies = least_policies(forged)
+    assert len(policies) == 8
+    assert recomputed(forged, policies).verdict.kind is not VerdictKind.PASS
+    assert 0 < len(intervals) <= 4 * 8
+
+
+def test_no_samples_beyond_those_that_the_api_allows_are_worked_on(intervals: list[int]) -> None:
+    most = tuple(one for one in samples(rounds=1000, concurrencies=(1,)))
+    recomputed(evidence(1, samples=most), (POLICY,))
+    assert sum(intervals) == 3 * 1000, "candidate to active, candidate to off, active to off"
+    one_more = next(one for one in most if one.arm is Arm.OFF).model_copy(update={"round": 1000})
+    assert not passes(evidence(1, samples=(*most, one_more)))
+    assert sum(intervals) == 3 * 1000, "evidence that no validator can have written is not worked on"
 
 
 anything = st.builds(

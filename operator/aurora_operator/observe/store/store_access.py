@@ -22,6 +22,7 @@ from aurora_operator.errors import CallAbandoned, KubernetesError
 from aurora_operator.io_pools import EndpointPool, StorePools, pool_of
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
+from aurora_operator.observe.store.evidence_check import ExaminedEvidence
 from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
 from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Channel
@@ -47,6 +48,8 @@ class StoreAccess:
         self._secrets, self._policy, self._pools, self._clock = secrets, policy, pools, clock
         self._pool: EndpointPool
         self._settings: StoreConfig | None = None
+        self._examined: tuple[StoreConfig | None, ExaminedEvidence] = None, {}
+        """Evidence that was examined, with the settings of its store. It outlives a reader that was abandoned."""
         self.reader: StoreReader | None = None
         """The open store; None until credentials were found."""
         self._view = StoreView()
@@ -103,6 +106,8 @@ class StoreAccess:
     def _open(self, settings: StoreConfig) -> None:
         self._close()
         self._settings = settings
+        if settings != self._examined[0]:
+            self._examined = settings, {}
         self._pool = pool_of(settings, self._pools)
 
     def _close(self) -> None:
@@ -111,10 +116,10 @@ class StoreAccess:
         self._schedule = ReadSchedule()
 
     async def _read(self, settings: StoreConfig, needs: StoreNeeds, scope: ReadScope) -> StoreView:
-        known = self.reader
+        known, examined = self.reader, self._examined[1]
 
         def read() -> tuple[StoreReader, StoreView]:
-            reader = StoreReader(settings) if known is None else known
+            reader = StoreReader(settings, examined) if known is None else known
             return reader, reader.read(needs, scope)
 
         try:

@@ -6,6 +6,8 @@ Invariants:
   named by its key, and nothing is decided until a person removes it.
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
 - The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
+  The owner of a reader keeps examined evidence, so a read that was abandoned costs no examination twice.
+- A record that skips more than 1000 numbers is a wrong one, as it is for pods (``in_sequence``).
 - Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
   after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
   probes such a root with its second read. In its first read it takes the trainer's word for the newest lineage and
@@ -15,12 +17,18 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from aurora_operator import metrics
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.evidence_check import MAX_EXAMINED, NO_EXAMINATION, Examination
+from aurora_operator.observe.store.evidence_check import (
+    MAX_EXAMINED,
+    NO_EXAMINATION,
+    Examination,
+    Examined,
+    ExaminedEvidence,
+)
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
@@ -38,7 +46,7 @@ from aurora_store.errors import (
     StoreUnsupported,
     bounded_text,
 )
-from aurora_store.keys import number_of
+from aurora_store.keys import in_sequence, number_of
 from aurora_store.records import MAX_RECORDS_LISTED
 from aurora_store.root_ownership import is_void
 
@@ -59,8 +67,12 @@ MAX_ATTEMPTS_LISTED = 1000
 class StoreReader:
     """One speculator's store. Not thread-safe: only one call at a time."""
 
-    def __init__(self, config: StoreConfig) -> None:
-        """Raises :class:`StoreError` when the settings cannot be used."""
+    def __init__(self, config: StoreConfig, examined: ExaminedEvidence | None = None) -> None:
+        """Raises :class:`StoreError` when the settings cannot be used.
+
+        Args:
+            examined: what earlier readers of this store examined. The reader adds to it.
+        """
         self.config = config
         self._objects = ObjectStore(
             config, attempts=REQUEST_ATTEMPTS, call_seconds=CALL_SECONDS, on_request=_count_request
@@ -72,10 +84,8 @@ class StoreReader:
         """Prefix -> the last known key below it."""
         self._records: dict[str, Record] = {}
         """Key -> a create-once record that is needed. Evidence is in :attr:`_examined`."""
-        self._examined: dict[str, tuple[Examination, Evidence]] = {}
-        """Key -> evidence with the verdict that the examination gave."""
-        self._policy: GatePolicy | None = None
-        """The bars with which :attr:`_examined` was read."""
+        self._examined: ExaminedEvidence = {} if examined is None else examined
+        """An abandoned read may still add to it in another thread, so each change is one operation of the dict."""
         self._attempts: dict[int, tuple[str, ...]] = {}
         """Version -> the keys of its evidence."""
         self._absent: frozenset[int] = frozenset()
@@ -191,12 +201,12 @@ class StoreReader:
         named, status = ReadScope.NONE, self._trainer
         if status is None:
             return named
-        if status.lineage is not None:
+        if status.lineage is not None and self._continues(Keys.LINEAGE, status.lineage):
             with contextlib.suppress(ObjectMissing):
                 self._record(Lineage, Keys.lineage(status.lineage), lambda record: Keys.lineage(record.number))
                 self._last_keys[Keys.LINEAGE] = Keys.lineage(status.lineage)
                 named |= ReadScope.LINEAGE
-        if status.last_registered is not None:
+        if status.last_registered is not None and self._continues(Keys.REGISTRY, status.last_registered):
             self._last_keys[Keys.REGISTRY] = Keys.registration(status.last_registered)
             named |= ReadScope.REGISTRY
         return named
@@ -205,12 +215,19 @@ class StoreReader:
         known = self._last_keys.get(prefix)
         return number is not None and (known is None or number > number_of(known))
 
+    def _continues(self, prefix: str, number: int) -> bool:
+        """Whether ``number`` is in sequence after the last known one. Else a listing shows what comes in between."""
+        return bool(in_sequence([number], _number_or_zero(self._last_keys.get(prefix, ""))))
+
     def _find_newer(self, prefix: str) -> None:
-        """Look for a record with a higher number than the last known one."""
+        """Look for a record with a higher number than the last known one.
+
+        Raises :class:`InvalidRecord` with the key of a record that is out of sequence.
+        """
         known = self._last_keys.get(prefix, "")
-        keys = [key for key in self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED) if _is_record(key)]
+        keys = _in_sequence(self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED), known)
         if keys:
-            self._last_keys[prefix] = max(keys, key=number_of)
+            self._last_keys[prefix] = keys[-1]
 
     def _newest(self, prefix: str, model: type[R], key_of: Callable[[R], str]) -> R | None:
         key = self._last_keys.get(prefix)
@@ -248,39 +265,39 @@ class StoreReader:
 
         The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
         """
-        if needs.policy != self._policy:
-            self._policy = needs.policy
-            self._examined.clear()
         found: list[Evidence] = []
         for version in (version for version in registrations if version != INITIAL_VERSION):
-            examination = Examination.of(version, self._policy, active=active, pin=needs.pin)
+            examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
-                self._attempts[version] = tuple(key for key in listed if _is_record(key))
+                self._attempts[version] = _in_sequence(listed)
             if needs.measurement is not None and needs.measurement[0] == version:
-                self._find_evidence(*needs.measurement, examination)
-            keys = self._attempts[version]
-            found += (self._evidence_at(key, NO_EXAMINATION) for key in keys[:-MAX_EXAMINED])
-            found += (self._evidence_at(key, examination) for key in keys[-MAX_EXAMINED:])
+                self._find_evidence(*needs.measurement, examination, needs.policy)
+            left, newest_first = MAX_EXAMINED, list[Evidence]()
+            for key in reversed(self._attempts[version]):
+                examined = self._evidence_at(key, examination if left > 0 else NO_EXAMINATION, needs.policy)
+                left -= examined.said_pass
+                newest_first.append(examined.evidence)
+            found += reversed(newest_first)
         return tuple(found)
 
-    def _find_evidence(self, version: int, attempt: int, examination: Examination) -> None:
+    def _find_evidence(self, version: int, attempt: int, examination: Examination, policy: GatePolicy) -> None:
         key = Keys.evidence(version, attempt)
         if key in self._attempts[version]:
             return
         try:
-            self._evidence_at(key, examination)
+            self._evidence_at(key, examination, policy)
         except ObjectMissing:
             return
         self._attempts[version] = tuple(sorted({*self._attempts[version], key}))
 
-    def _evidence_at(self, key: str, examination: Examination) -> Evidence:
+    def _evidence_at(self, key: str, examination: Examination, policy: GatePolicy) -> Examined:
         known = self._examined.get(key)
-        if known is not None and examination.is_met_by(known[0]):
-            return known[1]
+        if known is not None and known.answers(examination, policy):
+            return known
         read = self._read_record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
-        examined = _shown_parts(examination.verdict_of(read), self._policy)
-        self._examined[key] = examination, examined
+        examined = Examined.of(read, examination, policy, known)
+        self._examined[key] = examined
         return examined
 
     def _record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
@@ -306,27 +323,29 @@ class StoreReader:
         used |= {key for prefix, key in self._last_keys.items() if prefix != Keys.REGISTRY}
         self._records = {key: record for key, record in self._records.items() if key in used}
         kept = {Keys.evidence(one.version, one.attempt) for one in evidence}
-        self._examined = {key: known for key, known in self._examined.items() if key in kept}
+        for key in list(self._examined):
+            if key not in kept:
+                self._examined.pop(key, None)
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
 
 
-def _shown_parts(evidence: Evidence, policy: GatePolicy | None) -> Evidence:
-    """The parts of evidence that the operator keeps. The raw samples take up to 50 times as much memory.
+def _in_sequence(listed: Iterable[str], known: str = "") -> tuple[str, ...]:
+    """The keys of records among ``listed``, in order of their numbers.
 
-    The status shows the ratios at the primary concurrency only.
+    Args:
+        known: the key of the last known record; empty without one.
+
+    Raises :class:`InvalidRecord` for a record that has no number, or a number that is out of sequence after ``known``.
     """
-    baseline = evidence.baseline
-    kept = None if baseline is None else baseline.model_copy(update={"samples": ()})
-    ratios = evidence.verdict.ratios
-    if policy is not None:
-        ratios = tuple(ratio for ratio in ratios if ratio.concurrency == policy.primary)
-    verdict = evidence.verdict.model_copy(update={"ratios": ratios})
-    return evidence.model_copy(update={"samples": (), "equality": (), "baseline": kept, "verdict": verdict})
+    keys = sorted((key for key in listed if key.endswith(".json")), key=number_of)
+    sequence = in_sequence(map(number_of, keys), _number_or_zero(known))
+    if len(sequence) < len(keys):
+        raise InvalidRecord(f"{keys[len(sequence)]} is out of sequence; delete it, and find out who wrote it")
+    return tuple(keys)
 
 
-def _is_record(key: str) -> bool:
-    """Whether ``key`` is a record's. Raises :class:`InvalidRecord` for a record that has no number."""
-    return key.endswith(".json") and number_of(key) >= 0
+def _number_or_zero(key: str) -> int:
+    return number_of(key) if key else 0
 
 
 def _count_request(operation: str) -> None:

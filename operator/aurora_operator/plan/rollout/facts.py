@@ -146,15 +146,18 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     windows = roll.analysis.windows if roll.analysis else []
     others_crashed = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in roll.engine_boots)
     with_agent = {pod.name for pod in world.pods if pod.started_together}
-    blamed = 0 if world.observation_gap or others_crashed else len(crashed - with_agent)
+    alone = set() if world.observation_gap else crashed - with_agent
+    blamed = 0 if others_crashed else len(alone)
     others = {name: boot for name, boot in boots.items() if boot and name not in kept | serving}
     known = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
     also_crashed = {name for name, boot in known.items() if boots.get(name, boot) != boot} - with_agent
+    # A crash beside one of the version has excused it already, and must not excuse another one later.
+    others_counted = 0 if world.observation_gap else max(0, len(also_crashed) - len(alone) + blamed)
     update = {
         "engine_boots": kept | serving,
         "engine_crashes": roll.engine_crashes + blamed,
         "other_boots": {name: boot for name, boot in known.items() if name not in boots} | others,
-        "other_crashes": roll.other_crashes + (0 if world.observation_gap else len(also_crashed)),
+        "other_crashes": roll.other_crashes + others_counted,
     }
     return roll.model_copy(update=update)
 

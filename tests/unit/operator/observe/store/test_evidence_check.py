@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.validation import ValidationSpec
-from aurora_operator.observe.store.evidence_check import NO_EXAMINATION, Demand, Examination
+from aurora_operator.observe.store.evidence_check import NO_EXAMINATION, Demand, Examination, Examined
 from aurora_protocol.evidence_records import VerdictKind
-from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate import GatePolicy, throughput_ratios
 from tests.unit.operator.worlds import evidence, samples, store
 
 POLICY = GatePolicy.of(ValidationSpec())
@@ -50,6 +51,15 @@ def test_a_change_of_the_bars_asks_for_another_examination_where_a_promotion_dep
     assert not now.is_met_by(then)
     assert not now.is_met_by(NO_EXAMINATION)
     assert NO_EXAMINATION.is_met_by(then)
+
+
+def test_no_ratio_is_estimated_again_after_a_change_of_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = [Examination.of(1, replace(POLICY, min_improvement=gain), active=0, pin=None) for gain in (0.0, 9.0)]
+    bars.append(Examination.of(1, POLICY, active=0, pin=1))
+    first = Examined.of(evidence(1), bars[0], POLICY, None)
+    monkeypatch.setattr(throughput_ratios, "mean_interval", lambda *_, **__: pytest.fail("estimated again"))
+    kinds = [Examined.of(evidence(1), one, POLICY, first).evidence.verdict.kind for one in bars]
+    assert kinds == [VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.PASS]
 
 
 def test_the_same_evidence_passes_with_few_rounds_only_where_the_spec_asks_for_few() -> None:

@@ -146,6 +146,18 @@ def test_a_client_that_ends_engines_of_every_version_does_not_refuse_the_new_one
     assert state.other_crashes == 0, "the next roll counts from zero"
 
 
+def test_an_engine_that_crashes_beside_one_of_the_version_excuses_that_crash_and_no_other() -> None:
+    peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
+    state = canary(windows=[peer], engine_boots={A: "b"}).model_copy(update={"other_boots": {B: "b", C: "c"}})
+    policy: dict[str, Any] = {"analysis": JUDGED}
+    together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), pod(C, boot="c"), policy=policy), state).rollout
+    assert (together.engine_crashes, together.other_crashes) == (0, 0)
+    both = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), pod(C, boot="new"), policy=policy), state).rollout
+    assert (both.engine_crashes, both.other_crashes) == (0, 1), "the crash of the third engine excuses a later one"
+    alone = step(world(pod(A, 1, boot="b"), pod(B, boot="new"), pod(C, boot="c"), policy=policy), state).rollout
+    assert (alone.engine_crashes, alone.other_crashes) == (0, 1)
+
+
 def test_crashes_that_nobody_observed_or_that_hit_other_engines_too_do_not_count() -> None:
     policy: dict[str, Any] = {"analysis": JUDGED}
     peer = PodWindow(name=B, boot="b", version=0, live=LiveCounters())
