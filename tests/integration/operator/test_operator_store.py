@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import gc
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.pod_template import store_settings
-from aurora_operator.errors import CallAbandoned
-from aurora_operator.io_pools import EndpointPool, StorePools
-from aurora_operator.observe.observed import JobView, StoreView, UserRequests
-from aurora_operator.observe.secret_values import SecretReader
-from aurora_operator.observe.store import evidence_check
-from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.store.store_needs import store_needs
+from aurora_operator.io_pools import StorePools
+from aurora_operator.observe.observed import JobView, UserRequests
 from aurora_protocol.draft_records import ChannelReason
-from aurora_protocol.evidence_records import Evidence, VerdictKind
-from aurora_protocol.gate import recompute
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store import Keys
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
-from aurora_store.policy.store_policy import StorePolicy
 from tests.assets.faulty_store import drip_body, drip_headers, endless_body, faulty_store, whole
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
-from tests.unit.operator.worlds import NOW, channel, evidence, lineage, registration, samples, spec
+from tests.assets.s3 import S3, seaweedfs
+from tests.integration.operator.store_rig import Speculator, speculator_with_a_draft, trainer_status
+from tests.unit.operator.worlds import channel, evidence, lineage, registration
 
-BUCKET = "operator-reads"
 POLL_SECONDS = 15.0
 HOSTILE = 64
-ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 
 
 @pytest.fixture(scope="module")
@@ -53,75 +40,9 @@ def owner(request: pytest.FixtureRequest) -> Owner:
     return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
 
 
-class FakeApi:
-    """Fake API server that knows the Secret with the store's keys, and nothing else."""
-
-    def __init__(self, access: str, secret: str) -> None:
-        self.access, self.secret = access, secret
-
-    def get(self, *_: object) -> dict[str, Any]:
-        keys = {"AWS_ACCESS_KEY_ID": self.access, "AWS_SECRET_ACCESS_KEY": self.secret}
-        data = {name: base64.b64encode(value.encode()) for name, value in keys.items()}
-        return {"kind": "Secret", "metadata": {"resourceVersion": self.secret}, "data": data}
-
-
-class Clock:
-    """Virtual monotonic time."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-class Speculator:
-    """One speculator's way to its store, at a time that a test advances."""
-
-    def __init__(self, s3: S3, owner: Owner, *, endpoint: str | None = None, pools: StorePools | None = None) -> None:
-        self.owner, self.clock = owner, Clock()
-        self.api = FakeApi(s3.access_key, s3.secret_key)
-        self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
-        self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, pools, self.clock)
-        self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
-        self.jobs: tuple[JobView, ...] = ()
-        self.requests = UserRequests()
-
-    @staticmethod
-    def spec_at(endpoint: str) -> SpeculatorSpec:
-        return spec(store={"bucket": BUCKET, "endpoint": endpoint, "credentials": {"secretRef": {"name": "s3"}}})
-
-    async def look(self, later: float = 0.0) -> StoreView:
-        """The view ``later`` seconds from now."""
-        self.clock.seconds += later
-        needs = store_needs(self.owner, self.spec, self.status, self.jobs, self.requests)
-        return await self.access.view(self.owner, self.spec, needs)
-
-    def registry(self, s3: S3) -> Registry:
-        """The records as trainer and validator write them."""
-        settings = store_settings(self.owner, self.spec)
-        return Registry(
-            ObjectStore(StoreConfig(BUCKET, settings.root, s3.endpoint, None, s3.access_key, s3.secret_key))
-        )
-
-
-def trainer_status(**more: Any) -> TrainerStatus:
-    return TrainerStatus(
-        phase=TrainerPhase.WAITING_FOR_TRACES, step=1, shards=1, trained_tokens=1, updated=NOW
-    ).model_copy(update=more)
-
-
 @pytest.fixture
 def speculator(s3: S3, owner: Owner) -> Speculator:
-    """A speculator whose initial draft is active."""
-    made = Speculator(s3, owner)
-    registry = made.registry(s3)
-    registry.objects.ensure_bucket()
-    registry.create_lineage(lineage())
-    registry.register(registration(0))
-    registry.advance_channel(channel(0))
-    registry.put_trainer_status(trainer_status())
-    return made
+    return speculator_with_a_draft(s3, owner)
 
 
 def requests() -> dict[str, float]:
@@ -213,86 +134,6 @@ async def test_a_new_version_and_its_evidence_are_found(s3: S3, speculator: Spec
     assert (found.version, found.attempt, found.verdict.kind) == (1, 1, evidence(1).verdict.kind)
     assert found.samples == (), "the operator does not keep raw samples"
     assert requests()["list"] - before["list"] <= 3, "lineage, channel and registry; evidence is read by its key"
-
-
-@pytest.mark.parametrize(
-    ("found", "passes"),
-    [
-        (evidence(1), True),
-        (evidence(1, samples=()), False),
-        (evidence(1, samples=samples(rounds=4)), False),
-        (evidence(1, active_digest=registration(9).digest), False),
-        (evidence(1, candidate_digest=registration(9).digest), False),
-    ],
-    ids=["honest", "no samples", "too few rounds", "another active draft", "another candidate"],
-)
-async def test_evidence_that_only_says_pass_promotes_nothing(
-    s3: S3, speculator: Speculator, found: Evidence, passes: bool
-) -> None:
-    registry = speculator.registry(s3)
-    registry.register(registration(1))
-    registry.put_evidence(found)
-    view = await speculator.look()
-    assert [one.version for one in view.evidence] == [1]
-    assert (view.promotion_evidence(1) is not None) is passes
-
-
-async def test_evidence_is_judged_with_the_bars_of_the_present_spec(s3: S3, speculator: Speculator) -> None:
-    registry = speculator.registry(s3)
-    registry.register(registration(1))
-    registry.put_evidence(evidence(1))
-    for generation, (bars, passes) in enumerate([({}, True), ({"minImprovement": "0.5"}, False), ({}, True)]):
-        speculator.owner = replace(speculator.owner, generation=generation)
-        speculator.spec = speculator.spec.model_copy(update={"validation": spec(validation=bars).validation})
-        assert ((await speculator.look()).promotion_evidence(1) is not None) is passes, bars
-
-
-@pytest.fixture(name="judged")
-def _judged(monkeypatch: pytest.MonkeyPatch) -> list[Evidence]:
-    """The evidence whose verdict is computed again."""
-    judged = list[Evidence]()
-
-    def recomputed(evidence: Evidence, *more: Any) -> Evidence:
-        judged.append(evidence)
-        return recompute.recomputed(evidence, *more)
-
-    monkeypatch.setattr(evidence_check, "recomputed", recomputed)
-    return judged
-
-
-@pytest.mark.parametrize("pin", [None, 1])
-async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged(
-    s3: S3, speculator: Speculator, judged: list[Evidence], pin: int | None
-) -> None:
-    registry = speculator.registry(s3)
-    registry.register(registration(1))
-    for attempt in range(1, 6):
-        registry.put_evidence(evidence(1, samples=samples(rounds=4)).model_copy(update={"attempt": attempt}))
-    registry.put_evidence(evidence(1, VerdictKind.INCONCLUSIVE).model_copy(update={"attempt": 6}))
-    speculator.spec = speculator.spec.model_copy(update={"rollout": spec(rollout={"pin": pin}).rollout})
-    for _ in range(3):
-        view = await speculator.look(120)
-    assert [one.attempt for one in judged] == [5, 4]
-    assert [one.attempt for one in view.evidence] == [1, 2, 3, 4, 5, 6]
-    assert view.promotion_evidence(1) is None or pin == 1
-
-
-async def test_evidence_that_was_judged_before_its_read_was_abandoned_is_not_judged_again(
-    s3: S3, speculator: Speculator, judged: list[Evidence], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = speculator.registry(s3)
-    registry.register(registration(1))
-    registry.put_evidence(evidence(1))
-
-    async def abandoned(_: EndpointPool, work: Callable[[], object], **__: object) -> object:
-        await asyncio.to_thread(work)
-        raise CallAbandoned("too late")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(EndpointPool, "call", abandoned)
-        assert (await speculator.look()).reason == "Unreachable"
-    assert (await speculator.look(60)).promotion_evidence(1) is not None
-    assert len(judged) == 1
 
 
 async def test_a_registration_out_of_sequence_is_named_although_the_trainer_names_it(

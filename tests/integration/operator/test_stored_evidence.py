@@ -1,0 +1,116 @@
+"""Evidence in a real S3 store is judged by the operator itself, with bounded work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import CallAbandoned
+from aurora_operator.io_pools import EndpointPool
+from aurora_operator.observe.store import evidence_check
+from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.gate import recompute
+from tests.assets.s3 import S3, seaweedfs
+from tests.integration.operator.store_rig import Speculator, speculator_with_a_draft
+from tests.unit.operator.worlds import evidence, registration, samples, spec
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture
+def owner(request: pytest.FixtureRequest) -> Owner:
+    return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
+
+
+@pytest.fixture
+def speculator(s3: S3, owner: Owner) -> Speculator:
+    return speculator_with_a_draft(s3, owner)
+
+
+@pytest.mark.parametrize(
+    ("found", "passes"),
+    [
+        (evidence(1), True),
+        (evidence(1, samples=()), False),
+        (evidence(1, samples=samples(rounds=4)), False),
+        (evidence(1, active_digest=registration(9).digest), False),
+        (evidence(1, candidate_digest=registration(9).digest), False),
+    ],
+    ids=["honest", "no samples", "too few rounds", "another active draft", "another candidate"],
+)
+async def test_evidence_that_only_says_pass_promotes_nothing(
+    s3: S3, speculator: Speculator, found: Evidence, passes: bool
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(found)
+    view = await speculator.look()
+    assert [one.version for one in view.evidence] == [1]
+    assert (view.promotion_evidence(1) is not None) is passes
+
+
+async def test_evidence_is_judged_with_the_bars_of_the_present_spec(s3: S3, speculator: Speculator) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(evidence(1))
+    for generation, (bars, passes) in enumerate([({}, True), ({"minImprovement": "0.5"}, False), ({}, True)]):
+        speculator.owner = replace(speculator.owner, generation=generation)
+        speculator.spec = speculator.spec.model_copy(update={"validation": spec(validation=bars).validation})
+        assert ((await speculator.look()).promotion_evidence(1) is not None) is passes, bars
+
+
+@pytest.fixture(name="judged")
+def _judged(monkeypatch: pytest.MonkeyPatch) -> list[Evidence]:
+    """The evidence whose verdict is computed again."""
+    judged = list[Evidence]()
+
+    def recomputed(evidence: Evidence, *more: Any) -> Evidence:
+        judged.append(evidence)
+        return recompute.recomputed(evidence, *more)
+
+    monkeypatch.setattr(evidence_check, "recomputed", recomputed)
+    return judged
+
+
+@pytest.mark.parametrize("pin", [None, 1])
+async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged(
+    s3: S3, speculator: Speculator, judged: list[Evidence], pin: int | None
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    for attempt in range(1, 6):
+        registry.put_evidence(evidence(1, samples=samples(rounds=4)).model_copy(update={"attempt": attempt}))
+    registry.put_evidence(evidence(1, VerdictKind.INCONCLUSIVE).model_copy(update={"attempt": 6}))
+    speculator.spec = speculator.spec.model_copy(update={"rollout": spec(rollout={"pin": pin}).rollout})
+    for _ in range(3):
+        view = await speculator.look(120)
+    assert [one.attempt for one in judged] == [5, 4]
+    assert [one.attempt for one in view.evidence] == [1, 2, 3, 4, 5, 6]
+    assert view.promotion_evidence(1) is None or pin == 1
+
+
+async def test_evidence_that_was_judged_before_its_read_was_abandoned_is_not_judged_again(
+    s3: S3, speculator: Speculator, judged: list[Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = speculator.registry(s3)
+    registry.register(registration(1))
+    registry.put_evidence(evidence(1))
+
+    async def abandoned(_: EndpointPool, work: Callable[[], object], **__: object) -> object:
+        await asyncio.to_thread(work)
+        raise CallAbandoned("too late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EndpointPool, "call", abandoned)
+        assert (await speculator.look()).reason == "Unreachable"
+    assert (await speculator.look(60)).promotion_evidence(1) is not None
+    assert len(judged) == 1
