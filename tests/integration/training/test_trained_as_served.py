@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.capture import CaptureSpec
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
@@ -45,7 +45,7 @@ from tests.assets.trained_draft import train_draft
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3
-CHAIN = DraftSpec(steps=STEPS)
+CHAIN = DraftSpec(steps=STEPS, shape=Shape.FIXED)
 TREE = DraftSpec(steps=STEPS, branching=3, draft_tokens=8)
 
 
