@@ -87,7 +87,7 @@ class Progress:
         self._next_write = 0.0
 
     def _quarantine_note(self) -> str:
-        """What people should know of shards that killed the trainer. Empty when none did."""
+        """A sentence that names the shards in quarantine. Empty when there are none."""
         quarantined = self._deaths.quarantined
         if not quarantined:
             return ""

@@ -1,13 +1,13 @@
 """Decides what stored evidence shows, from its raw samples and the bars of the spec. Pure.
 
-Whoever can write to the bucket can write evidence that says Pass. The operator therefore computes the verdict again
+A bucket writer can write evidence that says Pass. The operator therefore computes the verdict again
 (:mod:`aurora_protocol.gate.recompute`), and keeps only its own verdict.
 
 Invariants:
 
 - No evidence passes unless its own samples clear the bars. Evidence that was not examined never passes.
 - Only evidence that may matter is examined: that of versions newer than the active one, and of the pinned version.
-- Of each version, at most the :data:`MAX_EXAMINED` newest attempts that say Pass are examined, and each ratio of a
+- At most the :data:`MAX_EXAMINED` newest attempts of a version that say Pass are examined, and each ratio of a
   record is estimated once, however often the bars change. A resource needs at most 10 versions. An examination takes
   at most 1450 ms of one core (:mod:`aurora_protocol.gate.recompute`), so all evidence takes at most 29 s. A read ends
   at its deadline after the examination under way. The next one goes on, because examined evidence is kept.
