@@ -37,7 +37,7 @@ def pod_view(pod: Object) -> PodView:
         uid=pod["metadata"]["uid"],
         ip=status.get("podIP", ""),
         ready=_condition(pod, "Ready").get("status") == "True",
-        terminating="deletionTimestamp" in pod["metadata"] or status.get("phase") in ("Failed", "Succeeded"),
+        terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=next((reason for reason in reasons if reason and reason not in _NORMAL_WAITING_REASONS), ""),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
@@ -119,7 +119,12 @@ def ended_pod(job: Object, pods: Iterable[Object]) -> bool:
     """Whether a pod of ``job`` has ended, so that its termination message is known."""
     name = job["metadata"]["name"]
     own = (pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name)
-    return any(pod.get("status", {}).get("phase") in ("Failed", "Succeeded") for pod in own)
+    return any(has_ended(pod) for pod in own)
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether none of the pod's containers runs, or will run again. An evicted pod has ended."""
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
 def _number(text: str) -> int:

@@ -191,8 +191,11 @@ class Observer:
 
 
 def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
-    """The inference pods by name, without their agents' answers."""
-    objects = [pod for pod in pods if component_of(pod) == INFERENCE]
+    """The inference pods by name, without their agents' answers.
+
+    The kubelet leaves a pod that it evicted or refused behind, and the Deployment has replaced that pod.
+    """
+    objects = [pod for pod in pods if component_of(pod) == INFERENCE and not kubernetes_views.has_ended(pod)]
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 

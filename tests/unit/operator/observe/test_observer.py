@@ -104,6 +104,14 @@ class Rig:
         self.observer.store = cast(Any, ReadableStore())
 
 
+async def test_a_pod_that_the_kubelet_evicted_or_refused_is_no_pod_of_the_speculator() -> None:
+    """The Deployment has replaced such a pod, and nobody deletes the rest of it for a long time."""
+    evicted = obj("Pod", "chat-a", (), status={"phase": "Failed", "reason": "Evicted"})
+    running = obj("Pod", "chat-b", (), status={"phase": "Running"})
+    observed = (await Rig(evicted, running).observer.observe()).observed
+    assert [pod.name for pod in observed.pods] == ["chat-b"]
+
+
 async def test_a_speculator_at_rest_costs_no_api_call() -> None:
     rig = Rig(api=CountingApi(secret=keys_secret("t")))
     await rig.observer.observe()
