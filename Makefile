@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data e2e e2e-faults e2e-upgrade e2e-isolation demo bench crd lock images clean
+.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd lock images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,7 +59,10 @@ e2e-upgrade: env ## Test upgrade and rollback of the chart from the former versi
 e2e-isolation: env ## Attack the operator from other resources, stores and releases, on a real cluster (half an hour)
 	$(PY) -m pytest -q -s tests/isolation
 
-test: static ## All tests but e2e-faults, e2e-upgrade and e2e-isolation
+e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and container, on a real cluster (half an hour)
+	$(PY) -m pytest -q -s tests/attacks
+
+test: static ## All tests but e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

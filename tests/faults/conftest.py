@@ -36,9 +36,8 @@ def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     load = Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=16, retry_seconds=300.0))
     connection = new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context)
-    rig = FaultRig(
-        aurora, HttpKubernetesApi(connection), TrafficDriver(load), specialists, tmp_path_factory.mktemp("drafts")
-    )
+    api, scratch = HttpKubernetesApi(connection), tmp_path_factory.mktemp("drafts")
+    rig = FaultRig(aurora, api, NAME, TrafficDriver(load), specialists, scratch)
     rig.driver.start()
     try:
         yield rig

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_protocol.agent_api import AGENT_PORT
-from tests.faults.fault_rig import FaultRig, Resource
+from tests.faults.fault_rig import FaultRig
 from tests.rig.fault_injection import PacketFilter, drop_packets, kill_container, kill_operator, reboot_node
 from tests.rig.installation import SYSTEM_NAMESPACE
+from tests.rig.running_speculator import Resource
 
 DROP_SECONDS = 15.0
 STORE_PORT = 8333

@@ -1,0 +1,100 @@
+"""Somebody who may create speculators gets no more than the namespace gives, and stops no other speculator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.attacks.attack_rig import AttackRig
+from tests.cluster.command import CommandError
+from tests.isolation.idle_speculators import IdleSpeculators, manifest
+from tests.rig.installation import RESOURCE, Installation
+
+pytestmark = pytest.mark.timeout(1800)
+TENANT = "tenant"
+
+
+@pytest.fixture(scope="module", name="tenant")
+def _tenant(aurora: Installation) -> Iterator[Installation]:
+    """A namespace with the store's Secret, in which templates are restricted."""
+    aurora.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}})
+    secret = aurora.cluster.get("secret", "aurora-store", "-n", aurora.namespace)
+    copied = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "aurora-store"}, "data": secret["data"]}
+    aurora.cluster.apply(copied, namespace=TENANT)
+    yield Installation(aurora.cluster, TENANT)
+    aurora.cluster.kubectl("delete", RESOURCE, "--all", "-n", TENANT, "--timeout=120s", timeout_seconds=150)
+    aurora.cluster.kubectl("delete", "namespace", TENANT, "--timeout=120s", timeout_seconds=150)
+
+
+def pod(**spec: Any) -> dict[str, Any]:
+    return {"serving": {"template": {"spec": spec}}}
+
+
+def store(**fields: Any) -> dict[str, Any]:
+    return {"store": fields}
+
+
+def extra(*arguments: str) -> dict[str, Any]:
+    return {"serving": {"extraArgs": list(arguments)}}
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "a folder of the node": pod(volumes=[{"name": "root", "hostPath": {"path": "/"}}]),
+    "the node's network": pod(hostNetwork=True),
+    "a privileged container": pod(containers=[{"name": "sglang", "securityContext": {"privileged": True}}]),
+    "another identity": pod(serviceAccountName="default"),
+    "containers that are no list": pod(containers="sglang"),
+    "the node's metadata service": store(endpoint="http://169.254.169.254"),
+    "an endpoint with a password": store(endpoint="http://user:password@store:9000"),
+    "an endpoint without an address": store(endpoint="http://[::1"),
+    "a bucket that S3 does not allow": store(bucket="a..b"),
+    "a prefix of another": store(prefix="../../other"),
+    "an absolute prefix": store(prefix="/abs"),
+    "a root of another": store(restoreFrom="aurora/../other/chat-01234567"),
+    "a model of two lines": {"target": {"model": "a\nb"}},
+    "a model that is an argument": {"target": {"model": "--evil"}},
+    "a revision that is an argument": {"target": {"revision": "--evil"}},
+    "an unknown argument": extra("--no-such-flag"),
+    "weights of noise": extra("--load-format", "dummy"),
+    "several nodes": extra("--nnodes", "2"),
+    "code of a model's author": extra("--trust-remote-code"),
+    "no learning rate": {"training": {"learningRate": "0"}},
+    "a learning rate of a hundred": {"training": {"learningRate": "100"}},
+}
+
+
+@pytest.mark.parametrize("parts", REFUSED.values(), ids=REFUSED)
+def test_what_reaches_beyond_the_namespace_or_makes_no_sense_is_refused(
+    tenant: Installation, parts: dict[str, Any]
+) -> None:
+    resource = manifest("author")
+    for section, fields in parts.items():
+        resource["spec"][section] = resource["spec"].get(section, {}) | fields
+    with pytest.raises(CommandError, match=r"(?i)invalid|denied|must be"):
+        tenant.cluster.kubectl("create", "-n", TENANT, "--dry-run=server", "-f", "-", input=json.dumps(resource))
+
+
+def test_the_operator_does_not_connect_to_its_own_loopback_address(tenant: Installation) -> None:
+    idle = IdleSpeculators(tenant)
+    idle.apply("loopback", endpoint="http://127.0.0.1:8080")
+    found = tenant.wait_until("loopback", "the address is refused", lambda cr: _store_reason(cr) != "", 60)
+    assert _store_reason(found) == "AddressRefused", found["status"]["conditions"]
+
+
+def test_the_operator_speaks_to_no_service_of_the_cluster_that_the_chart_does_not_name(
+    tenant: Installation, rig: AttackRig
+) -> None:
+    idle = IdleSpeculators(tenant)
+    idle.apply("internal", endpoint="https://kubernetes.default.svc:443")
+    found = tenant.wait_until("internal", "an answer", lambda cr: _store_reason(cr) != "", 60)
+    message = next(c["message"] for c in found["status"]["conditions"] if c["type"] == "StorageReady")
+    assert "apiVersion" not in message, "no answer of the service is echoed"
+    assert rig.is_healthy()
+
+
+def _store_reason(resource: dict[str, Any]) -> str:
+    conditions = resource.get("status", {}).get("conditions", [])
+    return next((str(c["reason"]) for c in conditions if c["type"] == "StorageReady" and c["status"] == "False"), "")

@@ -1,0 +1,186 @@
+"""A speculator on a real cluster as tests see it: its status, its pods and its store, and what they can do to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aurora_operator.kubernetes_api import POD, SPECULATOR, HttpKubernetesApi
+from aurora_protocol.draft_records import CheckpointManifest, FileRef
+from aurora_runtime.training.lineage import publish
+from aurora_store import Registry
+from aurora_store.objects import sha256_file
+from tests.rig.fault_injection import OPERATOR_SELECTOR
+from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
+from tests.rig.store_inspection import registry
+
+POLL_SECONDS = 0.05
+STEP_TIMEOUT_SECONDS = 900.0
+"""Longer than any step of a draft's life, faults included, on a machine four times slower than the usual two cores."""
+EXPECTED_PODS = 2 + 1 + 2 + 1
+"""Two inference pods, the trainer, two pods of the operator, and the store."""
+
+Resource = dict[str, Any]
+
+
+@dataclass
+class RunningSpeculator:
+    """A speculator with two inference pods."""
+
+    aurora: Installation
+    kube: HttpKubernetesApi
+    """A direct client, for polling twenty times a second. Polling with kubectl would take CPU from the cluster."""
+    name: str
+
+    # drafts ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def registry(self) -> Registry:
+        return registry(self.aurora, self.name)
+
+    def offer(
+        self, draft: Path, lineage: int | None = None, damage: Callable[[str], None] = lambda checkpoint: None
+    ) -> int:
+        """Publish a draft as the next version, as the trainer does.
+
+        Args:
+            lineage: The lineage that the manifest claims. Default: the newest.
+            damage: Called with the checkpoint's key when the checkpoint is in the store and the version is not yet
+                registered.
+
+        Returns:
+            The number of the version.
+        """
+        store = self.registry
+        newest_lineage = store.lineage()
+        assert newest_lineage is not None
+        version = (store.last_version() or 0) + 1
+        files = tuple(
+            FileRef(name=path.name, sha256=sha256_file(path), size=path.stat().st_size)
+            for path in sorted(draft.iterdir())
+        )
+        manifest = CheckpointManifest(
+            lineage=lineage or newest_lineage.number,
+            version=version,
+            digest=next(file.sha256 for file in files if file.name == "model.safetensors"),
+            files=files,
+            step=0,
+            trained_tokens=0,
+            created=datetime.now(UTC),
+        )
+        damage(store.put_checkpoint(manifest, draft))
+        publish(store, draft, manifest)
+        return version
+
+    # state -----------------------------------------------------------------------------------------------------------
+
+    def status(self) -> Resource:
+        status: Resource = self.kube.get(SPECULATOR, self.aurora.namespace, self.name).get("status", {})
+        return status
+
+    def state(self) -> str:
+        """The phase of the rollout, or ``Validating`` while a candidate is measured and nothing is rolled out."""
+        status = self.status()
+        phase = str(status.get("rollout", {}).get("phase", "Idle"))
+        candidate = str((status.get("candidate") or {}).get("phase", phase))
+        return candidate if phase == "Idle" and candidate == "Validating" else phase
+
+    def candidate_phase(self, version: int) -> str:
+        """The phase of the candidate ``version``; empty when another version or none is the candidate."""
+        candidate = self.status().get("candidate") or {}
+        return str(candidate["phase"]) if candidate.get("version") == version else ""
+
+    def rollout_phase(self, version: int) -> str:
+        """The phase of the rollout of ``version``; empty without one, and until the canary pod has the version."""
+        rollout = self.status()["rollout"]
+        has_begun = rollout["phase"] != "Canary" or rollout.get("updated", 0) > 0
+        return str(rollout["phase"]) if rollout.get("version") == version and has_begun else ""
+
+    def is_active(self, version: int) -> bool:
+        return bool(self.status()["active"]["version"] == version)
+
+    def pods(self) -> list[Resource]:
+        """Pods of the inference Deployment, the trainer, the operator's pods and the store, but not those of Jobs."""
+        return [
+            *self.component_pods("inference"),
+            *self.component_pods("trainer"),
+            *self._list_pods(SYSTEM_NAMESPACE),
+        ]
+
+    def component_pods(self, component: str) -> list[Resource]:
+        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        return self._list_pods(self.aurora.namespace, labels)
+
+    def operator_pods(self) -> list[Resource]:
+        return self._list_pods(SYSTEM_NAMESPACE, OPERATOR_SELECTOR)
+
+    def store_pod(self) -> Resource:
+        (pod,) = (pod for pod in self.pods() if pod["metadata"]["name"].startswith("aurora-store"))
+        return pod
+
+    def _list_pods(self, namespace: str, labels: str = "") -> list[Resource]:
+        pods = self.kube.list(POD, namespace, labels)
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def is_healthy(self) -> bool:
+        """Whether every pod is ready and the operator reports Ready."""
+        pods = self.pods()
+        operator_reports_ready = _is_ready(self.status().get("conditions", []))
+        pods_ready = [_is_ready(pod["status"].get("conditions", [])) for pod in pods]
+        return len(pods) == EXPECTED_PODS and all(pods_ready) and operator_reports_ready
+
+    def serves(self, version: int) -> bool:
+        """Whether ``version`` is active, both pods serve it, and no rollout is going on."""
+        status = self.status()
+        settled = status["rollout"]["phase"] == "Idle" and status["active"]["version"] == version
+        return settled and [pod.get("version") for pod in status["pods"]] == [version, version]
+
+    # waiting ---------------------------------------------------------------------------------------------------------
+
+    def wait_until(
+        self, description: str, condition: Callable[[], bool], timeout_seconds: float = STEP_TIMEOUT_SECONDS
+    ) -> float:
+        """Poll until the condition holds, and return the seconds that it took.
+
+        Raises:
+            TimeoutError: The condition did not hold in time. The message contains the status.
+        """
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > timeout_seconds:
+                status = self.status()
+                conditions = [f"{c['type']}={c['status']} {c['message']}" for c in status.get("conditions", [])]
+                raise TimeoutError(
+                    f"timed out after {timeout_seconds:.0f} s: {description}. "
+                    f"Conditions: {'; '.join(conditions)}. {status}"
+                )
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - started
+
+    def wait_until_serving(self, version: int) -> float:
+        """Wait until ``version`` is active, every pod serves it, and no rollout is going on."""
+        return self.wait_until(f"every pod serves version {version}", lambda: self.serves(version))
+
+    # a user's changes ------------------------------------------------------------------------------------------------
+
+    def annotate(self, request: str, version: int) -> None:
+        """Make a request about a version by annotation, as a user does."""
+        annotation = f"aurora.dev/{request}={version}"
+        self._kubectl("annotate", annotation, "--overwrite")
+
+    def patch(self, spec: dict[str, Any]) -> None:
+        """Merge ``spec`` into the resource's spec."""
+        patch = json.dumps({"spec": spec})
+        self._kubectl("patch", "--type=merge", "-p", patch)
+
+    def _kubectl(self, verb: str, *arguments: str) -> None:
+        self.aurora.cluster.kubectl(verb, RESOURCE, self.name, "-n", self.aurora.namespace, *arguments)
+
+
+def _is_ready(conditions: list[Resource]) -> bool:
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
