@@ -5,7 +5,9 @@ other, in alternating order, so that a noisy machine is equally noisy to both. T
 which capture selects the requests to trace. The draft is untrained. Its rounds cost the same as a trained draft's, and
 there are more of them per token, so capture has the most to do.
 
-Prints the ratio of traced to untraced speed per concurrency. A ratio below 1 means that capture costs speed.
+Prints the ratio of traced to untraced speed per concurrency. A ratio below 1 means that capture costs speed. Also
+prints the CPU time of the scheduler's thread and of the other threads in its process, relative to that of the
+scheduler's thread for untraced requests. CPU time is less noisy than speed where other processes want the same cores.
 
 Takes about ten minutes on two quiet cores (estimated). Needs a CPU only. The server uses one thread, in bf16.
 """
@@ -20,6 +22,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
@@ -35,6 +38,15 @@ from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREF
 from aurora_runtime.serving.pod_files import PodFolder
 
 SAMPLE_RATIO = Decimal("0.5")
+HEADER = [
+    "concurrency",
+    "traced/untraced speed [95 %]",
+    "median [quartiles]",
+    "CPU of the scheduler's thread, traced",
+    "of the other threads, traced",
+    "of the other threads, untraced",
+    "pairs",
+]
 
 
 def request_ids(traced: bool) -> Iterator[str]:
@@ -50,29 +62,79 @@ def milliseconds_per_round(
     return statistics.fmean(timing.milliseconds_per_step for timing in timings)
 
 
-def traced_speeds(server: Server, concurrency: int, pairs: int, tokens: int) -> list[float]:
-    """The speed of traced over untraced requests, pair by pair. One more pair before them warms up."""
+@dataclass(frozen=True)
+class CpuSeconds:
+    """CPU time of SGLang's scheduler process: of the thread that runs the model, and of all other threads."""
+
+    scheduler: float
+    others: float
+
+    def __add__(self, other: CpuSeconds) -> CpuSeconds:
+        return CpuSeconds(self.scheduler + other.scheduler, self.others + other.others)
+
+    def __sub__(self, other: CpuSeconds) -> CpuSeconds:
+        return CpuSeconds(self.scheduler - other.scheduler, self.others - other.others)
+
+    @classmethod
+    def read(cls, pid: int) -> CpuSeconds:
+        """The time so far. The kernel counts in steps of 10 ms."""
+        stats = {int(path.parent.name): path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")}
+        # Fields 14 and 15 of proc_pid_stat(5), counted behind the name, which may hold anything.
+        ticks = {thread: sum(map(int, stat.rpartition(")")[2].split()[11:13])) for thread, stat in stats.items()}
+        per_second = os.sysconf("SC_CLK_TCK")
+        return cls(ticks[pid] / per_second, (sum(ticks.values()) - ticks[pid]) / per_second)
+
+
+def scheduler_pid(server: Server) -> int:
+    """The process in which SGLang runs the model.
+
+    Raises:
+        LookupError: The server has no such process.
+    """
+    for child in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text().startswith("sglang::sched"):
+            return int(child)
+    raise LookupError(f"process {server.pid} has no scheduler")
+
+
+@dataclass
+class Comparison:
+    """Traced and untraced requests in pairs: the speed of each pair, and the CPU time of each side."""
+
+    speeds: list[float] = field(default_factory=list)
+    traced: CpuSeconds = CpuSeconds(0, 0)
+    untraced: CpuSeconds = CpuSeconds(0, 0)
+
+
+def compare(server: Server, concurrency: int, pairs: int, tokens: int) -> Comparison:
+    """Compare pair by pair. One more pair before them warms up."""
     fresh_ids = {traced: request_ids(traced) for traced in (True, False)}
-    speeds = []
+    process, found = scheduler_pid(server), Comparison()
     with ThreadPoolExecutor(concurrency) as pool:
         for number in range(pairs + 1):
             prompts = [PROMPTS[(number + i) % len(PROMPTS)] for i in range(concurrency)]
-            milliseconds = {}
+            milliseconds, cpu = dict[bool, float](), dict[bool, CpuSeconds]()
             for traced in (True, False) if number % 2 else (False, True):
                 requests = [(prompt, next(fresh_ids[traced])) for prompt in prompts]
+                before = CpuSeconds.read(process)
                 milliseconds[traced] = milliseconds_per_round(server, requests, tokens, pool)
+                cpu[traced] = CpuSeconds.read(process) - before
             if number:
-                speeds.append(milliseconds[False] / milliseconds[True])
-    return speeds
+                found.speeds.append(milliseconds[False] / milliseconds[True])
+                found.traced += cpu[True]
+                found.untraced += cpu[False]
+    return found
 
 
-def cells(concurrency: int, speeds: list[float]) -> list[str]:
+def cells(concurrency: int, found: Comparison) -> list[str]:
     """The cells of a row: the geometric mean, its 95 % interval (normal, for dozens of pairs), and the quartiles."""
+    speeds, whole = found.speeds, found.untraced.scheduler
     logs = [math.log(speed) for speed in speeds]
     mean, error = statistics.fmean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
     low, middle, high = statistics.quantiles(speeds, n=4)
     interval = f"{math.exp(mean):.3f} [{math.exp(mean - error):.3f}, {math.exp(mean + error):.3f}]"
-    return [str(concurrency), interval, f"{middle:.3f} [{low:.3f}-{high:.3f}]", str(len(speeds))]
+    shares = [f"{cpu / whole:.3f}" for cpu in (found.traced.scheduler, found.traced.others, found.untraced.others)]
+    return [str(concurrency), interval, f"{middle:.3f} [{low:.3f}-{high:.3f}]", *shares, str(len(speeds))]
 
 
 def main() -> None:
@@ -99,10 +161,10 @@ def main() -> None:
         ) as server:
             time_stream(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)
             load_before = os.getloadavg()[0]
-            print(markdown_table(["concurrency", "traced/untraced speed [95 %]", "median [quartiles]", "pairs"], []))
+            print(markdown_table(HEADER, []))
             for concurrency in CONCURRENCIES:
-                speeds = traced_speeds(server, concurrency, options.pairs, options.tokens)
-                print(markdown_row(cells(concurrency, speeds)), flush=True)
+                found = compare(server, concurrency, options.pairs, options.tokens)
+                print(markdown_row(cells(concurrency, found)), flush=True)
         state = PodFolder(Path(folder)).read_capture_state()
         assert state is not None
         load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
