@@ -206,11 +206,11 @@ class Controller:
                 return Prospect(0, size, size / costs[0], costs[0])
         exploration = self._settings.exploration
         optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
-        doubts = self._costs.deviations(len(outlooks))
+        least = self._costs.least_milliseconds(size)
         catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
         steady = self._costs.milliseconds(size)
         prospects = [
-            Prospect(i, tokens[i], optimistic[i] / steady[i] * (1 + doubts[i]), steady[i] + drafts * catch_up)
+            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up)
             for i, _, drafts in self._shapes
         ]
         if self._can_draft:

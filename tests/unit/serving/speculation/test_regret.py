@@ -110,6 +110,21 @@ def test_speculation_follows_the_load_up_and_down(costs: CostTable) -> None:
         assert speed(rounds[len(rounds) // 2 :]) >= 0.94 * best.speed, concurrency
 
 
+@pytest.mark.parametrize("kind", [DOCSTRINGS, UNTRAINED_DOCSTRINGS], ids=["trained draft", "untrained draft"])
+def test_a_pod_that_starts_under_load_finds_out_that_proposals_cost_a_gpu_little(kind: TrafficKind) -> None:
+    """Before any round was timed, the cost model expects a small CPU, on which speculation does not pay under load."""
+    regret = measure_regret(generate(kind, 12 * 64), 64, gpu_milliseconds)
+    assert regret.best.speedup > 1.5
+    assert regret.of_best >= 0.85
+
+
+@pytest.mark.parametrize("kind", [JSON, DOCSTRINGS, SQL], ids=["JSON", "docstrings", "SQL"])
+def test_a_pod_that_starts_under_load_is_never_slower_than_off_on_a_cpu(kind: TrafficKind) -> None:
+    rounds = list(play(new_controller(), generate(kind, 12 * 64), 64, cpu_milliseconds, new_noise()))
+    assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF
+    assert against_off(rounds) >= OF_OFF
+
+
 def test_exploration_loses_at_most_two_percent_of_the_time() -> None:
     regret = measure_regret(generate(PROSE, 20), 1, cpu_milliseconds)
     lost = sum(r.milliseconds - r.off_milliseconds for r in regret.rounds if r.explores)

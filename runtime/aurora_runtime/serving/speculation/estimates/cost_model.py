@@ -36,6 +36,9 @@ LEVEL_VARIANCE_PER_ROUND: Final = 0.004**2
 """How fast an arm's cost wanders against the others, in rounds without the arm. In rounds with it, the pace wanders."""
 UNTIMED_VARIANCE: Final = 0.25**2
 """Variance of the logarithm of a cell's level before the first time: how wrong the formula may be."""
+UNTIMED_EXTRA: Final = 0.2
+"""Share of an arm's estimated time beyond off's that the arm may take in fact, before any arm of its kind was timed.
+The estimate then says what a small CPU does. On a GPU a few proposed tokens cost nearly nothing."""
 CLIP: Final = 2.5
 """Standard deviations from which a time counts as an outlier."""
 FEW_TIMES: Final = 3
@@ -167,6 +170,18 @@ class CostModel:
         unknown, now = sqrt(UNTIMED_VARIANCE), self._round
         cells = self._range(size_range(batch_size)).cells
         return [sqrt(cell.variance(now)) if cell else unknown for cell in cells]
+
+    def least_milliseconds(self, batch_size: int) -> list[float]:
+        """The time of each arm at pace 1 that is not unlikely: a standard deviation below the estimate, or less."""
+        estimates, doubts = self.milliseconds(batch_size), self.deviations(batch_size)
+        least = [ms / (1 + doubt) for ms, doubt in zip(estimates, doubts, strict=True)]
+        cells, off = self._range(size_range(batch_size)).cells, estimates[0]
+        for kind in (self._plain, self._drafting):
+            untimed = [i for i in kind if self._arms[i].steps]
+            if all(cells[i] is None for i in untimed):
+                for i in untimed:
+                    least[i] = min(least[i], off + UNTIMED_EXTRA * (estimates[i] - off))
+        return least
 
     def off_age(self, batch_size: int) -> tuple[int, int]:
         """How often off was timed at about this batch size, and how many rounds ago it was timed last."""
