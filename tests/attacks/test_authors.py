@@ -57,10 +57,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a model of two lines": {"target": {"model": "a\nb"}},
     "a model that is an argument": {"target": {"model": "--evil"}},
     "a revision that is an argument": {"target": {"revision": "--evil"}},
-    "an unknown argument": extra("--no-such-flag"),
     "weights of noise": extra("--load-format", "dummy"),
     "several nodes": extra("--nnodes", "2"),
-    "code of a model's author": extra("--trust-remote-code"),
     "no learning rate": {"training": {"learningRate": "0"}},
     "a learning rate of a hundred": {"training": {"learningRate": "100"}},
 }
@@ -93,6 +91,22 @@ def test_the_operator_speaks_to_no_service_of_the_cluster_that_the_chart_does_no
     message = next(c["message"] for c in found["status"]["conditions"] if c["type"] == "StorageReady")
     assert "apiVersion" not in message, "no answer of the service is echoed"
     assert rig.is_healthy()
+
+
+def test_an_argument_that_sglang_does_not_have_starts_no_pod(tenant: Installation) -> None:
+    resource = manifest("unknown-argument")
+    resource["spec"] |= extra("--no-such-flag")
+    tenant.cluster.apply(resource, namespace=TENANT)
+    found = tenant.wait_until(
+        "unknown-argument", "the spec is refused", lambda cr: _condition(cr, "InvalidSpec") != {}, 60
+    )
+    assert "--no-such-flag" in _condition(found, "InvalidSpec")["message"]
+
+
+def _condition(resource: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A condition of the resource that is true; empty when there is none."""
+    conditions = resource.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), {})
 
 
 def _store_reason(resource: dict[str, Any]) -> str:

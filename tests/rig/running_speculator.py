@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_operator.kubernetes_api import POD, SPECULATOR, HttpKubernetesApi
-from aurora_protocol.draft_records import CheckpointManifest, FileRef
-from aurora_runtime.training.lineage import publish
+from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
 from aurora_store import Registry
 from aurora_store.objects import sha256_file
 from tests.rig.fault_injection import OPERATOR_SELECTOR
@@ -73,8 +72,17 @@ class RunningSpeculator:
             trained_tokens=0,
             created=datetime.now(UTC),
         )
-        damage(store.put_checkpoint(manifest, draft))
-        publish(store, draft, manifest)
+        checkpoint = store.put_checkpoint(manifest, draft)
+        damage(checkpoint)
+        registration = Registration(
+            version=version,
+            lineage=manifest.lineage,
+            checkpoint=checkpoint,
+            digest=manifest.digest,
+            trained_tokens=0,
+            created=manifest.created,
+        )
+        store.register(registration)
         return version
 
     # state -----------------------------------------------------------------------------------------------------------
