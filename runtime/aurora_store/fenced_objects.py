@@ -87,12 +87,16 @@ class FencedObjectStore(ObjectStore):
         return write_refusal(self._channel, root, self.owner or first_owner(root))
 
     def _look(self) -> None:
-        """Read the newest channel record, unless it is known already."""
+        """Read the newest channel record, unless it is known already.
+
+        The deletion of a root removes the newest record last. So where the known record is gone and an older one is
+        not, somebody removed the known record alone: perhaps a forged one. The older record holds again.
+        """
         known = self._channel.epoch if self._channel is not None else 0
-        # The listing begins with the known record, so an empty listing shows that the records were deleted.
-        listed = self.list(Keys.CHANNEL, after=Keys.channel(known - 1) if known else "")
-        epochs = in_sequence((number for key in listed if (number := record_number(key)) is not None), known)
-        self._channel_vanished = not epochs and known > 0
+        epochs = self._epochs(known)  # begins with the known record
+        if known and not epochs:
+            known, epochs = 0, self._epochs(0)
+        self._channel_vanished = self._channel is not None and not epochs
         try:
             if epochs and epochs[-1] > known:
                 self._channel = Channel.from_json(self.get(Keys.channel(epochs[-1])))
@@ -100,3 +104,8 @@ class FencedObjectStore(ObjectStore):
             text = f"{Keys.channel(epochs[-1])} does not tell who owns the root: {error}"
             raise StoreError(bounded_text(text)) from error
         self._looked_at_seconds = self._clock()
+
+    def _epochs(self, first: int) -> list[int]:
+        """The epochs of the channel's records from ``first`` on, in ascending order."""
+        listed = self.list(Keys.CHANNEL, after=Keys.channel(first - 1) if first else "")
+        return in_sequence((number for key in listed if (number := record_number(key)) is not None), first)

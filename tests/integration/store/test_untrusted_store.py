@@ -124,6 +124,23 @@ def test_an_unreadable_channel_record_in_sequence_closes_the_root_until_it_is_re
     registry.register(registry.registration(1).model_copy(update={"version": 2}))
 
 
+def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_believed(
+    writer: ObjectStore, registry: Registry
+) -> None:
+    """The records before it hold again. Only a channel without records says that the root was deleted."""
+    initial = takeover(1).model_copy(update={"owner": None, "former_owners": (), "reason": ChannelReason.INITIAL})
+    writer.put(Keys.channel(1), initial.to_json())
+    registry.register(registry.registration(1).model_copy(update={"version": 2}))
+    writer.put(Keys.channel(2), takeover(2).to_json())
+    with pytest.raises(NotRootOwner, match="n/other"):
+        registry.register(registry.registration(1).model_copy(update={"version": 3}))
+    writer.delete(Keys.channel(2))
+    registry.register(registry.registration(1).model_copy(update={"version": 3}))
+    writer.delete(Keys.channel(1))
+    with pytest.raises(NotRootOwner, match="the root was deleted"):
+        registry.register(registry.registration(1).model_copy(update={"version": 4}))
+
+
 def test_an_agent_uploads_a_large_shard_without_holding_it_in_memory(registry: Registry, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
