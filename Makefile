@@ -72,6 +72,7 @@ demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure,
 bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.engine
 	$(PY) -m tests.bench.capture
+	$(PY) -m tests.bench.versions
 	$(PY) -m tests.bench.equality
 	$(PY) -m tests.bench.trainer
 	$(PY) -m tests.bench.kills
