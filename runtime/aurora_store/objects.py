@@ -367,14 +367,11 @@ class ObjectStore:
         except ObjectMissing:
             with self._call("create", f"bucket {self.config.bucket}"):
                 self._s3.create_bucket(Bucket=self.config.bucket)
-        except AccessRefused:
+        except AccessRefused as refused:
             try:
                 next(self.list(""), None)
-            except StoreError:
-                pass
-            else:
-                return
-            raise
+            except StoreError as error:
+                raise error if isinstance(error, AccessRefused) else refused from error
 
     def probe(self) -> None:
         """Prove that the store writes, deletes and keeps create-once.

@@ -13,19 +13,25 @@ from pathlib import Path
 import pytest
 from boto3.s3.transfer import TransferConfig
 
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
+from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_store import ObjectStore, Registry
+from aurora_runtime.validation.validation_run import ValidationResult
+from aurora_store import ObjectStore, Registry, s3_clients
 from aurora_store import objects as objects_module
 from aurora_store.errors import AccessRefused
 from aurora_store.keys import owner_id
@@ -243,3 +249,53 @@ def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> No
     with pytest.raises(AccessRefused, match="allow s3:DeleteObject there"):
         deletion.step(10)
     assert admin.get("traces/00000001/x.json") == b"trace"
+
+
+@pytest.mark.parametrize(("role", "written"), [("validation", True), ("serving", False)])
+def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_last_word(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, written: bool
+) -> None:
+    config, said = config_of(s3, role, f"aurora/default/chat-{len(role):08d}"), tmp_path / "termination"
+    settings = ValidationSettings(
+        namespace="default",
+        name="chat",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(),
+        validation=ValidationSpec(),
+        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint),
+        candidate=1,
+        active=0,
+        attempt=1,
+    )
+
+    async def measured(*_: object) -> ValidationResult:
+        return ValidationResult(evidence(1))
+
+    said.touch()
+    monkeypatch.setattr(validation_main, "validate", measured)
+    monkeypatch.setattr(validation_main, "TERMINATION_LOG", said)
+    monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(config.access_key))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(config.secret_key))
+    monkeypatch.setattr(s3_clients, "SHARED_CLIENTS", s3_clients.S3Clients())
+    monkeypatch.setattr(objects_module, "SHARED_CLIENTS", s3_clients.SHARED_CLIENTS)
+    if written:
+        validation_main.main([])
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            validation_main.main([])
+    stored = list(store_of(s3, None, config.root).list("evidence/"))
+    assert stored == (["evidence/00000001/00000001.json"] if written else [])
+    assert ("allow s3:PutObject there for these credentials" in said.read_text()) is not written
+
+
+@pytest.mark.parametrize("role", ["serving", "validation"])
+def test_an_operator_with_the_keys_of_another_role_names_the_missing_right_and_decides_nothing(
+    s3: S3, role: str
+) -> None:
+    reader = StoreReader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
+    view = reader.read(EVERYTHING, ReadScope.ALL)
+    assert not view.ok
+    assert "allow s3:ListBucket there for these credentials" in view.error
+    with pytest.raises(AccessRefused):
+        reader.advance(channel(0))
