@@ -17,6 +17,7 @@ from pydantic import Field
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
+from aurora_api.v1alpha1.store import Encryption
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
@@ -48,6 +49,9 @@ class StoreSettings(Record):
     )
     endpoint: str | None = Field(default=None, description="URL of the store. None: AWS S3.")
     region: str | None = Field(default=None, description="Region of the bucket.")
+    encryption: Encryption | None = Field(
+        default=None, description="Server-side encryption of what the pod writes. None: the bucket's default."
+    )
 
 
 class _PodSettings(Record):

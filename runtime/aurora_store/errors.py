@@ -7,6 +7,7 @@ StoreError              the object store refused a call, or cannot be reached
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
 ├── AddressRefused      the endpoint leads to an address that may not be connected to
+├── AccessRefused       the credentials lack a right, which the message names
 ├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
@@ -27,9 +28,14 @@ _CODES_WITHOUT_HINT = (
     *("PermanentRedirect", "QuotaExceeded", "RequestTimeTooSkewed", "RequestTimeout", "ServiceUnavailable"),
     *("SlowDown", "TemporaryRedirect", "TokenRefreshRequired", "TooManyBuckets", "XMinioStorageFull"),
 )
+_KMS_HINT = "check the key in store.encryption.kmsKeyId"
 ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
     "NoSuchBucket": "create the bucket",
     "AccessDenied": "check the credentials' rights on the bucket",
+    "KMS.DisabledException": _KMS_HINT,
+    "KMS.InvalidKeyUsageException": _KMS_HINT,
+    "KMS.KMSInvalidStateException": _KMS_HINT,
+    "KMS.NotFoundException": _KMS_HINT,
     "403": "check the credentials and their rights on the bucket",
     "InvalidAccessKeyId": "check the access key",
     "SignatureDoesNotMatch": "check the secret key",
@@ -77,6 +83,10 @@ class AddressRefused(StoreError):
 
 class StoreUnsupported(StoreError):
     """The store ignores ``If-None-Match: *``, so two writers could overwrite each other."""
+
+
+class AccessRefused(StoreError):
+    """The credentials lack a right. The message names the right."""
 
 
 class StoreInterrupted(StoreError):

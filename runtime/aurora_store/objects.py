@@ -25,23 +25,21 @@ from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
+from aurora_api.v1alpha1.store import Encryption
 from aurora_protocol.pod_settings import StoreSettings
-from aurora_store.call_limits import INTERRUPTED, CallLimitReached, CallLimits, call_limits
+from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.errors import (
-    DEFAULT_HINT,
-    ERROR_HINTS,
-    AddressRefused,
+    AccessRefused,
     DigestMismatch,
     ObjectExists,
     ObjectMissing,
     ObjectTooLarge,
     StoreError,
-    StoreInterrupted,
-    StoreOverdue,
     StoreUnsupported,
-    bounded_text,
 )
 from aurora_store.policy.address_policy import AddressPolicy
+from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
+from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 
 if TYPE_CHECKING:
@@ -99,14 +97,19 @@ class StoreConfig:
     """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
     addresses: AddressPolicy | None = None
     """Addresses that ``endpoint`` may lead to. None: any. Without ``endpoint`` it has no effect."""
+    encryption: Encryption | None = None
+    """Server-side encryption that every write asks for. None: the bucket's default."""
 
     def __repr__(self) -> str:
         return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
 
     @classmethod
     def of(cls, settings: StoreSettings) -> StoreConfig:
-        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity)."""
-        return cls(settings.bucket, settings.root, settings.endpoint, settings.region, owner=settings.owner)
+        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity).
+
+        Every setting is a field of the same name here.
+        """
+        return cls(**dict(settings))
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class ObjectStore:
         self.config = config
         self._probe = f"probe/{secrets.token_hex(8)}"
         self._call_seconds, self._on_request = call_seconds, on_request
+        self._encryption = encryption_arguments(config.encryption)
         addresses = config.addresses if config.endpoint else None
         settings = ClientSettings(
             config.endpoint, config.region, config.access_key, config.secret_key, attempts, addresses
@@ -160,6 +164,9 @@ class ObjectStore:
 
     def _full_key(self, key: str) -> str:
         return f"{self.config.root}/{key}"
+
+    def _target(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.config.bucket, "Key": self._full_key(key)}
 
     @contextmanager
     def _call(
@@ -177,50 +184,17 @@ class ObjectStore:
             try:
                 yield limits
             except _FAILURES as error:
-                raise self._store_error(error, call, limits) from error
-
-    def _store_error(self, error: Exception, call: str, limits: CallLimits) -> StoreError:
-        """The typed error for ``error``. ``call`` names the operation and the key."""
-        store = self.config.endpoint or "S3"
-        if limits.too_large and limits.reading_object:
-            return ObjectTooLarge(bounded_text(f"{call}: {limits.too_large}; find out who else writes below the root"))
-        if limits.too_large:
-            return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
-        if limits.address_refused:
-            text = f"{call}: {limits.address_refused}, where the operator may not connect to; ask the operator's"
-            return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
-        if limits.overdue:
-            return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
-        if limits.interrupted():
-            return StoreInterrupted(bounded_text(f"{call}: {INTERRUPTED}"))
-        if isinstance(error, RedirectRefused):
-            return StoreError(bounded_text(f"{call}: {store} answered with a redirect ({error}); name the final URL"))
-        if isinstance(error, ClientError):
-            return self._error_sent(error, call)
-        if isinstance(error, (ResponseParserError, ValueError)) and not isinstance(error, BotoCoreError):
-            return StoreError(bounded_text(f"{call}: the answer is not one of S3; check that {store} is an S3 store"))
-        if isinstance(error, boto3.exceptions.Boto3Error):
-            return StoreError(bounded_text(f"{call}: {type(error).__name__}; see the store's log"))
-        return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {store} can be reached"))
-
-    def _error_sent(self, error: ClientError, call: str) -> StoreError:
-        """The typed error for an error that the store sent. Only a code that S3 defines is repeated, never a text."""
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
-            return ObjectMissing(bounded_text(f"{call}: no such object"))
-        if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-            return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
-        shown = code if code in ERROR_HINTS else f"HTTP {status}"
-        return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
+                raise store_error(error, call, limits, self.config.endpoint or "S3") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
         with self._call("put", key, object_bytes=len(data)):
             if len(data) <= MAX_SINGLE_PUT_BYTES:
-                self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data)
+                self._s3.put_object(**self._target(key), **self._encryption, Body=data)
             else:
-                self._s3.upload_fileobj(io.BytesIO(data), self.config.bucket, self._full_key(key), Config=TRANSFER)
+                self._s3.upload_fileobj(
+                    io.BytesIO(data), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER
+                )
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
@@ -230,7 +204,7 @@ class ObjectStore:
         """
         try:
             with self._call("create", key, object_bytes=len(data)):
-                self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=data, IfNoneMatch="*")
+                self._s3.put_object(**self._target(key), **self._encryption, Body=data, IfNoneMatch="*")
         except ObjectExists:
             if not self._holds(key, data):
                 raise
@@ -244,7 +218,7 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Upload a file, replacing an older object. A large file is uploaded in parts."""
         with self._call("upload", key, object_bytes=path.stat().st_size):
-            self._s3.upload_file(str(path), self.config.bucket, self._full_key(key), Config=TRANSFER)
+            self._s3.upload_file(str(path), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file at ``key`` in one request where S3 allows that. Only a block of the file is in memory."""
@@ -253,7 +227,7 @@ class ObjectStore:
             self.upload(key, path)
             return
         with self._call("put", key, object_bytes=size), path.open("rb") as file:
-            self._s3.put_object(Bucket=self.config.bucket, Key=self._full_key(key), Body=file)
+            self._s3.put_object(**self._target(key), **self._encryption, Body=file)
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.
@@ -308,12 +282,29 @@ class ObjectStore:
     def _open(self, key: str, max_bytes: int, limits: CallLimits, **options: Any) -> Iterator[StreamingBody]:
         """An object's body, of which a reader gets little more than ``max_bytes``.
 
-        Raises :class:`CallLimitReached` when the store announces a larger object.
+        Raises :class:`CallLimitReached` when the store announces a larger object, and :class:`ObjectMissing`.
         """
-        answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key), **options)
+        try:
+            answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key), **options)
+        except ClientError as error:
+            if is_access_refused(error) and self._is_absent(key):
+                raise ObjectMissing(f"get {key}: no such object") from error
+            raise
         with closing(answer["Body"]) as body:
             limits.begin_object(max_bytes, answer.get("ContentLength", 0))
             yield body
+
+    def _is_absent(self, key: str) -> bool:
+        """Whether a listing shows that there is no object at ``key``. False when the listing is refused too.
+
+        Amazon S3 answers AccessDenied for a missing object to credentials that may not list the whole bucket.
+        """
+        full_key = self._full_key(key)
+        try:
+            page = self._s3.list_objects_v2(Bucket=self.config.bucket, Prefix=full_key, MaxKeys=1)
+        except ClientError:
+            return False
+        return all(item.get("Key") != full_key for item in page.get("Contents", []))
 
     def list(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[str]:
         """Keys below ``prefix``, in lexical order, that are greater than ``after``.
@@ -362,18 +353,25 @@ class ObjectStore:
         with self._call("delete", subject):
             answer = self._s3.delete_objects(Bucket=self.config.bucket, Delete={"Objects": objects, "Quiet": True})
         if refused := answer.get("Errors"):
-            code, key = refused[0].get("Code", ""), refused[0].get("Key", "")
-            text = f"delete {subject}: {len(refused)} were refused, the first one {key}: {code}"
-            raise StoreError(bounded_text(text))
+            raise deletion_error(subject, len(refused), refused[0].get("Code", ""))
 
     def ensure_bucket(self) -> None:
-        """Create the bucket when it is missing: an embedded store starts empty."""
+        """Create the bucket when it is missing: an embedded store starts empty.
+
+        Credentials with rights on the root only may not look at the bucket. A listing of the root then shows that the
+        bucket is there.
+        """
         try:
             with self._call("head", f"bucket {self.config.bucket}"):
                 self._s3.head_bucket(Bucket=self.config.bucket)
         except ObjectMissing:
             with self._call("create", f"bucket {self.config.bucket}"):
                 self._s3.create_bucket(Bucket=self.config.bucket)
+        except AccessRefused as refused:
+            try:
+                next(self.list(""), None)
+            except StoreError as error:
+                raise error if isinstance(error, AccessRefused) else refused from error
 
     def probe(self) -> None:
         """Prove that the store writes, deletes and keeps create-once.

@@ -19,9 +19,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aurora_store import StoreConfig
 
@@ -44,13 +45,26 @@ class S3:
     secret_key: str
     pid: int
 
-    def config(self, *, bucket: str = "aurora-test", root: str = "root") -> StoreConfig:
-        """The configuration of a test's store. The bucket exists after ``ObjectStore(config).ensure_bucket()``."""
-        return StoreConfig(bucket, root, self.endpoint, "us-east-1", self.access_key, self.secret_key)
+    def config(self, *, bucket: str = "aurora-test", root: str = "root", identity: str | None = None) -> StoreConfig:
+        """The configuration of a test's store. The bucket exists after ``ObjectStore(config).ensure_bucket()``.
+
+        ``identity``: one of the ``policies`` that the server was started with. None: the identity with all rights.
+        """
+        keys = (self.access_key, self.secret_key) if identity is None else _keys_of(identity)
+        return StoreConfig(bucket, root, self.endpoint, "us-east-1", *keys)
 
     def environment(self) -> dict[str, str]:
         """The credentials, as the environment variables that a pod gets."""
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+
+def _keys_of(identity: str) -> tuple[str, str]:
+    return f"aurora-{identity}-access", f"aurora-{identity}-secret"
+
+
+def _identity(name: str, **rights: Any) -> dict[str, Any]:
+    access_key, secret_key = _keys_of(name)
+    return {"name": name, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], **rights}
 
 
 def _weed_program() -> str:
@@ -92,12 +106,15 @@ def _answers(endpoint: str) -> bool:
 
 
 @contextlib.contextmanager
-def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iterator[S3]:
+def seaweedfs(
+    directory: Path | None = None, *, port: int | None = None, policies: Mapping[str, str] | None = None
+) -> Iterator[S3]:
     """Run a server until the context ends.
 
     Args:
         directory: Where the data are kept after the end. Default: the data are deleted.
         port: The port of the endpoint, for a server that replaces an earlier one. Default: a free port.
+        policies: Further identities, each with the IAM policy document that says what it may do.
 
     Raises:
         TimeoutError: The server did not answer within 90 s. The message contains the end of its log.
@@ -108,14 +125,12 @@ def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iter
         )
         data = directory or scratch / "data"
         data.mkdir(parents=True, exist_ok=True)
-        keys = ("aurora-test-access", "aurora-test-secret")
         config = scratch / "weed.json"
-        identity = {
-            "name": "test",
-            "credentials": [{"accessKey": keys[0], "secretKey": keys[1]}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        config.write_text(json.dumps({"identities": [identity]}))
+        limited = policies or {}
+        identities = [_identity("test", actions=["Admin", "Read", "Write", "List", "Tagging"])]
+        identities += [_identity(name, policyNames=[name]) for name in limited]
+        documents = [{"name": name, "content": document} for name, document in limited.items()]
+        config.write_text(json.dumps({"identities": identities, "policies": documents}))
         s3, master, volume, filer, iceberg, lance, admin = _free_ports(7)
         s3 = port or s3
         arguments = [
@@ -143,7 +158,7 @@ def seaweedfs(directory: Path | None = None, *, port: int | None = None) -> Iter
                 tail = (scratch / "weed.log").read_text(errors="replace")[-2000:]
                 raise TimeoutError(f"SeaweedFS did not answer at {endpoint} (exit {process.poll()}):\n{tail}")
             time.sleep(0.1)
-        yield S3(endpoint, *keys, pid=process.pid)
+        yield S3(endpoint, *_keys_of("test"), pid=process.pid)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

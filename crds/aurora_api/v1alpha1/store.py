@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$"
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 ROOT_PATTERN: Final = rf"^({_SEGMENT}/)*[a-z0-9-]+/[a-z0-9-]+-[0-9a-f]{{8}}$"
 """``<prefix>/<namespace>/<name>-<uid8>``, as ``status.storeRoot`` shows it."""
+_KMS_KEY_PATTERN: Final = r"^[A-Za-z0-9:/_-]+$"
 _OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
@@ -27,14 +28,22 @@ class DeletionPolicy(StrEnum):
     DELETE = "Delete"
 
 
+class StoreRole(StrEnum):
+    """The parts of a speculator whose pods may have credentials of their own."""
+
+    SERVING = "serving"
+    TRAINING = "training"
+    VALIDATION = "validation"
+
+
 class SecretRef(Model):
     """A Secret in the speculator's namespace."""
 
     name: _OBJECT_NAME = Field(description="Secret with keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
 
 
-class Credentials(Model):
-    """How pods and the operator authenticate to the store. Set exactly one of the fields."""
+class RoleCredentials(Model):
+    """How the pods of one role authenticate to the store. Set exactly one of the fields."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
@@ -53,10 +62,85 @@ class Credentials(Model):
     )
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Credentials:
+    def _one_kind(self) -> Self:
         if (self.secret_ref is None) == (self.service_account_name is None):
             raise ValueError("set exactly one of secretRef and serviceAccountName")
         return self
+
+
+class CredentialsByRole(Model):
+    """Credentials of single roles, each with the rights that the role needs and no others."""
+
+    serving: RoleCredentials | None = Field(
+        default=None,
+        description="For inference pods, which read drafts and write traces. Unset: the credentials above.",
+    )
+    training: RoleCredentials | None = Field(
+        default=None,
+        description="For the trainer, which reads and deletes traces, and writes drafts and its own state. Unset: the"
+        " credentials above.",
+    )
+    validation: RoleCredentials | None = Field(
+        default=None,
+        description="For validation Jobs, which read drafts and traces, and write evidence. Unset: the credentials"
+        " above.",
+    )
+
+
+class Credentials(RoleCredentials):
+    """How the operator and the pods authenticate to the store. Set exactly one of secretRef and serviceAccountName."""
+
+    roles: CredentialsByRole | None = Field(
+        default=None,
+        description="Credentials of the pods by role, so that a compromised pod can do only what its role does. The"
+        " documentation has a policy for each role. Unset: all pods use the credentials above, as the operator does.",
+    )
+
+    def of(self, role: StoreRole) -> RoleCredentials:
+        """The credentials of the pods of ``role``."""
+        own: RoleCredentials | None = getattr(self.roles, role.value, None)
+        return own or RoleCredentials(secret_ref=self.secret_ref, service_account_name=self.service_account_name)
+
+
+class EncryptionType(StrEnum):
+    """Who holds the keys that the store encrypts objects with."""
+
+    SSE_S3 = "SSE-S3"
+    SSE_KMS = "SSE-KMS"
+
+
+class Encryption(Model):
+    """Server-side encryption that every write asks for."""
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            ("!has(self.kmsKeyId) || self.type == 'SSE-KMS'", "encryption.kmsKeyId needs type SSE-KMS"),
+        )
+    }
+
+    type: EncryptionType = Field(
+        description="SSE-S3: with keys of the store. SSE-KMS: with a key of the cloud's key management service, which"
+        " the credentials must then be allowed to use.",
+    )
+    kms_key_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        pattern=_KMS_KEY_PATTERN,
+        json_schema_extra=matches(_KMS_KEY_PATTERN, "a KMS key is an id, an alias such as alias/aurora, or an ARN"),
+        description="Key for SSE-KMS: id, alias or ARN. Unset: the default key of the account.",
+    )
+
+    @model_validator(mode="after")
+    def _key_of_kms(self) -> Self:
+        if self.kms_key_id is not None and self.type is not EncryptionType.SSE_KMS:
+            raise ValueError("encryption.kmsKeyId needs type SSE-KMS")
+        return self
+
+
+_NO_IDENTITY_FOR_AN_ENDPOINT: Final = "!has(self.endpoint) || !has(self.credentials.roles) || " + " && ".join(
+    f"(!has(self.credentials.roles.{role}) || has(self.credentials.roles.{role}.secretRef))" for role in StoreRole
+)
 
 
 class StoreSpec(Model):
@@ -72,6 +156,10 @@ class StoreSpec(Model):
             (
                 "!has(self.endpoint) || has(self.credentials.secretRef)",
                 "with endpoint set credentials.secretRef: the operator signs with its own identity for AWS S3 only",
+            ),
+            (
+                _NO_IDENTITY_FOR_AN_ENDPOINT,
+                "with endpoint set secretRef for each of credentials.roles: a cloud identity is for AWS S3 only",
             ),
         )
     }
@@ -141,5 +229,10 @@ class StoreSpec(Model):
         description="What happens to the objects in the bucket when the speculator is deleted. Retain: nothing, and"
         " another speculator can restore them. Delete: the operator stops the pods, deletes every object of this"
         " speculator, and only then lets the resource go. Set Retain to end a deletion that cannot reach the store.",
+    )
+    encryption: Encryption | None = Field(
+        default=None,
+        description="Server-side encryption of every object that the speculator writes. Unset: as the bucket's default"
+        " says. Objects that are stored already stay as they are.",
     )
     credentials: Credentials

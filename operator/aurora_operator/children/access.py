@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.store import StoreRole
 from aurora_operator.children.metadata import child, keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
@@ -16,8 +17,8 @@ from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
 
 
 def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
-    """Our own ServiceAccount; none when the user names one that carries the store's identity."""
-    if spec.store.credentials.service_account_name:
+    """Our own ServiceAccount; none when the user names one with an identity for the pods of every role."""
+    if all(spec.store.credentials.of(role).service_account_name for role in StoreRole):
         return []
     return [child(owner, "v1", "ServiceAccount", owner.name, automountServiceAccountToken=False)]
 

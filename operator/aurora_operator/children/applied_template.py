@@ -24,7 +24,9 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import serving_settings
+from aurora_operator.children.metadata import INFERENCE
 from aurora_operator.children.owner import Owner
+from aurora_operator.children.pod_template import store_credentials
 from aurora_operator.kubernetes_api import Object
 
 TEMPLATE_ANNOTATION: Final = "aurora.dev/applied-template"
@@ -78,7 +80,7 @@ def template_inputs(owner: Owner, spec: SpeculatorSpec) -> TemplateInputs:
     settings, serving = serving_settings(owner, spec), spec.serving
     fixed = {
         "image": serving.image,
-        "credentials": spec.store.credentials.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "credentials": store_credentials(spec, INFERENCE).model_dump(mode="json", by_alias=True, exclude_none=True),
         "template": serving.template.model_dump(mode="json", by_alias=True, exclude_defaults=True),
     }
     return TemplateInputs(

@@ -19,7 +19,13 @@ from typing import Any
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.metadata import INFERENCE, child, keys_name, selector
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.pod_template import container, environment, pod_template, store_settings
+from aurora_operator.children.pod_template import (
+    container,
+    environment,
+    pod_template,
+    store_credentials,
+    store_settings,
+)
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
 from aurora_operator.children.template_merge import merge
 from aurora_operator.children.user_template import container_named
@@ -104,12 +110,12 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
     settings = serving_settings(owner, spec).to_variable()
-    with_store = environment(spec, settings)
+    with_store = environment(settings, store_credentials(spec, INFERENCE))
     agent = _agent_container(config, with_store)
     pod: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
         "initContainers": [_stage_container(config, with_store)],
-        "containers": [_engine_container(spec, config, environment(spec, settings, store=False)), agent],
+        "containers": [_engine_container(spec, config, environment(settings)), agent],
         "volumes": [
             agent_token_volume(owner),
             _secret_volume(_SPECULATOR_KEY, owner, ADMIN_KEY),

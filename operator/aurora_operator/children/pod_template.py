@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.store import RoleCredentials, StoreRole
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_operator.children.metadata import COMMON_LABELS, selector
+from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE, TRAINER, VALIDATOR, selector
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.template_merge import merge
 from aurora_operator.kubernetes_api import Object
@@ -27,6 +28,12 @@ TMP_LIMIT = "1Ti"
 HELPER_TMP_LIMIT = "1Gi"
 _HELPERS = ("stage", "agent")
 """Containers that keep nothing large in ``/tmp``."""
+_ROLES = {INFERENCE: StoreRole.SERVING, TRAINER: StoreRole.TRAINING, VALIDATOR: StoreRole.VALIDATION}
+
+
+def store_credentials(spec: SpeculatorSpec, component: str) -> RoleCredentials:
+    """How the pods of ``component`` authenticate to the store."""
+    return spec.store.credentials.of(_ROLES[component])
 
 
 def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
@@ -37,11 +44,15 @@ def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
         owner=owner_id(owner.uid) if spec.store.restore_from else None,
         endpoint=spec.store.endpoint,
         region=spec.store.region,
+        encryption=spec.store.encryption,
     )
 
 
-def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> list[Object]:
-    """Environment variables of one of our containers; with ``store``, the store's credentials among them."""
+def environment(settings: str, credentials: RoleCredentials | None = None) -> list[Object]:
+    """Environment variables of one of our containers, with the store's ``credentials`` if it uses the store.
+
+    Keys are read from the Secret when the container starts, so a restarted pod has rotated keys.
+    """
     out: list[Object] = [
         {"name": SETTINGS_VARIABLE, "value": settings},
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -50,8 +61,8 @@ def environment(spec: SpeculatorSpec, settings: str, *, store: bool = True) -> l
         {"name": "PYTHONSAFEPATH", "value": "1"},  # for the processes that ours start
         {"name": "PYTHONNOUSERSITE", "value": "1"},  # the user's site would be below HOME, which is /tmp
     ]
-    reference = spec.store.credentials.secret_ref
-    if store and reference is not None:
+    reference = credentials.secret_ref if credentials is not None else None
+    if reference is not None:
         out += [
             {"name": key, "valueFrom": {"secretKeyRef": {"name": reference.name, "key": key}}}
             for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -102,7 +113,8 @@ def pod_template(
 
     Our own labels win over the users', because Services and selectors rely on them.
     """
-    merged = _base_pod(owner, spec, config, pod)
+    account = store_credentials(spec, component).service_account_name or owner.name
+    merged = _base_pod(config, account, pod)
     metadata: dict[str, Any] = {}
     for override in overrides:
         merged = merge(merged, override.spec)
@@ -111,7 +123,7 @@ def pod_template(
     return {"metadata": metadata, "spec": merged}
 
 
-def _base_pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, pod: Mapping[str, Any]) -> dict[str, Any]:
+def _base_pod(config: OperatorConfig, service_account: str, pod: Mapping[str, Any]) -> dict[str, Any]:
     """``pod`` with everything that is the same in all our pods."""
     containers = {
         kind: [{"imagePullPolicy": config.pull_policy, **item} for item in pod[kind]]
@@ -125,7 +137,7 @@ def _base_pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, pod: M
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "serviceAccountName": spec.store.credentials.service_account_name or owner.name,
+        "serviceAccountName": service_account,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,

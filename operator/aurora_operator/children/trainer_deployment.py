@@ -24,7 +24,13 @@ from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
 from aurora_operator.children.metadata import TRAINER, child, selector, trainer_name
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.pod_template import container, environment, pod_template, store_settings
+from aurora_operator.children.pod_template import (
+    container,
+    environment,
+    pod_template,
+    store_credentials,
+    store_settings,
+)
 from aurora_operator.children.user_template import container_named, mapping
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
@@ -76,7 +82,7 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         TRAINER,
         engine_image(spec, config),
         program(gpu_count(spec.training.template)),
-        environment(spec, trainer_settings(owner, spec)),
+        environment(trainer_settings(owner, spec), store_credentials(spec, TRAINER)),
         volumeMounts=[SHM_MOUNT],
     )
     pod = {

@@ -26,7 +26,13 @@ from aurora_operator.children.inference_deployment import (
 )
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VALIDATOR, VERSION_LABEL, child, job_name
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.pod_template import container, environment, pod_template, store_settings
+from aurora_operator.children.pod_template import (
+    container,
+    environment,
+    pod_template,
+    store_credentials,
+    store_settings,
+)
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import Replica, ValidationSettings
@@ -135,7 +141,7 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         VALIDATOR,
         engine_image(spec, config),
         ["aurora_runtime.validation"],
-        environment(spec, validation_settings(owner, spec, config, attempt)),
+        environment(validation_settings(owner, spec, config, attempt), store_credentials(spec, VALIDATOR)),
         volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT],
     )
     return {

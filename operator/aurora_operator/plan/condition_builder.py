@@ -127,7 +127,10 @@ def _storage(observed: Observed) -> ConditionContent:
     store = observed.store
     if not store.ok:
         return ConditionContent(False, store.reason, store.error)
-    return ConditionContent(True, "Ready", "the store can be read and written, and keeps create-once")
+    message = "the store can be read and written, and keeps create-once"
+    if (observed.spec.store.endpoint or "").startswith("http://"):
+        message += ". store.endpoint is http, so traces and drafts cross the network unencrypted"
+    return ConditionContent(True, "Ready", message)
 
 
 def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> ConditionContent:

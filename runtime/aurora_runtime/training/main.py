@@ -44,13 +44,13 @@ def run(
     deaths: ShardDeaths | None = None,
 ) -> None:
     """Create the lineage if needed, then train or, when suspended, wait. Returns when ``retrier`` is stopped."""
-    target = retrier.call(
-        "reading the target",
-        lambda: load_target(settings.target),
-        on_failure=lambda message: StatusWriter(registry).announce(TrainerPhase.STARTING, message=message),
-    )
-    retrier.call("opening the store", registry.objects.probe)
-    lineage = retrier.call("opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now))
+
+    def say(message: str) -> None:
+        StatusWriter(registry).announce(TrainerPhase.STARTING, message=message)
+
+    target = retrier.call("reading the target", lambda: load_target(settings.target), say)
+    retrier.call("opening the store", registry.objects.probe, say)
+    lineage = retrier.call("opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), say)
     config = TrainingConfig.of(settings)
     if settings.training.suspended:
         wait_suspended(config, registry, lineage, retrier)

@@ -163,4 +163,5 @@ class StoreAccess:
             access or None,
             secret or None,
             addresses=self._policy.addresses,
+            encryption=settings.encryption,
         )

@@ -54,6 +54,14 @@ def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
     assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
 
 
+def test_an_endpoint_without_encryption_is_named_once_in_the_condition_of_the_store() -> None:
+    for endpoint, named in (("http://minio.storage:9000", True), ("https://s3.example.org", False), (None, False)):
+        place = {"bucket": "bucket", "endpoint": endpoint, "credentials": {"secretRef": {"name": "s3"}}}
+        found = condition(observed(spec=spec(store=place)), ConditionType.STORAGE_READY)
+        assert found.status is ConditionStatus.TRUE
+        assert ("store.endpoint is http" in found.message) is named
+
+
 def test_a_trainer_that_cannot_start_is_not_ready() -> None:
     why = "reading the target failed: meta/gated does not exist or needs access: set HF_TOKEN"
     record = TrainerStatus(phase=TrainerPhase.STARTING, step=0, shards=0, trained_tokens=0, message=why, updated=NOW)

@@ -1,0 +1,108 @@
+"""Turns the exceptions of a call into :class:`~aurora_store.errors.StoreError`, with what to do.
+
+Invariants: nothing that the store sent is repeated, except a code that S3 defines. A refused right is named by its S3
+action, so that an administrator can add it to the policy of the credentials.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from aurora_store.call_limits import INTERRUPTED, CallLimits
+from aurora_store.errors import (
+    DEFAULT_HINT,
+    ERROR_HINTS,
+    AccessRefused,
+    AddressRefused,
+    ObjectExists,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreError,
+    StoreInterrupted,
+    StoreOverdue,
+    bounded_text,
+)
+from aurora_store.s3_clients import RedirectRefused
+
+_ACCESS_CODES: Final = ("AccessDenied", "403")
+"""Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
+_ACTIONS: Final = {
+    "CreateBucket": "s3:CreateBucket",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "PutObject": "s3:PutObject",
+    "GetObject": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObject": "s3:DeleteObject",
+    "DeleteObjects": "s3:DeleteObject",
+}
+"""The right that each operation of the S3 API needs."""
+
+
+def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> StoreError:
+    """The typed error for ``error``.
+
+    Args:
+        call: the operation and the key.
+        store: the endpoint, for messages.
+    """
+    if limits.too_large and limits.reading_object:
+        return ObjectTooLarge(bounded_text(f"{call}: {limits.too_large}; find out who else writes below the root"))
+    if limits.too_large:
+        return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
+    if limits.address_refused:
+        text = f"{call}: {limits.address_refused}, where the operator may not connect to; ask the operator's"
+        return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
+    if limits.overdue:
+        return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
+    if limits.interrupted():
+        return StoreInterrupted(bounded_text(f"{call}: {INTERRUPTED}"))
+    if isinstance(error, RedirectRefused):
+        return StoreError(bounded_text(f"{call}: {store} answered with a redirect ({error}); name the final URL"))
+    if isinstance(error, ClientError):
+        return _error_sent(error, call)
+    if isinstance(error, (ResponseParserError, ValueError)) and not isinstance(error, BotoCoreError):
+        return StoreError(bounded_text(f"{call}: the answer is not one of S3; check that {store} is an S3 store"))
+    if isinstance(error, boto3.exceptions.Boto3Error):
+        if isinstance(error.__context__, ClientError):  # an upload, which boto3 wraps
+            return _error_sent(error.__context__, call)
+        return StoreError(bounded_text(f"{call}: {type(error).__name__}; see the store's log"))
+    return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {store} can be reached"))
+
+
+def _error_sent(error: ClientError, call: str) -> StoreError:
+    """The typed error for an error that the store sent."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
+        return ObjectMissing(bounded_text(f"{call}: no such object"))
+    if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+        return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
+    if is_access_refused(error):
+        return AccessRefused(bounded_text(f"{call}: {code}; {access_hint(error.operation_name)}"))
+    shown = code if code in ERROR_HINTS else f"HTTP {status}"
+    return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
+
+
+def is_access_refused(error: ClientError) -> bool:
+    """Whether the store refused a right."""
+    return error.response.get("Error", {}).get("Code", "") in _ACCESS_CODES
+
+
+def access_hint(operation: str) -> str:
+    """What to do when the store refuses an operation of the S3 API."""
+    action = _ACTIONS.get(operation)
+    return f"allow {action} there for these credentials" if action else ERROR_HINTS["403"]
+
+
+def deletion_error(subject: str, count: int, code: str) -> StoreError:
+    """The error for ``count`` objects of a request that the store did not delete, the first one with ``code``."""
+    if code in _ACCESS_CODES:
+        return AccessRefused(f"delete {subject}: {count} were refused: {code}; {access_hint('DeleteObjects')}")
+    shown = code if code in ERROR_HINTS else "an unknown error"
+    return StoreError(f"delete {subject}: {count} were refused: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}")

@@ -1,0 +1,39 @@
+"""A real S3 server that holds each part of a speculator to its documented IAM policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from aurora_store import FencedObjectStore, ObjectStore, StoreConfig
+from tests.assets.s3 import S3, seaweedfs
+
+POLICIES = Path(__file__).parents[3] / "docs/samples/iam"
+ROLES = ("operator", "serving", "training", "validation")
+DOCUMENTED_BUCKET = "my-aurora-bucket"
+ROOT = "aurora/default/chat-01234567"
+"""A root that the documented policies are for."""
+
+
+def documented_policy(role: str) -> str:
+    return (POLICIES / f"{role}.json").read_text()
+
+
+@contextlib.contextmanager
+def store_with_roles() -> Iterator[S3]:
+    """A server with an identity for each role, and the bucket of the documented policies."""
+    with seaweedfs(policies={role: documented_policy(role) for role in ROLES}) as server:
+        ObjectStore(server.config(bucket=DOCUMENTED_BUCKET)).ensure_bucket()
+        yield server
+
+
+def config_of(s3: S3, role: str | None, root: str = ROOT) -> StoreConfig:
+    """The store as ``role`` opens it; None: with all rights."""
+    return s3.config(bucket=DOCUMENTED_BUCKET, root=root, identity=role)
+
+
+def store_of(s3: S3, role: str | None, root: str = ROOT) -> ObjectStore:
+    """The store of the pods of ``role``, or the operator's. One attempt, so that a refusal comes soon."""
+    config = config_of(s3, role, root)
+    return ObjectStore(config, attempts=1) if role in (None, "operator") else FencedObjectStore(config, attempts=1)

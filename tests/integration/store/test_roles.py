@@ -1,0 +1,301 @@
+"""With the documented IAM policy of its role, each part does its whole work, and the store refuses any other write.
+
+The server is SeaweedFS, which judges each request by the policy files in ``docs/samples/iam``. The trainer is the real
+one on a tiny target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from boto3.s3.transfer import TransferConfig
+
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.target import TargetSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_operator.observe.store.store_reader import StoreReader
+from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_runtime.serving.agent.first_staging import stage_active_draft
+from aurora_runtime.serving.agent.seed_writer import recent_answers
+from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.training.lineage import open_lineage, utc_now
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.validation import main as validation_main
+from aurora_runtime.validation.draft_fetch import fetch_draft
+from aurora_runtime.validation.held_out_prompts import held_out_prompts
+from aurora_runtime.validation.validation_run import ValidationResult
+from aurora_store import ObjectStore, Registry, s3_clients
+from aurora_store import objects as objects_module
+from aurora_store.errors import AccessRefused
+from aurora_store.keys import owner_id
+from aurora_store.root_deletion import RootDeletion
+from tests.assets.s3 import S3
+from tests.assets.trainer_output import publish_draft
+from tests.integration.store.roles import config_of, store_of, store_with_roles
+from tests.unit.operator.worlds import channel, evidence
+from tests.unit.serving.agent.test_uploader import shard
+from tests.unit.training import tiny
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
+from tests.unit.validation.test_cached_baselines import baseline
+
+SHARDS = 12
+"""Twice as many as the trainer of the rig keeps, so that it deletes some."""
+UNUSED_ROOT = "aurora/default/chat-0a0a0a0a"
+EVERYTHING = StoreNeeds(versions=frozenset({1}))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with store_with_roles() as server:
+        yield server
+
+
+def registry_of(s3: S3, role: str) -> Registry:
+    return Registry(store_of(s3, role))
+
+
+def train(s3: S3, folder: Path) -> Registration:
+    """The trainer's whole work: lineage, initial draft, training with traces from agents, states, a candidate."""
+    own = registry_of(s3, "training")
+    own.objects.probe()
+    rig = TrainerRig(folder / "target")
+    rig.registry, rig.lineage = own, open_lineage(own, rig.target, tiny.DRAFT_SPEC, utc_now)
+    traffic = Traffic(registry_of(s3, "serving"), SHARDS)
+    rig.trainer(traffic).run()
+    states = own.trainer_state_epochs()
+    assert len(states) == 2
+    assert states[-1] > 2, "older states were deleted"
+    assert 0 < len(list(own.shard_keys(1))) < SHARDS, "older shards were deleted"
+    initial = folder / "initial"
+    own.fetch_checkpoint(own.registration(0), initial)
+    return publish_draft(own, initial, 1)
+
+
+def serve(s3: S3, folder: Path) -> None:
+    """The agent's whole work: stage the active draft, upload a shard, seed the lookup."""
+    own, state = registry_of(s3, "serving"), PodFolder(folder / "state")
+    assert stage_active_draft(state, own, timeout_seconds=0).version == 0
+    shard(state.spool, 7)
+    uploader = Uploader(state.spool, own)
+    uploader.upload_spool()
+    assert uploader.counters.uploaded == 1
+    assert recent_answers(own, 1, tiny.VOCAB)
+
+
+def measure(s3: S3, candidate: Registration, folder: Path) -> None:
+    """The validator's whole work in the store, without the measurement itself."""
+    own = registry_of(s3, "validation")
+    lineage = own.lineage()
+    assert lineage is not None
+    fetch_draft(own, candidate, lineage, folder / "candidate")
+    assert held_out_prompts(own, 1, vocab_size=tiny.VOCAB, wanted=1, needed=1)
+    assert list(own.baselines(1)) == []
+    assert list(own.evidence_of_all_attempts(1)) == []
+    assert own.last_version() == 1
+    own.put_baseline(baseline(version=1, created=datetime.now(UTC)))
+    own.put_evidence(evidence(1, VerdictKind.REJECT))
+    assert len(list(own.baselines(1))) == len(list(own.evidence_of_all_attempts(1))) == 1
+
+
+def test_every_part_does_its_whole_work_with_the_rights_of_its_role(s3: S3, tmp_path: Path) -> None:
+    reader = StoreReader(config_of(s3, "operator"))
+    empty = reader.read(EVERYTHING, ReadScope.ALL)
+    assert empty.ok, empty.error
+    candidate = train(s3, tmp_path)
+    reader.advance(channel(0))
+    serve(s3, tmp_path)
+    measure(s3, candidate, tmp_path)
+    seen = reader.read(EVERYTHING, ReadScope.ALL)
+    assert seen.ok, seen.error
+    assert seen.trainer is not None
+    assert set(seen.registrations) == {0, 1}
+    assert [one.version for one in seen.evidence] == [1]
+    reader.advance(channel(1, epoch=2, previous=0))
+
+
+WRITES: dict[str, Callable[[ObjectStore, str, Path], None]] = {
+    "put": lambda objects, key, _: ObjectStore.put(objects, key, b"1"),
+    "create": lambda objects, key, _: ObjectStore.create(objects, key, b"1"),
+    "upload": lambda objects, key, file: ObjectStore.upload(objects, key, file),
+    "put_file": lambda objects, key, file: ObjectStore.put_file(objects, key, file),
+    "delete": lambda objects, key, _: ObjectStore.delete(objects, key),
+    "delete_many": lambda objects, key, _: ObjectStore.delete_many(objects, [key]),
+}
+"""The store's writes without the fence, which a compromised part would leave out."""
+FOREIGN_KEYS = {
+    "serving": (
+        "lineage/00000009.json",
+        "registry/00000009.json",
+        "checkpoints/00000009-abcdefabcdef/manifest.json",
+        "evidence/00000001/00000009.json",
+        "baselines/00000001/00000009-00000001.json",
+        "channel/00000009.json",
+        "channel/traces/00000009.json",
+        "trainer/status.json",
+        "trainer/state/00000009.json",
+        "probe/0",
+    ),
+    "training": (
+        "evidence/00000001/00000009.json",
+        "baselines/00000001/00000009-00000001.json",
+        "channel/00000009.json",
+        "channel/registry/00000009.json",
+        "evidence/checkpoints/00000009.json",
+    ),
+    "validation": (
+        "lineage/00000009.json",
+        "traces/00000001/2026-01-01/00/pod-0-b-00000009.json",
+        "registry/00000009.json",
+        "checkpoints/00000009-abcdefabcdef/manifest.json",
+        "channel/00000009.json",
+        "channel/evidence/00000009.json",
+        "trainer/state/00000009.json",
+    ),
+    "operator": (
+        "lineage/00000009.json",
+        "traces/00000001/2026-01-01/00/pod-0-b-00000009.json",
+        "registry/00000009.json",
+        "checkpoints/00000009-abcdefabcdef/manifest.json",
+        "evidence/00000001/00000009.json",
+        "trainer/state/00000009.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("role", FOREIGN_KEYS)
+def test_a_write_of_another_role_is_refused_and_the_error_names_the_missing_right(
+    s3: S3, tmp_path: Path, role: str, write: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"1")
+    admin, own = (store_of(s3, who, UNUSED_ROOT) for who in (None, role))
+    right = "s3:DeleteObject" if write.startswith("delete") else "s3:PutObject"
+    for key in FOREIGN_KEYS[role]:
+        if write != "create":
+            admin.put(key, b"kept")
+        with pytest.raises(AccessRefused, match=f"AccessDenied; allow {right} there for these credentials"):
+            WRITES[write](own, key, file)
+        assert list(admin.list(key)) == ([] if write == "create" else [key])
+        if write != "create":
+            assert admin.get(key) == b"kept"
+            admin.delete(key)
+
+
+def test_an_upload_in_parts_is_refused_in_the_same_words(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects_module, "TRANSFER", TransferConfig(multipart_threshold=1 << 20, use_threads=False))
+    file = tmp_path / "large"
+    file.write_bytes(bytes(6 << 20))
+    key = "checkpoints/00000009-abcdefabcdef/model.safetensors"
+    with pytest.raises(AccessRefused, match="allow s3:PutObject there"):
+        ObjectStore.upload(store_of(s3, "serving"), key, file)
+    ObjectStore.upload(store_of(s3, "training"), key, file)
+    store_of(s3, "training").delete(key)
+
+
+@pytest.mark.parametrize("role", FOREIGN_KEYS)
+def test_no_role_reaches_another_root_or_what_it_needs_not(s3: S3, role: str) -> None:
+    for root in ("aurora/default/chat-two-01234567", "aurora/other/chat-01234567"):
+        store_of(s3, None, root).put("traces/00000001/x.json", b"foreign")
+        other = store_of(s3, role, root)
+        with pytest.raises(AccessRefused, match="allow s3:GetObject there"):
+            other.get("traces/00000001/x.json")
+        with pytest.raises(AccessRefused, match="allow s3:ListBucket there"):
+            list(other.list("traces/"))
+    store_of(s3, None).put("trainer/state/00000001.json", b"weights")
+    if role != "training":
+        with pytest.raises(AccessRefused):
+            store_of(s3, role).get("trainer/state/00000001.json")
+
+
+def test_an_agent_without_the_right_to_write_keeps_its_shards_and_says_which_right_it_needs(
+    s3: S3, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    data = shard(spool, 1)
+    uploader = Uploader(spool, Registry(ObjectStore(config_of(s3, "validation"), attempts=1)))
+    with pytest.raises(AccessRefused, match="allow s3:PutObject there"):
+        uploader.upload_spool()
+    assert data.exists()
+
+
+def test_a_trainer_without_the_right_to_write_waits_until_it_gets_the_right(s3: S3) -> None:
+    retrier, said = Retrier(), list[str]()
+
+    def on_failure(message: str) -> None:
+        said.append(message)
+        role[0] = "training"
+
+    role = ["validation"]
+    retrier.call("saving", lambda: store_of(s3, role[0]).put("trainer/status.json", b"{}"), on_failure)
+    assert len(said) == 1
+    assert "allow s3:PutObject there" in said[0]
+
+
+def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> None:
+    root = "aurora/default/chat-89abcdef"
+    admin, operator = store_of(s3, None, root), store_of(s3, "operator", root)
+    admin.put("traces/00000001/x.json", b"trace")
+    deletion = RootDeletion(operator, owner_id("89abcdef-0000"))
+    with pytest.raises(AccessRefused, match="allow s3:DeleteObject there"):
+        deletion.step(10)
+    assert admin.get("traces/00000001/x.json") == b"trace"
+
+
+@pytest.mark.parametrize(("role", "written"), [("validation", True), ("serving", False)])
+def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_last_word(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, written: bool
+) -> None:
+    config, said = config_of(s3, role, f"aurora/default/chat-{len(role):08d}"), tmp_path / "termination"
+    settings = ValidationSettings(
+        namespace="default",
+        name="chat",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(),
+        validation=ValidationSpec(),
+        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint),
+        candidate=1,
+        active=0,
+        attempt=1,
+    )
+
+    async def measured(*_: object) -> ValidationResult:
+        return ValidationResult(evidence(1))
+
+    said.touch()
+    monkeypatch.setattr(validation_main, "validate", measured)
+    monkeypatch.setattr(validation_main, "TERMINATION_LOG", said)
+    monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(config.access_key))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(config.secret_key))
+    monkeypatch.setattr(s3_clients, "SHARED_CLIENTS", s3_clients.S3Clients())
+    monkeypatch.setattr(objects_module, "SHARED_CLIENTS", s3_clients.SHARED_CLIENTS)
+    if written:
+        validation_main.main([])
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            validation_main.main([])
+    stored = list(store_of(s3, None, config.root).list("evidence/"))
+    assert stored == (["evidence/00000001/00000001.json"] if written else [])
+    assert ("allow s3:PutObject there for these credentials" in said.read_text()) is not written
+
+
+@pytest.mark.parametrize("role", ["serving", "validation"])
+def test_an_operator_with_the_keys_of_another_role_names_the_missing_right_and_decides_nothing(
+    s3: S3, role: str
+) -> None:
+    reader = StoreReader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
+    view = reader.read(EVERYTHING, ReadScope.ALL)
+    assert not view.ok
+    assert "allow s3:ListBucket there for these credentials" in view.error
+    with pytest.raises(AccessRefused):
+        reader.advance(channel(0))
