@@ -18,9 +18,9 @@ from tests.bench.speculation.recorded_rounds import RecordedRequest
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH, launched, played
 from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
 from aurora_runtime.serving.speculation.worker.policy import Policy
-from aurora_runtime.serving.speculation.worker.rounds_behind import SHORTEST_MATCH, launched, played
 
 BACKLOG_TOKENS = 256
 """Tokens of a request that may wait for the draft, as in the worker's buffer."""

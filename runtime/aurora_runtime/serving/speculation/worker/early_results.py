@@ -1,9 +1,10 @@
 """Brings the tokens of a verify round to the host before the next round is decided, under overlap scheduling.
 
 With overlap the scheduler launches round N+1 before it processes the results of round N, so its requests lack the
-tokens of round N. SGLang waits for the new lengths of round N before the launch, though, when an attention backend
-needs them on the host (sglang/srt/managers/overlap_utils.py:26). The hooks then queue a copy of the round's tokens in
-front. The copy has then arrived as well, and nobody waits for it. Where no backend waits, see ``rounds_behind.py``.
+tokens of round N. SGLang waits for the new lengths of round N before the launch, though, when an attention backend or
+the hooks need them on the host (sglang/srt/managers/overlap_utils.py:26). The hooks then queue a copy of the round's
+tokens in front. The copy has then arrived as well, and nobody waits for it. Rounds without that wait are decided in
+``behind/rounds_behind.py``.
 
 Invariant: reading the results of a round never waits for a later pass than the round's own verification.
 """

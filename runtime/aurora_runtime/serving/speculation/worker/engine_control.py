@@ -9,6 +9,7 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation import lookup_seed
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import EarlyResults
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
@@ -18,7 +19,6 @@ from aurora_runtime.serving.speculation.worker.engine_requirements import (
 )
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
-from aurora_runtime.serving.speculation.worker.rounds_behind import RoundsBehind
 
 
 class EngineControl:

@@ -14,7 +14,7 @@ import torch
 
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Arm
-from aurora_runtime.serving.speculation.worker.device_texts import DeviceTexts
+from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def is_overlapping() -> bool:
 
 
 def can_run_behind(worker: Any, scope: LookupScope) -> bool:
-    """Whether rounds may be launched without the last round's results (``rounds_behind.py``).
+    """Whether rounds may be launched without the last round's results (``behind/rounds_behind.py``).
 
     With the scope Speculator, lookup reads texts that only the host has, so it needs the last round's tokens there.
     """

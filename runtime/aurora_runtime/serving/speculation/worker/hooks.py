@@ -11,7 +11,7 @@ Invariants:
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
 
 Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
-(``early_results.py``), or without them (``rounds_behind.py``). The second was never run on a GPU.
+(``early_results.py``), or without them (``behind/rounds_behind.py``). The second was never run on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
+from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
 from aurora_runtime.serving.speculation.worker.early_results import start_copy
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
@@ -38,7 +39,6 @@ from aurora_runtime.serving.speculation.worker.policy import Policy
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
-from aurora_runtime.serving.speculation.worker.rounds_behind import RoundsBehind
 
 log = logging.getLogger(__name__)
 

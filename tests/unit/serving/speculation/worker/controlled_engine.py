@@ -19,7 +19,7 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import draft_progress, hooks
-from aurora_runtime.serving.speculation.worker.device_texts import DeviceTexts
+from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens

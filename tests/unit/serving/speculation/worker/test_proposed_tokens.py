@@ -9,7 +9,7 @@ import torch
 from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.lookup_reference import DeviceProposals
-from aurora_runtime.serving.speculation.worker.device_texts import RoundOnDevice
+from aurora_runtime.serving.speculation.worker.behind.device_texts import RoundOnDevice
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, lookup_tokens, with_lookup
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 

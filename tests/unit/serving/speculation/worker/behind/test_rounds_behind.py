@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.outlook import Decision
-from aurora_runtime.serving.speculation.worker import device_texts, engine_requirements
-from aurora_runtime.serving.speculation.worker.device_texts import DeviceTexts
+from aurora_runtime.serving.speculation.worker import engine_requirements
+from aurora_runtime.serving.speculation.worker.behind import device_texts
+from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH
 from aurora_runtime.serving.speculation.worker.engine_requirements import can_run_behind
 from aurora_runtime.serving.speculation.worker.rounds import Round
-from aurora_runtime.serving.speculation.worker.rounds_behind import SHORTEST_MATCH
 from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, ControlledEngine, Schedule
 from tests.unit.serving.speculation.worker.fake_engine import VOCABULARY
 

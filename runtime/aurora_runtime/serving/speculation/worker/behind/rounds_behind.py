@@ -35,8 +35,8 @@ from torch import Tensor
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.device_clock import Clock
-from aurora_runtime.serving.speculation.worker.device_texts import DeviceTexts
+from aurora_runtime.serving.speculation.worker.behind.device_clock import Clock
+from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import copy_to_host
 from aurora_runtime.serving.speculation.worker.policy import Policy
