@@ -66,6 +66,8 @@ def record_rounds(
     """The rounds of each trace. ``index`` keeps what it saw for the next requests."""
     spec = DraftSpec(steps=DRAFT_STEPS)
     for number, trace in enumerate(traces):
+        if trace.answer_tokens < 2:  # no round has anything to guess
+            continue
         tokens, first = trace.tokens.tolist(), trace.prompt_length
         rid = f"{domain}-{number}"
         index.begin(rid, tokens[:first])
@@ -78,9 +80,9 @@ def record_rounds(
             length.append(len(proposal.tokens))
             right.append(matching_tokens(proposal.tokens, following))
             drafted.append(matching_tokens(chain.tokens[1:], following))
+        index.extend(rid, tokens[-1:])  # a later request may be proposed the end of this answer
         index.end(rid)
-        if drafted:
-            yield RecordedRequest(domain, first, tuple(match), tuple(length), tuple(right), tuple(drafted))
+        yield RecordedRequest(domain, first, tuple(match), tuple(length), tuple(right), tuple(drafted))
 
 
 def main() -> None:

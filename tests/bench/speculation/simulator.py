@@ -7,18 +7,24 @@ Invariant: an answer has the same tokens under every policy. A policy only decid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.controller import RequestOutlook
+from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH, launched, played
+from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
 from aurora_runtime.serving.speculation.worker.policy import Policy
 
 BACKLOG_TOKENS = 256
-"""The draft's backlog grows up to this many tokens, because older ones are not needed for good proposals."""
+"""Tokens of a request that may wait for the draft, as in the worker's buffer."""
+_SMALLEST_DRAFT = Arm(1, drafts=True)
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,16 @@ class _Running:
     request: RecordedRequest
     place: int = 0
     pending: int = 0
+    last_place: int | None = None
 
     def outlook(self) -> RequestOutlook:
         r, p = self.request, self.place
         return RequestOutlook(self.rid, r.lookup_match[p], r.lookup_length[p], self.pending)
+
+    def late_outlook(self) -> RequestOutlook:
+        """What is known before the results of the last round, as ``rounds_behind.py`` tells it."""
+        match = 0 if self.last_place is None else self.request.lookup_match[self.last_place]
+        return RequestOutlook(self.rid, max(match, SHORTEST_MATCH), LOOKUP_STEPS, self.pending)
 
     def accept(self, source: Source, arm: Arm) -> int:
         """The accepted tokens of a round, and the step to the place after it."""
@@ -52,9 +64,53 @@ class _Running:
         elif source is Source.DRAFT:
             right = self.request.draft_right[self.place]
         accepted = min(right, arm.steps)
+        self.last_place = self.place
         self.place += accepted + 1
-        self.pending = 0 if arm.drafts else min(BACKLOG_TOKENS, self.pending + accepted + 1)
+        if self.pending != CANNOT_DRAFT and not arm.drafts:
+            self.pending += accepted + 1
         return accepted
+
+
+class _DraftBacklog:
+    """Which requests the draft catches up with, as in the worker's ``draft_progress.py``."""
+
+    def __init__(self) -> None:
+        self._rounds_unused = ROUNDS_IN_USE
+
+    def catch_up(self, decision: Decision, running: Sequence[_Running]) -> int:
+        """The tokens that the draft processes before a round. A full buffer of a draft out of use is given up."""
+        drafts = decision.arm.drafts
+        self._rounds_unused = 0 if drafts and not decision.explores else self._rounds_unused + 1
+        late = [r for r in running if r.pending > (0 if drafts else BACKLOG_TOKENS)]
+        if not drafts and self._rounds_unused >= ROUNDS_IN_USE:
+            for r in late:
+                r.pending = CANNOT_DRAFT
+            return 0
+        tokens = sum(r.pending for r in late)
+        for r in late:
+            r.pending = 0
+        return tokens
+
+
+class _Observations:
+    """Tells the policy of each round before the next decision, or one round later."""
+
+    def __init__(self, policy: Policy, *, late: bool) -> None:
+        self._policy = policy
+        self._late = late
+        self._rounds = deque[tuple[Callable[[], None], list[str]]]()
+
+    def add(self, observe: Callable[[], None], ended: list[str]) -> None:
+        self._rounds.append((observe, ended))
+        self.settle(1 if self._late else 0)
+
+    def settle(self, left: int = 0) -> None:
+        """Tell all rounds but the last ``left``."""
+        while len(self._rounds) > left:
+            observe, ended = self._rounds.popleft()
+            observe()
+            for rid in ended:
+                self._policy.request_ended(rid)
 
 
 def play(
@@ -64,32 +120,39 @@ def play(
     costs: CostTable,
     noise: Noise,
     reports_unplayed_lookup: bool = True,
+    behind: bool = False,
 ) -> Iterator[PlayedRound]:
     """The rounds until the traffic ends and a place becomes free.
 
-    ``reports_unplayed_lookup``: whether the worker compares lookups that it did not use with the tokens of the round.
+    Args:
+        reports_unplayed_lookup: whether the worker compares lookups that it did not use with the tokens of the round.
+        behind: whether rounds are decided without the results of the round before (``rounds_behind.py``).
     """
     waiting = enumerate(traffic)
     running = list[_Running]()
+    backlog, observations = _DraftBacklog(), _Observations(policy, late=behind)
     while True:
         while len(running) < concurrency:
             if (following := next(waiting, None)) is None:
+                observations.settle()
                 return
             running.append(_Running(f"r{following[0]}", following[1]))
-        outlooks = [r.outlook() for r in running]
+        outlooks = [r.late_outlook() if behind else r.outlook() for r in running]
         decision = policy.choose(outlooks)
-        pending = sum(o.pending for o in outlooks) if decision.arm.drafts else 0
-        milliseconds = costs(decision.arm, len(running), pending)
+        if behind:
+            matches = [r.request.lookup_match[r.place] for r in running]
+            decision = played(launched(decision), outlooks, matches)
+        size, late = len(running), backlog.catch_up(decision, running)
+        catch_up = costs(_SMALLEST_DRAFT, size, late) - costs(_SMALLEST_DRAFT, size, 0)
+        milliseconds = costs(decision.arm, size, 0) + catch_up
         right = [r.request.lookup_right[r.place] for r in running]
         accepted = [r.accept(s, decision.arm) for r, s in zip(running, decision.sources, strict=True)]
         unplayed = [min(a, b + 1) for a, b in zip(right, accepted, strict=True)] if reports_unplayed_lookup else []
-        policy.observe(decision, outlooks, accepted, noise.measured(milliseconds), unplayed)
-        tokens = len(running) + sum(accepted)
-        off = costs(OFF, len(running), 0) * tokens / len(running)
+        observe = partial(policy.observe, decision, outlooks, accepted, noise.measured(milliseconds), unplayed)
+        observations.add(observe, [r.rid for r in running if r.place >= r.request.places])
+        tokens = size + sum(accepted)
+        off = costs(OFF, size, 0) * tokens / size
         yield PlayedRound(decision.arm, decision.explores, tokens, milliseconds, off)
-        for r in running:
-            if r.place >= r.request.places:
-                policy.request_ended(r.rid)
         running = [r for r in running if r.place < r.request.places]
 
 

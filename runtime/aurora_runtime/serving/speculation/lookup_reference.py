@@ -12,73 +12,39 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.serving.speculation.lookup_index import LONGEST_MATCH, SUFFIX_LENGTHS
+
 POSITION_BITS: Final = 21
-ROW_BITS: Final = 16
-MAX_ROWS: Final = 1 << ROW_BITS
-MAX_MATCH: Final = 1 << 16
-
-
-@dataclass(frozen=True)
-class MatchBounds:
-    """A match shorter than ``shortest`` tokens is none. Beyond ``longest`` tokens nothing is compared."""
-
-    shortest: int
-    longest: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shortest <= self.longest < MAX_MATCH:
-            raise ValueError(f"matches of {self.shortest} to {self.longest} tokens cannot be looked up")
 
 
 @dataclass(frozen=True)
 class DeviceProposals:
-    """Proposals on the device. Tokens beyond ``available`` are 0."""
+    """Proposals on the device. A request without a match has a match length of 0, and tokens of 0."""
 
     tokens: Tensor  # [B, N] int64
-    available: Tensor  # [B] int32: proposed tokens, 0 where nothing matched
-    match_lengths: Tensor  # [B] int32: matched tokens, 0 where nothing matched
+    match_lengths: Tensor  # [B] int32
 
 
-def match_key(matched: Tensor, own: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """A number that orders matches: the longer, then the request's own, then the higher row, then the later one."""
-    return (((matched.long() * 2 + own.long()) << ROW_BITS) + row << POSITION_BITS) + position
-
-
-def reference_proposals(
-    tokens: Tensor, lengths: Tensor, rows: Tensor, count: int, *, bounds: MatchBounds, all_rows: bool
-) -> DeviceProposals:
-    """The proposals for the requests in ``rows``. Shapes: tokens ``[R, L + 1]``, lengths ``[R]``, rows ``[B]``.
-
-    The search is brute force: memory and time grow with ``B * R * L``.
-    """
+def reference_proposals(tokens: Tensor, lengths: Tensor, rows: Tensor, count: int) -> DeviceProposals:
+    """The proposals for the requests in ``rows``. Shapes: tokens ``[R, L + 1]``, lengths ``[R]``, rows ``[B]``."""
     max_tokens = tokens.shape[1] - 1
-    rows, lengths = rows.long(), lengths.long()
-    ends = lengths[rows]
+    texts, ends = tokens[rows.long()], lengths[rows.long()].long()  # [B, L + 1], [B]
     position = torch.arange(max_tokens, device=tokens.device)
-    all_sources = torch.arange(tokens.shape[0], device=tokens.device)
-    searched = all_sources[None].expand(rows.shape[0], -1) if all_rows else rows[:, None]  # [B, S]
-    equal = (position < lengths[searched][..., None]) & (lengths[searched] <= max_tokens)[..., None]
-    equal &= (ends <= max_tokens)[:, None, None]
-    matched = torch.zeros_like(equal, dtype=torch.long)  # [B, S, L]
-    for back in range(1, bounds.longest + 1):
-        mine = tokens[rows, (ends - back).clamp(0, max_tokens)]
-        theirs = tokens[searched][..., (position - back).clamp(min=0)]
-        comparable = (ends >= back)[:, None, None] & (position >= back)
-        equal = equal & comparable & (theirs == mine[:, None, None])
+    equal = (position < ends[:, None]) & (ends <= max_tokens)[:, None]  # [B, L]
+    matched = torch.zeros_like(equal, dtype=torch.long)
+    rank = torch.zeros_like(matched)  # how many of the suffix lengths match
+    for back in range(1, LONGEST_MATCH + 1):
+        mine = texts.gather(1, (ends - back).clamp(0, max_tokens)[:, None])
+        theirs = texts[:, (position - back).clamp(min=0)]
+        equal = equal & (ends >= back)[:, None] & (position >= back) & (theirs == mine)
         matched += equal
-    own = (searched == rows[:, None])[..., None]
-    keys = match_key(matched, own, searched[..., None], position).where(matched >= bounds.shortest, 0)
-    best = keys.flatten(1).amax(1)  # [B]
-
+        if back in SUFFIX_LENGTHS:
+            rank += equal
+    key = ((rank << POSITION_BITS) + position).where(rank > 0, 0)
+    best, start = key.max(1)
     found = best > 0
-    start = best & ((1 << POSITION_BITS) - 1)
-    source = (best >> POSITION_BITS) & (MAX_ROWS - 1)
-    following = (lengths[source] - start).clamp(min=1)
-    available = torch.where(source == rows, count, following.clamp(max=count)).where(found, 0)
+    following = (ends - start).clamp(min=1)
     offset = torch.arange(count, device=tokens.device)
-    proposed = tokens[source[:, None], start[:, None] + offset % following[:, None]].long()
-    return DeviceProposals(
-        proposed.where(offset < available[:, None], 0),
-        available.int(),
-        (best >> (ROW_BITS + POSITION_BITS + 1)).int(),
-    )
+    proposed = texts.gather(1, (start[:, None] + offset % following[:, None]).clamp(max=max_tokens)).long()
+    match_lengths = matched.gather(1, start[:, None]).squeeze(1)
+    return DeviceProposals(proposed.where(found[:, None], 0), match_lengths.where(found, 0).int())

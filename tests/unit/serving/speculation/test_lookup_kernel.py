@@ -1,4 +1,4 @@
-"""The device lookup: the torch reference against plain Python, and the Triton kernels against the reference.
+"""The device lookup proposes what the host's lookup proposes, and the Triton kernels what their torch reference does.
 
 The kernels run in Triton's interpreter, which shows neither races nor speed. They are also compiled for real GPUs.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,40 +20,53 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
-from aurora_runtime.serving.speculation import lookup_kernel
-from aurora_runtime.serving.speculation.lookup_kernel import TokenHistory, propose
-from aurora_runtime.serving.speculation.lookup_reference import MAX_ROWS, POSITION_BITS, MatchBounds
+from aurora_api.v1alpha1.draft import LookupScope
+from aurora_runtime.serving.speculation import lookup_index, lookup_kernel
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.lookup_kernel import propose
+from aurora_runtime.serving.speculation.lookup_reference import POSITION_BITS
+from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+from aurora_runtime.serving.speculation.token_history import TokenHistory
 from tests.unit.serving.speculation import interpreted_lookup
-from tests.unit.serving.speculation.interpreted_lookup import BOUNDS, MAX_TOKENS, histories, history_of
+from tests.unit.serving.speculation.interpreted_lookup import MAX_TOKENS, histories, history_of
 
 
-def naive(rows: list[list[int]], row: int, count: int, all_rows: bool) -> tuple[list[int], int]:
-    """The proposed tokens and the match length, found by trying every place."""
-    own, best, proposed = rows[row], (0, False, 0, 0), list[int]()
-    for source, text in enumerate(rows):
-        if (source != row and not all_rows) or max(len(text), len(own)) > MAX_TOKENS:
-            continue
-        for place in range(1, len(text)):
-            matched = 0
-            while matched < min(BOUNDS.longest, place, len(own)) and text[place - 1 - matched] == own[-1 - matched]:
-                matched += 1
-            rank = (matched, source == row, source, place)
-            if matched >= BOUNDS.shortest and rank > best:
-                best, proposed = rank, text[place:]
-                while source == row and len(proposed) < count:
-                    proposed = proposed + text[place:]
-    return proposed[:count], best[0]
+class ExactTable(SuffixTable):
+    """A table without collisions, which forgets nothing."""
+
+    def __init__(self, orders: Sequence[int], slots: int) -> None:
+        super().__init__(orders, slots)
+        self._places: dict[tuple[int, int, int], int] = {}
+
+    def get(self, space: int, start: int, total: int) -> int:
+        return self._places.get((space, start, total), 0)
+
+    def put(self, tokens: array[int], end: int, spaces: Sequence[int], place: int) -> None:
+        for _, start, total in self.sums_of(tokens, end):
+            self._places.update({(space, start, total): place for space in spaces})
+
+    def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
+        for end in range(first, last):
+            self.put(tokens, end, spaces, place + end)
 
 
-@given(histories, st.integers(1, 9), st.booleans())
-def test_the_reference_finds_what_trying_every_place_finds(rows: list[list[int]], count: int, all_rows: bool) -> None:
+@given(rows=histories, count=st.integers(1, 9), prompt=st.integers(0, MAX_TOKENS))
+def test_the_device_proposes_what_the_hosts_lookup_proposes_for_the_same_texts(
+    rows: list[list[int]], count: int, prompt: int
+) -> None:
     batch = torch.arange(len(rows)).flip(0)
-    found = propose(history_of(rows), batch, count, bounds=BOUNDS, longest=MAX_TOKENS, all_rows=all_rows)
-    for index, row in enumerate(batch.tolist()):
-        tokens, matched = naive(rows, row, count, all_rows)
-        assert found.tokens[index].tolist() == tokens + [0] * (count - len(tokens))
-        assert found.available[index].item() == len(tokens)
-        assert found.match_lengths[index].item() == matched
+    found = propose(history_of(rows), batch, count, longest=MAX_TOKENS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup_index, "SuffixTable", ExactTable)
+        index = LookupIndex(LookupScope.REQUEST, 16)
+    for place, row in enumerate(batch.tolist()):
+        index.begin(str(row), rows[row][:prompt])
+        index.extend(str(row), rows[row][prompt:])
+        expected = index.propose(str(row), count)
+        if len(rows[row]) > MAX_TOKENS:  # it outgrew its row
+            expected = lookup_index.Proposal()
+        assert found.tokens[place].tolist() == list(expected.tokens or [0] * count)
+        assert found.match_lengths[place].item() == expected.match_length
 
 
 def test_the_kernels_find_what_the_reference_finds() -> None:
@@ -76,38 +91,27 @@ def test_appended_tokens_stand_at_the_end_of_their_text(rounds: list[tuple[list[
 def test_a_request_that_outgrew_its_row_gets_no_proposal() -> None:
     history = history_of([[1, 2] * 10], max_tokens=20)
     rows = torch.tensor([0])
-    assert propose(history, rows, 3, bounds=BOUNDS, longest=20, all_rows=False).tokens.tolist() == [[1, 2, 1]]
+    assert propose(history, rows, 3, longest=20).tokens.tolist() == [[1, 2, 1]]
     history.append(rows, torch.tensor([[1]]), torch.tensor([1]))
-    assert propose(history, rows, 3, bounds=BOUNDS, longest=21, all_rows=True).available.tolist() == [0]
+    assert propose(history, rows, 3, longest=21).match_lengths.tolist() == [0]
 
 
-@pytest.mark.parametrize(("rows", "max_tokens"), [(0, 5), (MAX_ROWS + 1, 5), (5, 0), (5, 1 << POSITION_BITS)])
+@pytest.mark.parametrize(("rows", "max_tokens"), [(0, 5), (5, 0), (5, 1 << POSITION_BITS)])
 def test_a_history_that_a_search_cannot_address_is_refused(rows: int, max_tokens: int) -> None:
-    with pytest.raises(ValueError, match="too many"):
+    with pytest.raises(ValueError, match="cannot be looked up"):
         TokenHistory.allocate(rows, max_tokens, "meta")
 
 
-@pytest.mark.parametrize(("shortest", "longest"), [(0, 3), (4, 3), (1, 1 << 16)])
-def test_match_bounds_that_a_search_cannot_count_are_refused(shortest: int, longest: int) -> None:
-    with pytest.raises(ValueError, match="cannot be looked up"):
-        MatchBounds(shortest, longest)
-
-
-SEARCH = {"SHORTEST": 2, "LONGEST": 8, "BLOCK": 1024}
-POINTERS = {"tokens": "*i32", "lengths": "*i32", "rows": "*i64", "best": "*i64"}
+POINTERS = {"tokens": "*i32", "lengths": "*i32", "rows": "*i64", "best": "*i32"}
+PROPOSALS = {"proposals": "*i64", "match_lengths": "*i32", "count": "i32", "stride": "i32"}
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(
     ("kernel", "types", "constants"),
     [
-        ("_find_best_match", {"batch": "i32", "stride": "i32", "max_tokens": "i32"}, {**SEARCH, "ALL_ROWS": False}),
-        ("_find_best_match", {"batch": "i32", "stride": "i32", "max_tokens": "i32"}, {**SEARCH, "ALL_ROWS": True}),
-        (
-            "_write_proposals",
-            {"proposals": "*i64", "available": "*i32", "match_lengths": "*i32", "count": "i32", "stride": "i32"},
-            {"BLOCK": 16},
-        ),
+        ("_find_best_match", {"stride": "i32", "max_tokens": "i32"}, {"BLOCK": 1024}),
+        ("_write_proposals", PROPOSALS, {"BLOCK": 16}),
     ],
 )
 def test_the_kernels_compile_for_gpus(

@@ -36,6 +36,8 @@ OF_OFF = 0.98
 AFTER_SHIFT = 0.98
 """Least speed from 100 rounds after a change on, over the speed of the best fixed arm of what came."""
 ROUNDS_TO_ADAPT = 100
+BEHIND = 0.96
+"""Least speed over the best fixed arm's, where each round is decided without the results of the round before."""
 
 machines = pytest.mark.parametrize("costs", [cpu_milliseconds, gpu_milliseconds])
 UNTRAINED_JSON = JSON.with_draft(UNTRAINED)
@@ -130,6 +132,15 @@ def test_exploration_loses_at_most_two_percent_of_the_time() -> None:
     lost = sum(r.milliseconds - r.off_milliseconds for r in regret.rounds if r.explores)
     assert lost <= 0.02 * sum(r.milliseconds for r in regret.rounds)
     assert regret.exploring_rounds <= 0.15
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("kind", [JSON, DOCSTRINGS, SQL, PROSE], ids=["json", "docstrings", "sql", "prose"])
+def test_on_a_gpu_decisions_may_be_one_round_behind(kind: TrafficKind, concurrency: int) -> None:
+    traffic, noise = generate(kind, requests_for(concurrency)), new_noise()
+    rounds = list(play(new_controller(), traffic, concurrency, gpu_milliseconds, noise, behind=True))
+    assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF
+    assert speed(rounds) >= BEHIND * best_fixed_arm(traffic, concurrency, gpu_milliseconds).speed
 
 
 def test_without_reports_of_unused_lookups_lookup_is_found_all_the_same() -> None:

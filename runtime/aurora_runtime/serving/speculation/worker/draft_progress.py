@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
+from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
+from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
 from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
@@ -32,10 +35,17 @@ PASS_TOKENS: Final = 2048
 
 @dataclass
 class _Progress:
-    """One request: committed tokens in the target's KV cache, and how many of them the draft has not processed."""
+    """One request.
+
+    Attributes:
+        length: committed tokens in the target's KV cache.
+        pending: how many of them the draft has not processed.
+        under_way: nodes of rounds whose results the host does not have. So many more tokens may be pending.
+    """
 
     length: int = 0
     pending: int = 0
+    under_way: int = 0
 
 
 class DraftProgress:
@@ -51,9 +61,14 @@ class DraftProgress:
         return self._rounds_unused < ROUNDS_IN_USE
 
     def pending(self, rid: str) -> int:
-        """Committed tokens that the draft has not processed, or CANNOT_DRAFT."""
+        """Committed tokens that the draft has not processed, or CANNOT_DRAFT. An upper bound with rounds under way."""
         progress = self._requests.get(rid)
-        return 0 if progress is None else progress.pending
+        return 0 if progress is None else progress.pending + progress.under_way
+
+    def will_catch_up(self, arm: Arm, reqs: Sequence[Any]) -> bool:
+        """Whether a round may let the draft catch up, which needs the lengths and the results of all rounds before."""
+        most = max((self.pending(req.rid) for req in reqs), default=0)
+        return most > 0 if arm.drafts else self.in_use and most > self._buffer.capacity
 
     def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> None:
         """Before any round: note whether the draft is in use, and make room for the round's tokens."""
@@ -88,9 +103,12 @@ class DraftProgress:
         tokens = batch_result.next_token_ids.view(size, -1)
         hidden = batch_result.logits_output.hidden_states.view(size, tokens.shape[1], -1)
         if len(kept) < size:
-            tokens, hidden = tokens[kept], hidden[kept]
-        counts = [self.pending(current.reqs[i].rid) for i in kept]
-        self._buffer.append([current.rows[i] for i in kept], counts, tokens, hidden)
+            index = to_device(kept, tokens.device)
+            tokens, hidden = tokens[index], hidden[index]
+        self._buffer.append([current.rows[i] for i in kept], self._counts(current, kept), tokens, hidden)
+        for i in kept:
+            if is_running(current.reqs[i]):
+                self._requests.setdefault(current.reqs[i].rid, _Progress()).under_way += tokens.shape[1]
 
     def committed(self, current: Round, accepted: Sequence[int]) -> None:
         """The accepted proposed tokens of a round without the draft are known."""
@@ -103,6 +121,7 @@ class DraftProgress:
             if progress.pending != CANNOT_DRAFT:
                 progress.pending += count + 1
                 progress.length = length + count + 1
+                progress.under_way = max(0, progress.under_way - current.decision.arm.width)
 
     def prefilled(self, reqs: Sequence[Any]) -> None:
         """SGLang ran the draft over all tokens of these requests."""
@@ -119,10 +138,24 @@ class DraftProgress:
 
     def _give_up_inconsistent(self, current: Round) -> None:
         """Give up requests whose length is not the one that their rounds add up to: their pending tokens are others."""
+        if not current.lengths:
+            return
         for req, length in zip(current.reqs, current.lengths, strict=True):
             progress = self._requests.get(req.rid)
-            if progress is not None and progress.pending > 0 and progress.length != length:
-                progress.pending = CANNOT_DRAFT
+            if progress is None or progress.pending == CANNOT_DRAFT:
+                continue
+            if progress.under_way > 0 or (progress.pending > 0 and progress.length != length):
+                self._requests[req.rid] = _Progress(pending=CANNOT_DRAFT)
+
+    def _counts(self, current: Round, kept: Sequence[int]) -> Sequence[int] | Tensor:
+        """The pending tokens of the requests in the places ``kept``, on the device if only the device knows them."""
+        counts = [self.pending(current.reqs[i].rid) for i in kept]
+        if current.on_device is None:
+            return counts
+        rows, lengths = current.on_device.rows, current.on_device.lengths
+        index = to_device(kept, rows.device)
+        caught_up = to_device([count == 0 for count in counts], rows.device)
+        return self._buffer.counts_on_device(rows[index], lengths[index], caught_up)
 
     def _late(self, current: Round, places: Sequence[int]) -> list[LateRequest]:
         return [

@@ -7,10 +7,14 @@ and SGLang turns some off with only a warning. So the worker is asked, not the c
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import torch
+
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Arm
+from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,22 @@ def is_overlapping() -> bool:
     from sglang.srt.runtime_context import get_schedule
 
     return not get_schedule().disable_overlap_schedule
+
+
+def can_run_behind(worker: Any, scope: LookupScope) -> bool:
+    """Whether rounds may be launched without the last round's results (``behind/rounds_behind.py``).
+
+    With the scope Speculator, lookup reads texts that only the host has, so it needs the last round's tokens there.
+    """
+    on_gpu = torch.device(worker.draft_worker.device).type == "cuda"
+    return on_gpu and is_overlapping() and scope is LookupScope.REQUEST
+
+
+def device_texts(worker: Any, longest: int, on_error: Callable[[], None]) -> DeviceTexts:
+    """The texts of this worker's requests on its device."""
+    draft_worker, model = worker.draft_worker, worker.target_worker.model_config
+    rows = draft_worker.req_to_token_pool.req_to_token.shape[0]
+    return DeviceTexts(rows, model.context_len, longest, model.vocab_size, draft_worker.device, on_error)
 
 
 def pending_buffer(worker: Any, arms: Sequence[Arm], budget_bytes: int) -> PendingTokens:

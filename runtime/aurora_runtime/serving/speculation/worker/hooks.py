@@ -9,70 +9,40 @@ Invariants:
 - An error in lookup or in a decision makes the round one without proposals. Any other error is raised, because SGLang's
   state may then be half changed.
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
+
+Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
+(``early_results.py``), or without them (``behind/rounds_behind.py``). The second was never run on a GPU.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation import lookup_seed
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
+from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
-from aurora_runtime.serving.speculation.worker.early_results import EarlyResults, start_copy
+from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
+from aurora_runtime.serving.speculation.worker.early_results import start_copy
+from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
     SWITCH_LOGGER,
+    device_texts,
     is_no_switch,
-    is_overlapping,
     obstacle_to_control,
-    pending_buffer,
 )
 from aurora_runtime.serving.speculation.worker.policy import Policy
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
 
 log = logging.getLogger(__name__)
 
 Original = Callable[..., Any]
-
-
-class _EngineControl:
-    """What the hooks keep about the one worker of this process, once it has started.
-
-    Attributes:
-        overlaps: whether a round is launched before the scheduler has processed the one before.
-        batch: the last batch, which lends its common parts to passes of the draft between rounds.
-        results: the last round's tokens, under overlap scheduling.
-    """
-
-    def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
-        self.draft_worker = worker.draft_worker
-        self.ranks = RankAgreement.of_engine()
-        self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
-        vocabulary = worker.target_worker.model_config.vocab_size
-        traffic_key = bytes.fromhex(settings.traffic_key)
-        index = LookupIndex(
-            settings.lookup,
-            settings.lookup_tokens,
-            vocabulary_size=vocabulary,
-            shares=lambda prompt: settings.shares and lookup_seed.may_share(prompt, traffic_key),
-        )
-        seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
-        lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)
-        self.texts = RequestTexts(index)
-        self.overlaps = is_overlapping()
-        self.batch: Any = None
-        self.results: EarlyResults | None = None
 
 
 class WorkerHooks:
@@ -99,7 +69,7 @@ class WorkerHooks:
         self._refuse = refuse
         self._read_version = read_version
         self._observer = RoundObserver(policy)
-        self._control: _EngineControl | None = None
+        self._control: EngineControl | None = None
         self._round: Round | None = None
         self._version: str | None = None
 
@@ -111,7 +81,7 @@ class WorkerHooks:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
             return
-        self._control = _EngineControl(worker, self._settings)
+        self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
         if self._control.ranks.decides:
             self._report.start()
@@ -124,15 +94,15 @@ class WorkerHooks:
         if control is None or batch.forward_mode.is_idle() or not batch.reqs:
             return original(worker, batch, *args, **kwargs)
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-            self._prefill_begins(control, batch.reqs)
+            if control.behind is None:
+                self._prefill_begins(control, batch.reqs)
+            else:
+                control.behind.prefill_begins(batch.reqs)
             result = original(worker, batch, *args, **kwargs)
             control.progress.prefilled(batch.reqs)
             return result
         control.batch = batch
-        recent = self._take_early_results(control)
-        began = self._observer.forward_begins()
-        self._round = current = self._begin(control, batch, recent, began)
-        self._observer.round_begins(current)
+        self._round = current = self._next_round(control, batch)
         control.progress.round_begins(control.draft_worker, batch, current)
         worker.adaptive_controller._activate(current.decision.arm.steps)
         try:
@@ -168,10 +138,13 @@ class WorkerHooks:
                 control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
             control.texts.ended(req)
             self._report.request_ended(req.rid)
-            self._observer.request_ended(req.rid)
+            if control.behind is None:
+                self._observer.request_ended(req.rid)
+            else:
+                control.behind.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 
-    def _prefill_begins(self, control: _EngineControl, reqs: Sequence[Any]) -> None:
+    def _prefill_begins(self, control: EngineControl, reqs: Sequence[Any]) -> None:
         """A prefill ends the time of the last round, unless the round may still be running."""
         if not control.overlaps:
             self._observer.forward_begins()
@@ -180,7 +153,7 @@ class WorkerHooks:
         if self._observer.involves(reqs):  # retracted in the meantime: the round must not count after the prefill
             self._take_early_results(control)
 
-    def _take_early_results(self, control: _EngineControl) -> Mapping[str, Sequence[int]]:
+    def _take_early_results(self, control: EngineControl) -> Mapping[str, Sequence[int]]:
         """Under overlap scheduling: end the last round. Returns its tokens by request."""
         results, control.results = control.results, None
         if results is None:
@@ -192,15 +165,28 @@ class WorkerHooks:
         return {req.rid: tokens for req, tokens in zip(ended.reqs, committed, strict=True)}
 
     def _round_ended(
-        self, control: _EngineControl, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()
+        self, control: EngineControl, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()
     ) -> Round | None:
         ended = self._observer.round_ended(accepted, committed)
         if ended is not None:
-            self._report.add(ended, accepted)
-            control.progress.committed(ended, accepted)
+            self._settled(ended, accepted)
         return ended
 
-    def _begin(self, control: _EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
+    def _settled(self, ended: Round, accepted: Sequence[int]) -> None:
+        assert self._control is not None
+        self._report.add(ended, accepted)
+        self._control.progress.committed(ended, accepted)
+
+    def _next_round(self, control: EngineControl, batch: Any) -> Round:
+        if control.behind is not None:
+            return control.behind.begin(batch)
+        recent = self._take_early_results(control)
+        began = self._observer.forward_begins()
+        current = self._begin(control, batch, recent, began)
+        self._observer.round_begins(current)
+        return current
+
+    def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
         reqs = tuple(batch.reqs)
         rows = tuple(batch.req_pool_indices_cpu.tolist())
         lengths = tuple(batch.seq_lens_cpu.tolist())
@@ -209,11 +195,11 @@ class WorkerHooks:
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
             for req, proposal in zip(reqs, proposals, strict=True)
         )
-        decision = control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(reqs))
+        decision = self._agreed(control, outlooks)
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
 
     def _look_up(
-        self, control: _EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
+        self, control: EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
     ) -> tuple[Proposal, ...]:
         try:
             return control.texts.proposals(reqs, lengths, recent, self._longest)
@@ -221,6 +207,9 @@ class WorkerHooks:
             self._report.count_error()
             log.exception("aurora speculation: a round was decided without lookup")
             return (Proposal(),) * len(reqs)
+
+    def _agreed(self, control: EngineControl, outlooks: Sequence[RequestOutlook]) -> Decision:
+        return control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(outlooks))
 
     def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         try:
@@ -235,8 +224,30 @@ class WorkerHooks:
             return plain_decision(len(outlooks))
 
     def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
-        """In place of ``decide_needs_cpu_seq_lens``: a decision needs the lengths of all requests on the host."""
-        return self._control is not None or bool(original(attn_backends))
+        """Around ``decide_needs_cpu_seq_lens``: whether SGLang waits for a round's lengths before it launches the next.
+
+        SGLang asks once, before it serves. Where its attention backends need no lengths, the hooks need none either if
+        the device can look up by itself. Otherwise a decision needs the lengths of all requests on the host.
+        """
+        control, waits = self._control, bool(original(attn_backends))
+        if control is None:
+            return waits
+        if waits or not control.can_run_behind:
+            return True
+        self._run_behind(control)
+        return False
+
+    def _run_behind(self, control: EngineControl) -> None:
+        log.info("aurora speculation: rounds are decided without waiting for the round before")
+        control.behind = RoundsBehind(
+            device_texts(control.worker, self._longest, self._report.count_error),
+            DeviceClock(control.draft_worker.device),
+            self._policy,
+            control.progress,
+            self._longest,
+            decide=lambda outlooks: self._agreed(control, outlooks),
+            settled=self._settled,
+        )
 
     # the draft -------------------------------------------------------------------------------------------------------
 
@@ -258,7 +269,9 @@ class WorkerHooks:
             return original(worker, batch, *args, **kwargs)
         batch.spec_info.aurora_sources = self._round.decision.sources
         result = original(worker, batch, *args, **kwargs)
-        if self._control.overlaps:
+        if self._control.behind is not None:
+            self._control.behind.verified(self._round, result)
+        elif self._control.overlaps:
             self._control.results = start_copy(result)
         return result
 

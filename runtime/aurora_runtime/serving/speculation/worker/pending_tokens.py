@@ -68,6 +68,7 @@ class PendingTokens:
         sizes = (shape.rows, shape.columns)
         self._tokens = torch.zeros(sizes, dtype=torch.int64, device=device)
         self._hidden = torch.zeros((*sizes, shape.width), dtype=shape.dtype, device=device)
+        self._drafted = torch.zeros(shape.rows, dtype=torch.int64, device=device)
         self.capacity: Final = shape.columns - shape.widest
 
     @property
@@ -75,20 +76,32 @@ class PendingTokens:
         """Device memory of the buffer."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self._tokens, self._hidden))
 
-    def append(self, rows: Sequence[int], counts: Sequence[int], tokens: Tensor, hidden: Tensor) -> None:
+    def counts_on_device(self, rows: Tensor, lengths: Tensor, caught_up: Tensor) -> Tensor:
+        """The pending tokens of each request, where the host does not know them.
+
+        Shapes: rows ``[B]`` of the request table, lengths ``[B]`` committed tokens, caught_up ``[B]`` whether the draft
+        has processed all of them.
+        """
+        drafted = torch.where(caught_up, lengths, self._drafted[rows])
+        self._drafted[rows] = drafted
+        return lengths - drafted
+
+    def append(self, rows: Sequence[int], counts: Sequence[int] | Tensor, tokens: Tensor, hidden: Tensor) -> None:
         """Write all nodes of a verify round behind the pending tokens of each request.
 
         The nodes behind the accepted ones are written too. The next round overwrites them, as in the KV cache.
 
         Args:
             rows: row in the request table of each request [B].
-            counts: pending tokens of each request before this round, at most :attr:`capacity` [B].
+            counts: pending tokens of each request before this round, at most :attr:`capacity` [B]. On the host or on
+                the device.
             tokens: [B, n] the target's token after each node.
             hidden: [B, n, D].
         """
         device = hidden.device
         row = to_device(rows, device).unsqueeze(1)
-        column = to_device(counts, device).unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
+        first = counts if isinstance(counts, Tensor) else to_device(counts, device)
+        column = first.unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
         self._tokens[row, column] = tokens.to(self._tokens.dtype)
         self._hidden[row, column] = hidden.to(self._hidden.dtype)
 

@@ -9,8 +9,9 @@ happens to be right, accepts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from aurora_runtime.engine.arms import Source
@@ -31,6 +32,13 @@ def lookup_chains(current: Round) -> list[list[int]]:
     return [_row(proposal, current.decision.arm.steps) for proposal in current.proposals]
 
 
+def lookup_tokens(current: Round, device: torch.device | str) -> Tensor:
+    """The chains of all requests on the device, ``[B, steps]``."""
+    if current.on_device is not None:
+        return cast("Tensor", current.on_device.lookups.tokens[:, : current.decision.arm.steps].contiguous())
+    return to_device(lookup_chains(current), device)
+
+
 def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
     """SGLang's verify input for chains of lookup's tokens, without the draft (eagle_worker_v2.py:660).
 
@@ -44,7 +52,7 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
         batch.spec_info,
         draft_worker._topk1_parents_prealloc[:size],
         draft_worker._topk1_score_indices_prealloc[:size],
-        to_device(lookup_chains(current), batch.device),
+        lookup_tokens(current, batch.device),
         None,
         target_worker=draft_worker.target_worker,
         topk=1,
@@ -56,12 +64,18 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
 
 
 def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
-    """The verify round's tokens ``[B * n]`` with lookup's tokens in the rows of requests whose source is lookup."""
+    """The verify round's tokens ``[B * n]`` with lookup's tokens in the rows of requests whose source is lookup.
+
+    Where only the device knows whether lookup has any, the draft's tokens stay if it has none.
+    """
     chosen = [i for i, source in enumerate(current.decision.sources) if source is Source.LOOKUP]
     if not chosen:
         return draft_token
-    chains = lookup_chains(current)
     tokens = draft_token.view(len(current.reqs), -1).clone()
     rows = to_device(chosen, tokens.device)
-    tokens[rows, 1:] = to_device([chains[i] for i in chosen], tokens.device).to(tokens.dtype)
+    looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
+    if current.on_device is not None:
+        found = current.on_device.lookups.match_lengths[rows].unsqueeze(1) > 0
+        looked_up = torch.where(found, looked_up, tokens[rows, 1:])
+    tokens[rows, 1:] = looked_up
     return tokens.view(-1)

@@ -29,7 +29,8 @@ class Round:
         proposals: what lookup proposes.
         reqs: SGLang's requests, in the batch's order.
         rows: rows of the request table.
-        lengths: committed tokens of each request before the round.
+        lengths: committed tokens of each request before the round. Empty while only the device knows them.
+        on_device: the round as the device knows it, where the host launches rounds without waiting.
     """
 
     decision: Decision
@@ -39,6 +40,7 @@ class Round:
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     began: float
+    on_device: Any = None
 
     @property
     def drafts(self) -> bool:

@@ -19,7 +19,7 @@ from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_tokens
 from aurora_runtime.serving.speculation.worker.rounds import Round
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 
@@ -49,12 +49,18 @@ def forward_mode(*, extend: bool) -> Any:
 
 @dataclass
 class FakeEngine:
-    """Runs requests to their end. ``overlaps``: results are processed after the next launch."""
+    """Runs requests to their end.
+
+    Attributes:
+        overlaps: whether results are processed after the next launch.
+        waits: whether the host then knows the lengths of the requests.
+    """
 
     hooks: WorkerHooks
     overlaps: bool
     random: random.Random
     retract_share: float = 0.0
+    waits: bool = True
     running: list[RunningRequest] = field(default_factory=list)
     waiting: list[RunningRequest] = field(default_factory=list)
     queue: deque[Any] = field(default_factory=deque)
@@ -109,10 +115,13 @@ class FakeEngine:
             forward_mode=forward_mode(extend=False),
             is_extend_in_batch=False,
             reqs=reqs,
+            req_pool_indices=torch.tensor([req.row for req in reqs]),
             req_pool_indices_cpu=torch.tensor([req.row for req in reqs]),
-            seq_lens_cpu=torch.tensor([req.length for req in reqs]),
+            seq_lens=torch.tensor([req.length for req in reqs]),
+            seq_lens_cpu=torch.tensor([req.length for req in reqs]) if self.waits else None,
             spec_info=SimpleNamespace(topk_p=empty, topk_index=empty.long(), hidden_states=empty),
         )
+        batch.spec_info.bonus_tokens = self._roots(batch).view(-1)
         committed = self.hooks.around_forward(self._forward, self.worker, batch)
         return reqs, committed, [len(tokens) - 1 for tokens in committed]
 
@@ -149,7 +158,7 @@ class FakeEngine:
         return [(req.token(req.length + 1 + i) + (i == wrong)) % VOCABULARY for i in range(self.steps)]
 
     def lookup_verify_input(self, _: Any, batch: Any, current: Round) -> Any:
-        tokens = torch.cat([self._roots(batch), torch.tensor(lookup_chains(current))], 1)
+        tokens = torch.cat([self._roots(batch), lookup_tokens(current, "cpu")], 1)
         return SimpleNamespace(draft_token=tokens.view(-1))
 
     def _verify(self, _: Any, batch: Any) -> Any:

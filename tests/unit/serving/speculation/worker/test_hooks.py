@@ -2,75 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker import draft_progress, hooks
-from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
-from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
-from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
+from aurora_runtime.serving.speculation.worker import engine_control
+from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
-from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
-from aurora_runtime.serving.speculation.worker.round_report import RoundReport
-from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS, FakeEngine, RunningRequest
-
-SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
-ROWS = 4
-CAPACITY = 9
-ARMS = st.sampled_from(["off", "lookup-2", "lookup-5", "draft-1", "draft-3", "union-3"])
-
-
-class ControlledEngine:
-    """A miniature engine under hooks with fixed arms."""
-
-    def __init__(self, arms: list[str], *, overlaps: bool, seed: int = 0, retract_share: float = 0.0) -> None:
-        policy = FixedArms(arms)
-        self.report = RoundReport(PodFolder(Path("/state")), "b", policy, longest=5)
-        self.hooks = WorkerHooks(SETTINGS, policy, self.report, refuse=pytest.fail, read_version=lambda: "1")
-        self.engine = FakeEngine(self.hooks, overlaps, random.Random(seed), retract_share)  # noqa: S311 - no secret
-        columns = CAPACITY + 6
-        buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
-        control: Any = SimpleNamespace(
-            draft_worker=None,
-            ranks=RankAgreement(None, 0, decides=True),
-            progress=DraftProgress(buffer),
-            texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
-            overlaps=overlaps,
-            batch=None,
-            results=None,
-        )
-        self.hooks._control = self.control = control
-
-    def run(self, lengths: list[int]) -> list[RunningRequest]:
-        requests = []
-        for row, length in enumerate(lengths):
-            req = RunningRequest(f"r{row}", [], row=row, max_tokens=length)
-            req.origin_input_ids = [req.token(position) for position in range(PROMPT_TOKENS)]
-            requests.append(req)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draft_progress, "catch_up", self.engine.catch_up)
-            patch.setattr(draft_progress, "draft_contexts", lambda _: contextlib.nullcontext())
-            patch.setattr(hooks, "lookup_verify_input", self.engine.lookup_verify_input)
-            patch.setattr(hooks, "fill_draft_start", lambda *_: None)
-            self.engine.run(requests)
-        return requests
+from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, SETTINGS, ControlledEngine, Schedule
+from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS
 
 
 class Failing(FixedArms):
@@ -81,30 +31,30 @@ class Failing(FixedArms):
 
 
 @given(
-    arms=st.lists(ARMS, min_size=1, max_size=8),
+    arms=st.lists(st.sampled_from(ARMS), min_size=1, max_size=8),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=ROWS),
-    overlaps=st.booleans(),
+    schedule=st.sampled_from(Schedule),
     seed=st.integers(0, 99),
     retract_share=st.sampled_from([0.0, 0.1]),
 )
 def test_the_draft_misses_nothing_and_requests_leave_nothing(
-    arms: list[str], lengths: list[int], overlaps: bool, seed: int, retract_share: float
+    arms: list[str], lengths: list[int], schedule: Schedule, seed: int, retract_share: float
 ) -> None:
     """The engine itself checks each pass of the draft."""
-    controlled = ControlledEngine(arms, overlaps=overlaps, seed=seed, retract_share=retract_share)
+    controlled = ControlledEngine(arms, schedule, seed=seed, retract_share=retract_share)
     for req in controlled.run(lengths):
         start = PROMPT_TOKENS
         assert req.output_ids == [req.token(start + i) for i in range(len(req.output_ids))]
         assert len(req.output_ids) >= req.max_tokens
-    assert len(controlled.control.texts) == 0
+    assert len(controlled.control.texts) == len(controlled.texts) == 0
     assert controlled.control.progress._requests == {}
     assert controlled.report._seen == {}
     assert controlled.report.errors == 0
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
-def test_rounds_are_counted_and_lookup_proposes_from_the_last_committed_token(overlaps: bool) -> None:
-    controlled = ControlledEngine(["lookup-5"], overlaps=overlaps)
+@pytest.mark.parametrize("schedule", Schedule)
+def test_rounds_are_counted_and_lookup_proposes_from_the_last_committed_token(schedule: Schedule) -> None:
+    controlled = ControlledEngine(["lookup-5"], schedule)
     controlled.run([40])
     state = controlled.report.state()
     assert state.lookup.accepted > 15, "the target's text repeats itself"
@@ -112,16 +62,16 @@ def test_rounds_are_counted_and_lookup_proposes_from_the_last_committed_token(ov
     assert controlled.engine.catch_ups == 0
 
 
-@pytest.mark.parametrize(("overlaps", "at_the_end"), [(False, 2), (True, 0)])
-def test_a_draft_in_use_leaves_no_gap_in_the_prefix_cache(overlaps: bool, at_the_end: int) -> None:
+@pytest.mark.parametrize(("schedule", "at_the_end"), [(Schedule.IN_TURN, 2), (Schedule.WAITS, 0), (Schedule.BEHIND, 0)])
+def test_a_draft_in_use_leaves_no_gap_in_the_prefix_cache(schedule: Schedule, at_the_end: int) -> None:
     """Under overlap scheduling the row of an ended request is in use by a round that was launched before its end."""
-    controlled = ControlledEngine(["draft-1", *["off"] * 40], overlaps=overlaps)
+    controlled = ControlledEngine(["draft-1", *["off"] * 40], schedule)
     controlled.run([8, 8])
     assert controlled.engine.catch_ups == at_the_end
 
 
 def test_an_error_of_the_policy_costs_proposals_only() -> None:
-    controlled = ControlledEngine(["draft-3"], overlaps=False)
+    controlled = ControlledEngine(["draft-3"], Schedule.IN_TURN)
     controlled.hooks._policy = Failing(["draft-3"])
     [req] = controlled.run([6])
     assert len(req.output_ids) == 6
@@ -130,7 +80,7 @@ def test_an_error_of_the_policy_costs_proposals_only() -> None:
 
 
 def test_without_control_every_round_is_sglangs_own() -> None:
-    controlled = ControlledEngine(["draft-3"], overlaps=False)
+    controlled = ControlledEngine(["draft-3"], Schedule.IN_TURN)
     worker_hooks = controlled.hooks
     worker_hooks._control = None
     calls: list[str] = []
@@ -151,13 +101,14 @@ def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
 ) -> None:
     PodFolder(tmp_path).lookup_seed.write_bytes(encode_seed([[1, 2, 3]]))
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
-    monkeypatch.setattr(hooks, "pending_buffer", lambda *_: None)
-    monkeypatch.setattr(hooks, "is_overlapping", lambda: False)
+    monkeypatch.setattr(engine_control, "pending_buffer", lambda *_: None)
+    monkeypatch.setattr(engine_control, "is_overlapping", lambda: False)
+    monkeypatch.setattr(engine_control, "can_run_behind", lambda *_: False)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(draft_worker=None, target_worker=SimpleNamespace(model_config=model))
     changes = {"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR, "traffic_key": key.hex()}
     settings = SETTINGS.model_copy(update=changes)
-    index = hooks._EngineControl(worker, settings).texts.index
+    index = EngineControl(worker, settings).texts.index
     index.begin("a", [1, 2])
     assert index.propose("a", 1).tokens == (3,)
     held_out = next(prompt for first in range(100, 999) if is_held_out(prompt_hash(prompt := [first, first + 1], key)))
@@ -165,7 +116,7 @@ def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
     index.extend("b", [4000])
     index.begin("c", [*held_out])
     assert index.propose("c", 1).tokens == ()
-    measured = hooks._EngineControl(worker, settings.model_copy(update={"shares": False})).texts.index
+    measured = EngineControl(worker, settings.model_copy(update={"shares": False})).texts.index
     for prompt in ([first, first + 1] for first in range(100, 140)):
         measured.begin("b", [*prompt])
         measured.extend("b", [4000])

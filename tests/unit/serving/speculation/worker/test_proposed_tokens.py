@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, with_lookup
+from aurora_runtime.serving.speculation.lookup_reference import DeviceProposals
+from aurora_runtime.serving.speculation.worker.behind.device_texts import RoundOnDevice
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, lookup_tokens, with_lookup
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 
 DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
@@ -29,3 +33,13 @@ def test_only_the_rows_of_lookup_are_replaced() -> None:
 def test_a_round_of_the_draft_alone_is_left_as_it_is() -> None:
     draft_token = torch.arange(9)
     assert with_lookup(draft_token, a_round(REQS, Arm(2, drafts=True), proposals=PROPOSALS)) is draft_token
+
+
+def test_where_only_the_device_knows_what_lookup_has_the_drafts_tokens_stay_if_it_has_none() -> None:
+    lookups = DeviceProposals(torch.tensor([[5, 6, 7], [8, 9, 5], [0, 0, 0]]), torch.tensor([2, 2, 0]))
+    current = replace(
+        a_round(REQS, Arm(2, drafts=True), sources=(DRAFT, LOOKUP, LOOKUP)),
+        on_device=RoundOnDevice(torch.arange(3), torch.tensor([4, 4, 4]), lookups),
+    )
+    assert with_lookup(torch.arange(9), current).tolist() == [0, 1, 2, 3, 8, 9, 6, 7, 8]
+    assert lookup_tokens(current, "cpu").tolist() == [[5, 6], [8, 9], [0, 0]]

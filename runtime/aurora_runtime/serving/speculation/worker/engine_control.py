@@ -1,0 +1,55 @@
+"""What the hooks keep about the one worker of their process, once it has started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.speculation import lookup_seed
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
+from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
+from aurora_runtime.serving.speculation.worker.early_results import EarlyResults
+from aurora_runtime.serving.speculation.worker.engine_requirements import (
+    can_run_behind,
+    is_overlapping,
+    pending_buffer,
+)
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+
+
+class EngineControl:
+    """The state of the hooks.
+
+    Attributes:
+        overlaps: whether a round is launched before the scheduler has processed the one before.
+        can_run_behind: whether a round may also be decided without the results of the one before.
+        behind: decides rounds in that way; None where SGLang waits for the results anyway.
+        batch: the last batch, which lends its common parts to passes of the draft between rounds.
+        results: the last round's tokens, under overlap scheduling.
+    """
+
+    def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
+        self.worker = worker
+        self.draft_worker = worker.draft_worker
+        self.ranks = RankAgreement.of_engine()
+        self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
+        vocabulary = worker.target_worker.model_config.vocab_size
+        traffic_key = bytes.fromhex(settings.traffic_key)
+        index = LookupIndex(
+            settings.lookup,
+            settings.lookup_tokens,
+            vocabulary_size=vocabulary,
+            shares=lambda prompt: settings.shares and lookup_seed.may_share(prompt, traffic_key),
+        )
+        seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
+        lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)
+        self.texts = RequestTexts(index)
+        self.overlaps = is_overlapping()
+        self.can_run_behind = can_run_behind(worker, settings.lookup)
+        self.behind: RoundsBehind | None = None
+        self.batch: Any = None
+        self.results: EarlyResults | None = None

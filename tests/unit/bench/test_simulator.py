@@ -1,0 +1,37 @@
+"""The simulated draft catches up, and gives requests up, as the worker's does."""
+
+from __future__ import annotations
+
+from aurora_runtime.engine.arms import OFF, Arm, Source
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision
+from tests.bench.speculation.generated_rounds import PROSE, generate
+from tests.bench.speculation.simulator import BACKLOG_TOKENS, _DraftBacklog, _Running
+
+DRAFT = Arm(2, drafts=True)
+
+
+def decision(arm: Arm, *, explores: bool = False) -> Decision:
+    return Decision(arm, (Source.NONE,), explores)
+
+
+def running(pending: int) -> _Running:
+    return _Running("r", generate(PROSE, 1)[0], pending=pending)
+
+
+def test_a_drafting_round_processes_everything_that_is_pending() -> None:
+    one, none, lost = running(7), running(0), running(CANNOT_DRAFT)
+    assert _DraftBacklog().catch_up(decision(DRAFT), [one, none, lost]) == 7
+    assert [r.pending for r in (one, none, lost)] == [0, 0, CANNOT_DRAFT]
+
+
+def test_a_full_buffer_is_processed_while_the_draft_is_in_use_and_given_up_otherwise() -> None:
+    full, used, unused = BACKLOG_TOKENS + 1, _DraftBacklog(), _DraftBacklog()
+    used.catch_up(decision(DRAFT), [])
+    unused.catch_up(decision(DRAFT, explores=True), [])
+    kept, lost = running(full), running(full)
+    assert used.catch_up(decision(OFF), [kept]) == full
+    assert unused.catch_up(decision(OFF), [lost]) == 0
+    assert (kept.pending, lost.pending) == (0, CANNOT_DRAFT)
+    lost.accept(Source.NONE, OFF)
+    kept.accept(Source.NONE, OFF)
+    assert (kept.pending, lost.pending) == (1, CANNOT_DRAFT)
