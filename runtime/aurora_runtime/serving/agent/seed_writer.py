@@ -4,8 +4,8 @@ The agent does this beside the engine's start. The engine reads the file once it
 a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
 times larger.
 
-Invariants: answers to held-out prompts are left out. What is read is bounded, whatever the store holds. A store that
-fails or a shard that is no shard costs the seed, never the pod.
+Invariants: answers to held-out prompts, and those of tagged requests, are left out. What is read is bounded, whatever
+the store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
@@ -118,7 +119,10 @@ def _answers(registry: Registry, key: str) -> list[NDArray[np.int32]]:
 
 
 def answers_of_shard(read: Read) -> Iterator[NDArray[np.int32]]:
-    """The answers of a shard to prompts that are not held out. Raises ValueError when the bytes are no shard."""
+    """The answers of a shard to prompts that are not held out, of requests without a tag.
+
+    Raises ValueError when the bytes are no shard.
+    """
     head = read(0, HEAD_BYTES)
     if len(head) < 8:
         raise ValueError("the file is too short")
@@ -139,11 +143,15 @@ def answers_of_shard(read: Read) -> Iterator[NDArray[np.int32]]:
     tokens = np.frombuffer(tensor("tokens", "I32", 4), dtype="<i4")
     if index.size % INDEX_COLUMNS:
         raise ValueError("the index has other columns")
+    rows = index.reshape(-1, INDEX_COLUMNS).tolist()
+    tags = np.frombuffer(tensor("tag", "I64", 8), dtype="<i8").tolist() if "tag" in header else [NO_TAG] * len(rows)
+    if len(tags) != len(rows):
+        raise ValueError("the shard has other tags than requests")
     start = 0
-    for request, prompt_length, _, length, *_ in index.reshape(-1, INDEX_COLUMNS).tolist():
+    for (request, prompt_length, _, length, *_), tag in zip(rows, tags, strict=True):
         if not 0 <= prompt_length <= length <= tokens.size - start:
             raise ValueError("a request has other tokens than its shard")
-        if length > prompt_length and not is_held_out(request):
+        if length > prompt_length and tag == NO_TAG and not is_held_out(request):
             first = start + max(0, prompt_length - CONTEXT_TOKENS)
             yield tokens[first : min(start + length, start + prompt_length + MAX_ANSWER_TOKENS)]
         start += length
