@@ -34,6 +34,7 @@ OWNER_ID_CHARACTERS = 8
 MAX_NUMBER_GAP = 1000
 """Most numbers that a sequence of records may skip. Writers take the next number, or the one after a taken number."""
 _RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
+_SHARD_HOUR = re.compile(r"traces/[0-9]+/([0-9]{4}-[0-9]{2}-[0-9]{2})/([0-9]{2})/[^/]+", re.ASCII)
 _SHARD_KEY = re.compile(r"traces(/[A-Za-z0-9][A-Za-z0-9._-]*)+\.json", re.ASCII)
 
 
@@ -77,6 +78,17 @@ def in_sequence(numbers: Iterable[int], known: int = 0) -> list[int]:
 def is_shard_key(key: str) -> bool:
     """Whether ``key`` may be that of a shard's manifest: a path below the traces without hidden parts or ``..``."""
     return _SHARD_KEY.fullmatch(key) is not None
+
+
+def shard_hour(key: str) -> datetime | None:
+    """The beginning of the hour in which a shard was written, as its key says. None when the key says none."""
+    found = _SHARD_HOUR.fullmatch(key)
+    if found is None:
+        return None
+    try:
+        return datetime.strptime(f"{found[1]} {found[2]}+0000", "%Y-%m-%d %H%z")
+    except ValueError:
+        return None
 
 
 def shard_data_key(manifest_key: str) -> str:

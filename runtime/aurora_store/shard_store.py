@@ -30,6 +30,8 @@ class ShardListing:
     """Size of the data of each shard that has a manifest."""
     orphans: dict[str, datetime] = field(default_factory=dict)
     """When the data of each shard without a manifest was written."""
+    written: dict[str, datetime] = field(default_factory=dict)
+    """When the store got the manifest of each shard."""
 
 
 class ShardStore(RecordStore):
@@ -94,6 +96,7 @@ class ShardStore(RecordStore):
             if extension == "json":
                 data = objects.get(f"{stem}.safetensors")
                 listing.data_bytes[key] = data.size_bytes if data else 0
+                listing.written[key] = item.modified
             elif f"{stem}.json" not in objects:
                 listing.orphans[f"{stem}.json"] = item.modified
         return listing

@@ -108,6 +108,16 @@ class TrainingSpec(Model):
             " past, lower it where the bucket fills."
         ),
     )
+    trace_max_age_seconds: int | None = Field(
+        default=None,
+        ge=3600,
+        description=(
+            "Age in seconds beyond which the trainer deletes traces, trained or not, those of former lineages too,"
+            " and drops them from replay: 2592000 for 30 days. It deletes them at most about an hour later. Drafts"
+            " that learned from them stay. Unset: traces have no limit of age. It has no effect while no trainer runs:"
+            ' training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
+        ),
+    )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
 
     @property

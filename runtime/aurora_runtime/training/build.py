@@ -61,7 +61,7 @@ class TrainingConfig:
             replay=spec.replay,
             passes=spec.passes,
         )
-        limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes)
+        limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes, spec.trace_max_age_seconds)
         return cls(spec, steps, recipe, limits, policy)
 
 

@@ -7,7 +7,7 @@ that killed the trainer twice is skipped too. No held-out request reaches the tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,6 +97,10 @@ class ShardReader:
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
             return None
 
+    def drop(self, shards: Collection[str]) -> None:
+        """Forget the traces of ``shards``, which may not be kept."""
+        self._prefixes.drop(shards)
+
     def finish(self) -> None:
         """Note that the work on the shard that was read last succeeded."""
         self.deaths.end()
@@ -105,20 +109,20 @@ class ShardReader:
         train: list[Example] = []
         held_out: list[tuple[int, tuple[Example, ...]]] = []
         for trace in traces:
-            examples = self._examples(trace)
+            examples = self._examples(trace, key)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:
                 train += examples
         return Shard(key, tuple(train), tuple(held_out))
 
-    def _examples(self, trace: RequestTrace) -> list[Example]:
+    def _examples(self, trace: RequestTrace, key: str) -> list[Example]:
         width = trace.hidden.shape[1]
         if width != self._aux_width:
             raise TraceFormatError(f"hidden states are {width} wide, expected {self._aux_width}")
         if not bool(trace.hidden.isfinite().all()):
             raise TraceFormatError("hidden states are not finite")
-        completed = self._prefixes.complete(trace)
+        completed = self._prefixes.complete(trace, key)
         prompt_weight = 0.0 if trace.held_out else self._prompt_weight
         # Borrowed states already counted as fresh in the trace that they come from.
         borrowed = trace.hidden_start - completed.hidden_start
