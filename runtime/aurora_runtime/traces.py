@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -138,6 +138,28 @@ def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
     concatenated = {name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _CONCATENATED}
     tags = {"tag": torch.tensor([t.tag for t in traces])} if any(t.tag for t in traces) else {}
     return {"index": index, **tags, **concatenated}
+
+
+def shard_counts(traces: Sequence[RequestTrace]) -> dict[str, Any]:
+    """The counts of a shard's manifest (:class:`~aurora_protocol.training_records.ShardManifest`)."""
+    return {
+        "requests": len(traces),
+        "tokens": sum(t.hidden.shape[0] for t in traces),
+        "answer_tokens": sum(t.answer_tokens for t in traces),
+        "rounds": sum(t.root.shape[0] for t in traces),
+        "proposed": sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
+        "accepted": sum(int(t.accepted[t.drafted].sum()) for t in traces),
+        "draft_versions": tuple(sorted({v for t in traces for v in t.version.tolist()})),
+    }
+
+
+def empty_shard() -> bytes:
+    """A shard of no requests: what is left when the traces of all its requests were erased."""
+    of_kind = dict.fromkeys(_CONCATENATED, torch.int32)
+    of_kind |= dict.fromkeys(_FLOAT_TENSORS, torch.float16) | {"node_accepted": torch.bool}
+    shapes = {name: (0, 0) if name in _MATRICES else (0,) for name in _CONCATENATED}
+    tensors = {name: torch.zeros(shapes[name], dtype=of_kind[name]) for name in _CONCATENATED}
+    return save({"index": torch.zeros((0, INDEX_COLUMNS), dtype=torch.int64), **tensors})
 
 
 def encode(traces: Sequence[RequestTrace]) -> bytes:

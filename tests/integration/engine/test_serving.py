@@ -44,6 +44,7 @@ from tests.integration.training.captured_traces import (
     collect_traces,
     frequent_tokens,
     generate,
+    on_each_route,
     prompts_of,
 )
 from tests.integration.training.lineage import (
@@ -156,24 +157,13 @@ def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answer
     assert generate(world.pod.engine_url, prompts_of(world.target)[0], 4)["output_ids"]
 
 
-def _asked(world: World, question: str, wish: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The question with a wish about its traces on each route that takes it, as the ``openai`` client sends it."""
-    custom_params, ids = {"aurora": wish}, chat_prompt(world.target, question)
-    common = {"model": "default", "max_tokens": 4, "temperature": 0, "custom_params": custom_params}
-    return [
-        ("/v1/chat/completions", common | {"messages": [{"role": "user", "content": question}]}),
-        ("/v1/completions", common | {"prompt": ids}),
-        ("/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 4, "custom_params": custom_params}}),
-    ]
-
-
 def test_a_request_that_refuses_traces_leaves_none_and_a_tag_is_stored_as_its_hash(world: World) -> None:
     url = world.pod.engine_url
     refused, tagged, last = "Name two stars.", "Name two seas.", prompts_of(world.target)[0]
     for question, wish in ((refused, {"trace": False}), (tagged, {"tag": "tenant-7"})):
-        for route, body in _asked(world, question, wish):
+        for route, body in on_each_route(world.target, question, wish):
             assert http_status(f"{url}{route}", body) == 200, route
-    for route, body in _asked(world, refused, {"trcae": False}):
+    for route, body in on_each_route(world.target, refused, {"trcae": False}):
         assert http_status(f"{url}{route}", body) == 400, route
     asked_last = tuple(last + generate(url, last, 7)["output_ids"])
     traces = collect_traces(world.registry, {asked_last})

@@ -64,8 +64,13 @@ class ShardReader:
         policy: TrainingPolicy = DEFAULT_POLICY,
         prompt_weight: float = 0.0,
         deaths: ShardDeaths | None = None,
+        erased_tags: frozenset[int] = frozenset(),
     ) -> None:
-        """``deaths`` remembers what kills the trainer. None: nothing is remembered."""
+        """``deaths`` remembers what kills the trainer. None: nothing is remembered.
+
+        Traces with one of ``erased_tags`` are left out: they came after the erasure, and the next one removes them.
+        """
+        self._erased_tags = erased_tags
         self._registry, self._vocab_size = registry, vocab_size
         self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
@@ -109,6 +114,8 @@ class ShardReader:
         train: list[Example] = []
         held_out: list[tuple[int, tuple[Example, ...]]] = []
         for trace in traces:
+            if trace.tag in self._erased_tags:
+                continue
             examples = self._examples(trace, key)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
