@@ -93,7 +93,8 @@ class TagErasure:
             scan = self._scan(since)
         if step is None and last is not None and not scan.traces:
             return last
-        return self._report(step, scan, 1 if last is None else last.number + 1, started)
+        number = max(registry.erasure_report_numbers(self._tag), default=0) + 1
+        return self._report(step, scan, number, started)
 
     def _go_on(self, what: str) -> None:
         """Say what goes on, but not too often. Raises :class:`Interrupted` when the trainer is asked to stop."""
@@ -174,11 +175,11 @@ class TagErasure:
         try:
             if registry.shard_manifest(key).file.sha256 == step.manifest.file.sha256:
                 return
-        except ObjectMissing:
+        except (ObjectMissing, InvalidRecord, DigestMismatch):
             pass
         try:
             raw = registry.unverified_shard(key)
-        except ObjectMissing:
+        except (ObjectMissing, DigestMismatch):
             registry.delete_shard(key)
             return
         # Done twice this gives the same bytes, whether the data were replaced before the interruption or not.

@@ -11,6 +11,7 @@ import pytest
 
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.erasure_records import ErasureReport
+from aurora_protocol.training_records import ErasureStep
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.traces import RequestTrace, decode
@@ -151,6 +152,33 @@ def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:
     other = erase(registry, tag=tag_hash(OTHER))
     assert list(registry.shard_keys(1)) == keys[:2]
     assert other.remaining_traces == 0
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"x" * (2 << 20), b'{"tag": "0", "schemaVersion": 9}'])
+def test_foreign_records_stop_no_erasure(garbage: bytes) -> None:
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    objects.put(Keys.erasing(HASH), garbage)
+    objects.put(Keys.erasure(HASH, 1), garbage)
+    report = erase(registry)
+    assert (report.number, report.traces_removed, report.remaining_traces) == (2, 4, 0)
+
+
+def test_a_step_that_names_another_object_touches_nothing_of_it() -> None:
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    erase(registry)
+    step = ErasureStep(
+        tag=HASH,
+        started=utc_now(),
+        shard="registry/00000001.json",
+        replaced=hashlib.sha256(b"").hexdigest(),
+        manifest=registry.shard_manifest(next(registry.shard_keys(1))),
+    )
+    objects.put("registry/00000001.json", b"a version")
+    registry.put_erasure_step(step)
+    assert erase(registry).traces_removed == 4
+    assert objects.data["registry/00000001.json"] == b"a version"
 
 
 @pytest.mark.parametrize("becomes_a_shard", [True, False])
