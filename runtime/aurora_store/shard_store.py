@@ -31,7 +31,7 @@ class ShardListing:
     orphans: dict[str, datetime] = field(default_factory=dict)
     """When the data of each shard without a manifest was written."""
     written: dict[str, datetime] = field(default_factory=dict)
-    """When the store got the manifest of each shard."""
+    """When the store got the later one of the two objects of each shard."""
 
 
 class ShardStore(RecordStore):
@@ -112,7 +112,7 @@ class ShardStore(RecordStore):
             if extension == "json":
                 data = objects.get(f"{stem}.safetensors")
                 listing.data_bytes[key] = data.size_bytes if data else 0
-                listing.written[key] = item.modified
+                listing.written[key] = max(item.modified, data.modified) if data else item.modified
             elif f"{stem}.json" not in objects:
                 listing.orphans[f"{stem}.json"] = item.modified
         return listing

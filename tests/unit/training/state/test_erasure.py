@@ -87,6 +87,25 @@ def test_an_erasure_is_done_once_and_a_later_start_erases_what_came_since() -> N
     assert (other.number, other.traces_removed) == (1, 2), "another tag has its own report"
 
 
+def test_data_that_an_agent_uploads_once_more_are_found_by_the_next_start() -> None:
+    """An agent that never got the store's answer puts the data again, after they were rewritten."""
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    key = next(key for key in registry.shard_keys(1) if "-00000001." in key)
+    data = key.replace(".json", ".safetensors")
+    former = objects.data[data]
+    first = erase(registry)
+    for written in objects.written:
+        objects.written[written] -= timedelta(days=1)
+    late = first.model_copy(update={"completed": first.completed + erasure.CLOCK_SLACK / 2})
+    objects.put(Keys.erasure(HASH, 1), late.to_json())
+    assert erase(registry) == late
+    objects.put(data, former)
+    second = erase(registry)
+    assert (second.number, second.shards_unreadable, second.remaining_traces) == (2, 1, 0)
+    assert stored(registry)[key] == [], "its manifest is that of the rewritten data, so nobody could read it"
+
+
 def test_a_kill_at_any_write_loses_no_other_trace_and_the_next_start_finishes_with_the_right_counts() -> None:
     def run(kill: int | None) -> int:
         registry, objects = tiny.memory_registry()
