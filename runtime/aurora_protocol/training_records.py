@@ -17,7 +17,8 @@ from pydantic import Field
 
 from aurora_api.base import Timestamp
 from aurora_protocol.draft_records import FileRef
-from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord
+from aurora_protocol.erasure_records import ErasureCounts, ErasureReport
+from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
 
 
 class ShardManifest(StoredRecord):
@@ -40,6 +41,19 @@ class ShardManifest(StoredRecord):
         description="Versions of the draft that were served during the traces."
     )
     created: Timestamp = Field(description="When the shard was written.")
+
+
+class ErasureStep(ErasureCounts):
+    """An erasure under way. Overwritten in place: before each shard with what the shard becomes."""
+
+    schema_version: Literal[1] = 1
+    shard: str = Field(description="Manifest key of the shard that is being rewritten.")
+    replaced: Sha256 = Field(description="Digest of the shard's data before that.")
+    manifest: ShardManifest = Field(description="The shard's manifest after that. The counts include this shard.")
+    trained_since: dict[int, Timestamp] = Field(
+        default_factory=dict,
+        description="By lineage: when the first shard was written that held a removed trace that may be trained on.",
+    )
 
 
 class TrainerPhase(StrEnum):
@@ -80,6 +94,9 @@ class TrainerStatus(StoredRecord):
     quarantined_shards: tuple[str, ...] = Field(
         default=(),
         description="Manifest keys of the last shards that killed the trainer twice and are not read any more.",
+    )
+    erasures: tuple[ErasureReport, ...] = Field(
+        default=(), description="The last report about each tag of training.eraseTags."
     )
     message: str = Field(default="", description="Details in plain words.")
     updated: Timestamp = Field(description="When this record was written.")

@@ -4,9 +4,10 @@ Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
 
-Versions: a shard without ``source`` is older than the speculation controller. Its server drafted in every round of
-more than one node, so :func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the
-controller ignores ``source``, and takes a rejected lookup for one of the draft. An unknown source is refused.
+Versions: a shard has ``tag [Q]`` int64 only if a trace in it has a tag, and older readers ignore it. A shard without
+``source`` is older than the speculation controller. Its server drafted in every round of more than one node, so
+:func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the controller ignores ``source``,
+and takes a rejected lookup for one of the draft. An unknown source is refused.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.request_privacy import NO_TAG
 
 
 class ProposalSource(IntEnum):
@@ -61,6 +63,7 @@ class RequestTrace:
     top_ids: Tensor  # [M, K] int32: the target's most likely next tokens at the node
     top_logprobs: Tensor  # [M, K] float16
     uncaptured_mass: Tensor  # [M] float16: probability mass outside the top K
+    tag: int = NO_TAG  # number of the client's tag (aurora_runtime.request_privacy)
 
     def __post_init__(self) -> None:
         rounds, nodes = self.root.shape[0], self.node_token.shape[0]
@@ -133,7 +136,30 @@ def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
         dtype=torch.int64,
     )
     concatenated = {name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _CONCATENATED}
-    return {"index": index, **concatenated}
+    tags = {"tag": torch.tensor([t.tag for t in traces])} if any(t.tag for t in traces) else {}
+    return {"index": index, **tags, **concatenated}
+
+
+def shard_counts(traces: Sequence[RequestTrace]) -> dict[str, Any]:
+    """The counts of a shard's manifest (:class:`~aurora_protocol.training_records.ShardManifest`)."""
+    return {
+        "requests": len(traces),
+        "tokens": sum(t.hidden.shape[0] for t in traces),
+        "answer_tokens": sum(t.answer_tokens for t in traces),
+        "rounds": sum(t.root.shape[0] for t in traces),
+        "proposed": sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
+        "accepted": sum(int(t.accepted[t.drafted].sum()) for t in traces),
+        "draft_versions": tuple(sorted({v for t in traces for v in t.version.tolist()})),
+    }
+
+
+def empty_shard() -> bytes:
+    """A shard of no requests: what is left when the traces of all its requests were erased."""
+    of_kind = dict.fromkeys(_CONCATENATED, torch.int32)
+    of_kind |= dict.fromkeys(_FLOAT_TENSORS, torch.float16) | {"node_accepted": torch.bool}
+    shapes = {name: (0, 0) if name in _MATRICES else (0,) for name in _CONCATENATED}
+    tensors = {name: torch.zeros(shapes[name], dtype=of_kind[name]) for name in _CONCATENATED}
+    return save({"index": torch.zeros((0, INDEX_COLUMNS), dtype=torch.int64), **tensors})
 
 
 def encode(traces: Sequence[RequestTrace]) -> bytes:
@@ -158,13 +184,25 @@ def decode(data: bytes) -> Iterator[RequestTrace]:
     _require_formats(tensors)
     index = tensors["index"]
     _require_index(index, tensors)
+    tags = _tags(tensors.get("tag"), index.shape[0])
     first = dict.fromkeys(_CONCATENATED, 0)
-    for request, prompt_length, hidden_start, n_tokens, n_hidden, n_rounds, n_nodes in index.tolist():
+    for tag, row in zip(tags, index.tolist(), strict=True):
+        request, prompt_length, hidden_start, n_tokens, n_hidden, n_rounds, n_nodes = row
         lengths = _lengths(n_tokens, n_hidden, n_rounds, n_nodes)
         parts = {name: tensors[name][first[name] : first[name] + length] for name, length in lengths.items()}
-        yield RequestTrace(request=request, prompt_length=prompt_length, hidden_start=hidden_start, **parts)
+        yield RequestTrace(request=request, prompt_length=prompt_length, hidden_start=hidden_start, tag=tag, **parts)
         for name, length in lengths.items():
             first[name] += length
+
+
+def _tags(tensor: Tensor | None, requests: int) -> list[int]:
+    """The number of each request's tag. Raises :class:`TraceFormatError` when they do not belong to the requests."""
+    if tensor is None:
+        return [NO_TAG] * requests
+    if tensor.dtype != torch.int64 or tensor.shape != (requests,):
+        raise TraceFormatError("the tags have another type or other dimensions")
+    tags: list[int] = tensor.tolist()
+    return tags
 
 
 def _lengths(tokens: int, hidden: int, rounds: int, nodes: int) -> dict[str, int]:

@@ -10,6 +10,7 @@
       evidence/<version>/<attempt>.json              create-once
       baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that wrote it
       channel/<epoch>.json                           create-once; the highest epoch wins
+      erasures/<tag>/<n>.json                        create-once; erasing/<tag>.json while the erasure goes on
       trainer/status.json                            overwritten in place
       trainer/state/<epoch>/state-<sha12>.safetensors, then trainer/state/<epoch>.json, create-once
 
@@ -34,6 +35,7 @@ OWNER_ID_CHARACTERS = 8
 MAX_NUMBER_GAP = 1000
 """Most numbers that a sequence of records may skip. Writers take the next number, or the one after a taken number."""
 _RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
+_SHARD_HOUR = re.compile(r"traces/[0-9]+/([0-9]{4}-[0-9]{2}-[0-9]{2})/([0-9]{2})/[^/]+", re.ASCII)
 _SHARD_KEY = re.compile(r"traces(/[A-Za-z0-9][A-Za-z0-9._-]*)+\.json", re.ASCII)
 
 
@@ -79,6 +81,17 @@ def is_shard_key(key: str) -> bool:
     return _SHARD_KEY.fullmatch(key) is not None
 
 
+def shard_hour(key: str) -> datetime | None:
+    """The beginning of the hour in which a shard was written, as its key says. None when the key says none."""
+    found = _SHARD_HOUR.fullmatch(key)
+    if found is None:
+        return None
+    try:
+        return datetime.strptime(f"{found[1]} {found[2]}+0000", "%Y-%m-%d %H%z")
+    except ValueError:
+        return None
+
+
 def shard_data_key(manifest_key: str) -> str:
     """The key of a shard's data. Raises :class:`InvalidRecord` when ``manifest_key`` is not a manifest's."""
     if not is_shard_key(manifest_key):
@@ -117,6 +130,8 @@ class Keys:
     CHANNEL = "channel/"
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"
+    ERASURES = "erasures/"
+    ERASING = "erasing/"
     PROBE = "probe/"
 
     @staticmethod
@@ -160,6 +175,18 @@ class Keys:
     @staticmethod
     def channel(epoch: int) -> str:
         return f"channel/{_number(epoch)}.json"
+
+    @staticmethod
+    def erasures(tag: str) -> str:
+        return f"erasures/{tag}/"
+
+    @staticmethod
+    def erasure(tag: str, number: int) -> str:
+        return f"erasures/{tag}/{_number(number)}.json"
+
+    @staticmethod
+    def erasing(tag: str) -> str:
+        return f"erasing/{tag}.json"
 
     @staticmethod
     def trainer_state(epoch: int) -> str:

@@ -9,10 +9,11 @@ writes only its own records.
 from __future__ import annotations
 
 from aurora_store.draft_store import DraftStore
+from aurora_store.erasure_store import ErasureStore
 from aurora_store.evidence_store import EvidenceStore
 from aurora_store.shard_store import ShardStore
 from aurora_store.trainer_store import TrainerStore
 
 
-class Registry(DraftStore, ShardStore, EvidenceStore, TrainerStore):
+class Registry(DraftStore, ShardStore, EvidenceStore, TrainerStore, ErasureStore):
     """Reads and writes the records of one speculator."""

@@ -30,6 +30,8 @@ class ShardListing:
     """Size of the data of each shard that has a manifest."""
     orphans: dict[str, datetime] = field(default_factory=dict)
     """When the data of each shard without a manifest was written."""
+    written: dict[str, datetime] = field(default_factory=dict)
+    """When the store got the later one of the two objects of each shard."""
 
 
 class ShardStore(RecordStore):
@@ -50,13 +52,29 @@ class ShardStore(RecordStore):
 
         Raises :class:`ObjectMissing`, :class:`InvalidRecord` and :class:`DigestMismatch`.
         """
-        data_key = shard_data_key(manifest_key)
-        manifest = self._read(ShardManifest, manifest_key, lambda record: f"{_stem(record)}.json")
+        data_key, manifest = shard_data_key(manifest_key), self.shard_manifest(manifest_key)
         if manifest.file.name != data_key.rsplit("/", 1)[1]:
             raise InvalidRecord(f"{bounded_text(manifest_key)}: names data that are not its own")
         if manifest.file.size > MAX_SHARD_BYTES:
             raise InvalidRecord(f"{bounded_text(manifest_key)}: names more than {MAX_SHARD_BYTES} bytes")
         return manifest, self.objects.get(data_key, manifest.file.sha256, max_bytes=manifest.file.size)
+
+    def shard_manifest(self, manifest_key: str) -> ShardManifest:
+        """A shard's manifest. Raises :class:`ObjectMissing` and :class:`InvalidRecord`."""
+        return self._read(ShardManifest, manifest_key, lambda record: f"{_stem(record)}.json")
+
+    def unverified_shard(self, manifest_key: str) -> bytes:
+        """A shard's data, whatever its manifest says. Raises :class:`ObjectMissing` and :class:`ObjectTooLarge`."""
+        return self.objects.get(shard_data_key(manifest_key), max_bytes=MAX_SHARD_BYTES)
+
+    def replace_shard(self, manifest_key: str, manifest: ShardManifest, data: bytes) -> None:
+        """Give a shard other data under the same key: no manifest, then the new data, then the new manifest.
+
+        So at no moment does a manifest name other data than its own. Safe to repeat from the start.
+        """
+        self.objects.delete(manifest_key)
+        self.objects.put(shard_data_key(manifest_key), data)
+        self.objects.create(manifest_key, manifest.to_json())
 
     def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
         """``size`` bytes of a shard's data from byte ``first``, or what there is of them. Not verified.
@@ -94,6 +112,7 @@ class ShardStore(RecordStore):
             if extension == "json":
                 data = objects.get(f"{stem}.safetensors")
                 listing.data_bytes[key] = data.size_bytes if data else 0
+                listing.written[key] = max(item.modified, data.modified) if data else item.modified
             elif f"{stem}.json" not in objects:
                 listing.orphans[f"{stem}.json"] = item.modified
         return listing

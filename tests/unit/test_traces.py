@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import save
 
 from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import ProposalSource, decode, encode, shard_tensors
 from tests.unit.training import tiny
 
@@ -25,6 +28,22 @@ def test_a_shard_from_before_the_controller_was_drafted_wherever_it_has_proposal
     drafted, plain = decode(save(tensors))
     assert set(drafted.source.tolist()) == {ProposalSource.DRAFT}
     assert set(plain.source.tolist()) == {ProposalSource.NONE}
+
+
+def test_tags_survive_a_shard_and_cost_nothing_where_there_are_none() -> None:
+    plain, tagged = tiny.trace(1), dataclasses.replace(tiny.trace(2), tag=(1 << 63) - 1)
+    assert [trace.tag for trace in decode(encode([plain, tagged]))] == [NO_TAG, (1 << 63) - 1]
+    assert "tag" not in shard_tensors([plain])
+    assert [trace.tag for trace in decode(encode([plain]))] == [NO_TAG]
+
+
+@pytest.mark.parametrize(
+    "tags", [torch.zeros(3, dtype=torch.int64), torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)]
+)
+def test_tags_that_do_not_belong_to_the_requests_are_refused(tags: torch.Tensor) -> None:
+    tensors = shard_tensors([tiny.trace(1), tiny.trace(2)])
+    with pytest.raises(TraceFormatError, match="the tags"):
+        list(decode(save({**tensors, "tag": tags})))
 
 
 def test_a_source_that_the_reader_does_not_know_is_refused() -> None:

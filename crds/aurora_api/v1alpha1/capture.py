@@ -9,7 +9,10 @@ from aurora_api.v1alpha1.cel import rules
 
 
 class CaptureSpec(Model):
-    """Traces of live requests. A trace holds token ids, which are user data: lower `sampleRatio` to store less."""
+    """Traces of live requests. A trace holds token ids, which are user data: lower `sampleRatio` to store less.
+
+    A request can refuse to be traced, or name a tag whose traces can be erased (docs/how-to/erasing-data.md).
+    """
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(("double(self.sampleRatio) <= 1.0", "sampleRatio is a share: at most 1"))

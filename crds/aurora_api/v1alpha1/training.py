@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.cel import rules
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
+TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
 
 
 class TrainingSpec(Model):
@@ -106,6 +107,26 @@ class TrainingSpec(Model):
             " number of shards is limited too: one per MiB of the limit, but never fewer than 4096. Beyond"
             " either limit the trainer deletes the oldest shards, trained or not. Raise it to replay more of the"
             " past, lower it where the bucket fills."
+        ),
+    )
+    trace_max_age_seconds: int | None = Field(
+        default=None,
+        ge=3600,
+        description=(
+            "Age in seconds beyond which the trainer deletes traces, trained or not, those of former lineages too,"
+            " and drops them from replay: 2592000 for 30 days. It deletes them at most about an hour later. Drafts"
+            " that learned from them stay. Unset: traces have no limit of age. It has no effect while no trainer runs:"
+            ' training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
+        ),
+    )
+    erase_tags: list[Annotated[str, Field(pattern=TAG_HASH_PATTERN)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description=(
+            "Hashes of tags whose traces are erased, 16 hexadecimal digits each. A change restarts the trainer, which"
+            " first writes the shards with these traces again without them, and reports it in"
+            " `status.training.erasures`. While a tag is listed, none of its traces is trained on, and those that come"
+            " later are erased at the trainer's next start. See docs/how-to/erasing-data.md for a tag's hash."
         ),
     )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])

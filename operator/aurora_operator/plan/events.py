@@ -12,6 +12,7 @@ from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.condition_builder import SCALED_TO_ZERO
 from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.tag_erasure import erasure_notes
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",
@@ -89,6 +90,7 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     """The Kubernetes Events: one for each decision, and one for each change of Ready and Degraded."""
     for event in events:
         yield event.note
+    yield from erasure_notes(old, new)
     before = {condition.type: condition for condition in old.conditions}
     available = before.get(ConditionType.AVAILABLE)
     # A speculator that starts, or is scaled up from zero, is not ready yet. That is no fault.

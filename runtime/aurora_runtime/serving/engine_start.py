@@ -21,6 +21,7 @@ from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
+from aurora_runtime.request_privacy import tag_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
@@ -51,6 +52,11 @@ class StartFiles:
     def traffic_key(self) -> bytes:
         """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
         return traffic_key(self.traffic_secret, self.lineage)
+
+    @property
+    def tag_key(self) -> bytes:
+        """Hashes the tags of requests. Equal in all pods of the speculator, whatever the lineage."""
+        return tag_key(self.traffic_secret)
 
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
@@ -123,6 +129,7 @@ class EngineStart:
             pod=os.environ.get("POD_NAME", "pod"),
             boot=self.state.boot,
             traffic_key=self.files.traffic_key.hex(),
+            tag_key=self.files.tag_key.hex(),
             sample_ratio=capture.sample_ratio,
             top_tokens=capture.top_tokens,
             shard_seconds=capture.shard_seconds,

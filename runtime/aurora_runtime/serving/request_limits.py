@@ -1,9 +1,12 @@
-"""Refuses requests that would end SGLang's scheduler, before the scheduler sees them.
+"""Refuses requests that would end SGLang's scheduler, or whose wish about traces is unclear, before the scheduler.
 
 SGLang 0.5.23 checks the length of a prompt. It does not check whether the token ids of ``input_ids`` are in the
 vocabulary, whether as many top log-probabilities exist as a client asks for, how many answers ``n`` asks for, or how
 large a body is. Each of the first two ends the scheduler, and with it every request of the pod. Two such ends would
 also refuse a draft that is not to blame.
+
+A request that asks not to be traced in a form that nobody understands must not be traced by mistake, so it is refused
+too.
 
 The hooks raise ValueError, which SGLang answers with status 400. Invariant: a request within the limits passes
 unchanged.
@@ -13,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final
+
+from aurora_runtime.request_privacy import trace_wish
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""
@@ -38,7 +43,9 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 
 def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -> None:
-    """Runs before ``_validate_one_request``. Raises ValueError for a request that the scheduler would not survive."""
+    """Runs before ``_validate_one_request``. Raises ValueError for a request that the scheduler would not survive,
+    and for one whose wish about its traces is unclear.
+    """
     vocabulary = int(manager.model_config.vocab_size)
     # A processor of images may insert ids of its own, so only the client's ids are checked beside images.
     has_images = manager.mm_processor is not None and obj.contains_mm_input()
@@ -47,6 +54,8 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
         raise ValueError(f"input_ids: a token id is outside the vocabulary; valid ids are 0 to {vocabulary - 1}")
     if not 0 <= (getattr(obj, "top_logprobs_num", None) or 0) <= vocabulary:
         raise ValueError(f"top_logprobs_num must be between 0 and {vocabulary}")
+    if isinstance(sampling_params := obj.sampling_params, dict):
+        trace_wish(sampling_params.get("custom_params"))
 
 
 def before_batch(obj: Any) -> None:

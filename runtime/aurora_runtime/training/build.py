@@ -9,7 +9,9 @@ import torch
 
 from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
 from aurora_protocol.draft_records import Lineage
+from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import TrainerSettings
+from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
@@ -61,19 +63,23 @@ class TrainingConfig:
             replay=spec.replay,
             passes=spec.passes,
         )
-        limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes)
+        limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes, spec.trace_max_age_seconds)
         return cls(spec, steps, recipe, limits, policy)
 
 
 @dataclass(frozen=True)
 class TrainerContext:
-    """The store, the target and the lineage that a trainer works on, and the deaths of earlier trainers in its pod."""
+    """The store, the target and the lineage that a trainer works on.
+
+    Also the deaths of earlier trainers in its pod, and the reports about the tags that were erased before it began.
+    """
 
     registry: Registry
     target: TargetModel
     lineage: Lineage
     retrier: Retrier
     deaths: ShardDeaths = field(default_factory=ShardDeaths)
+    erasures: tuple[ErasureReport, ...] = ()
 
 
 def build_trainer(
@@ -94,7 +100,7 @@ def build_trainer(
         learning.restore(stored.tensors, reader)
         log.info("resumed at step %d, %d positions", session.steps, learning.trained_tokens)
     candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
-    progress = Progress(registry, learning, candidates, config.policy, context.deaths)
+    progress = Progress(registry, learning, candidates, config.policy, context.deaths, context.erasures)
     stages = _stages(config, context, learning, reader, candidates, progress)
     return Trainer(learning, stages, progress, retrier, config.policy)
 
@@ -135,6 +141,7 @@ def _reader(config: TrainingConfig, context: TrainerContext) -> ShardReader:
         policy=config.policy,
         prompt_weight=config.recipe.prompt_weight,
         deaths=context.deaths,
+        erased_tags=frozenset(map(number_of_hash, config.spec.erase_tags)),
     )
 
 

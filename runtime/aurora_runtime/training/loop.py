@@ -63,7 +63,11 @@ class Trainer:
 
     def _train_or_wait(self) -> None:
         """Train on pending shards if there are any, else replay if the budget allows, else wait."""
-        if pending := self.stages.retention.shards_to_train():
+        pending = self.stages.retention.shards_to_train()
+        if expired := self.stages.retention.take_expired():
+            self.learning.drop(expired)
+            self.stages.reader.drop(expired)
+        if pending:
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
             self.progress.record_work(trains=True, pending_shards=0)

@@ -10,12 +10,14 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from aurora_protocol.draft_records import Lineage
+from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
@@ -28,6 +30,7 @@ from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
 from aurora_runtime.training.state import trainer_state
+from aurora_runtime.training.state.erasure import erase_tags
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store import FencedObjectStore, Registry, StoreConfig
@@ -52,21 +55,31 @@ def run(
     retrier.call("opening the store", registry.objects.probe, say)
     lineage = retrier.call("opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), say)
     config = TrainingConfig.of(settings)
+    announce = partial(StatusWriter(registry).announce, TrainerPhase.STARTING)
+    reports = erase_tags(
+        registry, lineage.number, config.spec.erase_tags, retrier, lambda message: announce(message=message)
+    )
     if settings.training.suspended:
-        wait_suspended(config, registry, lineage, retrier)
+        wait_suspended(config, registry, lineage, retrier, reports)
         return
-    context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths())
+    context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths(), reports)
     build_trainer(config, context, device, ranks).run()
 
 
-def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier) -> None:
+def wait_suspended(
+    config: TrainingConfig,
+    registry: Registry,
+    lineage: Lineage,
+    retrier: Retrier,
+    erasures: tuple[ErasureReport, ...] = (),
+) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
     state = retrier.call("reading the trainer's state", lambda: trainer_state.read_record(registry, lineage.number))
     ledger = ShardLedger(registry, lineage.number, retrier, state)
     retention = Retention(registry, ledger, config.limits, suspended=True)
     while not retrier.stopping:
         next_listing = time.monotonic() + config.policy.idle_status_interval_seconds
-        StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=lineage.number)
+        StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=lineage.number, erasures=erasures, message="")
         retention.shards_to_train()
         deleted = 1
         while deleted and time.monotonic() < next_listing:

@@ -26,10 +26,11 @@ from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.draft_records import Registration
-from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_protocol.pod_settings import TRAFFIC_SECRET, ServingSettings, StoreSettings
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
+from aurora_runtime.request_privacy import NO_TAG, tag_key, tag_number
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -43,6 +44,8 @@ from tests.integration.training.captured_traces import (
     collect_traces,
     frequent_tokens,
     generate,
+    load_tokenizer,
+    on_each_route,
     prompts_of,
 )
 from tests.integration.training.lineage import (
@@ -153,6 +156,22 @@ def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answer
 ) -> None:
     assert http_status(f"{world.pod.engine_url}/generate", body) == 400
     assert generate(world.pod.engine_url, prompts_of(world.target)[0], 4)["output_ids"]
+
+
+def test_a_request_that_refuses_traces_leaves_none_and_a_tag_is_stored_as_its_hash(world: World) -> None:
+    url = world.pod.engine_url
+    refused, tagged, last = "Name two stars.", "Name two seas.", prompts_of(world.target)[0]
+    for question, wish in ((refused, {"trace": False}), (tagged, {"tag": "tenant-7"})):
+        for route, body in on_each_route(world.target, question, wish):
+            assert http_status(f"{url}{route}", body) == 200, route
+    for route, body in on_each_route(world.target, refused, {"trcae": False}):
+        assert http_status(f"{url}{route}", body) == 400, route
+    asked_last = tuple(last + generate(url, last, 7)["output_ids"])
+    decode, traces = load_tokenizer(world.target).decode, collect_traces(world.registry, {asked_last})
+    secret = (world.pod.engine_keys / TRAFFIC_SECRET).read_text().strip()
+    tags = {text: {t.tag for tokens, t in traces.items() if text in decode(list(tokens))} for text in (refused, tagged)}
+    assert tags == {refused: set(), tagged: {tag_number(tag_key(secret), "tenant-7")}}
+    assert {trace.tag for trace in traces.values()} == {NO_TAG} | tags[tagged]
 
 
 def test_keys_are_never_shown(world: World) -> None:

@@ -57,6 +57,17 @@ def generate(url: str, prompt: list[int], tokens: int = 32) -> dict[str, Any]:
     return answer
 
 
+def on_each_route(target: Path, question: str, wish: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The question with a wish about its traces on each route that takes it, as the ``openai`` client sends it."""
+    custom_params, ids = {"aurora": wish}, chat_prompt(target, question)
+    common = {"model": "default", "max_tokens": 4, "temperature": 0, "custom_params": custom_params}
+    return [
+        ("/v1/chat/completions", common | {"messages": [{"role": "user", "content": question}]}),
+        ("/v1/completions", common | {"prompt": ids}),
+        ("/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 4, "custom_params": custom_params}}),
+    ]
+
+
 def collect_traces(
     registry: Registry, wanted: set[tuple[int, ...]], *, timeout: float = 60
 ) -> dict[tuple[int, ...], RequestTrace]:

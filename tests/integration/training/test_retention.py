@@ -65,3 +65,32 @@ def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S
     assert KEPT <= len(left) <= KEPT + 4
     assert len(list(registry.objects.list(Keys.TRACES))) == 2 * len(left)
     assert registry.newest_shards(1, 2) == written[:-3:-1]
+
+
+def test_traces_beyond_their_age_are_deleted_and_every_object_stays_named_and_undamaged(s3: S3, tmp_path: Path) -> None:
+    config = s3.config(root="aurora/age")
+    registry = Registry(ObjectStore(config))
+    open_lineage(registry, tiny.target(tmp_path / "target"), tiny.DRAFT_SPEC, utc_now)
+    limits = RetentionLimits(total_bytes=1 << 40, replay_bytes=1 << 40, shards=100, max_age=timedelta(days=1))
+    now = utc_now()
+    written = [tiny.put_shard(registry, number, [tiny.trace(0)]) for number in range(KEPT)]
+    ledger = ShardLedger(registry, 1, Retrier())
+    retention = Retention(registry, ledger, limits, utc=lambda: now)
+    for key in retention.shards_to_train()[: KEPT // 2]:
+        ledger.consume(key)
+    put_trainer_state(registry, consumed=ledger.consumed)
+    now += timedelta(hours=23)
+    retention = Retention(registry, ledger, limits, utc=lambda: now)
+    retention.shards_to_train()
+    assert retention.delete_some() == 0
+    now += timedelta(hours=2)
+    retention = Retention(registry, ledger, limits, utc=lambda: now)
+    assert retention.shards_to_train() == []
+    retention.delete_some()
+    assert list(registry.shard_keys(1)) == written[: KEPT // 2], "the untrained ones are gone"
+    for _ in range(2):
+        assert check_store(config, timedelta(0)).violations == []
+        retention.state_saved(put_trainer_state(registry, consumed=ledger.consumed, retired=ledger.retired))
+        retention.delete_some()
+    assert list(registry.objects.list(Keys.TRACES)) == []
+    assert check_store(config, timedelta(0)).violations == []

@@ -16,10 +16,11 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
 from aurora_protocol.draft_records import Channel, CheckpointManifest, FileRef, TensorSpec
+from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_protocol.record import Record, StoredRecord
-from aurora_protocol.training_records import ShardManifest, TrainerPhase, TrainerState, TrainerStatus
+from aurora_protocol.training_records import ErasureStep, ShardManifest, TrainerPhase, TrainerState, TrainerStatus
 from tests.unit.operator.worlds import (
     NOW,
     agent,
@@ -35,6 +36,10 @@ from tests.unit.operator.worlds import (
 
 FILE = FileRef(name="model.safetensors", sha256=digest(3), size=5)
 EVIDENCE = evidence(2)
+SHARD = ShardManifest(
+    lineage=1, pod="p", boot="b", seq=0, file=FILE, requests=1, tokens=2, answer_tokens=3, rounds=4, proposed=5,
+    accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
+)  # fmt: skip
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
     registration(1),
@@ -58,9 +63,13 @@ STORED: tuple[StoredRecord, ...] = (
         drafts_answering_as_off=(digest(1),),
         created=NOW,
     ),
-    ShardManifest(
-        lineage=1, pod="p", boot="b", seq=0, file=FILE, requests=1, tokens=2, answer_tokens=3, rounds=4, proposed=5,
-        accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
+    SHARD,
+    ErasureStep(
+        tag="0123456789abcdef", started=NOW, shard="a", replaced=digest(1), manifest=SHARD, trained_since={1: NOW}
+    ),
+    ErasureReport(
+        tag="0123456789abcdef", number=1, started=NOW, shards_scanned=2, remaining_traces=0, versions=(1,),
+        completed=NOW,
     ),
     TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW),
     TrainerState(epoch=1, lineage=1, step=1, trained_tokens=2, consumed=("a",), file=FILE, created=NOW),

@@ -12,6 +12,7 @@ from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
+from aurora_runtime.request_privacy import tag_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.engine_start import EngineStart
 from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start
@@ -39,7 +40,9 @@ def test_capture_and_lookup_get_the_same_key_and_never_the_secret_behind_it(tmp_
     assert capture.traffic_key == lookup.traffic_key == traffic_key(TRAFFIC_SECRET, lineage=1).hex()
     for secret in (ADMIN_KEY, TRAFFIC_SECRET):
         assert secret not in environment[CAPTURE_VARIABLE] + environment[SPECULATION_VARIABLE]
-    assert capture.traffic_key not in f"{capture!r} {lookup!r}", "no log shows the key"
+    assert capture.tag_key == tag_key(TRAFFIC_SECRET).hex(), "a tag has one hash in all lineages"
+    for key in (capture.traffic_key, capture.tag_key):
+        assert key not in f"{capture!r} {lookup!r}", "no log shows the key"
 
 
 @pytest.mark.parametrize(

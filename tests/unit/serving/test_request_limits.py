@@ -40,7 +40,9 @@ def check(
     manager = SimpleNamespace(
         model_config=SimpleNamespace(vocab_size=VOCABULARY), mm_processor=object() if processor else None
     )
-    request = SimpleNamespace(input_ids=sent, top_logprobs_num=top_logprobs_num, contains_mm_input=lambda: images)
+    request = SimpleNamespace(
+        input_ids=sent, top_logprobs_num=top_logprobs_num, contains_mm_input=lambda: images, sampling_params={}
+    )
     before_validation(manager, request, prompt)
 
 
@@ -66,6 +68,49 @@ def test_placeholders_that_a_processor_of_images_inserts_pass() -> None:
 def test_more_top_tokens_than_the_vocabulary_has_are_refused(wanted: int) -> None:
     with pytest.raises(ValueError, match="top_logprobs_num"):
         validate([1], top_logprobs_num=wanted)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        False,
+        "off",
+        [],
+        {"trcae": False},
+        {"trace": "false"},
+        {"trace": None},
+        {"trace": 0},
+        {"tag": ""},
+        {"tag": 7},
+        {"tag": None},
+        {"tag": ["secret-name"]},
+        {"tag": "secret-name" * 20},
+        {"tag": "secret-name\ud800"},
+        {"trace": True, "secret-name": 1},
+    ],
+)
+def test_a_wish_about_traces_that_is_unclear_is_refused_and_not_shown(wish: Any) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY), mm_processor=None)
+    request = SimpleNamespace(top_logprobs_num=0, sampling_params={"custom_params": {"aurora": wish}})
+    with pytest.raises(ValueError, match=r"^custom_params\.aurora") as refused:
+        before_validation(manager, request, [1])
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "sampling_params",
+    [
+        None,
+        {},
+        {"custom_params": None},
+        {"custom_params": {"thinking_budget": 5}},
+        {"custom_params": {"aurora": {}}},
+        {"custom_params": {"aurora": {"trace": False, "tag": "tenant-7"}}},
+    ],
+)
+def test_a_clear_wish_and_no_wish_pass(sampling_params: Any) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY), mm_processor=None)
+    before_validation(manager, SimpleNamespace(top_logprobs_num=0, sampling_params=sampling_params), [1])
 
 
 def test_a_request_for_too_many_answers_is_refused_before_it_is_expanded() -> None:

@@ -4,20 +4,17 @@ The agent does this beside the engine's start. The engine reads the file once it
 a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
 times larger.
 
-Invariants: answers to held-out prompts are left out. What is read is bounded, whatever the store holds. A store that
-fails or a shard that is no shard costs the seed, never the pod.
+Invariants: answers to held-out prompts, and those of tagged requests, are left out. What is read is bounded, whatever
+the store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +23,11 @@ from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
+from aurora_runtime.shard_heads import Read, ShardHead
 from aurora_store import Registry
 from aurora_store.errors import ObjectMissing, StoreError
 
@@ -41,14 +40,6 @@ CONTEXT_TOKENS: Final = 16
 """Tokens of the prompt that are kept before an answer, so that its first tokens can be found too."""
 MAX_ANSWER_TOKENS: Final = 1 << 14
 """Tokens of one answer beyond this many are left out, so that one answer does not fill the seed."""
-HEAD_BYTES: Final = 1 << 16
-"""First read of a shard. It covers the header, and in small shards all token ids."""
-MAX_TENSOR_BYTES: Final = 8 << 20
-INDEX_COLUMNS: Final = 7
-"""Numbers of a request in a shard's ``index``. See ``aurora_runtime.traces``, which needs torch."""
-
-Read = Callable[[int, int], bytes]
-"""Bytes of a shard: from the first argument on, as many as the second says."""
 
 
 def seeding_thread(pod: PodContext, registry: Registry, draft: DraftSpec) -> threading.Thread | None:
@@ -118,45 +109,18 @@ def _answers(registry: Registry, key: str) -> list[NDArray[np.int32]]:
 
 
 def answers_of_shard(read: Read) -> Iterator[NDArray[np.int32]]:
-    """The answers of a shard to prompts that are not held out. Raises ValueError when the bytes are no shard."""
-    head = read(0, HEAD_BYTES)
-    if len(head) < 8:
-        raise ValueError("the file is too short")
-    (header_bytes,) = struct.unpack("<Q", head[:8])
-    if header_bytes > len(head) - 8:
-        raise ValueError(f"a header of {header_bytes} bytes")
-    header = json.loads(head[8 : 8 + header_bytes])  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    """The answers of a shard to prompts that are not held out, of requests without a tag.
 
-    def tensor(name: str, dtype: str, item_bytes: int) -> bytes:
-        begin, end = _span(header, name, dtype, item_bytes)
-        first, last = 8 + header_bytes + begin, 8 + header_bytes + end
-        data = head[first:last] if last <= len(head) else read(first, last - first)
-        if len(data) != last - first:
-            raise ValueError(f"{name} is cut short")
-        return data
-
-    index = np.frombuffer(tensor("index", "I64", 8), dtype="<i8")
-    tokens = np.frombuffer(tensor("tokens", "I32", 4), dtype="<i4")
-    if index.size % INDEX_COLUMNS:
-        raise ValueError("the index has other columns")
+    Raises ValueError when the bytes are no shard.
+    """
+    head = ShardHead(read)
+    rows, tags = head.index(), head.tags()
+    tokens = np.frombuffer(head.tensor("tokens", "I32", 4), dtype="<i4")
     start = 0
-    for request, prompt_length, _, length, *_ in index.reshape(-1, INDEX_COLUMNS).tolist():
+    for (request, prompt_length, _, length, *_), tag in zip(rows, tags, strict=True):
         if not 0 <= prompt_length <= length <= tokens.size - start:
             raise ValueError("a request has other tokens than its shard")
-        if length > prompt_length and not is_held_out(request):
+        if length > prompt_length and tag == NO_TAG and not is_held_out(request):
             first = start + max(0, prompt_length - CONTEXT_TOKENS)
             yield tokens[first : min(start + length, start + prompt_length + MAX_ANSWER_TOKENS)]
         start += length
-
-
-def _span(header: Any, name: str, dtype: str, item_bytes: int) -> tuple[int, int]:
-    """First and last byte of a tensor within the data. Raises ValueError when the header's entry is wrong."""
-    try:
-        entry = header[name]
-        (begin, end), shape, found = entry["data_offsets"], entry["shape"], entry["dtype"]
-        fits = 0 <= begin <= end and end - begin == item_bytes * math.prod(shape) and isinstance(end - begin, int)
-    except (KeyError, TypeError) as error:
-        raise ValueError("the header lacks a tensor") from error
-    if found != dtype or not fits or end - begin > MAX_TENSOR_BYTES:
-        raise ValueError("a tensor has another type or size")
-    return begin, end

@@ -142,7 +142,7 @@ class PromptOutput:
     ) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
-            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished)
+            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished, request.tag)
             for request, prompt, start, hidden, (commit, finished) in zip(
                 self.traced, prompts, self.starts, self.hidden, ends, strict=True
             )

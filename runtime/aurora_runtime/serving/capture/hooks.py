@@ -58,7 +58,9 @@ class Hooks:
         self._read_rank = read_rank
         self._read_version = read_version
         key = bytes.fromhex(settings.traffic_key)
-        self._sink = CaptureSink(ShardWriter(settings), RequestFilter(Decimal(settings.sample_ratio), key))
+        tag_key = bytes.fromhex(settings.tag_key)
+        request_filter = RequestFilter(Decimal(settings.sample_ratio), key, tag_key)
+        self._sink = CaptureSink(ShardWriter(settings), request_filter)
         self._started = False
 
     def _traced_requests(self, batch: Any) -> tuple[TracedRequest, ...]:
@@ -87,6 +89,7 @@ class Hooks:
         size = len(batch.reqs)
         version = self._read_version()
         tensors = VerifyTensors.of(result, verify_input, logits_output)
+        whole = tensors.outlives_the_batch and not self._sink.request_filter.some_refuse(batch.reqs)
         return VerifyOutput(
             sink=self._sink,
             traced=traced,
@@ -94,7 +97,7 @@ class Hooks:
             version=int(version) if version.isdecimal() else -1,
             sources=proposal_sources(verify_input, size, traced),
             top_tokens=self._top_tokens,
-            tensors=tensors if tensors.outlives_the_batch else tensors.reduced(size, traced, self._top_tokens),
+            tensors=tensors if whole else tensors.reduced(size, traced, self._top_tokens),
         )
 
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,11 +117,12 @@ class Hooks:
             logits_output = result.logits_output
             if traced and logits_output is not None and logits_output.hidden_states is not None:
                 parts = logits_output.hidden_states[: sum(lengths)].split(lengths)
+                alone = self._sink.request_filter.some_refuse(batch.reqs)
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
                     starts=tuple(starts[request.index] for request in traced),
-                    hidden=tuple(keep_hidden(parts[request.index]) for request in traced),
+                    hidden=tuple(keep_hidden(parts[request.index], alone=alone) for request in traced),
                 )
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output

@@ -24,6 +24,7 @@ class CaptureSettings(Record):
     traffic_key: str = Field(
         default="", repr=False, description="Hexadecimal key of the draws: which requests are traced, and held out."
     )
+    tag_key: str = Field(default="", repr=False, description="Hexadecimal key that hashes the tags of requests.")
     sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
     top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")

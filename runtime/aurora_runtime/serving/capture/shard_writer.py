@@ -24,7 +24,7 @@ from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSetting
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.traces import RequestTrace, shard_tensors
+from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 
 log = logging.getLogger(__name__)
 
@@ -190,22 +190,15 @@ class ShardWriter:
         self.limit_spool()
 
     def _manifest(self, shard: _OpenShard, file: FileRef, lost: int) -> ShardManifest:
-        traces = shard.traces
         return ShardManifest(
             lineage=self.settings.lineage,
             pod=self.settings.pod,
             boot=self.settings.boot,
             seq=self._seq,
             file=file,
-            requests=len(traces),
-            tokens=shard.tokens,
-            answer_tokens=sum(t.answer_tokens for t in traces),
-            rounds=sum(t.root.shape[0] for t in traces),
-            proposed=sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
-            accepted=sum(int(t.accepted[t.drafted].sum()) for t in traces),
             dropped_records=lost,
-            draft_versions=tuple(sorted({v for t in traces for v in t.version.tolist()})),
             created=datetime.now(UTC),
+            **shard_counts(shard.traces),
         )
 
     def limit_spool(self) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import ProposalSource, RequestTrace
 
 STALE_AFTER_RECORDS: Final = 100_000
@@ -52,6 +53,7 @@ class PromptChunk:
     hidden: Tensor  # [n, H3]
     commit: Commit | None
     finished: bool
+    tag: int = NO_TAG
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class _OpenRequest:
     """The records of one unfinished request. ``last_record`` is the number of its latest record."""
 
     prompt: list[int]
+    tag: int
     answer: list[int] = field(default_factory=list)
     states: list[tuple[int, Tensor]] = field(default_factory=list)
     rounds: list[_Round] = field(default_factory=list)
@@ -161,7 +164,7 @@ class TraceAssembler:
         if request is None:
             if event.commit is not None and event.commit.output_index > 0:
                 return ""  # a retracted request whose beginning was dropped or cut
-            request = self._open[event.rid] = _OpenRequest(list(event.prompt))
+            request = self._open[event.rid] = _OpenRequest(list(event.prompt), event.tag)
         if len(request.prompt) >= self.max_tokens:
             return "long prompt"
         self._add_states(request, event.start, event.hidden)
@@ -249,4 +252,5 @@ class TraceAssembler:
             top_ids=torch.cat([item.event.top_ids for item in rounds]).to(torch.int32),
             top_logprobs=torch.cat([item.event.top_logprobs for item in rounds]).to(torch.float16),
             uncaptured_mass=torch.cat([item.event.uncaptured_mass for item in rounds]).to(torch.float16),
+            tag=request.tag,
         )

@@ -2,7 +2,8 @@
 
 The reduction reads every logit, so it is the dearest part of capture. On a GPU it runs in the hook, because the next
 batch overwrites the tensors. On a CPU the engine allocates logits and hidden states anew for each batch and changes
-neither after sampling. There the hook only keeps references, and the writer's thread reduces them.
+neither after sampling. There the hook only keeps references, and the writer's thread reduces them. It reduces at once
+when a request of the batch asks not to be traced, because the references would keep that request's states too.
 
 Letters in shapes: B requests in the batch, R traced ones, n nodes a request, s + 1 places of the accepted path, V
 tokens of the vocabulary, K kept tokens, H3 width of the auxiliary hidden states.
@@ -37,9 +38,13 @@ def to_trace_dtype(hidden: Tensor) -> Tensor:
     return hidden.to(torch.bfloat16) if hidden.dtype == torch.float32 else hidden
 
 
-def keep_hidden(hidden: Tensor) -> Tensor:
-    """Hidden states for later use: a copy on a GPU, where the next batch overwrites them, and themselves on a CPU."""
-    return hidden if hidden.device.type == "cpu" else to_trace_dtype(hidden.clone())
+def keep_hidden(hidden: Tensor, *, alone: bool = False) -> Tensor:
+    """Hidden states for later use: a copy on a GPU, where the next batch overwrites them, and themselves on a CPU.
+
+    Args:
+        alone: copy on a CPU too, because the states of the other requests of the batch must not be kept.
+    """
+    return hidden if hidden.device.type == "cpu" and not alone else to_trace_dtype(hidden.clone())
 
 
 @dataclass(frozen=True)

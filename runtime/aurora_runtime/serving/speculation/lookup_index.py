@@ -100,13 +100,17 @@ class LookupIndex:
         """Tokens of all texts that are kept."""
         return self._tokens
 
-    def begin(self, rid: str, prompt: Sequence[int]) -> None:
-        """Start a request with its prompt. A request that was begun before starts afresh."""
+    def begin(self, rid: str, prompt: Sequence[int], *, may_share: bool = True) -> None:
+        """Start a request with its prompt. A request that was begun before starts afresh.
+
+        Unless the request ``may_share``, no other request is answered from it.
+        """
         if self._scope is LookupScope.OFF:
             return
         if known := self._running.pop(rid, None):
             self._forget(known)
-        text = self._add(prompt, shared=self._scope is LookupScope.SPECULATOR and self._shares(prompt))
+        shared = self._scope is LookupScope.SPECULATOR and may_share and self._shares(prompt)
+        text = self._add(prompt, shared=shared)
         self._running[rid] = text
         self._evict()
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from aurora_runtime.training.data.examples import Example
 
 
@@ -26,6 +28,10 @@ class HeldOutSet:
         self._requests[request] = shard, examples
         while len(self._requests) > self._limit:
             del self._requests[next(iter(self._requests))]
+
+    def drop(self, shards: Collection[str]) -> None:
+        """Remove the requests of ``shards``, whose traces may not be kept."""
+        self._requests = {request: kept for request, kept in self._requests.items() if kept[0] not in shards}
 
     def newest_first(self) -> list[Example]:
         """All examples, those of the newest request first."""

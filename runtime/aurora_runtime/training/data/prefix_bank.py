@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 
@@ -22,11 +23,15 @@ class PrefixBank:
     def __init__(self, limit_bytes: int, limit_traces: int) -> None:
         self._limit_bytes, self._limit_traces = limit_bytes, limit_traces
         self._traces: OrderedDict[int, RequestTrace] = OrderedDict()
+        self._shards: dict[int, str] = {}
         self._added = 0
         self._bytes = 0
 
-    def complete(self, trace: RequestTrace) -> RequestTrace:
-        """``trace`` with the states that it lacks, as far back as they are known. Keeps ``trace`` for later calls."""
+    def complete(self, trace: RequestTrace, shard: str = "") -> RequestTrace:
+        """``trace`` with the states that it lacks, as far back as they are known.
+
+        Keeps ``trace`` for later calls, until its ``shard`` is dropped.
+        """
         lender_number = self._find_lender(trace) if trace.hidden_start else None
         if lender_number is not None:
             lender = self._traces[lender_number]
@@ -35,8 +40,14 @@ class PrefixBank:
             trace = dataclasses.replace(
                 trace, hidden_start=lender.hidden_start, hidden=torch.cat([borrowed, trace.hidden])
             )
-        self._remember(trace)
+        self._remember(trace, shard)
         return trace
+
+    def drop(self, shards: Collection[str]) -> None:
+        """Forget the traces of ``shards``, which may not be kept."""
+        for number in [number for number, shard in self._shards.items() if shard in shards]:
+            self._bytes -= _nbytes(self._traces.pop(number))
+            del self._shards[number]
 
     def _find_lender(self, trace: RequestTrace) -> int | None:
         """The number of the trace with the same prefix whose states reach furthest back.
@@ -55,14 +66,16 @@ class PrefixBank:
                 lender, earliest = number, kept.hidden_start
         return lender
 
-    def _remember(self, trace: RequestTrace) -> None:
+    def _remember(self, trace: RequestTrace, shard: str) -> None:
         """Copy the trace's tensors, so that the memory of its whole shard can be freed."""
         own = dataclasses.replace(trace, tokens=trace.tokens.clone(), hidden=trace.hidden.clone())
         self._traces[self._added] = own
+        self._shards[self._added] = shard
         self._added += 1
         self._bytes += _nbytes(own)
         while len(self._traces) > 1 and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
-            _, dropped = self._traces.popitem(last=False)
+            number, dropped = self._traces.popitem(last=False)
+            del self._shards[number]
             self._bytes -= _nbytes(dropped)
 
 

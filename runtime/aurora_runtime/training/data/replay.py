@@ -15,7 +15,7 @@ Evictions, and draws with a given generator, depend only on the sequence of addi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,6 +80,12 @@ class ReplayBuffer:
     def restore(self, span: ShardSpan, examples: Sequence[Example]) -> None:
         """Add back a span that :meth:`spans` listed. ``examples`` are all examples of its shard, in order."""
         self._append(span, examples[span.first : span.first + span.count])
+
+    def drop(self, shards: Collection[str]) -> None:
+        """Remove the examples of ``shards``, whose traces may not be kept. They do not count as evicted."""
+        self._spans = [buffered for buffered in self._spans if buffered.span.shard not in shards]
+        self.nbytes = sum(buffered.nbytes for buffered in self._spans)
+        self.slots = sum(buffered.slots for buffered in self._spans)
 
     def _make_room(self, nbytes: int) -> None:
         while self._spans and self.nbytes + nbytes > self._limit_bytes:

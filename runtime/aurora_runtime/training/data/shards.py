@@ -7,7 +7,7 @@ that killed the trainer twice is skipped too. No held-out request reaches the tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,8 +64,13 @@ class ShardReader:
         policy: TrainingPolicy = DEFAULT_POLICY,
         prompt_weight: float = 0.0,
         deaths: ShardDeaths | None = None,
+        erased_tags: frozenset[int] = frozenset(),
     ) -> None:
-        """``deaths`` remembers what kills the trainer. None: nothing is remembered."""
+        """``deaths`` remembers what kills the trainer. None: nothing is remembered.
+
+        Traces with one of ``erased_tags`` are left out: they came after the erasure, and the next one removes them.
+        """
+        self._erased_tags = erased_tags
         self._registry, self._vocab_size = registry, vocab_size
         self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
@@ -97,6 +102,10 @@ class ShardReader:
             log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
             return None
 
+    def drop(self, shards: Collection[str]) -> None:
+        """Forget the traces of ``shards``, which may not be kept."""
+        self._prefixes.drop(shards)
+
     def finish(self) -> None:
         """Note that the work on the shard that was read last succeeded."""
         self.deaths.end()
@@ -105,20 +114,22 @@ class ShardReader:
         train: list[Example] = []
         held_out: list[tuple[int, tuple[Example, ...]]] = []
         for trace in traces:
-            examples = self._examples(trace)
+            if trace.tag in self._erased_tags:
+                continue
+            examples = self._examples(trace, key)
             if trace.held_out:
                 held_out.append((trace.request, tuple(examples)))
             else:
                 train += examples
         return Shard(key, tuple(train), tuple(held_out))
 
-    def _examples(self, trace: RequestTrace) -> list[Example]:
+    def _examples(self, trace: RequestTrace, key: str) -> list[Example]:
         width = trace.hidden.shape[1]
         if width != self._aux_width:
             raise TraceFormatError(f"hidden states are {width} wide, expected {self._aux_width}")
         if not bool(trace.hidden.isfinite().all()):
             raise TraceFormatError("hidden states are not finite")
-        completed = self._prefixes.complete(trace)
+        completed = self._prefixes.complete(trace, key)
         prompt_weight = 0.0 if trace.held_out else self._prompt_weight
         # Borrowed states already counted as fresh in the trace that they come from.
         borrowed = trace.hidden_start - completed.hidden_start

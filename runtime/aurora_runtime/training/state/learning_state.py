@@ -7,6 +7,7 @@ A stop in the middle of a shard drops the shard's remaining fresh batches.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,6 +38,11 @@ class LearningState:
         """Add the shard's held-out requests to the held-out set."""
         for request, examples in shard.held_out:
             self.held_out.add(request, examples, shard.key)
+
+    def drop(self, shards: Collection[str]) -> None:
+        """Drop all examples of ``shards``, whose traces may not be kept. Positions that they trained still count."""
+        self.replay.drop(shards)
+        self.held_out.drop(shards)
 
     @property
     def change_count(self) -> tuple[int, int]:

@@ -1,12 +1,14 @@
-"""Keeps the store bounded: deletes traces beyond the limit, oldest first.
+"""Keeps the store bounded: deletes traces beyond the limit, oldest first, and traces that are too old.
 
 The trainer does this, because only the trainer knows which shards are part of the weights. The held-out set, the
 prompts of measurements and most of the replay buffer come from the newest shards, so those are kept. Invariants:
 
 - A consumed shard is deleted only once every stored trainer state lists it as retired. So a trainer that resumes from
-  any of these states neither trains on the shard twice nor misses it.
+  any of these states neither trains on the shard twice nor misses it. One exception: while training is suspended no
+  state is saved, and a shard that is too old is deleted all the same. The trainer that resumes leaves it out.
 - Whenever a kill comes, no manifest names deleted data, and the state names every half-deleted shard.
 - The newest consumed shards stay, as many bytes as the replay buffer holds, even while other shards must be deleted.
+  Age knows no such exception.
 - Data without a manifest are deleted only after they were untouched for long, and only if a check just before the
   deletion finds them unchanged. An agent that finishes such an upload between the check and the deletion loses the
   upload. The shard is then damaged, and skipped.
@@ -16,16 +18,18 @@ prompts of measurements and most of the replay buffer come from the newest shard
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.state.trace_age import AgeLimit, utc_clock
 from aurora_store import Registry
 from aurora_store.errors import StoreError
 from aurora_store.trainer_store import KEPT_TRAINER_STATES
@@ -37,6 +41,10 @@ RETRY_SECONDS: Final = 60.0
 """Pause after the store refused a deletion."""
 ABANDONED_UPLOAD_SECONDS: Final = 3600.0
 """Data without a manifest for this long never get one, because a living agent retries every few minutes."""
+EXPIRY_SECONDS: Final = 60.0
+"""Pause between two looks for shards that are too old."""
+FORMER_EXPIRY_SECONDS: Final = 3600.0
+"""As above, for the shards of former lineages, which cost a listing of their own."""
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +59,13 @@ class RetentionLimits:
     total_bytes: int
     replay_bytes: int
     shards: int
+    max_age: timedelta | None = None
 
     @classmethod
-    def of(cls, total_bytes: int, replay_bytes: int) -> RetentionLimits:
+    def of(cls, total_bytes: int, replay_bytes: int, max_age_seconds: int | None = None) -> RetentionLimits:
         """One shard per MiB: a pod with little traffic closes small shards, three a minute."""
-        return cls(total_bytes, replay_bytes, max(MIN_SHARD_LIMIT, total_bytes >> 20))
+        max_age = None if max_age_seconds is None else timedelta(seconds=max_age_seconds)
+        return cls(total_bytes, replay_bytes, max(MIN_SHARD_LIMIT, total_bytes >> 20), max_age)
 
 
 class AbandonedUploads:
@@ -95,14 +105,19 @@ class Retention:
         *,
         suspended: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        utc: Callable[[], datetime] = utc_clock,
     ) -> None:
-        """``suspended``: training is suspended, so no state is saved and consumed shards stay."""
+        """``suspended``: training is suspended, so no state is saved, and consumed shards stay until they are old."""
         self._registry, self._ledger, self._limits = registry, ledger, limits
         self._suspended, self._clock = suspended, clock
         self._retired_by_epoch: dict[int, frozenset[str]] = {}
         self._deletable: dict[str, None] = {}
         self._uploads = AbandonedUploads()
         self._wait_until = 0.0
+        self._age = AgeLimit(limits.max_age, utc)
+        self._next_expiry = self._next_former_expiry = -math.inf
+        self._expired: set[str] = set()
+        self._not_taken: list[str] = []
         self.skipped = 0
         """Shards that are deleted untrained, since the start."""
 
@@ -112,7 +127,9 @@ class Retention:
         Shards without room in the store are skipped and will be deleted.
         """
         ledger, limits = self._ledger, self._limits
-        new = tuple(key for key in ledger.pending() if key not in self._deletable)
+        pending = ledger.pending()
+        self._expire(pending)
+        new = tuple(key for key in pending if key not in self._deletable)
         reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2
         if self._suspended:
             reserved_bytes = max(reserved_bytes, sum(ledger.size(key) for key in ledger.consumed))
@@ -126,6 +143,44 @@ class Retention:
             self._retire(limits.total_bytes - sum(ledger.size(key) for key in new), limits.shards - kept)
         self._uploads.update(ledger.listing.orphans, ledger.listed_at)
         return list(new)
+
+    def _expire(self, pending: Sequence[str]) -> None:
+        """Give up the shards that are too old. Those that a state needs are retired, and go after two saves."""
+        if not self._age.is_set or self._clock() < self._next_expiry:
+            return
+        self._next_expiry = self._clock() + EXPIRY_SECONDS
+        ledger, untrained = self._ledger, frozenset(pending)
+        consumed = frozenset(ledger.consumed)
+        expired = self._age.expired(ledger.listing, [*consumed, *ledger.retired])
+        new = [key for key in expired if key not in self._expired and key not in self._deletable]
+        for key in new:
+            if key in consumed:
+                ledger.retire(key)
+            if key in untrained or self._suspended:
+                self._deletable[key] = None
+        if new:
+            count = sum(key in untrained for key in new)
+            log.info("%d shards are older than training.traceMaxAgeSeconds; %d were not trained", len(new), count)
+        self._not_taken += () if self._suspended else new
+        self._expired = set(expired) - self._deletable.keys()
+        if self._expired:
+            ledger.touch()
+        if self._clock() >= self._next_former_expiry:
+            self._next_former_expiry = self._clock() + FORMER_EXPIRY_SECONDS
+            self._expire_former()
+
+    def _expire_former(self) -> None:
+        try:
+            former = self._age.expired_of_former_lineages(self._registry, self._ledger.lineage)
+        except StoreError as error:
+            log.warning("old traces of former lineages are looked for later: %s", error)
+            return
+        self._deletable |= dict.fromkeys(former)
+
+    def take_expired(self) -> frozenset[str]:
+        """The shards that became too old since the last call. Nothing may be kept of them in memory either."""
+        taken, self._not_taken = frozenset(self._not_taken), []
+        return taken
 
     def _skip(self, keys: tuple[str, ...], limit: str) -> None:
         """Delete ``keys`` untrained. No state names them, so they may go at once."""

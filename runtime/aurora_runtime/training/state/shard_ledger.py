@@ -38,7 +38,7 @@ class ShardLedger:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry, self._lineage, self._retrier = registry, lineage, retrier
+        self._registry, self.lineage, self._retrier = registry, lineage, retrier
         self._consumed = dict.fromkeys(state.consumed if state else ())
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
@@ -74,7 +74,7 @@ class ShardLedger:
 
     def _list(self) -> None:
         began = self._clock()
-        self.listing = self._retrier.call("listing shards", lambda: self._registry.list_shards(self._lineage))
+        self.listing = self._retrier.call("listing shards", lambda: self._registry.list_shards(self.lineage))
         self.listed_at = self._clock()
         seconds = self.listed_at - began
         pause = seconds / MAX_LISTING_TIME_SHARE if seconds > CHEAP_LISTING_SECONDS else 0.0
@@ -102,6 +102,10 @@ class ShardLedger:
         """Mark a consumed shard as no longer needed."""
         del self._consumed[key]
         self._retired.setdefault(key)
+        self.changes += 1
+
+    def touch(self) -> None:
+        """Ask for another save, although nothing changed: a shard waits until all stored states list it as retired."""
         self.changes += 1
 
     def forget(self, key: str) -> None:

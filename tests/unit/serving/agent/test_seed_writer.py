@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
@@ -80,6 +82,19 @@ def registry(objects: FolderObjects) -> Registry:
 
 def answers(registry: Registry) -> list[list[int]]:
     return [answer.tolist() for answer in recent_answers(registry, 1, VOCABULARY)]
+
+
+def test_a_seed_has_no_answer_of_a_tagged_request(registry: Registry) -> None:
+    tagged = dataclasses.replace(trace(SHARED[0], [900]), tag=5)
+    put_shards(registry, [tagged, trace(SHARED[1], [901])], 2)
+    assert [answer[-1] for answer in answers(registry)] == [901]
+
+
+def test_tags_of_another_number_of_requests_give_nothing() -> None:
+    tensors = shard_tensors([dataclasses.replace(trace(SHARED[0], [900]), tag=5)])
+    tensors["tag"] = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="other tags"):
+        list(answers_of_shard(reader(save(tensors))))
 
 
 def test_a_seed_has_the_newest_answers_last_and_each_once(registry: Registry, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Recorder:
         self.errors += 1
 
 
-def request(rid: str, *, finished: bool = False, prompt: tuple[int, ...] = (1, 2, 3)) -> Any:
+def request(rid: str, *, finished: bool = False, prompt: tuple[int, ...] = (1, 2, 3), custom_params: Any = None) -> Any:
     return SimpleNamespace(
         rid=rid,
         multimodal_inputs=None,
@@ -50,6 +50,7 @@ def request(rid: str, *, finished: bool = False, prompt: tuple[int, ...] = (1, 2
         beam_group=None,
         origin_input_ids=list(prompt),
         finished=lambda: finished,
+        sampling_params=SimpleNamespace(custom_params=custom_params),
     )
 
 

@@ -208,7 +208,13 @@ def test_request_ids_chosen_to_be_traced_are_traced_no_more_often_than_others() 
     """A client computes the draw of an id without the key, and sends only ids that would always be traced."""
     ratio = Decimal("0.05")
     chosen = [rid for number in range(60_000) if is_sampled(rid := f"chosen-{number}", ratio)]
-    requests = [SimpleNamespace(rid=rid, multimodal_inputs=None, input_embeds=None, beam_group=None) for rid in chosen]
+    sampling_params = SimpleNamespace(custom_params=None)
+    requests = [
+        SimpleNamespace(
+            rid=rid, multimodal_inputs=None, input_embeds=None, beam_group=None, sampling_params=sampling_params
+        )
+        for rid in chosen
+    ]
     keyed = RequestFilter(ratio, traffic_key("secret", 1))
     keyed.probe_captured = True
     traced = keyed.traced(requests)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.traces import encode
 from aurora_runtime.training.retry import Retrier
@@ -26,6 +28,7 @@ class RetentionRig:
         self.registry, self.objects = tiny.memory_registry()
         self.limits, self.suspended = limits, suspended
         self.now = 0.0
+        self.utc = datetime.now(UTC)
         self.written: list[str] = []
         self.trained: list[str] = []
         self.restart()
@@ -36,9 +39,19 @@ class RetentionRig:
         self.epoch = self.registry.last_trainer_state_epoch()
         self.ledger = ShardLedger(self.registry, 1, Retrier(), state, clock=lambda: self.now)
         self.retention = Retention(
-            self.registry, self.ledger, self.limits, suspended=self.suspended, clock=lambda: self.now
+            self.registry,
+            self.ledger,
+            self.limits,
+            suspended=self.suspended,
+            clock=lambda: self.now,
+            utc=lambda: self.utc,
         )
         self.trained = [key for key in self.written if key in self.ledger.consumed or key in self.ledger.retired]
+
+    def pass_time(self, time: timedelta) -> None:
+        """Let every clock go on."""
+        self.now += time.total_seconds()
+        self.utc += time
 
     def put(self, count: int) -> None:
         for _ in range(count):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from aurora_runtime.request_privacy import wish_of
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 
 _NOTHING: Final = Proposal()
@@ -50,7 +51,7 @@ class RequestTexts:
         """Whether lookup now has all committed tokens of the request."""
         indexed = self._indexed.get(req.rid)
         if indexed is None:
-            self.index.begin(req.rid, req.origin_input_ids)
+            self.index.begin(req.rid, req.origin_input_ids, may_share=wish_of(req).is_shared)
             indexed = 0
         new = list(req.output_ids[indexed:])
         missing = length + 1 - len(req.origin_input_ids) - indexed - len(new)

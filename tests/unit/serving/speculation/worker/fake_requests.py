@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.rounds import Round
+
+
+@dataclass
+class FakeSampling:
+    """What the worker reads of SGLang's sampling parameters."""
+
+    custom_params: Any = None
 
 
 @dataclass
@@ -20,6 +28,7 @@ class FakeRequest:
     output_ids: list[int] = field(default_factory=list)
     ended: bool = False
     is_retracted: bool = False
+    sampling_params: FakeSampling = field(default_factory=FakeSampling)
 
     def finished(self) -> bool:
         return self.ended

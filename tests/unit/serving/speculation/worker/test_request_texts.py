@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling
 
 
 def texts(scope: LookupScope = LookupScope.REQUEST) -> RequestTexts:
@@ -53,6 +53,20 @@ def test_a_request_whose_last_token_is_unknown_gets_no_proposal() -> None:
     assert proposal.tokens == ()
     req.output_ids += [3]
     assert ask(known, req, 2).tokens == (1, 2)
+
+
+def test_other_requests_are_answered_neither_from_a_request_that_refused_traces_nor_from_a_tagged_one() -> None:
+    known, text = texts(LookupScope.SPECULATOR), [7, 8, 9, 10, 11]
+    for rid, wish in (("refused", {"trace": False}), ("tagged", {"tag": "a"}), ("unreadable", 5)):
+        private = FakeRequest(rid, text, [12], sampling_params=FakeSampling({"aurora": wish}))
+        ask(known, private, 1)
+        assert ask(known, FakeRequest("other", [1, 7, 8], [9]), 2).tokens == ()
+        known.ended(private)
+        assert known.index.tokens == 4, "only the other request is kept"
+        known.ended(FakeRequest("other", [], [9]))
+        known = texts(LookupScope.SPECULATOR)
+    own = FakeRequest("own", [7, 8, 9, 10, 7, 8], [9], sampling_params=FakeSampling({"aurora": {"trace": False}}))
+    assert ask(known, own, 1).tokens == (10,), "its own text still helps the request"
 
 
 @given(st.data())
