@@ -37,7 +37,7 @@ def documented(role: str, kind: str) -> set[str]:
     """The keys below the root that the table gives ``role`` the right ``kind`` on."""
     rows = page("docs/reference/store-layout.md").table_rows
     table = [row for row in rows if len(row) == 1 + len(ROLES) and re.fullmatch(r"`[a-z/.]+`", row[0])]
-    assert len(table) == 10
+    assert len(table) == 12
     keys = ((row[0].strip("`"), row[1 + ROLES.index(role)].split(", ")) for row in table)
     return {key + ("*" if key.endswith("/") else "") for key, rights in keys if kind in rights}
 
