@@ -62,16 +62,24 @@ class ChildWriter:
         self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
-        self, owner: Owner, keys: Object | None, children: Sequence[Object], existing: Mapping[tuple[str, str], Object]
+        self,
+        owner: Owner,
+        keys: Sequence[Object],
+        children: Sequence[Object],
+        existing: Mapping[tuple[str, str], Object],
     ) -> WriteResult:
-        """Create the Secret ``keys`` unless it exists, then write ``children``. ``existing`` holds our children so far.
+        """Create each Secret of ``keys`` unless it exists, then write ``children``.
+
+        Args:
+            existing: our children so far.
 
         Raises :class:`Conflict` when somebody else wrote an object meanwhile, and :class:`KubernetesError` when the
         API server is unavailable or refuses to read an object.
         """
         errors, name_taken = list[str](), list[str]()
-        if keys is not None and not await self._create_keys(owner, keys):
-            name_taken.append(_title(keys))
+        for secret in keys:
+            if not await self._create_keys(owner, secret):
+                name_taken.append(_title(secret))
         for child in children:
             try:
                 await self._write(owner, child, existing.get(_key(child)))
