@@ -78,8 +78,12 @@ class ChildWriter:
         """
         errors, name_taken = list[str](), list[str]()
         for secret in keys:
-            if not await self._create_keys(owner, secret):
-                name_taken.append(_title(secret))
+            try:
+                if not await self._create_keys(owner, secret):
+                    name_taken.append(_title(secret))
+            except KubernetesError as error:
+                log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
+                errors.append(error_text(secret, error))
         for child in children:
             try:
                 await self._write(owner, child, existing.get(_key(child)))
@@ -121,13 +125,11 @@ class ChildWriter:
                 await call_api(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
-        """Create the Secret with the generated keys. False when its name is taken."""
+        """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
             return not await self._is_taken(owner, keys)
-        except KubernetesError as error:
-            log.warning("%s: the Secret with the keys was not created: %s", owner.full_name, error_text(keys, error))
         return True
 
     async def _is_taken(self, owner: Owner, child: Object) -> bool:

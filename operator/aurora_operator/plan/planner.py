@@ -58,6 +58,9 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(observed, config)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
+    # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
+    makes_keys = stored.unsigned_epoch is not None and not observed.name_taken and not observed.apply_errors
+    writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
     advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
     return replace(
         made,
@@ -65,8 +68,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         trust_epoch=None if upgrade is None else stored.unsigned_epoch,
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
-        status=status if worth_writing(observed.status, status, since_written) else None,
-        notes=(*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
+        status=status if writes_status else None,
+        notes=() if makes_keys else (*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
         moving=made.moving or advance is not None,
         upgrade=upgrade,
     )

@@ -24,6 +24,7 @@ from tests.assets.signing import KEYS, secret_data
 from tests.unit.operator.worlds import NOW, channel, lineage, registration, spec
 
 BUCKET = "operator-reads"
+SIGNING_KEYS = secret_data()
 ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 
 
@@ -32,7 +33,7 @@ class FakeApi:
 
     def __init__(self, owner: Owner, access: str, secret: str) -> None:
         self.owner, self.access, self.secret = owner, access, secret
-        self.signing: dict[str, str] | None = secret_data()
+        self.signing: dict[str, str] | None = SIGNING_KEYS
         """The data of the Secret with the signing keys. None: there is none."""
 
     def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
