@@ -67,10 +67,10 @@ class Actor:
         if ("Deployment", trainer_name(owner)) not in snapshot.live_children:
             await delete_former_trainer(self._api, owner)
         keys = [new_keys(owner)] if plan.create_keys else []
-        if plan.trust_epoch is not None:
-            keys.append(new_signing_keys(owner, plan.trust_epoch))
+        if plan.trust_record is not None:
+            keys.append(new_signing_keys(owner, plan.trust_record))
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
-        if plan.trust_epoch is not None:
+        if plan.trust_record is not None:
             store.keys.made(owner)
         if plan.advance is not None:
             self._authority.ensure_leading()

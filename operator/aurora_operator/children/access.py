@@ -15,8 +15,11 @@ from aurora_operator.kubernetes_api import Object
 from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
 from aurora_protocol.signatures import all_keys
 
-TRUSTED_EPOCH = "trusted-epoch"
-"""Item of the Secret with the signing keys: the channel's epoch when the keys were made. 0: the channel was empty."""
+TRUSTED_RECORD = "trusted-record"
+"""Item of the Secret with the signing keys: the digest of the channel's newest record when the keys were made.
+
+Empty: the channel was empty.
+"""
 
 
 def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
@@ -36,12 +39,13 @@ def new_keys(owner: Owner) -> Object:
     return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)
 
 
-def new_signing_keys(owner: Owner, trusted_epoch: int) -> Object:
+def new_signing_keys(owner: Owner, trusted_record: str) -> Object:
     """A Secret with newly generated keys that sign the store's records; every call returns other keys.
 
     Args:
-        trusted_epoch: the channel's epoch now. Its record is trusted without a signature of these keys, and no other.
+        trusted_record: digest of the channel's newest record, which is trusted without a signature of these keys. No
+            other record is, also none with the same number.
     """
     keys = all_keys(secrets.token_urlsafe(32).encode())
-    data = {name.value: key.decode() for name, key in keys.items()} | {TRUSTED_EPOCH: str(trusted_epoch)}
+    data = {name.value: key.decode() for name, key in keys.items()} | {TRUSTED_RECORD: trusted_record}
     return child(owner, "v1", "Secret", signing_keys_name(owner), type="Opaque", stringData=data)

@@ -150,8 +150,11 @@ class StoreView:
     evidence: tuple[Evidence, ...] = ()
     """Its verdicts are the operator's own, computed from the samples with the bars of the spec."""
     trainer: TrainerStatus | None = None
-    unsigned_epoch: int | None = None
-    """The channel's epoch while the keys do not exist (0: the channel is empty). The operator makes the keys now."""
+    unsigned_record: str | None = None
+    """Digest of the channel's newest record, while the keys do not exist. Empty: the channel is empty.
+
+    The operator makes the keys now, and trusts this record once.
+    """
     trainer_error: str = ""
     """Why the trainer's status could not be parsed. Nothing is decided from that record, so the view is good."""
 

@@ -48,10 +48,10 @@ class Plan:
     finalizer: bool | None = None
     """Add or remove our finalizer, and do nothing else. None: the finalizer is as it should be."""
     create_keys: bool = False
-    trust_epoch: int | None = None
-    """Make the keys that sign the store's records, and trust the channel's record of this epoch without a signature.
+    trust_record: str | None = None
+    """Make the keys that sign the store's records, and trust the channel's record with this digest without a signature.
 
-    None: the keys exist, or the store cannot be read. 0: the channel is empty.
+    None: the keys exist, or the store cannot be read. Empty: the channel is empty.
     """
     children: tuple[Object, ...] = ()
     advance: Channel | None = None

@@ -59,13 +59,13 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     upgrade = None if observed.spec_fault else decide_upgrade(observed, config)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
     # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
-    makes_keys = stored.unsigned_epoch is not None and not observed.name_taken and not observed.apply_errors
+    makes_keys = stored.unsigned_record is not None and not observed.name_taken and not observed.apply_errors
     writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
     advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
     return replace(
         made,
         create_keys=not observed.keys_exist and upgrade is not None,
-        trust_epoch=None if upgrade is None else stored.unsigned_epoch,
+        trust_record=None if upgrade is None else stored.unsigned_record,
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,

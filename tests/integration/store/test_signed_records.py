@@ -177,10 +177,11 @@ async def test_the_record_of_the_moment_in_which_the_keys_are_made_is_trusted_on
     registry.advance_channel(channel(0))
     speculator.api.signing = None
     view = await speculator.look()
-    assert (view.reason, view.unsigned_epoch) == ("SigningKeysMissing", 1)
+    assert view.reason == "SigningKeysMissing"
     made = decided(speculator, view)
-    assert (made.trust_epoch, made.advance, made.job) == (1, None, None)
-    speculator.api.signing = secret_data(trusted_epoch=1)
+    assert made.trust_record
+    assert (made.advance, made.job) == (None, None)
+    speculator.api.signing = secret_data(made.trust_record)
     speculator.access.keys.made(owner)
     view = await speculator.look()
     assert (view.ok, view.channel_signed) == (True, False)
@@ -194,8 +195,12 @@ async def test_the_record_of_the_moment_in_which_the_keys_are_made_is_trusted_on
     assert found[1].version == 0
     registry.advance_channel(channel(1, epoch=3))
     later = Speculator(s3, owner)
-    later.api.signing = secret_data(trusted_epoch=1)
+    later.api.signing = secret_data(made.trust_record)
     assert (await later.look()).reason == "InvalidRecord", "no further record is trusted"
+    for epoch in (2, 3):
+        registry.objects.delete(Keys.channel(epoch))
+    registry.objects.put(Keys.channel(1), channel(1).to_json())
+    assert (await later.look(60)).reason == "InvalidRecord", "nor another record with the number of the trusted one"
 
 
 async def test_keys_that_somebody_changed_decide_nothing_and_are_named(s3: S3, speculator: Speculator) -> None:

@@ -14,10 +14,11 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aurora_operator.children.access import TRUSTED_EPOCH
+from aurora_operator.children.access import TRUSTED_RECORD
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.secret_values import secret_value
@@ -37,18 +38,18 @@ class RecordKeys:
     """Owner id of the speculator."""
     operator: bytes = field(repr=False)
     """The key from which the others are derived."""
-    trusted_epoch: int
-    """The channel's epoch when the keys were made. 0: the channel was empty."""
+    trusted_record: str
+    """Digest of the channel's newest record when the keys were made. Empty: the channel was empty."""
 
     @classmethod
     def of(cls, owner: Owner, secret: Object) -> RecordKeys | None:
         """The keys in the Secret of ``owner``. None when it does not hold what the operator wrote."""
         held = {name: secret_value(secret, name.value).encode() for name in KeyName}
-        epoch = secret_value(secret, TRUSTED_EPOCH)
+        trusted = secret_value(secret, TRUSTED_RECORD)
         operator = held[KeyName.OPERATOR]
-        if not operator or held != all_keys(operator) or not (epoch.isascii() and epoch.isdecimal()):
+        if not operator or held != all_keys(operator) or TRUSTED_RECORD not in secret["data"]:
             return None
-        return cls(owner_id(owner.uid), operator, int(epoch))
+        return cls(owner_id(owner.uid), operator, trusted)
 
     def of_name(self, name: KeyName) -> bytes:
         """The key called ``name``."""
@@ -68,6 +69,13 @@ class BelievedChannel:
     """Signed by this speculator's operator."""
     foreign: bool = False
     """The record names another speculator as the root's owner, and is not signed by ours."""
+    digest: str = ""
+    """Digest of the record, while the keys do not exist."""
+
+
+def record_digest(content: bytes) -> str:
+    """The digest by which the record ``content`` (without signatures) is trusted."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) -> BelievedChannel:
@@ -79,14 +87,16 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
     Raises :class:`UnsignedRecord` when the record is not believed, and :class:`InvalidRecord`.
     """
     if keys is None:
-        return BelievedChannel(Channel.from_json(unsigned_parts(data)[0]), signed=False)
+        content = unsigned_parts(data)[0]
+        return BelievedChannel(Channel.from_json(content), signed=False, digest=record_digest(content))
     try:
         covered = verified(data, f"{root}/{key}", KeyName.OPERATOR, keys.operator)
     except UnsignedRecord as error:
-        record = Channel.from_json(unsigned_parts(data)[0])
+        content = unsigned_parts(data)[0]
+        record = Channel.from_json(content)
         if current_owner(record, root) != keys.owner:
             return BelievedChannel(record, signed=False, foreign=True)
-        if record.epoch == keys.trusted_epoch and key == Keys.channel(record.epoch):
+        if record_digest(content) == keys.trusted_record:
             return BelievedChannel(record, signed=False)
         raise UnsignedRecord(f"{error}; delete it, and find out who wrote it") from None
     return BelievedChannel(Channel.from_json(covered), signed=True)

@@ -189,5 +189,5 @@ def _without_keys(view: StoreView) -> StoreView:
     return StoreView(
         reason=SIGNING_KEYS_MISSING,
         error="the operator is making the keys that sign the records of the store",
-        unsigned_epoch=0 if view.channel is None else view.channel.epoch,
+        unsigned_record=view.unsigned_record,
     )

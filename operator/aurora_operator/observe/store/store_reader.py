@@ -195,6 +195,7 @@ class StoreReader:
             lineage=lineage,
             channel=channel,
             channel_signed=self._channel is None or self._channel.signed,
+            unsigned_record=None if self._keys is not None else "" if self._channel is None else self._channel.digest,
             registrations=registrations,
             evidence=evidence,
             trainer=self._trainer,

@@ -189,9 +189,9 @@ def test_a_record_that_was_trusted_without_a_signature_is_written_again_with_the
 
 
 def test_without_keys_the_operator_makes_them_and_decides_nothing() -> None:
-    world = observed(store=StoreView(reason="SigningKeysMissing", error="no keys", unsigned_epoch=4))
+    world = observed(store=StoreView(reason="SigningKeysMissing", error="no keys", unsigned_record="digest"))
     plan = made(world)
-    assert (plan.trust_epoch, plan.advance, plan.job, plan.swaps) == (4, None, None, ())
+    assert (plan.trust_record, plan.advance, plan.job, plan.swaps) == ("digest", None, None, ())
     assert (plan.status, plan.notes) == (None, ()), "it takes one reconcile, and nobody needs to know"
     refused = made(replace(world, apply_errors=("Secret chat-signing-keys: quota",)))
     assert refused.status is not None

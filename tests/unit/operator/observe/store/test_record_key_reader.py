@@ -42,12 +42,12 @@ class Rig:
 
 
 async def test_keys_are_read_once_and_never_shown() -> None:
-    rig = Rig(secret_data(trusted_epoch=7))
+    rig = Rig(secret_data(trusted_record="seven"))
     for _ in range(3):
         rig.now += 3600
         keys = await rig.find()
         assert isinstance(keys, RecordKeys)
-        assert (keys.operator, keys.trusted_epoch) == (KEYS[KeyName.OPERATOR], 7)
+        assert (keys.operator, keys.trusted_record) == (KEYS[KeyName.OPERATOR], "seven")
         assert all(key.decode() not in repr(keys) for key in KEYS.values())
     assert rig.reads == 1
 
@@ -61,18 +61,23 @@ async def test_a_lost_secret_is_noticed_after_a_doubt_and_read_at_once_after_it_
     rig.now += DOUBT_SECONDS
     rig.reader.doubt()
     assert await rig.find() is None
-    rig.data = secret_data(trusted_epoch=9, keys=all_keys(b"new"))
+    rig.data = secret_data(trusted_record="nine", keys=all_keys(b"new"))
     rig.reader.made(OWNER)
     assert rig.reader.expected
     found = await rig.find()
     assert isinstance(found, RecordKeys)
-    assert found.trusted_epoch == 9
+    assert found.trusted_record == "nine"
     assert not rig.reader.expected
 
 
 async def test_a_secret_that_is_not_what_the_operator_wrote_is_named_and_not_used() -> None:
     changed = secret_data(keys={**KEYS, KeyName.EVIDENCE: b"x"})
-    for rig in (Rig({}), Rig(changed), Rig(secret_data() | {"trusted-epoch": "LTE="}), Rig(secret_data(), owner="x")):
+    for rig in (
+        Rig({}),
+        Rig(changed),
+        Rig({name: one for name, one in secret_data().items() if name != "trusted-record"}),
+        Rig(secret_data(), owner="x"),
+    ):
         found = await rig.find()
         assert isinstance(found, StoreView)
         assert found.reason == "SigningKeysMissing"
@@ -89,8 +94,8 @@ async def test_a_secret_that_the_operator_may_not_read_is_named() -> None:
 
 
 def test_new_keys_differ_and_the_others_follow_from_the_operators() -> None:
-    first, second = (new_signing_keys(OWNER, 3)["stringData"] for _ in range(2))
-    assert first["trusted-epoch"] == "3"
+    first, second = (new_signing_keys(OWNER, "three")["stringData"] for _ in range(2))
+    assert first["trusted-record"] == "three"
     assert all(first[name.value] != second[name.value] for name in KeyName)
     operator = first[KeyName.OPERATOR.value].encode()
     assert {name: first[name.value].encode() for name in KeyName} == all_keys(operator)
