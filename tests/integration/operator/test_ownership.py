@@ -110,7 +110,7 @@ async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: Operator
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": keys["metadata"] | {"ownerReferences": []}}
     rig.server.apply(secret)
     writer = ChildWriter(rig.api)
-    result = await writer.write(owner, keys, wanted(owner), existing(rig.api, owner))
+    result = await writer.write(owner, (keys,), wanted(owner), existing(rig.api, owner))
     assert set(result.name_taken) == {f"Service {NAME}", f"ServiceAccount {NAME}", f"Secret {NAME}-keys"}
     assert result.errors == ()
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
@@ -120,7 +120,7 @@ async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: Operator
     for kind in ("service", "serviceaccount"):
         rig.server.kubectl("delete", kind, NAME, "-n", NAMESPACE)
     rig.server.kubectl("delete", "secret", f"{NAME}-keys", "-n", NAMESPACE)
-    assert await writer.write(owner, keys, wanted(owner), existing(rig.api, owner)) == WriteResult()
+    assert await writer.write(owner, (keys,), wanted(owner), existing(rig.api, owner)) == WriteResult()
     assert owner.owns(rig.api.get(SERVICE, NAMESPACE, NAME))
     assert owner.owns(rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys"))
     # A foreign object takes the name of a child between the look and the write.

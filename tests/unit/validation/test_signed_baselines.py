@@ -52,7 +52,7 @@ def test_unsigned_evidence_does_not_make_a_draft_the_reference(objects: FolderOb
 def test_a_validator_without_its_key_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {
+    settings: dict[str, object] = {
         "namespace": "n",
         "name": "s",
         "target": {"model": "m"},
