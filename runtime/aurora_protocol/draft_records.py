@@ -161,6 +161,12 @@ class Channel(StoredRecord):
     lineage: RecordNumber = Field(ge=1, description="Number of the active version's lineage.")
     active: RecordNumber = Field(description="The version that pods serve.")
     previous: RecordNumber | None = Field(default=None, description="The version to roll back to.")
+    active_digest: Sha256 | None = Field(
+        default=None, description="Digest of the active version's weights. None in records of earlier versions."
+    )
+    previous_digest: Sha256 | None = Field(
+        default=None, description="Digest of the previous version's weights. None in records of earlier versions."
+    )
     reason: ChannelReason = Field(description="Why this epoch began.")
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
     rejected: tuple[RecordNumber, ...] = Field(
@@ -179,3 +185,9 @@ class Channel(StoredRecord):
         description="The newest version when the owner took the root over. Later versions of others do not count.",
     )
     created: Timestamp = Field(description="When the epoch began.")
+
+    def digest_of(self, version: int) -> str | None:
+        """The digest of the weights of ``version``, where this record names it."""
+        if version == self.active:
+            return self.active_digest
+        return self.previous_digest if version == self.previous else None

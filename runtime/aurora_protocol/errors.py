@@ -2,7 +2,8 @@
 
 ProtocolError
 ├── InvalidRecord             a stored or received record does not satisfy its model
-│   └── NewerRecord           only a newer version of the reader can read the record
+│   ├── NewerRecord           only a newer version of the reader can read the record
+│   └── UnsignedRecord        nobody with the speculator's key wrote the record at this place
 └── AgentError                a call to an agent failed
     ├── AgentUnreachable      the agent gave no answer in time
     ├── InvalidAgentAnswer    the agent's answer is too long or not a valid record
@@ -23,6 +24,10 @@ class InvalidRecord(ProtocolError):
 
 class NewerRecord(InvalidRecord):
     """The record's ``schemaVersion`` is higher than the reader knows. The reader must be upgraded."""
+
+
+class UnsignedRecord(InvalidRecord):
+    """The record has no signature, or one that belongs to another key, place or content."""
 
 
 class AgentError(ProtocolError):

@@ -30,6 +30,11 @@ KEYS_FOLDER = "/etc/aurora/keys"
 """Folder of a container's keys: :data:`AGENT_TOKEN` of agent and validator, the pod's own files of the engine."""
 ENGINE_KEY_FOLDER = "/etc/aurora/engine"
 """Folder with this pod's :data:`ADMIN_KEY` and :data:`TRAFFIC_SECRET`. The init container makes both."""
+SIGNING_FOLDER = "/etc/aurora/signing"
+"""Folder with the one key of the speculator's signatures that a container needs (``signatures.KeyName``).
+
+The init container has the staging key, and a validator the evidence key.
+"""
 ADMIN_KEY = "admin-key"
 TRAFFIC_SECRET = "traffic-secret"  # noqa: S105 - a file name
 """File, beside :data:`ADMIN_KEY`, with the secret that all pods of a speculator draw the traced requests with."""

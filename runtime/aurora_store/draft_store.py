@@ -2,7 +2,8 @@
 
 Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
 :class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, its weights have
-the digest of its registration, and nothing is downloaded before its manifest says so.
+the digest of its registration, and nothing is downloaded before its manifest says so. Only :meth:`signed_channel` is
+verified, so only its version may be served. Other readers of the channel ask it whether they may still write.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from aurora_protocol.draft_records import (
     Lineage,
     Registration,
 )
-from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.errors import InvalidRecord, UnsignedRecord
+from aurora_protocol.signatures import CHANNEL_KEYS, KeyName
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import Keys
 from aurora_store.records import RecordStore
@@ -28,6 +30,8 @@ MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
 """Largest file of weights, where the reader knows no lower bound."""
+MAX_UNSIGNED_TRIED = 64
+"""How many records of the channel are read at most to find a signed one."""
 
 
 class DraftStore(RecordStore):
@@ -134,14 +138,38 @@ class DraftStore(RecordStore):
 
         Raises :class:`ObjectExists` when another operator took this epoch: read the channel again before a retry.
         """
-        self.objects.create(Keys.channel(channel.epoch), channel.to_json())
+        self._create_signed(Keys.channel(channel.epoch), channel, CHANNEL_KEYS)
 
     def channel(self) -> Channel | None:
-        """The channel's record with the highest epoch."""
+        """The channel's record with the highest epoch. It is not verified."""
         epochs = self._sequence(Keys.CHANNEL)
-        if not epochs:
-            return None
-        return self._read(Channel, Keys.channel(epochs[-1]), lambda record: Keys.channel(record.epoch))
+        return self._channel(epochs[-1]) if epochs else None
+
+    def signed_channel(self) -> Channel | None:
+        """The channel's newest record that the operator signed for the init containers. None: the channel is empty.
+
+        Records after it are logged and left out.
+
+        Raises :class:`UnsignedRecord` with the newest record's key when none of the newest is signed.
+        """
+        epochs = self._sequence(Keys.CHANNEL)
+        newest: UnsignedRecord | None = None
+        for epoch in epochs[: -MAX_UNSIGNED_TRIED - 1 : -1]:
+            try:
+                return self._channel(epoch, signed_with=KeyName.STAGING)
+            except UnsignedRecord as error:
+                newest = newest or error
+            except (InvalidRecord, ObjectTooLarge) as error:
+                newest = newest or UnsignedRecord(str(error))
+            self._leave_out(Keys.channel(epoch), str(newest))
+        if newest is not None:
+            raise newest
+        return None
+
+    def _channel(self, epoch: int, *, signed_with: KeyName | None = None) -> Channel:
+        return self._read(
+            Channel, Keys.channel(epoch), lambda record: Keys.channel(record.epoch), signed_with=signed_with
+        )
 
 
 def _require_draft(manifest: CheckpointManifest, registration: Registration) -> None:

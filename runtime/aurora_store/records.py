@@ -1,17 +1,19 @@
 """Base of the classes that read and write the records of one speculator: the one reader for what the store holds.
 
 Invariants: an object whose name is not a record's, or whose number is out of sequence, is logged and left out, so it
-stops nobody from reading the others. A record is returned only when its own numbers belong to its key.
+stops nobody from reading the others. A record is returned only when its own numbers belong to its key. A record is
+signed with those of its keys that the writer holds. Without a key it is written unsigned, and nobody believes it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TypeVar
 
-from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.record import StoredRecord
+from aurora_protocol.signatures import KeyName, SigningKeys, signed, verified
 from aurora_store.errors import bounded_text
 from aurora_store.keys import in_sequence, number_of
 from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
@@ -27,8 +29,10 @@ log = logging.getLogger(__name__)
 class RecordStore:
     """Records are the ``.json`` objects. Numbers in keys are zero-padded, so key order is number order."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, keys: SigningKeys | None = None) -> None:
+        """``keys``: those that this process signs and verifies records with."""
         self.objects = objects
+        self._signing_keys: SigningKeys = {} if keys is None else keys
         self._foreign_keys: set[str] = set()
 
     def _numbers(self, prefix: str) -> list[int]:
@@ -64,13 +68,41 @@ class RecordStore:
             self._foreign_keys.add(key)
             log.warning("left out: %s", reason)
 
-    def _read(self, model: type[R], key: str, key_of: Callable[[R], str], *, max_bytes: int = MAX_RECORD_BYTES) -> R:
+    def _create_signed(self, key: str, record: StoredRecord, names: Set[KeyName]) -> None:
+        """Write ``record`` at ``key``, signed with those of the keys ``names`` that this process holds."""
+        keys = {name: secret for name, secret in self._signing_keys.items() if name in names}
+        data = record.to_json()
+        self.objects.create(key, signed(data, self._place(key), keys) if keys else data)
+
+    def _place(self, key: str) -> str:
+        return f"{self.objects.config.root}/{key}"
+
+    def _verified(self, data: bytes, key: str, name: KeyName) -> bytes:
+        """The record in ``data`` without its signatures. Raises :class:`UnsignedRecord`."""
+        secret = self._signing_keys.get(name)
+        if secret is None:
+            raise UnsignedRecord(f"this process has no {name.value} to verify it with")
+        return verified(data, self._place(key), name, secret)
+
+    def _read(
+        self,
+        model: type[R],
+        key: str,
+        key_of: Callable[[R], str],
+        *,
+        max_bytes: int = MAX_RECORD_BYTES,
+        signed_with: KeyName | None = None,
+    ) -> R:
         """The record at ``key``. ``key_of`` returns the key to which a record's own numbers belong.
+
+        Args:
+            signed_with: the key that the record must be signed with. None: a record of this kind is not signed.
 
         Raises :class:`ObjectMissing`, and :class:`InvalidRecord` with the key.
         """
         try:
-            record = model.from_json(self.objects.get(key, max_bytes=max_bytes))
+            data = self.objects.get(key, max_bytes=max_bytes)
+            record = model.from_json(data if signed_with is None else self._verified(data, key, signed_with))
         except InvalidRecord as error:
             raise type(error)(bounded_text(f"{key}: {error}")) from error
         if key_of(record) != key:

@@ -25,6 +25,7 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, Serv
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.pod_files import PodFolder
 from tests.assets.sglang_server import free_port
+from tests.assets.signing import write_keys
 
 ADMIN_KEY = "admin-key-of-the-test"
 SPECULATOR_KEY = "key-of-the-speculator"
@@ -94,12 +95,14 @@ class PodProcesses:
     def __post_init__(self) -> None:
         self.folder = PodFolder(self.path / "state")
         self.keys, self.engine_keys = self.path / "keys", self.path / "engine-keys"
+        self.signing = self.path / "signing"
         self.folder.path.mkdir(parents=True)
         self.keys.mkdir()
         self.engine_keys.mkdir()
         (self.keys / "admin-key").write_text(SPECULATOR_KEY + "\n")
         (self.engine_keys / "admin-key").write_text(ADMIN_KEY + "\n")
         (self.keys / "agent-token").write_text(AGENT_TOKEN + "\n")
+        write_keys(self.signing)
 
     @property
     def engine_url(self) -> str:
@@ -126,8 +129,8 @@ class PodProcesses:
         return self._command("aurora_runtime.serving.launcher", self.engine_keys, "--port", str(self.engine_port))
 
     def _agent_command(self, *arguments: str) -> list[str]:
-        engine_key = ["--engine-key", str(self.engine_keys / "admin-key")]
-        return self._command("aurora_runtime.serving.agent", self.keys, *arguments, *engine_key)
+        more = ["--engine-key", str(self.engine_keys / "admin-key"), "--signing", str(self.signing)]
+        return self._command("aurora_runtime.serving.agent", self.keys, *arguments, *more)
 
     def _variables(self) -> dict[str, str]:
         # Let the engine write compiled code even if this process may not. Otherwise every start takes a minute on two

@@ -31,6 +31,7 @@ from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import Keys, Registry
 from aurora_store.errors import StoreError
+from tests.assets.signing import KEYS
 from tests.assets.trainer_output import put_trainer_state
 from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
@@ -62,7 +63,7 @@ class FuzzedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.objects = folder, RangedObjects()
-        self.registry = Registry(self.objects)
+        self.registry = Registry(self.objects, KEYS)
         now = datetime.now(UTC)
         self.registry.create_lineage(lineage())
         sources = folder / "sources"
@@ -147,6 +148,7 @@ class FuzzedStore:
         return {
             "lineage": registry.lineage,
             "channel": registry.channel,
+            "signed channel": registry.signed_channel,
             "newest version": registry.last_version,
             "registration": lambda: registry.registration(1),
             "evidence": lambda: (registry.evidence(1), list(registry.evidence_of_all_attempts(1))),

@@ -23,7 +23,7 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.engine.draft_config import config_json, lineage_config
 from aurora_runtime.serving.pod_records import Withdrawal
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.trainer_output import publish_draft
@@ -40,6 +40,7 @@ class FolderObjects(ObjectStore):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config = StoreConfig("bucket", "aurora/team/chat-1a2b3c4d")
         self.down = False
         self.writes_to_refuse = 0
 

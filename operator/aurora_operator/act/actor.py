@@ -22,7 +22,7 @@ from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
-from aurora_operator.children.access import new_keys
+from aurora_operator.children.access import new_keys, new_signing_keys
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
@@ -66,8 +66,12 @@ class Actor:
             return ExecutionResult()
         if ("Deployment", trainer_name(owner)) not in snapshot.live_children:
             await delete_former_trainer(self._api, owner)
-        keys = new_keys(owner) if plan.create_keys else None
+        keys = [new_keys(owner)] if plan.create_keys else []
+        if plan.trust_record is not None:
+            keys.append(new_signing_keys(owner, plan.trust_record))
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
+        if plan.trust_record is not None:
+            store.keys.made(owner)
         if plan.advance is not None:
             self._authority.ensure_leading()
             await store.advance(plan.advance)

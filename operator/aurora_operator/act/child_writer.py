@@ -62,16 +62,28 @@ class ChildWriter:
         self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
-        self, owner: Owner, keys: Object | None, children: Sequence[Object], existing: Mapping[tuple[str, str], Object]
+        self,
+        owner: Owner,
+        keys: Sequence[Object],
+        children: Sequence[Object],
+        existing: Mapping[tuple[str, str], Object],
     ) -> WriteResult:
-        """Create the Secret ``keys`` unless it exists, then write ``children``. ``existing`` holds our children so far.
+        """Create each Secret of ``keys`` unless it exists, then write ``children``.
+
+        Args:
+            existing: our children so far.
 
         Raises :class:`Conflict` when somebody else wrote an object meanwhile, and :class:`KubernetesError` when the
         API server is unavailable or refuses to read an object.
         """
         errors, name_taken = list[str](), list[str]()
-        if keys is not None and not await self._create_keys(owner, keys):
-            name_taken.append(_title(keys))
+        for secret in keys:
+            try:
+                if not await self._create_keys(owner, secret):
+                    name_taken.append(_title(secret))
+            except KubernetesError as error:
+                log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
+                errors.append(error_text(secret, error))
         for child in children:
             try:
                 await self._write(owner, child, existing.get(_key(child)))
@@ -113,13 +125,11 @@ class ChildWriter:
                 await call_api(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
-        """Create the Secret with the generated keys. False when its name is taken."""
+        """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
             return not await self._is_taken(owner, keys)
-        except KubernetesError as error:
-            log.warning("%s: the Secret with the keys was not created: %s", owner.full_name, error_text(keys, error))
         return True
 
     async def _is_taken(self, owner: Owner, child: Object) -> bool:

@@ -5,6 +5,8 @@ Invariants:
 - The pod template holds only what serving depends on, so changes of other parts of the spec never restart a pod.
 - The template comes from the caller, because pods may keep the template of an earlier version of the operator.
 - A pod leaves the Service before its engine stops.
+- Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts, and
+  the init container waits.
 - The engine's container gets neither the store's keys nor the agent's token. (A workload identity belongs to the pod,
   and Kubernetes gives it to every container.)
 - The key of the engine's admin API is the pod's own. The port of that API is also the port for clients, so the API
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import INFERENCE, child, keys_name, selector
+from aurora_operator.children.metadata import INFERENCE, child, keys_name, selector, signing_keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
@@ -32,7 +34,15 @@ from aurora_operator.children.user_template import container_named
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
-from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, ENGINE_KEY_FOLDER, KEYS_FOLDER, ServingSettings
+from aurora_protocol.pod_settings import (
+    ADMIN_KEY,
+    AGENT_TOKEN,
+    ENGINE_KEY_FOLDER,
+    KEYS_FOLDER,
+    SIGNING_FOLDER,
+    ServingSettings,
+)
+from aurora_protocol.signatures import KeyName
 
 AGENT_MODULE = "aurora_runtime.serving.agent"
 PROGRESS_DEADLINE_SECONDS = 3900
@@ -40,6 +50,7 @@ PROGRESS_DEADLINE_SECONDS = 3900
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
+SIGNING_MOUNT: Object = {"name": "signing", "mountPath": SIGNING_FOLDER, "readOnly": True}
 _ENGINE_KEY = "engine-key"
 _SPECULATOR_KEY = "speculator-key"
 SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
@@ -118,7 +129,8 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
         "containers": [_engine_container(spec, config, environment(settings)), agent],
         "volumes": [
             agent_token_volume(owner),
-            _secret_volume(_SPECULATOR_KEY, owner, ADMIN_KEY),
+            _secret_volume(_SPECULATOR_KEY, keys_name(owner), ADMIN_KEY),
+            signing_volume(owner, KeyName.STAGING, optional=True),
             {"name": _ENGINE_KEY, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             SHM_VOLUME,
         ],
@@ -129,18 +141,31 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
 
 def agent_token_volume(owner: Owner) -> Object:
     """The agent token of the speculator's Secret, without the Secret's other key."""
-    return _secret_volume("keys", owner, AGENT_TOKEN)
+    return _secret_volume("keys", keys_name(owner), AGENT_TOKEN)
 
 
-def _secret_volume(name: str, owner: Owner, key: str) -> Object:
+def signing_volume(owner: Owner, key: KeyName, *, optional: bool) -> Object:
+    """One key of the Secret that signs the store's records, without the others.
+
+    Args:
+        optional: whether a pod may start before the Secret exists.
+    """
+    volume = _secret_volume(SIGNING_MOUNT["name"], signing_keys_name(owner), key.value)
+    if optional:
+        volume["secret"]["optional"] = True
+    return volume
+
+
+def _secret_volume(name: str, secret: str, key: str) -> Object:
     items = [{"key": key, "path": key}]
-    return {"name": name, "secret": {"secretName": keys_name(owner), "defaultMode": 0o440, "items": items}}
+    return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}}
 
 
 def _stage_container(config: OperatorConfig, env: list[Object]) -> Object:
     mounts = [
         {"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER},
         {"name": _SPECULATOR_KEY, "mountPath": KEYS_FOLDER, "readOnly": True},
+        SIGNING_MOUNT,
     ]
     return container("stage", config.agent_image, [AGENT_MODULE, "stage"], env, volumeMounts=mounts)
 

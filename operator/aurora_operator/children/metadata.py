@@ -57,6 +57,11 @@ def keys_name(owner: Owner) -> str:
     return f"{owner.name}-keys"
 
 
+def signing_keys_name(owner: Owner) -> str:
+    """The name of the Secret with the keys that sign the store's records."""
+    return f"{owner.name}-signing-keys"
+
+
 def trainer_name(owner: Owner) -> str:
     """The name of the trainer's Deployment."""
     return f"{owner.name}-trainer"

@@ -21,8 +21,10 @@ from aurora_operator.children.inference_deployment import (
     KEYS_MOUNT,
     SHM_MOUNT,
     SHM_VOLUME,
+    SIGNING_MOUNT,
     agent_token_volume,
     engine_image,
+    signing_volume,
 )
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VALIDATOR, VERSION_LABEL, child, job_name
 from aurora_operator.children.owner import Owner
@@ -36,6 +38,7 @@ from aurora_operator.children.pod_template import (
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import Replica, ValidationSettings
+from aurora_protocol.signatures import KeyName
 
 FINISHED_JOB_TTL_SECONDS = 3600
 """Kubernetes keeps a finished Job, and with it the Job's log, for this long."""
@@ -142,11 +145,14 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         engine_image(spec, config),
         ["aurora_runtime.validation"],
         environment(validation_settings(owner, spec, config, attempt), store_credentials(spec, VALIDATOR)),
-        volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT],
+        volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT, SIGNING_MOUNT],
     )
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
         "containers": [validator],
-        "volumes": [agent_token_volume(owner) if attempt.replica else SHM_VOLUME],
+        "volumes": [
+            agent_token_volume(owner) if attempt.replica else SHM_VOLUME,
+            signing_volume(owner, KeyName.EVIDENCE, optional=False),
+        ],
     }

@@ -128,6 +128,8 @@ class RefusedJob:
     message: str
 
 
+SIGNING_KEYS_MISSING = "SigningKeysMissing"
+"""Reason of a view while the keys that sign the records do not exist, or cannot be used."""
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 
@@ -140,12 +142,19 @@ class StoreView:
     error: str = ""
     lineage: Lineage | None = None
     channel: Channel | None = None
+    channel_signed: bool = True
+    """False: the record was trusted once without a signature. The operator writes it again, signed."""
     registrations: Mapping[int, Registration] = field(default_factory=dict)
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
     out (``aurora_store.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
     """Its verdicts are the operator's own, computed from the samples with the bars of the spec."""
     trainer: TrainerStatus | None = None
+    unsigned_record: str | None = None
+    """Digest of the channel's newest record, while the keys do not exist. Empty: the channel is empty.
+
+    The operator makes the keys now, and trusts this record once.
+    """
     trainer_error: str = ""
     """Why the trainer's status could not be parsed. Nothing is decided from that record, so the view is good."""
 
@@ -158,11 +167,15 @@ class StoreView:
         return max(self.registrations, default=None)
 
     def may_be_pinned(self, version: int) -> bool:
-        """Whether ``version`` is the initial draft, or ever passed the gate (against any active version)."""
+        """Whether ``version`` is the initial draft, ever passed the gate (against any active version), or was active
+        before, with the weights that the channel names.
+        """
         registration = self.registrations.get(version)
         if registration is None or self.channel is None or registration.lineage != self.channel.lineage:
             return False
-        return version == INITIAL_VERSION or any(
+        if version == INITIAL_VERSION or self.channel.digest_of(version) == registration.digest:
+            return True
+        return any(
             e.verdict.kind is VerdictKind.PASS and e.candidate_digest == registration.digest
             for e in self.evidence_of(version)
         )

@@ -106,7 +106,7 @@ class Observer:
         pods = await self._agents.of(children.pods, token, ask=ask_agents)
         requests = user_requests(stored)
         store = await self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests))
-        self._doubt_secrets(owner, pods, token)
+        self._doubt_secrets(owner, pods, children.jobs, token)
         history, live = self._counter_history, children.packed
         deployment = live.get(("Deployment", owner.name))
         observed = Observed(
@@ -182,12 +182,14 @@ class Observer:
             return ""
         return "" if secret is None else secret_value(secret, AGENT_TOKEN)
 
-    def _doubt_secrets(self, owner: Owner, pods: Sequence[PodView], token: str) -> None:
+    def _doubt_secrets(self, owner: Owner, pods: Sequence[PodView], jobs: Sequence[JobView], token: str) -> None:
         """Read a Secret again soon where something speaks against its value."""
         # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
         if token and (stuck or self._agents.token_refused):
             self._secrets.doubt(keys_name(owner))
+        if stuck or any(not job.finished for job in jobs):
+            self.store.keys.doubt()
 
 
 def _inference_pods(pods: Iterable[Object]) -> list[PodView]:

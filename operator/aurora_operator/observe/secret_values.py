@@ -75,6 +75,10 @@ class SecretReader:
         if known is not None and known.next_seconds == inf:
             self._readings[name] = known.doubted()
 
+    def drop(self, name: str) -> None:
+        """Forget one Secret: its reader keeps what it needs, or the operator has just created the Secret."""
+        self._readings.pop(name, None)
+
     def forget(self) -> None:
         """Read every Secret again at the next use, because the spec changed."""
         self._readings.clear()

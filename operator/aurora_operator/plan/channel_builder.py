@@ -1,7 +1,9 @@
 """Builds the channel's next record, which names the active, the previous and the rejected versions. Pure.
 
-Invariants: a promotion names the evidence that allowed it. Rejected versions stay rejected, up to the newest
-:data:`MAX_REJECTED`. Fields that a newer operator added to the channel are kept.
+Invariants: a promotion names the evidence that allowed it. A record names its versions' weights, and the signature
+covers these names. So whoever replaces a registration and its draft cannot have the new weights served. Rejected
+versions stay rejected, up to the newest :data:`MAX_REJECTED`. Fields that a newer operator added to the channel are
+kept.
 """
 
 from __future__ import annotations
@@ -60,6 +62,29 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         created=now,
     )
     return with_unknown_fields(made, former)
+
+
+def signed_again(store: StoreView, now: datetime) -> Channel | None:
+    """The channel's record once more, to be signed. None: it is signed.
+
+    So only one record is ever trusted without a signature, and pods trust none.
+    """
+    if store.channel is None or store.channel_signed:
+        return None
+    return store.channel.model_copy(update={"epoch": store.channel.epoch + 1, "created": now})
+
+
+def with_digests(made: Channel, store: StoreView) -> Channel:
+    """``made`` with the digests of its versions' weights: those of the former record, or of the registrations."""
+
+    def digest(version: int | None) -> str | None:
+        if version is None:
+            return None
+        kept = None if store.channel is None else store.channel.digest_of(version)
+        registration = store.registrations.get(version)
+        return kept or (None if registration is None else registration.digest)
+
+    return made.model_copy(update={"active_digest": digest(made.active), "previous_digest": digest(made.previous)})
 
 
 def _decision(observed: Observed, step: Step, validation: ValidationDecision) -> _Decision | None:

@@ -22,7 +22,7 @@ from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.candidate import validation
 from aurora_operator.plan.candidate.validation import ValidationInputs
-from aurora_operator.plan.channel_builder import first_channel, next_channel
+from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.rest import is_at_rest, with_rest_message
 from aurora_operator.plan.rollout import transition
@@ -50,6 +50,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs.
         return Plan(finalizer=not keeps_data, moving=True)
     ownership = decide_ownership(observed, now)
+    stored = observed.store
     observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
     made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
@@ -57,13 +58,19 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(observed, config)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
+    # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
+    makes_keys = stored.unsigned_record is not None and not observed.name_taken and not observed.apply_errors
+    writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
+    advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
     return replace(
         made,
         create_keys=not observed.keys_exist and upgrade is not None,
+        trust_record=None if upgrade is None else stored.unsigned_record,
         children=() if upgrade is None else children(observed, config, upgrade),
-        advance=ownership.takeover or made.advance,
-        status=status if worth_writing(observed.status, status, since_written) else None,
-        notes=(*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
+        advance=None if advance is None else with_digests(advance, stored),
+        status=status if writes_status else None,
+        notes=() if makes_keys else (*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
+        moving=made.moving or advance is not None,
         upgrade=upgrade,
     )
 

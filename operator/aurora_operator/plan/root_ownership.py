@@ -7,6 +7,8 @@ Invariants:
 
 - While the root belongs to another speculator, planning sees a store that cannot be used. So nothing is decided about
   versions, and pods keep the version that they serve.
+- The record that another owner wrote is not signed with this speculator's key. It is believed once, at the takeover,
+  because the author vouches for the root with ``restoreFrom``. A later one decides nothing.
 - A root is taken over only when its lineage has the target and the architecture of this speculator, and only if this
   speculator never lost it before.
 """
@@ -20,8 +22,8 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
-from aurora_store.keys import owner_id
-from aurora_store.root_ownership import current_owner, lost, lost_text
+from aurora_store.keys import Keys, owner_id
+from aurora_store.root_ownership import current_owner, lost, lost_text, owned_text
 
 MAX_FORMER_OWNERS = 64
 TAKING_OVER = "TakingOver"
@@ -46,9 +48,14 @@ def decide_ownership(observed: Observed, now: datetime) -> OwnershipDecision:
         return OwnershipDecision(store)
     if lost(store.channel, root, owner):
         assert store.channel is not None, "a root without a channel was never taken over"
-        return OwnershipDecision(StoreView(reason=TAKEN_OVER, error=lost_text(store.channel, root)))
+        text = f"{lost_text(store.channel, root)}. {_foreign_text(store.channel)}"
+        return OwnershipDecision(StoreView(reason=TAKEN_OVER, error=text))
     if store.channel is not None and current_owner(store.channel, root) == owner:
         return OwnershipDecision(store)
+    if store.channel is not None and observed.status.active is not None:
+        # Taken over once, and never lost: the record is nobody's takeover. Following it would follow its versions.
+        text = f"{owned_text(store.channel, root)}, which was this speculator's. {_foreign_text(store.channel)}"
+        return OwnershipDecision(StoreView(reason="InvalidRecord", error=text))
     if refusal := _refusal(observed, root):
         return OwnershipDecision(StoreView(reason="RestoreRefused", error=f"store.restoreFrom: {refusal}"))
     assert store.channel is not None, "a root without a channel is refused"
@@ -66,6 +73,10 @@ def holds_workloads(observed: Observed) -> bool:
     Pods that run already stay, whatever happens to the root.
     """
     return observed.spec.store.restore_from is not None and not observed.store.ok and observed.deployment is None
+
+
+def _foreign_text(channel: Channel) -> str:
+    return f"If nobody restored the root, delete {Keys.channel(channel.epoch)}, and find out who wrote it"
 
 
 def _refusal(observed: Observed, root: str) -> str:

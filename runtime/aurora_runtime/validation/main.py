@@ -16,10 +16,11 @@ import tempfile
 from pathlib import Path
 
 from aurora_protocol.errors import ProtocolError
-from aurora_protocol.pod_settings import KEYS_FOLDER, ValidationSettings
-from aurora_runtime.errors import RuntimeFault
+from aurora_protocol.pod_settings import KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
+from aurora_protocol.signatures import KeyName
+from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, KeyFolder, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,26 @@ def _store(registry: Registry, result: ValidationResult) -> None:
     log.info("evidence written to %s", key)
 
 
+def _open_registry(settings: ValidationSettings, signing: Path) -> Registry:
+    """The store, with the key that signs evidence. Raises :class:`MeasurementError` when the key is missing."""
+    keys = KeyFolder(signing)
+    if KeyName.EVIDENCE not in keys:
+        raise MeasurementError(f"{signing} has no {KeyName.EVIDENCE.value}, and unsigned evidence would not count")
+    return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the Job."""
     parser = argparse.ArgumentParser(description="Measure one draft candidate of an AuroraSpeculator.")
     parser.add_argument("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the agents' token")
+    parser.add_argument(
+        "--signing", type=Path, default=Path(SIGNING_FOLDER), help="folder with the key that signs evidence"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         settings = ValidationSettings.from_env()
-        registry = Registry(FencedObjectStore(StoreConfig.of(settings.store)))
+        registry = _open_registry(settings, options.signing)
         with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
             workspace = Workspace(Path(scratch), options.keys)
             result = asyncio.run(_validate_until_signal(settings, registry, workspace))

@@ -26,6 +26,7 @@ from typing import Final
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS
 from tests.assets.trainer_process import running_trainer, trainer_settings, wait_for
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
@@ -178,7 +179,7 @@ class LiveService:
     def of(cls, s3: S3, work: Path, spec: DraftSpec, unroll_steps: int, max_answer_tokens: int) -> LiveService:
         objects = ObjectStore(s3.config())
         objects.ensure_bucket()
-        registry = Registry(objects)
+        registry = Registry(objects, KEYS)
         recipe = TrainingSpec(unroll_steps=unroll_steps, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
         training = trainer_settings(registry, ensure_model(), recipe, spec)
         settings = ServingSettings(

@@ -34,6 +34,7 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS
 from tests.assets.trainer_output import publish_draft
 from tests.integration.engine.validation_store import held_out_traces, put_traces
 from tests.integration.training.lineage import (
@@ -78,6 +79,7 @@ class World:
         settings = self.settings.model_copy(update={"candidate": candidate, "attempt": attempt, "replica": replica})
         environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
         command = [sys.executable, "-m", "aurora_runtime.validation", "--keys", str(self.pod.keys)]
+        command += ["--signing", str(self.pod.signing)]
         with log.open("wb") as sink:
             return subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
 
@@ -126,7 +128,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         config = s3.config()
         objects = ObjectStore(config)
         objects.ensure_bucket()
-        registry = Registry(objects)
+        registry = Registry(objects, KEYS)
         first = list(range(100, 108))
         drafts = [
             write_constant_draft(base / "constant", model, first),

@@ -35,6 +35,7 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS
 from tests.assets.trainer_output import publish_draft
 from tests.integration.training.captured_traces import (
     STEPS,
@@ -96,7 +97,7 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
     base = tmp_path_factory.mktemp("serving")
     objects = ObjectStore(store.config())
     objects.ensure_bucket()
-    registry = Registry(objects)
+    registry = Registry(objects, KEYS)
     first = frequent_tokens(target)
     drafts = {
         0: write_constant_draft(base / "constant", target, first),

@@ -27,6 +27,7 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS, write_keys
 from tests.integration.engine.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
@@ -44,6 +45,8 @@ class Scene:
     registry: Registry
     digests: tuple[str, str]
     settings: ValidationSettings
+    signing: Path
+    """Folder with the key that signs evidence."""
 
     def run(self, settings: ValidationSettings) -> subprocess.CompletedProcess[str]:
         """Run the Job's command in a separate process."""
@@ -53,7 +56,7 @@ class Scene:
             SETTINGS_VARIABLE: settings.to_json().decode(),
             "MARK": MARK,
         }
-        command = [sys.executable, "-m", "aurora_runtime.validation"]
+        command = [sys.executable, "-m", "aurora_runtime.validation", "--signing", str(self.signing)]
         return subprocess.run(
             command, env=environment, text=True, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
         )
@@ -66,7 +69,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         config = s3.config(root="aurora/ns/chat-1")
         objects = ObjectStore(config)
         objects.ensure_bucket()
-        registry = Registry(objects)
+        registry = Registry(objects, KEYS)
         drafts = [write_random_draft(folder / str(seed), model, seed=seed) for seed in (0, 1)]
         put_lineage(registry, drafts[0])
         put_traces(registry, held_out_traces(model, 12))
@@ -91,7 +94,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             active=0,
             attempt=1,
         )
-        yield Scene(s3, registry, (digests[0], digests[1]), settings)
+        write_keys(folder / "signing")
+        yield Scene(s3, registry, (digests[0], digests[1]), settings, folder / "signing")
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS + 60)

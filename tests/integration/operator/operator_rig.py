@@ -27,6 +27,7 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
 from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
+from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
 from tests.rig.rendered_chart import OPERATOR, render
 
@@ -260,7 +261,7 @@ class Rig:
         config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
-        return Registry(objects)
+        return Registry(objects, SecretKeys(lambda: self.get("secret", f"{name}-signing-keys")))
 
 
 def install_crd(cluster: Cluster) -> None:

@@ -15,16 +15,23 @@ from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel
+from aurora_protocol.signatures import KeyName, all_keys
 from aurora_store import FencedObjectStore, ObjectStore, Registry
 from aurora_store.fenced_objects import MAX_AGE_SECONDS
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import RootDeletion
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import record_keys
 from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec
 
 OLD = Owner("blue", "chat", "01d00000-0000", 1, "1")
 NEW = Owner("green", "chat", "4e300000-0000", 1, "1")
 THIRD = Owner("red", "chat", "33330000-0000", 1, "1")
+
+
+def keys_of(owner: Owner) -> dict[KeyName, bytes]:
+    """The signing keys of a speculator. Each has others."""
+    return all_keys(f"the key of {owner.namespace}".encode())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def root(s3: S3, request: pytest.FixtureRequest) -> str:
 def root_of_old(s3: S3, namespace: str) -> str:
     """The root of the old speculator, with versions 0 to 2 of which 1 is active."""
     name = f"aurora/{namespace.replace('_', '-')[:60].rstrip('-')}/chat-{owner_id(OLD.uid)}"
-    registry = Registry(ObjectStore(s3.config(root=name)))
+    registry = Registry(ObjectStore(s3.config(root=name)), keys_of(OLD))
     registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
     for version in range(3):
         registry.register(registration(version))
@@ -61,9 +68,9 @@ class Speculator:
         config = s3.config(root=root)
         own = owner_id(owner.uid) if owner is not OLD else None
         self.clock_seconds = 0.0
-        self.reader = StoreReader(config)
+        self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
         self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
-        self.registry = Registry(self.pods)
+        self.registry = Registry(self.pods, keys_of(owner))
         self.deletion = RootDeletion(ObjectStore(config), owner_id(owner.uid))
 
     def view(self) -> StoreView:

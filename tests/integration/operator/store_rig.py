@@ -7,8 +7,10 @@ from typing import Any, cast
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
+from aurora_operator.errors import NotFound
 from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
@@ -18,19 +20,28 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.policy.store_policy import StorePolicy
 from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
+from tests.assets.signing import KEYS, secret_data
 from tests.unit.operator.worlds import NOW, channel, lineage, registration, spec
 
 BUCKET = "operator-reads"
+SIGNING_KEYS = secret_data()
 ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 
 
 class FakeApi:
-    """Fake API server that knows the Secret with the store's keys, and nothing else."""
+    """Fake API server that knows the Secrets with the store's keys and with the signing keys, and nothing else."""
 
-    def __init__(self, access: str, secret: str) -> None:
-        self.access, self.secret = access, secret
+    def __init__(self, owner: Owner, access: str, secret: str) -> None:
+        self.owner, self.access, self.secret = owner, access, secret
+        self.signing: dict[str, str] | None = SIGNING_KEYS
+        """The data of the Secret with the signing keys. None: there is none."""
 
-    def get(self, *_: object) -> dict[str, Any]:
+    def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
+        if name == signing_keys_name(self.owner):
+            if self.signing is None:
+                raise NotFound(name, 404)
+            metadata = {"resourceVersion": "1", "ownerReferences": [{"uid": self.owner.uid, "controller": True}]}
+            return {"kind": "Secret", "metadata": metadata, "data": self.signing}
         keys = {"AWS_ACCESS_KEY_ID": self.access, "AWS_SECRET_ACCESS_KEY": self.secret}
         data = {name: base64.b64encode(value.encode()) for name, value in keys.items()}
         return {"kind": "Secret", "metadata": {"resourceVersion": self.secret}, "data": data}
@@ -51,7 +62,7 @@ class Speculator:
 
     def __init__(self, s3: S3, owner: Owner, *, endpoint: str | None = None, pools: StorePools | None = None) -> None:
         self.owner, self.clock = owner, Clock()
-        self.api = FakeApi(s3.access_key, s3.secret_key)
+        self.api = FakeApi(owner, s3.access_key, s3.secret_key)
         self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
         self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, pools, self.clock)
         self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
@@ -72,7 +83,7 @@ class Speculator:
         """The records as trainer and validator write them."""
         settings = store_settings(self.owner, self.spec)
         return Registry(
-            ObjectStore(StoreConfig(BUCKET, settings.root, s3.endpoint, None, s3.access_key, s3.secret_key))
+            ObjectStore(StoreConfig(BUCKET, settings.root, s3.endpoint, None, s3.access_key, s3.secret_key)), KEYS
         )
 
 

@@ -84,7 +84,7 @@ def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     kinds = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
     labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/managed-by=aurora-operator"
     owned = rig.get(kinds, "-l", labels)["items"]
-    assert len(owned) == 8
+    assert len(owned) == 9
     for child in owned:
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, True)
@@ -98,7 +98,8 @@ def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
 
 def test_keys_are_generated_once(rig: Rig) -> None:
     ready(rig)
-    before = rig.get("secret", f"{NAME}-keys")["data"]
+    names = (f"{NAME}-keys", f"{NAME}-signing-keys")
+    before = [rig.get("secret", name)["data"] for name in names]
     rig.kill()
     rig.start()
     rig.cluster.kubectl("delete", "service", NAME, "-n", rig.namespace)
@@ -107,7 +108,7 @@ def test_keys_are_generated_once(rig: Rig) -> None:
         lambda: bool(rig.get("services", "-l", "app.kubernetes.io/component=inference")["items"]),
         30,
     )
-    assert rig.get("secret", f"{NAME}-keys")["data"] == before
+    assert [rig.get("secret", name)["data"] for name in names] == before
 
 
 def test_kubectl_get_shows_the_documented_columns(rig: Rig) -> None:

@@ -110,7 +110,7 @@ async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: Operator
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": keys["metadata"] | {"ownerReferences": []}}
     rig.server.apply(secret)
     writer = ChildWriter(rig.api)
-    result = await writer.write(owner, keys, wanted(owner), existing(rig.api, owner))
+    result = await writer.write(owner, (keys,), wanted(owner), existing(rig.api, owner))
     assert set(result.name_taken) == {f"Service {NAME}", f"ServiceAccount {NAME}", f"Secret {NAME}-keys"}
     assert result.errors == ()
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
@@ -120,14 +120,14 @@ async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: Operator
     for kind in ("service", "serviceaccount"):
         rig.server.kubectl("delete", kind, NAME, "-n", NAMESPACE)
     rig.server.kubectl("delete", "secret", f"{NAME}-keys", "-n", NAMESPACE)
-    assert await writer.write(owner, keys, wanted(owner), existing(rig.api, owner)) == WriteResult()
+    assert await writer.write(owner, (keys,), wanted(owner), existing(rig.api, owner)) == WriteResult()
     assert owner.owns(rig.api.get(SERVICE, NAMESPACE, NAME))
     assert owner.owns(rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys"))
     # A foreign object takes the name of a child between the look and the write.
     looked = existing(rig.api, owner)
     rig.api.delete(SERVICE, NAMESPACE, NAME, looked["Service", NAME]["metadata"]["uid"])
     replaced = foreign_service(rig)
-    result = await ChildWriter(rig.api).write(owner, None, wanted(owner), without_digests(looked))
+    result = await ChildWriter(rig.api).write(owner, (), wanted(owner), without_digests(looked))
     assert result.name_taken == (f"Service {NAME}",)
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == replaced
 
@@ -136,10 +136,10 @@ async def test_a_field_that_a_child_no_longer_has_is_removed_although_the_child_
     rig: OperatorRig, owner: Owner
 ) -> None:
     wide, narrow = with_extra_field(wanted(owner), owner), wanted(owner)
-    assert await ChildWriter(rig.api).write(owner, None, wide, {}) == WriteResult()
+    assert await ChildWriter(rig.api).write(owner, (), wide, {}) == WriteResult()
     created = existing(rig.api, owner)
     assert {tuple(own_records(obj)) for obj in created.values()} == {(("Update", ""),)}
-    assert await ChildWriter(rig.api).write(owner, None, narrow, created) == WriteResult()
+    assert await ChildWriter(rig.api).write(owner, (), narrow, created) == WriteResult()
     applied = existing(rig.api, owner)
     for obj in applied.values():
         assert own_records(obj) == [("Apply", "")], obj["kind"]
@@ -151,9 +151,9 @@ async def test_a_field_that_a_child_no_longer_has_is_removed_although_the_child_
 
 async def test_the_change_of_field_ownership_restarts_nothing(rig: OperatorRig, owner: Owner) -> None:
     """A pod template that changed, even by a default, would restart every pod."""
-    assert await ChildWriter(rig.api).write(owner, None, wanted(owner), {}) == WriteResult()
+    assert await ChildWriter(rig.api).write(owner, (), wanted(owner), {}) == WriteResult()
     before = existing(rig.api, owner)
-    assert await ChildWriter(rig.api).write(owner, None, wanted(owner), without_digests(before)) == WriteResult()
+    assert await ChildWriter(rig.api).write(owner, (), wanted(owner), without_digests(before)) == WriteResult()
     after = existing(rig.api, owner)
     assert [(key, without_bookkeeping(obj)) for key, obj in after.items()] == [
         (key, without_bookkeeping(obj)) for key, obj in before.items()
@@ -168,7 +168,7 @@ async def test_an_object_that_carries_a_users_reference_to_the_speculator_is_not
     rig.server.apply({**without_server_fields(foreign), "metadata": {"name": NAME, "namespace": NAMESPACE,
                                                                      "ownerReferences": [reference]}})  # fmt: skip
     before = rig.api.get(SERVICE, NAMESPACE, NAME)
-    result = await ChildWriter(rig.api).write(owner, None, wanted(owner), existing(rig.api, owner))
+    result = await ChildWriter(rig.api).write(owner, (), wanted(owner), existing(rig.api, owner))
     assert result.name_taken == (f"Service {NAME}",)
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
 

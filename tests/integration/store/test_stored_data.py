@@ -22,6 +22,7 @@ from aurora_api.crd import FILE
 from aurora_operator.children.metadata import FINALIZER
 from aurora_store import ObjectStore, Registry
 from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.signing import SecretKeys
 from tests.rig.api_server import ApiServer, api_server, free_ports
 from tests.unit.operator.worlds import channel, evidence, lineage, registration
 
@@ -108,7 +109,9 @@ class Rig:
 
     def train(self, root: str) -> None:
         """Write what the trainer and the first roll leave in the store: version 1 is active."""
-        registry = Registry(self.store(root))
+        name = f"{root.rpartition('/')[2][:-9]}-signing-keys"
+        self.wait("the signing keys", lambda: name in names(self, "secrets"))
+        registry = Registry(self.store(root), SecretKeys(lambda: self.api.get("secret", name, "-n", NAMESPACE)))
         registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
         registry.put_evidence(evidence(1))
         for version in range(2):

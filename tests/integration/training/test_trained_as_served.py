@@ -39,6 +39,7 @@ from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS
 from tests.assets.traces.recorded import json_traces
 from tests.assets.traces.verify_nodes import Node, nodes_by_path, nodes_of
 from tests.assets.trained_draft import train_draft
@@ -72,7 +73,7 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     base = tmp_path_factory.mktemp("trained")
     with seaweedfs() as s3:
-        registry = Registry(ObjectStore(s3.config()))
+        registry = Registry(ObjectStore(s3.config()), KEYS)
         registry.objects.ensure_bucket()
         target = load_target(TargetSpec(model=str(ensure_model())))
         lineage.open_lineage(registry, target, CHAIN, utc_now)

@@ -23,7 +23,7 @@ from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.shards import put_shard_bytes
@@ -142,6 +142,7 @@ class MemoryObjects(ObjectStore):
     """Objects in a dictionary. ``fail_at`` makes the n-th change from now raise, as a kill would."""
 
     def __init__(self) -> None:
+        self.config = StoreConfig("bucket", "aurora/team/chat-1a2b3c4d")
         self.data: dict[str, bytes] = {}
         self.written: dict[str, datetime] = {}
         self.fail_at: int | None = None

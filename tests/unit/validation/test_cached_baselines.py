@@ -27,6 +27,7 @@ from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
 from aurora_runtime.validation.rounds.measure import Measurement
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 from aurora_store import Registry
+from tests.assets.signing import KEYS
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import digest, evidence, registration
 
@@ -112,7 +113,7 @@ def test_a_baseline_without_a_requested_arm_is_not_usable() -> None:
 def registry(tmp_path: Path) -> Registry:
     objects = FolderObjects(tmp_path / "store")
     objects.path.mkdir()
-    return Registry(objects)
+    return Registry(objects, KEYS)
 
 
 def active(version: int) -> Registration:

@@ -4,7 +4,8 @@ Between two reads the last view is used again (``store_schedule`` says when, and
 
 Invariants: a store that does not answer delays an observation by at most :data:`CALL_TIMEOUT_SECONDS`, because pods and
 their status must not wait for it. Corrected settings open the store anew at once; nothing waits for a call with former
-settings. A store that the administrator's policy refuses is never called.
+settings. A store that the administrator's policy refuses is never called. Without the keys that sign the records, the
+view is not good: nothing is decided that could not be signed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import CallAbandoned, KubernetesError
 from aurora_operator.io_pools import EndpointPool, StorePools, pool_of
-from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.evidence_check import ExaminedEvidence
+from aurora_operator.observe.store.record_key_reader import RecordKeyReader
+from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
 from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Channel
@@ -32,6 +35,10 @@ from aurora_store.policy.store_policy import StorePolicy
 
 CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
 """A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
+
+
+_Settings = tuple[StoreConfig, RecordKeys | None]
+"""How to reach a store, and the keys that sign its records. None: the keys do not exist yet."""
 
 
 class StoreAccess:
@@ -47,8 +54,9 @@ class StoreAccess:
         """``clock`` returns monotonic seconds."""
         self._secrets, self._policy, self._pools, self._clock = secrets, policy, pools, clock
         self._pool: EndpointPool
-        self._settings: StoreConfig | None = None
-        self._examined: tuple[StoreConfig | None, ExaminedEvidence] = None, {}
+        self.keys = RecordKeyReader(secrets, clock)
+        self._settings: _Settings | None = None
+        self._examined: tuple[_Settings | None, ExaminedEvidence] = None, {}
         """Evidence that was examined, with the settings of its store. It outlives a reader that was abandoned."""
         self.reader: StoreReader | None = None
         """The open store; None until credentials were found."""
@@ -57,7 +65,7 @@ class StoreAccess:
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, needs: StoreNeeds) -> StoreView:
         """The records that are needed, read again where a read is due. Raises :class:`KubernetesError`."""
-        settings = await self.config(owner, spec)
+        settings = await self._find_settings(owner, spec)
         if isinstance(settings, StoreView):
             self._settings = None  # the store is opened anew once its settings are there
             return settings
@@ -71,7 +79,7 @@ class StoreAccess:
             if not self._view.ok and reference is not None:
                 # A store that refuses rotated credentials says so in many ways, so any failure is a reason to look.
                 self._secrets.doubt(reference.name)
-        return self._view
+        return self._view if settings[1] is not None or not self._view.ok else _without_keys(self._view)
 
     async def advance(self, channel: Channel) -> None:
         """Write the channel's next record.
@@ -91,7 +99,7 @@ class StoreAccess:
         except StoreError:
             self._schedule.reset()
             raise
-        self._view = replace(self._view, channel=channel)
+        self._view = replace(self._view, channel=channel, channel_signed=True)
 
     def read_everything_next(self) -> None:
         """Read all records for the next view: an agent has seen a decision that this operator does not know."""
@@ -99,27 +107,37 @@ class StoreAccess:
 
     def seconds_until_due(self) -> float:
         """Seconds until a read is due although nothing else happens."""
+        if self.keys.expected:
+            return 0.0
         if self._settings is None:
             return math.inf
         return self._schedule.seconds_until_due(self._clock())
 
-    def _open(self, settings: StoreConfig) -> None:
+    async def _find_settings(self, owner: Owner, spec: SpeculatorSpec) -> _Settings | StoreView:
+        """How to read the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
+        config = await self.config(owner, spec)
+        if isinstance(config, StoreView):
+            return config
+        keys = await self.keys.find(owner)
+        return keys if isinstance(keys, StoreView) else (config, keys)
+
+    def _open(self, settings: _Settings) -> None:
         self._close()
         self._settings = settings
         if settings != self._examined[0]:
             self._examined = settings, {}
-        self._pool = pool_of(settings, self._pools)
+        self._pool = pool_of(settings[0], self._pools)
 
     def _close(self) -> None:
         """Forget the open store. A call that still runs keeps its own reader, and nobody waits for it."""
         self._settings = self.reader = None
         self._schedule = ReadSchedule()
 
-    async def _read(self, settings: StoreConfig, needs: StoreNeeds, scope: ReadScope) -> StoreView:
+    async def _read(self, settings: _Settings, needs: StoreNeeds, scope: ReadScope) -> StoreView:
         known, examined = self.reader, self._examined[1]
 
         def read() -> tuple[StoreReader, StoreView]:
-            reader = StoreReader(settings, examined) if known is None else known
+            reader = StoreReader(*settings, examined) if known is None else known
             return reader, reader.read(needs, scope)
 
         try:
@@ -165,3 +183,12 @@ class StoreAccess:
             addresses=self._policy.addresses,
             encryption=settings.encryption,
         )
+
+
+def _without_keys(view: StoreView) -> StoreView:
+    """``view`` while the signing keys do not exist: the operator makes them, and trusts the newest record once."""
+    return StoreView(
+        reason=SIGNING_KEYS_MISSING,
+        error="the operator is making the keys that sign the records of the store",
+        unsigned_record=view.unsigned_record,
+    )

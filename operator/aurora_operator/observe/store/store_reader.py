@@ -5,6 +5,7 @@ Invariants:
 - A fault of the store never raises; the view carries the error. A record whose name, number or content is wrong is
   named by its key, and nothing is decided until a person removes it.
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
+- Records of the channel and evidence are verified when they are read (``signed_records``), and not again while kept.
 - The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
   The owner of a reader keeps examined evidence, so a read that was abandoned costs no examination twice.
 - A record that skips more than 1000 numbers is a wrong one, as it is for pods (``in_sequence``).
@@ -17,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from aurora_operator import metrics
@@ -29,6 +30,14 @@ from aurora_operator.observe.store.evidence_check import (
     Examined,
     ExaminedEvidence,
 )
+from aurora_operator.observe.store.record_names import in_sequence_keys, naming, number_or_zero, require_own_key
+from aurora_operator.observe.store.signed_records import (
+    BelievedChannel,
+    RecordKeys,
+    believed_channel,
+    believed_evidence,
+    require_signed_weights,
+)
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
@@ -38,6 +47,7 @@ from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.call_limits import total_deadline
+from aurora_store.draft_store import DraftStore
 from aurora_store.errors import (
     AddressRefused,
     ObjectMissing,
@@ -67,17 +77,23 @@ MAX_ATTEMPTS_LISTED = 1000
 class StoreReader:
     """One speculator's store. Not thread-safe: only one call at a time."""
 
-    def __init__(self, config: StoreConfig, examined: ExaminedEvidence | None = None) -> None:
+    def __init__(
+        self, config: StoreConfig, keys: RecordKeys | None = None, examined: ExaminedEvidence | None = None
+    ) -> None:
         """Raises :class:`StoreError` when the settings cannot be used.
 
         Args:
+            keys: those that sign the records. None: they do not exist yet, so nothing may be decided.
             examined: what earlier readers of this store examined. The reader adds to it.
         """
         self.config = config
         self._objects = ObjectStore(
             config, attempts=REQUEST_ATTEMPTS, call_seconds=CALL_SECONDS, on_request=_count_request
         )
+        self._keys = keys
         self._registry = Registry(self._objects)
+        self._channel: BelievedChannel | None = None
+        """The newest record of the channel that was read."""
         self._probed = False
         self._may_postpone_probe = True
         self._last_keys: dict[str, str] = {}
@@ -124,11 +140,13 @@ class StoreReader:
 
         Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
         """
+        if self._keys is None:
+            raise StoreError("the keys that sign the channel do not exist yet")
         with total_deadline(READ_SECONDS):
             self._probe_once()
-            self._registry.advance_channel(channel)
-        key = Keys.channel(channel.epoch)
-        self._last_keys[Keys.CHANNEL], self._records[key] = key, channel
+            DraftStore(self._objects, self._keys.for_channel()).advance_channel(channel)
+        self._last_keys[Keys.CHANNEL] = Keys.channel(channel.epoch)
+        self._channel = BelievedChannel(channel, signed=True)
 
     def _forget_state(self) -> None:
         """Probe and list everything again: after a fault, the store may be another one, or an earlier copy."""
@@ -166,14 +184,18 @@ class StoreReader:
             if kind in scope:
                 self._find_newer(prefix)
         lineage = self._newest(Keys.LINEAGE, Lineage, lambda record: Keys.lineage(record.number))
-        channel = self._newest(Keys.CHANNEL, Channel, lambda record: Keys.channel(record.epoch))
+        channel = self._newest_channel()
         found = self._registrations(self._wanted(needs))
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
+        if channel is not None:
+            require_signed_weights(channel, registrations)
         evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
         self._forget_all_but(found, evidence)
         return StoreView(
             lineage=lineage,
             channel=channel,
+            channel_signed=self._channel is None or self._channel.signed,
+            unsigned_record=None if self._keys is not None else "" if self._channel is None else self._channel.digest,
             registrations=registrations,
             evidence=evidence,
             trainer=self._trainer,
@@ -217,7 +239,7 @@ class StoreReader:
 
     def _continues(self, prefix: str, number: int) -> bool:
         """Whether ``number`` is in sequence after the last known one. Else a listing shows what comes in between."""
-        return bool(in_sequence([number], _number_or_zero(self._last_keys.get(prefix, ""))))
+        return bool(in_sequence([number], number_or_zero(self._last_keys.get(prefix, ""))))
 
     def _find_newer(self, prefix: str) -> None:
         """Look for a record with a higher number than the last known one.
@@ -225,7 +247,10 @@ class StoreReader:
         Raises :class:`InvalidRecord` with the key of a record that is out of sequence.
         """
         known = self._last_keys.get(prefix, "")
-        keys = _in_sequence(self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED), known)
+        if prefix == Keys.CHANNEL and self._channel is not None and self._channel.foreign:
+            known, self._channel = "", None  # somebody may have deleted the record
+            self._last_keys.pop(prefix, None)
+        keys = in_sequence_keys(self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED), known)
         if keys:
             self._last_keys[prefix] = keys[-1]
 
@@ -233,13 +258,29 @@ class StoreReader:
         key = self._last_keys.get(prefix)
         return None if key is None else self._record(model, key, key_of)
 
+    def _newest_channel(self) -> Channel | None:
+        """The channel's newest record. Raises :class:`InvalidRecord` with its key when it is not believed."""
+        key = self._last_keys.get(Keys.CHANNEL)
+        if key is None:
+            self._channel = None
+            return None
+        if self._channel is None or Keys.channel(self._channel.record.epoch) != key:
+            self._channel = None
+            data = self._objects.get(key)
+            with naming(key):
+                believed = believed_channel(data, key, self.config.root, self._keys)
+            require_own_key(key, Keys.channel(believed.record.epoch))
+            self._channel = believed
+        return self._channel.record
+
     def _wanted(self, needs: StoreNeeds) -> frozenset[int]:
         """The versions that are needed: those of ``needs``, the initial, the newest, the active and the previous."""
-        newest, channel = self._last_keys.get(Keys.REGISTRY), self._records.get(self._last_keys.get(Keys.CHANNEL, ""))
+        newest = self._last_keys.get(Keys.REGISTRY)
         versions = {INITIAL_VERSION, *needs.versions}
         if newest is not None:
             versions.add(number_of(newest))
-        if isinstance(channel, Channel):
+        if self._channel is not None:
+            channel = self._channel.record
             named = (channel.active, channel.previous, channel.inherited_version)
             versions |= {version for version in named if version is not None}
         return frozenset(version for version in versions if 0 <= version <= MAX_NUMBER)
@@ -270,7 +311,7 @@ class StoreReader:
             examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
-                self._attempts[version] = _in_sequence(listed)
+                self._attempts[version] = in_sequence_keys(listed)
             if needs.measurement is not None and needs.measurement[0] == version:
                 self._find_evidence(*needs.measurement, examination, needs.policy)
             left, newest_first = MAX_EXAMINED, list[Evidence]()
@@ -295,7 +336,10 @@ class StoreReader:
         known = self._examined.get(key)
         if known is not None and known.answers(examination, policy):
             return known
-        read = self._read_record(Evidence, key, lambda record: Keys.evidence(record.version, record.attempt))
+        data = self._objects.get(key)
+        with naming(key):
+            read = believed_evidence(data, key, self.config.root, self._keys)
+        require_own_key(key, Keys.evidence(read.version, read.attempt))
         examined = Examined.of(read, examination, policy, known)
         self._examined[key] = examined
         return examined
@@ -305,47 +349,22 @@ class StoreReader:
         known = self._records.get(key)
         if isinstance(known, model):
             return known
-        record = self._read_record(model, key, key_of)
+        data = self._objects.get(key)
+        with naming(key):
+            record = model.from_json(data)
+        require_own_key(key, key_of(record))
         self._records[key] = record
-        return record
-
-    def _read_record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
-        try:
-            record = model.from_json(self._objects.get(key))
-        except InvalidRecord as error:
-            raise InvalidRecord(bounded_text(f"{key}: {error}")) from error
-        if key_of(record) != key:
-            raise InvalidRecord(f"{key}: the record's own numbers belong to {key_of(record)}")
         return record
 
     def _forget_all_but(self, registrations: dict[int, Registration], evidence: tuple[Evidence, ...]) -> None:
         used = {Keys.registration(version) for version in registrations}
-        used |= {key for prefix, key in self._last_keys.items() if prefix != Keys.REGISTRY}
+        used |= {key for prefix, key in self._last_keys.items() if prefix == Keys.LINEAGE}
         self._records = {key: record for key, record in self._records.items() if key in used}
         kept = {Keys.evidence(one.version, one.attempt) for one in evidence}
         for key in list(self._examined):
             if key not in kept:
                 self._examined.pop(key, None)
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
-
-
-def _in_sequence(listed: Iterable[str], known: str = "") -> tuple[str, ...]:
-    """The keys of records among ``listed``, in order of their numbers.
-
-    Args:
-        known: the key of the last known record; empty without one.
-
-    Raises :class:`InvalidRecord` for a record that has no number, or a number that is out of sequence after ``known``.
-    """
-    keys = sorted((key for key in listed if key.endswith(".json")), key=number_of)
-    sequence = in_sequence(map(number_of, keys), _number_or_zero(known))
-    if len(sequence) < len(keys):
-        raise InvalidRecord(f"{keys[len(sequence)]} is out of sequence; delete it, and find out who wrote it")
-    return tuple(keys)
-
-
-def _number_or_zero(key: str) -> int:
-    return number_of(key) if key else 0
 
 
 def _count_request(operation: str) -> None:

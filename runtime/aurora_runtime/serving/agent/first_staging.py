@@ -1,8 +1,9 @@
 """The init container's work: make the engine's keys, wait for the active draft, stage it, and make it current.
 
 Invariants: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
-the store is out of reach or slow, or holds an invalid record. No call of the store outlasts the deadline. Each pod has
-an admin key of its own, so an engine cannot give orders to another one. All pods of a speculator have the same traffic
+the store is out of reach or slow, or holds an invalid record. No call of the store outlasts the deadline. A pod starts
+only with a version that a record of the channel names, with its digest, and that the operator signed. Each pod has an
+admin key of its own, so an engine cannot give orders to another one. All pods of a speculator have the same traffic
 secret, so they hold out the same prompts.
 """
 
@@ -15,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.draft_records import INITIAL_VERSION, Lineage, Registration
+from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Registry
+from aurora_store import Keys, Registry
 from aurora_store.call_limits import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
 
@@ -56,16 +57,25 @@ def _write_key(path: Path, text: str) -> None:
 
 
 def find_active_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
-    """The lineage and the version to start with. While one of them is missing, a text that names what is missing."""
+    """The lineage and the version to start with. While one of them is missing, a text that names what is missing.
+
+    Raises :class:`InvalidRecord` when the version was registered with other weights than the operator signed for, and
+    :class:`UnsignedRecord` when no record of the channel is signed.
+    """
     lineage = registry.lineage()
     if lineage is None:
         return "the trainer to create the lineage"
-    channel = registry.channel()
-    version = INITIAL_VERSION if channel is None else channel.active
+    channel = registry.signed_channel()
+    if channel is None:
+        return "the operator to write the channel's first record, after the trainer has registered draft version 0"
     try:
-        return lineage, registry.registration(version)
+        registration = registry.registration(channel.active)
     except ObjectMissing:
-        return f"the trainer to register draft version {version}"
+        return f"the trainer to register draft version {channel.active}"
+    if channel.active_digest not in (None, registration.digest):
+        key = Keys.registration(channel.active)
+        raise InvalidRecord(f"{key} names other weights than the channel; restore it, and find out who wrote it")
+    return lineage, registration
 
 
 def stage_active_draft(

@@ -22,6 +22,7 @@ from aurora_protocol.pod_settings import (
     AGENT_TOKEN,
     ENGINE_KEY_FOLDER,
     KEYS_FOLDER,
+    SIGNING_FOLDER,
     STATE_FOLDER,
     TRAFFIC_SECRET,
     ServingSettings,
@@ -39,7 +40,7 @@ from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, KeyFolder, Registry, StoreConfig
 from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class Agent:
     seeding: threading.Thread | None = None
 
 
-def _open_registry(settings: ServingSettings) -> Registry:
-    return Registry(FencedObjectStore(StoreConfig.of(settings.store)))
+def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> Registry:
+    return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
 
 
 def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
@@ -176,6 +177,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         default=Path(ENGINE_KEY_FOLDER, ADMIN_KEY),
         help="file with the key of the engine's admin API, which `stage` makes",
     )
+    parser.add_argument(
+        "--signing", type=Path, default=Path(SIGNING_FOLDER), help="folder with the key that `stage` verifies with"
+    )
     parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
     # The operator calls the agent by the pod's address.
     parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
@@ -214,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             make_engine_key(options.engine_key)
             make_traffic_secret(options.keys / ADMIN_KEY, options.engine_key.with_name(TRAFFIC_SECRET))
-            registry = _open_registry(settings)
+            registry = _open_registry(settings, KeyFolder(options.signing))
             stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:
             asyncio.run(serve(settings, options))

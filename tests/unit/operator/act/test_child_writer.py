@@ -83,7 +83,7 @@ class FakeApi:
 
 async def write(api: FakeApi, writer: ChildWriter | None = None) -> WriteResult:
     writer = writer or ChildWriter(api)
-    return await writer.write(OWNER, KEYS, (SERVICE, BUDGET), api.owned())
+    return await writer.write(OWNER, (KEYS,), (SERVICE, BUDGET), api.owned())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ async def test_a_child_that_is_replaced_between_the_look_and_the_write_is_left_a
     before = api.owned()
     api.add_foreign("Service", "chat")
     foreign = api.objects["Service", "chat"]
-    result = await ChildWriter(api).write(OWNER, None, (CHANGED_SERVICE,), before)
+    result = await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), before)
     assert result == WriteResult(name_taken=("Service chat",))
     assert api.objects["Service", "chat"] is foreign
 
@@ -156,7 +156,7 @@ async def test_a_child_that_vanishes_between_the_look_and_the_write_is_observed_
     before = api.owned()
     del api.objects["Service", "chat"]
     with pytest.raises(Conflict):
-        await ChildWriter(api).write(OWNER, None, (CHANGED_SERVICE,), before)
+        await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), before)
     assert ("Service", "chat") not in api.objects, "an apply never creates"
 
 
@@ -164,7 +164,7 @@ async def test_our_own_child_that_the_observation_did_not_show_is_applied() -> N
     api = FakeApi()
     await write(api)
     api.writes.clear()
-    assert await ChildWriter(api).write(OWNER, None, (SERVICE,), {}) == WriteResult()
+    assert await ChildWriter(api).write(OWNER, (), (SERVICE,), {}) == WriteResult()
     assert api.writes == ["apply Service chat", "adopt fields Service chat", "apply Service chat"]
 
 
@@ -174,7 +174,7 @@ async def test_the_first_apply_after_a_creation_takes_over_the_created_fields_on
     adopting = ["apply Service chat", "adopt fields Service chat", "apply Service chat"]
     for child, expected in ((CHANGED_SERVICE, adopting), (SERVICE, ["apply Service chat"])):
         api.writes.clear()
-        await ChildWriter(api).write(OWNER, None, (child,), api.owned())
+        await ChildWriter(api).write(OWNER, (), (child,), api.owned())
         assert api.writes == expected
 
 
@@ -185,7 +185,7 @@ async def test_after_a_restart_only_children_that_differ_are_written() -> None:
     assert await write(api, ChildWriter(api)) == WriteResult()
     assert api.writes == []
     api.objects["Service", "chat"]["metadata"]["labels"] = {"somebody": "else"}
-    await ChildWriter(api).write(OWNER, None, (SERVICE, BUDGET), api.owned())
+    await ChildWriter(api).write(OWNER, (), (SERVICE, BUDGET), api.owned())
     assert api.writes[0] == "apply Service chat"
     assert "apply PodDisruptionBudget chat" not in api.writes
 

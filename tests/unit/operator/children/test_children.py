@@ -240,8 +240,8 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     assert "resources" not in container
     assert "nodeSelector" not in pod
     assert (pod["imagePullSecrets"], pod["priorityClassName"]) == (secrets, "low")
-    (keys,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
-    assert [item["key"] for item in keys["items"]] == ["agent-token"]
+    mounted = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert [[item["key"] for item in one["items"]] for one in mounted] == [["agent-token"], ["evidence-key"]]
     settings = ValidationSettings.from_json(variables(container)["AURORA_SETTINGS"]["value"])
     assert settings.replica == where
     context = container["securityContext"]

@@ -32,18 +32,30 @@ def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     secrets = {name: volume["secret"]["items"] for name, volume in volumes.items() if "secret" in volume}
     keys = {name: [item["key"] for item in items] for name, items in secrets.items()}
-    assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"]}
+    assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"], "signing": ["staging-key"]}
     mounts = {
         container["name"]: {mount["name"]: mount for mount in container["volumeMounts"]}
         for container in (*pod["initContainers"], *pod["containers"])
     }
     assert {name for name, mounted in mounts.items() if "keys" in mounted} == {"agent"}
     assert {name for name, mounted in mounts.items() if "speculator-key" in mounted} == {"stage"}
+    assert {name for name, mounted in mounts.items() if "signing" in mounted} == {"stage"}
     assert {name for name, mounted in mounts.items() if "engine-key" in mounted} == {"stage", "sglang", "agent"}
     assert volumes["engine-key"]["emptyDir"]["medium"] == "Memory"
     writers = {name for name, mounted in mounts.items() if not mounted.get("engine-key", {}).get("readOnly")}
     assert writers == {"stage"}
     assert mounts["sglang"]["engine-key"]["mountPath"] == "/etc/aurora/keys", "where the launcher looks for its key"
+
+
+def test_no_pod_has_the_key_that_the_operator_verifies_the_channel_with() -> None:
+    found = {
+        (name, item["key"], volume["secret"].get("optional", False))
+        for name, pod in pods(spec()).items()
+        for volume in pod["spec"]["volumes"]
+        if volume.get("secret", {}).get("secretName") == f"{OWNER.name}-signing-keys"
+        for item in volume["secret"]["items"]
+    }
+    assert found == {("inference", "staging-key", True), ("validator", "evidence-key", False)}
 
 
 def test_a_scraper_that_the_administrator_names_reaches_the_agents_metrics() -> None:

@@ -16,6 +16,7 @@ from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.kubernetes_views import JOB_LABEL
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
+from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
 from aurora_store.policy.store_policy import StorePolicy
@@ -85,6 +86,7 @@ class ReadableStore:
     """Fake store that can always be read, and does nothing."""
 
     reader: None = None
+    keys: RecordKeyReader = field(default_factory=lambda: RecordKeyReader(cast(Any, None)))
 
     async def view(self, *_: Any) -> StoreView:
         return StoreView()

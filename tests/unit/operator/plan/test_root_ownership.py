@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_store.keys import owner_id
@@ -162,3 +163,37 @@ def test_the_owner_of_a_restored_root_stays_the_owner_in_later_records() -> None
     assert later is not None
     assert later.owner == taken_over().owner
     assert (later.former_owners, later.inherited_version) == (("99999999",), 2)
+
+
+def test_a_speculator_that_took_its_root_over_follows_no_later_record_of_a_stranger() -> None:
+    """A bucket writer names another owner that never lost the root to us, as if the takeover were still to come."""
+    forged = channel(2, epoch=7, previous=1).model_copy(
+        update={"owner": RootOwner(id="99999999", namespace="x", name="y", since=NOW), "former_owners": ()}
+    )
+    once = SpeculatorStatus(active=VersionStatus(version=1))
+    world = restored(store=former_store(channel=forged, channel_signed=False), status=once)
+    assert made(world).advance is None
+    told = condition(world, ConditionType.STORAGE_READY)
+    assert told.reason == "InvalidRecord"
+    assert "channel/00000007.json" in told.message
+
+
+def test_a_record_that_was_trusted_without_a_signature_is_written_again_with_the_weights() -> None:
+    unsigned = store(0, 1, channel=channel(1, epoch=4, previous=0), channel_signed=False)
+    world = observed(store=unsigned)
+    again = made(world).advance
+    assert again is not None
+    assert (again.epoch, again.active, again.previous) == (5, 1, 0)
+    assert (again.active_digest, again.previous_digest) == (registration(1).digest, registration(0).digest)
+    assert made(replace(world, store=replace(unsigned, channel=again, channel_signed=True))).advance is None
+
+
+def test_without_keys_the_operator_makes_them_and_decides_nothing() -> None:
+    world = observed(store=StoreView(reason="SigningKeysMissing", error="no keys", unsigned_record="digest"))
+    plan = made(world)
+    assert (plan.trust_record, plan.advance, plan.job, plan.swaps) == ("digest", None, None, ())
+    assert (plan.status, plan.notes) == (None, ()), "it takes one reconcile, and nobody needs to know"
+    refused = made(replace(world, apply_errors=("Secret chat-signing-keys: quota",)))
+    assert refused.status is not None
+    storage = next(c for c in refused.status.conditions if c.type is ConditionType.STORAGE_READY)
+    assert storage.reason == "SigningKeysMissing"

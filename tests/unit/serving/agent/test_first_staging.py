@@ -16,6 +16,7 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import StoreError
 from tests.assets.faulty_store import Answer, drip_body, drip_headers, faulty_store, hang
+from tests.assets.signing import KEYS
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.serving.agent.test_draft_cache import add_draft
 
@@ -31,7 +32,7 @@ def objects(tmp_path: Path) -> FolderObjects:
 @pytest.fixture
 def registry(objects: FolderObjects) -> Registry:
     objects.path.mkdir()
-    return Registry(objects)
+    return Registry(objects, KEYS)
 
 
 def channel(epoch: int, active: int) -> Channel:
@@ -43,6 +44,9 @@ def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) 
     with pytest.raises(StoreError, match="the trainer to create the lineage"):
         stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     registry.create_lineage(lineage())
+    with pytest.raises(StoreError, match="the operator to write the channel's first record"):
+        stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
+    registry.advance_channel(channel(1, 0))
     with pytest.raises(StoreError, match="register draft version 0"):
         stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
     add_draft(registry, tmp_path, 0)
@@ -68,6 +72,7 @@ def test_a_pod_that_has_a_draft_starts_without_the_store(
     objects.down = False
     registry.create_lineage(lineage())
     add_draft(registry, tmp_path, 0)
+    registry.advance_channel(channel(1, 0))
     stage_active_draft(folder, registry, timeout_seconds=0)
     objects.down = True
     assert stage_active_draft(folder, registry, timeout_seconds=0).version == 0
@@ -78,6 +83,7 @@ def started(registry: Registry, tmp_path: Path) -> PodFolder:
     """The folder of a pod that started once with version 0."""
     registry.create_lineage(lineage())
     add_draft(registry, tmp_path, 0)
+    registry.advance_channel(channel(1, 0))
     folder = PodFolder(tmp_path / "started")
     stage_active_draft(folder, registry, timeout_seconds=0)
     return folder
@@ -116,7 +122,7 @@ def test_a_pod_that_has_a_draft_does_not_need_the_active_one_to_be_loadable(
     registry: Registry, started: PodFolder, tmp_path: Path
 ) -> None:
     publish_bytes(registry, tmp_path / "sources", 1, safetensors(draft_tensors(float("nan"))))
-    registry.advance_channel(channel(1, 1))
+    registry.advance_channel(channel(2, 1))
     assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
     with pytest.raises(DraftRefused, match="not finite"):
         stage_active_draft(PodFolder(tmp_path / "fresh"), registry, timeout_seconds=0)

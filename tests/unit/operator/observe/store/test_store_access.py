@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.errors import NotFound
 from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
@@ -27,7 +28,9 @@ KEYS = {"secretRef": {"name": "s3"}}
 class FakeApi:
     """Fake API server that has the Secret with the store's keys, and nothing else."""
 
-    def get(self, *_: object) -> dict[str, Any]:
+    def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
+        if name != "s3":
+            raise NotFound(name, 404)
         data = {name: base64.b64encode(b"key") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return {"kind": "Secret", "metadata": {"resourceVersion": "1"}, "data": data}
 

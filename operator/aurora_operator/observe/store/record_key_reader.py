@@ -1,0 +1,74 @@
+"""Reads the Secret with a speculator's signing keys, once.
+
+Invariants: only the keys are kept, not the Secret. They are read again after a doubt, at most once in
+:data:`DOUBT_SECONDS`: a person may have deleted the Secret, and new pods would then wait for it. While the Secret is
+missing, it is looked for with a growing delay, or at once after the operator made it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from math import inf
+from typing import Final
+
+from aurora_operator.children.metadata import signing_keys_name
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import KubernetesError
+from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
+from aurora_operator.observe.secret_values import SecretReader
+from aurora_operator.observe.store.signed_records import RecordKeys
+
+DOUBT_SECONDS: Final = 60.0
+
+
+class RecordKeyReader:
+    """The signing keys of one speculator."""
+
+    __slots__ = ("_clock", "_keys", "_read_seconds", "_secrets", "expected")
+
+    def __init__(self, secrets: SecretReader, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` returns monotonic seconds."""
+        self._secrets, self._clock = secrets, clock
+        self._keys: RecordKeys | None = None
+        self._read_seconds = -inf
+        self.expected = False
+        """The operator made the Secret since the last look."""
+
+    async def find(self, owner: Owner) -> RecordKeys | StoreView | None:
+        """The keys; None when the Secret does not exist; a view with the error when it cannot be used.
+
+        Raises :class:`KubernetesError`.
+        """
+        if self._keys is not None:
+            return self._keys
+        self.expected = False
+        name = signing_keys_name(owner)
+        try:
+            secret = await self._secrets.find(name)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            text = f"the operator may not read the Secret {name}: add it to secretNames of the Helm chart"
+            return StoreView(reason="SecretForbidden", error=text)
+        if secret is None:
+            return None
+        keys = RecordKeys.of(owner, secret) if owner.owns(secret) else None
+        if keys is None:
+            self._secrets.doubt(name)
+            text = f"the Secret {name} does not hold what the operator wrote: delete it, and the operator makes it anew"
+            return StoreView(reason=SIGNING_KEYS_MISSING, error=text)
+        self._secrets.drop(name)
+        self._keys, self._read_seconds = keys, self._clock()
+        return keys
+
+    def doubt(self) -> None:
+        """The Secret may be gone or another one."""
+        if self._clock() - self._read_seconds >= DOUBT_SECONDS:
+            self._keys = None
+
+    def made(self, owner: Owner) -> None:
+        """The operator made the Secret just now."""
+        self._secrets.drop(signing_keys_name(owner))
+        self.expected = True

@@ -1,0 +1,51 @@
+"""The signing keys of test speculators: fixed ones, and those that an operator made in a cluster."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aurora_operator.children.access import TRUSTED_RECORD
+from aurora_operator.children.owner import Owner
+from aurora_operator.observe.store.signed_records import RecordKeys
+from aurora_protocol.signatures import KeyName, all_keys
+from aurora_store.keys import owner_id
+
+KEYS = all_keys(b"the operator's key of the tests")
+
+
+def record_keys(owner: Owner, trusted_record: str = "", keys: Mapping[KeyName, bytes] = KEYS) -> RecordKeys:
+    """``keys`` as the operator of ``owner`` holds them."""
+    return RecordKeys(owner_id(owner.uid), keys[KeyName.OPERATOR], trusted_record)
+
+
+def secret_data(trusted_record: str = "", keys: Mapping[KeyName, bytes] = KEYS) -> dict[str, str]:
+    """The data of the Secret with ``keys``, as the API server returns them."""
+    plain = {name.value: key for name, key in keys.items()} | {TRUSTED_RECORD: trusted_record.encode()}
+    return {name: base64.b64encode(value).decode() for name, value in plain.items()}
+
+
+def write_keys(folder: Path) -> None:
+    """Write :data:`KEYS` as the kubelet mounts them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, key in KEYS.items():
+        (folder / name.value).write_bytes(key)
+
+
+class SecretKeys(Mapping[KeyName, bytes]):
+    """The keys that an operator made for a speculator, read from their Secret whenever they are used."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
+        """``read`` returns the Secret, and raises while it does not exist."""
+        self._read = read
+
+    def __getitem__(self, name: KeyName) -> bytes:
+        return base64.b64decode(self._read()["data"][name.value])
+
+    def __iter__(self) -> Iterator[KeyName]:
+        return iter(KeyName)
+
+    def __len__(self) -> int:
+        return len(KeyName)
