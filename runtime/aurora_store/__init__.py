@@ -7,9 +7,8 @@ read of data is checked against the digest in the record that names it.
 """
 
 from aurora_store.fenced_objects import FencedObjectStore
-from aurora_store.key_folder import KeyFolder
 from aurora_store.keys import Keys
 from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.registry import Registry
 
-__all__ = ["FencedObjectStore", "KeyFolder", "Keys", "ObjectStore", "Registry", "StoreConfig"]
+__all__ = ["FencedObjectStore", "Keys", "ObjectStore", "Registry", "StoreConfig"]

@@ -19,8 +19,9 @@ from aurora_protocol.errors import ProtocolError
 from aurora_protocol.pod_settings import KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.errors import MeasurementError, RuntimeFault
+from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
-from aurora_store import FencedObjectStore, KeyFolder, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from aurora_protocol.pod_settings import (
 )
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
@@ -40,7 +41,7 @@ from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import FencedObjectStore, KeyFolder, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
