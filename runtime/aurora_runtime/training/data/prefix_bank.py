@@ -61,7 +61,7 @@ class PrefixBank:
         self._traces[self._added] = own
         self._added += 1
         self._bytes += _nbytes(own)
-        while len(self._traces) > 1 and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
+        while self._traces and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
             _, dropped = self._traces.popitem(last=False)
             self._bytes -= _nbytes(dropped)
 

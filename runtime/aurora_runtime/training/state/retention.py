@@ -54,8 +54,11 @@ class RetentionLimits:
 
     @classmethod
     def of(cls, total_bytes: int, replay_bytes: int) -> RetentionLimits:
-        """One shard per MiB: a pod with little traffic closes small shards, three a minute."""
-        return cls(total_bytes, replay_bytes, max(MIN_SHARD_LIMIT, total_bytes >> 20))
+        """One shard per MiB: a pod with little traffic closes small shards, three a minute.
+
+        New shards keep half of the bytes, however large the replay buffer is.
+        """
+        return cls(total_bytes, min(replay_bytes, total_bytes // 2), max(MIN_SHARD_LIMIT, total_bytes >> 20))
 
 
 class AbandonedUploads:
