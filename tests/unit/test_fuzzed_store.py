@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.fuzzed_operator import FuzzedOperator
 from tests.fuzz.fuzzed_store import FuzzedStore
 
 
@@ -31,3 +32,14 @@ def test_the_store_is_readable_before_the_mutation(store: FuzzedStore, tmp_path:
     store.objects.data = dict(store.good)
     for read in store._readers().values():
         read()
+
+
+@pytest.fixture(scope="module")
+def operator(store: FuzzedStore) -> FuzzedOperator:
+    return FuzzedOperator(store)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 1 << 32))
+def test_no_mutation_of_the_store_ends_the_operators_reader(operator: FuzzedOperator, seed: int) -> None:
+    operator.attack(random.Random(seed))  # noqa: S311 - mutations, no secrets
