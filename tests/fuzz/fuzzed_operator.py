@@ -8,6 +8,8 @@ no evidence a pass whose samples the good evidence lacks. After the store is goo
 from __future__ import annotations
 
 import random
+from collections import defaultdict
+from datetime import UTC, datetime
 from typing import Any
 
 from aurora_operator.observe.observed import StoreView
@@ -28,7 +30,7 @@ class ListedObjects(RangedObjects):
 
     def __init__(self, store: FuzzedStore) -> None:
         super().__init__()
-        self.written = store.objects.written
+        self.written = defaultdict(lambda: datetime.now(UTC), store.objects.written)
 
     def probe(self) -> None:
         """A dictionary has conditional writes."""
@@ -43,7 +45,7 @@ class FuzzedOperator:
     def __init__(self, store: FuzzedStore) -> None:
         self._store = store
         self._objects = ListedObjects(store)
-        self._good = self._view(self.reader(), dict(store.good))
+        self._good = self.view(self.reader(), dict(store.good))
         assert self._good.ok, self._good.error
 
     def reader(self) -> StoreReader:
@@ -53,7 +55,8 @@ class FuzzedOperator:
         replaced._objects, replaced._registry = self._objects, Registry(self._objects)
         return reader
 
-    def _view(self, reader: StoreReader, objects: dict[str, bytes]) -> StoreView:
+    def view(self, reader: StoreReader, objects: dict[str, bytes]) -> StoreView:
+        """What ``reader`` sees when the store holds ``objects``."""
         self._objects.data = objects
         return reader.read(NEEDS, ReadScope.ALL)
 
@@ -62,11 +65,11 @@ class FuzzedOperator:
         what = self._store.mutate(random_)
         mutated = dict(self._store.objects.data)
         experienced = self.reader()
-        self._view(experienced, dict(self._store.good))
+        self.view(experienced, dict(self._store.good))
         for reader in (self.reader(), experienced):
             try:
-                view = self._view(reader, mutated)
-                again = self._view(reader, dict(self._store.good))
+                view = self.view(reader, mutated)
+                again = self.view(reader, dict(self._store.good))
             except Exception as error:
                 raise AssertionError(f"{what}: the operator's reader raised {type(error).__name__}: {error}") from error
             self._check(what, view)
