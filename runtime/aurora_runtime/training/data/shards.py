@@ -99,7 +99,7 @@ class ShardReader:
 
     def finish(self) -> None:
         """Note that the work on the shard that was read last succeeded."""
-        self.deaths.end()
+        self.deaths.survived()
 
     def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
         train: list[Example] = []
