@@ -1,6 +1,7 @@
 # Three images from one checkout: operator, agent and runtime. Each contains only the packages that it needs.
 #   docker build --target operator -t aurora-operator .
-# Every package is checked against the hash in its lock file. For a base image that cannot change under its tag, pass its
+# Every package is checked against the hash in its lock file. The environment of an image holds these packages only: no
+# pip, and what `make sbom` lists. For a base image that cannot change under its tag, pass its
 # digest: --build-arg BASE=docker.io/library/python:3.11-slim@sha256:…
 # The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes. No
 # Python process imports from there: the working directory is /, and Python searches neither it nor the user's site.
@@ -21,21 +22,24 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 
 FROM ${BASE} AS operator-packages
 COPY requirements/operator.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
+RUN python -m venv --without-pip /opt/aurora \
+ && pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
-RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+RUN pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM ${BASE} AS agent-packages
 COPY requirements/agent.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
+RUN python -m venv --without-pip /opt/aurora \
+ && pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
-RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+RUN pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM ${BASE} AS runtime-packages
 COPY requirements/runtime.txt /requirements.txt
-RUN python -m venv /opt/aurora && /opt/aurora/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
+RUN python -m venv --without-pip /opt/aurora \
+ && pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps --require-hashes -r /requirements.txt
 COPY --from=wheel /wheels /wheels
-RUN /opt/aurora/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+RUN pip --python /opt/aurora/bin/python install --no-cache-dir --no-deps /wheels/*.whl
 
 # The entry in passwd is for libraries that ask for the user's name and home.
 FROM ${BASE} AS rootless

@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd lock images clean
+.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -93,8 +93,14 @@ crd: env ## Generate the CRD from the models
 lock: env ## Compile the lock files from pyproject.toml
 	@tests/setup/lock.sh
 
+sbom: env ## Write a bill of materials of each image and a report of licences to build/sbom
+	@tests/setup/supply_chain.sh sbom
+
+audit: env ## Look for known vulnerabilities of the locked packages (asks the registry)
+	@tests/setup/supply_chain.sh audit
+
 images: env ## Build the operator and agent images with buildah, without a registry
 	$(PY) -m tests.rig.buildah
 
-clean: ## Remove .venv and tool caches of this checkout (the shared cache stays, see AURORA_CACHE)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, build and tool caches of this checkout (the shared cache stays, see AURORA_CACHE)
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

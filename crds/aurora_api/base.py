@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 RATIO_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,4})?$"
 QUANTITY_PATTERN: Final = r"^[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
+MEMORY_SIZE_PATTERN: Final = r"^[1-9][0-9]{0,6}(Mi|Gi|M|G)$"
 COUNT_OR_PERCENT_PATTERN: Final = r"^(0|[1-9][0-9]{0,2})%?$"
 _UNIT_BYTES: Final = {
     "": 1,
@@ -58,6 +59,9 @@ Quantity = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
 ]
 """A number of bytes as Kubernetes writes it: ``64Gi``, ``500M``, ``1073741824``."""
+
+MemorySize = Annotated[str, Field(pattern=MEMORY_SIZE_PATTERN)]
+"""A number of bytes from a million upwards, always with its unit: ``512Mi``, ``2Gi``."""
 
 CountOrPercent = Annotated[
     int | str,

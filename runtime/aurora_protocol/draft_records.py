@@ -76,8 +76,11 @@ class Lineage(StoredRecord):
     draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
     aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang's numbering).")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
-    draft: DraftSizes | None = Field(
-        default=None, description="Sizes of all drafts of this lineage. None in lineages of earlier versions."
+    draft_sizes: DraftSizes | None = Field(
+        default=None,
+        validation_alias="draft",
+        serialization_alias="draft",
+        description="Sizes of all drafts of this lineage. None in lineages of earlier versions.",
     )
     created: Timestamp = Field(description="When the lineage was created.")
 

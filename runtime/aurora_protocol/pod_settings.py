@@ -16,6 +16,7 @@ from pydantic import Field
 
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.limits import RequestLimits
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.store import Encryption
 from aurora_api.v1alpha1.target import TargetSpec
@@ -92,6 +93,9 @@ class ServingSettings(_PodSettings):
     device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that the engine answers at a time."
+    )
+    request_limits: RequestLimits = Field(
+        default_factory=RequestLimits, description="What one request may ask of the engine."
     )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings

@@ -1,1 +1,1 @@
-"""Mutated objects in a store, and every reader of the runtime."""
+"""Mutated objects in a store, mutated requests to an agent, and all their readers."""

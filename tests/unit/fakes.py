@@ -128,7 +128,7 @@ def lineage(number: int = 1) -> Lineage:
         draft_vocab_size=4,
         aux_layers=(1, 2, 3),
         tensors={n: TensorSpec(shape=tuple(s), dtype=d) for n, (d, s, _) in draft_tensors().items()},
-        draft=SIZES,
+        draft_sizes=SIZES,
         created=datetime.now(UTC),
     )
 

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aurora_store import Keys
+from tests.fuzz.fuzzed_operator import FuzzedOperator
 from tests.fuzz.fuzzed_store import FuzzedStore
 
 
@@ -31,3 +33,25 @@ def test_the_store_is_readable_before_the_mutation(store: FuzzedStore, tmp_path:
     store.objects.data = dict(store.good)
     for read in store._readers().values():
         read()
+
+
+@pytest.fixture(scope="module")
+def operator(store: FuzzedStore) -> FuzzedOperator:
+    return FuzzedOperator(store)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 1 << 32))
+def test_no_mutation_of_the_store_ends_the_operators_reader(operator: FuzzedOperator, seed: int) -> None:
+    operator.attack(random.Random(seed))  # noqa: S311 - mutations, no secrets
+
+
+def test_the_operator_reads_on_once_a_damaged_record_of_evidence_is_removed(
+    operator: FuzzedOperator, store: FuzzedStore
+) -> None:
+    reader = operator.reader()
+    assert operator.view(reader, dict(store.good)).ok
+    for read in (reader, operator.reader()):
+        damaged = operator.view(read, {**store.good, Keys.evidence(1, 2): b"{}"})
+        assert damaged.reason == "InvalidRecord"
+        assert operator.view(read, dict(store.good)).ok

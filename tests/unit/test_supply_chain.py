@@ -1,39 +1,131 @@
-"""Whatever is installed into the images and the tests' environments is locked, with a hash for each package."""
+"""Whatever is installed into the images and the tests' environments is locked, with a hash for each package.
+
+``make sbom`` and ``make audit`` ask the registry. Here their parts see the locks and a report that pip could write.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-LOCKS = ("agent", "bootstrap", "build", "cpu", "light", "operator", "runtime")
+from tests.supply_chain.__main__ import AUDITED, checked_metadata, license_report
+from tests.supply_chain.licenses import UNKNOWN, Policy
+from tests.supply_chain.locks import REQUIREMENTS, ROOT, LockedPackage, locked_packages
 
-
-def entries(lock: str) -> list[str]:
-    """The requirements of a lock file, each with its hashes on one line."""
-    text = (ROOT / f"requirements/{lock}.txt").read_text().replace("\\\n", "")
-    return [line for line in text.splitlines() if line.strip()]
+LOCKS = ("agent", "bootstrap", "build", "cpu", "light", "operator", "runtime", "supply-chain")
+POLICY = Policy.read(REQUIREMENTS / "licenses.toml")
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_package_has_a_version_and_a_hash_and_no_source_of_its_own(lock: str) -> None:
-    found = entries(lock)
-    assert found
-    locked = re.compile(r"[A-Za-z0-9._\[\]-]+==\S+(?: ; [^#]+?)?(?: +--hash=sha256:[0-9a-f]{64})+")
-    assert [entry.split()[0] for entry in found if not locked.fullmatch(entry)] == []
+    assert locked_packages(REQUIREMENTS / f"{lock}.txt")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "boto3==1.40.0",
+        "boto3>=1.40 --hash=sha256:" + "0" * 64,
+        "boto3 @ https://files.example/boto3.whl --hash=sha256:" + "0" * 64,
+        "--extra-index-url https://packages.example",
+    ],
+)
+def test_a_lock_with_an_entry_that_could_change_is_refused(tmp_path: Path, entry: str) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text(entry)
+    with pytest.raises(ValueError, match="run make lock"):
+        locked_packages(lock)
 
 
 def test_every_installation_checks_hashes() -> None:
-    scripts = [ROOT / "Dockerfile", ROOT / "tests/setup/python.sh"]
+    scripts = [ROOT / "Dockerfile", ROOT / "tests/setup/environments.sh"]
     commands = [line for script in scripts for line in script.read_text().splitlines() if re.search(r" -r \S", line)]
     assert len(commands) >= 6
     assert [command for command in commands if "--require-hashes" not in command] == []
 
 
+def test_images_hold_the_locked_packages_and_no_installer() -> None:
+    commands = re.findall(
+        r"python -m venv.* /opt/aurora$|python -m venv.* /opt/aurora ", (ROOT / "Dockerfile").read_text()
+    )
+    assert len(commands) == len(POLICY.allowed)
+    assert [command for command in commands if "--without-pip" not in command] == []
+
+
 def test_the_build_backend_is_the_locked_one_everywhere() -> None:
     (backend,) = re.findall(r'^requires = \["(\S+)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert backend in {entry.split()[0] for entry in entries("build")}
+    locked = {f"{package.name}=={package.version}" for package in locked_packages(REQUIREMENTS / "build.txt")}
+    assert backend in locked
     assert "--no-build-isolation" in (ROOT / "Dockerfile").read_text()
     assert "--build-constraints requirements/build.txt" in (ROOT / "tests/setup/python.sh").read_text()
+
+
+def test_every_lock_that_is_installed_from_is_audited() -> None:
+    # light.txt has the packages of operator.txt and agent.txt.
+    assert {*AUDITED, "light"} == set(LOCKS)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"license_expression": "MIT OR Apache-2.0", "license": "ignored"}, "MIT OR Apache-2.0"),
+        ({"license": "apache-2.0"}, "Apache-2.0"),
+        ({"license": "MIT License\n\nPermission is granted"}, "MIT"),
+        ({"license": "Copyright (c)", "classifier": ["License :: OSI Approved :: BSD License"]}, "LicenseRef-BSD"),
+        ({"classifier": ["License :: OSI Approved :: MIT License", "License :: Public Domain"]}, UNKNOWN),
+        ({"license": "see the file"}, UNKNOWN),
+        ({}, UNKNOWN),
+    ],
+)
+def test_a_licence_is_read_from_an_expression_a_phrase_or_a_single_classifier(
+    metadata: dict[str, Any], expected: str
+) -> None:
+    assert POLICY.license_of({"name": "package", **metadata}) == expected
+
+
+def test_a_stated_licence_is_taken_where_a_package_names_none() -> None:
+    assert POLICY.license_of({"name": "Torch_Memory_Saver"}) == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("image", "expression", "allowed"),
+    [
+        ("operator", "MIT", True),
+        ("operator", "GPL-3.0-only", False),
+        ("operator", "GPL-3.0-only OR MIT", True),
+        ("operator", "GPL-3.0-only AND MIT", False),
+        ("operator", "MIT AND (GPL-3.0-only OR ISC)", True),
+        ("operator", "MIT OR GPL-3.0-only AND AGPL-3.0-only", True),
+        ("operator", "Apache-2.0 WITH LLVM-exception", True),
+        ("operator", "MIT WITH LLVM-exception", False),
+        ("operator", UNKNOWN, False),
+        ("operator", "LicenseRef-NVIDIA-Proprietary", False),
+        ("runtime", "LicenseRef-NVIDIA-Proprietary", True),
+    ],
+)
+def test_an_image_holds_allowed_licences_only(image: str, expression: str, allowed: bool) -> None:
+    assert POLICY.allows(image, expression) is allowed
+
+
+def test_every_package_with_a_stated_licence_is_in_an_image() -> None:
+    locked = {package.name for image in POLICY.allowed for package in locked_packages(REQUIREMENTS / f"{image}.txt")}
+    assert set(POLICY.stated) - locked == set()
+
+
+def test_metadata_of_a_file_that_is_not_locked_is_refused() -> None:
+    locked = {"package": LockedPackage("package", "1.0", frozenset({"a" * 64}))}
+    entry = {"metadata": {"name": "Package"}, "download_info": {"archive_info": {"hashes": {"sha256": "a" * 64}}}}
+    assert checked_metadata(locked, entry) == ("package", {"name": "Package"})
+    entry["download_info"]["archive_info"]["hashes"]["sha256"] = "b" * 64  # type: ignore[index]
+    with pytest.raises(ValueError, match="not in the lock file"):
+        checked_metadata(locked, entry)
+
+
+def test_the_report_names_each_package_once_with_its_images() -> None:
+    package = LockedPackage("package", "1.0", frozenset())
+    newer = LockedPackage("package", "2.0", frozenset())
+    report = license_report({"operator": {package: "MIT"}, "agent": {package: "MIT"}, "runtime": {newer: "MIT"}})
+    assert report.splitlines()[1:] == ["package\t1.0\tMIT\toperator,agent", "package\t2.0\tMIT\truntime"]

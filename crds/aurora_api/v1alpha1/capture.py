@@ -6,6 +6,7 @@ from pydantic import Field
 
 from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.limits import CaptureLimits
 
 
 class CaptureSpec(Model):
@@ -51,3 +52,4 @@ class CaptureSpec(Model):
             " Lower it to upload smaller files."
         ),
     )
+    limits: CaptureLimits = Field(default_factory=CaptureLimits)

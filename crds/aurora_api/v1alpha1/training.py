@@ -8,6 +8,7 @@ from pydantic import Field
 
 from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
 from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
@@ -129,6 +130,7 @@ class TrainingSpec(Model):
             " later are erased at the trainer's next start. See docs/how-to/erasing-data.md for a tag's hash."
         ),
     )
+    memory: TrainerMemory = Field(default_factory=TrainerMemory)
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
 
     @property

@@ -68,6 +68,7 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
         capture=spec.capture,
         device=spec.serving.device,
         max_running_requests=spec.serving.max_running_requests,
+        request_limits=spec.serving.request_limits,
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
     )

@@ -81,6 +81,28 @@ def config_json(config: DraftConfig) -> dict[str, Any]:
     }
 
 
+def config_from_json(data: dict[str, Any]) -> DraftConfig:
+    """The inverse of :func:`config_json`. Raises :class:`DraftRefused` when a field is missing or no list of layers."""
+    try:
+        return DraftConfig(
+            hidden_size=data["hidden_size"],
+            intermediate_size=data["intermediate_size"],
+            heads=data["num_attention_heads"],
+            kv_heads=data["num_key_value_heads"],
+            head_dim=data["head_dim"],
+            vocab_size=data["vocab_size"],
+            draft_vocab_size=data["draft_vocab_size"],
+            rms_norm_eps=data["rms_norm_eps"],
+            rope_theta=data["rope_theta"],
+            max_positions=data["max_position_embeddings"],
+            aux_layers=tuple(data["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
+        )
+    except KeyError as error:
+        raise DraftRefused(f"{CONFIG_FILE} lacks {error.args[0]}") from error
+    except TypeError as error:
+        raise DraftRefused(f"{CONFIG_FILE} has a field of another type") from error
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The fields of a ``config.json``. Raises :class:`DraftRefused` unless it is one plain JSON object."""
     try:
@@ -119,7 +141,7 @@ def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
 def check_draft_config(path: Path, lineage: Lineage) -> None:
     """Raise :class:`DraftRefused` unless ``path`` is the configuration of a draft of ``lineage``, field by field."""
     actual = read_config(path)
-    sizes = lineage.draft or _sizes_that_fit(actual, lineage)
+    sizes = lineage.draft_sizes or _sizes_that_fit(actual, lineage)
     expected = config_json(lineage_config(lineage, sizes))
     different = sorted(name for name in expected.keys() | actual.keys() if not _is_same(name, expected, actual))
     if different:
@@ -135,20 +157,12 @@ def _is_same(name: str, expected: dict[str, Any], actual: dict[str, Any]) -> boo
 
 
 def _sizes_that_fit(config: dict[str, Any], lineage: Lineage) -> DraftSizes:
-    """The sizes that ``config`` names, for a lineage that is older than its field ``draft``.
+    """The sizes that ``config`` names, for a lineage that is older than its field ``draft_sizes``.
 
     Raises :class:`DraftRefused` unless the lineage's tensors have these sizes.
     """
     try:
-        sizes = DraftSizes(
-            intermediate_size=config["intermediate_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
-            rms_norm_eps=config["rms_norm_eps"],
-            rope_theta=config["rope_theta"],
-            max_positions=config["max_position_embeddings"],
-        )
+        sizes = config_from_json(config).sizes
         rows = {name: spec.shape[0] for name, spec in lineage.tensors.items() if spec.shape}
         fits = (
             rows["midlayer.self_attn.q_proj.weight"] == sizes.heads * sizes.head_dim
@@ -157,7 +171,7 @@ def _sizes_that_fit(config: dict[str, Any], lineage: Lineage) -> DraftSizes:
             and sizes.heads % sizes.kv_heads == 0
         )
     except (KeyError, ValidationError) as error:
-        raise DraftRefused(f"{CONFIG_FILE} lacks sizes, or has impossible ones") from error
+        raise DraftRefused(f"{CONFIG_FILE} has impossible sizes, or the lineage lacks tensors") from error
     if not fits:
         raise DraftRefused(f"{CONFIG_FILE} has other sizes than the tensors of lineage {lineage.number}")
     return sizes

@@ -60,10 +60,9 @@ def install() -> None:
     from aurora_runtime.serving import log_redaction, measurement_guard, request_limits
 
     HookRegistry.register(request_limits.VALIDATE_FUNCTION, request_limits.before_validation, HookType.BEFORE)
-    HookRegistry.register(request_limits.BATCH_FUNCTION, request_limits.before_batch, HookType.BEFORE)
-    HookRegistry.register(
-        measurement_guard.AUTHENTICATION_FUNCTION, request_limits.after_authentication, HookType.AFTER
-    )
+    answers, body = request_limits.answers_hook(settings.max_answers), request_limits.body_hook(settings.max_body_bytes)
+    HookRegistry.register(request_limits.BATCH_FUNCTION, answers, HookType.BEFORE)
+    HookRegistry.register(measurement_guard.AUTHENTICATION_FUNCTION, body, HookType.AFTER)
     HookRegistry.register(
         measurement_guard.AUTHENTICATION_FUNCTION, measurement_guard.guard_hook(settings), HookType.AFTER
     )

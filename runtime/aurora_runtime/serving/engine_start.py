@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from aurora_api.base import quantity_bytes
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest, Lineage
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
@@ -122,7 +123,7 @@ class EngineStart:
         return environment
 
     def _capture_settings(self) -> CaptureSettings:
-        capture = self.settings.capture
+        capture, requests = self.settings.capture, self.settings.request_limits
         return CaptureSettings(
             state_folder=str(self.options.folder.path),
             lineage=self.files.lineage,
@@ -134,6 +135,11 @@ class EngineStart:
             top_tokens=capture.top_tokens,
             shard_seconds=capture.shard_seconds,
             shard_tokens=capture.shard_tokens,
+            max_spool_bytes=quantity_bytes(capture.limits.spool_size),
+            max_queued_bytes=quantity_bytes(capture.limits.queue_size),
+            max_open_bytes=quantity_bytes(capture.limits.open_size),
+            max_body_bytes=quantity_bytes(requests.body_size),
+            max_answers=requests.answers,
             trace=self.state.mode is EngineMode.DRAFT,
         )
 

@@ -55,6 +55,7 @@ class CaptureState(Record):
     traced_answer_tokens: int = 0
     shards_written: int = 0
     shards_dropped: int = 0
+    losses: dict[str, int] = Field(default_factory=dict, description="What was lost, by reason.")
     updated_at: Timestamp
 
 

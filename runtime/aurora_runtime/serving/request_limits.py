@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final
 
+from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.request_privacy import trace_wish
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
@@ -26,15 +27,10 @@ BATCH_FUNCTION: Final = "sglang.srt.managers.io_struct.GenerateReqInput._normali
 LIMITED_PARAMETERS: Final = {VALIDATE_FUNCTION: ("self", "obj", "input_ids"), BATCH_FUNCTION: ("self",)}
 """The parameters, in order, of the hooked functions in SGLang 0.5.23."""
 
-MAX_BODY_BYTES: Final = 64 << 20
-"""Largest body of a request. A prompt of a million tokens has about 8 MB; images come as base64."""
 MAX_PROMPTS: Final = 65_536
 """Most prompts of a request."""
-MAX_ANSWERS: Final = 4096
-"""Most answers of a request with ``n`` above 1: prompts times ``n``."""
 _MAX_DIGITS: Final = 18
 """Digits of a content length that is worth parsing."""
-_TOO_LARGE: Final = b"the body of a request may have at most %d bytes\n" % MAX_BODY_BYTES
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -58,18 +54,21 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
         trace_wish(sampling_params.get("custom_params"))
 
 
-def before_batch(obj: Any) -> None:
-    """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many prompts or answers."""
+def before_batch(obj: Any, max_answers: int = DEFAULT_MAX_ANSWERS) -> None:
+    """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many prompts or answers.
+
+    ``max_answers`` bounds a request with ``n`` above 1: prompts times ``n``.
+    """
     if obj.batch_size > MAX_PROMPTS:
         raise ValueError(f"a request may have at most {MAX_PROMPTS} prompts")
-    if obj.parallel_sample_num > 1 and obj.batch_size * obj.parallel_sample_num > MAX_ANSWERS:
-        raise ValueError(f"with n above 1 a request may ask for at most {MAX_ANSWERS} answers, prompts times n")
+    if obj.parallel_sample_num > 1 and obj.batch_size * obj.parallel_sample_num > max_answers:
+        raise ValueError(f"with n above 1 a request may ask for at most {max_answers} answers, prompts times n")
 
 
 class BodyLimit:
     """ASGI middleware. Refuses a body whose declared length is too large, and stops reading at the limit."""
 
-    def __init__(self, app: Application, limit_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: Application, limit_bytes: int) -> None:
         self._app, self._limit_bytes = app, limit_bytes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -78,7 +77,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > _MAX_DIGITS or int(declared) > self._limit_bytes):
-            await _refuse(send)
+            await self._refuse(send)
             return
         received, started = 0, False
 
@@ -103,20 +102,33 @@ class BodyLimit:
             if received <= self._limit_bytes or started:
                 raise
         if received > self._limit_bytes and not started:
-            await _refuse(send)
+            await self._refuse(send)
+
+    async def _refuse(self, send: Send) -> None:
+        text = b"the body of a request may have at most %d bytes\n" % self._limit_bytes
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"content-length", str(len(text)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
 
 
-async def _refuse(send: Send) -> None:
-    headers = [
-        (b"content-type", b"text/plain"),
-        (b"content-length", str(len(_TOO_LARGE)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": _TOO_LARGE})
+def answers_hook(max_answers: int) -> Callable[[Any], None]:
+    """The hook of :data:`BATCH_FUNCTION` for this limit of answers."""
+
+    def before(obj: Any) -> None:
+        before_batch(obj, max_answers)
+
+    return before
 
 
-def after_authentication(result: Any, app: Any, *_: Any, **__: Any) -> Any:
-    """The hook that puts :class:`BodyLimit` before SGLang's routes."""
-    app.add_middleware(BodyLimit)
-    return result
+def body_hook(max_body_bytes: int) -> Callable[..., Any]:
+    """The hook after SGLang's authentication that puts :class:`BodyLimit` before SGLang's routes."""
+
+    def after(result: Any, app: Any, *_: Any, **__: Any) -> Any:
+        app.add_middleware(BodyLimit, limit_bytes=max_body_bytes)
+        return result
+
+    return after

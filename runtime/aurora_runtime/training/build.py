@@ -54,9 +54,10 @@ class TrainingConfig:
     policy: TrainingPolicy = DEFAULT_POLICY
 
     @classmethod
-    def of(cls, settings: TrainerSettings, policy: TrainingPolicy = DEFAULT_POLICY) -> TrainingConfig:
-        """The config that the custom resource asks for."""
+    def of(cls, settings: TrainerSettings, policy: TrainingPolicy | None = None) -> TrainingConfig:
+        """The config that the custom resource asks for. ``policy`` replaces the one with its sizes."""
         spec, steps = settings.training, settings.draft.steps
+        policy = policy or TrainingPolicy.of(spec.memory)
         recipe = Recipe(
             learning_rate=float(spec.learning_rate),
             unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),
@@ -125,7 +126,7 @@ def _empty_learning_state(
         ledger=ledger,
         replay=ReplayBuffer(config.policy.replay_bytes),
         budget=ReplayBudget(replay=config.recipe.replay, passes=config.recipe.passes),
-        held_out=HeldOutSet(config.policy.held_out_requests),
+        held_out=HeldOutSet(config.policy.held_out_requests, config.policy.held_out_bytes),
         coverage=VocabularyCoverage(target.identity.vocab_size, target.special_tokens),
         trained_tokens=trained_tokens,
     )

@@ -61,7 +61,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         draft_vocab_size=config.draft_vocab_size,
         aux_layers=config.aux_layers,
         tensors=exported.tensors,
-        draft=config.sizes,
+        draft_sizes=config.sizes,
         created=now(),
     )
     try:

@@ -83,7 +83,7 @@ class Trainer:
             if self.retrier.stopping:
                 return
             self.progress.record_work(trains=True, pending_shards=len(pending) - index)
-            self.stages.reader.prefetch(pending[index:])
+            self.stages.reader.prefetch(pending[index:], self.learning.ledger.size)
             self.stages.fresh.train(key, self.stages.reader.read(key))
             self.stages.reader.finish()
             self.run_due_stages(TrainerPhase.TRAINING)

@@ -1,31 +1,41 @@
-"""The trainer's policy: bounds and intervals that no user has had a reason to change.
+"""The trainer's policy: its bounds and intervals.
 
-Settings that users do change are in ``spec.training`` of the custom resource. Constants that belong to one algorithm,
+The sizes in bytes come from ``spec.training.memory`` of the custom resource, whose defaults are the defaults here.
+Nobody has had a reason to change the other values. Constants that belong to one algorithm,
 such as the half-life of a replay weight, are in that algorithm's module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from aurora_api.base import quantity_bytes
+from aurora_api.v1alpha1.limits import TrainerMemory
+
+_MEMORY: Final = TrainerMemory()
 
 
 @dataclass(frozen=True)
 class TrainingPolicy:
     """Bounds of the trainer's memory, and how often the trainer polls and saves."""
 
-    replay_bytes: int = 1 << 30
+    replay_bytes: int = quantity_bytes(_MEMORY.replay_size)
     """Bytes of examples that the replay buffer holds in host memory. Retention keeps at least this many bytes of
     consumed shards in the store, because a restart fills the buffer from them."""
     held_out_requests: int = 48
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
-    prefix_bank_bytes: int = 256 << 20
+    held_out_bytes: int = quantity_bytes(_MEMORY.held_out_size)
+    """Bound of the held-out set in host memory."""
+    prefix_bank_bytes: int = quantity_bytes(_MEMORY.prefix_bank_size)
     """Bound of the prefix bank: the hidden states that are kept to complete later traces."""
     prefix_bank_traces: int = 256
     """Bound of the number of traces in the prefix bank; each new trace is compared with all of them."""
     prefetched_shards: int = 3
     """Bound of the shards fetched in advance: the next shard and the two after it. More would only take memory, because
     training on a shard takes longer than fetching one."""
+    prefetched_bytes: int = quantity_bytes(_MEMORY.prefetch_size)
+    """Bound of the same shards in bytes. The next shard is always fetched."""
     poll_seconds: float = 2.0
     """Wait between two listings of the store while there is nothing to train on."""
     shards_per_listing: int = 64
@@ -44,6 +54,16 @@ class TrainingPolicy:
     """The same while the trainer waits for traces or is suspended."""
     stop_seconds: float = 9.0
     """The process exits at the latest this long after SIGTERM. It saves its state if the store answers."""
+
+    @classmethod
+    def of(cls, memory: TrainerMemory) -> Self:
+        """The policy with the sizes that the custom resource asks for."""
+        return cls(
+            replay_bytes=quantity_bytes(memory.replay_size),
+            held_out_bytes=quantity_bytes(memory.held_out_size),
+            prefix_bank_bytes=quantity_bytes(memory.prefix_bank_size),
+            prefetched_bytes=quantity_bytes(memory.prefetch_size),
+        )
 
 
 DEFAULT_POLICY: Final = TrainingPolicy()

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,28 +20,12 @@ from aurora_protocol.draft_records import ChannelReason
 from aurora_store import Keys
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
 from tests.assets.faulty_store import drip_body, drip_headers, endless_body, faulty_store, whole
-from tests.assets.s3 import S3, seaweedfs
-from tests.integration.operator.store_rig import Speculator, speculator_with_a_draft, trainer_status
+from tests.assets.s3 import S3
+from tests.integration.operator.store_rig import Speculator, trainer_status
 from tests.unit.operator.worlds import channel, evidence, lineage, registration
 
 POLL_SECONDS = 15.0
 HOSTILE = 64
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        yield server
-
-
-@pytest.fixture
-def owner(request: pytest.FixtureRequest) -> Owner:
-    return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
-
-
-@pytest.fixture
-def speculator(s3: S3, owner: Owner) -> Speculator:
-    return speculator_with_a_draft(s3, owner)
 
 
 def requests() -> dict[str, float]:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned
 from aurora_operator.io_pools import EndpointPool
 from aurora_operator.observe.store import evidence_check
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.gate import recompute
-from tests.assets.s3 import S3, seaweedfs
-from tests.integration.operator.store_rig import Speculator, speculator_with_a_draft
+from tests.assets.s3 import S3
+from tests.integration.operator.store_rig import Speculator
 from tests.unit.operator.worlds import evidence, registration, samples, spec
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        yield server
-
-
-@pytest.fixture
-def owner(request: pytest.FixtureRequest) -> Owner:
-    return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
-
-
-@pytest.fixture
-def speculator(s3: S3, owner: Owner) -> Speculator:
-    return speculator_with_a_draft(s3, owner)
 
 
 @pytest.mark.parametrize(

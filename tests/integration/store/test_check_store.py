@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,20 +10,13 @@ import pytest
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
 from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_store import Keys, ObjectStore, Registry
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
 from tests.integration.engine.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
 from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        ObjectStore(server.config()).ensure_bucket()
-        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,19 +22,12 @@ from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.objects import sha256_file
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 OWNER, OTHER = "0a1b2c3d", "99999999"
 SHARD_BYTES = 96 << 20
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        ObjectStore(server.config()).ensure_bucket()
-        yield server
 
 
 @pytest.fixture

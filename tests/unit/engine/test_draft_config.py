@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from aurora_protocol.draft_records import Lineage, TensorSpec
-from aurora_runtime.engine.draft_config import check_draft_config, config_json, lineage_config
+from aurora_runtime.engine.draft_config import check_draft_config, config_from_json, config_json, lineage_config
 from aurora_runtime.errors import DraftRefused
 from tests.unit.fakes import SIZES, lineage
 
 OWN: dict[str, Any] = config_json(lineage_config(lineage(), SIZES))
 OLDER = lineage().model_copy(
     update={
-        "draft": None,
+        "draft_sizes": None,
         "tensors": {
             "midlayer.self_attn.q_proj.weight": TensorSpec(shape=(2, 4), dtype="BF16"),
             "midlayer.self_attn.k_proj.weight": TensorSpec(shape=(2, 4), dtype="BF16"),
@@ -111,3 +111,21 @@ def test_an_error_names_fields_and_no_values(tmp_path: Path) -> None:
     told = refusal(tmp_path, json.dumps(OWN | {f"x{n}": "secret" for n in range(1000)}).encode(), lineage())
     assert len(told) < 500
     assert "secret" not in told
+
+
+def test_the_configuration_of_a_draft_reads_back_as_it_was_written() -> None:
+    assert config_from_json(OWN) == lineage_config(lineage(), SIZES)
+
+
+@pytest.mark.parametrize("name", ["num_attention_heads", "draft_vocab_size", "eagle_config"])
+def test_a_configuration_without_a_field_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(DraftRefused, match=f"lacks {name}"):
+        config_from_json({field: value for field, value in OWN.items() if field != name})
+
+
+def test_a_lineage_keeps_the_name_of_its_sizes_in_the_store() -> None:
+    """Older versions read and write this name."""
+    stored = json.loads(lineage().to_json())
+    assert stored["draft"]["heads"] == SIZES.heads
+    assert "draftSizes" not in stored
+    assert Lineage.from_json(json.dumps(stored)).draft_sizes == SIZES

@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.serving.request_limits import (
     BATCH_FUNCTION,
     LIMITED_PARAMETERS,
-    MAX_ANSWERS,
     MAX_PROMPTS,
     VALIDATE_FUNCTION,
     BodyLimit,
+    answers_hook,
     before_batch,
     before_validation,
+    body_hook,
 )
 
 VOCABULARY = 100
@@ -114,10 +116,24 @@ def test_a_clear_wish_and_no_wish_pass(sampling_params: Any) -> None:
 
 
 def test_a_request_for_too_many_answers_is_refused_before_it_is_expanded() -> None:
-    before_batch(SimpleNamespace(batch_size=4, parallel_sample_num=MAX_ANSWERS // 4))
-    for batch, answers in ((1, 10**8), (MAX_ANSWERS, 2), (MAX_ANSWERS // 2 + 1, 2)):
+    before_batch(SimpleNamespace(batch_size=4, parallel_sample_num=DEFAULT_MAX_ANSWERS // 4))
+    for batch, answers in ((1, 10**8), (DEFAULT_MAX_ANSWERS, 2), (DEFAULT_MAX_ANSWERS // 2 + 1, 2)):
         with pytest.raises(ValueError, match="at most 4096 answers"):
             before_batch(SimpleNamespace(batch_size=batch, parallel_sample_num=answers))
+
+
+def test_the_limit_of_answers_is_a_setting() -> None:
+    request = SimpleNamespace(batch_size=4, parallel_sample_num=2)
+    answers_hook(8)(request)
+    with pytest.raises(ValueError, match="at most 7 answers"):
+        answers_hook(7)(request)
+
+
+def test_the_limit_of_a_body_is_a_setting() -> None:
+    added: dict[str, Any] = {}
+    app = SimpleNamespace(add_middleware=lambda middleware, **options: added.update(options, middleware=middleware))
+    assert body_hook(123)("result", app) == "result"
+    assert added == {"middleware": BodyLimit, "limit_bytes": 123}
 
 
 def test_a_long_list_of_prompts_with_one_answer_each_passes() -> None:

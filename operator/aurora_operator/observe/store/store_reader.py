@@ -119,7 +119,7 @@ class StoreReader:
             self._forget_state()
             return StoreView(reason="ConditionalWritesUnsupported", error=str(error))
         except (InvalidRecord, ObjectTooLarge) as error:
-            self._last_keys.clear()
+            self._forget_listings()
             return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
         except AddressRefused as error:
             self._forget_state()
@@ -151,7 +151,12 @@ class StoreReader:
     def _forget_state(self) -> None:
         """Probe and list everything again: after a fault, the store may be another one, or an earlier copy."""
         self._probed = self._may_postpone_probe = False
+        self._forget_listings()
+
+    def _forget_listings(self) -> None:
+        """List everything again: a person removes a damaged record, which would otherwise be missed for ever."""
         self._last_keys.clear()
+        self._attempts.clear()
 
     def _prepare(self) -> ReadScope:
         """Probe, unless that may wait. Returns the kinds of records that were looked for on the way."""

@@ -29,7 +29,8 @@ def authorize(token: str) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode()
+        # The header may hold any bytes, which aiohttp gives as surrogates where they are no text.
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if request.path not in OPEN_ROUTES and not hmac.compare_digest(given, expected):
             raise web.HTTPUnauthorized(text="this route needs the agent's bearer token\n")
         return await handler(request)
@@ -70,7 +71,7 @@ def application(
 
     async def get_metrics(_: web.Request) -> web.Response:
         state = await pod.state()
-        text = metrics.render(state, pod.speculation(state.boot))
+        text = metrics.render(state, pod.speculation(state.boot), pod.losses())
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def state_response(status: int) -> web.Response:

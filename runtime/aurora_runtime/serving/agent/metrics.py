@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -21,6 +22,7 @@ class _StateCollector(Collector):
     def __init__(self) -> None:
         self.state: AgentState | None = None
         self.speculation: SpeculationState | None = None
+        self.losses: Mapping[str, int] = {}
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -49,6 +51,10 @@ class _StateCollector(Collector):
             ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
         ):
             yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
+        losses = CounterMetricFamily("aurora_agent_losses", "What trace capture lost, by reason.", labels=["reason"])
+        for reason, count in sorted(self.losses.items()):
+            losses.add_metric([reason], count)
+        yield losses
         if self.speculation is not None:
             yield from _speculation_metrics(self.speculation)
 
@@ -100,7 +106,12 @@ class Metrics:
         if pause_seconds is not None:
             self._pauses.observe(pause_seconds)
 
-    def render(self, state: AgentState, speculation: SpeculationState | None = None) -> bytes:
-        """The text of ``/metrics`` for ``state``, and for the speculation controller where there is one."""
-        self._states.state, self._states.speculation = state, speculation
+    def render(
+        self,
+        state: AgentState,
+        speculation: SpeculationState | None = None,
+        losses: Mapping[str, int] = MappingProxyType({}),
+    ) -> bytes:
+        """The text of ``/metrics``: ``state``, the speculation controller if there is one, and losses by reason."""
+        self._states.state, self._states.speculation, self._states.losses = state, speculation, losses
         return generate_latest(self._registry)

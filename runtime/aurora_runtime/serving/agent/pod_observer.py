@@ -7,6 +7,7 @@ checksum only once per engine start and swap, because the checksum costs the eng
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from aurora_protocol.agent_api import (
@@ -76,6 +77,11 @@ class PodObserver:
             shards_dropped=uploads.dropped + state.shards_dropped,
             answer_tokens=state.traced_answer_tokens,
         )
+
+    def losses(self) -> Mapping[str, int]:
+        """What capture lost, by reason. The plugin and the uploader have reasons of their own."""
+        state = self._pod.folder.read_capture_state()
+        return {**(state.losses if state else {}), **self._uploader.counters.losses}
 
     def speculation(self, boot: str) -> SpeculationState | None:
         """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.

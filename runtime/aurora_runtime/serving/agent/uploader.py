@@ -14,8 +14,9 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,12 @@ class UploadCounters:
     """Counts of shards since the agent started."""
 
     uploaded: int = 0
-    dropped: int = 0
+    losses: Counter[str] = field(default_factory=Counter)
+    """Dropped shards by reason: ``damaged`` in the spool, or left over at ``shutdown``."""
+
+    @property
+    def dropped(self) -> int:
+        return self.losses.total()
 
 
 class Uploader:
@@ -106,7 +112,7 @@ class Uploader:
         self.stop()
         lost = self._waiting_shard_bytes()
         if lost:
-            self.counters.dropped += len(lost)
+            self.counters.losses["shutdown"] += len(lost)
             log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
                         len(lost), sum(lost), timeout_seconds)  # fmt: skip
 
@@ -171,7 +177,7 @@ class Uploader:
         log.error("shard %s is dropped: %s", path.stem, reason)
         path.unlink(missing_ok=True)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
-        self.counters.dropped += 1
+        self.counters.losses["damaged"] += 1
 
 
 def _size_bytes(path: Path) -> int:

@@ -227,6 +227,8 @@ class ShardWriter:
     def state(self) -> CaptureState:
         """Counters since the engine started."""
         dropped = self._lost + self._assembler.dropped.total()
+        losses = {"queue": self._lost, "hook": self._hook_errors, "spool": self._spool_dropped}
+        losses |= {reason.replace(" ", "_"): count for reason, count in self._assembler.dropped.items()}
         return CaptureState(
             boot=self.settings.boot,
             ok=True,
@@ -238,6 +240,7 @@ class ShardWriter:
             traced_answer_tokens=self._answer_tokens,
             shards_written=self._written,
             shards_dropped=self._spool_dropped,
+            losses={reason: count for reason, count in losses.items() if count},
             updated_at=datetime.now(UTC),
         )
 

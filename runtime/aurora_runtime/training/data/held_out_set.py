@@ -8,26 +8,37 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.settings import DEFAULT_POLICY
 
 
 class HeldOutSet:
-    """The newest held-out requests, one per prompt, bounded in number."""
+    """The newest held-out requests, one per prompt, bounded in number and in bytes."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, limit_bytes: int = DEFAULT_POLICY.held_out_bytes) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
+        self.nbytes = 0
         self._requests: dict[int, tuple[str, tuple[Example, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
-        """Keep ``request`` (a prompt's hash) of ``shard``. A restart cannot restore a request without ``shard``."""
-        if not examples:
+        """Keep ``request`` (a prompt's hash) of ``shard``. A restart cannot restore a request without ``shard``.
+
+        A request that alone exceeds the limit of bytes is not kept.
+        """
+        size = sum(example.nbytes for example in examples)
+        if not examples or size > self._limit_bytes:
             return
-        self._requests.pop(request, None)
+        self._remove(request)
         self._requests[request] = shard, examples
-        while len(self._requests) > self._limit:
-            del self._requests[next(iter(self._requests))]
+        self.nbytes += size
+        while len(self._requests) > self._limit or self.nbytes > self._limit_bytes:
+            self._remove(next(iter(self._requests)))
+
+    def _remove(self, request: int) -> None:
+        _, examples = self._requests.pop(request, ("", ()))
+        self.nbytes -= sum(example.nbytes for example in examples)
 
     def drop(self, shards: Collection[str]) -> None:
         """Remove the requests of ``shards``, whose traces may not be kept."""

@@ -73,7 +73,7 @@ class PrefixBank:
         self._shards[self._added] = shard
         self._added += 1
         self._bytes += _nbytes(own)
-        while len(self._traces) > 1 and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
+        while self._traces and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
             number, dropped = self._traces.popitem(last=False)
             del self._shards[number]
             self._bytes -= _nbytes(dropped)

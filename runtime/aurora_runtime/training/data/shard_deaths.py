@@ -75,7 +75,7 @@ class ShardDeaths:
             self._current = key
             self._write()
 
-    def end(self) -> None:
+    def survived(self) -> None:
         """Note that the work on the current shard succeeded."""
         if self._current is not None:
             self._deaths.pop(self._current, None)

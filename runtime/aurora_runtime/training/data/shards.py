@@ -7,7 +7,7 @@ that killed the trainer twice is skipped too. No held-out request reaches the tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,16 +74,16 @@ class ShardReader:
         self._registry, self._vocab_size = registry, vocab_size
         self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
-        self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards)
+        self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards, policy.prefetched_bytes)
         self.deaths = deaths or ShardDeaths()
         self.damaged = 0
 
     def _fetch(self, key: str) -> bytes:
         return self._retrier.call(f"reading {key}", lambda: self._registry.shard(key))[1]
 
-    def prefetch(self, keys: Sequence[str]) -> None:
-        """Begin to fetch the first of ``keys``, which are read next and in this order."""
-        self._prefetcher.prefetch(() if self.deaths.suspects else keys)
+    def prefetch(self, keys: Sequence[str], size_of: Callable[[str], int] = lambda _: 0) -> None:
+        """Begin to fetch the first of ``keys``, which are read next and in this order. ``size_of``: their bytes."""
+        self._prefetcher.prefetch(() if self.deaths.suspects else keys, size_of)
 
     def read(self, key: str) -> Shard | None:
         """The shard's examples, or None when the shard is damaged or quarantined.
@@ -108,7 +108,7 @@ class ShardReader:
 
     def finish(self) -> None:
         """Note that the work on the shard that was read last succeeded."""
-        self.deaths.end()
+        self.deaths.survived()
 
     def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
         train: list[Example] = []

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from aurora_protocol.draft_records import CONFIG_FILE, WEIGHTS_FILE, FileRef, TensorSpec
-from aurora_runtime.engine.draft_config import DraftConfig, config_json, read_config
+from aurora_runtime.engine.draft_config import DraftConfig, config_from_json, config_json, read_config
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused
 from aurora_runtime.training.model.draft import DraftModel
 
@@ -33,28 +33,6 @@ class ExportedCheckpoint:
     digest: str  # of model.safetensors
     files: tuple[FileRef, ...]
     tensors: dict[str, TensorSpec]
-
-
-def config_from_json(data: dict[str, Any]) -> DraftConfig:
-    """The inverse of :func:`config_json`; raises :class:`CheckpointFormatError`."""
-    try:
-        return DraftConfig(
-            hidden_size=data["hidden_size"],
-            intermediate_size=data["intermediate_size"],
-            heads=data["num_attention_heads"],
-            kv_heads=data["num_key_value_heads"],
-            head_dim=data["head_dim"],
-            vocab_size=data["vocab_size"],
-            draft_vocab_size=data["draft_vocab_size"],
-            rms_norm_eps=data["rms_norm_eps"],
-            rope_theta=data["rope_theta"],
-            max_positions=data["max_position_embeddings"],
-            aux_layers=tuple(data["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
-        )
-    except KeyError as error:
-        raise CheckpointFormatError(f"{CONFIG_FILE} lacks {error.args[0]}") from error
-    except TypeError as error:
-        raise CheckpointFormatError(f"{CONFIG_FILE} has a field of another type") from error
 
 
 def export(draft: DraftModel, ids: Tensor, folder: Path) -> ExportedCheckpoint:

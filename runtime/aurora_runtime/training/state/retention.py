@@ -63,9 +63,13 @@ class RetentionLimits:
 
     @classmethod
     def of(cls, total_bytes: int, replay_bytes: int, max_age_seconds: int | None = None) -> RetentionLimits:
-        """One shard per MiB: a pod with little traffic closes small shards, three a minute."""
+        """One shard per MiB: a pod with little traffic closes small shards, three a minute.
+
+        New shards keep half of the bytes, however large the replay buffer is.
+        """
         max_age = None if max_age_seconds is None else timedelta(seconds=max_age_seconds)
-        return cls(total_bytes, replay_bytes, max(MIN_SHARD_LIMIT, total_bytes >> 20), max_age)
+        shards = max(MIN_SHARD_LIMIT, total_bytes >> 20)
+        return cls(total_bytes, min(replay_bytes, total_bytes // 2), shards, max_age)
 
 
 class AbandonedUploads:

@@ -146,6 +146,7 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
         ok=True,
         captured_records=9,
         dropped_records=2,
+        losses={"queue": 2},
         hook_errors=1,
         traced_answer_tokens=7,
         shards_dropped=4,
@@ -154,6 +155,10 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
     write_atomically(rig.folder.capture, counters.to_json())
     capture = (await rig.state()).capture
     assert (capture.captured_records, capture.dropped_records) == (9, 3)
+    rig.uploader.counters.losses["damaged"] += 1
+    text = await (await rig.http.get("/metrics")).text()
+    for reason, count in (("queue", 2), ("damaged", 1)):
+        assert f'aurora_agent_losses_total{{reason="{reason}"}} {count}.0' in text
     assert (capture.answer_tokens, capture.shards_dropped) == (7, 4)
 
 

@@ -83,6 +83,7 @@ def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Upload
     uploader.upload_spool()
     assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
     assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the writer has counted the third"
+    assert uploader.counters.losses == {"damaged": 2}
     assert list(spool.iterdir()) == []
 
 
@@ -148,6 +149,7 @@ async def test_a_pod_that_stops_waits_for_the_store_no_longer_than_allowed_and_c
         shard(spool, seq)
     await uploader.finish(0.2, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
     assert uploader.counters.dropped == 3
+    assert uploader.counters.losses == {"shutdown": 3}
     assert "3 shards (12 bytes) are lost with the pod" in caplog.text
     objects.down = False
     uploader.upload_spool()

@@ -127,6 +127,7 @@ def test_a_full_spool_keeps_the_newest_shards(tmp_path: Path) -> None:
     assert [path.stem[-1] for path in shards(tmp_path)] == ["2", "3", "4"]
     assert len(list((tmp_path / "spool").iterdir())) == 6
     assert writer.state().shards_dropped == 2
+    assert writer.state().losses == {"spool": 2}
     assert writer.state().shards_written == 5
 
 

@@ -67,6 +67,28 @@ def test_no_more_shards_are_prefetched_than_allowed() -> None:
     assert [prefetcher.get(key) for key in KEYS[:DEPTH]] == [key.encode() for key in KEYS[:DEPTH]]
 
 
+@pytest.mark.parametrize(("limit", "begun"), [(1, 1), (19, 1), (20, 2), (29, 2), (30, 3)])
+def test_prefetched_shards_fit_into_their_bytes_and_the_next_is_always_fetched(limit: int, begun: int) -> None:
+    store = Store()
+    prefetcher = ShardPrefetcher(store.fetch, DEPTH, limit)
+    prefetcher.prefetch(KEYS, lambda _: 10)
+    for key in KEYS[:begun]:
+        assert store.begun[key].wait(TIMEOUT_SECONDS)
+    assert sorted(store.asked) == KEYS[:begun]
+    store.open.set()
+
+
+def test_a_shard_of_unknown_size_counts_once_it_has_arrived() -> None:
+    store = Store()
+    store.open.set()
+    prefetcher = ShardPrefetcher(store.fetch, 1, len(KEYS[0]))
+    prefetcher.prefetch(KEYS)
+    assert prefetcher._pending[KEYS[0]].result(TIMEOUT_SECONDS)
+    prefetcher._depth = DEPTH
+    prefetcher.prefetch(KEYS, lambda key: 1 if key == KEYS[1] else 0)
+    assert store.asked == KEYS[:1]
+
+
 def test_a_shard_that_was_not_prefetched_is_fetched_on_request() -> None:
     store = Store()
     store.open.set()

@@ -51,3 +51,10 @@ def test_the_prefix_bank_is_bounded() -> None:
     found = [bank.complete(cached(t, 5)).hidden_start == 0 for t in reversed(traces)]
     assert found[:2] == [True, True]
     assert not any(found[3:])
+
+
+def test_a_trace_that_alone_exceeds_the_prefix_bank_is_not_kept() -> None:
+    trace = tiny.trace(0)
+    bank = PrefixBank(limit_bytes=trace.hidden.numel() * 2 - 1, limit_traces=100)
+    bank.complete(trace)
+    assert bank.complete(cached(trace, 5)).hidden_start == 5

@@ -36,7 +36,7 @@ def test_a_shard_is_quarantined_after_the_second_death(tmp_path: Path) -> None:
 def test_a_success_between_two_deaths_clears_a_shard(tmp_path: Path) -> None:
     survivor = die(tmp_path, KEY)
     survivor.begin(KEY)
-    survivor.end()
+    survivor.survived()
     assert die(tmp_path, KEY).quarantined == ()
 
 
@@ -54,7 +54,7 @@ def test_a_trainer_that_dies_on_every_shard_keeps_its_traces(tmp_path: Path) -> 
             known = die(tmp_path, shard)
     assert known.quarantined == tuple(shards[:2])
     known.begin(shards[3])
-    known.end()
+    known.survived()
     die(tmp_path, shards[2])
     assert ShardDeaths(tmp_path).quarantined == tuple(shards[:3])
 

@@ -65,3 +65,17 @@ def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
     for seed in (0, 1, 2, 0, 3):
         held_out.add(seed, examples[seed])
     assert [id(e) for e in held_out.newest_first()] == [id(examples[s][0]) for s in (3, 0, 2)]
+
+
+def test_held_out_is_bounded_in_bytes() -> None:
+    examples = {seed: tuple(examples_of(tiny.trace(seed), tiny.VOCAB)) for seed in range(5)}
+    sizes = {seed: sum(example.nbytes for example in one) for seed, one in examples.items()}
+    held_out = HeldOutSet(100, sizes[2] + sizes[3] + sizes[4])
+    for seed in (0, 1, 2, 2, 3, 4):
+        held_out.add(seed, examples[seed])
+        assert held_out.nbytes <= sizes[2] + sizes[3] + sizes[4]
+    assert held_out.nbytes == sum(example.nbytes for example in held_out.newest_first())
+    assert {id(e) for e in held_out.newest_first()} >= {id(e) for e in examples[4]}
+    small = HeldOutSet(100, sizes[0] - 1)
+    small.add(0, examples[0])
+    assert (len(small), small.nbytes) == (0, 0)

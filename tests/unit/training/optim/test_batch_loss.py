@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
@@ -86,3 +87,20 @@ def test_the_recipe_follows_the_custom_resource(draft: DraftSpec, training: Trai
         namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store
     )
     assert TrainingConfig.of(settings).recipe == want
+
+
+def test_the_trainers_memory_follows_the_custom_resource() -> None:
+    memory = TrainerMemory(replay_size="3Gi", held_out_size="5Gi", prefix_bank_size="64Mi", prefetch_size="700M")
+    settings = TrainerSettings(
+        namespace="n",
+        name="s",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(),
+        training=TrainingSpec(trace_storage_limit="4Gi", memory=memory),
+        store=StoreSettings(bucket="b", root="r"),
+    )
+    config = TrainingConfig.of(TrainerSettings.from_json(settings.to_variable()))
+    policy = config.policy
+    assert (policy.replay_bytes, policy.held_out_bytes) == (3 << 30, 5 << 30)
+    assert (policy.prefix_bank_bytes, policy.prefetched_bytes) == (64 << 20, 700 * 10**6)
+    assert config.limits.replay_bytes == 2 << 30, "new shards keep half of the store's room"

@@ -1,0 +1,1 @@
+"""What the images install: bills of materials, licences and known vulnerabilities."""
