@@ -54,7 +54,13 @@ def trace_wish(custom_params: Any) -> TraceWish:
 
     Raises ValueError, which SGLang answers with status 400. Its text does not show the tag.
     """
-    if not isinstance(custom_params, Mapping) or PARAMETER not in custom_params:
+    if custom_params is None:
+        return DEFAULT
+    if not isinstance(custom_params, Mapping):
+        raise ValueError("custom_params must be an object")  # noqa: TRY004
+    if any(isinstance(key, str) and key != PARAMETER and key.lower() == PARAMETER for key in custom_params):
+        raise ValueError(f"custom_params: write {PARAMETER} in lower case")
+    if PARAMETER not in custom_params:
         return DEFAULT
     asked = custom_params[PARAMETER]
     if not isinstance(asked, Mapping):

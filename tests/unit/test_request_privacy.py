@@ -45,7 +45,14 @@ def test_a_wish_is_understood_or_refused_and_a_refused_one_means_no_trace(asked:
         assert wish != DEFAULT or asked == {"trace": True}
 
 
-@pytest.mark.parametrize("custom_params", [None, {}, {"other": {"trace": False}}, [], "aurora"])
+@pytest.mark.parametrize("custom_params", [[], "aurora", '{"aurora": {}}', {"Aurora": {"trace": False}}, {"AURORA": 1}])
+def test_a_wish_in_another_form_is_refused(custom_params: Any) -> None:
+    with pytest.raises(ValueError, match="custom_params"):
+        trace_wish(custom_params)
+    assert wish_of(request(custom_params)) == NO_TRACE
+
+
+@pytest.mark.parametrize("custom_params", [None, {}, {"other": {"trace": False}}])
 def test_without_a_wish_a_request_is_traced_and_shared(custom_params: Any) -> None:
     assert wish_of(request(custom_params)) == DEFAULT
     assert DEFAULT.is_shared

@@ -34,7 +34,10 @@ class RequestLimits(Model):
 
 
 class CaptureLimits(Model):
-    """Memory and disk that capture may take in an inference pod. Beyond a limit traces are dropped and counted."""
+    """Memory and disk that capture may take in an inference pod. Beyond a limit traces are dropped and counted.
+
+    A change restarts the inference pods.
+    """
 
     queue_size: MemorySize = Field(
         default="512Mi",
@@ -60,13 +63,13 @@ class CaptureLimits(Model):
 
 
 class TrainerMemory(Model):
-    """Host memory that the trainer may take for examples and shards, beside the draft and SGLang's target files."""
+    """Host memory that the trainer may take for examples and shards, besides draft and target."""
 
     replay_size: MemorySize = Field(
         default="1Gi",
         description=(
-            "Bytes of older examples that are trained again. Half of `traceStorageLimit` is the most that is used."
-            " Raise it to replay more of the past."
+            "Bytes of older examples that are trained again. At most half of `traceStorageLimit` is used, however"
+            " large this is. Raise it to replay more of the past."
         ),
     )
     held_out_size: MemorySize = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
 from aurora_api.v1alpha1.cel import rules
@@ -13,6 +13,8 @@ from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
 TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
+NO_TAG_HASH: Final = "0" * 16
+"""Stands for requests without a tag, so no tag has this hash."""
 
 
 class TrainingSpec(Model):
@@ -115,9 +117,9 @@ class TrainingSpec(Model):
         ge=3600,
         description=(
             "Age in seconds beyond which the trainer deletes traces, trained or not, those of former lineages too,"
-            " and drops them from replay: 2592000 for 30 days. It deletes them at most about an hour later. Drafts"
-            " that learned from them stay. Unset: traces have no limit of age. It has no effect while no trainer runs:"
-            ' training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
+            " and drops them from replay: 2592000 for 30 days. It deletes them within about two hours after that."
+            " Drafts that learned from them stay. Unset: traces have no limit of age. It has no effect while no trainer"
+            ' runs: training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
         ),
     )
     erase_tags: list[Annotated[str, Field(pattern=TAG_HASH_PATTERN)]] = Field(
@@ -125,13 +127,20 @@ class TrainingSpec(Model):
         max_length=64,
         description=(
             "Hashes of tags whose traces are erased, 16 hexadecimal digits each. A change restarts the trainer, which"
-            " first writes the shards with these traces again without them, and reports it in"
+            " first removes these traces from the stored shards, and reports the result in"
             " `status.training.erasures`. While a tag is listed, none of its traces is trained on, and those that come"
             " later are erased at the trainer's next start. See docs/how-to/erasing-data.md for a tag's hash."
         ),
     )
     memory: TrainerMemory = Field(default_factory=TrainerMemory)
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
+
+    @field_validator("erase_tags")
+    @classmethod
+    def _hashes(cls, hashes: list[str]) -> list[str]:
+        if NO_TAG_HASH in hashes:
+            raise ValueError(f"{NO_TAG_HASH} is the hash of no tag")
+        return hashes
 
     @property
     def trace_storage_bytes(self) -> int:

@@ -65,7 +65,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     return replace(
         made,
         create_keys=not observed.keys_exist and upgrade is not None,
-        trust_record=None if upgrade is None else stored.unsigned_record,
+        trust_record=stored.unsigned_record,  # also with a spec that cannot be used: the keys shape no child
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,

@@ -88,18 +88,27 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
     """
     if keys is None:
         content = unsigned_parts(data)[0]
-        return BelievedChannel(Channel.from_json(content), signed=False, digest=record_digest(content))
+        return BelievedChannel(_without_digests(content), signed=False, digest=record_digest(content))
     try:
         covered = verified(data, f"{root}/{key}", KeyName.OPERATOR, keys.operator)
     except UnsignedRecord as error:
         content = unsigned_parts(data)[0]
-        record = Channel.from_json(content)
+        record = _without_digests(content)
         if current_owner(record, root) != keys.owner:
             return BelievedChannel(record, signed=False, foreign=True)
         if record_digest(content) == keys.trusted_record:
             return BelievedChannel(record, signed=False)
         raise UnsignedRecord(f"{error}; delete it, and find out who wrote it") from None
     return BelievedChannel(Channel.from_json(covered), signed=True)
+
+
+def _without_digests(content: bytes) -> Channel:
+    """An unsigned record of the channel, without the digests of weights.
+
+    An operator of an earlier version copies fields that it does not know from its former record to the next one. So the
+    digests may be those of other versions.
+    """
+    return Channel.from_json(content).model_copy(update={"active_digest": None, "previous_digest": None})
 
 
 def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys | None) -> Evidence:
@@ -112,7 +121,7 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys | None)
             covered = verified(data, f"{root}/{key}", KeyName.EVIDENCE, keys.of_name(KeyName.EVIDENCE))
             return Evidence.from_json(covered)
     unsigned = Evidence.from_json(unsigned_parts(data)[0])
-    reason = f"{key} does not count, because no validator of this speculator signed it"
+    reason = f"{key} does not count: no validator of this speculator signed it, or its image is too old to sign"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
     shown: dict[str, object] = {"samples": (), "equality": (), "baseline": None, "acceptance_length": {}}
     return unsigned.model_copy(update={**shown, "end": None, "end_message": "", "verdict": nothing})

@@ -72,7 +72,8 @@ def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
     former = replace(former, restarting=former.restarting and not whole)
     made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
     failure = _refusal(observed) or (deployed.failure if made.restarting else "")
-    return _decision(made, _stage(made, latest, observed), whole=whole, failure=failure)
+    # One that waits for its store holds nobody up.
+    return _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
 
 
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
@@ -100,7 +101,8 @@ def _next(
     if former.restarting or _nothing_runs(observed):
         return replace(latest, restarting=former.restarting)
     staged = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.STAGED
-    if staged and may_restart(observed.fleet, max_concurrent, whole=whole):
+    # A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
+    if staged and observed.store.ok and may_restart(observed.fleet, max_concurrent, whole=whole):
         return replace(latest, restarting=True)
     return former
 

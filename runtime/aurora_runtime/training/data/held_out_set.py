@@ -42,7 +42,8 @@ class HeldOutSet:
 
     def drop(self, shards: Collection[str]) -> None:
         """Remove the requests of ``shards``, whose traces may not be kept."""
-        self._requests = {request: kept for request, kept in self._requests.items() if kept[0] not in shards}
+        for request in [request for request, (shard, _) in self._requests.items() if shard in shards]:
+            self._remove(request)
 
     def newest_first(self) -> list[Example]:
         """All examples, those of the newest request first."""

@@ -25,7 +25,7 @@ from typing import Final
 
 from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.erasure_records import ErasureReport
-from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.training_records import ErasureStep, ShardManifest
 from aurora_runtime.errors import Interrupted, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
@@ -143,6 +143,8 @@ class TagErasure:
             manifest, raw = registry.shard_manifest(key), registry.unverified_shard(key)
         except ObjectMissing:
             return before
+        except NewerRecord:
+            raise  # a newer trainer can read the shard, and must erase the tag from it
         except (InvalidRecord, DigestMismatch) as error:
             log.error("shard %s is deleted, because nobody can read it: %s", key, error)  # noqa: TRY400
             registry.delete_shard(key)
@@ -248,4 +250,4 @@ def erase_tags(
 ) -> tuple[ErasureReport, ...]:
     """Erase each of ``tags``, as long as it takes. Returns the newest report about each."""
     erasures = {tag: TagErasure(registry, lineage, tag, retrier, announce) for tag in tags}
-    return tuple(retrier.call(f"erasing the tag {tag}", erasure.run) for tag, erasure in erasures.items())
+    return tuple(retrier.call(f"erasing the tag {tag}", erasure.run, announce) for tag, erasure in erasures.items())

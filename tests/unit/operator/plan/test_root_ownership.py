@@ -193,6 +193,7 @@ def test_without_keys_the_operator_makes_them_and_decides_nothing() -> None:
     plan = made(world)
     assert (plan.trust_record, plan.advance, plan.job, plan.swaps) == ("digest", None, None, ())
     assert (plan.status, plan.notes) == (None, ()), "it takes one reconcile, and nobody needs to know"
+    assert made(replace(world, spec_fault="no such flag")).trust_record == "digest", "keys shape no child"
     refused = made(replace(world, apply_errors=("Secret chat-signing-keys: quota",)))
     assert refused.status is not None
     storage = next(c for c in refused.status.conditions if c.type is ConditionType.STORAGE_READY)

@@ -81,7 +81,7 @@ def test_traces_that_remain_are_a_warning() -> None:
     assert "7 remain" in note.message
 
 
-@pytest.mark.parametrize("tag", ["tenant-7", "0123456789ABCDEF", "f" * 16, "0" * 15])
+@pytest.mark.parametrize("tag", ["tenant-7", "0123456789ABCDEF", "f" * 16, "0" * 15, "0" * 16])
 def test_what_is_no_hash_is_refused_so_that_no_plain_tag_is_kept_by_mistake(tag: str) -> None:
     with pytest.raises(ValueError, match="eraseTags"):
         spec(training={"eraseTags": [tag]})

@@ -76,6 +76,9 @@ def test_held_out_is_bounded_in_bytes() -> None:
         assert held_out.nbytes <= sizes[2] + sizes[3] + sizes[4]
     assert held_out.nbytes == sum(example.nbytes for example in held_out.newest_first())
     assert {id(e) for e in held_out.newest_first()} >= {id(e) for e in examples[4]}
+    held_out.add(0, examples[0], "shard")
+    held_out.drop({"", "other"})
+    assert (len(held_out), held_out.nbytes) == (1, sizes[0]), "what is dropped no longer counts"
     small = HeldOutSet(100, sizes[0] - 1)
     small.add(0, examples[0])
     assert (len(small), small.nbytes) == (0, 0)

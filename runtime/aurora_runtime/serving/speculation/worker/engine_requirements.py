@@ -7,6 +7,7 @@ and SGLang turns some off with only a warning. So the worker is asked, not the c
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape
 log = logging.getLogger(__name__)
 
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
+BEHIND_VARIABLE: Final = "AURORA_DECIDE_BEHIND"
+"""``1`` in the engine's environment: rounds may be decided behind. Not the default, because no GPU has run them yet."""
 _SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
 
 
@@ -60,7 +63,8 @@ def can_run_behind(worker: Any, scope: LookupScope) -> bool:
     With the scope Speculator, lookup reads texts that only the host has, so it needs the last round's tokens there.
     """
     on_gpu = torch.device(worker.draft_worker.device).type == "cuda"
-    return on_gpu and is_overlapping() and scope is LookupScope.REQUEST
+    asked = os.environ.get(BEHIND_VARIABLE) == "1"
+    return asked and on_gpu and is_overlapping() and scope is LookupScope.REQUEST
 
 
 def device_texts(worker: Any, longest: int, on_error: Callable[[], None]) -> DeviceTexts:

@@ -234,7 +234,12 @@ class WorkerHooks:
             return waits
         if waits or not control.can_run_behind:
             return True
-        self._run_behind(control)
+        try:
+            self._run_behind(control)
+        except Exception:  # the device may lack the memory; an exception here would end the engine's start
+            self._report.count_error()
+            log.exception("aurora speculation: rounds wait for the round before")
+            return True
         return False
 
     def _run_behind(self, control: EngineControl) -> None:

@@ -21,7 +21,7 @@ from aurora_operator.children.applied_template import (
     template_inputs,
 )
 from aurora_operator.fleet import START_SECONDS
-from aurora_operator.observe.observed import FleetView
+from aurora_operator.observe.observed import FleetView, StoreView
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide, may_restart
 from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, started
@@ -146,6 +146,15 @@ def test_speculators_that_are_whole_come_first() -> None:
     whole.become_whole()
     operator.look(whole, broken)
     assert broken.restarts == 1
+
+
+def test_pods_serve_on_while_the_store_cannot_be_read_and_nobody_waits_for_them() -> None:
+    """A pod that starts needs its draft from the store, and keys that the operator makes once it reads the channel."""
+    (speculator,) = running("a")
+    seen = replace(speculator.observe(), store=StoreView(reason="SecretForbidden", error="not in secretNames"))
+    decision = decide(seen, config(2))
+    assert (decision.stage, decision.whole) == (UpgradeStage.WAITING, False)
+    assert decide(speculator.observe(), config(2)).stage is UpgradeStage.RESTARTING
 
 
 def test_a_speculator_without_pods_waits_for_nobody() -> None:

@@ -18,7 +18,7 @@ from aurora_runtime.serving.speculation.worker import engine_requirements
 from aurora_runtime.serving.speculation.worker.behind import device_texts
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH
-from aurora_runtime.serving.speculation.worker.engine_requirements import can_run_behind
+from aurora_runtime.serving.speculation.worker.engine_requirements import BEHIND_VARIABLE, can_run_behind
 from aurora_runtime.serving.speculation.worker.rounds import Round
 from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, ControlledEngine, Schedule
 from tests.unit.serving.speculation.worker.fake_engine import VOCABULARY
@@ -169,17 +169,19 @@ def proposed(texts: DeviceTexts, prompt: list[int], last: int, rid: str = "r") -
 
 
 @pytest.mark.parametrize(
-    ("device", "overlaps", "scope", "expected"),
+    ("asked", "device", "overlaps", "scope", "expected"),
     [
-        ("cuda:0", True, LookupScope.REQUEST, True),
-        ("cpu", True, LookupScope.REQUEST, False),
-        ("cuda:0", False, LookupScope.REQUEST, False),
-        ("cuda:0", True, LookupScope.SPECULATOR, False),
+        ("1", "cuda:0", True, LookupScope.REQUEST, True),
+        ("", "cuda:0", True, LookupScope.REQUEST, False),
+        ("1", "cpu", True, LookupScope.REQUEST, False),
+        ("1", "cuda:0", False, LookupScope.REQUEST, False),
+        ("1", "cuda:0", True, LookupScope.SPECULATOR, False),
     ],
 )
-def test_rounds_run_behind_where_the_device_can_look_up_all_texts(
-    monkeypatch: pytest.MonkeyPatch, device: str, overlaps: bool, scope: LookupScope, expected: bool
+def test_rounds_run_behind_where_a_person_asks_and_the_device_can_look_up_all_texts(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, overlaps: bool, scope: LookupScope, expected: bool
 ) -> None:
+    monkeypatch.setenv(BEHIND_VARIABLE, asked)
     monkeypatch.setattr(engine_requirements, "is_overlapping", lambda: overlaps)
     worker = SimpleNamespace(draft_worker=SimpleNamespace(device=device))
     assert can_run_behind(worker, scope) is expected
