@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import DEPLOYMENT
 from tests.rig.api_server import api_server
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorReplica, OperatorRig, seconds_until
@@ -44,11 +45,13 @@ def _installations(rig: OperatorRig) -> Iterator[tuple[OperatorReplica, Operator
 
 
 def image(rig: OperatorRig) -> str:
-    found = rig.deployment()
-    if found is None:
+    """The trainer's image. It follows the acting operator at once, while inference pods wait for their turn."""
+    try:
+        found = rig.api.get(DEPLOYMENT, NAMESPACE, f"{NAME}-trainer")
+    except NotFound:
         return ""
-    containers = found["spec"]["template"]["spec"]["containers"]
-    return str(next(container["image"] for container in containers if container["name"] == "sglang"))
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    return str(container["image"])
 
 
 def generations(rig: OperatorRig) -> tuple[int, int]:

@@ -6,14 +6,21 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from aurora_store import FencedObjectStore, ObjectStore, StoreConfig
+from aurora_operator.observe.store.signed_records import RecordKeys
+from aurora_operator.observe.store.store_reader import StoreReader
+from aurora_protocol.signatures import KeyName
+from aurora_store import FencedObjectStore, ObjectStore, Registry, StoreConfig
+from aurora_store.keys import first_owner
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import KEYS
 
 POLICIES = Path(__file__).parents[3] / "docs/samples/iam"
 ROLES = ("operator", "serving", "training", "validation")
 DOCUMENTED_BUCKET = "my-aurora-bucket"
 ROOT = "aurora/default/chat-01234567"
 """A root that the documented policies are for."""
+SIGNING_KEYS = {"serving": KeyName.STAGING, "validation": KeyName.EVIDENCE}
+"""The key that the pods of a role hold."""
 
 
 def documented_policy(role: str) -> str:
@@ -37,3 +44,14 @@ def store_of(s3: S3, role: str | None, root: str = ROOT) -> ObjectStore:
     """The store of the pods of ``role``, or the operator's. One attempt, so that a refusal comes soon."""
     config = config_of(s3, role, root)
     return ObjectStore(config, attempts=1) if role in (None, "operator") else FencedObjectStore(config, attempts=1)
+
+
+def registry_of(s3: S3, role: str, root: str = ROOT) -> Registry:
+    """The records as the pods of ``role`` read and write them."""
+    keys = {name: KEYS[name] for name in (SIGNING_KEYS.get(role),) if name is not None}
+    return Registry(store_of(s3, role, root), keys)
+
+
+def operators_reader(config: StoreConfig) -> StoreReader:
+    """The operator's reader of a root, with the keys that the operator made for the root's first owner."""
+    return StoreReader(config, RecordKeys(first_owner(config.root), KEYS[KeyName.OPERATOR], ""))

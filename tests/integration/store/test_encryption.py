@@ -16,7 +16,6 @@ from boto3.s3.transfer import TransferConfig
 from aurora_api.v1alpha1.store import Encryption
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.pod_settings import StoreSettings
 from aurora_store import ObjectStore, StoreConfig
@@ -24,6 +23,7 @@ from aurora_store import objects as objects_module
 from aurora_store.policy.store_policy import StorePolicy
 from tests.assets.faulty_store import Request, faulty_store
 from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.integration.store.roles import operators_reader
 from tests.unit.operator.observe.store.test_store_access import KEYS, FakeApi
 from tests.unit.operator.worlds import OWNER, channel, spec
 
@@ -79,10 +79,10 @@ def test_what_a_pod_writes_is_encrypted_by_a_real_server_and_reads_as_before(s3:
 
 
 def test_what_the_operator_writes_is_encrypted_by_a_real_server(s3: S3) -> None:
-    reader = StoreReader(encrypted(s3.config(root="operator"), SSE_S3))
+    reader = operators_reader(encrypted(s3.config(root="aurora/default/chat-01234567"), SSE_S3))
     assert reader.read(StoreNeeds(), ReadScope.ALL).ok
     reader.advance(channel(0))
-    assert algorithm(ObjectStore(s3.config(root="operator")), "channel/00000001.json") == "AES256"
+    assert algorithm(ObjectStore(s3.config(root="aurora/default/chat-01234567")), "channel/00000001.json") == "AES256"
 
 
 async def test_the_operator_takes_the_encryption_from_the_spec(s3: S3) -> None:

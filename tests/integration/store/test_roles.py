@@ -17,7 +17,6 @@ from boto3.s3.transfer import TransferConfig
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
-from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
@@ -40,8 +39,9 @@ from aurora_store.errors import AccessRefused
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import RootDeletion
 from tests.assets.s3 import S3
+from tests.assets.signing import write_keys
 from tests.assets.trainer_output import publish_draft
-from tests.integration.store.roles import config_of, store_of, store_with_roles
+from tests.integration.store.roles import config_of, operators_reader, registry_of, store_of, store_with_roles
 from tests.unit.operator.worlds import channel, evidence
 from tests.unit.serving.agent.test_uploader import shard
 from tests.unit.training import tiny
@@ -58,10 +58,6 @@ EVERYTHING = StoreNeeds(versions=frozenset({1}))
 def s3() -> Iterator[S3]:
     with store_with_roles() as server:
         yield server
-
-
-def registry_of(s3: S3, role: str) -> Registry:
-    return Registry(store_of(s3, role))
 
 
 def train(s3: S3, folder: Path) -> Registration:
@@ -108,7 +104,7 @@ def measure(s3: S3, candidate: Registration, folder: Path) -> None:
 
 
 def test_every_part_does_its_whole_work_with_the_rights_of_its_role(s3: S3, tmp_path: Path) -> None:
-    reader = StoreReader(config_of(s3, "operator"))
+    reader = operators_reader(config_of(s3, "operator"))
     empty = reader.read(EVERYTHING, ReadScope.ALL)
     assert empty.ok, empty.error
     candidate = train(s3, tmp_path)
@@ -246,7 +242,7 @@ def test_a_trainer_without_the_right_to_write_waits_until_it_gets_the_right(s3: 
 
 def test_the_trainer_erases_a_tag_with_the_rights_of_its_role(s3: S3) -> None:
     root, tag = "aurora/default/chat-00e4a5e0", 5
-    serving, own = (Registry(store_of(s3, role, root)) for role in ("serving", "training"))
+    serving, own = (registry_of(s3, role, root) for role in ("serving", "training"))
     tiny.put_shard(serving, 0, [replace(tiny.trace(1), tag=tag), tiny.trace(2)])
     report = TagErasure(own, 1, tag_hash(tag), Retrier(), lambda _: None).run()
     assert (report.shards_rewritten, report.traces_removed, report.remaining_traces) == (1, 1, 0)
@@ -283,6 +279,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
         return ValidationResult(evidence(1))
 
     said.touch()
+    write_keys(tmp_path / "keys")
     monkeypatch.setattr(validation_main, "validate", measured)
     monkeypatch.setattr(validation_main, "TERMINATION_LOG", said)
     monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
@@ -291,10 +288,10 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
     monkeypatch.setattr(s3_clients, "SHARED_CLIENTS", s3_clients.S3Clients())
     monkeypatch.setattr(objects_module, "SHARED_CLIENTS", s3_clients.SHARED_CLIENTS)
     if written:
-        validation_main.main([])
+        validation_main.main(["--signing", str(tmp_path / "keys")])
     else:
         with pytest.raises(SystemExit, match="1"):
-            validation_main.main([])
+            validation_main.main(["--signing", str(tmp_path / "keys")])
     stored = list(store_of(s3, None, config.root).list("evidence/"))
     assert stored == (["evidence/00000001/00000001.json"] if written else [])
     assert ("allow s3:PutObject there for these credentials" in said.read_text()) is not written
@@ -304,7 +301,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
 def test_an_operator_with_the_keys_of_another_role_names_the_missing_right_and_decides_nothing(
     s3: S3, role: str
 ) -> None:
-    reader = StoreReader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
+    reader = operators_reader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
     view = reader.read(EVERYTHING, ReadScope.ALL)
     assert not view.ok
     assert "allow s3:ListBucket there for these credentials" in view.error
