@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class AttackRig(RunningSpeculator):
 
     specialist: Path
     """A draft that the target's pods would load."""
+    killed: set[str] = field(default_factory=set)
+    """Pods and containers that a test itself killed."""
 
     def post(self, path: str, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
         """What the speculator's Service answers to a client."""
@@ -62,7 +64,13 @@ class AttackRig(RunningSpeculator):
         return self.component_pods("inference")
 
     def restarts(self) -> dict[str, int]:
-        """Restarts of every container of the speculator and of Aurora, by pod and container."""
+        """Restarts of the containers of the speculator and of Aurora that no test killed, by pod and container."""
+        return {name: count for name, count in self._restarts().items() if name not in self.killed}
+
+    def restart_count(self, pod: str, container: str) -> int:
+        return self._restarts().get(f"{pod}/{container}", 0)
+
+    def _restarts(self) -> dict[str, int]:
         return {
             f"{pod['metadata']['name']}/{container['name']}": container["restartCount"]
             for pod in self.pods()

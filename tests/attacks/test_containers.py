@@ -17,7 +17,7 @@ import os, pathlib
 names = [n for n in os.environ if n.startswith("AWS_") or "TOKEN" in n]
 roots = ("/etc/aurora", "/var/run/secrets", "/var/lib/aurora")
 files = [str(path) for root in roots for path in pathlib.Path(root).rglob("*")
-         if path.is_file() and ("token" in path.name or "secret" in path.name)]
+         if path.is_file() and "token" in path.name]
 print(names + files)
 """
 PLANTED = "import pathlib; pathlib.Path('/var/lib/aurora/owned').write_text('owned')"
@@ -68,7 +68,8 @@ def test_no_container_runs_a_module_that_another_planted(rig: AttackRig) -> None
     rig.shell(pod, "sglang", PLANT)
     try:
         kill_container(rig.aurora, pod, "agent")
-        rig.wait_until("the agent has restarted", lambda: rig.restarts()[f"{pod}/agent"] == 1)
+        rig.killed.add(f"{pod}/agent")
+        rig.wait_until("the agent has restarted", lambda: rig.restart_count(pod, "agent") == 1)
         rig.wait_until("everything is healthy", rig.is_healthy)
         time.sleep(10)
         assert rig.shell(pod, "sglang", "import os; print(os.path.exists('/var/lib/aurora/owned'))").strip() == "False"
