@@ -33,6 +33,7 @@ from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 from tests.rig.former_version import REVISION_VARIABLE, check_out_former_version, former_revision
 from tests.rig.local_image import PACKAGE_ROOTS
 
+from aurora_runtime.cpu.launch_settings import environment
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX
 from aurora_runtime.serving.pod_files import PodFolder
 
@@ -45,9 +46,10 @@ def capturing_server(checkout: Path, folder: Path, model: Path, draft: Path) -> 
     folder.mkdir()
     # Only settings that every version knows. Each version refuses those that it does not know.
     settings = {"state_folder": str(folder), "lineage": 1, "pod": "bench", "boot": "bench", "shard_seconds": 20}
+    packages = os.pathsep.join(str(checkout / root) for root in PACKAGE_ROOTS)
     variables = {
         CAPTURE_VARIABLE: json.dumps(settings),
-        "PYTHONPATH": os.pathsep.join(str(checkout / root) for root in PACKAGE_ROOTS),
+        "PYTHONPATH": environment({"PYTHONPATH": packages})["PYTHONPATH"],  # with this version's stand-in for a CPU
     }
     with sglang_server(model, draft, env=variables, plugins=PLUGINS) as server:
         time_stream(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)

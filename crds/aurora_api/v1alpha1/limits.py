@@ -12,7 +12,7 @@ DEFAULT_MAX_ANSWERS: Final = 4096
 
 
 class RequestLimits(Model):
-    """What one request may ask of an engine. More is refused before SGLang sees it."""
+    """Limits of one request. The engine refuses a request beyond them before SGLang handles the request."""
 
     body_size: MemorySize = Field(
         default="64Mi",

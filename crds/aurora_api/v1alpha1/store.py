@@ -103,7 +103,7 @@ class Credentials(RoleCredentials):
 
 
 class EncryptionType(StrEnum):
-    """Who holds the keys that the store encrypts objects with."""
+    """Whose keys encrypt the stored objects: those of the store, or of a key management service."""
 
     SSE_S3 = "SSE-S3"
     SSE_KMS = "SSE-KMS"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,18 +17,12 @@ from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.signatures import all_keys
 from aurora_runtime.serving.agent.first_staging import find_active_draft
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
-from tests.assets.s3 import S3, seaweedfs
+from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
 from tests.integration.operator.store_rig import BUCKET, Speculator
 from tests.unit.operator.worlds import CONFIG, channel, digest, evidence, lineage, observed, registration
 
 OTHER_KEYS = all_keys(b"a key that the bucket writer made up")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with seaweedfs() as server:
-        yield server
 
 
 @pytest.fixture

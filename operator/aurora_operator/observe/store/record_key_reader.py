@@ -37,7 +37,7 @@ class RecordKeyReader:
         """The operator made the Secret since the last look."""
 
     async def find(self, owner: Owner) -> RecordKeys | StoreView | None:
-        """The keys; None when the Secret does not exist; a view with the error when it cannot be used.
+        """The keys of the Secret. None: the Secret does not exist. A view says why the Secret cannot be used.
 
         Raises :class:`KubernetesError`.
         """

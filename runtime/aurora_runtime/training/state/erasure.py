@@ -174,11 +174,8 @@ class TagErasure:
     def _finish(self, step: ErasureStep) -> None:
         """Finish the shard that an interrupted trainer worked on."""
         registry, key = self._registry, step.shard
-        try:
-            if registry.shard_manifest(key).file.sha256 == step.manifest.file.sha256:
-                return
-        except (ObjectMissing, InvalidRecord, DigestMismatch):
-            pass
+        if self._manifest_digest(key) == step.manifest.file.sha256:
+            return
         try:
             raw = registry.unverified_shard(key)
         except (ObjectMissing, DigestMismatch):
@@ -188,6 +185,15 @@ class TagErasure:
         known = hashlib.sha256(raw).hexdigest() in (step.replaced, step.manifest.file.sha256)
         kept, data = self._without_tag(_traces(raw) if known else None)
         registry.replace_shard(key, _manifest_of(step.manifest, kept, data), data)
+
+    def _manifest_digest(self, key: str) -> str | None:
+        """The digest that a shard's manifest names. None: there is no manifest that anybody can read."""
+        try:
+            return self._registry.shard_manifest(key).file.sha256
+        except NewerRecord:
+            raise  # as in _rewrite
+        except (ObjectMissing, InvalidRecord, DigestMismatch):
+            return None
 
     def _without_tag(self, traces: Iterable[RequestTrace] | None) -> tuple[list[RequestTrace], bytes]:
         kept = [trace for trace in traces or () if trace.tag != self._number]
