@@ -157,7 +157,7 @@ def main() -> None:
         draft = write_random_draft(Path(folder, "draft"), model)
         variables = {CAPTURE_VARIABLE: settings.to_json().decode()}
         with sglang_server(
-            model, draft, env=variables, plugins="aurora_cpu,aurora_vocabulary,aurora_capture"
+            model, draft, ("--weight-version", "0"), variables, plugins="aurora_cpu,aurora_vocabulary,aurora_capture"
         ) as server:
             time_stream(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)
             load_before = os.getloadavg()[0]

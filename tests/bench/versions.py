@@ -51,7 +51,7 @@ def capturing_server(checkout: Path, folder: Path, model: Path, draft: Path) -> 
         CAPTURE_VARIABLE: json.dumps(settings),
         "PYTHONPATH": environment({"PYTHONPATH": packages})["PYTHONPATH"],  # with this version's stand-in for a CPU
     }
-    with sglang_server(model, draft, env=variables, plugins=PLUGINS) as server:
+    with sglang_server(model, draft, ("--weight-version", "0"), variables, plugins=PLUGINS) as server:
         time_stream(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)
         yield server
 
