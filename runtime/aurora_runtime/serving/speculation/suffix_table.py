@@ -86,13 +86,13 @@ class SuffixTable:
         window = np.array(tokens[max(0, first - self._longest) : last - 1], dtype=np.int64).view(np.uint64)
         missing = max(0, self._longest - first)
         window = np.concatenate([np.zeros(missing, dtype=np.uint64), window])
-        salts = [np.uint64((space * self._space_multiplier) & _MASK) for space in spaces]
-        places = np.arange(place + first, place + last, dtype=np.int64)
+        salts = np.array([(space * self._space_multiplier) & _MASK for space in spaces], dtype=np.uint64)
+        places = np.arange(place + first, place + last, dtype=np.int64).repeat(len(spaces))
         total = np.zeros(count, dtype=np.uint64)
         for order, multiplier, start in self._steps:
             total += window[self._longest - order :][:count] * np.uint64(multiplier)
             if start is not None:
                 skipped = max(0, order - first)  # the text is too short for this order before
-                for salt in salts:
-                    slots = ((total[skipped:] + salt) >> np.uint64(self._shift)).astype(np.int64) + start
-                    self._array[slots] = places[skipped:]
+                slots = ((total[skipped:, None] + salts) >> np.uint64(self._shift)).astype(np.int64) + start
+                # In the order of put(): where two spaces share a slot, the later place stays.
+                self._array[slots.reshape(-1)] = places[skipped * len(spaces) :]
