@@ -3,11 +3,12 @@
 A held-out request is never trained on. The trainer compares drafts and reviews the vocabulary map on held-out requests,
 and the validator measures candidates on their prompts.
 
-Capture decides once, when it writes a trace: the trace holds the keyed hash of its prompt. Trainer, validator and agent
-read that number, and need no key.
+Capture decides once, when it writes a trace: the trace holds a keyed hash of its prompt, or of the prompt's part that
+all turns of a conversation share (``aurora_runtime.conversations``). Trainer, validator and agent read that number, and
+need no key.
 
-Invariants: the decision depends on the prompt and on the key of the speculator's lineage alone. While the key stays
-the same, no prompt is on both sides, whichever pod served it, and a client cannot tell on which side a prompt is.
+Invariants: the hash depends on the tokens and on the key of the speculator's lineage alone, whichever pod takes it. A
+client cannot tell on which side of the split a prompt is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def keyed_draw(key: bytes, data: bytes) -> int:
 
 
 def prompt_hash(tokens: Sequence[int], key: bytes = b"") -> int:
-    """A 63-bit hash of a prompt's token ids, each as four bytes, little-endian.
+    """A 63-bit hash of token ids of a prompt, each as four bytes, little-endian.
 
     Args:
         key: the lineage's :func:`traffic_key`. Empty only where no client is involved.
@@ -51,5 +52,5 @@ def prompt_hash(tokens: Sequence[int], key: bytes = b"") -> int:
 
 
 def is_held_out(hashed_prompt: int) -> bool:
-    """Whether requests with this :func:`prompt_hash` are held out."""
+    """Whether requests with this :func:`prompt_hash`, of their prompt or their conversation, are held out."""
     return hashed_prompt % PROMPTS_PER_HELD_OUT == 0

@@ -47,7 +47,7 @@ class RequestTrace:
     position ``root[r]``, which the round before verified. The nodes of all rounds are concatenated.
     """
 
-    request: int  # hash of the prompt
+    request: int  # number of the conversation (aurora_runtime.conversations), or of a prompt that belongs to none
     prompt_length: int
     hidden_start: int  # first position with hidden states: a prefix-cache hit skips those before it
     tokens: Tensor  # [L] int32

@@ -28,7 +28,7 @@ MAX_PROMPT_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt of one held-out request: the hash that decided the split, and the token ids that the engine saw."""
+    """The prompt of one held-out request: the number that decided the split, and the token ids that the engine saw."""
 
     request: int
     tokens: tuple[int, ...]
@@ -37,7 +37,9 @@ class Prompt:
 def held_out_prompts(
     registry: Registry, lineage: int, *, vocab_size: int, wanted: int, needed: int
 ) -> tuple[Prompt, ...]:
-    """Up to ``wanted`` distinct prompts, newest shards first. A damaged shard is logged and skipped.
+    """Up to ``wanted`` distinct prompts, one of each conversation, newest shards first.
+
+    A damaged shard is logged and skipped.
 
     Args:
         vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
@@ -88,6 +90,8 @@ def _held_out(traces: Iterable[RequestTrace], vocab_size: int) -> list[Prompt]:
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """SHA-256 over the sorted hashes of the prompts: equal when two measurements used the same prompts."""
-    text = b"".join(number.to_bytes(8, "big") for number in sorted(prompt.request for prompt in prompts))
-    return hashlib.sha256(text).hexdigest()
+    """SHA-256 over the prompts in the order of their numbers: equal when two measurements used the same prompts."""
+    digest = hashlib.sha256()
+    for prompt in sorted(prompts, key=lambda prompt: (prompt.request, prompt.tokens)):
+        digest.update(f"{prompt.request} {prompt.tokens};".encode())
+    return digest.hexdigest()

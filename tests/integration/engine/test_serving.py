@@ -13,76 +13,39 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from safetensors.torch import load_file, save_file
 
-from aurora_api.v1alpha1.capture import CaptureSpec
-from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
-from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
-from aurora_protocol.draft_records import Registration
-from aurora_protocol.pod_settings import TRAFFIC_SECRET, ServingSettings, StoreSettings
+from aurora_protocol.pod_settings import TRAFFIC_SECRET
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_runtime.request_privacy import NO_TAG, tag_key, tag_number
-from aurora_store import ObjectStore, Registry
-from tests.assets.model import ensure_model
-from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
+from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS
-from tests.assets.trainer_output import publish_draft
+from tests.integration.engine.serving_world import World, pod_settings, serving_world
 from tests.integration.training.captured_traces import (
     STEPS,
     chat_prompt,
     check_states,
     check_trace,
     collect_traces,
-    frequent_tokens,
     generate,
     load_tokenizer,
     on_each_route,
     prompts_of,
+    rendered,
 )
 from tests.integration.training.lineage import (
     DRAFT_VOCABULARY,
-    lineage_of,
-    target_ids,
-    with_map,
-    write_constant_draft,
-    write_draft,
 )
 
 pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
-
-CHUNK_TOKENS = 24
-"""Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
-
-
-@dataclass(frozen=True)
-class World:
-    pod: PodProcesses
-    engine: subprocess.Popen[bytes]
-    registry: Registry
-    versions: dict[int, Registration]
-    target: Path
-
-
-def _settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> ServingSettings:
-    return ServingSettings(
-        namespace="test",
-        name="spec",
-        target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
-        draft=draft,
-        capture=CaptureSpec(shard_seconds=2, top_tokens=16, **capture),
-        extra_args=["--chunked-prefill-size", str(CHUNK_TOKENS)],
-        store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -93,31 +56,8 @@ def store() -> Iterator[S3]:
 
 @pytest.fixture(scope="module")
 def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    target = ensure_model()
-    base = tmp_path_factory.mktemp("serving")
-    objects = ObjectStore(store.config())
-    objects.ensure_bucket()
-    registry = Registry(objects, KEYS)
-    first = frequent_tokens(target)
-    drafts = {
-        0: write_constant_draft(base / "constant", target, first),
-        1: write_draft(base / "random", target, first, seed=7),
-        2: write_constant_draft(base / "other-map", target, first, lowest=max(first) + 1),
-        3: write_draft(base / "no-map", target, first, seed=8),
-    }
-    weights = drafts[3] / "model.safetensors"
-    tensors = load_file(weights)
-    save_file(with_map(tensors, target_ids(tensors).flip(0)), weights)
-    registry.create_lineage(lineage_of(drafts[0], target))
-    versions = {number: publish_draft(registry, folder, number) for number, folder in drafts.items()}
-    registry.advance_channel(initial_channel())
-    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, shape=Shape.FIXED)
-    settings = _settings(store, target, draft)
-    pod = PodProcesses(base / "pod", settings, store.environment())
-    staged = pod.stage()
-    assert staged.returncode == 0, staged.stderr.decode()
-    with pod.engine() as engine, pod.agent():
-        yield World(pod, engine, registry, versions, target)
+    with serving_world(store, tmp_path_factory.mktemp("serving")) as world:
+        yield world
 
 
 def test_traces_equal_the_served_requests(world: World) -> None:
@@ -131,7 +71,7 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
     traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
-        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, world.pod.traffic_key)
+        check_trace(traces[tuple(prompt + answer["output_ids"])], prompt, answer, world.number(prompt))
     repeated = traces[tuple(prompts[0] + alone[0]["output_ids"])]
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
@@ -173,6 +113,18 @@ def test_a_request_that_refuses_traces_leaves_none_and_a_tag_is_stored_as_its_ha
     tags = {text: {t.tag for tokens, t in traces.items() if text in decode(list(tokens))} for text in (refused, tagged)}
     assert tags == {refused: set(), tagged: {tag_number(tag_key(secret), "tenant-7")}}
     assert {trace.tag for trace in traces.values()} == {NO_TAG} | tags[tagged]
+
+
+def test_all_turns_of_a_conversation_are_on_one_side_of_the_split(world: World) -> None:
+    question: dict[str, str] = {"role": "user", "content": "Name two lakes."}
+    messages, asked = [question], set()
+    for _ in range(3):
+        prompt = rendered(world.target, messages)
+        asked.add(tuple(prompt + (output := generate(world.pod.engine_url, prompt, 8)["output_ids"])))
+        answer = load_tokenizer(world.target).decode(output, skip_special_tokens=True)
+        messages += [{"role": "assistant", "content": answer}, question]
+    traces = collect_traces(world.registry, asked)
+    assert {traces[tokens].request for tokens in asked} == {world.number(rendered(world.target, [question]))}
 
 
 def test_keys_are_never_shown(world: World) -> None:
@@ -318,13 +270,13 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
     assert answer["meta_info"]["num_retractions"] == 1
     wanted = tuple(prompt + answer["output_ids"])
     trace = collect_traces(world.registry, {wanted})[wanted]
-    check_trace(trace, prompt, answer, world.pod.traffic_key)
+    check_trace(trace, prompt, answer, world.number(prompt))
     check_states(trace, world.target)
 
 
 def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path: Path) -> None:
     draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, branching=3, draft_tokens=8)
-    settings = _settings(store, world.target, draft)
+    settings = pod_settings(store, world.target, draft)
     settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
     pod = PodProcesses(tmp_path / "pod", settings, store.environment())
     assert pod.stage().returncode == 0
@@ -337,7 +289,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
         )
         for prompt, answer in zip(prompts, answers, strict=True):
             trace = traces[tuple(prompt + answer["output_ids"])]
-            check_trace(trace, prompt, answer, world.pod.traffic_key)
+            check_trace(trace, prompt, answer, world.number(prompt))
             assert set(trace.node_count.tolist()) == {8}
         assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
         check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
@@ -352,7 +304,7 @@ def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path
 
 def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3, world: World, tmp_path: Path) -> None:
     draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, lookup=LookupScope.SPECULATOR)
-    pod = PodProcesses(tmp_path / "pod", _settings(store, world.target, draft), store.environment())
+    pod = PodProcesses(tmp_path / "pod", pod_settings(store, world.target, draft), store.environment())
     assert pod.stage().returncode == 0
     with pod.engine(), pod.agent():
         prompts = [prompt + prompt[-3:] for prompt in prompts_of(world.target)]
@@ -362,7 +314,7 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         found = collect_traces(world.registry, set(texts))
         traces = [found[text] for text in texts]
         for trace, prompt, answer in zip(traces, prompts, answers, strict=True):
-            check_trace(trace, prompt, answer, world.pod.traffic_key, most_steps=LOOKUP_STEPS)
+            check_trace(trace, prompt, answer, world.number(prompt), most_steps=LOOKUP_STEPS)
         widths = {width for trace in traces for width in trace.node_count.tolist()}
         assert widths > {1}, "rounds with and without proposals"
         check_states(traces[0], world.target)

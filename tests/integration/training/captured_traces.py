@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.conversations import ConversationSplit, Message, answer_marker
+from aurora_runtime.held_out_split import is_held_out
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_store import Registry
 from tests.assets.pod_processes import http_body
@@ -33,12 +34,20 @@ def frequent_tokens(target: Path) -> list[int]:
     return [int(tokenizer.encode(text, add_special_tokens=False)[0]) for text in texts]
 
 
-def chat_prompt(target: Path, question: str) -> list[int]:
+def rendered(target: Path, messages: list[Message]) -> list[int]:
+    """The token ids of the prompt that asks for an answer to these messages."""
     tokenizer = load_tokenizer(target)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def chat_prompt(target: Path, question: str) -> list[int]:
+    return rendered(target, [{"role": "user", "content": question}])
+
+
+def conversation_number(target: Path, prompt: list[int], key: bytes) -> int:
+    """What a trace of this prompt holds as its ``request``."""
+    return ConversationSplit(key).number(prompt, answer_marker(lambda messages: rendered(target, messages)))
 
 
 def prompts_of(target: Path) -> list[list[int]]:
@@ -85,20 +94,20 @@ def collect_traces(
 
 
 def check_trace(
-    trace: RequestTrace, prompt: list[int], answer: dict[str, Any], key: bytes, *, most_steps: int = STEPS
+    trace: RequestTrace, prompt: list[int], answer: dict[str, Any], number: int, *, most_steps: int = STEPS
 ) -> None:
     """Check a trace against the answer.
 
     Args:
-        key: the pod's, which decides on which side of the split the prompt is.
+        number: decides on which side of the split the request is.
         most_steps: most tokens that a round of the engine proposes.
     """
     output, meta = answer["output_ids"], answer["meta_info"]
     tokens = trace.tokens.tolist()
     assert tokens == prompt + output
     assert trace.prompt_length == len(prompt)
-    assert trace.request == prompt_hash(prompt, key)
-    assert trace.held_out == is_held_out(prompt_hash(prompt, key))
+    assert trace.request == number
+    assert trace.held_out == is_held_out(number)
     assert trace.hidden_start <= meta["cached_tokens"], "what the prefix cache holds was not computed"
     if meta["num_retractions"] == 0:
         assert trace.hidden_start == meta["cached_tokens"]

@@ -124,6 +124,7 @@ class PromptOutput:
     traced: tuple[TracedRequest, ...]
     starts: tuple[int, ...]
     hidden: tuple[Tensor, ...]  # each [n, H3]
+    marker: tuple[int, ...] = ()  # what the chat template puts before each answer
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> PromptOutput:
         return replace(self, hidden=tuple(copy_tensor(part) for part in self.hidden))
@@ -142,7 +143,7 @@ class PromptOutput:
     ) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
-            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished, request.tag)
+            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished, request.tag, self.marker)
             for request, prompt, start, hidden, (commit, finished) in zip(
                 self.traced, prompts, self.starts, self.hidden, ends, strict=True
             )

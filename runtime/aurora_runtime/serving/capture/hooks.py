@@ -15,6 +15,7 @@ from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedR
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
 from aurora_runtime.serving.capture.verify_tensors import VerifyTensors, keep_hidden
+from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.traces import ProposalSource
 
 
@@ -62,6 +63,7 @@ class Hooks:
         request_filter = RequestFilter(Decimal(settings.sample_ratio), key, tag_key)
         self._sink = CaptureSink(ShardWriter(settings), request_filter)
         self._started = False
+        self._marker: tuple[int, ...] | None = None
 
     def _traced_requests(self, batch: Any) -> tuple[TracedRequest, ...]:
         if batch.forward_mode.is_idle() or self._read_rank() != 0:
@@ -109,6 +111,8 @@ class Hooks:
             traced = self._traced_requests(batch)
             if traced:
                 starts, lengths = list(batch.prefix_lens), list(batch.extend_lens)
+                if self._marker is None:  # with the launcher's probe, so before any client
+                    self._marker = marker_of(worker)
         except Exception:  # SGLang does not catch
             traced = ()
             count_error(self._sink.writer)
@@ -123,6 +127,7 @@ class Hooks:
                     traced=traced,
                     starts=tuple(starts[request.index] for request in traced),
                     hidden=tuple(keep_hidden(parts[request.index], alone=alone) for request in traced),
+                    marker=self._marker or (),
                 )
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output

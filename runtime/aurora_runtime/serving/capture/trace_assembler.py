@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.conversations import ConversationSplit
 from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import ProposalSource, RequestTrace
 
@@ -54,6 +54,7 @@ class PromptChunk:
     commit: Commit | None
     finished: bool
     tag: int = NO_TAG
+    marker: tuple[int, ...] = ()  # what the chat template puts before each answer
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class _OpenRequest:
 
     prompt: list[int]
     tag: int
+    marker: tuple[int, ...]
     answer: list[int] = field(default_factory=list)
     states: list[tuple[int, Tensor]] = field(default_factory=list)
     rounds: list[_Round] = field(default_factory=list)
@@ -115,7 +117,7 @@ class TraceAssembler:
         top_tokens: width of ``top_ids``.
         max_tokens: limit of a trace. A longer request is cut: its trace ends here and its further records are ignored.
         max_open_bytes: limit of the hidden states of all unfinished requests. A request that exceeds it is dropped.
-        traffic_key: decides with a prompt whether its requests are held out.
+        traffic_key: decides with a conversation whether its requests are held out.
 
     ``dropped`` counts dropped requests by reason.
     """
@@ -124,7 +126,7 @@ class TraceAssembler:
         self.top_tokens = top_tokens
         self.max_tokens = max_tokens
         self.max_open_bytes = max_open_bytes
-        self._traffic_key = traffic_key
+        self._split = ConversationSplit(traffic_key)
         self.dropped: Counter[str] = Counter()
         self._open: dict[str, _OpenRequest] = {}
         self._open_bytes = 0
@@ -164,7 +166,7 @@ class TraceAssembler:
         if request is None:
             if event.commit is not None and event.commit.output_index > 0:
                 return ""  # a retracted request whose beginning was dropped or cut
-            request = self._open[event.rid] = _OpenRequest(list(event.prompt), event.tag)
+            request = self._open[event.rid] = _OpenRequest(list(event.prompt), event.tag, event.marker)
         if len(request.prompt) >= self.max_tokens:
             return "long prompt"
         self._add_states(request, event.start, event.hidden)
@@ -236,7 +238,7 @@ class TraceAssembler:
                 marks[node] = True
             on_path += marks
         return RequestTrace(
-            request=prompt_hash(request.prompt, self._traffic_key),
+            request=self._split.number(request.prompt, request.marker),
             prompt_length=len(request.prompt),
             hidden_start=start,
             tokens=torch.tensor(tokens, dtype=torch.int32),

@@ -4,8 +4,8 @@ Without a seed a new pod looks up in an empty index, while the other pods know t
 sides agree on. It imports neither torch nor sglang, because the agent imports it.
 
 Invariants:
-- A request whose prompt is held out is never shared, neither by a seed nor by a running index. Candidates are measured
-  on held-out prompts, and must not find their answers.
+- No seed holds the answer to a held-out prompt. Candidates are measured on held-out prompts, and must not find their
+  answers. (``aurora_runtime.conversations.may_share`` says the same of the running index.)
 - A file that is damaged, too large or of another vocabulary seeds nothing. Proposals never decide what is answered.
 """
 
@@ -22,7 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 
 log = logging.getLogger(__name__)
@@ -30,17 +29,6 @@ log = logging.getLogger(__name__)
 MAX_SEED_TOKENS: Final = 1 << 17
 """Most tokens of a seed. The engine adds them to its index at its start, within about 40 ms."""
 MAX_SEED_BYTES: Final = 8 * MAX_SEED_TOKENS + (1 << 16)
-
-
-def may_share(prompt: Sequence[int], key: bytes = b"") -> bool:
-    """Whether other requests may be answered from a request with this prompt. ``key`` is that of the engine's traces.
-
-    SGLang replaces the placeholders of images by numbers that no hash takes. Such a prompt is not shared.
-    """
-    try:
-        return not is_held_out(prompt_hash(prompt, key))
-    except OverflowError:
-        return False
 
 
 def encode_seed(texts: Sequence[ArrayLike]) -> bytes:

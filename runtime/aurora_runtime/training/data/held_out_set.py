@@ -12,7 +12,7 @@ from aurora_runtime.training.settings import DEFAULT_POLICY
 
 
 class HeldOutSet:
-    """The newest held-out requests, one per prompt, bounded in number and in bytes."""
+    """The newest held-out requests, one per conversation, bounded in number and in bytes."""
 
     def __init__(self, limit: int, limit_bytes: int = DEFAULT_POLICY.held_out_bytes) -> None:
         self._limit, self._limit_bytes = limit, limit_bytes
@@ -23,7 +23,7 @@ class HeldOutSet:
         return len(self._requests)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
-        """Keep ``request`` (a prompt's hash) of ``shard``. A restart cannot restore a request without ``shard``.
+        """Keep ``request`` (the number of a trace) of ``shard``. A restart cannot restore a request without ``shard``.
 
         A request that alone exceeds the limit of bytes is not kept.
         """

@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.held_out_split import PROMPTS_PER_HELD_OUT, is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 from aurora_runtime.serving.speculation.lookup_seed import (
     MAX_SEED_BYTES,
     MAX_SEED_TOKENS,
     decode_seed,
     encode_seed,
-    may_share,
     read_seed,
     seed_index,
 )
@@ -93,13 +91,3 @@ def test_a_bad_file_seeds_nothing(tmp_path: Path, write: Callable[[Path], object
     write(path)
     seed_index(index, read_seed(path), VOCABULARY)
     assert index.tokens == 0
-
-
-def test_requests_with_held_out_prompts_are_not_shared() -> None:
-    prompts = [list(range(first, first + 5)) for first in range(400)]
-    assert [may_share(prompt) for prompt in prompts] == [not is_held_out(prompt_hash(prompt)) for prompt in prompts]
-    assert 0.5 / PROMPTS_PER_HELD_OUT < 1 - sum(map(may_share, prompts)) / len(prompts) < 2 / PROMPTS_PER_HELD_OUT
-
-
-def test_prompts_that_have_no_hash_are_not_shared() -> None:
-    assert not may_share([1, 2**62])

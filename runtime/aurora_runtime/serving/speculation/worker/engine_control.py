@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from aurora_runtime.conversations import may_share
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation import lookup_seed
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
@@ -38,12 +40,12 @@ class EngineControl:
         self.ranks = RankAgreement.of_engine()
         self.progress = DraftProgress(pending_buffer(worker, settings.arms, settings.pending_bytes))
         vocabulary = worker.target_worker.model_config.vocab_size
-        traffic_key = bytes.fromhex(settings.traffic_key)
+        traffic_key, marker = bytes.fromhex(settings.traffic_key), marker_of(worker)
         index = LookupIndex(
             settings.lookup,
             settings.lookup_tokens,
             vocabulary_size=vocabulary,
-            shares=lambda prompt: settings.shares and lookup_seed.may_share(prompt, traffic_key),
+            shares=lambda prompt: settings.shares and may_share(prompt, marker, traffic_key),
         )
         seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
         lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)

@@ -1,0 +1,99 @@
+"""Puts all turns of a conversation on one side of the held-out split.
+
+A chat client sends each turn with all earlier turns before it. Split by their whole prompts, one turn would be held out
+and the next one trained on, with nearly the same text. So requests are split by the beginning that all turns share: the
+tokens before the first answer. The target's chat template puts the same tokens before each answer, the *answer marker*.
+
+Invariants:
+- The beginning is a function of the prompt and the marker. Whichever pod serves a turn, it finds the same one.
+- A beginning that very many prompts share is a few-shot example, not a conversation. Its requests are split by their
+  whole prompts, or all traffic of one application would be on one side.
+
+The module is pure and imports neither torch nor SGLang.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aurora_runtime.held_out_split import is_held_out, prompt_hash
+
+Message = dict[str, str]
+MAX_PROMPTS: Final = 64
+"""A beginning with more different prompts than this is no conversation's."""
+REMEMBERED_BEGINNINGS: Final = 1024
+_QUESTION: Final[Message] = {"role": "user", "content": "a"}
+_ANSWER: Final[Message] = {"role": "assistant", "content": "b"}
+_SECOND_QUESTION: Final[Message] = {"role": "user", "content": "c"}
+
+
+def answer_marker(render: Callable[[list[Message]], Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that a chat template puts before each answer. Empty if the template repeats none.
+
+    Args:
+        render: the token ids of the prompt that asks for an answer to these messages.
+    """
+    one = tuple(render([_QUESTION]))
+    two = tuple(render([_QUESTION, _ANSWER, _SECOND_QUESTION]))
+    common = 0
+    while common < min(len(one), len(two)) and one[-1 - common] == two[-1 - common]:
+        common += 1
+    first = one[: len(one) - common]
+    marker = one[len(first) :]
+    return marker if first and beginning(two, marker) == first else ()
+
+
+def beginning(prompt: Sequence[int], marker: Sequence[int]) -> Sequence[int]:
+    """The tokens of ``prompt`` before the first ``marker``. All of them if there is none.
+
+    Raises OverflowError for a token of more than 64 bits.
+    """
+    if not marker:
+        return prompt
+    tokens = array("q", prompt)
+    data, wanted = tokens.tobytes(), array("q", marker).tobytes()
+    at = data.find(wanted)
+    while at % tokens.itemsize and at >= 0:  # begins within a token
+        at = data.find(wanted, at + 1)
+    return prompt if at < 0 else prompt[: at // tokens.itemsize]
+
+
+def may_share(prompt: Sequence[int], marker: Sequence[int], key: bytes) -> bool:
+    """Whether other requests may be answered from a request with this prompt: on no account is it held out.
+
+    SGLang replaces the placeholders of images by numbers that no hash takes. Such a prompt is not shared.
+    """
+    try:
+        return not any(is_held_out(prompt_hash(part, key)) for part in (prompt, beginning(prompt, marker)))
+    except OverflowError:
+        return False
+
+
+class ConversationSplit:
+    """Numbers the requests of an engine for the held-out split, by conversation.
+
+    Args:
+        key: the lineage's :func:`aurora_runtime.held_out_split.traffic_key`.
+    """
+
+    def __init__(self, key: bytes = b"") -> None:
+        self._key = key
+        self._prompts: OrderedDict[int, set[int]] = OrderedDict()
+
+    def number(self, prompt: Sequence[int], marker: Sequence[int]) -> int:
+        """The number by which ``is_held_out`` decides about a request. Raises OverflowError as ``prompt_hash``."""
+        whole = prompt_hash(prompt, self._key)
+        first = beginning(prompt, marker)
+        if len(first) == len(prompt):
+            return whole
+        conversation = prompt_hash(first, self._key)
+        prompts = self._prompts.setdefault(conversation, set())
+        self._prompts.move_to_end(conversation)
+        if len(self._prompts) > REMEMBERED_BEGINNINGS:
+            self._prompts.popitem(last=False)
+        if len(prompts) <= MAX_PROMPTS:
+            prompts.add(whole)
+        return conversation if len(prompts) <= MAX_PROMPTS else whole

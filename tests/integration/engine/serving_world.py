@@ -1,0 +1,89 @@
+"""One inference pod with a store that holds four drafts, and what its tests ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.draft import DraftSpec, Shape
+from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_protocol.draft_records import Registration
+from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_store import ObjectStore, Registry
+from tests.assets.model import ensure_model
+from tests.assets.pod_processes import PodProcesses, initial_channel
+from tests.assets.s3 import S3
+from tests.assets.signing import KEYS
+from tests.assets.trainer_output import publish_draft
+from tests.integration.training.captured_traces import STEPS, conversation_number, frequent_tokens
+from tests.integration.training.lineage import (
+    DRAFT_VOCABULARY,
+    lineage_of,
+    target_ids,
+    with_map,
+    write_constant_draft,
+    write_draft,
+)
+
+CHUNK_TOKENS = 24
+"""Prefill chunk of the engine: most prompts of this module are longer, and are prefilled in chunks."""
+
+
+@dataclass(frozen=True)
+class World:
+    pod: PodProcesses
+    engine: subprocess.Popen[bytes]
+    registry: Registry
+    versions: dict[int, Registration]
+    target: Path
+
+    def number(self, prompt: list[int]) -> int:
+        return conversation_number(self.target, prompt, self.pod.traffic_key)
+
+
+def pod_settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> ServingSettings:
+    return ServingSettings(
+        namespace="test",
+        name="spec",
+        target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
+        draft=draft,
+        capture=CaptureSpec(shard_seconds=2, top_tokens=16, **capture),
+        extra_args=["--chunked-prefill-size", str(CHUNK_TOKENS)],
+        store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
+    )
+
+
+@contextlib.contextmanager
+def serving_world(store: S3, base: Path) -> Iterator[World]:
+    """The pod, whose engine serves draft 0, with its agent."""
+    target = ensure_model()
+    objects = ObjectStore(store.config())
+    objects.ensure_bucket()
+    registry = Registry(objects, KEYS)
+    first = frequent_tokens(target)
+    drafts = {
+        0: write_constant_draft(base / "constant", target, first),
+        1: write_draft(base / "random", target, first, seed=7),
+        2: write_constant_draft(base / "other-map", target, first, lowest=max(first) + 1),
+        3: write_draft(base / "no-map", target, first, seed=8),
+    }
+    weights = drafts[3] / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(with_map(tensors, target_ids(tensors).flip(0)), weights)
+    registry.create_lineage(lineage_of(drafts[0], target))
+    versions = {number: publish_draft(registry, folder, number) for number, folder in drafts.items()}
+    registry.advance_channel(initial_channel())
+    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, shape=Shape.FIXED)
+    settings = pod_settings(store, target, draft)
+    pod = PodProcesses(base / "pod", settings, store.environment())
+    staged = pod.stage()
+    assert staged.returncode == 0, staged.stderr.decode()
+    with pod.engine() as engine, pod.agent():
+        yield World(pod, engine, registry, versions, target)
