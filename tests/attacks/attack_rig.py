@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class AttackRig(RunningSpeculator):
     """A draft that the target's pods would load."""
     killed: set[str] = field(default_factory=set)
     """Pods and containers that a test itself killed."""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def post(self, path: str, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
         """What the speculator's Service answers to a client."""
@@ -52,8 +54,9 @@ class AttackRig(RunningSpeculator):
             return Answer(error.code, error.read().decode())
 
     def generate(self) -> Answer:
-        """The answer to a request without malice."""
-        return self.post("/generate", {"text": "The capital of France is", "sampling_params": {"max_new_tokens": 8}})
+        """The answer to a request without malice. Its prompt is new, because one prompt may be held out for ever."""
+        text = f"The square of {next(self.numbers)} is"
+        return self.post("/generate", {"text": text, "sampling_params": {"max_new_tokens": 8}})
 
     def shell(self, pod: str, container: str, program: str) -> str:
         """Run a Python program in a container, as an attacker who has taken the container over."""

@@ -30,8 +30,8 @@ from aurora_runtime.validation.engines.engine_set import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)
-KV_TOKENS_PER_REQUEST: Final = 512
-"""Room in the KV cache for each request of the largest batch, so that no server retracts one."""
+SPARE_TOKENS: Final = 64
+"""Room in the KV cache beside prompt and answer of each request of the largest batch, so that no server retracts one."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ async def measure_lineup(
         for messages in (reserved(domain)[: plan.prompts_needed], learned_from)
     )
     warmup = chat_texts(tokenizer, traffic(domain)[: max(plan.concurrencies)])
-    kv_tokens = max(DEFAULT_KV_TOKENS, KV_TOKENS_PER_REQUEST * max(plan.concurrencies))
+    longest = max(map(len, fresh_prompts + learned_prompts)) + MAX_ANSWER_TOKENS + SPARE_TOKENS
+    kv_tokens = max(DEFAULT_KV_TOKENS, longest * max(plan.concurrencies))
     spec = EngineSpec(str(model), "cpu", kv_tokens, DType.BFLOAT16.value)
     async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
         await servers.learn_checksums(lineup.arms)
