@@ -31,7 +31,7 @@ from aurora_runtime.validation.engines.engine_set import EngineSet
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)
 SPARE_TOKENS: Final = 64
-"""Room in the KV cache beside prompt and answer of each request of the largest batch, so that no server retracts one."""
+"""Room in the KV cache beside prompt and answer of each request of a batch, so that no server retracts one."""
 
 
 @dataclass(frozen=True)
