@@ -36,7 +36,14 @@ from typing import Final
 
 import torch
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
-from tests.bench.served.lineup import DEFAULT_SHAPES, MAX_ANSWER_TOKENS, lineup_of, measure_lineup, with_controller
+from tests.bench.served.lineup import (
+    CONTROLLED,
+    DEFAULT_SHAPES,
+    MAX_ANSWER_TOKENS,
+    lineup_of,
+    measure_lineup,
+    with_controller,
+)
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
@@ -65,8 +72,8 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
         parts, (options.out or folder) / run.replace(" ", ""), spec, unroll, MAX_ANSWER_TOKENS
     )
     lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
-    if options.controller:
-        lineup = with_controller(lineup, training.checkpoints, spec, folder)
+    if options.controller is not None:
+        lineup = with_controller(lineup, training.checkpoints, spec, folder, options.controller or CONTROLLED)
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
@@ -103,7 +110,13 @@ def _options() -> argparse.Namespace:
         help="shapes of a verify round: the live pod drafts in the first, and the last draft is measured in all "
         f"(default: a chain of {DEFAULT_SHAPES[0].steps} steps)",
     )
-    parser.add_argument("--controller", action="store_true", help="measure the speculation controller too")
+    parser.add_argument(
+        "--controller",
+        nargs="*",
+        choices=CONTROLLED,
+        help="measure pods with the speculation controller too; without a name, one that is fresh and one with each "
+        "draft",
+    )
     parser.add_argument(
         "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
     )

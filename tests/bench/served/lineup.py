@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,8 @@ from aurora_runtime.validation.engines.engine_set import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)
+FRESH, UNTRAINED, TRAINED = CONTROLLED = ("fresh", "untrained", "trained")
+"""Pods with the controller that may be measured: one that answered nothing before, and one with each draft."""
 SPARE_TOKENS: Final = 64
 """Room in the KV cache beside prompt and answer of each request of a batch, so that no server retracts one."""
 
@@ -91,16 +93,25 @@ def lineup_of(
     return Lineup(tuple(arms), servers, ngrams, trained)
 
 
-def with_controller(lineup: Lineup, checkpoints: Sequence[Checkpoint], spec: DraftSpec, folder: Path) -> Lineup:
+def with_controller(
+    lineup: Lineup,
+    checkpoints: Sequence[Checkpoint],
+    spec: DraftSpec,
+    folder: Path,
+    pods: Collection[str] = CONTROLLED,
+) -> Lineup:
     """``lineup`` and the controller with each draft, and with the untrained draft in a pod that is fresh.
 
     Args:
         folder: for what the servers write beside their logs.
+        pods: which of :data:`CONTROLLED` to measure.
     """
     adaptive = spec.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": LookupScope.SPECULATOR})
+    untrained, *trained = checkpoints
+    drafts = [("controller, fresh pod", untrained.draft)] if FRESH in pods else []
+    named = ([untrained] if UNTRAINED in pods else []) + (trained if TRAINED in pods else [])
+    drafts += [(f"controller, {one.name}", one.draft) for one in named]
     added, servers = list[Arm](), dict[str, Eagle3 | Ngram | None]()
-    drafts = [("controller, fresh pod", checkpoints[0].draft)]
-    drafts += [(f"controller, {one.name}", one.draft) for one in checkpoints]
     for number, (name, draft) in enumerate(drafts):
         added.append(Arm(name, f"controlled-{number}", draft))
         state = folder / added[-1].server
@@ -113,7 +124,7 @@ def with_controller(lineup: Lineup, checkpoints: Sequence[Checkpoint], spec: Dra
         arms=(*lineup.arms, *added),
         servers=lineup.servers | servers,
         controlled=tuple(arm.name for arm in added),
-        fresh=added[0].server,
+        fresh=added[0].server if FRESH in pods else "",
     )
 
 

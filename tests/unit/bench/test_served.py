@@ -20,7 +20,7 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from tests.bench.served import messages
-from tests.bench.served.lineup import Lineup, lineup_of, with_controller
+from tests.bench.served.lineup import TRAINED, Lineup, lineup_of, with_controller
 from tests.bench.served.live_training import Checkpoint, LiveTraining, TrainingRecord, VersionPeriod
 from tests.bench.served.paired_rounds import ArmSummary, BatchCounts, Measured, MeasurementPlan, Sample, measure
 from tests.bench.served.round_shapes import parse_shape, unroll_steps
@@ -209,6 +209,12 @@ def test_the_controller_is_compared_with_the_best_arm_that_has_its_draft_or_none
     assert "1.10x [1.10, 1.10] as fast as the best single arm (NGRAM, 4 tokens)" in untrained
     assert "1.10x [1.10, 1.10] as fast as the best single arm (EAGLE-3 after 19.9k)" in trained
     assert controller_lines(outcome(SPEEDS)) == []
+
+
+def test_only_the_chosen_pods_of_the_controller_are_measured(tmp_path: Path) -> None:
+    lineup = with_controller(LINEUP, CHECKPOINTS, DraftSpec(), tmp_path, (TRAINED,))
+    assert (lineup.controlled, lineup.fresh) == (("controller, EAGLE-3 after 19.9k",), "")
+    assert len(lineup.servers) == len(LINEUP.servers) + 1
 
 
 def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:
