@@ -192,7 +192,7 @@ class Evidence(StoredRecord):
     equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
     acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")
     environment: Environment = Field(description="Where the candidate was measured.")
-    prompts_sha256: Sha256 = Field(description="Digest of the prompts' hashes, equal for runs with equal prompts.")
+    prompts_sha256: Sha256 = Field(description="Digest of the prompts, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
     end: MeasurementEnd | None = Field(
         default=None, description="Why the measurement ended. None in records of earlier versions."

@@ -7,7 +7,8 @@ tokens before the first answer. The target's chat template puts the same tokens 
 Invariants:
 - The beginning is a function of the prompt and the marker. Whichever pod serves a turn, it finds the same one.
 - A beginning that very many prompts share is a few-shot example, not a conversation. Its requests are split by their
-  whole prompts, or all traffic of one application would be on one side.
+  whole prompts, or all traffic of one application would be on one side. Each engine start counts them anew, so a
+  few-shot prompt may come to be on both sides.
 
 The module is pure and imports neither torch nor SGLang.
 """
@@ -22,28 +23,43 @@ from typing import Final
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 
 Message = dict[str, str]
+Render = Callable[[list[Message]], Sequence[int]]
+"""Gives the token ids of the prompt that asks for an answer to some messages."""
 MAX_PROMPTS: Final = 64
-"""A beginning with more different prompts than this is no conversation's."""
+"""A beginning that more different prompts share is no conversation's."""
 REMEMBERED_BEGINNINGS: Final = 1024
 _QUESTION: Final[Message] = {"role": "user", "content": "a"}
-_ANSWER: Final[Message] = {"role": "assistant", "content": "b"}
 _SECOND_QUESTION: Final[Message] = {"role": "user", "content": "c"}
+_ANSWERS: Final = ("b", "\n\nb")
+"""The newlines of an answer may become one token with those before it."""
 
 
-def answer_marker(render: Callable[[list[Message]], Sequence[int]]) -> tuple[int, ...]:
-    """The tokens that a chat template puts before each answer. Empty if the template repeats none.
+def answer_marker(*renders: Render) -> tuple[int, ...]:
+    """The tokens that a chat template puts before each answer. Empty if there are none that all renders share.
 
     Args:
-        render: the token ids of the prompt that asks for an answer to these messages.
+        renders: one for each setting of the template that requests may choose.
     """
-    one = tuple(render([_QUESTION]))
-    two = tuple(render([_QUESTION, _ANSWER, _SECOND_QUESTION]))
+    pairs = [
+        (render([_QUESTION]), render([_QUESTION, {"role": "assistant", "content": answer}, _SECOND_QUESTION]))
+        for render in renders
+        for answer in _ANSWERS
+    ]
+    one, two = pairs[0]
     common = 0
     while common < min(len(one), len(two)) and one[-1 - common] == two[-1 - common]:
         common += 1
-    first = one[: len(one) - common]
-    marker = one[len(first) :]
-    return marker if first and beginning(two, marker) == first else ()
+    marker = tuple(one[len(one) - common :])
+    # What only asks for an answer, such as the beginning of a thought, is at the end.
+    while marker and not all(_finds_the_question(marker, *pair) for pair in pairs):
+        marker = marker[:-1]
+    return marker
+
+
+def _finds_the_question(marker: Sequence[int], one: Sequence[int], two: Sequence[int]) -> bool:
+    """Whether the prompts of a first and of a second turn have the same beginning, and ``marker`` after it."""
+    first = list(beginning(one, marker))
+    return 0 < len(first) < len(one) and list(beginning(two, marker)) == first
 
 
 def beginning(prompt: Sequence[int], marker: Sequence[int]) -> Sequence[int]:
@@ -62,7 +78,7 @@ def beginning(prompt: Sequence[int], marker: Sequence[int]) -> Sequence[int]:
 
 
 def may_share(prompt: Sequence[int], marker: Sequence[int], key: bytes) -> bool:
-    """Whether other requests may be answered from a request with this prompt: on no account is it held out.
+    """Whether other requests may be answered from a request with this prompt. Not if prompt or beginning is held out.
 
     SGLang replaces the placeholders of images by numbers that no hash takes. Such a prompt is not shared.
     """

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Final
 
 PROMPTS_PER_HELD_OUT: Final = 8
-"""One prompt in this many is held out, whenever it is asked."""
+"""One number in this many is held out."""
 
 
 def traffic_key(secret: str, lineage: int) -> bytes:

@@ -6,7 +6,7 @@ import base64
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,18 @@ class StoreAccess:
 
 
 class Installation:
-    """One helm release, and one namespace for speculators."""
+    """One helm release, and one namespace for speculators.
 
-    def __init__(self, cluster: Cluster, namespace: str = "default") -> None:
+    Args:
+        internal_hosts: hosts and networks inside the cluster where a store may be, beside the embedded store.
+    """
+
+    def __init__(
+        self, cluster: Cluster, namespace: str = "default", internal_hosts: Sequence[str] = (HOSTILE_STORES,)
+    ) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.internal_hosts = tuple(internal_hosts)
 
     def install(self, checkout: Path = ROOT, store_checkout: Path | None = None) -> None:
         """Load the image and install or upgrade the chart. Returns when the operator and the store are ready.
@@ -84,7 +91,7 @@ class Installation:
         """What the chart refuses and the tests need. The chart of a former version may not know a value."""
         known = yaml.safe_load((checkout / CHART / "values.yaml").read_text())
         wanted = {
-            "stores": f"internalHosts={{{HOSTILE_STORES}}}",
+            "stores": f"internalHosts={{{','.join(self.internal_hosts)}}}",
             # The pods of a test mount Python packages and the model from the node (small_speculator.py).
             "podTemplates": f"exemptNamespaces={{{self.namespace}}}",
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import pytest
@@ -14,18 +14,17 @@ from aurora_runtime.conversations import (
     REMEMBERED_BEGINNINGS,
     ConversationSplit,
     Message,
+    Render,
     answer_marker,
     beginning,
     may_share,
 )
 from aurora_runtime.held_out_split import PROMPTS_PER_HELD_OUT, is_held_out, prompt_hash
 
-START, END, HEADER_END, NEWLINE, THINK = 1, 2, 3, 10, 11
+START, END, HEADER_END, NEWLINE, TWO_NEWLINES, THINK, THINK_END = 1, 2, 3, 10, 11, 12, 13
 ROLES = {"system": 4, "user": 5, "assistant": 6}
 TEXT = 100
 """Tokens from here on are text. No text holds a token of a template."""
-
-Render = Callable[[list[Message]], list[int]]
 
 
 def text(content: str) -> list[int]:
@@ -61,7 +60,26 @@ def mistral(messages: list[Message]) -> list[int]:
     return [0, *chain(*turns)]
 
 
-TEMPLATES = {"chatml": chatml, "llama": llama, "deepseek": deepseek, "mistral": mistral}
+def thinking(messages: list[Message]) -> list[int]:
+    """As DeepSeek R1 and QwQ: the request for an answer begins a thought, which earlier turns lack."""
+    return [*chatml(messages), THINK, NEWLINE]
+
+
+def merging(messages: list[Message]) -> list[int]:
+    """As a tokenizer that makes one token of two newlines, in a template that keeps an answer's first one."""
+    tokens = chatml([{**m, "content": m["content"].replace("\n\n", "\n")} for m in messages])
+    pairs = zip(tokens, [*tokens[1:], 0], strict=True)
+    merged, skip = list[int](), False
+    for one, other in pairs:
+        if skip:
+            skip = False
+            continue
+        skip = (one, other) == (NEWLINE, TEXT + ord("\n"))
+        merged.append(TWO_NEWLINES if skip else one)
+    return merged
+
+
+TEMPLATES: dict[str, Render] = {each.__name__: each for each in (chatml, llama, deepseek, mistral, thinking, merging)}
 contents = st.text(st.characters(codec="ascii"), min_size=1, max_size=6)
 
 
@@ -71,7 +89,7 @@ def turns(render: Render, system: str, exchanges: Sequence[tuple[str, str]]) -> 
     prompts = []
     for question, answer in exchanges:
         messages.append({"role": "user", "content": question})
-        prompts.append(render(messages))
+        prompts.append(list(render(messages)))
         messages.append({"role": "assistant", "content": answer})
     return prompts
 
@@ -88,7 +106,8 @@ def test_all_turns_of_a_conversation_are_on_one_side(
     render = TEMPLATES[template]
     marker, split = answer_marker(render), ConversationSplit(key)
     prompts = turns(render, system, exchanges)
-    assert {tuple(beginning(prompt, marker)) for prompt in prompts} == {tuple(prompts[0][: -len(marker)])}
+    (first,) = {tuple(beginning(prompt, marker)) for prompt in prompts}
+    assert first + marker == tuple(prompts[0][: len(first) + len(marker)])
     assert len({split.number(prompt, marker) for prompt in prompts}) == 1
 
 
@@ -101,11 +120,24 @@ def test_conversations_that_share_a_system_prompt_are_drawn_apart(template: str)
     assert 0.7 < PROMPTS_PER_HELD_OUT * held_out / len(prompts) < 1.3
 
 
-def test_a_reply_without_the_tokens_that_switch_thinking_off_still_belongs_to_its_conversation() -> None:
-    """The request of each turn adds tokens after the marker, which the template leaves out of earlier turns."""
-    marker = answer_marker(chatml)
-    first, second = turns(chatml, "", [("a", "b"), ("c", "d")])
-    assert beginning([*first, THINK, END], marker) == beginning([*second, THINK, END], marker)
+def test_turns_that_think_and_turns_that_do_not_are_on_one_side() -> None:
+    """As DeepSeek V3.1: a request says whether to think, and the prompt ends accordingly."""
+
+    def quiet(messages: list[Message]) -> list[int]:
+        prompt = list[int]()
+        for token in deepseek(messages):
+            prompt += [token, THINK_END] if token == ROLES["assistant"] else [token]
+        return prompt
+
+    def thoughtful(messages: list[Message]) -> list[int]:
+        return [*quiet(messages)[:-1], THINK]
+
+    assert answer_marker(quiet) == (ROLES["assistant"], THINK_END)
+    marker = answer_marker(quiet, thoughtful)
+    assert marker == (ROLES["assistant"],)
+    exchanges = [("a", "b"), ("c", "d"), ("e", "f")]
+    prompts = [*turns(quiet, "rules", exchanges), *turns(thoughtful, "rules", exchanges)]
+    assert len({tuple(beginning(prompt, marker)) for prompt in prompts}) == 1
 
 
 def test_few_shot_traffic_is_drawn_by_its_whole_prompts_and_so_on_both_sides() -> None:
@@ -115,7 +147,7 @@ def test_few_shot_traffic_is_drawn_by_its_whole_prompts_and_so_on_both_sides() -
     numbers = [split.number(prompt, marker) for prompt in prompts]
     assert len(set(numbers[:MAX_PROMPTS])) == 1
     assert numbers[MAX_PROMPTS:] == [prompt_hash(prompt) for prompt in prompts[MAX_PROMPTS:]]
-    assert numbers[-1] == split.number(prompts[-1], marker)
+    assert split.number(prompts[0], marker) == prompt_hash(prompts[0]) != numbers[0], "the first ones change too"
     held_out = sum(map(is_held_out, numbers[MAX_PROMPTS:]))
     assert 0.7 < PROMPTS_PER_HELD_OUT * held_out / len(numbers[MAX_PROMPTS:]) < 1.3
 

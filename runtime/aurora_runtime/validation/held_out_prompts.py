@@ -68,7 +68,8 @@ def held_out_prompts(
     log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(prompts), shards_read, len(keys))
     if len(prompts) < needed:
         raise MeasurementError(
-            f"{len(prompts)} distinct held-out prompts in the newest {shards_read} shards; {needed} are needed: "
+            f"{len(prompts)} distinct held-out prompts, one of each conversation, in the newest {shards_read} shards; "
+            f"{needed} are needed: "
             f"wait for traffic{f'. {damaged} more shards are damaged' if damaged else ''}"
         )
     return tuple(prompts.values())

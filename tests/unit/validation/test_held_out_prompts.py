@@ -144,3 +144,9 @@ def test_too_few_prompts_is_an_error() -> None:
 def test_the_digest_depends_on_the_prompts_and_not_on_their_order() -> None:
     one, other = Prompt(1, (1,)), Prompt(2, (2,))
     assert prompts_digest([one, other]) == prompts_digest([other, one]) != prompts_digest([one])
+    assert prompts_digest([Prompt(1, (1,))]) != prompts_digest([Prompt(1, (2,))]), "two turns of one conversation"
+
+
+def test_only_one_turn_of_a_conversation_is_measured_with() -> None:
+    turns = [dataclasses.replace(trace(first), request=8) for first in (10, 20)]
+    assert len(held_out_prompts(registry(Shards({OLD: turns})), 1, vocab_size=1000, wanted=5, needed=1)) == 1

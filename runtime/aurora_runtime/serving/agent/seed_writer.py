@@ -4,7 +4,7 @@ The agent does this beside the engine's start. The engine reads the file once it
 a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
 times larger.
 
-Invariants: answers to held-out prompts, and those of tagged requests, are left out. What is read is bounded, whatever
+Invariants: answers of held-out and of tagged requests are left out. What is read is bounded, whatever
 the store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
 """
 

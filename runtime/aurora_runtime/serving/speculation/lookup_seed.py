@@ -4,8 +4,8 @@ Without a seed a new pod looks up in an empty index, while the other pods know t
 sides agree on. It imports neither torch nor sglang, because the agent imports it.
 
 Invariants:
-- No seed holds the answer to a held-out prompt. Candidates are measured on held-out prompts, and must not find their
-  answers. (``aurora_runtime.conversations.may_share`` says the same of the running index.)
+- No seed holds the answer of a request that was held out. Candidates are measured on held-out prompts, and must not
+  find their answers. (``aurora_runtime.conversations.may_share`` says the same of the running index.)
 - A file that is damaged, too large or of another vocabulary seeds nothing. Proposals never decide what is answered.
 """
 

@@ -205,6 +205,7 @@ def test_sources_of_another_batch_lose_the_batch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
     hooks, recorder = make(monkeypatch, tmp_path)
     capture_probe(hooks)
     lengths = [2, 3]
@@ -222,7 +223,7 @@ def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPa
     assert isinstance(a, PromptChunk)
     assert isinstance(b, PromptChunk)
     assert (a.start, a.hidden[:, 0].tolist(), b.start, b.hidden[:, 0].tolist()) == (5, [0, 1], 0, [2, 3, 4])
-    assert a.prompt == [1, 2, 3]
+    assert (a.prompt, a.marker) == ([1, 2, 3], (len("worker"),))
     assert b.commit is None
 
 

@@ -59,7 +59,7 @@ def test_a_damaged_shard_is_counted_and_skipped() -> None:
     assert reader.damaged == 5
 
 
-def test_held_out_keeps_the_newest_request_of_each_prompt() -> None:
+def test_held_out_keeps_the_newest_request_of_each_number() -> None:
     held_out = HeldOutSet(3)
     examples = {seed: tuple(examples_of(tiny.trace(seed), tiny.VOCAB)) for seed in range(5)}
     for seed in (0, 1, 2, 0, 3):
