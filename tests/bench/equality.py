@@ -3,7 +3,7 @@
 The same chat prompts are answered in four phases:
 
 - off: by a server without speculation;
-- on, untrained draft: by a server with EAGLE-3 and its untrained draft;
+- on, untrained draft: by a server with EAGLE-3 and its untrained draft (with --controller, and with lookup);
 - across swaps: by the speculating server while the untrained and a trained draft are swapped back and forth;
 - after, trained draft: by the speculating server with the trained draft.
 
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import os
 import tempfile
@@ -47,8 +48,11 @@ from tests.bench.swap_loop import SERVER_ARGUMENTS, UNTRAINED, SwapLoop
 from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import percentiles
 
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3
+from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult, LoadClient
 from aurora_runtime.validation.rounds.answer_equality import NEAR_TIE_LOGIT_GAP, first_difference
 
@@ -179,9 +183,27 @@ def measure(
     dtype = ("--dtype", options.dtype.value)
     with sglang_server(model, extra_args=dtype, log=folder / "off.log") as server:
         off = asyncio.run(answer_all(server, Phase.OFF, token_prompts, options))
-    with sglang_server(model, drafts[UNTRAINED], (*dtype, *SERVER_ARGUMENTS), log=folder / "eagle.log") as server:
+    with speculating_server(model, drafts[UNTRAINED], dtype, folder, controller=options.controller) as server:
         speculative, swap_loop = asyncio.run(answer_with_speculation(server, drafts, token_prompts, options))
     return off + speculative, swap_loop
+
+
+def speculating_server(
+    model: Path, draft: Path, dtype: Sequence[str], folder: Path, *, controller: bool
+) -> contextlib.AbstractContextManager[Server]:
+    """A server with EAGLE-3. With ``controller`` it chooses each round, and looks up in the answers of all requests."""
+    log = folder / "eagle.log"
+    if not controller:
+        return sglang_server(model, draft, (*dtype, *SERVER_ARGUMENTS), log=log)
+    spec = DraftSpec(shape=Shape.ADAPTIVE, lookup=LookupScope.SPECULATOR)
+    rounds = controller_of(spec, folder, "bench")
+    return sglang_server(
+        model,
+        extra_args=(*dtype, *Eagle3(draft, UNTRAINED, spec, rounds).arguments()),
+        env=rounds.environment(),
+        plugins=f"aurora_cpu,aurora_vocabulary,{SPECULATION_PLUGIN}",
+        log=log,
+    )
 
 
 def compare_passes(
@@ -286,6 +308,9 @@ def _options() -> argparse.Namespace:
         choices=(DType.BFLOAT16, DType.FLOAT32),
         default=DType.BFLOAT16,
         help="precision of the servers; float32 allows no near ties",
+    )
+    parser.add_argument(
+        "--controller", action="store_true", help="choose each round, by lookup, the draft or nothing, as pods do"
     )
     parser.add_argument("--no-after", action="store_true", help="leave out the last phase, which has no swaps")
     add_lock_option(parser)
