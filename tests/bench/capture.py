@@ -33,7 +33,7 @@ from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sig
 from tests.bench.markdown import markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
-from aurora_runtime.serving.capture.request_filter import is_sampled
+from aurora_runtime.serving.capture.request_sample import is_sampled
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 

@@ -63,7 +63,7 @@ class Hooks:
         request_filter = RequestFilter(Decimal(settings.sample_ratio), key, tag_key)
         self._sink = CaptureSink(ShardWriter(settings), request_filter)
         self._started = False
-        self._marker: tuple[int, ...] | None = None
+        self._knows_marker = False
 
     def _traced_requests(self, batch: Any) -> tuple[TracedRequest, ...]:
         if batch.forward_mode.is_idle() or self._read_rank() != 0:
@@ -108,11 +108,12 @@ class Hooks:
         starts: list[int] = []
         lengths: list[int] = []
         try:
+            if not self._knows_marker:  # with the engine's warm-up or the launcher's probe, so before any client
+                self._knows_marker = True
+                self._sink.request_filter.marker = marker_of(worker)
             traced = self._traced_requests(batch)
             if traced:
                 starts, lengths = list(batch.prefix_lens), list(batch.extend_lens)
-                if self._marker is None:  # with the launcher's probe, so before any client
-                    self._marker = marker_of(worker)
         except Exception:  # SGLang does not catch
             traced = ()
             count_error(self._sink.writer)
@@ -127,7 +128,7 @@ class Hooks:
                     traced=traced,
                     starts=tuple(starts[request.index] for request in traced),
                     hidden=tuple(keep_hidden(parts[request.index], alone=alone) for request in traced),
-                    marker=self._marker or (),
+                    marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
-from aurora_runtime.held_out_split import keyed_draw
 from aurora_runtime.request_privacy import NO_TAG, tag_number, wish_of
+from aurora_runtime.serving.capture.request_sample import RequestSample
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 
 HEALTH_CHECK_PREFIX: Final = "HEALTH_CHECK"
-REMEMBERED_REQUESTS: Final = 4096
-"""Requests whose draw is remembered, so that a round does not hash the ids of its requests again."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +28,17 @@ class TracedRequest:
     tag: int = NO_TAG
 
 
-def is_sampled(rid: str, ratio: Decimal, key: bytes = b"") -> bool:
-    """Whether a request is in the sample: a pure function of its id and the key, so that all ranks and batches agree.
-
-    A client may choose the id. Without the key it cannot choose an id that is traced, or one that is not.
-    """
-    return Decimal(keyed_draw(key, rid.encode())) < ratio * (1 << 64)
-
-
 class RequestFilter:
     """Selects the requests to trace.
 
     ``ratio`` is the share of the requests that are sampled, ``key`` decides which. ``tag_key`` hashes their tags.
+    ``marker`` is what the chat template puts before each answer, once it is known.
     """
 
     def __init__(self, ratio: Decimal, key: bytes = b"", tag_key: bytes = b"") -> None:
         self._tag_key = tag_key
-        self._draws = lru_cache(REMEMBERED_REQUESTS)(lambda rid: is_sampled(rid, ratio, key))
+        self._sample = RequestSample(ratio, key)
+        self.marker: tuple[int, ...] = ()
         self.probe_captured = False
 
     def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:
@@ -70,4 +61,6 @@ class RequestFilter:
             return True
         if not self.probe_captured or req.multimodal_inputs is not None or req.input_embeds is not None:
             return False  # a position without a token id cannot be trained on
-        return req.beam_group is None and self._draws(rid) and wish_of(req).trace
+        if req.beam_group is not None or not wish_of(req).trace:
+            return False
+        return self._sample.has(rid, req.origin_input_ids, self.marker)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.held_out_split import traffic_key
-from aurora_runtime.serving.capture.request_filter import RequestFilter, is_sampled
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
@@ -203,30 +199,3 @@ def test_a_batch_that_fails_is_counted_and_the_thread_goes_on(tmp_path: Path, ca
     assert len(shards(tmp_path)) == 1
     state = CaptureState.from_json((tmp_path / "capture.json").read_bytes())
     assert (state.ok, state.hook_errors, state.traced_requests) == (True, 1, 1)
-
-
-def test_request_ids_chosen_to_be_traced_are_traced_no_more_often_than_others() -> None:
-    """A client computes the draw of an id without the key, and sends only ids that would always be traced."""
-    ratio = Decimal("0.05")
-    chosen = [rid for number in range(60_000) if is_sampled(rid := f"chosen-{number}", ratio)]
-    sampling_params = SimpleNamespace(custom_params=None)
-    requests = [
-        SimpleNamespace(
-            rid=rid, multimodal_inputs=None, input_embeds=None, beam_group=None, sampling_params=sampling_params
-        )
-        for rid in chosen
-    ]
-    keyed = RequestFilter(ratio, traffic_key("secret", 1))
-    keyed.probe_captured = True
-    traced = keyed.traced(requests)
-    assert len(traced) < 0.1 * len(chosen)
-    assert traced == keyed.traced(requests), "all batches of a request agree"
-
-
-def test_the_sample_depends_on_the_ratio_and_the_request_id_alone() -> None:
-    rids = [f"request-{i}" for i in range(4000)]
-    kept = [rid for rid in rids if is_sampled(rid, Decimal("0.25"))]
-    assert 850 < len(kept) < 1150
-    assert all(is_sampled(rid, Decimal("0.5")) for rid in kept), "a higher ratio keeps what a lower one keeps"
-    assert all(is_sampled(rid, Decimal(1)) for rid in rids)
-    assert not any(is_sampled(rid, Decimal(0)) for rid in rids)
