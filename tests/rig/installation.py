@@ -91,11 +91,15 @@ class Installation:
         """What the chart refuses and the tests need. The chart of a former version may not know a value."""
         known = yaml.safe_load((checkout / CHART / "values.yaml").read_text())
         wanted = {
-            "stores": f"internalHosts={{{','.join(self.internal_hosts)}}}",
+            "stores": ("internalHosts", self.internal_hosts),
             # The pods of a test mount Python packages and the model from the node (small_speculator.py).
-            "podTemplates": f"exemptNamespaces={{{self.namespace}}}",
+            "podTemplates": ("exemptNamespaces", [self.namespace]),
         }
-        return [f"--set={section}.{setting}" for section, setting in wanted.items() if section in known]
+        return [
+            f"--set-json={section}.{setting}={json.dumps(value)}"
+            for section, (setting, value) in wanted.items()
+            if section in known
+        ]
 
     def rollback(self) -> None:
         """Roll the helm release back to its former revision. Returns when the operator is ready."""
