@@ -24,7 +24,7 @@ from aurora_runtime.held_out_split import is_held_out, prompt_hash
 
 Message = dict[str, str]
 Render = Callable[[list[Message]], Sequence[int]]
-"""Gives the token ids of the prompt that asks for an answer to some messages."""
+"""Renders messages as a prompt that asks for an answer, and returns the prompt's token ids."""
 MAX_PROMPTS: Final = 64
 """A beginning that more different prompts share is no conversation's."""
 REMEMBERED_BEGINNINGS: Final = 1024
@@ -50,7 +50,7 @@ def answer_marker(*renders: Render) -> tuple[int, ...]:
     while common < min(len(one), len(two)) and one[-1 - common] == two[-1 - common]:
         common += 1
     marker = tuple(one[len(one) - common :])
-    # What only asks for an answer, such as the beginning of a thought, is at the end.
+    # A prompt may end with tokens that only ask for an answer, such as the beginning of a thought. They are cut off.
     while marker and not all(_finds_the_question(marker, *pair) for pair in pairs):
         marker = marker[:-1]
     return marker
@@ -100,7 +100,13 @@ class ConversationSplit:
         self._prompts: OrderedDict[int, set[int]] = OrderedDict()
 
     def number(self, prompt: Sequence[int], marker: Sequence[int]) -> int:
-        """The number by which ``is_held_out`` decides about a request. Raises OverflowError as ``prompt_hash``."""
+        """The 63-bit number by which ``is_held_out`` decides about a request.
+
+        Args:
+            marker: the :func:`answer_marker` of the target's chat template.
+
+        Raises OverflowError for a token that :func:`prompt_hash` does not take.
+        """
         whole = prompt_hash(prompt, self._key)
         first = beginning(prompt, marker)
         if len(first) == len(prompt):

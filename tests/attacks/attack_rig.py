@@ -41,6 +41,7 @@ class AttackRig(RunningSpeculator):
     killed: set[str] = field(default_factory=set)
     """Pods and containers that a test itself killed."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Make each question of :meth:`generate` a new one."""
 
     def post(self, path: str, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
         """What the speculator's Service answers to a client."""

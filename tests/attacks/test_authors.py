@@ -17,7 +17,7 @@ from tests.rig.installation import RESOURCE, Installation
 pytestmark = pytest.mark.timeout(1800)
 TENANT = "tenant"
 SECONDS_OF_LOOKS = 30.0
-"""A pod would be there by then."""
+"""Long enough for the operator to create a Deployment."""
 
 
 @pytest.fixture(scope="module", name="tenant")

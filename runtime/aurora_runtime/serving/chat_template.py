@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 Settings = dict[str, bool]
 DEFAULT: Final[Settings] = {}
 THINKING: Final[Settings] = {"thinking": True, "enable_thinking": True}
-"""What requests may set in templates that let the target think or not."""
+"""Settings of a chat template by which a request asks the target to think first."""
 
 
 def marker_of(worker: Any) -> tuple[int, ...]:

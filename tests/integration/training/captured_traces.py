@@ -46,7 +46,7 @@ def chat_prompt(target: Path, question: str) -> list[int]:
 
 
 def conversation_number(target: Path, prompt: list[int], key: bytes) -> int:
-    """What a trace of this prompt holds as its ``request``."""
+    """The ``request`` of a trace of this prompt."""
     return ConversationSplit(key).number(prompt, answer_marker(lambda messages: rendered(target, messages)))
 
 

@@ -4,8 +4,8 @@ The agent does this beside the engine's start. The engine reads the file once it
 a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
 times larger.
 
-Invariants: answers of held-out and of tagged requests are left out. What is read is bounded, whatever
-the store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
+Invariants: answers of held-out and of tagged requests are left out. The bytes that are read are bounded, whatever the
+store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
 """
 
 from __future__ import annotations
