@@ -58,6 +58,12 @@ class DraftSizes(RewrittenModel):
     heads: int = Field(gt=0, le=1 << 16, description="Attention heads.")
     kv_heads: int = Field(gt=0, le=1 << 16, description="Attention heads with keys and values of their own.")
     head_dim: int = Field(gt=0, le=1 << 16, description="Width of an attention head.")
+    rotary_dim: int | None = Field(
+        default=None,
+        gt=0,
+        le=1 << 16,
+        description="Rotated part of a head. None: the whole head, as in earlier versions.",
+    )
     rms_norm_eps: float = Field(gt=0, le=0.1, description="Term that keeps the norms finite.")
     rope_theta: float = Field(gt=0, le=1e12, description="Base of the rotary position embedding.")
     max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")

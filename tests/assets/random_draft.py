@@ -74,6 +74,7 @@ def _config(target_config: dict[str, Any], draft_vocabulary: int) -> dict[str, A
             heads=target_config["num_attention_heads"],
             kv_heads=target_config["num_key_value_heads"],
             head_dim=_head_size(target_config),
+            rotary_dim=_head_size(target_config),
             vocab_size=target_config["vocab_size"],
             draft_vocab_size=draft_vocabulary,
             rms_norm_eps=target_config["rms_norm_eps"],

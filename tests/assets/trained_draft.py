@@ -23,10 +23,10 @@ from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.target.target_model import TargetModel, load_target
 from tests.assets.model import ensure_model
 from tests.assets.traces.recorded import domain_traces, json_traces
 from tests.traffic.prompts import Domain

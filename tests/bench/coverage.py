@@ -26,8 +26,8 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.token_counts import counts_of
-from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
+from aurora_runtime.training.target.target_model import load_target
 
 
 def coverage_by_budget(

@@ -58,8 +58,8 @@ RETURN_FREED_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_TH
 measured."""
 
 TARGET_SHAPES: Final = {
-    "smollm2-135m": DraftConfig(576, 1536, 9, 3, 64, 49152, DRAFT_VOCABULARY, 1e-5, 1e5, 8192, (1, 14, 26)),
-    "qwen3-8b": DraftConfig(4096, 12288, 32, 8, 128, 151936, DRAFT_VOCABULARY, 1e-6, 1e6, 40960, (1, 17, 32)),
+    "smollm2-135m": DraftConfig(576, 1536, 9, 3, 64, 64, 49152, DRAFT_VOCABULARY, 1e-5, 1e5, 8192, (1, 14, 26)),
+    "qwen3-8b": DraftConfig(4096, 12288, 32, 8, 128, 128, 151936, DRAFT_VOCABULARY, 1e-6, 1e6, 40960, (1, 17, 32)),
 }
 
 

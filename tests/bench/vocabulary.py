@@ -31,8 +31,8 @@ from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.training.model import initial_draft
-from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.target.target_model import load_target
 
 ANSWER_TOKENS = 48
 

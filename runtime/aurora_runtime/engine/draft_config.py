@@ -26,13 +26,17 @@ MAX_FIELDS_NAMED: Final = 5
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """Sizes of a draft. It reads the *outputs* of the target layers ``aux_layers`` (eagle_config's numbering)."""
+    """Sizes of a draft. It reads the *outputs* of the target layers ``aux_layers`` (eagle_config's numbering).
+
+    Of each head's ``head_dim`` elements, the first ``rotary_dim`` are rotated by position.
+    """
 
     hidden_size: int
     intermediate_size: int
     heads: int
     kv_heads: int
     head_dim: int
+    rotary_dim: int
     vocab_size: int
     draft_vocab_size: int
     rms_norm_eps: float
@@ -48,6 +52,7 @@ class DraftConfig:
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
+            rotary_dim=None if self.rotary_dim == self.head_dim else self.rotary_dim,
             rms_norm_eps=self.rms_norm_eps,
             rope_theta=self.rope_theta,
             max_positions=self.max_positions,
@@ -56,6 +61,8 @@ class DraftConfig:
 
 def config_json(config: DraftConfig) -> dict[str, Any]:
     """The content of ``config.json``. The rope is written under transformers' old and new field names."""
+    share = config.rotary_dim / config.head_dim
+    rotation = {} if share == 1 else {"partial_rotary_factor": share}  # absent in drafts whose whole heads are rotated
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
@@ -72,7 +79,8 @@ def config_json(config: DraftConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"} | rotation,
+        **rotation,
         "tie_word_embeddings": False,
         "eagle_config": {
             "eagle_aux_hidden_state_layer_ids": list(config.aux_layers),
@@ -90,6 +98,7 @@ def config_from_json(data: dict[str, Any]) -> DraftConfig:
             heads=data["num_attention_heads"],
             kv_heads=data["num_key_value_heads"],
             head_dim=data["head_dim"],
+            rotary_dim=round(data["head_dim"] * data.get("partial_rotary_factor", 1)),
             vocab_size=data["vocab_size"],
             draft_vocab_size=data["draft_vocab_size"],
             rms_norm_eps=data["rms_norm_eps"],
@@ -99,7 +108,7 @@ def config_from_json(data: dict[str, Any]) -> DraftConfig:
         )
     except KeyError as error:
         raise DraftRefused(f"{CONFIG_FILE} lacks {error.args[0]}") from error
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:  # OverflowError: a share of 1e999
         raise DraftRefused(f"{CONFIG_FILE} has a field of another type") from error
 
 
@@ -134,7 +143,7 @@ def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
         vocab_size=lineage.target.vocab_size,
         draft_vocab_size=lineage.draft_vocab_size,
         aux_layers=lineage.aux_layers,
-        **sizes.model_dump(include=set(DraftSizes.model_fields)),
+        **sizes.model_dump(include=set(DraftSizes.model_fields)) | {"rotary_dim": sizes.rotary_dim or sizes.head_dim},
     )
 
 

@@ -20,7 +20,6 @@ from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.optim.ranks import Ranks, SharedSession
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
@@ -37,6 +36,7 @@ from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.state.retention import Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.target.target_model import TargetModel
 from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
 from aurora_store import Registry
 

@@ -25,8 +25,8 @@ from aurora_runtime.engine.draft_file_check import check_draft, max_weights_byte
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
@@ -103,6 +103,8 @@ def _ensure_version_0(
 
 def _new_draft(target: TargetModel, spec: DraftSpec) -> tuple[DraftModel, torch.Tensor]:
     """The initial draft and the target ids of its tokens."""
+    copied = target.last_layer
+    log.info("of the target's last layer: attention %s; feed-forward layer %s", copied.attention, copied.feed_forward)
     config = initial_draft.draft_config(target, spec.vocab_size)
     ids = initial_draft.initial_vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
     return initial_draft.initial_draft(target, config, ids), ids

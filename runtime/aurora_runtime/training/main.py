@@ -24,7 +24,6 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.optim.ranks import Ranks, run_follower, world_size
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
@@ -33,6 +32,7 @@ from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.erasure import erase_tags
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.target.target_model import load_target
 from aurora_store import FencedObjectStore, Registry, StoreConfig
 
 log = logging.getLogger(__name__)

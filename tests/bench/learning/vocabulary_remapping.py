@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aurora_runtime.training.data.examples import Example
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
+from aurora_runtime.training.target.target_model import TargetModel
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange, VocabularyCoverage
 
 

@@ -32,9 +32,9 @@ from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.target import load_target
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.target.target_model import load_target
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body

@@ -19,7 +19,7 @@ from tests.bench.trainer import (
 )
 
 CPU = torch.device("cpu")
-SHAPE = DraftConfig(32, 48, 4, 2, 8, DRAFT_VOCABULARY + 100, DRAFT_VOCABULARY, 1e-5, 1e4, 512, (1, 3, 4))
+SHAPE = DraftConfig(32, 48, 4, 2, 8, 8, DRAFT_VOCABULARY + 100, DRAFT_VOCABULARY, 1e-5, 1e4, 512, (1, 3, 4))
 
 
 def test_the_parts_in_their_order_equal_one_step() -> None:

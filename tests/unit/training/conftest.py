@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.target.target_model import TargetModel
 from tests.unit.training import tiny
 
 

@@ -10,10 +10,10 @@ from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.evaluation import evaluate
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
+from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Registry
 from tests.unit.training import tiny
 

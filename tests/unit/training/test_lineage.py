@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.errors import CheckpointFormatError
-from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.state.orphan_cleanup import orphans
+from aurora_runtime.training.target.target_model import TargetModel, load_target
 from tests.unit.training import tiny
 
 

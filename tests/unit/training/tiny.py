@@ -21,8 +21,8 @@ from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.target import TargetModel, load_target
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.target.target_model import TargetModel, load_target
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
@@ -40,6 +40,7 @@ def write_target(folder: Path, *, tied: bool = True) -> TargetSpec:
         return torch.randn(*shape, generator=generator).mul(0.05).to(torch.bfloat16)
 
     config = {
+        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": HIDDEN,
         "intermediate_size": 48,

@@ -113,9 +113,10 @@ class DraftModel(nn.Module):
         return x.view(*x.shape[:-1], -1, self.config.head_dim).transpose(1, 2)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
-        half = self.config.head_dim // 2
+        half = self.config.rotary_dim // 2
         exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
         angle = positions[:, None, :, None].float() * self.config.rope_theta**-exponent
         cos, sin = angle.cos(), angle.sin()
-        low, high = self._split(x).float().chunk(2, dim=-1)
-        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+        heads = self._split(x).float()
+        low, high, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+        return torch.cat([low * cos - high * sin, high * cos + low * sin, rest], dim=-1)

@@ -3,9 +3,11 @@
 Invariant: the same target and the same vocabulary size give the same bytes, so that creating a lineage can be repeated
 after a crash.
 
-Where shapes allow, the layer starts as the target's last layer and the head as the target's head. ``fc`` passes the
-topmost auxiliary state through, so an untrained draft continues the target's own computation. The embedding half of the
-attention's inputs starts small and random, because the target's layer has no such half.
+The layer starts as the target's last layer where it can (:mod:`~aurora_runtime.training.target.last_layer`), and the
+head as the target's head. ``fc`` passes the topmost auxiliary state through, so an untrained draft continues the
+target's own computation. The embedding half of the attention's inputs starts small and random, because the target's
+layer has no such half. A half of the layer that cannot be copied starts with an output projection of zeros: it adds
+nothing to its input until training moves it.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from torch import Tensor
 
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.target.last_layer import INPUT_NORM
+from aurora_runtime.training.target.target_model import TargetModel
 
 SEED: Final = 20_260_206
 _INITIAL_STD: Final = 0.02
+_ATTENTION_INPUTS: Final = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+_OUTPUTS: Final = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 _TOKENS_PER_SPECIAL_TOKEN: Final = 64
 """At most one draft token in this many is reserved for special tokens that are not among the first ids."""
 
@@ -31,21 +36,19 @@ def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
     The rope has no long-context scaling: a draft does not need it, and SGLang reads the draft's own config.
     """
     c = target.config
-    heads = c["num_attention_heads"]
-    layers = c["num_hidden_layers"]
-    rope = c.get("rope_parameters") or {}
     return DraftConfig(
-        hidden_size=c["hidden_size"],
-        intermediate_size=c["intermediate_size"],
-        heads=heads,
-        kv_heads=c.get("num_key_value_heads") or heads,
-        head_dim=c.get("head_dim") or c["hidden_size"] // heads,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        rotary_dim=c.rotary_dim,
         vocab_size=target.identity.vocab_size,
         draft_vocab_size=min(vocab_size, target.identity.vocab_size),
-        rms_norm_eps=c.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 10_000.0),
-        max_positions=c.get("max_position_embeddings", 4096),
-        aux_layers=aux_layers(layers),
+        rms_norm_eps=c.rms_norm_eps,
+        rope_theta=c.rope_theta,
+        max_positions=c.max_positions,
+        aux_layers=aux_layers(c.layers),
     )
 
 
@@ -81,24 +84,32 @@ def initial_draft(target: TargetModel, config: DraftConfig, ids: Tensor) -> Draf
     """The untrained draft of the vocabulary ``ids`` ``[draft_vocab]`` (target ids)."""
     generator = torch.Generator().manual_seed(SEED)
     draft = DraftModel(config, target.embedding)
+    copied = target.last_layer.tensors
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0.0, _INITIAL_STD, generator=generator)
-            source = target.last_layer.get(name.removeprefix("midlayer."))
-            if source is None or not name.startswith("midlayer."):
-                continue
-            if source.shape == parameter.shape:
-                parameter.copy_(source)
-            elif source.dim() == 2 and source.shape == (parameter.shape[0], config.hidden_size):
-                parameter[:, config.hidden_size :].copy_(source)
+            if name.startswith("midlayer."):
+                _start(name.removeprefix("midlayer."), parameter, copied, config.hidden_size)
         layer = draft.midlayer
-        source = target.last_layer.get("input_layernorm.weight")
-        if source is not None:
-            layer.hidden_norm.weight.copy_(source)
+        if INPUT_NORM in copied:
+            layer.hidden_norm.weight.copy_(copied[INPUT_NORM])
         layer.input_layernorm.weight.fill_(1.0)
         draft.norm.weight.copy_(target.norm)
         draft.lm_head.weight.copy_(target.head[ids])
         draft.fc.weight.zero_()
         draft.fc.weight[:, -config.hidden_size :].copy_(torch.eye(config.hidden_size))
     return draft
+
+
+def _start(name: str, parameter: Tensor, copied: dict[str, Tensor], hidden_size: int) -> None:
+    """Overwrite the parameter ``name`` of the layer, which is random, with the part that is copied of the target."""
+    source = copied.get(name)
+    if name in _OUTPUTS and (source is None or source.shape != parameter.shape):
+        parameter.zero_()  # a shared expert is narrower than the draft's layer: the other columns add nothing
+    if source is None:
+        return
+    if name in _ATTENTION_INPUTS:
+        parameter[:, hidden_size:].copy_(source)
+    else:
+        parameter[tuple(slice(size) for size in source.shape)].copy_(source)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_runtime.training.model import checkpoint
-from aurora_runtime.training.model.target import TargetModel
+from aurora_runtime.training.target.target_model import TargetModel
 from tests.unit.training import tiny
 
 

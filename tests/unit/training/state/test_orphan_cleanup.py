@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
+from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from tests.unit.training import tiny

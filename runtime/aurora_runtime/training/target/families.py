@@ -1,0 +1,82 @@
+"""The families of targets: whose states SGLang can capture for an EAGLE-3 draft, and how their norms store weights.
+
+A model outside this table is refused before a pod starts to crash over it. All other traits of a family show in its
+``config.json`` (:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
+(:mod:`~aurora_runtime.training.target.last_layer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aurora_runtime.errors import TargetUnavailable
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share their layers' code.
+
+    Attributes:
+        architectures: names in ``config.json`` for which SGLang 0.5.23 has ``set_eagle3_layers_to_capture``.
+        norm_offset: what the model adds to the stored weight of a norm. Gemma's norm computes ``x * (1 + weight)``.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    norm_offset: float = 0.0
+
+
+FAMILIES: Final = (
+    Family(
+        "Llama",
+        (
+            *("LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM", "InternLM3ForCausalLM"),
+            *("IQuestCoderForCausalLM", "TeleFLMForCausalLM", "Phi3ForCausalLM"),
+        ),
+    ),
+    Family("Llama 4", ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")),
+    Family("Qwen2", ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen2_5_VLForConditionalGeneration")),
+    Family(
+        "Qwen3",
+        (
+            *("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3VLForConditionalGeneration"),
+            "Qwen3VLMoeForConditionalGeneration",
+        ),
+    ),
+    Family(
+        "Qwen3-Next",
+        (
+            *("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"),
+            *("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+        ),
+        norm_offset=1.0,
+    ),
+    Family("MiniMax-M2", ("MiniMaxM2ForCausalLM",)),
+    Family(
+        "DeepSeek",
+        (
+            *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"),
+            *("KimiK25ForConditionalGeneration", "MistralLarge3ForCausalLM"),
+        ),
+    ),
+    Family("gpt-oss", ("GptOssForCausalLM",)),
+    Family("GLM-4", ("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM")),
+    Family("Gemma 3", ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), norm_offset=1.0),
+)
+
+
+def family_of(architectures: list[str], model: str) -> Family:
+    """The family of the ``model`` whose ``config.json`` names ``architectures``.
+
+    Raises :class:`TargetUnavailable` for a model of no family in the table.
+    """
+    for family in FAMILIES:
+        if set(architectures) & set(family.architectures):
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    named = ", ".join(architectures[:3]) or "no architecture"
+    raise TargetUnavailable(
+        f"{model}: config.json names {named[:200]}, for which aurora cannot train drafts. It can for models of these"
+        f" families: {known}"
+    )

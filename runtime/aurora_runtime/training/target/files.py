@@ -1,0 +1,119 @@
+"""The files of a published model, from a directory or from the Hugging Face hub.
+
+Invariant: only the files that are asked for are fetched. The names of files and tensors come from outside, so a name
+that leaves the model's folder is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from aurora_runtime.errors import TargetUnavailable
+
+CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE = "config.json", "tokenizer.json", "generation_config.json"
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+_SAFETENSORS: Final = ".safetensors"
+
+
+class ModelFiles:
+    """The files of the model ``name`` (a directory, or an id on the hub) at ``revision``.
+
+    Every method raises :class:`TargetUnavailable` when a file is missing, damaged or out of reach.
+    """
+
+    def __init__(self, name: str, revision: str | None) -> None:
+        self.name, self.revision = name, revision
+        self.folder = Path(name) if Path(name).is_dir() else None
+
+    def path(self, name: str) -> Path:
+        """The path of the file ``name``, which is fetched from the hub if necessary."""
+        if self.folder is not None:
+            path = self.folder / name
+            if not path.is_file():
+                raise TargetUnavailable(f"{self.folder} has no {name}")
+            return path
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.revision))
+        except LocalEntryNotFoundError as error:
+            raise TargetUnavailable(f"{self.name}: the hub cannot be reached and {name} is not cached") from error
+        except (GatedRepoError, RepositoryNotFoundError) as error:
+            raise TargetUnavailable(
+                f"{self.name} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
+            ) from error
+        except EntryNotFoundError as error:
+            raise TargetUnavailable(f"{self.name} has no {name} at revision {self.revision or 'main'}") from error
+        except HFValidationError as error:
+            raise TargetUnavailable(
+                f"{self.name} is neither a directory in this container nor a Hugging Face id"
+            ) from error
+        except (HfHubHTTPError, OSError) as error:
+            raise TargetUnavailable(f"{self.name}: fetching {name} failed ({type(error).__name__})") from error
+
+    def has(self, name: str) -> bool:
+        try:
+            self.path(name)
+        except TargetUnavailable:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file ``name``."""
+        try:
+            data = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:  # RecursionError: a file of brackets
+            raise TargetUnavailable(f"{self.name}: {name} is not JSON") from error
+        if not isinstance(data, dict):
+            raise TargetUnavailable(f"{self.name}: {name} is not a JSON object")
+        return data
+
+    @cached_property
+    def tensor_files(self) -> dict[str, str]:
+        """Tensor name -> name of the file that holds the tensor."""
+        if not self.has(INDEX_FILE):
+            try:
+                with safe_open(self.path(SINGLE_FILE), "pt") as file:
+                    return dict.fromkeys(file.keys(), SINGLE_FILE)
+            except SafetensorError as error:
+                raise TargetUnavailable(f"{self.name}: {SINGLE_FILE} is damaged ({error})") from error
+        files = self.read_object(INDEX_FILE).get("weight_map")
+        if not isinstance(files, dict) or not all(map(_is_file_of_the_model, set(files.values()))):
+            raise TargetUnavailable(f"{self.name}: {INDEX_FILE} has no weight_map of file names in the model's folder")
+        return files
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name`` as stored."""
+        if name not in self.tensor_files:
+            raise TargetUnavailable(f"{self.name} has no tensor {name}")
+        file_name = self.tensor_files[name]
+        try:
+            with safe_open(self.path(file_name), "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise TargetUnavailable(f"{self.name}: {file_name} is damaged ({error})") from error
+        return tensor
+
+
+def _is_file_of_the_model(name: object) -> bool:
+    if not isinstance(name, str) or not name.endswith(_SAFETENSORS):
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts

@@ -1,0 +1,130 @@
+"""The facts in a target's ``config.json`` that decide a draft's sizes. Pure; the file comes from outside.
+
+Invariant: a config that lacks a needed number, or holds an impossible one, is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aurora_runtime.errors import TargetUnavailable
+
+_MAX_SIZE: Final = 1 << 30
+_EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERTS_PER_TOKEN: Final = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token")
+LATENT_HEAD_DIM: Final = 128
+"""Width of a draft's heads where the target's attention is latent (MLA), because its own widths fit no such draft."""
+LATENT_KV_HEADS: Final = 8
+"""Most heads with keys and values of their own in the draft of such a target."""
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Sizes and types of a target's layers. Widths are in elements.
+
+    Attributes:
+        intermediate_size: width of the feed-forward layer that one token passes: of the dense layer, or of all experts
+            that a token is sent to.
+        rotary_dim: how much of each head is rotated.
+        latent: keys and values are projected through a narrow latent (DeepSeek's MLA). The head sizes are then those
+            of a draft beside such a target.
+    """
+
+    architectures: list[str]
+    hidden_size: int
+    layers: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_positions: int
+    activation: str
+    latent: bool
+
+
+def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
+    """The facts in ``raw``, the ``config.json`` of ``model``. A multimodal model's are in its ``text_config``.
+
+    Raises :class:`TargetUnavailable` for a missing or impossible field.
+    """
+    config = text_config(raw)
+    field = _Fields(config, model)
+    hidden = field.size("hidden_size")
+    latent = bool(config.get("kv_lora_rank"))
+    if latent:
+        head_dim, heads = LATENT_HEAD_DIM, max(1, hidden // LATENT_HEAD_DIM)
+        kv_heads = max(n for n in range(1, LATENT_KV_HEADS + 1) if heads % n == 0)
+        rotary_dim = head_dim
+    else:
+        heads = field.size("num_attention_heads")
+        kv_heads = field.size("num_key_value_heads") if config.get("num_key_value_heads") else heads
+        head_dim = field.size("head_dim") if config.get("head_dim") else hidden // heads
+        rotary_dim = _rotary_dim(config, head_dim)
+    rope = config.get("rope_parameters") or {}
+    architectures = raw.get("architectures")
+    return TargetConfig(
+        architectures=[a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else [],
+        hidden_size=hidden,
+        layers=field.size("num_hidden_layers"),
+        intermediate_size=_intermediate_size(config, field),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        rope_theta=float(_rope_entry(rope, "rope_theta") or config.get("rope_theta") or 10_000.0),
+        rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+        max_positions=field.size("max_position_embeddings") if config.get("max_position_embeddings") else 4096,
+        activation=str(config.get("hidden_act") or config.get("hidden_activation") or "silu"),
+        latent=latent,
+    )
+
+
+def text_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """The part of ``config.json`` that describes the language model."""
+    text = raw.get("text_config")
+    return text if isinstance(text, dict) else raw
+
+
+class _Fields:
+    def __init__(self, config: dict[str, Any], model: str) -> None:
+        self._config, self._model = config, model
+
+    def size(self, name: str) -> int:
+        value = self._config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
+            raise TargetUnavailable(f"{self._model}: config.json has no usable {name}")
+        return value
+
+
+def _intermediate_size(config: dict[str, Any], field: _Fields) -> int:
+    """See :class:`TargetConfig`. ``intermediate_size`` is the width of one expert where no other field names that."""
+    if config.get("intermediate_size_mlp"):  # Llama 4
+        return field.size("intermediate_size_mlp")
+    expert_width = "moe_intermediate_size" if config.get("moe_intermediate_size") else "intermediate_size"
+    has_experts = any(config.get(name) for name in _EXPERT_COUNTS)
+    if not has_experts or (expert_width != "intermediate_size" and config.get("intermediate_size")):
+        return field.size("intermediate_size")
+    per_token = next((name for name in _EXPERTS_PER_TOKEN if config.get(name)), None)
+    return field.size(expert_width) * (field.size(per_token) if per_token else 1)
+
+
+def _rotary_dim(config: dict[str, Any], head_dim: int) -> int:
+    """Width of the rotated part of a head. Published MiniMax-M2 checkpoints name the width, others a share."""
+    if isinstance(config.get("rotary_dim"), int):
+        width = int(config["rotary_dim"])
+    else:
+        rope = config.get("rope_parameters") or {}
+        share = _rope_entry(rope, "partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        width = int(head_dim * float(share))
+    return width if 0 < width <= head_dim and width % 2 == 0 else head_dim
+
+
+def _rope_entry(rope: dict[str, Any], name: str) -> Any:
+    """An entry of ``rope_parameters``, which some models state per type of layer: full attention counts."""
+    if isinstance(rope.get("full_attention"), dict):
+        rope = rope["full_attention"]
+    return rope.get(name)

@@ -1,0 +1,100 @@
+"""A draft's sizes follow from the target's ``config.json``. The fields are those of published models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aurora_runtime.errors import TargetUnavailable
+from aurora_runtime.training.target.target_config import read_target_config
+
+PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
+    "Qwen3-8B": (
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_hidden_layers": 36,
+        },
+        (12288, 32, 8, 128, 128),
+    ),
+    "MiniMax-M2": (
+        {
+            "hidden_size": 3072,
+            "intermediate_size": 1536,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_hidden_layers": 62,
+            "num_local_experts": 256,
+            "num_experts_per_tok": 8,
+            "rotary_dim": 64,
+        },
+        (12288, 48, 8, 128, 64),
+    ),
+    "Qwen3-Next-80B": (
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 5120,
+            "moe_intermediate_size": 512,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "num_hidden_layers": 48,
+            "num_experts": 512,
+            "num_experts_per_tok": 10,
+            "partial_rotary_factor": 0.25,
+        },
+        (5120, 16, 2, 256, 64),
+    ),
+    "DeepSeek V3": (
+        {
+            "hidden_size": 7168,
+            "intermediate_size": 18432,
+            "moe_intermediate_size": 2048,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "num_hidden_layers": 61,
+            "kv_lora_rank": 512,
+            "n_routed_experts": 256,
+            "num_experts_per_tok": 8,
+        },
+        (18432, 56, 8, 128, 128),
+    ),
+    "gpt-oss-120b": (
+        {
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_hidden_layers": 36,
+            "num_local_experts": 128,
+            "experts_per_token": 4,
+        },
+        (11520, 64, 8, 64, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_draft_has_the_sizes_of_the_part_that_every_token_passes(name: str) -> None:
+    fields, expected = PUBLISHED[name]
+    for raw in (fields, {"text_config": fields}):
+        c = read_target_config(raw, name)
+        assert (c.intermediate_size, c.heads, c.kv_heads, c.head_dim, c.rotary_dim) == expected
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"])
+@pytest.mark.parametrize("value", [None, 0, -1, 1 << 40, "64", True, [64]])
+def test_an_unusable_field_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(TargetUnavailable, match=f"some/model: config.json has no usable {field}"):
+        read_target_config(PUBLISHED["Qwen3-8B"][0] | {field: value}, "some/model")
+
+
+def test_the_rope_of_full_attention_counts_where_layers_differ() -> None:
+    rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    assert read_target_config(PUBLISHED["Qwen3-8B"][0] | {"rope_parameters": rope}, "x").rope_theta == 1e6
