@@ -135,13 +135,15 @@ TINY_TARGETS: Final = (
 )
 
 
-def write_tiny_target(tiny: TinyTarget, folder: Path, stored: str = "bf16") -> transformers.PreTrainedModel:
+def write_tiny_target(
+    tiny: TinyTarget, folder: Path, stored: str = "bf16", **fields: Any
+) -> transformers.PreTrainedModel:
     """Write ``tiny`` into ``folder``, ``stored`` as bf16, fp8 or int8; returns the model that has just these weights.
 
-    The returned model computes in float32.
+    ``fields`` change the configuration. The returned model computes in float32.
     """
     torch.manual_seed(11)
-    config = getattr(transformers, tiny.config)(**(_SIZES | tiny.fields))
+    config = getattr(transformers, tiny.config)(**(_SIZES | tiny.fields | fields))
     model = getattr(transformers, tiny.model)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

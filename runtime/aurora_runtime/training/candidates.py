@@ -17,7 +17,7 @@ from typing import Final
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Registration
 from aurora_runtime.training import lineage
-from aurora_runtime.training.data.held_out_set import HeldOutSet
+from aurora_runtime.training.data.held_out_set import HeldOutSet, newest_within
 from aurora_runtime.training.evaluation import HeldOutResult, evaluate
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
@@ -28,6 +28,9 @@ from aurora_store.errors import ObjectExists
 
 MIN_HELD_OUT_REQUESTS: Final = 4
 """Fewer requests are too few for a comparison."""
+COMPARED_TOKENS: Final = 16_384
+"""Answer tokens on which two drafts are compared. A count, because a busy machine would judge by fewer requests if time
+were the bound."""
 log = logging.getLogger(__name__)
 
 
@@ -72,13 +75,13 @@ class Candidates:
         if len(held_out) < MIN_HELD_OUT_REQUESTS:
             message = f"waiting for held-out requests: {len(held_out)} of {MIN_HELD_OUT_REQUESTS}"
             return Comparison(None, None, message)
-        examples = held_out.newest_first()
+        examples = newest_within(held_out.newest_first(), COMPARED_TOKENS)
         new = evaluate(session.served, examples, session.vocabulary, self._draft_steps)
         draft, vocabulary = self._last_draft
-        old = evaluate(draft.to(session.device), examples[: new.examples], vocabulary, self._draft_steps)
+        old = evaluate(draft.to(session.device), examples, vocabulary, self._draft_steps)
         old_length, new_length = old.acceptance_length, new.acceptance_length
         lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
-        log.info("%s (%d examples)", lengths, new.examples)
+        log.info("%s (%d answer tokens)", lengths, new.tokens)
         if new_length - old_length < float(Decimal(self._spec.min_gain)):
             return Comparison(new, None, f"{lengths}: no candidate")
         self.last = self._register(session, new_length, trained_tokens)

@@ -7,14 +7,11 @@ rejected tokens must agree, and so must the acceptance length.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
@@ -22,17 +19,15 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
-from aurora_runtime.traces import RequestTrace, decode
+from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
-from aurora_runtime.training.data.batch import UnrollPath, collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.prefix_bank import PrefixBank
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.target.target_model import load_target
 from aurora_store import ObjectStore, Registry
@@ -41,8 +36,8 @@ from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS
 from tests.assets.traces.recorded import json_traces
-from tests.assets.traces.verify_nodes import Node, nodes_by_path, nodes_of
 from tests.assets.trained_draft import train_draft
+from tests.integration.training.served_proposals import Comparison, collect, proposals
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 3
@@ -123,53 +118,18 @@ def train(registry: Registry, base: Path) -> list[list[int]]:
     return [t.tokens[: t.prompt_length].tolist() for t in traces if t.held_out][:12]
 
 
-def collect(spool: Path, prompts: list[list[int]]) -> list[RequestTrace]:
-    """The traces of ``prompts`` in their order, once they are all in the spool."""
-    deadline = time.monotonic() + 120
-    found: dict[tuple[int, ...], RequestTrace] = {}
-    wanted = [tuple(p) for p in prompts]
-    while not found.keys() >= set(wanted):
-        assert time.monotonic() < deadline, f"{len(found)} of {len(wanted)} traces in the spool"
-        time.sleep(1)
-        for data in spool.glob("**/*.safetensors"):
-            if data.with_suffix(".json").exists():
-                traces = decode(data.read_bytes())
-                found |= {tuple(t.tokens[: t.prompt_length].tolist()): t for t in traces}
-    return [found[prompt] for prompt in wanted]
-
-
-@torch.inference_mode()
-def proposed(served: Served, trace: RequestTrace) -> Iterator[tuple[Node, set[int]]]:
-    """The verify nodes that have children, and the proposals of the training pass there.
-
-    The proposals are the ``branching`` most likely tokens.
-    """
-    draft, vocabulary, spec = served.draft, served.vocabulary, served.spec
-    (example,) = examples_of(trace, draft.config.vocab_size)
-    batch = collate([example], spec.steps, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
-    unrolled = nodes_by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
-    for node in nodes_of(trace, spec.steps):
-        # The last round may reach beyond the answer's end, where nothing is trained.
-        if node.children and (node.slot, node.path) in unrolled:
-            best = draft.logits(unrolled[node.slot, node.path].output).topk(spec.branching).indices
-            yield node, set(vocabulary.to_target[best].tolist())
-
-
 def test_the_training_pass_proposes_the_same_tokens_as_the_engine(served: Served) -> None:
     """After accepted and after rejected nodes."""
-    same, total = Counter[str](), Counter[str]()
+    compared = Comparison()
     for trace in served.traces:
-        for node, ours in proposed(served, trace):
-            where = "round" if not node.path else "accepted" if node.accepted else "rejected"
-            same[where] += len(ours & set(node.children))
-            total[where] += len(node.children)
+        compared.add(proposals(served.draft, served.vocabulary, served.spec, trace))
     nodes = sum(t.node_token.shape[0] - t.root.shape[0] for t in served.traces)
-    print(f"proposals equal: {dict(same)} of {dict(total)}, {nodes} in all")
-    assert total["round"] > 50
-    assert total["rejected"] > 10
-    assert total.total() > 0.9 * nodes
-    for where, count in total.items():
-        assert same[where] / count > 0.97  # the others are near ties: captured states are rounded to 16 bits
+    print(f"proposals equal: {dict(compared.same)} of {dict(compared.total)}, {nodes} in all")
+    assert compared.total["round"] > 50
+    assert compared.total["rejected"] > 10
+    assert compared.total.total() > 0.9 * nodes
+    for place in compared.total:
+        assert compared.share(place) > 0.97  # the others are near ties: captured states are rounded to 16 bits
 
 
 def test_the_simulated_acceptance_length_is_the_served_one(served: Served) -> None:

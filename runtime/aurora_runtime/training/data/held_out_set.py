@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import bisect
+import itertools
+from collections.abc import Collection, Sequence
 
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.settings import DEFAULT_POLICY
@@ -52,3 +54,9 @@ class HeldOutSet:
     def shards(self) -> set[str]:
         """The shards that the requests came from."""
         return {shard for shard, _ in self._requests.values()}
+
+
+def newest_within(newest_first: Sequence[Example], answer_tokens: int) -> Sequence[Example]:
+    """The first examples that hold at most ``answer_tokens`` together, but always the very first one."""
+    totals = list(itertools.accumulate(example.root_count for example in newest_first))
+    return newest_first[: max(1, bisect.bisect_right(totals, answer_tokens))]
