@@ -177,6 +177,11 @@ class ServingSpec(Model):
                 "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
             ),
             (
+                _refuse("--pp-size", "--pipeline-parallel-size"),
+                "extraArgs cannot set --pp-size: the states that a draft reads would lie on several stages; set --tp"
+                " instead",
+            ),
+            (
                 _refuse("--enable-dp-attention", "--attn-dp-size", "--attention-data-parallel-size"),
                 "extraArgs cannot enable data-parallel attention: its ranks would choose different sizes of a verify"
                 " round; raise replicas instead",

@@ -169,6 +169,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (arguments("--max-running-requests", "64"), "set serving.maxRunningRequests instead"),
     (arguments("--max-running=64"), "set serving.maxRunningRequests instead"),
     (arguments("--dp", "2"), "raise replicas instead"),
+    (arguments("--pp-size=2"), "the states that a draft reads would lie on several stages"),
+    (arguments("--pipeline-parallel-size", "2"), "set --tp instead"),
     (arguments("--enable-dp-attention"), "extraArgs cannot enable data-parallel attention"),
     (arguments("--attn-dp-size=2"), "extraArgs cannot enable data-parallel attention"),
     ({"draft": {"shape": "Adaptive"}} | arguments("--enable-two-batch-overlap"), "set draft.shape to Fixed"),
@@ -351,7 +353,9 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
     assert made["spec"]["validation"]["tolerance"] == {"default": "0.05"}
 
 
-@pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "sample", sorted([*SAMPLES.glob("*.yaml"), *SAMPLES.glob("targets/*.yaml")]), ids=lambda path: path.name
+)
 def test_every_sample_in_the_documentation_is_accepted(crd: Cluster, sample: Path) -> None:
     assert "created" in crd.kubectl("apply", "--dry-run=server", "-n", "default", "-f", sample)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_protocol.sglang_flags import unknown_flags
 from tests.unit.docs.markdown import ROOT, Page, pages
 
 PARTS = tuple(field.alias or name for name, field in SpeculatorSpec.model_fields.items())
@@ -86,9 +87,13 @@ def test_yaml_blocks_are_valid(document: Page) -> None:
             SpeculatorSpec.model_validate(spec, extra="forbid")
 
 
-@pytest.mark.parametrize("sample", sorted((ROOT / "docs/samples").glob("*.yaml")), ids=lambda path: path.name)
+SAMPLES = sorted([*(ROOT / "docs/samples").glob("*.yaml"), *(ROOT / "docs/samples/targets").glob("*.yaml")])
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
 def test_samples_are_valid(sample: Any) -> None:
     specs = list(_resources(sample.read_text()))
     assert specs
     for spec in specs:
-        SpeculatorSpec.model_validate(spec, extra="forbid")
+        arguments = SpeculatorSpec.model_validate(spec, extra="forbid").serving.extra_args
+        assert not unknown_flags(arguments)
