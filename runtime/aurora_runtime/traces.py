@@ -29,6 +29,10 @@ from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import is_held_out
 from aurora_runtime.request_privacy import NO_TAG
 
+ATTENDED_POSITIONS: Final = 4096
+"""Positions up to its last root that a training example keeps. Capture leaves the hidden states further before the answer
+in the engine."""
+
 
 class ProposalSource(IntEnum):
     """Who proposed the nodes of a verify round below its root, as a trace stores it."""

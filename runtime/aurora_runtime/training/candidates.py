@@ -78,6 +78,7 @@ class Candidates:
         examples = newest_within(held_out.newest_first(), COMPARED_TOKENS)
         new = evaluate(session.served, examples, session.vocabulary, self._draft_steps)
         draft, vocabulary = self._last_draft
+        draft.embedding = session.draft.embedding  # shared, because a copy on the device takes a gigabyte
         old = evaluate(draft.to(session.device), examples, vocabulary, self._draft_steps)
         old_length, new_length = old.acceptance_length, new.acceptance_length
         lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from aurora_runtime.serving.capture.batch_outputs import CaptureSink, PromptOutput, VerifyOutput, count_error
+from aurora_runtime.serving.capture.prefill_rows import PrefillRows, attended_rows
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
@@ -105,15 +106,16 @@ class Hooks:
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs around ``EAGLEWorkerV2._forward_prefill_batch``: reads lengths before it and hidden states after it."""
         traced: tuple[TracedRequest, ...] = ()
-        starts: list[int] = []
-        lengths: list[int] = []
+        rows: dict[int, PrefillRows] = {}
+        total = 0
         try:
             if not self._knows_marker:  # with the engine's warm-up or the launcher's probe, so before any client
                 self._knows_marker = True
                 self._sink.request_filter.marker = marker_of(worker)
             traced = self._traced_requests(batch)
             if traced:
-                starts, lengths = list(batch.prefix_lens), list(batch.extend_lens)
+                rows, total = attended_rows(batch), sum(batch.extend_lens)
+                traced = tuple(request for request in traced if request.index in rows)
         except Exception:  # SGLang does not catch
             traced = ()
             count_error(self._sink.writer)
@@ -121,13 +123,13 @@ class Hooks:
         try:
             logits_output = result.logits_output
             if traced and logits_output is not None and logits_output.hidden_states is not None:
-                parts = logits_output.hidden_states[: sum(lengths)].split(lengths)
+                hidden = logits_output.hidden_states[:total]
                 alone = self._sink.request_filter.some_refuse(batch.reqs)
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
-                    starts=tuple(starts[request.index] for request in traced),
-                    hidden=tuple(keep_hidden(parts[request.index], alone=alone) for request in traced),
+                    starts=tuple(rows[request.index].start for request in traced),
+                    hidden=tuple(keep_hidden(hidden[rows[request.index].rows], alone=alone) for request in traced),
                     marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(

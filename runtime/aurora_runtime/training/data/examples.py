@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import ATTENDED_POSITIONS, RequestTrace
 from aurora_runtime.training.data.captured import CapturedDistributions, captured_at
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS, RejectedNodes, rejected_nodes_of
 
 MAX_ROOTS: Final = 512
 """A request with more roots is cut into examples of at most this many."""
-MAX_SLOTS: Final = 4096
+MAX_SLOTS: Final = ATTENDED_POSITIONS
 """Slots up to its last root that an example keeps. Earlier slots of the request are dropped."""
 
 

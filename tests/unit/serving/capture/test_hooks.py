@@ -227,6 +227,33 @@ def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPa
     assert b.commit is None
 
 
+def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three chunks of a long prompt: the first is left out whole, the second in part."""
+    monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
+    monkeypatch.setattr("aurora_runtime.serving.capture.prefill_rows.ATTENDED_POSITIONS", 6)
+    hooks, recorder = make(monkeypatch, tmp_path)
+    capture_probe(hooks)
+    long = request("long")
+    long.origin_input_ids = list(range(16))
+    kept: list[tuple[int, list[float]] | None] = []
+    for start, length in ((0, 8), (8, 4), (12, 4)):
+        logits = SimpleNamespace(
+            hidden_states=torch.arange(start, start + length).float().unsqueeze(1), auxiliary_device_output=None
+        )
+        batch = batch_of(long, prefix_lens=[start], extend_lens=[length])
+        done = SimpleNamespace(logits_output=logits)
+        hooks.around_prefill(lambda *_, done=done: done, "worker", batch)
+        if logits.auxiliary_device_output is None:
+            kept.append(None)
+            continue
+        logits.auxiliary_device_output.copy_to_host(lambda tensor: tensor).consume(batch, [None])
+        (chunk,) = recorder.batches[-1]
+        assert isinstance(chunk, PromptChunk)
+        kept.append((chunk.start, chunk.hidden[:, 0].tolist()))
+    assert kept == [None, (10, [10, 11]), (12, [12, 13, 14, 15])]
+    assert recorder.errors == 0
+
+
 @pytest.mark.parametrize("broken", ["result", "verify_input", "logits"])
 def test_a_hook_that_fails_loses_one_batch_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
