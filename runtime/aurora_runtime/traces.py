@@ -30,8 +30,8 @@ from aurora_runtime.held_out_split import is_held_out
 from aurora_runtime.request_privacy import NO_TAG
 
 ATTENDED_POSITIONS: Final = 4096
-"""Positions up to its last root that a training example keeps. Capture leaves the hidden states further before the answer
-in the engine."""
+"""Positions up to its last root that a training example keeps. Capture leaves states further before the answer in the
+engine."""
 
 
 class ProposalSource(IntEnum):
