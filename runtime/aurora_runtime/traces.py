@@ -4,10 +4,11 @@ Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
 
-Versions: a shard has ``tag [Q]`` int64 only if a trace in it has a tag, and older readers ignore it. A shard without
-``source`` is older than the speculation controller. Its server drafted in every round of more than one node, so
-:func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the controller ignores ``source``,
-and takes a rejected lookup for one of the draft. An unknown source is refused.
+Versions: a shard has either ``hidden`` or ``hidden_float8`` and ``hidden_scale``. A reader that does not know the
+latter skips the shard. A shard has ``tag [Q]`` int64 only if a trace in it has a tag, and older readers ignore it. A
+shard without ``source`` is older than the speculation controller. Its server drafted in every round of more than one
+node, so :func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the controller ignores
+``source``, and takes a rejected lookup for one of the draft. An unknown source is refused.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
@@ -25,8 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from aurora_api.v1alpha1.capture import StateType
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
 
 ATTENDED_POSITIONS: Final = 4096
@@ -110,6 +113,8 @@ _FLOAT_TENSORS: Final = ("hidden", "top_logprobs", "uncaptured_mass")
 _INTEGERS: Final = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 _BOOLS: Final = (torch.bool,)
+_PACKED, _PACKED_SCALE = "hidden_float8", "hidden_scale"
+"""Stand for ``hidden`` in a shard whose states are packed (:mod:`aurora_runtime.packed_states`)."""
 INDEX_COLUMNS: Final = 7
 MAX_TRACE_ROWS: Final = 1 << 24
 """Most tokens, rounds or nodes of one request."""
@@ -117,7 +122,7 @@ MAX_TOP_TOKENS: Final = 256
 """Most likely tokens per node, as ``capture.topTokens`` allows."""
 
 
-def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
+def shard_tensors(traces: Sequence[RequestTrace], state_type: StateType = StateType.BFLOAT16) -> dict[str, Tensor]:
     """Concatenate ``Q`` traces into a shard's tensors. ``index [Q, 7]`` int64 holds each request's numbers and lengths.
 
     Raises :class:`TraceFormatError` when there is no trace.
@@ -141,6 +146,8 @@ def shard_tensors(traces: Sequence[RequestTrace]) -> dict[str, Tensor]:
     )
     concatenated = {name: torch.cat([getattr(t, name) for t in traces]).contiguous() for name in _CONCATENATED}
     tags = {"tag": torch.tensor([t.tag for t in traces])} if any(t.tag for t in traces) else {}
+    if state_type is StateType.FLOAT8:
+        concatenated[_PACKED], concatenated[_PACKED_SCALE] = pack(concatenated.pop("hidden"))
     return {"index": index, **tags, **concatenated}
 
 
@@ -166,9 +173,14 @@ def empty_shard() -> bytes:
     return save({"index": torch.zeros((0, INDEX_COLUMNS), dtype=torch.int64), **tensors})
 
 
-def encode(traces: Sequence[RequestTrace]) -> bytes:
+def encode(traces: Sequence[RequestTrace], state_type: StateType = StateType.BFLOAT16) -> bytes:
     """A shard as one safetensors object."""
-    return save(shard_tensors(traces))
+    return save(shard_tensors(traces, state_type))
+
+
+def state_type_of(data: bytes) -> StateType:
+    """How the shard ``data``, which :func:`decode` can read, stores its hidden states."""
+    return StateType.FLOAT8 if _PACKED in load(data) else StateType.BFLOAT16
 
 
 def decode(data: bytes) -> Iterator[RequestTrace]:
@@ -183,6 +195,8 @@ def decode(data: bytes) -> Iterator[RequestTrace]:
         raise TraceFormatError("not a safetensors file that this reader knows") from error
     if "node_count" in tensors and tensors["node_count"].dim() == 1:
         tensors.setdefault("source", sources_without_controller(tensors["node_count"]))
+    if _PACKED in tensors and "hidden" not in tensors:
+        tensors["hidden"] = _unpacked(tensors.pop(_PACKED), tensors.pop(_PACKED_SCALE, None))
     if missing := {"index", *_CONCATENATED} - tensors.keys():
         raise TraceFormatError(f"tensors missing: {', '.join(sorted(missing))}")
     _require_formats(tensors)
@@ -197,6 +211,15 @@ def decode(data: bytes) -> Iterator[RequestTrace]:
         yield RequestTrace(request=request, prompt_length=prompt_length, hidden_start=hidden_start, tag=tag, **parts)
         for name, length in lengths.items():
             first[name] += length
+
+
+def _unpacked(codes: Tensor, scale: Tensor | None) -> Tensor:
+    """The hidden states. Raises :class:`TraceFormatError` when their scales are missing or are not theirs."""
+    if scale is None or scale.dtype != SCALE_TYPE or codes.dtype != PACKED_TYPE or codes.dim() != 2:
+        raise TraceFormatError("the packed hidden states have another type or no scales")
+    if scale.shape != codes.shape[:1]:
+        raise TraceFormatError("the packed hidden states have another number of rows than of scales")
+    return unpack(codes, scale)
 
 
 def _tags(tensor: Tensor | None, requests: int) -> list[int]:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from aurora_api.v1alpha1.capture import StateType
 from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.packed_states import pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
-from aurora_runtime.traces import ProposalSource, decode, encode, shard_tensors
+from aurora_runtime.traces import ProposalSource, decode, encode, shard_tensors, state_type_of
 from tests.unit.training import tiny
 
 
@@ -107,3 +109,32 @@ def test_a_tensor_of_another_form_is_refused(name: str, tensor: torch.Tensor) ->
 def test_bytes_that_are_no_shard_are_refused(data: bytes) -> None:
     with pytest.raises(TraceFormatError):
         list(decode(data))
+
+
+def test_packed_states_take_half_the_bytes_and_come_back() -> None:
+    traces = [tiny.trace(1), tiny.trace(2)]
+    data = encode(traces, StateType.FLOAT8)
+    assert state_type_of(data) is StateType.FLOAT8
+    assert state_type_of(encode(traces)) is StateType.BFLOAT16
+    positions, width = sum(trace.hidden.shape[0] for trace in traces), traces[0].hidden.shape[1]
+    assert len(encode(traces)) - len(data) > positions * (width - 2) - 200  # a scale has 2 bytes; names differ
+    for trace, found in zip(traces, decode(data), strict=True):
+        assert torch.equal(found.hidden, unpack(*pack(trace.hidden)))
+        assert torch.equal(found.tokens, trace.tokens)
+    assert encode(list(decode(data)), StateType.FLOAT8) == data
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hidden_scale": None},
+        {"hidden_scale": torch.ones(3, dtype=torch.bfloat16)},
+        {"hidden_scale": torch.ones(18)},
+        {"hidden_float8": torch.ones(18, 96, dtype=torch.uint8)},
+        {"hidden_float8": torch.ones(18).to(torch.float8_e4m3fn)},
+    ],
+)
+def test_packed_states_without_their_scales_are_refused(changed: dict[str, torch.Tensor | None]) -> None:
+    tensors = shard_tensors([tiny.trace(1)], StateType.FLOAT8) | changed
+    with pytest.raises(TraceFormatError, match="the packed hidden states have another"):
+        list(decode(save({name: tensor for name, tensor in tensors.items() if tensor is not None})))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.cel import rules
 from aurora_api.v1alpha1.limits import CaptureLimits
+
+
+class StateType(StrEnum):
+    """How a trace stores the target's hidden states."""
+
+    BFLOAT16 = "BFloat16"
+    FLOAT8 = "Float8"
 
 
 class CaptureSpec(Model):
@@ -50,6 +59,14 @@ class CaptureSpec(Model):
         description=(
             "A pod closes and uploads a shard of traces at this many token positions, or after `shardSeconds`."
             " Lower it to upload smaller files."
+        ),
+    )
+    state_type: StateType = Field(
+        default=StateType.BFLOAT16,
+        description=(
+            "How a trace stores the target's hidden states, which are most of its bytes. `Float8` halves them, with a"
+            " scale for each position. Trainers of earlier versions cannot read such traces. Set `Float8` where traffic"
+            " to the store or the space there is short."
         ),
     )
     limits: CaptureLimits = Field(default_factory=CaptureLimits)

@@ -133,6 +133,7 @@ class EngineStart:
             tag_key=self.files.tag_key.hex(),
             sample_ratio=capture.sample_ratio,
             top_tokens=capture.top_tokens,
+            state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
             shard_tokens=capture.shard_tokens,
             max_spool_bytes=quantity_bytes(capture.limits.spool_size),

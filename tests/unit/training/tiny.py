@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from aurora_api.v1alpha1.capture import StateType
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
@@ -217,9 +218,11 @@ def memory_registry() -> tuple[Registry, MemoryObjects]:
     return Registry(objects), objects
 
 
-def put_shard(registry: Registry, seq: int, traces: list[RequestTrace]) -> str:
+def put_shard(
+    registry: Registry, seq: int, traces: list[RequestTrace], state_type: StateType = StateType.BFLOAT16
+) -> str:
     """Write a shard as an agent would."""
-    data = encode(traces)
+    data = encode(traces, state_type)
     created = utc_now()
     stem = f"pod-0-boot-{seq:08d}"
     return put_shard_bytes(

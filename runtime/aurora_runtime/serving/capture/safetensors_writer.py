@@ -28,6 +28,7 @@ DTYPES: Final = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 HEADER_ALIGNMENT_BYTES: Final = 8
 WRITE_CHUNK_BYTES: Final = 4 << 20

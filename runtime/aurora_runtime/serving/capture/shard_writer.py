@@ -179,7 +179,7 @@ class ShardWriter:
         newly_lost, self._lost_before = lost - self._lost_before, lost
         stem = f"{self.settings.pod}-{self.settings.boot}-{self._seq:08d}"
         part = self._folder.spool / f"{stem}.safetensors.tmp"
-        sha256, size = write_safetensors(part, shard_tensors(shard.traces))
+        sha256, size = write_safetensors(part, shard_tensors(shard.traces, self.settings.state_type))
         file = FileRef(name=f"{stem}.safetensors", sha256=sha256, size=size)
         manifest = self._manifest(shard, file, newly_lost)
         self._seq += 1

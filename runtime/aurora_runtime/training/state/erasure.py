@@ -30,7 +30,7 @@ from aurora_protocol.training_records import ErasureStep, ShardManifest
 from aurora_runtime.errors import Interrupted, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.shard_heads import ShardHead
-from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts
+from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
@@ -151,7 +151,7 @@ class TagErasure:
             return before
         digest = hashlib.sha256(raw).hexdigest()
         traces = _traces(raw) if digest == manifest.file.sha256 else None
-        kept, data = self._without_tag(traces)
+        kept, data = self._without_tag(traces, raw)
         removed = [trace for trace in traces or () if trace.tag == self._number]
         since = dict(before.trained_since) if before else {}
         if traces is None or any(not trace.held_out for trace in removed):
@@ -183,7 +183,7 @@ class TagErasure:
             return
         # Done twice this gives the same bytes, whether the data were replaced before the interruption or not.
         known = hashlib.sha256(raw).hexdigest() in (step.replaced, step.manifest.file.sha256)
-        kept, data = self._without_tag(_traces(raw) if known else None)
+        kept, data = self._without_tag(_traces(raw) if known else None, raw)
         registry.replace_shard(key, _manifest_of(step.manifest, kept, data), data)
 
     def _manifest_digest(self, key: str) -> str | None:
@@ -195,9 +195,10 @@ class TagErasure:
         except (ObjectMissing, InvalidRecord, DigestMismatch):
             return None
 
-    def _without_tag(self, traces: Iterable[RequestTrace] | None) -> tuple[list[RequestTrace], bytes]:
+    def _without_tag(self, traces: Iterable[RequestTrace] | None, raw: bytes) -> tuple[list[RequestTrace], bytes]:
+        """The traces that stay, of the ``traces`` of the shard ``raw``, and a shard of them in the same format."""
         kept = [trace for trace in traces or () if trace.tag != self._number]
-        return kept, encode(kept) if kept else empty_shard()
+        return kept, encode(kept, state_type_of(raw)) if kept else empty_shard()
 
     def _delete_unfinished(self, uploads: dict[str, datetime]) -> None:
         """Delete uploads with the tag that do not become shards."""

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.traces import ProposalSource, decode
+from aurora_runtime.traces import ProposalSource, decode, state_type_of
 from aurora_store import Keys
 from aurora_store.objects import sha256_file
 from tests.unit.serving.capture.test_trace_assembler import TOP_TOKENS, drafted_request, long_request
@@ -78,6 +79,16 @@ def test_a_shard_is_written_when_it_is_due_with_a_manifest_of_its_content(tmp_pa
     assert (manifest.proposed, manifest.accepted, manifest.draft_versions) == (0, 0, (0,))
     stem = Keys.shard(1, "pod-0", "0b", 0, manifest.created)
     assert stem.rsplit("/", 1)[1] == data.stem, "the file is named as its object will be"
+
+
+def test_a_shard_may_hold_its_states_in_8_bits(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, state_type=StateType.FLOAT8)
+    write_one_shard(writer, clock)
+    (data,) = shards(tmp_path)
+    assert state_type_of(data.read_bytes()) is StateType.FLOAT8
+    (trace,) = decode(data.read_bytes())
+    assert trace.hidden.shape[0] == ShardManifest.from_json(data.with_suffix(".json").read_bytes()).tokens
 
 
 def test_a_manifest_counts_the_tokens_of_the_draft_only(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
+from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.training_records import ErasureStep
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.request_privacy import tag_hash
-from aurora_runtime.traces import RequestTrace, decode
+from aurora_runtime.traces import RequestTrace, decode, state_type_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import erasure
@@ -70,6 +72,18 @@ def test_the_tags_traces_go_and_all_others_stay_under_the_same_keys() -> None:
     assert [manifest.requests for manifest in manifests] == [2, 2, 0]
     assert registry.last_erasure_report(HASH) == report
     assert registry.erasure_step(HASH) is None
+
+
+@pytest.mark.parametrize("state_type", StateType)
+def test_the_traces_that_stay_keep_their_bytes(state_type: StateType) -> None:
+    registry, _ = tiny.memory_registry()
+    key = tiny.put_shard(registry, 0, [tagged(2), tiny.trace(3)], state_type)
+    (_, before) = decode(registry.shard(key)[1])
+    erase(registry)
+    data = registry.shard(key)[1]
+    (after,) = decode(data)
+    assert torch.equal(after.hidden, before.hidden)
+    assert state_type_of(data) is state_type
 
 
 def test_an_erasure_is_done_once_and_a_later_start_erases_what_came_since() -> None:

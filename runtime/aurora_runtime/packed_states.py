@@ -1,0 +1,38 @@
+"""Hidden states in 8 bits: half the bytes of a trace. Pure.
+
+Each position has a scale of its own, a power of two, so that its largest element lies in the upper half of fp8's range.
+The elements are E4M3 numbers (Micikevicius et al., arXiv 2209.05433): 3 bits of mantissa at every size, so a few very
+large elements, as hidden states have them, do not cost the others their digits.
+
+Invariant: packing what was unpacked gives the same bytes. So a shard that is written again, because a tag was erased
+from it, loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+PACKED_TYPE: Final = torch.float8_e4m3fn
+SCALE_TYPE: Final = torch.bfloat16
+_LARGEST: Final = 448.0
+_SMALLEST_MAXIMUM: Final = 2.0**-100
+"""Stands for the largest element of a row of zeros."""
+
+
+def pack(states: Tensor) -> tuple[Tensor, Tensor]:
+    """States ``[S, H3]`` as fp8 ``[S, H3]``, and the factor of each row ``[S]``."""
+    values = states.float()
+    largest = values.abs().amax(-1).clamp(min=_SMALLEST_MAXIMUM)
+    scale = (largest / _LARGEST).log2().ceil().exp2()
+    rounded = (largest / scale).to(PACKED_TYPE).float()
+    scale = torch.where(rounded <= _LARGEST / 2, scale / 2, scale)  # rounding left the upper half
+    codes = (values / scale[:, None]).clamp(-_LARGEST, _LARGEST).to(PACKED_TYPE)
+    return codes, scale.to(SCALE_TYPE)
+
+
+def unpack(codes: Tensor, scale: Tensor) -> Tensor:
+    """The inverse of :func:`pack`, as bf16 ``[S, H3]``."""
+    return codes.to(torch.bfloat16) * scale[:, None]
