@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument("--machines", nargs="+", choices=list(MACHINES), default=list(MACHINES), help="cost tables")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16, 64], help="requests at a time")
     parser.add_argument("--recorded", type=Path, help="replay recorded rounds instead of generated ones")
+    parser.add_argument(
+        "--behind", action="store_true", help="decide each round without the results of the round before"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of traffic, noise and exploration")
     options = parser.parse_args()
     head = ["costs", "traffic", "concurrency", "best arm", "best / off", "controller / best", "worst 200 / off"]
@@ -77,7 +80,7 @@ def main() -> None:
             file = options.recorded
             every = recorded_traffics(file, count) if file else traffics(count, options.seed)
             for name, traffic in every.items():
-                regret = measure_regret(traffic, concurrency, MACHINES[machine], options.seed)
+                regret = measure_regret(traffic, concurrency, MACHINES[machine], options.seed, behind=options.behind)
                 figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
                 cells = [machine, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
                 print(markdown_row(cells), flush=True)

@@ -67,10 +67,15 @@ class Regret:
     rounds: Sequence[PlayedRound]
 
 
-def measure_regret(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1) -> Regret:
-    """Play the traffic with a fresh controller and with every fixed arm."""
+def measure_regret(
+    traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1, *, behind: bool = False
+) -> Regret:
+    """Play the traffic with a fresh controller and with every fixed arm.
+
+    ``behind``: the controller decides each round without the results of the round before.
+    """
     best = best_fixed_arm(traffic, concurrency, costs)
-    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
+    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed), behind=behind))
     return Regret(
         best=best,
         of_best=speed(rounds) / best.speed,
