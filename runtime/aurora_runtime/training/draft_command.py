@@ -21,7 +21,7 @@ from aurora_runtime.training.heads.head_export import HeadFormat, export_head
 from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.model.target import load_target
 from aurora_store import ObjectStore, Registry, StoreConfig
-from aurora_store.errors import StoreError
+from aurora_store.errors import ObjectMissing, StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,13 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             message = check(settings, options.model, options.revision)
         else:
-            registry = Registry(ObjectStore(StoreConfig.of(settings.store)))
-            message = export(settings, registry, options)
+            message = export(settings, open_registry(settings), options)
     except (RuntimeFault, StoreError, InvalidRecord, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(message)
     return 0
+
+
+def open_registry(settings: TrainerSettings) -> Registry:
+    """The store of this speculator, which the command only reads."""
+    return Registry(ObjectStore(StoreConfig.of(settings.store)))
 
 
 def check(settings: TrainerSettings, model: str, revision: str | None) -> str:
@@ -65,7 +69,10 @@ def export(settings: TrainerSettings, registry: Registry, options: argparse.Name
     if version is None:
         raise InvalidRecord("the store has no version yet")
     embedding = load_target(settings.target).embedding if options.with_embedding else None
-    export_head(registry, version, options.to, options.format, settings.draft.steps, embedding)
+    try:
+        export_head(registry, version, options.to, options.format, settings.draft.steps, embedding)
+    except ObjectMissing as error:
+        raise InvalidRecord(f"version {version} is not registered, or its files are gone") from error
     return f"version {version} is in {options.to}, in the format of {options.format.value}"
 
 

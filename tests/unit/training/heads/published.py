@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aurora_api.v1alpha1.draft import PublishedHead
+from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import TargetModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -42,32 +43,32 @@ def offsets(ids: Tensor) -> Tensor:
     return ids - torch.arange(ids.numel())
 
 
-def mask(ids: Tensor) -> Tensor:
-    return torch.zeros(tiny.VOCAB, dtype=torch.bool).index_fill_(0, ids, True)
+def mask(ids: Tensor, vocab_size: int = tiny.VOCAB) -> Tensor:
+    return torch.zeros(vocab_size, dtype=torch.bool).index_fill_(0, ids, True)
 
 
-def llama_fields() -> dict[str, Any]:
+def llama_fields(config: DraftConfig) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "attention_bias": False,
-        "head_dim": 8,
+        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "hidden_size": tiny.HIDDEN,
-        "intermediate_size": 48,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
         "max_position_embeddings": 2048,
-        "num_attention_heads": 4,
+        "num_attention_heads": config.heads,
         "num_hidden_layers": 1,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.rms_norm_eps,
         "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "vocab_size": tiny.VOCAB,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
     }
 
 
 def specforge(draft: DraftModel, ids: Tensor, model: TargetModel) -> Head:
     """As SpecForge saves a head: no ``eagle_config``, no embedding, offsets and mask."""
-    config = llama_fields() | {
+    config = llama_fields(draft.config) | {
         "architectures": ["LlamaForCausalLMEagle3"],
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -77,13 +78,14 @@ def specforge(draft: DraftModel, ids: Tensor, model: TargetModel) -> Head:
         "pretraining_tp": 1,
         "draft_vocab_size": ids.numel(),
     }
-    return config, weights_of(draft) | {"d2t": offsets(ids), "t2d": mask(ids)}
+    return config, weights_of(draft) | {"d2t": offsets(ids), "t2d": mask(ids, draft.config.vocab_size)}
 
 
 def sglang(draft: DraftModel, ids: Tensor, model: TargetModel) -> Head:
     """As others publish for SGLang: ``layers.0``, layers named in ``eagle_config``, fp32, ids without a mask."""
-    config, tensors = specforge(draft, ids, model)
-    config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True}
+    config, _ = specforge(draft, ids, model)
+    layers = list(draft.config.aux_layers)
+    config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": layers, "use_aux_hidden_state": True}
     renamed = {name.replace("midlayer.", "layers.0."): t for name, t in weights_of(draft).items()}
     return config, {name: t.float() for name, t in renamed.items()} | {"d2t": ids}
 
@@ -94,17 +96,17 @@ def speculators(draft: DraftModel, ids: Tensor, model: TargetModel) -> Head:
         "architectures": ["Eagle3DraftModel"],
         "auto_map": {"": "eagle3.Eagle3SpeculatorConfig"},
         "draft_vocab_size": ids.numel(),
-        "eagle_aux_hidden_state_layer_ids": [2, 4, 5],
+        "eagle_aux_hidden_state_layer_ids": [layer + 1 for layer in draft.config.aux_layers],
         "norm_before_residual": False,
         "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "somebody/target"}},
         "speculators_model_type": "eagle3",
         "target_hidden_size": None,
-        "transformer_layer_config": llama_fields(),
+        "transformer_layer_config": llama_fields(draft.config),
         "transformers_version": "4.57.1",
     }
     tensors = {name.replace("midlayer.", "layers.0."): t for name, t in weights_of(draft).items()}
-    tensors |= {"embed_tokens.weight": model.embedding.float(), "d2t": offsets(ids), "t2d": mask(ids)}
-    return config, tensors
+    tensors |= {"embed_tokens.weight": model.embedding.float()}
+    return config, tensors | {"d2t": offsets(ids), "t2d": mask(ids, draft.config.vocab_size)}
 
 
 Format = Callable[[DraftModel, Tensor, TargetModel], Head]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,12 @@ STEPS = 3
 
 
 @pytest.fixture(name="trained")
-def _trained(model: TargetModel) -> Iterator[Registry]:
+def _trained(model: TargetModel) -> Registry:
     """A lineage whose version 1 was trained."""
     registry, _ = tiny.memory_registry()
     session, candidates, held_out = session_with_gain(registry, model)
     assert candidates.offer(session, held_out, 300).registration is not None
-    yield registry
+    return registry
 
 
 def examples(*seeds: int) -> list[Example]:
