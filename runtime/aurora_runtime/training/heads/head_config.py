@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from aurora_runtime.engine.draft_config import ARCHITECTURE, DraftConfig
 from aurora_runtime.errors import HeadRefused
+from aurora_store.errors import bounded_text
 
 SPECULATORS_TYPE: Final = "eagle3"
 LAYER_IDS: Final = "eagle_aux_hidden_state_layer_ids"
@@ -78,6 +79,8 @@ _LLAMA_DEFAULTS: Final = {
     "hidden_act": "silu",
 }
 """Values of transformers' LlamaConfig, which a config may leave out. Engine and speculators fill them in."""
+_ROPE_FIELDS: Final = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""Fields of a rope without scaling. Others change it, such as ``mrope_section``."""
 _WITHOUT = "Use a head without this, or leave draft.initial unset"
 
 
@@ -91,6 +94,11 @@ def head_config(name: str, data: Mapping[str, Any], target: TargetSizes) -> Head
     return reader.speculators() if reader.has_speculators_layout else reader.sglang()
 
 
+def refusal(name: str, fact: str, advice: str) -> HeadRefused:
+    """The error that says why the head ``name`` cannot be used, and what to do. ``fact`` may hold text of the head."""
+    return HeadRefused(f"the head {name} cannot be used: {bounded_text(fact)}. {advice}")
+
+
 class _Reader:
     """One ``config.json``. ``layer`` holds the fields of the Llama config."""
 
@@ -101,7 +109,7 @@ class _Reader:
         self._eagle = self._mapping(data, "eagle_config")
 
     def refusal(self, fact: str, advice: str = _WITHOUT) -> HeadRefused:
-        return HeadRefused(f"the head {self._name} cannot be used: {fact}. {advice}")
+        return refusal(self._name, fact, advice)
 
     def sglang(self) -> HeadConfig:
         if self._data.get("architectures") != [ARCHITECTURE]:
@@ -216,7 +224,7 @@ class _Reader:
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise self.refusal("its attention has a sliding window (layer_types)")
         for rope in self._ropes():
-            if rope.get("rope_type", rope.get("type", "default")) != "default":
+            if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.keys() - _ROPE_FIELDS:
                 raise self.refusal("its rotary position embedding is scaled (rope_scaling)")
             if rope.get("partial_rotary_factor", 1) != 1:
                 raise self.refusal("it rotates a part of each attention head only (partial_rotary_factor)")

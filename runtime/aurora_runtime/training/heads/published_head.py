@@ -28,7 +28,7 @@ from aurora_protocol.record import FileName
 from aurora_runtime.engine.draft_config import DraftConfig, read_config
 from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP, read_header
 from aurora_runtime.errors import DraftRefused, HeadRefused
-from aurora_runtime.training.heads.head_config import HeadConfig, TargetSizes, head_config
+from aurora_runtime.training.heads.head_config import HeadConfig, TargetSizes, head_config, refusal
 from aurora_runtime.training.heads.head_vocabulary import AmbiguousMap, target_ids
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.target import INDEX_FILE, TargetModel
@@ -49,6 +49,16 @@ _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.p
 _RELATIVE_TOLERANCE: Final = 2**-7
 """Twice the rounding of bf16: the same embedding in another number format passes."""
 _ABSOLUTE_TOLERANCE: Final = 1e-5
+_UNREADABLE: Final = (
+    SafetensorError,
+    ValidationError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # a file of brackets
+)
+"""What a damaged file of weights, or a damaged index, raises when the names of tensors are read."""
 _COMPARED_ROWS: Final = 8192
 _FILE_NAME: Final = TypeAdapter(FileName)
 
@@ -104,7 +114,7 @@ def _files(head: PublishedHead) -> ModelFiles:
 
 
 def _refusal(head: PublishedHead, fact: str, advice: str) -> HeadRefused:
-    return HeadRefused(f"the head {head.model} cannot be used: {fact}. {advice}")
+    return refusal(head.model, fact, advice)
 
 
 def _target_sizes(target: TargetModel) -> TargetSizes:
@@ -130,9 +140,11 @@ def _weight_files(head: PublishedHead, files: ModelFiles) -> set[Path]:
     """The safetensors files of the head."""
     if not (files.has(INDEX_FILE) or files.has(WEIGHTS_FILE)) and any(map(files.has, _PICKLES)):
         raise _refusal(head, "its weights are a pickle, which could run code", "Convert the weights to safetensors")
+    if files.has(INDEX_FILE) and files.path(INDEX_FILE).stat().st_size > MAX_CONFIG_BYTES:
+        raise _refusal(head, f"{INDEX_FILE} is larger than {MAX_CONFIG_BYTES} bytes", "Use an EAGLE-3 head")
     try:
         names = {_FILE_NAME.validate_python(name) for name in files.tensor_names().values()}
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise _refusal(head, f"its {WEIGHTS_FILE} or the index of it cannot be read", "Publish it again") from error
     if not names or not all(name.endswith(".safetensors") for name in names):
         raise _refusal(head, "the index of its weights names no safetensors files", "Publish it again")

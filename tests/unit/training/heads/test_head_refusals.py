@@ -66,6 +66,8 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
     "residual": ("speculators", setting(norm_before_residual=True), "norm_before_residual"),
     "unnamed residual": ("speculators", lambda config, _: config.pop("norm_before_residual"), "vLLM for true"),
     "scaled rope": ("SpecForge", setting(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "scaled"),
+    "rope of images": ("SpecForge", setting(rope_scaling={"mrope_section": [1, 1, 2]}), "scaled"),
+    "rope by layer": ("SpecForge", setting(rope_parameters={"full_attention": {"rope_theta": 5e5}}), "scaled"),
     "partial rope": ("SpecForge", setting(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary"),
     "activation": ("SpecForge", setting(hidden_act="gelu"), "not silu"),
     "quantization": ("SpecForge", setting(quantization_config={"quant_method": "fp8"}), "quantized"),
@@ -161,6 +163,26 @@ def test_an_index_that_leaves_the_folder_or_names_no_weights_is_refused(
     (tmp_path / "head" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(HeadRefused, match="index"):
         read_head(head, model)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{" * 10, b" " * (2 << 20)])
+def test_an_index_that_is_no_plain_object_is_refused(model: TargetModel, tmp_path: Path, content: bytes) -> None:
+    head = published.write(tmp_path, head_of(model, "SpecForge"))
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(HeadRefused, match="index"):
+        read_head(head, model)
+
+
+def test_text_of_a_head_is_bounded_in_the_refusal(model: TargetModel, tmp_path: Path) -> None:
+    long_name = "\x1b" + "x" * 100_000
+    message = refused(model, tmp_path, "SpecForge", with_tensor(long_name, 1))
+    assert len(message) < 1000
+    assert "\x1b" not in message
+    config, tensors = head_of(model, "SGLang")
+    config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [10**4000] * 100
+    with pytest.raises(HeadRefused) as error:
+        read_head(published.write(tmp_path, (config, tensors)), model)
+    assert len(str(error.value)) < 1000
 
 
 def test_a_folder_without_a_head_says_what_is_missing(model: TargetModel, tmp_path: Path) -> None:
