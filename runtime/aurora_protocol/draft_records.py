@@ -69,6 +69,14 @@ class DraftSizes(RewrittenModel):
     max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")
 
 
+class InitialHead(RewrittenModel):
+    """The published head that a lineage started from."""
+
+    model: str = Field(description="Hugging Face name or path of the head.")
+    revision: str | None = Field(default=None, description="Revision of the head's repository.")
+    sha256: Sha256 = Field(description="Digest of the head's weights, as they were published.")
+
+
 class Lineage(StoredRecord):
     """All that the drafts of one line of descent share and that a running SGLang cannot change: shapes and types.
 
@@ -87,6 +95,9 @@ class Lineage(StoredRecord):
         validation_alias="draft",
         serialization_alias="draft",
         description="Sizes of all drafts of this lineage. None in lineages of earlier versions.",
+    )
+    initial: InitialHead | None = Field(
+        default=None, description="The published head that version 0 is. None: version 0 is made from the target."
     )
     created: Timestamp = Field(description="When the lineage was created.")
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.cel import rules
+from aurora_api.v1alpha1.target import MODEL_PATTERN, MODEL_RULE, REVISION_PATTERN, REVISION_RULE
 
 
 class Architecture(StrEnum):
@@ -38,13 +39,38 @@ _TREE_IS_FIXED = (
 )
 
 
+class PublishedHead(Model):
+    """An EAGLE-3 head that somebody published, as files on the Hugging Face hub or on a volume."""
+
+    model: str = Field(
+        min_length=1,
+        max_length=512,
+        pattern=MODEL_PATTERN,
+        json_schema_extra=MODEL_RULE,
+        description="Hugging Face id of the head, or a path inside the trainer's container. Its weights must be"
+        " safetensors. A gated head needs HF_TOKEN in `training.template`.",
+    )
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=REVISION_PATTERN,
+        json_schema_extra=REVISION_RULE,
+        description="Git branch, tag or commit of the head. Unset: its main branch. Set a commit to know which head"
+        " the drafts descend from.",
+    )
+
+
 class DraftSpec(Model):
-    """The draft model. `architecture` and `vocabSize` define the lineage and are immutable."""
+    """The draft model. `architecture`, `vocabSize` and `initial` define the lineage and are immutable."""
 
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             ("self.architecture == oldSelf.architecture", "architecture is immutable: it defines the lineage"),
             ("self.vocabSize == oldSelf.vocabSize", "vocabSize is immutable: it defines the lineage"),
+            (
+                "has(self.initial) == has(oldSelf.initial) && (!has(self.initial) || self.initial == oldSelf.initial)",
+                "initial is immutable: the lineage begins with it",
+            ),
             ("self.branching > 1 || !has(self.draftTokens) || self.draftTokens == self.steps + 1", _CHAIN[0]),
             ("self.branching == 1 || has(self.draftTokens)", _CHAIN[1]),
             ("self.branching == 1 || !has(self.shape) || self.shape == 'Fixed'", _TREE_IS_FIXED),
@@ -64,7 +90,19 @@ class DraftSpec(Model):
         le=262144,
         description="Number of target tokens that the draft can propose (the size of its vocabulary map), capped at the"
         " target's vocabulary. Immutable. A smaller map makes cheaper rounds and covers fewer answers: choose 4096 or"
-        " 8192 on a CPU.",
+        " 8192 on a CPU. With `initial` the head's own vocabulary map is used, and this field has no effect.",
+    )
+    initial: PublishedHead | None = Field(
+        default=None,
+        description=(
+            "Published EAGLE-3 head that the lineage starts from, as version 0: of SpecForge, of SGLang"
+            " (`LlamaForCausalLMEagle3`), or of vLLM's speculators. Immutable. Unset: version 0 is made from the"
+            " target's own weights. The head must fit the target: the same hidden size, vocabulary and"
+            " embedding, and one layer that SGLang computes as Aurora trains it. The trainer refuses another one, and"
+            " `TrainerReady` says why. With `shape: Adaptive` each engine measures what the head gains against no"
+            " speculation, and proposes its tokens only where they pay. With `shape: Fixed` pods serve the head"
+            " unmeasured. Training goes on from the head, at a learning rate that begins low."
+        ),
     )
     steps: int = Field(
         default=3,

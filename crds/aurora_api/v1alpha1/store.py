@@ -221,8 +221,8 @@ class StoreSpec(Model):
         ),
         description="Root of a former speculator in this bucket, to go on from: its `status.storeRoot`. Immutable. This"
         " speculator takes the root over in place, with versions, evidence, traces and trainer state, and `prefix` has"
-        " no effect. The former speculator can then change nothing there. Target, `draft.architecture` and"
-        " `draft.vocabSize` must be the same. Unset: begin at version 0 in a root of its own.",
+        " no effect. The former speculator can then change nothing there. Target, `draft.architecture`,"
+        " `draft.vocabSize` and `draft.initial` must be the same. Unset: begin at version 0 in a root of its own.",
     )
     deletion_policy: DeletionPolicy = Field(
         default=DeletionPolicy.RETAIN,

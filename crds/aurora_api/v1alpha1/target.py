@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.cel import matches
+
+MODEL_PATTERN: Final = r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$"
+REVISION_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$"
+MODEL_RULE: Final = matches(
+    MODEL_PATTERN, "a model is a Hugging Face id or a path: it has no spaces and does not begin with '-'"
+)
+REVISION_RULE: Final = matches(
+    REVISION_PATTERN, "a revision is a git branch, tag or commit: letters, digits, '.', '_', '/' and '-', not '-' first"
+)
 
 
 class DType(StrEnum):
@@ -25,21 +35,15 @@ class TargetSpec(Model):
     model: str = Field(
         min_length=1,
         max_length=512,
-        pattern=r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$",
-        json_schema_extra=matches(
-            r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$",
-            "a model is a Hugging Face id or a path: it has no spaces and does not begin with '-'",
-        ),
+        pattern=MODEL_PATTERN,
+        json_schema_extra=MODEL_RULE,
         description="Hugging Face id (`Qwen/Qwen3-8B`), or a path inside the pods.",
     )
     revision: str | None = Field(
         default=None,
         max_length=128,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
-        json_schema_extra=matches(
-            r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$",
-            "a revision is a git branch, tag or commit: letters, digits, '.', '_', '/' and '-', not '-' first",
-        ),
+        pattern=REVISION_PATTERN,
+        json_schema_extra=REVISION_RULE,
         description="Git branch, tag or commit of a Hugging Face model. Unset: its main branch. Set a commit to make"
         " sure that every pod serves the same weights.",
     )

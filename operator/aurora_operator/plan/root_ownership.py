@@ -98,12 +98,15 @@ def _refusal(observed: Observed, root: str) -> str:
 def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
     """Which part of the lineage differs from the spec. The trainer compares the target's files later."""
     target, draft = observed.spec.target, observed.spec.draft
-    vocab_size = min(draft.vocab_size, lineage.target.vocab_size)
+    head, named = lineage.initial, draft.initial
+    # A head brings its own vocabulary map, so draft.vocabSize has no effect.
+    vocab_size = lineage.draft_vocab_size if head else min(draft.vocab_size, lineage.target.vocab_size)
     parts: tuple[tuple[str, object, object], ...] = (
         ("target.model", lineage.target.model, target.model),
         ("target.revision", lineage.target.revision or target.revision, target.revision or lineage.target.revision),
         ("draft.architecture", lineage.architecture, draft.architecture.value),
         ("draft.vocabSize", lineage.draft_vocab_size, vocab_size),
+        ("draft.initial.model", head.model if head else "unset", named.model if named else "unset"),
     )
     wrong = [f"{field} is {stored} there and {wanted} here" for field, stored, wanted in parts if stored != wanted]
     if not wrong:

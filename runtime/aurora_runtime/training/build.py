@@ -113,9 +113,10 @@ def _session(
     draft, vocabulary = context.retrier.call(
         "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
     )
+    recipe = config.recipe.warm_start() if context.lineage.initial else config.recipe
     if ranks:
-        return SharedSession(draft, vocabulary, config.recipe, device, ranks)
-    return Session(draft, vocabulary, config.recipe, device)
+        return SharedSession(draft, vocabulary, recipe, device, ranks)
+    return Session(draft, vocabulary, recipe, device)
 
 
 def _empty_learning_state(

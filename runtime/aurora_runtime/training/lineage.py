@@ -1,8 +1,10 @@
 """Creates the lineage with its initial draft, version 0, so that serving can start before any traffic.
 
+Version 0 is made from the target's weights, or is the published head that ``draft.initial`` names.
+
 Invariant: wherever the lineage's record exists, version 0 exists too. The order is checkpoint, registration, lineage. A
-crash in between is repaired by running this again: the initial draft is deterministic, and a draft that is already
-registered is kept.
+crash in between is repaired by running this again: the same target or head gives the same bytes, and a draft that is
+already registered is kept. A published head is read only until the lineage exists.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +21,12 @@ from typing import Final
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Lineage, Registration
+from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, InitialHead, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
-from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
-from aurora_runtime.errors import CheckpointFormatError, DraftRefused
+from aurora_runtime.errors import CheckpointFormatError, DraftRefused, HeadRefused
+from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -31,7 +35,22 @@ from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
 FIRST_LINEAGE: Final = 1
+HEAD_DIGEST: Final = "initial_sha256"
+"""Key in the provenance of version 0: the digest of the published head that it is."""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _InitialDraft:
+    """What version 0 is, or shall be."""
+
+    draft: DraftModel
+    ids: torch.Tensor  # [draft_vocab]: the target ids of the draft's tokens
+    origin: InitialHead | None  # None: made from the target
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return provenance() | ({HEAD_DIGEST: self.origin.sha256} if self.origin else {})
 
 
 def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
@@ -53,7 +72,8 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
 
 def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     with tempfile.TemporaryDirectory() as scratch:
-        config, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
+        initial, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
+    config = initial.draft.config
     lineage = Lineage(
         number=FIRST_LINEAGE,
         target=target.identity,
@@ -62,6 +82,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         aux_layers=config.aux_layers,
         tensors=exported.tensors,
         draft_sizes=config.sizes,
+        initial=initial.origin,
         created=now(),
     )
     try:
@@ -77,13 +98,13 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
 
 def _ensure_version_0(
     registry: Registry, target: TargetModel, spec: DraftSpec, folder: Path, now: Callable[[], datetime]
-) -> tuple[DraftConfig, checkpoint.ExportedCheckpoint]:
-    """Register the initial draft unless version 0 is registered; returns the config and files of version 0."""
+) -> tuple[_InitialDraft, checkpoint.ExportedCheckpoint]:
+    """Register the initial draft unless version 0 is registered; returns version 0 and its files."""
     try:
-        registry.fetch_checkpoint(registry.registration(INITIAL_VERSION), folder)
+        stored = registry.fetch_checkpoint(registry.registration(INITIAL_VERSION), folder)
     except ObjectMissing:
-        draft, ids = _new_draft(target, spec)
-        exported = checkpoint.export(draft, ids, folder)
+        initial = _new_draft(target, spec)
+        exported = checkpoint.export(initial.draft, initial.ids, folder)
         manifest = CheckpointManifest(
             lineage=FIRST_LINEAGE,
             version=INITIAL_VERSION,
@@ -91,23 +112,40 @@ def _ensure_version_0(
             files=exported.files,
             step=0,
             trained_tokens=0,
-            provenance=provenance(),
+            provenance=initial.provenance,
             created=now(),
         )
         publish(registry, folder, manifest)
-        return draft.config, exported
-    expected = initial_draft.draft_config(target, spec.vocab_size)
-    draft, ids = checkpoint.load(folder, target.embedding, expected)
-    return draft.config, checkpoint.export(draft, ids, folder)
+        return initial, exported
+    initial = _stored_draft(target, spec, folder, stored)
+    return initial, checkpoint.export(initial.draft, initial.ids, folder)
 
 
-def _new_draft(target: TargetModel, spec: DraftSpec) -> tuple[DraftModel, torch.Tensor]:
-    """The initial draft and the target ids of its tokens."""
+def _new_draft(target: TargetModel, spec: DraftSpec) -> _InitialDraft:
+    """The initial draft."""
+    if spec.initial is not None:
+        head = read_head(spec.initial, target)
+        log.info("the lineage starts from the head %s, sha256 %s", spec.initial.model, head.origin.sha256)
+        return _InitialDraft(head.draft, head.ids, head.origin)
     copied = target.last_layer
     log.info("of the target's last layer: attention %s; feed-forward layer %s", copied.attention, copied.feed_forward)
     config = initial_draft.draft_config(target, spec.vocab_size)
     ids = initial_draft.initial_vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
-    return initial_draft.initial_draft(target, config, ids), ids
+    return _InitialDraft(initial_draft.initial_draft(target, config, ids), ids, None)
+
+
+def _stored_draft(target: TargetModel, spec: DraftSpec, folder: Path, manifest: CheckpointManifest) -> _InitialDraft:
+    """Version 0 in ``folder``, registered by a run that ended before it created the lineage."""
+    if spec.initial is None:
+        expected = initial_draft.draft_config(target, spec.vocab_size)
+        return _InitialDraft(*checkpoint.load(folder, target.embedding, expected), origin=None)
+    head = read_head(spec.initial, target)
+    if manifest.provenance.get(HEAD_DIGEST) != head.origin.sha256:
+        raise HeadRefused(
+            f"the head {spec.initial.model} changed after version 0 was made from it. Create another AuroraSpeculator"
+            " whose draft.initial.revision names a commit"
+        )
+    return _InitialDraft(*checkpoint.load(folder, target.embedding, head.draft.config), origin=head.origin)
 
 
 def publish(
@@ -155,9 +193,15 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
         limit = max_weights_bytes(lineage)
         registry.fetch_checkpoint(registry.registration(number), Path(scratch), max_weights_bytes=limit)
         check_draft(Path(scratch), lineage)
-        expected = initial_draft.draft_config(target, target.identity.vocab_size)
-        draft, ids = checkpoint.load(Path(scratch), target.embedding, expected)
+        draft, ids = checkpoint.load(Path(scratch), target.embedding, _expected_config(lineage, target))
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
+
+
+def _expected_config(lineage: Lineage, target: TargetModel) -> DraftConfig:
+    """The config of the lineage's drafts. Lineages of earlier versions do not record their sizes."""
+    if lineage.draft_sizes is None:
+        return initial_draft.draft_config(target, target.identity.vocab_size)
+    return lineage_config(lineage, lineage.draft_sizes)
 
 
 def newest_draft(registry: Registry, target: TargetModel) -> tuple[Registration, tuple[DraftModel, VocabularyMap]]:

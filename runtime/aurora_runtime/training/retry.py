@@ -1,7 +1,7 @@
 """Retries with exponential backoff, and a stop request that ends every wait.
 
 Invariant: an outage of the store or of the Hugging Face hub delays the trainer and never ends it. A stop request ends
-any wait at once.
+any wait at once. A published head that was refused is read again too, because its files may be corrected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from aurora_runtime.errors import Interrupted, TargetUnavailable
+from aurora_runtime.errors import HeadRefused, Interrupted, TargetUnavailable
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Retrier:
                 return function()
             except _DEFINITE_ERRORS:
                 raise
-            except (StoreError, TargetUnavailable) as error:
+            except (StoreError, TargetUnavailable, HeadRefused) as error:
                 log.warning("%s failed, retrying in about %.0f s: %s", action, backoff, error)
                 if on_failure is not None:
                     on_failure(f"{action} failed: {error}")

@@ -142,6 +142,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"draft": {"vocabSize": 100}}, "spec.draft.vocabSize"),
     ({"draft": {"architecture": "MEDUSA"}}, "spec.draft.architecture: Unsupported value"),
     ({"draft": {"shape": "Tree"}}, "spec.draft.shape: Unsupported value"),
+    ({"draft": {"initial": {}}}, "spec.draft.initial.model: Required value"),
+    ({"draft": {"initial": {"model": "--evil"}}}, "a model is a Hugging Face id or a path"),
+    ({"draft": {"initial": {"model": "org/head", "revision": "--evil"}}}, "a revision is a git branch, tag or commit"),
     ({"draft": {"branching": 2, "draftTokens": 8, "shape": "Adaptive"}}, "with branching above 1 leave shape unset"),
     ({"draft": {"lookup": "Cluster"}}, "spec.draft.lookup: Unsupported value"),
     ({"draft": {"topK": 2}}, "unknown field|field not declared"),
@@ -238,6 +241,7 @@ GOOD: list[dict[str, Any]] = [
     {},
     {"target": {"model": "Qwen/Qwen3-8B", "revision": "refs/pr/1", "dtype": "bfloat16"}},
     {"target": {"model": "/models/llama"}},
+    {"draft": {"initial": {"model": "org/head-EAGLE3", "revision": "0123456789abcdef"}}},
     {"store": STORE | {"prefix": ""}},
     {"store": STORE | {"prefix": "team/a.b/"}},
     {"store": STORE | {"bucket": "my.bucket-1", "region": "eu-central-1"}},
@@ -325,6 +329,7 @@ def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
         for part, value, message in (
             ("target", {"model": "other"}, "target is immutable"),
             ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
+            ("draft", {"initial": {"model": "org/head"}}, "initial is immutable"),
             ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
             ("store", STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}, "store.restoreFrom is immutable"),
         ):

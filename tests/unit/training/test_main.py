@@ -1,18 +1,22 @@
-"""The trainer's program erases tags before it trains, also while training is suspended."""
+"""The trainer's program erases tags before it trains, and says why it cannot begin."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.errors import Interrupted
 from aurora_runtime.request_privacy import tag_hash
-from aurora_runtime.training import main
+from aurora_runtime.training import main, retry
 from aurora_runtime.training.retry import Retrier
 from tests.unit.training import tiny
+from tests.unit.training.heads import published
 from tests.unit.training.trainer_rig import TrainerRig
 
 
@@ -37,3 +41,44 @@ def test_a_tag_is_erased_and_reported_before_anything_else(
     (report,) = status.erasures
     assert (report.tag, report.traces_removed, report.remaining_traces) == (tag_hash(5), 1, 0)
     assert "erasing" not in status.message
+
+
+class StopsAfterTwoWaits(Retrier):
+    """Each wait of a retry ends at once. After the second the trainer is asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def call(self, action: str, function: Any, on_failure: Any = None) -> Any:
+        def failed(message: str) -> None:
+            if on_failure is not None:
+                on_failure(message)
+            self.messages.append(message)
+            if len(self.messages) == 2:
+                self.stop()
+
+        return super().call(action, function, failed)
+
+
+def test_a_head_that_does_not_fit_is_named_in_the_status_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = TrainerRig(tmp_path / "target")
+    registry, _ = tiny.memory_registry()
+    draft, vocabulary = published.trained_draft(rig.target)
+    config, tensors = published.specforge(draft, vocabulary.to_target, rig.target)
+    head = published.write(tmp_path / "head", (config | {"norm_output": True}, tensors))
+    settings = rig.settings.model_copy(update={"draft": DraftSpec(initial=head)})
+    monkeypatch.setattr(main, "load_target", lambda _spec: rig.target)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF_SECONDS", 0.01)
+    retrier = StopsAfterTwoWaits()
+    with pytest.raises(Interrupted):
+        main.run(settings, registry, retrier, torch.device("cpu"), None)
+    assert registry.lineage() is None
+    status = registry.trainer_status()
+    assert status is not None
+    assert status.phase is TrainerPhase.STARTING
+    assert status.message == retrier.messages[0]
+    assert f"the head {tmp_path / 'head'} cannot be used" in status.message
+    assert "norm_output" in status.message

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
@@ -46,19 +47,19 @@ class Traffic(Retrier):
 class TrainerRig:
     """The real trainer with a store in memory and small limits. It saves after every shard."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, draft: DraftSpec = tiny.DRAFT_SPEC) -> None:
         size = len(encode([tiny.trace(seed) for seed in range(3)]))
         self.limits = RetentionLimits(6 * size, 2 * size, shards=100)
         self.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e9)
         self.recipe: Recipe | None = None  # None: that of the settings
         self.registry, self.objects = tiny.memory_registry()
         self.target = tiny.target(folder)
-        self.lineage = open_lineage(self.registry, self.target, tiny.DRAFT_SPEC, utc_now)
+        self.lineage = open_lineage(self.registry, self.target, draft, utc_now)
         self.settings = TrainerSettings(
             namespace="n",
             name="s",
             target=TargetSpec(model=str(folder)),
-            draft=tiny.DRAFT_SPEC,
+            draft=draft,
             training=TrainingSpec(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
             store=StoreSettings(bucket="b", root="r"),
         )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.position_losses import Loss, forward_kl
+
+WARM_START_STEPS: Final = 50
+"""Optimizer steps over which the learning rate rises when training starts from a published head.
+
+Adam's first steps have the size of the learning rate whatever the gradient is, which would throw a trained head off its
+optimum before the moments know the gradient. So the rate begins at a fiftieth of its full value. More steps would
+protect the head longer, but would delay learning where the traffic is not what the head was trained on.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,3 +37,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
     batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer makes the same batches
     prompt_weight: float = 0.0  # weight of a prompt position's loss
+
+    def warm_start(self) -> Recipe:
+        """The same recipe for a draft that was trained already: its learning rate begins lower and rises slowly."""
+        return replace(self, warmup_steps=max(self.warmup_steps, WARM_START_STEPS))

@@ -14,7 +14,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aurora_runtime.errors import TargetUnavailable
+from aurora_runtime.errors import DamagedFile, TargetUnavailable
 
 CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE = "config.json", "tokenizer.json", "generation_config.json"
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -24,7 +24,8 @@ _SAFETENSORS: Final = ".safetensors"
 class ModelFiles:
     """The files of the model ``name`` (a directory, or an id on the hub) at ``revision``.
 
-    Every method raises :class:`TargetUnavailable` when a file is missing, damaged or out of reach.
+    Every method raises :class:`TargetUnavailable` when a file is missing or out of reach, and :class:`DamagedFile` when
+    a file cannot be read.
     """
 
     def __init__(self, name: str, revision: str | None) -> None:
@@ -80,9 +81,9 @@ class ModelFiles:
         try:
             data = json.loads(self.read(name))
         except (ValueError, RecursionError) as error:  # RecursionError: a file of brackets
-            raise TargetUnavailable(f"{self.name}: {name} is not JSON") from error
+            raise DamagedFile(f"{self.name}: {name} is not JSON") from error
         if not isinstance(data, dict):
-            raise TargetUnavailable(f"{self.name}: {name} is not a JSON object")
+            raise DamagedFile(f"{self.name}: {name} is not a JSON object")
         return data
 
     @cached_property
@@ -93,10 +94,10 @@ class ModelFiles:
                 with safe_open(self.path(SINGLE_FILE), "pt") as file:
                     return dict.fromkeys(file.keys(), SINGLE_FILE)
             except SafetensorError as error:
-                raise TargetUnavailable(f"{self.name}: {SINGLE_FILE} is damaged ({error})") from error
+                raise DamagedFile(f"{self.name}: {SINGLE_FILE} is damaged ({error})") from error
         files = self.read_object(INDEX_FILE).get("weight_map")
         if not isinstance(files, dict) or not all(map(_is_file_of_the_model, set(files.values()))):
-            raise TargetUnavailable(f"{self.name}: {INDEX_FILE} has no weight_map of file names in the model's folder")
+            raise DamagedFile(f"{self.name}: {INDEX_FILE} has no weight_map of file names in the model's folder")
         return files
 
     def tensor(self, name: str) -> Tensor:
@@ -108,7 +109,7 @@ class ModelFiles:
             with safe_open(self.path(file_name), "pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except SafetensorError as error:
-            raise TargetUnavailable(f"{self.name}: {file_name} is damaged ({error})") from error
+            raise DamagedFile(f"{self.name}: {file_name} is damaged ({error})") from error
         return tensor
 
 

@@ -10,7 +10,7 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.observe.observed import Observed, StoreView
-from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
+from aurora_protocol.draft_records import Channel, ChannelReason, InitialHead, RootOwner
 from aurora_store.keys import owner_id
 from tests.unit.operator.worlds import (
     NOW,
@@ -111,6 +111,29 @@ def test_another_architecture_or_vocabulary_is_refused_in_words() -> None:
     message = condition(restored(store=former_store(lineage=other)), ConditionType.STORAGE_READY).message
     assert "draft.architecture is MEDUSA there and EAGLE3 here" in message
     assert "draft.vocabSize is 8 there and 16 here" in message
+
+
+@pytest.mark.parametrize(
+    ("stored", "named", "words"),
+    [
+        ("org/head", "org/head", ""),
+        ("org/head", "org/other", "draft.initial.model is org/head there and org/other here"),
+        ("org/head", None, "draft.initial.model is org/head there and unset here"),
+        (None, "org/head", "draft.initial.model is unset there and org/head here"),
+    ],
+)
+def test_a_lineage_that_began_with_another_head_is_refused_in_words(
+    stored: str | None, named: str | None, words: str
+) -> None:
+    head = InitialHead(model=stored, sha256="0" * 64) if stored else None
+    size = 8 if head else 16  # a head brings its own vocabulary map
+    began = lineage().model_copy(update={"initial": head, "draft_vocab_size": size})
+    initial = {"initial": {"model": named}} if named else {}
+    world = restored(
+        store=former_store(lineage=began), spec=restoring(draft={"vocabSize": 256, **initial}), deployment=None
+    )
+    assert (made(world).advance is None) is bool(words)
+    assert words in condition(world, ConditionType.STORAGE_READY).message
 
 
 def test_a_root_without_a_channel_is_refused() -> None:

@@ -1,0 +1,97 @@
+"""``aurora-draft`` publishes the active version and checks heads, in words and with an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE
+from aurora_runtime.training import draft_command, lineage
+from aurora_runtime.training.heads.published_head import read_head
+from aurora_store import Registry
+from tests.assets.signing import KEYS
+from tests.unit.training import tiny
+from tests.unit.training.heads import published
+from tests.unit.training.test_candidates import session_with_gain
+from tests.unit.training.trainer_rig import TrainerRig
+
+
+@pytest.fixture(name="rig")
+def _rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
+    """A speculator with the versions 0 and 1, of which 0 is active."""
+    rig = TrainerRig(tmp_path / "target")
+    rig.registry = Registry(rig.objects, KEYS)
+    session, candidates, held_out = session_with_gain(rig.registry, rig.target)
+    assert candidates.offer(session, held_out, 300).registration is not None
+    monkeypatch.setenv(SETTINGS_VARIABLE, rig.settings.to_variable())
+    monkeypatch.setattr(draft_command, "open_registry", lambda _settings: rig.registry)
+    return rig
+
+
+def activate(registry: Registry, version: int) -> None:
+    registry.advance_channel(
+        Channel(epoch=1, lineage=1, active=version, reason=ChannelReason.INITIAL, created=lineage.utc_now())
+    )
+
+
+def test_the_active_version_is_exported_unless_another_is_named(
+    rig: TrainerRig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draft_command.main(["export", "--to", str(tmp_path / "newest")]) == 0
+    assert "version 1 is in" in capsys.readouterr().out
+    activate(rig.registry, 0)
+    for name, arguments in {"active": [], "named": ["--version", "1", "--format", "speculators"]}.items():
+        assert draft_command.main(["export", "--to", str(tmp_path / name), *arguments]) == 0
+    assert "version 0 is in" in (said := capsys.readouterr().out)
+    assert f"version 1 is in {tmp_path / 'named'}, in the format of speculators" in said
+    assert draft_command.main(["check", str(tmp_path / "named")]) == 0
+    assert "it can propose 300 of 400 tokens, and reads the outputs of layers 1, 3, 4." in capsys.readouterr().out
+
+
+def test_the_embedding_is_stored_where_it_is_asked_for(rig: TrainerRig, tmp_path: Path) -> None:
+    folder = tmp_path / "head"
+    arguments = ["export", "--to", str(folder), "--format", "speculators", "--with-embedding"]
+    assert draft_command.main(arguments) == 0
+    sizes = (folder / "model.safetensors").stat().st_size
+    assert draft_command.main([*arguments[:2], str(tmp_path / "small"), *arguments[3:5]]) == 0
+    assert sizes - (tmp_path / "small" / "model.safetensors").stat().st_size > tiny.VOCAB * tiny.HIDDEN * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "--to", "target"], "holds files already; name a new folder"),
+        (["export", "--to", "new", "--version", "7"], "version 7 is not registered, or its files are gone"),
+        (["check", "nowhere"], "nowhere: the hub cannot be reached"),
+        (["check", "--revision=--evil", "org/head"], "is not one of a Hugging Face model"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_exit_code_1(
+    rig: TrainerRig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert draft_command.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_head_that_does_not_fit_is_refused_by_the_check(
+    rig: TrainerRig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft, vocabulary = published.trained_draft(rig.target)
+    config, tensors = published.specforge(draft, vocabulary.to_target, rig.target)
+    head = published.write(tmp_path / "head", (config | {"vocab_size": 401}, tensors))
+    assert draft_command.main(["check", head.model]) == 1
+    assert "its vocab_size is 401 and the target's is 400" in capsys.readouterr().err
+    published.write(tmp_path / "head", (config, tensors))
+    assert draft_command.main(["check", head.model]) == 0
+    assert read_head(head, rig.target).origin.sha256 in capsys.readouterr().out
