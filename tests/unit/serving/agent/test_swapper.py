@@ -230,7 +230,7 @@ async def test_a_new_agent_closes_the_update_that_a_dead_one_left_open(rig: Rig,
     steps = [
         rig.client.pause_generation,
         rig.client.begin_weight_update,
-        lambda: rig.client.update_draft(draft.weights, 1, 2),
+        lambda: rig.client.update_draft(draft.weights, draft.digest, 1, 2),
         rig.client.end_weight_update,
     ]
     for step in steps[:calls]:
