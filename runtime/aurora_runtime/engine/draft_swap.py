@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from aurora_runtime.engine.draft_report import SHORT, DraftReport
+from aurora_runtime.engine.draft_load.draft_report import SHORT, DraftReport
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, LiveCounters
-from aurora_runtime.engine.draft_report import DraftReport, draft_report
+from aurora_runtime.engine.draft_load.draft_report import DraftReport, draft_report
 from aurora_runtime.engine.live_counters import live_counters
 from aurora_runtime.engine.path_payload import LOADER, path_payload
 from aurora_runtime.errors import EngineFault, EngineGone, EngineUnreachable

@@ -5,7 +5,7 @@ Stock SGLang copies a draft's map (draft id to target id) into its worker once, 
 of the model, so that a swap can write another map into this tensor. Captured CUDA graphs read the same memory. Because
 the map is a buffer, the checksum that is compared after a swap covers it.
 
-A second hook lets SGLang answer that a load failed (:func:`aurora_runtime.engine.loaded_digest.answer_failure`).
+A second hook lets SGLang answer that a load failed (:mod:`aurora_runtime.engine.draft_load.loaded_digest`).
 
 Invariant: a map changes only together with the weights that were trained with it. A token that the old weights proposed
 may still be mapped by the new map. This concerns at most the first proposed token of each running request, and the
@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.engine import loaded_digest
+from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.errors import DraftRefused, EngineMismatch
 from aurora_runtime.sglang_version import require_sglang
 

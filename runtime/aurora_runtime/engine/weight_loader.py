@@ -8,8 +8,8 @@ Invariants:
 
 - A load is all or nothing. Every tensor is checked against its place before the first write. When a write fails all the
   same, the former weights, vocabulary map and digest are put back.
-- The digest of the file is set last (:mod:`aurora_runtime.engine.loaded_digest`). The digest is the agent's. The agent
-  has hashed the file just before, because hashing here would lengthen the pause.
+- The digest of the file is set last (:mod:`aurora_runtime.engine.draft_load.loaded_digest`). The digest is the agent's,
+  which has hashed the file just before. Hashing here would lengthen the pause.
 - The loader never raises, because SGLang catches no error here and would end.
 """
 
@@ -24,10 +24,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from aurora_runtime.engine import loaded_digest, vocabulary_plugin
+from aurora_runtime.engine import vocabulary_plugin
 from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP
+from aurora_runtime.engine.draft_load import loaded_digest
+from aurora_runtime.engine.draft_load.tensor_destinations import EMBEDDING, check_destinations
 from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
-from aurora_runtime.engine.tensor_destinations import EMBEDDING, check_destinations
 from aurora_runtime.errors import EngineFault, RuntimeFault
 
 log = logging.getLogger(__name__)

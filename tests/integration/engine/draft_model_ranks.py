@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_runtime.cpu.launch_settings import server_args
-from aurora_runtime.engine import loaded_digest, vocabulary_plugin
+from aurora_runtime.engine import vocabulary_plugin
+from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.weight_loader import load_draft
@@ -44,9 +45,7 @@ class Load:
 
 def build_model(rank: int, ranks: int, port: int, folder: Path) -> Any:
     """The model of a draft worker, with the weights that SGLang reads at its start and with the shared map."""
-    from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
     from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
     from sglang.srt.distributed.device_communicators import pynccl
     from sglang.srt.layers.dp_attention import initialize_dp_attention
@@ -68,8 +67,6 @@ def build_model(rank: int, ranks: int, port: int, folder: Path) -> Any:
     initialize_model_parallel()
     initialize_dp_attention(server_args=arguments)
     config = ModelConfig.from_server_args(arguments, model_path=str(folder / "draft"), is_draft_model=True)
-    if ranks > 1:
-        config = adjust_config_with_unaligned_cpu_tp(config, LoadConfig(), ranks)
     torch.set_default_dtype(torch.float32)
     model = LlamaForCausalLMEagle3(config.hf_config)
     start(model, folder / "draft" / "model.safetensors")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.pod_settings import TRAFFIC_SECRET
-from aurora_runtime.engine.draft_report import DraftReport
+from aurora_runtime.engine.draft_load.draft_report import DraftReport
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS

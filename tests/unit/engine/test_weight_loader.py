@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aurora_runtime.engine import loaded_digest
+from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.engine.weight_loader import load_draft
 from tests.unit.engine.sglang_draft import DRAFT_VOCABULARY, Draft, file_tensors, load_request
 
