@@ -95,7 +95,6 @@ def _put_back_on_failure(model: Any, parameters: Sequence[str]) -> Iterator[None
         raise
 
 
-@torch.no_grad()
 def _write(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameters[name].data.copy_(value)
