@@ -10,8 +10,8 @@ write. So this module hashes the file before the pause, and checks after the loa
 hash in the engine would lengthen the pause.
 
 Two rules check the checksum, without trust in our loader. A file that was loaded before in this engine start must give
-the same checksum again. A file that is new to this engine start, and not the one that the engine reports already, must
-change the checksum.
+the same checksum again. A file that is new to this engine start must change the checksum, unless the engine may hold
+parts of this file already.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class DraftSwap:
             raise EngineFault(
                 f"version {draft.version}: the engine's checksum is not the one that this file gave before"
             )
-        if known is None and report.checksum == before.checksum and not before.is_of(draft.digest):
+        if known is None and report.checksum == before.checksum and before.rules_out(draft.digest):
             raise EngineFault(f"version {draft.version}: the engine did not load the file, its checksum did not change")
         self._checksums[draft.digest] = report.checksum
         self._observed, self._confirmed = (version, report), draft.digest

@@ -21,6 +21,8 @@ DIGEST_TENSOR: Final = "aurora.digest"
 """Name of the uint8 tensor that carries the SHA-256 of this file to the loader."""
 DIGEST_BUFFER: Final = "aurora_draft_"
 """Start of the name of the buffer with which the engine reports the file that it loaded. The file's digest follows."""
+IN_PARTS: Final = "0" * 64
+"""What the engine reports instead of a digest while its draft may hold parts of two files."""
 
 
 def _pickled_text(value: str) -> bytes:

@@ -28,7 +28,7 @@ from aurora_runtime.engine import vocabulary_plugin
 from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP
 from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.engine.draft_load.tensor_destinations import EMBEDDING, check_destinations
-from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.engine.path_payload import DIGEST_TENSOR, IN_PARTS, PATH_TENSOR
 from aurora_runtime.errors import EngineFault, RuntimeFault
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _load(model: Any, tensors: dict[str, Tensor], digest: str) -> None:
     parameters = check_destinations(model, weights)
     vocabulary_plugin.check_map(model, offsets)
     with _put_back_on_failure(model, parameters):
-        loaded_digest.write_digest(model, "")
+        loaded_digest.write_digest(model, IN_PARTS)
         model.load_weights(list(weights.items()))
         vocabulary_plugin.replace_map(model, offsets)
         loaded_digest.write_digest(model, digest)
@@ -84,7 +84,6 @@ def _put_back_on_failure(model: Any, parameters: Sequence[str]) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        loaded_digest.write_digest(model, "")
         try:
             _write(named, former)
             vocabulary_plugin.write_map(model, former_map)

@@ -13,6 +13,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from aurora_runtime.engine.draft_swap import DraftSwap, load_in_pause
+from aurora_runtime.engine.path_payload import IN_PARTS
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, EngineGone
 from tests.unit.fakes import KEY, FakeEngine
@@ -125,8 +126,8 @@ async def test_a_load_is_confirmed_by_version_digest_and_checksum(scene: Scene) 
     [
         ("silent", "holds version 0 after the update to version 1"),
         ("version", "holds version 99"),
-        ("unloaded", "version 1: the engine holds the draft of no load, and 11507a0e2f5e was asked for"),
-        ("one rank", "holds the draft 11507a0e2f5e and of no load, and 11507a0e2f5e was asked for"),
+        ("unloaded", "version 1: the engine holds the draft of its start, and 11507a0e2f5e was asked for"),
+        ("one rank", "holds the draft 11507a0e2f5e and of its start, and 11507a0e2f5e was asked for"),
         ("no draft", "no checksums in the answer"),
     ],
 )
@@ -197,6 +198,18 @@ async def test_a_file_that_changes_during_the_load_is_not_confirmed(
     with pytest.raises(EngineFault, match="the file changed while the engine loaded it"):
         await swap.load(draft)
     assert not swap.has_confirmed(draft.digest)
+
+
+async def test_a_draft_in_parts_is_never_taken_for_the_one_that_the_engine_started_with(scene: Scene) -> None:
+    swap, old = DraftSwap(scene.client), scene.file(0, b"old")
+    scene.engine.digests = ["", IN_PARTS]
+    await swap.remember_checksum(old)
+    assert not await swap.holds(old)
+    scene.engine.faults = {UPDATE: "unloaded"}
+    with pytest.raises(EngineFault, match="holds the draft of its start and in parts"):
+        await swap.load(old)
+    await swap.restore(old)
+    assert scene.engine.digests == [old.digest] * 2
 
 
 async def test_the_checksum_of_another_file_is_not_remembered(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aurora_runtime.engine.path_payload import DIGEST_BUFFER
+from aurora_runtime.engine.path_payload import DIGEST_BUFFER, IN_PARTS
 
 SHORT: Final = 12
 """Characters of a digest in messages."""
@@ -25,8 +25,8 @@ class DraftReport:
     Attributes:
         checksum: one digest over the checksums of the weights and of the map on every rank, in the order of ranks. It
             is comparable within one engine start only.
-        digests: for each rank the SHA-256 of the file that was loaded last. Empty for a rank on which no load ended
-            whole since the engine's start.
+        digests: for each rank the SHA-256 of the file that it holds. Empty for a rank that holds the draft that the
+            engine started with, and ``IN_PARTS`` for one whose draft is not whole.
     """
 
     checksum: str
@@ -36,14 +36,18 @@ class DraftReport:
         """Whether every rank holds the whole file with this digest."""
         return set(self.digests) == {digest}
 
+    def rules_out(self, digest: str) -> bool:
+        """Whether no rank may hold any part of the file with this digest."""
+        return digest not in self.digests and IN_PARTS not in self.digests
+
     @property
     def is_of_start(self) -> bool:
-        """Whether no rank reports a load since the engine's start."""
+        """Whether every rank still holds the draft that the engine started with."""
         return not any(self.digests)
 
     def __str__(self) -> str:
-        names = dict.fromkeys(digest[:SHORT] or "of no load" for digest in self.digests)
-        return " and ".join(names)
+        words = {"": "of its start", IN_PARTS: "in parts"}
+        return " and ".join(dict.fromkeys(words.get(digest, digest[:SHORT]) for digest in self.digests))
 
 
 def draft_report(answer: Any) -> DraftReport:

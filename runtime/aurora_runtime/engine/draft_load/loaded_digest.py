@@ -4,8 +4,8 @@ SGLang's ``/weights_checker`` answers with a checksum for each named tensor of t
 The name is the only text in this answer. So the digest is the name of a small buffer of the draft model, and the agent
 compares the digest exactly, for every rank.
 
-Invariant: the buffer exists only while the draft is whole. The loader removes it before the first write, and adds it
-after the last.
+Invariant: the buffer names a file only while the draft is whole. The loader calls the draft ``IN_PARTS`` before its
+first write, and sets the file's digest after the last.
 
 Only SGLang's scheduler imports this module, because it needs torch.
 """
@@ -25,13 +25,13 @@ _FAILURE: Final = "aurora_load_failure"
 
 
 def read_digest(model: torch.nn.Module) -> str:
-    """The digest of the file that was loaded last. Empty when none was loaded whole since the engine's start."""
+    """The digest of the file that the draft holds. Empty when the draft is the one that the engine started with."""
     names = (name for name, _ in model.named_buffers(recurse=False))
     return next((name.removeprefix(DIGEST_BUFFER) for name in names if name.startswith(DIGEST_BUFFER)), "")
 
 
 def write_digest(model: torch.nn.Module, digest: str) -> None:
-    """Report ``digest`` from now on. An empty digest means that the draft may not be whole."""
+    """Report ``digest``, as :func:`read_digest` returns it, from now on."""
     if former := read_digest(model):
         delattr(model, DIGEST_BUFFER + former)
     if digest:

@@ -80,7 +80,8 @@ class Swapper:
     async def recover(self, boot: str) -> None:
         """Once per engine start, close an update that a dead agent left open and make the engine's draft ``current``.
 
-        Raises :class:`EngineFault` while the engine does not answer.
+        When the engine took a version over without its draft, ``current`` is loaded again. Raises :class:`EngineFault`
+        while the engine does not answer.
         """
         async with self._lock:
             # The engine of a withdrawn pod may hold a trial draft, which `current` must never follow.
