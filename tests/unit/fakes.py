@@ -22,6 +22,7 @@ from aiohttp.test_utils import TestServer
 from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.engine.draft_config import config_json, lineage_config
+from aurora_runtime.engine.path_payload import DIGEST_BUFFER, DIGEST_TENSOR, PATH_TENSOR
 from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
@@ -146,9 +147,10 @@ class FakeEngine:
     """SGLang's admin API over a draft that is a file's bytes. ``faults`` maps a route to the fault of its next call.
 
     ``before``: status 500, nothing done. ``after``: done, then status 500. ``silent``: status 200, nothing done.
-    ``unloaded``: the version changes, the weights stay. ``version``: the weights load under another version. ``slow``:
-    status 200 after a while, nothing done. ``gone``: the connection ends instead of an answer. One call uses up a
-    fault, unless ``faults_persist`` is set. An engine without a ``key`` refuses a call that carries one.
+    ``unloaded``: the version changes, the weights and their digest stay. ``one rank``: as ``unloaded``, but only on the
+    last rank. ``no draft``: the version changes, and there are no weights. ``version``: the weights load under another
+    version. ``slow``: status 200 after a while, nothing done. ``gone``: the connection ends instead of an answer. One
+    call uses up a fault, unless ``faults_persist`` is set. An engine without a ``key`` refuses a call that carries one.
     """
 
     def __init__(self, key: str | None = KEY) -> None:
@@ -156,6 +158,7 @@ class FakeEngine:
         self.ranks: int | None = 2
         self.has_running_requests = False
         self.weights = b""
+        self.digests = ["", ""]  # what each rank reports
         self.version = "0"
         self.paused = False
         self.updating = False
@@ -251,7 +254,8 @@ class FakeEngine:
             assert body == {"torch_empty_cache": False}
             self.paused = False
         else:
-            return web.json_response({"success": True, "ranks": [{"checksums": {"w": self.checksum()}}]})
+            ranks = [{"checksums": {"w": self.checksum(), **self._digest_buffer(digest)}} for digest in self.digests]
+            return web.json_response({"success": True} | ({"ranks": ranks} if ranks else {}))
         return web.json_response({"success": True})
 
     def _load(self, body: dict[str, object], fault: str) -> None:
@@ -261,9 +265,23 @@ class FakeEngine:
         payloads = body["serialized_named_tensors"]
         assert isinstance(payloads, list)
         assert len(payloads) == self.ranks, "one per tensor-parallel rank"
-        if fault != "unloaded":
-            self.weights = Path(path_of(payloads[0])).read_bytes()
+        path, digest = request_of(payloads[0])
+        if fault == "no draft":
+            self.digests = []
+        elif fault != "unloaded":
+            self.weights = Path(path).read_bytes()
+            changed = len(self.digests) - (fault == "one rank")
+            self.digests[:changed] = [digest] * changed
         self.version = "99" if fault == "version" else str(body["weight_version"])
+
+    def start(self, weights: bytes, version: str) -> None:
+        """Start again with a draft that no load has brought."""
+        self.weights, self.version, self.digests = weights, version, ["", ""]
+        self.paused = self.updating = False
+
+    @staticmethod
+    def _digest_buffer(digest: str) -> dict[str, str]:
+        return {f"draft.{DIGEST_BUFFER}{digest}": "0"} if digest else {}
 
     def checksum(self) -> str:
         return hashlib.sha256(self.weights).hexdigest()
@@ -274,8 +292,8 @@ class FakeEngine:
             yield str(server.make_url("")).rstrip("/")
 
 
-def path_of(payload: str) -> str:
-    """The path in a loader's payload, read with torch as SGLang reads it."""
-    ((name, tensor),) = pickle.loads(base64.b64decode(payload))  # noqa: S301 - written by the code under test
-    assert name == "aurora.path"
-    return bytes(tensor.tolist()).decode()
+def request_of(payload: str) -> tuple[str, str]:
+    """The path and the digest in a loader's payload, read with torch as SGLang reads it."""
+    path, digest = pickle.loads(base64.b64decode(payload))  # noqa: S301 - written by the code under test
+    assert (path[0], digest[0]) == (PATH_TENSOR, DIGEST_TENSOR)
+    return bytes(path[1].tolist()).decode(), bytes(digest[1].tolist()).hex()

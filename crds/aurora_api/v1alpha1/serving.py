@@ -188,8 +188,9 @@ class ServingSpec(Model):
             ),
             (
                 _refuse("--quantization", "--load-format"),
-                "extraArgs cannot set --quantization or --load-format: they apply to the draft too, and a swap would"
-                " load it only in part; serve a checkpoint that is quantized already",
+                "extraArgs cannot set --quantization or --load-format: no draft was ever measured on a target that"
+                " SGLang quantizes at its start, and a load format applies to the draft's file too; serve a checkpoint"
+                " that is quantized already",
             ),
             (
                 _refuse("--enable-lora", "--lora-paths"),

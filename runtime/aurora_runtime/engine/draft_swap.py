@@ -1,22 +1,29 @@
-"""Loads a draft file into a running engine and confirms by version and checksum that the engine took it.
+"""Loads a draft file into a running engine and confirms that the engine holds this file, and all of it.
 
 The agent's swaps, its trial drafts and the validator's engines all load drafts through this module.
 
 Invariants: a pause that may have begun is always ended, whatever an answer said. A load succeeds only when the engine
-reports the draft's version and the right checksum. SGLang's answer to the update proves nothing, because SGLang reports
-success even for a file that it could not load.
+reports the draft's version and, for every tensor-parallel rank, the digest of the draft's file.
 
-Two rules check the checksum. A file that was loaded before in this engine start must give the same checksum again. A
-file that is new to this engine start must change the checksum.
+The digest in the report is the one that was sent with the file's path, and the engine's loader sets it after the last
+write. So this module hashes the file before the pause, and checks after the load that the file is still the same. A
+hash in the engine would lengthen the pause.
+
+Two rules check the checksum, without trust in our loader. A file that was loaded before in this engine start must give
+the same checksum again. A file that is new to this engine start must change the checksum, unless the engine may hold
+parts of this file already.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import time
 from pathlib import Path
 from typing import Protocol
 
+from aurora_runtime.engine.draft_load.draft_report import SHORT, DraftReport
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 
@@ -38,21 +45,22 @@ class DraftFile(Protocol):
         ...
 
 
-async def load_in_pause(engine: SGLangClient, weights: Path, version: int) -> float:
-    """Load the draft in the file ``weights`` while generation is paused, and call it ``version``.
+async def load_in_pause(engine: SGLangClient, draft: DraftFile) -> float:
+    """Load ``draft`` while generation is paused.
 
     Running requests keep their state and continue afterwards. Success means only that the engine reported success:
-    :class:`DraftSwap` confirms the load.
+    :class:`DraftSwap` confirms the load. Raises :class:`EngineFault` when a call fails.
 
     Returns: seconds for which generation was paused.
     """
+    digest = draft.digest  # before the pause: this may read the file
     ranks = await engine.tensor_parallel_ranks()  # before the pause: the engine may take a while to answer this
     began = time.monotonic()
     update_ended = False
     try:
         await engine.pause_generation()
         await engine.begin_weight_update()
-        await engine.update_draft(weights, version, ranks)
+        await engine.update_draft(draft.weights, digest, draft.version, ranks)
         await engine.end_weight_update()
         update_ended = True
     finally:  # a call that failed may still have had its effect
@@ -61,6 +69,23 @@ async def load_in_pause(engine: SGLangClient, weights: Path, version: int) -> fl
                 await engine.end_weight_update()
         await engine.resume_generation()
     return time.monotonic() - began
+
+
+FileStamp = tuple[int, int, int]
+"""What changes whenever a file is replaced or written: inode, size, and time of the last change in nanoseconds."""
+
+
+def _stamp(draft: DraftFile) -> FileStamp:
+    try:
+        status = draft.weights.stat()
+    except OSError as error:
+        raise EngineFault(f"version {draft.version}: its file cannot be read: {error.strerror}") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class DraftSwap:
@@ -74,8 +99,9 @@ class DraftSwap:
         """``checksums`` maps the digest of a file to the checksum that the file is known to give in this start."""
         self._engine = engine
         self._checksums = dict(checksums or {})
-        self._observed: tuple[int, str] | None = None  # version and checksum that the engine reported last
+        self._observed: tuple[int, DraftReport] | None = None  # version and report of the engine, read last
         self._confirmed: str | None = None
+        self._hashed: dict[str, FileStamp] = {}  # the files whose content was seen to have a digest
         self.paused = False
         """Whether this object has paused generation."""
 
@@ -88,47 +114,76 @@ class DraftSwap:
 
         The engine is asked once for each version: the answer costs it a pass over the draft.
         """
+        return (await self.report(version)).checksum
+
+    async def report(self, version: int) -> DraftReport:
+        """The engine's report of the draft ``version`` that it holds. Asked once, as in :meth:`checksum`."""
         if self._observed is None or self._observed[0] != version:
-            self._observed = version, await self._engine.draft_checksum()
+            self._observed = version, await self._engine.draft_report()
         return self._observed[1]
 
     async def remember_checksum(self, draft: DraftFile) -> None:
-        """Remember the checksum of ``draft``, which the engine holds."""
-        self._checksums[draft.digest] = await self.checksum(draft.version)
+        """Remember the checksum of ``draft``, unless the engine reports that it holds another file."""
+        report = await self.report(draft.version)
+        if report.is_of_start or report.is_of(draft.digest):
+            self._checksums[draft.digest] = report.checksum
 
     async def load(self, draft: DraftFile) -> float:
         """Load ``draft`` in a pause and confirm the load. Returns the seconds for which generation was paused.
 
-        Raises :class:`EngineFault` when a call fails or the engine does not hold ``draft`` afterwards. The engine may
-        then hold either draft.
+        Raises :class:`EngineFault` when the file is not what its digest says, a call fails, or the engine does not hold
+        ``draft`` afterwards. The engine may then hold either draft.
         """
+        stamp = await self._hash(draft)
         known = self._checksums.get(draft.digest)
-        before = self._observed[1] if self._observed is not None else await self._engine.draft_checksum()
+        # Asked before the pause: an engine without a draft would call the update a success, and take the version over.
+        before = self._observed[1] if self._observed is not None else await self._engine.draft_report()
         self._forget_observation()
         self.paused = True
         try:
-            pause_seconds = await load_in_pause(self._engine, draft.weights, draft.version)
+            pause_seconds = await load_in_pause(self._engine, draft)
         finally:
             self.paused = False
-        version, checksum = await self._engine.draft_version(), await self._engine.draft_checksum()
+        version, report = await self._engine.draft_version(), await self._engine.draft_report()
         if version != draft.version:
             raise EngineFault(f"the engine holds version {version} after the update to version {draft.version}")
-        if known is not None and checksum != known:
+        if not report.is_of(draft.digest):
+            asked = draft.digest[:SHORT]
+            raise EngineFault(
+                f"version {draft.version}: the engine holds the draft {report}, and {asked} was asked for"
+            )
+        if _stamp(draft) != stamp:
+            raise EngineFault(f"version {draft.version}: the file changed while the engine loaded it")
+        if known is not None and report.checksum != known:
             raise EngineFault(
                 f"version {draft.version}: the engine's checksum is not the one that this file gave before"
             )
-        if known is None and checksum == before:
+        if known is None and report.checksum == before.checksum and before.rules_out(draft.digest):
             raise EngineFault(f"version {draft.version}: the engine did not load the file, its checksum did not change")
-        self._checksums[draft.digest] = checksum
-        self._observed, self._confirmed = (version, checksum), draft.digest
+        self._checksums[draft.digest] = report.checksum
+        self._observed, self._confirmed = (version, report), draft.digest
         return pause_seconds
+
+    async def _hash(self, draft: DraftFile) -> FileStamp:
+        """The stamp of the draft's file, whose content has the draft's digest. Raises :class:`EngineFault`."""
+        stamp = _stamp(draft)
+        if self._hashed.get(draft.digest) != stamp:
+            digest = await asyncio.to_thread(_sha256, draft.weights)
+            if digest != draft.digest or _stamp(draft) != stamp:
+                text = f"version {draft.version}: the file has the digest {digest[:SHORT]}, not {draft.digest[:SHORT]}"
+                raise EngineFault(text)
+            self._hashed[draft.digest] = stamp
+        return stamp
 
     async def holds(self, draft: DraftFile) -> bool:
         """Whether the engine reports that it holds ``draft``. The checksum of ``draft`` must be known."""
         self._forget_observation()
         if await self._engine.draft_version() != draft.version:
             return False
-        if await self.checksum(draft.version) != self._checksums.get(draft.digest):
+        report = await self.report(draft.version)
+        if not (report.is_of_start or report.is_of(draft.digest)):
+            return False
+        if report.checksum != self._checksums.get(draft.digest):
             return False
         self._confirmed = draft.digest
         return True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, Final
 import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, LiveCounters
+from aurora_runtime.engine.draft_load.draft_report import DraftReport, draft_report
 from aurora_runtime.engine.live_counters import live_counters
 from aurora_runtime.engine.path_payload import LOADER, path_payload
 from aurora_runtime.errors import EngineFault, EngineGone, EngineUnreachable
@@ -147,20 +147,18 @@ class SGLangClient:
             raise EngineFault(f"/model_info: weight_version {text!r} is not the number of a draft version")
         return int(text)
 
-    async def draft_checksum(self) -> str:
-        """One digest over the checksums of the draft's weights on every rank, in the order of ranks.
-
-        SGLang's own ``per_engine_checksum`` is not used, because SGLang returns one even when there is no draft.
-        """
+    async def draft_report(self) -> DraftReport:
+        """What the engine reports of the draft that it holds. Raises :class:`EngineFault` when it has no draft."""
         body = {"action": "checksum", "selector": "draft"}
         answer = await self._json("POST", "/weights_checker", body, timeout_seconds=CONTROL_SECONDS)
         try:
-            checksums = [rank["checksums"] for rank in answer["ranks"]]
-        except (KeyError, TypeError) as error:
-            raise EngineFault("/weights_checker: no checksums in the answer") from error
-        if not checksums or not all(checksums):
-            raise EngineFault("/weights_checker: no draft weights in the answer")
-        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+            return draft_report(answer)
+        except ValueError as error:
+            raise EngineFault(f"/weights_checker: {error}") from error
+
+    async def draft_checksum(self) -> str:
+        """The checksum of :meth:`draft_report`."""
+        return (await self.draft_report()).checksum
 
     async def flush_prefix_cache(self) -> None:
         """Empty the prefix cache. Raises :class:`EngineFault` while requests are running."""
@@ -182,10 +180,16 @@ class SGLangClient:
         """Open an update of the draft's weights. Raises :class:`EngineFault` when an update is open already."""
         await self._command("/begin_weight_update", {"selector": "draft"}, timeout_seconds=CONTROL_SECONDS)
 
-    async def update_draft(self, weights: Path, version: int, ranks: int) -> None:
-        """Load the draft in the file ``weights`` (as the engine sees it) and call it ``version``."""
+    async def update_draft(self, weights: Path, digest: str, version: int, ranks: int) -> None:
+        """Load the draft in the file ``weights`` (as the engine sees it) and call it ``version``.
+
+        Raises :class:`EngineFault` with the reason when the engine did not load the draft.
+
+        Args:
+            digest: SHA-256 of the file, which the engine reports once it holds the whole file.
+        """
         body = {
-            "serialized_named_tensors": [path_payload(weights)] * ranks,
+            "serialized_named_tensors": [path_payload(weights, digest)] * ranks,
             "selector": "draft",
             "load_format": LOADER,
             "flush_cache": False,

@@ -13,6 +13,13 @@ from aurora_runtime.engine.path_payload import LOADER
 SPECULATION_VARIABLE: Final = "AURORA_SPECULATION"
 """The variable with the settings of the plugin ``aurora_speculation``. Without it the plugin does nothing."""
 SPECULATION_PLUGIN: Final = "aurora_speculation"
+UNQUANTIZED: Final = "unquant"
+"""SGLang's word for a model without quantization (sglang/srt/arg_groups/choices.py:65).
+
+By default a draft takes the target's ``--quantization`` (sglang/srt/arg_groups/serving_hook.py:685), and a swap cannot
+write into quantized parameters. The flag changes nothing for other targets: the quantization that a checkpoint's own
+configuration names is never the draft's.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Eagle3:
         return [
             *("--speculative-algorithm", self.spec.architecture.value),
             *("--speculative-draft-model-path", str(self.folder)),
+            *("--speculative-draft-model-quantization", UNQUANTIZED),
             *("--speculative-num-steps", str(self.spec.steps)),
             *("--speculative-eagle-topk", str(self.spec.branching)),
             *("--speculative-num-draft-tokens", str(self.spec.tokens_per_round)),

@@ -1,9 +1,11 @@
-"""The entry point ``sglang.srt.plugins: aurora_vocabulary``: lets a running engine take another vocabulary map.
+"""The entry point ``sglang.srt.plugins: aurora_vocabulary``: lets a running engine take another draft and its map.
 
 Stock SGLang copies a draft's map (draft id to target id) into its worker once, at the start
 (sglang/srt/speculative/eagle_worker_v2.py:365-369). The hook makes the worker and the model share one tensor, a buffer
 of the model, so that a swap can write another map into this tensor. Captured CUDA graphs read the same memory. Because
 the map is a buffer, the checksum that is compared after a swap covers it.
+
+A second hook lets SGLang answer that a load failed (:mod:`aurora_runtime.engine.draft_load.loaded_digest`).
 
 Invariant: a map changes only together with the weights that were trained with it. A token that the old weights proposed
 may still be mapped by the new map. This concerns at most the first proposed token of each running request, and the
@@ -17,7 +19,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.engine.draft_load import loaded_digest
+from aurora_runtime.errors import DraftRefused, EngineMismatch
 from aurora_runtime.sglang_version import require_sglang
 
 PLUGIN: Final = "aurora_vocabulary"
@@ -35,26 +38,56 @@ def share_map(result: None, worker: Any, *args: object, **kwargs: object) -> Non
     model.register_buffer(_MAP_BUFFER, ids, persistent=False)
 
 
-def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
-    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id minus draft id) over the model's map.
+def check_map(model: torch.nn.Module, offsets: Tensor) -> None:
+    """Raise unless :func:`replace_map` can write ``offsets`` ``[draft_vocab]``. Changes nothing.
 
-    Raises :class:`EngineMismatch` when the map differs and this engine was started without the hook.
+    Raises:
+        EngineMismatch: the map differs, and this engine was started without the hook.
+        DraftRefused: the map has another size or another dtype.
     """
-    ids = offsets + torch.arange(offsets.shape[0])
     current = getattr(model, _MAP_BUFFER, None)
-    if current is not None and current.shape == ids.shape and torch.equal(current.cpu(), ids):
-        return
-    if _MAP_BUFFER not in dict(model.named_buffers(recurse=False)):
+    size = None if current is None else tuple(current.shape)
+    if offsets.dtype != torch.int64 or size not in (None, tuple(offsets.shape)):
+        raise DraftRefused(f"the map has shape {list(offsets.shape)} and {offsets.dtype}, expected {size} of int64")
+    if not _is_shared(model) and (current is None or not torch.equal(current.cpu(), _ids(offsets))):
         raise EngineMismatch(
             f"this draft has another vocabulary map, which needs the plugin {PLUGIN}: add it to SGLANG_PLUGINS"
         )
-    assert isinstance(current, Tensor)
-    current.copy_(ids)
+
+
+def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
+    """Write the map ``offsets`` ``[draft_vocab]`` (``d2t``: target id minus draft id) over the model's map.
+
+    Raises as :func:`check_map` does.
+    """
+    check_map(model, offsets)
+    write_map(model, _ids(offsets) if _is_shared(model) else None)
+
+
+def copy_map(model: torch.nn.Module) -> Tensor | None:
+    """A copy of the map for :func:`write_map`. None when no load can change the map."""
+    return model.get_buffer(_MAP_BUFFER).to("cpu", copy=True) if _is_shared(model) else None
+
+
+def write_map(model: torch.nn.Module, ids: Tensor | None) -> None:
+    """Write the target ids ``[draft_vocab]`` over the model's map. None leaves the map as it is."""
+    if ids is not None:
+        model.get_buffer(_MAP_BUFFER).copy_(ids)
+
+
+def _ids(offsets: Tensor) -> Tensor:
+    return offsets + torch.arange(offsets.shape[0])
+
+
+def _is_shared(model: torch.nn.Module) -> bool:
+    """Whether the worker reads the model's map, so that a swap may change the map."""
+    return _MAP_BUFFER in dict(model.named_buffers(recurse=False))
 
 
 def install() -> None:
-    """Register the hook. It does nothing in an engine without a draft. Raises :class:`EngineMismatch`."""
+    """Register the hooks. They do nothing in an engine without a draft. Raises :class:`EngineMismatch`."""
     require_sglang(f"the plugin {PLUGIN}")
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(HOOKED_FUNCTION, share_map, HookType.AFTER)
+    HookRegistry.register(loaded_digest.HOOKED_FUNCTION, loaded_digest.answer_failure, HookType.AFTER)

@@ -151,7 +151,7 @@ class Recovery:
 
     async def settle(self, requests: int) -> None:
         """Answer JSON requests with the good draft."""
-        await self._swap(self._good.weights, self._good.version)
+        await self._swap(self._good)
         self._servers.max_new_tokens = SETTLING_TOKENS
         await self._servers.run(self._pod, self._next("json", requests), self._concurrency)
 
@@ -159,7 +159,7 @@ class Recovery:
         """Let ``event`` happen, and measure until the last window ends. Raises MeasurementError."""
         if event == "worse draft":
             self._version += 1  # as a promotion does, and so without the estimates of earlier drafts
-            await self._swap(self._wrong / WEIGHTS, self._version)
+            await self._swap(FetchedDraft(self._wrong, self._version))
         self._servers.max_new_tokens = ANSWER_TOKENS
         batches, rounds = list[PairedBatch](), 0.0
         while rounds < WINDOWS[-1]:
@@ -178,9 +178,9 @@ class Recovery:
     def _next(self, domain: str, count: int) -> list[list[int]]:
         return [next(self._prompts[domain]) for _ in range(count)]
 
-    async def _swap(self, weights: Path, version: int) -> None:
+    async def _swap(self, draft: FetchedDraft) -> None:
         engine = self._servers.engines.admin(CONTROLLED)
-        await load_in_pause(engine, weights, version)
+        await load_in_pause(engine, draft)
         await engine.flush_prefix_cache()
 
 

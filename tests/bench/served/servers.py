@@ -144,6 +144,6 @@ class Servers:
         The cache holds keys of the previous draft, and the same prompts come again.
         """
         engine = self.engines.admin(server)
-        await load_in_pause(engine, draft.weights, draft.version)
+        await load_in_pause(engine, draft)
         await engine.flush_prefix_cache()
         self._loaded[server] = draft

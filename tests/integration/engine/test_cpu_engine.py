@@ -5,6 +5,7 @@ The servers compute in fp32, so that answers can be compared for equality. In bf
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import pickle
@@ -16,6 +17,12 @@ from typing import Any
 
 import pytest
 
+from aurora_runtime.engine.draft_swap import DraftSwap
+from aurora_runtime.engine.path_payload import LOADER
+from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.speculation_flags import Ngram
+from aurora_runtime.errors import EngineFault
+from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
@@ -126,9 +133,25 @@ def swap_while_serving(server: Server, draft: Path, expected: str) -> None:
 
 
 def test_ngram_gives_the_same_answers(model: Path, answers_without_speculation: list[str]) -> None:
-    ngram = ["--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "4"]
-    with sglang_server(model, extra_args=[*FP32, *ngram]) as server:
+    with sglang_server(model, extra_args=[*FP32, *Ngram(4).arguments()]) as server:
         assert answers(server) == answers_without_speculation
+
+
+def test_an_engine_without_a_draft_takes_no_draft_and_no_version(model: Path, tmp_path: Path) -> None:
+    """SGLang itself calls an update that reaches no draft a success, and takes its version over."""
+    draft = FetchedDraft(write_random_draft(tmp_path, model), 7)
+    flags = [*Ngram(4).arguments(), "--custom-weight-loader", LOADER, "--weight-version", "0"]
+
+    async def load(server: Server) -> int:
+        async with open_session() as session:
+            engine = SGLangClient(session, server.url)
+            with pytest.raises(EngineFault, match="/weights_checker: no checksums in the answer"):
+                await DraftSwap(engine).load(draft)
+            return await engine.draft_version()
+
+    with sglang_server(model, extra_args=[*FP32, *flags]) as server:
+        assert asyncio.run(load(server)) == 0
+        assert "Paris" in answer(server, PROMPTS[0])[0]
 
 
 def test_a_tree_of_drafts_gives_the_same_answers(

@@ -13,18 +13,23 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from aiohttp import ClientSession
+from safetensors.torch import load_file, save_file
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.pod_settings import TRAFFIC_SECRET
+from aurora_runtime.engine.draft_load.draft_report import DraftReport
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
+from aurora_runtime.errors import EngineFault
 from aurora_runtime.request_privacy import NO_TAG, tag_key, tag_number
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status
 from tests.assets.s3 import S3, seaweedfs
@@ -151,6 +156,7 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     pod, url = world.pod, world.pod.engine_url
     prompts = [prompt + prompt[-1:] for prompt in prompts_of(world.target)]
     before = [_stream(url, prompt, 48) for prompt in prompts]
+    assert reported(world).is_of_start
     old = pod.state()
     assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
     swap = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
@@ -164,6 +170,7 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     assert [_stream(url, prompt, 48) for prompt in prompts] == before
     assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
     assert new.checksum != old.checksum
+    assert reported(world).is_of(world.versions[1].digest)
     assert new.swap.pause_seconds is not None
     print(f"swap under load: generation paused for {new.swap.pause_seconds:.3f} s")
     assert pod.folder.current.resolve().name.startswith("00000001-")
@@ -177,6 +184,16 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     assert 'aurora_agent_swaps_total{result="success"} 1.0' in text
 
 
+def reported(world: World) -> DraftReport:
+    """What the engine reports of its draft."""
+
+    async def ask() -> DraftReport:
+        async with ClientSession() as session:
+            return await SGLangClient(session, world.pod.engine_url, ADMIN_KEY).draft_report()
+
+    return asyncio.run(ask())
+
+
 def test_a_swap_back_gives_the_first_checksum_again(world: World) -> None:
     pod = world.pod
     assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
@@ -184,6 +201,7 @@ def test_a_swap_back_gives_the_first_checksum_again(world: World) -> None:
     assert pod.request_swap(SwapRequest(version=0, digest=world.versions[0].digest, epoch=3)) == 202
     zero = pod.wait_until_swap_ends()
     assert (zero.version, zero.swap.phase) == (0, SwapPhase.IDLE)
+    assert reported(world).is_of(world.versions[0].digest)
     assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=4)) == 202
     assert pod.wait_until_swap_ends().checksum == one.checksum != zero.checksum
 
@@ -196,6 +214,7 @@ def test_a_swap_replaces_the_vocabulary_map_too(world: World) -> None:
         assert pod.request_swap(SwapRequest(version=version, digest=world.versions[version].digest, epoch=epoch)) == 202
         state = pod.wait_until_swap_ends()
         assert (state.version, state.swap.phase, state.swap.error) == (version, SwapPhase.IDLE, "")
+        assert reported(world).is_of(world.versions[version].digest)
         answer = generate(pod.engine_url, prompt)
         accepted.append((state.checksum, answer["output_ids"], answer["meta_info"]["spec_num_correct_drafts"]))
     (first, text, drafts), other, again = accepted
@@ -215,16 +234,39 @@ def test_a_draft_with_an_impossible_vocabulary_map_never_reaches_the_engine(worl
     assert (after.version, after.checksum, after.engine_ready) == (before.version, before.checksum, True)
 
 
-def test_the_engine_survives_a_file_that_cannot_be_loaded(world: World) -> None:
-    async def push() -> tuple[str, str]:
+@dataclass(frozen=True)
+class File:
+    """A file that no lineage knows, as version 99."""
+
+    weights: Path
+    version: int = 99
+    digest: str = "ab" * 32
+
+
+@pytest.mark.parametrize("fault", ["gone", "too few rows", "too many rows", "a tensor is missing"])
+def test_a_file_that_cannot_be_loaded_changes_nothing_and_the_engine_says_why(
+    world: World, tmp_path: Path, fault: str
+) -> None:
+    current, name = world.pod.folder.current.resolve() / "model.safetensors", "midlayer.self_attn.v_proj.weight"
+    tensors = load_file(current)
+    value, file = tensors.pop(name), File(tmp_path / "model.safetensors")
+    changed = {"too few rows": {name: value[:-1].clone()}, "too many rows": {name: torch.cat((value, value))}}
+    if fault != "gone":
+        save_file(tensors | changed.get(fault, {}), file.weights)
+
+    async def push() -> tuple[str, DraftReport, DraftReport, int]:
         async with ClientSession() as session:
             engine = SGLangClient(session, world.pod.engine_url, ADMIN_KEY)
-            before = await engine.draft_checksum()
-            await load_in_pause(engine, Path("/nonexistent.safetensors"), world.pod.state().version or 0)
-            return before, await engine.draft_checksum()
+            before = await engine.draft_report()
+            with pytest.raises(EngineFault) as refused:
+                await load_in_pause(engine, file)
+            return str(refused.value), before, await engine.draft_report(), await engine.draft_version()
 
-    before, after = asyncio.run(push())
+    why, before, after, version = asyncio.run(push())
+    assert "the draft was not loaded" in why
+    assert ("No such file" if fault == "gone" else "v_proj") in why
     assert before == after
+    assert version == world.pod.state().version, "SGLang does not take the version of a failed load over"
     assert generate(world.pod.engine_url, [1, 2, 3], 4)["output_ids"]
 
 

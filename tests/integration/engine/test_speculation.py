@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
-from aurora_runtime.engine.draft_swap import load_in_pause
+from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
+from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
@@ -172,8 +173,7 @@ def test_a_swap_while_rounds_alternate_changes_no_answer(
 ) -> None:
     async def swap() -> None:
         async with open_session() as session:
-            weights = controlled.other_draft / "model.safetensors"
-            await load_in_pause(SGLangClient(session, controlled.server.url), weights, 1)
+            await DraftSwap(SGLangClient(session, controlled.server.url)).load(FetchedDraft(controlled.other_draft, 1))
 
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(controlled.ask, prompt) for prompt in controlled.prompts]

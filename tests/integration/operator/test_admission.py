@@ -187,6 +187,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"validation": {"concurrencies": [1, 512]}}, "must not exceed serving.maxRunningRequests"),
     (arguments("--quantization", "fp8"), "extraArgs cannot set --quantization"),
+    (arguments("--speculative-draft-model-quantization", "fp8"), "extraArgs cannot set how SGLang speculates"),
+    (arguments("--speculative-draft-model-q=fp8"), "extraArgs cannot set how SGLang speculates"),
     (arguments("--load-format", "dummy"), "extraArgs cannot set --quantization or --load-format"),
     (arguments("--enable-lora"), "extraArgs cannot enable LoRA"),
     (arguments("--nnodes", "2"), "each pod runs a whole engine"),

@@ -13,6 +13,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from aurora_runtime.engine.draft_swap import DraftSwap, load_in_pause
+from aurora_runtime.engine.path_payload import IN_PARTS
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, EngineGone
 from tests.unit.fakes import KEY, FakeEngine
@@ -25,10 +26,11 @@ UPDATE = "update_weights_from_tensor"
 class File:
     version: int
     weights: Path
+    claimed: str = ""
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        return self.claimed or hashlib.sha256(self.weights.read_bytes()).hexdigest()
 
 
 @dataclass
@@ -57,7 +59,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_a_draft_is_loaded_in_a_pause(scene: Scene) -> None:
     before = await scene.client.draft_checksum()
     scene.engine.calls.clear()
-    assert await load_in_pause(scene.client, scene.file(7, b"new").weights, 7) > 0
+    assert await load_in_pause(scene.client, scene.file(7, b"new")) > 0
     assert scene.engine.calls == [*SWAP_ROUTES]
     assert scene.runs_normally()
     assert await scene.client.draft_version() == 7
@@ -68,21 +70,21 @@ async def test_a_draft_is_loaded_in_a_pause(scene: Scene) -> None:
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("route", SWAP_ROUTES)
 async def test_a_load_that_fails_leaves_no_pause_and_no_update_open(scene: Scene, route: str, fault: str) -> None:
-    weights = scene.file(7, b"new").weights
+    draft = scene.file(7, b"new")
     scene.engine.faults = {route: fault}
     if route == "continue_generation":
-        await load_in_pause(scene.client, weights, 7)
+        await load_in_pause(scene.client, draft)
     else:
         with pytest.raises(EngineFault, match=route):
-            await load_in_pause(scene.client, weights, 7)
+            await load_in_pause(scene.client, draft)
     assert scene.runs_normally()
-    await load_in_pause(scene.client, weights, 8)
+    await load_in_pause(scene.client, File(8, draft.weights))
     assert (await scene.client.draft_version(), scene.runs_normally()) == (8, True)
 
 
 async def test_a_load_that_is_cancelled_leaves_no_pause_and_no_update_open(scene: Scene) -> None:
     scene.engine.faults = {UPDATE: "slow"}
-    task = asyncio.create_task(load_in_pause(scene.client, scene.file(7, b"new").weights, 7))
+    task = asyncio.create_task(load_in_pause(scene.client, scene.file(7, b"new")))
     async with asyncio.timeout(10):
         while UPDATE not in scene.engine.calls:  # noqa: ASYNC110 - the calls are all there is
             await asyncio.sleep(0.01)
@@ -96,18 +98,18 @@ async def test_a_load_that_is_cancelled_leaves_no_pause_and_no_update_open(scene
 async def test_an_engine_that_cannot_be_resumed_is_reported(scene: Scene) -> None:
     scene.engine.faults, scene.engine.faults_persist = {"continue_generation": "before"}, True
     with pytest.raises(EngineFault, match="continue_generation"):
-        await load_in_pause(scene.client, scene.file(7, b"new").weights, 7)
+        await load_in_pause(scene.client, scene.file(7, b"new"))
     assert scene.engine.calls.count("continue_generation") == 3
 
 
 async def test_an_engine_whose_ranks_are_unknown_is_not_paused(scene: Scene) -> None:
     scene.engine.ranks = None
     with pytest.raises(EngineFault, match="tp_size"):
-        await load_in_pause(scene.client, scene.file(7, b"new").weights, 7)
+        await load_in_pause(scene.client, scene.file(7, b"new"))
     assert scene.engine.calls == []
 
 
-async def test_a_load_is_confirmed_by_version_and_checksum(scene: Scene) -> None:
+async def test_a_load_is_confirmed_by_version_digest_and_checksum(scene: Scene) -> None:
     swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
     await swap.remember_checksum(old)
     assert await swap.load(new) > 0
@@ -124,7 +126,9 @@ async def test_a_load_is_confirmed_by_version_and_checksum(scene: Scene) -> None
     [
         ("silent", "holds version 0 after the update to version 1"),
         ("version", "holds version 99"),
-        ("unloaded", "version 1: the engine did not load the file"),
+        ("unloaded", "version 1: the engine holds the draft of its start, and 11507a0e2f5e was asked for"),
+        ("one rank", "holds the draft 11507a0e2f5e and of its start, and 11507a0e2f5e was asked for"),
+        ("no draft", "no checksums in the answer"),
     ],
 )
 async def test_a_load_that_did_not_happen_is_not_confirmed(scene: Scene, fault: str, why: str) -> None:
@@ -137,19 +141,88 @@ async def test_a_load_that_did_not_happen_is_not_confirmed(scene: Scene, fault: 
 
 
 async def test_a_file_must_give_the_checksum_that_it_gave_before(scene: Scene) -> None:
-    old, new = scene.file(0, b"old"), scene.file(1, b"new")
+    new = scene.file(1, b"new")
     swap = DraftSwap(scene.client, {new.digest: "another checksum"})
     with pytest.raises(EngineFault, match="not the one that this file gave before"):
         await swap.load(new)
     swap = DraftSwap(scene.client)
-    await swap.load(old)
+    await swap.load(new)
+
+
+async def test_the_engine_names_the_draft_that_it_holds_when_it_did_not_load_another(scene: Scene) -> None:
+    old, new = scene.file(0, b"old"), scene.file(1, b"new")
+    swap = DraftSwap(scene.client)
+    await swap.remember_checksum(old)
     await swap.load(new)
     scene.engine.faults = {UPDATE: "unloaded"}
-    with pytest.raises(EngineFault, match="not the one that this file gave before"):
+    with pytest.raises(EngineFault, match="holds the draft 11507a0e2f5e, and cba06b5736fa was asked for"):
         await swap.load(old)
 
 
-@pytest.mark.parametrize("fault", ["before", "after", "silent", "version", "unloaded"])
+async def test_a_new_file_must_change_the_checksum(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "checksum", lambda _: "the same")
+    with pytest.raises(EngineFault, match="its checksum did not change"):
+        await DraftSwap(scene.client).load(scene.file(1, b"new"))
+
+
+async def test_an_engine_without_a_draft_is_not_paused(scene: Scene) -> None:
+    """SGLang would call the update a success and take the version over (NGRAM)."""
+    scene.engine.digests = []
+    with pytest.raises(EngineFault, match="/weights_checker: no checksums"):
+        await DraftSwap(scene.client).load(scene.file(1, b"new"))
+    assert scene.engine.calls == ["weights_checker"]
+    assert await scene.client.draft_version() == 0
+
+
+async def test_a_file_that_is_not_what_its_digest_says_never_reaches_the_engine(scene: Scene) -> None:
+    damaged = File(1, scene.file(1, b"new").weights, claimed=hashlib.sha256(b"other").hexdigest())
+    gone = File(2, scene.folder / "gone", claimed=damaged.digest)
+    for draft, why in ((damaged, "the file has the digest 11507a0e2f5e, not d9298a10d1b0"), (gone, "cannot be read")):
+        with pytest.raises(EngineFault, match=why):
+            await DraftSwap(scene.client).load(draft)
+    assert scene.engine.calls == []
+
+
+async def test_a_file_that_changes_during_the_load_is_not_confirmed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap, new = DraftSwap(scene.client), scene.file(1, b"new")
+    draft = File(1, new.weights, claimed=new.digest)
+    apply = FakeEngine._load
+
+    def replaced(self: FakeEngine, body: dict[str, object], fault: str) -> None:
+        new.weights.write_bytes(b"another")
+        apply(self, body, fault)
+
+    monkeypatch.setattr(FakeEngine, "_load", replaced)
+    with pytest.raises(EngineFault, match="the file changed while the engine loaded it"):
+        await swap.load(draft)
+    assert not swap.has_confirmed(draft.digest)
+
+
+async def test_a_draft_in_parts_is_never_taken_for_the_one_that_the_engine_started_with(scene: Scene) -> None:
+    swap, old = DraftSwap(scene.client), scene.file(0, b"old")
+    scene.engine.digests = ["", IN_PARTS]
+    await swap.remember_checksum(old)
+    assert not await swap.holds(old)
+    scene.engine.faults = {UPDATE: "unloaded"}
+    with pytest.raises(EngineFault, match="holds the draft of its start and in parts"):
+        await swap.load(old)
+    await swap.restore(old)
+    assert scene.engine.digests == [old.digest] * 2
+
+
+async def test_the_checksum_of_another_file_is_not_remembered(scene: Scene) -> None:
+    old, new = scene.file(0, b"old"), scene.file(1, b"new")
+    await DraftSwap(scene.client).load(new)
+    swap = DraftSwap(scene.client)
+    await swap.remember_checksum(File(1, old.weights))
+    assert not await swap.holds(File(1, old.weights))
+    await swap.remember_checksum(new)
+    assert await swap.holds(new)
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "silent", "version", "unloaded", "one rank"])
 async def test_a_failed_load_restores_the_fallback(scene: Scene, fault: str) -> None:
     swap, old, new = DraftSwap(scene.client), scene.file(0, b"old"), scene.file(1, b"new")
     await swap.remember_checksum(old)

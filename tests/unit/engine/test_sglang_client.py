@@ -14,9 +14,12 @@ import pytest_asyncio
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
+from aurora_runtime.engine.draft_load.draft_report import draft_report
 from aurora_runtime.engine.draft_swap import load_in_pause
+from aurora_runtime.engine.path_payload import DIGEST_BUFFER
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import EngineFault, EngineUnreachable
+from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.unit.fakes import KEY, FakeEngine
 
 
@@ -40,10 +43,10 @@ async def scene(session: ClientSession) -> AsyncIterator[Scene]:
 
 
 async def test_a_client_without_a_key_sends_none(session: ClientSession, tmp_path: Path) -> None:
-    engine, file = FakeEngine(key=None), tmp_path / "model.safetensors"
-    file.write_bytes(b"new")
+    engine, draft = FakeEngine(key=None), FetchedDraft(tmp_path, 1)
+    draft.weights.write_bytes(b"new")
     async with engine.running() as url:
-        await load_in_pause(SGLangClient(session, url), file, 1)
+        await load_in_pause(SGLangClient(session, url), draft)
         assert engine.weights == b"new"
 
 
@@ -106,6 +109,19 @@ async def test_a_checksum_covers_every_tensor_of_every_rank(session: ClientSessi
     assert whole != await checksum_of(session, ranks({"a": "1", "b": "2"}, {"a": "3", "b": "5"}))
     assert whole != await checksum_of(session, ranks({"a": "3", "b": "4"}, {"a": "1", "b": "2"}))
     assert whole != await checksum_of(session, ranks({"a": "1", "b": "2"}))
+
+
+async def test_the_digest_of_each_rank_is_reported_beside_a_checksum_of_weights_alone() -> None:
+    name, digest = f"draft.{DIGEST_BUFFER}", "ab" * 32
+    plain = draft_report({"ranks": [{"checksums": {"draft.w": "1"}}] * 2})
+    loaded = draft_report({"ranks": [{"checksums": {"draft.w": "1", name + digest: "2"}}] * 2})
+    torn = draft_report({"ranks": [{"checksums": {"draft.w": "1", name + d: "2"}} for d in (digest, "cd" * 32)]})
+    assert plain.checksum == loaded.checksum == torn.checksum, "a draft gives one checksum, loaded or started with"
+    assert (plain.is_of_start, loaded.is_of_start, torn.is_of_start) == (True, False, False)
+    assert [report.is_of(digest) for report in (plain, loaded, torn)] == [False, True, False]
+    assert str(torn) == "abababababab and cdcdcdcdcdcd"
+    with pytest.raises(ValueError, match="no draft weights"):
+        draft_report({"ranks": [{"checksums": {name + digest: "2"}}]})
 
 
 async def test_no_call_is_lost_on_an_idle_connection_that_the_engine_closes() -> None:

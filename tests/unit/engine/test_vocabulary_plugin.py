@@ -9,7 +9,7 @@ import torch
 
 from aurora_runtime import sglang_version
 from aurora_runtime.engine import vocabulary_plugin
-from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.errors import DraftRefused, EngineMismatch
 
 
 def started() -> SimpleNamespace:
@@ -38,11 +38,12 @@ def test_a_draft_without_a_map_is_not_changed(worker: SimpleNamespace) -> None:
     assert not list(worker.draft_runner.model.named_buffers())
 
 
-def test_a_map_of_another_size_is_refused_and_changes_nothing() -> None:
+def test_a_map_of_another_size_or_dtype_is_refused_and_changes_nothing() -> None:
     worker = started()
     vocabulary_plugin.share_map(None, worker)
-    with pytest.raises(RuntimeError):
-        vocabulary_plugin.replace_map(worker.draft_runner.model, torch.tensor([1, 2]))
+    for offsets in (torch.tensor([1, 2]), torch.tensor([1, 2, 5], dtype=torch.int32)):
+        with pytest.raises(DraftRefused, match="the map has shape"):
+            vocabulary_plugin.replace_map(worker.draft_runner.model, offsets)
     assert worker.hot_token_id.tolist() == [0, 2, 5]
 
 

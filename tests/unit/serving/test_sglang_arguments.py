@@ -37,6 +37,7 @@ def test_the_command_line_follows_the_spec() -> None:
         "--speculative-num-draft-tokens": "8",
         "--weight-version": "3",
         "--max-running-requests": "256",
+        "--speculative-draft-model-quantization": "unquant",
         "--custom-weight-loader": "aurora_runtime.engine.weight_loader.load_draft",
     }.items():
         assert arguments[arguments.index(flag) + 1] == value

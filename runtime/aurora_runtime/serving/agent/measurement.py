@@ -93,9 +93,9 @@ class MeasurementLease:
 
     async def _withdraw(self, request: MeasurementRequest) -> None:
         engine, current = self._withdrawn_engine.require_running(), self._pod.drafts.current()
-        version, checksum = await self._pod.engine.draft_version(), await self._pod.engine.draft_checksum()
-        if current is None or version != current.version:
-            raise EngineFault(f"the engine holds version {version}, which is not the pod's current draft")
+        version, report = await self._pod.engine.draft_version(), await self._pod.engine.draft_report()
+        if current is None or version != current.version or not (report.is_of_start or report.is_of(current.digest)):
+            raise EngineFault(f"the engine holds version {version} ({report}), which is not the pod's current draft")
         # No await from here on, so that no swap starts in between: the swapper checks for the file before it starts.
         changed = self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current
         if self._swapper.is_swapping or changed:
@@ -107,7 +107,7 @@ class MeasurementLease:
                 boot=engine.boot,
                 current_version=version,
                 current_digest=current.digest,
-                current_checksum=checksum,
+                current_checksum=report.checksum,
                 pass_sha256=pass_digest(self._token, request.measurement),
             )
         )

@@ -1,7 +1,7 @@
 """Swaps the draft that a pod serves: stage the new draft, load and confirm it, restore the previous one on failure.
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
-version and by checksum. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
+version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
 loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft
 could not be restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
 """
@@ -80,7 +80,8 @@ class Swapper:
     async def recover(self, boot: str) -> None:
         """Once per engine start, close an update that a dead agent left open and make the engine's draft ``current``.
 
-        Raises :class:`EngineFault` while the engine does not answer.
+        When the engine took a version over without its draft, ``current`` is loaded again. Raises :class:`EngineFault`
+        while the engine does not answer.
         """
         async with self._lock:
             # The engine of a withdrawn pod may hold a trial draft, which `current` must never follow.
@@ -93,11 +94,16 @@ class Swapper:
         version = await engine.draft_version()
         await engine.close_interrupted_update()
         current, staged = drafts.current(), drafts.find_staged(version)
-        if staged is not None and (current is None or current.version != version):
-            drafts.make_current(staged)
-            current = staged
         self.draft_swap = DraftSwap(engine)
-        await self.draft_swap.checksum(version)
+        report = await self.draft_swap.report(version)
+        if staged is not None and (current is None or current.version != version):
+            if report.is_of(staged.digest):
+                drafts.make_current(staged)
+                current = staged
+            elif current is not None:
+                log.warning("the engine calls its draft version %d, but holds the draft %s", version, report)
+                await self.draft_swap.remember_checksum(current)
+                await self.draft_swap.load(current)
         if current is not None and current.version == version:
             await self.draft_swap.remember_checksum(current)
 

@@ -97,9 +97,9 @@ class PodRig(Rig):
         order, current = self.folder.read_mode_order(), self.drafts.current()
         assert current is not None
         with_draft = order.mode is EngineMode.DRAFT
-        self.engine.weights = current.weights.read_bytes() if with_draft else b""
-        self.engine.version = str(current.version) if with_draft else "default"
-        self.engine.paused = self.engine.updating = False
+        self.engine.start(
+            current.weights.read_bytes() if with_draft else b"", str(current.version) if with_draft else "default"
+        )
         machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
         state = EngineState(
             boot=boot,

@@ -175,6 +175,9 @@ async def test_a_pod_whose_engine_is_not_up_or_holds_another_draft_is_not_withdr
     rig.engine.version = "3"
     with pytest.raises(EngineFault, match="not the pod's current"):
         await rig.request_lease(begin=True)
+    rig.engine.version, rig.engine.digests = "0", [rig.digests[0], rig.digests[1]]
+    with pytest.raises(EngineFault, match="not the pod's current"):
+        await rig.request_lease(begin=True)
     rig.folder.engine.unlink()
     with pytest.raises(EngineFault, match="not up"):
         await rig.request_lease(begin=True)

@@ -230,7 +230,7 @@ async def test_a_new_agent_closes_the_update_that_a_dead_one_left_open(rig: Rig,
     steps = [
         rig.client.pause_generation,
         rig.client.begin_weight_update,
-        lambda: rig.client.update_draft(draft.weights, 1, 2),
+        lambda: rig.client.update_draft(draft.weights, draft.digest, 1, 2),
         rig.client.end_weight_update,
     ]
     for step in steps[:calls]:
@@ -240,6 +240,33 @@ async def test_a_new_agent_closes_the_update_that_a_dead_one_left_open(rig: Rig,
     assert rig.serves(1 if calls >= 3 else 0), "current follows what the engine holds"
     await rig.swap(2)
     assert rig.serves(2)
+
+
+@pytest.mark.parametrize("fault", ["unloaded", "one rank"])
+async def test_a_new_agent_restores_the_draft_of_an_engine_that_only_took_the_version_over(
+    rig: Rig, fault: str
+) -> None:
+    """Otherwise a restart would start with a draft that the engine never held."""
+    rig.engine.faults = {"update_weights_from_tensor": fault}
+    draft = rig.drafts.stage(1, rig.digests[1])
+    await rig.client.update_draft(draft.weights, draft.digest, 1, 2)
+    rig.engine.unpaused_updates.clear()
+    assert rig.engine.version == "1"
+    rig.swapper = rig.new_swapper()
+    await rig.swapper.recover("boot")
+    assert rig.serves(0)
+    assert rig.engine.digests == [rig.digests[0]] * 2
+    await rig.swap(1)
+    assert rig.serves(1)
+
+
+async def test_a_failed_swap_names_the_draft_that_the_engine_holds(rig: Rig) -> None:
+    await rig.swap(1)
+    rig.engine.faults = {"update_weights_from_tensor": "unloaded"}
+    await rig.swap(2, epoch=3)
+    one, two = (rig.digests[version][:12] for version in (1, 2))
+    assert f"the engine holds the draft {one}, and {two} was asked for" in rig.swapper.status.error
+    assert rig.serves(1)
 
 
 async def test_a_request_before_the_engine_is_up_is_not_accepted(rig: Rig) -> None:
