@@ -73,6 +73,29 @@ def served_speedup() -> Figure:
     return figure
 
 
+def load_sweep() -> Figure:
+    """How fast are pods against no speculation, by requests in flight?"""
+    figure, (panel,) = _figure(1, height=3.6)
+    rows = [row for row in load("served-speedup")["load"]["rows"] if "against_off" in row]
+    colours = {"NGRAM": RED, "EAGLE-3 untrained": GREY, "EAGLE-3 after": AMBER, "controller": BLUE}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        colour = next(colour for start, colour in colours.items() if arm.startswith(start))
+        chosen = [row for row in rows if row["arm"] == arm]
+        at = [row["concurrency"] for row in chosen]
+        low, middle, high = ([row["against_off"][key] for row in chosen] for key in ("low", "estimate", "high"))
+        style = ":" if "fresh" in arm else "-"
+        panel.plot(at, middle, style, color=colour, marker="o", markersize=4, label=arm.replace("EAGLE-3", "draft"))
+        panel.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+    panel.axhline(1, color=GREY, linestyle=":")
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(at, [str(each) for each in at])
+    panel.set_ylim(bottom=0)
+    panel.set_xlabel("requests in flight")
+    panel.set_ylabel("speed against no speculation")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def _tokens_learned(arm: str) -> float:
     """Thousands of answer tokens that the draft of ``arm`` has learned from: "EAGLE-3 after 4.6k, 5 steps" -> 4.6."""
     return float(arm.split("after ")[1].split("k")[0]) if "after" in arm else 0.0
@@ -278,6 +301,7 @@ def operator_scale() -> Figure:
 
 PLOTS: Final[dict[str, Callable[[], Figure]]] = {
     "served-speedup": served_speedup,
+    "load-sweep": load_sweep,
     "learning": learning,
     "adaptation": adaptation,
     "vocabulary-map": vocabulary_map,

@@ -56,9 +56,8 @@ def compare(rows: int, tokens: int, captured: int, dtype: torch.dtype, spread: f
         torch.rand(output.shape, generator=generator) * (output.detach() > math.log(TINY)) for output in expected
     ]
     likely = [output > math.log(TINY) for output in expected]
-    (expected_grad,) = torch.autograd.grad(
-        sum((o[keep] * g[keep].double()).sum() for o, g, keep in zip(expected, upstream, likely, strict=True)), precise
-    )
+    kept = [(o[keep] * g[keep].double()).sum() for o, g, keep in zip(expected, upstream, likely, strict=True)]
+    (expected_grad,) = torch.autograd.grad(torch.stack(kept).sum(), precise)
     own = logits.clone().requires_grad_()
     outputs = fused.FusedBucketLogprobs.apply(own, ids, TINY)
     (grad,) = torch.autograd.grad(outputs, own, upstream)
