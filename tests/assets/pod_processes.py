@@ -22,9 +22,9 @@ from typing import Any
 from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, ServingSettings
+from aurora_runtime.engine.server_process import free_port
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.pod_files import PodFolder
-from tests.assets.sglang_server import free_port
 from tests.assets.signing import write_keys
 
 ADMIN_KEY = "admin-key-of-the-test"

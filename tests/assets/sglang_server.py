@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from aurora_runtime.cpu.launch_settings import environment, server_args
+from aurora_runtime.engine.server_process import free_port
 
 START_TIMEOUT_SECONDS = 480.0
 STOP_TIMEOUT_SECONDS = 60.0
 DRAFT_STEPS = 3
-MAX_PORT = 45000
-PORT_ATTEMPTS = 200
 
 
 class ServerFailed(RuntimeError):
@@ -61,17 +59,6 @@ class Server:
         if response.status != 200:
             raise ServerFailed(f"{path} answered {response.status}: {answer[:500].decode(errors='replace')}")
         return json.loads(answer)
-
-
-def free_port() -> int:
-    """A TCP port that is free now. It is below 45000, because SGLang derives further ports by adding to it."""
-    for _ in range(PORT_ATTEMPTS):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < MAX_PORT:
-            return port
-    raise RuntimeError(f"found no free port below {MAX_PORT} in {PORT_ATTEMPTS} attempts")
 
 
 def speculation_flags(

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aurora_runtime.cpu.launch_settings import environment
+from aurora_runtime.engine.server_process import free_port
 from aurora_store.objects import sha256_file
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
-from tests.assets.sglang_server import free_port
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,6 +16,7 @@ import torch
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
+from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
@@ -54,6 +55,7 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
     registry.objects.ensure_bucket()
     target = load_target(target_spec)
     lineage.open_lineage(registry, target, SPEC, utc_now)
+    registry.advance_channel(Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=utc_now()))
     settings = ServingSettings(
         namespace="test",
         name="targets",
