@@ -1,6 +1,7 @@
-"""Stock SGLang serves a tiny target of each family with its initial draft, and training sees what was served.
+"""Stock SGLang serves tiny targets of several families with initial drafts, and training sees what was served.
 
-The targets are random, so they show that the parts fit and nothing about speed.
+The targets are random, so they show that the parts fit and nothing about speed. The families are those that SGLang runs
+on a CPU.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-@pytest.mark.parametrize("tiny", TINY_TARGETS, ids=lambda tiny: tiny.name)
+SERVED: Final = [tiny for tiny in TINY_TARGETS if tiny.name in ("Llama 3", "Qwen2.5", "Qwen3", "Qwen3-MoE", "GLM-4.5")]
+
+
+@pytest.mark.parametrize("tiny", SERVED, ids=lambda tiny: tiny.name)
 def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarget, s3: S3, tmp_path: Path) -> None:
     target_spec = TargetSpec(model=str(tmp_path / "target"), dtype=DType.FLOAT32)
     write_tiny_target(tiny, tmp_path / "target", vocab_size=VOCABULARY, eos_token_id=2, bos_token_id=1)
