@@ -50,7 +50,7 @@ integration-data: env
 integration-replica: env ## Measure on a real replica, in every mode, with validator and agent killed (10 minutes)
 	$(PY) -m pytest -q tests/integration/replica
 
-integration-targets: env ## Serve tiny targets of several families with initial drafts on a real engine (6 minutes)
+integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (10 minutes)
 	$(PY) -m pytest -q -s tests/integration/targets
 
 e2e: env ## Test the whole loop on a real cluster
