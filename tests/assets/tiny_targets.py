@@ -89,7 +89,7 @@ TINY_TARGETS: Final = (
         "MiniMax-M2",
         "MiniMaxM2ForCausalLM",
         "MiniMaxM2Config",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8},
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8, "scoring_func": "sigmoid"},
         ("bf16", "fp8"),
     ),
     TinyTarget(

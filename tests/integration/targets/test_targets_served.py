@@ -45,7 +45,9 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-SERVED: Final = [tiny for tiny in TINY_TARGETS if tiny.name in ("Llama 3", "Qwen2.5", "Qwen3", "Qwen3-MoE", "GLM-4.5")]
+SERVED: Final = [
+    tiny for tiny in TINY_TARGETS if tiny.name in ("Llama 3", "Qwen2.5", "Qwen3", "Qwen3-MoE", "MiniMax-M2", "GLM-4.5")
+]
 
 
 @pytest.mark.parametrize("tiny", SERVED, ids=lambda tiny: tiny.name)
