@@ -30,6 +30,7 @@ from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from aurora_runtime.training.target.families import require_family
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
@@ -56,7 +57,8 @@ class _InitialDraft:
 def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     """The store's lineage, created with its version 0 when there is none. Safe to repeat after any failure.
 
-    Raises :class:`CheckpointFormatError` when the stored lineage belongs to another target.
+    Raises :class:`CheckpointFormatError` when the stored lineage belongs to another target, and
+    :class:`~aurora_runtime.errors.TargetUnavailable` when no lineage can begin for a model of this family.
     """
     lineage = registry.lineage()
     if lineage is None:
@@ -71,6 +73,7 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
 
 
 def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
+    require_family(target.family, target.config.architectures, target.identity.model)
     with tempfile.TemporaryDirectory() as scratch:
         initial, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
     config = initial.draft.config

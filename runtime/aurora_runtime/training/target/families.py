@@ -1,6 +1,7 @@
 """The families of targets: whose states SGLang can capture for an EAGLE-3 draft, and how their norms store weights.
 
-A model outside this table is refused before a pod starts to crash over it. All other traits of a family show in its
+No lineage begins for a model outside this table, before a pod starts to crash over it. A lineage that exists goes on,
+whatever the table says. All other traits of a family show in its
 ``config.json`` (:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
 (:mod:`~aurora_runtime.training.target.last_layer`).
 """
@@ -66,14 +67,18 @@ FAMILIES: Final = (
 )
 
 
-def family_of(architectures: list[str], model: str) -> Family:
-    """The family of the ``model`` whose ``config.json`` names ``architectures``.
+UNKNOWN: Final = Family("unknown", ())
 
-    Raises :class:`TargetUnavailable` for a model of no family in the table.
-    """
-    for family in FAMILIES:
-        if set(architectures) & set(family.architectures):
-            return family
+
+def family_of(architectures: tuple[str, ...]) -> Family:
+    """The family of a model whose ``config.json`` names ``architectures``, or :data:`UNKNOWN`."""
+    return next((family for family in FAMILIES if set(architectures) & set(family.architectures)), UNKNOWN)
+
+
+def require_family(family: Family, architectures: tuple[str, ...], model: str) -> None:
+    """Raise :class:`TargetUnavailable` when ``family``, that of ``model``, is :data:`UNKNOWN`."""
+    if family is not UNKNOWN:
+        return
     known = ", ".join(family.name for family in FAMILIES)
     named = ", ".join(architectures[:3]) or "no architecture"
     raise TargetUnavailable(

@@ -165,7 +165,11 @@ def _feed_forward_obstacle(names: Collection[str], prefix: str, config: TargetCo
         return f"its activation is {config.activation}, not SiLU"
     parts = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
     if not all(part in names for part in parts):
-        return "no expert sees all tokens" if any(".experts." in n for n in names) else "it has no Llama's tensors"
+        return (
+            "no expert sees all tokens"
+            if any(".experts." in n for n in names)
+            else "its tensors have other names than Llama's"
+        )
     if any(part.replace(".weight", ".bias") in names for part in parts):
         return "its projections have biases"
     return None

@@ -24,14 +24,19 @@ SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")
 
 def weight_block(config: dict[str, Any]) -> tuple[int, int] | None:
     """Rows and columns of the blocks that share one scale, as ``config.json`` states them. None: no blocks."""
-    quantisation = config.get("quantization_config") or {}
+    quantisation = _object(config, "quantization_config")
+    groups = _object(quantisation, "config_groups")
     blocks = [quantisation.get("weight_block_size")]
-    groups = quantisation.get("config_groups") or {}
-    blocks += [(group.get("weights") or {}).get("block_structure") for group in groups.values()]
+    blocks += [_object(_object(groups, name), "weights").get("block_structure") for name in groups]
     for block in blocks:
         if isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
             return block[0], block[1]
     return None
+
+
+def _object(data: dict[str, Any], name: str) -> dict[str, Any]:
+    value = data.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def dequantised(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aurora_runtime.errors import TargetUnavailable
 
 _MAX_SIZE: Final = 1 << 30
+_MAX_NUMBER: Final = 1e12
 _EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 _EXPERTS_PER_TOKEN: Final = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token")
 LATENT_HEAD_DIM: Final = 128
@@ -31,7 +32,7 @@ class TargetConfig:
             of a draft beside such a target.
     """
 
-    architectures: list[str]
+    architectures: tuple[str, ...]
     hidden_size: int
     layers: int
     intermediate_size: int
@@ -63,11 +64,10 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         heads = field.size("num_attention_heads")
         kv_heads = field.size("num_key_value_heads") if config.get("num_key_value_heads") else heads
         head_dim = field.size("head_dim") if config.get("head_dim") else hidden // heads
-        rotary_dim = _rotary_dim(config, head_dim)
-    rope = config.get("rope_parameters") or {}
+        rotary_dim = _rotary_dim(config, field, head_dim)
     architectures = raw.get("architectures")
     return TargetConfig(
-        architectures=[a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else [],
+        architectures=tuple(a for a in architectures if isinstance(a, str)) if isinstance(architectures, list) else (),
         hidden_size=hidden,
         layers=field.size("num_hidden_layers"),
         intermediate_size=_intermediate_size(config, field),
@@ -75,8 +75,8 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         rotary_dim=rotary_dim,
-        rope_theta=float(_rope_entry(rope, "rope_theta") or config.get("rope_theta") or 10_000.0),
-        rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+        rope_theta=field.number("rope_theta", _rope_entry(config, "rope_theta") or 10_000.0),
+        rms_norm_eps=field.number("rms_norm_eps", config.get("rms_norm_eps") or 1e-6),
         max_positions=field.size("max_position_embeddings") if config.get("max_position_embeddings") else 4096,
         activation=str(config.get("hidden_act") or config.get("hidden_activation") or "silu"),
         latent=latent,
@@ -96,8 +96,16 @@ class _Fields:
     def size(self, name: str) -> int:
         value = self._config.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIZE:
-            raise TargetUnavailable(f"{self._model}: config.json has no usable {name}")
+            raise self.refusal(name)
         return value
+
+    def number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_NUMBER:
+            raise self.refusal(name)
+        return float(value)
+
+    def refusal(self, name: str) -> TargetUnavailable:
+        return TargetUnavailable(f"{self._model}: config.json has no usable {name}")
 
 
 def _intermediate_size(config: dict[str, Any], field: _Fields) -> int:
@@ -112,19 +120,25 @@ def _intermediate_size(config: dict[str, Any], field: _Fields) -> int:
     return field.size(expert_width) * (field.size(per_token) if per_token else 1)
 
 
-def _rotary_dim(config: dict[str, Any], head_dim: int) -> int:
+def _rotary_dim(config: dict[str, Any], field: _Fields, head_dim: int) -> int:
     """Width of the rotated part of a head. Published MiniMax-M2 checkpoints name the width, others a share."""
-    if isinstance(config.get("rotary_dim"), int):
-        width = int(config["rotary_dim"])
+    name = "rotary_dim" if config.get("rotary_dim") else "partial_rotary_factor"
+    if name == "rotary_dim":
+        width = field.size(name)
     else:
-        rope = config.get("rope_parameters") or {}
-        share = _rope_entry(rope, "partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-        width = int(head_dim * float(share))
-    return width if 0 < width <= head_dim and width % 2 == 0 else head_dim
+        width = int(head_dim * field.number(name, _rope_entry(config, name) or 1.0))
+    if not 0 < width <= head_dim or width % 2:
+        raise field.refusal(name)
+    return width
 
 
-def _rope_entry(rope: dict[str, Any], name: str) -> Any:
-    """An entry of ``rope_parameters``, which some models state per type of layer: full attention counts."""
-    if isinstance(rope.get("full_attention"), dict):
+def _rope_entry(config: dict[str, Any], name: str) -> Any:
+    """An entry of ``rope_parameters``, or the field of that name in older configs.
+
+    Some models state the entries for each type of layer. Those of full attention count.
+    """
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
         rope = rope["full_attention"]
-    return rope.get(name)
+    inside = rope.get(name) if isinstance(rope, dict) else None
+    return inside or config.get(name)

@@ -45,13 +45,12 @@ class TargetModel:
 def load_target(target: TargetSpec) -> TargetModel:
     """Read ``target`` from a directory, or fetch its needed files from the Hugging Face hub.
 
-    Raises :class:`TargetUnavailable` when files or tensors are missing, when the hub cannot be reached, and when
-    drafts for such a model cannot be trained.
+    Raises :class:`TargetUnavailable` when files or tensors are missing, or the hub cannot be reached.
     """
     files = ModelFiles(target.model, target.revision)
     raw = files.read_object(CONFIG_FILE)
     config = read_target_config(raw, target.model)
-    family = family_of(config.architectures, target.model)
+    family = family_of(config.architectures)
     names = files.tensor_files
     prefix = next((p for p in _TENSOR_PREFIXES if p + _EMBEDDING in names), None)
     if prefix is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Final
 
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.errors import TargetUnavailable
-from aurora_runtime.training.target.families import FAMILIES, family_of
+from aurora_runtime.training.target.families import FAMILIES
 from aurora_runtime.training.target.last_layer import fold_head_norm
+from aurora_runtime.training.target.target_model import load_target
 from tests.assets.copied_layers import initial_draft_of, layer_errors
 from tests.assets.tiny_targets import HIDDEN, TINY_TARGETS, TinyTarget, write_tiny_target
+from tests.unit.training import tiny as tiny_trainer
 
 NOTHING: Final = 1.0
 """The error of a half that adds nothing to its input."""
@@ -89,9 +93,19 @@ def test_a_norm_of_wide_heads_moves_almost_exactly() -> None:
     assert (actual - expected).norm() / expected.norm() < 0.1
 
 
-def test_a_model_of_no_known_family_is_refused_by_name() -> None:
+def test_no_lineage_begins_for_a_model_of_no_known_family_and_one_that_exists_goes_on(tmp_path: Path) -> None:
+    spec = tiny_trainer.write_target(tmp_path)
+    known = load_target(spec)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
+    unknown = load_target(spec)
+    registry, _ = tiny_trainer.memory_registry()
     with pytest.raises(TargetUnavailable, match=r"names MambaForCausalLM, .* families: Llama, .*Gemma 3"):
-        family_of(["MambaForCausalLM"], "some/mamba")
+        tiny_trainer.open_lineage(registry, unknown, tiny_trainer.ticking_clock())
+    tiny_trainer.open_lineage(
+        registry, dataclasses.replace(known, identity=unknown.identity), tiny_trainer.ticking_clock()
+    )
+    tiny_trainer.open_lineage(registry, unknown, tiny_trainer.ticking_clock())
 
 
 def test_an_architecture_belongs_to_one_family() -> None:

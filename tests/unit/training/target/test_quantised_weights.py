@@ -66,6 +66,8 @@ def test_the_scale_is_found_by_both_of_its_names(suffix: str) -> None:
             (128, 128),
         ),
         ({"quantization_config": {"weight_block_size": [0, 64]}}, None),
+        ({"quantization_config": [1]}, None),
+        ({"quantization_config": {"config_groups": {"a": 1, "b": {"weights": [2]}}}}, None),
     ],
 )
 def test_the_size_of_blocks_is_read_from_the_config(config: dict[str, object], block: tuple[int, int] | None) -> None:

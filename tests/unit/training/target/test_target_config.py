@@ -98,3 +98,20 @@ def test_an_unusable_field_is_refused_by_name(field: str, value: object) -> None
 def test_the_rope_of_full_attention_counts_where_layers_differ() -> None:
     rope = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     assert read_target_config(PUBLISHED["Qwen3-8B"][0] | {"rope_parameters": rope}, "x").rope_theta == 1e6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rms_norm_eps", "small"),
+        ("rope_theta", [1e4]),
+        ("rope_theta", -1.0),
+        ("partial_rotary_factor", "half"),
+        ("partial_rotary_factor", 2.0),
+        ("rotary_dim", 7),
+        ("rotary_dim", 256),
+    ],
+)
+def test_an_unusable_number_is_refused(field: str, value: object) -> None:
+    with pytest.raises(TargetUnavailable, match=r"some/model: config\.json has no usable"):
+        read_target_config(PUBLISHED["Qwen3-8B"][0] | {field: value}, "some/model")
