@@ -81,6 +81,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.versions
 	$(PY) -m tests.bench.equality
 	$(PY) -m tests.bench.trainer
+	$(PY) -m tests.bench.trainers
 	$(PY) -m tests.bench.kills
 	$(PY) -m tests.bench.learning
 	$(PY) -m tests.bench.learning.served

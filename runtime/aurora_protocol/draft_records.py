@@ -16,6 +16,7 @@ from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
+from aurora_protocol.rope_scaling import RopeScaling
 
 INITIAL_VERSION = 0
 """Version of the lineage's initial draft, the only version that is served without evidence."""
@@ -66,6 +67,10 @@ class DraftSizes(RewrittenModel):
     )
     rms_norm_eps: float = Field(gt=0, le=0.1, description="Term that keeps the norms finite.")
     rope_theta: float = Field(gt=0, le=1e12, description="Base of the rotary position embedding.")
+    rope_scaling: RopeScaling | None = Field(
+        default=None,
+        description="Scaling of the rotary position embedding for long contexts. None: none, as in earlier versions.",
+    )
     max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")
 
 

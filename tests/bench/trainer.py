@@ -59,6 +59,7 @@ measured."""
 
 TARGET_SHAPES: Final = {
     "smollm2-135m": DraftConfig(576, 1536, 9, 3, 64, 64, 49152, DRAFT_VOCABULARY, 1e-5, 1e5, 8192, (1, 14, 26)),
+    "tiny": DraftConfig(32, 48, 4, 2, 8, 8, 2 * DRAFT_VOCABULARY, DRAFT_VOCABULARY, 1e-5, 1e4, 512, (1, 3, 4)),
     "qwen3-8b": DraftConfig(4096, 12288, 32, 8, 128, 128, 151936, DRAFT_VOCABULARY, 1e-6, 1e6, 40960, (1, 17, 32)),
 }
 
@@ -236,7 +237,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parser = bench_parser("tests.bench.trainer", __doc__)
     usual = "qwen3-8b" if device.type == "cuda" else "smollm2-135m"
-    parser.add_argument("--shape", choices=sorted(TARGET_SHAPES), default=usual, help="the target's shape")
+    parser.add_argument(
+        "--shape",
+        choices=sorted(TARGET_SHAPES),
+        default=usual,
+        help="the target's shape; tiny shows only whether the bench runs",
+    )
     parser.add_argument("--rounds", type=int, default=10, help="measured rounds over all batches; one more warms up")
     parser.add_argument("--batches", type=int, default=3, help="different batches, each stepped on once per round")
     parser.add_argument("--prompt-tokens", type=int, default=120, help="mean tokens of a prompt, give or take half")

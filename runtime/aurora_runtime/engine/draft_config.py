@@ -17,6 +17,8 @@ from typing import Any, Final, NoReturn
 from pydantic import ValidationError
 
 from aurora_protocol.draft_records import CONFIG_FILE, DraftSizes, Lineage
+from aurora_protocol.rope_scaling import RopeScaling
+from aurora_runtime.engine.draft_rope import rope_scaling_json
 from aurora_runtime.errors import DraftRefused
 
 ARCHITECTURE: Final = "LlamaForCausalLMEagle3"
@@ -43,6 +45,7 @@ class DraftConfig:
     rope_theta: float
     max_positions: int
     aux_layers: tuple[int, ...]
+    rope_scaling: RopeScaling | None = None
 
     @property
     def sizes(self) -> DraftSizes:
@@ -55,14 +58,19 @@ class DraftConfig:
             rotary_dim=None if self.rotary_dim == self.head_dim else self.rotary_dim,
             rms_norm_eps=self.rms_norm_eps,
             rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
             max_positions=self.max_positions,
         )
 
 
 def config_json(config: DraftConfig) -> dict[str, Any]:
-    """The content of ``config.json``. The rope is written under transformers' old and new field names."""
+    """The content of ``config.json``. The rope is written under transformers' old and new field names.
+
+    A field that only some drafts have is absent elsewhere, so that drafts of earlier versions keep their config.
+    """
     share = config.rotary_dim / config.head_dim
-    rotation = {} if share == 1 else {"partial_rotary_factor": share}  # absent in drafts whose whole heads are rotated
+    rotation = {} if share == 1 else {"partial_rotary_factor": share}
+    scaling = rope_scaling_json(config.rope_scaling) if config.rope_scaling else {}
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
@@ -79,7 +87,8 @@ def config_json(config: DraftConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"} | rotation,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"} | scaling | rotation,
+        **({"rope_scaling": scaling} if scaling else {}),
         **rotation,
         "tie_word_embeddings": False,
         "eagle_config": {
@@ -105,10 +114,11 @@ def config_from_json(data: dict[str, Any]) -> DraftConfig:
             rope_theta=data["rope_theta"],
             max_positions=data["max_position_embeddings"],
             aux_layers=tuple(data["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
+            rope_scaling=RopeScaling(**data["rope_scaling"]) if "rope_scaling" in data else None,
         )
     except KeyError as error:
         raise DraftRefused(f"{CONFIG_FILE} lacks {error.args[0]}") from error
-    except (TypeError, OverflowError) as error:  # OverflowError: a share of 1e999
+    except (TypeError, OverflowError, ValidationError) as error:  # OverflowError: a share of 1e999
         raise DraftRefused(f"{CONFIG_FILE} has a field of another type") from error
 
 
@@ -143,7 +153,9 @@ def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
         vocab_size=lineage.target.vocab_size,
         draft_vocab_size=lineage.draft_vocab_size,
         aux_layers=lineage.aux_layers,
-        **sizes.model_dump(include=set(DraftSizes.model_fields)) | {"rotary_dim": sizes.rotary_dim or sizes.head_dim},
+        rope_scaling=sizes.rope_scaling,
+        rotary_dim=sizes.rotary_dim or sizes.head_dim,
+        **sizes.model_dump(include=set(DraftSizes.model_fields) - {"rotary_dim", "rope_scaling"}),
     )
 
 
@@ -178,6 +190,7 @@ def _sizes_that_fit(config: dict[str, Any], lineage: Lineage) -> DraftSizes:
             and rows["midlayer.self_attn.k_proj.weight"] == sizes.kv_heads * sizes.head_dim
             and rows["midlayer.mlp.gate_proj.weight"] == sizes.intermediate_size
             and sizes.heads % sizes.kv_heads == 0
+            and sizes.rope_scaling is None
         )
     except (KeyError, ValidationError) as error:
         raise DraftRefused(f"{CONFIG_FILE} has impossible sizes, or the lineage lacks tensors") from error

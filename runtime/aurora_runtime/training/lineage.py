@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -201,9 +201,9 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
 
 
 def _expected_config(lineage: Lineage, target: TargetModel) -> DraftConfig:
-    """The config of the lineage's drafts. Lineages of earlier versions do not record their sizes."""
+    """The config of the lineage's drafts. Lineages of earlier versions record no sizes, and had no scaled rope."""
     if lineage.draft_sizes is None:
-        return initial_draft.draft_config(target, target.identity.vocab_size)
+        return replace(initial_draft.draft_config(target, target.identity.vocab_size), rope_scaling=None)
     return lineage_config(lineage, lineage.draft_sizes)
 
 

@@ -1,7 +1,7 @@
 """The training loop: fresh shards first, replay beside them and while there are none.
 
-Invariant: the state is saved only between two shards. Only then does the learning state hold everything that decides
-how training continues.
+Invariant: the state to save is taken only between two shards. Only then does the learning state hold everything that
+decides how training continues.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Trainer:
             self.run_due_stages(TrainerPhase.TRAINING)
 
     def run_due_stages(self, phase: TrainerPhase) -> None:
-        """Evaluate and offer, review the vocabulary map, save, clean up and report; each only when due.
+        """Evaluate and offer, review the vocabulary map, begin a save, clean up and report; each only when due.
 
         This runs between two shards, and while there are none.
         """

@@ -44,10 +44,11 @@ class TrainingPolicy:
     save_interval_seconds: float = 20.0
     """Least time between two saves."""
     max_save_time_share: float = 0.1
-    """Saves take at most this share of the trainer's time; the interval grows where one save takes long."""
+    """Saves run for at most this share of the time, because their thread takes bandwidth and a part of the CPU. The
+    interval grows where one save takes long."""
     max_idle_save_time_share: float = 0.5
-    """The same share while the trainer waits for traces. Saving then delays no training, and a kill would lose the
-    training since the last save."""
+    """The same share while the trainer waits for traces. Saving then takes nothing from training, and a kill would
+    lose the training since the last save."""
     status_interval_seconds: float = 4.0
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0

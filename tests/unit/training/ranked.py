@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+import torch.distributed.distributed_c10d
 from safetensors.torch import save_file
 
 from aurora_runtime.training.data.examples import Example, examples_of
@@ -49,9 +51,15 @@ def learn(session: Session, batches: list[list[Example]]) -> list[float]:
     return losses
 
 
+def refuse(*_: object) -> NoReturn:
+    raise AssertionError("ranks exchange no pickles")
+
+
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
+    for pickler in ("_pickler", "_unpickler"):
+        setattr(torch.distributed.distributed_c10d, pickler, refuse)
     ranks = Ranks(CPU)
     losses = list[float]()
     if ranks.leads:

@@ -19,6 +19,7 @@ from aurora_runtime.training.loop import Trainer
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
+from aurora_runtime.training.stages.saving import StateSaver
 from aurora_runtime.training.state.retention import RetentionLimits
 from aurora_store import Registry
 from tests.unit.training import tiny
@@ -44,8 +45,22 @@ class Traffic(Retrier):
             self.registry.objects.put(data, b"x" * len(encode(traces)))
 
 
+class PromptSaver(StateSaver):
+    """Waits for each save, so that the order of saves and steps is the same in every run."""
+
+    @classmethod
+    def of(cls, saver: StateSaver) -> PromptSaver:
+        prompt = cls.__new__(cls)
+        prompt.__dict__.update(saver.__dict__)
+        return prompt
+
+    def save_if_due(self, *, idle: bool) -> None:
+        super().save_if_due(idle=idle)
+        self._finish()
+
+
 class TrainerRig:
-    """The real trainer with a store in memory and small limits. It saves after every shard."""
+    """The real trainer with a store in memory and small limits. It saves after every shard, and waits for the save."""
 
     def __init__(self, folder: Path, draft: DraftSpec = tiny.DRAFT_SPEC) -> None:
         size = len(encode([tiny.trace(seed) for seed in range(3)]))
@@ -71,4 +86,6 @@ class TrainerRig:
 
     def trainer(self, retrier: Retrier, deaths: ShardDeaths | None = None) -> Trainer:
         context = TrainerContext(self.registry, self.target, self.lineage, retrier, deaths or ShardDeaths())
-        return build_trainer(self.config, context, torch.device("cpu"))
+        trainer = build_trainer(self.config, context, torch.device("cpu"))
+        trainer.stages = dataclasses.replace(trainer.stages, saver=PromptSaver.of(trainer.stages.saver))
+        return trainer

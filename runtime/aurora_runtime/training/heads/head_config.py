@@ -20,7 +20,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from aurora_protocol.rope_scaling import RopeScaling
 from aurora_runtime.engine.draft_config import ARCHITECTURE, DraftConfig
+from aurora_runtime.engine.draft_rope import UnsupportedRope, read_rope_scaling
 from aurora_runtime.errors import HeadRefused
 from aurora_store.errors import bounded_text
 
@@ -75,12 +77,11 @@ _LLAMA_DEFAULTS: Final = {
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
     "vocab_size": 32000,
+    "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
 }
 """Values of transformers' LlamaConfig, which a config may leave out. Engine and speculators fill them in."""
-_ROPE_FIELDS: Final = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-"""Fields of a rope without scaling. Others change it, such as ``mrope_section``."""
 _WITHOUT = "Use a head without this, or leave draft.initial unset"
 
 
@@ -187,6 +188,7 @@ class _Reader:
                     f"its {field} is {value!s:.12} and the target's is {wanted}", "Use a head for this target"
                 )
         heads = self._size("num_attention_heads")
+        theta = self._rope_theta()
         config = DraftConfig(
             hidden_size=hidden,
             intermediate_size=self._size("intermediate_size"),
@@ -197,10 +199,11 @@ class _Reader:
             vocab_size=vocab,
             draft_vocab_size=self._draft_vocab_size(vocab),
             rms_norm_eps=self._number("rms_norm_eps", self._layer.get("rms_norm_eps", _LLAMA_DEFAULTS["rms_norm_eps"])),
-            rope_theta=self._rope_theta(),
-            # A rope without scaling is the same at any length, so the drafts take the target's.
+            rope_theta=theta,
+            # No rope that is read depends on this length, so the drafts take the target's.
             max_positions=self._target.max_positions,
             aux_layers=aux_layers,
+            rope_scaling=self._rope_scaling(theta),
         )
         try:
             possible = bool(config.sizes) and heads % config.kv_heads == 0 and config.rotary_dim % 2 == 0
@@ -224,19 +227,32 @@ class _Reader:
         kinds = self._layer.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise self.refusal("its attention has a sliding window (layer_types)")
-        for rope in self._ropes():
-            if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.keys() - _ROPE_FIELDS:
-                raise self.refusal("its rotary position embedding is scaled (rope_scaling)")
         if not self._layer.get("rope_is_neox_style", True):
             raise self.refusal("it rotates in another way than Llama (rope_is_neox_style)")
 
     def _ropes(self) -> Iterator[Mapping[str, Any]]:
-        yield self._mapping(self._layer, "rope_parameters")
-        yield self._mapping(self._layer, "rope_scaling")
+        """The objects that describe the rope. Of two, transformers and so SGLang read the first alone."""
+        for field in ("rope_scaling", "rope_parameters"):
+            if rope := self._mapping(self._layer, field):
+                yield rope
 
     def _rope_theta(self) -> float:
-        named = [rope["rope_theta"] for rope in self._ropes() if "rope_theta" in rope]
-        return self._number("rope_theta", [*named, self._layer.get("rope_theta", 10_000.0)][0])
+        outside = self._layer.get("rope_theta", 10_000.0)
+        first, *others = [rope.get("rope_theta", outside) for rope in self._ropes()] or [outside]
+        if any(other != first for other in others):
+            raise self.refusal("rope_scaling and rope_parameters name two bases (rope_theta)", "Correct config.json")
+        return self._number("rope_theta", first)
+
+    def _rope_scaling(self, theta: float) -> RopeScaling | None:
+        positions = self._size("max_position_embeddings")
+        original = self._layer.get("original_max_position_embeddings")
+        try:
+            named = [read_rope_scaling(rope, theta, positions, original) for rope in self._ropes()]
+        except UnsupportedRope as error:
+            raise self.refusal(str(error)) from error
+        if any(other != named[0] for other in named):
+            raise self.refusal("rope_scaling and rope_parameters differ", "Correct config.json")
+        return named[0] if named else None
 
     def _rotary_dim(self, head_dim: int) -> int:
         """The rotated part of each attention head. SGLang reads its share from the layer's own field."""

@@ -43,6 +43,7 @@ _LAYER_FIELDS: Final = (
     "rms_norm_eps",
     "rope_theta",
     "rope_parameters",
+    "rope_scaling",
     "partial_rotary_factor",
 )
 """The fields of our own ``config.json`` that are the Llama config of the draft's layer."""

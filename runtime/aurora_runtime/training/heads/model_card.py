@@ -12,6 +12,7 @@ from typing import Final
 
 from aurora_protocol.draft_records import CheckpointManifest, Lineage, Registration
 from aurora_protocol.evidence_records import Evidence, RatioEstimate
+from aurora_protocol.rope_scaling import RopeScaling
 
 MAX_TEXT: Final = 200
 _MARKUP: Final = str.maketrans(dict.fromkeys("`|<>[]*#", " "))
@@ -86,7 +87,15 @@ def _facts(version: PublishedVersion) -> Iterator[tuple[str, str]]:
         yield "acceptance length on held-out traces", f"{registration.held_out_acceptance_length:.2f} tokens a round"
     yield "tokens that it can propose", f"{lineage.draft_vocab_size:,} of {target.vocab_size:,}"
     yield "target layers whose outputs it reads", ", ".join(map(str, lineage.aux_layers))
+    if lineage.draft_sizes is not None and lineage.draft_sizes.rope_scaling is not None:
+        yield "scaling of its rotary position embedding", _rope(lineage.draft_sizes.rope_scaling)
     yield "created", f"{manifest.created:%Y-%m-%d}"
+
+
+def _rope(scaling: RopeScaling) -> str:
+    original = scaling.original_max_position_embeddings
+    beyond = "" if original is None else f" beyond {original:,} tokens"
+    return f"{_plain(scaling.rope_type)}, factor {scaling.factor:g}{beyond}"
 
 
 def _evidence(evidence: Evidence, registration: Registration) -> list[str]:

@@ -13,29 +13,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Final
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aurora_api.v1alpha1.draft import PublishedHead
-from aurora_protocol.draft_records import CONFIG_FILE, WEIGHTS_FILE, InitialHead, TensorSpec
-from aurora_protocol.record import FileName
-from aurora_runtime.engine.draft_config import DraftConfig, read_config
-from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP, read_header
-from aurora_runtime.errors import DamagedFile, DraftRefused, HeadRefused
+from aurora_protocol.draft_records import InitialHead, TensorSpec
+from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.engine.draft_file_check import INVERSE_MAP, MAX_HEADER_BYTES, VOCABULARY_MAP, read_header
+from aurora_runtime.errors import DraftRefused, HeadRefused
 from aurora_runtime.training.heads.head_config import HeadConfig, TargetSizes, head_config, refusal
+from aurora_runtime.training.heads.head_files import HeadFiles
 from aurora_runtime.training.heads.head_vocabulary import AmbiguousMap, target_ids
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.target.files import INDEX_FILE, ModelFiles
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store.objects import sha256_file
 
-MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_WEIGHTS_BYTES: Final = 64 << 30
+"""What the weights of a head take at most, whatever its config.json says."""
 MAX_TENSORS_NAMED: Final = 5
 HEAD: Final = "lm_head.weight"
 EMBEDDING: Final = "embed_tokens.weight"
@@ -44,12 +43,10 @@ _MAP_DTYPES: Final = {VOCABULARY_MAP: ("I64", "I32"), INVERSE_MAP: ("BOOL", "U8"
 _UNUSED: Final = ("verifier_lm_head.weight", "verifier_norm.weight")
 """Copies of the target's parts, with which speculators compute their training's goal."""
 _UNUSED_SUFFIX: Final = "rotary_emb.inv_freq"
-_PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt")
 _RELATIVE_TOLERANCE: Final = 2**-7
 """Twice the rounding of bf16: the same embedding in another number format passes."""
 _ABSOLUTE_TOLERANCE: Final = 1e-5
 _COMPARED_ROWS: Final = 8192
-_FILE_NAME: Final = TypeAdapter(FileName)
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,9 @@ def read_head(head: PublishedHead, target: TargetModel) -> ImportedHead:
     Raises :class:`HeadRefused` when the head cannot be used, and
     :class:`~aurora_runtime.errors.TargetUnavailable` when a file is missing or the hub cannot be reached.
     """
-    files = _files(head)
-    config = head_config(head.model, _config(head, files), _target_sizes(target))
-    paths = _weight_files(head, files)
+    files = HeadFiles(head)
+    config = head_config(head.model, files.config(), _target_sizes(target))
+    paths = files.weights(max_head_bytes(config.draft))
     tensors = _stored_tensors(head, paths)
     _require_tensors(head, config, tensors)
     try:
@@ -95,10 +92,6 @@ def read_head(head: PublishedHead, target: TargetModel) -> ImportedHead:
     return ImportedHead(
         draft, ids, InitialHead(model=head.model, revision=head.revision, sha256=_digest(sorted(paths)))
     )
-
-
-def _files(head: PublishedHead) -> ModelFiles:
-    return ModelFiles(head.model, head.revision)
 
 
 def _refusal(head: PublishedHead, fact: str, advice: str) -> HeadRefused:
@@ -114,41 +107,13 @@ def _target_sizes(target: TargetModel) -> TargetSizes:
     )
 
 
-def _config(head: PublishedHead, files: ModelFiles) -> Mapping[str, object]:
-    path = files.path(CONFIG_FILE)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise _refusal(head, f"{CONFIG_FILE} is larger than {MAX_CONFIG_BYTES} bytes", "Correct the file")
-    try:
-        return read_config(path)
-    except DraftRefused as error:
-        raise _refusal(head, str(error), "Correct the file") from error
-
-
-def _weight_files(head: PublishedHead, files: ModelFiles) -> set[Path]:
-    """The safetensors files of the head."""
-    if not (files.has(INDEX_FILE) or files.has(WEIGHTS_FILE)) and any(map(files.has, _PICKLES)):
-        raise _refusal(head, "its weights are a pickle, which could run code", "Convert the weights to safetensors")
-    if files.has(INDEX_FILE) and files.path(INDEX_FILE).stat().st_size > MAX_CONFIG_BYTES:
-        raise _refusal(head, f"{INDEX_FILE} is larger than {MAX_CONFIG_BYTES} bytes", "Use an EAGLE-3 head")
-    try:
-        names = {_FILE_NAME.validate_python(name) for name in files.tensor_files.values()}
-    except (DamagedFile, ValidationError) as error:
-        raise _refusal(head, f"its {WEIGHTS_FILE} or the index of it cannot be read", "Publish it again") from error
-    if not names or not all(name.endswith(".safetensors") for name in names):
-        raise _refusal(head, "the index of its weights names no safetensors files", "Publish it again")
-    return {files.path(name) for name in names}
-
-
 def _stored_tensors(head: PublishedHead, paths: set[Path]) -> dict[str, _StoredTensor]:
     """The head's tensors under the names of our drafts."""
     found: dict[str, _StoredTensor] = {}
     for path in sorted(paths):
-        size = path.stat().st_size
-        if size > MAX_WEIGHTS_BYTES:
-            raise _refusal(head, f"{path.name} is larger than {MAX_WEIGHTS_BYTES} bytes", "Use an EAGLE-3 head")
         try:
             with path.open("rb") as file:
-                entries, _ = read_header(file, size)
+                entries, _ = read_header(file, path.stat().st_size)
         except DraftRefused as error:
             raise _refusal(head, f"{path.name}: {error}", "Download or publish it again") from error
         for stored, entry in entries.items():
@@ -158,6 +123,14 @@ def _stored_tensors(head: PublishedHead, paths: set[Path]) -> dict[str, _StoredT
             if name not in _UNUSED and not name.endswith(_UNUSED_SUFFIX):
                 found[name] = _StoredTensor(path, stored, entry.spec)
     return found
+
+
+def max_head_bytes(config: DraftConfig) -> int:
+    """What the files of a head of these sizes take at most: all in fp32, with the target's parts that some store."""
+    elements = sum(map(prod, _expected_shapes(config).values()))
+    targets_parts = 2 * config.vocab_size * config.hidden_size + config.hidden_size
+    maps = 9 * config.vocab_size
+    return min(MAX_WEIGHTS_BYTES, 4 * (elements + targets_parts) + maps + MAX_HEADER_BYTES)
 
 
 def _expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.training.model.rope import Rope
 
 
 class RMSNorm(nn.Module):
@@ -62,6 +63,7 @@ class DraftModel(nn.Module):
     """
 
     embedding: Tensor
+    rope_frequencies: Tensor
 
     def __init__(self, config: DraftConfig, embedding: Tensor) -> None:
         super().__init__()
@@ -71,6 +73,9 @@ class DraftModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("embedding", embedding, persistent=False)
+        rope = Rope.of(config)
+        self.register_buffer("rope_frequencies", rope.frequencies, persistent=False)
+        self._rope_stretch = rope.stretch
 
     def fuse(self, aux: Tensor) -> Tensor:
         """Reduce the target's auxiliary states ``[..., 3H]`` to one hidden state ``[..., H]``."""
@@ -114,9 +119,8 @@ class DraftModel(nn.Module):
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
         half = self.config.rotary_dim // 2
-        exponent = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angle = positions[:, None, :, None].float() * self.config.rope_theta**-exponent
-        cos, sin = angle.cos(), angle.sin()
+        angle = positions[:, None, :, None].float() * self.rope_frequencies
+        cos, sin = angle.cos() * self._rope_stretch, angle.sin() * self._rope_stretch
         heads = self._split(x).float()
         low, high, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
         return torch.cat([low * cos - high * sin, high * cos + low * sin, rest], dim=-1)

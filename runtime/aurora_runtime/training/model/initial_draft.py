@@ -31,10 +31,7 @@ _TOKENS_PER_SPECIAL_TOKEN: Final = 64
 
 
 def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
-    """The config of a draft that looks like one layer of the target.
-
-    The rope has no long-context scaling: a draft does not need it, and SGLang reads the draft's own config.
-    """
+    """The config of a draft that looks like one layer of the target, with the target's rope."""
     c = target.config
     return DraftConfig(
         hidden_size=c.hidden_size,
@@ -49,6 +46,7 @@ def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
         rope_theta=c.rope_theta,
         max_positions=c.max_positions,
         aux_layers=aux_layers(c.layers),
+        rope_scaling=c.rope_scaling,
     )
 
 

@@ -25,8 +25,8 @@ from aurora_runtime.training.objective.target_distribution import TINY, TargetDi
 Loss = Callable[[Tensor, TargetDistribution], Tensor]
 """``(logits [N, V], target) -> [N]`` in float32, differentiable in the logits, never negative.
 
-A loss is a module-level function, because ranks receive it by pickle. A loss computes each row by itself, because the
-rows come in chunks."""
+A loss is one of :data:`LOSSES`, because ranks receive its name. A loss computes each row by itself, because the rows
+come in chunks."""
 
 MIN_TARGET_PROB: Final = 1e-6
 """Lower bound of a target probability that is a divisor. Examples keep target probabilities in half precision,

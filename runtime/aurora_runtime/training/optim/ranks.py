@@ -5,12 +5,16 @@ ranks only compute gradients, so the choice of examples, saving and offering do 
 hold the same weights and moments, bit for bit, because all apply the same summed gradients. A step on given examples is
 the same on any number of ranks up to rounding, because its losses are averaged over the positions of all ranks.
 
+Nothing is pickled between ranks. Orders are JSON, tensors travel as their bytes, and examples lie in memory that all
+ranks map (:mod:`aurora_runtime.training.optim.shared_examples`).
+
 A rank that dies ends the others: collective calls fail, and torchrun stops the ranks that are in no collective call.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aurora_runtime.engine.draft_config import config_from_json, config_json
 from aurora_runtime.training.data.batch import Batch
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.model.draft import DraftModel
@@ -30,6 +35,7 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.shared_examples import ExampleReader, ExampleWriter, StepTable
 
 log = logging.getLogger(__name__)
 LEADER: Final = 0
@@ -42,7 +48,7 @@ class Order(StrEnum):
 
     START = "start"  # with the draft's sizes and the recipe; the vocabulary map follows
     RESTORE = "restore"  # a stored state follows
-    STEP = "step"  # with the rank's examples
+    STEP = "step"  # with the table of the examples of all ranks
     ROUND_MOMENTS = "round-moments"  # as the leader rounds its own when it saves
     STOP = "stop"
 
@@ -55,46 +61,56 @@ def world_size() -> int:
 class Ranks:
     """This process among those that torchrun started.
 
-    Orders and examples travel over the loopback interface, gradients over the device's own backend.
+    Orders travel over the loopback interface, gradients over the device's own backend.
     """
 
     def __init__(self, device: torch.device) -> None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # orders are pickled: no other machine may send any
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # orders carry no proof of who sent them
         dist.init_process_group("gloo", timeout=ORDER_TIMEOUT)
-        self.size, self.leads = dist.get_world_size(), dist.get_rank() == LEADER
+        self.size, self._rank = dist.get_world_size(), dist.get_rank()
+        self.leads = self._rank == LEADER
+        self._writer = ExampleWriter() if self.leads else None
+        self._reader = ExampleReader()
         gradients = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
         assert isinstance(gradients, dist.ProcessGroup)  # every rank is in it
         self.gradients = gradients
 
     def broadcast(self, order: Order, payload: Any = None) -> None:
-        """As the leader: send the same ``order`` to all ranks."""
-        self._scatter([(order, payload)] * self.size)
+        """As the leader: send ``order`` with a ``payload`` of JSON's types to all ranks."""
+        self._broadcast_json([order.value, payload])
 
-    def scatter_step(self, shares: Sequence[Sequence[Example]]) -> Sequence[Example]:
+    def share_step(self, shares: Sequence[Sequence[Example]]) -> Sequence[Example]:
         """As the leader: order a step on ``shares``, one per rank; returns the leader's own."""
-        _, own = self._scatter([(Order.STEP, share) for share in shares])
-        share: Sequence[Example] = own
-        return share
+        assert self._writer is not None
+        self.broadcast(Order.STEP, dataclasses.asdict(self._writer.write(shares)))
+        return shares[LEADER]
 
     def receive(self) -> tuple[Order, Any]:
         """Wait for the leader's next order; returns the order and its payload."""
-        return self._scatter(None)
+        order, payload = self._broadcast_json(None)
+        return Order(order), payload
 
-    def _scatter(self, orders: list[tuple[Order, Any]] | None) -> tuple[Order, Any]:
-        received: list[Any] = [None]
-        dist.scatter_object_list(received, orders, src=LEADER)
-        order: tuple[Order, Any] = received[0]
-        return order
+    def shared_examples(self, payload: Any) -> list[Example]:
+        """This rank's examples of a step, valid until the next one."""
+        return self._reader.read(StepTable(**payload), self._rank)
+
+    def _broadcast_json(self, value: Any) -> Any:
+        """Send the leader's ``value`` to all ranks; returns it. Other ranks' is ignored."""
+        sent = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor([sent.numel()])
+        dist.broadcast(size, src=LEADER)
+        data = sent if self.leads else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, src=LEADER)
+        return value if self.leads else json.loads(data.numpy().tobytes())
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Send the leader's ``tensors`` to all ranks; returns them on the CPU. Other ranks pass None."""
-        shapes = [{n: (t.shape, t.dtype) for n, t in tensors.items()} if tensors is not None else None]
-        dist.broadcast_object_list(shapes, src=LEADER)
+        sent = {name: tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}
+        specs = self._broadcast_json({n: [str(t.dtype).removeprefix("torch."), *t.shape] for n, t in sent.items()})
         received = {}
-        for name, (shape, dtype) in (shapes[0] or {}).items():
-            tensor = tensors[name].cpu().contiguous() if tensors is not None else torch.empty(shape, dtype=dtype)
-            dist.broadcast(tensor.view(-1).view(torch.uint8), src=LEADER)
-            received[name] = tensor
+        for name, (dtype, *shape) in specs.items():
+            received[name] = sent[name] if self.leads else torch.empty(shape, dtype=getattr(torch, dtype))
+            dist.broadcast(received[name].view(-1).view(torch.uint8), src=LEADER)
         return received
 
     def all_reduce_sum(self, own: Tensor) -> Tensor:
@@ -129,7 +145,8 @@ class SharedSession(Session):
         super().__init__(draft, vocabulary, recipe, device, averages=ranks.leads)
         self._ranks = ranks
         if ranks.leads:
-            ranks.broadcast(Order.START, (draft.config, draft.embedding.dtype, recipe))
+            dtype = str(draft.embedding.dtype).removeprefix("torch.")
+            ranks.broadcast(Order.START, [config_json(draft.config), dtype, recipe.to_json()])
             ranks.broadcast_tensors(vars(vocabulary))
         # This copies the leader's weights, and the target's embedding, to all ranks.
         self._model = DistributedDataParallel(
@@ -141,7 +158,7 @@ class SharedSession(Session):
 
     def _backward(self, examples: Sequence[Example]) -> Tensor:
         if self._ranks.leads:
-            examples = self._ranks.scatter_step(deal_among_ranks(examples, self._ranks.size))
+            examples = self._ranks.share_step(deal_among_ranks(examples, self._ranks.size))
         loss: Tensor = self._model(self.batch(examples))
         (self._ranks.size * loss).backward()  # type: ignore[no-untyped-call]  # DDP averages; the step's is the sum
         return self._ranks.all_reduce_sum(loss)
@@ -170,12 +187,12 @@ def run_follower(ranks: Ranks, device: torch.device) -> SharedSession | None:
             dist.destroy_process_group()
             return session
         if session is None:
-            config, dtype, recipe = payload
-            draft = DraftModel(config, torch.empty(config.vocab_size, config.hidden_size, dtype=dtype))
+            config, recipe = config_from_json(payload[0]), Recipe.from_json(payload[2])
+            embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=getattr(torch, payload[1]))
             vocabulary = VocabularyMap(**ranks.broadcast_tensors())
-            session = SharedSession(draft, vocabulary, recipe, device, ranks)
+            session = SharedSession(DraftModel(config, embedding), vocabulary, recipe, device, ranks)
         elif order is Order.STEP:
-            session.step(payload)
+            session.step(ranks.shared_examples(payload))
         elif order is Order.RESTORE:
             session.restore(ranks.broadcast_tensors())
         elif order is Order.ROUND_MOMENTS:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Self
 
 from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
-from aurora_runtime.training.objective.position_losses import Loss, forward_kl
+from aurora_runtime.training.objective.position_losses import LOSSES, Loss, forward_kl
 
 WARM_START_STEPS: Final = 50
 """Optimizer steps over which the learning rate rises when training starts from a published head.
@@ -41,3 +41,21 @@ class Recipe:
     def warm_start(self) -> Recipe:
         """The same recipe for a draft that was trained already: its learning rate begins lower and rises slowly."""
         return replace(self, warmup_steps=max(self.warmup_steps, WARM_START_STEPS))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON's types, for the other ranks."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"loss": next(name for name, loss in LOSSES.items() if loss is self.loss)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **data
+            | {
+                "loss": LOSSES[data["loss"]],
+                "betas": tuple(data["betas"]),
+                "unroll_path": UnrollPath(data["unroll_path"]),
+                "replay_sampling": ReplaySampling(data["replay_sampling"]),
+            }
+        )

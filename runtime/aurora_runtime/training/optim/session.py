@@ -117,16 +117,16 @@ class Session:
                     live.copy_(live.to(torch.bfloat16))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that decides the next step, on the CPU."""
+        """Everything that decides the next step, on the CPU, with memory of its own."""
         self.round_moments()
-        tensors = {f"weight.{n}": p.detach().cpu() for n, p in self.draft.named_parameters()}
+        tensors = {f"weight.{n}": p.detach().to("cpu", copy=True) for n, p in self.draft.named_parameters()}
         tensors |= self._ema.state() if self._ema else {}
         for name, parameter in self.draft.named_parameters():
             for moment in MOMENTS:
                 live = self._optimizer.state[parameter].get(moment)
                 if live is not None:
                     tensors[f"{moment}.{name}"] = live.to(torch.bfloat16).cpu()
-        tensors[VOCABULARY] = self.vocabulary.to_target
+        tensors[VOCABULARY] = self.vocabulary.to_target.clone()
         tensors["generator"] = self.generator.get_state()
         tensors[COUNTERS] = torch.tensor([self.steps, self.trained_positions])
         tensors["loss"] = torch.tensor(float("nan") if self.loss is None else self.loss, dtype=torch.float64)

@@ -50,7 +50,7 @@ class LearningState:
         return self.session.steps, self.ledger.changes
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a stored state. Rounds the session's live moments and average."""
+        """The tensors of a stored state, with memory of their own. Rounds the session's live moments and average."""
         return {
             **self.session.state(),
             **self.coverage.state(),

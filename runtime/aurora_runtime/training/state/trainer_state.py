@@ -76,15 +76,47 @@ def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
     return None
 
 
-def encode(learning: LearningState, *, epoch: int, lineage: int, last: Registration) -> tuple[TrainerState, bytes]:
-    """The record and data of a state to store; ``last`` is the last registered version.
+@dataclass(frozen=True)
+class StateSnapshot:
+    """A state to store, as it was between two shards. It shares no memory with training."""
 
-    Encode once per save, so that a repeated upload sends the same bytes.
-    """
-    data = save({name: tensor.contiguous() for name, tensor in learning.tensors().items()})
-    digest = hashlib.sha256(data).hexdigest()
+    tensors: dict[str, Tensor]
+    epoch: int
+    lineage: int
+    step: int
+    trained_tokens: int
+    consumed: tuple[str, ...]
+    retired: tuple[str, ...]
+    forgotten: int
+    last: Registration  # the last registered version
+    resumed_from: TrainerState | None
+
+    def encode(self) -> tuple[TrainerState, bytes]:
+        """The record and its data. Encode once per save, so that a repeated upload sends the same bytes."""
+        data = save({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        record = TrainerState(
+            epoch=self.epoch,
+            lineage=self.lineage,
+            step=self.step,
+            trained_tokens=self.trained_tokens,
+            consumed=self.consumed,
+            retired=self.retired,
+            forgotten=self.forgotten,
+            file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
+            registered_acceptance_length=self.last.held_out_acceptance_length,
+            registered_tokens=self.last.trained_tokens,
+            last_registered=self.last.version,
+            created=utc_now(),
+        )
+        return with_unknown_fields(record, self.resumed_from), data
+
+
+def take_snapshot(learning: LearningState, *, epoch: int, lineage: int, last: Registration) -> StateSnapshot:
+    """The state of ``learning`` now; ``last`` is the last registered version."""
     ledger = learning.ledger
-    record = TrainerState(
+    return StateSnapshot(
+        tensors=learning.tensors(),
         epoch=epoch,
         lineage=lineage,
         step=learning.session.steps,
@@ -92,10 +124,6 @@ def encode(learning: LearningState, *, epoch: int, lineage: int, last: Registrat
         consumed=ledger.consumed,
         retired=ledger.retired,
         forgotten=ledger.forgotten,
-        file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
-        registered_acceptance_length=last.held_out_acceptance_length,
-        registered_tokens=last.trained_tokens,
-        last_registered=last.version,
-        created=utc_now(),
+        last=last,
+        resumed_from=ledger.resumed_from,
     )
-    return with_unknown_fields(record, ledger.resumed_from), data

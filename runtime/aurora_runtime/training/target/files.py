@@ -7,6 +7,8 @@ that leaves the model's folder is refused.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -28,8 +30,9 @@ class ModelFiles:
     a file cannot be read.
     """
 
-    def __init__(self, name: str, revision: str | None) -> None:
-        self.name, self.revision = name, revision
+    def __init__(self, name: str, revision: str | None, *, cached_only: bool = False) -> None:
+        """``cached_only``: of a model on the hub, use only files that were fetched before."""
+        self.name, self.revision, self.cached_only = name, revision, cached_only
         self.folder = Path(name) if Path(name).is_dir() else None
 
     def path(self, name: str) -> Path:
@@ -40,31 +43,9 @@ class ModelFiles:
                 raise TargetUnavailable(f"{self.folder} has no {name}")
             return path
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
 
-        try:
-            return Path(hf_hub_download(self.name, name, revision=self.revision))
-        except LocalEntryNotFoundError as error:
-            raise TargetUnavailable(f"{self.name}: the hub cannot be reached and {name} is not cached") from error
-        except (GatedRepoError, RepositoryNotFoundError) as error:
-            raise TargetUnavailable(
-                f"{self.name} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
-            ) from error
-        except EntryNotFoundError as error:
-            raise TargetUnavailable(f"{self.name} has no {name} at revision {self.revision or 'main'}") from error
-        except HFValidationError as error:
-            raise TargetUnavailable(
-                f"{self.name} is neither a directory in this container nor a Hugging Face id"
-            ) from error
-        except (HfHubHTTPError, OSError) as error:
-            raise TargetUnavailable(f"{self.name}: fetching {name} failed ({type(error).__name__})") from error
+        with hub_errors(self.name, self.revision, name):
+            return Path(hf_hub_download(self.name, name, revision=self.revision, local_files_only=self.cached_only))
 
     def has(self, name: str) -> bool:
         try:
@@ -111,6 +92,34 @@ class ModelFiles:
         except SafetensorError as error:
             raise DamagedFile(f"{self.name}: {file_name} is damaged ({error})") from error
         return tensor
+
+
+@contextmanager
+def hub_errors(model: str, revision: str | None, wanted: str) -> Iterator[None]:
+    """Turn errors of the hub into :class:`TargetUnavailable`. ``wanted`` names what is asked for."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise TargetUnavailable(f"{model}: the hub cannot be reached and {wanted} is not cached") from error
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise TargetUnavailable(
+            f"{model} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
+        ) from error
+    except EntryNotFoundError as error:
+        raise TargetUnavailable(f"{model} has no {wanted} at revision {revision or 'main'}") from error
+    except HFValidationError as error:
+        raise TargetUnavailable(f"{model} is neither a directory in this container nor a Hugging Face id") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise TargetUnavailable(f"{model}: fetching {wanted} failed ({type(error).__name__})") from error
 
 
 def _is_file_of_the_model(name: object) -> bool:

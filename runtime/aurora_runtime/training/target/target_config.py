@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from aurora_protocol.rope_scaling import RopeScaling
+from aurora_runtime.engine.draft_rope import UnsupportedRope, read_rope_scaling
 from aurora_runtime.errors import TargetUnavailable
 
 _MAX_SIZE: Final = 1 << 30
@@ -28,6 +30,7 @@ class TargetConfig:
         intermediate_size: width of the feed-forward layer that one token passes: of the dense layer, or of all experts
             that a token is sent to.
         rotary_dim: how much of each head is rotated.
+        rope_scaling: how the rope is scaled for long contexts. None: it is not, or in a way that no draft can have.
         latent: keys and values are projected through a narrow latent (DeepSeek's MLA). The head sizes are then those
             of a draft beside such a target.
     """
@@ -41,6 +44,7 @@ class TargetConfig:
     head_dim: int
     rotary_dim: int
     rope_theta: float
+    rope_scaling: RopeScaling | None
     rms_norm_eps: float
     max_positions: int
     activation: str
@@ -66,6 +70,8 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         head_dim = field.size("head_dim") if config.get("head_dim") else hidden // heads
         rotary_dim = _rotary_dim(config, field, head_dim)
     architectures = raw.get("architectures")
+    rope_theta = field.number("rope_theta", _rope_entry(config, "rope_theta") or 10_000.0)
+    max_positions = field.size("max_position_embeddings") if config.get("max_position_embeddings") else 4096
     return TargetConfig(
         architectures=tuple(a for a in architectures if isinstance(a, str)) if isinstance(architectures, list) else (),
         hidden_size=hidden,
@@ -75,9 +81,10 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         rotary_dim=rotary_dim,
-        rope_theta=field.number("rope_theta", _rope_entry(config, "rope_theta") or 10_000.0),
+        rope_theta=rope_theta,
+        rope_scaling=_rope_scaling(config, rope_theta, max_positions),
         rms_norm_eps=field.number("rms_norm_eps", config.get("rms_norm_eps") or 1e-6),
-        max_positions=field.size("max_position_embeddings") if config.get("max_position_embeddings") else 4096,
+        max_positions=max_positions,
         activation=str(config.get("hidden_act") or config.get("hidden_activation") or "silu"),
         latent=latent,
     )
@@ -137,8 +144,20 @@ def _rope_entry(config: dict[str, Any], name: str) -> Any:
 
     Some models state the entries for each type of layer. Those of full attention count.
     """
-    rope = config.get("rope_parameters")
+    return _rope_of_full_attention(config.get("rope_parameters")).get(name) or config.get(name)
+
+
+def _rope_of_full_attention(rope: Any) -> dict[str, Any]:
     if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
         rope = rope["full_attention"]
-    inside = rope.get(name) if isinstance(rope, dict) else None
-    return inside or config.get(name)
+    return rope if isinstance(rope, dict) else {}
+
+
+def _rope_scaling(config: dict[str, Any], theta: float, max_positions: int) -> RopeScaling | None:
+    """See :class:`TargetConfig`. Where a config has both fields, transformers reads ``rope_scaling``."""
+    rope = _rope_of_full_attention(config.get("rope_scaling") or config.get("rope_parameters"))
+    original = config.get("original_max_position_embeddings")
+    try:
+        return read_rope_scaling(rope, theta, max_positions, original if isinstance(original, int) else None)
+    except UnsupportedRope:
+        return None

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from aurora_api.v1alpha1.draft import DraftSpec, PublishedHead
+from aurora_runtime.training import lineage
+from aurora_runtime.training.heads.head_export import HeadFormat, export_head
 from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.target_model import TargetModel
@@ -95,6 +98,34 @@ def test_fields_that_a_llama_config_leaves_out_have_the_values_that_transformers
     del config["rope_theta"], config["rms_norm_eps"], config["hidden_act"], config["head_dim"]
     read = read_head(published.write(tmp_path / "head", (config, tensors)), model).draft.config
     assert (read.rope_theta, read.rms_norm_eps, read.head_dim) == (10_000.0, 1e-6, 8)
+
+
+@pytest.mark.parametrize("name", published.FORMATS)
+def test_a_head_with_a_scaled_rope_is_trained_saved_and_published_with_it(
+    name: str, model: TargetModel, tmp_path: Path
+) -> None:
+    draft, vocabulary = published.trained_draft(model)
+    config, tensors = published.FORMATS[name](draft, vocabulary.to_target, model)
+    layer = config.get("transformer_layer_config", config)
+    layer["rope_scaling"] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    layer["max_position_embeddings"] = 8
+    head = published.write(tmp_path / "head", (config, tensors))
+    read = read_head(head, model).draft
+    assert read.config == dataclasses.replace(draft.config, rope_scaling=read.config.rope_scaling)
+    with torch.no_grad():
+        assert (logits(read) - logits(draft)).abs().max() > 1e-4, "other frequencies"
+    registry, _ = tiny.memory_registry()
+    lineage.open_lineage(registry, model, DraftSpec(initial=head), lineage.utc_now)
+    stored, _ = lineage.fetch_draft(registry, 0, model)
+    assert stored.config == read.config
+    for head_format in HeadFormat:
+        folder = tmp_path / head_format.value
+        export_head(registry, 0, folder, head_format, 3)
+        again = read_head(PublishedHead(model=str(folder)), model).draft
+        assert again.config == read.config
+        with torch.no_grad():
+            assert torch.equal(logits(again), logits(read))
+        assert "llama3, factor 8 beyond 8 tokens" in (folder / "README.md").read_text()
 
 
 def test_a_head_that_rotates_a_part_of_each_attention_head_is_read(model: TargetModel, tmp_path: Path) -> None:

@@ -115,3 +115,35 @@ def test_the_rope_of_full_attention_counts_where_layers_differ() -> None:
 def test_an_unusable_number_is_refused(field: str, value: object) -> None:
     with pytest.raises(TargetUnavailable, match=r"some/model: config\.json has no usable"):
         read_target_config(PUBLISHED["Qwen3-8B"][0] | {field: value}, "some/model")
+
+
+LLAMA_31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA_31}},
+        {"rope_scaling": {"type": "llama3", **LLAMA_31}, "rope_parameters": None},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA_31}},
+        {"rope_parameters": {"full_attention": {"rope_type": "llama3", **LLAMA_31}, "sliding_attention": {}}},
+    ],
+)
+def test_the_scaling_of_the_rope_is_read(fields: dict[str, Any]) -> None:
+    scaling = read_target_config(PUBLISHED["Qwen3-8B"][0] | fields, "x").rope_scaling
+    assert scaling is not None
+    assert {name: getattr(scaling, name) for name in LLAMA_31} == LLAMA_31
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "mrope", "mrope_section": [16, 24, 24]},
+        {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+        {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0},
+        {"type": "linear", "factor": "2"},
+        "linear",
+    ],
+)
+def test_a_scaling_that_no_draft_can_have_is_left_out(scaling: object) -> None:
+    assert read_target_config(PUBLISHED["Qwen3-8B"][0] | {"rope_scaling": scaling}, "x").rope_scaling is None
