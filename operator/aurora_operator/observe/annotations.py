@@ -1,14 +1,10 @@
-"""The annotations that promote or abort a version: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
+"""Reads the annotations that promote or abort a version: ``kubectl annotate aspec chat aurora.dev/abort=3``."""
 
 from __future__ import annotations
 
-from aurora_api import GROUP
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, annotated_version
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import UserRequests
-
-MAX_VERSION_DIGITS = 8
-"""The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
-PROMOTE_ANNOTATION, ABORT_ANNOTATION = f"{GROUP}/promote", f"{GROUP}/abort"
 
 
 def user_requests(speculator: Object) -> UserRequests:
@@ -16,7 +12,6 @@ def user_requests(speculator: Object) -> UserRequests:
     annotations = speculator["metadata"].get("annotations") or {}
 
     def version(key: str) -> int | None:
-        text = annotations.get(key, "")
-        return int(text) if text.isdecimal() and len(text) <= MAX_VERSION_DIGITS else None
+        return annotated_version(annotations.get(key, ""))
 
     return UserRequests(promote=version(PROMOTE_ANNOTATION), abort=version(ABORT_ANNOTATION))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_operator.observe.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, user_requests
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.observed import UserRequests
 
 

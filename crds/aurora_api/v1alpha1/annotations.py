@@ -1,0 +1,23 @@
+"""Annotations of an AuroraSpeculator with which people decide: ``kubectl annotate aspec chat aurora.dev/abort=3``.
+
+Invariant: each annotation names one version, so an old one has no effect on a newer version. A value that names none is
+ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aurora_api import GROUP
+
+PROMOTE_ANNOTATION: Final = f"{GROUP}/promote"
+"""Live traffic no longer judges a roll of this version."""
+ABORT_ANNOTATION: Final = f"{GROUP}/abort"
+"""This version is rejected, and rolled back where it serves."""
+MAX_VERSION_DIGITS: Final = 8
+"""The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
+
+
+def annotated_version(text: str) -> int | None:
+    """The version that an annotation's value names; None when it names none."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_VERSION_DIGITS else None

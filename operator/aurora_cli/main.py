@@ -1,0 +1,38 @@
+"""Entry points: ``kubectl-aurora``, which kubectl runs as ``kubectl aurora``, and ``kubectl_complete-aurora``."""
+
+from __future__ import annotations
+
+import sys
+
+from aurora_cli.command_line import PROGRAM, Session, new_app, remember_flags
+from aurora_cli.commands import decide, diagnose, look, shell
+
+app = new_app(help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.")
+app.callback()(remember_flags)
+for command in (
+    look.status,
+    look.history,
+    look.evidence,
+    diagnose.doctor,
+    decide.promote,
+    decide.abort,
+    decide.pin,
+    decide.unpin,
+    decide.pause,
+    decide.resume,
+    shell.completion,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.argv[1:2] == [shell.COMPLETE]:
+        shell.complete(app, sys.argv[2:], Session())
+    else:
+        app(prog_name=PROGRAM)
+
+
+def complete() -> None:
+    """Complete the words of a command line for kubectl."""
+    shell.complete(app, sys.argv[1:], Session())
