@@ -6,6 +6,7 @@ import sys
 
 from aurora_cli.command_line import PROGRAM, Session, new_app, remember_flags
 from aurora_cli.commands import decide, diagnose, look, shell
+from aurora_cli.commands.store import store
 
 app = new_app(help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.")
 app.callback()(remember_flags)
@@ -20,9 +21,11 @@ for command in (
     decide.unpin,
     decide.pause,
     decide.resume,
+    decide.measure,
     shell.completion,
 ):
     app.command()(command)
+app.add_typer(store, name="store")
 
 
 def main() -> None:

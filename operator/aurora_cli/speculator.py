@@ -20,6 +20,7 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.store import StoreSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.errors import Unreadable
 
 M = TypeVar("M", bound=BaseModel)
@@ -148,6 +149,10 @@ class Speculator:
     def store_spec(self) -> StoreSpec:
         """``spec.store`` with its defaults. Raises :class:`Unreadable`."""
         return _parsed(StoreSpec, self.section("store"), f"{_full_name(self.raw)}: spec.store")
+
+    def validation_spec(self) -> ValidationSpec:
+        """``spec.validation`` with its defaults. Raises :class:`Unreadable`."""
+        return _parsed(ValidationSpec, self.section("validation"), f"{_full_name(self.raw)}: spec.validation")
 
 
 def _full_name(raw: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Commands that decide: ``promote``, ``abort``, ``pin``, ``unpin``, ``pause`` and ``resume``.
+"""Commands that decide: ``promote``, ``abort``, ``pin``, ``unpin``, ``pause``, ``resume`` and ``measure``.
 
 Each prints what it changed and what follows. ``--dry-run`` asks the API server to check the same patch.
 """
@@ -13,7 +13,7 @@ import typer
 from aurora_cli.cluster.changes import decide
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.command_line import DryRun, Name, Output, Version, in_cluster
-from aurora_cli.decisions import rolls, versions
+from aurora_cli.decisions import measurement, rolls, versions
 from aurora_cli.decisions.change import Change, other_managers
 from aurora_cli.speculator import Speculator
 from aurora_cli.tables.plain_text import plain
@@ -90,3 +90,9 @@ def pause(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output 
 def resume(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
     """Let rolls start and go on."""
     carry_out(cluster, name, rolls.resume, dry_run=dry_run, output=output)
+
+
+@in_cluster
+def measure(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
+    """Measure a candidate again now, after a measurement that failed."""
+    carry_out(cluster, name, measurement.measure, dry_run=dry_run, output=output)

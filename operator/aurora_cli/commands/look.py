@@ -20,6 +20,7 @@ from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables import evidence_table, status_table
 from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import Format, as_text, console, document_of, list_of, show, show_document
+from aurora_protocol.gate import GatePolicy
 
 MIN_INTERVAL_SECONDS: Final = 0.5
 
@@ -115,9 +116,11 @@ def evidence(
     output: Output = Format.TABLE,
 ) -> None:
     """The intervals of a version's measurement; with -o json its raw record."""
-    objects = open_store(cluster, cluster.speculator(name), endpoint=endpoint, use_secret=use_secret)
+    speculator = cluster.speculator(name)
+    objects = open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret)
     found = read_evidence(objects, name, version, attempt)
     if output is Format.TABLE:
-        show(evidence_table.detail(found.record, found.key, datetime.now(UTC)))
+        policy = GatePolicy.of(speculator.validation_spec())
+        show(evidence_table.detail(found.record, found.key, policy, datetime.now(UTC)))
     else:
         show_document(json.loads(found.data), output)

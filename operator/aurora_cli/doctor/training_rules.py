@@ -73,8 +73,8 @@ _SUSPENDED = Remedy(
 )
 _FAILED = Remedy(
     "the candidate could not be measured",
-    "It is repeated later. The Job's log says more.",
-    ("kubectl -n {ns} logs job/{job} --tail=50",),
+    "It is repeated after a growing delay. The Job's log says more; once the cause is gone, measure again now.",
+    ("kubectl -n {ns} logs job/{job} --tail=50", "kubectl aurora measure {name} -n {ns}"),
 )
 _STUCK = Remedy(
     "the candidate waits for its measurement",

@@ -1,7 +1,8 @@
 """``kubectl aurora evidence``: one measurement in tables. Pure.
 
-Invariant: the verdict is shown as the record states it, and as the samples show it. The record is not verified: the key
-that validators sign with is the operator's, and no person needs it.
+Invariant: the verdict is shown as the record states it, and where its own samples do not show a Pass under the present
+bars, that is said. The record is not verified: the key that validators sign with is the operator's, and no person needs
+it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from rich.text import Text
 
 from aurora_cli.tables.plain_text import NONE, age, plain, table
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
-from aurora_protocol.gate.recompute import least_policies, recomputed
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate.recompute import recomputed
 
 _ARMS = tuple(Arm)
 _VERDICT_STYLES = {VerdictKind.PASS: "good", VerdictKind.REJECT: "bad", VerdictKind.INCONCLUSIVE: "warning"}
 
 
-def detail(evidence: Evidence, key: str, now: datetime) -> RenderableType:
-    """The verdict with its reasons, every ratio with its interval, the arms, and the machine."""
+def detail(evidence: Evidence, key: str, policy: GatePolicy, now: datetime) -> RenderableType:
+    """The verdict with its reasons, every ratio with its interval, the arms, and the machine.
+
+    Args:
+        policy: the bars of the present spec.
+    """
     verdict = evidence.verdict
     heading = Text.assemble(
         plain(f"version {evidence.version}, attempt {evidence.attempt}: ", "strong"),
@@ -31,7 +37,7 @@ def detail(evidence: Evidence, key: str, now: datetime) -> RenderableType:
         plain(f" against version {evidence.active_version}, {age(evidence.finished, now)} ago"),
     )
     parts: list[RenderableType] = [heading, plain(key, "quiet")]
-    if doubt := _doubt(evidence):
+    if doubt := _doubt(evidence, policy):
         parts.append(plain(doubt, "bad"))
     parts += [plain(f"  {reason}") for reason in verdict.reasons]
     if evidence.end is not None:
@@ -41,11 +47,11 @@ def detail(evidence: Evidence, key: str, now: datetime) -> RenderableType:
     return Group(*parts, Text(""), table("", "", rows=list(_environment(evidence))))
 
 
-def _doubt(evidence: Evidence) -> str:
-    """What is odd about a stated Pass; empty when the samples show it."""
+def _doubt(evidence: Evidence, policy: GatePolicy) -> str:
+    """What the operator would say of a stated Pass now; empty when it would believe it."""
     if evidence.verdict.kind is not VerdictKind.PASS:
         return ""
-    found = recomputed(evidence, least_policies(evidence)).verdict
+    found = recomputed(evidence, (policy,)).verdict
     return "" if found.kind is VerdictKind.PASS else "; ".join(found.reasons)
 
 

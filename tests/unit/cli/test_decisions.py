@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
-from aurora_cli.decisions import rolls, versions
+from aurora_cli.decisions import measurement, rolls, versions
 from aurora_cli.decisions.change import Change, FieldChange, other_managers
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
@@ -171,6 +171,36 @@ def test_a_controller_that_applies_the_field_is_named() -> None:
     assert other_managers(one, versions.promote(one).fields) == []
 
 
+def candidate(phase: CandidatePhase) -> SpeculatorStatus:
+    return status(candidate=(5, phase)).model_copy(update={"ready_replicas": 2})
+
+
+def test_a_measurement_that_failed_is_made_again_now() -> None:
+    one = speculator(candidate(CandidatePhase.FAILED))
+    change = measurement.measure(one)
+    assert not change.notes
+    written = merged(resource(candidate(CandidatePhase.FAILED)), change.patch(one))
+    assert user_requests(written).measure == (5, 2)
+
+
+@pytest.mark.parametrize("phase", [CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE])
+def test_a_candidate_that_is_decided_is_not_measured_again(phase: CandidatePhase) -> None:
+    with pytest.raises(Refused, match=f"version 5 is {phase} and is not measured again"):
+        measurement.measure(speculator(candidate(phase)))
+
+
+@pytest.mark.parametrize("phase", [CandidatePhase.VALIDATING, CandidatePhase.VALIDATED])
+def test_a_candidate_that_is_being_measured_or_passed_needs_no_measurement(phase: CandidatePhase) -> None:
+    assert not measurement.measure(speculator(candidate(phase))).fields
+
+
+def test_a_measurement_says_what_keeps_it_from_beginning() -> None:
+    one = speculator(status(candidate=(5, CandidatePhase.FAILED)), rollout={"pin": 4})
+    assert [note.split(":")[0] for note in measurement.measure(one).notes] == ["version 4 is pinned", "no pod is ready"]
+    with pytest.raises(Refused, match="no candidate"):
+        measurement.measure(speculator(status()))
+
+
 DECISIONS: tuple[Callable[[Speculator, int], Change], ...] = (
     versions.promote,
     versions.abort,
@@ -178,6 +208,7 @@ DECISIONS: tuple[Callable[[Speculator, int], Change], ...] = (
     lambda one, _: rolls.unpin(one),
     lambda one, _: rolls.pause(one),
     lambda one, _: rolls.resume(one),
+    lambda one, _: measurement.measure(one),
 )
 STATUSES = st.builds(
     status,
