@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from aurora_cli.command_line import PROGRAM, Session, new_app, remember_flags
 from aurora_cli.commands import decide, diagnose, look, shell
+from aurora_cli.commands.draft import draft
 from aurora_cli.commands.store import store
 
-app = new_app(help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.")
-app.callback()(remember_flags)
-for command in (
+COMMANDS: Final[Sequence[Callable[..., None]]] = (
     look.status,
     look.history,
     look.evidence,
@@ -23,9 +24,13 @@ for command in (
     decide.resume,
     decide.measure,
     shell.completion,
-):
+)
+app = new_app(help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.")
+app.callback()(remember_flags)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(store, name="store")
+app.add_typer(draft, name="draft")
 
 
 def main() -> None:

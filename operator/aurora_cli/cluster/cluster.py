@@ -25,6 +25,8 @@ class Cluster:
 
     api: KubernetesApi
     namespace: str
+    kubectl_flags: Sequence[str] = ()
+    """The flags with which kubectl reaches the same cluster."""
 
     def speculator(self, name: str) -> Speculator:
         """Raises :class:`NotFound`, which names the speculators that there are."""

@@ -41,6 +41,11 @@ class Access:
     context: str | None = None
     kubeconfig: str | None = None
 
+    def kubectl_flags(self) -> tuple[str, ...]:
+        """The flags with which kubectl reaches the same cluster."""
+        named = {"context": self.context, "kubeconfig": self.kubeconfig}
+        return tuple(f"--{flag}={value}" for flag, value in named.items() if value is not None)
+
 
 @dataclass(frozen=True)
 class Connection:

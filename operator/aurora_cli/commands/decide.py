@@ -94,5 +94,5 @@ def resume(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output
 
 @in_cluster
 def measure(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
-    """Measure a candidate again now, after a measurement that failed."""
+    """Measure a candidate again now, after an attempt that failed."""
     carry_out(cluster, name, measurement.measure, dry_run=dry_run, output=output)

@@ -115,7 +115,7 @@ def evidence(
     use_secret: UseSecret = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """The intervals of a version's measurement; with -o json its raw record."""
+    """The intervals of a measurement; with -o json the raw record."""
     speculator = cluster.speculator(name)
     objects = open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret)
     found = read_evidence(objects, name, version, attempt)

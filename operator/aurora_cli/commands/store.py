@@ -86,7 +86,7 @@ def verify(
     use_secret: UseSecret = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Check that records can be read and their data are there; exit with 1 if not."""
+    """Check that records and their data are whole; else exit with 1."""
     with _opened(cluster, name, endpoint, use_secret) as objects:
         check = Verification(objects, digests=digests)
         check.run()

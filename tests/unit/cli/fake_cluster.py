@@ -7,7 +7,7 @@ checks neither admission nor RBAC: the integration tests do that with the real A
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +64,8 @@ class FakeApiServer:
     error: ClusterError | None = None
     errors: dict[str, ClusterError] = field(default_factory=dict)
     """By the end of a path."""
-    before_patch: Callable[[FakeApiServer], None] = lambda server: None
-    """Called before each patch: what somebody else does between the read and the write."""
+    meanwhile: list[Object] = field(default_factory=list)
+    """What somebody else writes to the speculator ``chat`` between a read and a write: one patch before each write."""
     patches: list[tuple[str, Object, bool]] = field(default_factory=list)
     """Path, patch and whether it was a dry run."""
     calls: list[str] = field(default_factory=list)
@@ -89,7 +89,8 @@ class FakeApiServer:
         return copy.deepcopy(self.objects[path])
 
     def merge_patch(self, path: str, patch: Object, *, dry_run: bool) -> Object:
-        self.before_patch(self)
+        if self.meanwhile:
+            self.change("chat", self.meanwhile.pop(0))
         self._call(path)
         stored = self.objects[path]
         if patch["metadata"]["resourceVersion"] != stored["metadata"]["resourceVersion"]:

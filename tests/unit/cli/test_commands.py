@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase
 from aurora_cli.cluster.kubernetes_api import speculators_path
+from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -22,6 +24,7 @@ CHAT = speculators_path("team", "chat")
 REAL = worlds.status(worlds.observed(store=worlds.store(0, 1, evidence=(worlds.evidence(1),))))
 """A status that the operator's planner writes."""
 DECIDING = ("promote", "abort", "pin", "unpin", "pause", "resume")
+"""Commands that change a field, but for ``measure``, which needs a candidate that failed."""
 
 
 @pytest.fixture(name="server")
@@ -104,13 +107,7 @@ def test_a_decision_twice_is_unchanged_and_no_failure(server: FakeApiServer) -> 
 
 
 def test_a_new_status_of_the_operator_does_not_prevent_a_decision(server: FakeApiServer) -> None:
-    updates = iter(range(3))
-
-    def operator_writes(one: FakeApiServer) -> None:
-        if next(updates, None) is not None:
-            one.change("chat", {"status": {"traces": 7}})
-
-    server.before_patch = operator_writes
+    server.meanwhile = [{"status": {"traces": number}} for number in (5, 6, 7)]
     result = server.run("pin", "chat", "3")
     assert result.exit_code == 0, result.output
     assert server.objects[CHAT]["spec"]["rollout"]["pin"] == 3
@@ -128,7 +125,7 @@ def test_a_new_status_of_the_operator_does_not_prevent_a_decision(server: FakeAp
 def test_a_newer_decision_of_somebody_else_is_not_overwritten(
     server: FakeApiServer, newer: dict[str, Any], shown: str
 ) -> None:
-    server.before_patch = lambda one: one.change("chat", newer) if not one.patches else None
+    server.meanwhile = [newer]
     result = server.run("pin", "chat", "3")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: nothing was changed, because somebody changed chat meanwhile")
@@ -138,8 +135,7 @@ def test_a_newer_decision_of_somebody_else_is_not_overwritten(
 
 def test_a_roll_that_moved_on_meanwhile_is_decided_anew(server: FakeApiServer) -> None:
     promoted = status(5, previous=4).model_dump(mode="json", by_alias=True, exclude_none=True)
-    changes = iter([{"status": promoted}])
-    server.before_patch = lambda one: [one.change("chat", change) for change in changes] and None
+    server.meanwhile = [{"status": promoted}]
     result = server.run("abort", "chat", "5")
     assert result.exit_code == 0, result.output
     assert "pods return from version 5 to version 4" in result.stdout
@@ -147,7 +143,7 @@ def test_a_roll_that_moved_on_meanwhile_is_decided_anew(server: FakeApiServer) -
 
 def test_a_patch_that_always_meets_a_conflict_ends() -> None:
     server = FakeApiServer.of(resource(CANARY))
-    server.before_patch = lambda one: one.change("chat", {"status": {"traces": len(one.calls)}})
+    server.meanwhile = [{"status": {"traces": number}} for number in range(100)]
     result = server.run("pause", "chat")
     assert result.exit_code == 1
     assert result.stderr == "error: chat changes all the time, and 8 patches were refused; try again\n"
@@ -198,6 +194,35 @@ def test_texts_of_others_do_not_control_the_terminal() -> None:
         assert result.exit_code == 0, result.output
         assert all(character.isprintable() or character == "\n" for character in result.stdout)
         assert "[bold]" in result.stdout or arguments[0] == "doctor"
+
+
+def test_a_watch_prints_what_changed_survives_an_outage_and_ends_with_ctrl_c(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Callable[[], None]] = [
+        lambda: None,
+        lambda: server.change("chat", {"status": {"acceptLength": "2.71"}}),
+        lambda: setattr(server, "error", ClusterError("the API server is away")),
+        lambda: setattr(server, "error", None),
+    ]
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 2.0
+        if not events:
+            raise KeyboardInterrupt
+        events.pop(0)()
+
+    monkeypatch.setattr(look.time, "sleep", sleep)
+    result = server.run("status", "--watch")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("NAME ") == 3
+    assert result.stdout.count("2.71") == 2
+    assert "error: the API server is away; trying again" in result.stdout
+
+
+def test_a_watch_that_cannot_begin_fails() -> None:
+    assert FakeApiServer(error=ClusterError("away")).run("status", "-w").exit_code == 1
+    assert FakeApiServer.of(resource(CANARY)).run("status", "-w", "-o", "json").exit_code == 1
 
 
 def test_help_names_every_command() -> None:
