@@ -15,6 +15,7 @@ RUN python -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --no-
 COPY pyproject.toml README.md LICENSE ./
 COPY crds/aurora_api crds/aurora_api
 COPY operator/aurora_operator operator/aurora_operator
+COPY operator/aurora_cli operator/aurora_cli
 COPY runtime/aurora_protocol runtime/aurora_protocol
 COPY runtime/aurora_store runtime/aurora_store
 COPY runtime/aurora_runtime runtime/aurora_runtime

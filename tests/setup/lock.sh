@@ -12,4 +12,4 @@ compile pyproject.toml --extra operator --extra agent -o requirements/light.txt
 compile pyproject.toml --extra operator -o requirements/operator.txt
 compile pyproject.toml --extra agent -o requirements/agent.txt
 compile pyproject.toml --extra runtime --constraints requirements/runtime.constraints.txt -o requirements/runtime.txt
-compile pyproject.toml requirements/cpu.in --extra runtime --extra operator --group dev --overrides requirements/cpu.overrides.txt -o requirements/cpu.txt
+compile pyproject.toml requirements/cpu.in --extra runtime --extra operator --extra cli --group dev --overrides requirements/cpu.overrides.txt -o requirements/cpu.txt

@@ -23,13 +23,15 @@ from aurora_protocol.training_records import TrainerStatus
 
 @dataclass(frozen=True)
 class UserRequests:
-    """Versions that a user asks to promote or to abort by annotation.
+    """What a user asks for by annotation.
 
     Each request names one version, so an old annotation has no effect on a newer version.
     """
 
     promote: int | None = None
     abort: int | None = None
+    measure: tuple[int, int] | None = None
+    """Version and attempt of a measurement that begins without the delay after a failure."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ def _validation_inputs(
         concurrency=observed.spec.validation.concurrencies_primary_first[0],
         may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
         abort=observed.user_requests.abort,
+        measure=observed.user_requests.measure,
     )
 
 

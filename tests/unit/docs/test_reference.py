@@ -57,7 +57,7 @@ def test_the_conditions_page_lists_all_types_and_no_invented_reason() -> None:
     rows = list(document.table_rows)
     types = {word for row in rows for word in WORD.findall(row[0])}
     assert {kind.value for kind in ConditionType} <= types
-    source = _source("operator", "crds", "runtime/aurora_protocol", "runtime/aurora_store")
+    source = _source("operator/aurora_operator", "crds", "runtime/aurora_protocol", "runtime/aurora_store")
     reasons = {row[0].strip("`") for row in rows if row[1] in STATUSES}
     assert {reason for reason in reasons if f'"{reason}"' not in source} == set()
 

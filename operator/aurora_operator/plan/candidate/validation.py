@@ -8,7 +8,7 @@
     Validating --> Validating     undecided: measured once more
     Validating --> Inconclusive   undecided again, or a newer version waits: never rolled out
     Validating --> Failed         could not be measured
-    Failed     --> Validating     after a growing delay
+    Failed     --> Validating     after a growing delay, or at once if a person asks for the attempt
     Validated  --> Rejected       failed in its roll
 
 The newest version replaces a candidate that is decided, and one that waits. A candidate waits
@@ -77,6 +77,8 @@ class ValidationInputs:
     """At least one pod is ready, and no version is pinned."""
     abort: int | None = None
     """A person rejects this version."""
+    measure: tuple[int, int] | None = None
+    """(version, attempt): a person asks for this measurement without a delay."""
 
     @property
     def channel(self) -> Channel:
@@ -195,6 +197,8 @@ def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus)
 
 
 def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
+    if inputs.measure == (candidate.version, candidate.attempt + 1):
+        return True
     waited = None if candidate.since is None else inputs.now - candidate.since
     # A time in the future was written before the clock was set back: the retry is due, because the wait is not known.
     return waited is None or not timedelta(0) <= waited < _retry_delay(candidate.attempt)

@@ -215,3 +215,18 @@ def settings_of(job: dict[str, Any]) -> ValidationSettings:
     (validator,) = job["spec"]["template"]["spec"]["containers"]
     (text,) = (entry["value"] for entry in validator["env"] if entry["name"] == SETTINGS_VARIABLE)
     return ValidationSettings.from_json(text)
+
+
+def test_a_person_asks_for_one_attempt_without_the_delay_after_a_failure() -> None:
+    failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=3, since=NOW)
+    world = observed(store=store(0, 1), status=SpeculatorStatus(candidate=failed))
+    assert validating(world) is None
+    for other in ((1, 3), (1, 5), (2, 4)):
+        assert validating(replace(world, user_requests=UserRequests(measure=other))) is None
+    asked = replace(world, user_requests=UserRequests(measure=(1, 4)))
+    begun = made(asked)
+    assert begun.job is not None
+    assert begun.job["metadata"]["name"] == "chat-validate-v1-4"
+    failed_again = failed.model_copy(update={"attempt": 4})
+    again = replace(asked, status=asked.status.model_copy(update={"candidate": failed_again}))
+    assert validating(again) is None, "the same annotation asks for no further attempt"

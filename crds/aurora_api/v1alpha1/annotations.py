@@ -1,0 +1,36 @@
+"""Annotations of an AuroraSpeculator with which people decide: ``kubectl annotate aspec chat aurora.dev/abort=3``.
+
+Invariant: each annotation names one version, so an old one has no effect on a newer version. That of a measurement also
+names the attempt, so it asks for one measurement and not for one after the other. Any other value is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aurora_api import GROUP
+
+PROMOTE_ANNOTATION: Final = f"{GROUP}/promote"
+"""Live traffic no longer judges a roll of this version."""
+ABORT_ANNOTATION: Final = f"{GROUP}/abort"
+"""This version is rejected, and rolled back where it serves."""
+MEASURE_ANNOTATION: Final = f"{GROUP}/measure"
+"""``<version>-<attempt>``: this attempt at measuring the version does not wait for the delay after the failed one."""
+MAX_VERSION_DIGITS: Final = 8
+"""The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
+
+
+def annotated_version(text: str) -> int | None:
+    """The version that an annotation's value names; None when it names none."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_VERSION_DIGITS else None
+
+
+def annotated_attempt(text: str) -> tuple[int, int] | None:
+    """Version and attempt that the value of :data:`MEASURE_ANNOTATION` names; None when it names none."""
+    version, attempt = (annotated_version(part) for part in text.partition("-")[::2])
+    return None if version is None or attempt is None else (version, attempt)
+
+
+def attempt_text(version: int, attempt: int) -> str:
+    """The value of :data:`MEASURE_ANNOTATION` for an attempt."""
+    return f"{version}-{attempt}"

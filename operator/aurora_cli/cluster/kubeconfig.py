@@ -1,0 +1,86 @@
+"""Connects to the cluster that the user's kubeconfig names, as kubectl does.
+
+Order: ``--kubeconfig``, else ``KUBECONFIG``, else ``~/.kube/config``. Where no such file is, a pod's ServiceAccount.
+The namespace is ``--namespace``, else that of the context, else ``default``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kubernetes import client
+from kubernetes import config as kube_config
+from urllib3.exceptions import LocationParseError
+from yaml import YAMLError
+
+from aurora_cli.cluster.kubernetes_api import FIELD_MANAGER, HttpKubernetesApi, KubernetesApi
+from aurora_cli.errors import ClusterError
+from aurora_store.errors import bounded_text
+
+POD_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_UNUSABLE: Final = (
+    kube_config.ConfigException,
+    YAMLError,
+    LocationParseError,
+    OSError,
+    TypeError,
+    AttributeError,
+    KeyError,
+)
+"""What the client raises for a file that is no kubeconfig. The last three: for YAML of another shape."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the flags say about the cluster. None: as the kubeconfig says."""
+
+    namespace: str | None = None
+    context: str | None = None
+    kubeconfig: str | None = None
+
+    def kubectl_flags(self) -> tuple[str, ...]:
+        """The flags with which kubectl reaches the same cluster."""
+        named = {"context": self.context, "kubeconfig": self.kubeconfig}
+        return tuple(f"--{flag}={value}" for flag, value in named.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The API server, and the namespace that the user means."""
+
+    api: KubernetesApi
+    namespace: str
+
+
+def connect(access: Access) -> Connection:
+    """Read the kubeconfig. No call is made yet. Raises :class:`ClusterError` when there is no usable one."""
+    configuration = client.Configuration()
+    file = access.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    try:
+        if access.kubeconfig is None and access.context is None and not _exists(file) and POD_NAMESPACE_FILE.exists():
+            kube_config.load_incluster_config(client_configuration=configuration)
+            namespace = POD_NAMESPACE_FILE.read_text().strip()
+        else:
+            kube_config.load_kube_config(file, access.context, configuration, persist_config=False)
+            namespace = _namespace_of(file, access.context)
+    except _UNUSABLE as error:
+        text = bounded_text(" ".join(str(error).split()), 300)
+        raise ClusterError(f"the kubeconfig {file} cannot be used: {text}; name another with --kubeconfig") from error
+    configuration.retries = 0
+    api_client = client.ApiClient(configuration)
+    api_client.user_agent = FIELD_MANAGER
+    return Connection(HttpKubernetesApi(api_client), access.namespace or namespace or "default")
+
+
+def _exists(files: str) -> bool:
+    """Whether one of the files of a ``KUBECONFIG`` exists."""
+    return any(Path(file).expanduser().exists() for file in files.split(os.pathsep) if file)
+
+
+def _namespace_of(file: str, context: str | None) -> str:
+    contexts, current = kube_config.list_kube_config_contexts(file)
+    chosen = next((found for found in contexts if found["name"] == context), current) if context else current
+    return str(chosen["context"].get("namespace") or "")

@@ -1,0 +1,31 @@
+"""``doctor``: what is wrong with a speculator, and the command that mends it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.command_line import Name, Output, in_cluster
+from aurora_cli.doctor.diagnosis import diagnose, is_well
+from aurora_cli.tables import findings_table
+from aurora_cli.tables.printing import Format, show, show_document
+
+
+@in_cluster
+def doctor(
+    cluster: Cluster,
+    name: Name,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if something needs a person.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """What is wrong, likeliest first, and the commands that mend it."""
+    snapshot = cluster.snapshot(name)
+    findings = diagnose(snapshot)
+    if output is Format.TABLE:
+        show(findings_table.report(snapshot, findings))
+    else:
+        show_document(findings_table.as_document(snapshot, findings), output)
+    if exit_code and not is_well(findings):
+        raise typer.Exit(1)

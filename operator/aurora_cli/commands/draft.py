@@ -1,0 +1,86 @@
+"""``draft export`` and ``draft check``: run ``aurora-draft`` in the trainer's pod.
+
+A published head enters only when a speculator is created (``spec.draft.initial``), so there is no import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.cluster.pod_program import Container
+from aurora_cli.command_line import Name, in_cluster, new_app
+from aurora_cli.doctor.facts import TRAINER
+from aurora_cli.errors import ProgramFailed, Refused
+from aurora_cli.tables.plain_text import plain
+from aurora_cli.tables.printing import show
+
+draft = new_app(help="Publish a draft, or check whether a published head fits.")
+
+
+class HeadFormat(StrEnum):
+    """Who is to load an exported head."""
+
+    SGLANG = "sglang"
+    SPECULATORS = "speculators"
+
+
+def trainer_of(cluster: Cluster, name: str) -> Container:
+    """The container of the trainer. Raises :class:`ProgramFailed` when no trainer runs."""
+    snapshot = cluster.snapshot(name)
+    pod = next((pod.name for pod in snapshot.pods_of(TRAINER) if pod.ready), None)
+    if pod is None:
+        why = "you may not read pods there" if "pods" in snapshot.unseen else "its pod is stopped or not ready"
+        raise ProgramFailed(f"the trainer of {name} cannot be used: {why}; run `kubectl aurora doctor {name}`")
+    return Container(cluster, pod, "trainer")
+
+
+@draft.command("export")
+@in_cluster
+def export(
+    cluster: Cluster,
+    name: Name,
+    to: Annotated[Path, typer.Option("--to", help="New or empty folder on this machine.")],
+    version: Annotated[int | None, typer.Option(min=0, help="Version of the draft. Unset: the active one.")] = None,
+    head_format: Annotated[HeadFormat, typer.Option("--format", help="Who is to load it.")] = HeadFormat.SGLANG,
+    with_embedding: Annotated[bool, typer.Option("--with-embedding", help="Store the target's embedding too.")] = False,
+) -> None:
+    """Copy a draft to this machine as a head that SGLang or vLLM loads."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise Refused(f"{to} exists and is not an empty folder; name another with --to")
+    trainer, folder = trainer_of(cluster, name), f"/tmp/head-{secrets.token_hex(8)}"  # noqa: S108 - the pod's own
+    options = [f"--to={folder}", f"--format={head_format.value}"]
+    options += [f"--version={version}"] if version is not None else []
+    options += ["--with-embedding"] if with_embedding else []
+    try:
+        trainer.run("aurora-draft", "export", *options)
+        trainer.copy_folder(folder, to)
+    finally:
+        with contextlib.suppress(ProgramFailed):  # the pod may be gone, and its /tmp with it
+            trainer.run("rm", "-rf", folder)
+    show(
+        plain(
+            f"exported to {to}; read its README.md before you publish it: the draft learned from your users' requests"
+        )
+    )
+
+
+@draft.command("check")
+@in_cluster
+def check(
+    cluster: Cluster,
+    name: Name,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id of the head.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Unset: main.")] = None,
+) -> None:
+    """Check whether a published head fits this speculator's target."""
+    if model.startswith("-"):
+        raise Refused("MODEL is a Hugging Face id such as my-org/my-head, or a path in the trainer's container")
+    options = [] if revision is None else [f"--revision={revision}"]
+    show(plain(trainer_of(cluster, name).run("aurora-draft", "check", model, *options).strip()))

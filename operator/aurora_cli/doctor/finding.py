@@ -1,0 +1,90 @@
+"""What a rule finds: what is wrong, how that is known, and the command that mends it. Pure.
+
+Invariant: a command holds names that the API server has validated, and never a message. So a person can paste it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_cli.doctor.facts import Snapshot
+
+
+class Severity(IntEnum):
+    """How much a finding matters. The lowest number comes first."""
+
+    PROBLEM = 1
+    """Something does not work, and needs a person."""
+    WARNING = 2
+    """Something works less well than it should, or may need a person."""
+    NOTE = 3
+    """A person's decision or a state that explains what is seen."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or that explains what is seen."""
+
+    severity: Severity
+    title: str
+    evidence: str = ""
+    """How that is known: a condition with its message, an event, a pod's state."""
+    advice: str = ""
+    """What to do, in words."""
+    commands: Sequence[str] = ()
+    """What to run: the command that mends it, or the one that shows the cause."""
+
+
+Rule = Callable[[Snapshot], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What a reason of a condition means, and what to do. Texts may hold the fields of :func:`filled`."""
+
+    title: str
+    advice: str = ""
+    commands: Sequence[str] = ()
+    severity: Severity = Severity.PROBLEM
+
+    def finding(self, snapshot: Snapshot, evidence: str) -> Finding:
+        """The finding of this remedy for one speculator."""
+        return Finding(
+            self.severity,
+            filled(self.title, snapshot),
+            evidence,
+            filled(self.advice, snapshot),
+            tuple(filled(command, snapshot) for command in self.commands),
+        )
+
+
+def filled(text: str, snapshot: Snapshot) -> str:
+    """``text`` with namespace ({ns}), name, Secret of the store ({secret}) and the candidate's Job in place."""
+    one = snapshot.speculator
+    credentials = one.section("store").get("credentials") or {}
+    reference = credentials.get("secretRef") or {}
+    candidate = one.status.candidate
+    values = {
+        "{ns}": one.namespace,
+        "{name}": one.name,
+        "{secret}": str(reference.get("name") or "SECRET"),
+        "{job}": (candidate.job if candidate else None) or "JOB",
+    }
+    for field, value in values.items():
+        text = text.replace(field, value)
+    return text
+
+
+def condition_text(condition: Condition) -> str:
+    """A condition as evidence: ``StorageReady=False Unreachable: get channel/: timed out``."""
+    text = f"{condition.type}={condition.status} {condition.reason}"
+    return f"{text}: {condition.message}" if condition.message else text
+
+
+def abnormal(snapshot: Snapshot, type_: ConditionType, status: ConditionStatus) -> Condition | None:
+    """The condition, if it has the abnormal status."""
+    condition = snapshot.speculator.condition(type_)
+    return condition if condition is not None and condition.status is status else None

@@ -1,0 +1,158 @@
+"""Does an operator act on the speculator at all, and can it use the spec? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Final
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_cli.doctor.facts import Snapshot
+from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+
+OPERATOR_LOG: Final = "kubectl logs -n aurora-system -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
+NEW: Final = timedelta(seconds=30)
+"""How long a speculator may be without a status."""
+RECENT: Final = timedelta(hours=24)
+
+_DELETED = Remedy(
+    "the speculator is being deleted, and its stored data keep it until they are deleted",
+    "If the store cannot be reached any more, give up the data: the operator then lets the resource go.",
+    (
+        "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
+        """ -p '{"spec":{"store":{"deletionPolicy":"Retain"}}}'""",
+    ),
+    Severity.WARNING,
+)
+_NO_STATUS = Remedy(
+    "no operator acts on the speculator",
+    "The operator does not run, or does not watch this namespace (the chart's watchNamespaces, or a shard's label).",
+    ("kubectl get pods -A -l app.kubernetes.io/name=aurora-operator", OPERATOR_LOG),
+)
+_UNSEEN = Remedy(
+    "the operator has not acted on the present spec",
+    "A change takes a second. If this stays, the operator is stopped, or cannot reach the API server.",
+    ("kubectl get pods -A -l app.kubernetes.io/name=aurora-operator", OPERATOR_LOG),
+    Severity.WARNING,
+)
+_DISPLACED = Remedy(
+    "two installations of the operator act on the speculator",
+    "Uninstall one of the two, then restart the other.",
+    ("kubectl get leases -A", "helm list -A --filter aurora"),
+)
+_SPEC: Final[Mapping[str, Remedy]] = {
+    "InvalidSpec": Remedy(
+        "the operator cannot use the spec",
+        "Correct the field that the message names. Pods serve on meanwhile.",
+        ("kubectl -n {ns} edit auroraspeculator {name}",),
+    ),
+    "NameTaken": Remedy(
+        "an object of another owner has a name that the speculator needs",
+        "Delete the object, or give the speculator another name. The operator never touches it.",
+        ("kubectl -n {ns} get deployments,services,serviceaccounts,networkpolicies,poddisruptionbudgets",),
+    ),
+}
+_DEGRADED: Final[Mapping[str, Remedy]] = {
+    "ApplyRefused": Remedy(
+        "the API server refuses an object of the speculator",
+        "Correct the pod template, the quota or the operator's rights, as the message says.",
+        (
+            "kubectl -n {ns} edit auroraspeculator {name}",
+            "kubectl -n {ns} describe resourcequotas",
+        ),
+    ),
+    "PinRefused": Remedy(
+        "the pinned version never passed its measurement, so nothing is rolled out",
+        "Unset the pin, or pin a version that passed.",
+        ("kubectl aurora unpin {name} -n {ns}", "kubectl aurora history {name} -n {ns}"),
+    ),
+    "WeightsDiffer": Remedy(
+        "pods that should serve the same draft hold different weights",
+        "Delete the pod that differs, and report it.",
+        ("kubectl aurora status {name} -n {ns}", "kubectl -n {ns} delete pod POD"),
+    ),
+    "SwapFailed": Remedy(
+        "a pod cannot return to the active version",
+        "Read why, then delete the pod that the message names.",
+        (
+            "kubectl -n {ns} logs deployment/{name} -c agent --tail=100",
+            "kubectl -n {ns} delete pod POD",
+        ),
+    ),
+}
+_OTHER_DEGRADED = Remedy("something needs a person", "", ("kubectl -n {ns} describe auroraspeculator {name}",))
+_UPGRADE: Final[Mapping[str, Remedy]] = {
+    "UpgradeFailed": Remedy(
+        "the pods do not come up with the upgraded operator's template",
+        "Correct the cause, or roll the operator back.",
+        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n aurora-system aurora"),
+    ),
+    "OrderStopped": Remedy(
+        "the upgrade waits, because the upgrade of another speculator failed",
+        "The operator's log names that speculator.",
+        (OPERATOR_LOG,),
+        Severity.WARNING,
+    ),
+    "WaitingForSpec": Remedy(
+        "the pods have the template of a former operator until the serving settings change",
+        "serving.update.operatorUpgrade is WithSpec.",
+        (),
+        Severity.NOTE,
+    ),
+}
+
+
+def operator_absent(snapshot: Snapshot) -> Iterator[Finding]:
+    """Nobody has written a status."""
+    one = snapshot.speculator
+    new = one.created is not None and snapshot.now - one.created < NEW
+    if not one.has_status and not new:
+        yield _NO_STATUS.finding(snapshot, "the resource has no status")
+
+
+def operator_displaced(snapshot: Snapshot) -> Iterator[Finding]:
+    """Two installations acted on the speculator lately."""
+    event = snapshot.last_event("OperatorDisplaced")
+    if event is not None and event.last is not None and snapshot.now - event.last < RECENT:
+        yield _DISPLACED.finding(snapshot, f"event OperatorDisplaced: {event.message}")
+
+
+def spec_unusable(snapshot: Snapshot) -> Iterator[Finding]:
+    """The spec, or an object with a name that is needed, stands in the way."""
+    for type_ in (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN):
+        condition = abnormal(snapshot, type_, ConditionStatus.TRUE)
+        if condition is not None:
+            yield _SPEC[type_.value].finding(snapshot, condition_text(condition))
+
+
+def degraded(snapshot: Snapshot) -> Iterator[Finding]:
+    """The condition Degraded."""
+    condition = abnormal(snapshot, ConditionType.DEGRADED, ConditionStatus.TRUE)
+    if condition is not None:
+        yield _DEGRADED.get(condition.reason, _OTHER_DEGRADED).finding(snapshot, condition_text(condition))
+
+
+def upgrade_pending(snapshot: Snapshot) -> Iterator[Finding]:
+    """The condition UpgradePending. A restart that goes on, or waits for its turn, needs nobody."""
+    condition = abnormal(snapshot, ConditionType.UPGRADE_PENDING, ConditionStatus.TRUE)
+    if condition is not None and condition.reason in _UPGRADE:
+        yield _UPGRADE[condition.reason].finding(snapshot, condition_text(condition))
+
+
+def being_deleted(snapshot: Snapshot) -> Iterator[Finding]:
+    """The resource waits for the deletion of its stored data."""
+    if snapshot.speculator.is_being_deleted:
+        event = snapshot.last_event("DataNotDeleted")
+        yield _DELETED.finding(
+            snapshot, f"event DataNotDeleted: {event.message}" if event else "deletionTimestamp is set"
+        )
+
+
+def spec_unseen(snapshot: Snapshot) -> Iterator[Finding]:
+    """The status is about an older spec."""
+    one = snapshot.speculator
+    if one.has_status and one.status.observed_generation < one.generation:
+        evidence = (
+            f"metadata.generation is {one.generation}, status.observedGeneration {one.status.observed_generation}"
+        )
+        yield _UNSEEN.finding(snapshot, evidence)

@@ -1,0 +1,185 @@
+"""Do the inference pods run, and do they serve what they should? Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_cli.doctor.facts import INFERENCE, TRAINER, VALIDATOR, ContainerTrouble, PodFacts, Snapshot
+from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+
+_WHAT: Final = {INFERENCE: "an inference pod", TRAINER: "the trainer's pod", VALIDATOR: "a measurement's pod"}
+_CONTAINER: Final[Mapping[str, Remedy]] = {
+    "ImagePullBackOff": Remedy(
+        "cannot pull its image",
+        "Check the image's name, and the pull Secrets (imagePullSecrets of the chart, or the pod template).",
+        ("kubectl -n {ns} describe pod {pod}",),
+    ),
+    "CreateContainerConfigError": Remedy(
+        "needs a Secret or a ConfigMap that does not exist",
+        "Create the object that the message names.",
+        ("kubectl -n {ns} describe pod {pod}",),
+    ),
+    "OOMKilled": Remedy(
+        "was killed because it used more memory than its limit",
+        "Raise the container's memory limit in the pod template, or lower what it keeps (see the sizing guide).",
+        (
+            "kubectl -n {ns} logs {pod} -c {container} --previous --tail=50",
+            "kubectl -n {ns} edit auroraspeculator {name}",
+        ),
+    ),
+    "CrashLoopBackOff": Remedy(
+        "ends again and again",
+        "Read why in its log. A gated model needs HF_TOKEN in the pod template.",
+        ("kubectl -n {ns} logs {pod} -c {container} --previous --tail=50",),
+    ),
+    "Evicted": Remedy(
+        "was evicted by its node",
+        "The node ran out of disk or memory: see the message, and the sizes of the pod's volumes.",
+        ("kubectl -n {ns} describe pod {pod}",),
+    ),
+}
+_SAME: Final = {
+    "ErrImagePull": "ImagePullBackOff",
+    "InvalidImageName": "ImagePullBackOff",
+    "ErrImageNeverPull": "ImagePullBackOff",
+    "RunContainerError": "CrashLoopBackOff",
+    "CreateContainerError": "CreateContainerConfigError",
+}
+_OTHER_CONTAINER = Remedy("does not run", "", ("kubectl -n {ns} describe pod {pod}",))
+_PLACE: Final = Remedy(
+    "finds no node",
+    "Free a node, add one, or lower the pod's requests. Pods that run serve on.",
+    ("kubectl -n {ns} describe pod {pod}", "kubectl describe nodes"),
+)
+_SERVING: Final[Mapping[str, Remedy]] = {
+    "WaitingForDraft": Remedy(
+        "the trainer has not made the initial draft yet",
+        "The trainer loads the target first. A gated model needs HF_TOKEN in training.template.",
+        ("kubectl -n {ns} logs deployment/{name}-trainer --tail=50",),
+        Severity.WARNING,
+    ),
+    "PodsUpdating": Remedy(
+        "pods are being replaced by pods of the current template",
+        "A model load takes minutes. If it stays, a new pod does not become ready.",
+        (
+            "kubectl -n {ns} rollout status deployment/{name}",
+            "kubectl -n {ns} logs deployment/{name} -c sglang --tail=50",
+        ),
+        Severity.WARNING,
+    ),
+    "Scaling": Remedy(
+        "fewer pods exist than are wanted",
+        "If the message names a quota, raise the quota or lower serving.replicas.",
+        ("kubectl -n {ns} describe resourcequotas", "kubectl -n {ns} scale auroraspeculator {name} --replicas=N"),
+    ),
+    "PodsPending": Remedy(
+        "the cluster has no room for a pod",
+        "Add a node, lower the pod's requests, or lower serving.replicas. The other pods serve on.",
+        ("kubectl -n {ns} get pods -l app.kubernetes.io/instance={name} -o wide", "kubectl describe nodes"),
+    ),
+    "PodsNotReady": Remedy(
+        "fewer pods are ready than are wanted",
+        "The engine loads its model, or its log says why it cannot.",
+        (
+            "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name},app.kubernetes.io/component=inference",
+            "kubectl -n {ns} logs deployment/{name} -c sglang --tail=50",
+        ),
+    ),
+    "SwapsPending": Remedy(
+        "some pods do not serve the version that they should yet",
+        "A swap takes seconds. If it stays, the agent's log says why.",
+        ("kubectl -n {ns} logs deployment/{name} -c agent --tail=50",),
+        Severity.WARNING,
+    ),
+}
+_OTHER = Remedy("the pods do not serve as they should", "", ("kubectl -n {ns} describe auroraspeculator {name}",))
+_UNREACHABLE = Remedy(
+    "the operator cannot reach the agent of a pod that runs",
+    "A NetworkPolicy of yours, or a service mesh, may close port 8471 to the operator.",
+    ("kubectl -n {ns} get networkpolicies", "kubectl -n {ns} logs deployment/{name} -c agent --tail=50"),
+)
+_SLOW = Remedy(
+    "serving is slower than without speculation, by the engines' own estimate",
+    "A fixed shape proposes tokens where they do not pay: let the engine choose.",
+    (
+        "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
+        """ -p '{"spec":{"draft":{"shape":null,"branching":null,"draftTokens":null}}}'""",
+    ),
+    Severity.WARNING,
+)
+_ESTIMATE = re.compile(r"~?([0-9]+(?:\.[0-9]+)?)x")
+
+
+def pods_in_trouble(snapshot: Snapshot) -> Iterator[Finding]:
+    """Containers that do not run, one finding for each pod of a kind with the same trouble."""
+    seen = set[tuple[str, str, str]]()
+    for pod in snapshot.pods:
+        if pod.terminating:
+            continue
+        for trouble in pod.troubles:
+            same = (pod.component, trouble.container, trouble.reason)
+            if same not in seen:
+                seen.add(same)
+                yield _container_finding(snapshot, pod, trouble)
+
+
+def _container_finding(snapshot: Snapshot, pod: PodFacts, trouble: ContainerTrouble) -> Finding:
+    remedy = _CONTAINER.get(_SAME.get(trouble.reason, trouble.reason), _OTHER_CONTAINER)
+    part = f"container {trouble.container} of " if trouble.container else ""
+    found = remedy.finding(
+        snapshot,
+        f"pod {pod.name}: {trouble.reason}"
+        + (f", {trouble.restarts} restarts" if trouble.restarts else "")
+        + (f": {trouble.message}" if trouble.message else ""),
+    )
+    return _about_pod(found, pod, f"{part}{_WHAT.get(pod.component, 'a pod')} {found.title}", trouble.container)
+
+
+def pods_without_node(snapshot: Snapshot) -> Iterator[Finding]:
+    """Pods that the scheduler cannot place, one finding for each kind."""
+    for component in _WHAT:
+        waiting = [pod for pod in snapshot.pods_of(component) if pod.unschedulable]
+        if waiting:
+            number = (
+                f"{len(waiting)} pods wait, first {waiting[0].name}" if len(waiting) > 1 else f"pod {waiting[0].name}"
+            )
+            found = _PLACE.finding(snapshot, f"{number}: {waiting[0].unschedulable}")
+            yield _about_pod(found, waiting[0], f"{_WHAT[component]} {found.title}", "")
+
+
+def _about_pod(found: Finding, pod: PodFacts, title: str, container: str) -> Finding:
+    commands = [one.replace("{pod}", pod.name).replace("{container}", container or "sglang") for one in found.commands]
+    return Finding(found.severity, title, found.evidence, found.advice, tuple(commands))
+
+
+def serving_not_ready(snapshot: Snapshot) -> Iterator[Finding]:
+    """The condition ServingReady, unless the state of a pod explains it already."""
+    condition = abnormal(snapshot, ConditionType.SERVING_READY, ConditionStatus.FALSE)
+    if condition is None or any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(INFERENCE)):
+        return
+    if condition.reason == "WaitingForDraft" and any(pod.troubles for pod in snapshot.pods_of(TRAINER)):
+        return
+    yield _SERVING.get(condition.reason, _OTHER).finding(snapshot, condition_text(condition))
+
+
+def agents_unreachable(snapshot: Snapshot) -> Iterator[Finding]:
+    """Pods whose agent does not answer the operator."""
+    pods = [pod.name for pod in snapshot.speculator.status.pods if pod.state == "AgentUnreachable"]
+    if pods:
+        yield _UNREACHABLE.finding(snapshot, f"AgentUnreachable: {', '.join(pods)}")
+
+
+def slower_than_off(snapshot: Snapshot) -> Iterator[Finding]:
+    """A fixed shape whose estimated speedup is below 1."""
+    status, draft = snapshot.speculator.status, snapshot.speculator.section("draft")
+    estimate = _ESTIMATE.fullmatch(status.estimated_speedup or "")
+    fixed = draft.get("shape") == "Fixed" or (draft.get("branching") or 1) != 1
+    measured = _ESTIMATE.match((status.active.speedup if status.active else None) or "")
+    slow = [found for found in (estimate, measured) if found is not None and float(found[1]) < 1.0]
+    if fixed and slow:
+        evidence = f"status.estimatedSpeedup {status.estimated_speedup or 'unset'}"
+        measured_text = f", measured {status.active.speedup}" if status.active and status.active.speedup else ""
+        yield _SLOW.finding(snapshot, evidence + measured_text)

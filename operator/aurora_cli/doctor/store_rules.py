@@ -1,0 +1,89 @@
+"""Can the operator use the store? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_cli.doctor.facts import Snapshot
+from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+
+_CREATE = (
+    "kubectl -n {ns} create secret generic {secret} --from-env-file=FILE"
+    "   # FILE has AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=…"
+)
+_REPLACE = (
+    "kubectl -n {ns} create secret generic {secret} --from-env-file=FILE --dry-run=client -o yaml | kubectl apply -f -"
+)
+_EDIT_STORE = "kubectl -n {ns} edit auroraspeculator {name}   # spec.store"
+
+STORAGE: Final[Mapping[str, Remedy]] = {
+    "SecretMissing": Remedy("the Secret with the store's keys does not exist", "Create it.", (_CREATE,)),
+    "SecretIncomplete": Remedy(
+        "the Secret with the store's keys lacks a key", "Write it again with both keys.", (_REPLACE,)
+    ),
+    "SecretForbidden": Remedy(
+        "the operator may not read a Secret of the speculator",
+        "Ask the operator's administrator to add its name to secretNames of the chart, beside those that are there.",
+        ("helm get values -n aurora-system aurora   # secretNames",),
+    ),
+    "SigningKeysMissing": Remedy(
+        "the keys that sign the store's records are being made, or somebody changed them",
+        "Wait a minute. If it stays, delete the Secret: the operator makes a new one, and trusts the newest record"
+        " once.",
+        ("kubectl -n {ns} delete secret {name}-signing-keys",),
+        Severity.WARNING,
+    ),
+    "StoreNotAllowed": Remedy(
+        "this store is not one that speculators of the namespace may use",
+        "Use an allowed store, or ask the operator's administrator to add it to stores.allowed of the chart.",
+        (_EDIT_STORE,),
+    ),
+    "AddressRefused": Remedy(
+        "the operator connects to no such address",
+        "Ask the operator's administrator to add the host to stores.internalHosts of the chart.",
+        ("helm get values -n aurora-system aurora   # stores.internalHosts",),
+    ),
+    "KeysRequired": Remedy(
+        "an endpoint of its own needs keys of its own",
+        "Name a Secret in store.credentials.secretRef, or use AWS S3.",
+        (_EDIT_STORE,),
+    ),
+    "Unreachable": Remedy(
+        "the store does not answer, or refuses the operator's requests",
+        "Check endpoint, network and keys; the message has the missing right, if it is one.",
+        (_EDIT_STORE, _REPLACE),
+    ),
+    "ConditionalWritesUnsupported": Remedy(
+        "the store does not keep create-once, so two writers could overwrite each other",
+        "Use a store that honours PutObject If-None-Match: *.",
+        (_EDIT_STORE,),
+    ),
+    "InvalidRecord": Remedy(
+        "somebody else wrote an object below the speculator's root",
+        "Delete the object that the message names, and find out who wrote it. Nothing is decided until then.",
+        ("aws s3 rm s3://BUCKET/ROOT/KEY",),
+    ),
+    "TakingOver": Remedy(
+        "the root of the former speculator is being taken over", "Wait for the next reconcile.", (), Severity.NOTE
+    ),
+    "RestoreRefused": Remedy(
+        "the root that store.restoreFrom names cannot be taken over",
+        "The message says why. The field is immutable, so create the speculator again.",
+        ("kubectl -n {ns} get auroraspeculator {name} -o yaml",),
+    ),
+    "TakenOver": Remedy(
+        "another speculator restored this speculator's root",
+        "Delete this speculator once its clients use the new one.",
+        ("kubectl -n {ns} delete auroraspeculator {name}",),
+    ),
+}
+_OTHER = Remedy("the store cannot be used", "", (_EDIT_STORE,))
+
+
+def store_unusable(snapshot: Snapshot) -> Iterator[Finding]:
+    """The condition StorageReady."""
+    condition = abnormal(snapshot, ConditionType.STORAGE_READY, ConditionStatus.FALSE)
+    if condition is not None:
+        yield STORAGE.get(condition.reason, _OTHER).finding(snapshot, condition_text(condition))

@@ -1,0 +1,150 @@
+"""Does the trainer learn, and do its candidates pass the gate? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Final
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase
+from aurora_cli.doctor.facts import TRAINER, VALIDATOR, Snapshot
+from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+
+TRAINER_LOG: Final = "kubectl -n {ns} logs deployment/{name}-trainer --tail=50"
+LONG_MEASUREMENT: Final = timedelta(hours=1)
+"""The default of ``validation.timeoutSeconds``."""
+OFTEN: Final = 3
+"""So many refused candidates in a row are worth a word."""
+_TRAINER: Final[Mapping[str, Remedy]] = {
+    "PodNotReady": Remedy(
+        "the trainer's pod is not ready",
+        "Its log, or its events, say why.",
+        (
+            TRAINER_LOG,
+            "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name},app.kubernetes.io/component=trainer",
+        ),
+    ),
+    "Starting": Remedy(
+        "the trainer cannot begin",
+        "The message says what it waits for: a gated model needs HF_TOKEN in training.template, and a published head"
+        " may break a rule.",
+        (TRAINER_LOG,),
+    ),
+    "Silent": Remedy(
+        "the trainer's pod is ready, and the trainer has reported nothing for minutes",
+        "Its log says why; a trainer that hangs is restarted like this.",
+        (TRAINER_LOG, "kubectl -n {ns} rollout restart deployment/{name}-trainer"),
+    ),
+    "StatusUnreadable": Remedy(
+        "the trainer's own record in the store cannot be read",
+        "The trainer writes it again within seconds; if not, read its log. Rolls and rollbacks go on.",
+        (TRAINER_LOG,),
+        Severity.WARNING,
+    ),
+    "TakenOver": Remedy(
+        "the trainer is stopped, because another speculator goes on with this root",
+        "Delete this speculator once its clients use the new one.",
+        ("kubectl -n {ns} delete auroraspeculator {name}",),
+    ),
+}
+_OTHER_TRAINER = Remedy("the trainer does not run", "", (TRAINER_LOG,))
+_STARVED = Remedy(
+    "the trainer gets too little of its device, so the draft learns late",
+    "Give its container more CPU or a GPU of its own in training.template, or lower training.replay.",
+    ("kubectl -n {ns} edit auroraspeculator {name}   # spec.training",),
+    Severity.WARNING,
+)
+_NO_TRACES = Remedy(
+    "the trainer waits for traces",
+    "There is little traffic, capture.sampleRatio is low, or capture drops traces: the agents count those in"
+    " aurora_agent_dropped_records_total and aurora_agent_losses_total.",
+    (
+        "kubectl -n {ns} get auroraspeculator {name} -o jsonpath='{.spec.capture}'",
+        "kubectl -n {ns} logs deployment/{name} -c agent --tail=50",
+    ),
+    Severity.WARNING,
+)
+_SUSPENDED = Remedy(
+    "training is suspended, so no new candidates come",
+    "",
+    ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspended":false}}}\'',),
+    Severity.NOTE,
+)
+_FAILED = Remedy(
+    "the candidate could not be measured",
+    "It is repeated after a growing delay. The Job's log says more; once the cause is gone, measure again now.",
+    ("kubectl -n {ns} logs job/{job} --tail=50", "kubectl aurora measure {name} -n {ns}"),
+)
+_STUCK = Remedy(
+    "the candidate waits for its measurement",
+    "The Job's pod does not start, or no replica can be spared. Where there is no room for another engine,"
+    " validation.measureOn: Replica measures on a replica.",
+    (
+        "kubectl -n {ns} get jobs,pods -l app.kubernetes.io/instance={name}",
+        "kubectl -n {ns} describe auroraspeculator {name}",
+    ),
+    Severity.WARNING,
+)
+_NEVER_PASS = Remedy(
+    "candidates do not pass, again and again",
+    "Read the figures of each bar. Wide intervals need more rounds (validation.maxRounds, validation.promptsPerRound)"
+    " or a quieter machine; gains below the bar need candidates that come less often (training.minGain).",
+    ("kubectl aurora history {name} -n {ns}", "kubectl aurora evidence {name} VERSION -n {ns}"),
+    Severity.WARNING,
+)
+
+
+def trainer_not_ready(snapshot: Snapshot) -> Iterator[Finding]:
+    """The condition TrainerReady, unless the state of its pod explains it already."""
+    condition = abnormal(snapshot, ConditionType.TRAINER_READY, ConditionStatus.FALSE)
+    if condition is None or any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(TRAINER)):
+        return
+    yield _TRAINER.get(condition.reason, _OTHER_TRAINER).finding(snapshot, condition_text(condition))
+
+
+def trainer_starved(snapshot: Snapshot) -> Iterator[Finding]:
+    """The trainer is slow while traces wait."""
+    condition = abnormal(snapshot, ConditionType.TRAINER_READY, ConditionStatus.TRUE)
+    if condition is not None and condition.reason == "Starved":
+        yield _STARVED.finding(snapshot, condition_text(condition))
+
+
+def no_candidates(snapshot: Snapshot) -> Iterator[Finding]:
+    """Nothing is learned, because nothing is captured or because a person said so."""
+    status = snapshot.speculator.status
+    condition = abnormal(snapshot, ConditionType.TRAINER_READY, ConditionStatus.TRUE)
+    if condition is None:
+        return
+    if condition.reason == "Suspended":
+        yield _SUSPENDED.finding(snapshot, condition_text(condition))
+    elif condition.reason == "WaitingForTraces" and status.candidate is None:
+        yield _NO_TRACES.finding(snapshot, f"{condition_text(condition)}; {status.traces} tokens traced")
+
+
+def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
+    """A measurement that failed, or that does not begin or end."""
+    candidate = snapshot.speculator.status.candidate
+    if candidate is None:
+        return
+    evidence = f"version {candidate.version} is {candidate.phase}: {candidate.message}"
+    if candidate.phase is CandidatePhase.FAILED:
+        yield _FAILED.finding(snapshot, evidence)
+    elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
+        does_not_start = "its pod does not start" in candidate.message
+        explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))
+        if (does_not_start and not explained) or snapshot.now - candidate.since > LONG_MEASUREMENT:
+            yield _STUCK.finding(snapshot, evidence)
+
+
+def candidates_never_pass(snapshot: Snapshot) -> Iterator[Finding]:
+    """The last decisions about measurements all refused their candidate."""
+    refused = []
+    for entry in reversed(snapshot.speculator.status.history):
+        if entry.event in ("Promoted", "Pinned"):
+            break
+        if entry.event in ("Rejected", "Inconclusive"):
+            refused.append(entry)
+    if len(refused) >= OFTEN:
+        listed = ", ".join(f"{entry.version} {entry.event}" for entry in reversed(refused))
+        yield _NEVER_PASS.finding(snapshot, f"{listed}; the last: {refused[0].message}")

@@ -1,0 +1,170 @@
+"""One AuroraSpeculator as the API server returned it, read leniently. Pure.
+
+Why: the program and the operator of a cluster may have different versions. Fields that this version does not know are
+ignored, and a spec that it cannot read does not keep a person from pausing a roll.
+
+Invariant: nothing here changes the object. ``raw`` is what ``-o json`` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, annotated_version
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.store import StoreSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_cli.errors import Unreadable
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Speculator:
+    """The object and its parsed status."""
+
+    raw: Mapping[str, Any]
+    status: SpeculatorStatus
+    """Empty while the operator has not written one: see ``has_status``."""
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Speculator:
+        """Raises :class:`Unreadable` when the status does not satisfy the model of this version."""
+        return cls(raw, _parsed(SpeculatorStatus, raw.get("status") or {}, f"{_full_name(raw)}: status"))
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.raw["metadata"]
+        return found
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.metadata["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.metadata.get("uid", ""))
+
+    @property
+    def generation(self) -> int:
+        return int(self.metadata.get("generation", 0))
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = self.metadata.get("annotations") or {}
+        return found
+
+    @property
+    def has_status(self) -> bool:
+        """Whether an operator has acted on the speculator."""
+        return bool(self.raw.get("status"))
+
+    @property
+    def is_being_deleted(self) -> bool:
+        return "deletionTimestamp" in self.metadata
+
+    @property
+    def created(self) -> datetime | None:
+        text = self.metadata.get("creationTimestamp")
+        return datetime.fromisoformat(text) if isinstance(text, str) else None
+
+    # what a person decided -------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._rollout_spec.get("paused", False))
+
+    @property
+    def pin(self) -> int | None:
+        pin = self._rollout_spec.get("pin")
+        return pin if isinstance(pin, int) else None
+
+    @property
+    def promoted(self) -> int | None:
+        """The version that a person vouches for."""
+        return annotated_version(self.annotations.get(PROMOTE_ANNOTATION, ""))
+
+    @property
+    def aborted(self) -> int | None:
+        """The version that a person rejects."""
+        return annotated_version(self.annotations.get(ABORT_ANNOTATION, ""))
+
+    @property
+    def _rollout_spec(self) -> Mapping[str, Any]:
+        return self.section("rollout")
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of the spec; empty when it is not set."""
+        found = (self.raw.get("spec") or {}).get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    # what the operator decided ---------------------------------------------------------------------------------------
+
+    @property
+    def rolling(self) -> int | None:
+        """The version of the roll under way, its watch after the promotion included."""
+        return None if self.status.rollout.phase is RolloutPhase.IDLE else self.status.rollout.version
+
+    @property
+    def active(self) -> int | None:
+        return None if self.status.active is None else self.status.active.version
+
+    def condition(self, type_: ConditionType) -> Condition | None:
+        """The condition of this type, if the operator has set it."""
+        return next((condition for condition in self.status.conditions if condition.type == type_), None)
+
+    def is_true(self, type_: ConditionType) -> bool:
+        condition = self.condition(type_)
+        return condition is not None and condition.status is ConditionStatus.TRUE
+
+    def open_versions(self) -> Iterator[int]:
+        """Versions that a decision can still be about: the active one, the candidates, and the one being rolled out."""
+        candidate = self.status.candidate
+        if self.active is not None:
+            yield self.active
+        if candidate is not None:
+            yield candidate.version
+            if candidate.waiting_version is not None:
+                yield candidate.waiting_version
+        if self.rolling is not None:
+            yield self.rolling
+
+    # sections that need a model --------------------------------------------------------------------------------------
+
+    def draft_spec(self) -> DraftSpec:
+        """``spec.draft`` with its defaults. Raises :class:`Unreadable`."""
+        return _parsed(DraftSpec, self.section("draft"), f"{_full_name(self.raw)}: spec.draft")
+
+    def store_spec(self) -> StoreSpec:
+        """``spec.store`` with its defaults. Raises :class:`Unreadable`."""
+        return _parsed(StoreSpec, self.section("store"), f"{_full_name(self.raw)}: spec.store")
+
+    def validation_spec(self) -> ValidationSpec:
+        """``spec.validation`` with its defaults. Raises :class:`Unreadable`."""
+        return _parsed(ValidationSpec, self.section("validation"), f"{_full_name(self.raw)}: spec.validation")
+
+
+def _full_name(raw: Mapping[str, Any]) -> str:
+    return f"{raw['metadata'].get('namespace', '')}/{raw['metadata'].get('name', '')}"
+
+
+def _parsed(model: type[M], value: Mapping[str, Any], place: str) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise Unreadable(
+            f"{place}: {field}: {first['msg']}; the cluster's operator has another version, so update kubectl-aurora"
+        ) from None

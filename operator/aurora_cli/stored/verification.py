@@ -1,0 +1,117 @@
+"""Checks a speculator's objects: every record can be read, and the data that a record names are there.
+
+Why not more: signatures need the operator's key. Digests of drafts are checked on request, because drafts are large.
+Shards are checked by their names: a store may hold thousands, and the trainer skips a damaged one.
+
+Invariants: nothing is written. An object that is deleted while the check runs is no fault.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from aurora_cli.stored.usage import FOREIGN, kind_of
+from aurora_protocol.draft_records import Channel, Lineage, Registration
+from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.evidence_records import CachedBaseline, Evidence
+from aurora_protocol.record import StoredRecord
+from aurora_protocol.training_records import TrainerState, TrainerStatus
+from aurora_store import Keys, ObjectStore, Registry
+from aurora_store.errors import DigestMismatch, ObjectMissing
+from aurora_store.objects import MAX_RECORD_BYTES
+from aurora_store.trainer_store import MAX_STATE_RECORD_BYTES
+
+R = TypeVar("R", bound=StoredRecord)
+_RECORDS: Final[Mapping[str, type[StoredRecord]]] = {
+    Keys.LINEAGE: Lineage,
+    Keys.EVIDENCE: Evidence,
+    Keys.BASELINES: CachedBaseline,
+    Keys.CHANNEL: Channel,
+}
+"""Records that name no data."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An object that is damaged or missing."""
+
+    key: str
+    message: str
+
+
+@dataclass
+class Verification:
+    """One check of all objects below a root. ``faults`` is empty when the store is whole."""
+
+    objects: ObjectStore
+    digests: bool = False
+    """Whether to download every draft and compare its digests."""
+    checked: Counter[str] = field(default_factory=Counter, init=False)
+    """Objects by kind."""
+    faults: list[Fault] = field(default_factory=list, init=False)
+    _sizes: dict[str, int] = field(default_factory=dict, init=False)
+
+    def run(self) -> None:
+        """Check all objects. Raises :class:`StoreError` when the store does not answer."""
+        self._sizes = {one.key: one.size_bytes for one in self.objects.list_objects("")}
+        for key in self._sizes:
+            self.checked[kind_of(key)] += 1
+            if kind_of(key) == FOREIGN:
+                self._fault(key, "no part of Aurora writes such an object; delete it, and find out who wrote it")
+        for beginning, model in _RECORDS.items():
+            for key in self._records(beginning):
+                self._read(model, key)
+        for key in self._records(Keys.REGISTRY):
+            self._check_version(key)
+        for key in self._records(Keys.TRAINER_STATE):
+            state = self._read(TrainerState, key, MAX_STATE_RECORD_BYTES)
+            if state is not None:
+                folder = f"{key.removesuffix('.json')}/"
+                self._require(folder + state.file.name, state.file.size, key)
+        if Keys.TRAINER_STATUS in self._sizes:
+            self._read(TrainerStatus, Keys.TRAINER_STATUS)
+        for key in self._records(Keys.TRACES):
+            if f"{key.removesuffix('.json')}.safetensors" not in self._sizes:
+                self._fault(key, "the shard that it names is missing")
+
+    def _records(self, beginning: str) -> Iterator[str]:
+        return (key for key in self._sizes if key.startswith(beginning) and key.endswith(".json"))
+
+    def _check_version(self, key: str) -> None:
+        registration = self._read(Registration, key)
+        if registration is None:
+            return
+        registry = Registry(self.objects)
+        try:
+            manifest = registry.checkpoint(registration)
+            for file in manifest.files:
+                self._require(registration.checkpoint + file.name, file.size, key)
+            if self.digests:
+                with tempfile.TemporaryDirectory() as folder:
+                    registry.fetch_checkpoint(registration, Path(folder))
+        except (InvalidRecord, DigestMismatch, ObjectMissing) as error:
+            self._fault(key, f"its draft: {error}")
+
+    def _read(self, model: type[R], key: str, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
+        try:
+            return model.from_json(self.objects.get(key, max_bytes=max_bytes))
+        except ObjectMissing:
+            return None
+        except (InvalidRecord, DigestMismatch) as error:
+            self._fault(key, str(error))
+            return None
+
+    def _require(self, key: str, size_bytes: int, record: str) -> None:
+        found = self._sizes.get(key)
+        if found is None:
+            self._fault(record, f"it names {key}, which is missing")
+        elif found != size_bytes:
+            self._fault(record, f"it names {key} with {size_bytes} bytes, and the store holds {found}")
+
+    def _fault(self, key: str, message: str) -> None:
+        self.faults.append(Fault(key, message))

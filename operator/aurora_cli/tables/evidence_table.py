@@ -1,0 +1,144 @@
+"""``kubectl aurora evidence``: one measurement in tables. Pure.
+
+Invariant: the verdict is shown as the record states it, and where its own samples do not show a Pass under the present
+bars, that is said. The record is not verified: the key that validators sign with is the operator's, and no person needs
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from aurora_cli.tables.plain_text import NONE, age, plain, table
+from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate.recompute import recomputed
+
+_ARMS = tuple(Arm)
+_VERDICT_STYLES = {VerdictKind.PASS: "good", VerdictKind.REJECT: "bad", VerdictKind.INCONCLUSIVE: "warning"}
+
+
+def detail(evidence: Evidence, key: str, policy: GatePolicy, now: datetime) -> RenderableType:
+    """The verdict with its reasons, every ratio with its interval, the arms, and the machine.
+
+    Args:
+        policy: the bars of the present spec.
+    """
+    verdict = evidence.verdict
+    heading = Text.assemble(
+        plain(f"version {evidence.version}, attempt {evidence.attempt}: ", "strong"),
+        plain(verdict.kind, _VERDICT_STYLES.get(verdict.kind, "")),
+        plain(f" against version {evidence.active_version}, {age(evidence.finished, now)} ago"),
+    )
+    parts: list[RenderableType] = [heading, plain(key, "quiet")]
+    if doubt := _doubt(evidence, policy):
+        parts.append(plain(doubt, "bad"))
+    parts += [plain(f"  {reason}") for reason in verdict.reasons]
+    if evidence.end is not None:
+        ended = f"ended: {evidence.end}" + (f", {evidence.end_message}" if evidence.end_message else "")
+        parts.append(plain(f"  {ended}"))
+    parts += [Text(""), ratios(verdict.ratios), Text(""), arms(evidence), Text(""), _answers(evidence)]
+    return Group(*parts, Text(""), table("", "", rows=list(_environment(evidence))))
+
+
+def _doubt(evidence: Evidence, policy: GatePolicy) -> str:
+    """What the operator would say of a stated Pass now; empty when it would believe it."""
+    if evidence.verdict.kind is not VerdictKind.PASS:
+        return ""
+    found = recomputed(evidence, (policy,)).verdict
+    return "" if found.kind is VerdictKind.PASS else "; ".join(found.reasons)
+
+
+def ratios(estimates: Sequence[RatioEstimate]) -> RenderableType:
+    """The throughput ratios with their 95 % intervals."""
+    return table(
+        *("RATIO", "CONCURRENCY", "ESTIMATE", "LOW", "HIGH", "ROUNDS", "PAIRED"),
+        rows=[
+            (
+                f"{one.numerator}/{one.denominator}",
+                one.concurrency,
+                plain(f"{one.estimate:.3f}x", _ratio_style(one)),
+                f"{one.low:.3f}",
+                f"{one.high:.3f}",
+                one.rounds,
+                "yes" if one.paired else "no, cached",
+            )
+            for one in estimates
+        ],
+        last_wraps=False,
+    )
+
+
+def _ratio_style(one: RatioEstimate) -> str:
+    if one.low > 1.0:
+        return "good"
+    return "bad" if one.high < 1.0 else ""
+
+
+def arms(evidence: Evidence) -> RenderableType:
+    """What each arm did at each concurrency, over all its batches."""
+    cached = evidence.baseline.samples if evidence.baseline else ()
+    return table(
+        *("ARM", "CONCURRENCY", "TOKENS/S", "TOKENS", "SECONDS", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
+        rows=[*_arm_rows(evidence, evidence.samples, ""), *_arm_rows(evidence, cached, "before")],
+        last_wraps=False,
+    )
+
+
+def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Iterator[Sequence[Any]]:
+    groups = sorted({(sample.concurrency, _ARMS.index(sample.arm)) for sample in samples})
+    for concurrency, number in groups:
+        arm = _ARMS[number]
+        own = [one for one in samples if (one.arm, one.concurrency) == (arm, concurrency)]
+        tokens, seconds = sum(one.tokens for one in own), sum(one.seconds for one in own)
+        length = evidence.acceptance_length.get(arm)
+        yield (
+            arm,
+            concurrency,
+            f"{tokens / seconds:.1f}",
+            tokens,
+            f"{seconds:.1f}" if math.isfinite(seconds) else NONE,
+            len(own),
+            sum(one.failures for one in own),
+            f"{length:.2f}" if length is not None and not when else None,
+            when or "with the candidate",
+        )
+
+
+def _answers(evidence: Evidence) -> RenderableType:
+    return table(
+        *("ANSWERS OF", "COMPARED WITH", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT"),
+        rows=[
+            (
+                one.arm,
+                one.reference,
+                one.prompts,
+                one.identical,
+                one.near_ties,
+                plain(one.different, "bad" if one.different else ""),
+            )
+            for one in evidence.equality
+        ],
+        last_wraps=False,
+    )
+
+
+def _environment(evidence: Evidence) -> Iterator[tuple[Any, Any]]:
+    machine = evidence.environment
+    yield plain("machine", "strong"), f"{machine.device}: {machine.hardware}, load {machine.load_average:.1f}"
+    yield plain("engine", "strong"), f"SGLang {machine.engine}, torch {machine.torch}, {machine.dtype}"
+    draft = f"{machine.draft_shape}: {machine.draft_steps} steps, {machine.draft_branching} wide"
+    yield plain("draft", "strong"), f"{draft}, {machine.draft_tokens} tokens a round, lookup {machine.lookup}"
+    duration = (evidence.finished - evidence.started).total_seconds()
+    yield (
+        plain("measured", "strong"),
+        f"{evidence.started:%Y-%m-%d %H:%M} to {evidence.finished:%H:%M}, {duration:.0f} s",
+    )
+    if evidence.baseline is not None:
+        yield plain("off", "strong"), f"of {evidence.baseline.created:%Y-%m-%d %H:%M}, {evidence.baseline.key}"

@@ -1,0 +1,170 @@
+"""The plugin ``kubectl aurora`` as a process, against a real API server with the chart's definition and roles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.annotations import PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+    VersionStatus,
+)
+from tests.cluster.local.build import binaries
+from tests.integration.chart.conftest import TEAM
+from tests.integration.chart.test_user_roles import speculator
+from tests.rig.api_server import ApiServer, api_server
+
+NAME = "plugin"
+KIND = "auroraspeculator"
+STATUS = SpeculatorStatus(
+    observed_generation=1,
+    active=VersionStatus(version=4, speedup="1.52x (1.45-1.60)"),
+    previous=VersionStatus(version=3),
+    candidate=CandidateStatus(version=5, phase=CandidatePhase.VALIDATED),
+    rollout=RolloutStatus(phase=RolloutPhase.CANARY, version=5, total=2, updated=1),
+)
+
+
+@pytest.fixture(name="users")
+def _users(server: ApiServer) -> Iterator[ApiServer]:
+    """A speculator in a roll, and the ServiceAccounts ``viewer`` and ``editor``."""
+    for account, role in (("viewer", "view"), ("editor", "edit")):
+        account_object = {"apiVersion": "v1", "kind": "ServiceAccount"}
+        server.apply(account_object | {"metadata": {"name": account, "namespace": TEAM}}, binding(account, role))
+    server.apply(speculator(NAME))
+    write_status(server, STATUS.model_dump(mode="json", by_alias=True, exclude_none=True))
+    yield server
+    server.kubectl("delete", KIND, NAME, "-n", TEAM)
+
+
+def binding(account: str, role: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": f"plugin-{account}", "namespace": TEAM},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": TEAM}],
+    }
+
+
+def write_status(server: ApiServer, status: dict[str, Any]) -> None:
+    patch = json.dumps({"status": status})
+    server.kubectl("patch", KIND, NAME, "-n", TEAM, "--subresource=status", "--type=merge", f"--patch={patch}")
+
+
+def run(kubeconfig: Path, *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "aurora_cli")) -> Any:
+    """Run the plugin as a process. Returns exit code, stdout and stderr."""
+    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "NO_COLOR": "1"}
+    return subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def as_user(server: ApiServer, user: str, *arguments: str) -> Any:
+    return run(server.kubeconfig_of(TEAM, user), *arguments, "-n", TEAM)
+
+
+def stored(server: ApiServer) -> Any:
+    return server.get(KIND, NAME, "-n", TEAM)
+
+
+def test_a_viewer_sees_everything_and_changes_nothing(users: ApiServer) -> None:
+    shown = as_user(users, "viewer", "status", NAME)
+    assert shown.returncode == 0, shown.stderr
+    assert "version 4, 1.52x (1.45-1.60) over no speculation" in shown.stdout
+    assert as_user(users, "viewer", "status", NAME, "-o", "json").returncode == 0
+    assert as_user(users, "viewer", "history", NAME).returncode == 0
+    assert as_user(users, "viewer", "doctor", NAME).returncode == 0
+    before = stored(users)
+    for command in (("pause", NAME), ("promote", NAME), ("pin", NAME, "3"), ("pin", NAME, "3", "--dry-run")):
+        refused = as_user(users, "viewer", *command)
+        assert refused.returncode == 1
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("error: auroraspeculators.aurora.dev")
+        assert "cannot patch resource" in line
+    assert stored(users) == before
+
+
+def test_an_editor_decides(users: ApiServer) -> None:
+    generation = stored(users)["metadata"]["generation"]
+    dry = as_user(users, "editor", "pin", NAME, "3", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert stored(users)["metadata"]["generation"] == generation
+    assert as_user(users, "editor", "promote", NAME).returncode == 0
+    assert stored(users)["metadata"]["annotations"][PROMOTE_ANNOTATION] == "5"
+    for command, expected in (
+        (("pin", NAME, "3"), {"pin": 3}),
+        (("pause", NAME), {"pin": 3, "paused": True}),
+        (("unpin", NAME), {"paused": True}),
+        (("resume", NAME), {"paused": False}),
+    ):
+        result = as_user(users, "editor", *command)
+        assert result.returncode == 0, result.stderr
+        rollout = stored(users)["spec"]["rollout"]
+        assert {key: rollout[key] for key in ("pin", "paused") if key in rollout} == {"paused": False} | expected
+    managers = users.get(KIND, NAME, "-n", TEAM, "--show-managed-fields")["metadata"]["managedFields"]
+    assert "kubectl-aurora" in {entry["manager"] for entry in managers}
+    assert as_user(users, "editor", "abort", NAME, "9").returncode == 1
+
+
+def test_a_decision_gets_through_while_the_status_changes_all_the_time(users: ApiServer) -> None:
+    ended = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            write_status(users, {"traces": number})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        results = [as_user(users, "editor", *command) for command in (("pin", NAME, "3"), ("unpin", NAME))]
+    finally:
+        ended.set()
+        writer.join()
+    assert [result.returncode for result in results] == [0, 0], [result.stderr for result in results]
+
+
+def test_what_is_not_there_is_one_line(users: ApiServer) -> None:
+    missing = as_user(users, "viewer", "status", "nope")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: no AuroraSpeculator nope in the namespace {TEAM}; there ")
+    elsewhere = run(users.kubeconfig_of(TEAM, "viewer"), "status", "-n", "default")
+    assert elsewhere.returncode == 1
+    assert "cannot list resource" in elsewhere.stderr
+
+
+def test_a_cluster_without_the_definition_is_named() -> None:
+    with api_server() as bare:
+        result = run(bare.kubeconfig, "status")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: the cluster does not know the kind AuroraSpeculator")
+
+
+def test_kubectl_runs_and_completes_the_plugin(
+    users: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, words in (("kubectl-aurora", ""), ("kubectl_complete-aurora", "__complete ")):
+        file = tmp_path / name
+        file.write_text(f'#!/bin/sh\nexec {sys.executable} -m aurora_cli {words}"$@"\n')
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    kubectl = (str(binaries() / "kubectl"),)
+    kubeconfig = users.kubeconfig_of(TEAM, "viewer")
+    shown = run(kubeconfig, "aurora", "status", NAME, "-n", TEAM, program=kubectl)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(NAME)
+    completed = run(kubeconfig, "__complete", "aurora", "status", "-n", TEAM, "plu", program=kubectl)
+    assert NAME in completed.stdout.splitlines()

@@ -1,0 +1,381 @@
+"""The doctor names each abnormal state that the documentation knows, likeliest cause first, with what mends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    HistoryEntry,
+    PodStatus,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+    VersionStatus,
+)
+from aurora_cli.doctor.diagnosis import diagnose, is_well
+from aurora_cli.doctor.facts import EventFacts, Snapshot, events_of, jobs_of, pods_of
+from aurora_cli.doctor.finding import Finding, Severity
+from aurora_cli.errors import Forbidden
+from aurora_cli.tables.findings_table import report
+from aurora_cli.tables.printing import as_text
+from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator
+from tests.unit.docs.markdown import page
+from tests.unit.operator import worlds
+from tests.unit.operator.worlds import NOW
+
+HEALTHY = worlds.status(worlds.observed())
+
+
+def snapshot(status: SpeculatorStatus | None = HEALTHY, *, pods: Any = (), events: Any = (), **more: Any) -> Snapshot:
+    """A speculator of the tests, ``more`` as for :func:`speculator`, with objects as the API server lists them."""
+    return Snapshot(
+        speculator(status, **more), NOW, tuple(pods_of(pods)), (), tuple(events_of(events)) if events else ()
+    )
+
+
+def found(one: Snapshot) -> list[str]:
+    """The titles of what is found."""
+    return [finding.title for finding in diagnose(one)]
+
+
+def with_condition(type_: str, status: ConditionStatus, reason: str, message: str = "") -> SpeculatorStatus:
+    """A healthy status but for one condition."""
+    made = Condition(type=ConditionType(type_), status=status, reason=reason, message=message, last_transition_time=NOW)
+    kept = [one for one in HEALTHY.conditions if one.type != type_]
+    return HEALTHY.model_copy(update={"conditions": [*kept, made]})
+
+
+def pod(name: str = "chat-a", component: str = "inference", **status: Any) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/component": component}
+    return {"metadata": {"name": name, "labels": labels}, "status": status}
+
+
+def waiting(container: str, reason: str, **last: Any) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": f"why {reason}"}}
+    return {"name": container, "state": state, "lastState": last, "restartCount": 3}
+
+
+def test_a_healthy_speculator_is_well() -> None:
+    assert found(snapshot()) == []
+    assert "nothing is wrong" in as_text(report(snapshot(), ()))
+
+
+# The documentation and the doctor know the same ----------------------------------------------------------------------
+
+NEEDS_NOBODY = {
+    ("TrainerReady", "WaitingForTraces"),
+    ("TrainerReady", "Suspended"),
+    ("StorageReady", "TakingOver"),
+    ("UpgradePending", "WaitingForTurn"),
+    ("UpgradePending", "WaitingForSpec"),
+    ("UpgradePending", "Restarting"),
+    ("ServingReady", "Measuring"),
+    ("ServingReady", "ScaledToZero"),
+    ("CandidateValidated", "Rejected"),
+    ("CandidateValidated", "Inconclusive"),
+    ("RolloutProgressing", "Done"),
+    ("RolloutProgressing", "RolledBack"),
+}
+"""Abnormal by the status of its condition, and yet no person has to act."""
+TRUE_IS_BAD = ("Degraded", "NameTaken", "InvalidSpec", "UpgradePending")
+DERIVED = ("Ready", "Available", "CandidateValidated", "RolloutProgressing")
+"""Conditions that repeat another one, or the candidate's phase or the roll's, which other tests cover."""
+
+
+def abnormal_reasons() -> Iterator[tuple[str, str]]:
+    """Condition type and reason of each row of the page that describes something abnormal."""
+    type_ = ""
+    for line in page("docs/reference/conditions.md").path.read_text().splitlines():
+        if line.startswith("## "):
+            type_ = line.removeprefix("## ")
+        row = re.match(r"\| `(\w+)` \| (True|False|Unknown|True or False) \|", line)
+        if row is None or type_ in DERIVED or row[1] == "AsExpected":
+            continue
+        kind = row[1] if type_ == "NameTaken and InvalidSpec" else type_
+        if row[2] == ("True" if kind in TRUE_IS_BAD else "False"):
+            yield kind, row[1]
+
+
+def test_the_page_has_rows() -> None:
+    assert len(list(abnormal_reasons())) > 30
+
+
+@pytest.mark.parametrize(("type_", "reason"), list(abnormal_reasons()))
+def test_every_abnormal_reason_of_the_documentation_is_found_and_has_a_way_out(type_: str, reason: str) -> None:
+    bad = ConditionStatus.TRUE if type_ in TRUE_IS_BAD else ConditionStatus.FALSE
+    findings = diagnose(snapshot(with_condition(type_, bad, reason, "the message")))
+    if (type_, reason) in NEEDS_NOBODY:
+        assert is_well(findings)
+        return
+    assert not is_well(findings)
+    assert f"{type_}={bad} {reason}: the message" in findings[0].evidence
+    assert findings[0].commands
+    assert findings[0].advice
+
+
+@pytest.mark.parametrize("type_", ["Degraded", "StorageReady", "ServingReady", "TrainerReady"])
+def test_a_reason_of_a_newer_operator_is_found_too(type_: str) -> None:
+    bad = ConditionStatus.TRUE if type_ in TRUE_IS_BAD else ConditionStatus.FALSE
+    (finding,) = diagnose(snapshot(with_condition(type_, bad, "Novelty", "words")))
+    assert "Novelty: words" in finding.evidence
+    assert finding.commands
+
+
+# Causes --------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_status_no_operator_acts() -> None:
+    (finding,) = diagnose(snapshot(None))
+    assert finding.title == "no operator acts on the speculator"
+    assert "aurora-operator" in finding.commands[-1]
+    new = Snapshot(speculator(None), speculator(None).created or NOW)
+    assert diagnose(new) == []
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(1, True), (30, False)])
+def test_a_second_installation_is_found_for_a_day(hours: int, expected: bool) -> None:
+    event = EventFacts("OperatorDisplaced", "a/b took it", True, NOW - timedelta(hours=hours))
+    one = replace(snapshot(), events=(event,))
+    assert ("two installations of the operator act on the speculator" in found(one)) is expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "last", "title"),
+    [
+        ("ImagePullBackOff", {}, "container sglang of an inference pod cannot pull its image"),
+        ("ErrImagePull", {}, "container sglang of an inference pod cannot pull its image"),
+        ("CrashLoopBackOff", {}, "container sglang of an inference pod ends again and again"),
+        (
+            "CrashLoopBackOff",
+            {"terminated": {"reason": "OOMKilled"}},
+            "container sglang of an inference pod was killed because it used more memory than its limit",
+        ),
+        (
+            "CreateContainerConfigError",
+            {},
+            "container sglang of an inference pod needs a Secret or a ConfigMap that does not exist",
+        ),
+        ("SomethingNew", {}, "container sglang of an inference pod does not run"),
+    ],
+)
+def test_the_state_of_a_pod_explains_why_serving_is_not_ready(reason: str, last: dict[str, Any], title: str) -> None:
+    not_ready = with_condition("ServingReady", ConditionStatus.FALSE, "PodsNotReady", "1 of 2 pods are ready")
+    pods = [pod(name, containerStatuses=[waiting("sglang", reason, **last)]) for name in ("chat-a", "chat-b")]
+    (finding,) = diagnose(snapshot(not_ready, pods=pods))
+    assert finding.title == title
+    assert "chat-a" in " ".join(finding.commands)
+    assert "{" not in " ".join(finding.commands)
+
+
+def test_a_container_that_is_being_created_is_no_trouble() -> None:
+    starts = pod(containerStatuses=[waiting("sglang", "ContainerCreating")], initContainerStatuses=[])
+    assert found(snapshot(pods=[starts])) == []
+
+
+@pytest.mark.parametrize("component", ["inference", "trainer", "validator"])
+def test_a_pod_without_a_node_is_found_with_the_schedulers_reason(component: str) -> None:
+    condition = {"type": "PodScheduled", "status": "False", "message": worlds.NO_ROOM}
+    (finding,) = diagnose(snapshot(pods=[pod(component=component, conditions=[condition])]))
+    assert finding.title.endswith("finds no node")
+    assert worlds.NO_ROOM in finding.evidence
+
+
+def candidate(phase: CandidatePhase, message: str, minutes: int = 1) -> SpeculatorStatus:
+    made = CandidateStatus(
+        version=5, phase=phase, job="chat-validate-v5-1", message=message, since=NOW - timedelta(minutes=minutes)
+    )
+    return HEALTHY.model_copy(update={"candidate": made})
+
+
+def test_a_measurement_that_failed_leads_to_its_log() -> None:
+    (finding,) = diagnose(snapshot(candidate(CandidatePhase.FAILED, "attempt 1 could not measure: no prompts")))
+    assert finding.severity is Severity.PROBLEM
+    assert any("logs job/chat-validate-v5-1" in command for command in finding.commands)
+
+
+@pytest.mark.parametrize(
+    ("message", "minutes", "expected"),
+    [("measuring", 5, False), ("measuring", 70, True), ("measuring; its pod does not start: Unschedulable", 1, True)],
+)
+def test_a_measurement_that_does_not_begin_or_end_is_found(message: str, minutes: int, expected: bool) -> None:
+    titles = found(snapshot(candidate(CandidatePhase.VALIDATING, message, minutes)))
+    assert ("the candidate waits for its measurement" in titles) is expected
+
+
+def roll(phase: RolloutPhase, minutes: int) -> SpeculatorStatus:
+    progressed = NOW - timedelta(minutes=minutes)
+    made = RolloutStatus(phase=phase, version=5, updated=1, total=3, started=progressed, progressed=progressed)
+    return HEALTHY.model_copy(update={"rollout": made})
+
+
+def test_a_canary_without_traffic_can_be_promoted_or_aborted() -> None:
+    (finding,) = diagnose(snapshot(roll(RolloutPhase.CANARY, 11)))
+    assert "kubectl aurora promote chat 5 -n team" in finding.commands
+    assert "kubectl aurora abort chat 5 -n team" in finding.commands
+    assert found(snapshot(roll(RolloutPhase.CANARY, 5))) == []
+    assert found(snapshot(roll(RolloutPhase.WATCHING, 50))) == []
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.ROLLING, RolloutPhase.ROLLING_BACK])
+def test_a_roll_that_does_not_go_on_is_found(phase: RolloutPhase) -> None:
+    assert found(snapshot(roll(phase, 11))) == ["the roll does not go on"]
+
+
+def test_a_pause_is_a_note_until_a_version_waits() -> None:
+    (note,) = diagnose(snapshot(rollout={"paused": True}))
+    assert note.severity is Severity.NOTE
+    (warning,) = diagnose(snapshot(candidate(CandidatePhase.VALIDATED, "passed"), rollout={"paused": True}))
+    assert warning.severity is Severity.WARNING
+    assert warning.commands == ("kubectl aurora resume chat -n team",)
+
+
+def test_an_annotation_that_the_operator_ignores_is_found() -> None:
+    (finding,) = diagnose(snapshot(annotations={PROMOTE_ANNOTATION: "v5", ABORT_ANNOTATION: "4"}))
+    assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {PROMOTE_ANNOTATION}-",)
+
+
+@pytest.mark.parametrize(
+    ("draft", "estimate", "expected"),
+    [
+        ({"shape": "Fixed"}, "~0.9x", True),
+        ({"branching": 4, "draftTokens": 16}, "~0.9x", True),
+        ({"shape": "Fixed"}, "~1.1x", False),
+        ({}, "~0.9x", False),
+    ],
+)
+def test_a_fixed_shape_that_does_not_pay_is_found(draft: dict[str, Any], estimate: str, expected: bool) -> None:
+    status = HEALTHY.model_copy(update={"estimated_speedup": estimate, "active": VersionStatus(version=1)})
+    assert bool(found(snapshot(status, draft=draft))) is expected
+
+
+def history(*events: str) -> SpeculatorStatus:
+    entries = [HistoryEntry(time=NOW, event=event, version=n, message=f"m{n}") for n, event in enumerate(events, 1)]
+    return HEALTHY.model_copy(update={"history": entries})
+
+
+def test_candidates_that_never_pass_are_found_from_the_third_on() -> None:
+    assert found(snapshot(history("Rejected", "Inconclusive"))) == []
+    assert found(snapshot(history("Rejected", "Rejected", "Promoted", "Inconclusive"))) == []
+    (finding,) = diagnose(snapshot(history("Promoted", "Rejected", "Inconclusive", "Rejected")))
+    assert finding.evidence == "2 Rejected, 3 Inconclusive, 4 Rejected; the last: m4"
+
+
+def test_a_rollback_of_today_is_a_note_with_its_evidence() -> None:
+    (finding,) = diagnose(snapshot(history("Promoted", "RolledBack")))
+    assert finding.severity is Severity.NOTE
+    assert "kubectl aurora evidence chat 2 -n team" in finding.commands
+
+
+def test_an_agent_that_the_operator_cannot_reach_is_found() -> None:
+    status = HEALTHY.model_copy(update={"pods": [PodStatus(name="chat-a", state="AgentUnreachable")]})
+    assert found(snapshot(status)) == ["the operator cannot reach the agent of a pod that runs"]
+
+
+def test_causes_come_before_what_follows_from_them() -> None:
+    bad = HEALTHY.model_copy(
+        update={
+            "conditions": [
+                Condition(type=t, status=s, reason=r, last_transition_time=NOW)
+                for t, s, r in (
+                    (ConditionType.TRAINER_READY, ConditionStatus.FALSE, "Silent"),
+                    (ConditionType.SERVING_READY, ConditionStatus.FALSE, "SwapsPending"),
+                    (ConditionType.STORAGE_READY, ConditionStatus.FALSE, "SecretMissing"),
+                )
+            ]
+        }
+    )
+    findings = diagnose(snapshot(bad, rollout={"paused": True}))
+    reasons = [finding.evidence.split()[1].rstrip(":") for finding in findings[:3]]
+    assert reasons == ["SecretMissing", "Silent", "SwapsPending"]
+    assert findings[-1].severity is Severity.NOTE
+    assert "create secret generic s3 " in findings[0].commands[0]
+
+
+# Robustness ----------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["metadata", "status", "labels", "name", "conditions", "containerStatuses", "state", "waiting", "lastState",
+         "terminated", "reason", "message", "type", "restartCount", "lastTimestamp", "creationTimestamp"]
+    ), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+OBJECTS = st.lists(st.dictionaries(st.sampled_from(["metadata", "status", "reason", "type"]), JSON, max_size=4))
+
+
+@given(OBJECTS)
+def test_odd_objects_of_a_cluster_raise_nothing(objects: list[dict[str, Any]]) -> None:
+    one = Snapshot(
+        speculator(HEALTHY), NOW, tuple(pods_of(objects)), tuple(jobs_of(objects)), tuple(events_of(objects))
+    )
+    as_text(report(one, diagnose(one)))
+
+
+CONDITIONS = st.builds(
+    lambda type_, status, reason: Condition(type=type_, status=status, reason=reason, last_transition_time=NOW),
+    st.sampled_from(ConditionType),
+    st.sampled_from(ConditionStatus),
+    st.sampled_from(["Unreachable", "Silent", "Novelty", "PodsNotReady", "UpgradeFailed"]),
+)
+STATUSES = st.builds(
+    lambda conditions, rollout, made, state: HEALTHY.model_copy(
+        update={
+            "conditions": conditions,
+            "rollout": RolloutStatus(phase=rollout, version=5, progressed=NOW - timedelta(hours=1)),
+            "candidate": made and CandidateStatus(version=5, phase=made),
+            "pods": [PodStatus(name="chat-a", state=state)],
+        }
+    ),
+    st.lists(CONDITIONS, max_size=6, unique_by=lambda one: str(one.type)),
+    st.sampled_from(RolloutPhase),
+    st.none() | st.sampled_from(CandidatePhase),
+    st.sampled_from(["Ready", "AgentUnreachable"]),
+)
+
+
+@given(STATUSES)
+def test_findings_are_ordered_and_complete_for_any_status(status: SpeculatorStatus) -> None:
+    findings: list[Finding] = list(diagnose(snapshot(status)))
+    assert [one.severity for one in findings] == sorted(one.severity for one in findings)
+    for one in findings:
+        assert one.title
+        assert one.evidence
+        assert not re.search(r"\{(ns|name|secret|job|pod|container|version|annotation)\}", " ".join(one.commands))
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_reads_pods_jobs_and_events_and_can_tell_its_result_by_the_exit_code() -> None:
+    server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
+    server.objects["/api/v1/namespaces/team/pods/chat-a"] = pod(
+        containerStatuses=[waiting("agent", "ImagePullBackOff")]
+    )
+    result = server.run("doctor", "chat")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("1. problem: the store") < result.stdout.index("2. problem: container agent")
+    assert server.run("doctor", "chat", "--exit-code").exit_code == 1
+    healthy = FakeApiServer.of(resource(HEALTHY))
+    assert healthy.run("doctor", "chat", "--exit-code").exit_code == 0
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
+    server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
+    server.errors = {"/pods": Forbidden("no"), "/jobs": Forbidden("no")}
+    result = server.run("doctor", "chat")
+    assert result.exit_code == 0, result.output
+    assert "1. problem: the store" in result.stdout
+    assert "you may not read pods, jobs here" in result.stdout

@@ -1,0 +1,226 @@
+"""Evidence is shown with every interval, and the store is opened with nobody's keys but those that the user means."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.commands import look
+from aurora_cli.errors import CliError, Forbidden, StoreFault
+from aurora_cli.stored.evidence_reader import read_evidence
+from aurora_cli.stored.store_access import open_store
+from aurora_cli.tables import evidence_table
+from aurora_cli.tables.printing import as_text
+from aurora_protocol.evidence_records import Arm, BaselineSamples, RatioEstimate, VerdictKind
+from aurora_protocol.gate import GatePolicy
+from aurora_store import Keys
+from tests.unit.cli.fake_cluster import FakeApiServer, resource
+from tests.unit.cli.test_decisions import CANARY
+from tests.unit.fakes import FolderObjects
+from tests.unit.operator.worlds import MINIMAL, NOW, evidence, samples, spec
+
+SECRET_PATH = "/api/v1/namespaces/team/secrets/s3"  # noqa: S105 - a path
+POLICY = GatePolicy.of(spec().validation)
+ENDPOINT = "http://minio.storage:9000"
+OWN = {"AWS_ACCESS_KEY_ID": "own-id", "AWS_SECRET_ACCESS_KEY": "own-key"}
+
+
+def secret(**values: str) -> dict[str, Any]:
+    return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}}
+
+
+THEIRS = secret(AWS_ACCESS_KEY_ID="their-id", AWS_SECRET_ACCESS_KEY="their-key")  # noqa: S106
+
+
+@pytest.fixture(autouse=True)
+def _own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OWN.items():
+        monkeypatch.setenv(name, value)
+
+
+def server_with(stored: dict[str, Any] | None = None, **store: Any) -> FakeApiServer:
+    server = FakeApiServer.of(resource(CANARY, store=MINIMAL["store"] | store))
+    if stored is not None:
+        server.objects[SECRET_PATH] = stored
+    return server
+
+
+def opened(server: FakeApiServer, *, endpoint: str | None = None, use_secret: bool = False) -> Any:
+    cluster = Cluster(server, "team")
+    return open_store(cluster, cluster.speculator("chat"), endpoint=endpoint, use_secret=use_secret).config
+
+
+# Credentials ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_options_the_users_own_keys_go_to_s3_and_no_secret_is_read() -> None:
+    server = server_with(THEIRS)
+    config = opened(server)
+    assert (config.endpoint, config.access_key) == (None, None)
+    assert config.root == "aurora/team/chat-01234567"
+    assert SECRET_PATH not in server.calls
+
+
+def test_the_users_own_keys_go_to_no_endpoint_that_the_author_chose() -> None:
+    server = server_with(THEIRS, endpoint=ENDPOINT)
+    with pytest.raises(StoreFault, match=f"{ENDPOINT}: add --endpoint URL .* or --use-secret"):
+        opened(server)
+    assert SECRET_PATH not in server.calls
+
+
+def test_the_users_own_keys_go_to_an_endpoint_that_the_user_names() -> None:
+    config = opened(server_with(THEIRS, endpoint=ENDPOINT), endpoint="http://localhost:9000")
+    assert (config.endpoint, config.access_key) == ("http://localhost:9000", None)
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://localhost:9000"])
+def test_the_keys_of_the_secret_are_used_when_the_user_says_so(endpoint: str | None) -> None:
+    config = opened(server_with(THEIRS, endpoint=ENDPOINT), endpoint=endpoint, use_secret=True)
+    assert (config.endpoint, config.access_key, config.secret_key) == (endpoint or ENDPOINT, "their-id", "their-key")
+
+
+def test_a_restored_speculator_reads_the_root_that_it_took_over() -> None:
+    assert opened(server_with(restoreFrom="aurora/team/old-89abcdef")).root == "aurora/team/old-89abcdef"
+
+
+@pytest.mark.parametrize(
+    ("stored", "store", "message"),
+    [
+        (None, {}, "the Secret s3 in the namespace team does not exist"),
+        (secret(AWS_ACCESS_KEY_ID="id"), {}, "lacks AWS_ACCESS_KEY_ID or AWS_SECRET_ACCESS_KEY"),
+        ({"data": {"AWS_ACCESS_KEY_ID": "%%", "AWS_SECRET_ACCESS_KEY": "/w=="}}, {}, "lacks"),
+        (THEIRS, {"credentials": {"serviceAccountName": "irsa"}}, "the cloud identity of the ServiceAccount irsa"),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_a_clear_error(
+    stored: dict[str, Any] | None, store: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StoreFault, match=message):
+        opened(server_with(stored, **store), use_secret=True)
+
+
+def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways() -> None:
+    server = server_with(THEIRS)
+    server.errors = {"/secrets/s3": Forbidden("no")}
+    with pytest.raises(Forbidden, match="you may not read the Secret s3"):
+        opened(server, use_secret=True)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])
+def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+    with pytest.raises(StoreFault, match="--endpoint is a URL"):
+        opened(server_with(), endpoint=endpoint)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="objects")
+def _objects(tmp_path: Path) -> FolderObjects:
+    objects = FolderObjects(tmp_path)
+    for attempt in (1, 2):
+        objects.put(Keys.evidence(4, attempt), evidence(4, attempt=attempt).to_json())
+    return objects
+
+
+def test_the_last_attempt_is_read_unless_another_is_named(objects: FolderObjects) -> None:
+    assert read_evidence(objects, "chat", 4, None).record.attempt == 2
+    assert read_evidence(objects, "chat", 4, 1).record.attempt == 1
+
+
+def test_a_foreign_object_beside_the_evidence_is_left_out(objects: FolderObjects) -> None:
+    objects.put(f"{Keys.evidence_of(4)}99999999.json", b"{}")
+    objects.put(f"{Keys.evidence_of(4)}notes.txt", b"")
+    assert read_evidence(objects, "chat", 4, None).record.attempt == 2
+
+
+def down(objects: FolderObjects) -> None:
+    objects.down = True
+
+
+def damaged(objects: FolderObjects) -> None:
+    objects.put(Keys.evidence(4, 2), b'{"version": "secret text"}')
+
+
+@pytest.mark.parametrize(
+    ("version", "attempt", "fault", "message"),
+    [
+        (0, None, None, "has no evidence of version 0: the initial draft is not measured"),
+        (7, None, None, "has no evidence of version 7: it was not measured yet"),
+        (4, 3, None, "has evidence of version 4 for attempt 1, 2"),
+        (4, None, down, "the store is down"),
+        (4, None, damaged, "evidence/00000004/"),
+    ],
+)
+def test_evidence_that_cannot_be_read_is_a_clear_error(
+    objects: FolderObjects,
+    version: int,
+    attempt: int | None,
+    fault: Callable[[FolderObjects], None] | None,
+    message: str,
+) -> None:
+    if fault is not None:
+        fault(objects)
+    with pytest.raises(CliError, match=message) as error:
+        read_evidence(objects, "chat", version, attempt)
+    assert "secret text" not in str(error.value)
+
+
+def test_the_command_prints_tables_or_the_stored_record(
+    objects: FolderObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "open_store", lambda *_, **__: objects)
+    shown = server_with().run("evidence", "chat", "4").stdout
+    assert "version 4, attempt 2: Pass against version 0" in shown
+    assert "candidate/active  1            1.200x    1.150  1.250  5       yes" in shown
+    document = json.loads(server_with().run("evidence", "chat", "4", "--attempt", "1", "-o", "json").stdout)
+    assert document == json.loads(objects.get(Keys.evidence(4, 1)))
+    assert len(document["samples"]) == len(samples())
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_the_samples_do_not_show_is_named() -> None:
+    forged = evidence(4, samples=samples(speeds={Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 101}))
+    assert "its samples do not show that" in as_text(evidence_table.detail(forged, "key", POLICY, NOW))
+    assert "do not show" not in as_text(evidence_table.detail(evidence(4), "key", POLICY, NOW))
+
+
+def test_a_cached_baseline_is_shown_as_measured_before() -> None:
+    baseline = BaselineSamples(key="baselines/1", samples=samples(), created=NOW)
+    text = as_text(evidence_table.detail(evidence(4, baseline=baseline), "key", POLICY, NOW))
+    assert sum(line.endswith("before") for line in text.splitlines()) == 6
+    assert "baselines/1" in text
+
+
+FLOATS = st.floats(allow_nan=False)
+RATIOS = st.builds(
+    lambda arms, numbers: RatioEstimate(
+        numerator=arms[0],
+        denominator=arms[1],
+        concurrency=1,
+        rounds=0,
+        estimate=numbers[0],
+        low=numbers[1],
+        high=numbers[2],
+    ),
+    st.tuples(st.sampled_from(Arm), st.sampled_from(Arm)),
+    st.tuples(FLOATS, FLOATS, FLOATS),
+)
+
+
+@given(st.sampled_from(VerdictKind), st.lists(RATIOS, max_size=4), st.lists(st.text(max_size=20), max_size=3))
+def test_any_record_can_be_shown(kind: VerdictKind, ratios: list[RatioEstimate], reasons: list[str]) -> None:
+    found = evidence(4, kind)
+    verdict = found.verdict.model_copy(update={"ratios": tuple(ratios), "reasons": tuple(reasons)})
+    text = as_text(evidence_table.detail(found.model_copy(update={"verdict": verdict}), "key", POLICY, NOW))
+    assert all(character.isprintable() or character == "\n" for character in text)

@@ -1,0 +1,117 @@
+"""``store`` lists, sums up and checks the objects of a speculator, and names each that is damaged or missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aurora_cli.commands import store as store_commands
+from aurora_cli.stored.usage import KINDS
+from aurora_cli.stored.verification import Verification
+from aurora_store import Keys, Registry
+from tests.assets.trainer_output import put_trainer_state
+from tests.unit.cli.fake_cluster import FakeApiServer, resource
+from tests.unit.cli.test_decisions import CANARY
+from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
+from tests.unit.operator.worlds import NOW, channel, evidence
+
+SHARD = Keys.shard(1, "chat-a", "b1", 0, NOW)
+DRAFT = safetensors(draft_tensors())
+
+
+@pytest.fixture(name="objects")
+def _objects(tmp_path: Path) -> FolderObjects:
+    """A store with a lineage, two versions, evidence, a shard and a trainer state."""
+    objects = FolderObjects(tmp_path / "store")
+    registry = Registry(objects)
+    registry.create_lineage(lineage())
+    for version in (0, 1):
+        publish_bytes(registry, tmp_path / "drafts", version, DRAFT)
+    objects.put(Keys.channel(1), channel(0).to_json())
+    objects.put(Keys.evidence(1, 1), evidence(1).to_json())
+    objects.put(f"{SHARD}.safetensors", b"data")
+    objects.put(f"{SHARD}.json", b"{}")
+    put_trainer_state(registry)
+    return objects
+
+
+@pytest.fixture(name="server")
+def _server(objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> FakeApiServer:
+    monkeypatch.setattr(store_commands, "open_store", lambda *_, **__: objects)
+    return FakeApiServer.of(resource(CANARY))
+
+
+def faults_of(objects: FolderObjects, *, digests: bool = False) -> list[str]:
+    check = Verification(objects, digests=digests)
+    check.run()
+    return [f"{fault.key}: {fault.message}" for fault in check.faults]
+
+
+def weights_of(objects: FolderObjects, version: int) -> str:
+    return f"{Registry(objects).registration(version).checkpoint}model.safetensors"
+
+
+def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
+    assert faults_of(objects, digests=True) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda o: o.delete(weights_of(o, 1)), "model.safetensors, which is missing"),
+        (lambda o: o.put(weights_of(o, 1), b"short"), "and the store holds 5"),
+        (lambda o: o.put(Keys.evidence(1, 1), b"{}"), "evidence/00000001/00000001.json: Evidence: "),
+        (lambda o: o.put(Keys.channel(2), b"nonsense"), "channel/00000002.json: Channel: "),
+        (lambda o: o.delete(f"{SHARD}.safetensors"), "the shard that it names is missing"),
+        (lambda o: o.put("backup/old.tar", b"x"), "backup/old.tar: no part of Aurora writes such an object"),
+        (lambda o: o.put(Keys.registration(1), b"x" * (1 << 20) + b"x"), Keys.registration(1)),
+        (lambda o: o.put(Keys.TRAINER_STATUS, b"[]"), "trainer/status.json: TrainerStatus: "),
+    ],
+)
+def test_each_damage_is_named(objects: FolderObjects, damage: Callable[[FolderObjects], None], expected: str) -> None:
+    damage(objects)
+    assert any(expected in fault for fault in faults_of(objects)), faults_of(objects)
+
+
+def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: FolderObjects) -> None:
+    objects.put(weights_of(objects, 1), DRAFT[:-1] + b"\x07")
+    assert faults_of(objects) == []
+    assert any("digest" in fault or "model.safetensors" in fault for fault in faults_of(objects, digests=True))
+
+
+def test_verify_exits_with_1_if_something_is_damaged(server: FakeApiServer, objects: FolderObjects) -> None:
+    result = server.run("store", "verify", "chat")
+    assert (result.exit_code, result.stdout[:6]) == (0, "whole:")
+    objects.delete(weights_of(objects, 0))
+    result = server.run("store", "verify", "chat", "-o", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["faults"][0]["key"] == Keys.registration(0)
+
+
+def test_du_counts_every_object_once(server: FakeApiServer, objects: FolderObjects) -> None:
+    kinds = json.loads(server.run("store", "du", "chat", "-o", "json").stdout)
+    assert sum(one["objects"] for one in kinds) == len(list(objects.list("")))
+    assert {one["kind"] for one in kinds} <= set(KINDS.values())
+    assert server.run("store", "du", "chat").stdout.splitlines()[-1].startswith("all")
+
+
+def test_ls_says_when_it_leaves_objects_out(server: FakeApiServer) -> None:
+    result = server.run("store", "ls", "chat", "registry/", "--limit", "1")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["KEY", Keys.registration(0)]
+    assert "only the first 1 objects" in result.stderr
+    assert server.run("store", "ls", "chat", "registry/").stderr == ""
+
+
+@pytest.mark.parametrize("command", ["ls", "du", "verify"])
+def test_a_store_that_does_not_answer_is_one_line(server: FakeApiServer, objects: FolderObjects, command: str) -> None:
+    objects.down = True
+    result = server.run("store", command, "chat")
+    assert (result.exit_code, result.stderr) == (1, "error: the store is down\n")
+
+
+def test_every_kind_of_key_has_a_name() -> None:
+    prefixes = {value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str)}
+    assert set(KINDS) == prefixes
