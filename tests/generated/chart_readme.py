@@ -33,9 +33,10 @@ values, and [ci/everything-values.yaml](ci/everything-values.yaml) uses every op
 
 | I want to | Page |
 |---|---|
+| install on OpenShift, or with names of my own | [installing.md](../../docs/how-to/installing.md) |
 | install the operator for tenants | [tenants.md](../../docs/how-to/tenants.md) |
-| keep the operator available, and split a large cluster | [high-availability.md](../../docs/how-to/high-availability.md) |
-| limit stores, and admit clients and Prometheus | [credentials-and-network.md](../../docs/how-to/credentials-and-network.md) |
+| stay available, split a large cluster | [high-availability.md](../../docs/how-to/high-availability.md) |
+| limit stores, admit clients | [credentials-and-network.md](../../docs/how-to/credentials-and-network.md) |
 | see alerts and a dashboard | [monitoring.md](../../docs/how-to/monitoring.md) |
 | upgrade or uninstall | [upgrading.md](../../docs/how-to/upgrading.md) |
 
