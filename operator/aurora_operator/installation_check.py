@@ -32,7 +32,8 @@ _LEADING = re.compile(r"^aurora_operator_leading 1(\.0)?$", re.MULTILINE)
 
 def _get(url: str, credentials: Path | None = None) -> str:
     """The body of ``url``, never through a proxy. Raises :class:`OSError`."""
-    headers, handlers = {}, [urllib.request.ProxyHandler({})]
+    headers: dict[str, str] = {}
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if credentials is not None:
         headers["Authorization"] = f"Bearer {(credentials / 'token').read_text().strip()}"
         if url.startswith("https:"):
@@ -50,7 +51,9 @@ def check_crd(api: str, credentials: Path) -> str:
     try:
         listed = json.loads(_get(f"{api}/apis/{API_VERSION}", credentials))
     except urllib.error.HTTPError as error:
-        raise missing if error.code == HTTPStatus.NOT_FOUND else error from error
+        if error.code == HTTPStatus.NOT_FOUND:
+            raise missing from error
+        raise
     if PLURAL not in {resource["name"] for resource in listed["resources"]}:
         raise missing
     return f"the API server serves {PLURAL} of {API_VERSION}"

@@ -5,8 +5,8 @@ The metrics reference is generated from them. Alerts and dashboards are checked 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +22,9 @@ from aurora_runtime.serving.agent.metrics import CaptureFigures, Metrics
 from aurora_runtime.serving.agent.spool_state import SpoolState
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
 
-_SGLANG_NAME = re.compile(r'name="(sglang:\w+)"')
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+_SGLANG_SUFFIXES = {"Counter": ("",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
+"""A class of the client library -> what it adds to a name. SGLang's names of counters end with ``_total`` already."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,19 @@ def _parsed(text: str) -> Iterator[Exported]:
 
 
 def engine() -> frozenset[str]:
-    """Names of SGLang's metrics in the source of the installed package, which is not imported."""
+    """Names of SGLang's series, from the source of the installed package, which is not imported."""
     found = importlib.util.find_spec("sglang")
     assert found is not None
     assert found.origin is not None
     source = Path(found.origin).parent / "srt/observability/metrics_collector.py"
-    return frozenset(_SGLANG_NAME.findall(source.read_text()))
+    return frozenset(_series_of_calls(ast.parse(source.read_text())))
+
+
+def _series_of_calls(tree: ast.Module) -> Iterator[str]:
+    for call in ast.walk(tree):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            continue
+        for keyword in call.keywords:
+            if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+                for suffix in _SGLANG_SUFFIXES.get(call.func.id, ()):
+                    yield f"{keyword.value.value}{suffix}"

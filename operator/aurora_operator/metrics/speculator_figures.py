@@ -166,7 +166,8 @@ class SpeculatorFigures(Collector):
     def _known(self, namespace: str, name: str) -> _Speculator:
         return self._speculators.setdefault((namespace, name), _Speculator())
 
-    def describe(self) -> Iterable[Metric]:
+    def describe(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
+        """All metrics without samples."""
         return [figure.family() for figure in _FIGURES]
 
     def collect(self) -> Iterable[Metric]:

@@ -80,14 +80,10 @@ def test_the_reader_of_expressions_finds_series_and_labels(expression: str, seri
 def test_an_expression_names_only_series_and_labels_that_exist(name: str, expression: str) -> None:
     series, labels = named(expression)
     assert series, "an expression without a metric shows nothing"
-    known = {*LABELS, *exported_metrics.operator_process(), *_engine_series()}
+    known = {*LABELS, *exported_metrics.operator_process(), *exported_metrics.engine()}
     assert series <= known, f"{name} names series that nobody exports"
     own = frozenset[str]().union(*(LABELS.get(one, frozenset()) for one in series))
     assert labels <= own | TARGET_LABELS, f"{name} names labels that the series do not have"
-
-
-def _engine_series() -> set[str]:
-    return {name + suffix for name in exported_metrics.engine() for suffix in ("", "_bucket", "_sum", "_count")}
 
 
 @pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=IDS)
@@ -191,7 +187,7 @@ def _all_series() -> Iterator[str]:
                 yield from _with_buckets(name, {**target, **own})
     for name in exported_metrics.operator_process():
         yield from _with_buckets(name, operator_target)
-    for name in _engine_series():
+    for name in exported_metrics.engine():
         yield from _with_buckets(name, {**pod_target, "model_name": "m", "tp_rank": "0"})
 
 
