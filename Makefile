@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd lock sbom audit images clean
+.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd generated lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +22,7 @@ static: env ## The fast checks without the unit tests
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command as run; run()"
 	$(PY) -m aurora_api.crd --check
+	$(PY) -m tests.generated --check
 	$(PY) -m tests.cluster helm lint --strict charts/aurora-operator --values charts/aurora-operator/ci/images-values.yaml
 
 format: env ## Format the code
@@ -100,6 +101,10 @@ bench: env ## Measure costs and speedups (see docs/results)
 
 crd: env ## Generate the CRD from the models
 	$(PY) -m aurora_api.crd
+
+generated: env ## Generate the dashboard, the kustomize base, and pages that follow from code and chart
+	$(PY) -m tests.generated
+	$(PY) -m tests.generated.kustomize_base
 
 lock: env ## Compile the lock files from pyproject.toml
 	@tests/setup/lock.sh

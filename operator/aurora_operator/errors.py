@@ -9,6 +9,7 @@ OperatorError
 ├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
 ├── ConfigError       the operator's own settings are incomplete
+├── CheckFailed       an installation is not as it should be
 └── InvalidSpec       a stored spec does not satisfy its model
 """
 
@@ -63,6 +64,10 @@ class Expired(KubernetesError):
 
 class CallAbandoned(OperatorError):
     """A blocking call was not over at its deadline. Its thread may still run."""
+
+
+class CheckFailed(OperatorError):
+    """The check of an installation failed; the message says what is missing."""
 
 
 class ConfigError(OperatorError):

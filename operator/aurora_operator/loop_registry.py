@@ -16,6 +16,7 @@ from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
 from aurora_operator.loop import SpeculatorLoop
+from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconcile_slots import ReconcileSlots
@@ -109,6 +110,7 @@ class LoopRegistry:
         del self._loops[key]
         self._fleet.forget(key)
         metrics.forget(*key)
+        FIGURES.forget(*key)
         if not task.cancelled():
             self._authority.forget(*key)
             if (error := task.exception()) is not None:

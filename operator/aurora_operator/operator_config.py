@@ -42,6 +42,8 @@ class OperatorConfig:
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets in each speculator's namespace."""
+    fixed_user: bool = True
+    """Run pods as a user of our choice. False: the cluster chooses the user, as OpenShift does for each namespace."""
     upgrade_max_concurrent: int = 1
     """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
     scraper_namespaces: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class OperatorConfig:
             lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=10, minimum=MIN_LEASE_SECONDS),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
+            fixed_user=_flag(env, "AURORA_FIXED_USER", default=True),
             upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
             scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
             stores=_stores(env),
@@ -105,6 +108,13 @@ def _stores(env: Mapping[str, str]) -> StorePolicy:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _flag(env: Mapping[str, str], variable: str, *, default: bool) -> bool:
+    text = env.get(variable, "") or str(default).lower()
+    if text not in ("true", "false"):
+        raise ConfigError(f"the environment variable {variable} is {text!r}; set it to true or false")
+    return text == "true"
 
 
 def _number(env: Mapping[str, str], variable: str, *, default: int, minimum: int = 1) -> int:

@@ -26,6 +26,7 @@ from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
 from aurora_operator.fleet import Fleet
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
+from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
@@ -113,6 +114,7 @@ class Reconciler:
             snapshot = await self._observer.observe(ask_agents=ask_agents)
         except BeingDeleted as being_deleted:
             self._fleet.report_unusable(self._key)
+            FIGURES.forget(*self._key)
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
@@ -127,6 +129,7 @@ class Reconciler:
             self._asked_seconds = started_seconds
         decided, observed = await self._decide_and_act(snapshot)
         metrics.record_observation(observed, time.monotonic() - started_seconds)
+        FIGURES.record_observation(observed, datetime.now(UTC))
         delay_seconds = self._delay_seconds(decided, observed)
         self._at_rest = delay_seconds > WATCHFUL_POLL_SECONDS
         return min(delay_seconds, max(BUSY_POLL_SECONDS, self._observer.seconds_until_due))
@@ -135,6 +138,8 @@ class Reconciler:
         claim = await self._authority.claim(owner, status)
         if claim is Claim.YIELD:
             self._fleet.report_unusable(self._key)
+            metrics.forget_observations(*self._key)
+            FIGURES.forget(*self._key)
         return claim
 
     async def _decide_and_act(self, snapshot: Snapshot) -> tuple[Plan, Observed]:
@@ -157,6 +162,7 @@ class Reconciler:
         else:
             self._fleet.report(self._key, decided.upgrade)
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
+        FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
@@ -198,7 +204,9 @@ class Reconciler:
         """Write the fault to the conditions and post an Event, once. The children stay as they are until then."""
         owner = error.owner
         metrics.READY.labels(owner.namespace, owner.name).set(0)
-        status = invalid_spec_status(error.status, owner.generation, str(error), datetime.now(UTC))
+        now = datetime.now(UTC)
+        status = invalid_spec_status(error.status, owner.generation, str(error), now)
+        FIGURES.record_status(owner.namespace, owner.name, status, now)
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
             await call_api(write_status, self._api, owner, status)

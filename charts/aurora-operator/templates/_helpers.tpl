@@ -1,6 +1,24 @@
-{{/* The name of the operator's objects: the release's name, with "operator" in it. */}}
+{{/* The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator" in it. */}}
 {{- define "aurora.fullname" -}}
-{{- if contains "operator" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-operator{{ end -}}
+{{- $name := .Values.nameOverride | default "operator" -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride }}
+{{- else if contains $name .Release.Name -}}
+{{ .Release.Name }}
+{{- else -}}
+{{ .Release.Name }}-{{ $name }}
+{{- end -}}
+{{- end }}
+
+{{/* The operator's ServiceAccount. */}}
+{{- define "aurora.serviceaccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (include "aurora.fullname" .) }}
+{{- else if .Values.serviceAccount.name -}}
+{{ .Values.serviceAccount.name }}
+{{- else -}}
+{{- fail "serviceAccount.create is false: set serviceAccount.name to the ServiceAccount that the operator must use" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "aurora.storename" -}}
@@ -19,6 +37,10 @@
 {{- join "," $hosts }}
 {{- end }}
 
+{{/*
+Labels of the operator's pods. The NetworkPolicies of speculators admit the operator by app.kubernetes.io/name, so no
+value changes it.
+*/}}
 {{- define "aurora.selector" -}}
 app.kubernetes.io/name: aurora-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -65,12 +87,14 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{/* The securityContext of every pod. */}}
+{{/* The securityContext of every pod. Without a fixed user, the cluster chooses one, as OpenShift does. */}}
 {{- define "aurora.pod" -}}
 runAsNonRoot: true
+{{- if .Values.fixedUser }}
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end }}

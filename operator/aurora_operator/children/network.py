@@ -5,7 +5,8 @@ Invariants:
 - The operator's pods reach the agents' port, and so do the namespaces that the administrator named for scraping. With
   ``validation.measureOn: Replica`` the validators reach the port too. The agents demand their token for all but probes
   and metrics.
-- The engine's port is open to the speculator's own namespace and to namespaces labelled ``aurora.dev/client=true``.
+- The engine's port is open to the speculator's own namespace, to namespaces labelled ``aurora.dev/client=true``, and to
+  the namespaces named for scraping, because SGLang serves its metrics on the port of its clients.
 - The trainer and the validators accept no connection.
 """
 
@@ -72,7 +73,7 @@ def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list
         "policyTypes": ["Ingress"],
         "ingress": [
             {
-                "from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": CLIENT_LABEL}}],
+                "from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": CLIENT_LABEL}}, *scrapers],
                 "ports": [{"port": ENGINE_PORT, "protocol": "TCP"}],
             },
             {"from": [operator, *scrapers, *validators], "ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},

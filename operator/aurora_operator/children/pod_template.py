@@ -140,9 +140,7 @@ def _base_pod(config: OperatorConfig, service_account: str, pod: Mapping[str, An
         "serviceAccountName": service_account,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
+            **(dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), USER_ID) if config.fixed_user else {}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **pod,

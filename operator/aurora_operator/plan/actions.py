@@ -63,6 +63,8 @@ class Plan:
     swaps: tuple[Swap, ...] = ()
     leases: tuple[LeaseRequest, ...] = ()
     notes: tuple[EventNote, ...] = field(default=())
+    decisions: tuple[str, ...] = ()
+    """The reasons of those notes that tell a decision about a version, for the metrics."""
     moving: bool = False
     """Something is under way, so the next reconcile should come soon."""
     upgrade: UpgradeDecision | None = None

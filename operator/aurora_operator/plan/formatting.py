@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from aurora_protocol.evidence_records import Evidence
+
+_RATIO = re.compile(r"(\d+\.\d\d)x \((\d+\.\d\d)-(\d+\.\d\d)\)")
 
 
 def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency: int) -> str | None:
@@ -13,6 +16,12 @@ def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency
         if (ratio.numerator, ratio.denominator, ratio.concurrency) == (numerator, denominator, concurrency):
             return f"{ratio.estimate:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
     return None
+
+
+def parse_ratio(text: str) -> tuple[float, float, float] | None:
+    """Estimate, low and high bound of what :func:`ratio_text` wrote; None for another text."""
+    match = _RATIO.fullmatch(text)
+    return (float(match[1]), float(match[2]), float(match[3])) if match else None
 
 
 def source_text(evidence: Evidence, concurrency: int) -> str:

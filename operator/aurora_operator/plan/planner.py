@@ -70,6 +70,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,
         notes=() if makes_keys else (*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
+        decisions=() if makes_keys else made.decisions,
         moving=made.moving or advance is not None,
         upgrade=upgrade,
     )
@@ -123,6 +124,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         swaps=swaps,
         leases=lent.leases,
         notes=tuple(notes(old, status, events)),
+        decisions=tuple(event.reason for event in events),
         moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None,
     )
 

@@ -1,17 +1,10 @@
-"""The reference pages list all metrics, events, condition types and store keys of the code."""
+"""The reference pages list all events, condition types and store keys of the code."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
-
-from prometheus_client import Counter, Gauge, Histogram
 
 from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_operator import metrics as operator_metrics
-from aurora_protocol.agent_api import AgentState
-from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_store import Keys
 from tests.unit.docs.markdown import ROOT, page
 
@@ -26,21 +19,6 @@ def _source(*folders: str) -> str:
 def _first_column(name: str, start: str) -> set[str]:
     rows = page(name).table_rows
     return {row[0].strip("`") for row in rows if re.fullmatch(rf"`{start}\w*`", row[0])}
-
-
-def test_the_metrics_page_lists_all_metrics() -> None:
-    own = [value for value in vars(operator_metrics).values() if isinstance(value, Counter | Gauge | Histogram)]
-    exposed = {
-        f"{family.name}_total" if family.type == "counter" else family.name
-        for metric in own
-        for family in metric.describe()
-    }
-    agents = Metrics()
-    agents.record_swap("success", 0.1)
-    speculation = SpeculationState(boot="b", speedup_over_off=1.0, written_at=datetime.now(UTC))
-    text = agents.render(AgentState(pod="p", boot="b", engine_ready=True, version=1), speculation).decode()
-    exposed |= {name for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE) if not name.endswith("_created")}
-    assert _first_column("docs/reference/metrics.md", "aurora_") == exposed
 
 
 def test_the_events_page_lists_the_events_of_the_operator() -> None:

@@ -50,6 +50,7 @@ def test_a_shard_has_a_lease_of_its_own() -> None:
         ({"AURORA_LEASE_SECONDS": "2"}, "AURORA_LEASE_SECONDS is '2'; set it to a whole number from 3 up"),
         ({"AURORA_LEASE_SECONDS": "soon"}, "AURORA_LEASE_SECONDS is 'soon'"),
         ({"AURORA_METRICS_PORT": "-1"}, "AURORA_METRICS_PORT is '-1'"),
+        ({"AURORA_FIXED_USER": "no"}, "AURORA_FIXED_USER is 'no'; set it to true or false"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_an_error_that_names_the_variable(env: dict[str, str], message: str) -> None:

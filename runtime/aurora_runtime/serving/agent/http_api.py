@@ -71,7 +71,7 @@ def application(
 
     async def get_metrics(_: web.Request) -> web.Response:
         state = await pod.state()
-        text = metrics.render(state, pod.speculation(state.boot), pod.losses())
+        text = metrics.render(state, pod.speculation(state.boot), pod.capture_figures())
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def state_response(status: int) -> web.Response:

@@ -16,6 +16,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
+from aurora_api.base import quantity_bytes
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from aurora_protocol.pod_settings import (
     ADMIN_KEY,
@@ -73,7 +74,8 @@ def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> 
 
 def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
     """The agent of one pod. The agent calls the engine over ``session``."""
-    folder, registry, metrics = PodFolder(options.state), _open_registry(settings), Metrics()
+    folder, registry = PodFolder(options.state), _open_registry(settings)
+    metrics = Metrics(spool_limit_bytes=quantity_bytes(settings.capture.limits.spool_size))
     admin_key = options.engine_key.read_text().strip()
     token = (options.keys / AGENT_TOKEN).read_text().strip()
     pod = PodContext(

@@ -1,28 +1,47 @@
-"""The agent's Prometheus metrics. Numbers only: no prompt, no token, no key, no user's name."""
+"""The agent's Prometheus metrics. Numbers only: no prompt, no token, no key, no user's name.
+
+Invariant: a counter that the engine holds has no sample while the engine serves nobody. A sample of 0 would look like a
+restart, and the next true sample would look like as much new traffic as the engine ever had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aurora_protocol.agent_api import AgentState
+from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters, LiveCounters
+from aurora_runtime.serving.agent.spool_state import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
 
 PAUSE_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
+@dataclass(frozen=True)
+class CaptureFigures:
+    """What the metrics show of trace capture beyond the counters of :class:`AgentState`."""
+
+    losses: Mapping[str, int] = field(default_factory=dict)
+    """What was lost, by reason."""
+    uploaded_bytes: int = 0
+    uploaded_tokens: int = 0
+    failed_uploads: int = 0
+    """Attempts to upload that the store, or the spool, ended."""
+    spool: SpoolState = field(default_factory=SpoolState)
+
+
 class _StateCollector(Collector):
     """Turns the last observed state into Prometheus samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, spool_limit_bytes: int | None) -> None:
         self.state: AgentState | None = None
         self.speculation: SpeculationState | None = None
-        self.losses: Mapping[str, int] = {}
+        self.figures = CaptureFigures()
+        self._spool_limit_bytes = spool_limit_bytes
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -33,30 +52,60 @@ class _StateCollector(Collector):
             return
         yield GaugeMetricFamily("aurora_agent_engine_ready", "1 if the pod takes requests, else 0.", state.engine_ready)
         if state.version is not None:
-            help_text = "Version of the draft that the engine holds."
+            help_text = "Version of the draft that the engine holds. Absent while there is none."
             yield GaugeMetricFamily("aurora_agent_draft_version", help_text, state.version)
-        live, capture = state.live, state.capture
-        for name, help_text, value in (
-            ("requests", "Requests answered since the engine started.", live.requests),
-            ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
-            ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
-            ("proposed_draft_tokens", "Tokens that the draft proposed since the engine started.", live.proposed),
-            ("accepted_draft_tokens", "Tokens of the draft accepted since the engine started.", live.accepted),
-            ("proposed_lookup_tokens", "Tokens that lookup proposed since the engine started.", live.lookup_proposed),
-            ("accepted_lookup_tokens", "Tokens of lookup accepted since the engine started.", live.lookup_accepted),
-            ("captured_records", "Prompts and verify rounds captured for traces.", capture.captured_records),
-            ("dropped_records", "Prompts and verify rounds lost before they became traces.", capture.dropped_records),
-            ("captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
-            ("uploaded_shards", "Shards uploaded to the store.", capture.shards_uploaded),
-            ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
-        ):
-            yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
-        losses = CounterMetricFamily("aurora_agent_losses", "What trace capture lost, by reason.", labels=["reason"])
-        for reason, count in sorted(self.losses.items()):
-            losses.add_metric([reason], count)
-        yield losses
+        if state.engine_ready:
+            yield from _live_metrics(state.live)
+        yield from _capture_metrics(state.capture, self.figures)
+        yield from _spool_metrics(self.figures.spool, self._spool_limit_bytes)
         if self.speculation is not None:
             yield from _speculation_metrics(self.speculation)
+
+
+def _live_metrics(live: LiveCounters) -> Iterable[Metric]:
+    """The engine's traffic."""
+    for name, help_text, value in (
+        ("requests", "Requests answered since the engine started.", live.requests),
+        ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
+        ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
+        ("proposed_draft_tokens", "Tokens that the draft proposed since the engine started.", live.proposed),
+        ("accepted_draft_tokens", "Tokens of the draft accepted since the engine started.", live.accepted),
+        ("proposed_lookup_tokens", "Tokens that lookup proposed since the engine started.", live.lookup_proposed),
+        ("accepted_lookup_tokens", "Tokens of lookup accepted since the engine started.", live.lookup_accepted),
+    ):
+        yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
+
+
+def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Iterable[Metric]:
+    """Traces from the engine to the store, and what was lost on the way."""
+    for name, help_text, value in (
+        ("captured_records", "Prompts and verify rounds captured for traces.", capture.captured_records),
+        ("dropped_records", "Prompts and verify rounds lost before they became traces.", capture.dropped_records),
+        ("captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
+        ("uploaded_shards", "Shards uploaded to the store.", capture.shards_uploaded),
+        ("uploaded_bytes", "Bytes of the shards uploaded to the store.", figures.uploaded_bytes),
+        ("uploaded_tokens", "Token positions in the shards uploaded to the store.", figures.uploaded_tokens),
+        ("upload_failures", "Attempts to upload that failed and are repeated.", figures.failed_uploads),
+        ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
+    ):
+        yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
+    losses = CounterMetricFamily("aurora_agent_losses", "What trace capture lost, by reason.", labels=["reason"])
+    for reason, count in sorted(figures.losses.items()):
+        losses.add_metric([reason], count)
+    yield losses
+
+
+def _spool_metrics(spool: SpoolState, limit_bytes: int | None) -> Iterable[Metric]:
+    """What waits for its upload."""
+    for name, help_text, value in (
+        ("spool_shards", "Shards that wait for their upload.", len(spool.shard_bytes)),
+        ("spool_bytes", "Bytes of the shards that wait for their upload.", sum(spool.shard_bytes)),
+        ("spool_oldest_shard_seconds", "Age of the oldest shard that waits for its upload.", spool.oldest_seconds),
+        ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", limit_bytes),
+        ("spool_free_bytes", "Free bytes of the file system of the spool.", spool.free_bytes),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(f"aurora_agent_{name}", help_text, value)
 
 
 def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
@@ -71,6 +120,7 @@ def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
     for source, counters in (("draft", speculation.draft), ("lookup", speculation.lookup)):
         chains.add_metric([source], counters.rounds)
     yield chains
+    yield from _position_metrics(speculation)
     help_text = "Measured seconds of a decode round, by arm and number of running requests."
     costs = GaugeMetricFamily("aurora_agent_decode_round_seconds", help_text, labels=["arm", "requests"])
     for cost in speculation.costs:
@@ -83,12 +133,27 @@ def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
         yield GaugeMetricFamily("aurora_agent_estimated_speedup", help_text, speculation.speedup_over_off)
 
 
+def _position_metrics(speculation: SpeculationState) -> Iterable[Metric]:
+    """Tokens by source and by their position in the chain, from 1."""
+    labels = ["source", "position"]
+    help_text = "Proposed tokens since the engine started, by source and by position in the chain, from 1."
+    proposed = CounterMetricFamily("aurora_agent_proposed_tokens", help_text, labels=labels)
+    help_text = "Accepted tokens since the engine started, by source and by position in the chain, from 1."
+    accepted = CounterMetricFamily("aurora_agent_accepted_tokens", help_text, labels=labels)
+    for source, counters in (("draft", speculation.draft), ("lookup", speculation.lookup)):
+        for family, counts in ((proposed, counters.proposed_at), (accepted, counters.accepted_at)):
+            for position, count in enumerate(counts[:MAX_POSITIONS], 1):
+                family.add_metric([source, str(position)], count)
+    yield proposed
+    yield accepted
+
+
 class Metrics:
     """One registry per agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, spool_limit_bytes: int | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._states = _StateCollector()
+        self._states = _StateCollector(spool_limit_bytes)
         self._registry.register(self._states)
         self._swaps = Counter(
             "aurora_agent_swaps", "Swaps by result: success or failure.", ["result"], registry=self._registry
@@ -110,8 +175,9 @@ class Metrics:
         self,
         state: AgentState,
         speculation: SpeculationState | None = None,
-        losses: Mapping[str, int] = MappingProxyType({}),
+        figures: CaptureFigures | None = None,
     ) -> bytes:
-        """The text of ``/metrics``: ``state``, the speculation controller if there is one, and losses by reason."""
-        self._states.state, self._states.speculation, self._states.losses = state, speculation, losses
+        """The text of ``/metrics``: ``state``, the speculation controller if there is one, and trace capture."""
+        self._states.state, self._states.speculation = state, speculation
+        self._states.figures = figures or CaptureFigures()
         return generate_latest(self._registry)

@@ -7,7 +7,6 @@ checksum only once per engine start and swap, because the checksum costs the eng
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Final
 
 from aurora_protocol.agent_api import (
@@ -22,6 +21,7 @@ from aurora_protocol.agent_api import (
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused, EngineFault
 from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -78,10 +78,16 @@ class PodObserver:
             answer_tokens=state.traced_answer_tokens,
         )
 
-    def losses(self) -> Mapping[str, int]:
-        """What capture lost, by reason. The plugin and the uploader have reasons of their own."""
-        state = self._pod.folder.read_capture_state()
-        return {**(state.losses if state else {}), **self._uploader.counters.losses}
+    def capture_figures(self) -> CaptureFigures:
+        """Losses by reason, uploads and the spool. The plugin and the uploader have reasons of their own."""
+        uploads, state = self._uploader.counters, self._pod.folder.read_capture_state()
+        return CaptureFigures(
+            losses={**(state.losses if state else {}), **uploads.losses},
+            uploaded_bytes=uploads.uploaded_bytes,
+            uploaded_tokens=uploads.uploaded_tokens,
+            failed_uploads=uploads.failures,
+            spool=self._uploader.spool_state(),
+        )
 
     def speculation(self, boot: str) -> SpeculationState | None:
         """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.

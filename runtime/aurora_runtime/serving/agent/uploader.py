@@ -22,6 +22,7 @@ from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
 from aurora_store import Registry
 from aurora_store.errors import ObjectExists, StoreError
 from aurora_store.objects import sha256_file
@@ -35,9 +36,14 @@ MAX_BACKOFF_SECONDS: Final = 60.0
 
 @dataclass
 class UploadCounters:
-    """Counts of shards since the agent started."""
+    """Counts since the agent started."""
 
     uploaded: int = 0
+    uploaded_bytes: int = 0
+    uploaded_tokens: int = 0
+    """Token positions in the uploaded shards, prompts included."""
+    failures: int = 0
+    """Attempts that ended because the store did not take a shard, or the spool could not be read."""
     losses: Counter[str] = field(default_factory=Counter)
     """Dropped shards by reason: ``damaged`` in the spool, or left over at ``shutdown``."""
 
@@ -65,6 +71,7 @@ class Uploader:
                 backoff_seconds = FIRST_BACKOFF_SECONDS
                 await self._sleep(POLL_SECONDS)
             except (StoreError, OSError) as error:
+                self.counters.failures += 1
                 log.warning("uploads fail and will be retried, shards wait in the spool: %s", error)
                 await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
@@ -103,14 +110,14 @@ class Uploader:
         """
         deadline = time.monotonic() + timeout_seconds
         if not await self._whole_pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
-            log.info("%d shards wait in the spool for the next agent", len(self._waiting_shard_bytes()))
+            log.info("%d shards wait in the spool for the next agent", len(self.spool_state().shard_bytes))
             return
         self._shutting_down.set()
         # Polling is the only way to see a change of the spool's files.
-        while (engine_is_up() or self._waiting_shard_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110
+        while (engine_is_up() or self.spool_state().shard_bytes) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS / 5)
         self.stop()
-        lost = self._waiting_shard_bytes()
+        lost = self.spool_state().shard_bytes
         if lost:
             self.counters.losses["shutdown"] += len(lost)
             log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
@@ -135,9 +142,9 @@ class Uploader:
             await asyncio.sleep(POLL_SECONDS / 10)
         return True
 
-    def _waiting_shard_bytes(self) -> list[int]:
-        """The size of each shard in the spool."""
-        return [_size_bytes(path.with_suffix(".safetensors")) for path in self._spool.glob("*.json")]
+    def spool_state(self) -> SpoolState:
+        """What waits in the spool now."""
+        return read_spool_state(self._spool, time.time())
 
     def upload_spool(self) -> None:
         """Upload every complete shard. Raises :class:`StoreError` at the first shard that the store does not take."""
@@ -172,16 +179,11 @@ class Uploader:
         path.unlink(missing_ok=True)
         data_path.unlink(missing_ok=True)
         self.counters.uploaded += 1
+        self.counters.uploaded_bytes += manifest.file.size
+        self.counters.uploaded_tokens += manifest.tokens
 
     def _drop(self, path: Path, reason: str) -> None:
         log.error("shard %s is dropped: %s", path.stem, reason)
         path.unlink(missing_ok=True)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
         self.counters.losses["damaged"] += 1
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

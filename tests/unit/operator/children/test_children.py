@@ -28,11 +28,11 @@ def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> d
     return inference_deployment.deployment(owner, given, inference_template(owner, given, config), {})
 
 
-def pods(given: SpeculatorSpec) -> dict[str, dict[str, Any]]:
+def pods(given: SpeculatorSpec, config: OperatorConfig = CONFIG) -> dict[str, dict[str, Any]]:
     made = {
-        "inference": deployment(OWNER, given, CONFIG),
-        "trainer": trainer_deployment(OWNER, given, CONFIG, 1),
-        "validator": job(OWNER, given, CONFIG, ValidationAttempt(version=2, attempt=1, active=1)),
+        "inference": deployment(OWNER, given, config),
+        "trainer": trainer_deployment(OWNER, given, config, 1),
+        "validator": job(OWNER, given, config, ValidationAttempt(version=2, attempt=1, active=1)),
     }
     return {name: obj["spec"]["template"] for name, obj in made.items()}
 
@@ -43,6 +43,12 @@ def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
 
 def variables(container: dict[str, Any]) -> dict[str, Any]:
     return {entry["name"]: entry for entry in container["env"]}
+
+
+@pytest.mark.parametrize("name", ["inference", "trainer", "validator"])
+def test_without_a_fixed_user_the_cluster_chooses_the_user(name: str) -> None:
+    pod = pods(spec(), dataclasses.replace(CONFIG, fixed_user=False))[name]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 @pytest.mark.parametrize("name", ["inference", "trainer", "validator"])

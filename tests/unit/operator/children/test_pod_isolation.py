@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from aurora_operator.children.network import policies
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from tests.unit.operator.children.test_children import containers, pods
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
@@ -58,9 +59,14 @@ def test_no_pod_has_the_key_that_the_operator_verifies_the_channel_with() -> Non
     assert found == {("inference", "staging-key", True), ("validator", "evidence-key", False)}
 
 
-def test_a_scraper_that_the_administrator_names_reaches_the_agents_metrics() -> None:
-    serve, _ = policies(OWNER, spec(), dataclasses.replace(CONFIG, scraper_namespaces=("monitoring",)))
-    (peers,) = (rule["from"] for rule in serve["spec"]["ingress"] if rule["ports"][0]["port"] == 8471)
+def test_a_scraper_that_the_administrator_names_reaches_the_metrics_of_agents_and_engines() -> None:
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-    assert monitoring in peers
-    assert monitoring not in policies(OWNER, spec(), CONFIG)[0]["spec"]["ingress"][1]["from"]
+
+    def ports_open_to_monitoring(scrapers: tuple[str, ...]) -> set[int]:
+        serve, learning = policies(OWNER, spec(), dataclasses.replace(CONFIG, scraper_namespaces=scrapers))
+        assert "ingress" not in learning["spec"], "trainer and validator have no metrics"
+        open_rules = [rule for rule in serve["spec"]["ingress"] if monitoring in rule["from"]]
+        return {port["port"] for rule in open_rules for port in rule["ports"]}
+
+    assert ports_open_to_monitoring(("tracing", "monitoring")) == {AGENT_PORT, ENGINE_PORT}
+    assert ports_open_to_monitoring(()) == set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -219,8 +222,38 @@ async def test_the_metrics_show_rounds_by_arm_tokens_by_source_and_costs(rig: Ag
         'aurora_agent_decode_round_seconds{arm="off",requests="4"} 0.0125',
         "aurora_agent_exploring_share 0.02",
         "aurora_agent_estimated_speedup 1.4",
+        'aurora_agent_proposed_tokens_total{position="3",source="draft"} 10.0',
+        'aurora_agent_accepted_tokens_total{position="3",source="draft"} 2.0',
+        'aurora_agent_accepted_tokens_total{position="1",source="lookup"} 20.0',
     ):
         assert line in text.splitlines()
+
+
+async def test_counters_of_the_engine_are_absent_while_it_serves_nobody(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    assert "aurora_agent_answer_tokens_total" in await (await rig.http.get("/metrics")).text()
+    rig.engine_is(ready=False)
+    text = await (await rig.http.get("/metrics")).text()
+    assert "aurora_agent_engine_ready 0.0" in text
+    assert "aurora_agent_answer_tokens_total" not in text, "0 would look like a restart, and then like new traffic"
+
+
+async def test_the_metrics_show_what_waits_in_the_spool_and_what_left_it(rig: AgentRig) -> None:
+    for seq, age in ((0, 90), (1, 30)):
+        written = shard(rig.folder.spool, seq).with_suffix(".json")
+        os.utime(written, (time.time() - age, time.time() - age))
+    text = await (await rig.http.get("/metrics")).text()
+    assert "aurora_agent_spool_shards 2.0" in text
+    assert "aurora_agent_spool_bytes 8.0" in text
+    (oldest,) = re.findall(r"^aurora_agent_spool_oldest_shard_seconds (\S+)", text, re.MULTILINE)
+    assert 90 <= float(oldest) < 120
+    (free,) = re.findall(r"^aurora_agent_spool_free_bytes (\S+)", text, re.MULTILINE)
+    assert float(free) > 0
+    rig.uploader.upload_spool()
+    text = await (await rig.http.get("/metrics")).text()
+    assert "aurora_agent_spool_oldest_shard_seconds 0.0" in text
+    assert "aurora_agent_uploaded_bytes_total 8.0" in text
+    assert "aurora_agent_uploaded_tokens_total 2.0" in text
 
 
 def test_an_empty_token_is_refused() -> None:

@@ -1,6 +1,7 @@
-"""Prometheus metrics of the operator itself.
+"""Prometheus metrics of the operator itself, and counts of its work for one speculator.
 
-Invariant: no label carries user text other than the namespace and the name of the speculator.
+:mod:`aurora_operator.metrics.speculator_figures` shows what is known about a speculator. Invariant: no label carries
+user text other than the namespace and the name of the speculator.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def count_cache_objects(cache: ClusterCache) -> None:
 
 def forget(namespace: str, name: str) -> None:
     """Drop the series of a speculator that is gone."""
-    for metric in (RECONCILES, READY, ACTIVE_VERSION, PODS):
+    _remove(RECONCILES, namespace, name)
+    forget_observations(namespace, name)
+
+
+def forget_observations(namespace: str, name: str) -> None:
+    """Drop what was observed about a speculator on which another installation acts from now on."""
+    for metric in (READY, ACTIVE_VERSION, PODS):
         _remove(metric, namespace, name)
 
 

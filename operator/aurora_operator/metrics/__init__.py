@@ -1,0 +1,45 @@
+"""Prometheus metrics: the operator's own, and what is known about each speculator.
+
+:mod:`aurora_operator.metrics.speculator_figures` is imported by its path, because it knows plans, and modules that
+plans are made from count calls here.
+"""
+
+from aurora_operator.metrics.operator_metrics import (
+    ACTIVE_VERSION,
+    API_CALLS,
+    API_CALLS_ABANDONED,
+    CACHE_OBJECTS,
+    LEADING,
+    PODS,
+    READY,
+    RECONCILE_SECONDS,
+    RECONCILES,
+    STORE_CALLS_ABANDONED,
+    STORE_READ_SECONDS,
+    STORE_REQUESTS,
+    UPGRADES,
+    count_cache_objects,
+    forget,
+    forget_observations,
+    record_observation,
+)
+
+__all__ = [
+    "ACTIVE_VERSION",
+    "API_CALLS",
+    "API_CALLS_ABANDONED",
+    "CACHE_OBJECTS",
+    "LEADING",
+    "PODS",
+    "READY",
+    "RECONCILES",
+    "RECONCILE_SECONDS",
+    "STORE_CALLS_ABANDONED",
+    "STORE_READ_SECONDS",
+    "STORE_REQUESTS",
+    "UPGRADES",
+    "count_cache_objects",
+    "forget",
+    "forget_observations",
+    "record_observation",
+]

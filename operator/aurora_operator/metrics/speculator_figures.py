@@ -1,0 +1,235 @@
+"""Prometheus metrics of each speculator, from its status and from the trainer's last record.
+
+Why a collector and not one object per series: a speculator has about thirty series, and an operator may have a thousand
+speculators. The collector keeps the few values of each and makes the series when Prometheus asks.
+
+Invariants: a value that is not known has no series. A figure in the status that cannot be parsed counts as not known,
+because a metric must never make a reconcile fail. The counters of decisions that alerts read exist from 0 on, because
+PromQL's ``increase`` does not see the first value of a new series.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.observe.observed import Observed
+from aurora_operator.plan.formatting import parse_ratio
+from aurora_protocol.training_records import TrainerStatus
+
+COUNTED_FROM_ZERO: Final = ("Inconclusive", "Promoted", "Rejected", "RolloutFailed", "Validated")
+"""Decisions with a series before the first of them."""
+_SPECULATOR: Final = ("namespace", "name")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One value. ``label`` is the value of the metric's own label; empty where the metric has none."""
+
+    value: float
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """The name, the meaning and the own label of one metric."""
+
+    name: str
+    help_text: str
+    label: str = ""
+    counter: bool = False
+
+    def family(self) -> CounterMetricFamily | GaugeMetricFamily:
+        """The metric without samples."""
+        labels = [*_SPECULATOR, *([self.label] if self.label else [])]
+        if self.counter:
+            return CounterMetricFamily(self.name, self.help_text, labels=labels)
+        return GaugeMetricFamily(self.name, self.help_text, labels=labels)
+
+
+_CONDITION = _Figure(
+    "aurora_speculator_condition",
+    "1 while the condition of this type is True, otherwise 0. A condition that is not set has no series.",
+    "type",
+)
+_PHASE = _Figure(
+    "aurora_speculator_rollout_phase",
+    "1 for the present phase of the rollout. The other phases have no series.",
+    "phase",
+)
+_DECISIONS = _Figure(
+    "aurora_speculator_decisions",
+    "Decisions about versions since this process leads, by the reason of their event.",
+    "decision",
+    counter=True,
+)
+_LAST_DECISION = _Figure(
+    "aurora_speculator_last_decision_timestamp_seconds",
+    "Unix time of the last decision in status.history.",
+)
+_LAST_RECONCILE = _Figure(
+    "aurora_speculator_last_reconcile_timestamp_seconds", "Unix time of the last reconcile that succeeded."
+)
+_MEASURING_SINCE = _Figure(
+    "aurora_speculator_measurement_started_timestamp_seconds",
+    "Unix time at which the present measurement of a candidate began. Absent while nothing is measured.",
+)
+_SPEEDUP = _Figure(
+    "aurora_speculator_active_speedup",
+    "Measured throughput of the active version over the target without speculation, by bound: estimate, low or high.",
+    "bound",
+)
+_ACCEPT_LENGTH = _Figure(
+    "aurora_speculator_accept_length",
+    "Answer tokens per verify round of live traffic over all pods and about the last minute, bonus token included.",
+)
+_HELD_OUT = _Figure(
+    "aurora_speculator_held_out_accept_length",
+    "Answer tokens per verify round that the newest draft would reach on held-out requests, bonus token included.",
+)
+_COVERAGE = _Figure(
+    "aurora_speculator_vocabulary_coverage",
+    "Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1.",
+)
+_TRAINED_TOKENS = _Figure(
+    "aurora_speculator_trained_tokens", "Traced token positions that the trainer has seen.", counter=True
+)
+_STEPS = _Figure("aurora_speculator_trainer_steps", "Optimizer steps of the trainer.", counter=True)
+_PENDING_SHARDS = _Figure("aurora_speculator_pending_shards", "Shards of new traces that wait to be trained.")
+_LAG_TOKENS = _Figure(
+    "aurora_speculator_training_lag_tokens",
+    "Estimated token positions that wait to be trained: waiting shards times the mean size of a trained shard.",
+)
+_FIGURES: Final = (
+    _CONDITION,
+    _PHASE,
+    _DECISIONS,
+    _LAST_DECISION,
+    _LAST_RECONCILE,
+    _MEASURING_SINCE,
+    _SPEEDUP,
+    _ACCEPT_LENGTH,
+    _HELD_OUT,
+    _COVERAGE,
+    _TRAINED_TOKENS,
+    _STEPS,
+    _PENDING_SHARDS,
+    _LAG_TOKENS,
+)
+
+_Values = Mapping[_Figure, tuple[_Sample, ...]]
+
+
+@dataclass(slots=True)
+class _Speculator:
+    """What is known about one speculator."""
+
+    values: _Values = field(default_factory=dict)
+    decisions: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED_FROM_ZERO, 0)))
+
+
+class SpeculatorFigures(Collector):
+    """The last known figures of all speculators on which this process acts."""
+
+    def __init__(self) -> None:
+        self._speculators: dict[tuple[str, str], _Speculator] = {}
+
+    def record_observation(self, observed: Observed, now: datetime) -> None:
+        """Take the figures of an observation whose reconcile succeeded at ``now``."""
+        owner = observed.owner
+        self.record_status(owner.namespace, owner.name, observed.status, now)
+        known = self._known(owner.namespace, owner.name)
+        known.values = {**known.values, **_trainer_values(observed.store.trainer)}
+
+    def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
+        """Take the figures of a status alone: the spec cannot be used, so nothing else was observed at ``now``."""
+        self._known(namespace, name).values = _status_values(status) | {_LAST_RECONCILE: (_Sample(now.timestamp()),)}
+
+    def count_decisions(self, namespace: str, name: str, decisions: Iterable[str]) -> None:
+        """Count decisions about versions, each by the reason of its event."""
+        self._known(namespace, name).decisions.update(decisions)
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop the series of a speculator that is gone, or on which another installation acts."""
+        self._speculators.pop((namespace, name), None)
+
+    def _known(self, namespace: str, name: str) -> _Speculator:
+        return self._speculators.setdefault((namespace, name), _Speculator())
+
+    def describe(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
+        """All metrics without samples."""
+        return [figure.family() for figure in _FIGURES]
+
+    def collect(self) -> Iterable[Metric]:
+        families = {figure: figure.family() for figure in _FIGURES}
+        # A copy: Prometheus asks in another thread than the one that records.
+        for key, speculator in list(self._speculators.items()):
+            for figure, samples in speculator.values.items():
+                for sample in samples:
+                    families[figure].add_metric(_labels(key, sample.label), sample.value)
+            for decision, count in sorted(speculator.decisions.copy().items()):
+                families[_DECISIONS].add_metric(_labels(key, decision), count)
+        return families.values()
+
+
+FIGURES: Final = SpeculatorFigures()
+"""The figures that the operator's ``/metrics`` shows."""
+REGISTRY.register(FIGURES)
+
+
+def _labels(speculator: tuple[str, str], label: str) -> list[str]:
+    return [*speculator, label] if label else [*speculator]
+
+
+def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...]]:
+    known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
+    candidate, training = status.candidate, status.training
+    measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
+    return {
+        _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
+        _PHASE: (_Sample(1, status.rollout.phase),),
+        _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),
+        _MEASURING_SINCE: _of_time(candidate.since if measuring and candidate else None),
+        _SPEEDUP: tuple(_speedup(status)),
+        _ACCEPT_LENGTH: _of_text(status.accept_length),
+        _HELD_OUT: _of_text(training.held_out_accept_length),
+        _COVERAGE: _of_text(training.vocabulary_coverage),
+        _TRAINED_TOKENS: (_Sample(training.trained_tokens),),
+        _STEPS: (_Sample(training.step),),
+        _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
+    }
+
+
+def _speedup(status: SpeculatorStatus) -> Iterator[_Sample]:
+    interval = parse_ratio(status.active.speedup or "") if status.active is not None else None
+    if interval is not None:
+        for bound, value in zip(("estimate", "low", "high"), interval, strict=True):
+            yield _Sample(value, bound)
+
+
+def _trainer_values(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
+    if record is None or not record.shards:
+        return {}
+    return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}
+
+
+def _of_time(time: datetime | None) -> tuple[_Sample, ...]:
+    return () if time is None else (_Sample(time.timestamp()),)
+
+
+def _of_text(text: str | None) -> tuple[_Sample, ...]:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return ()
+    return (_Sample(value),) if math.isfinite(value) else ()

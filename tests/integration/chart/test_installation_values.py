@@ -1,0 +1,127 @@
+"""Names, accounts, users and additions of a release, and the pod of `helm test`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from tests.cluster.command import CommandError
+from tests.rig.rendered_chart import IMAGES, NAMESPACE, OPERATOR, SAMPLES, Object, operator_environment, render, select
+
+EVERYTHING = SAMPLES / "everything-values.yaml"
+MONITORED = ("--set=metrics.podMonitor.enabled=true", "--set=metrics.dashboard.enabled=true")
+
+
+def _named(objects: list[Object], kind: str) -> set[str]:
+    return {obj["metadata"]["name"] for obj in objects if obj["kind"] == kind}
+
+
+def _pods(objects: list[Object]) -> list[dict[str, Any]]:
+    """The pods of the release, from workloads and hooks."""
+    return [obj["spec"] if obj["kind"] == "Pod" else obj["spec"]["template"]["spec"] for obj in objects
+            if obj["kind"] in ("Pod", "Deployment")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "release", "name"),
+    [
+        ("--set=fullnameOverride=drafts", "aurora", "drafts"),
+        ("--set=nameOverride=drafts", "aurora", "aurora-drafts"),
+        ("--set=nameOverride=drafts", "my-drafts", "my-drafts"),
+        ("--set=replicas=2", "my-operator", "my-operator"),
+    ],
+)
+def test_all_objects_of_a_release_have_the_name_that_values_choose(option: str, release: str, name: str) -> None:
+    objects = render(option, *MONITORED, release=release)
+    assert {obj["metadata"]["name"].removeprefix(name)[:1] for obj in objects} == {"", "-"}
+    account, bindings = _named(objects, "ServiceAccount"), [o for o in objects if o["kind"].endswith("RoleBinding")]
+    assert account == {name} == {subject["name"] for binding in bindings for subject in binding["subjects"]}
+    assert {binding["roleRef"]["name"] for binding in bindings} <= {
+        obj["metadata"]["name"] for obj in objects if obj["kind"] in ("Role", "ClusterRole")
+    }
+    environment = operator_environment(objects, name)
+    leader = select(objects, "Role", f"{name}-leader")
+    assert leader["rules"][1]["resourceNames"] == [environment["AURORA_LEASE_NAME"]] == [name]
+
+
+def test_speculators_policies_admit_the_operator_whatever_its_name() -> None:
+    labels = select(render("--set=fullnameOverride=drafts"), "Deployment", "drafts")["spec"]["template"]["metadata"]
+    assert labels["labels"]["app.kubernetes.io/name"] == "aurora-operator"
+
+
+def test_an_existing_account_is_used_and_not_created() -> None:
+    objects = render("--set=serviceAccount.create=false,serviceAccount.name=cloud")
+    assert _named(objects, "ServiceAccount") == set()
+    bindings = [obj for obj in objects if obj["kind"].endswith("RoleBinding")]
+    assert {subject["name"] for binding in bindings for subject in binding["subjects"]} == {"cloud"}
+    assert {pod["serviceAccountName"] for pod in _pods(objects)} == {"cloud"}
+
+
+def test_an_account_may_have_a_name_of_its_own() -> None:
+    objects = render("--set=serviceAccount.name=drafts")
+    assert _named(objects, "ServiceAccount") == {"drafts"}
+    assert select(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "drafts"
+
+
+def test_labels_of_pods_are_added_to_those_of_the_chart() -> None:
+    deployment = select(render("--set=podLabels.team=inference"), "Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert labels["team"] == "inference"
+    assert deployment["selector"]["matchLabels"].items() <= labels.items()
+    assert "team" not in deployment["selector"]["matchLabels"], "a selector cannot change"
+
+
+def test_without_a_fixed_user_no_pod_asks_for_one() -> None:
+    fixed, free = render(), render(values=EVERYTHING)
+    assert {pod["securityContext"]["runAsUser"] for pod in _pods(fixed)} == {10001}
+    assert len(_pods(free)) == 3, "operator, embedded store and test"
+    for pod in _pods(free):
+        assert set(pod["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
+        for container in pod["containers"]:
+            assert "runAsUser" not in container["securityContext"]
+    told = [operator_environment(objects)["AURORA_FIXED_USER"] for objects in (fixed, free)]
+    assert told == ["true", "false"]
+
+
+def test_extra_objects_are_part_of_the_release_and_may_use_its_name() -> None:
+    assert select(render(values=EVERYTHING), "ConfigMap", "aurora-extra")["data"] == {"owner": "inference"}
+
+
+def test_helm_test_runs_a_check_that_exists_with_the_operators_image_and_reaches_its_service() -> None:
+    objects = render(values=EVERYTHING)
+    pod, deployment = select(objects, "Pod", f"{OPERATOR}-test"), select(objects, "Deployment")["spec"]["template"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    (container,), (operator,) = pod["spec"]["containers"], deployment["spec"]["containers"]
+    assert container["image"] == operator["image"]
+    for field in ("imagePullSecrets", "nodeSelector", "tolerations"):
+        assert pod["spec"][field] == deployment["spec"][field]
+    module = container["command"][container["command"].index("-m") + 1]
+    assert importlib.util.find_spec(module) is not None
+    service = select(objects, "Service", f"{OPERATOR}-metrics")
+    (port,) = service["spec"]["ports"]
+    url = f"http://{service['metadata']['name']}.{NAMESPACE}.svc:{port['port']}/metrics"
+    assert container["command"][-1] == f"--metrics={url}"
+    selected = service["spec"]["selector"].items()
+    assert not selected <= pod["metadata"]["labels"].items(), "the Service must not send scrapes to the test"
+
+
+@pytest.mark.parametrize(
+    ("option", "refusal"),
+    [
+        ("--set=serviceAccount.create=false", "set serviceAccount.name to the ServiceAccount"),
+        ("--set=serviceAccount.name=My Account", "at '/serviceAccount/name'"),
+        ("--set=fullnameOverride=Drafts", "at '/fullnameOverride'"),
+        ("--set=fullnameOverride=1drafts", "at '/fullnameOverride'"),
+        (f"--set=nameOverride={'a' * 41}", "at '/nameOverride'"),
+        ("--set=fixedUser=10001", "at '/fixedUser'"),
+        ("--set=podLabels.helm\\.sh/chart=mine", "at '/podLabels'"),
+        ("--set=podLabels.team=1", "at '/podLabels/team'"),
+        ("--set=extraObjects={text}", "at '/extraObjects/0'"),
+        ("--set=extraObjects[0].kind=Secret", "at '/extraObjects/0'"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:
+    with pytest.raises(CommandError, match=refusal):
+        render(option, values=IMAGES)

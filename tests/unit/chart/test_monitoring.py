@@ -1,0 +1,203 @@
+"""Alerts and dashboard of the chart name only what real processes export, and alerts fire when they should."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.events import _TEXTS
+from tests.generated import exported_metrics
+from tests.generated.generated_file import ROOT
+from tests.unit.chart.promql import named
+
+FOLDER = ROOT / "charts/aurora-operator/monitoring"
+ALERTS: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]  # fmt: skip
+ALERT_TESTS = ROOT / "tests/unit/chart/alerts_test.yaml"
+DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+TARGET_LABELS = frozenset({"namespace", "name", "pod", "job", "le"})
+"""Labels that Prometheus adds to every series of our PodMonitors, and that of a histogram's buckets."""
+OURS = (*exported_metrics.operator(), *exported_metrics.agent())
+LABELS = {series: frozenset(metric.labels) for metric in OURS for series in metric.series}
+VALUES = {
+    "type": {kind.value for kind in ConditionType},
+    "phase": {phase.value for phase in RolloutPhase},
+    "decision": set(_TEXTS),
+    "source": {"draft", "lookup"},
+    "outcome": {"done", "conflict", "error"},
+    "stage": {"waiting", "restarting", "failed"},
+    "version": {"unknown"},
+}
+"""The values of labels that expressions may ask for."""
+
+
+def _panel_expressions() -> Iterator[tuple[str, str]]:
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            expression, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+            yield variable["name"], f"sum by ({label}) ({expression})"
+    for annotation in DASHBOARD["annotations"]["list"]:
+        yield annotation["name"], annotation["expr"]
+
+
+EXPRESSIONS = [*_panel_expressions(), *((alert["alert"], alert["expr"]) for alert in ALERTS)]
+IDS = [name for name, _ in EXPRESSIONS]
+
+
+@pytest.mark.parametrize(
+    ("expression", "series", "labels"),
+    [
+        ("absent(up)", {"up"}, set()),
+        ('sum by (a, b) (rate(x_total{c="d",e=~"f|g"}[5m])) > 2.5', {"x_total"}, {"a", "b", "c", "e"}),
+        ("time() - max by (a) (x_seconds) > 9e2", {"x_seconds"}, {"a"}),
+        ("x:y and on (job, pod) z unless w offset 5m", {"x:y", "z", "w"}, {"job", "pod"}),
+        ('histogram_quantile(0.9, sum by (le) (rate(x_bucket{n="$n"}[$__rate_interval])))', {"x_bucket"}, {"le", "n"}),
+    ],
+)
+def test_the_reader_of_expressions_finds_series_and_labels(expression: str, series: set[str], labels: set[str]) -> None:
+    found_series, found_labels = named(expression)
+    assert found_series == series
+    assert found_labels == labels
+
+
+@pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=IDS)
+def test_an_expression_names_only_series_and_labels_that_exist(name: str, expression: str) -> None:
+    series, labels = named(expression)
+    assert series, "an expression without a metric shows nothing"
+    known = {*LABELS, *exported_metrics.operator_process(), *exported_metrics.engine()}
+    assert series <= known, f"{name} names series that nobody exports"
+    own = frozenset[str]().union(*(LABELS.get(one, frozenset()) for one in series))
+    assert labels <= own | TARGET_LABELS, f"{name} names labels that the series do not have"
+
+
+@pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=IDS)
+def test_an_expression_asks_only_for_values_that_labels_take(name: str, expression: str) -> None:
+    for label, operator, text in re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', expression):
+        if label in ("namespace", "name"):
+            assert (operator, text) == ("=", f"${label}")
+        else:
+            assert set(text.split("|")) <= VALUES[label], f"{name}: {label}"
+
+
+def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        assert panel["type"] == "row" or panel["description"].endswith(".")
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_says_what_to_look_at_on_a_page_that_exists(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("warning", "critical")
+    notes = alert["annotations"]
+    assert set(notes) == {"summary", "description", "runbook"}
+    pages = re.findall(r"docs/[\w/-]+\.md", notes["runbook"])
+    assert pages
+    assert all((ROOT / page).is_file() for page in pages)
+    assert notes["runbook"].startswith(("Look at", "Raise", "Lower"))
+    _, grouped = named(alert["expr"])
+    for text in notes.values():
+        assert set(re.findall(r"\$labels\.(\w+)", text)) <= grouped, "a label that the alert does not have is empty"
+
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def _promtool(*arguments: str | Path) -> None:
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_promtool_accepts_the_alerts_and_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
+    _promtool("check", "rules", FOLDER / "alerts.yaml")
+    rules = [
+        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
+        for number, (_, expression) in enumerate(_panel_expressions())
+    ]
+    panels = tmp_path / "panels.yaml"
+    panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    _promtool("check", "rules", panels)
+
+
+@needs_promtool
+def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
+    rules = [{key: value for key, value in alert.items() if key != "annotations"} for alert in ALERTS]
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump({"groups": [{"name": "alerts", "rules": rules}]}))
+    shutil.copy(ALERT_TESTS, tmp_path)
+    _promtool("test", "rules", tmp_path / ALERT_TESTS.name)
+
+
+@needs_promtool
+def test_every_panel_has_data_when_every_process_exports_what_it_can(tmp_path: Path) -> None:
+    """Also finds joins of series whose labels do not match. Every value rises. The labels are those of PodMonitors."""
+    queries = [
+        {"expr": f"count({_filled_in(expression)}) > bool 0", "eval_time": "50m", "exp_samples": [{"value": 1}]}
+        for _, expression in _panel_expressions()
+    ]
+    series = [{"series": one, "values": "1+1x60"} for one in _all_series()]
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": queries}
+    file = tmp_path / "panels_test.yaml"
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+    _promtool("test", "rules", file)
+
+
+def _filled_in(expression: str) -> str:
+    """``expression`` with the variables of the dashboard, as Grafana sends it."""
+    for variable, value in {"$__rate_interval": "5m", "$namespace": "team", "$name": "chat"}.items():
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def _all_series() -> Iterator[str]:
+    """A series of each name, with the labels that Prometheus gives it."""
+    speculator = {"namespace": "team", "name": "chat"}
+    operator_target = {"job": "aurora-system/aurora-operator", "pod": "operator-0", "namespace": "aurora-system"}
+    pod_target = {"job": "aurora-system/aurora-operator-speculators", "pod": "chat-0", **speculator}
+    for metrics, target in ((exported_metrics.operator(), operator_target), (exported_metrics.agent(), pod_target)):
+        for metric in metrics:
+            own = {label: speculator.get(label) or min(VALUES.get(label, {"x"})) for label in metric.labels}
+            for name in metric.series:
+                yield from _with_buckets(name, {**target, **own})
+    for name in exported_metrics.operator_process():
+        yield from _with_buckets(name, operator_target)
+    for name in exported_metrics.engine():
+        yield from _with_buckets(name, {**pod_target, "model_name": "m", "tp_rank": "0"})
+
+
+def _with_buckets(name: str, labels: dict[str, str]) -> Iterator[str]:
+    for bound in ("0.1", "+Inf") if name.endswith("_bucket") else ("",):
+        shown = {**labels, "le": bound} if bound else labels
+        yield f"{name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in shown.items())}}}"
+
+
+def test_every_alert_is_made_to_fire_once() -> None:
+    tests = yaml.safe_load(ALERT_TESTS.read_text())["tests"]
+    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    assert fired == {alert["alert"] for alert in ALERTS}

@@ -1,0 +1,186 @@
+"""The figures of speculators that Prometheus reads: their values, their life and what cannot be parsed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    HistoryEntry,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+    TrainingStatus,
+    VersionStatus,
+)
+from aurora_operator.metrics.speculator_figures import COUNTED_FROM_ZERO, FIGURES, SpeculatorFigures
+from aurora_operator.plan.events import _TEXTS
+from aurora_operator.plan.formatting import parse_ratio, ratio_text
+from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from tests.unit.operator.test_reconciler import FakeActor, FakeObserver, reconciler_at
+from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, store
+
+KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
+TRAINER = TrainerStatus(
+    phase=TrainerPhase.TRAINING, step=40, shards=4, trained_tokens=1000, pending_shards=3, updated=NOW
+)
+STATUS = SpeculatorStatus(
+    conditions=[
+        Condition(type=kind, status=status, reason="Because", last_transition_time=NOW)
+        for kind, status in (
+            (ConditionType.READY, ConditionStatus.TRUE),
+            (ConditionType.STORAGE_READY, ConditionStatus.FALSE),
+            (ConditionType.CANDIDATE_VALIDATED, ConditionStatus.UNKNOWN),
+            ("OfAnotherController", ConditionStatus.TRUE),
+        )
+    ],
+    active=VersionStatus(version=3, speedup="1.52x (1.45-1.60)"),
+    candidate=CandidateStatus(version=4, phase=CandidatePhase.VALIDATING, since=NOW),
+    rollout=RolloutStatus(phase=RolloutPhase.WATCHING),
+    training=TrainingStatus(step=40, trained_tokens=1000, pending_shards=3, held_out_accept_length="2.10"),
+    accept_length="2.34",
+    history=[HistoryEntry(time=NOW, event="Promoted", version=3)],
+)
+
+
+class Shown:
+    """A registry with one speculator's figures."""
+
+    def __init__(self) -> None:
+        self.figures = SpeculatorFigures()
+        self._registry = CollectorRegistry()
+        self._registry.register(self.figures)
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        return self._registry.get_sample_value(f"aurora_speculator_{metric}", KEY | labels)
+
+    @property
+    def text(self) -> str:
+        return generate_latest(self._registry).decode()
+
+
+@pytest.fixture(name="shown")
+def _shown() -> Shown:
+    return Shown()
+
+
+def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Shown) -> None:
+    world = observed(status=STATUS, store=store(0, 3, active=3, trainer=TRAINER))
+    shown.figures.record_observation(world, NOW)
+    kinds = ("Ready", "StorageReady", "CandidateValidated")
+    assert [shown.value("condition", type=kind) for kind in kinds] == [1, 0, 0]
+    assert "OfAnotherController" not in shown.text, "a type that anybody may set is no label of ours"
+    assert [shown.value("active_speedup", bound=bound) for bound in ("estimate", "low", "high")] == [1.52, 1.45, 1.6]
+    assert (shown.value("accept_length"), shown.value("held_out_accept_length")) == (2.34, 2.1)
+    assert (shown.value("trained_tokens_total"), shown.value("trainer_steps_total")) == (1000, 40)
+    assert shown.value("pending_shards") == 3
+    assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
+    assert shown.value("rollout_phase", phase="Watching") == 1
+    times = [shown.value(f"{name}_timestamp_seconds") for name in ("last_decision", "last_reconcile")]
+    assert times == [NOW.timestamp()] * 2
+    assert shown.value("measurement_started_timestamp_seconds") == NOW.timestamp()
+
+
+def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
+    shown.figures.record_observation(observed(status=STATUS, store=store(0, trainer=TRAINER)), NOW)
+    shown.figures.record_observation(observed(), NOW)
+    for name in ("measurement_started_timestamp_seconds", "accept_length", "training_lag_tokens", "pending_shards"):
+        assert shown.value(name) is None, name
+    assert shown.value("rollout_phase", phase="Watching") is None
+    assert shown.value("rollout_phase", phase="Idle") == 1
+
+
+def test_alerts_see_the_first_decision_because_its_counter_began_at_0(shown: Shown) -> None:
+    assert set(COUNTED_FROM_ZERO) <= _TEXTS.keys()
+    shown.figures.record_observation(observed(), NOW)
+    assert {shown.value("decisions_total", decision=decision) for decision in COUNTED_FROM_ZERO} == {0}
+    shown.figures.count_decisions(*KEY.values(), ["RolloutFailed", "Paused", "RolloutFailed"])
+    shown.figures.record_observation(observed(), NOW)
+    assert shown.value("decisions_total", decision="RolloutFailed") == 2
+    assert shown.value("decisions_total", decision="Paused") == 1
+
+
+def test_a_plan_names_the_decisions_that_it_posts() -> None:
+    passed = store(0, 1, evidence=(evidence(1, VerdictKind.PASS),))
+    candidate = CandidateStatus(version=1, phase=CandidatePhase.VALIDATING, job="chat-validate-v1-1")
+    plan = made(observed(store=passed, status=SpeculatorStatus(candidate=candidate)))
+    assert "Validated" in plan.decisions
+    assert set(plan.decisions) <= {note.reason for note in plan.notes}
+
+
+@pytest.mark.parametrize("text", ["", "about 2", "nan", "inf", "1.5x"])
+def test_a_figure_that_cannot_be_parsed_is_left_out(shown: Shown, text: str) -> None:
+    active = VersionStatus(version=0, speedup=text)
+    shown.figures.record_observation(observed(status=SpeculatorStatus(accept_length=text, active=active)), NOW)
+    assert shown.value("accept_length") is None
+    assert shown.value("active_speedup", bound="estimate") is None
+
+
+@given(st.floats(0, 1000), st.floats(0, 1000), st.floats(0, 1000))
+def test_a_ratio_is_parsed_as_it_was_written(estimate: float, low: float, high: float) -> None:
+    ratio = RatioEstimate(
+        numerator=Arm.CANDIDATE, denominator=Arm.OFF, concurrency=1, rounds=5, estimate=estimate, low=low, high=high
+    )
+    proof = evidence(1)
+    proof = proof.model_copy(update={"verdict": proof.verdict.model_copy(update={"ratios": (ratio,)})})
+    written = ratio_text(proof, Arm.CANDIDATE, Arm.OFF, 1)
+    assert written is not None
+    assert parse_ratio(written) == pytest.approx((estimate, low, high), abs=0.0051)
+
+
+def test_a_speculator_that_is_gone_has_no_series(shown: Shown) -> None:
+    shown.figures.record_observation(observed(status=STATUS), NOW)
+    shown.figures.record_status("team", "other", STATUS, NOW)
+    shown.figures.forget(*KEY.values())
+    assert 'name="chat"' not in shown.text
+    assert 'name="other"' in shown.text
+
+
+def test_prometheus_may_ask_while_speculators_come_and_go(shown: Shown) -> None:
+    failures: list[Exception] = []
+
+    def scrape() -> None:
+        try:
+            for _ in range(100):
+                generate_latest(shown._registry)
+        except RuntimeError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    number = 0
+    while thread.is_alive():
+        number += 1
+        shown.figures.record_status("team", f"s{number % 50}", STATUS, NOW)
+        shown.figures.count_decisions("team", f"s{number % 50}", [f"D{number % 7}"])
+        shown.figures.forget("team", f"s{(number + 25) % 50}")
+    thread.join()
+    assert failures == []
+
+
+async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:
+    observer = FakeObserver(observed())
+    reconciler = reconciler_at(observer, FakeActor())
+    await reconciler.reconcile()
+    registry = CollectorRegistry()
+    registry.register(FIGURES)
+    name = "aurora_speculator_last_reconcile_timestamp_seconds"
+    recorded = registry.get_sample_value(name, KEY)
+    assert recorded is not None
+    assert timedelta(seconds=recorded) > timedelta(days=10_000)
+    other = STATUS.model_copy(update={"operator": observer.observed.status.operator})
+    assert other.operator is not None
+    taken = other.operator.model_copy(update={"installation": "elsewhere/aurora-operator"})
+    observer.observed = replace(observer.observed, status=other.model_copy(update={"operator": taken}))
+    await reconciler.reconcile()
+    assert registry.get_sample_value(name, KEY) is None, "another installation acts, and a stale time would alert"
