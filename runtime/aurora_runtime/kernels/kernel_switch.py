@@ -22,6 +22,7 @@ class Kernel(StrEnum):
     """The kernels that can be turned on."""
 
     BUCKET_LOGPROBS = "bucket-logprobs"
+    ADAMW_AVERAGE = "adamw-average"
 
 
 def runs_fused(kernel: Kernel, device: torch.device) -> bool:
