@@ -8,6 +8,9 @@ On a CPU one thread works, and its CPU time is measured, because other work shar
 memory. It is measured separately, in a process whose allocator returns freed memory at once. On CUDA, time is
 wall-clock time with the device synchronised, and memory is the device's allocated memory.
 
+``AURORA_KERNELS`` turns fused kernels on, on CUDA only: bucket-logprobs is part of the loss, adamw-average is the
+optimiser. The output names the kernels that were on.
+
 Prints a row per part: medians [quartiles] over all steps, and the peak memory.
 
 Takes about five minutes on a CPU (estimated). Uses a CUDA GPU where there is one, and a CPU otherwise.
@@ -33,6 +36,7 @@ from tests.bench.bench_command import bench_parser
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
 from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
 from aurora_runtime.traces import RequestTrace, decode, encode, sources_without_controller
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.slot_batches import batch_by_slots
@@ -218,6 +222,11 @@ def measure_peaks_separately() -> dict[str, list[float]]:
     return samples
 
 
+def fused_kernels(device: torch.device) -> str:
+    """The kernels of the trainer that run on ``device``."""
+    return ", ".join(kernel for kernel in Kernel if runs_fused(kernel, device)) or "none"
+
+
 def table(meter: Meter, peaks: dict[str, list[float]]) -> str:
     """A row per part, one for the sum of the parts, and one for the whole step. ``peaks`` are in MiB, by part."""
     sums = [sum(times) for times in zip(*(meter.samples[part] for part in PARTS[1:]), strict=True)]
@@ -258,7 +267,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread, CPU time"
     print(
         f"{options.shape} on {name}, torch {torch.__version__}, "
-        f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; "
+        f"kernels on: {fused_kernels(device)}; load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; "
         f"{len(meter.positions)} steps of {statistics.median(meter.positions):.0f} positions\n"
     )
     print(table(meter, measure_peaks_separately()))

@@ -22,6 +22,9 @@ class Kernel(StrEnum):
     """The kernels that can be turned on."""
 
     BUCKET_LOGPROBS = "bucket-logprobs"
+    ADAMW_AVERAGE = "adamw-average"
+    PATH_STATES_FLOAT8 = "path-states-float8"
+    CAPTURE_TOPK = "capture-topk"
 
 
 def runs_fused(kernel: Kernel, device: torch.device) -> bool:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler import compile as compile_kernel
 
 from aurora_runtime.kernels import bucket_logprobs, kernel_switch
 from aurora_runtime.kernels.kernel_switch import VARIABLE, Kernel, runs_fused
 from tests.unit.kernels import interpreted_bucket_logprobs
+from tests.unit.kernels.compilation import compile_for, run_interpreted
 
 
 def test_the_kernels_compute_what_the_reference_computes() -> None:
-    # Triton decides at its import whether kernels are interpreted.
-    command = [sys.executable, "-m", interpreted_bucket_logprobs.__name__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_interpreted(interpreted_bucket_logprobs.__name__)
 
 
 TYPES = {
@@ -45,11 +36,7 @@ TYPES = {
 )
 def test_the_kernels_compile_for_gpus(kernel: str, block: int, logits: str, architecture: int) -> None:
     function = getattr(bucket_logprobs, kernel)
-    signature = {**TYPES, "logits": logits, "BLOCK": "constexpr"}
-    source = ASTSource(function, {name: signature[name] for name in function.arg_names}, {"BLOCK": block})
-    compiled = compile_kernel(source, target=GPUTarget("cuda", architecture, 32))
-    assert compiled.asm["cubin"]
-    assert compiled.metadata.shared < 48 * 1024
+    compile_for(architecture, function, {**TYPES, "logits": logits}, {"BLOCK": block})
 
 
 def test_a_kernel_is_off_until_it_is_asked_for(

@@ -18,7 +18,8 @@ from torch import Tensor
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.shard_writer import Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, VerifyRound
-from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors, to_trace_dtype
+from aurora_runtime.serving.capture.traced_states import TracedStates
+from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
 from aurora_runtime.traces import ProposalSource
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class VerifyOutput:
                     next_token=tensors.next_token[i].clone(),
                     next_sibling=tensors.next_sibling[i].clone(),
                     path=tensors.path[i, : lengths[i]].clone(),
-                    hidden=tensors.hidden[i, : lengths[i]],
+                    hidden=tensors.states.rows(i, slice(lengths[i])),
                     top_ids=tensors.top_ids[i].clone(),
                     top_logprobs=tensors.top_logprobs[i].clone(),
                     uncaptured_mass=tensors.uncaptured_mass[i].clone(),
@@ -123,17 +124,17 @@ class PromptOutput:
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
     starts: tuple[int, ...]
-    hidden: tuple[Tensor, ...]  # each [n, H3]
+    states: tuple[TracedStates, ...]  # each [n]
     marker: tuple[int, ...] = ()  # what the chat template puts before each answer
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> PromptOutput:
-        return replace(self, hidden=tuple(copy_tensor(part) for part in self.hidden))
+        return replace(self, states=tuple(part.copied(copy_tensor) for part in self.states))
 
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
         try:
             ends = _commits_and_ends(batch, commits, self.traced)
             prompts = [batch.reqs[request.index].origin_input_ids for request in self.traced]
-            nbytes = sum(part.nbytes for part in self.hidden)
+            nbytes = sum(part.nbytes for part in self.states)
             self.sink.writer.offer(Batch(lambda: self.split(ends, prompts), len(self.traced), nbytes))
         except Exception:  # as in VerifyOutput
             count_error(self.sink.writer)
@@ -143,8 +144,8 @@ class PromptOutput:
     ) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
-            PromptChunk(request.rid, prompt, start, to_trace_dtype(hidden), commit, finished, request.tag, self.marker)
-            for request, prompt, start, hidden, (commit, finished) in zip(
-                self.traced, prompts, self.starts, self.hidden, ends, strict=True
+            PromptChunk(request.rid, prompt, start, states.rows(), commit, finished, request.tag, self.marker)
+            for request, prompt, start, states, (commit, finished) in zip(
+                self.traced, prompts, self.starts, self.states, ends, strict=True
             )
         ]

@@ -15,7 +15,8 @@ from aurora_runtime.serving.capture.prefill_rows import PrefillRows, attended_ro
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
-from aurora_runtime.serving.capture.verify_tensors import VerifyTensors, keep_hidden
+from aurora_runtime.serving.capture.traced_states import keep_hidden, packs_on_device
+from aurora_runtime.serving.capture.verify_tensors import VerifyTensors
 from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.traces import ProposalSource
 
@@ -56,6 +57,7 @@ class Hooks:
         read_version: Callable[[], str],
     ) -> None:
         self._top_tokens = settings.top_tokens
+        self._state_type = settings.state_type
         self._append_output = append_output
         self._read_rank = read_rank
         self._read_version = read_version
@@ -92,6 +94,7 @@ class Hooks:
         size = len(batch.reqs)
         version = self._read_version()
         tensors = VerifyTensors.of(result, verify_input, logits_output)
+        packed = packs_on_device(self._state_type, tensors.hidden.device)
         whole = tensors.outlives_the_batch and not self._sink.request_filter.some_refuse(batch.reqs)
         return VerifyOutput(
             sink=self._sink,
@@ -100,7 +103,7 @@ class Hooks:
             version=int(version) if version.isdecimal() else -1,
             sources=proposal_sources(verify_input, size, traced),
             top_tokens=self._top_tokens,
-            tensors=tensors if whole else tensors.reduced(size, traced, self._top_tokens),
+            tensors=tensors if whole else tensors.reduced(size, traced, self._top_tokens, packed=packed),
         )
 
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -125,11 +128,14 @@ class Hooks:
             if traced and logits_output is not None and logits_output.hidden_states is not None:
                 hidden = logits_output.hidden_states[:total]
                 alone = self._sink.request_filter.some_refuse(batch.reqs)
+                packed = packs_on_device(self._state_type, hidden.device)
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
                     starts=tuple(rows[request.index].start for request in traced),
-                    hidden=tuple(keep_hidden(hidden[rows[request.index].rows], alone=alone) for request in traced),
+                    states=tuple(
+                        keep_hidden(hidden[rows[request.index].rows], alone=alone, packed=packed) for request in traced
+                    ),
                     marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
+
 BLOCK_TOKENS: Final = 64
 ROWS_PER_CHUNK: Final = 4
 """Rows that a CPU computes at a time: their temporary tensors fit into its cache, and cost no new pages."""
@@ -32,19 +34,37 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_fused(Kernel.CAPTURE_TOPK, logits.device):
+        from aurora_runtime.kernels.capture_topk import scan_logits  # needs Triton
+
+        return select_tokens(logits, *scan_logits(logits, BLOCK_TOKENS), k)
     scores = logits.float()
-    vocabulary = scores.shape[-1]
+    return select_tokens(scores, *_scan_scores(scores), k)
+
+
+def select_tokens(logits: Tensor, maxima: Tensor, log_sum: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`top_tokens` of logits that were scanned.
+
+    Args:
+        maxima: the maximum of each block of :data:`BLOCK_TOKENS` tokens, ``[N, ceil(V / BLOCK_TOKENS)]``.
+        log_sum: ``log(sum(exp(logit - row's maximum)))``, ``[N, 1]``.
+    """
+    vocabulary = logits.shape[-1]
     k = min(k, vocabulary)
-    padding = -vocabulary % BLOCK_TOKENS
-    blocks = F.pad(scores, (0, padding), value=-torch.inf) if padding else scores
-    blocks = blocks.reshape(scores.shape[0], -1, BLOCK_TOKENS)
-    best = blocks.amax(-1).topk(min(k, blocks.shape[1]), dim=-1, sorted=False).indices.unsqueeze(-1)
-    candidates = blocks.gather(1, best.expand(-1, -1, BLOCK_TOKENS)).flatten(1)
-    tokens = (best * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS, device=scores.device)).flatten(1)
+    best = maxima.topk(min(k, maxima.shape[1]), dim=-1, sorted=False).indices.unsqueeze(-1)
+    tokens = (best * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS, device=logits.device)).flatten(1)
+    ids = tokens.clamp(max=vocabulary - 1)
+    candidates = logits.gather(1, ids).float().masked_fill_(tokens >= vocabulary, -torch.inf)
     highest, at = candidates.topk(k, dim=-1)
-    offset = highest[:, :1]
-    log_sum = (scores - offset).exp_().sum(-1, keepdim=True).log()
-    logprobs = highest - offset - log_sum
-    ids = tokens.gather(1, at).clamp_(max=vocabulary - 1)  # padding is chosen only where a grammar masks nearly all
+    logprobs = highest - highest[:, :1] - log_sum
     uncaptured_mass = (1 - logprobs.exp().sum(-1)).clamp_(0, 1)
-    return ids.to(torch.int32), logprobs.clamp_(min=LOWEST_LOGPROB).half(), uncaptured_mass.half()
+    chosen = ids.gather(1, at)  # past the last token, and so clamped, only where a grammar masks nearly all
+    return chosen.to(torch.int32), logprobs.clamp_(min=LOWEST_LOGPROB).half(), uncaptured_mass.half()
+
+
+def _scan_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each block of float32 ``scores`` ``[N, V]``, and ``log(sum(exp(score - row's maximum)))``."""
+    padding = -scores.shape[-1] % BLOCK_TOKENS
+    blocks = F.pad(scores, (0, padding), value=-torch.inf) if padding else scores
+    maxima = blocks.reshape(scores.shape[0], -1, BLOCK_TOKENS).amax(-1)
+    return maxima, (scores - maxima.amax(-1, keepdim=True)).exp_().sum(-1, keepdim=True).log()

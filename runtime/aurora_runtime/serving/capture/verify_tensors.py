@@ -20,6 +20,7 @@ from torch import Tensor
 
 from aurora_runtime.serving.capture.request_filter import TracedRequest
 from aurora_runtime.serving.capture.top_tokens import top_tokens
+from aurora_runtime.serving.capture.traced_states import TracedStates
 
 
 def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]) -> Tensor:
@@ -33,20 +34,6 @@ def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]
     return torch.stack([whole[request.index] for request in traced])
 
 
-def to_trace_dtype(hidden: Tensor) -> Tensor:
-    """Hidden states in 16 bits; float32 becomes bfloat16, because float16 lacks its range."""
-    return hidden.to(torch.bfloat16) if hidden.dtype == torch.float32 else hidden
-
-
-def keep_hidden(hidden: Tensor, *, alone: bool = False) -> Tensor:
-    """Hidden states for later use: a copy on a GPU, where the next batch overwrites them, and themselves on a CPU.
-
-    Args:
-        alone: copy on a CPU too, because the states of the other requests of the batch must not be kept.
-    """
-    return hidden if hidden.device.type == "cpu" and not alone else to_trace_dtype(hidden.clone())
-
-
 @dataclass(frozen=True)
 class ReducedVerify:
     """What traces keep of a verify batch. No tensor shares memory with the engine."""
@@ -56,7 +43,7 @@ class ReducedVerify:
     next_sibling: Tensor  # [R, n]
     path: Tensor  # [R, s + 1] node indices within the request; below 0 after the path's end
     path_length: Tensor  # [R] accepted proposed tokens + 1
-    hidden: Tensor  # [R, s + 1, H3] of the path's nodes
+    states: TracedStates  # [R, s + 1] of the path's nodes
     top_ids: Tensor  # [R, n, K]
     top_logprobs: Tensor  # [R, n, K]
     uncaptured_mass: Tensor  # [R, n] probability of all other tokens
@@ -66,7 +53,8 @@ class ReducedVerify:
         return sum(tensor.nbytes for tensor in vars(self).values())
 
     def copied(self, copy_tensor: Callable[[Tensor], Tensor]) -> ReducedVerify:
-        return ReducedVerify(**{name: copy_tensor(tensor) for name, tensor in vars(self).items()})
+        copies: dict[str, Any] = {name: copy_tensor(t) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return ReducedVerify(**copies, states=self.states.copied(copy_tensor))
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,14 @@ class VerifyTensors:
     def nbytes(self) -> int:
         return self.hidden.nbytes + self.logits.nbytes
 
-    def reduced(self, batch_size: int, traced: Sequence[TracedRequest], k: int) -> ReducedVerify:
-        """The tensors of the ``traced`` requests, with the ``k`` most likely tokens of each node."""
+    def reduced(
+        self, batch_size: int, traced: Sequence[TracedRequest], k: int, *, packed: bool = False
+    ) -> ReducedVerify:
+        """The tensors of the ``traced`` requests, with the ``k`` most likely tokens of each node.
+
+        Args:
+            packed: the kernel packs the hidden states.
+        """
         path = self.accept_index.reshape(batch_size, -1).long()
         states = self.hidden.index_select(0, path.clamp(min=0).reshape(-1))
         nodes = self.draft_tokens.numel() // batch_size
@@ -121,7 +115,7 @@ class VerifyTensors:
             next_sibling=select_rows(self.next_sibling.reshape(-1), batch_size, traced),
             path=select_rows((path - first_node).reshape(-1), batch_size, traced),
             path_length=select_rows(self.accept_lens, batch_size, traced).clone().reshape(-1),
-            hidden=to_trace_dtype(select_rows(states, batch_size, traced)),
+            states=TracedStates.of(select_rows(states, batch_size, traced), packed=packed),
             top_ids=ids.reshape(*shape, -1),
             top_logprobs=logprobs.reshape(*shape, -1),
             uncaptured_mass=uncaptured_mass.reshape(shape),

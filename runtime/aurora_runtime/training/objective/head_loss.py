@@ -25,12 +25,12 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
+        matrix: Tensor,
         loss: Loss,
         target: TargetDistribution,
         weight: Tensor,
-        dtype: torch.dtype,
     ) -> Tensor:
-        rows, matrix = hidden.detach().to(dtype), head.detach().to(dtype)
+        rows = hidden.detach().to(matrix.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(rows)
         head_grad = torch.zeros_like(head, dtype=torch.float32)
@@ -53,11 +53,12 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    hidden: Tensor, head: Tensor, loss: Loss, target: TargetDistribution, weight: Tensor, dtype: torch.dtype
+    hidden: Tensor, head: Tensor, matrix: Tensor, loss: Loss, target: TargetDistribution, weight: Tensor
 ) -> Tensor:
     """``sum_n weight[n] * loss(hidden @ head.T, target)[n]``, a scalar in float32.
 
-    Shapes: hidden ``[N, H]``, head ``[V, H]``, weight ``[N]``. Matrix products are in ``dtype``, the loss in float32.
+    Shapes: hidden ``[N, H]``, head ``[V, H]``, weight ``[N]``. ``matrix`` is the head in the dtype of the matrix
+    products, without gradient. The loss is in float32.
     """
-    result: Tensor = _HeadLoss.apply(hidden, head, loss, target, weight, dtype)
+    result: Tensor = _HeadLoss.apply(hidden, head, matrix, loss, target, weight)
     return result

@@ -61,8 +61,8 @@ def loss_of_outputs(
     return head_loss(
         draft.norm(torch.cat(chosen)),
         draft.lm_head.weight,
+        draft.lm_head.weight_in(product_dtype(batch.weight.device.type)),
         recipe.loss,
         batch.targets[torch.cat(rows)],
         torch.cat(row_weights),
-        product_dtype(batch.weight.device.type),
     )

@@ -23,10 +23,10 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.ema import WeightEma
 from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.weight_update import MOMENTS, update_weights
 
 log = logging.getLogger(__name__)
 SEED: Final = 0
-MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 VOCABULARY: Final = "vocabulary"
 """Key of the map in a state: the target ids of the draft's tokens ``[draft_vocab]``."""
 COUNTERS: Final = "counters"
@@ -92,7 +92,8 @@ class Session:
         A batch whose loss or gradient is not finite is skipped. After the warm-up the learning rate stays constant,
         because traffic has no end towards which it could decay.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.draft.parameters(), self.recipe.max_gradient_norm, foreach=True)
+        grads = [p.grad for p in self.draft.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
             log.error("skipped a batch whose loss or gradient is not finite")
             self._optimizer.zero_grad(set_to_none=True)
@@ -100,11 +101,9 @@ class Session:
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        if self._ema:
-            self._ema.update()
+        update_weights(self.draft, self._optimizer, self._ema, norm, self.recipe.max_gradient_norm, self.steps)
+        self._optimizer.zero_grad(set_to_none=True)
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         return True
 

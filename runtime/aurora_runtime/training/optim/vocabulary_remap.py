@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.training.optim.ema import EMA_OFFSET, EMA_STEPS
-from aurora_runtime.training.optim.session import MOMENTS, VOCABULARY
+from aurora_runtime.training.optim.session import VOCABULARY
+from aurora_runtime.training.optim.weight_update import MOMENTS
 
 HEAD: Final = "lm_head.weight"
 

@@ -17,8 +17,9 @@ from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.initial_draft import initial_draft
 from aurora_runtime.training.optim.ema import EMA_OFFSET, EMA_STEPS
 from aurora_runtime.training.optim.recipe import Recipe
-from aurora_runtime.training.optim.session import MOMENTS, Session
+from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
+from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.target.target_model import TargetModel, load_target
 from tests.unit.training import tiny
 
