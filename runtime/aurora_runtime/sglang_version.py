@@ -1,35 +1,28 @@
-"""The one place that knows which SGLang this runtime was written for, and that checks the installed one.
+"""The one place that knows which versions of SGLang this runtime was tested with.
 
-Our plugins wrap private functions of SGLang. A changed function would corrupt answers or traces silently. So each
-plugin checks SGLang's version, or the parameters of the functions that it wraps, before it installs its hooks. This
-module imports neither sglang nor torch, because the launcher imports it.
+:mod:`aurora_runtime.sglang_uses` checks the functions that we use. A function may also keep its parameters and change
+what it does, which only the tests of a version find. So a version without such tests is refused. This module imports
+neither sglang nor torch, because the launcher imports it.
 """
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 from importlib.metadata import version as installed_version
 from typing import Final
 
 from aurora_runtime.errors import EngineMismatch
 
-SGLANG_VERSION: Final = "0.5.23"
-"""The version of SGLang whose internals this runtime knows."""
+SUPPORTED_SGLANG: Final = ("0.5.22", "0.5.23")
+"""The versions of SGLang that the runtime works with. ``docs/reference/sglang-versions.md`` says what was tested."""
 
 
-def require_sglang(user: str) -> None:
-    """Raise :class:`EngineMismatch` unless the installed SGLang is :data:`SGLANG_VERSION`, which ``user`` needs."""
-    if (installed := installed_version("sglang")) != SGLANG_VERSION:
-        raise EngineMismatch(f"SGLang {installed} is installed, but {user} needs SGLang {SGLANG_VERSION}")
+def require_sglang(user: str) -> str:
+    """The installed version of SGLang.
 
-
-def require_parameters(target: str, parameters: tuple[str, ...]) -> None:
-    """Raise :class:`EngineMismatch` unless the function at the dotted path ``target`` takes exactly ``parameters``."""
-    try:
-        function = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError) as error:
-        raise EngineMismatch(f"this SGLang has no {target}: {error}") from error
-    actual = tuple(inspect.signature(function).parameters)
-    if actual != parameters:
-        raise EngineMismatch(f"{target} takes {', '.join(actual)}; the hook needs {', '.join(parameters)}")
+    Raises :class:`EngineMismatch` unless it is one of :data:`SUPPORTED_SGLANG`, which ``user`` needs.
+    """
+    installed = installed_version("sglang")
+    if installed not in SUPPORTED_SGLANG:
+        supported = " or ".join(SUPPORTED_SGLANG)
+        raise EngineMismatch(f"SGLang {installed} is installed, but {user} needs SGLang {supported}")
+    return installed

@@ -141,8 +141,8 @@ class ServingSpec(Model):
         max_length=64,
         description=(
             "Further arguments for SGLang's server, such as `--tp` and `2`. The API server refuses arguments that"
-            " `spec` sets, and those that break draft swaps or speculation. An unknown flag shows in the condition"
-            " InvalidSpec."
+            " `spec` sets, and those that break draft swaps or speculation. Arguments that SGLang does not"
+            " take show in the condition InvalidSpec."
         ),
         json_schema_extra=rules(
             (
@@ -187,7 +187,15 @@ class ServingSpec(Model):
                 " round; raise replicas instead",
             ),
             (
-                _refuse("--quantization", "--load-format"),
+                _refuse(
+                    *("--attn-cp-size", "--attention-context-parallel-size", "--enable-prefill-cp"),
+                    *("--dcp-size", "--decode-context-parallel-size"),
+                ),
+                "extraArgs cannot split sequences over ranks (context parallelism): traces were never captured with it;"
+                " set --tp instead",
+            ),
+            (
+                _refuse("--quantization", "--load-format", "--modelopt-quant", "--quantize-and-serve"),
                 "extraArgs cannot set --quantization or --load-format: no draft was ever measured on a target that"
                 " SGLang quantizes at its start, and a load format applies to the draft's file too; serve a checkpoint"
                 " that is quantized already",

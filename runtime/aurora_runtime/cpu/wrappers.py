@@ -38,7 +38,8 @@ def compute_head(
     method = type(getattr(lm_head, "quant_method", None)).__name__
     plain = method in ("NoneType", "UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
     if not plain or hasattr(lm_head, "set_lora") or self.use_fp32_lm_head or self.rl_on_policy_target is not None:
-        result: torch.Tensor = original(self, hidden_states, lm_head, embedding_bias, out=out)
+        buffer = {} if out is None else {"out": out}  # SGLang 0.5.22 has no such parameter
+        result: torch.Tensor = original(self, hidden_states, lm_head, embedding_bias, **buffer)
         return result
     return packed_weights.module_linear(lm_head, hidden_states.to(lm_head.weight.dtype))
 
@@ -182,6 +183,20 @@ def draft_forward(
         return original(self, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     embeds = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
     return lean(embeds, forward_batch.spec_info.hidden_states, positions, forward_batch)
+
+
+def compute_checksum(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """WeightChecker._compute_checksum on a machine without a GPU, for which SGLang 0.5.22 waits all the same.
+
+    SGLang 0.5.23 asks its platform to wait, which does nothing on a CPU.
+    """
+    gpu = vars(torch.cuda)
+    wait = gpu["synchronize"]
+    gpu["synchronize"] = lambda *_: None
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        gpu["synchronize"] = wait
 
 
 def invalidate_derived_weights(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.errors import DraftRefused, EngineMismatch
+from aurora_runtime.sglang_uses import Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
 PLUGIN: Final = "aurora_vocabulary"
@@ -84,10 +85,14 @@ def _is_shared(model: torch.nn.Module) -> bool:
     return _MAP_BUFFER in dict(model.named_buffers(recurse=False))
 
 
+HOOKS: Final = (
+    Hook(HOOKED_FUNCTION, share_map, HookKind.AFTER),
+    Hook(loaded_digest.HOOKED_FUNCTION, loaded_digest.answer_failure, HookKind.AFTER),
+)
+
+
 def install() -> None:
     """Register the hooks. They do nothing in an engine without a draft. Raises :class:`EngineMismatch`."""
     require_sglang(f"the plugin {PLUGIN}")
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register(HOOKED_FUNCTION, share_map, HookType.AFTER)
-    HookRegistry.register(loaded_digest.HOOKED_FUNCTION, loaded_digest.answer_failure, HookType.AFTER)
+    check_all(HOOKS)
+    register(HOOKS)

@@ -36,7 +36,7 @@ from aurora_runtime.errors import EngineFault, EngineMismatch
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, prepare_start
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.sglang_version import SGLANG_VERSION, require_sglang
+from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +125,14 @@ def serve(settings: ServingSettings, options: LauncherOptions) -> int:
     """Run SGLang until it ends. Returns the launcher's exit code.
 
     Raises:
-        EngineMismatch: another SGLang is installed.
+        EngineMismatch: an SGLang is installed that this runtime does not support.
         EngineFault: the engine may not take requests.
     """
-    require_sglang("the launcher")
+    sglang = require_sglang("the launcher")
     start = prepare_start(settings, options)
     with _private_config(start.files.admin_key) as config:
         mode, version = start.state.mode.value, start.files.version
-        log.info("starting SGLang %s in mode %s, draft version %d", SGLANG_VERSION, mode, version)
+        log.info("starting SGLang %s in mode %s, draft version %d", sglang, mode, version)
         process = subprocess.Popen(start.command(config), env=start.environment(), start_new_session=True)
         return EngineSupervisor(start, process).run()
 

@@ -24,8 +24,6 @@ VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManag
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""
 BATCH_FUNCTION: Final = "sglang.srt.managers.io_struct.GenerateReqInput._normalize_batch_inputs"
 """Called once for each request of several prompts or answers, before the request is expanded to one of each."""
-LIMITED_PARAMETERS: Final = {VALIDATE_FUNCTION: ("self", "obj", "input_ids"), BATCH_FUNCTION: ("self",)}
-"""The parameters, in order, of the hooked functions in SGLang 0.5.23."""
 
 MAX_PROMPTS: Final = 65_536
 """Most prompts of a request."""

@@ -18,48 +18,63 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import SpeculationState
-from aurora_runtime.sglang_version import require_parameters, require_sglang
+from aurora_runtime.sglang_uses import Call, Hook, HookKind, Name, check_all, register
+from aurora_runtime.sglang_version import require_sglang
 
 _WORKER: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
 _DRAFT_WORKER: Final = "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker"
+_EAGLE: Final = "sglang.srt.speculative.eagle_utils"
+_CONTEXT: Final = "sglang.srt.runtime_context"
+_BATCH: Final = "sglang.srt.model_executor.forward_batch_info"
+_MOE: Final = "sglang.srt.layers.moe.utils"
 
-HOOKED_PARAMETERS: Final = {
-    f"{_WORKER}.init_cuda_graphs": ("self",),
-    f"{_WORKER}.forward_batch_generation": ("self", "batch", "on_publish", "grammar_barrier", "pp_proxy_tensors"),
-    f"{_WORKER}.activate_step_by_batch": ("self", "batch_size"),
-    f"{_WORKER}.on_verify_complete_cpu": ("self", "num_correct_drafts_per_req", "batch_size"),
-    f"{_WORKER}.verify": ("self", "batch", "pp_proxy_tensors", "grammar_barrier"),
-    f"{_DRAFT_WORKER}.draft": ("self", "batch", "with_topology"),
-    f"{_DRAFT_WORKER}._draft_extend_for_decode": ("self", "batch", "batch_result", "kv_loc_plan"),
-    "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "checkpoint"),
-    "sglang.srt.managers.overlap_utils.decide_needs_cpu_seq_lens": ("attn_backends",),
-}
-"""The parameters, in order, of each hooked function of SGLang 0.5.23."""
-
-
-def check_sglang() -> None:
-    """Raise :class:`EngineMismatch` unless this is the SGLang whose internals the hooks know."""
-    require_sglang("the speculation controller")
-    for target, parameters in HOOKED_PARAMETERS.items():
-        require_parameters(target, parameters)
+CALLS: Final[tuple[Call | Name, ...]] = (
+    Call(
+        "sglang.srt.speculative.eagle_worker_common.build_eagle_verify_input",
+        ("batch", "draft_input", "parent_list", "top_scores_index", "draft_tokens", "draft_probs"),
+        ("target_worker", "topk", "num_steps", "num_draft_tokens", "tree_mask_mode", "device"),
+    ),
+    Call(f"{_EAGLE}.get_draft_input_from_target_hidden_dim", ("model_runner",)),
+    Call(f"{_EAGLE}.get_draft_recurrent_hidden_state_spec", ("model_runner",)),
+    Call("sglang.srt.speculative.spec_utils.draft_tp_context", (None,)),
+    Call(f"{_MOE}.speculative_moe_backend_context"),
+    Call(f"{_MOE}.speculative_moe_a2a_backend_context"),
+    Call(
+        f"{_BATCH}.ForwardBatch.init_new",
+        ("batch", "model_runner"),
+        ("capture_hidden_mode", "return_hidden_states_before_norm"),
+    ),
+    Call(
+        "sglang.srt.speculative.eagle_info.EagleDraftExtendInput",
+        names=("hidden_states", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
+    ),
+    Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
+    *(Call(f"{_CONTEXT}.{name}") for name in ("get_parallel", "get_schedule", "get_serving", "get_spec")),
+    Name(f"{_BATCH}.CaptureHiddenMode.LAST"),
+    Name(f"{_BATCH}.ForwardMode.EXTEND"),
+)
+"""What the hooks call and read of SGLang."""
 
 
 def install() -> None:
     """Register the hooks in this process.
 
     Raises:
-        EngineMismatch: this is not the SGLang that the hooks know. ``speculation.json`` holds the reason.
+        EngineMismatch: this is not an SGLang that the hooks know. ``speculation.json`` holds the reason.
     """
     text = os.environ.get(SPECULATION_VARIABLE)
     if not text:
         return
     settings = SpeculationSettings.from_json(text)
     try:
-        check_sglang()
+        require_sglang("the speculation controller")
+        check_all(CALLS)
+        hooks = worker_hooks(settings)
+        check_all(hooks)
     except EngineMismatch as mismatch:
         refuse(settings, str(mismatch))
         raise
-    _install_hooks(settings)
+    register(hooks)
 
 
 def refuse(settings: SpeculationSettings, reason: str) -> None:
@@ -68,8 +83,8 @@ def refuse(settings: SpeculationSettings, reason: str) -> None:
     write_atomically(PodFolder(Path(settings.state_folder)).speculation, state.to_json())
 
 
-def _install_hooks(settings: SpeculationSettings) -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
+    """The hooks that decide and carry out the rounds of this process."""
     from sglang.srt.runtime_context import get_serving
 
     from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
@@ -90,16 +105,15 @@ def _install_hooks(settings: SpeculationSettings) -> None:
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
     )
-    replacements = (
-        hooks.around_start,
-        hooks.around_forward,
-        hooks.around_activate,
-        hooks.around_verify_complete,
-        hooks.around_verify,
-        hooks.around_draft,
-        hooks.around_extend,
-        hooks.around_release,
-        hooks.around_cpu_lengths,
+    around = HookKind.AROUND
+    return (
+        Hook(f"{_WORKER}.init_cuda_graphs", hooks.around_start, around),
+        Hook(f"{_WORKER}.forward_batch_generation", hooks.around_forward, around),
+        Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_activate, around),
+        Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_verify_complete, around),
+        Hook(f"{_WORKER}.verify", hooks.around_verify, around),
+        Hook(f"{_DRAFT_WORKER}.draft", hooks.around_draft, around),
+        Hook(f"{_DRAFT_WORKER}._draft_extend_for_decode", hooks.around_extend, around),
+        Hook("sglang.srt.mem_cache.common.release_kv_cache", hooks.around_release, around),
+        Hook("sglang.srt.managers.overlap_utils.decide_needs_cpu_seq_lens", hooks.around_cpu_lengths, around),
     )
-    for target, hook in zip(HOOKED_PARAMETERS, replacements, strict=True):
-        HookRegistry.register(target, hook, HookType.AROUND)

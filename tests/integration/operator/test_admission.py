@@ -12,6 +12,7 @@ import yaml
 
 from aurora_api.crd import FILE
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from tests.assets.refused_arguments import REFUSED_ARGUMENTS
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.cluster.fixture import cluster
@@ -159,26 +160,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"serving": {"update": {"maxUnavailable": "101%"}}}, "at most 100%"),
     ({"serving": {"update": {"maxSurge": "some"}}}, "spec.serving.update.maxSurge"),
     ({"serving": {"update": {"maxSurge": -1}}}, "must not be negative"),
-    (arguments("--api-key=secret"), "extraArgs cannot set SGLang's keys"),
-    (arguments("--api=secret"), "extraArgs cannot set SGLang's keys"),
-    (arguments("--tp-size", "2", "--port=1"), "nor the address, version and weight loader"),
-    (arguments("--speculative-draft-model", "/d"), "how SGLang speculates: set spec.draft instead"),
-    (arguments("--speculative-num-steps", "5"), "how SGLang speculates: set spec.draft instead"),
-    (arguments("--speculative-adaptive"), "how SGLang speculates: set spec.draft instead"),
-    (arguments("--speculative-accept-threshold-single=0.5"), "how SGLang speculates"),
-    (arguments("--speculative-attention", "prefill"), "Allowed are --speculative-attention-mode"),
-    (arguments("--spec", "x"), "how SGLang speculates: set spec.draft instead"),
-    (arguments("--enable-multi-layer-eagle"), "extraArgs cannot choose another way to draft"),
-    (arguments("--max-running-requests", "64"), "set serving.maxRunningRequests instead"),
-    (arguments("--max-running=64"), "set serving.maxRunningRequests instead"),
-    (arguments("--dp", "2"), "raise replicas instead"),
-    (arguments("--pp-size=2"), "the states that a draft reads would lie on several stages"),
-    (arguments("--pipeline-parallel-size", "2"), "set --tp instead"),
-    (arguments("--enable-dp-attention"), "extraArgs cannot enable data-parallel attention"),
-    (arguments("--attn-dp-size=2"), "extraArgs cannot enable data-parallel attention"),
+    *[(arguments(*given), message) for given, message in REFUSED_ARGUMENTS],
     ({"draft": {"shape": "Adaptive"}} | arguments("--enable-two-batch-overlap"), "set draft.shape to Fixed"),
     ({"draft": {"shape": "Adaptive"}} | arguments("--tp", "2", "--enable-pdm"), "set draft.shape to Fixed"),
-    (arguments("--disaggregation-mode", "prefill"), "each pod runs a whole engine"),
     ({"serving": {"maxRunningRequests": 0}}, "spec.serving.maxRunningRequests"),
     ({"serving": {"maxRunningRequests": 4097}}, "spec.serving.maxRunningRequests"),
     (
@@ -186,13 +170,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "validation.concurrencies must not exceed serving.maxRunningRequests",
     ),
     ({"validation": {"concurrencies": [1, 512]}}, "must not exceed serving.maxRunningRequests"),
-    (arguments("--quantization", "fp8"), "extraArgs cannot set --quantization"),
-    (arguments("--speculative-draft-model-quantization", "fp8"), "extraArgs cannot set how SGLang speculates"),
-    (arguments("--speculative-draft-model-q=fp8"), "extraArgs cannot set how SGLang speculates"),
-    (arguments("--load-format", "dummy"), "extraArgs cannot set --quantization or --load-format"),
-    (arguments("--enable-lora"), "extraArgs cannot enable LoRA"),
-    (arguments("--nnodes", "2"), "each pod runs a whole engine"),
-    (arguments("x" * 513), "spec.serving.extraArgs"),
     # templates
     (containers("serving", "a string"), "spec.serving.template.spec.containers"),
     (containers("serving", [{"image": "i"}]), "containers\\[0\\].name: Required"),

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World
         assert equality.reference is Arm.OFF
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
     assert evidence.environment.device == "cpu"
-    assert evidence.environment.engine == "0.5.23"
+    assert evidence.environment.engine == installed_version("sglang")
     policy = measurement_plan(world.settings).policy
     assert judge(evidence.samples, evidence.equality, policy, evidence.baseline) == evidence.verdict
     captured = [world.registry.shard(key)[1] for key in world.registry.shard_keys(1)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from aurora_runtime.cpu import cpu_plugin, launch_settings
+from aurora_runtime.cpu import cpu_plugin, launch_settings, wrappers
 
 
 def test_the_plugin_does_nothing_unless_the_cpu_engine_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +34,12 @@ def test_the_launch_settings_and_the_plugin_import_no_torch() -> None:
 def test_speculation_adds_only_the_flag_of_its_attention_backend() -> None:
     extra = [flag for flag in launch_settings.server_args(True) if flag not in launch_settings.server_args(False)]
     assert extra == ["--speculative-draft-attention-backend"]
+
+
+def test_the_head_passes_a_buffer_on_only_where_sglang_has_one() -> None:
+    quantized = SimpleNamespace(quant_method=object())
+    old = wrappers.compute_head(lambda *given: len(given), None, torch.ones(1), quantized, None)
+    assert old == 4, "SGLang 0.5.22 takes no buffer"
+    buffer = torch.zeros(1)
+    new = wrappers.compute_head(lambda *_, out: out, None, torch.ones(1), quantized, None, out=buffer)
+    assert new is buffer

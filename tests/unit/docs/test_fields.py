@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_protocol.sglang_flags import unknown_flags
+from aurora_protocol.sglang_flags import argument_faults
 from tests.unit.docs.markdown import ROOT, Page, pages
 
 PARTS = tuple(field.alias or name for name, field in SpeculatorSpec.model_fields.items())
@@ -96,4 +96,4 @@ def test_samples_are_valid(sample: Any) -> None:
     assert specs
     for spec in specs:
         arguments = SpeculatorSpec.model_validate(spec, extra="forbid").serving.extra_args
-        assert not unknown_flags(arguments)
+        assert not argument_faults(arguments)

@@ -27,5 +27,5 @@ def test_a_refusal_is_written_for_the_agent(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_without_settings_the_plugin_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AURORA_SPECULATION", raising=False)
-    monkeypatch.setattr(speculation_plugin, "check_sglang", lambda: pytest.fail("nothing may be checked"))
+    monkeypatch.setattr(speculation_plugin, "register", lambda _: pytest.fail("nothing may be registered"))
     speculation_plugin.install()

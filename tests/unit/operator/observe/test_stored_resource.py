@@ -28,6 +28,12 @@ def test_a_flag_that_sglang_does_not_know_is_named() -> None:
         parse(stored({"extraArgs": ["--tp", "2", "--no-such-flag"]}))
 
 
+def test_a_wrong_value_is_reported_with_its_flag_and_without_the_value() -> None:
+    with pytest.raises(InvalidSpec, match=r"spec.serving.extraArgs: --tp-size needs an integer") as error:
+        parse(stored({"extraArgs": ["--tp", "secret"]}))
+    assert "secret" not in str(error.value)
+
+
 def test_flags_of_an_image_of_the_users_own_are_not_checked() -> None:
     _, spec, _ = parse(stored({"extraArgs": ["--no-such-flag"], "image": "mine:1"}))
     assert spec.serving.extra_args == ["--no-such-flag"]

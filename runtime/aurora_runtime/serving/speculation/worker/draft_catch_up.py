@@ -55,12 +55,18 @@ class DraftStart:
 
 @contextlib.contextmanager
 def draft_contexts(draft_worker: Any) -> Iterator[None]:
-    """SGLang's contexts around every pass of the draft (sglang/srt/speculative/eagle_worker_v2.py:1474)."""
+    """SGLang's contexts around every pass of the draft (sglang/srt/speculative/eagle_worker_v2.py:1474).
+
+    SGLang 0.5.23 places the draft by a layout. SGLang 0.5.22 asks only whether the draft's attention has ranks of its
+    own, and each worker keeps what its version's ``draft_tp_context`` takes.
+    """
     from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
     from sglang.srt.speculative.spec_utils import draft_tp_context
 
+    has_layout = hasattr(draft_worker, "parallel_layout")
+    placement = draft_worker.parallel_layout if has_layout else draft_worker.draft_owns_attention
     with (
-        draft_tp_context(draft_worker.parallel_layout),
+        draft_tp_context(placement),
         speculative_moe_backend_context(),
         speculative_moe_a2a_backend_context(),
     ):

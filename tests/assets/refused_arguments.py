@@ -1,0 +1,36 @@
+"""Values of ``serving.extraArgs`` that the API server refuses, and a part of each message."""
+
+from __future__ import annotations
+
+REFUSED_ARGUMENTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("--api-key=secret",), "extraArgs cannot set SGLang's keys"),
+    (("--api=secret",), "extraArgs cannot set SGLang's keys"),
+    (("--tp-size", "2", "--port=1"), "nor the address, version and weight loader"),
+    (("--speculative-draft-model", "/d"), "how SGLang speculates: set spec.draft instead"),
+    (("--speculative-num-steps", "5"), "how SGLang speculates: set spec.draft instead"),
+    (("--speculative-adaptive",), "how SGLang speculates: set spec.draft instead"),
+    (("--speculative-accept-threshold-single=0.5",), "how SGLang speculates"),
+    (("--speculative-attention", "prefill"), "Allowed are --speculative-attention-mode"),
+    (("--spec", "x"), "how SGLang speculates: set spec.draft instead"),
+    (("--enable-multi-layer-eagle",), "extraArgs cannot choose another way to draft"),
+    (("--max-running-requests", "64"), "set serving.maxRunningRequests instead"),
+    (("--max-running=64",), "set serving.maxRunningRequests instead"),
+    (("--dp", "2"), "raise replicas instead"),
+    (("--pp-size=2",), "the states that a draft reads would lie on several stages"),
+    (("--pipeline-parallel-size", "2"), "set --tp instead"),
+    (("--enable-dp-attention",), "extraArgs cannot enable data-parallel attention"),
+    (("--attn-dp-size=2",), "extraArgs cannot enable data-parallel attention"),
+    (("--attn-cp-size=2",), "extraArgs cannot split sequences over ranks"),
+    (("--enable-prefill-cp",), "extraArgs cannot split sequences over ranks"),
+    (("--dcp-size", "2"), "extraArgs cannot split sequences over ranks"),
+    (("--disaggregation-mode", "prefill"), "each pod runs a whole engine"),
+    (("--quantization", "fp8"), "extraArgs cannot set --quantization"),
+    (("--speculative-draft-model-quantization", "fp8"), "extraArgs cannot set how SGLang speculates"),
+    (("--speculative-draft-model-q=fp8",), "extraArgs cannot set how SGLang speculates"),
+    (("--quantize-and-serve",), "extraArgs cannot set --quantization"),
+    (("--modelopt-quant", "fp8"), "extraArgs cannot set --quantization"),
+    (("--load-format", "dummy"), "extraArgs cannot set --quantization or --load-format"),
+    (("--enable-lora",), "extraArgs cannot enable LoRA"),
+    (("--nnodes", "2"), "each pod runs a whole engine"),
+    (("x" * 513,), "spec.serving.extraArgs"),
+)
