@@ -40,8 +40,12 @@ def _get(url: str, credentials: Path | None = None) -> str:
             trusted = ssl.create_default_context(cafile=credentials / "ca.crt")
             handlers.append(urllib.request.HTTPSHandler(context=trusted))
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https of the cluster
-    with urllib.request.build_opener(*handlers).open(request, timeout=REQUEST_SECONDS) as answer:
-        body: bytes = answer.read()
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=REQUEST_SECONDS) as answer:
+            body: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
     return body.decode()
 
 

@@ -1,4 +1,4 @@
-{{/* The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator" in it. */}}
+{{/* The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator". */}}
 {{- define "aurora.fullname" -}}
 {{- $name := .Values.nameOverride | default "operator" -}}
 {{- if .Values.fullnameOverride -}}
