@@ -101,6 +101,7 @@ def _series_of_calls(tree: ast.Module) -> Iterator[str]:
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             continue
         for keyword in call.keywords:
-            if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+            name = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+            if keyword.arg == "name" and isinstance(name, str):
                 for suffix in _SGLANG_SUFFIXES.get(call.func.id, ()):
-                    yield f"{keyword.value.value}{suffix}"
+                    yield f"{name}{suffix}"

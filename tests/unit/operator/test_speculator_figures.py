@@ -104,7 +104,7 @@ def test_alerts_see_the_first_decision_because_its_counter_began_at_0(shown: Sho
     assert set(COUNTED_FROM_ZERO) <= _TEXTS.keys()
     shown.figures.record_observation(observed(), NOW)
     assert {shown.value("decisions_total", decision=decision) for decision in COUNTED_FROM_ZERO} == {0}
-    shown.figures.count_decisions(*KEY.values(), ["RolloutFailed", "Paused", "RolloutFailed"])
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutFailed", "Paused", "RolloutFailed"])
     shown.figures.record_observation(observed(), NOW)
     assert shown.value("decisions_total", decision="RolloutFailed") == 2
     assert shown.value("decisions_total", decision="Paused") == 1
@@ -141,7 +141,7 @@ def test_a_ratio_is_parsed_as_it_was_written(estimate: float, low: float, high: 
 def test_a_speculator_that_is_gone_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(status=STATUS), NOW)
     shown.figures.record_status("team", "other", STATUS, NOW)
-    shown.figures.forget(*KEY.values())
+    shown.figures.forget(OWNER.namespace, OWNER.name)
     assert 'name="chat"' not in shown.text
     assert 'name="other"' in shown.text
 
