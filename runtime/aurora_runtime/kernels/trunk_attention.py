@@ -226,7 +226,7 @@ def _backward_slots(  # type: ignore[no-untyped-def]
     values = _rows(v + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
     key_grad = tl.zeros([SLOTS, WIDTH], tl.float32)
     value_grad = tl.zeros([SLOTS, WIDTH], tl.float32)
-    for group in range(0, groups):
+    for group in range(groups):
         head = key_head * groups + group
         for start in range(0, nodes, NODES):
             node = start + tl.arange(0, NODES)
