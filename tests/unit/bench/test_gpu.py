@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.kernels.kernel_switch import Kernel
+from tests.assets import bench_engine
 from tests.bench.gpu import CHECKOUT
 from tests.bench.gpu.parts import CONCURRENCIES, SHAPES, Machine, environment, parts_of
 from tests.bench.gpu.report import NO_GPU, NO_GPU_HERE, Result, report
@@ -68,6 +69,16 @@ def test_a_part_that_cannot_run_is_listed_with_the_reason() -> None:
     )
     assert "| one | `python -m one` | no GPU |" in listed
     assert "| two | `x` | e |" in listed
+
+
+def test_a_bench_of_serving_on_a_gpu_gets_no_flag_of_the_cpu_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cpu" in bench_engine.server_arguments(True)
+    assert bench_engine.server_environment({})
+    (part,) = [part for part in parts_of("cuda", tiny=False) if part.name == "capture cost, TP 2"]
+    for name, value in part.variables.items():
+        monkeypatch.setenv(name, value)
+    assert bench_engine.server_arguments(True) == ["--tp", "2"]
+    assert bench_engine.server_environment({}) == {}
 
 
 def test_all_shapes_and_concurrencies_are_measured() -> None:
