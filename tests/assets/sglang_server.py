@@ -1,4 +1,4 @@
-"""A real SGLang server on the CPU engine that lives as long as a test's context.
+"""A real SGLang server, on the CPU engine unless a bench says otherwise, that lives as long as a test's context.
 
 Invariant: no process of the server is left when the context ends, even after an error. The server runs in its own
 process group. Only the main process gets SIGTERM, as SGLang demands. The rest of the group is killed when the main
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aurora_runtime.cpu.launch_settings import environment, server_args
 from aurora_runtime.engine.server_process import free_port
+from tests.assets.bench_engine import server_arguments, server_environment
 
 START_TIMEOUT_SECONDS = 480.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -103,7 +103,7 @@ def sglang_server(
     command = [
         *(str(Path(sys.executable).with_name("sglang")), "serve", "--model-path", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--nccl-port", str(free_port())),
-        *(server_args(speculative) if engine_args is None else engine_args),
+        *(server_arguments(speculative) if engine_args is None else engine_args),
         *speculation_flags(draft, num_steps=num_steps),
         *map(str, extra_args),
     ]
@@ -111,7 +111,7 @@ def sglang_server(
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     variables |= {"HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": plugins}
     variables |= {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= environment(variables)
+    variables |= server_environment(variables)
     variables |= dict(env or {})
     with log_file.open("wb") as sink:
         process = subprocess.Popen(

@@ -8,8 +8,8 @@ On a CPU one thread works, and its CPU time is measured, because other work shar
 memory. It is measured separately, in a process whose allocator returns freed memory at once. On CUDA, time is
 wall-clock time with the device synchronised, and memory is the device's allocated memory.
 
-``AURORA_KERNELS`` turns fused kernels on, on CUDA only: bucket-logprobs is part of the loss, adamw-average is the
-optimiser. The output names the kernels that were on.
+``AURORA_KERNELS`` turns fused kernels on, on CUDA only: tree-attention is part of forward and backward, bucket-logprobs
+of the loss, and adamw-average is the optimiser. The output names the kernels that were on.
 
 Prints a row per part: medians [quartiles] over all steps, and the peak memory.
 
@@ -62,9 +62,12 @@ RETURN_FREED_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_TH
 measured."""
 
 TARGET_SHAPES: Final = {
+    "toy": DraftConfig(32, 48, 4, 2, 8, 8, 16484, DRAFT_VOCABULARY, 1e-5, 1e4, 512, (1, 3, 4)),
     "smollm2-135m": DraftConfig(576, 1536, 9, 3, 64, 64, 49152, DRAFT_VOCABULARY, 1e-5, 1e5, 8192, (1, 14, 26)),
     "tiny": DraftConfig(32, 48, 4, 2, 8, 8, 2 * DRAFT_VOCABULARY, DRAFT_VOCABULARY, 1e-5, 1e4, 512, (1, 3, 4)),
     "qwen3-8b": DraftConfig(4096, 12288, 32, 8, 128, 128, 151936, DRAFT_VOCABULARY, 1e-6, 1e6, 40960, (1, 17, 32)),
+    "llama-8b": DraftConfig(4096, 14336, 32, 8, 128, 128, 128256, DRAFT_VOCABULARY, 1e-5, 5e5, 131072, (1, 15, 28)),
+    "coder-next": DraftConfig(2048, 5120, 16, 2, 256, 64, 151936, DRAFT_VOCABULARY, 1e-6, 1e7, 262144, (1, 23, 44)),
 }
 
 

@@ -1,1 +1,1 @@
-"""Triton kernels of the trainer: each beside a torch reference, and off until a GPU has timed it."""
+"""Triton kernels of trainer and capture: each beside a torch reference, and off until a GPU has timed it."""

@@ -25,6 +25,7 @@ class Kernel(StrEnum):
     ADAMW_AVERAGE = "adamw-average"
     PATH_STATES_FLOAT8 = "path-states-float8"
     CAPTURE_TOPK = "capture-topk"
+    TREE_ATTENTION = "tree-attention"
 
 
 def runs_fused(kernel: Kernel, device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.assets.bench_engine import engine_arguments, engine_device
 from tests.assets.model import ensure_model
 from tests.bench.served.live_training import Checkpoint
 from tests.bench.served.messages import reserved, traffic
@@ -157,7 +158,7 @@ async def measure_lineup(
     warmup = chat_texts(tokenizer, traffic(domain)[: max(plan.concurrencies)])
     longest = max(map(len, fresh_prompts + learned_prompts)) + MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, longest * max(plan.concurrencies))
-    spec = EngineSpec(str(model), "cpu", kv_tokens, DType.BFLOAT16.value)
+    spec = EngineSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
     async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
         await servers.learn_checksums(lineup.arms)
         if lineup.with_corpus:

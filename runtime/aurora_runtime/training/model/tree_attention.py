@@ -2,7 +2,8 @@
 
 Invariant: the scores kept at once are bounded. Scores of ``N`` nodes over ``T`` slots would outgrow everything else
 when a long request has many branches. So nodes are processed in chunks of at most :data:`MAX_SCORES_PER_CHUNK` scores.
-With several chunks the backward pass computes the scores again instead of keeping them.
+With several chunks the backward pass computes the scores again instead of keeping them. The fused kernels keep no
+scores of slots at all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
+from aurora_runtime.precision import product_dtype
 
 MAX_SCORES_PER_CHUNK: Final = 1 << 24
 """64 MB per copy in float32. About four copies live at once."""
@@ -30,6 +34,8 @@ def tree_attention(
             node ``n``'s ancestor there, and the last pair holds the nodes themselves. So no mask over nodes is needed:
             :mod:`aurora_runtime.training.model.unroll` gathers each node's ancestors.
     """
+    if runs_fused(Kernel.TREE_ATTENTION, q.device):
+        return _attend_fused(q, *trunk, root_slot, *_flatten(ancestors))
     batch, heads, nodes, _ = q.shape
     chunk_nodes = max(1, MAX_SCORES_PER_CHUNK // (batch * heads * trunk[0].shape[2]))
     if chunk_nodes >= nodes:
@@ -71,3 +77,23 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, root_slot: Tensor, *ancestors: Tens
         for i, value in enumerate(ancestors[1::2]):
             out = out + weights[..., slots + i : slots + i + 1] * value.float()[:, :, None]
     return out.flatten(1, 2)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, root_slot: Tensor, *ancestors: Tensor) -> Tensor:
+    """:func:`_attend` with kernels for the trunk, whose output torch merges with the ancestors."""
+    from aurora_runtime.kernels.trunk_attention import TrunkAttention  # needs Triton
+
+    batch, _, nodes, dim = q.shape
+    dtype = product_dtype(q.device.type)
+    with torch.autocast(q.device.type, enabled=False):
+        out: Tensor
+        out, log_sum = TrunkAttention.apply(q, k, v, root_slot, dtype)
+        if not ancestors:
+            return out
+        grouped = (q.float() * dim**-0.5).view(batch, k.shape[1], -1, nodes, dim)
+        scores = [(grouped * key.float()[:, :, None]).sum(-1).flatten(1, 2) for key in ancestors[::2]]
+        weights = torch.stack([log_sum, *scores], dim=-1).softmax(-1).view(*grouped.shape[:-1], -1)
+        merged = weights[..., :1] * out.view(grouped.shape)
+        for i, value in enumerate(ancestors[1::2]):
+            merged = merged + weights[..., i + 1 : i + 2] * value.float()[:, :, None]
+    return merged.flatten(1, 2)

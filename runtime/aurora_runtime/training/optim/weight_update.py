@@ -53,7 +53,7 @@ def _update_fused(
         owner = shadowed.get(weight)
         shadow = owner.shadow_buffer() if owner else None
         moments = _moments(optimizer, weight)
-        update_parameter(weight, weight.grad, moments, norm, step, average=average, shadow=shadow)
+        update_parameter(weight, weight.grad.contiguous(), moments, norm, step, average=average, shadow=shadow)
         if owner and shadow is not None:
             owner.keep_shadow(shadow)
 

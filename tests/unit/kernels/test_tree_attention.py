@@ -1,0 +1,35 @@
+"""The fused tree attention and its gradients are the reference's, and compile for GPUs. No GPU has run them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aurora_runtime.kernels import trunk_attention
+from tests.unit.kernels import interpreted_tree_attention
+from tests.unit.kernels.compilation import compile_for, run_interpreted
+
+SHARED_BYTES = 160 * 1024
+"""What a program gets on an A100 when it asks for it. An H100 gives more."""
+
+
+def test_the_kernels_compute_what_the_reference_computes() -> None:
+    run_interpreted(interpreted_tree_attention.__name__)
+
+
+POINTERS = ["q", "k", "out", "log_sum", "out_grad", "offset", "q_grad", "k_grad", "v_grad"]
+TYPES = {
+    **dict.fromkeys(POINTERS, "*fp32"),
+    "v": "*bf16",  # a projection under autocast
+    "root_slot": "*i64",
+    **dict.fromkeys(["nodes", "slots", "heads", "groups", "width"], "i32"),
+    "scale": "fp32",
+}
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("kernel", ["_forward", "_backward_nodes", "_backward_slots"])
+def test_the_kernels_compile_for_gpus(kernel: str, width: int, architecture: int) -> None:
+    constants = trunk_attention._constants(torch.empty(1, 1, 1, width), torch.bfloat16)
+    compile_for(architecture, getattr(trunk_attention, kernel), TYPES, constants, shared_bytes=SHARED_BYTES)
