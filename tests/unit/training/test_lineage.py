@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_protocol.rope_scaling import RopeScaling
 from aurora_runtime.errors import CheckpointFormatError, HeadRefused
 from aurora_runtime.training import lineage
 from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_runtime.training.target.target_model import TargetModel, load_target
+from aurora_store import Keys
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 
@@ -94,6 +96,22 @@ def test_a_head_of_other_sizes_than_the_targets_layer_sizes_its_lineage(model: T
     made = lineage.open_lineage(registry, model, spec, lineage.utc_now)
     assert made.draft_sizes == config.sizes
     assert lineage.fetch_draft(registry, 0, model)[0].config == config
+
+
+@pytest.mark.parametrize("records_sizes", [True, False])
+def test_a_lineage_keeps_the_rope_that_it_began_with(model: TargetModel, *, records_sizes: bool) -> None:
+    """Drafts of earlier versions had no scaling, whatever the target's rope."""
+    registry, objects = tiny.memory_registry()
+    made = lineage.open_lineage(registry, model, tiny.DRAFT_SPEC, lineage.utc_now)
+    if not records_sizes:
+        objects.data[Keys.lineage(1)] = made.model_copy(update={"draft_sizes": None}).to_json()
+    scaling = RopeScaling(rope_type="linear", factor=2.0)
+    scaled = replace(model, config=replace(model.config, rope_scaling=scaling))
+    tiny.open_lineage(registry, scaled, tiny.ticking_clock())
+    assert lineage.fetch_draft(registry, 0, scaled)[0].config.rope_scaling is None
+    registry, _ = tiny.memory_registry()
+    tiny.open_lineage(registry, scaled, tiny.ticking_clock())
+    assert lineage.fetch_draft(registry, 0, model)[0].config.rope_scaling == scaling
 
 
 def test_a_changed_target_is_refused(model: TargetModel, tmp_path: Path) -> None:

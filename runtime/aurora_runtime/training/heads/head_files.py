@@ -23,6 +23,8 @@ from aurora_runtime.training.heads.head_config import refusal
 from aurora_runtime.training.target.files import INDEX_FILE, ModelFiles, hub_errors
 
 MAX_CONFIG_BYTES: Final = 1 << 20
+HUB_TIMEOUT_SECONDS: Final = 30.0
+"""How long the hub may take to connect, and to send each part of its list of files. The library waits without end."""
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt")
 _UNKNOWN_SIZE: Final = sys.maxsize
 """The hub names the file and not its size, so no limit allows the file."""
@@ -101,7 +103,9 @@ def _on_the_hub(head: PublishedHead) -> tuple[ModelFiles, Mapping[str, int] | No
 
     with hub_errors(head.model, head.revision, "the list of files"):
         try:
-            info = HfApi().model_info(head.model, revision=head.revision, files_metadata=True)
+            info = HfApi().model_info(
+                head.model, revision=head.revision, files_metadata=True, timeout=HUB_TIMEOUT_SECONDS
+            )
         except (httpx.TransportError, OfflineModeIsEnabled):
             return ModelFiles(head.model, head.revision, cached_only=True), None
     sizes = {file.rfilename: _UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings or ()}
