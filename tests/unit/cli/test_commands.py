@@ -12,7 +12,6 @@ import yaml
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase
 from aurora_cli.cluster.kubernetes_api import speculators_path
-from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -89,8 +88,8 @@ def test_a_decision_is_stored_and_printed(server: FakeApiServer) -> None:
 
 @pytest.mark.parametrize("command", DECIDING)
 def test_a_dry_run_stores_nothing_and_is_checked_by_the_server(command: str) -> None:
-    paused = {"rollout": {"paused": command == "resume", **({"pin": 3} if command == "unpin" else {})}}
-    server = FakeApiServer.of(resource(CANARY, **paused))
+    rollout = {"paused": command == "resume", "pin": 3 if command == "unpin" else None}
+    server = FakeApiServer.of(resource(CANARY, rollout=rollout))
     before = json.dumps(server.objects)
     result = server.run(*arguments_of(command), "--dry-run")
     assert result.exit_code == 0, result.output
@@ -212,7 +211,7 @@ def test_a_watch_prints_what_changed_survives_an_outage_and_ends_with_ctrl_c(
             raise KeyboardInterrupt
         events.pop(0)()
 
-    monkeypatch.setattr(look.time, "sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
     result = server.run("status", "--watch")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("NAME ") == 3

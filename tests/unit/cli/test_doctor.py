@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
@@ -241,9 +241,10 @@ def test_a_pause_is_a_note_until_a_version_waits() -> None:
     assert warning.commands == ("kubectl aurora resume chat -n team",)
 
 
-def test_an_annotation_that_the_operator_ignores_is_found() -> None:
-    (finding,) = diagnose(snapshot(annotations={PROMOTE_ANNOTATION: "v5", ABORT_ANNOTATION: "4"}))
-    assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {PROMOTE_ANNOTATION}-",)
+@pytest.mark.parametrize(("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5")])
+def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value: str) -> None:
+    (finding,) = diagnose(snapshot(annotations={annotation: value, ABORT_ANNOTATION: "4"}))
+    assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {annotation}-",)
 
 
 @pytest.mark.parametrize(
