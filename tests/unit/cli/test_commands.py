@@ -176,6 +176,14 @@ def test_a_status_of_another_version_is_a_clear_error(server: FakeApiServer) -> 
     assert "update kubectl-aurora" in result.stderr
 
 
+def test_a_status_that_cannot_be_read_hides_no_other_speculator() -> None:
+    server = FakeApiServer.of(resource(REAL), resource(REAL, name="newer"))
+    server.objects[speculators_path("team", "newer")]["status"]["rollout"]["phase"] = "Sideways"
+    _, chat, newer = server.run("status").stdout.splitlines()
+    assert "1.35x" in chat
+    assert "Unreadable" in newer
+
+
 @pytest.mark.parametrize("name", ["Chat", "../secrets/x", "chat/status", "-chat", "chat?x=y", ""])
 def test_a_name_that_no_object_has_reaches_no_server(server: FakeApiServer, name: str) -> None:
     assert server.run("pause", "--", name).exit_code == 2

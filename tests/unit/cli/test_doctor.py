@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
@@ -380,3 +382,14 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
     assert result.exit_code == 0, result.output
     assert "1. problem: the store" in result.stdout
     assert "you may not read pods, jobs here" in result.stdout
+
+
+def test_a_command_is_one_line_on_a_narrow_terminal_so_that_it_can_be_copied() -> None:
+    one = snapshot(with_condition("StorageReady", ConditionStatus.FALSE, "SecretMissing"))
+    (finding,) = diagnose(one)
+    terminal = Console(width=40, file=io.StringIO(), force_terminal=True, color_system=None)
+    with terminal.capture() as captured:
+        terminal.print(report(one, [finding]), crop=False)
+    lines = captured.get().splitlines()
+    assert f"   $ {finding.commands[0]}" in lines
+    assert all(len(line) <= 40 for line in lines if not line.startswith("   $"))
