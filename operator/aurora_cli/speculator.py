@@ -33,11 +33,21 @@ class Speculator:
     raw: Mapping[str, Any]
     status: SpeculatorStatus
     """Empty while the operator has not written one: see ``has_status``."""
+    fault: str = ""
+    """Why the status cannot be read; ``status`` is then empty."""
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Speculator:
         """Raises :class:`Unreadable` when the status does not satisfy the model of this version."""
         return cls(raw, _parsed(SpeculatorStatus, raw.get("status") or {}, f"{_full_name(raw)}: status"))
+
+    @classmethod
+    def of_any(cls, raw: Mapping[str, Any]) -> Speculator:
+        """As :meth:`of`, for one of many: a status that cannot be read is a ``fault`` and hides no other speculator."""
+        try:
+            return cls.of(raw)
+        except Unreadable as error:
+            return cls(raw, SpeculatorStatus(), str(error))
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ class Cluster:
     def speculators(self, *, everywhere: bool = False) -> Sequence[Speculator]:
         """The speculators of the namespace, or of all namespaces, by name."""
         answer = self.api.get(speculators_path("" if everywhere else self.namespace))
-        found = [Speculator.of(item) for item in answer.get("items", [])]
+        found = [Speculator.of_any(item) for item in answer.get("items", [])]
         return sorted(found, key=lambda one: (one.namespace, one.name))
 
     def patch(self, name: str, patch: Object, *, dry_run: bool) -> Object:

@@ -67,7 +67,7 @@ def connect(access: Access) -> Connection:
             kube_config.load_kube_config(file, access.context, configuration, persist_config=False)
             namespace = _namespace_of(file, access.context)
     except _UNUSABLE as error:
-        text = bounded_text(" ".join(str(error).split()), 300)
+        text = bounded_text(" ".join(str(error).split()).rstrip("."), 300)
         raise ClusterError(f"the kubeconfig {file} cannot be used: {text}; name another with --kubeconfig") from error
     configuration.retries = 0
     api_client = client.ApiClient(configuration)

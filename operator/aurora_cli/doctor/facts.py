@@ -13,7 +13,7 @@ from typing import Any, Final
 from aurora_cli.speculator import Speculator
 
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
-COMPONENT_LABEL, VERSION_LABEL = "app.kubernetes.io/component", "aurora.dev/version"
+COMPONENT_LABEL = "app.kubernetes.io/component"
 _BENIGN_WAITS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 
 
@@ -35,11 +35,9 @@ class PodFacts:
     name: str
     component: str
     ready: bool
-    phase: str
     unschedulable: str = ""
     """The scheduler's message, if it finds no node."""
     troubles: Sequence[ContainerTrouble] = ()
-    created: datetime | None = None
     terminating: bool = False
 
 
@@ -48,9 +46,9 @@ class JobFacts:
     """A measurement's Job."""
 
     name: str
-    version: int | None
     failed: bool
     message: str = ""
+    """Kubernetes' reason, such as that the Job's deadline passed."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +87,15 @@ def pods_of(items: Iterable[Mapping[str, Any]]) -> Iterator[PodFacts]:
     """The facts of pods as the API server lists them."""
     for item in items:
         metadata, status = _mapping(item, "metadata"), _mapping(item, "status")
-        conditions = {one.get("type"): one for one in _mappings(status, "conditions")}
+        conditions = {str(one.get("type")): one for one in _mappings(status, "conditions")}
         scheduled = conditions.get("PodScheduled", {})
         waits = scheduled.get("status") == "False"
         yield PodFacts(
             name=str(metadata.get("name", "")),
             component=str(_mapping(metadata, "labels").get(COMPONENT_LABEL, "")),
             ready=conditions.get("Ready", {}).get("status") == "True",
-            phase=str(status.get("phase", "")),
             unschedulable=str(scheduled.get("message") or "the scheduler finds no node") if waits else "",
             troubles=tuple(_troubles(status)),
-            created=_time(metadata.get("creationTimestamp")),
             terminating="deletionTimestamp" in metadata,
         )
 
@@ -112,7 +108,7 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[ContainerTrouble]:
         ended = _mapping(_mapping(container, "lastState"), "terminated")
         name, restarts = str(container.get("name", "")), _count(container.get("restartCount"))
         killed = ended.get("reason") == "OOMKilled"
-        if waiting and waiting.get("reason") not in _BENIGN_WAITS:
+        if waiting and str(waiting.get("reason")) not in _BENIGN_WAITS:
             reason = "OOMKilled" if killed else str(waiting.get("reason") or "")
             message = str(ended.get("message") or "").strip() or str(waiting.get("message") or "")
             yield ContainerTrouble(name, reason, message, restarts)
@@ -132,10 +128,8 @@ def jobs_of(items: Iterable[Mapping[str, Any]]) -> Iterator[JobFacts]:
             ),
             None,
         )
-        version = str(_mapping(metadata, "labels").get(VERSION_LABEL, ""))
         yield JobFacts(
             name=str(metadata.get("name", "")),
-            version=int(version) if version.isdecimal() and len(version) <= 8 else None,
             failed=failed is not None,
             message=str((failed or {}).get("message") or ""),
         )

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    annotated_attempt,
+)
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.doctor.facts import Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity
@@ -52,7 +57,7 @@ _ROLLED_BACK = Remedy(
 )
 _IGNORED = Remedy(
     "an annotation names no version, so it does nothing",
-    "Its value is a version number.",
+    "Its value is a version number, and for a measurement also the attempt: 5-2.",
     ("kubectl -n {ns} annotate auroraspeculator {name} {annotation}-",),
     Severity.WARNING,
 )
@@ -87,8 +92,10 @@ def people_decided(snapshot: Snapshot) -> Iterator[Finding]:
 def annotations_ignored(snapshot: Snapshot) -> Iterator[Finding]:
     """A decision that the operator does not see, because it names no version."""
     one = snapshot.speculator
-    for annotation, version in ((PROMOTE_ANNOTATION, one.promoted), (ABORT_ANNOTATION, one.aborted)):
-        if annotation in one.annotations and version is None:
+    measured = annotated_attempt(one.annotations.get(MEASURE_ANNOTATION, ""))
+    read = {PROMOTE_ANNOTATION: one.promoted, ABORT_ANNOTATION: one.aborted, MEASURE_ANNOTATION: measured}
+    for annotation, named in read.items():
+        if annotation in one.annotations and named is None:
             found = _IGNORED.finding(snapshot, f"{annotation} is {one.annotations[annotation]!r}")
             yield _about(found, annotation=annotation)
 

@@ -129,7 +129,9 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
         return
     evidence = f"version {candidate.version} is {candidate.phase}: {candidate.message}"
     if candidate.phase is CandidatePhase.FAILED:
-        yield _FAILED.finding(snapshot, evidence)
+        job = next((one for one in snapshot.jobs if one.name == candidate.job and one.failed), None)
+        ended = f"; Job {job.name} failed: {job.message}" if job is not None else ""
+        yield _FAILED.finding(snapshot, evidence + ended)
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message
         explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))

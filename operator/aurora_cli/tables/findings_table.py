@@ -33,9 +33,16 @@ def _lines(snapshot: Snapshot, findings: Sequence[Finding]) -> Iterator[Renderab
         if found.advice:
             yield _indented(plain(found.advice))
         for command in found.commands:
-            yield _indented(plain(f"$ {command}"))
+            yield _whole_line(f"   $ {command}")
     if snapshot.unseen:
         yield plain(f"note: you may not read {', '.join(snapshot.unseen)} here, so a cause may be missing", "warning")
+
+
+def _whole_line(command: str) -> Text:
+    """A line that only the terminal itself wraps, so that it can be copied."""
+    text = plain(command)
+    text.no_wrap, text.overflow = True, "ignore"
+    return text
 
 
 def _indented(text: Text) -> RenderableType:

@@ -41,7 +41,7 @@ def show(*parts: RenderableType) -> None:
     terminal = console()
     if terminal.is_terminal:
         for part in parts:
-            terminal.print(part)
+            terminal.print(part, crop=False)
     else:
         sys.stdout.write(as_text(*parts))
 

@@ -52,7 +52,7 @@ def _overview_row(speculator: Speculator) -> Sequence[Any]:
     candidate = status.candidate
     return (
         plain(ready.status if ready else None, _style(ready) if ready else ""),
-        ready.reason if ready else "NoStatus",
+        ready.reason if ready else ("Unreadable" if speculator.fault else "NoStatus"),
         speculator.active,
         status.active.speedup if status.active else None,
         status.accept_length,

@@ -22,6 +22,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
+from tests.cluster.command import CommandError, wait_until
 from tests.cluster.local.build import binaries
 from tests.integration.chart.conftest import TEAM
 from tests.integration.chart.test_user_roles import speculator
@@ -45,9 +46,18 @@ def _users(server: ApiServer) -> Iterator[ApiServer]:
         account_object = {"apiVersion": "v1", "kind": "ServiceAccount"}
         server.apply(account_object | {"metadata": {"name": account, "namespace": TEAM}}, binding(account, role))
     server.apply(speculator(NAME))
+    wait_until("the aggregated roles", lambda: may(server, "viewer", "get") and may(server, "editor", "patch"), 30)
     write_status(server, STATUS.model_dump(mode="json", by_alias=True, exclude_none=True))
     yield server
     server.kubectl("delete", KIND, NAME, "-n", TEAM)
+
+
+def may(server: ApiServer, account: str, verb: str) -> bool:
+    user = f"--as=system:serviceaccount:{TEAM}:{account}"
+    try:
+        return server.kubectl("auth", "can-i", verb, KIND, "-n", TEAM, user).strip() == "yes"
+    except CommandError:
+        return False
 
 
 def binding(account: str, role: str) -> dict[str, Any]:

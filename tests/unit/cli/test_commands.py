@@ -12,7 +12,6 @@ import yaml
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase
 from aurora_cli.cluster.kubernetes_api import speculators_path
-from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -89,8 +88,8 @@ def test_a_decision_is_stored_and_printed(server: FakeApiServer) -> None:
 
 @pytest.mark.parametrize("command", DECIDING)
 def test_a_dry_run_stores_nothing_and_is_checked_by_the_server(command: str) -> None:
-    paused = {"rollout": {"paused": command == "resume", **({"pin": 3} if command == "unpin" else {})}}
-    server = FakeApiServer.of(resource(CANARY, **paused))
+    rollout = {"paused": command == "resume", "pin": 3 if command == "unpin" else None}
+    server = FakeApiServer.of(resource(CANARY, rollout=rollout))
     before = json.dumps(server.objects)
     result = server.run(*arguments_of(command), "--dry-run")
     assert result.exit_code == 0, result.output
@@ -177,6 +176,14 @@ def test_a_status_of_another_version_is_a_clear_error(server: FakeApiServer) -> 
     assert "update kubectl-aurora" in result.stderr
 
 
+def test_a_status_that_cannot_be_read_hides_no_other_speculator() -> None:
+    server = FakeApiServer.of(resource(REAL), resource(REAL, name="newer"))
+    server.objects[speculators_path("team", "newer")]["status"]["rollout"]["phase"] = "Sideways"
+    _, chat, newer = server.run("status").stdout.splitlines()
+    assert "1.35x" in chat
+    assert "Unreadable" in newer
+
+
 @pytest.mark.parametrize("name", ["Chat", "../secrets/x", "chat/status", "-chat", "chat?x=y", ""])
 def test_a_name_that_no_object_has_reaches_no_server(server: FakeApiServer, name: str) -> None:
     assert server.run("pause", "--", name).exit_code == 2
@@ -212,7 +219,7 @@ def test_a_watch_prints_what_changed_survives_an_outage_and_ends_with_ctrl_c(
             raise KeyboardInterrupt
         events.pop(0)()
 
-    monkeypatch.setattr(look.time, "sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
     result = server.run("status", "--watch")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("NAME ") == 3

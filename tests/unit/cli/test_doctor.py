@@ -9,10 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
@@ -25,46 +23,15 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_cli.doctor.diagnosis import diagnose, is_well
-from aurora_cli.doctor.facts import EventFacts, Snapshot, events_of, jobs_of, pods_of
-from aurora_cli.doctor.finding import Finding, Severity
-from aurora_cli.errors import Forbidden
+from aurora_cli.doctor.facts import EventFacts, Snapshot, jobs_of
+from aurora_cli.doctor.finding import Severity
 from aurora_cli.tables.findings_table import report
 from aurora_cli.tables.printing import as_text
-from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator
+from tests.unit.cli.fake_cluster import speculator
+from tests.unit.cli.snapshots import HEALTHY, found, pod, snapshot, waiting, with_condition
 from tests.unit.docs.markdown import page
 from tests.unit.operator import worlds
 from tests.unit.operator.worlds import NOW
-
-HEALTHY = worlds.status(worlds.observed())
-
-
-def snapshot(status: SpeculatorStatus | None = HEALTHY, *, pods: Any = (), events: Any = (), **more: Any) -> Snapshot:
-    """A speculator of the tests, ``more`` as for :func:`speculator`, with objects as the API server lists them."""
-    return Snapshot(
-        speculator(status, **more), NOW, tuple(pods_of(pods)), (), tuple(events_of(events)) if events else ()
-    )
-
-
-def found(one: Snapshot) -> list[str]:
-    """The titles of what is found."""
-    return [finding.title for finding in diagnose(one)]
-
-
-def with_condition(type_: str, status: ConditionStatus, reason: str, message: str = "") -> SpeculatorStatus:
-    """A healthy status but for one condition."""
-    made = Condition(type=ConditionType(type_), status=status, reason=reason, message=message, last_transition_time=NOW)
-    kept = [one for one in HEALTHY.conditions if one.type != type_]
-    return HEALTHY.model_copy(update={"conditions": [*kept, made]})
-
-
-def pod(name: str = "chat-a", component: str = "inference", **status: Any) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/component": component}
-    return {"metadata": {"name": name, "labels": labels}, "status": status}
-
-
-def waiting(container: str, reason: str, **last: Any) -> dict[str, Any]:
-    state = {"waiting": {"reason": reason, "message": f"why {reason}"}}
-    return {"name": container, "state": state, "lastState": last, "restartCount": 3}
 
 
 def test_a_healthy_speculator_is_well() -> None:
@@ -199,8 +166,14 @@ def candidate(phase: CandidatePhase, message: str, minutes: int = 1) -> Speculat
     return HEALTHY.model_copy(update={"candidate": made})
 
 
-def test_a_measurement_that_failed_leads_to_its_log() -> None:
-    (finding,) = diagnose(snapshot(candidate(CandidatePhase.FAILED, "attempt 1 could not measure: no prompts")))
+def test_a_measurement_that_failed_leads_to_its_log_and_to_why_its_job_ended() -> None:
+    job = {
+        "metadata": {"name": "chat-validate-v5-1"},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "message": "past its deadline"}]},
+    }
+    failed = snapshot(candidate(CandidatePhase.FAILED, "attempt 1 could not measure: no prompts"))
+    (finding,) = diagnose(replace(failed, jobs=tuple(jobs_of([job]))))
+    assert finding.evidence.endswith("no prompts; Job chat-validate-v5-1 failed: past its deadline")
     assert finding.severity is Severity.PROBLEM
     assert any("logs job/chat-validate-v5-1" in command for command in finding.commands)
 
@@ -241,9 +214,10 @@ def test_a_pause_is_a_note_until_a_version_waits() -> None:
     assert warning.commands == ("kubectl aurora resume chat -n team",)
 
 
-def test_an_annotation_that_the_operator_ignores_is_found() -> None:
-    (finding,) = diagnose(snapshot(annotations={PROMOTE_ANNOTATION: "v5", ABORT_ANNOTATION: "4"}))
-    assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {PROMOTE_ANNOTATION}-",)
+@pytest.mark.parametrize(("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5")])
+def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value: str) -> None:
+    (finding,) = diagnose(snapshot(annotations={annotation: value, ABORT_ANNOTATION: "4"}))
+    assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {annotation}-",)
 
 
 @pytest.mark.parametrize(
@@ -301,81 +275,3 @@ def test_causes_come_before_what_follows_from_them() -> None:
     assert reasons == ["SecretMissing", "Silent", "SwapsPending"]
     assert findings[-1].severity is Severity.NOTE
     assert "create secret generic s3 " in findings[0].commands[0]
-
-
-# Robustness ----------------------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        ["metadata", "status", "labels", "name", "conditions", "containerStatuses", "state", "waiting", "lastState",
-         "terminated", "reason", "message", "type", "restartCount", "lastTimestamp", "creationTimestamp"]
-    ), inner, max_size=4),
-    max_leaves=12,
-)  # fmt: skip
-OBJECTS = st.lists(st.dictionaries(st.sampled_from(["metadata", "status", "reason", "type"]), JSON, max_size=4))
-
-
-@given(OBJECTS)
-def test_odd_objects_of_a_cluster_raise_nothing(objects: list[dict[str, Any]]) -> None:
-    one = Snapshot(
-        speculator(HEALTHY), NOW, tuple(pods_of(objects)), tuple(jobs_of(objects)), tuple(events_of(objects))
-    )
-    as_text(report(one, diagnose(one)))
-
-
-CONDITIONS = st.builds(
-    lambda type_, status, reason: Condition(type=type_, status=status, reason=reason, last_transition_time=NOW),
-    st.sampled_from(ConditionType),
-    st.sampled_from(ConditionStatus),
-    st.sampled_from(["Unreachable", "Silent", "Novelty", "PodsNotReady", "UpgradeFailed"]),
-)
-STATUSES = st.builds(
-    lambda conditions, rollout, made, state: HEALTHY.model_copy(
-        update={
-            "conditions": conditions,
-            "rollout": RolloutStatus(phase=rollout, version=5, progressed=NOW - timedelta(hours=1)),
-            "candidate": made and CandidateStatus(version=5, phase=made),
-            "pods": [PodStatus(name="chat-a", state=state)],
-        }
-    ),
-    st.lists(CONDITIONS, max_size=6, unique_by=lambda one: str(one.type)),
-    st.sampled_from(RolloutPhase),
-    st.none() | st.sampled_from(CandidatePhase),
-    st.sampled_from(["Ready", "AgentUnreachable"]),
-)
-
-
-@given(STATUSES)
-def test_findings_are_ordered_and_complete_for_any_status(status: SpeculatorStatus) -> None:
-    findings: list[Finding] = list(diagnose(snapshot(status)))
-    assert [one.severity for one in findings] == sorted(one.severity for one in findings)
-    for one in findings:
-        assert one.title
-        assert one.evidence
-        assert not re.search(r"\{(ns|name|secret|job|pod|container|version|annotation)\}", " ".join(one.commands))
-
-
-# The command ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_reads_pods_jobs_and_events_and_can_tell_its_result_by_the_exit_code() -> None:
-    server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
-    server.objects["/api/v1/namespaces/team/pods/chat-a"] = pod(
-        containerStatuses=[waiting("agent", "ImagePullBackOff")]
-    )
-    result = server.run("doctor", "chat")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.index("1. problem: the store") < result.stdout.index("2. problem: container agent")
-    assert server.run("doctor", "chat", "--exit-code").exit_code == 1
-    healthy = FakeApiServer.of(resource(HEALTHY))
-    assert healthy.run("doctor", "chat", "--exit-code").exit_code == 0
-
-
-def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
-    server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
-    server.errors = {"/pods": Forbidden("no"), "/jobs": Forbidden("no")}
-    result = server.run("doctor", "chat")
-    assert result.exit_code == 0, result.output
-    assert "1. problem: the store" in result.stdout
-    assert "you may not read pods, jobs here" in result.stdout
