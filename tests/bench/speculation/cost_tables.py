@@ -1,7 +1,8 @@
 """What rounds cost in the simulation: a CPU on which every token costs, and a GPU on which tokens are free at first.
 
 The CPU's figures fit docs/results/served-speedup.md: at concurrency 1, 20.8 ms off and 28.7 ms for 12 tokens; at
-concurrency 4, 21.7 ms and 63.9 ms; and 1.4 to 1.8 ms per draft step. Higher concurrencies continue the line. The GPU's
+concurrency 4, 21.7 ms and 63.9 ms; and 1.4 to 1.8 ms per draft step. A catch-up of one or two tokens took 2.9 ms for
+one request and 5.9 ms for four (EPYC, commit 1f70f74). Higher concurrencies continue the line. The GPU's
 figures are arithmetic for an 8B model, not a measurement: weights read in 8 ms, about 300 tokens until the products
 cost more than the reads, a draft of one layer.
 """
@@ -27,7 +28,7 @@ def cpu_milliseconds(arm: Arm, batch_size: int, pending: int = 0) -> float:
     verify += 0.5 * max(0, batch_size - 4)
     if not arm.drafts:
         return verify
-    catch_up = 1.0 + 0.04 * pending if pending else 0.0
+    catch_up = 1.9 + 1.0 * min(batch_size, pending) + 0.04 * pending if pending else 0.0
     return verify + arm.steps * (1.25 + 0.15 * batch_size) + catch_up
 
 

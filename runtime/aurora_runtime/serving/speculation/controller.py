@@ -38,6 +38,8 @@ __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings
 
 CATCH_UP_ROUNDS: Final = 8.0
 """Rounds over which the draft's catch-up is written off: it is paid once, and the rounds after it need none."""
+DRAFT_SHARE_GAIN: Final = 0.05
+"""How much of each round goes into the share of rounds that draft."""
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
 
@@ -73,6 +75,7 @@ class Controller:
         self._counters = RoundCounters()
         self._last = 0
         self._explored_last = False
+        self._draft_share = 0.0
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         """Decide the next round of a batch. An empty batch is off."""
@@ -83,6 +86,7 @@ class Controller:
         costs = self._milliseconds(outlooks)
         best = self._best(tokens, costs)
         self._last = best
+        self._draft_share += DRAFT_SHARE_GAIN * (self._arms[best].drafts - self._draft_share)
         chosen, self._explored_last = best, False
         if self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
             chosen, self._explored_last = found.arm, True
@@ -167,13 +171,21 @@ class Controller:
         return [size + (with_draft[steps] if drafts else without[steps]) for _, steps, drafts in self._shapes]
 
     def _milliseconds(self, outlooks: Sequence[RequestOutlook]) -> Sequence[float]:
-        """Expected time of a round by arm. The draft's catch-up is written off over several rounds."""
-        costs = self._costs.milliseconds(len(outlooks))
-        pending = _pending(outlooks)
-        if not pending or not self._can_draft:
+        """Expected time of a round by arm. The draft's catch-up is written off over several rounds.
+
+        A round without the draft makes the draft late. While rounds draft, it pays for the catch-up that will follow.
+        """
+        size, pending = len(outlooks), _pending(outlooks)
+        costs = self._costs.milliseconds(size)
+        if not self._can_draft:
             return costs
-        catch_up = self._costs.catch_up_milliseconds(pending, len(outlooks)) / CATCH_UP_ROUNDS
-        return [cost + catch_up if drafts else cost for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)]
+        if pending:
+            catch_up = self._costs.catch_up_milliseconds(pending, size) / CATCH_UP_ROUNDS
+            return [
+                cost + catch_up if drafts else cost for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)
+            ]
+        later = self._draft_share * self._costs.catch_up_milliseconds(size, size)
+        return [cost if drafts else cost + later for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)]
 
     def _best(self, tokens: Sequence[float], costs: Sequence[float]) -> int:
         """The arm with the most tokens per millisecond. The last one stays if it is about as good."""

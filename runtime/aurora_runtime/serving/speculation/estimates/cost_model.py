@@ -9,8 +9,9 @@ minute would seem dear until it is timed again.
 
 Each time is split between pace and level by their variances, as a Kalman filter does: a new or long unused cell takes
 most of a deviation, otherwise the pace takes it. Outliers are clipped. Nothing makes a round faster than it is, but
-much makes a round slower. So a new cell believes a time far below its estimate, and waits for a second one after a
-time far above it.
+much makes a round slower, above all the first round of its size, for which the engine prepares its products. So a new
+cell believes a time far below its estimate. A first time far above it is forgotten after a while, because nobody would
+pay for a second look at an arm that seems dear.
 
 Invariants:
 - At one batch size, estimates never fall with the number of steps, and an arm with the draft never costs less than the
@@ -27,6 +28,7 @@ from typing import Final
 
 from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
+from aurora_runtime.serving.speculation.estimates.catch_up_cost import CatchUpCost
 
 NOISE_VARIANCE: Final = 0.08**2
 """Variance of the logarithm of a single time."""
@@ -45,6 +47,8 @@ FEW_TIMES: Final = 3
 """Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
 DOUBTED_DEVIATION: Final = 0.25
 """Logarithmic deviation above the formula from which a cell's first time is probably an outlier."""
+DOUBT_ROUNDS: Final = 100
+"""Rounds after which such a time is forgotten. So a second look costs little time of any stretch of rounds."""
 DEFAULT_MILLISECONDS: Final = 20.0
 """An off round of one request before any measurement. Only ratios matter until then."""
 NEARNESS: Final = 1.5
@@ -54,21 +58,23 @@ MAX_WEIGHT: Final = 9
 CATCH_UP_SHARES: Final = (0.05, 0.08)
 """A catch-up's time before any measurement: a share of an off round, and per token a share of a verified token's time.
 A draft has one layer where the target has dozens."""
-CATCH_UP_GAIN: Final = 0.2
-"""How much of a deviation of a catch-up's time is taken over."""
-CATCH_UP_VISIBLE: Final = 0.1
-"""Share of a round from which a catch-up is long enough to be measured."""
+CATCH_UP_DOUBT: Final = 0.5
+"""How wrong this may be. A cell that was timed with a catch-up only is as doubtful as what was taken off."""
 _REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
 
 
 class _Cell:
     """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
 
-    __slots__ = ("_variance", "batch_size", "level", "round", "samples")
+    __slots__ = ("_variance", "batch_size", "caught_up", "doubted", "level", "round", "samples")
 
     def __init__(self) -> None:
         self.level = 1.0
         self.samples = 0
+        self.doubted = False
+        """Whether the only time was far above the formula's."""
+        self.caught_up = 0
+        """Times without a catch-up of the draft."""
         self.batch_size = 0
         """The size of the last batch."""
         self._variance = UNTIMED_VARIANCE
@@ -78,11 +84,18 @@ class _Cell:
         """Variance of the level's logarithm in round ``now``. It grows while the arm is not timed."""
         return min(UNTIMED_VARIANCE, self._variance + LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1))
 
-    def add(self, batch_size: int, ratio: float, now: int, pace_variance: float) -> tuple[float, float]:
-        """Learn a time over the formula's time. Returns its logarithmic deviation and the deviation's variance."""
-        variance, noise = self.variance(now), NOISE_VARIANCE
+    def add(
+        self, batch_size: int, ratio: float, now: int, pace_variance: float, doubt: float = 0.0
+    ) -> tuple[float, float]:
+        """Learn a time over the formula's time. Returns its logarithmic deviation and the deviation's variance.
+
+        ``doubt``: how wrong the time may be, relative to itself, because a catch-up was taken off. 0: there was none.
+        """
+        variance, noise = self.variance(now), NOISE_VARIANCE + doubt * doubt
+        self.caught_up += doubt == 0.0
         deviation = log(ratio / self.level)
-        if self.samples == 0 and deviation > DOUBTED_DEVIATION:
+        self.doubted = self.samples == 0 and deviation > DOUBTED_DEVIATION
+        if self.doubted:
             noise = deviation * deviation
         elif self.samples <= FEW_TIMES and deviation < -CLIP * sqrt(variance + pace_variance + noise):
             variance = UNTIMED_VARIANCE
@@ -105,16 +118,22 @@ class _Range:
         self.cells: list[_Cell | None] = [None] * len(arms)
         self.line = cost_line.prior_line(DEFAULT_MILLISECONDS)
         self.outdated = True
+        self.retried: set[int] = set()
+        """Arms whose first time was forgotten, because it was slow."""
+        self.catch_up = CatchUpCost()
         self.formula: dict[int, list[float]] = {}
         self.tables: dict[int, tuple[float, ...]] = {}
 
-    def refer_to(self, line: cost_line.Coefficients) -> None:
-        """Take a new formula. Cells keep their milliseconds."""
+    def refer_to(self, line: cost_line.Coefficients, now: int) -> None:
+        """Take a new formula. Cells keep their milliseconds, but an old doubted time is forgotten once."""
         before, self.line, self.outdated = self.line, line, False
         self.formula.clear()
         self.tables.clear()
-        for arm, cell in zip(self._arms, self.cells, strict=True):
-            if cell is not None:
+        for i, (arm, cell) in enumerate(zip(self._arms, self.cells, strict=True)):
+            if cell is not None and cell.doubted and now - cell.round >= DOUBT_ROUNDS and i not in self.retried:
+                self.retried.add(i)
+                self.cells[i] = None
+            elif cell is not None:
                 size = cell.batch_size
                 cell.level *= cost_line.milliseconds(before, arm, size) / cost_line.milliseconds(line, arm, size)
 
@@ -143,7 +162,6 @@ class CostModel:
         self._round = 0
         self._pace = 1.0
         self._pace_variance = 0.0
-        self._catch_up = 1.0
 
     @property
     def pace(self) -> float:
@@ -159,11 +177,8 @@ class CostModel:
 
     def catch_up_milliseconds(self, pending: int, batch_size: int) -> float:
         """The time at pace 1 in which the draft processes a batch's ``pending`` tokens before it can propose."""
-        if pending <= 0:
-            return 0.0
-        line = self._range(size_range(batch_size)).line
-        fixed, per_token = CATCH_UP_SHARES
-        return self._catch_up * (fixed * (line[0] + line[1] * batch_size) + per_token * line[2] * pending)
+        here = self._range(size_range(batch_size))
+        return here.catch_up.multiple * _rough_catch_up(here.line, pending, batch_size)
 
     def deviations(self, batch_size: int) -> list[float]:
         """The standard deviation of the logarithm of each arm's estimate, pace apart."""
@@ -196,14 +211,16 @@ class CostModel:
         expected = self.milliseconds(batch_size)[index]
         catch_up = self.catch_up_milliseconds(pending, batch_size) if arm.drafts else 0.0
         at_pace = milliseconds / self._pace
-        if (cell := here.cells[index]) is None:
-            cell = here.cells[index] = _Cell()
-        elif catch_up > CATCH_UP_VISIBLE * expected and cell.samples >= 3:
-            self._learn_catch_up(catch_up, at_pace - expected)
-            return
         own = max(0.3 * at_pace, at_pace - catch_up)
         ratio = own / here.formula_milliseconds(batch_size)[index]
-        deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance)
+        if (cell := here.cells[index]) is None:
+            cell = here.cells[index] = _Cell()
+        elif catch_up and cell.caught_up >= FEW_TIMES:
+            rough = _rough_catch_up(here.line, pending, batch_size)
+            here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
+            return
+        doubt = CATCH_UP_DOUBT * catch_up / own
+        deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance, doubt)
         gain = self._pace_variance / variance
         self._pace *= exp(gain * deviation)
         self._pace_variance *= 1 - gain
@@ -219,16 +236,12 @@ class CostModel:
                 if cell is not None:
                     yield arm, cell.batch_size, each.cell_milliseconds(arm, cell) * self._pace, cell.samples
 
-    def _learn_catch_up(self, expected: float, measured: float) -> None:
-        step = log(max(0.3 * expected, measured) / expected)
-        self._catch_up *= exp(CATCH_UP_GAIN * min(1.0, step))
-
     def _range(self, number: int) -> _Range:
         """A range with its formula."""
         if (found := self._ranges.get(number)) is None:
             found = self._ranges[number] = _Range(self._arms)
         if found.outdated:
-            found.refer_to(self._fit(number))
+            found.refer_to(self._fit(number), self._round)
         return found
 
     def _fit(self, number: int) -> cost_line.Coefficients:
@@ -266,6 +279,14 @@ class CostModel:
             elif values[i] < floor:
                 values[i] = floor
         return tuple(values)
+
+
+def _rough_catch_up(line: cost_line.Coefficients, pending: int, batch_size: int) -> float:
+    """The time of a catch-up before any measurement."""
+    if pending <= 0:
+        return 0.0
+    fixed, per_token = CATCH_UP_SHARES
+    return fixed * (line[0] + line[1] * batch_size) + per_token * line[2] * pending
 
 
 def ascending(values: list[float], weights: list[float]) -> list[float]:

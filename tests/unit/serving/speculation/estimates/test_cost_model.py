@@ -82,6 +82,23 @@ def test_an_outlier_of_three_times_the_time_is_soon_forgotten(first: int) -> Non
     assert estimate(model, arm, 1) / estimate(model, OFF, 1) == pytest.approx(1.1, rel=0.08)
 
 
+def test_a_slow_first_round_of_a_size_does_not_make_its_arm_dear_for_ever() -> None:
+    """An arm that seems dear is not chosen again, so nothing would correct its time."""
+    model, draft = CostModel(ARMS), Arm(2, drafts=True)
+    for _ in range(3):
+        model.learn(OFF, 1, 21.0)
+        model.learn(Arm(1, drafts=True), 1, 22.0)
+    model.learn(draft, 1, 60.0)
+    for _ in range(120):
+        model.learn(OFF, 1, 21.0)
+        model.learn(Arm(1, drafts=True), 1, 22.0)
+    assert estimate(model, draft, 1) < 1.25 * estimate(model, OFF, 1)
+    for _ in range(8):
+        model.learn(draft, 1, 60.0)
+        model.learn(OFF, 1, 21.0)
+    assert estimate(model, draft, 1) > 2 * estimate(model, OFF, 1), "a second slow round is no accident"
+
+
 def test_the_catch_up_is_learned_and_does_not_make_the_arm_dear() -> None:
     model, arm = CostModel(ARMS), Arm(3, drafts=True)
     for _ in range(30):
@@ -92,6 +109,20 @@ def test_the_catch_up_is_learned_and_does_not_make_the_arm_dear() -> None:
         model.learn(OFF, 1, 20.0)
     assert estimate(model, arm, 1) / estimate(model, OFF, 1) == pytest.approx(1.3, rel=0.03)
     assert model.catch_up_milliseconds(200, 1) == pytest.approx(4.5, rel=0.25)
+
+
+@pytest.mark.parametrize("catch_up", [1.0, 6.0])
+def test_an_arm_that_alternates_with_others_does_not_seem_dear_for_its_catch_ups(catch_up: float) -> None:
+    """A short catch-up is a small part of a round, and every round that drafts has one."""
+    model, draft, rng = CostModel(ARMS), Arm(2, drafts=True), random.Random(5)  # noqa: S311 - no secret
+    for _ in range(6):
+        model.learn(draft, 4, 32.0)
+        model.learn(OFF, 4, 22.0)
+    for _ in range(200):
+        model.learn(OFF, 4, 22.0 * rng.gauss(1, 0.05))
+        model.learn(draft, 4, (32.0 + catch_up) * rng.gauss(1, 0.05), pending=6)
+    assert estimate(model, draft, 4) / estimate(model, OFF, 4) == pytest.approx(32 / 22, rel=0.03)
+    assert model.catch_up_milliseconds(6, 4) / estimate(model, OFF, 4) == pytest.approx(catch_up / 22, abs=0.05)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 10)), min_size=1, max_size=12))
