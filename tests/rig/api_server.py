@@ -12,6 +12,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from tests.cluster.local.build import binaries
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 15.0
+PORTS = range(10_000, 20_000)
+"""Below the kernel's ephemeral range, so that no outgoing connection takes a port while a server restarts."""
 ADMIN = "admin"
 _ADMIN_TOKEN = "loopback-admin"  # noqa: S105  (guards nothing: the server listens on the loopback)
 
@@ -117,12 +120,19 @@ def api_server(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free at this moment."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Ports that are free at this moment.
+
+    Raises:
+        OSError: Fewer than ``count`` of :data:`PORTS` are free.
+    """
+    ports: list[int] = []
+    for port in random.sample(PORTS, k=len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise OSError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop}")
 
 
 def _etcd_flags(directory: Path, port: int, peer_port: int) -> list[str]:

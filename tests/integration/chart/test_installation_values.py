@@ -116,7 +116,7 @@ def test_helm_test_runs_a_check_that_exists_with_the_operators_image_and_reaches
         ("--set=fullnameOverride=1drafts", "at '/fullnameOverride'"),
         (f"--set=nameOverride={'a' * 41}", "at '/nameOverride'"),
         ("--set=fixedUser=10001", "at '/fixedUser'"),
-        ("--set=podLabels.helm\\.sh/chart=mine", "at '/podLabels'"),
+        ("--set=podLabels.helm\\.sh/chart=mine", "at '/podLabels/helm.sh"),
         ("--set=podLabels.team=1", "at '/podLabels/team'"),
         ("--set=extraObjects={text}", "at '/extraObjects/0'"),
         ("--set=extraObjects[0].kind=Secret", "at '/extraObjects/0'"),

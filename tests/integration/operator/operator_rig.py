@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from aurora_store.keys import root
 from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
 from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
+from tests.rig.api_server import free_ports
 from tests.rig.rendered_chart import OPERATOR, render
 
 BUCKET = "operator-test"
@@ -171,12 +171,6 @@ def report_training(registry: Registry) -> None:
     registry.put_trainer_status(record)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Rig:
     """One namespace with an operator, and helpers to change and read objects there."""
@@ -189,7 +183,8 @@ class Rig:
 
     def start(self) -> None:
         """Start the operator, which watches only this namespace and has no other rights than the chart gives."""
-        ports = {"AURORA_METRICS_PORT": str(_free_port()), "AURORA_HEALTH_PORT": str(_free_port())}
+        metrics, health = free_ports(2)
+        ports = {"AURORA_METRICS_PORT": str(metrics), "AURORA_HEALTH_PORT": str(health)}
         environment = {
             **STORES_ON_THIS_MACHINE,
             **self.cluster.environment,
