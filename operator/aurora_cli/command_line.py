@@ -1,4 +1,4 @@
-"""What all commands share: the flags that name the cluster, the cluster itself, and how an error ends the program.
+"""Shared by all commands: the flags that name the cluster, the cluster itself, and how an error ends the program.
 
 A plugin of kubectl gets its flags after ``kubectl aurora``, before or after the command. So ``-n``, ``--context`` and
 ``--kubeconfig`` are options of the program and of each command; those of the command win.

@@ -1,1 +1,1 @@
-"""What the program asks the API server for, and the changes that it sends there."""
+"""Reads objects from the API server, and sends changes there."""

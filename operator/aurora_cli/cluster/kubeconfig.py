@@ -30,12 +30,12 @@ _UNUSABLE: Final = (
     AttributeError,
     KeyError,
 )
-"""What the client raises for a file that is no kubeconfig. The last three: for YAML of another shape."""
+"""Errors of the client for a file that is no kubeconfig. The last three mean YAML of another shape."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the flags say about the cluster. None: as the kubeconfig says."""
+    """The flags that name the cluster. None: the kubeconfig decides."""
 
     namespace: str | None = None
     context: str | None = None

@@ -20,7 +20,7 @@ def doctor(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if something needs a person.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """What is wrong, likeliest first, and the commands that mend it."""
+    """Name the likely faults, the likeliest first, with the commands that mend them."""
     snapshot = cluster.snapshot(name)
     findings = diagnose(snapshot)
     if output is Format.TABLE:

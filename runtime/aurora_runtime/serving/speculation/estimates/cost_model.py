@@ -28,10 +28,8 @@ from typing import Final
 
 from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
-from aurora_runtime.serving.speculation.estimates.catch_up_cost import CatchUpCost
+from aurora_runtime.serving.speculation.estimates.catch_up_cost import CLIP, NOISE_VARIANCE, CatchUpCost
 
-NOISE_VARIANCE: Final = 0.08**2
-"""Variance of the logarithm of a single time."""
 PACE_VARIANCE_PER_ROUND: Final = 0.02**2
 """How fast the machine's speed wanders."""
 LEVEL_VARIANCE_PER_ROUND: Final = 0.004**2
@@ -41,8 +39,6 @@ UNTIMED_VARIANCE: Final = 0.25**2
 UNTIMED_EXTRA: Final = 0.2
 """Share of an arm's estimated time beyond off's that the arm may take in fact, before any arm of its kind was timed.
 The estimate then says what a small CPU does. On a GPU a few proposed tokens cost nearly nothing."""
-CLIP: Final = 2.5
-"""Standard deviations from which a time counts as an outlier."""
 FEW_TIMES: Final = 3
 """Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
 DOUBTED_DEVIATION: Final = 0.25
