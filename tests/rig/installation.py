@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import tempfile
 import time
@@ -15,6 +16,7 @@ import yaml
 
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
+from tests.cluster.command import CommandError
 from tests.rig.local_image import ROOT, local_image
 from tests.rig.small_speculator import small_speculator
 
@@ -26,6 +28,8 @@ CHART = "charts/aurora-operator"
 HOSTILE_STORES = "10.0.0.0/8"
 """The network of test clusters, where some tests let a fake store listen."""
 POLL_SECONDS = 2
+LOG_LINES = 60
+"""How much of a crashed container's log an error shows."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ class Installation:
         """Poll the resource until ``condition(resource)`` holds, and return the resource.
 
         Raises:
-            TimeoutError: The condition did not hold in time. The message contains the resource's conditions.
+            TimeoutError: The condition did not hold in time. The message contains the resource's conditions, and the
+                end of the log of each container that crashed.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -176,5 +181,20 @@ class Installation:
                 texts = "; ".join(f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions)
                 raise TimeoutError(
                     f"{name}: timed out after {timeout_seconds:.0f} s: {description}. Conditions: {texts}"
+                    + self._logs_of_crashes()
                 )
             time.sleep(POLL_SECONDS)
+
+    def _logs_of_crashes(self) -> str:
+        """The last lines of each container that crashed, and of what it says since."""
+        lines = []
+        for pod in self.cluster.get("pods", "-n", self.namespace)["items"]:
+            for container in pod.get("status", {}).get("containerStatuses", ()):
+                if "terminated" not in container.get("lastState", {}):
+                    continue
+                selection = (pod["metadata"]["name"], "-c", container["name"], "-n", self.namespace)
+                for option in ("--previous=true", "--previous=false"):
+                    lines.append(f"\n--- kubectl logs {' '.join(selection)} {option}")
+                    with contextlib.suppress(CommandError):  # a log may be gone
+                        lines.append(self.cluster.kubectl("logs", *selection, option, f"--tail={LOG_LINES}"))
+        return "\n".join(lines)

@@ -40,6 +40,7 @@ def pod_view(pod: Object) -> PodView:
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=next((reason for reason in reasons if reason and reason not in _NORMAL_WAITING_REASONS), ""),
+        crash=next((crash for container in containers if (crash := _crash(container))), ""),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         started_together=_started_together(status.get("containerStatuses") or ()),
     )
@@ -143,12 +144,22 @@ def _started_together(containers: Iterable[Object]) -> bool:
     return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
 
 
+def _crash(container: Object) -> str:
+    """How a container ended that now waits for its restart, without the container's own text. Else empty."""
+    ended = container.get("lastState", {}).get("terminated")
+    if not ended or not container.get("state", {}).get("waiting"):
+        return ""
+    reason = ended.get("reason", "")
+    cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
+    return f"{container['name']} ended with exit code {ended.get('exitCode', 'unknown')}{cause}"
+
+
 def _waiting_reason(pod: Object) -> str:
     """Why a pod does not start, with the scheduler's message if it has one; empty when nothing is wrong."""
     view = pod_view(pod)
     if not view.waiting or view.terminating:
         return ""
-    return f"{view.waiting}: {view.scheduler_message}" if view.scheduler_message else view.waiting
+    return f"{view.waiting}: {view.scheduler_message}" if view.scheduler_message else view.trouble
 
 
 def _termination_messages(pod: Object) -> Iterable[str]:

@@ -47,10 +47,17 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Kubernetes' reason why a container does not run: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
+    crash: str = ""
+    """How the container ended that waits for its restart, such as ``sglang ended with exit code 137, OOMKilled``."""
     scheduler_message: str = ""
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
+
+    @property
+    def trouble(self) -> str:
+        """Why a container does not run and, after a crash, how it ended. Empty when nothing is known to be wrong."""
+        return f"{self.waiting}: {self.crash}" if self.waiting and self.crash else self.waiting
 
     @property
     def waits_for_node(self) -> bool:

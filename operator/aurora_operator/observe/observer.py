@@ -210,7 +210,7 @@ def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadVi
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
     pods = [kubernetes_views.pod_view(obj) for obj in live.values() if _is_trainer_pod(obj)]
-    reason = next((pod.waiting for pod in pods if pod.waiting and not pod.terminating), "")
+    reason = next((pod.trouble for pod in pods if pod.trouble and not pod.terminating), "")
     if workload is None or not reason:
         return workload
     return replace(workload, message=f"the trainer's pod is not ready ({reason})")

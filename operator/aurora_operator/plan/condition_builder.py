@@ -161,7 +161,7 @@ def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missi
     Args:
         text: how many pods are ready.
     """
-    starting = sorted({pod.waiting for pod in observed.pods if pod.waiting and not pod.waits_for_node})
+    starting = sorted({pod.trouble for pod in observed.pods if pod.trouble and not pod.waits_for_node})
     text += f" ({', '.join(starting)})" if starting else ""
     text += _waiting_for_node(observed)
     if status.replicas < observed.spec.serving.replicas:

@@ -39,6 +39,29 @@ def test_a_pod_without_containers_did_not_start_together() -> None:
     assert not kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": {}}).started_together
 
 
+@pytest.mark.parametrize(
+    ("ended", "trouble"),
+    [
+        ({"exitCode": 137, "reason": "OOMKilled"}, "CrashLoopBackOff: sglang ended with exit code 137, OOMKilled"),
+        ({"exitCode": 1, "reason": "Error", "message": "a prompt"}, "CrashLoopBackOff: sglang ended with exit code 1"),
+        (None, "CrashLoopBackOff"),
+    ],
+)
+def test_a_pod_says_how_its_container_crashed_without_the_containers_text(
+    ended: dict[str, Any] | None, trouble: str
+) -> None:
+    crashed = {"name": "sglang", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    crashed |= {"lastState": {"terminated": ended}} if ended else {}
+    pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [crashed]}}
+    assert kubernetes_views.pod_view(pod).trouble == trouble
+
+
+def test_a_container_that_runs_again_is_no_trouble() -> None:
+    restarted = {"name": "sglang", "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}
+    pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [restarted]}}
+    assert kubernetes_views.pod_view(pod).trouble == ""
+
+
 def inference_pod(*conditions: dict[str, str], **metadata: str) -> PodView:
     return kubernetes_views.pod_view(
         {"metadata": {"name": "p", "uid": "u", **metadata}, "status": {"conditions": [*conditions]}}

@@ -63,6 +63,14 @@ def test_the_status_names_a_pod_that_does_not_start_beside_one_that_waits_for_a_
     assert serving.message == f"1 of 3 pods are ready (ImagePullBackOff); 1 waits for a node: {NO_ROOM}"
 
 
+def test_the_status_says_how_a_container_ended_that_crashes_again_and_again() -> None:
+    crash = "sglang ended with exit code 137, OOMKilled"
+    broken = pod("chat-b", 0, ready=False, agent=None, waiting="CrashLoopBackOff", crash=crash)
+    seen = scaled_up(2, pods=(pod("chat-a", 0), broken))
+    assert condition(seen, ConditionType.SERVING_READY).message == f"1 of 2 pods are ready (CrashLoopBackOff: {crash})"
+    assert [shown.state for shown in status(seen).pods] == ["Ready", "CrashLoopBackOff"]
+
+
 def test_the_status_says_why_an_update_does_not_go_on() -> None:
     """The extra pod of the update finds no room."""
     updating = WorkloadView(current=False, replicas=3, ready=2)
