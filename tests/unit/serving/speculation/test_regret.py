@@ -6,6 +6,8 @@ controller sees noisy times, the results use true ones.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
@@ -99,6 +101,22 @@ def test_after_a_change_the_best_speed_is_back_within_100_rounds(
     rounds = list(play(controller, traffic, concurrency, cpu_milliseconds, noise))
     best = best_fixed_arm(traffic, concurrency, cpu_milliseconds)
     assert speed(rounds[ROUNDS_TO_ADAPT:]) >= AFTER_SHIFT * best.speed, best
+
+
+@machines
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("kind", [JSON, DOCSTRINGS], ids=["json", "docstrings"])
+def test_a_pod_that_started_beside_a_busy_neighbour_is_soon_as_fast_as_the_best_fixed_arm(
+    kind: TrafficKind, concurrency: int, costs: CostTable
+) -> None:
+    """Half of the first times are two to four times too long. An arm that seems dear is not chosen again."""
+    for seed in (0, 2):
+        controller, busy = new_controller(seed), replace(new_noise(seed), spread=0.3, outliers=0.5)
+        assert list(play(controller, generate(kind, 10 * concurrency, seed=5), concurrency, costs, busy))
+        traffic = generate(kind, 60 * concurrency, seed)
+        rounds = list(play(controller, traffic, concurrency, costs, new_noise(seed)))
+        best = best_fixed_arm(traffic, concurrency, costs)
+        assert speed(rounds[len(rounds) // 2 :]) >= OF_BEST * best.speed, (seed, best)
 
 
 @machines

@@ -8,45 +8,35 @@ all cells have in common. Cells keep times at pace 1. Without the pace, the arm 
 minute would seem dear until it is timed again.
 
 Each time is split between pace and level by their variances, as a Kalman filter does: a new or long unused cell takes
-most of a deviation, otherwise the pace takes it. Outliers are clipped. Nothing makes a round faster than it is, but
-much makes a round slower, above all the first round of its size, for which the engine prepares its products. So a new
-cell believes a time far below its estimate. A first time far above it is forgotten after a while, because nobody would
-pay for a second look at an arm that seems dear.
+most of a deviation, otherwise the pace takes it. :mod:`cost_cells` says which times are believed.
 
-Invariants:
-- At one batch size, estimates never fall with the number of steps, and an arm with the draft never costs less than the
-  same steps without.
-- Of an outlier in a well-known cell, at most :data:`CLIP` standard deviations count.
+Invariant: at one batch size, estimates never fall with the number of steps, and an arm with the draft never costs less
+than the same steps without.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from math import exp, log, sqrt
+from math import exp, sqrt
 from typing import Final
 
 from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
-from aurora_runtime.serving.speculation.estimates.catch_up_cost import CLIP, NOISE_VARIANCE, CatchUpCost
+from aurora_runtime.serving.speculation.estimates.cost_cells import (
+    DEFAULT_MILLISECONDS,
+    DOUBT_ROUNDS,
+    FEW_TIMES,
+    UNTIMED_VARIANCE,
+    Cell,
+    CellRange,
+)
 
 PACE_VARIANCE_PER_ROUND: Final = 0.02**2
 """How fast the machine's speed wanders."""
-LEVEL_VARIANCE_PER_ROUND: Final = 0.004**2
-"""How fast an arm's cost wanders against the others, in rounds without the arm. In rounds with it, the pace wanders."""
-UNTIMED_VARIANCE: Final = 0.25**2
-"""Variance of the logarithm of a cell's level before the first time: how wrong the formula may be."""
 UNTIMED_EXTRA: Final = 0.2
 """Share of an arm's estimated time beyond off's that the arm may take in fact, before any arm of its kind was timed.
 The estimate then says what a small CPU does. On a GPU a few proposed tokens cost nearly nothing."""
-FEW_TIMES: Final = 3
-"""Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
-DOUBTED_DEVIATION: Final = 0.25
-"""Logarithmic deviation above the formula from which a cell's first time is probably an outlier."""
-DOUBT_ROUNDS: Final = 100
-"""Rounds after which such a time is forgotten. So a second look costs little time of any stretch of rounds."""
-DEFAULT_MILLISECONDS: Final = 20.0
-"""An off round of one request before any measurement. Only ratios matter until then."""
 NEARNESS: Final = 1.5
 """Ranges of batch sizes within which a cell's weight in the formula falls to 1/e."""
 MAX_WEIGHT: Final = 9
@@ -59,92 +49,6 @@ CATCH_UP_DOUBT: Final = 0.5
 _REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
 
 
-class _Cell:
-    """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
-
-    __slots__ = ("_variance", "batch_size", "caught_up", "doubted", "level", "round", "samples")
-
-    def __init__(self) -> None:
-        self.level = 1.0
-        self.samples = 0
-        self.doubted = False
-        """Whether the only time was far above the formula's."""
-        self.caught_up = 0
-        """Times without a catch-up of the draft."""
-        self.batch_size = 0
-        """The size of the last batch."""
-        self._variance = UNTIMED_VARIANCE
-        self.round = 0
-
-    def variance(self, now: int) -> float:
-        """Variance of the level's logarithm in round ``now``. It grows while the arm is not timed."""
-        return min(UNTIMED_VARIANCE, self._variance + LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1))
-
-    def add(
-        self, batch_size: int, ratio: float, now: int, pace_variance: float, doubt: float = 0.0
-    ) -> tuple[float, float]:
-        """Learn a time over the formula's time. Returns its logarithmic deviation and the deviation's variance.
-
-        ``doubt``: how wrong the time may be, relative to itself, because a catch-up was taken off. 0: there was none.
-        """
-        variance, noise = self.variance(now), NOISE_VARIANCE + doubt * doubt
-        self.caught_up += doubt == 0.0
-        deviation = log(ratio / self.level)
-        self.doubted = self.samples == 0 and deviation > DOUBTED_DEVIATION
-        if self.doubted:
-            noise = deviation * deviation
-        elif self.samples <= FEW_TIMES and deviation < -CLIP * sqrt(variance + pace_variance + noise):
-            variance = UNTIMED_VARIANCE
-        total = variance + pace_variance + noise
-        bound = CLIP * sqrt(total)
-        deviation = max(-bound, min(deviation, bound))
-        self.level *= exp(deviation * variance / total)
-        self._variance = variance * (1 - variance / total)
-        self.round = now
-        self.samples += 1
-        self.batch_size = batch_size
-        return deviation, total
-
-
-class _Range:
-    """A range of batch sizes: its formula, its cells in the order of the arms, and what follows from them."""
-
-    def __init__(self, arms: tuple[Arm, ...]) -> None:
-        self._arms = arms
-        self.cells: list[_Cell | None] = [None] * len(arms)
-        self.line = cost_line.prior_line(DEFAULT_MILLISECONDS)
-        self.outdated = True
-        self.retried: set[int] = set()
-        """Arms whose first time was forgotten, because it was slow."""
-        self.catch_up = CatchUpCost()
-        self.formula: dict[int, list[float]] = {}
-        self.tables: dict[int, tuple[float, ...]] = {}
-
-    def refer_to(self, line: cost_line.Coefficients, now: int) -> None:
-        """Take a new formula. Cells keep their milliseconds, but an old doubted time is forgotten once."""
-        before, self.line, self.outdated = self.line, line, False
-        self.formula.clear()
-        self.tables.clear()
-        for i, (arm, cell) in enumerate(zip(self._arms, self.cells, strict=True)):
-            if cell is not None and cell.doubted and now - cell.round >= DOUBT_ROUNDS and i not in self.retried:
-                self.retried.add(i)
-                self.cells[i] = None
-            elif cell is not None:
-                size = cell.batch_size
-                cell.level *= cost_line.milliseconds(before, arm, size) / cost_line.milliseconds(line, arm, size)
-
-    def cell_milliseconds(self, arm: Arm, cell: _Cell) -> float:
-        """A cell's time at its batch size."""
-        return cell.level * cost_line.milliseconds(self.line, arm, cell.batch_size)
-
-    def formula_milliseconds(self, batch_size: int) -> list[float]:
-        """The formula's time of each arm. Only after :meth:`refer_to`."""
-        if (found := self.formula.get(batch_size)) is None:
-            line = self.line
-            found = self.formula[batch_size] = [cost_line.milliseconds(line, arm, batch_size) for arm in self._arms]
-        return found
-
-
 class CostModel:
     """Milliseconds of a round."""
 
@@ -154,7 +58,7 @@ class CostModel:
         self._index = {arm: i for i, arm in enumerate(arms)}
         self._plain = [i for i, arm in enumerate(arms) if not arm.drafts]
         self._drafting = [i for i, arm in enumerate(arms) if arm.drafts]
-        self._ranges: dict[int, _Range] = {}
+        self._ranges: dict[int, CellRange] = {}
         self._round = 0
         self._pace = 1.0
         self._pace_variance = 0.0
@@ -210,7 +114,7 @@ class CostModel:
         own = max(0.3 * at_pace, at_pace - catch_up)
         ratio = own / here.formula_milliseconds(batch_size)[index]
         if (cell := here.cells[index]) is None:
-            cell = here.cells[index] = _Cell()
+            cell = here.cells[index] = Cell()
         elif catch_up and cell.caught_up >= FEW_TIMES:
             rough = _rough_catch_up(here.line, pending, batch_size)
             here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
@@ -221,9 +125,12 @@ class CostModel:
         self._pace *= exp(gain * deviation)
         self._pace_variance *= 1 - gain
         here.tables.clear()
-        if cell.samples in _REFIT_SAMPLES:
+        looks_back = self._round % DOUBT_ROUNDS == 0
+        if looks_back or cell.samples in _REFIT_SAMPLES:
             for each in self._ranges.values():
                 each.outdated = True
+                if looks_back:
+                    each.forget_dear_cells(self._round)
 
     def cells(self) -> Iterator[tuple[Arm, int, float, int]]:
         """Arm, batch size, milliseconds at the present pace, and number of times of every cell that was timed."""
@@ -232,12 +139,12 @@ class CostModel:
                 if cell is not None:
                     yield arm, cell.batch_size, each.cell_milliseconds(arm, cell) * self._pace, cell.samples
 
-    def _range(self, number: int) -> _Range:
+    def _range(self, number: int) -> CellRange:
         """A range with its formula."""
         if (found := self._ranges.get(number)) is None:
-            found = self._ranges[number] = _Range(self._arms)
+            found = self._ranges[number] = CellRange(self._arms)
         if found.outdated:
-            found.refer_to(self._fit(number), self._round)
+            found.refer_to(self._fit(number))
         return found
 
     def _fit(self, number: int) -> cost_line.Coefficients:
@@ -257,7 +164,7 @@ class CostModel:
                     unit = milliseconds / cost_line.milliseconds(default, arm, size)
         return cost_line.fit(timed, unit)
 
-    def _table(self, here: _Range, batch_size: int) -> tuple[float, ...]:
+    def _table(self, here: CellRange, batch_size: int) -> tuple[float, ...]:
         """Formula times correction, changed as little as possible so that costs rise with steps."""
         values = here.formula_milliseconds(batch_size)
         values = [v * cell.level if cell else v for v, cell in zip(values, here.cells, strict=True)]

@@ -99,6 +99,32 @@ def test_a_slow_first_round_of_a_size_does_not_make_its_arm_dear_for_ever() -> N
     assert estimate(model, draft, 1) > 2 * estimate(model, OFF, 1), "a second slow round is no accident"
 
 
+def test_arms_that_were_timed_in_a_slow_stretch_get_further_looks_ever_more_rarely() -> None:
+    """A busy neighbour made all times of the draft's arms four times as long, and nothing of lookup's."""
+    model, lookup, looks = CostModel(ARMS), Arm(3, drafts=False), []
+    for _ in range(20):
+        model.learn(OFF, 1, 20.0)
+        model.learn(lookup, 1, 23.0)
+    for _ in range(4):
+        for arm in (a for a in ARMS if a.drafts):
+            model.learn(arm, 1, 100.0)
+    draft = Arm(2, drafts=True)
+    assert estimate(model, draft, 1) > 3 * estimate(model, OFF, 1)
+    for i in range(4000):
+        model.learn(lookup, 1, 23.0)
+        if i % 20 == 0:
+            model.learn(OFF, 1, 20.0)
+        if estimate(model, draft, 1) < 1.5 * estimate(model, OFF, 1):
+            looks.append(i)
+            model.learn(draft, 1, 100.0)  # the arm really is dear
+    assert looks[0] < 300, "the first look comes soon"
+    assert len(looks) <= 12, "a look of one or two rounds, each time after twice as many rounds"
+    assert looks[-1] > 1500, "nothing is believed for ever"
+    for _ in range(10):
+        model.learn(draft, 1, 26.0)
+    assert estimate(model, draft, 1) / estimate(model, OFF, 1) == pytest.approx(1.3, rel=0.05)
+
+
 def test_the_catch_up_is_learned_and_does_not_make_the_arm_dear() -> None:
     model, arm = CostModel(ARMS), Arm(3, drafts=True)
     for _ in range(30):
