@@ -50,7 +50,7 @@ class StatusWriter:
             log.warning("status not written: %s", error)
             return
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
-        fields["comparisons_without_gain"] = None
+        fields |= {"comparisons_without_gain": None}
         self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 

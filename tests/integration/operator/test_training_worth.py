@@ -37,7 +37,7 @@ def _s3() -> Iterator[S3]:
 
 @pytest.fixture(scope="module", name="rig")
 def _rig(cluster: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A speculator whose pod serves version 0, and whose trainer and engine have a core."""
+    """A speculator whose pod serves version 0, and whose trainer has a hundredth of a core."""
     install_crd(cluster)
     folder = tmp_path_factory.mktemp("operator")
     cluster.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
@@ -47,7 +47,7 @@ def _rig(cluster: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> 
         try:
             body = spec(s3, replicas=1)
             (trainer,) = body["training"]["template"]["spec"]["containers"]
-            trainer["resources"] = {"limits": {"cpu": "1"}}
+            trainer["resources"] = {"requests": {"cpu": "10m"}}
             rig.apply(NAME, body)
             registry = rig.registry(NAME)
             report_training(registry)
@@ -82,7 +82,7 @@ def trainer_reason(status: SpeculatorStatus) -> str:
 
 def test_training_is_suspended_for_its_worth_and_a_person_resumes_it(rig: Rig) -> None:
     worth = rig.status(NAME).training.worth
-    assert (worth.cost_seconds_per_day, worth.cost_device) == (86400, "cpu")
+    assert (worth.cost_seconds_per_day, worth.cost_device) == (864, "cpu")
     assert worth.saved_seconds_per_day is None, "the stand-in of the agent has no estimate"
     patch(rig, {"spec": {"training": {"suspendWhen": {"candidatesWithoutGain": 3}}}})
     rig.wait(NAME, "the first hour", lambda s: s.training.worth.since is not None, 90)

@@ -33,7 +33,7 @@ def devices_of(template: PodTemplate, container: str) -> Devices | None:
     limits, requests = mapping(resources.get("limits")), mapping(resources.get("requests"))
     if resources.get("claims"):
         return None
-    extended = {name: value for name, value in (requests | limits).items() if "/" in str(name)}
+    extended = {name: value for name, value in {**requests, **limits}.items() if "/" in str(name)}
     if extended:
         return _gpus(extended)
     cores = _cores(limits.get(CPU, requests.get(CPU)))

@@ -27,6 +27,8 @@ MIN_OBSERVED: Final = timedelta(minutes=10)
 """An engine's estimate counts once it covers so much time."""
 MIN_RECENT_TOKENS: Final = 100
 """Proposed tokens below which the recent acceptance is not known."""
+MAX_COMPARISONS: Final = 10**6
+"""The record may hold any number, and the API server refuses a status with a number beyond 64 bits."""
 SIGNIFICANT_DIGITS: Final = 2
 """Of the saving. More would be false precision, and would write a status for each reconcile."""
 
@@ -105,7 +107,7 @@ def _compared_without_gain(observed: Observed, former: TrainingWorth) -> int:
     record = observed.store.trainer
     if record is None or (former.since is not None and record.updated < former.since):
         return 0
-    return record.comparisons_without_gain or 0
+    return min(record.comparisons_without_gain or 0, MAX_COMPARISONS)
 
 
 def _gain_is_coming(status: SpeculatorStatus) -> bool:

@@ -20,6 +20,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -117,14 +118,13 @@ def _while_running(criteria: SuspendWhen, worth: TrainingWorth, facts: WorthFact
 
 
 def _while_suspended(criteria: SuspendWhen, worth: TrainingWorth, facts: WorthFacts, now: datetime) -> TrainingWorth:
-    reference = float(worth.acceptance) if worth.acceptance else None
-    fell = None
+    reference, fell = _parsed(worth.acceptance), None
     if reference is not None and facts.recent_acceptance is not None:
         fell = facts.recent_acceptance < (1 - ACCEPTANCE_FALL) * reference
     fell_since = _since(worth.acceptance_fell_since, fell, now)
     if why := _reason_to_resume(criteria, worth, facts, now, fell_since if fell else None):
         return _runs(worth, now, why)
-    known = worth.acceptance or _acceptance_text(facts.acceptance)
+    known = _acceptance_text(facts.acceptance if reference is None else reference)
     return worth.model_copy(update={"acceptance": known, "acceptance_fell_since": fell_since})
 
 
@@ -188,6 +188,12 @@ def _runs(worth: TrainingWorth, since: datetime | None, why: str) -> TrainingWor
 def _known(time: datetime | None) -> datetime:
     assert time is not None, "set at the first look with training.suspendWhen"
     return time
+
+
+def _parsed(acceptance: str | None) -> float | None:
+    """The share that :func:`_acceptance_text` wrote. None for another text, which anybody may write into a status."""
+    match = re.fullmatch(r"[01]\.\d{3}", acceptance or "", re.ASCII)
+    return float(match[0]) if match else None
 
 
 def _acceptance_text(acceptance: float | None) -> str | None:

@@ -121,10 +121,16 @@ def test_traffic_that_moves_away_from_the_draft_resumes_training_after_an_hour()
     assert "accepts 0.71 of the draft's first tokens, and accepted 0.800" in resumed.message
 
 
-def test_without_traffic_at_the_suspension_the_first_figure_after_it_is_the_reference() -> None:
+@pytest.mark.parametrize("stored", [None, "", "nan", "much", "1e9"])
+def test_without_a_readable_figure_of_the_suspension_the_first_one_after_it_is_the_reference(
+    stored: str | None,
+) -> None:
     worth = suspended(replace(NO_GAIN, acceptance=None))
     assert worth.acceptance is None
-    assert decide(BOTH, worth, NO_GAIN, NOW + MINUTE).acceptance == "0.800"
+    worth = worth.model_copy(update={"acceptance": stored})
+    low = replace(NO_GAIN, recent_acceptance=0.1)
+    decided = decide(BOTH, worth, low, NOW + MINUTE)
+    assert (decided.acceptance, decided.acceptance_fell_since) == ("0.800", None)
 
 
 def test_a_person_who_takes_the_reason_away_resumes_training() -> None:

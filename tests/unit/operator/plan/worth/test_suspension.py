@@ -144,7 +144,7 @@ def test_a_rejected_candidate_counts_and_one_that_passed_does_not() -> None:
 
 
 def test_a_measurement_that_gave_way_and_a_version_that_a_person_aborted_do_not_count() -> None:
-    ended = {"newer": (5,), "end": MeasurementEnd.GAVE_WAY}
+    ended: dict[str, Any] = {"newer": (5,), "end": MeasurementEnd.GAVE_WAY}
     assert measured(4, VerdictKind.INCONCLUSIVE, **ended).measured_without_gain == 2
     assert measured(4, VerdictKind.INCONCLUSIVE, newer=(5,)).measured_without_gain == 3
     assert measured(4, VerdictKind.REJECT, user_requests=UserRequests(abort=4)).measured_without_gain == 2
@@ -155,6 +155,7 @@ def test_the_trainers_comparisons_count_since_training_last_resumed() -> None:
     assert status(world(old=old, store=compared(2))).training.worth.without_gain == 3
     assert status(world(old=old, store=compared(2, hours=-1))).training.worth.without_gain == 1
     assert status(world(old=old, store=compared(None))).training.worth.without_gain == 1, "an older trainer"
+    assert status(world(old=old, store=compared(2**63 - 1))).training.worth.without_gain < 2**62
 
 
 # Suspension ----------------------------------------------------------------------------------------------------------
