@@ -188,6 +188,18 @@ class CaptureCounters(Model):
     answer_tokens: int = Field(default=0, description="Answer tokens in captured traces.")
 
 
+class SavedTime(Model):
+    """How much time speculation saves an engine, by the costs of the engine's own verify rounds. An estimate."""
+
+    share: float = Field(
+        ge=-1,
+        le=MAX_SPEEDUP,
+        description="Seconds of decoding that speculation saves, in a second of the engine's time. An average over"
+        " about the last day, idle time included.",
+    )
+    observed_seconds: float = Field(ge=0, allow_inf_nan=False, description="Seconds since the engine started to count.")
+
+
 class EngineMode(StrEnum):
     """How an engine speculates: with a draft, not at all, or with SGLang's NGRAM."""
 
@@ -278,6 +290,11 @@ class AgentState(Record):
         le=MAX_SPEEDUP,
         description="Throughput relative to no speculation, as the pod's speculation controller estimates it now."
         " None: not known.",
+    )
+    saved_time: SavedTime | None = Field(
+        default=None,
+        description="How much time speculation saves, as the pod's speculation controller estimates it. None: not"
+        " known.",
     )
     measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
 

@@ -4,8 +4,8 @@ Why: a trainer that restarts must neither lose a shard nor train on a shard twic
 weights that it holds.
 
 Invariants: every record is create-once except :class:`TrainerStatus`, which is overwritten in place and decides
-nothing. A later fact is a new record with a higher number. Data is written before the record that names it. Token ids
-live only in shards, never in a record.
+nothing about drafts. A later fact is a new record with a higher number. Data is written before the record that names
+it. Token ids live only in shards, never in a record.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class TrainerPhase(StrEnum):
 
 
 class TrainerStatus(StoredRecord):
-    """The trainer's progress, for people. Overwritten in place, so nothing is decided from this record."""
+    """The trainer's progress, for people. Overwritten in place, so nothing about drafts is decided from this record.
+
+    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``.
+    """
 
     schema_version: Literal[1] = 1
     lineage: RecordNumber | None = Field(
@@ -89,6 +92,11 @@ class TrainerStatus(StoredRecord):
     )
     highest_steps_per_minute: float | None = Field(
         default=None, ge=0, description="Highest steps_per_minute since the trainer's process started."
+    )
+    comparisons_without_gain: Count | None = Field(
+        default=None,
+        description="Comparisons in a row after which the trainer did not offer its draft, since it started. None in"
+        " records of earlier versions, and of a trainer that does not train.",
     )
     pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
     quarantined_shards: tuple[str, ...] = Field(

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_api.v1alpha1.conditions import Condition
+from aurora_api.v1alpha1.training import TrainingWorth
 
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
@@ -221,6 +222,9 @@ class TrainingStatus(RewrittenModel):
     )
     erasures: list[TagErasureStatus] = Field(
         default_factory=list, description="The last report about each tag of `training.eraseTags`."
+    )
+    worth: TrainingWorth = Field(
+        default_factory=TrainingWorth, description="What training costs and what the draft saves."
     )
 
 

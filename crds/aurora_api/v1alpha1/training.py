@@ -1,12 +1,16 @@
-"""``spec.training``: how the trainer learns, when it offers a candidate, and how many traces it keeps."""
+"""``spec.training``: how the trainer learns, when it offers a candidate, and how many traces it keeps.
+
+Its worth, ``status.training.worth``, is here too, because ``training.suspendWhen`` is about it.
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from aurora_api.base import Model, Quantity, Ratio, quantity_bytes
+from aurora_api.base import Model, Quantity, Ratio, RewrittenModel, Timestamp, quantity_bytes
 from aurora_api.v1alpha1.cel import rules
 from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
@@ -15,6 +19,108 @@ MAX_UNROLL_STEPS: Final = 8
 TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
 NO_TAG_HASH: Final = "0" * 16
 """Stands for requests without a tag, so no tag has this hash."""
+
+
+class SuspendWhen(Model):
+    """When the operator suspends training because it is not worth its cost. Pods go on serving the active draft.
+
+    The operator resumes training by itself: after `resumeAfterSeconds`, when another version became active, when live
+    traffic accepts clearly fewer of the draft's tokens for an hour, or when the saving exceeds the cost again.
+    """
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            (
+                "has(self.candidatesWithoutGain) || self.savingBelowCost",
+                "suspendWhen needs a reason to suspend: set candidatesWithoutGain, or savingBelowCost to true",
+            ),
+        )
+    }
+
+    candidates_without_gain: int | None = Field(
+        default=None,
+        ge=3,
+        le=10000,
+        description=(
+            "Suspend training after this many drafts in a row that brought no gain: drafts that the trainer compared"
+            " and did not offer, and candidates that were measured or rolled out and did not become active. A"
+            " measurement that gave way to a newer version does not count. Unset: they never suspend training."
+        ),
+    )
+    saving_below_cost: bool = Field(
+        default=False,
+        description=(
+            "Suspend training when `status.training.worth.savedSecondsPerDay` has been below"
+            " `status.training.worth.costSecondsPerDay` for a day. It has no effect while one of the two is not known,"
+            " or while trainer and inference pods use different kinds of devices."
+        ),
+    )
+    resume_after_seconds: int = Field(
+        default=604800,
+        ge=3600,
+        le=7776000,
+        description=(
+            "Longest suspension in seconds. Training then resumes, and is suspended again only for new reasons. The"
+            " default is a week."
+        ),
+    )
+
+
+class SuspensionReason(StrEnum):
+    NO_GAIN = "NoGain"
+    SAVING_BELOW_COST = "SavingBelowCost"
+
+
+class TrainingWorth(RewrittenModel):
+    """What training costs, what the draft saves, and whether the operator suspends training for that."""
+
+    cost_seconds_per_day: int | None = Field(
+        default=None,
+        description="Device-seconds per day that the trainer holds while it runs: its devices times 86400."
+        " Measurements of candidates are not included. Unset: not known, because the trainer's template requests no"
+        " devices.",
+    )
+    saved_seconds_per_day: int | None = Field(
+        default=None,
+        description="Device-seconds per day that inference pods save by speculation, averaged over about the last day"
+        " and rounded to two digits. The engines estimate it from the costs of their own verify rounds, lookup"
+        " included. Unset: not known, because a ready pod has no estimate yet or its template requests no devices.",
+    )
+    cost_device: str = Field(
+        default="", description="The trainer's kind of device: a GPU's resource name, or cpu for a core."
+    )
+    saved_device: str = Field(default="", description="The inference pods' kind of device.")
+    without_gain: int = Field(
+        default=0,
+        ge=0,
+        description="Drafts in a row without a gain, as `training.suspendWhen.candidatesWithoutGain` counts them.",
+    )
+    measured_without_gain: int = Field(
+        default=0, ge=0, description="Those of `withoutGain` that were candidates: offered by the trainer."
+    )
+    suspended_for: SuspensionReason | None = Field(
+        default=None,
+        description="Why `training.suspendWhen` suspends training: NoGain or SavingBelowCost. Unset: it does not.",
+    )
+    since: Timestamp | None = Field(
+        default=None,
+        description="Since when `training.suspendWhen` suspends training, or lets it run.",
+    )
+    message: str = Field(default="", description="Why training was suspended or resumed, with the figures of then.")
+    below_cost_since: Timestamp | None = Field(
+        default=None, description="Since when the saving is below the cost, at every look at which both were known."
+    )
+    suspended_version: int | None = Field(
+        default=None, ge=0, description="The version that was active when training was suspended."
+    )
+    acceptance: str | None = Field(
+        default=None,
+        description="Share of the draft's first proposed tokens that the target accepted when training was suspended,"
+        " from 0 to 1, since the engines started. Training resumes when recent traffic falls clearly below it.",
+    )
+    acceptance_fell_since: Timestamp | None = Field(
+        default=None, description="Since when recent traffic is clearly below `acceptance`."
+    )
 
 
 class TrainingSpec(Model):
@@ -41,6 +147,13 @@ class TrainingSpec(Model):
             ' when `serving.replicas` is 0 or `capture.sampleRatio` is "0". A candidate that was offered before is'
             " still measured and rolled out while `serving.replicas` is above 0: set `rollout.paused` to prevent the"
             " roll."
+        ),
+    )
+    suspend_when: SuspendWhen | None = Field(
+        default=None,
+        description=(
+            "Let the operator suspend training while it is not worth its cost. Unset: only `suspended` suspends"
+            " training. Unset it to resume at once. `status.training.worth` shows the figures in any case."
         ),
     )
     learning_rate: Ratio = Field(

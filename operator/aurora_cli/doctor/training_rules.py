@@ -71,6 +71,12 @@ _SUSPENDED = Remedy(
     ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspended":false}}}\'',),
     Severity.NOTE,
 )
+_NOT_WORTH_ITS_COST = Remedy(
+    "training.suspendWhen suspends training, so no new candidates come",
+    "It resumes by itself. `kubectl aurora status` shows the figures; this resumes it now.",
+    ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspendWhen":null}}}\'',),
+    Severity.NOTE,
+)
 _FAILED = Remedy(
     "the candidate could not be measured",
     "It is repeated after a growing delay. The Job's log says more; once the cause is gone, measure again now.",
@@ -111,13 +117,15 @@ def trainer_starved(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def no_candidates(snapshot: Snapshot) -> Iterator[Finding]:
-    """Nothing is learned, because nothing is captured or because a person said so."""
+    """Nothing is learned, because nothing is captured or because training is suspended."""
     status = snapshot.speculator.status
     condition = abnormal(snapshot, ConditionType.TRAINER_READY, ConditionStatus.TRUE)
     if condition is None:
         return
     if condition.reason == "Suspended":
         yield _SUSPENDED.finding(snapshot, condition_text(condition))
+    elif condition.reason == "NotWorthItsCost":
+        yield _NOT_WORTH_ITS_COST.finding(snapshot, condition_text(condition))
     elif condition.reason == "WaitingForTraces" and status.candidate is None:
         yield _NO_TRACES.finding(snapshot, f"{condition_text(condition)}; {status.traces} tokens traced")
 

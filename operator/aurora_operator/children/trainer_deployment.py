@@ -64,13 +64,14 @@ def program(gpus: int) -> list[str]:
 
 
 def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
-    """``AURORA_SETTINGS`` of the trainer."""
+    """``AURORA_SETTINGS`` of the trainer, without what only the operator needs."""
+    without = {"template": type(spec.training.template)(), "suspend_when": None}
     value = TrainerSettings(
         namespace=owner.namespace,
         name=owner.name,
         target=spec.target,
         draft=spec.draft.for_training(),
-        training=spec.training.model_copy(update={"template": type(spec.training.template)()}),
+        training=spec.training.model_copy(update=without),
         store=store_settings(owner, spec),
     )
     return value.to_variable()

@@ -110,6 +110,16 @@ _LAG_TOKENS = _Figure(
     "aurora_speculator_training_lag_tokens",
     "Estimated token positions that wait to be trained: waiting shards times the mean size of a trained shard.",
 )
+_COST = _Figure(
+    "aurora_speculator_training_cost_seconds_per_day",
+    "Device-seconds per day that the trainer takes while it runs, by the kind of device.",
+    "device",
+)
+_SAVED = _Figure(
+    "aurora_speculator_saved_seconds_per_day",
+    "Estimated device-seconds per day that speculation saves, averaged over about a day, by the kind of device.",
+    "device",
+)
 _FIGURES: Final = (
     _CONDITION,
     _PHASE,
@@ -125,6 +135,8 @@ _FIGURES: Final = (
     _STEPS,
     _PENDING_SHARDS,
     _LAG_TOKENS,
+    _COST,
+    _SAVED,
 )
 
 _Values = Mapping[_Figure, tuple[_Sample, ...]]
@@ -194,6 +206,7 @@ def _labels(speculator: tuple[str, str], label: str) -> list[str]:
 def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...]]:
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     candidate, training = status.candidate, status.training
+    worth = training.worth
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
         _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
@@ -206,6 +219,8 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _COVERAGE: _of_text(training.vocabulary_coverage),
         _TRAINED_TOKENS: (_Sample(training.trained_tokens),),
         _STEPS: (_Sample(training.step),),
+        _COST: _of_device(worth.cost_seconds_per_day, worth.cost_device),
+        _SAVED: _of_device(worth.saved_seconds_per_day, worth.saved_device),
         _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
     }
 
@@ -221,6 +236,10 @@ def _trainer_values(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample
     if record is None or not record.shards:
         return {}
     return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}
+
+
+def _of_device(seconds: int | None, device: str) -> tuple[_Sample, ...]:
+    return () if seconds is None else (_Sample(seconds, device),)
 
 
 def _of_time(time: datetime | None) -> tuple[_Sample, ...]:

@@ -8,7 +8,7 @@ Invariants:
   the pod's end first. The store is read last, because a validator writes its evidence before it ends.
 - Only a failure of the API server ends an observation early.
 - The observer may lose everything that it keeps between observations (connections, Secrets, cached create-once records,
-  the recent counters) without changing a decision.
+  the recent counters) without changing a decision about a version.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView
 from aurora_operator.plan.lending import withdrawn_pods
-from aurora_operator.plan.rest import trainer_replicas
+from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
+from aurora_operator.plan.worth.policy import is_suspended
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
@@ -185,13 +186,13 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
-        return ConditionContent(True, "Suspended", message)
+        return _suspended(observed, message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
-    if observed.spec.training.suspended:
-        return ConditionContent(True, "Suspended", "training is suspended; serving goes on with the active draft")
+    if training_is_suspended(observed):
+        return _suspended(observed, "training is suspended; serving goes on with the active draft")
     if observed.store.trainer_error:
         return ConditionContent(False, "StatusUnreadable", observed.store.trainer_error)
     record = observed.store.trainer
@@ -206,6 +207,15 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return ConditionContent(True, "Starved", starvation)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
+
+
+def _suspended(observed: Observed, message: str) -> ConditionContent:
+    """A suspension by a person, or by ``training.suspendWhen``, whose reason the message then names."""
+    worth = observed.status.training.worth
+    if is_suspended(observed.spec.training, worth):
+        why = f"Suspended by training.suspendWhen: {worth.message}"
+        return ConditionContent(True, "NotWorthItsCost", f"{message}. {why}")
+    return ConditionContent(True, "Suspended", message)
 
 
 def _starvation(record: TrainerStatus) -> str:

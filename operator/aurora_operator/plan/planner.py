@@ -35,6 +35,7 @@ from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
+from aurora_operator.plan.worth.report import with_worth, worth_notes
 from aurora_protocol.agent_api import SwapRequest
 from aurora_protocol.pod_settings import Replica
 
@@ -110,12 +111,13 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
     rollout, operator_state = step.rollout.status_parts()
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
-    status = status_of(after, pods, changes, now)
+    status = with_worth(status_of(after, pods, changes, now), after, events, now)
     swaps = tuple(_swap_requests(observed, step))
     job_exists = any((view.version, view.attempt) == wanted_job for view in observed.jobs)
     new_job = _job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None
     # A candidate that waits for a replica waits for pods and the disruption budget, whose changes are events.
     measuring = job_exists or new_job is not None or bool(lent.leases)
+    worth_changed = old.training.worth.suspended_for is not status.training.worth.suspended_for  # the trainer follows
     return Plan(
         advance=advance,
         status=status,
@@ -123,9 +125,9 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
-        notes=tuple(notes(old, status, events)),
+        notes=(*notes(old, status, events), *worth_notes(old, status)),
         decisions=tuple(event.reason for event in events),
-        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None,
+        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None or worth_changed,
     )
 
 

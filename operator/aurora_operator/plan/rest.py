@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
 from aurora_operator.observe.observed import TAKEN_OVER, Observed
 from aurora_operator.plan.tag_erasure import waits_for_erasure
+from aurora_operator.plan.worth.policy import is_suspended
 
 MEASURING = "measuring on the real engine"
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
@@ -25,8 +26,14 @@ def trainer_replicas(observed: Observed) -> int:
     """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
     if observed.store.reason == TAKEN_OVER:
         return 0
-    needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
+    needed = not training_is_suspended(observed) or not _version_0_exists(observed) or _traces_may_arrive(observed)
     return int(needed or waits_for_erasure(observed))
+
+
+def training_is_suspended(observed: Observed) -> bool:
+    """Whether a person or the stored decision of ``training.suspendWhen`` suspends training."""
+    training = observed.spec.training
+    return training.suspended or is_suspended(training, observed.status.training.worth)
 
 
 def is_at_rest(spec: SpeculatorSpec) -> bool:

@@ -24,6 +24,7 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
+from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
@@ -130,6 +131,7 @@ def _training(observed: Observed) -> TrainingStatus:
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
         erasures=erasures(record),
+        worth=observed.status.training.worth,
     )
 
 
@@ -215,10 +217,20 @@ def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
         "accept_length": None,
         "estimated_speedup": None,
         "traces": 0,
-        "training": TrainingStatus(),
+        "training": TrainingStatus(worth=_decision(status.training.worth)),
         "pods": pods,
     }
     return status.model_copy(update=update)
+
+
+def _decision(worth: TrainingWorth) -> TrainingWorth:
+    """The parts of ``worth`` that change only when something is decided."""
+    return TrainingWorth(
+        suspended_for=worth.suspended_for,
+        since=worth.since,
+        message=worth.message,
+        measured_without_gain=worth.measured_without_gain,
+    )
 
 
 def worth_writing(old: SpeculatorStatus, new: SpeculatorStatus, since_written: timedelta) -> bool:

@@ -14,6 +14,8 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.root_ownership import holds_workloads
 from aurora_operator.plan.upgrade.decision import UpgradeDecision
+from aurora_operator.plan.worth.policy import is_suspended
+from aurora_operator.plan.worth.suspended_trainer import with_suspended_trainer
 
 
 def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:
@@ -26,7 +28,9 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     draft.
     """
     owner, spec = observed.owner, observed.spec
-    trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed))
+    suspended = is_suspended(spec.training, observed.status.training.worth)
+    trained = with_suspended_trainer(spec) if suspended else spec
+    trainer = trainer_deployment(owner, trained, config, trainer_replicas(observed))
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
     workloads = (trainer, serving)
     return (

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import MAX_COUNT, EngineMode, Machine, measurement_pass
+from aurora_protocol.agent_api import MAX_COUNT, EngineMode, Machine, SavedTime, measurement_pass
 from aurora_protocol.record import Record, Sha256
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -122,6 +122,9 @@ class SpeculationState(Record):
         gt=0,
         allow_inf_nan=False,
         description="Estimated throughput relative to no speculation. None: nothing to estimate it from.",
+    )
+    saved_time: SavedTime | None = Field(
+        default=None, description="Time that speculation saves. None: nothing to estimate it from."
     )
     exploring_share: float = Field(default=0, ge=0, le=1, description="Share of the decode rounds that explored.")
     written_at: Timestamp

@@ -1,7 +1,7 @@
 """The trainer's status, for people and for the custom resource: the one store record that is overwritten.
 
 Invariants: writing the status costs little and never stops the trainer. A write that fails is dropped, because the next
-one replaces it. No decision depends on the status, and it holds no user text.
+one replaces it. No decision about drafts depends on the status, and it holds no user text.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class StatusWriter:
             log.warning("status not written: %s", error)
             return
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
+        fields |= {"comparisons_without_gain": None}
         self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 
@@ -121,6 +122,7 @@ class Progress:
                 last_registered=last.version,
                 steps_per_minute=self._pace.steps_per_minute,
                 highest_steps_per_minute=self._pace.highest_steps_per_minute,
+                comparisons_without_gain=self._candidates.without_gain,
                 pending_shards=self._pace.pending_shards,
                 message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
                 erasures=self._erasures,

@@ -191,6 +191,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"training": {"traceStorageLimit": "1Gi"}}, "traceStorageLimit is at least 2Gi"),
     ({"training": {"traceStorageLimit": "64 GiB"}}, "spec.training.traceStorageLimit"),
     ({"training": {"replay": 9}}, "spec.training.replay"),
+    ({"training": {"suspendWhen": {}}}, "suspendWhen needs a reason to suspend: set candidatesWithoutGain"),
+    ({"training": {"suspendWhen": {"resumeAfterSeconds": 3600}}}, "or savingBelowCost to true"),
+    ({"training": {"suspendWhen": {"candidatesWithoutGain": 2}}}, "spec.training.suspendWhen.candidatesWithoutGain"),
+    (
+        {"training": {"suspendWhen": {"savingBelowCost": True, "resumeAfterSeconds": 60}}},
+        "spec.training.suspendWhen.resumeAfterSeconds",
+    ),
     ({"training": {"unrollSteps": 9}}, "spec.training.unrollSteps"),
     # validation
     ({"validation": {"concurrencies": [1, 1]}}, "duplicate entries|Duplicate value"),
@@ -264,6 +271,8 @@ GOOD: list[dict[str, Any]] = [
     {"capture": {"sampleRatio": "0"}},
     {"training": {"suspended": True, "traceStorageLimit": "500G", "learningRate": "0.0001"}},
     {"training": {"traceStorageLimit": 68719476736}},
+    {"training": {"suspended": True, "suspendWhen": {"savingBelowCost": True}}},
+    {"training": {"suspendWhen": {"candidatesWithoutGain": 3, "resumeAfterSeconds": 3600}}},
     {"validation": {"concurrencies": [4, 1], "primaryConcurrency": 4} | tolerances((1, "0.1"))},
     {"validation": {"concurrencies": [1, 4, 16]} | tolerances((4, "0.1"), (16, "0"))},
     {"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}},

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
-from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase, TrainingStatus
+from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.cluster.kubernetes_api import speculators_path
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
@@ -39,10 +40,27 @@ def test_one_speculator_is_shown_with_pods_and_conditions() -> None:
     result = FakeApiServer.of(resource(REAL)).run("status", "chat")
     assert result.exit_code == 0, result.output
     assert "version 0, 1.35x (1.30-1.40) over no speculation" in result.stdout
+    assert "the draft saves an unknown time, training costs an unknown time" in " ".join(result.stdout.split())
     for pod in REAL.pods:
         assert pod.name in result.stdout
     for condition in REAL.conditions:
         assert f"{condition.type} " in result.stdout
+
+
+def test_the_worth_of_training_is_shown() -> None:
+    worth = TrainingWorth(
+        cost_seconds_per_day=86400,
+        cost_device="nvidia.com/gpu",
+        saved_seconds_per_day=4300,
+        saved_device="nvidia.com/gpu",
+        suspended_for=SuspensionReason.SAVING_BELOW_COST,
+        message="too dear",
+    )
+    shown = REAL.model_copy(update={"training": TrainingStatus(worth=worth)})
+    text = " ".join(FakeApiServer.of(resource(shown)).run("status", "chat").stdout.split())
+    assert "the draft saves 4300 nvidia.com/gpu-seconds a day, training costs 86.4k nvidia.com/gpu-seconds" in text
+    assert "suspended for" in text
+    assert "too dear" in text
 
 
 def test_all_speculators_are_a_table_with_one_line_each() -> None:

@@ -22,6 +22,7 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
+from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator.metrics.speculator_figures import COUNTED_FROM_ZERO, FIGURES, SpeculatorFigures
 from aurora_operator.plan.events import _TEXTS
 from aurora_operator.plan.formatting import parse_ratio, ratio_text
@@ -34,6 +35,7 @@ KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
 TRAINER = TrainerStatus(
     phase=TrainerPhase.TRAINING, step=40, shards=4, trained_tokens=1000, pending_shards=3, updated=NOW
 )
+WORTH = TrainingWorth(cost_seconds_per_day=86400, cost_device="nvidia.com/gpu", saved_device="cpu")
 STATUS = SpeculatorStatus(
     conditions=[
         Condition(type=kind, status=status, reason="Because", last_transition_time=NOW)
@@ -47,7 +49,7 @@ STATUS = SpeculatorStatus(
     active=VersionStatus(version=3, speedup="1.52x (1.45-1.60)"),
     candidate=CandidateStatus(version=4, phase=CandidatePhase.VALIDATING, since=NOW),
     rollout=RolloutStatus(phase=RolloutPhase.WATCHING),
-    training=TrainingStatus(step=40, trained_tokens=1000, pending_shards=3, held_out_accept_length="2.10"),
+    training=TrainingStatus(step=40, trained_tokens=1000, pending_shards=3, held_out_accept_length="2.10", worth=WORTH),
     accept_length="2.34",
     history=[HistoryEntry(time=NOW, event="Promoted", version=3)],
 )
@@ -85,6 +87,8 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert (shown.value("trained_tokens_total"), shown.value("trainer_steps_total")) == (1000, 40)
     assert shown.value("pending_shards") == 3
     assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
+    assert shown.value("training_cost_seconds_per_day", device="nvidia.com/gpu") == 86400
+    assert shown.value("saved_seconds_per_day", device="cpu") is None, "not known"
     assert shown.value("rollout_phase", phase="Watching") == 1
     times = [shown.value(f"{name}_timestamp_seconds") for name in ("last_decision", "last_reconcile")]
     assert times == [NOW.timestamp()] * 2

@@ -18,7 +18,8 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         "reading the target failed: set HF_TOKEN",
         0,
     )
-    registry.put_trainer_status(status.model_copy(update={"step": 7, "held_out_acceptance_length": 2.5}))
+    reported = {"step": 7, "held_out_acceptance_length": 2.5, "comparisons_without_gain": 4}
+    registry.put_trainer_status(status.model_copy(update=reported))
     StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
     status = registry.trainer_status()
     assert status is not None
@@ -28,6 +29,7 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         2.5,
         1,
     )
+    assert status.comparisons_without_gain is None, "the count of a trainer that trains"
 
 
 def test_a_status_of_a_newer_trainer_is_replaced() -> None:

@@ -134,6 +134,7 @@ class PodObserver:
             capture=self.capture_counters(),
             measurement=measurement,
             speedup_estimate=_speedup(speculation),
+            saved_time=speculation.saved_time if speculation is not None else None,
         )
 
     def _lineage(self) -> int | None:

@@ -42,6 +42,7 @@ class ControllerReport:
         costs: the cost table.
         speedup_over_off: tokens per second over those that rounds without speculation would have made in the recent
             past. An estimate from the cost table. None: no round was timed.
+        saved_seconds: time that speculation saved in the timed rounds, by the same estimate. None: not estimated.
     """
 
     rounds: int
@@ -51,6 +52,7 @@ class ControllerReport:
     accepted_by_source: Mapping[Source, int]
     costs: tuple[CostCell, ...]
     speedup_over_off: float | None
+    saved_seconds: float | None = None
 
     def share(self, arm: Arm) -> float:
         """The share of rounds that ``arm`` had. 0 before the first round."""
@@ -67,6 +69,7 @@ class RoundCounters:
     accepted: Counter[Source] = field(default_factory=Counter)
     own_milliseconds: float = 0.0
     off_milliseconds: float = 0.0
+    saved_milliseconds: float = 0.0
 
     def count(self, decision: Decision, outlooks: Sequence[RequestOutlook], accepted: Sequence[int]) -> None:
         """Count a round and its tokens."""
@@ -82,6 +85,7 @@ class RoundCounters:
         """A round took ``milliseconds``. Rounds without speculation would have taken ``off_milliseconds``."""
         self.own_milliseconds = self.own_milliseconds * SPEEDUP_MEMORY + milliseconds
         self.off_milliseconds = self.off_milliseconds * SPEEDUP_MEMORY + off_milliseconds
+        self.saved_milliseconds += off_milliseconds - milliseconds
 
     def report(self, costs: Iterable[tuple[Arm, int, float, int]]) -> ControllerReport:
         """The report with this cost table: arm, batch size, milliseconds and samples of each cell."""
@@ -93,4 +97,5 @@ class RoundCounters:
             accepted_by_source=dict(self.accepted),
             costs=tuple(CostCell(*cell) for cell in costs),
             speedup_over_off=self.off_milliseconds / self.own_milliseconds if self.own_milliseconds else None,
+            saved_seconds=self.saved_milliseconds / 1000,
         )

@@ -15,7 +15,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_protocol.agent_api import AgentState, DraftCounters, Refusal
+from aurora_protocol.agent_api import AgentState, DraftCounters, Refusal, SavedTime
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.measurement import MeasurementLease
@@ -173,6 +173,7 @@ def report(boot: str = "b1", **fields: object) -> SpeculationState:
         "draft": SourceCounters(requests=4, proposed_at=(10, 10, 10), accepted_at=(7, 5, 2)),
         "costs": (RoundCost(arm="off", batch_size=4, milliseconds=12.5),),
         "speedup_over_off": 1.4,
+        "saved_time": SavedTime(share=0.2, observed_seconds=60),
         "exploring_share": 0.02,
         "written_at": datetime(2026, 1, 1, tzinfo=UTC),
     }
@@ -189,6 +190,7 @@ async def test_the_draft_is_counted_apart_from_lookup(rig: AgentRig) -> None:
     assert state.live.draft == DraftCounters(requests=4, proposed_at=(10, 10, 10), accepted_at=(7, 5, 2))
     assert state.live.answer_tokens == plain.live.answer_tokens, "counted by the engine, whoever proposed"
     assert state.speedup_estimate == 1.4
+    assert state.saved_time == SavedTime(share=0.2, observed_seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ async def test_the_draft_is_counted_apart_from_lookup(rig: AgentRig) -> None:
 async def test_without_a_controller_the_engine_counts_for_the_draft(rig: AgentRig, file: bytes) -> None:
     rig.engine_is(ready=True)
     plain = await rig.state()
-    assert (plain.live.draft, plain.speedup_estimate) == (None, None)
+    assert (plain.live.draft, plain.speedup_estimate, plain.saved_time) == (None, None, None)
     write_atomically(rig.folder.speculation, file)
     assert await rig.state() == plain
     assert "aurora_agent_decode_rounds" not in await (await rig.http.get("/metrics")).text()

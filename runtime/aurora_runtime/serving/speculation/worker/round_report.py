@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Final
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.speculation.saved_time import SavedTimeAverage
 from aurora_runtime.serving.speculation.worker.policy import Policy
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
@@ -59,6 +61,7 @@ class RoundReport:
         self._exploring = 0
         self._counts = {source: _SourceCount(longest) for source in (Source.LOOKUP, Source.DRAFT)}
         self._seen: dict[str, set[Source]] = {}
+        self._saved_time = SavedTimeAverage()
         self.errors = 0
 
     def add(self, current: Round, accepted: Sequence[int]) -> None:
@@ -88,6 +91,7 @@ class RoundReport:
 
     def state(self) -> SpeculationState:
         report, rounds = self._policy.report(), self._rounds.total()
+        saved_seconds = report.saved_seconds
         return SpeculationState(
             boot=self._boot,
             errors=self.errors,
@@ -100,6 +104,7 @@ class RoundReport:
                 if cell.milliseconds > 0
             ),
             speedup_over_off=report.speedup_over_off,
+            saved_time=None if saved_seconds is None else self._saved_time.observe(time.monotonic(), saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
             written_at=datetime.now(UTC),
         )

@@ -1,0 +1,1 @@
+"""What training costs, what the draft saves, and whether ``training.suspendWhen`` suspends training for that."""
