@@ -220,9 +220,9 @@ class Controller:
         optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
         least = self._costs.least_milliseconds(size)
         catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
-        steady = self._costs.milliseconds(size)
+        steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
         prospects = [
-            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up)
+            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up, drafts * loan)
             for i, _, drafts in self._shapes
         ]
         if self._can_draft:
