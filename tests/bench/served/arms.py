@@ -86,7 +86,11 @@ def report(groups: Sequence[MeasuredGroup], concurrencies: Sequence[int]) -> str
     """The comparisons with plain servers, the catch-up, and the comparison of the answers."""
     plain = [(one.measured, held) for one in groups for held in one.group.held if one.group.beside_plain]
     turns = [(one.measured, held) for one in groups for held in one.group.held if held.catch_ups]
-    equality = {name: each for one in groups for name, each in one.measured.equality.items()}
+    equality = {
+        f"group {number}: {name}": each
+        for number, one in enumerate(groups, 1)
+        for name, each in one.measured.equality.items()
+    }
     parts = [plain_table(plain, concurrencies), catch_up_table(turns, concurrencies), equality_table(equality)]
     return "\n\n".join(parts)
 

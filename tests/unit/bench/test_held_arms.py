@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from aurora_protocol.evidence_records import AnswerEquality
+from aurora_protocol.evidence_records import Arm as GateArm
 from aurora_runtime.engine.arms import arms_within
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from tests.bench.served.arms import MeasuredGroup, report
 from tests.bench.served.held_arms import MOST_SERVERS, Group, HeldArms, group_lineup, groups_of
 from tests.bench.served.held_arms_report import catch_up_table, plain_table, round_ratio
 from tests.bench.served.paired_rounds import BatchCounts, Measured, Sample
@@ -131,3 +135,23 @@ def test_a_held_server_has_a_row_against_its_plain_server() -> None:
     assert "| held to draft-2 | EAGLE-3, 2 steps |" in row
     assert "| 0.980 [0.980, 0.980] |" in row
     assert row.endswith("| 1.100 [1.100, 1.100] |")
+
+
+def test_the_report_has_all_comparisons_and_counts_the_differences_of_every_group(tmp_path: Path) -> None:
+    groups = []
+    for number, group in enumerate(groups_of(2, 3, TURNS)):
+        (folder := tmp_path / str(number)).mkdir()
+        names = [arm.name for arm in group_lineup(group, Path("draft"), 2, folder).arms]
+        different = AnswerEquality(arm=GateArm.CANDIDATE, prompts=5, identical=4, near_ties=0, different=1)
+        samples = measured(dict.fromkeys(names, 30.0), {})
+        equality = {name: different for name in names if name != "off"}
+        groups.append(MeasuredGroup(group, dataclasses.replace(samples, equality=equality)))
+    plain, catch_up, equality_rows = report(groups, [1]).split("\n\n")
+    assert [line.split(" | ")[1:3] for line in plain.splitlines()[2:]] == [
+        ["held to off", "off"],
+        ["held to draft-2", "EAGLE-3, 2 steps"],
+        ["held to lookup-3", "NGRAM, 4 tokens"],
+    ]
+    assert len(catch_up.splitlines()) == 2 + 1
+    assert len(equality_rows.splitlines()) == 2 + 3 + 2 + 3
+    assert [one.failures for one in groups] == [3, 2, 3]
