@@ -99,8 +99,10 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.served
 	$(PY) -m tests.bench.served.shift
 	$(PY) -m tests.bench.served.recovery
+	$(PY) -m tests.bench.served.arms
 	$(PY) -m tests.bench.shift_to_swap
 	$(PY) -m tests.bench.speculation
+	$(PY) -m tests.bench.speculation.choose
 	$(PY) -m tests.bench.operator
 	$(PY) -m tests.bench.operator.failover
 

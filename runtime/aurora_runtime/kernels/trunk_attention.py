@@ -89,19 +89,26 @@ def _block(size: int, width: int) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _rows(pointer, row, count, width, WIDTH: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The rows ``row`` of a ``[count, width]`` matrix in TYPE. Zeros outside the matrix."""
+def _rows(pointer, matrix, row, count, width, WIDTH: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The rows ``row`` of one of the ``[count, width]`` matrices at ``pointer``, in TYPE. Zeros outside the matrix."""
     element = tl.arange(0, WIDTH)
     inside = (row < count)[:, None] & (element < width)[None, :]
-    return tl.load(pointer + row[:, None] * width + element[None, :], mask=inside, other=0.0).to(TYPE)
+    place = pointer + matrix * count * width + row[:, None] * width + element[None, :]
+    return tl.load(place, mask=inside, other=0.0).to(TYPE)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _store_rows(pointer, row, count, width, value, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the rows ``row`` of a ``[count, width]`` matrix."""
+def _store_rows(pointer, matrix, row, count, width, value, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the rows ``row`` of one of the ``[count, width]`` matrices at ``pointer``."""
     element = tl.arange(0, WIDTH)
     inside = (row < count)[:, None] & (element < width)[None, :]
-    tl.store(pointer + row[:, None] * width + element[None, :], value, mask=inside)
+    tl.store(pointer + matrix * count * width + row[:, None] * width + element[None, :], value, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _numbers(pointer, vector, row, count, other: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The elements ``row`` of one of the vectors of ``count`` elements at ``pointer``. ``other`` behind the end."""
+    return tl.load(pointer + vector * count + row, mask=row < count, other=other)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -132,15 +139,15 @@ def _forward(  # type: ignore[no-untyped-def]
     head = tl.program_id(1).to(tl.int64)  # counted through the sequences
     key_head = head // groups
     node = tl.program_id(0) * NODES + tl.arange(0, NODES)
-    last = tl.load(root_slot + head // heads * nodes + node, mask=node < nodes, other=-1)
-    queries = _rows(q + head * nodes * width, node, nodes, width, WIDTH, TYPE)
+    last = _numbers(root_slot, head // heads, node, nodes, -1)
+    queries = _rows(q, head, node, nodes, width, WIDTH, TYPE)
     largest = tl.full([NODES], _MASKED, tl.float32)
     total = tl.zeros([NODES], tl.float32)
     mixed = tl.zeros([NODES, WIDTH], tl.float32)
     for first in range(0, tl.max(last, axis=0).to(tl.int32) + 1, SLOTS):
         slot = first + tl.arange(0, SLOTS)
-        keys = _rows(k + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
-        values = _rows(v + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
+        keys = _rows(k, key_head, slot, slots, width, WIDTH, TYPE)
+        values = _rows(v, key_head, slot, slots, width, WIDTH, TYPE)
         score = tl.where(slot[None, :] <= last[:, None], _scores(queries, keys, scale), _MASKED)
         larger = tl.maximum(largest, tl.max(score, axis=1))
         base = tl.where(larger == _MASKED, 0.0, larger)
@@ -150,7 +157,7 @@ def _forward(  # type: ignore[no-untyped-def]
         mixed = mixed * decay[:, None] + tl.dot(weight.to(TYPE), values, input_precision="ieee")
         largest = larger
     total = tl.maximum(total, 1e-30)  # rows behind the last node
-    _store_rows(out + head * nodes * width, node, nodes, width, mixed / total[:, None], WIDTH)
+    _store_rows(out, head, node, nodes, width, mixed / total[:, None], WIDTH)
     tl.store(log_sum + head * nodes + node, largest + tl.log(total), mask=node < nodes)
 
 
@@ -179,21 +186,21 @@ def _backward_nodes(  # type: ignore[no-untyped-def]
     head = tl.program_id(1).to(tl.int64)
     key_head = head // groups
     node = tl.program_id(0) * NODES + tl.arange(0, NODES)
-    last = tl.load(root_slot + head // heads * nodes + node, mask=node < nodes, other=-1)
-    queries = _rows(q + head * nodes * width, node, nodes, width, WIDTH, TYPE)
-    slope = _rows(out_grad + head * nodes * width, node, nodes, width, WIDTH, TYPE)
-    norm = tl.load(log_sum + head * nodes + node, mask=node < nodes, other=0.0)
-    shift = tl.load(offset + head * nodes + node, mask=node < nodes, other=0.0)
+    last = _numbers(root_slot, head // heads, node, nodes, -1)
+    queries = _rows(q, head, node, nodes, width, WIDTH, TYPE)
+    slope = _rows(out_grad, head, node, nodes, width, WIDTH, TYPE)
+    norm = _numbers(log_sum, head, node, nodes, 0.0)
+    shift = _numbers(offset, head, node, nodes, 0.0)
     grad = tl.zeros([NODES, WIDTH], tl.float32)
     for first in range(0, tl.max(last, axis=0).to(tl.int32) + 1, SLOTS):
         slot = first + tl.arange(0, SLOTS)
-        keys = _rows(k + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
-        values = _rows(v + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
+        keys = _rows(k, key_head, slot, slots, width, WIDTH, TYPE)
+        values = _rows(v, key_head, slot, slots, width, WIDTH, TYPE)
         score = tl.where(slot[None, :] <= last[:, None], _scores(queries, keys, scale), _MASKED)
         weight = tl.exp(score - norm[:, None])
         score_grad = weight * (tl.dot(slope, tl.trans(values), input_precision="ieee") - shift[:, None])
         grad += tl.dot(score_grad.to(TYPE), keys, input_precision="ieee")
-    _store_rows(q_grad + head * nodes * width, node, nodes, width, grad * scale, WIDTH)
+    _store_rows(q_grad, head, node, nodes, width, grad * scale, WIDTH)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -222,24 +229,24 @@ def _backward_slots(  # type: ignore[no-untyped-def]
     key_head = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * SLOTS
     slot = first + tl.arange(0, SLOTS)
-    keys = _rows(k + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
-    values = _rows(v + key_head * slots * width, slot, slots, width, WIDTH, TYPE)
+    keys = _rows(k, key_head, slot, slots, width, WIDTH, TYPE)
+    values = _rows(v, key_head, slot, slots, width, WIDTH, TYPE)
     key_grad = tl.zeros([SLOTS, WIDTH], tl.float32)
     value_grad = tl.zeros([SLOTS, WIDTH], tl.float32)
     for group in range(groups):
         head = key_head * groups + group
         for start in range(0, nodes, NODES):
             node = start + tl.arange(0, NODES)
-            last = tl.load(root_slot + head // heads * nodes + node, mask=node < nodes, other=-1)
+            last = _numbers(root_slot, head // heads, node, nodes, -1)
             if tl.max(last, axis=0) >= first:
-                queries = _rows(q + head * nodes * width, node, nodes, width, WIDTH, TYPE)
-                slope = _rows(out_grad + head * nodes * width, node, nodes, width, WIDTH, TYPE)
-                norm = tl.load(log_sum + head * nodes + node, mask=node < nodes, other=0.0)
-                shift = tl.load(offset + head * nodes + node, mask=node < nodes, other=0.0)
+                queries = _rows(q, head, node, nodes, width, WIDTH, TYPE)
+                slope = _rows(out_grad, head, node, nodes, width, WIDTH, TYPE)
+                norm = _numbers(log_sum, head, node, nodes, 0.0)
+                shift = _numbers(offset, head, node, nodes, 0.0)
                 visible = (slot[None, :] <= last[:, None]) & (slot < slots)[None, :]
                 weight = tl.exp(tl.where(visible, _scores(queries, keys, scale), _MASKED) - norm[:, None])
                 score_grad = weight * (tl.dot(slope, tl.trans(values), input_precision="ieee") - shift[:, None])
                 value_grad += tl.dot(tl.trans(weight.to(TYPE)), slope, input_precision="ieee")
                 key_grad += tl.dot(tl.trans(score_grad.to(TYPE)), queries, input_precision="ieee")
-    _store_rows(k_grad + key_head * slots * width, slot, slots, width, key_grad * scale, WIDTH)
-    _store_rows(v_grad + key_head * slots * width, slot, slots, width, value_grad, WIDTH)
+    _store_rows(k_grad, key_head, slot, slots, width, key_grad * scale, WIDTH)
+    _store_rows(v_grad, key_head, slot, slots, width, value_grad, WIDTH)

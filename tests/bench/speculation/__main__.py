@@ -6,7 +6,8 @@ noisy times. Results use true ones.
 
 Prints, per cost table, traffic and concurrency, the best fixed arm, its speed over off, the controller's speed over the
 best arm's, its worst stretch of 200 rounds against off, and the share of exploring rounds. Then prints the
-microseconds of a decision (choose and observe together) by batch size.
+microseconds of a decision (choose and observe together) by batch size, median [quartiles]. ``--decisions`` prints these
+only, within seconds.
 
 Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays the rounds that
 tests.bench.speculation.record wrote. Takes about two minutes. Needs a CPU only.
@@ -14,13 +15,15 @@ tests.bench.speculation.record wrote. Takes about two minutes. Needs a CPU only.
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.bench.bench_command import bench_parser
-from tests.bench.markdown import markdown_row, markdown_table
+from tests.bench.bench_command import bench_parser, commit, machine
+from tests.bench.markdown import markdown_row, markdown_table, median_and_quartiles
 from tests.bench.speculation.cost_tables import cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import traffics
 from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds
@@ -31,6 +34,8 @@ from aurora_runtime.serving.speculation.controller import RequestOutlook
 
 REQUESTS_AT_LEAST = 60
 REQUESTS_PER_PLACE = 24
+DECISIONS = 4000
+"""Decisions that are timed for one request. Larger batches have as many requests in fewer decisions."""
 MACHINES = {"cpu": cpu_milliseconds, "gpu": gpu_milliseconds}
 
 
@@ -44,8 +49,8 @@ def recorded_traffics(file: Path, requests: int) -> Mapping[str, Sequence[Record
     return {name: [r[i % len(r)] for i in range(requests)] for name, r in {**by_domain, "mixed": mixed}.items()}
 
 
-def decision_microseconds(batch_size: int, rounds: int) -> float:
-    """The median time of a decision and its observation, for a batch in which half of the requests have a lookup."""
+def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
+    """The times of decisions and their observations, for a batch in which half of the requests have a lookup."""
     controller, rng, times = new_controller(), random.Random(5), list[float]()  # noqa: S311 - no secret
     for _ in range(rounds):
         outlooks = [
@@ -58,8 +63,25 @@ def decision_microseconds(batch_size: int, rounds: int) -> float:
         took = 20.0 + 0.3 * decision.arm.steps * batch_size
         observing = time.perf_counter()
         controller.observe(decision, outlooks, right, took)
-        times.append(time.perf_counter() - observing + chosen - begin)
-    return sorted(times)[len(times) // 2] * 1e6
+        times.append(1e6 * (time.perf_counter() - observing + chosen - begin))
+    return times
+
+
+def print_regret(options: argparse.Namespace) -> None:
+    """A row per cost table, concurrency and traffic, as it is measured."""
+    head = ["costs", "traffic", "concurrency", "best arm", "best / off", "controller / best", "worst 200 / off"]
+    print(markdown_table([*head, "exploring"], []))
+    for table in options.machines:
+        for concurrency in options.concurrency:
+            count = max(REQUESTS_AT_LEAST, REQUESTS_PER_PLACE * concurrency)
+            file = options.recorded
+            every = recorded_traffics(file, count) if file else traffics(count, options.seed)
+            for name, traffic in every.items():
+                regret = measure_regret(traffic, concurrency, MACHINES[table], options.seed, behind=options.behind)
+                figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
+                cells = [table, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
+                print(markdown_row(cells), flush=True)
+    print()
 
 
 def main() -> None:
@@ -70,25 +92,18 @@ def main() -> None:
     parser.add_argument(
         "--behind", action="store_true", help="decide each round without the results of the round before"
     )
+    parser.add_argument("--decisions", action="store_true", help="measure only how long a decision takes")
     parser.add_argument("--seed", type=int, default=1, help="seed of traffic, noise and exploration")
     options = parser.parse_args()
-    head = ["costs", "traffic", "concurrency", "best arm", "best / off", "controller / best", "worst 200 / off"]
-    print(markdown_table([*head, "exploring"], []))
-    for machine in options.machines:
-        for concurrency in options.concurrency:
-            count = max(REQUESTS_AT_LEAST, REQUESTS_PER_PLACE * concurrency)
-            file = options.recorded
-            every = recorded_traffics(file, count) if file else traffics(count, options.seed)
-            for name, traffic in every.items():
-                regret = measure_regret(traffic, concurrency, MACHINES[machine], options.seed, behind=options.behind)
-                figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
-                cells = [machine, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
-                print(markdown_row(cells), flush=True)
-    print()
+    if not options.decisions:
+        print_regret(options)
     sizes = (1, 4, 16, 64)
-    print(markdown_table(["batch size", "microseconds a decision"], []))
+    print(markdown_table(["batch size", "microseconds a decision", "decisions"], []))
     for size in sizes:
-        print(markdown_row([size, f"{decision_microseconds(size, 4000 // size):.0f}"]))
+        times = decision_microseconds(size, DECISIONS // size)
+        print(markdown_row([size, median_and_quartiles(times, 0), len(times)]))
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    print(f"\n{machine()}; commit {commit()}; load {load}")
 
 
 if __name__ == "__main__":

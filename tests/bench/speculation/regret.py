@@ -19,9 +19,9 @@ WINDOW_ROUNDS = 200
 """Rounds over which a fresh pod must be about as fast as off. In shorter stretches one exploring round shows."""
 
 
-def new_controller(seed: int = 1) -> Controller:
-    """A fresh pod's controller."""
-    return Controller(ARMS, ControllerSettings(), random.Random(seed))  # noqa: S311 - no secret
+def new_controller(seed: int = 1, settings: ControllerSettings | None = None) -> Controller:
+    """A fresh pod's controller, with the settings of pods unless others are given."""
+    return Controller(ARMS, settings or ControllerSettings(), random.Random(seed))  # noqa: S311 - no secret
 
 
 def new_noise(seed: int = 1) -> Noise:

@@ -36,10 +36,6 @@ from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, R
 
 __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings", "Decision", "RequestOutlook"]
 
-CATCH_UP_ROUNDS: Final = 8.0
-"""Rounds over which the draft's catch-up is written off: it is paid once, and the rounds after it need none."""
-DRAFT_SHARE_GAIN: Final = 0.05
-"""How much of each round goes into the share of rounds that draft."""
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
 
@@ -50,10 +46,15 @@ class ControllerSettings:
 
     Attributes:
         hysteresis: an arm replaces the arm of the last round when it is better by this share.
+        catch_up_rounds: rounds over which the draft's catch-up is written off. It is paid once, and the rounds after it
+            need none.
+        draft_share_gain: how much of each round goes into the share of rounds that draft.
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
     hysteresis: float = 0.01
+    catch_up_rounds: float = 8.0
+    draft_share_gain: float = 0.05
 
 
 class Controller:
@@ -86,7 +87,7 @@ class Controller:
         costs = self._milliseconds(outlooks)
         best = self._best(tokens, costs)
         self._last = best
-        self._draft_share += DRAFT_SHARE_GAIN * (self._arms[best].drafts - self._draft_share)
+        self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
         chosen, self._explored_last = best, False
         if self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
             chosen, self._explored_last = found.arm, True
@@ -180,7 +181,7 @@ class Controller:
         if not self._can_draft:
             return costs
         if pending:
-            catch_up = self._costs.catch_up_milliseconds(pending, size) / CATCH_UP_ROUNDS
+            catch_up = self._costs.catch_up_milliseconds(pending, size) / self._settings.catch_up_rounds
             return [
                 cost + catch_up if drafts else cost for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)
             ]
@@ -220,9 +221,9 @@ class Controller:
         optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
         least = self._costs.least_milliseconds(size)
         catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
-        steady = self._costs.milliseconds(size)
+        steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
         prospects = [
-            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up)
+            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up, drafts * loan)
             for i, _, drafts in self._shapes
         ]
         if self._can_draft:

@@ -4,8 +4,11 @@ A round that explores may lose time against the round that seemed best. A token 
 The bucket earns a fixed share of the time that passes, and holds a few rounds at most. A round that explores and wins
 pays its gain in.
 
-Invariant: over any stretch of rounds, exploration loses at most the share of the stretch's time, one full bucket, and
-the loss of one round.
+The draft's catch-up may be paid from the credit of later rounds, because many requests that are late together take
+longer to catch up than a full bucket pays for. Without the loan such a draft would never be tried, however good it is.
+
+Invariant: over any stretch of rounds, exploration loses at most the share of the stretch's time, two full buckets, and
+the loss of one round. A bucket in debt pays for nothing.
 """
 
 from __future__ import annotations
@@ -51,20 +54,26 @@ class ExplorationBudget:
     def __init__(self, settings: ExplorationSettings) -> None:
         self._settings = settings
         self._credit: float | None = None
+        self._limit = 0.0
 
     @property
     def credit_milliseconds(self) -> float:
+        """What the bucket holds. Negative: a loan that later rounds pay back."""
         return self._credit or 0.0
+
+    def loan_milliseconds(self, catch_up_milliseconds: float) -> float:
+        """How much of a catch-up the credit of later rounds may pay: at most a full bucket."""
+        return min(catch_up_milliseconds, self._limit)
 
     def earn(self, worth_milliseconds: float, off_milliseconds: float) -> None:
         """A round made tokens for which rounds without speculation take ``worth_milliseconds``.
 
         One such round takes ``off_milliseconds``. The first round fills the bucket.
         """
-        limit = self._settings.burst_rounds * off_milliseconds
+        self._limit = self._settings.burst_rounds * off_milliseconds
         if self._credit is None:
-            self._credit = limit
-        self._credit = min(limit, self._credit + self._settings.share * worth_milliseconds)
+            self._credit = self._limit
+        self._credit = min(self._limit, self._credit + self._settings.share * worth_milliseconds)
 
     def spend(self, milliseconds: float) -> None:
         """Pay the loss of a round that explored, or take in its gain where ``milliseconds`` is negative."""
@@ -80,18 +89,20 @@ class Prospect:
         optimistic_speed: tokens per millisecond that the arm may well have, once the draft has caught up. 0: the arm is
             not to be explored.
         milliseconds: expected time, the whole catch-up of the draft included.
+        loan_milliseconds: how much of the loss the credit of later rounds may pay.
     """
 
     arm: int
     tokens: float
     optimistic_speed: float
     milliseconds: float
+    loan_milliseconds: float = 0.0
 
 
 def most_promising(
     prospects: Sequence[Prospect], speed: float, credit_milliseconds: float, min_gain: float
 ) -> Prospect | None:
-    """The prospect with the largest possible gain per expected loss, among those that the credit covers.
+    """The prospect with the largest possible gain per expected loss, among those that credit and loan cover.
 
     Args:
         speed: tokens per millisecond of the best arm.
@@ -101,7 +112,7 @@ def most_promising(
     for prospect in prospects:
         gain = prospect.optimistic_speed / speed - 1
         loss = prospect.milliseconds - prospect.tokens / speed
-        if gain <= min_gain or loss > credit_milliseconds:
+        if gain <= min_gain or loss > credit_milliseconds + prospect.loan_milliseconds:
             continue
         score = gain / max(loss / prospect.milliseconds, LEAST_LOSS)
         if score > best_score:

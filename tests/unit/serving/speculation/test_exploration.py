@@ -18,19 +18,23 @@ SETTINGS = ExplorationSettings()
 ARMS = (OFF, Arm(1, drafts=True), Arm(3, drafts=True), Arm(7, drafts=True))
 
 
-@given(st.lists(st.floats(0, 30), max_size=300), st.integers(0, 200), st.integers(1, 100))
-def test_any_stretch_of_rounds_loses_at_most_its_share_a_bucket_and_one_round(
-    losses: list[float], start: int, length: int
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 60)), max_size=300), st.integers(0, 200), st.integers(1, 100))
+def test_any_stretch_of_rounds_loses_at_most_its_share_and_two_buckets(
+    losses: list[tuple[float, float]], start: int, length: int
 ) -> None:
+    """Each round may explore an arm that is expected to lose this time, and to catch up for that long."""
     budget, off, spent = ExplorationBudget(SETTINGS), 20.0, list[float]()
-    for loss in losses:
-        pays = loss <= budget.credit_milliseconds
-        spent.append(loss if pays else 0.0)
-        if pays:
-            budget.spend(loss)
+    for own, catch_up in losses:
+        credit, lost = budget.credit_milliseconds, 0.0
+        one = Prospect(1, 1.0, 1.0, 20.0 + own + catch_up, budget.loan_milliseconds(catch_up))
+        if credit > 0 and most_promising([one], 1 / 20, credit, SETTINGS.min_gain):
+            lost = own + catch_up
+            budget.spend(lost)
+        spent.append(lost)
         budget.earn(off, off)
+        assert budget.credit_milliseconds >= -SETTINGS.burst_rounds * off - 1e-6
     stretch = spent[start : start + length]
-    assert sum(stretch) <= SETTINGS.share * off * length + SETTINGS.burst_rounds * off + 1e-6
+    assert sum(stretch) <= SETTINGS.share * off * length + 2 * SETTINGS.burst_rounds * off + 1e-6
 
 
 def test_nothing_is_explored_before_the_first_round_was_timed() -> None:
@@ -45,8 +49,8 @@ def test_a_gain_pays_for_later_losses() -> None:
     assert budget.credit_milliseconds == pytest.approx(SETTINGS.burst_rounds * 20 - 10)
 
 
-def prospect(arm: int, optimistic_speed: float, loss: float = 0.0) -> Prospect:
-    return Prospect(arm, tokens=1.0, optimistic_speed=optimistic_speed, milliseconds=20.0 + loss)
+def prospect(arm: int, optimistic_speed: float, loss: float = 0.0, loan: float = 0.0) -> Prospect:
+    return Prospect(arm, 1.0, optimistic_speed, milliseconds=20.0 + loss, loan_milliseconds=loan)
 
 
 def test_of_equal_gains_the_cheaper_one_is_explored() -> None:
@@ -58,6 +62,18 @@ def test_of_equal_gains_the_cheaper_one_is_explored() -> None:
 def test_what_cannot_be_paid_or_cannot_win_is_not_explored() -> None:
     assert most_promising([prospect(1, 0.1, loss=8)], 1 / 20, 5.0, 0.03) is None
     assert most_promising([prospect(1, 0.051, loss=1)], 1 / 20, 5.0, 0.03) is None
+
+
+def test_a_catch_up_that_takes_longer_than_the_bucket_pays_for_is_paid_from_later_rounds() -> None:
+    budget = ExplorationBudget(SETTINGS)
+    budget.earn(20, 20)
+    late = prospect(1, 0.1, loss=35, loan=budget.loan_milliseconds(30))
+    assert most_promising([late], 1 / 20, budget.credit_milliseconds, 0.03) == late
+    budget.spend(35)
+    assert budget.credit_milliseconds == pytest.approx(SETTINGS.burst_rounds * 20 - 35)
+    assert most_promising([prospect(2, 0.1, loss=1)], 1 / 20, budget.credit_milliseconds, 0.03) is None
+    too_dear = prospect(1, 0.1, loss=45, loan=budget.loan_milliseconds(40))
+    assert most_promising([too_dear], 1 / 20, SETTINGS.burst_rounds * 20, 0.03) is None
 
 
 @pytest.mark.parametrize(("known", "explored"), [(0, {1}), (1, {1, 2}), (3, {1, 2, 3})])

@@ -60,6 +60,14 @@ def test_stationary_traffic_is_as_fast_as_with_the_best_fixed_arm(
     assert regret.of_best >= OF_BEST, regret.best
 
 
+def test_a_draft_is_tried_and_found_out_although_many_late_requests_must_catch_up_first() -> None:
+    """The catch-up of 16 requests on a CPU takes longer than exploration saves up."""
+    for seed in range(2):
+        regret = measure_regret(generate(SQL, 24 * 16, seed), 16, cpu_milliseconds, seed)
+        assert regret.best.arm.drafts
+        assert regret.of_best >= 0.95, seed
+
+
 @machines
 def test_mixed_traffic_is_faster_than_with_the_best_fixed_arm(costs: CostTable) -> None:
     regret = measure_regret(in_turn((JSON, DOCSTRINGS, SQL, PROSE), 80), 1, costs)
