@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from aurora_store.errors import StoreError
 from tests.bench.bench_command import exit_on_sigterm
 from tests.cluster.cluster import Cluster
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
@@ -41,7 +42,7 @@ from tests.traffic.report import Summary
 
 NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
 LAST_TRAFFIC_SECONDS = 15.0
 """Traffic on the new draft before the demo ends."""
@@ -65,7 +66,7 @@ def main() -> int:
     try:
         with screen:
             prepare_and_run(screen, results)
-    except EXPECTED_ERRORS as error:
+    except (*EXPECTED_ERRORS, StoreError) as error:
         stage = error.failed.name if isinstance(error, JobFailedError) else screen.state.clock.failed or "results"
         ending, status = failure_lines(stage, error), 1
     except KeyboardInterrupt:
@@ -120,7 +121,7 @@ def running_cluster(screen: Screen) -> Iterator[Cluster]:
         cluster = Cluster.up("demo")
     try:
         yield cluster
-    except EXPECTED_ERRORS:
+    except (*EXPECTED_ERRORS, StoreError):
         save_cluster_logs(cluster.kubectl, LOGS / "cluster.log")
         raise
     finally:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.local.layout import state_root
+
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "demo"
 """Output of the demo's programs, and what a failure left of the cluster's logs. `make clean` removes it."""
@@ -35,7 +37,7 @@ class Stage:
     advice: str
     """What to do when the stage fails."""
     log: str
-    """The log to read, below the root of the checkout."""
+    """The log to read, relative to the root of the checkout."""
     average: Average | None = None
 
 
@@ -89,7 +91,7 @@ STAGES: tuple[Stage, ...] = (
         "cluster",
         "cluster of one node",
         f"run `{PYTHON} -m tests.cluster --name demo up`; its daemons' logs stay until the next start",
-        "/var/lib/aurora-cluster/demo/log",
+        str(state_root() / "demo" / "log"),
         Average(6, "tests/cluster/README.md: two cores"),
     ),
     Stage("install", "operator and store", _AFTER_A_FAILURE, "build/demo/cluster.log"),

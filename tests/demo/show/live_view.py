@@ -28,6 +28,7 @@ MARKS = {
 }
 LABEL_WIDTH = 18
 FIGURE_WIDTH = 26
+AVERAGE_WIDTH = len("about 59 min 59 s on average")
 MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 60
 
 
@@ -46,9 +47,9 @@ def _heading(state: ShowState, now: float, width: int) -> Text:
 def _stages(times: Sequence[StageTime], now: float, width: int) -> Table:
     table = _grid(width)
     table.add_column(width=1)
-    table.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
-    table.add_column(width=12, no_wrap=True, justify="right")
-    table.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=11, no_wrap=True, justify="right")
+    table.add_column(width=AVERAGE_WIDTH, no_wrap=True, overflow="ellipsis")
     for time in times:
         mark, style = MARKS[time.state]
         elapsed = time.elapsed_seconds(now)

@@ -1,22 +1,24 @@
-"""A row of figures as a row of blocks, the newest at the right."""
+"""A row of figures as a row of blocks, the oldest at the left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """The last `width` values, the smallest as the lowest block and the largest as the highest.
+    """All values in at most `width` blocks, the smallest as the lowest block and the largest as the highest.
 
-    Equal values are lowest blocks. None is a space.
+    Where there are more values than blocks, a block is the mean of its stretch. Equal values are lowest blocks. None is
+    a space.
     """
-    shown = values[-width:] if width > 0 else ()
+    shown = _means(values, width)
     known = [value for value in shown if value is not None]
-    if not known:
-        return " " * len(shown)
-    low, span = min(known), max(known) - min(known)
+    low = min(known, default=0.0)
+    span = max(known, default=0.0) - low
 
     def block(value: float | None) -> str:
         if value is None:
@@ -24,3 +26,12 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
         return BLOCKS[min(len(BLOCKS) - 1, int((value - low) / span * len(BLOCKS)))] if span > 0 else BLOCKS[0]
 
     return "".join(map(block, shown))
+
+
+def _means(values: Sequence[float | None], width: int) -> list[float | None]:
+    """The values themselves if there is room for them, else the means of `width` stretches of nearly equal length."""
+    if len(values) <= width:
+        return list(values)
+    bounds = [len(values) * number // width for number in range(width + 1)] if width > 0 else []
+    stretches = [[value for value in values[a:b] if value is not None] for a, b in pairwise(bounds)]
+    return [fmean(stretch) if stretch else None for stretch in stretches]

@@ -116,13 +116,23 @@ def test_a_candidate_that_passed_is_on_its_way_to_the_pods_before_its_roll_begin
     assert not done.clock.running
 
 
-@given(st.lists(st.none() | st.floats(-1e9, 1e9), max_size=50), st.integers(0, 40))
-def test_a_sparkline_keeps_the_order_of_its_values(values: list[float | None], width: int) -> None:
+NUMBERS = st.lists(st.none() | st.floats(-1e9, 1e9), max_size=50)
+
+
+@given(NUMBERS, st.integers(50, 60))
+def test_a_sparkline_with_room_keeps_the_order_of_its_values(values: list[float | None], width: int) -> None:
     line = sparkline(values, width)
-    assert len(line) == min(len(values), width)
-    shown = values[len(values) - len(line) :]
-    assert [block == " " for block in line] == [value is None for value in shown]
-    known = sorted((value, BLOCKS.index(block)) for value, block in zip(shown, line, strict=True) if value is not None)
+    assert [block == " " for block in line] == [value is None for value in values]
+    known = sorted((value, BLOCKS.index(block)) for value, block in zip(values, line, strict=True) if value is not None)
     assert all(first[1] <= second[1] for first, second in pairwise(known))
     if known and known[0][0] < known[-1][0]:
         assert (known[0][1], known[-1][1]) == (0, len(BLOCKS) - 1)
+
+
+@given(NUMBERS, st.integers(0, 40))
+def test_a_sparkline_never_takes_more_than_its_width(values: list[float | None], width: int) -> None:
+    assert len(sparkline(values, width)) == min(len(values), width)
+
+
+def test_a_long_run_is_shown_from_its_beginning() -> None:
+    assert sparkline([float(number // 20) for number in range(160)], 8) == BLOCKS
