@@ -175,10 +175,10 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
     deadline = time.monotonic() + BUDGET_SECONDS
     while True:
         resource, traffic = aurora.get(NAME), driver.summary()
-        screen.update(partial(_with_look, resource, traffic))
+        succeeded = learned_draft_serves_everywhere(resource)
+        screen.update(partial(_with_look, resource, traffic, succeeded))
         speed.add(resource, traffic)
-        if learned_draft_serves_everywhere(resource):
-            screen.update(with_loop_done)
+        if succeeded:
             time.sleep(LAST_TRAFFIC_SECONDS)
             return True
         if time.monotonic() > deadline:
@@ -186,8 +186,9 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
         time.sleep(LOOK_SECONDS)
 
 
-def _with_look(resource: dict[str, Any], traffic: Summary, state: ShowState, now: float) -> ShowState:
-    return with_observation(state, observe(resource, traffic), now)
+def _with_look(resource: dict[str, Any], traffic: Summary, succeeded: bool, state: ShowState, now: float) -> ShowState:
+    looked = with_observation(state, observe(resource, traffic), now)
+    return with_loop_done(looked, now) if succeeded else looked
 
 
 def collect_results(

@@ -76,6 +76,7 @@ def main() -> int:
     local = is_local(os.environ)
     jobs = start_jobs(sys.executable, local)
     printer = _Printer(jobs, started)
+    print(timed_line("preparing: what takes longer than a moment is named here", 0.0), flush=True)
     with JobRunner(jobs, START_LOGS) as runner:
         try:
             runner.wait_for({"packages", *({"prerequisites"} if local else ())}, printer.update)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.demo import start
 from tests.demo.__main__ import preparations
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobState, Outcome
@@ -70,6 +71,56 @@ def test_the_show_counts_from_the_beginning_of_make_demo() -> None:
 def test_a_handover_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"make demo|Expecting value"):
         Handover.from_json(text)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """The scripts of the jobs that start.py runs, in place of installers and builds; none fails and none takes long."""
+    scripts = {"packages": "true", "prerequisites": "true", "kubernetes": f"echo $$ >{tmp_path}/pid; exec sleep 60"}
+
+    def jobs(python: str, local: bool) -> tuple[Job, ...]:
+        return tuple(Job(name, ("/bin/sh", "-c", script)) for name, script in scripts.items())
+
+    monkeypatch.setattr(start, "start_jobs", jobs)
+    monkeypatch.setattr(start, "START_LOGS", tmp_path)
+    monkeypatch.delenv("CLUSTER", raising=False)
+    former = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(start.signal, "signal", lambda number, handler: former)
+    return scripts
+
+
+def test_the_show_begins_while_kubernetes_is_built_and_the_build_ends_with_the_show(
+    quick: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shows: list[Handover] = []
+
+    def show(command: tuple[str, ...]) -> int:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        assert Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+        assert command[:3] == (".venv/bin/python", "-m", "tests.demo")
+        shows.append(Handover.from_json(command[-1]))
+        return 5
+
+    monkeypatch.setattr(start, "run_show", show)
+    assert start.main() == 5
+    assert shows[0].kubernetes_since is not None
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_packages_that_cannot_be_installed_stop_the_build_and_say_what_to_do(
+    quick: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick["packages"] = "echo no route to the index; exit 2"
+    monkeypatch.setattr(start, "run_show", lambda command: pytest.fail("there is nothing to run the show with"))
+    assert start.main() == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[:3] == [
+        "failed: Python packages",
+        "  what happened: exit status 2",
+        "                 no route to the index",
+    ]
+    assert printed[-1] == "  do this: run `make env`, then `make demo` again"
 
 
 def test_the_exit_status_of_the_show_is_that_of_make_demo() -> None:
