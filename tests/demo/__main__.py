@@ -206,7 +206,8 @@ def collect_results(
         f"  {traffic.answer_tokens} answer tokens, {traffic.tokens_per_second:.1f} tok/s, "
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
-    results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", aurora.cluster.access.tools))
+    tools, store = aurora.cluster.access.tools, aurora.store()
+    results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
     results.append(check_objects(aurora, NAME))
 
 

@@ -19,6 +19,8 @@ EXPECTED_ERRORS = (RuntimeError, OSError, ValueError, AssertionError, subprocess
 """Failures of a part of the demo, not of the demo's own code. They end the demo without a traceback."""
 MAX_REASON_LINES = 3
 MAX_LOG_LINES = 200
+KUBECTL_SECONDS = 10.0
+"""For each question. A cluster that hangs must not hold up its own removal for minutes."""
 ADVICE_CHARACTERS = 100
 
 Kubectl = Callable[..., str]
@@ -83,6 +85,6 @@ def save_cluster_logs(kubectl: Kubectl, file: Path) -> None:
 def _answer(kubectl: Kubectl, *arguments: str) -> str:
     """The command's stdout, or its error: a cluster that failed may not answer."""
     try:
-        return kubectl(*arguments, timeout_seconds=30)
+        return kubectl(*arguments, timeout_seconds=KUBECTL_SECONDS)
     except (CommandError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"

@@ -14,18 +14,23 @@ REPORT_SECONDS = 120.0
 CLI = (sys.executable, "-m", "aurora_cli")
 
 
-def write_report(name: str, namespace: str, file: Path, tools: Tools, cli: Sequence[str] = CLI) -> str:
+def write_report(
+    name: str, namespace: str, file: Path, tools: Tools, store_endpoint: str, cli: Sequence[str] = CLI
+) -> str:
     """Write the report of a speculator to `file`, and return one line that says where it is, or why there is none.
 
     A demo without a report is still a demo, so no failure of the command ends the demo.
 
     Args:
         tools: How programs reach the demo's cluster: the variable KUBECONFIG, and the context to name, if any.
+        store_endpoint: URL at which this machine reaches the embedded store. The speculator's own URL is a name that
+            only the cluster resolves.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     context = ["--context", tools.context] if tools.context else []
-    command = [*cli, "report", name, "--namespace", namespace, *context, "-o", str(file)]
+    store = ["--endpoint", store_endpoint, "--use-secret"]
+    command = [*cli, "report", name, "--namespace", namespace, *context, *store, "-o", str(file)]
     try:
         completed = subprocess.run(
             command,

@@ -25,7 +25,7 @@ class Average:
 
     seconds: float
     source: str
-    """Where the figure is from, with the machine."""
+    """The file that states the figure, with the machine where the file names one."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
         "model SmolLM2-135M-Instruct",
         f"run `{PYTHON} -m tests.assets.model`, then `make demo` again",
         "build/demo/model.log",
-        Average(60, "tests/assets/model.py: two cores"),
+        Average(60, "tests/assets/model.py"),
     ),
     Stage(
         "image",
@@ -92,7 +92,7 @@ STAGES: tuple[Stage, ...] = (
         "cluster of one node",
         f"run `{PYTHON} -m tests.cluster --name demo up`; its daemons' logs stay until the next start",
         str(state_root() / "demo" / "log"),
-        Average(6, "tests/cluster/README.md: two cores"),
+        Average(6, "tests/cluster/README.md"),
     ),
     Stage("install", "operator and store", _AFTER_A_FAILURE, "build/demo/cluster.log"),
     Stage(

@@ -117,6 +117,7 @@ class Screen:
     def _print(self, text: str) -> None:
         line = timed_line(text, self.state.elapsed_seconds(time.monotonic()))
         if self._live is None:
-            print(line, file=self._stream, flush=True)
+            encoding = self._stream.encoding or "utf-8"
+            print(line.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
         else:
             self._console.print(Text(line))  # above the view

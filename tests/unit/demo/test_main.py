@@ -18,6 +18,7 @@ import pytest
 from tests.cluster.command import CommandError
 from tests.demo import __main__ as demo
 from tests.demo.jobs import Job
+from tests.rig.installation import StoreAccess
 from tests.traffic.report import Summary
 from tests.unit.demo.show.states import resource, traffic
 
@@ -78,6 +79,9 @@ class FakeInstallation:
     def wait_until(self, name: str, description: str, condition: Any, timeout_seconds: float) -> None:
         assert condition(look(0))
 
+    def store(self) -> StoreAccess:
+        return StoreAccess("http://store", "", "")
+
     def url(self, name: str) -> str:
         return "http://chat"
 
@@ -125,7 +129,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         "evidence_table": lambda evidence: f"Evidence: {evidence}",
         "read_evidence": lambda aurora, name, version: version,
         "check_objects": lambda aurora, name: "store: every object is valid",
-        "write_report": lambda name, namespace, file, tools: f"report: {file}",
+        "write_report": lambda name, namespace, file, tools, endpoint: f"report: {file}",
     }
     for name, value in replaced.items():
         monkeypatch.setattr(demo, name, value)

@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.access import Tools
 from tests.demo.report_file import write_report
 
+STORE = "http://10.99.128.7:8333"
 FAKE = """
 import os, pathlib, sys
 words = sys.argv[1:]
@@ -23,9 +24,12 @@ def tools(context: str | None = None) -> Tools:
 
 def test_the_command_gets_the_demos_cluster_and_the_report_is_named(tmp_path: Path) -> None:
     file = tmp_path / "build" / "report.html"
-    line = write_report("chat", "default", file, tools("kind-aurora"), cli=(sys.executable, "-c", FAKE))
+    line = write_report("chat", "default", file, tools("kind-aurora"), STORE, cli=(sys.executable, "-c", FAKE))
     assert line == f"report: {file}"
-    assert file.read_text() == "/demo/kubeconfig report chat --namespace default --context kind-aurora"
+    assert file.read_text() == (
+        "/demo/kubeconfig report chat --namespace default --context kind-aurora --endpoint http://10.99.128.7:8333 "
+        "--use-secret"
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,5 +43,8 @@ def test_the_command_gets_the_demos_cluster_and_the_report_is_named(tmp_path: Pa
 def test_a_command_without_a_report_is_told_in_a_line(program: str, line: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("the report of an earlier demo")
-    assert write_report("chat", "default", file, tools(), cli=(sys.executable, "-c", program)) == f"no report: {line}"
+    assert (
+        write_report("chat", "default", file, tools(), STORE, cli=(sys.executable, "-c", program))
+        == f"no report: {line}"
+    )
     assert not file.exists(), "a report of an earlier demo would be taken for this one's"

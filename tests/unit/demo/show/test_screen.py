@@ -71,6 +71,14 @@ def test_plain_lines_name_what_happens_to_drafts_without_control_characters() ->
     assert all(len(line) <= 120 and line.isprintable() for line in stream.getvalue().splitlines())
 
 
+def test_plain_lines_reach_a_stream_that_cannot_encode_them() -> None:
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding="ascii") as stream:
+        with Screen(first_state(Handover(0.0), local=True), stream, live=False) as shown:
+            shown.say("a long line " * 20)
+        assert written.getvalue().rstrip().endswith(b"?")
+
+
 def test_the_live_view_is_drawn_and_its_cursor_comes_back_after_an_error() -> None:
     stream = Terminal()
     shown = screen(stream, live=True)
