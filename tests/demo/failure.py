@@ -12,16 +12,18 @@ from pathlib import Path
 
 from tests.cluster.command import CommandError
 from tests.demo.jobs import JobFailedError
-from tests.demo.lines import MAX_LINE_CHARACTERS, plain_text, shorten
+from tests.demo.lines import plain_text
 from tests.demo.stages import ROOT, stage
 
 EXPECTED_ERRORS = (RuntimeError, OSError, ValueError, AssertionError, subprocess.SubprocessError)
 """Failures of a part of the demo, not of the demo's own code. They end the demo without a traceback."""
-MAX_REASON_LINES = 3
+MAX_REASONS = 3
+MAX_LINES_OF_A_REASON = 4
+MAX_REASON_CHARACTERS = 1000
+TEXT_WIDTH = 100
 MAX_LOG_LINES = 200
 KUBECTL_SECONDS = 10.0
 """For each question. A cluster that hangs must not hold up its own removal for minutes."""
-ADVICE_CHARACTERS = 100
 
 Kubectl = Callable[..., str]
 
@@ -29,11 +31,11 @@ Kubectl = Callable[..., str]
 def failure_lines(key: str, error: BaseException) -> list[str]:
     """What to print after a failure in the stage `key`."""
     failed = stage(key)
-    lines = [f"failed: {failed.title}", *_indented("what happened", _reasons(error))]
+    lines = [f"failed: {failed.title}", *_block("what happened", _reasons(error))]
     log = failed.log
     if isinstance(error, JobFailedError) and error.failed.log.is_relative_to(ROOT):
         log = str(error.failed.log.relative_to(ROOT))
-    return [*lines, f"  log: {log}", *_indented("do this", textwrap.wrap(failed.advice, ADVICE_CHARACTERS))]
+    return [*lines, f"  log: {log}", *_block("do this", [failed.advice])]
 
 
 def interruption_lines(keys: Sequence[str]) -> list[str]:
@@ -45,18 +47,23 @@ def interruption_lines(keys: Sequence[str]) -> list[str]:
 def _reasons(error: BaseException) -> list[str]:
     """The end of the failed program's output, else the error's own text."""
     if isinstance(error, JobFailedError):
-        return [f"exit status {error.failed.exit_status}", *error.failed.log_tail(MAX_REASON_LINES)]
+        return [f"exit status {error.failed.exit_status}", *error.failed.log_tail(MAX_REASONS)]
     written = [line for line in str(error).splitlines() if line.strip()]
-    if len(written) > MAX_REASON_LINES:
-        written = [written[0], *written[-MAX_REASON_LINES + 1 :]]
+    if len(written) > MAX_REASONS:
+        written = [written[0], *written[-MAX_REASONS + 1 :]]
     return written or [type(error).__name__]
 
 
-def _indented(label: str, texts: Sequence[str]) -> list[str]:
-    labels = [f"  {label}: ", *[" " * (len(label) + 4)] * (len(texts) - 1)]
-    return [
-        shorten(f"{first}{plain_text(text)}", MAX_LINE_CHARACTERS) for first, text in zip(labels, texts, strict=True)
-    ]
+def _block(label: str, texts: Sequence[str]) -> list[str]:
+    """The texts below each other behind a label. A long text takes several lines."""
+    lines = [line for text in texts for line in _wrapped(text)]
+    indent = " " * (len(label) + 4)
+    return [f"  {label}: {lines[0]}", *(f"{indent}{line}" for line in lines[1:])]
+
+
+def _wrapped(text: str) -> list[str]:
+    printable = plain_text(text, MAX_REASON_CHARACTERS)
+    return textwrap.wrap(printable, TEXT_WIDTH, max_lines=MAX_LINES_OF_A_REASON, placeholder=" …") or ["-"]
 
 
 def save_cluster_logs(kubectl: Kubectl, file: Path) -> None:

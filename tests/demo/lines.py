@@ -9,12 +9,12 @@ MAX_LINE_CHARACTERS = 120
 MAX_TEXT_CHARACTERS = 200
 
 
-def plain_text(value: object) -> str:
+def plain_text(value: object, characters: int = MAX_TEXT_CHARACTERS) -> str:
     """Text from outside as one printable line, shortened. Other values than strings give an empty text."""
     if not isinstance(value, str):
         return ""
-    line = " ".join("".join(c if c.isprintable() else " " for c in value[: 4 * MAX_TEXT_CHARACTERS]).split())
-    return shorten(line, MAX_TEXT_CHARACTERS)
+    line = " ".join("".join(c if c.isprintable() else " " for c in value[: 4 * characters]).split())
+    return shorten(line, characters)
 
 
 def shorten(text: str, characters: int) -> str:
