@@ -41,7 +41,7 @@ class Handover:
         values = json.loads(text)
         if not isinstance(values, dict) or not values.keys() <= asdict(cls(0.0)).keys() or "started" not in values:
             raise ValueError("--handover is for tests.demo.start: run `make demo`")
-        return cls(**{key: None if value is None else float(value) for key, value in values.items()})
+        return cls(**values)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -84,8 +84,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     monkeypatch.setattr(start, "start_jobs", jobs)
     monkeypatch.setattr(start, "START_LOGS", tmp_path)
     monkeypatch.delenv("CLUSTER", raising=False)
-    former = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(start.signal, "signal", lambda number, handler: former)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
     return scripts
 
 

@@ -16,7 +16,7 @@ from tests.unit.demo.show.states import HOSTILE, resource, traffic
 class Terminal(io.StringIO):
     """A stream that says that it is a terminal."""
 
-    encoding = "utf-8"  # type: ignore[assignment]
+    encoding = "utf-8"
 
     def isatty(self) -> bool:
         return True
